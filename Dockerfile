@@ -1,0 +1,44 @@
+# Three images from one file: `web` and `predict` have no TensorFlow, `train` has.
+#   docker build --target predict -t hemoscan-predict .
+
+FROM python:3.12-slim AS base
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    HOST=0.0.0.0 \
+    HOME=/tmp \
+    HEMOSCAN_HOME=/var/hemoscan
+WORKDIR /app
+# The volumes take over the owner of these folders.
+RUN useradd --system --uid 10001 --no-create-home hemoscan \
+    && install --directory --owner=hemoscan --mode=0700 /var/hemoscan /files
+COPY webapp/requirements.txt webapp/requirements.txt
+RUN pip install --no-cache-dir --require-hashes -r webapp/requirements.txt
+
+FROM base AS web
+COPY webapp webapp
+COPY migrations migrations
+# Setup puts the starter model into storage; of `ml` the web application knows the catalogue only.
+COPY ml/__init__.py ml/catalogue.py ml/
+COPY ml/starter ml/starter
+USER hemoscan
+EXPOSE 8000
+CMD ["python", "-m", "gunicorn", "--config", "webapp/gunicorn.conf.py", "webapp:create_app()"]
+
+FROM base AS predict
+COPY worker/requirements.txt worker/requirements.txt
+RUN pip install --no-cache-dir --require-hashes -r worker/requirements.txt
+COPY webapp webapp
+COPY migrations migrations
+COPY ml ml
+COPY worker worker
+USER hemoscan
+
+FROM base AS train
+COPY ml/requirements.txt ml/requirements.txt
+RUN pip install --no-cache-dir --require-hashes -r ml/requirements.txt
+COPY webapp webapp
+COPY migrations migrations
+COPY ml ml
+COPY worker worker
+USER hemoscan

@@ -1,0 +1,62 @@
+# Hemoscan: `make run` starts everything, `make help` lists the rest.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+UV ?= $(VENV)/bin/uv
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# The first interpreter that will do; name another with PYTHON=….
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test sure bench lock web worker-predict worker-train beat
+
+help:  ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+( [a-z-]+)*:.*## / {printf "make %-42s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed  ## Make .venv with what Hemoscan needs to run.
+
+run: $(VENV)/.installed  ## Start everything on http://127.0.0.1:8000 (PORT and HEMOSCAN_HOME choose others); Ctrl-C stops it.
+	@exec $(PY) -m webapp.embedded
+
+test: $(VENV)/.installed-tests  ## Run all tests; ARGS="-k login" picks some.
+	@$(PY) -m pytest $(ARGS)
+
+sure: $(VENV)/.installed-tests  ## Check format, lint and types, then run all tests: what CI does.
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(PY) -m pytest $(ARGS)
+
+bench: $(VENV)/.installed  ## Measure how fast the service answers; fails where a limit is broken.
+	@$(PY) bench/service.py $(ARGS)
+
+web worker-predict worker-train beat: $(VENV)/.installed  ## Start one process with the settings of the environment.
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; export PATH; exec $(shell sed -n 's/^$@: //p' Procfile)
+
+# The largest set first; the others take its versions, so that every image and every test runs the same code.
+COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+AS_TESTED = -c tests/requirements.txt
+
+lock: $(if $(filter $(VENV)/%,$(UV)),$(VENV)/.installed-tests)  ## Lock the requirements anew; ARGS=--upgrade takes newer versions.
+	@$(COMPILE) --group dev -o tests/requirements.txt $(ARGS)
+	@$(COMPILE) --group web $(AS_TESTED) -o webapp/requirements.txt $(ARGS)
+	@$(COMPILE) --group predict $(AS_TESTED) -o worker/requirements.txt $(ARGS)
+	@$(COMPILE) --group train $(AS_TESTED) -o ml/requirements.txt $(ARGS)
+
+# Stamps: an installation counts when it is complete, so an interrupted one is done again.
+$(VENV)/.made:
+	@$(if $(PYTHON),,echo "Hemoscan needs Python 3.11, 3.12 or 3.13; if it has an unusual name: make PYTHON=/path/to/python3.12" >&2; exit 1)
+	@$(PYTHON) -c '$(SUITABLE)' || { echo "Hemoscan needs Python 3.11, 3.12 or 3.13, which $(PYTHON) is not." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Python could not make $(VENV); on Debian and Ubuntu it needs the package python3-venv." >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made requirements.txt webapp/requirements.txt worker/requirements.txt ml/requirements.txt
+	@echo "Installing Hemoscan's requirements into $(VENV); the first time this takes a few minutes ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-tests: $(VENV)/.made tests/requirements.txt
+	@echo "Installing what the tests need into $(VENV); the first time this takes a few minutes ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
+	@touch $@
