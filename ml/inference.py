@@ -1,0 +1,172 @@
+"""Answer for scans with a trained model: ONNX Runtime on the CPU, and none of the libraries that trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from ml.artifacts import FEATURES, HEAD, ArtifactError, read_card
+from ml.explain import occlusion, place
+from ml.images import FloatArray, Series
+from ml.preprocessing import Frame, InputSpec, to_input
+
+CHUNK = 16  # slices in one run of the convolutions: more is no faster on one core and only costs memory
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A model's answer for one scan.
+
+    Attributes:
+        probability: of a hemorrhage anywhere in the scan, calibrated, 0..1.
+        threshold: the model's; `positive` is probability >= threshold.
+        uncertain: the probability lies in the model's uncertain band.
+        slice_probabilities: one for each slice, in the order of the series.
+        warnings: those of the series, then what the model had to assume.
+    """
+
+    probability: float
+    threshold: float
+    positive: bool
+    uncertain: bool
+    slice_probabilities: tuple[float, ...]
+    warnings: tuple[str, ...]
+
+
+class Predictor:
+    """A model, loaded once and used many times. Not to be shared across a fork: make it in the child.
+
+    Args:
+        model_dir: a folder as `ml.artifacts` describes it.
+        threads: how many threads compute one run.
+
+    Raises:
+        ArtifactError: the folder is incomplete or altered, or its graphs are not what the card promises.
+    """
+
+    def __init__(self, model_dir: Path, threads: int = 1) -> None:
+        self.card = read_card(model_dir)
+        try:
+            self.spec = InputSpec.from_dict(self.card.preprocessing)
+        except ValueError as err:
+            raise ArtifactError(str(err)) from err
+        self._features = _load(model_dir / FEATURES, threads, "images", ("maps",))
+        self._head = _load(model_dir / HEAD, threads, "maps", ("slice_probability", "scan_probability"))
+
+    def predict(self, series: Series) -> Finding:
+        """Return the finding of one scan."""
+        return self.predict_many([series])[0]
+
+    def predict_many(self, series: Sequence[Series]) -> list[Finding]:
+        """Return the findings of several scans, in their order.
+
+        The convolutions run over the slices of all scans in chunks of 16, whichever scan they belong to; the head runs for each
+        scan. Only the maps of the scans in the current chunk are kept.
+
+        Raises:
+            ValueError: a scan has no slice.
+            ArtifactError: the model's answer is no probability.
+        """
+        if any(not scan.slices for scan in series):
+            raise ValueError("A scan without slices cannot be scored.")
+        jobs = [(owner, index) for owner, scan in enumerate(series) for index in range(len(scan.slices))]
+        maps: dict[int, list[FloatArray]] = {}
+        headless = [0] * len(series)
+        findings: list[Finding] = []
+        for start in range(0, len(jobs), CHUNK):
+            chunk = jobs[start : start + CHUNK]
+            inputs = [to_input(series[owner].slices[index], self.spec) for owner, index in chunk]
+            for (owner, _), (_, frame), slice_maps in zip(chunk, inputs, self._maps([pixels for pixels, _ in inputs]), strict=True):
+                headless[owner] += self.spec.crop_to_head and not frame.shows_head
+                maps.setdefault(owner, []).append(slice_maps)
+                if len(maps[owner]) == len(series[owner].slices):
+                    findings.append(self._finding(series[owner], np.stack(maps.pop(owner)), headless[owner]))
+        return findings
+
+    def heatmap(self, series: Series, index: int = 0) -> FloatArray:
+        """Return what speaks for a hemorrhage in one slice: float32 (H, W) of that slice as it came, 0..1, 0 outside the model's frame.
+
+        It is occlusion in feature space (see `ml.explain`). A slice model is asked about that slice alone; a series model about
+        the whole scan with the cell masked in that slice, since it reads a slice among its neighbours.
+
+        Raises:
+            IndexError: the scan has no slice of that index.
+        """
+        if not 0 <= index < len(series.slices):
+            raise IndexError(f"The scan has {len(series.slices)} slices; there is no slice {index}.")
+        if self.card.reads == "slice":
+            pixels, frame = to_input(series.slices[index], self.spec)
+            maps = self._maps([pixels])[0]
+            cells = occlusion(maps, lambda copies: self._answer(copies)[0])
+        else:
+            context, frame = self._series_maps(series, index)
+            maps = context[index].copy()
+
+            def score(copies: FloatArray) -> FloatArray:
+                probabilities = np.empty(len(copies), np.float32)
+                for number, copy in enumerate(copies):
+                    context[index] = copy
+                    probabilities[number] = self._answer(context)[0][index]
+                return probabilities
+
+            cells = occlusion(maps, score)
+        return place(cells, frame, series.slices[index].pixels.shape)
+
+    def _series_maps(self, series: Series, index: int) -> tuple[FloatArray, Frame]:
+        """Return the maps of all slices (N, h, w, c), and the frame of one."""
+        maps = []
+        for start in range(0, len(series.slices), CHUNK):
+            inputs = [to_input(slice, self.spec)[0] for slice in series.slices[start : start + CHUNK]]
+            maps.append(self._maps(inputs))
+        return np.concatenate(maps), to_input(series.slices[index], self.spec)[1]
+
+    def _maps(self, inputs: list[FloatArray]) -> FloatArray:
+        """Return the maps (n, h, w, c) of inputs (size, size, 1)."""
+        return np.asarray(self._features.run(["maps"], {"images": np.stack(inputs)})[0], np.float32)
+
+    def _answer(self, maps: FloatArray) -> tuple[FloatArray, float]:
+        """Return the probability of each slice (n,) and of the scan, from the maps (n, h, w, c) of one scan."""
+        slices, scan = self._head.run(["slice_probability", "scan_probability"], {"maps": maps})
+        slices, scan = np.asarray(slices, np.float32), np.asarray(scan, np.float32)
+        answers = np.append(slices, scan)
+        # Half a millionth of rounding is forgiven; NaN fails both comparisons.
+        if slices.shape != (len(maps),) or scan.shape != (1,) or not ((answers >= -1e-6) & (answers <= 1 + 1e-6)).all():
+            raise ArtifactError("The model's answer is no probability for each slice and one for the scan.")
+        return np.clip(slices, 0, 1), float(np.clip(scan[0], 0, 1))
+
+    def _finding(self, series: Series, maps: FloatArray, headless: int) -> Finding:
+        slices, probability = self._answer(maps)
+        warnings = list(series.warnings)
+        if headless == len(maps):  # the lowest and highest slices of a series often show none, and that is no news
+            warnings.append("No head was found in the picture, so the model read the whole of it.")
+        return Finding(
+            probability=probability,
+            threshold=self.card.threshold,
+            positive=probability >= self.card.threshold,
+            uncertain=self.card.uncertain_low <= probability < self.card.uncertain_high,
+            slice_probabilities=tuple(float(value) for value in slices),
+            warnings=tuple(dict.fromkeys(warnings)),
+        )
+
+
+def _load(path: Path, threads: int, takes: str, gives: tuple[str, ...]) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would eat the cores of other workers
+    # The arena keeps the largest batch's memory for ever, and patterns are made for one shape; batches here vary in size.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
+        raise ArtifactError(f"The model's {path.name} is no graph that ONNX Runtime can load.") from err
+    if [item.name for item in session.get_inputs()] != [takes] or not set(gives) <= {item.name for item in session.get_outputs()}:
+        raise ArtifactError(f"The model's {path.name} must take {takes!r} and give {' and '.join(map(repr, gives))}.")
+    return session

@@ -1,0 +1,112 @@
+"""What the tests of `ml` share: where the real data may lie, and a model folder small enough to know its answers by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from ml.artifacts import Card, write_model
+
+CELLS = 8
+INPUT_PX = 64
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real images beside the repository; a test that asks for them is skipped where they are absent."""
+    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("../shared/data is not here")
+    return folder
+
+
+def a_card(**changed: object) -> Card:
+    """A card with every field filled."""
+    given: dict[str, object] = {
+        "architecture": "alexnet_svm",
+        "reads": "slice",
+        "created_at": "2026-01-02T03:04:05+00:00",
+        "seed": 7,
+        "settings": {"layer": "conv5"},
+        "preprocessing": {"size": INPUT_PX, "crop_to_head": False},
+        "threshold": 0.5,
+        "uncertain_low": 0.4,
+        "uncertain_high": 0.6,
+        "data": {"datasets": ["phantoms"], "images": 2},
+        "metrics": {"auroc": {"value": 0.9, "low": 0.8, "high": 0.95, "n": 2}},
+        "metrics_by_dataset": {},
+        "roc": [[0.0, 0.0], [1.0, 1.0]],
+        "confusion": {"tp": 1, "fp": 0, "tn": 1, "fn": 0},
+        "protocol": "None: made by a test.",
+        "export_check": {"largest_difference": 0.0, "limit": 1e-4, "passed": True},
+        "versions": {"python": "3"},
+        **changed,
+    }
+    return Card(**given)  # type: ignore[arg-type]
+
+
+def features_graph() -> bytes:
+    """Maps (N, 8, 8, 1): the mean of each 8 x 8 block of the input."""
+    nodes = [
+        helper.make_node("Transpose", ["images"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["nchw"], ["pooled"], kernel_shape=[CELLS, CELLS], strides=[CELLS, CELLS]),
+        helper.make_node("Transpose", ["pooled"], ["maps"], perm=[0, 2, 3, 1]),
+    ]
+    return _graph(nodes, {"images": ["N", INPUT_PX, INPUT_PX, 1]}, {"maps": ["N", CELLS, CELLS, 1]}, {})
+
+
+def head_graph(row: int = 2, column: int = 5, gain: float = 8.0, context: float = 0.0) -> bytes:
+    """sigmoid(z + context * mean of the scan's z) with z = gain * (the cell - 0.5); the scan's probability is the largest slice's."""
+    weights = np.zeros((CELLS * CELLS, 1), np.float32)
+    weights[row * CELLS + column] = gain
+    constants = {
+        "weights": weights,
+        "offset": np.array([-gain / 2], np.float32),
+        "context": np.array([context], np.float32),
+        "flat": np.array([-1, CELLS * CELLS], np.int64),
+        "line": np.array([-1], np.int64),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["maps", "flat"], ["cells"]),
+        helper.make_node("MatMul", ["cells", "weights"], ["products"]),
+        helper.make_node("Add", ["products", "offset"], ["columns"]),
+        helper.make_node("Reshape", ["columns", "line"], ["z"]),
+        helper.make_node("ReduceMean", ["z"], ["mean"], keepdims=1),
+        helper.make_node("Mul", ["mean", "context"], ["added"]),
+        helper.make_node("Add", ["z", "added"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["slice_probability"]),
+        helper.make_node("ReduceMax", ["slice_probability"], ["scan_probability"], keepdims=1),
+    ]
+    return _graph(nodes, {"maps": ["N", CELLS, CELLS, 1]}, {"slice_probability": ["N"], "scan_probability": [1]}, constants)
+
+
+def _graph(nodes: list[object], takes: dict[str, list[object]], gives: dict[str, list[object]], constants: dict[str, np.ndarray]) -> bytes:
+    def described(values: dict[str, list[object]]) -> list[object]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in values.items()]
+
+    initial = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "tiny", described(takes), described(gives), initial)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Callable[..., Path]:
+    """`tiny_model(head={...}, **card)` writes a model folder whose answer hangs on the brightness of one cell, and returns it."""
+
+    def write(head: dict[str, float] | bytes | None = None, **card: object) -> Path:
+        folder = tmp_path / f"model-{len(list(tmp_path.iterdir()))}"
+        head_bytes = head if isinstance(head, bytes) else head_graph(**(head or {}))
+        write_model(folder, a_card(**card), {"features.onnx": features_graph(), "head.onnx": head_bytes})
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def make_card() -> Callable[..., Card]:
+    """`make_card(**changed)` is a card with every field filled."""
+    return a_card

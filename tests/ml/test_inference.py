@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml.artifacts import ArtifactError, Card, write_model
+from ml.images import FloatArray, ImageError, Series, Slice, read_series, render
+from ml.inference import Predictor
+
+TinyModel = Callable[..., Path]
+CELL = 8  # px of the tiny model's input for one cell; it reads cell (2, 5) unless told otherwise
+
+
+def with_bright_cell(brightness: float, row: int = 2, column: int = 5) -> Slice:
+    """A 64 x 64 picture of grey 0.1 in which one cell has this brightness."""
+    pixels = np.full((64, 64), 0.1, np.float32)
+    pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = brightness
+    return Slice(pixels, "display")
+
+
+def sigmoid(z: float) -> float:
+    return float(1 / (1 + np.exp(-z)))
+
+
+def test_a_finding_has_the_probability_of_the_graph(tiny_model: TinyModel) -> None:
+    finding = Predictor(tiny_model()).predict(Series((with_bright_cell(0.75),)))
+    assert finding.probability == pytest.approx(sigmoid(8 * 0.25), abs=1e-6)
+    assert finding.slice_probabilities == (pytest.approx(sigmoid(2), abs=1e-6),)
+    assert (finding.threshold, finding.positive, finding.uncertain) == (0.5, True, False)
+
+
+@pytest.mark.parametrize(
+    ("logit", "positive", "uncertain"),
+    [(-2.0, False, False), (-0.3, False, True), (0.3, True, True), (2.0, True, False)],
+)
+def test_threshold_and_uncertain_band_are_the_cards(tiny_model: TinyModel, logit: float, positive: bool, uncertain: bool) -> None:
+    finding = Predictor(tiny_model()).predict(Series((with_bright_cell(0.5 + logit / 8),)))
+    assert (finding.positive, finding.uncertain) == (positive, uncertain)
+
+
+def test_the_threshold_itself_is_positive_and_the_band_is_half_open(tiny_model: TinyModel) -> None:
+    half = Series((with_bright_cell(0.5),))
+    assert Predictor(tiny_model()).predict(half).positive
+    assert Predictor(tiny_model(uncertain_low=0.5)).predict(half).uncertain
+    assert not Predictor(tiny_model(uncertain_high=0.5)).predict(half).uncertain
+
+
+def test_many_scans_get_the_answers_that_each_gets_alone(tiny_model: TinyModel) -> None:
+    predictor = Predictor(tiny_model(reads="series", head={"context": 0.5}))
+    rng = np.random.default_rng(1)
+    scans = [Series(tuple(with_bright_cell(float(rng.random())) for _ in range(n))) for n in (1, 20, 2, 16, 5)]
+    together = predictor.predict_many(scans)
+    assert [len(finding.slice_probabilities) for finding in together] == [1, 20, 2, 16, 5]
+    for finding, scan in zip(together, scans, strict=True):
+        alone = predictor.predict(scan)
+        np.testing.assert_allclose(finding.slice_probabilities, alone.slice_probabilities, atol=1e-6)
+        assert finding.probability == pytest.approx(alone.probability, abs=1e-6)
+        assert finding.probability == max(finding.slice_probabilities)
+    assert predictor.predict_many([]) == []
+
+
+def test_warnings_of_the_series_reach_the_finding(tiny_model: TinyModel) -> None:
+    finding = Predictor(tiny_model()).predict(Series((with_bright_cell(0.9),), ("The picture has colours; they were removed.",)))
+    assert finding.warnings == ("The picture has colours; they were removed.",)
+
+
+def test_a_scan_without_a_head_is_said(tiny_model: TinyModel) -> None:
+    predictor = Predictor(tiny_model(preprocessing={"size": 64}))
+    dots = np.zeros((64, 64), np.float32)
+    dots[::16, ::16] = 1
+    assert "No head was found" in predictor.predict(Series((Slice(dots, "display"),))).warnings[0]
+
+
+def test_a_scan_without_slices_is_a_value_error(tiny_model: TinyModel) -> None:
+    with pytest.raises(ValueError, match="without slices"):
+        Predictor(tiny_model()).predict(Series(()))
+
+
+@pytest.mark.parametrize("brightness", [float("nan"), 0.75])
+def test_an_answer_that_is_no_probability_is_refused(tiny_model: TinyModel, brightness: float) -> None:
+    predictor = Predictor(tiny_model(head={"gain": float("inf")} if brightness == 0.75 else {}))
+    with pytest.raises(ArtifactError, match="no probability"):
+        predictor.predict(Series((with_bright_cell(brightness),)))
+
+
+# Heat maps
+
+
+def hottest(heat: FloatArray) -> tuple[float, float]:
+    """The middle of the hottest place, (row, column)."""
+    rows, columns = np.nonzero(heat > 0.95 * heat.max())
+    return float(rows.mean() + 0.5), float(columns.mean() + 0.5)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 5), (7, 3)])
+def test_the_hottest_place_is_the_cell_that_the_answer_hangs_on(tiny_model: TinyModel, row: int, column: int) -> None:
+    predictor = Predictor(tiny_model(head={"row": row, "column": column}))
+    slice = with_bright_cell(0.9, row, column)
+    heat = predictor.heatmap(Series((slice,)))
+    assert heat.shape == (64, 64)
+    assert heat.dtype == np.float32
+    assert heat.min() == 0
+    assert 0.85 < heat.max() <= 1  # no pixel lies on the middle of an 8 px cell, where it is 1
+    bright_rows, bright_columns = np.nonzero(np.asarray(render(slice, 64)) > 200)
+    assert hottest(heat) == (pytest.approx(bright_rows.mean() + 0.5, abs=2), pytest.approx(bright_columns.mean() + 0.5, abs=2))
+
+
+def test_the_map_lies_over_the_original_where_the_head_was_cropped(tiny_model: TinyModel) -> None:
+    rows, columns = np.indices((200, 300))
+    pixels = np.where(np.hypot(rows - 90, columns - 220) < 60, 0.4, 0).astype(np.float32)  # a round head in the right half
+    pixels[60:78, 236:254] = 1  # blood
+    slice = Slice(pixels, "display")
+    predictor = Predictor(tiny_model(preprocessing={"size": 64}, head={"row": 2, "column": 5}))  # that is where the crop puts it
+    heat = predictor.heatmap(Series((slice,)))
+    assert heat.shape == (200, 300)
+    assert not heat[:, :150].any()
+    assert hottest(heat) == (pytest.approx(69, abs=6), pytest.approx(245, abs=6))
+
+
+def test_the_map_of_a_series_model_is_that_of_the_slice_asked_for(tiny_model: TinyModel) -> None:
+    predictor = Predictor(tiny_model(reads="series", head={"context": 0.5}))
+    scan = Series((with_bright_cell(0.1), with_bright_cell(0.9), with_bright_cell(0.1)))
+    assert hottest(predictor.heatmap(scan, 1)) == (pytest.approx(20, abs=2), pytest.approx(44, abs=2))
+    assert not predictor.heatmap(scan, 0).any()
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match="has 3 slices"):
+            predictor.heatmap(scan, index)
+
+
+# Loading
+
+
+def test_a_graph_that_cannot_be_loaded_is_an_artifact_error(tiny_model: TinyModel) -> None:
+    with pytest.raises(ArtifactError, match=r"head\.onnx is no graph"):
+        Predictor(tiny_model(head=b"no graph"))
+
+
+def test_a_graph_with_other_names_is_an_artifact_error(tmp_path: Path, tiny_model: TinyModel, make_card: Callable[..., Card]) -> None:
+    features = (tiny_model() / "features.onnx").read_bytes()
+    write_model(tmp_path / "mixed", make_card(), {"features.onnx": features, "head.onnx": features})
+    with pytest.raises(ArtifactError, match=r"head\.onnx must take 'maps'"):
+        Predictor(tmp_path / "mixed")
+
+
+def test_unknown_preprocessing_is_an_artifact_error(tiny_model: TinyModel) -> None:
+    with pytest.raises(ArtifactError, match="'turn' is unknown"):
+        Predictor(tiny_model(preprocessing={"turn": 90}))
+
+
+def test_a_predictor_loads_nothing_that_only_training_needs(tiny_model: TinyModel) -> None:
+    script = (
+        "import sys; from pathlib import Path; import ml.phantoms, ml.inference, ml.explain\n"
+        "from ml.images import read_series\n"
+        "folder = Path(sys.argv[1]); ml.phantoms.write_dicom(ml.phantoms.phantom(1, True, size=128), folder / 'slice')\n"
+        "predictor = ml.inference.Predictor(folder); series = read_series([folder / 'slice'])\n"
+        "predictor.predict(series); predictor.heatmap(series)\n"
+        "roots = {name.split('.')[0] for name in sys.modules}\n"
+        "sys.exit(', '.join(roots & {'tensorflow', 'keras', 'sklearn', 'scipy', 'skimage', 'matplotlib', 'onnx'}) or 0)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    run = subprocess.run([sys.executable, "-c", script, str(tiny_model())], cwd=root, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_real_slices_of_every_source_are_scored(shared_data: Path, tiny_model: TinyModel) -> None:
+    predictor = Predictor(tiny_model(preprocessing={"size": 64}))
+    paths = [next(shared_data.glob(pattern)) for pattern in ("head_ct/head_ct/1*.png", "ct_ich/images/*/*", "dicom_samples/single/*.dcm")]
+    for path in paths:
+        try:
+            scan = read_series([path])
+        except ImageError as err:
+            pytest.fail(f"{path.name}: {err}")
+        assert 0 <= predictor.predict(scan).probability <= 1
+        assert predictor.heatmap(scan).shape == scan.slices[0].pixels.shape
