@@ -1,0 +1,43 @@
+"""Hemoscan's web application: accounts, uploads, results, administration and the JSON API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+__version__ = "0.1.0"
+
+
+def create_app(config: Mapping[str, Any] | None = None) -> Flask:
+    """Return the application, configured from the environment; `config` goes before it and may add Flask's own settings.
+
+    Raises:
+        ConfigurationError: the environment cannot work.
+    """
+    from webapp import admin, api, auth, cli, errors, health, jobs, scans, storage
+    from webapp.config import PROJECT_ROOT, settings
+    from webapp.extensions import init_extensions
+
+    app = Flask(__name__, instance_path=str(PROJECT_ROOT))
+    app.config["MIGRATIONS_DIR"] = PROJECT_ROOT / "migrations"
+    given = dict(config or {})
+    known = settings({**os.environ, **{name: str(value) for name, value in given.items()}})
+    app.config.from_mapping({**given, **known})
+
+    if proxies := app.config["TRUSTED_PROXIES"]:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=proxies)  # type: ignore[method-assign]
+
+    init_extensions(app)
+    jobs.make_celery(app)
+    storage.init_storage(app)
+
+    for room in (auth, scans, admin, health):
+        app.register_blueprint(room.blueprint)
+    api.init_api(app)
+    errors.init_errors(app)
+    cli.init_cli(app)
+    return app

@@ -1,0 +1,132 @@
+"""Importing data sets and looking at what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import IO, Any
+
+from flask import Response, abort, current_app, flash, redirect, request, send_file, url_for
+from flask.typing import ResponseReturnValue
+from flask_login import current_user
+from flask_wtf import FlaskForm
+from flask_wtf.csrf import CSRFError
+from flask_wtf.file import FileField, FileRequired
+from sqlalchemy import select
+from sqlalchemy.orm import defer
+from werkzeug.datastructures import CombinedMultiDict, MultiDict
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.formparser import FormDataParser
+from wtforms.validators import DataRequired
+
+from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
+from webapp.extensions import csrf, db
+from webapp.forms import TextField, at_most
+from webapp.intake import UploadRejected, accept_dataset
+from webapp.models import Dataset
+from webapp.storage import storage
+
+MULTIPART_ALLOWANCE = 2**20  # The envelope of a multipart body and its small fields.
+
+
+class ImportDatasetForm(FlaskForm):
+    """A name and a ZIP file."""
+
+    name = TextField("Name", validators=[DataRequired("Give the data set a name."), at_most(80)])
+    archive = FileField(
+        "ZIP file",
+        validators=[FileRequired("Choose a ZIP file.")],
+        description="Kaggle's head_ct layout, a manifest (filename, label and perhaps patient and slice), or one folder a class.",
+    )
+
+
+@blueprint.get("/datasets")
+@blueprint.get("/datasets/progress", endpoint="datasets_progress")
+def datasets() -> Response:
+    """List the data sets, with a form to import another."""
+    return list_datasets(ImportDatasetForm())
+
+
+def list_datasets(form: ImportDatasetForm, status: int = 200) -> Response:
+    """Answer with the list and this form."""
+    counts = [Dataset.exploration[key].as_integer() for key in ("images", "positive", "negative")]
+    page = page_of(Dataset, select(Dataset, *counts).options(defer(Dataset.exploration)).order_by(Dataset.created_at.desc(), Dataset.id))
+    pending = any(is_pending(row[0]) for row in page.rows)
+    return live_page("datasets", status=status, pending=pending, page=page, form=form)
+
+
+@blueprint.post("/datasets")
+@csrf.exempt  # The check for all requests would read the archive into a temporary folder first; the form checks the token.
+def import_dataset() -> ResponseReturnValue:
+    """Take in a ZIP file as a data set; a train worker reads it."""
+    user_id = current_user.id
+    db.session.commit()  # An upload may last for minutes, and an open transaction would hold SQLite's write lock.
+    with uploaded_form() as fields:
+        if fields is None:
+            form = ImportDatasetForm(formdata=None)
+            form.form_errors.append(f"The archive is larger than {current_app.config['MAX_DATASET_MB']:,} MB, which is the limit.")
+            return list_datasets(form, 413)
+        form = ImportDatasetForm(fields)
+        if form.validate():
+            try:
+                dataset = accept_dataset(form.name.data, Path(form.archive.data.stream.name), user_id, warn_of_delay)
+            except UploadRejected as err:
+                form.form_errors.append(str(err))
+            else:
+                flash(f"The data set {dataset.name} is stored; a train worker will read it.", "success")
+                return redirect(url_for("admin.dataset", dataset_id=dataset.id))
+        if "csrf_token" in form.errors:
+            raise CSRFError(form.errors["csrf_token"][0])
+    return list_datasets(form, REFUSED)
+
+
+@contextmanager
+def uploaded_form() -> Iterator[MultiDict[str, Any] | None]:
+    """Give the posted fields and files, or None where the body exceeds the limit for data sets.
+
+    Files lie under HEMOSCAN_HOME, readable by the owner only, and are removed when the context ends, however it does.
+    """
+    incoming = current_app.config["HEMOSCAN_HOME"] / "incoming"
+    incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with ExitStack() as spooled:
+
+        def spool(*_: object, **__: object) -> IO[bytes]:
+            return spooled.enter_context(NamedTemporaryFile(dir=incoming, prefix="dataset-", suffix=".zip"))
+
+        parser = FormDataParser(
+            stream_factory=spool,
+            max_content_length=current_app.config["MAX_DATASET_MB"] * 2**20 + MULTIPART_ALLOWANCE,
+            max_form_memory_size=current_app.config["MAX_FORM_MEMORY_SIZE"],
+            max_form_parts=10,
+        )
+        try:
+            _, fields, files = parser.parse_from_environ(request.environ)
+        except RequestEntityTooLarge:
+            yield None
+            return
+        for stream in files.values():
+            stream.flush()
+        yield CombinedMultiDict([files, fields])
+
+
+@blueprint.get("/datasets/<dataset_id>")
+@blueprint.get("/datasets/<dataset_id>/progress", endpoint="dataset_progress")
+def dataset(dataset_id: str) -> Response:
+    """Show what is in a data set."""
+    found = db.get_or_404(Dataset, dataset_id)
+    return live_page("dataset", pending=is_pending(found), dataset=found)
+
+
+@blueprint.get("/datasets/<dataset_id>/contact-sheet.png")
+def contact_sheet(dataset_id: str) -> ResponseReturnValue:
+    """Send the picture of samples that the worker made."""
+    key = db.session.scalar(select(Dataset.contact_sheet_key).where(Dataset.id == dataset_id))
+    if key is None:
+        abort(404)
+    # A key is never written twice, so it names its content.
+    if request.if_none_match.contains(key):
+        return "", 304
+    return send_file(BytesIO(storage.get(key)), mimetype="image/png", etag=key, max_age=0)

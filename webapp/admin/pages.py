@@ -1,0 +1,77 @@
+"""What all pages of the administration share: who may enter, parts that follow a job live, and paging."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Blueprint, Response, abort, flash, make_response, render_template, request
+from flask.typing import ResponseReturnValue
+from flask_login import current_user
+from sqlalchemy import Row, Select, func, select
+
+from webapp.extensions import Base, db, login_manager
+from webapp.forms import is_id, page_number
+from webapp.models import JobStatus, Leased
+
+ROWS_PER_PAGE = 25
+REFUSED = 400  # A form that was refused.
+STOP_POLLING = 286  # htmx's own status: swap this answer in, then ask no more.
+
+blueprint = Blueprint("admin", __name__, url_prefix="/admin")
+
+
+@blueprint.before_request
+def admit_admins_only() -> ResponseReturnValue | None:
+    """Send strangers to the login; to everybody else who is no admin, there is nothing here."""
+    if not current_user.is_authenticated:
+        answer: ResponseReturnValue = login_manager.unauthorized()
+        return answer
+    if not current_user.is_admin:
+        abort(404)
+    if not all(is_id(value) for value in (request.view_args or {}).values()):
+        abort(404)
+    return None
+
+
+def live_page(name: str, *, pending: bool, status: int = 200, **context: Any) -> Response:
+    """Answer with `admin/<name>.html` or, under …/progress, with its part `admin/_<name>.html` for htmx.
+
+    The part is left out (304) while it is as the browser knows it, and stops the polling once nothing is `pending`.
+    """
+    if not request.path.endswith("/progress"):
+        return make_response(render_template(f"admin/{name}.html", pending=pending, **context), status)
+    part = make_response(render_template(f"admin/_{name}.html", pending=pending, **context), 200 if pending else STOP_POLLING)
+    part.cache_control.private = True
+    part.cache_control.no_cache = True
+    part.add_etag()
+    part.make_conditional(request)
+    return part
+
+
+def warn_of_delay() -> None:
+    """Tell the admin that no worker could be woken for what was just queued."""
+    flash("The message broker cannot be reached, so this may wait until it is back. It is safely stored.", "warning")
+
+
+def is_pending(job: Leased) -> bool:
+    """True while a worker has still to decide how `job` ends."""
+    return not JobStatus(job.status).is_final
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of the rows of a long table, and where in it they stand."""
+
+    rows: Sequence[Row[Any]]
+    number: int
+    pages: int
+
+
+def page_of(table: type[Base], rows: Select[Any]) -> Page:
+    """Return those of `rows`, which are one for each row of `table`, that the query string `?page=` asks for."""
+    pages = max(-(-(db.session.scalar(select(func.count()).select_from(table)) or 0) // ROWS_PER_PAGE), 1)
+    number = min(page_number(), pages)
+    found = db.session.execute(rows.limit(ROWS_PER_PAGE).offset((number - 1) * ROWS_PER_PAGE)).all()
+    return Page(found, number, pages)

@@ -1,0 +1,179 @@
+"""Launching training runs and following them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+from flask import Response, abort, current_app, redirect, render_template, request, url_for
+from flask.typing import ResponseReturnValue
+from flask_login import current_user
+from flask_wtf import FlaskForm
+from sqlalchemy import select
+from sqlalchemy.orm import joinedload, selectinload
+from wtforms import Field, Form, SelectChoice, SelectField, SelectMultipleField, StringField, ValidationError
+from wtforms.widgets import CheckboxInput, NumberInput
+
+from ml.catalogue import ARCHITECTURES, STARTER_DIR, Architecture, Setting, SettingError, architecture_named
+from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
+from webapp.extensions import db
+from webapp.jobs import TRAIN_MODEL, nudge
+from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun
+
+IMAGENET_WEIGHTS = "alexnet_owt_imagenet_conv.npz"
+LARGEST_SEED = 2**31 - 1
+VERSIONS_OFFERED = 50
+
+
+@blueprint.get("/runs")
+@blueprint.get("/runs/progress", endpoint="runs_progress")
+def runs() -> Response:
+    """List the training runs, newest first."""
+    page = page_of(
+        TrainingRun,
+        select(TrainingRun, ModelVersion.id, ModelVersion.card[("metrics", "auroc", "value")].as_float())
+        .outerjoin(TrainingRun.version)
+        .options(selectinload(TrainingRun.datasets).load_only(Dataset.name), joinedload(TrainingRun.launched_by))
+        .order_by(TrainingRun.created_at.desc(), TrainingRun.id),
+    )
+    return live_page("runs", pending=any(is_pending(row[0]) for row in page.rows), page=page)
+
+
+@blueprint.route("/runs/new", methods=["GET", "POST"])
+def launch() -> ResponseReturnValue:
+    """Queue a training run with the settings that the catalogue knows for its architecture."""
+    try:
+        architecture = architecture_named(request.values.get("architecture") or next(iter(ARCHITECTURES)))
+    except SettingError:
+        abort(404)
+    form = launch_form(architecture)
+    if not form.validate_on_submit():
+        page = render_template("admin/launch.html", form=form, architecture=architecture, architectures=ARCHITECTURES.values())
+        return page, REFUSED if form.is_submitted() else 200
+    run = TrainingRun(
+        launched_by_id=current_user.id,
+        architecture=architecture.name,
+        settings=architecture.parse_settings({setting.name: form[field_name(setting)].data for setting in architecture.settings}),
+        initial_weights=form.initial_weights.data,
+        seed=int(form.seed.data),
+        datasets=list(db.session.scalars(select(Dataset).where(Dataset.id.in_(form.datasets.data)))),
+    )
+    db.session.add(run)
+    db.session.commit()
+    if not nudge(TRAIN_MODEL):
+        warn_of_delay()
+    return redirect(url_for("admin.run", run_id=run.id))
+
+
+@blueprint.get("/runs/<run_id>")
+@blueprint.get("/runs/<run_id>/progress", endpoint="run_progress")
+def run(run_id: str) -> Response:
+    """Show a training run: where it stands, then what came of it."""
+    found = db.get_or_404(
+        TrainingRun,
+        run_id,
+        options=[
+            joinedload(TrainingRun.version),
+            joinedload(TrainingRun.launched_by),
+            selectinload(TrainingRun.datasets).load_only(Dataset.name, Dataset.fingerprint),
+        ],
+    )
+    return live_page("run", pending=is_pending(found), run=found, version=found.version)
+
+
+def launch_form(architecture: Architecture) -> Any:
+    """Return the form that launches a run of `architecture`: its settings from the catalogue, data sets, weights, seed."""
+
+    class LaunchForm(FlaskForm):
+        datasets = SelectMultipleField(
+            "Data sets",
+            choices=[SelectChoice(id, name) for id, name in db.session.execute(ready_datasets())],
+            option_widget=CheckboxInput(),
+            description="Images of one patient, and near-duplicates, never stand on both sides of a split.",
+        )
+        initial_weights = SelectField(
+            "Initial weights", choices=initial_weights(architecture), description="Where the training starts from."
+        )
+        seed = StringField(
+            "Seed",
+            default="0",
+            widget=NumberInput(min=0, max=LARGEST_SEED),
+            description="The same seed on the same data gives the same splits.",
+        )
+
+        def validate_datasets(self, field: Field) -> None:
+            if not field.data:
+                raise ValidationError("Choose at least one data set that is ready.")
+
+        def validate_seed(self, field: Field) -> None:
+            if not (field.data and re.fullmatch("[0-9]{1,10}", field.data) and int(field.data) <= LARGEST_SEED):
+                raise ValidationError(f"The seed must be a whole number from 0 to {LARGEST_SEED:,}.")
+
+    for setting in architecture.settings:
+        setattr(LaunchForm, field_name(setting), field_of(setting))
+    return LaunchForm()
+
+
+def field_name(setting: Setting) -> str:
+    """Return the setting's name in the form, where it cannot collide with the fields of every run."""
+    return f"setting_{setting.name}"
+
+
+def field_of(setting: Setting) -> Field:
+    """Return the form field of a setting; whether a value fits is for the catalogue to say."""
+
+    def fits(_: Form, field: Field) -> None:
+        try:
+            setting.parse(field.data)
+        except SettingError as err:
+            raise ValidationError(str(err)) from err
+
+    label = setting.name.replace("_", " ").capitalize()
+    if setting.kind == "choice":
+        return cast(
+            Field,
+            SelectField(
+                label,
+                choices=list(setting.choices),
+                default=setting.default,
+                description=setting.help,
+                validators=[fits],
+                validate_choice=False,
+            ),
+        )
+    step = "1" if setting.kind == "int" else "any"
+    between = f" Between {setting.low:g} and {setting.high:g}." if setting.low is not None and setting.high is not None else ""
+    return cast(
+        Field,
+        StringField(
+            label,
+            default=str(setting.default),
+            description=setting.help + between,
+            validators=[fits],
+            widget=NumberInput(step=step, min=setting.low, max=setting.high),
+        ),
+    )
+
+
+def ready_datasets() -> Any:
+    """Select id and name of the data sets that a worker has read without fault."""
+    return select(Dataset.id, Dataset.name).where(Dataset.status == JobStatus.DONE).order_by(Dataset.name)
+
+
+def initial_weights(architecture: Architecture) -> list[SelectChoice]:
+    """Return what a run of `architecture` may start from, the best guess first."""
+    choices = []
+    if (STARTER_DIR / "card.json").exists():
+        choices.append(SelectChoice("starter", "The starter model that ships with Hemoscan"))
+    if (current_app.config["WEIGHTS_DIR"] / IMAGENET_WEIGHTS).exists():
+        choices.append(SelectChoice("imagenet", "ImageNet weights"))
+    choices.append(SelectChoice("random", "Random"))
+    earlier = db.session.execute(
+        select(ModelVersion.id, ModelVersion.card_id, ModelVersion.created_at)
+        .where(ModelVersion.architecture == architecture.name, ModelVersion.run_id.is_not(None))
+        .order_by(ModelVersion.created_at.desc())
+        .limit(VERSIONS_OFFERED)
+    )
+    for id, card_id, created_at in earlier:
+        choices.append(SelectChoice(f"version:{id}", f"Version {card_id} of {created_at:%Y-%m-%d %H:%M} UTC"))
+    return choices

@@ -1,0 +1,42 @@
+"""The people with an account, and one-time links to a new password."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from flask import current_app, make_response, render_template, url_for
+from flask.typing import ResponseReturnValue
+from flask_login import current_user
+from sqlalchemy import delete, select
+
+from webapp.admin.pages import blueprint, page_of
+from webapp.extensions import db, utc_now
+from webapp.models import PasswordReset, User
+from webapp.models.accounts import new_secret, secret_hash
+
+
+@blueprint.get("/users")
+def users() -> ResponseReturnValue:
+    """List everybody with an account, newest first."""
+    return render_template("admin/users.html", page=page_of(User, select(User).order_by(User.created_at.desc(), User.id)))
+
+
+@blueprint.post("/users/<user_id>/reset-link")
+def make_reset_link(user_id: str) -> ResponseReturnValue:
+    """Make a link with which this person sets a new password, and show it this once."""
+    user = db.get_or_404(User, user_id)
+    secret = new_secret()
+    reset = PasswordReset(
+        user_id=user.id,
+        made_by_id=current_user.id,
+        secret_hash=secret_hash(secret),
+        expires_at=utc_now() + timedelta(hours=current_app.config["RESET_LINK_HOURS"]),
+    )
+    # Only the newest link works: one that went astray ends when another is made.
+    db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == user.id))
+    db.session.add(reset)
+    db.session.commit()
+    link = url_for("auth.reset", secret=secret, _external=True)
+    answer = make_response(render_template("admin/reset_link.html", user=user, link=link, expires_at=reset.expires_at))
+    answer.cache_control.no_store = True
+    return answer

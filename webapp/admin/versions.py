@@ -1,0 +1,95 @@
+"""Model versions: what each can do, which is live, and who decided so."""
+
+from __future__ import annotations
+
+from flask import flash, redirect, render_template, url_for
+from flask.typing import ResponseReturnValue
+from flask_login import current_user
+from flask_wtf import FlaskForm
+from sqlalchemy import select
+from sqlalchemy.orm import contains_eager, defer, joinedload
+from wtforms.validators import DataRequired
+
+from webapp.admin.pages import REFUSED, blueprint, page_of
+from webapp.extensions import db
+from webapp.forms import TextField, at_most
+from webapp.models import ModelVersion, Promotion, PromotionRefused, live_version, version_before
+from webapp.models import promote as promote_version
+
+PROMOTIONS_SHOWN = 50
+
+
+class PromoteForm(FlaskForm):
+    """Why a version should go live."""
+
+    reason = TextField(
+        "Reason",
+        validators=[DataRequired("A promotion needs a reason; it stays in the history."), at_most(500)],
+    )
+
+
+@blueprint.get("/models")
+def models() -> ResponseReturnValue:
+    """List all versions, newest first, with what is live and the history of promotions."""
+    page = page_of(
+        ModelVersion,
+        select(ModelVersion, ModelVersion.card["metrics"], ModelVersion.card["data"])
+        .options(defer(ModelVersion.card))
+        .order_by(ModelVersion.created_at.desc(), ModelVersion.id),
+    )
+    history = db.session.scalars(
+        select(Promotion)
+        .join(Promotion.version)
+        .options(contains_eager(Promotion.version).defer(ModelVersion.card), joinedload(Promotion.by))
+        .order_by(Promotion.id.desc())
+        .limit(PROMOTIONS_SHOWN)
+    ).all()
+    live = {reads: version for reads in ("slice", "series") if (version := live_version(reads))}
+    return render_template(
+        "admin/models.html",
+        page=page,
+        history=history,
+        live=live,
+        before={reads: version_before(version) for reads, version in live.items()},
+        form=PromoteForm(),
+    )
+
+
+@blueprint.get("/models/<version_id>")
+def model(version_id: str) -> ResponseReturnValue:
+    """Show a version's card, its promotions, and the form that promotes it."""
+    return show_version(db.get_or_404(ModelVersion, version_id), PromoteForm())
+
+
+@blueprint.post("/models/<version_id>/promote")
+def promote(version_id: str) -> ResponseReturnValue:
+    """Make a version live; a rollback does the same with an older one."""
+    version = db.get_or_404(ModelVersion, version_id)
+    form = PromoteForm()
+    if form.validate_on_submit():
+        try:
+            promote_version(version, current_user.id, form.reason.data)
+        except PromotionRefused as err:
+            form.form_errors.append(str(err))
+        else:
+            db.session.commit()
+            flash(f"The version {version.card_id} is live from the next claim on.", "success")
+            return redirect(url_for("admin.models"))
+    return show_version(version, form), REFUSED
+
+
+def show_version(version: ModelVersion, form: PromoteForm) -> str:
+    """Render a version's page with this form."""
+    live = live_version(version.reads)
+    is_live = live is not None and live.id == version.id
+    history = db.session.scalars(
+        select(Promotion).where(Promotion.version_id == version.id).options(joinedload(Promotion.by)).order_by(Promotion.id.desc())
+    ).all()
+    return render_template(
+        "admin/model.html",
+        version=version,
+        history=history,
+        is_live=is_live,
+        before=version_before(version) if is_live else None,
+        form=form,
+    )

@@ -1,0 +1,89 @@
+"""What the JSON API takes and tells: the schemas of its OpenAPI document."""
+
+from __future__ import annotations
+
+from marshmallow import Schema, fields, validate
+
+from webapp.models import JobStatus
+
+
+class ProblemSchema(Schema):
+    """An error (RFC 9457); `detail` is a sentence for a person."""
+
+    type = fields.String(required=True)
+    title = fields.String(required=True)
+    status = fields.Integer(required=True)
+    detail = fields.String(required=True)
+
+
+class JobSchema(Schema):
+    """A scan that was accepted."""
+
+    id = fields.String(required=True)
+    status = fields.Enum(JobStatus, by_value=True, required=True)
+    url = fields.Url(required=True, metadata={"description": "Where to poll."})
+
+
+class SubmissionSchema(JobSchema):
+    """What was accepted; the first three fields are those of the first scan."""
+
+    scans = fields.List(fields.Nested(JobSchema), required=True)
+
+
+class ModelVersionSchema(Schema):
+    """The model version that answered."""
+
+    id = fields.String(required=True)
+    architecture = fields.String(required=True)
+
+
+class SliceSchema(Schema):
+    """One slice's probability of hemorrhage; slices count from 0 in anatomical order."""
+
+    index = fields.Integer(required=True)
+    probability = fields.Float(required=True)
+
+
+class ResultSchema(Schema):
+    """The verdict on a scan. Research use, never a diagnosis."""
+
+    verdict = fields.String(required=True)
+    positive = fields.Boolean(required=True)
+    uncertain = fields.Boolean(required=True, metadata={"description": "The probability lies close to the threshold."})
+    probability = fields.Float(required=True)
+    threshold = fields.Float(required=True)
+    warnings = fields.List(fields.String(), required=True)
+    model_version = fields.Nested(ModelVersionSchema, required=True)
+    slices = fields.List(fields.Nested(SliceSchema), required=True)
+    heatmap_url = fields.Url(
+        required=True, allow_none=True, metadata={"description": "A PNG over the image, drawn after the verdict; null if it could not be."}
+    )
+
+
+class ScanSchema(Schema):
+    """A scan: `result` is null until `status` is done, `error` is a sentence where it is failed."""
+
+    id = fields.String(required=True)
+    status = fields.Enum(JobStatus, by_value=True, required=True)
+    progress = fields.Float(required=True, metadata={"description": "0 to 1"})
+    error = fields.String(required=True, allow_none=True)
+    created_at = fields.AwareDateTime(required=True)
+    finished_at = fields.AwareDateTime(required=True, allow_none=True)
+    result = fields.Nested(ResultSchema, required=True, allow_none=True)
+
+
+class ScansQuerySchema(Schema):
+    """Which page of the scans to list, newest first."""
+
+    page = fields.Integer(load_default=1, validate=validate.Range(1, 1_000_000))
+    per_page = fields.Integer(load_default=20, validate=validate.Range(1, 100))
+    status = fields.Enum(JobStatus, by_value=True, load_default=None)
+
+
+class ScansPageSchema(Schema):
+    """One page of scans; `total` counts the scans on all pages."""
+
+    items = fields.List(fields.Nested(ScanSchema), required=True)
+    page = fields.Integer(required=True)
+    per_page = fields.Integer(required=True)
+    total = fields.Integer(required=True)

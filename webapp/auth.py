@@ -1,0 +1,258 @@
+"""Accounts: sign up, log in and out, passwords, API tokens."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+from functools import cache
+
+from argon2.exceptions import VerificationError
+from flask import Blueprint, Response, abort, current_app, flash, make_response, redirect, render_template, request, session, url_for
+from flask_login import current_user, login_required, login_user, logout_user
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import IntegrityError
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from webapp.extensions import db, limiter, login_manager, utc_now
+from webapp.forms import (
+    MAX_PASSWORD,
+    MAX_USERNAME,
+    ChangePasswordForm,
+    LoginForm,
+    NewPasswordForm,
+    SignupForm,
+    TokenForm,
+    is_id,
+    text_problem,
+)
+from webapp.models import ApiToken, LoginSession, PasswordReset, User
+from webapp.models.accounts import hasher, new_secret, secret_hash
+
+blueprint = Blueprint("auth", __name__)
+
+WRONG = "The username or the password is wrong."
+MAX_TOKENS = 20
+
+
+@login_manager.user_loader
+def user_of_login(secret: str) -> User | None:
+    """Return whose login this is, or None where it has ended."""
+    user = db.session.scalar(
+        select(User)
+        .join(LoginSession, LoginSession.user_id == User.id)
+        .where(LoginSession.secret_hash == secret_hash(secret), LoginSession.expires_at > utc_now())
+    )
+    if user is not None:
+        user.login_secret = secret
+    return user
+
+
+@login_manager.unauthorized_handler
+def ask_to_log_in() -> WerkzeugResponse:
+    """Send a person without a login to the form, and afterwards back to the page that was asked for."""
+    if request.headers.get("HX-Request"):
+        return Response(status=204, headers={"HX-Refresh": "true"})  # The whole page asks, not a part of it.
+    flash("Please log in first.", "warning")
+    wanted = request.full_path.rstrip("?") if request.method == "GET" else None
+    return redirect(url_for("auth.login", next=wanted))
+
+
+def start_login(user: User) -> None:
+    """Log `user` in with this browser, and commit."""
+    user.login_secret = new_secret()
+    now = utc_now()
+    db.session.execute(delete(LoginSession).where(LoginSession.user_id == user.id, LoginSession.expires_at <= now))
+    db.session.add(
+        LoginSession(
+            user_id=user.id,
+            secret_hash=secret_hash(user.login_secret),
+            expires_at=now + timedelta(days=current_app.config["LOGIN_DAYS"]),
+        )
+    )
+    db.session.commit()
+    session.clear()  # What an anonymous browser was given must not outlive the login (session fixation).
+    session.permanent = True
+    login_user(user)
+
+
+def end_logins(user: User, but: str | None = None) -> None:
+    """End all logins of `user` but the one with the secret `but`; the caller commits."""
+    ended = delete(LoginSession).where(LoginSession.user_id == user.id)
+    if but is not None:
+        ended = ended.where(LoginSession.secret_hash != secret_hash(but))
+    db.session.execute(ended)
+
+
+@cache
+def nobodys_password_hash() -> str:
+    """Return a hash to check against where there is no such user, so that the answer takes as long."""
+    return hasher.hash(new_secret())
+
+
+def user_with_password(username: str, password: str) -> User | None:
+    """Return the person with that username and password, or None, in the same time whether or not the username exists."""
+    user = None
+    if text_problem(username, MAX_USERNAME) is None:
+        user = db.session.scalar(select(User).where(User.username_key == username.lower()))
+    db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+    if len(password) > MAX_PASSWORD:
+        password = ""
+    if user is not None:
+        return user if user.has_password(password) else None
+    with suppress(VerificationError):
+        hasher.verify(nobodys_password_hash(), password)
+    return None
+
+
+def local_target(target: str | None) -> str:
+    """Return where to go after logging in: `target` if it is a path of this site, else the history."""
+    # Browsers read "/\\host" as "//host" and drop tabs and line breaks before they look.
+    if target and target.startswith("/") and not target.startswith("//") and target.isprintable() and not set(target) & set("\\ "):
+        return target
+    return url_for("scans.history")
+
+
+@blueprint.route("/signup", methods=["GET", "POST"])
+@limiter.limit("20 per minute", methods=["POST"])
+def signup() -> str | tuple[str, int] | WerkzeugResponse:
+    """Make an account and log in."""
+    if request.method == "GET" and current_user.is_authenticated:
+        return redirect(url_for("scans.history"))
+    form = SignupForm()
+    if not form.validate_on_submit():
+        return _page("auth/signup.html", form)
+    user = User(
+        username=form.username.data, password=form.password.data, email=form.email.data, name=form.name.data, phone=form.phone.data or ""
+    )
+    db.session.add(user)
+    try:
+        db.session.commit()
+    except IntegrityError:
+        db.session.rollback()
+        if db.session.scalar(select(User.id).where(User.username_key == user.username_key)):
+            form.username.errors = ["This username is taken; please choose another."]
+        else:
+            form.email.errors = ["There is an account with this email address already."]
+        return _page("auth/signup.html", form)
+    start_login(user)
+    flash(f"Welcome, {user.name}. Your account is ready.", "success")
+    return redirect(url_for("scans.history"))
+
+
+@blueprint.route("/login", methods=["GET", "POST"])
+@limiter.limit("10 per minute", methods=["POST"], deduct_when=lambda response: response.status_code != 302)
+def login() -> str | tuple[str, int] | WerkzeugResponse:
+    """Log in with this browser."""
+    form = LoginForm(next=request.args.get("next"))
+    if request.method == "GET" and current_user.is_authenticated:
+        return redirect(local_target(form.next.data))
+    if form.validate_on_submit():
+        user = user_with_password(form.username.data.strip(), form.password.data)
+        if user is not None:
+            start_login(user)
+            return redirect(local_target(form.next.data))
+        form.form_errors.append(WRONG)
+    return _page("auth/login.html", form)
+
+
+@blueprint.post("/logout")
+def logout() -> WerkzeugResponse:
+    """End this login."""
+    if current_user.is_authenticated:
+        db.session.execute(delete(LoginSession).where(LoginSession.secret_hash == secret_hash(current_user.get_id())))
+        db.session.commit()
+    logout_user()
+    session.clear()
+    flash("You are logged out.", "success")
+    return redirect(url_for("scans.home"))
+
+
+@blueprint.route("/account", methods=["GET", "POST"])
+@login_required
+@limiter.limit("20 per minute", methods=["POST"])
+def account() -> str | tuple[str, int] | WerkzeugResponse:
+    """Show the account; change its password, which ends all its other logins."""
+    form = ChangePasswordForm(current_user.username)
+    if form.validate_on_submit():
+        user: User = current_user._get_current_object()
+        db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+        if user.has_password(form.current_password.data):
+            user.set_password(form.password.data)
+            end_logins(user, but=user.login_secret)
+            db.session.commit()
+            flash("Your password is changed. Your other logins have ended.", "success")
+            return redirect(url_for("auth.account"))
+        form.current_password.errors = ["This is not your current password."]
+    return _account(form, TokenForm(formdata=None))
+
+
+@blueprint.post("/account/tokens")
+@login_required
+def make_token() -> str | tuple[str, int] | WerkzeugResponse:
+    """Make an API token and show it, this once."""
+    form = TokenForm()
+    secret = None
+    if form.validate_on_submit():
+        owned = db.session.scalar(select(func.count()).select_from(ApiToken).where(ApiToken.user_id == current_user.id))
+        if owned is not None and owned >= MAX_TOKENS:
+            form.name.errors = [f"You have {MAX_TOKENS} tokens; please revoke one first."]
+        else:
+            secret = new_secret()
+            db.session.add(ApiToken(user_id=current_user.id, name=form.name.data, secret_hash=secret_hash(secret)))
+            db.session.commit()
+            form = TokenForm(formdata=None)
+    page = make_response(_account(ChangePasswordForm(current_user.username, formdata=None), form, secret))
+    page.headers["Cache-Control"] = "no-store"
+    return page
+
+
+@blueprint.post("/account/tokens/<token_id>/revoke")
+@login_required
+def revoke_token(token_id: str) -> WerkzeugResponse:
+    """End an API token of one's own."""
+    if not is_id(token_id):
+        abort(404)
+    token = db.session.scalar(select(ApiToken).where(ApiToken.id == token_id, ApiToken.user_id == current_user.id))
+    if token is None:
+        abort(404)
+    db.session.delete(token)
+    db.session.commit()
+    flash(f"The token “{token.name}” is revoked.", "success")
+    return redirect(url_for("auth.account"))
+
+
+@blueprint.route("/reset/<secret>", methods=["GET", "POST"])
+@limiter.limit("20 per minute")
+def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
+    """Set a password by the link that an administrator made; it works once and ends all logins."""
+    spent = "This link has been used or has expired. Please ask an administrator for another."
+    link = db.session.scalar(
+        select(PasswordReset).where(PasswordReset.secret_hash == secret_hash(secret), PasswordReset.expires_at > utc_now())
+    )
+    if link is None:
+        abort(404, spent)
+    user = link.user
+    form = NewPasswordForm(user.username)
+    if not form.validate_on_submit():
+        return _page("auth/reset.html", form, username=user.username)
+    db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+    user.set_password(form.password.data)
+    used = db.session.scalars(delete(PasswordReset).where(PasswordReset.user_id == user.id).returning(PasswordReset.id)).all()
+    if link.id not in used:  # Somebody was faster with the same link.
+        abort(404, spent)
+    end_logins(user)
+    db.session.commit()
+    flash("Your new password is set. Please log in with it.", "success")
+    return redirect(url_for("auth.login"))
+
+
+def _page(template: str, form: SignupForm | LoginForm | NewPasswordForm, **context: object) -> str | tuple[str, int]:
+    """Return the form's page: 200 if it is fresh, 400 if it was refused."""
+    page = render_template(template, form=form, **context)
+    return (page, 400) if form.is_submitted() else page
+
+
+def _account(password_form: ChangePasswordForm, token_form: TokenForm, secret: str | None = None) -> str | tuple[str, int]:
+    tokens = db.session.scalars(select(ApiToken).where(ApiToken.user_id == current_user.id).order_by(ApiToken.created_at)).all()
+    page = render_template("auth/account.html", form=password_form, token_form=token_form, tokens=tokens, secret=secret)
+    return (page, 400) if password_form.errors or token_form.errors else page

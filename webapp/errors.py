@@ -1,0 +1,119 @@
+"""What a person or a program is told when a request fails: one sentence, and never an internal."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+from flask import Flask, Response, current_app, json, render_template, request
+from flask_wtf.csrf import CSRFError
+from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge, ServiceUnavailable
+from werkzeug.http import HTTP_STATUS_CODES
+from werkzeug.routing import RoutingException
+
+from webapp.extensions import db
+from webapp.storage import StorageError
+
+log = logging.getLogger(__name__)
+
+SENTENCES = {
+    400: "The request cannot be understood.",
+    401: "Please log in first.",
+    403: "You may not do this.",
+    404: "There is nothing here, or it is not yours to see.",
+    405: "This address does not do that.",
+    413: "The upload is larger than {MAX_UPLOAD_MB} MB, which is the most that is accepted.",
+    429: "Too many tries in a short time; please wait a minute and try again.",
+    500: "Something went wrong on our side. It has been noted; please try again.",
+    503: "A part of the service cannot be reached; please try again later.",
+}
+EXPIRED_FORM = "This form has expired; please go back, reload the page and send it again."
+DRAINED = 4
+"""Times the largest upload that is read of an even larger one, so that its sender gets to see the answer."""
+
+
+def init_errors(app: Flask) -> None:
+    """Answer every error of `app` with a sentence: a page for people, problem+json under the API's prefix."""
+    app.register_error_handler(HTTPException, refuse)
+    app.register_error_handler(StorageError, refuse_for_storage)
+    app.register_error_handler(Exception, fail)
+
+
+def refuse(error: HTTPException) -> Response | HTTPException:
+    """Answer an error that HTTP has a status for."""
+    if isinstance(error, RoutingException) or error.code is None or error.response is not None:
+        return error  # A redirection, or somebody's ready answer.
+    if isinstance(error, RequestEntityTooLarge):
+        _drain()
+    response = Response(status=error.code)
+    for name, value in error.get_headers():
+        if name.lower() not in ("content-type", "content-length"):
+            response.headers[name] = value  # Allow, Retry-After.
+    sentence, more = _sentence(error), _details(error)
+    if request.path.startswith(current_app.config["OPENAPI_URL_PREFIX"] + "/"):
+        title = HTTP_STATUS_CODES.get(error.code, "Error")
+        problem = {"type": "about:blank", "title": title, "status": error.code, "detail": sentence, **more}
+        response.set_data(json.dumps(problem))
+        response.content_type = "application/problem+json"
+    elif error.code >= 500:
+        # Without context processors: they would ask the database who is logged in, and it may be the one that failed.
+        template = current_app.jinja_env.get_template("errors/failure.html")
+        response.set_data(template.render(sentence=sentence, home=request.script_root + "/"))
+        response.content_type = "text/html; charset=utf-8"
+    else:
+        response.set_data(render_template("errors/error.html", sentence=sentence, status=error.code))
+        response.content_type = "text/html; charset=utf-8"
+    return response
+
+
+def refuse_for_storage(error: StorageError) -> Response | HTTPException:
+    """Answer a storage that does not: its own sentence, and a line in the log."""
+    db.session.rollback()
+    log.error("The storage failed at %s: %s", request.endpoint, type(error.__cause__).__name__)
+    return refuse(ServiceUnavailable(str(error)))
+
+
+def fail(error: Exception) -> Response | HTTPException:
+    """Answer what nobody expected: a neutral sentence, and where it happened in the log."""
+    if current_app.config["PROPAGATE_EXCEPTIONS"] or (current_app.config["PROPAGATE_EXCEPTIONS"] is None and current_app.testing):
+        raise error
+    db.session.rollback()
+    # Types and places only: an exception's text may quote a file's name, a patient's tag or a person's data.
+    kinds: list[str] = []
+    cause: BaseException | None = error
+    frames = traceback.format_tb(error.__traceback__)
+    while cause is not None:
+        kinds.append(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    log.error("%s failed with %s\n%s", request.endpoint, " from ".join(kinds), "".join(frames))
+    return refuse(InternalServerError())
+
+
+def _sentence(error: HTTPException) -> str:
+    """Return what to say: the sentence that was given with the error, else the one of its status."""
+    if isinstance(error, CSRFError):
+        return EXPIRED_FORM
+    said = getattr(error, "data", None) or {}  # flask-smorest's and webargs' abort(…, message=…)
+    given = said.get("message")
+    if given is None and error.code not in (429, 500) and error.description != type(error).description:
+        given = error.description
+    usual = SENTENCES.get(error.code or 500) or type(error).description or SENTENCES[400]
+    return str(given) if given else usual.format_map(current_app.config)
+
+
+def _details(error: HTTPException) -> dict[str, object]:
+    """Return which fields were refused, where a schema refused them."""
+    said = getattr(error, "data", None) or {}
+    errors = said.get("errors") or said.get("messages")
+    return {"errors": errors} if errors else {}
+
+
+def _drain() -> None:
+    """Read on for a while and forget it: a connection that is closed with bytes unread is reset, and the answer is lost with it."""
+    left = min(request.content_length or 0, DRAINED * (current_app.config["MAX_CONTENT_LENGTH"] or 0))
+    source = request.environ["wsgi.input"]
+    try:
+        while left > 0 and (read := source.read(min(left, 2**16))):
+            left -= len(read)
+    except (OSError, ValueError):
+        return  # The sender is gone, or the server has closed the body: there is nobody to wait for.

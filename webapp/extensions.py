@@ -1,0 +1,116 @@
+"""The Flask extensions, unbound, and the database settings that hold for every process."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from sqlite3 import Connection as SQLiteConnection
+from typing import Any
+
+from flask import Flask, request
+from flask_limiter import Limiter
+from flask_limiter.util import get_remote_address
+from flask_login import LoginManager
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from flask_wtf import CSRFProtect
+from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, event
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.types import TypeDecorator
+
+
+class Base(DeclarativeBase):
+    """Every table; constraints are named so that migrations can drop them on both databases."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+# Rows stay readable after a commit: a view commits early, to hold no lock while it stores a file.
+db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
+migrate = Migrate(render_as_batch=True)
+login_manager = LoginManager()
+csrf = CSRFProtect()
+limiter = Limiter(get_remote_address)
+
+reads_only: ContextVar[bool] = ContextVar("reads_only", default=False)
+"""True while a request that may not write is answered; SQLite then opens its transactions without the write lock."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A point in time: aware UTC in Python, naive UTC in the database."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.astimezone(UTC).replace(tzinfo=None) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value else None
+
+
+class database_now(GenericFunction[datetime]):  # noqa: N801 - named like the SQL function it is
+    """The database's clock in UTC, `database_now(20)` is 20 seconds ahead: leases never trust a worker's clock."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, ahead_s: float = 0) -> None:
+        super().__init__(ahead_s)
+
+
+@compiles(database_now, "postgresql")
+def _postgresql_now(element: database_now, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return f"(timezone('utc', clock_timestamp()) + make_interval(secs => {compiler.process(element.clauses, **kwargs)}))"
+
+
+@compiles(database_now, "sqlite")
+def _sqlite_now(element: database_now, compiler: SQLCompiler, **kwargs: Any) -> str:
+    # %f has milliseconds; three more digits make it the text that SQLAlchemy stores, so that comparisons are exact.
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(element.clauses, **kwargs)} || ' seconds')"
+
+
+def utc_now() -> datetime:
+    """Return this machine's time, for what people read; leases use `database_now`."""
+    return datetime.now(UTC)
+
+
+@event.listens_for(Engine, "connect")
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    if isinstance(connection, SQLiteConnection):
+        connection.isolation_level = None  # The driver must not open transactions of its own: `_begin_sqlite` does.
+        connection.execute("PRAGMA busy_timeout = 15000")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+
+@event.listens_for(Engine, "begin")
+def _begin_sqlite(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        # A transaction that reads first and writes later fails at once if another process wrote in between.
+        connection.exec_driver_sql("BEGIN" if reads_only.get() else "BEGIN IMMEDIATE")
+
+
+def init_extensions(app: Flask) -> None:
+    """Bind all extensions to `app`."""
+    db.init_app(app)
+    migrate.init_app(app, db, directory=str(app.config["MIGRATIONS_DIR"]))
+    login_manager.init_app(app)
+    csrf.init_app(app)
+    limiter.init_app(app)
+
+    @app.before_request
+    def mark_reading_requests() -> None:
+        reads_only.set(request.method in ("GET", "HEAD", "OPTIONS"))

@@ -1,0 +1,166 @@
+"""The forms of accounts and scans, and the checks of text that other rooms share."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+from flask import request
+from flask_wtf import FlaskForm
+from flask_wtf.file import FileRequired, MultipleFileField
+from wtforms import Form, HiddenField, PasswordField, StringField
+from wtforms.validators import DataRequired, Email, Length, Optional, Regexp, ValidationError
+
+MIN_PASSWORD, MAX_PASSWORD = 10, 200
+MAX_USERNAME, MAX_NAME, MAX_EMAIL, MAX_PHONE, MAX_TITLE, MAX_TOKEN_NAME = 64, 120, 254, 40, 80, 80
+
+required = DataRequired("Please fill in this field.")
+
+
+def is_id(text: str) -> bool:
+    """True if `text` has the form of a row's id. Anything else is never asked of the database: PostgreSQL refuses a NUL."""
+    return re.fullmatch(r"[0-9a-f]{32}", text) is not None
+
+
+def page_number() -> int:
+    """Return the page that the query asks for, 1 where it asks for nothing sensible."""
+    text = request.args.get("page", "1")
+    # Nine digits are more pages than anybody has, and an OFFSET that every database can count to.
+    return max(1, int(text)) if re.fullmatch(r"[0-9]{1,9}", text) else 1
+
+
+def text_problem(text: str, longest: int) -> str | None:
+    """Return why `text` cannot be stored as a line of at most `longest` characters, as a sentence, or None."""
+    if len(text) > longest:
+        return f"Please use at most {longest} characters."
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):  # PostgreSQL refuses a NUL.
+        return "Please use only characters that can be printed."
+    return None
+
+
+def username_problem(username: str) -> str | None:
+    """Return why nobody can have this username, as a sentence, or None."""
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{1,{MAX_USERNAME - 1}}}", username):
+        return f"A username has 2 to {MAX_USERNAME} letters, digits, dots, dashes or underscores and begins with a letter or digit."
+    return None
+
+
+def password_problem(username: str, password: str) -> str | None:
+    """Return why this password is refused, as a sentence, or None."""
+    if len(password) < MIN_PASSWORD:
+        return f"A password has at least {MIN_PASSWORD} characters."
+    if len(password) > MAX_PASSWORD:
+        return f"A password has at most {MAX_PASSWORD} characters."
+    if password.lower() == username.lower():
+        return "The password must not be the username."
+    return None
+
+
+def at_most(characters: int) -> Length:
+    """Return a validator for the longest text; browsers are told too."""
+    return Length(max=characters, message=f"Please use at most {characters} characters.")
+
+
+class TextField(StringField):
+    """A line of text, stripped; control characters are refused."""
+
+    def process_formdata(self, valuelist: list[str]) -> None:
+        super().process_formdata([value.strip() for value in valuelist])
+
+    def pre_validate(self, form: Form) -> None:
+        problem = text_problem(self.data or "", longest=10_000)
+        if problem:
+            raise ValidationError(problem)
+
+
+class SignupForm(FlaskForm):
+    """What a new person tells of themselves."""
+
+    username = TextField("Username", [required, at_most(MAX_USERNAME)], render_kw={"autocomplete": "username", "autocapitalize": "none"})
+    name = TextField("Name", [required, at_most(MAX_NAME)], render_kw={"autocomplete": "name"})
+    email = TextField(
+        "Email",
+        [required, at_most(MAX_EMAIL), Email("This is not an email address.")],
+        render_kw={"autocomplete": "email", "type": "email"},
+    )
+    phone = TextField(
+        "Phone number",
+        [Optional(), at_most(MAX_PHONE), Regexp(r"^[0-9+(). /x-]{3,}$", message="A phone number has digits, spaces and + ( ) . / - only.")],
+        description="Optional.",
+        render_kw={"autocomplete": "tel", "type": "tel"},
+    )
+    password = PasswordField(
+        "Password",
+        [required],
+        description=f"At least {MIN_PASSWORD} characters; a few words in a row are best.",
+        render_kw={"autocomplete": "new-password"},
+    )
+
+    def validate_username(self, field: StringField) -> None:
+        """Refuse a username that nobody can have."""
+        problem = username_problem(field.data or "")
+        if problem:
+            raise ValidationError(problem)
+
+    def validate_password(self, field: PasswordField) -> None:
+        """Refuse a password that is easily guessed."""
+        problem = password_problem(self.username.data or "", field.data or "")
+        if problem:
+            raise ValidationError(problem)
+
+
+class LoginForm(FlaskForm):
+    """Who is there. Its lengths are not told apart from a wrong password: the answer is always the same."""
+
+    username = StringField("Username", [required], render_kw={"autocomplete": "username", "autocapitalize": "none", "autofocus": True})
+    password = PasswordField("Password", [required], render_kw={"autocomplete": "current-password"})
+    next = HiddenField()
+
+
+class NewPasswordForm(FlaskForm):
+    """A new password for the person whose username is given to the constructor."""
+
+    password = PasswordField(
+        "New password", [required], description=f"At least {MIN_PASSWORD} characters.", render_kw={"autocomplete": "new-password"}
+    )
+
+    def __init__(self, username: str, **kwargs: Any) -> None:
+        self.known_username = username
+        super().__init__(**kwargs)
+
+    def validate_password(self, field: PasswordField) -> None:
+        """Refuse a password that is easily guessed."""
+        problem = password_problem(self.known_username, field.data or "")
+        if problem:
+            raise ValidationError(problem)
+
+
+class ChangePasswordForm(NewPasswordForm):
+    """A new password, by somebody who knows the current one."""
+
+    current_password = PasswordField("Current password", [required], render_kw={"autocomplete": "current-password"})
+
+
+class TokenForm(FlaskForm):
+    """What an API token is for."""
+
+    name = TextField("Name of the token", [required, at_most(MAX_TOKEN_NAME)], description="What will use it, say “research script”.")
+
+
+class ScanForm(FlaskForm):
+    """The slices that a person submits."""
+
+    file = MultipleFileField(
+        "CT slices",
+        [FileRequired("Please choose a PNG, JPEG or DICOM file.")],
+        description="PNG, JPEG or DICOM. Several files at once become several scans.",
+        render_kw={"accept": "image/png,image/jpeg,application/dicom,.png,.jpg,.jpeg,.dcm,.dicom,.ima"},
+    )
+    title = TextField("Title", [Optional(), at_most(MAX_TITLE)], description="Optional. Please do not write the name of a patient here.")
+
+
+class PhantomForm(FlaskForm):
+    """The phantom that a person tries."""
+
+    name = HiddenField(validators=[required])

@@ -1,0 +1,59 @@
+"""Whether this process is up and whether the service as a whole can answer: for load balancers and operators."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Blueprint, Response, current_app, jsonify
+from sqlalchemy import exists, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from webapp.extensions import database_now, db, limiter
+from webapp.jobs import PREDICT
+from webapp.models import Worker
+
+blueprint = Blueprint("health", __name__)
+limiter.exempt(blueprint)
+log = logging.getLogger(__name__)
+
+
+@blueprint.get("/healthz")
+def healthz() -> Response:
+    """This process answers; nothing else is asked, so that a slow database does not get it restarted."""
+    return uncached({"status": "up"}, 200)
+
+
+@blueprint.get("/readyz")
+def readyz() -> Response:
+    """A scan submitted now would be answered: 200, or 503 with what is missing."""
+    try:
+        checks: dict[str, bool | None] = {"database": True, **checks_by_rows()}
+    except SQLAlchemyError as err:
+        log.warning("The database cannot be read: %s", type(err).__name__)
+        checks = {"database": False, "broker": None, "predict_worker": None}  # None: not known.
+    ready = all(checks.values())
+    return uncached({"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503)
+
+
+def checks_by_rows() -> dict[str, bool]:
+    """Return what the rows of the workers prove, in one statement and on the database's clock.
+
+    The broker is not asked: a sweep goes through it every few seconds, and a worker notes that it arrived.
+    """
+    delivered_after = database_now(-4 * current_app.config["SWEEP_S"])
+    seen_after = database_now(-current_app.config["LEASE_S"])
+    broker, predict_worker = db.session.execute(
+        select(
+            exists().where(Worker.delivered_at > delivered_after),
+            exists().where(Worker.queue == PREDICT, Worker.seen_at > seen_after),
+        )
+    ).one()
+    return {"broker": bool(broker), "predict_worker": bool(predict_worker)}
+
+
+def uncached(body: dict[str, object], status: int) -> Response:
+    """Return a JSON answer that no proxy may keep."""
+    answer = jsonify(body)
+    answer.status_code = status
+    answer.headers["Cache-Control"] = "no-store"
+    return answer

@@ -1,0 +1,40 @@
+"""The rows, by topic."""
+
+from webapp.models.accounts import ApiToken, LoginSession, PasswordReset, Role, User
+from webapp.models.learning import (
+    Dataset,
+    ModelVersion,
+    Promotion,
+    PromotionRefused,
+    TrainingRun,
+    live_version,
+    promote,
+    version_before,
+)
+from webapp.models.leased import JobStatus, Leased, new_id
+from webapp.models.operations import Worker
+from webapp.models.scans import Heatmap, Prediction, Scan, result_of
+
+__all__ = [
+    "ApiToken",
+    "Dataset",
+    "Heatmap",
+    "JobStatus",
+    "Leased",
+    "LoginSession",
+    "ModelVersion",
+    "PasswordReset",
+    "Prediction",
+    "Promotion",
+    "PromotionRefused",
+    "Role",
+    "Scan",
+    "TrainingRun",
+    "User",
+    "Worker",
+    "live_version",
+    "new_id",
+    "promote",
+    "result_of",
+    "version_before",
+]

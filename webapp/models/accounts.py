@@ -1,0 +1,118 @@
+"""People, their logins and their tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import datetime
+from enum import StrEnum
+
+from argon2 import PasswordHasher
+from argon2.exceptions import VerificationError
+from flask_login import UserMixin
+from sqlalchemy import ForeignKey, String
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from webapp.extensions import UtcDateTime, db, utc_now
+from webapp.models.leased import new_id
+
+hasher = PasswordHasher()
+
+
+def new_secret() -> str:
+    """Return a secret for a cookie, a token or a link: 256 random bits."""
+    return secrets.token_urlsafe(32)
+
+
+def secret_hash(secret: str) -> str:
+    """Return what is stored of a random secret; 256 bits need no salt and no slow hash."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Role(StrEnum):
+    """What a person may do; an admin may do everything."""
+
+    USER = "user"
+    ADMIN = "admin"
+
+
+class User(UserMixin, db.Model):
+    """A person with an account. `username` and `email` are unique without regard to case."""
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    username: Mapped[str] = mapped_column(String(64))
+    username_key: Mapped[str] = mapped_column(String(64), unique=True)
+    name: Mapped[str] = mapped_column(String(120), default="")
+    email: Mapped[str | None] = mapped_column(String(254))
+    email_key: Mapped[str | None] = mapped_column(String(254), unique=True)
+    phone: Mapped[str] = mapped_column(String(40), default="")
+    password_hash: Mapped[str] = mapped_column(String(200))
+    role: Mapped[Role] = mapped_column(String(16), default=Role.USER)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+    __allow_unmapped__ = True
+    login_secret: str | None = None
+    """Not a column. Set while this person is logged in by a browser: Flask-Login keeps it in the cookie (`get_id`)."""
+
+    def __init__(self, *, username: str, password: str, email: str | None = None, **columns: object) -> None:
+        email = email or None
+        super().__init__(
+            username=username, username_key=username.lower(), email=email, email_key=email.lower() if email else None, **columns
+        )
+        self.set_password(password)
+
+    def set_password(self, password: str) -> None:
+        """Store the Argon2 hash of `password`."""
+        self.password_hash = hasher.hash(password)
+
+    def has_password(self, password: str) -> bool:
+        """True if `password` is this person's."""
+        try:
+            return hasher.verify(self.password_hash, password)
+        except VerificationError:
+            return False
+
+    @property
+    def is_admin(self) -> bool:
+        """True if this person may administer."""
+        return self.role == Role.ADMIN
+
+    def get_id(self) -> str:
+        """Return the secret of this login rather than the user's id, so that a login can be ended on the server."""
+        if self.login_secret is None:
+            raise RuntimeError("This user was not loaded by a login.")
+        return self.login_secret
+
+
+class LoginSession(db.Model):
+    """One browser that is logged in; deleting the row logs it out."""
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
+    secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    user: Mapped[User] = relationship()
+
+
+class ApiToken(db.Model):
+    """A secret with which a program acts for its owner."""
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(80))
+    secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    user: Mapped[User] = relationship()
+
+
+class PasswordReset(db.Model):
+    """A one-time link with which a person sets a new password; an admin made it."""
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
+    made_by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
+    secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    user: Mapped[User] = relationship(foreign_keys=[user_id])

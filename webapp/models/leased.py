@@ -1,0 +1,63 @@
+"""Rows that a worker claims: their status, their lease and the verdict they end in."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import Enum, Index, String, Text
+from sqlalchemy.orm import Mapped, declared_attr, mapped_column
+
+from webapp.extensions import UtcDateTime, utc_now
+
+
+def new_id() -> str:
+    """Return an identifier that cannot be guessed: 32 hexadecimal digits."""
+    return uuid.uuid4().hex
+
+
+class JobStatus(StrEnum):
+    """`queued → running → done | failed | cancelled`."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """True where nothing more will happen by itself."""
+        return self in (JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class Leased:
+    """The columns of a row that workers claim (`worker/leases.py`).
+
+    `attempts` counts claims that ended in the worker's death. Of these only some speak against the row and are `counted_deaths`:
+    `death_counts` says of the current claim whether its end would be one. `error` is a sentence that a user may read.
+    """
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    status: Mapped[JobStatus] = mapped_column(
+        # Stored as its text in a plain column, so that a new status needs no migration.
+        Enum(JobStatus, native_enum=False, length=16, values_callable=lambda statuses: [status.value for status in statuses]),
+        default=JobStatus.QUEUED,
+    )
+    attempts: Mapped[int] = mapped_column(default=0)
+    counted_deaths: Mapped[int] = mapped_column(default=0)
+    death_counts: Mapped[bool] = mapped_column(default=False)
+    lease_owner: Mapped[str | None] = mapped_column(String(100))
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    progress: Mapped[float] = mapped_column(default=0.0)
+    stage: Mapped[str | None] = mapped_column(String(200))
+    error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    @declared_attr.directive
+    @classmethod
+    def __table_args__(cls) -> tuple[Index, ...]:
+        return (Index(None, "status", "created_at"),)  # type: ignore[arg-type]

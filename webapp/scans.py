@@ -1,0 +1,200 @@
+"""A person's scans: submit, follow, read, and the history."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from flask import Blueprint, Response, abort, current_app, flash, redirect, render_template, request, url_for
+from flask_login import current_user, login_required
+from sqlalchemy import func, select
+from sqlalchemy.orm import joinedload
+from werkzeug.datastructures import FileStorage
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from webapp.extensions import db
+from webapp.forms import PhantomForm, ScanForm, is_id, page_number
+from webapp.health import checks_by_rows
+from webapp.intake import UploadRejected, accept_scans
+from webapp.models import JobStatus, ModelVersion, Prediction, Scan
+from webapp.storage import storage
+
+blueprint = Blueprint("scans", __name__)
+
+PER_PAGE = 20
+STOP_POLLING = 286
+"""htmx shows the answer and asks no more."""
+
+
+@blueprint.get("/")
+def home() -> str | WerkzeugResponse:
+    """Say what this is."""
+    if current_user.is_authenticated:
+        return redirect(url_for("scans.history"))
+    return render_template("scans/home.html")
+
+
+@blueprint.get("/scans")
+@login_required
+def history() -> str:
+    """Show the form for a scan and one's scans, newest first."""
+    return _history(ScanForm(formdata=None))
+
+
+@blueprint.post("/scans")
+@login_required
+def submit() -> tuple[str, int] | WerkzeugResponse:
+    """Take in slices, each a scan of its own."""
+    form = ScanForm()
+    if form.validate_on_submit():
+        try:
+            return _submit(form.file.data, form.title.data or "")
+        except UploadRejected as err:
+            form.file.errors = [str(err)]
+    return _history(form), 400
+
+
+@blueprint.post("/scans/phantom")
+@login_required
+def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
+    """Take in one of the phantoms that are offered."""
+    form = PhantomForm()
+    phantom = next((phantom for phantom in phantoms() if phantom["file"] == form.name.data), None) if form.validate_on_submit() else None
+    if phantom is None:
+        abort(404, "There is no such phantom.")
+    with _phantom_folder().joinpath(phantom["file"]).open("rb") as content:
+        return _submit([FileStorage(content, phantom["file"])], f"Phantom: {phantom['title']}")
+
+
+@blueprint.get("/scans/<scan_id>")
+@login_required
+def show(scan_id: str) -> str:
+    """Show a scan and what is known of it by now."""
+    scan = _own_scan(scan_id)
+    return render_template("scans/show.html", scan=scan, **_standing(scan))
+
+
+@blueprint.get("/scans/<scan_id>/progress")
+@login_required
+def progress(scan_id: str) -> Response:
+    """Show the part of the scan's page that changes; nothing where the page has it already (`seen`)."""
+    scan = _own_scan(scan_id)
+    standing = _standing(scan)
+    if standing["open"] and standing["state"] == request.args.get("seen"):
+        return Response(status=204)
+    page = Response(render_template("scans/_result.html", scan=scan, **standing))
+    if not standing["open"]:
+        page.status_code = STOP_POLLING
+    page.headers["Cache-Control"] = "no-store"
+    return page
+
+
+@blueprint.get("/scans/<scan_id>/image.png")
+@login_required
+def image(scan_id: str) -> Response:
+    """Send the slice as a picture."""
+    return picture(_own_scan(scan_id).image_key)
+
+
+@blueprint.get("/scans/<scan_id>/thumbnail.png")
+@login_required
+def thumbnail(scan_id: str) -> Response:
+    """Send the slice as a small picture."""
+    return picture(_own_scan(scan_id).thumbnail_key)
+
+
+@blueprint.get("/scans/<scan_id>/heatmap.png")
+@login_required
+def heatmap(scan_id: str) -> Response:
+    """Send the heat map, which lies over the image."""
+    prediction = _own_scan(scan_id).prediction
+    return picture(prediction.heatmap.image_key if prediction and prediction.heatmap else None)
+
+
+def phantoms() -> list[dict[str, str]]:
+    """Return the phantoms that are offered: `file` in static/phantoms and `title`; none where none are installed."""
+    try:
+        offered: list[dict[str, str]] = json.loads(_phantom_folder().joinpath("index.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return []
+    return offered
+
+
+def _phantom_folder() -> Path:
+    return Path(current_app.static_folder or "") / "phantoms"
+
+
+def _own_scan(scan_id: str) -> Scan:
+    """Return that scan of the person who asks, with all that belongs to it; to anybody else there is nothing."""
+    prediction = joinedload(Scan.prediction)
+    scan = is_id(scan_id) and db.session.scalar(
+        select(Scan)
+        .where(Scan.id == scan_id, Scan.user_id == current_user.id)
+        .options(
+            prediction.joinedload(Prediction.heatmap),
+            prediction.joinedload(Prediction.model_version).load_only(ModelVersion.architecture, ModelVersion.card_id),
+        )
+    )
+    if not scan:
+        abort(404, "You have no such scan.")
+    return scan
+
+
+def _standing(scan: Scan) -> dict[str, object]:
+    """Return what a page needs to know of where a scan stands.
+
+    `open`: something will still change; `drawing`: of these, the heat map; `state`: another text whenever something to see changed;
+    `nobody_reads`: the scan waits and no predict worker is there.
+    """
+    heatmap = scan.prediction.heatmap if scan.prediction else None
+    drawing = heatmap is not None and not heatmap.status.is_final
+    nobody_reads = scan.status == JobStatus.QUEUED and not checks_by_rows()["predict_worker"]
+    seen = f"{scan.status} {scan.progress:.2f} {scan.stage} {scan.image_key} {heatmap and heatmap.status} {nobody_reads}"
+    state = hashlib.sha256(seen.encode()).hexdigest()[:16]
+    return {"open": drawing or not scan.status.is_final, "drawing": drawing, "state": state, "nobody_reads": nobody_reads}
+
+
+def _submit(files: Sequence[FileStorage], title: str) -> WerkzeugResponse:
+    def warn() -> None:
+        flash("The queue cannot be reached at the moment. Your scan is kept and will be read when it is back.", "warning")
+
+    scans = accept_scans(current_user.id, files, title, on_unreachable=warn)
+    if len(scans) == 1:
+        return redirect(url_for("scans.show", scan_id=scans[0].id))
+    flash(f"{len(scans)} scans are submitted.", "success")
+    return redirect(url_for("scans.history"))
+
+
+def _history(form: ScanForm) -> str:
+    own = Scan.user_id == current_user.id
+    total = db.session.scalar(select(func.count()).select_from(Scan).where(own)) or 0
+    pages = max(1, -(-total // PER_PAGE))
+    page = min(page_number(), pages)
+    newest = (
+        select(Scan)
+        .where(own)
+        .options(joinedload(Scan.prediction))
+        .order_by(Scan.created_at.desc(), Scan.id)
+        .limit(PER_PAGE)
+        .offset((page - 1) * PER_PAGE)
+    )
+    scans = db.session.scalars(newest).all()
+    return render_template("scans/history.html", form=form, scans=scans, total=total, page=page, pages=pages, phantoms=phantoms())
+
+
+def picture(key: str | None) -> Response:
+    """Return a stored PNG for its owner's browser alone, which asks each time whether it may still show its copy."""
+    if key is None:
+        abort(404, "This picture is not made yet.")
+    picture = Response(mimetype="image/png")
+    picture.cache_control.private = True
+    picture.cache_control.no_cache = True
+    picture.headers["X-Content-Type-Options"] = "nosniff"
+    tag = hashlib.sha256(key.encode()).hexdigest()[:32]  # What is stored under a key never changes.
+    picture.set_etag(tag)
+    if not request.if_none_match.contains(tag):
+        picture.set_data(storage.get(key))
+    picture.make_conditional(request)
+    return picture

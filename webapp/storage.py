@@ -1,0 +1,152 @@
+"""Where files live: one fsspec URL, a local folder or S3. Keys are made here, never by a user."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from flask import Flask, current_app
+from werkzeug.local import LocalProxy
+
+from webapp.models.leased import new_id
+
+
+class StorageError(RuntimeError):
+    """The storage refused to read or write; the text is a sentence without the file's content or address."""
+
+
+def new_key(kind: str, suffix: str = "") -> str:
+    """Return a fresh key such as `originals/3f…c2.dcm`."""
+    return f"{kind}/{new_id()}{suffix}"
+
+
+class Storage:
+    """Files by key under one URL. A file is there whole or not at all."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is `file:///folder` or `s3://bucket/prefix`; an S3 endpoint and keys come from the AWS_* environment.
+
+        Raises:
+            ValueError: the URL is of another kind.
+        """
+        protocol, _, path = url.partition("://")
+        if protocol not in ("file", "s3") or not path:
+            raise ValueError(f"STORAGE_URL must be file:///folder or s3://bucket/prefix, not {url!r}.")
+        self._protocol = protocol
+        self._root = path.rstrip("/")
+        self._opened: tuple[int, Any] | None = None
+
+    @property
+    def _files(self) -> Any:
+        # S3 runs an event loop in a thread, which a fork does not copy: each process opens its own, at first use.
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), fsspec.filesystem(self._protocol, skip_instance_cache=True, use_listings_cache=False))
+        return self._opened[1]
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def put(self, key: str, content: bytes | Path) -> None:
+        """Store bytes, or a local file, under `key`.
+
+        Raises:
+            StorageError: it could not be written; nothing is left behind.
+        """
+        # S3 shows an object only when it is complete; a folder needs a second name and a rename for that.
+        target = self._path(key)
+        written = target if self._protocol == "s3" else f"{target}.{new_id()}.part"
+        try:
+            if written != target:
+                self._files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            if isinstance(content, Path):
+                self._files.put_file(str(content), written)
+            else:
+                self._files.pipe_file(written, content)
+            if written != target:
+                os.replace(written, target)
+        except OSError as err:
+            if written != target:
+                Path(written).unlink(missing_ok=True)
+            raise StorageError("The storage did not accept a file; please try again later.") from err
+
+    def get(self, key: str) -> bytes:
+        """Return the content under `key`.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        try:
+            content: bytes = self._files.cat_file(self._path(key))
+        except OSError as err:
+            raise StorageError("A stored file cannot be read.") from err
+        return content
+
+    def open(self, key: str) -> IO[bytes]:
+        """Return a readable, seekable file of the content under `key`.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        try:
+            opened: IO[bytes] = self._files.open(self._path(key), "rb")
+        except OSError as err:
+            raise StorageError("A stored file cannot be read.") from err
+        return opened
+
+    def fetch(self, key: str, path: Path) -> None:
+        """Copy the content under `key` to a local file.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        try:
+            self._files.get_file(self._path(key), str(path))
+        except OSError as err:
+            raise StorageError("A stored file cannot be read.") from err
+
+    def exists(self, key: str) -> bool:
+        """True if there is something under `key`.
+
+        Raises:
+            StorageError: it cannot be told.
+        """
+        try:
+            return bool(self._files.exists(self._path(key)))
+        except OSError as err:
+            raise StorageError("The storage cannot be read.") from err
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return all keys under `prefix`, a kind or a folder.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
+        root = self._path(prefix)
+        try:
+            found = self._files.find(root) if self._files.exists(root) else []
+        except OSError as err:
+            raise StorageError("The storage cannot be read.") from err
+        return sorted(str(path)[str(path).index(f"{self._root}/") + len(self._root) + 1 :] for path in found)
+
+    def delete(self, key: str) -> None:
+        """Remove what is under `key`, a file or a folder; nothing there is fine.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        path = self._path(key)
+        try:
+            if self._files.exists(path):
+                self._files.rm(path, recursive=True)
+        except OSError as err:
+            raise StorageError("A stored file cannot be removed.") from err
+
+
+def init_storage(app: Flask) -> None:
+    """Give `app` its storage."""
+    app.extensions["storage"] = Storage(app.config["STORAGE_URL"])
+
+
+storage: Storage = LocalProxy(lambda: current_app.extensions["storage"])  # type: ignore[assignment]
