@@ -1,0 +1,121 @@
+"""The workers' Celery application. The parent process stays bare; everything that cannot be forked is made in its child.
+
+    python -m celery -A worker.app worker -Q predict -c 1 QUIET
+    python -m celery -A worker.app worker -Q train -c 1 --max-tasks-per-child 1 QUIET
+    python -m celery -A worker.app worker -Q maintenance -c 1 -B QUIET
+
+where QUIET is `--without-mingle --without-gossip --without-heartbeat`, and `-n predict-2@%h` names a second one of a machine.
+A worker that does not mingle is ready a second sooner. SIGTERM or SIGINT, to the parent or to its whole process group, stops a
+worker in order: a batch is finished, a training is handed back with its checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import signal
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+import billiard
+from celery import Celery, signals
+from flask import Flask
+
+import webapp
+from webapp import jobs
+from webapp.extensions import db
+from worker import tasks
+from worker.presence import Presence
+
+log = logging.getLogger(__name__)
+
+_stop = mmap.mmap(-1, 1)
+"""One byte that the parent shares with its children: 1 once they are to stop. A signal would meet a child in the middle of things."""
+
+
+def stopping() -> bool:
+    """True once this worker was asked to stop."""
+    return _stop[0] != 0
+
+
+def create_app(config: Mapping[str, Any] | None = None) -> Celery:
+    """Return the Celery application with the four tasks and the life of a worker process."""
+    app = webapp.create_app(config)
+    celery: Celery = app.extensions["celery"]
+    celery.conf.update(
+        # The sweep runs even where every nudge was lost. One that could not be delivered in time is of no use later.
+        beat_schedule={"sweep": {"task": jobs.SWEEP, "schedule": app.config["SWEEP_S"], "options": {"expires": app.config["SWEEP_S"]}}},
+        # The schedule is one line above; a shelve file would only be something to lose and to lock.
+        beat_scheduler="celery.beat:Scheduler",
+        # Workers are seen in SQL, so nobody asks them by broker.
+        worker_enable_remote_control=False,
+    )
+    for name, work in (
+        (jobs.PREDICT_SCANS, tasks.predict_scans),
+        (jobs.TRAIN_MODEL, tasks.train_model),
+        (jobs.IMPORT_DATASET, tasks.train_model),
+        (jobs.SWEEP, tasks.sweep),
+    ):
+        celery.task(name=name)(in_context_of(app, work))
+    live_as_worker(app, celery)
+    return celery
+
+
+def in_context_of(app: Flask, work: Callable[[], None]) -> Callable[[], None]:
+    """Return `work` with the application's context around it."""
+
+    @wraps(work)
+    def task() -> None:
+        with app.app_context():
+            work()
+
+    return task
+
+
+def live_as_worker(app: Flask, celery: Celery) -> None:
+    """Connect the beginning and the end of parent and child."""
+
+    def refuse_wrong_queue(**_: Any) -> None:
+        queues = set(celery.amqp.queues.consume_from)
+        if len(queues) != 1 or not queues <= set(jobs.QUEUES):
+            raise SystemExit(f"A worker serves one queue: -Q {', -Q '.join(jobs.QUEUES[:-1])} or -Q {jobs.QUEUES[-1]}.")
+        # Where the platform would start a fresh interpreter (macOS), the child would lack this application.
+        billiard.set_start_method("fork", force=True)
+
+    def tell_children(**_: Any) -> None:
+        _stop[0] = 1
+
+    def begin(**_: Any) -> None:
+        # The parent decides when a child ends; a signal to the whole process group must not interrupt a batch.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with app.app_context():
+            db.engine.dispose(close=False)
+            (queue,) = celery.amqp.queues.consume_from
+            app.extensions["presence"] = Presence(app, queue, stopping)
+            if queue == jobs.PREDICT:
+                prepare_to_predict()
+        app.extensions["presence"].start()
+
+    def end(**_: Any) -> None:
+        app.extensions["presence"].stop()
+
+    # weak=False: these functions have no other owner.
+    signals.celeryd_after_setup.connect(refuse_wrong_queue, weak=False)
+    signals.worker_shutting_down.connect(tell_children, weak=False)
+    signals.worker_process_init.connect(begin, weak=False)
+    signals.worker_process_shutdown.connect(end, weak=False)
+
+
+def prepare_to_predict() -> None:
+    """Load the live model, so that the first scan need not wait; without it the worker starts all the same."""
+    from worker.prediction import warm_up
+
+    try:
+        warm_up()
+    except Exception:  # The first scan will meet the same trouble, and tell its user.
+        db.session.rollback()
+        log.warning("the live model could not be loaded in advance", exc_info=True)
+
+
+celery = create_app()

@@ -1,0 +1,223 @@
+"""Scans to verdicts, then heat maps to pictures: what a predict worker does. It never loads TensorFlow."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from io import BytesIO
+
+import numpy as np
+from flask import current_app
+from PIL import Image
+from sqlalchemy import insert, literal, select
+from sqlalchemy.orm import joinedload
+
+from ml.artifacts import ArtifactError
+from ml.explain import overlay
+from ml.images import ImageError, Series, Slice, read_series, render
+from ml.inference import Finding, Predictor
+from webapp.extensions import db
+from webapp.models import Heatmap, ModelVersion, Prediction, Scan, live_version, new_id
+from webapp.storage import StorageError, storage
+from worker import leases
+from worker.patience import committed, stored
+from worker.predictors import predictor_for
+from worker.presence import presence
+
+log = logging.getLogger(__name__)
+
+IMAGE_PX = 768
+THUMBNAIL_PX = 128
+NO_MODEL = "No model is live; ask an administrator to promote one."
+
+
+def answer_next_scans() -> bool:
+    """Claim a batch of queued scans and end each in a verdict or a sentence; False if none was queued."""
+    mine = presence()
+
+    def claim() -> tuple[list[Scan], ModelVersion | None]:
+        scans = leases.claim(Scan, mine.owner, current_app.config["PREDICT_BATCH"])
+        # Asked at every claim, so that a promotion needs no restart.
+        return scans, live_version("slice") if scans else None
+
+    scans, version = committed(claim)
+    if not scans:
+        return False
+    with mine.holding(Scan, [scan.id for scan in scans]):
+        if version is None:
+            committed(lambda: leases.fail(Scan, mine.owner, {scan.id: NO_MODEL for scan in scans}))
+        else:
+            answer(scans, version)
+    return True
+
+
+def answer(scans: list[Scan], version: ModelVersion) -> None:
+    """Read, score and render a batch, then write all its verdicts in one short transaction."""
+    refused: dict[str, str] = {}
+    series: dict[str, Series] = {}
+    for scan in scans:
+        try:
+            series[scan.id] = read_original(scan)
+        except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
+            refused[scan.id] = sentence_for(err, scan)
+
+    findings: dict[str, Finding] = {}
+    started = time.monotonic()
+    if series:
+        try:
+            findings = score(predictor_for(version), series, refused)
+        except (StorageError, ArtifactError) as err:
+            log.error("version=%s cannot be loaded: %s", version.id, err)
+            refused.update(dict.fromkeys(series, "The model that is live cannot be loaded; ask an administrator to look at it."))
+    seconds = (time.monotonic() - started) / max(len(findings), 1)
+
+    for scan in scans:
+        if scan.id in findings:
+            try:
+                store_pictures(scan.id, series[scan.id])
+            except Exception as err:  # noqa: BLE001 - likewise.
+                refused[scan.id] = sentence_for(err, scan)
+                del findings[scan.id]
+
+    owned = committed(lambda: write_verdicts(version, findings, seconds, refused))
+    log.info("scans=%d done=%d version=%s seconds_each=%.3f", len(scans), len(owned), version.id, seconds)
+
+
+def score(predictor: Predictor, series: Mapping[str, Series], refused: dict[str, str]) -> dict[str, Finding]:
+    """Return the findings by scan; a scan on which the model fails gets its sentence in `refused`."""
+    try:
+        return dict(zip(series, predictor.predict_many(list(series.values())), strict=True))
+    except Exception as err:  # noqa: BLE001 - which scan it was shows below.
+        log.warning("scans=%s the batch failed and is scored one by one: %s", ",".join(series), type(err).__name__)
+    findings = {}
+    for scan_id, one in series.items():
+        try:
+            findings[scan_id] = predictor.predict(one)
+        except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
+            refused[scan_id] = sentence_for(err, scan_id)
+    return findings
+
+
+def write_verdicts(version: ModelVersion, findings: Mapping[str, Finding], seconds: float, refused: Mapping[str, str]) -> frozenset[str]:
+    """Write the verdicts on scans that this worker still holds, and queue their heat maps; return these scans' ids.
+
+    The number of statements does not depend on the number of scans.
+    """
+    owner = presence().owner
+    owned = leases.finish(
+        Scan,
+        owner,
+        findings.keys(),
+        image_key=literal("images/") + Scan.id + ".png",
+        thumbnail_key=literal("thumbnails/") + Scan.id + ".png",
+    )
+    predictions = [
+        {
+            "id": new_id(),
+            "scan_id": scan_id,
+            "model_version_id": version.id,
+            "probability": finding.probability,
+            "threshold": finding.threshold,
+            "positive": finding.positive,
+            "uncertain": finding.uncertain,
+            "warnings": list(finding.warnings),
+            "slices": list(finding.slice_probabilities),
+            "seconds": seconds,
+        }
+        for scan_id, finding in findings.items()
+        if scan_id in owned
+    ]
+    if predictions:
+        db.session.execute(insert(Prediction).values(predictions))
+        db.session.execute(insert(Heatmap).values([{"id": new_id(), "prediction_id": prediction["id"]} for prediction in predictions]))
+    leases.fail(Scan, owner, refused)
+    return owned
+
+
+def draw_next_heatmap() -> bool:
+    """Claim one heat map and draw it; False if none was queued. One at a time, because verdicts go before maps."""
+    mine = presence()
+
+    def claim() -> Heatmap | None:
+        claimed = leases.claim(Heatmap, mine.owner)
+        if not claimed:
+            return None
+        joined = joinedload(Heatmap.prediction)
+        return db.session.scalar(
+            select(Heatmap)
+            .where(Heatmap.id == claimed[0].id)
+            .options(joined.joinedload(Prediction.scan), joined.joinedload(Prediction.model_version))
+        )
+
+    heatmap = committed(claim)
+    if heatmap is None:
+        return False
+    with mine.holding(Heatmap, [heatmap.id]):
+        try:
+            draw(heatmap)
+        except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
+            sentence = sentence_for(err, heatmap)
+            committed(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
+        else:
+            committed(lambda: leases.finish(Heatmap, mine.owner, [heatmap.id], image_key=f"heatmaps/{heatmap.id}.png"))
+    return True
+
+
+def draw(heatmap: Heatmap) -> None:
+    """Store the picture of where the version that gave the verdict looked."""
+    predictor = predictor_for(heatmap.prediction.model_version)
+    series = read_original(heatmap.prediction.scan)
+    heat = predictor.heatmap(series, shown_slice(series))
+    stored(lambda: storage.put(f"heatmaps/{heatmap.id}.png", png(overlay(heat, IMAGE_PX))))
+
+
+def read_original(scan: Scan) -> Series:
+    """Return what the user submitted.
+
+    Raises:
+        StorageError: it cannot be fetched.
+        ImageError: it is no readable head CT.
+    """
+    with presence().work_folder() as folder:
+        original = folder / "original"
+        stored(lambda: storage.fetch(scan.original_key, original))
+        return read_series([original], max_pixels=current_app.config["MAX_PIXELS"])
+
+
+def store_pictures(scan_id: str, series: Series) -> None:
+    """Store the slice as the pages show it, large and small."""
+    shown = series.slices[shown_slice(series)]
+    for key, max_px in ((f"images/{scan_id}.png", IMAGE_PX), (f"thumbnails/{scan_id}.png", THUMBNAIL_PX)):
+        content = png(render(shown, max_px))
+        stored(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
+
+
+def shown_slice(series: Series) -> int:
+    """Return the index of the slice that stands for the scan on a page; its heat map is of the same."""
+    return len(series.slices) // 2
+
+
+def png(picture: Image.Image) -> bytes:
+    """Return a picture as the content of a PNG file."""
+    content = BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
+    """Return what the user is told; what nobody expected goes into the log with the row's id."""
+    if isinstance(err, ImageError | ArtifactError | StorageError):
+        return str(err)
+    log.error("row=%s failed unexpectedly", row if isinstance(row, str) else row.id, exc_info=err)
+    return "Something unexpected went wrong with this scan; the administrators find it in the log."
+
+
+def warm_up() -> None:
+    """Load the live model before the first scan comes, and run it once."""
+    version = live_version("slice")
+    db.session.commit()
+    if version is None:
+        log.warning("no model is live yet")
+        return
+    predictor_for(version).predict(Series((Slice(np.zeros((64, 64), np.float32), "display"),)))

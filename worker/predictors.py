@@ -1,0 +1,75 @@
+"""The models of this process: fetched from the storage once a machine, loaded once a process."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+
+from flask import current_app
+
+from ml.artifacts import ArtifactError, read_card
+from ml.inference import Predictor
+from webapp.models import ModelVersion
+from webapp.storage import storage
+from worker.patience import stored
+
+log = logging.getLogger(__name__)
+
+MOST_LOADED = 2
+"""The live model, and the one before it, whose heat maps may still be waiting."""
+
+_loaded: OrderedDict[str, Predictor] = OrderedDict()
+
+
+def predictor_for(version: ModelVersion) -> Predictor:
+    """Return the predictor of that version, loading it if this process has not.
+
+    Raises:
+        StorageError: its files cannot be fetched.
+        ArtifactError: its files are not those that were stored.
+    """
+    predictor = _loaded.get(version.card_id)
+    if predictor is None:
+        predictor = Predictor(model_folder(version), threads=current_app.config["PREDICT_THREADS"])
+        _loaded[version.card_id] = predictor
+        if len(_loaded) > MOST_LOADED:
+            _loaded.popitem(last=False)
+        log.info("version=%s model loaded", version.id)
+    _loaded.move_to_end(version.card_id)
+    return predictor
+
+
+def model_folder(version: ModelVersion) -> Path:
+    """Return the folder of that version on this machine: its files are those that its card names, or are fetched anew.
+
+    Raises:
+        StorageError: they cannot be fetched.
+        ArtifactError: what was fetched is not that model.
+    """
+    folder = Path(current_app.config["HEMOSCAN_HOME"]) / "cache" / "models" / version.card_id
+    if folder.is_dir():
+        try:
+            if read_card(folder).id == version.card_id:
+                return folder
+        except ArtifactError as err:
+            log.warning("version=%s the cached model is damaged and is fetched again: %s", version.id, err)
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fetched = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder.parent))
+    try:
+        for key in stored(lambda: storage.keys(version.storage_prefix)):
+            stored(lambda key=key: storage.fetch(key, fetched / key.rsplit("/", 1)[-1]))  # type: ignore[misc]
+        if read_card(fetched).id != version.card_id:
+            raise ArtifactError(f"The stored files of model version {version.id} belong to another model.")
+        try:
+            fetched.rename(folder)
+        except OSError:
+            # Another worker of this machine was first; its folder is as good.
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(fetched, ignore_errors=True)
+    return folder

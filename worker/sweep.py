@@ -1,0 +1,82 @@
+"""What brings work back: rows whose worker died return to the queue, and a queue whose nudges were lost gets new ones."""
+
+from __future__ import annotations
+
+import logging
+
+from celery import Celery
+from flask import current_app
+from kombu.exceptions import OperationalError
+from sqlalchemy import delete, func, select, update
+
+from webapp import jobs
+from webapp.extensions import database_now, db
+from webapp.models import Dataset, Heatmap, JobStatus, Leased, Scan, TrainingRun, Worker
+from worker import leases
+from worker.presence import presence, remove_abandoned_folders
+
+log = logging.getLogger(__name__)
+
+DOING: dict[type[Leased], str] = {
+    Scan: "read this scan",
+    Heatmap: "drew this heat map",
+    Dataset: "read this data set",
+    TrainingRun: "trained without reaching a new checkpoint",
+}
+# Nudges of a queue are interchangeable: each makes a worker look for all that the queue is for.
+NUDGE_OF_QUEUE = {jobs.PREDICT: jobs.PREDICT_SCANS, jobs.TRAIN: jobs.TRAIN_MODEL}
+ROWS_OF_QUEUE: dict[str, tuple[type[Leased], ...]] = {jobs.PREDICT: (Scan, Heatmap), jobs.TRAIN: (Dataset, TrainingRun)}
+SILENT_FOR_GOOD_S = 24 * 3600
+
+
+def sweep() -> None:
+    """Reap, nudge and tidy; any number of maintenance workers may do so at once."""
+    note_delivery()
+    for table, what in DOING.items():
+        reaped = leases.reap(table, what)
+        db.session.commit()
+        for row_id, status in reaped.items():
+            log.warning("%s=%s lost its worker and is %s", table.__name__.lower(), row_id, status)
+    for queue in NUDGE_OF_QUEUE:
+        if not top_up(queue):
+            break
+    db.session.execute(delete(Worker).where(Worker.seen_at < database_now(-SILENT_FOR_GOOD_S)))
+    db.session.commit()
+    remove_abandoned_folders()
+
+
+def note_delivery() -> None:
+    """Write that the broker brought this worker a message: the readiness check reads it instead of asking the broker."""
+    db.session.execute(update(Worker).where(Worker.id == presence().owner).values(delivered_at=database_now()))
+    db.session.commit()
+
+
+def top_up(queue: str) -> bool:
+    """Send nudges until min(queued rows, 2 x live workers) wait in `queue`; False if the broker cannot be reached."""
+    live = (
+        select(func.count()).select_from(Worker).where(Worker.queue == queue, Worker.seen_at > database_now(-current_app.config["LEASE_S"]))
+    )
+    most = max(1, 2 * (db.session.scalar(live) or 0))
+    queued = 0
+    for table in ROWS_OF_QUEUE[queue]:
+        # No further than is of interest: the queue may be ten thousand rows long.
+        some = select(table.id).where(table.status == JobStatus.QUEUED).limit(most).subquery()
+        queued += db.session.scalar(select(func.count()).select_from(some)) or 0
+    db.session.commit()
+    if not queued:
+        return True
+    waiting = nudges_in(queue)
+    if waiting is None:
+        return False
+    return all(jobs.nudge(NUDGE_OF_QUEUE[queue]) for _ in range(min(queued, most) - waiting))
+
+
+def nudges_in(queue: str) -> int | None:
+    """Return how many messages wait in the broker, so that an idle minute does not pile them up; None if it cannot be reached."""
+    celery: Celery = current_app.extensions["celery"]
+    with celery.connection_for_write() as connection:
+        try:
+            return int(connection.default_channel.client.llen(queue))
+        except (OperationalError, *connection.connection_errors) as err:
+            log.warning("The broker cannot be reached: %s", type(err).__name__)
+            return None

@@ -1,0 +1,35 @@
+"""The tasks: each looks into the database for all that its queue is for. A task of this module is one line; the work is beside it.
+
+The modules that do the work are imported by the task, in the child, because they load numpy, ONNX Runtime or TensorFlow, and
+a Celery parent that had loaded these could not fork.
+"""
+
+from __future__ import annotations
+
+from worker.presence import presence
+
+
+def predict_scans() -> None:
+    """Answer scans until none is queued, then draw heat maps; verdicts go before maps."""
+    from worker.prediction import answer_next_scans, draw_next_heatmap
+
+    while not presence().stopping() and (answer_next_scans() or draw_next_heatmap()):
+        pass
+
+
+def train_model() -> None:
+    """Import one data set or, where none is queued, train one run: then the pool renews this process."""
+    from worker.importing import import_next_dataset
+
+    if presence().stopping() or import_next_dataset():
+        return
+    from worker.training import train_next_run  # Here, because it loads TensorFlow, which an import does not need.
+
+    train_next_run()
+
+
+def sweep() -> None:
+    """Bring back what died, and nudge."""
+    from worker.sweep import sweep
+
+    sweep()

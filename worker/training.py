@@ -1,0 +1,263 @@
+"""One training run: from its row to a model version, continuing from its checkpoint wherever it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+from flask import current_app
+from sqlalchemy import insert, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import selectinload
+
+from ml.artifacts import ArtifactError, Card
+from ml.catalogue import SettingError
+from ml.datasets import DatasetError
+from ml.training import Progress, TrainConfig, TrainingStopped, train
+from webapp.extensions import db
+from webapp.models import ModelVersion, TrainingRun, new_id
+from webapp.storage import StorageError, storage
+from worker import leases
+from worker.importing import fetch_dataset
+from worker.patience import committed, stored
+from worker.predictors import model_folder
+from worker.presence import presence
+
+log = logging.getLogger(__name__)
+
+IMAGENET_WEIGHTS = "alexnet_owt_imagenet_conv.npz"
+WRITE_EVERY_S = 1.0
+
+
+class LeaseLost(Exception):
+    """Another worker has this run now, or it is gone."""
+
+
+def train_next_run() -> bool:
+    """Claim one queued run and train it to a verdict, or hand it back when the worker stops; False if none was queued."""
+    mine = presence()
+
+    def claim() -> TrainingRun | None:
+        claimed = leases.claim(TrainingRun, mine.owner)
+        if not claimed:
+            return None
+        return db.session.scalar(select(TrainingRun).where(TrainingRun.id == claimed[0].id).options(selectinload(TrainingRun.datasets)))
+
+    run = committed(claim)
+    if run is None:
+        return False
+    with mine.holding(TrainingRun, [run.id]), mine.work_folder() as folder:
+        Training(run, folder).carry_through()
+    return True
+
+
+class Training:
+    """A claimed run while this process works on it.
+
+    The checkpoint in storage, not a folder that some machine has kept, says where the run stands: any machine may have
+    continued it since.
+    """
+
+    def __init__(self, run: TrainingRun, folder: Path) -> None:
+        self.run = run
+        self.folder = folder
+        self.out_dir = folder / "out"
+        self.checkpoint_key = f"checkpoints/{run.id}.zip"
+        self.is_lost = False
+        self._owner = presence().owner
+        self._written_at = time.monotonic()
+        self._kept_at = float("-inf")
+        self._kept: frozenset[tuple[str, int, int]] = frozenset()
+        self._progress: dict[str, Any] = {"stage": "Fetching the data"}
+
+    def carry_through(self) -> None:
+        """Train; the row ends as done or failed, or returns to the queue with its checkpoint kept."""
+        try:
+            card = self._train()
+            version_id = self._store_model(card)
+            log.info("run=%s done version=%s", self.run.id, version_id)
+        except LeaseLost:
+            log.warning("run=%s was lost to another worker", self.run.id)
+        except TrainingStopped:
+            if self.is_lost:
+                log.warning("run=%s was lost to another worker", self.run.id)
+                return
+            self._keep_checkpoint()
+            committed(lambda: leases.hand_back(TrainingRun, self._owner, [self.run.id]))
+            log.info("run=%s handed back", self.run.id)
+        except (DatasetError, SettingError, ArtifactError, StorageError) as err:
+            self._fail(str(err))
+        except Exception:
+            log.error("run=%s failed unexpectedly", self.run.id)
+            self._fail("Something unexpected went wrong in this training; the log has the details.")
+            raise
+
+    def _train(self) -> Card:
+        run = self.run
+        self._write()
+        init = self._initial_weights()
+        opened = [fetch_dataset(dataset, self.folder, self._on_image) for dataset in run.datasets]
+        self._fetch_checkpoint()
+        return train(
+            TrainConfig(
+                architecture=run.architecture,
+                settings=run.settings,
+                seed=run.seed,
+                init=init,
+                command=f"Training run {run.id}, launched in the browser from the initial weights {run.initial_weights!r}.",
+            ),
+            opened,
+            self.out_dir,
+            self._on_progress,
+            self._should_stop,
+        )
+
+    def _initial_weights(self) -> Path | Literal["random", "starter"]:
+        match self.run.initial_weights.partition(":"):
+            case ("starter", "", _):
+                return "starter"
+            case ("random", "", _):
+                return "random"
+            case ("imagenet", "", _):
+                weights = Path(current_app.config["WEIGHTS_DIR"]) / IMAGENET_WEIGHTS
+                if not weights.is_file():
+                    raise SettingError(f"The ImageNet weights are not on this worker: its WEIGHTS_DIR has no {IMAGENET_WEIGHTS}.")
+                return weights
+            case ("version", ":", version_id):
+                version = committed(lambda: db.session.get(ModelVersion, version_id))
+                if version is not None:
+                    return model_folder(version)
+        raise SettingError(f"There are no initial weights {self.run.initial_weights!r}.")
+
+    def _on_image(self, done: int, total: int) -> None:
+        self._progress["stage"] = f"Reading image {done} of {total}"
+        if self._should_stop():
+            raise TrainingStopped
+
+    def _on_progress(self, progress: Progress) -> None:
+        self._progress = {
+            "stage": progress.stage,
+            "progress": progress.fraction,
+            "eta_s": progress.eta_s,
+            "current_metrics": {name: float(value) for name, value in progress.metrics.items()}
+            or self._progress.get("current_metrics", {}),
+        }
+        self._write_now_and_then()
+        if time.monotonic() - self._kept_at >= current_app.config["CHECKPOINT_S"]:
+            self._keep_checkpoint()
+
+    def _should_stop(self) -> bool:
+        self._write_now_and_then()
+        return self.is_lost or presence().stopping()
+
+    def _write_now_and_then(self) -> None:
+        if time.monotonic() - self._written_at >= WRITE_EVERY_S:
+            self._write()
+
+    def _write(self) -> None:
+        """Write the progress; a database that is away for a while does not end a training, a lost lease does."""
+        self._written_at = time.monotonic()
+        self._write_columns(**self._progress)
+
+    def _write_columns(self, **columns: Any) -> None:
+        try:
+            held = leases.write(TrainingRun, self._owner, [self.run.id], **columns)
+            db.session.commit()
+            self.is_lost = not held
+        except SQLAlchemyError as err:
+            db.session.rollback()
+            log.warning("run=%s progress could not be written: %s", self.run.id, type(err).__name__)
+
+    def _keep_checkpoint(self) -> None:
+        """Store what the training has reached, if that is more than what is stored."""
+        checkpoint = self.out_dir / "checkpoint"
+        files = [path for path in checkpoint.rglob("*") if path.is_file() and not path.name.startswith(".")]
+        reached = frozenset((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+        if not files or reached == self._kept:
+            return
+        packed = self.folder / "checkpoint.zip"
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+            for path in files:
+                archive.write(path, path.relative_to(checkpoint))
+        try:
+            storage.put(self.checkpoint_key, packed)
+        except StorageError as err:
+            log.warning("run=%s checkpoint could not be stored: %s", self.run.id, err)
+            return
+        finally:
+            packed.unlink()
+        self._kept, self._kept_at = reached, time.monotonic()
+        # A death after a new checkpoint does not speak against the run.
+        self._write_columns(death_counts=False)
+
+    def _fetch_checkpoint(self) -> None:
+        if not stored(lambda: storage.exists(self.checkpoint_key)):
+            return
+        packed = self.folder / "checkpoint.zip"
+        stored(lambda: storage.fetch(self.checkpoint_key, packed))
+        checkpoint = self.out_dir / "checkpoint"
+        with zipfile.ZipFile(packed) as archive:
+            archive.extractall(checkpoint)
+        packed.unlink()
+        self._kept = frozenset(
+            (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.rglob("*") if path.is_file()
+        )
+        self._kept_at = time.monotonic()
+        log.info("run=%s continues from its checkpoint", self.run.id)
+
+    def _store_model(self, card: Card) -> str:
+        """Store the model folder, then write version and verdict in one transaction.
+
+        Raises:
+            LeaseLost: another worker has the run; nothing of this model stays.
+        """
+        version_id = new_id()
+        prefix = f"models/{version_id}"
+        try:
+            for path in sorted((self.out_dir / "model").iterdir()):
+                stored(lambda path=path: storage.put(f"{prefix}/{path.name}", path))  # type: ignore[misc]
+            committed(lambda: self._write_version(card, version_id, prefix))
+        except (LeaseLost, StorageError):
+            discard(prefix)
+            raise
+        discard(self.checkpoint_key)
+        return version_id
+
+    def _write_version(self, card: Card, version_id: str, prefix: str) -> None:
+        if db.session.get(ModelVersion, version_id) is not None:
+            return  # It was committed, and only the answer to that was lost.
+        check = card.export_check
+        blocked_because = None
+        if not check.get("passed"):
+            found, limit = check.get("largest_difference"), check.get("limit")
+            blocked_because = f"The exported model differs from the trained one by {found}; at most {limit} is allowed."
+        if not leases.finish(TrainingRun, self._owner, [self.run.id], eta_s=None):
+            raise LeaseLost
+        db.session.execute(
+            insert(ModelVersion).values(
+                id=version_id,
+                run_id=self.run.id,
+                card_id=card.id,
+                architecture=card.architecture,
+                reads=card.reads,
+                storage_prefix=prefix,
+                card=json.loads(card.to_json()),
+                blocked_because=blocked_because,
+            )
+        )
+
+    def _fail(self, sentence: str) -> None:
+        if committed(lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})):
+            discard(self.checkpoint_key)
+
+
+def discard(key: str) -> None:
+    """Remove what nobody needs any more from the storage; that a storage is away must not change a verdict."""
+    try:
+        storage.delete(key)
+    except StorageError as err:
+        log.warning("%s could not be removed: %s", key, type(err).__name__)
