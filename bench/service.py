@@ -1,0 +1,194 @@
+"""How fast the service answers a person: upload reply, first verdict, worker start, memory.
+
+    python bench/service.py [--requests 200]
+
+Starts `make run`'s own process set on an empty folder and a free port, measures, stops it. The last line is the verdict;
+the exit status is 1 where a limit is broken. Linux only (memory is read from /proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import re
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMITS = {"upload_median_ms": 100.0, "first_verdict_s": 3.0, "predict_ready_s": 3.0, "web_rss_mb": 120.0}
+
+
+class Client:
+    """One keep-alive connection that speaks the JSON API."""
+
+    def __init__(self, port: int, token: str) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self.headers = {"Authorization": f"Bearer {token}"}
+
+    def call(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        """Return the JSON answer."""
+        self.connection.request(method, path, body, {**self.headers, **(headers or {})})
+        answer: dict[str, Any] = json.loads(self.connection.getresponse().read())
+        return answer
+
+    def upload(self, name: str, content: bytes) -> dict[str, Any]:
+        """Submit one file as a browser would."""
+        boundary = uuid.uuid4().hex
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
+        body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+        return self.call("POST", "/api/v1/scans", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def seconds_until(condition: Any, limit_s: float) -> float:
+    """Return how long it took until `condition()` held; give up after `limit_s`."""
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < limit_s:
+        if condition():
+            return time.perf_counter() - begin
+        time.sleep(0.02)
+    raise TimeoutError(f"Not within {limit_s:g} s.")
+
+
+def is_ready(port: int) -> bool:
+    """True once database, broker and a predict worker answer."""
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+def commands() -> dict[int, tuple[int, str]]:
+    """Return parent and command line of every process."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                parent = int(re.search(r"^PPid:\s+(\d+)", (entry / "status").read_text(), re.M).group(1))  # type: ignore[union-attr]
+            except (OSError, AttributeError):
+                continue
+            found[int(entry.name)] = (parent, command)
+    return found
+
+
+def descendants(root_pid: int) -> dict[int, str]:
+    """Return the command lines of all processes below `root_pid`."""
+    everyone, below = commands(), {root_pid}
+    while True:
+        more = {pid for pid, (parent, _) in everyone.items() if parent in below} - below
+        if not more:
+            return {pid: everyone[pid][1] for pid in below if pid in everyone}
+        below |= more
+
+
+def rss_mb(pid: int) -> float:
+    """Return the resident memory of a process."""
+    return int(re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M).group(1)) / 1024  # type: ignore[union-attr]
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Return the value that `share` of the values do not exceed."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def measure(requests: int) -> dict[str, float]:
+    """Run the service and return the figures."""
+    home, port = Path(tempfile.mkdtemp(prefix="hemoscan-bench-")), free_port()
+    environ = {**os.environ, "HEMOSCAN_HOME": str(home), "PORT": str(port)}
+    for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL"):
+        environ.pop(name, None)
+    flask = [sys.executable, "-m", "flask", "--app", "webapp"]
+    subprocess.run([*flask, "setup"], cwd=ROOT, env=environ, check=True, stdout=subprocess.DEVNULL)
+    service = subprocess.Popen([sys.executable, "-m", "webapp.embedded"], cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
+    try:
+        figures = {"ready_s": seconds_until(lambda: is_ready(port), 60)}
+        subprocess.run(
+            [*flask, "create-admin", "bench"], cwd=ROOT, env={**environ, "HEMOSCAN_PASSWORD": uuid.uuid4().hex}, check=True, capture_output=True
+        )
+        made = subprocess.run([*flask, "create-token", "bench"], cwd=ROOT, env=environ, check=True, capture_output=True, text=True)
+        client = Client(port, made.stdout.strip().splitlines()[-1])
+        phantom = sorted((ROOT / "webapp" / "static" / "phantoms").glob("*.png"))[0].read_bytes()
+
+        begin = time.perf_counter()
+        scan = client.upload("slice.png", phantom)
+        seconds_until(lambda: client.call("GET", f"/api/v1/scans/{scan['id']}")["status"] in ("done", "failed"), 30)
+        figures["first_verdict_s"] = time.perf_counter() - begin
+
+        replies, last = [], ""
+        begin = time.perf_counter()
+        for _ in range(requests):
+            sent = time.perf_counter()
+            last = client.upload("slice.png", phantom)["id"]
+            replies.append((time.perf_counter() - sent) * 1000)
+        seconds_until(lambda: client.call("GET", f"/api/v1/scans/{last}")["status"] in ("done", "failed"), 120)
+        figures["upload_median_ms"] = statistics.median(replies)
+        figures["upload_p95_ms"] = percentile(replies, 0.95)
+        figures["scans_per_s"] = requests / (time.perf_counter() - begin)
+
+        processes = descendants(service.pid)
+        figures["web_rss_mb"] = max(rss_mb(pid) for pid, command in processes.items() if "gunicorn" in command)
+        predict = [pid for pid, command in processes.items() if "-Q predict" in command]
+        figures["predict_rss_mb"] = max(map(rss_mb, predict))
+        figures["predict_ready_s"] = predict_worker_ready_s(environ)
+    finally:
+        service.send_signal(signal.SIGINT)
+        service.wait(60)
+    return figures
+
+
+def predict_worker_ready_s(environ: dict[str, str]) -> float:
+    """Return how long a second predict worker takes from its start until it says in the database that it is at work."""
+    database = Path(environ["HEMOSCAN_HOME"]) / "hemoscan.db"
+
+    def workers() -> int:
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+            return int(connection.execute("SELECT count(*) FROM worker WHERE queue = 'predict'").fetchone()[0])
+
+    before = workers()
+    command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", "predict", "-c", "1", "-n", "bench@%h"]
+    worker = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        return seconds_until(lambda: workers() > before, 60)
+    finally:
+        worker.terminate()
+        worker.wait(30)
+
+
+def main() -> int:
+    """Measure, print a line a figure and the verdict; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=200, help="uploads to send (default 200)")
+    figures = measure(parser.parse_args().requests)
+    sys.stdout.write(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    for name, value in figures.items():
+        limit = f"  (limit {LIMITS[name]:g})" if name in LIMITS else ""
+        sys.stdout.write(f"{name:18} {value:9.2f}{limit}\n")
+    broken = [name for name, limit in LIMITS.items() if figures[name] > limit]
+    sys.stdout.write(f"broken: {', '.join(broken)}\n" if broken else "all limits held\n")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

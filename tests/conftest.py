@@ -1,0 +1,132 @@
+"""What all tests share: an application on an empty database, people, and logged-in browsers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from webapp import create_app
+from webapp.extensions import db
+from webapp.models import Role, User
+
+SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+POSTGRES = os.environ.get("TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432")
+REDIS = os.environ.get("TEST_REDIS", "redis://127.0.0.1:6379")
+PASSWORD = "a long enough password"
+
+
+def answers(url: str) -> bool:
+    """True if something listens at the host and port of `url`."""
+    host, _, port = url.rsplit("@", 1)[-1].split("://")[-1].split("/")[0].partition(":")
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def unreachable(what: str) -> None:
+    """Skip the test for want of a service; CI installs them all, so there it is a failure."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have {what}.")
+    pytest.skip(f"{what} cannot be reached here.")
+
+
+@contextmanager
+def empty_postgres_database() -> Iterator[str]:
+    """Make a PostgreSQL database, yield its URL, and drop it."""
+    name = f"hemoscan_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(f"{POSTGRES}/postgres", autocommit=True) as admin:
+        admin.execute(f'CREATE DATABASE "{name}"')
+        try:
+            yield f"{POSTGRES}/{name}"
+        finally:
+            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """An empty PostgreSQL database, dropped afterwards."""
+    if not answers(POSTGRES):
+        unreachable("PostgreSQL")
+    with empty_postgres_database() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind that Hemoscan runs on."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'test.db'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+def app_on(database_url: str, home: Path, **config: object) -> Flask:
+    """Return an application with all tables on that database and no broker."""
+    app = create_app(
+        {
+            "TESTING": True,
+            "SECRET_KEY": "not a secret",
+            "HEMOSCAN_HOME": home,
+            "DATABASE_URL": database_url,
+            "BROKER_URL": f"redis+socket://{home / 'nobody.sock'}",
+            "STORAGE_URL": f"file://{home / 'files'}",
+            "WTF_CSRF_ENABLED": False,
+            "RATELIMIT_ENABLED": False,
+            **config,
+        }
+    )
+    with app.app_context():
+        db.create_all()
+    return app
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Flask]:
+    """An application on SQLite, its context pushed by nobody."""
+    app = app_on(f"sqlite:///{tmp_path / 'test.db'}", tmp_path)
+    yield app
+    with app.app_context():
+        db.session.remove()
+        db.engine.dispose()
+
+
+@pytest.fixture
+def any_database_app(database_url: str, tmp_path: Path) -> Iterator[Flask]:
+    """An application on SQLite, then one on PostgreSQL."""
+    app = app_on(database_url, tmp_path)
+    yield app
+    with app.app_context():
+        db.session.remove()
+        db.engine.dispose()
+
+
+def make_user(app: Flask, username: str, role: Role = Role.USER) -> str:
+    """Create a person whose password is PASSWORD; return the id."""
+    with app.app_context():
+        user = User(username=username, password=PASSWORD, email=f"{username}@example.org", name=username.title(), role=role)
+        db.session.add(user)
+        db.session.commit()
+        return user.id
+
+
+@pytest.fixture
+def logged_in(app: Flask) -> Callable[..., FlaskClient]:
+    """`logged_in("ann")` is a browser in which that person, made if need be, is logged in."""
+
+    def log_in(username: str, role: Role = Role.USER) -> FlaskClient:
+        make_user(app, username, role)
+        client = app.test_client()
+        answer = client.post("/login", data={"username": username, "password": PASSWORD})
+        if answer.status_code != 302:
+            raise RuntimeError(f"{username} could not log in: {answer.status_code}")
+        return client
+
+    return log_in

@@ -1,0 +1,195 @@
+"""What people do with Hemoscan, in a real browser: submit and read; import, train, promote and roll back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.conftest import PASSWORD
+from tests.e2e.conftest import Service, a_service
+from tests.e2e.pictures import phantom_dataset, phantom_dicom, phantom_png
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+VERDICT = re.compile(r"^(No )?Brain Hemorrhage Detected\.$")
+VERDICT_MS = 20_000
+IMPORT_MS = 60_000
+TRAINING_MS = 180_000
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """All of the service."""
+    with a_service(tmp_path_factory.mktemp("service")) as service:
+        service.start("web", "worker-predict", "worker-train", "beat")
+        service.wait_until_ready()
+        yield service
+
+
+@pytest.fixture(scope="module")
+def chromium_browser(chromium: str) -> Iterator[Browser]:
+    """Chromium, without windows."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(service: Service, chromium_browser: Browser) -> Iterator[Callable[..., Page]]:
+    """`visit()` is a page in a browser of its own: cookies are not shared. Whatever a page's scripts complain of fails the test."""
+    contexts = []
+    complaints: list[str] = []
+
+    def open_page(**options: object) -> Page:
+        context = chromium_browser.new_context(base_url=service.url, **options)  # type: ignore[arg-type]
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def send(page: Page, field: str) -> None:
+    """Press the button of the form that has this field."""
+    page.locator(f"main form:has([name={field}]) button").click()
+
+
+def sign_up(page: Page, username: str) -> None:
+    """Make an account, which logs in."""
+    page.goto("/signup")
+    for name, value in {"username": username, "name": "A Person", "email": f"{username}@example.org", "phone": "+49 30 1234"}.items():
+        page.fill(f"[name={name}]", value)
+    page.fill("[name=password]", PASSWORD)
+    send(page, "username")
+    expect(page).to_have_url(re.compile("/scans$"))
+
+
+def log_in(page: Page, username: str) -> None:
+    """Log in to an account that exists."""
+    page.goto("/login")
+    page.fill("[name=username]", username)
+    page.fill("[name=password]", PASSWORD)
+    send(page, "username")
+    expect(page).to_have_url(re.compile("/scans$"))
+
+
+def submit(page: Page, file: Path) -> None:
+    """Submit a scan; its page opens."""
+    page.goto("/scans")
+    page.set_input_files("main form [name=file]", file)
+    send(page, "file")
+    expect(page).to_have_url(re.compile("/scans/[0-9a-f]{32}$"))
+
+
+def expect_verdict(page: Page) -> None:
+    """Wait for the sentence."""
+    expect(page.get_by_text(VERDICT).first).to_be_visible(timeout=VERDICT_MS)
+
+
+def test_sign_up_submit_and_read_the_verdict(service: Service, visit: Callable[..., Page], tmp_path: Path) -> None:
+    page = visit()
+    sign_up(page, "ann")
+    with service.programs.paused("worker-predict"):  # So that the verdict is certain to come while the page is open.
+        submit(page, phantom_png(tmp_path, 11, hemorrhage=True, size=512))
+        page.evaluate("window.neverReloaded = true")
+        expect(page.get_by_text(VERDICT)).to_have_count(0)
+    expect_verdict(page)
+    assert page.evaluate("window.neverReloaded") is True
+
+    slider = page.locator("input[type=range][data-opacity-of]")
+    expect(slider).to_be_visible(timeout=VERDICT_MS)
+    heat = page.locator(f"#{slider.get_attribute('data-opacity-of')}")
+    expect(heat).to_be_visible()
+    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=heat.element_handle())
+    slider.fill("20")
+    expect(heat).to_have_css("opacity", "0.2")
+    slider.fill("90")
+    expect(heat).to_have_css("opacity", "0.9")
+    assert page.evaluate("window.neverReloaded") is True
+    page.screenshot(path=tmp_path / "verdict.png", full_page=True)
+
+    address = page.url
+    page.goto("/scans")
+    history = page.locator(f"a[href='{address.removeprefix(service.url)}']").first
+    expect(history).to_be_visible()
+    page.wait_for_function("[...document.querySelectorAll('main img')].every(image => image.naturalWidth > 0)")
+
+    stranger = visit()
+    sign_up(stranger, "bob")
+    for path in ("", "/progress", "/image.png", "/thumbnail.png", "/heatmap.png"):
+        answer = stranger.goto(f"{address}{path}")
+        assert answer is not None
+        assert answer.status == 404
+
+
+def test_without_scripts_a_scan_is_answered_too(visit: Callable[..., Page], tmp_path: Path) -> None:
+    page = visit(java_script_enabled=False)
+    sign_up(page, "carol")
+    submit(page, phantom_dicom(tmp_path, 12, hemorrhage=False))
+    expect_verdict(page)  # The page asks for itself again.
+    expect(page.locator("main img").first).to_be_visible()
+
+
+def test_import_train_promote_predict_and_roll_back(service: Service, visit: Callable[..., Page], tmp_path: Path) -> None:
+    service.flask("create-admin", "root")
+    page = visit()
+    log_in(page, "root")
+    page.goto("/admin/models")
+    starter = page.locator("h2:has-text('Live for a slice') a").inner_text().split()[-1]
+
+    page.goto("/admin/datasets")
+    page.fill("[name=name]", "Phantoms")
+    page.set_input_files("[name=archive]", phantom_dataset(tmp_path))
+    send(page, "archive")
+    expect(page.locator("dt:text-is('Hemorrhage') + dd")).to_have_text("16", timeout=IMPORT_MS)
+    expect(page.locator("dt:text-is('Patients') + dd")).to_have_text("16")
+    expect(page.locator("img[src*='contact-sheet']")).to_be_visible()
+
+    page.goto("/admin/runs/new")
+    page.check("[name=datasets]")
+    page.fill("[name=setting_folds]", "2")
+    send(page, "datasets")
+    expect(page).to_have_url(re.compile("/admin/runs/[0-9a-f]{32}$"))
+    page.evaluate("window.neverReloaded = true")
+    trained = page.get_by_role("heading", name=re.compile("It made the version"))
+    expect(trained.or_(page.get_by_text("It failed."))).to_be_visible(timeout=TRAINING_MS)
+    expect(trained).to_be_visible()
+    assert page.evaluate("window.neverReloaded") is True
+    version = trained.locator("a").inner_text()
+    for figure in ("Accuracy", "Sensitivity", "Specificity", "AUROC"):
+        expect(page.locator(f"tr:has(th:text-is('{figure}')) td").nth(1).first).to_have_text(re.compile(r"^[01]\.\d+–[01]\.\d+$"))
+    expect(page.locator("svg.roc").first).to_be_visible()
+    expect(page.locator("table.confusion").first).to_be_visible()
+    page.screenshot(path=tmp_path / "training.png", full_page=True)
+
+    trained.locator("a").click()
+    page.fill("[name=reason]", "It was trained on phantoms.")
+    send(page, "reason")
+    expect(page.get_by_text(f"The version {version} is live")).to_be_visible()
+    submit(page, phantom_png(tmp_path, 13, hemorrhage=True))
+    expect_verdict(page)
+    expect(page.locator("main")).to_contain_text(version)
+
+    page.goto("/admin/models")
+    page.fill("[name=reason]", "It was only a test.")
+    page.get_by_role("button", name=f"Roll back to {starter}").click()
+    expect(page.get_by_text(f"The version {starter} is live")).to_be_visible()
+    submit(page, phantom_png(tmp_path, 14, hemorrhage=False))
+    expect_verdict(page)
+    expect(page.locator("main")).to_contain_text(starter)

@@ -1,0 +1,366 @@
+"""The JSON API under /api/v1."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from openapi_spec_validator import validate
+from PIL import Image
+from sqlalchemy import event
+from werkzeug.datastructures import FileStorage
+from werkzeug.test import TestResponse, encode_multipart
+
+from tests.conftest import make_user
+from webapp import api
+from webapp.extensions import db, utc_now
+from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan
+from webapp.models.accounts import new_secret, secret_hash
+from webapp.storage import storage
+
+
+def png(side: int = 64) -> bytes:
+    """Return a grey picture as a PNG file."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_token(app: Flask, user_id: str) -> str:
+    """Return a fresh API token of that person."""
+    secret = new_secret()
+    with app.app_context():
+        db.session.add(ApiToken(user_id=user_id, name="a test", secret_hash=secret_hash(secret)))
+        db.session.commit()
+    return secret
+
+
+def client_of(app: Flask, username: str) -> FlaskClient:
+    """Return an API client that acts for a new person."""
+    client = app.test_client()
+    client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {make_token(app, make_user(app, username))}"
+    return client
+
+
+@pytest.fixture
+def ann(app: Flask) -> FlaskClient:
+    """An API client that acts for Ann."""
+    return client_of(app, "ann")
+
+
+def add_scan(app: Flask, username: str = "ann", **columns: Any) -> str:
+    """Add a scan of that person; return its id."""
+    with app.app_context():
+        user_id = db.session.execute(db.text("SELECT id FROM user WHERE username = :name"), {"name": username}).scalar_one()
+        scan = Scan(user_id=user_id, kind="png", original_key="originals/none.png", **columns)
+        db.session.add(scan)
+        db.session.commit()
+        return scan.id
+
+
+def add_verdict(app: Flask, scan_id: str, *, drawing: JobStatus = JobStatus.QUEUED, image_key: str | None = None) -> str:
+    """Add the verdict on a scan and the row of its heat map; return the model version's id."""
+    with app.app_context():
+        version = ModelVersion(card_id="0" * 12, architecture="alexnet_svm", reads="slice", storage_prefix="models/none", card={})
+        scan = db.session.get_one(Scan, scan_id)
+        scan.status, scan.progress, scan.finished_at = JobStatus.DONE, 1.0, utc_now()
+        scan.prediction = Prediction(
+            model_version=version,
+            probability=0.75,
+            threshold=0.5,
+            positive=True,
+            uncertain=False,
+            warnings=["Small."],
+            slices=[0.75],
+            seconds=0.1,
+        )
+        scan.prediction.heatmap = Heatmap(status=drawing, image_key=image_key)
+        db.session.add(version)
+        db.session.commit()
+        return version.id
+
+
+def problem_of(answer: TestResponse, status: int) -> str:
+    """Return the sentence of an error, after a look at its form."""
+    assert answer.status_code == status, answer.text
+    assert answer.content_type.startswith("application/problem+json")
+    assert answer.json["status"] == status
+    assert {"type", "title", "detail"} <= set(answer.json)
+    return str(answer.json["detail"])
+
+
+# --- who may ask
+
+
+@pytest.mark.parametrize(
+    "header", [{}, {"Authorization": "Basic YTpi"}, {"Authorization": "Bearer "}, {"Authorization": "Bearer nonsense"}]
+)
+def test_without_a_known_token_there_is_nothing(app: Flask, header: dict[str, str]) -> None:
+    answer = app.test_client().get("/api/v1/scans", headers=header)
+    assert "token" in problem_of(answer, 401)
+    assert answer.headers["WWW-Authenticate"].lower().startswith("bearer")
+
+
+def test_a_login_in_a_browser_is_no_token(logged_in: Callable[..., FlaskClient]) -> None:
+    browser = logged_in("ann")
+    problem_of(browser.get("/api/v1/scans"), 401)
+    problem_of(browser.post("/api/v1/scans", data={"file": (io.BytesIO(png()), "a.png")}), 401)
+
+
+def test_the_api_sets_no_cookie(ann: FlaskClient) -> None:
+    assert "Set-Cookie" not in ann.get("/api/v1/scans").headers
+
+
+def test_another_users_scan_is_404_everywhere(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id)
+    bob = client_of(app, "bob")
+    for path in ("", "/image.png", "/heatmap.png"):
+        refusals = {problem_of(bob.get(f"/api/v1/scans/{id}{path}"), 404) for id in (scan_id, "0" * 32, "nonsense", "%00")}
+        assert refusals == {"You have no such scan."}
+    assert bob.get("/api/v1/scans").json["total"] == 0
+    assert ann.get("/api/v1/scans").json["total"] == 1
+
+
+# --- submit
+
+
+def test_a_picture_is_accepted_at_once(app: Flask, ann: FlaskClient) -> None:
+    answer = ann.post("/api/v1/scans", data={"file": (io.BytesIO(png()), "a.png"), "title": "Monday"})
+    assert answer.status_code == 202, answer.text
+    assert set(answer.json) == {"id", "status", "url", "scans"}
+    first = {name: answer.json[name] for name in ("id", "status", "url")}
+    assert answer.json["scans"] == [first]
+    assert first["status"] == "queued"
+    polled = ann.get(first["url"])
+    assert polled.status_code == 200
+    assert polled.json["id"] == first["id"]
+    with app.app_context():
+        assert db.session.get_one(Scan, first["id"]).title == "Monday"
+
+
+def test_no_transaction_is_open_while_an_upload_comes_in(ann: FlaskClient) -> None:
+    open_while_read = []
+
+    class Line(io.BytesIO):
+        def readinto(self, buffer: Any, /) -> int:
+            open_while_read.append(db.session.registry().in_transaction())
+            return super().readinto(buffer)
+
+    boundary, body = encode_multipart({"file": FileStorage(io.BytesIO(png()), "a.png")})
+    answer = ann.post("/api/v1/scans", input_stream=Line(body), content_type=f"multipart/form-data; boundary={boundary}")
+    assert answer.status_code == 202, answer.text
+    assert set(open_while_read) == {False}
+
+
+def test_several_pictures_become_several_scans_in_their_order(ann: FlaskClient) -> None:
+    answer = ann.post("/api/v1/scans", data={"file": [(io.BytesIO(png(64 + i)), f"{i}.png") for i in range(3)]})
+    assert answer.status_code == 202, answer.text
+    assert len({job["id"] for job in answer.json["scans"]}) == 3
+    assert answer.json["id"] == answer.json["scans"][0]["id"]
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [(b"", "empty.png"), (b"This is a text.", "text.png"), (png()[:40], "truncated.png")],
+    ids=["empty", "text", "truncated"],
+)
+def test_a_bad_file_is_refused_with_a_sentence_and_nothing_is_kept(app: Flask, ann: FlaskClient, content: bytes, name: str) -> None:
+    answer = ann.post("/api/v1/scans", data={"file": [(io.BytesIO(png()), "good.png"), (io.BytesIO(content), name)]})
+    assert problem_of(answer, 422).endswith(".")
+    assert ann.get("/api/v1/scans").json["total"] == 0
+    with app.app_context():
+        assert storage.keys("originals") == []
+
+
+def test_no_file_is_told(ann: FlaskClient) -> None:
+    assert "file" in problem_of(ann.post("/api/v1/scans", data={"title": "none"}, content_type="multipart/form-data"), 422)
+    assert "file" in problem_of(ann.post("/api/v1/scans"), 422)
+
+
+@pytest.mark.parametrize("media", ["application/json", "image/png", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_not_multipart_is_told(ann: FlaskClient, media: str) -> None:
+    assert "multipart/form-data" in problem_of(ann.post("/api/v1/scans", data=b"{}", content_type=media), 415)
+
+
+def test_a_body_over_the_limit_is_413(app: Flask, ann: FlaskClient) -> None:
+    app.config["MAX_CONTENT_LENGTH"] = 2**20
+    problem_of(ann.post("/api/v1/scans", data=bytes(3 * 2**20), content_type="multipart/form-data; boundary=x"), 413)
+    assert ann.get("/api/v1/scans").json["total"] == 0
+
+
+# --- poll
+
+
+def test_a_queued_scan_has_no_result(app: Flask, ann: FlaskClient) -> None:
+    told = ann.get(f"/api/v1/scans/{add_scan(app)}").json
+    assert set(told) == {"id", "status", "progress", "error", "created_at", "finished_at", "result"}
+    assert (told["status"], told["progress"], told["error"], told["finished_at"], told["result"]) == ("queued", 0.0, None, None, None)
+    assert told["created_at"].endswith("+00:00")
+
+
+def test_a_failed_scan_tells_why(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app, status=JobStatus.FAILED, error="The picture is empty.", finished_at=utc_now())
+    told = ann.get(f"/api/v1/scans/{scan_id}").json
+    assert (told["status"], told["error"], told["result"]) == ("failed", "The picture is empty.", None)
+
+
+def test_a_verdict_is_told_in_full(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    version_id = add_verdict(app, scan_id)
+    told = ann.get(f"/api/v1/scans/{scan_id}").json
+    assert (told["status"], told["progress"]) == ("done", 1.0)
+    assert told["result"] == {
+        "verdict": "Brain Hemorrhage Detected.",
+        "positive": True,
+        "uncertain": False,
+        "probability": 0.75,
+        "threshold": 0.5,
+        "warnings": ["Small."],
+        "model_version": {"id": version_id, "architecture": "alexnet_svm"},
+        "slices": [{"index": 0, "probability": 0.75}],
+        "heatmap_url": f"http://localhost/api/v1/scans/{scan_id}/heatmap.png",
+    }
+
+
+def test_a_heat_map_that_could_not_be_drawn_has_no_url(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id, drawing=JobStatus.FAILED)
+    assert ann.get(f"/api/v1/scans/{scan_id}").json["result"]["heatmap_url"] is None
+    problem_of(ann.get(f"/api/v1/scans/{scan_id}/heatmap.png"), 404)
+
+
+def test_polling_an_unchanged_scan_is_304_until_it_changes(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    first = ann.get(f"/api/v1/scans/{scan_id}")
+    again = ann.get(f"/api/v1/scans/{scan_id}", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+    assert again.headers["ETag"] == first.headers["ETag"]
+    add_verdict(app, scan_id)
+    assert ann.get(f"/api/v1/scans/{scan_id}", headers={"If-None-Match": first.headers["ETag"]}).status_code == 200
+
+
+def test_polling_is_two_statements_and_reads_no_card(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id)
+    statements: list[str] = []
+    with app.app_context():
+        event.listen(db.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    ann.get(f"/api/v1/scans/{scan_id}")
+    selects = [text for text in statements if text.startswith("SELECT")]
+    assert len(selects) == 2  # The token and the scan.
+    assert "card" not in selects[1]
+
+
+# --- list
+
+
+def test_the_list_is_paged_newest_first(app: Flask, ann: FlaskClient) -> None:
+    now = utc_now()
+    ids = [add_scan(app, created_at=now - timedelta(minutes=age)) for age in range(5)]
+    page = ann.get("/api/v1/scans?page=2&per_page=2").json
+    assert (page["page"], page["per_page"], page["total"]) == (2, 2, 5)
+    assert [scan["id"] for scan in page["items"]] == ids[2:4]
+    beyond = ann.get("/api/v1/scans?page=9").json
+    assert (beyond["items"], beyond["total"]) == ([], 5)
+
+
+def test_the_list_can_be_limited_to_a_status(app: Flask, ann: FlaskClient) -> None:
+    add_scan(app)
+    failed = add_scan(app, status=JobStatus.FAILED, error="No.")
+    page = ann.get("/api/v1/scans?status=failed").json
+    assert ([scan["id"] for scan in page["items"]], page["total"]) == ([failed], 1)
+
+
+@pytest.mark.parametrize("query", ["page=0", "page=x", "page=99999999999999999999", "per_page=0", "per_page=101", "status=finished"])
+def test_a_nonsensical_query_is_422_and_names_the_parameter(ann: FlaskClient, query: str) -> None:
+    assert problem_of(ann.get(f"/api/v1/scans?{query}"), 422).startswith(query.split("=")[0])
+
+
+# --- pictures
+
+
+def test_a_heat_map_is_sent_once_drawn(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id, drawing=JobStatus.DONE, image_key="heatmaps/x.png")
+    with app.app_context():
+        storage.put("heatmaps/x.png", b"\x89PNG...")
+    answer = ann.get(f"/api/v1/scans/{scan_id}/heatmap.png")
+    assert (answer.status_code, answer.data, answer.content_type) == (200, b"\x89PNG...", "image/png")
+    assert "private" in answer.headers["Cache-Control"]
+
+
+def test_a_request_for_a_heat_map_waits_until_it_is_drawn(app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id)
+    with app.app_context():
+        storage.put("heatmaps/x.png", b"drawn")
+
+    def draw_meanwhile(_seconds: float) -> None:
+        with app.app_context():  # Another process; it could not write here if the request held a transaction.
+            db.session.query(Heatmap).update({"status": JobStatus.DONE, "image_key": "heatmaps/x.png"})
+            db.session.commit()
+
+    monkeypatch.setattr(time, "sleep", draw_meanwhile)
+    assert ann.get(f"/api/v1/scans/{scan_id}/heatmap.png").data == b"drawn"
+
+
+def test_a_heat_map_that_takes_longer_is_202_with_the_time_to_wait(app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "HEATMAP_WAIT_S", 0)
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id)
+    answer = ann.get(f"/api/v1/scans/{scan_id}/heatmap.png")
+    problem_of(answer, 202)
+    assert answer.headers["Retry-After"] == "1"
+    assert "no-cache" in answer.headers["Cache-Control"]
+
+
+def test_before_the_verdict_a_heat_map_is_not_waited_for(app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("It waited."))
+    problem_of(ann.get(f"/api/v1/scans/{add_scan(app)}/heatmap.png"), 202)
+
+
+def test_a_failed_scan_has_neither_picture(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app, status=JobStatus.FAILED, error="No.")
+    problem_of(ann.get(f"/api/v1/scans/{scan_id}/heatmap.png"), 404)
+    problem_of(ann.get(f"/api/v1/scans/{scan_id}/image.png"), 404)
+
+
+def test_the_picture_is_202_until_made_and_then_sent(app: Flask, ann: FlaskClient) -> None:
+    problem_of(ann.get(f"/api/v1/scans/{add_scan(app)}/image.png"), 202)
+    with app.app_context():
+        storage.put("images/x.png", b"made")
+    assert ann.get(f"/api/v1/scans/{add_scan(app, image_key='images/x.png')}/image.png").data == b"made"
+
+
+# --- errors and the document
+
+
+def test_an_unknown_path_and_a_wrong_method_are_problems(ann: FlaskClient) -> None:
+    problem_of(ann.get("/api/v1/nonsense"), 404)
+    problem_of(ann.delete("/api/v1/scans"), 405)
+
+
+def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
+    document = app.test_client().get("/api/v1/openapi.json").json
+    validate(document)
+    assert set(document["paths"]) == {
+        "/api/v1/scans",
+        "/api/v1/scans/{scan_id}",
+        "/api/v1/scans/{scan_id}/image.png",
+        "/api/v1/scans/{scan_id}/heatmap.png",
+    }
+    assert document["security"] == [{"token": []}]
+    assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    submit = document["paths"]["/api/v1/scans"]["post"]
+    assert submit["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"]["type"] == "array"
+    assert set(submit["responses"]) == {"202", "401", "413", "415", "422", "503"}
+    assert set(submit["responses"]["422"]["content"]) == {"application/problem+json"}
+    page = document["components"]["schemas"]["ScansPage"]["properties"]
+    assert set(page) == {"items", "page", "per_page", "total"}

@@ -1,0 +1,298 @@
+"""The commands of `flask --app webapp`."""
+
+from __future__ import annotations
+
+import re
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from flask import Flask
+from sqlalchemy import func, select
+
+from ml.artifacts import write_model
+from tests.conftest import PASSWORD, make_user
+from tests.ml.conftest import a_card, features_graph, head_graph
+from webapp import cli, create_app
+from webapp.extensions import db, utc_now
+from webapp.models import ApiToken, Dataset, JobStatus, LoginSession, ModelVersion, Promotion, Role, User, live_version, new_id, promote
+from webapp.models.accounts import secret_hash
+from webapp.storage import storage
+
+
+def run(app: Flask, *arguments: str, **environ: str) -> Result:
+    """Run a command as a person at a terminal would."""
+    return app.test_cli_runner().invoke(args=list(arguments), env=environ)
+
+
+@pytest.fixture
+def starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model in place of the one that ships."""
+    folder = tmp_path / "starter"
+    write_model(folder, a_card(), {"features.onnx": features_graph(), "head.onnx": head_graph()})
+    monkeypatch.setattr(cli, "STARTER_DIR", folder)
+    return folder
+
+
+@pytest.fixture
+def new_app(database_url: str, tmp_path: Path) -> Iterator[Flask]:
+    """An application whose database has no tables yet, on each kind of database."""
+    app = create_app(
+        {
+            "TESTING": True,
+            "SECRET_KEY": "not a secret",
+            "HEMOSCAN_HOME": tmp_path,
+            "DATABASE_URL": database_url,
+            "BROKER_URL": f"redis+socket://{tmp_path / 'nobody.sock'}",
+            "STORAGE_URL": f"file://{tmp_path / 'files'}",
+        }
+    )
+    yield app
+    with app.app_context():
+        db.engine.dispose()
+
+
+def test_setup_makes_tables_an_admin_and_a_live_model(new_app: Flask, starter: Path) -> None:
+    said = run(new_app, "setup")
+
+    assert said.exit_code == 0, said.output
+    password = re.search(r"with the password (\S+) ", said.output)
+    assert password
+    with new_app.app_context():
+        admin = db.session.scalars(select(User)).one()
+        assert (admin.username, admin.role) == ("admin", Role.ADMIN)
+        assert admin.has_password(password[1])
+        live = live_version("slice")
+        assert live is not None
+        assert storage.keys(live.storage_prefix) == [f"{live.storage_prefix}/{name}" for name in ("card.json", "features.onnx", "head.onnx")]
+        assert storage.get(f"{live.storage_prefix}/head.onnx") == (starter / "head.onnx").read_bytes()
+
+
+def test_setup_again_changes_nothing_and_shows_no_password(new_app: Flask, starter: Path) -> None:
+    run(new_app, "setup")
+    with new_app.app_context():
+        before = storage.keys("models")
+
+    again = run(new_app, "setup")
+
+    assert again.exit_code == 0
+    assert "password" not in again.output
+    with new_app.app_context():
+        assert storage.keys("models") == before
+        assert db.session.scalar(select(func.count()).select_from(User)) == 1
+        assert db.session.scalar(select(func.count()).select_from(Promotion)) == 1
+
+
+def test_two_setups_at_once_do_the_work_once(new_app: Flask, starter: Path) -> None:
+    problems: list[BaseException] = []
+
+    def set_up() -> None:
+        try:
+            with new_app.app_context(), cli.one_at_a_time():
+                if not db.inspect(db.engine).has_table("user"):
+                    db.create_all()
+                cli.ensure_admin()
+                cli.install_starter(starter)
+                db.session.remove()
+        except BaseException as err:
+            problems.append(err)
+
+    together = [threading.Thread(target=set_up) for _ in range(3)]
+    for thread in together:
+        thread.start()
+    for thread in together:
+        thread.join()
+
+    assert problems == []
+    with new_app.app_context():
+        assert db.session.scalar(select(func.count()).select_from(User)) == 1
+        assert db.session.scalar(select(func.count()).select_from(ModelVersion)) == 1
+
+
+def test_a_new_starter_replaces_the_old_one_but_not_a_trained_version(app: Flask, starter: Path, tmp_path: Path) -> None:
+    newer, newest = tmp_path / "newer", tmp_path / "newest"
+    for seed, folder in ((8, newer), (9, newest)):
+        write_model(folder, a_card(seed=seed, threshold=seed / 10), {"features.onnx": features_graph(), "head.onnx": head_graph(gain=seed)})
+    with app.app_context():
+        cli.install_starter(starter)
+        first = live_version("slice")
+        cli.install_starter(newer)
+        second = live_version("slice")
+        assert first is not None and second is not None and first.id != second.id
+
+        run_of_a_person = a_training_run()
+        trained = ModelVersion(
+            run_id=run_of_a_person, card_id="t", architecture="alexnet_svm", reads="slice", storage_prefix="models/t", card={"id": "t"}
+        )
+        db.session.add(trained)
+        promote(trained, None, "better on our scans")
+        db.session.commit()
+        cli.install_starter(newest)
+        assert live_version("slice") is trained
+
+
+def a_training_run() -> str:
+    """Return the id of a finished run."""
+    from webapp.models import TrainingRun
+
+    run = TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="starter", seed=1, status=JobStatus.DONE)
+    db.session.add(run)
+    db.session.commit()
+    return run.id
+
+
+def test_setup_without_a_starter_model_warns(new_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "STARTER_DIR", tmp_path / "none")
+
+    said = run(new_app, "setup")
+
+    assert said.exit_code == 0
+    assert "There is no starter model, so uploads will fail until an admin trains and promotes one." in said.output
+
+
+def test_setup_does_not_touch_somebody_elses_account_named_admin(app: Flask, capsys: pytest.CaptureFixture[str]) -> None:
+    make_user(app, "Admin")
+    with app.app_context():
+        cli.ensure_admin()
+        assert db.session.scalars(select(User.role)).all() == [Role.USER]
+    assert "make one with `flask --app webapp create-admin USERNAME`" in capsys.readouterr().out
+
+
+def test_create_admin_takes_the_password_from_the_environment(app: Flask) -> None:
+    said = run(
+        app, "create-admin", "Eve", "--email", "Eve@example.org", "--name", "Eve Lee", "--phone", "+49 30 1", HEMOSCAN_PASSWORD=PASSWORD
+    )
+
+    assert said.exit_code == 0, said.output
+    with app.app_context():
+        eve = db.session.scalars(select(User)).one()
+        assert (eve.username, eve.email, eve.email_key, eve.name, eve.phone) == (
+            "Eve",
+            "Eve@example.org",
+            "eve@example.org",
+            "Eve Lee",
+            "+49 30 1",
+        )
+        assert eve.is_admin and eve.has_password(PASSWORD)
+
+
+def test_create_admin_asks_for_the_password_twice(app: Flask) -> None:
+    said = app.test_cli_runner().invoke(args=["create-admin", "eve"], input=f"{PASSWORD}\n{PASSWORD}\n", env={"HEMOSCAN_PASSWORD": ""})
+
+    assert said.exit_code == 0, said.output
+    assert PASSWORD not in said.output
+
+
+def test_create_admin_makes_an_existing_account_an_admins_and_ends_its_logins(app: Flask) -> None:
+    user_id = make_user(app, "ann")
+    with app.app_context():
+        db.session.add(LoginSession(user_id=user_id, secret_hash="a", expires_at=utc_now()))
+        db.session.commit()
+
+    said = run(app, "create-admin", "Ann", HEMOSCAN_PASSWORD="another long password")
+
+    assert said.exit_code == 0
+    assert "ann existed" in said.output
+    with app.app_context():
+        ann = db.session.scalars(select(User)).one()
+        assert ann.is_admin and ann.has_password("another long password")
+        assert ann.name == "Ann" and ann.email == "ann@example.org"
+        assert db.session.scalar(select(func.count()).select_from(LoginSession)) == 0
+
+
+@pytest.mark.parametrize(
+    ("username", "password", "sentence"),
+    [("eve", "short", "A password has at least 10 characters."), ("e ve", PASSWORD, "A username has 2 to 64")],
+)
+def test_create_admin_refuses_what_the_sign_up_page_refuses(app: Flask, username: str, password: str, sentence: str) -> None:
+    said = run(app, "create-admin", username, HEMOSCAN_PASSWORD=password)
+
+    assert said.exit_code == 1
+    assert sentence in said.output
+
+
+def test_create_admin_says_whose_email_address_it_is(app: Flask) -> None:
+    make_user(app, "ann")
+
+    said = run(app, "create-admin", "eve", "--email", "ANN@example.org", HEMOSCAN_PASSWORD=PASSWORD)
+
+    assert said.exit_code == 1
+    assert "Another account has the email address ANN@example.org." in said.output
+
+
+def test_create_token_prints_the_token_alone_on_the_last_line_and_keeps_its_hash(app: Flask) -> None:
+    make_user(app, "ann")
+
+    said = run(app, "create-token", "Ann")
+
+    token = said.output.splitlines()[-1]
+    assert re.fullmatch(r"[\w-]{43}", token)
+    with app.app_context():
+        assert db.session.scalars(select(ApiToken.secret_hash)).all() == [secret_hash(token)]
+
+
+def test_create_token_of_nobody_is_a_sentence(app: Flask) -> None:
+    said = run(app, "create-token", "nobody")
+
+    assert (said.exit_code, said.output) == (1, "Error: There is no user 'nobody'.\n")
+
+
+def test_import_dataset_packs_a_folder(app: Flask, tmp_path: Path) -> None:
+    folder = tmp_path / "hospital"
+    (folder / "normal").mkdir(parents=True)
+    (folder / "normal" / "1.png").write_bytes(b"one")
+    (folder / ".hidden").write_bytes(b"none of your business")
+
+    said = run(app, "import-dataset", str(folder))
+
+    assert said.exit_code == 0, said.output
+    with app.app_context():
+        dataset = db.session.scalars(select(Dataset)).one()
+        assert (dataset.name, dataset.status) == ("hospital", JobStatus.QUEUED)
+        with storage.open(dataset.archive_key) as content, zipfile.ZipFile(content) as archive:
+            assert archive.namelist() == ["normal/1.png"]
+    assert list((tmp_path / "incoming").iterdir()) == []
+
+
+def test_import_dataset_takes_a_zip_and_a_name(app: Flask, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.writestr("normal/1.png", b"one")
+
+    assert run(app, "import-dataset", str(tmp_path / "some.zip"), "--name", "Head CT").exit_code == 0
+    again = run(app, "import-dataset", str(tmp_path / "some.zip"), "--name", "Head CT")
+
+    assert again.exit_code == 1
+    assert "There is a data set named “Head CT” already." in again.output
+    with app.app_context():
+        assert db.session.scalars(select(Dataset.name)).all() == ["Head CT"]
+
+
+def test_import_dataset_refuses_what_is_no_archive(app: Flask, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("filename,label\n")
+
+    said = run(app, "import-dataset", str(tmp_path / "labels.csv"))
+
+    assert (said.exit_code, said.output) == (1, "Error: The file is not a complete ZIP archive.\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "exit_code", "sentence"),
+    [(JobStatus.DONE, None, 0, "The data set 'x' is ready."), (JobStatus.FAILED, "The file 1.png is missing.", 1, "The file 1.png is missing.")],
+)
+def test_waiting_ends_with_the_workers_verdict(
+    app: Flask, capsys: pytest.CaptureFixture[str], status: JobStatus, error: str | None, exit_code: int, sentence: str
+) -> None:
+    with app.app_context():
+        dataset = Dataset(id=new_id(), name="x", archive_key="datasets/x.zip", status=status, error=error)
+        db.session.add(dataset)
+        db.session.commit()
+        try:
+            cli.wait_for_dataset(dataset.id)
+        except cli.click.ClickException as err:
+            assert (exit_code, err.message) == (1, sentence)
+        else:
+            assert exit_code == 0
+            assert sentence in capsys.readouterr().out

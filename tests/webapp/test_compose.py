@@ -1,0 +1,144 @@
+"""The compose file and the Dockerfile against their published rules; no container runs here.
+
+The compose file is checked by the compose specification's own JSON schema, which `check-jsonschema` ships; the Dockerfile by
+hadolint, which parses it and holds it to Docker's best practices.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sysconfig
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from honcho.environ import parse_procfile
+
+from webapp.config import PROJECT_ROOT
+
+DOCKERFILE = (PROJECT_ROOT / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = [name for name in SERVICES if name not in ("db", "redis")]
+REQUIREMENTS = ["webapp", "worker", "ml", "tests"]
+
+
+def stages() -> dict[str, str]:
+    """Return the Dockerfile's stages by name."""
+    parts = re.split(r"^FROM (?:\S+) AS (\S+)\n", DOCKERFILE, flags=re.M)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def locked(package: str) -> dict[str, set[str]]:
+    """Return the versions (more than one where they differ by Python) that a requirements file locks, by library."""
+    versions: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([a-z0-9._-]+)==(\S+)", (PROJECT_ROOT / package / "requirements.txt").read_text(), re.M):
+        versions.setdefault(name, set()).add(version)
+    return versions
+
+
+def test_the_compose_file_obeys_the_compose_specification() -> None:
+    schema = json.loads((files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text())
+
+    jsonschema.validate(COMPOSE, schema)
+
+
+def test_every_part_of_the_service_is_there() -> None:
+    assert set(SERVICES) == {"db", "redis", "migrate", "web", "worker-predict", "worker-train", "beat"}
+
+
+def test_compose_and_the_procfile_start_the_same_commands() -> None:
+    commands = parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
+
+    assert {name: SERVICES[name]["command"] for name in commands} == dict(commands)
+
+
+def test_whatever_a_service_depends_on_can_be_waited_for() -> None:
+    for name, service in SERVICES.items():
+        for needed, how in service.get("depends_on", {}).items():
+            assert needed in SERVICES, f"{name} depends on {needed}"
+            if how["condition"] == "service_healthy":
+                assert "healthcheck" in SERVICES[needed], f"{name} waits for the health of {needed}"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_containers_are_confined(name: str) -> None:
+    service = SERVICES[name]
+
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["tmpfs"] == ["/tmp"]
+    assert service["restart"] in ("unless-stopped", "on-failure")
+    assert {volume.partition(":")[0] for volume in service["volumes"]} - {"/var/hemoscan"} <= set(COMPOSE["volumes"])
+
+
+def test_our_containers_share_database_broker_storage_and_key() -> None:
+    shared = [
+        {name: SERVICES[ours]["environment"][name] for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL", "SECRET_KEY")} for ours in OURS
+    ]
+
+    assert all(each == shared[0] for each in shared)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_image_is_a_stage_that_drops_its_privileges(name: str) -> None:
+    build = SERVICES[name]["build"]
+
+    assert SERVICES[name]["image"] == f"hemoscan-{build['target']}"
+    assert re.search(r"^USER hemoscan$", stages()[build["target"]], re.M)
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
+
+    said = subprocess.run([hadolint, PROJECT_ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+
+    assert (said.returncode, said.stdout) == (0, "")
+
+
+def test_everything_that_the_dockerfile_copies_exists_and_is_not_ignored() -> None:
+    allowed = {line[1:] for line in (PROJECT_ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    sources = [source for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.M) for source in line.split()[:-1]]
+
+    assert sources
+    for source in sources:
+        assert (PROJECT_ROOT / source).exists(), source
+        assert source.split("/")[0] in allowed, source
+
+
+def test_web_and_predict_have_no_tensorflow() -> None:
+    heavy = {"tensorflow", "keras", "scikit-learn", "scipy", "scikit-image", "matplotlib"}
+
+    assert not heavy & (set(locked("webapp")) | set(locked("worker")))
+    assert not {"onnxruntime", "numpy", "opencv-python-headless"} & set(locked("webapp"))
+    assert "tensorflow" in locked("ml")
+    for package in REQUIREMENTS:
+        assert not [name for name in locked(package) if "nvidia" in name]
+
+
+def test_all_requirements_lock_the_same_versions() -> None:
+    tested = locked("tests")
+
+    for package in REQUIREMENTS:
+        for name, versions in locked(package).items():
+            assert versions == tested[name], f"{package}: {name}"
+    assert set(locked("webapp")) <= set(locked("worker")) <= set(locked("ml")) <= set(tested)
+
+
+def test_every_requirement_has_a_hash_and_no_address() -> None:
+    for package in REQUIREMENTS:
+        text = (PROJECT_ROOT / package / "requirements.txt").read_text()
+        entries = re.findall(r"^[a-z0-9._-]+==.*\\\n    --hash=sha256:", text, re.M)
+        assert len(entries) == len(re.findall(r"^[a-z0-9._-]+==", text, re.M)) > 0
+        assert "://" not in text
+
+
+def test_the_root_requirements_are_those_of_the_three_packages() -> None:
+    lines = (PROJECT_ROOT / "requirements.txt").read_text().splitlines()
+
+    assert [line for line in lines if not line.startswith("#")] == [f"-r {package}/requirements.txt" for package in REQUIREMENTS[:3]]

@@ -1,0 +1,88 @@
+"""The settings: what the environment says and what it need not say."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from webapp import create_app
+from webapp.config import LONGEST_SOCKET_PATH, ConfigurationError, database_url, limiter_url, settings, socket_path
+
+
+def test_without_any_setting_everything_lies_in_one_folder(tmp_path: Path) -> None:
+    known = settings({"HEMOSCAN_HOME": str(tmp_path)})
+
+    assert known["EMBEDDED"]
+    assert known["SQLALCHEMY_DATABASE_URI"] == f"sqlite:///{tmp_path}/hemoscan.db"
+    assert known["BROKER_URL"] == f"redis+socket://{tmp_path}/broker.sock"
+    assert known["RATELIMIT_STORAGE_URI"] == f"redis+unix://{tmp_path}/broker.sock"
+    assert known["STORAGE_URL"] == f"file://{tmp_path}/files"
+
+
+def test_the_embedded_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    home = tmp_path / "new"
+    first, second = (settings({"HEMOSCAN_HOME": str(home)})["SECRET_KEY"] for _ in range(2))
+
+    assert first == second == (home / "secret_key").read_text()
+    assert len(first) == 64
+    assert stat.S_IMODE((home / "secret_key").stat().st_mode) == 0o600
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert os.listdir(home) == ["secret_key"]
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "BROKER_URL"])
+def test_a_service_on_several_machines_must_be_given_a_key(tmp_path: Path, name: str) -> None:
+    given = {"HEMOSCAN_HOME": str(tmp_path), name: "sqlite:///here.db"}
+
+    with pytest.raises(ConfigurationError, match="SECRET_KEY must be set too"):
+        settings(given)
+    assert not settings({**given, "SECRET_KEY": "x"})["EMBEDDED"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "understood"),
+    [
+        ("sqlite:////data/x.db", "sqlite:////data/x.db"),
+        ("postgres://me:p%40ss@db/x", "postgresql+psycopg://me:p%40ss@db/x"),
+        ("postgresql://db/x?sslmode=require", "postgresql+psycopg://db/x?sslmode=require"),
+        ("postgresql+psycopg://db/x", "postgresql+psycopg://db/x"),
+    ],
+)
+def test_both_databases_are_understood(url: str, understood: str) -> None:
+    assert database_url(url) == understood
+
+
+@pytest.mark.parametrize("url", ["mysql://db/x", "hemoscan.db"])
+def test_another_database_is_refused_in_a_sentence(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="DATABASE_URL must begin with sqlite:// or postgresql://"):
+        database_url(url)
+
+
+def test_a_number_that_is_none_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="LEASE_S must be a whole number, not 'soon'."):
+        settings({"HEMOSCAN_HOME": str(tmp_path), "LEASE_S": "soon"})
+
+
+def test_the_rate_limiter_uses_the_broker() -> None:
+    assert limiter_url("redis://redis:6379/0") == "redis://redis:6379/0"
+
+
+def test_a_home_with_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * LONGEST_SOCKET_PATH)
+
+    assert len(os.fsencode(socket_path(deep))) <= LONGEST_SOCKET_PATH
+    assert socket_path(deep) == socket_path(deep)
+    assert socket_path(deep) != socket_path(deep / "other")
+
+
+def test_what_is_given_to_create_app_goes_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_FILES_PER_UPLOAD", "7")
+    monkeypatch.setenv("LEASE_S", "7")
+
+    app = create_app({"HEMOSCAN_HOME": tmp_path, "SECRET_KEY": "x", "LEASE_S": 3, "TESTING": True})
+
+    assert (app.config["LEASE_S"], app.config["MAX_FILES_PER_UPLOAD"], app.config["TESTING"]) == (3, 7, True)

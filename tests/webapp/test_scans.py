@@ -1,0 +1,403 @@
+"""A person's scans in the browser: submit, follow, read, look back; nobody else sees them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from PIL import Image
+from sqlalchemy import event, func, select
+
+from tests.conftest import make_user
+from webapp import scans
+from webapp.extensions import database_now, db, utc_now
+from webapp.jobs import PREDICT
+from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Role, Scan, User, Worker
+from webapp.storage import storage
+
+NO_ID = "0" * 32
+
+
+def png(side: int = 64) -> bytes:
+    """Return a grey picture as a PNG file."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+def form(*contents: bytes, **fields: str) -> dict[str, Any]:
+    """Return what a browser posts."""
+    return {"file": [(io.BytesIO(content), f"{i}.png") for i, content in enumerate(contents)], **fields}
+
+
+def add_scan(app: Flask, username: str = "ann", **columns: Any) -> str:
+    """Add a scan of that person; return its id."""
+    with app.app_context():
+        user_id = db.session.scalars(select(User.id).where(User.username == username)).one()
+        scan = Scan(user_id=user_id, kind="png", original_key="originals/none.png", **columns)
+        db.session.add(scan)
+        db.session.commit()
+        return scan.id
+
+
+def add_verdict(app: Flask, scan_id: str, drawing: JobStatus | None = JobStatus.DONE, **columns: Any) -> str:
+    """Add the verdict on a scan, with its pictures, and a heat map in that status; return the model version's id."""
+    with app.app_context():
+        scan = db.session.get_one(Scan, scan_id)
+        scan.status, scan.progress = JobStatus.DONE, 1.0
+        scan.started_at = scan.created_at + timedelta(seconds=1)
+        scan.finished_at = scan.created_at + timedelta(seconds=1.5)
+        scan.image_key, scan.thumbnail_key = f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"
+        version = ModelVersion(card_id="0123456789ab", architecture="alexnet_svm", reads="slice", storage_prefix="models/none", card={})
+        told = {"probability": 0.9731, "threshold": 0.412, "positive": True, "uncertain": False, "warnings": []} | columns
+        scan.prediction = Prediction(model_version=version, slices=[0.9731], seconds=0.12, **told)
+        for key in (scan.image_key, scan.thumbnail_key, f"heatmaps/{scan_id}.png"):
+            storage.put(key, png())
+        if drawing:
+            drawn = f"heatmaps/{scan_id}.png" if drawing == JobStatus.DONE else None
+            scan.prediction.heatmap = Heatmap(
+                status=drawing, image_key=drawn, error="Its drawing stopped." if drawing == "failed" else None
+            )
+        db.session.add(version)
+        db.session.commit()
+        return version.id
+
+
+def a_worker(app: Flask) -> None:
+    """Let a predict worker have reported itself just now."""
+    with app.app_context():
+        now = db.session.execute(select(database_now())).scalar_one()
+        db.session.add(Worker(id="w", queue=PREDICT, host="h", pid=1, started_at=now, seen_at=now))
+        db.session.commit()
+
+
+def seen(page: str) -> str:
+    """Return the state that a page tells in its next question."""
+    found = re.search(r'name="seen" value="([0-9a-f]+)"', page)
+    assert found
+    return found[1]
+
+
+@pytest.fixture
+def ann(logged_in: Callable[..., FlaskClient]) -> FlaskClient:
+    """Ann's browser."""
+    return logged_in("ann")
+
+
+# --- the start
+
+
+def test_strangers_see_what_this_is_and_users_their_scans(app: Flask, ann: FlaskClient) -> None:
+    page = app.test_client().get("/")
+    assert page.status_code == 200
+    assert "Research use only, never a diagnosis" in page.text
+    assert ann.get("/").location == "/scans"
+
+
+def test_no_page_has_scripts_or_styles_inside(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id)
+    stranger = app.test_client()
+    pages = [stranger.get(path).text for path in ("/", "/login", "/signup", "/nowhere")]
+    pages += [ann.get(path).text for path in ("/scans", "/account", f"/scans/{scan_id}")]
+    for page in pages:
+        assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", page)
+        assert "Research use only, never a diagnosis" in page
+
+
+def test_admins_find_their_pages_and_others_do_not(logged_in: Callable[..., FlaskClient], ann: FlaskClient) -> None:
+    assert "/admin" not in ann.get("/scans").text
+    assert 'href="/admin/datasets"' in logged_in("root", Role.ADMIN).get("/scans").text
+
+
+# --- submit
+
+
+def test_a_slice_is_submitted_and_its_page_opens(app: Flask, ann: FlaskClient) -> None:
+    answer = ann.post("/scans", data=form(png(), title=" Monday "))
+    assert answer.status_code == 302
+    with app.app_context():
+        scan = db.session.scalars(select(Scan)).one()
+        assert (answer.location, scan.title, scan.kind) == (f"/scans/{scan.id}", "Monday", "png")
+        assert storage.get(scan.original_key) == png()
+    page = ann.get(answer.location).text
+    assert "Waiting for a worker…" in page
+    assert "Monday" in page
+
+
+def test_several_slices_become_several_scans(app: Flask, ann: FlaskClient) -> None:
+    answer = ann.post("/scans", data=form(png(64), png(65), png(66)))
+    assert answer.location == "/scans"
+    assert "3 scans are submitted." in ann.get("/scans").text
+    with app.app_context():
+        assert db.session.scalar(select(func.count()).select_from(Scan)) == 3
+
+
+def test_a_queue_that_cannot_be_reached_is_said_and_the_scan_is_kept(ann: FlaskClient) -> None:
+    answer = ann.post("/scans", data=form(png()))
+    assert "The queue cannot be reached at the moment. Your scan is kept" in ann.get(answer.location).text
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({}, "Please choose a PNG, JPEG or DICOM file."),
+        (form(b""), "The file is empty."),
+        (form(b"text"), "The file is not a PNG, JPEG or DICOM image."),
+        (form(png(), title="x" * 81), "Please use at most 80 characters."),
+        (form(png(), title="a\x00b"), "Please use only characters that can be printed."),
+    ],
+    ids=["nothing", "empty", "text", "long title", "NUL"],
+)
+def test_a_refusal_is_a_sentence_on_the_form(app: Flask, ann: FlaskClient, data: dict[str, Any], sentence: str) -> None:
+    answer = ann.post("/scans", data=data, content_type="multipart/form-data")
+    assert answer.status_code == 400
+    assert sentence in answer.text
+    assert answer.text.count("<form") >= 2
+    with app.app_context():
+        assert db.session.scalar(select(func.count()).select_from(Scan)) == 0
+
+
+@pytest.mark.parametrize("path", ["/scans", f"/scans/{NO_ID}", f"/scans/{NO_ID}/progress", f"/scans/{NO_ID}/image.png", "/account"])
+def test_strangers_are_asked_to_log_in(app: Flask, path: str) -> None:
+    answer = app.test_client().get(path)
+    assert answer.status_code == 302
+    assert answer.location.startswith("/login?next=")
+    assert app.test_client().post("/scans", data=form(png())).location == "/login"
+
+
+# --- phantoms
+
+
+def test_a_phantom_can_be_tried(app: Flask, ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scans, "_phantom_folder", lambda: tmp_path)
+    (tmp_path / "phantom-1.png").write_bytes(png())
+    (tmp_path / "index.json").write_text(json.dumps([{"file": "phantom-1.png", "title": "A <small> bleeding"}]))
+    assert "A &lt;small&gt; bleeding" in ann.get("/scans").text
+    answer = ann.post("/scans/phantom", data={"name": "phantom-1.png"})
+    assert answer.status_code == 302
+    with app.app_context():
+        assert db.session.scalars(select(Scan)).one().title == "Phantom: A <small> bleeding"
+    for name in ("index.json", "../index.json", "", "nothing", "\x00"):
+        assert ann.post("/scans/phantom", data={"name": name}).status_code == 404
+
+
+def test_without_phantoms_none_are_offered(ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scans, "_phantom_folder", lambda: tmp_path)
+    page = ann.get("/scans")
+    assert page.status_code == 200
+    assert "No CT at hand?" not in page.text
+
+
+def test_every_phantom_that_is_shipped_is_accepted(app: Flask, ann: FlaskClient) -> None:
+    with app.app_context():
+        shipped = scans.phantoms()
+    for phantom in shipped:
+        assert ann.post("/scans/phantom", data={"name": phantom["file"]}).status_code == 302
+
+
+# --- follow
+
+
+def test_a_waiting_scan_is_polled_and_the_page_works_without_scripts(app: Flask, ann: FlaskClient) -> None:
+    a_worker(app)
+    scan_id = add_scan(app)
+    page = ann.get(f"/scans/{scan_id}").text
+    assert f'hx-get="/scans/{scan_id}/progress"' in page
+    assert '<noscript><meta http-equiv="refresh"' in page
+    assert 'aria-live="polite"' in page
+    assert "No predict worker is running" not in page
+    part = ann.get(f"/scans/{scan_id}/progress")
+    assert part.status_code == 200
+    assert "<html" not in part.text
+
+
+def test_a_scan_that_nobody_can_read_now_says_so(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    assert "No predict worker is running at the moment. Your scan is kept" in ann.get(f"/scans/{scan_id}").text
+
+
+def test_an_unchanged_part_is_not_sent_again(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    state = seen(ann.get(f"/scans/{scan_id}").text)
+    path = f"/scans/{scan_id}/progress?seen={state}"
+    assert ann.get(path).status_code == 204
+    with app.app_context():
+        scan = db.session.get_one(Scan, scan_id)
+        scan.status, scan.progress, scan.stage = JobStatus.RUNNING, 0.4, "Reading the slice"
+        db.session.commit()
+    part = ann.get(path)
+    assert part.status_code == 200
+    assert "Reading the slice" in part.text
+    assert 'value="0.4"' in part.text
+
+
+def test_polling_goes_on_until_the_heat_map_is_drawn(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id, drawing=JobStatus.RUNNING)
+    part = ann.get(f"/scans/{scan_id}/progress")
+    assert part.status_code == 200
+    assert "Brain Hemorrhage Detected." in part.text
+    assert "The heat map is being drawn…" in part.text
+    assert "hx-get" in ann.get(f"/scans/{scan_id}").text
+    with app.app_context():
+        heatmap = db.session.scalars(select(Heatmap)).one()
+        heatmap.status, heatmap.image_key = JobStatus.DONE, f"heatmaps/{scan_id}.png"
+        db.session.commit()
+    part = ann.get(f"/scans/{scan_id}/progress?seen={seen(part.text)}")
+    assert part.status_code == 286
+    assert 'id="heat"' in part.text
+    assert "hx-get" not in ann.get(f"/scans/{scan_id}").text
+
+
+@pytest.mark.parametrize("drawing", [JobStatus.FAILED, None])
+def test_polling_stops_without_a_heat_map_too(app: Flask, ann: FlaskClient, drawing: JobStatus | None) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id, drawing=drawing)
+    part = ann.get(f"/scans/{scan_id}/progress")
+    assert part.status_code == 286
+    assert ("Its drawing stopped." in part.text) == (drawing is not None)
+    assert 'id="heat"' not in part.text
+
+
+# --- read
+
+
+def test_a_verdict_is_told_with_all_that_belongs_to_it(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app, title="Monday", created_at=utc_now().replace(2026, 3, 4, 5, 6, 7))
+    add_verdict(app, scan_id, warnings=["The picture has colors; they were removed."])
+    page = ann.get(f"/scans/{scan_id}").text
+    for text in (
+        "<h1>Brain Hemorrhage Detected.</h1>",
+        "97.3 %",
+        "threshold 41.2 %",
+        "The picture has colors; they were removed.",
+        "0123456789ab",
+        "alexnet_svm",
+        "2026-03-04 05:06:07 UTC",
+        "2026-03-04 05:06:08 UTC",
+        "1.5 s, of which the model",
+        "0.12 s",
+        f'src="/scans/{scan_id}/image.png"',
+        f'src="/scans/{scan_id}/heatmap.png"',
+        'data-opacity-of="heat"',
+        "Research use only, never a diagnosis.",
+    ):
+        assert text in page
+    assert "Uncertain." not in page
+    assert "http-equiv" not in page
+    assert "/admin/" not in page
+
+
+def test_no_hemorrhage_and_uncertainty_are_said(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id, positive=False, uncertain=True, probability=0.35)
+    page = ann.get(f"/scans/{scan_id}").text
+    assert "<h1>No Brain Hemorrhage Detected.</h1>" in page
+    assert "Uncertain." in page
+
+
+def test_admins_get_a_link_to_the_model(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+    root = logged_in("root", Role.ADMIN)
+    scan_id = add_scan(app, "root")
+    version_id = add_verdict(app, scan_id)
+    assert f'href="/admin/models/{version_id}"' in root.get(f"/scans/{scan_id}").text
+
+
+def test_a_failed_scan_tells_its_sentence(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app, status=JobStatus.FAILED, error="No model is live; ask an administrator to promote one.")
+    page = ann.get(f"/scans/{scan_id}").text
+    assert "No model is live; ask an administrator to promote one." in page
+    assert "hx-get" not in page
+    assert ann.get(f"/scans/{scan_id}/progress").status_code == 286
+    assert "No model is live" in ann.get("/scans").text
+
+
+def test_a_cancelled_scan_says_so(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app, status=JobStatus.CANCELLED)
+    assert "This scan was cancelled." in ann.get(f"/scans/{scan_id}").text
+
+
+@pytest.mark.parametrize("name", ["image", "thumbnail", "heatmap"])
+def test_pictures_are_sent_privately_and_once(app: Flask, ann: FlaskClient, name: str) -> None:
+    scan_id = add_scan(app)
+    path = f"/scans/{scan_id}/{name}.png"
+    assert ann.get(path).status_code == 404
+    add_verdict(app, scan_id)
+    answer = ann.get(path)
+    assert answer.status_code == 200
+    assert answer.mimetype == "image/png"
+    assert answer.data == png()
+    assert "private" in answer.headers["Cache-Control"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    again = ann.get(path, headers={"If-None-Match": answer.headers["ETag"]})
+    assert again.status_code == 304
+    assert again.data == b""
+
+
+# --- whose
+
+
+@pytest.mark.parametrize("path", ["", "/progress", "/image.png", "/thumbnail.png", "/heatmap.png"])
+def test_another_users_scan_is_404(app: Flask, ann: FlaskClient, logged_in: Callable[..., FlaskClient], path: str, tmp_path: Path) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id)
+    assert ann.get(f"/scans/{scan_id}{path}").status_code in (200, 286)
+    for other in (logged_in("bob"), logged_in("root", Role.ADMIN)):
+        answers = [other.get(f"/scans/{id}{path}") for id in (scan_id, NO_ID)]
+        assert [answer.status_code for answer in answers] == [404, 404]
+        assert answers[0].data == answers[1].data
+        assert scan_id not in other.get("/scans").text
+
+
+@pytest.mark.parametrize("scan_id", ["%00", "nonsense", "x" * 1000, "0" * 31 + "%00"])
+def test_what_is_no_id_is_404(any_database_app: Flask, scan_id: str) -> None:
+    make_user(any_database_app, "ann")
+    client = any_database_app.test_client()
+    client.post("/login", data={"username": "ann", "password": "a long enough password"})
+    assert client.get(f"/scans/{scan_id}").status_code == 404
+
+
+# --- history
+
+
+def test_the_history_has_pages_of_twenty_newest_first(app: Flask, ann: FlaskClient) -> None:
+    start = utc_now()
+    for i in range(21):
+        add_scan(app, title=f"scan-{i:02}", created_at=start + timedelta(seconds=i))
+    first, second = ann.get("/scans").text, ann.get("/scans?page=2").text
+    assert re.findall(r"scan-\d\d", first) == [f"scan-{i:02}" for i in range(20, 0, -1)]
+    assert re.findall(r"scan-\d\d", second) == ["scan-00"]
+    assert "Page 1 of 2" in first
+    assert 'href="/scans?page=2"' in first
+    assert "21 scans" in first
+
+
+@pytest.mark.parametrize("page", ["0", "-1", "x", "", "99", "9" * 30, "%00", "1.5", "٣"])
+def test_a_page_that_is_not_there_is_the_nearest_one(any_database_app: Flask, page: str) -> None:
+    make_user(any_database_app, "ann")
+    client = any_database_app.test_client()
+    client.post("/login", data={"username": "ann", "password": "a long enough password"})
+    assert client.get(f"/scans?page={page}").status_code == 200
+
+
+def test_the_history_shows_thumbnails_and_verdicts_in_few_questions(app: Flask, ann: FlaskClient) -> None:
+    ids = [add_scan(app) for _ in range(5)]
+    for scan_id in ids:
+        add_verdict(app, scan_id)
+    asked: list[str] = []
+    with app.app_context():
+        event.listen(db.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
+    page = ann.get("/scans").text
+    assert page.count("Brain Hemorrhage Detected.") == 5
+    for scan_id in ids:
+        assert f'src="/scans/{scan_id}/thumbnail.png"' in page
+    assert sum(statement.startswith("SELECT") for statement in asked) <= 3

@@ -1,0 +1,111 @@
+"""The storage: the same promises in a folder and on S3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from webapp.storage import Storage, StorageError, new_key
+
+
+@pytest.fixture
+def s3_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a real S3 server in this process."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "anybody",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="hemoscan")
+    yield "s3://hemoscan/some/where"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """An empty storage of each kind."""
+    return Storage(f"file://{tmp_path / 'files'}" if request.param == "folder" else str(request.getfixturevalue("s3_url")))
+
+
+def test_what_was_put_is_read_back(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "local.bin").write_bytes(b"from a file")
+    storage.put("originals/a.png", b"bytes")
+    storage.put("datasets/b.zip", tmp_path / "local.bin")
+
+    assert storage.get("originals/a.png") == b"bytes"
+    with storage.open("datasets/b.zip") as content:
+        content.seek(5)
+        assert content.read() == b"a file"
+    storage.fetch("datasets/b.zip", tmp_path / "copy.bin")
+    assert (tmp_path / "copy.bin").read_bytes() == b"from a file"
+
+
+def test_putting_again_replaces(storage: Storage) -> None:
+    storage.put("images/a.png", b"old")
+    storage.put("images/a.png", b"new")
+
+    assert storage.get("images/a.png") == b"new"
+    assert storage.keys("images") == ["images/a.png"]
+
+
+def test_keys_are_listed_by_folder(storage: Storage) -> None:
+    for key in ("models/x/card.json", "models/x/head.onnx", "models/y/card.json"):
+        storage.put(key, b"")
+
+    assert storage.keys("models/x") == ["models/x/card.json", "models/x/head.onnx"]
+    assert storage.keys("heatmaps") == []
+
+
+def test_deleting_takes_a_file_or_a_folder_and_nothing_is_fine_too(storage: Storage) -> None:
+    for key in ("models/x/card.json", "models/x/head.onnx", "models/y/card.json"):
+        storage.put(key, b"")
+
+    storage.delete("models/x")
+    storage.delete("models/y/card.json")
+    storage.delete("models/z")
+
+    assert storage.keys("models") == []
+    assert not storage.exists("models/y/card.json")
+
+
+@pytest.mark.parametrize("read", ["get", "open", "fetch"])
+def test_what_is_not_there_is_a_sentence(storage: Storage, tmp_path: Path, read: str) -> None:
+    arguments = ["originals/none.png", *([tmp_path / "none"] if read == "fetch" else [])]
+
+    with pytest.raises(StorageError, match="A stored file cannot be read."):
+        getattr(storage, read)(*arguments)
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence_and_keeps_nothing(tmp_path: Path) -> None:
+    (tmp_path / "files").write_bytes(b"a file where the folder should be")
+
+    with pytest.raises(StorageError, match="The storage did not accept a file"):
+        Storage(f"file://{tmp_path / 'files'}").put("originals/a.png", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["files"]
+
+
+def test_a_missing_bucket_is_a_sentence(s3_url: str) -> None:
+    with pytest.raises(StorageError, match="The storage did not accept a file"):
+        Storage("s3://nobodys-bucket/x").put("originals/a.png", b"x")
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "/folder", "file://", "memory://x"])
+def test_another_kind_of_storage_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="STORAGE_URL must be file:///folder or s3://bucket/prefix"):
+        Storage(url)
+
+
+def test_a_key_cannot_be_guessed_and_keeps_its_kind() -> None:
+    first, second = new_key("originals", ".dcm"), new_key("originals", ".dcm")
+
+    assert first != second
+    assert first.startswith("originals/") and first.endswith(".dcm") and len(first) == len("originals/.dcm") + 32

@@ -1,0 +1,212 @@
+"""Who owns a queued row, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+from flask import Flask
+from sqlalchemy import select, update
+
+from webapp.extensions import database_now, db
+from webapp.models import JobStatus, Scan, TrainingRun, User
+from worker import leases
+
+
+def queue(count: int = 1) -> list[str]:
+    """Queue scans without a file, oldest first; return their ids."""
+    user_id = db.session.scalar(select(User.id))
+    ids = []
+    for _ in range(count):
+        scan = Scan(user_id=user_id, kind="png", original_key="x")
+        db.session.add(scan)
+        db.session.flush()
+        ids.append(scan.id)
+    db.session.commit()
+    return ids
+
+
+def claim(owner: str, limit: int = 8) -> list[str]:
+    """Claim scans and commit; return their ids."""
+    scans = leases.claim(Scan, owner, limit)
+    db.session.commit()
+    return [scan.id for scan in scans]
+
+
+def expire(ids: Sequence[str], table: type[Scan] | type[TrainingRun] = Scan) -> None:
+    """Let the leases of these rows run out."""
+    db.session.execute(update(table).where(table.id.in_(ids)).values(lease_expires_at=database_now(-1)))
+    db.session.commit()
+
+
+def reap() -> dict[str, JobStatus]:
+    """Reap scans and commit."""
+    reaped = leases.reap(Scan, "read this scan")
+    db.session.commit()
+    return reaped
+
+
+def row(scan_id: str) -> Scan:
+    """Return a scan as the database has it."""
+    scan = db.session.get_one(Scan, scan_id, populate_existing=True)
+    db.session.commit()
+    return scan
+
+
+def test_a_claim_takes_the_oldest_rows_and_leases_them(any_worker_app: Flask) -> None:
+    ids = queue(5)
+    claimed = leases.claim(Scan, "one", 3)
+    db.session.commit()
+    assert [scan.id for scan in claimed] == ids[:3]
+    assert all(scan.status == "running" and scan.lease_owner == "one" and scan.started_at for scan in claimed)
+    ahead_s = db.session.scalar(select(Scan.lease_expires_at).where(Scan.id == ids[0])) - db.session.scalar(select(database_now()))
+    assert 15 < ahead_s.total_seconds() <= 20
+    assert claim("two") == ids[3:]
+    assert claim("three") == []
+
+
+def test_a_finished_row_is_not_claimed_again(any_worker_app: Flask) -> None:
+    (scan_id,) = queue()
+    claim("one")
+    assert leases.finish(Scan, "one", [scan_id], image_key="images/1.png") == {scan_id}
+    db.session.commit()
+    done = row(scan_id)
+    assert (done.status, done.progress, done.image_key, done.lease_owner, done.lease_expires_at) == (
+        "done",
+        1.0,
+        "images/1.png",
+        None,
+        None,
+    )
+    assert done.finished_at is not None
+    assert claim("two") == []
+
+
+def test_each_row_fails_with_its_own_sentence(any_worker_app: Flask) -> None:
+    first, second, third = queue(3)
+    claim("one")
+    assert leases.fail(Scan, "one", {first: "It is blank.", second: "It is too small."}) == {first, second}
+    db.session.commit()
+    assert [row(scan_id).error for scan_id in (first, second, third)] == ["It is blank.", "It is too small.", None]
+    assert [row(scan_id).status for scan_id in (first, second, third)] == ["failed", "failed", "running"]
+
+
+def test_nothing_is_written_after_the_lease_was_lost(any_worker_app: Flask) -> None:
+    (scan_id,) = queue()
+    claim("one")
+    expire([scan_id])
+    reap()
+    for losing in (
+        lambda: leases.finish(Scan, "one", [scan_id]),
+        lambda: leases.fail(Scan, "one", {scan_id: "Too late."}),
+        lambda: leases.renew(Scan, "one", [scan_id]),
+        lambda: leases.hand_back(Scan, "one", [scan_id]),
+        lambda: leases.write(Scan, "one", [scan_id], progress=0.5),
+    ):
+        assert losing() == frozenset()
+    db.session.commit()
+    assert row(scan_id).status == "queued"
+    assert claim("two") == [scan_id]
+    assert leases.finish(Scan, "one", [scan_id]) == frozenset()
+    db.session.commit()
+    assert (row(scan_id).status, row(scan_id).lease_owner) == ("running", "two")
+
+
+def test_a_lease_that_was_renewed_is_not_reaped(any_worker_app: Flask) -> None:
+    (scan_id,) = queue()
+    claim("one")
+    expire([scan_id])
+    assert leases.renew(Scan, "one", [scan_id]) == {scan_id}
+    db.session.commit()
+    assert reap() == {}
+
+
+def test_handing_back_keeps_the_place_and_is_no_attempt(any_worker_app: Flask) -> None:
+    ids = queue(2)
+    assert claim("one", limit=1) == ids[:1]
+    assert leases.hand_back(Scan, "one", ids[:1]) == {ids[0]}
+    db.session.commit()
+    assert row(ids[0]).attempts == 0
+    assert claim("two") == ids
+
+
+def test_rows_whose_batch_died_are_claimed_alone_in_their_turn(any_worker_app: Flask) -> None:
+    first, second, third = queue(3)
+    claim("one", limit=2)
+    expire([first, second])
+    assert reap() == {first: JobStatus.QUEUED, second: JobStatus.QUEUED}
+    assert claim("two") == [first]
+    assert claim("three") == [second]
+    assert claim("four") == [third]
+
+
+def test_a_suspect_that_waits_behind_fresh_rows_is_not_in_their_batch(any_worker_app: Flask) -> None:
+    first, second, third = queue(3)
+    db.session.execute(update(Scan).where(Scan.id == second).values(attempts=1))
+    db.session.commit()
+    assert claim("one") == [first, third]
+    assert claim("two") == [second]
+
+
+def test_the_third_death_while_alone_is_the_last(any_worker_app: Flask) -> None:
+    poisoned, innocent = queue(2)
+    claim("batch")
+    expire([poisoned, innocent])
+    reap()
+    for death in (1, 2):
+        assert claim(f"alone {death}") == [poisoned]
+        expire([poisoned])
+        assert reap() == {poisoned: JobStatus.QUEUED}
+    assert claim("the last") == [poisoned]
+    expire([poisoned])
+    assert reap() == {poisoned: JobStatus.FAILED}
+    failed = row(poisoned)
+    assert failed.error == "The worker stopped three times while it read this scan."
+    assert (failed.attempts, failed.counted_deaths) == (4, 3)
+    assert failed.finished_at is not None
+    assert claim("another") == [innocent]
+    assert row(innocent).counted_deaths == 0
+
+
+def test_a_death_after_a_new_checkpoint_does_not_count(any_worker_app: Flask) -> None:
+    run = TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="random", seed=1)
+    db.session.add(run)
+    db.session.commit()
+    for number in range(5):
+        leases.claim(TrainingRun, f"worker {number}")
+        leases.write(TrainingRun, f"worker {number}", [run.id], death_counts=False)
+        expire([run.id], TrainingRun)
+        assert leases.reap(TrainingRun, "trained") == {run.id: JobStatus.QUEUED}
+        db.session.commit()
+    for expected in (JobStatus.QUEUED, JobStatus.QUEUED, JobStatus.FAILED):
+        leases.claim(TrainingRun, "worker")
+        expire([run.id], TrainingRun)
+        assert leases.reap(TrainingRun, "trained") == {run.id: expected}
+        db.session.commit()
+
+
+@pytest.mark.parametrize("died_before", [False, True])
+def test_two_claimers_never_share_a_row(any_worker_app: Flask, died_before: bool) -> None:
+    ids = queue(60)
+    if died_before:
+        db.session.execute(update(Scan).where(Scan.id.in_(ids[::2])).values(attempts=1))
+        db.session.commit()
+    taken: dict[str, list[str]] = {}
+    together = threading.Barrier(4)
+
+    def claim_all(owner: str) -> None:
+        mine = taken.setdefault(owner, [])
+        with any_worker_app.app_context():
+            together.wait()
+            # Rows that another claim has locked are skipped, so an empty claim is no end while some are queued.
+            while db.session.scalar(select(Scan.id).where(Scan.status == JobStatus.QUEUED).limit(1)):
+                db.session.commit()
+                mine += claim(owner, limit=7)
+
+    threads = [threading.Thread(target=claim_all, args=(f"worker {number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(scan_id for mine in taken.values() for scan_id in mine) == sorted(ids)

@@ -1,0 +1,270 @@
+"""Scans to verdicts and heat maps."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from flask import Flask
+from PIL import Image
+from sqlalchemy import event, select, update
+
+from ml.images import Series
+from ml.inference import Finding, Predictor
+from tests.worker.conftest import install_model, picture, submit
+from webapp.extensions import database_now, db
+from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan
+from webapp.storage import Storage, StorageError, storage
+from worker import leases, prediction, tasks
+from worker.presence import presence
+
+
+def scan(scan_id: str) -> Scan:
+    """Return a scan as the database has it."""
+    return db.session.get_one(Scan, scan_id, populate_existing=True)
+
+
+def test_a_batch_is_answered_and_its_heat_maps_are_drawn(any_worker_app: Flask) -> None:
+    version = install_model()
+    bright, dark = submit(picture(255), picture(0))
+    tasks.predict_scans()
+
+    assert [scan(scan_id).status for scan_id in (bright, dark)] == ["done", "done"]
+    verdict = scan(bright).prediction
+    assert verdict is not None
+    assert verdict.probability == pytest.approx(1 / (1 + np.exp(-4)), abs=1e-3)
+    assert (verdict.positive, verdict.uncertain, verdict.threshold, verdict.warnings) == (True, False, 0.5, [])
+    assert verdict.slices == [pytest.approx(verdict.probability)]
+    assert verdict.model_version_id == version.id
+    assert verdict.seconds > 0
+    other = scan(dark).prediction
+    assert other is not None and not other.positive
+    for shown, side in ((scan(bright).image_key, 64), (scan(bright).thumbnail_key, 64), (verdict.heatmap.image_key, 64)):  # type: ignore[union-attr]
+        assert Image.open(io.BytesIO(storage.get(shown or ""))).size == (side, side)
+    assert scan(bright).image_key == f"images/{bright}.png"
+    assert verdict.heatmap is not None and verdict.heatmap.status == "done"
+    assert not any(presence().folder.iterdir())
+
+
+def test_pictures_are_made_as_large_as_a_page_shows_them(worker_app: Flask) -> None:
+    install_model()
+    (scan_id,) = submit(picture(side=1024))
+    prediction.answer_next_scans()
+    sizes = [Image.open(io.BytesIO(storage.get(f"{kind}/{scan_id}.png"))).size for kind in ("images", "thumbnails")]
+    assert sizes == [(768, 768), (128, 128)]
+
+
+def test_a_bad_picture_fails_alone_with_its_sentence(worker_app: Flask) -> None:
+    install_model()
+    ids = submit(picture(), b"Dear sir or madam", picture(), picture()[:100], b"")
+    prediction.answer_next_scans()
+    assert [scan(scan_id).status for scan_id in ids] == ["done", "failed", "done", "failed", "failed"]
+    assert [scan(scan_id).error for scan_id in ids[1::2]] == [
+        "The file is not a PNG, JPEG or DICOM image.",
+        "The picture is damaged or incomplete and cannot be decoded.",
+    ]
+    assert scan(ids[4]).error == "The file is empty."
+
+
+def test_what_nobody_expected_fails_alone_with_a_neutral_sentence(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install_model()
+    ids = submit(picture(1), picture(2), picture(3))
+    real = Predictor.predict_many
+
+    def breaks_on_the_second(self: Predictor, series: Sequence[Series]) -> list[Finding]:
+        if any(round(float(one.slices[0].pixels[20, 44]) * 255) == 2 for one in series):
+            raise RuntimeError("a bug")
+        return real(self, series)
+
+    monkeypatch.setattr(Predictor, "predict_many", breaks_on_the_second)
+    prediction.answer_next_scans()
+    assert [scan(scan_id).status for scan_id in ids] == ["done", "failed", "done"]
+    assert scan(ids[1]).error == "Something unexpected went wrong with this scan; the administrators find it in the log."
+    assert any(record.levelno == logging.ERROR and ids[1] in record.getMessage() and record.exc_info for record in caplog.records)
+
+
+def test_the_live_version_is_looked_up_at_every_claim(worker_app: Flask) -> None:
+    first, second = install_model(), install_model(gain=2.0, live=False)
+    answered_by = []
+    for version in (first, second, first):
+        db.session.add(Promotion(version_id=version.id, reads="slice", reason="A test."))
+        (scan_id,) = submit(picture())
+        tasks.predict_scans()
+        answered = scan(scan_id).prediction
+        assert answered is not None
+        answered_by.append(answered.model_version_id)
+    assert answered_by == [first.id, second.id, first.id]
+
+
+def test_a_heat_map_is_drawn_by_the_version_that_gave_the_verdict(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = install_model()
+    submit(picture())
+    prediction.answer_next_scans()
+    install_model(gain=2.0)
+    asked: list[str] = []
+    real = prediction.predictor_for
+
+    def note(version: ModelVersion) -> Predictor:
+        asked.append(version.id)
+        return real(version)
+
+    monkeypatch.setattr(prediction, "predictor_for", note)
+    assert prediction.draw_next_heatmap()
+    assert asked == [first.id]
+
+
+def test_without_a_live_model_scans_fail_with_a_sentence(worker_app: Flask) -> None:
+    (scan_id,) = submit(picture())
+    tasks.predict_scans()
+    assert scan(scan_id).error == "No model is live; ask an administrator to promote one."
+
+
+def test_verdicts_go_before_heat_maps(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    worker_app.config["PREDICT_BATCH"] = 1
+    submit(picture(), picture())
+    done: list[str] = []
+
+    def noting(name: str, act: Callable[[], bool]) -> Callable[[], bool]:
+        def noted() -> bool:
+            found = act()
+            if found:
+                done.append(name)
+            return found
+
+        return noted
+
+    monkeypatch.setattr(prediction, "answer_next_scans", noting("verdict", prediction.answer_next_scans))
+    monkeypatch.setattr(prediction, "draw_next_heatmap", noting("map", prediction.draw_next_heatmap))
+    tasks.predict_scans()
+    assert done == ["verdict", "verdict", "map", "map"]
+
+
+def test_a_worker_that_is_asked_to_stop_leaves_the_rest_queued(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    worker_app.config["PREDICT_BATCH"] = 1
+    ids = submit(picture(), picture())
+    answers = iter([False, True])
+    monkeypatch.setattr(presence(), "stopping", lambda: next(answers))
+    tasks.predict_scans()
+    assert [scan(scan_id).status for scan_id in ids] == ["done", "queued"]
+
+
+def test_a_batch_whose_lease_was_lost_writes_nothing(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    lost, kept = submit(picture(), picture())
+    real = Predictor.predict_many
+
+    def slow(self: Predictor, series: Sequence[Series]) -> list[Finding]:
+        db.session.execute(update(Scan).where(Scan.id == lost).values(lease_expires_at=database_now(-1)))
+        leases.reap(Scan, "read this scan")
+        db.session.commit()
+        return real(self, series)
+
+    monkeypatch.setattr(Predictor, "predict_many", slow)
+    prediction.answer_next_scans()
+    assert scan(lost).status == "queued"
+    assert db.session.scalars(select(Prediction.scan_id)).all() == [kept]
+    assert len(db.session.scalars(select(Heatmap)).all()) == 1
+
+
+def test_the_model_computes_outside_any_transaction(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    submit(picture())
+    in_transaction: list[bool] = []
+    real_predict, real_heatmap = Predictor.predict_many, Predictor.heatmap
+
+    def predict(self: Predictor, series: Sequence[Series]) -> list[Finding]:
+        in_transaction.append(db.session().in_transaction())
+        return real_predict(self, series)
+
+    def heatmap(self: Predictor, series: Series, index: int = 0) -> object:
+        in_transaction.append(db.session().in_transaction())
+        return real_heatmap(self, series, index)
+
+    monkeypatch.setattr(Predictor, "predict_many", predict)
+    monkeypatch.setattr(Predictor, "heatmap", heatmap)
+    tasks.predict_scans()
+    assert in_transaction == [False, False]
+
+
+def test_the_number_of_statements_does_not_grow_with_the_batch(any_worker_app: Flask) -> None:
+    install_model()
+    counts = [0]
+
+    def count(*_: object) -> None:
+        counts[-1] += 1
+
+    event.listen(db.engine, "before_cursor_execute", count)
+    for size in (1, 8):
+        submit(*[picture()] * size, b"bad")
+        any_worker_app.config["PREDICT_BATCH"] = size + 1
+        counts.append(0)
+        prediction.answer_next_scans()
+        counts.append(0)
+    event.remove(db.engine, "before_cursor_execute", count)
+    assert counts[1] == counts[3] <= 10
+
+
+def test_a_storage_that_is_away_for_a_moment_costs_nothing(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    (scan_id,) = submit(picture())
+    refusals = iter([True, True, True])
+    real = Storage.fetch
+
+    def moody(self: Storage, key: str, path: object) -> None:
+        if next(refusals, False):
+            raise StorageError("A stored file cannot be read.")
+        real(self, key, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Storage, "fetch", moody)
+    prediction.answer_next_scans()
+    assert scan(scan_id).status == "done"
+
+
+def test_a_storage_that_stays_away_fails_the_scan_with_a_sentence(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    (scan_id,) = submit(picture())
+
+    def refuse(self: Storage, key: str, content: object) -> None:
+        raise StorageError("The storage did not accept a file; please try again later.")
+
+    monkeypatch.setattr(Storage, "put", refuse)
+    prediction.answer_next_scans()
+    assert (scan(scan_id).status, scan(scan_id).error) == ("failed", "The storage did not accept a file; please try again later.")
+    assert db.session.scalar(select(Prediction)) is None
+
+
+def test_a_model_that_is_damaged_in_storage_fails_scans_with_a_sentence(worker_app: Flask) -> None:
+    version = install_model()
+    storage.put(f"{version.storage_prefix}/head.onnx", b"not the head")
+    (scan_id,) = submit(picture())
+    prediction.answer_next_scans()
+    assert scan(scan_id).error == "The model that is live cannot be loaded; ask an administrator to look at it."
+
+
+def test_a_heat_map_that_cannot_be_drawn_leaves_the_verdict(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    (scan_id,) = submit(picture())
+    prediction.answer_next_scans()
+
+    def fails(self: Predictor, series: Series, index: int = 0) -> object:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Predictor, "heatmap", fails)
+    assert prediction.draw_next_heatmap()
+    heatmap = db.session.scalars(select(Heatmap), execution_options={"populate_existing": True}).one()
+    assert heatmap.status == JobStatus.FAILED and heatmap.error
+    assert scan(scan_id).status == "done"
+
+
+def test_warming_up_loads_the_live_model(worker_app: Flask) -> None:
+    prediction.warm_up()  # Nothing is live: nothing happens.
+    install_model()
+    prediction.warm_up()
+    assert not db.session().in_transaction()

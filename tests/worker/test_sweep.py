@@ -1,0 +1,109 @@
+"""What brings work back."""
+
+from __future__ import annotations
+
+import pytest
+from flask import Flask
+from sqlalchemy import select, update
+
+from tests.worker.conftest import picture, submit
+from webapp import jobs
+from webapp.extensions import database_now, db
+from webapp.models import Dataset, Heatmap, JobStatus, Scan, TrainingRun, Worker
+from worker import leases, sweep
+from worker.presence import Presence, presence
+
+
+@pytest.fixture
+def nudges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The nudges that were sent; the broker's queues are empty."""
+    sent: list[str] = []
+
+    def note(task: str) -> bool:
+        sent.append(task)
+        return True
+
+    monkeypatch.setattr(jobs, "nudge", note)
+    monkeypatch.setattr(sweep, "nudges_in", lambda queue: 0)
+    return sent
+
+
+def add_workers(app: Flask, queue: str, count: int) -> None:
+    """Let live workers of a queue show up."""
+    for _ in range(count):
+        Presence(app, queue).beat()
+
+
+def test_rows_of_a_dead_worker_are_queued_again_and_nudged(any_worker_app: Flask, nudges: list[str]) -> None:
+    (scan_id,) = submit(picture())
+    leases.claim(Scan, "dead", 8)
+    db.session.execute(update(Scan).values(lease_expires_at=database_now(-1)))
+    db.session.commit()
+    sweep.sweep()
+    scan = db.session.get_one(Scan, scan_id, populate_existing=True)
+    assert (scan.status, scan.attempts, scan.lease_owner) == ("queued", 1, None)
+    assert nudges == [jobs.PREDICT_SCANS]
+
+
+def test_an_idle_system_is_not_nudged(any_worker_app: Flask, nudges: list[str]) -> None:
+    add_workers(any_worker_app, jobs.PREDICT, 2)
+    sweep.sweep()
+    assert nudges == []
+
+
+@pytest.mark.parametrize(("rows", "workers", "expected"), [(1, 2, 1), (9, 2, 4), (9, 0, 1)])
+def test_nudges_are_as_many_as_rows_and_at_most_two_a_live_worker(
+    worker_app: Flask, nudges: list[str], rows: int, workers: int, expected: int
+) -> None:
+    submit(*[picture()] * rows)
+    add_workers(worker_app, jobs.PREDICT, workers)
+    sweep.sweep()
+    assert nudges == [jobs.PREDICT_SCANS] * expected
+
+
+def test_nudges_that_wait_already_are_not_sent_again(worker_app: Flask, nudges: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    submit(*[picture()] * 4)
+    add_workers(worker_app, jobs.PREDICT, 2)
+    monkeypatch.setattr(sweep, "nudges_in", lambda queue: 3)
+    sweep.sweep()
+    assert nudges == [jobs.PREDICT_SCANS]
+
+
+def test_runs_and_data_sets_wake_the_train_workers(worker_app: Flask, nudges: list[str]) -> None:
+    db.session.add(Dataset(name="phantoms", archive_key="x"))
+    db.session.add(TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="random", seed=1))
+    db.session.commit()
+    add_workers(worker_app, jobs.TRAIN, 3)
+    sweep.sweep()
+    assert nudges == [jobs.TRAIN_MODEL] * 2
+
+
+def test_a_sweep_notes_that_the_broker_delivers(any_worker_app: Flask, nudges: list[str]) -> None:
+    presence().beat()
+    sweep.sweep()
+    delivered = db.session.scalar(select(Worker.delivered_at > database_now(-5)).where(Worker.id == presence().owner))
+    assert delivered
+
+
+def test_workers_that_were_silent_for_a_day_are_forgotten(any_worker_app: Flask, nudges: list[str]) -> None:
+    add_workers(any_worker_app, jobs.PREDICT, 1)
+    presence().beat()
+    db.session.execute(update(Worker).where(Worker.id != presence().owner).values(seen_at=database_now(-25 * 3600)))
+    db.session.commit()
+    sweep.sweep()
+    assert db.session.scalars(select(Worker.id)).all() == [presence().owner]
+
+
+def test_a_dead_broker_does_not_stop_the_reaping(worker_app: Flask) -> None:
+    (scan_id,) = submit(picture())
+    leases.claim(Scan, "dead", 1)
+    db.session.execute(update(Scan).values(lease_expires_at=database_now(-1)))
+    db.session.commit()
+    sweep.sweep()
+    assert db.session.get_one(Scan, scan_id, populate_existing=True).status == JobStatus.QUEUED
+
+
+def test_every_leased_table_is_reaped() -> None:
+    assert (
+        set(sweep.DOING) == {Scan, Heatmap, Dataset, TrainingRun} == {table for tables in sweep.ROWS_OF_QUEUE.values() for table in tables}
+    )

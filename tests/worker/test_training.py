@@ -1,0 +1,286 @@
+"""A training run: from its row to a model version, whatever interrupts it."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from sqlalchemy import select, update
+
+from ml.artifacts import Card, write_model
+from ml.catalogue import SettingError
+from ml.datasets import Dataset as Opened
+from ml.training import Progress, TrainConfig, TrainingStopped
+from tests.ml.conftest import a_card, features_graph, head_graph
+from tests.worker.conftest import install_model, wait_for
+from tests.worker.test_importing import archive_of
+from webapp.extensions import database_now, db
+from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun
+from webapp.storage import Storage, StorageError, storage
+from worker import leases, training
+from worker.presence import presence
+from worker.tasks import train_model
+
+Say = Callable[[Progress], None]
+Ask = Callable[[], bool]
+
+
+class StubTraining:
+    """Stands for `ml.training.train`: three steps with a checkpoint each, and a tiny model at the end."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.config: TrainConfig | None = None
+        self.datasets: Sequence[Opened] = ()
+        self.after_step: Callable[[int], None] = lambda step: None
+        self.passed = True
+
+    def __call__(self, config: TrainConfig, datasets: Sequence[Opened], out_dir: Path, on_progress: Say, should_stop: Ask) -> Card:
+        self.config, self.datasets = config, datasets
+        checkpoint = out_dir / "checkpoint"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        for step in range(len(list(checkpoint.iterdir())), 3):
+            if should_stop():
+                raise TrainingStopped
+            (checkpoint / f"fold-{step}.json").write_text("{}")
+            self.steps.append(step)
+            on_progress(Progress(f"fold {step + 1} of 3", (step + 1) / 4, 10.0, {"fold_auroc": 0.9}))
+            self.after_step(step)
+        card = a_card(export_check={"largest_difference": 3e-4 if not self.passed else 0.0, "limit": 1e-4, "passed": self.passed})
+        return write_model(out_dir / "model", card, {"features.onnx": features_graph(), "head.onnx": head_graph()})
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> StubTraining:
+    """The training is stubbed, and progress is written as often as it is told."""
+    stub = StubTraining()
+    monkeypatch.setattr(training, "train", stub)
+    monkeypatch.setattr(training, "WRITE_EVERY_S", 0.0)
+    return stub
+
+
+def launch(tmp_path: Path, initial_weights: str = "random", heads: int = 4, **settings: object) -> str:
+    """Queue a run on a data set of phantoms that has been imported; return its id."""
+    labels = "filename,label,patient\n" + "".join(f"{seed}.png,{seed % 2},{seed}\n" for seed in range(heads))
+    dataset = Dataset(name="phantoms", archive_key="datasets/1.zip", status=JobStatus.DONE)
+    storage.put(dataset.archive_key, archive_of(tmp_path, labels, heads))
+    run = TrainingRun(architecture="alexnet_svm", settings=settings, initial_weights=initial_weights, seed=5, datasets=[dataset])
+    db.session.add(run)
+    db.session.commit()
+    return run.id
+
+
+def the_run() -> TrainingRun:
+    """Return the run as the database has it."""
+    run = db.session.scalars(select(TrainingRun), execution_options={"populate_existing": True}).one()
+    db.session.commit()
+    return run
+
+
+def test_a_run_becomes_a_version(any_worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+    run_id = launch(tmp_path, kernel="linear")
+    train_model()
+    run = the_run()
+    assert (run.status, run.error, run.progress, run.stage) == ("done", None, 1.0, None)
+    version = db.session.scalars(select(ModelVersion)).one()
+    assert (version.run_id, version.architecture, version.reads, version.blocked_because) == (run_id, "alexnet_svm", "slice", None)
+    assert version.card["id"] == version.card_id
+    assert sorted(storage.keys(version.storage_prefix)) == [
+        f"models/{version.id}/{name}" for name in ("card.json", "features.onnx", "head.onnx")
+    ]
+    assert stub.config is not None
+    assert (stub.config.seed, stub.config.settings, stub.config.init) == (5, {"kernel": "linear"}, "random")
+    assert [opened.name for opened in stub.datasets] == ["phantoms"]
+    assert storage.keys("checkpoints") == []
+    assert list(presence().folder.iterdir()) == []
+
+
+def test_progress_is_written_while_it_trains(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+    launch(tmp_path)
+    seen: list[tuple[str | None, float, float | None, dict[str, float]]] = []
+
+    def look(step: int) -> None:
+        run = the_run()
+        seen.append((run.stage, run.progress, run.eta_s, run.current_metrics))
+
+    stub.after_step = look
+    train_model()
+    assert seen == [(f"fold {number} of 3", number / 4, 10.0, {"fold_auroc": 0.9}) for number in (1, 2, 3)]
+
+
+def test_progress_is_written_at_most_once_a_second(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(tmp_path)
+    monkeypatch.setattr(training, "WRITE_EVERY_S", 3600.0)
+    stages: list[str | None] = []
+    stub.after_step = lambda step: stages.append(the_run().stage)
+    train_model()
+    assert stages == ["Fetching the data"] * 3
+
+
+def test_a_worker_that_stops_hands_the_run_back_and_another_continues(
+    any_worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(tmp_path)
+    asked = False
+
+    def stop_after_the_second(step: int) -> None:
+        nonlocal asked
+        asked = step == 1
+
+    stub.after_step = stop_after_the_second
+    monkeypatch.setattr(presence(), "stopping", lambda: asked)
+    train_model()
+    run = the_run()
+    assert (run.status, run.attempts, run.lease_owner) == ("queued", 0, None)
+    with zipfile.ZipFile(storage.open(f"checkpoints/{run.id}.zip")) as kept:
+        assert sorted(kept.namelist()) == ["fold-0.json", "fold-1.json"]
+    asked = False
+    stub.after_step = lambda step: None
+    train_model()
+    assert the_run().status == "done"
+    assert stub.steps == [0, 1, 2]
+    assert storage.keys("checkpoints") == []
+
+
+def test_the_first_checkpoint_is_kept_at_once_and_the_next_ones_now_and_then(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(tmp_path)
+    kept: list[str] = []
+    real = Storage.put
+
+    def note(self: Storage, key: str, content: bytes | Path) -> None:
+        kept.append(key.split("/")[0])
+        real(self, key, content)
+
+    monkeypatch.setattr(Storage, "put", note)
+    counts: list[bool] = []
+    stub.after_step = lambda step: counts.append(the_run().death_counts)
+    train_model()
+    assert kept.count("checkpoints") == 1
+    assert counts == [False, False, False]
+
+
+def test_a_checkpoint_that_cannot_be_stored_does_not_end_the_run(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(tmp_path)
+    real = Storage.put
+
+    def refuse(self: Storage, key: str, content: bytes | Path) -> None:
+        if key.startswith("checkpoints/"):
+            raise StorageError("The storage did not accept a file; please try again later.")
+        real(self, key, content)
+
+    monkeypatch.setattr(Storage, "put", refuse)
+    counts: list[bool] = []
+    stub.after_step = lambda step: counts.append(the_run().death_counts)
+    train_model()
+    assert the_run().status == "done"
+    assert counts == [True, True, True]
+
+
+def test_a_run_that_was_lost_stops_and_writes_nothing(any_worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+    launch(tmp_path)
+
+    def presumed_dead(step: int) -> None:
+        db.session.execute(update(TrainingRun).values(lease_expires_at=database_now(-1)))
+        leases.reap(TrainingRun, "trained")
+        db.session.commit()
+
+    stub.after_step = presumed_dead
+    train_model()
+    assert (the_run().status, stub.steps) == ("queued", [0])
+    assert db.session.scalars(select(ModelVersion)).all() == []
+
+
+def test_a_run_that_was_lost_at_the_very_end_leaves_no_model(any_worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+    launch(tmp_path)
+
+    def taken_over(step: int) -> None:
+        if step == 2:
+            db.session.execute(update(TrainingRun).values(lease_owner="another"))
+            db.session.commit()
+
+    stub.after_step = taken_over
+    train_model()
+    assert the_run().lease_owner == "another"
+    assert db.session.scalars(select(ModelVersion)).all() == []
+    assert storage.keys("models") == []
+
+
+def test_a_model_whose_export_differs_may_not_be_promoted(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+    launch(tmp_path)
+    stub.passed = False
+    train_model()
+    version = db.session.scalars(select(ModelVersion)).one()
+    assert version.blocked_because == "The exported model differs from the trained one by 0.0003; at most 0.0001 is allowed."
+
+
+def test_an_expected_error_is_the_verdict(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+    launch(tmp_path)
+
+    def refuse(step: int) -> None:
+        raise SettingError("folds must lie between 2 and 10, not 11.")
+
+    stub.after_step = refuse
+    train_model()
+    assert (the_run().status, the_run().error) == ("failed", "folds must lie between 2 and 10, not 11.")
+    assert storage.keys("checkpoints") == []
+    assert list(presence().folder.iterdir()) == []
+
+
+def test_a_bug_is_a_verdict_too_and_is_raised(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+    launch(tmp_path)
+
+    def fail(step: int) -> None:
+        raise RuntimeError("a bug")
+
+    stub.after_step = fail
+    with pytest.raises(RuntimeError, match="a bug"):
+        train_model()
+    assert the_run().error == "Something unexpected went wrong in this training; the log has the details."
+
+
+def test_initial_weights_are_found_by_name(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+    weights = Path(worker_app.config["WEIGHTS_DIR"]) / "alexnet_owt_imagenet_conv.npz"
+    weights.parent.mkdir()
+    weights.touch()
+    version = install_model()
+    cached = Path(worker_app.config["HEMOSCAN_HOME"]) / "cache" / "models" / version.card_id
+    expected = {"starter": "starter", "random": "random", "imagenet": weights, f"version:{version.id}": cached}
+    run_id = launch(tmp_path)
+    found = {}
+    for name in expected:
+        db.session.execute(update(TrainingRun).where(TrainingRun.id == run_id).values(initial_weights=name, status=JobStatus.QUEUED))
+        db.session.execute(update(ModelVersion).values(run_id=None))
+        db.session.commit()
+        train_model()
+        assert the_run().status == "done"
+        assert stub.config is not None
+        found[name] = stub.config.init
+    assert found == expected
+
+
+@pytest.mark.parametrize("unknown", ["version:nobody", "bigger", "imagenet"])
+def test_unknown_initial_weights_fail_with_a_sentence(worker_app: Flask, stub: StubTraining, tmp_path: Path, unknown: str) -> None:
+    launch(tmp_path, initial_weights=unknown)
+    train_model()
+    assert re.search("initial weights|ImageNet weights", the_run().error or "")
+
+
+def test_imports_go_before_trainings_one_a_nudge(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+    launch(tmp_path)
+    db.session.execute(update(Dataset).values(status=JobStatus.QUEUED))
+    db.session.commit()
+    train_model()
+    assert the_run().status == "queued"
+    assert db.session.scalars(select(Dataset.status)).all() == ["done"]
+    train_model()
+    wait_for(lambda: the_run().status == "done")
