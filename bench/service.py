@@ -46,7 +46,8 @@ class Client:
     def upload(self, name: str, content: bytes) -> dict[str, Any]:
         """Submit one file as a browser would."""
         boundary = uuid.uuid4().hex
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
+        disposition = f'Content-Disposition: form-data; name="file"; filename="{name}"'
+        head = f"--{boundary}\r\n{disposition}\r\nContent-Type: application/octet-stream\r\n\r\n"
         body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
         return self.call("POST", "/api/v1/scans", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
 
@@ -125,7 +126,11 @@ def measure(requests: int) -> dict[str, float]:
     try:
         figures = {"ready_s": seconds_until(lambda: is_ready(port), 60)}
         subprocess.run(
-            [*flask, "create-admin", "bench"], cwd=ROOT, env={**environ, "HEMOSCAN_PASSWORD": uuid.uuid4().hex}, check=True, capture_output=True
+            [*flask, "create-admin", "bench"],
+            cwd=ROOT,
+            env={**environ, "HEMOSCAN_PASSWORD": uuid.uuid4().hex},
+            check=True,
+            capture_output=True,
         )
         made = subprocess.run([*flask, "create-token", "bench"], cwd=ROOT, env=environ, check=True, capture_output=True, text=True)
         client = Client(port, made.stdout.strip().splitlines()[-1])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -106,6 +107,14 @@ def any_database_app(database_url: str, tmp_path: Path) -> Iterator[Flask]:
     with app.app_context():
         db.session.remove()
         db.engine.dispose()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_passwords() -> Iterator[None]:
+    """Argon2 is slow on purpose, and many tests log somebody in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("webapp.models.accounts.hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        yield
 
 
 def make_user(app: Flask, username: str, role: Role = Role.USER) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import flask_migrate
 from flask import Flask, current_app
+from flask.cli import with_appcontext
 from sqlalchemy import delete, select, text
 from sqlalchemy.exc import IntegrityError
 
@@ -31,6 +32,7 @@ FIRST_ADMIN = "admin"
 
 
 @click.command("setup")
+@with_appcontext
 def setup() -> None:
     """Create or update the tables, the first admin and the starter model. Safe to repeat, and to run twice at once."""
     with one_at_a_time():
@@ -107,6 +109,7 @@ def install_starter(folder: Path) -> None:
 @click.option("--email", default=None, help="E-mail address.")
 @click.option("--name", default=None, help="Name as people read it.")
 @click.option("--phone", default=None, help="Phone number.")
+@with_appcontext
 def create_admin(username: str, email: str | None, name: str | None, phone: str | None) -> None:
     """Make USERNAME an admin. The password comes from HEMOSCAN_PASSWORD or a prompt.
 
@@ -140,6 +143,7 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
 @click.command("create-token")
 @click.argument("username")
 @click.option("--name", default="command line", show_default=True, help="What the token is for.")
+@with_appcontext
 def create_token(username: str, name: str) -> None:
     """Print a new API token of USERNAME, alone on the last line; only its hash is kept."""
     user = db.session.scalar(select(User).where(User.username_key == username.lower()))
@@ -159,6 +163,7 @@ def create_token(username: str, name: str) -> None:
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option("--name", default=None, help="Name of the data set; the file's or folder's name if it is not given.")
 @click.option("--wait", is_flag=True, help="Wait until a train worker has read it; the exit status says whether it could.")
+@with_appcontext
 def import_dataset(path: Path, name: str | None, wait: bool) -> None:
     """Import the labelled images in PATH, a folder or a ZIP archive."""
     from webapp.intake import UploadRejected, accept_dataset

@@ -65,7 +65,7 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
     if phantom is None:
         abort(404, "There is no such phantom.")
     with _phantom_folder().joinpath(phantom["file"]).open("rb") as content:
-        return _submit([FileStorage(content, phantom["file"])], f"Phantom: {phantom['title']}")
+        return _submit([FileStorage(content, phantom["file"])], phantom["title"])
 
 
 @blueprint.get("/scans/<scan_id>")

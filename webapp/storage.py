@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,7 +69,8 @@ class Storage:
                 os.replace(written, target)
         except OSError as err:
             if written != target:
-                Path(written).unlink(missing_ok=True)
+                with suppress(OSError):
+                    Path(written).unlink()
             raise StorageError("The storage did not accept a file; please try again later.") from err
 
     def get(self, key: str) -> bytes:

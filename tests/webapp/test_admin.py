@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, select
@@ -166,14 +165,6 @@ def launch_data(*datasets: str, **changes: Any) -> dict[str, Any]:
         "setting_folds": "6",
         **changes,
     }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_passwords() -> Iterator[None]:
-    """Argon2 is slow on purpose, and nearly every test here logs somebody in."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("webapp.models.accounts.hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
-        yield
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,20 @@ from tests.conftest import PASSWORD, make_user
 from tests.ml.conftest import a_card, features_graph, head_graph
 from webapp import cli, create_app
 from webapp.extensions import db, utc_now
-from webapp.models import ApiToken, Dataset, JobStatus, LoginSession, ModelVersion, Promotion, Role, User, live_version, new_id, promote
+from webapp.models import (
+    ApiToken,
+    Dataset,
+    JobStatus,
+    LoginSession,
+    ModelVersion,
+    Promotion,
+    Role,
+    TrainingRun,
+    User,
+    live_version,
+    new_id,
+    promote,
+)
 from webapp.models.accounts import secret_hash
 from webapp.storage import storage
 
@@ -67,7 +80,9 @@ def test_setup_makes_tables_an_admin_and_a_live_model(new_app: Flask, starter: P
         assert admin.has_password(password[1])
         live = live_version("slice")
         assert live is not None
-        assert storage.keys(live.storage_prefix) == [f"{live.storage_prefix}/{name}" for name in ("card.json", "features.onnx", "head.onnx")]
+        assert storage.keys(live.storage_prefix) == [
+            f"{live.storage_prefix}/{name}" for name in ("card.json", "features.onnx", "head.onnx")
+        ]
         assert storage.get(f"{live.storage_prefix}/head.onnx") == (starter / "head.onnx").read_bytes()
 
 
@@ -87,26 +102,16 @@ def test_setup_again_changes_nothing_and_shows_no_password(new_app: Flask, start
 
 
 def test_two_setups_at_once_do_the_work_once(new_app: Flask, starter: Path) -> None:
-    problems: list[BaseException] = []
+    def set_up(_: int) -> None:
+        with new_app.app_context(), cli.one_at_a_time():
+            if not db.inspect(db.engine).has_table("user"):
+                db.create_all()
+            cli.ensure_admin()
+            cli.install_starter(starter)
 
-    def set_up() -> None:
-        try:
-            with new_app.app_context(), cli.one_at_a_time():
-                if not db.inspect(db.engine).has_table("user"):
-                    db.create_all()
-                cli.ensure_admin()
-                cli.install_starter(starter)
-                db.session.remove()
-        except BaseException as err:
-            problems.append(err)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(set_up, range(3)))
 
-    together = [threading.Thread(target=set_up) for _ in range(3)]
-    for thread in together:
-        thread.start()
-    for thread in together:
-        thread.join()
-
-    assert problems == []
     with new_app.app_context():
         assert db.session.scalar(select(func.count()).select_from(User)) == 1
         assert db.session.scalar(select(func.count()).select_from(ModelVersion)) == 1
@@ -114,8 +119,8 @@ def test_two_setups_at_once_do_the_work_once(new_app: Flask, starter: Path) -> N
 
 def test_a_new_starter_replaces_the_old_one_but_not_a_trained_version(app: Flask, starter: Path, tmp_path: Path) -> None:
     newer, newest = tmp_path / "newer", tmp_path / "newest"
-    for seed, folder in ((8, newer), (9, newest)):
-        write_model(folder, a_card(seed=seed, threshold=seed / 10), {"features.onnx": features_graph(), "head.onnx": head_graph(gain=seed)})
+    for gain, folder in ((5.0, newer), (6.0, newest)):
+        write_model(folder, a_card(), {"features.onnx": features_graph(), "head.onnx": head_graph(gain=gain)})
     with app.app_context():
         cli.install_starter(starter)
         first = live_version("slice")
@@ -136,8 +141,6 @@ def test_a_new_starter_replaces_the_old_one_but_not_a_trained_version(app: Flask
 
 def a_training_run() -> str:
     """Return the id of a finished run."""
-    from webapp.models import TrainingRun
-
     run = TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="starter", seed=1, status=JobStatus.DONE)
     db.session.add(run)
     db.session.commit()
@@ -280,7 +283,10 @@ def test_import_dataset_refuses_what_is_no_archive(app: Flask, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("status", "error", "exit_code", "sentence"),
-    [(JobStatus.DONE, None, 0, "The data set 'x' is ready."), (JobStatus.FAILED, "The file 1.png is missing.", 1, "The file 1.png is missing.")],
+    [
+        (JobStatus.DONE, None, 0, "The data set 'x' is ready."),
+        (JobStatus.FAILED, "The file 1.png is missing.", 1, "The file 1.png is missing."),
+    ],
 )
 def test_waiting_ends_with_the_workers_verdict(
     app: Flask, capsys: pytest.CaptureFixture[str], status: JobStatus, error: str | None, exit_code: int, sentence: str

@@ -90,7 +90,7 @@ def test_every_image_is_a_stage_that_drops_its_privileges(name: str) -> None:
     build = SERVICES[name]["build"]
 
     assert SERVICES[name]["image"] == f"hemoscan-{build['target']}"
-    assert re.search(r"^USER hemoscan$", stages()[build["target"]], re.M)
+    assert re.search(r"^USER 10001$", stages()[build["target"]], re.M)
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:

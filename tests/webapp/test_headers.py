@@ -17,7 +17,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from webapp.headers import BLOCK, MAX_PARTS, DamagedFile, read_dicom_header, read_jpeg_size, read_png_size
 
-PYDICOMS_OWN = sorted(path for path in (Path(pydicom.__file__).parent / "data" / "test_files").rglob("*.dcm"))
+TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
+PYDICOMS_OWN = sorted(path for path in TEST_FILES.rglob("*.dcm") if path.read_bytes()[128:132] == b"DICM")
 
 
 class Watched(io.BytesIO):

@@ -185,7 +185,7 @@ def test_a_phantom_can_be_tried(app: Flask, ann: FlaskClient, tmp_path: Path, mo
     answer = ann.post("/scans/phantom", data={"name": "phantom-1.png"})
     assert answer.status_code == 302
     with app.app_context():
-        assert db.session.scalars(select(Scan)).one().title == "Phantom: A <small> bleeding"
+        assert db.session.scalars(select(Scan)).one().title == "A <small> bleeding"
     for name in ("index.json", "../index.json", "", "nothing", "\x00"):
         assert ann.post("/scans/phantom", data={"name": name}).status_code == 404
 
