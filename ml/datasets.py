@@ -1,0 +1,211 @@
+"""Labelled images on disk: read in the layouts that people have, checked, grouped, described.
+
+Whatever is wrong with a data set is said in one sentence that names the file or the row (`DatasetError`), or, where
+the set stays usable, listed in `Dataset.problems`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ml.grouping import assign_groups, digest, look_at, near_duplicates
+from ml.images import ImageError, read_series, render
+from ml.layouts import DatasetError, Example, find_examples
+
+__all__ = ["Dataset", "DatasetError", "Example", "contact_sheet", "explore", "read_dataset", "unpack"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that was read whole. `fingerprint` changes with any label, group, name or file."""
+
+    name: str
+    root: Path
+    layout: str
+    examples: tuple[Example, ...]
+    problems: tuple[str, ...]
+    fingerprint: str
+    near_duplicates: tuple[tuple[str, str], ...] = ()
+
+
+def unpack(archive: Path, into: Path, max_bytes: int = 4 * 2**30, max_files: int = 50_000, max_ratio: int = 200) -> Path:
+    """Unpack a ZIP file into the new folder `into` and return that folder; nothing stays behind on failure.
+
+    Names that lead outside, links and encrypted files are refused before anything is written, and so is an archive that
+    would grow beyond `max_bytes`, `max_files` or `max_ratio` times its own size. Sizes are counted while writing, since
+    an archive may lie about them.
+
+    Raises:
+        DatasetError: the file is no ZIP file or one of these limits is broken.
+    """
+    if into.exists():
+        raise DatasetError(f"The folder {into.name} exists already.")
+    limit = min(max_bytes, max_ratio * max(archive.stat().st_size, 1) + 2**20)
+    complete = False
+    try:
+        into.mkdir(parents=True)
+        with zipfile.ZipFile(archive) as opened:
+            members = [info for info in opened.infolist() if not info.is_dir()]
+            if len(members) > max_files:
+                raise DatasetError(f"The archive holds {len(members):,} files; at most {max_files:,} are allowed.")
+            for info in members:
+                _require_safe(info)
+            _extract(opened, members, into, limit)
+        complete = True
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as err:
+        raise DatasetError(f"{archive.name} is not a readable ZIP file.") from err
+    finally:
+        if not complete:
+            shutil.rmtree(into, ignore_errors=True)
+    return into
+
+
+def _require_safe(info: zipfile.ZipInfo) -> None:
+    parts = Path(info.filename.replace("\\", "/")).parts
+    leads_outside = ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename
+    if leads_outside or stat.S_ISLNK(info.external_attr >> 16):
+        raise DatasetError(f"The archive holds {info.filename[:100]!r}, which leads outside it.")
+    if info.flag_bits & 1:
+        raise DatasetError("The archive is encrypted; give it without a password.")
+
+
+def _extract(opened: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo], into: Path, limit: int) -> None:
+    written = 0
+    for info in members:
+        target = into / info.filename
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sink = target.open("xb")
+        except (FileExistsError, NotADirectoryError) as err:
+            raise DatasetError(f"The archive holds {info.filename[:100]!r} twice.") from err
+        with opened.open(info) as source, sink:
+            while block := source.read(2**20):
+                written += len(block)
+                if written > limit:
+                    raise DatasetError(f"The archive grows beyond {limit / 2**20:,.0f} MB when unpacked; that is not allowed.")
+                sink.write(block)
+
+
+def read_dataset(root: Path, name: str | None = None, on_image: Callable[[int, int], None] = lambda done, total: None) -> Dataset:
+    """Read a data set: its labels, every image, and what belongs together.
+
+    Layouts: Kaggle's head_ct (`labels.csv` with `id` and `hemorrhage`, `head_ct/NNN.png`, perhaps a `groups.csv`); a
+    manifest with the columns `filename` and `label`, perhaps `patient` and `slice`; or one folder a class.
+
+    Args:
+        root: the folder, or one that holds nothing but that folder.
+        name: what the set is called; the folder's name if left out.
+        on_image: told (images read, images in all) after each.
+
+    Raises:
+        DatasetError: no layout fits, an image is missing, a label is unreadable, one class only, or no image is left.
+    """
+    name = name or root.resolve().name
+    base, layout, examples = find_examples(root, name)
+    if missing := _missing_class(examples):
+        raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
+    looked, thumbnails, problems = _look_at_all(examples, on_image)
+    if _missing_class(looked):
+        raise DatasetError(f"Too many images of {name} are unreadable; the first: {problems[0]}")
+    pairs = near_duplicates([example.dhash for example in looked], thumbnails)
+    numbers = assign_groups([[("group", example.group)] if example.group else [] for example in looked], pairs)
+    grouped = tuple(replace(example, group=f"{name}/{looked[number].name}") for example, number in zip(looked, numbers, strict=True))
+    for first, second in pairs:
+        one, other = grouped[first], grouped[second]
+        if None not in (one.label, other.label) and one.label != other.label and (not one.patient or one.patient != other.patient):
+            problems.append(f"{one.name} and {other.name} look the same but carry different labels.")
+    fingerprint = digest(*sorted(f"{e.name}\t{e.label}\t{e.group}\t{e.sha256}" for e in grouped))
+    duplicates = tuple(
+        (grouped[i].name, grouped[j].name) for i, j in pairs if not looked[i].patient or looked[i].patient != looked[j].patient
+    )
+    return Dataset(name, base, layout, grouped, tuple(problems), fingerprint, duplicates)
+
+
+def explore(dataset: Dataset) -> dict[str, object]:
+    """Describe a data set for a page or a terminal; every value can be written as JSON."""
+    examples = dataset.examples
+    widths, heights = np.array([e.width for e in examples]), np.array([e.height for e in examples])
+    modes = sorted({example.mode for example in examples})
+    return {
+        "name": dataset.name,
+        "layout": dataset.layout,
+        "fingerprint": dataset.fingerprint,
+        "images": len(examples),
+        "positive": sum(example.label == 1 for example in examples),
+        "negative": sum(example.label == 0 for example in examples),
+        "unknown": sum(example.label is None for example in examples),
+        "patients": len({example.patient for example in examples if example.patient}),
+        "groups": len({example.group for example in examples}),
+        "near_duplicates": [list(pair) for pair in dataset.near_duplicates],
+        "sizes": {
+            side: {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}
+            for side, values in (("width", widths), ("height", heights))
+        },
+        "modes": {mode: sum(example.mode == mode for example in examples) for mode in modes},
+        "problems": list(dataset.problems),
+    }
+
+
+def contact_sheet(dataset: Dataset, n: int = 24, max_px: int = 160) -> Image.Image:
+    """Return `n` images spread over the data set as one grey picture, hemorrhage in the upper half.
+
+    Each tile is a square of `max_px`; a row holds eight.
+    """
+    columns = 8
+    rows_of_tiles: list[list[Example]] = []
+    for label in (1, 0):
+        of_class = [example for example in dataset.examples if example.label == label]
+        chosen = [of_class[i] for i in np.linspace(0, len(of_class) - 1, min(max(n // 2, 1), len(of_class))).astype(int)]
+        rows_of_tiles += [chosen[i : i + columns] for i in range(0, len(chosen), columns)]
+    sheet = Image.new("L", (columns * max_px, len(rows_of_tiles) * max_px))
+    for row, tiles in enumerate(rows_of_tiles):
+        for column, example in enumerate(tiles):
+            tile = render(read_series([example.path]).slices[0], max_px)
+            sheet.paste(tile, (column * max_px + (max_px - tile.width) // 2, row * max_px + (max_px - tile.height) // 2))
+    return sheet
+
+
+def _missing_class(examples: Sequence[Example]) -> str | None:
+    found = {example.label for example in examples}
+    return "image with hemorrhage" if 1 not in found else "image without hemorrhage" if 0 not in found else None
+
+
+def _look_at_all(examples: Sequence[Example], on_image: Callable[[int, int], None]) -> tuple[list[Example], list[np.ndarray], list[str]]:
+    """Decode every image once; return the readable ones with their facts, their thumbnails, and what was wrong."""
+    looked, thumbnails, problems = [], [], []
+    for done, example in enumerate(examples, start=1):
+        try:
+            slices = read_series([example.path]).slices
+        except ImageError as err:
+            problems.append(f"{example.name} is left out: {err}")
+            continue
+        finally:
+            on_image(done, len(examples))
+        if len(slices) != 1:
+            problems.append(f"{example.name} is left out: it holds {len(slices)} slices, and a data set has one file a slice.")
+            continue
+        dhash, thumbnail = look_at(slices[0])
+        height, width = slices[0].pixels.shape
+        sha256 = hashlib.sha256(example.path.read_bytes()).hexdigest()
+        looked.append(replace(example, sha256=sha256, dhash=dhash, width=width, height=height, mode=_mode(example.path)))
+        thumbnails.append(thumbnail)
+    return looked, thumbnails, problems
+
+
+def _mode(path: Path) -> str:
+    """Return the file's kind of pixels as Pillow names it ("L", "RGBA"), or "DICOM"."""
+    try:
+        with Image.open(path) as image:
+            return str(image.mode)
+    except UnidentifiedImageError:
+        return "DICOM"

@@ -1,0 +1,167 @@
+"""Where labels stand and what they say: the layouts of data sets that people have."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+POSITIVE_FOLDERS = {"hemorrhage", "hemorrhagic", "haemorrhage", "bleeding", "positive", "yes", "1", "ich"}
+NEGATIVE_FOLDERS = {"normal", "no_hemorrhage", "non_hemorrhage", "no_haemorrhage", "healthy", "negative", "no", "0"}
+LABELS = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "": None}
+LABEL_COLUMNS = ("label", "hemorrhage", "any")
+NAME_COLUMNS = ("filename", "file", "path", "image", "id")
+PATIENT_COLUMNS = ("patient", "patient_id", "group")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
+
+
+class DatasetError(ValueError):
+    """A data set cannot be used; its text is a sentence for the person who gave it, naming the file or row."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled slice.
+
+    `name` is the path inside the data set, `label` 1 for hemorrhage, 0 for none, None for unknown. Images with the
+    same `group` never stand on both sides of a split. `sha256` and `dhash` identify file and picture.
+    """
+
+    path: Path
+    name: str
+    label: int | None
+    patient: str | None
+    slice: int | None
+    group: str
+    dataset: str
+    sha256: str = ""
+    dhash: str = ""
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+
+
+def find_examples(root: Path, name: str) -> tuple[Path, str, list[Example]]:
+    """Return the folder with the data, the layout, and an entry for each image, none of them opened yet.
+
+    `group` is filled in where a patient column or a groups file says something, and empty elsewhere.
+
+    Args:
+        root: the folder, or one that holds nothing but that folder.
+        name: what the data set is called.
+
+    Raises:
+        DatasetError: no layout fits, a file is missing, or a label is unreadable.
+    """
+    base = _descend(root)
+    manifest = _manifest_of(base)
+    layout, examples = _from_manifest(base, manifest, name) if manifest else _from_folders(base, name)
+    return base, layout, examples
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "__MACOSX")
+
+
+def _descend(root: Path) -> Path:
+    """Return the folder that holds the data: `root`, or the only folder in it (as in most ZIP files)."""
+    if not root.is_dir():
+        raise DatasetError(f"There is no folder {root}.")
+    inside = _visible(root)
+    if len(inside) == 1 and inside[0].is_dir():
+        return inside[0]
+    return root
+
+
+def _manifest_of(base: Path) -> Path | None:
+    tables = [p for p in _visible(base) if p.suffix.lower() == ".csv" and p.name not in ("groups.csv", "patients.csv")]
+    named = [p for p in tables if p.name.lower() in ("labels.csv", "manifest.csv")]
+    if named:
+        return named[0]
+    if len(tables) > 1:
+        raise DatasetError(f"Several tables could hold the labels ({', '.join(p.name for p in tables)}); name one of them labels.csv.")
+    return tables[0] if tables else None
+
+
+def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return header and rows, column names and values stripped; Kaggle's header has a space after its comma."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise DatasetError(f"{path.name} is not a text file in UTF-8.") from err
+    try:
+        rows = [row for row in csv.reader(text.splitlines()) if row]
+    except csv.Error as err:
+        raise DatasetError(f"{path.name} is not a readable table: {err}.") from err
+    if len(rows) < 2:
+        raise DatasetError(f"{path.name} has no rows.")
+    header = [column.strip().lower() for column in rows[0]]
+    return header, [dict(zip(header, (value.strip() for value in row), strict=False)) for row in rows[1:]]
+
+
+def _column(header: Sequence[str], known: Sequence[str]) -> str | None:
+    return next((column for column in known if column in header), None)
+
+
+def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[Example]]:
+    header, rows = _read_table(manifest)
+    name_column, label_column = _column(header, NAME_COLUMNS), _column(header, LABEL_COLUMNS)
+    if name_column is None or label_column is None:
+        raise DatasetError(f"{manifest.name} needs the columns filename and label (or id and hemorrhage); it has {', '.join(header)}.")
+    kaggle = name_column == "id"
+    groups = _read_groups(base / "groups.csv")
+    patient_column = _column(header, PATIENT_COLUMNS)
+    examples = []
+    for number, row in enumerate(rows, start=2):
+        given = row.get(name_column, "")
+        name = f"head_ct/{int(given):03d}.png" if kaggle and given.isdigit() else given
+        if label_column not in row:
+            raise DatasetError(f"{manifest.name}, line {number} ({given}): the label is missing.")
+        label_text = row[label_column].lower()
+        if label_text not in LABELS:
+            raise DatasetError(f"{manifest.name}, line {number} ({given}): the label {row[label_column]!r} is neither 0 nor 1 nor empty.")
+        path = base / name
+        if not given or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DatasetError(f"{manifest.name}, line {number}: {given!r} is not the name of a file in the data set.")
+        if not path.is_file():
+            raise DatasetError(f"{manifest.name}, line {number}: the image {name} is missing.")
+        patient = row.get(patient_column, "") if patient_column else ""
+        group = f"patient {patient}" if patient else f"row {groups[given]}" if given in groups else ""
+        slice_text = row.get("slice", "")
+        slice_number = int(slice_text) if slice_text.isdigit() else None
+        examples.append(Example(path, name, LABELS[label_text], patient or None, slice_number, group, dataset))
+    most_common, times = Counter(example.name for example in examples).most_common(1)[0]
+    if times > 1:
+        raise DatasetError(f"{manifest.name} lists {most_common} {times} times.")
+    return ("kaggle head_ct" if kaggle else "manifest"), examples
+
+
+def _read_groups(path: Path) -> Mapping[str, str]:
+    if not path.is_file():
+        return {}
+    header, rows = _read_table(path)
+    name_column = _column(header, NAME_COLUMNS)
+    if name_column is None or "group" not in header:
+        raise DatasetError(f"{path.name} needs the columns id (or filename) and group; it has {', '.join(header)}.")
+    return {row.get(name_column, ""): row["group"] for row in rows if row.get("group")}
+
+
+def _from_folders(base: Path, dataset: str) -> tuple[str, list[Example]]:
+    examples = []
+    for folder in (p for p in _visible(base) if p.is_dir()):
+        word = folder.name.lower().replace(" ", "_").replace("-", "_")
+        label = 1 if word in POSITIVE_FOLDERS else 0 if word in NEGATIVE_FOLDERS else None
+        if label is None:
+            continue
+        for path in sorted(folder.rglob("*")):
+            hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
+            if path.is_file() and not hidden and path.suffix.lower() in IMAGE_SUFFIXES:
+                examples.append(Example(path, path.relative_to(base).as_posix(), label, None, None, "", dataset))
+    if not examples:
+        raise DatasetError(
+            f"{dataset} has neither a table (labels.csv with the columns filename and label) "
+            "nor one folder a class (such as hemorrhage and normal)."
+        )
+    return "folders", examples

@@ -1,0 +1,46 @@
+"""How far a training is, and the way to stop it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+class TrainingStopped(Exception):
+    """The training was asked to stop; its checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: `fraction` (0..1) never falls; `eta_s` is None until something can be said."""
+
+    stage: str
+    fraction: float
+    eta_s: float | None
+    metrics: Mapping[str, float]
+
+
+class Meter:
+    """Turns steps into `Progress`: never backwards, with the time left at the speed since this call began."""
+
+    def __init__(self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool], tuned: bool) -> None:
+        self.before_folds, self.after_folds = (0.02, 0.72) if tuned else (0.4, 0.8)
+        self._on_progress, self._should_stop = on_progress, should_stop
+        self._began, self._first, self._fraction = time.monotonic(), -1.0, 0.0
+
+    def tell(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
+        """Report progress.
+
+        Raises:
+            TrainingStopped: the training was asked to stop.
+        """
+        if self._should_stop():
+            raise TrainingStopped("The training was stopped; called again on the same folder it continues.")
+        self._fraction = max(self._fraction, min(fraction, 1.0))
+        if self._first < 0:
+            self._began, self._first = time.monotonic(), self._fraction
+        gained = self._fraction - self._first
+        elapsed = time.monotonic() - self._began
+        eta = elapsed / gained * (1 - self._fraction) if gained > 0.01 else None
+        self._on_progress(Progress(stage, self._fraction, eta, dict(metrics)))

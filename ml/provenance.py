@@ -1,0 +1,123 @@
+"""Which images shaped which weights, so that no model is tested on what its features have already learnt.
+
+`seen.json` of a model folder holds no names, only what recognises an image again: the first 16 hex digits of the file's SHA-256, and
+the perceptual hash of the picture. "features" lists the images that shaped the convolutions (also those of the weights they
+started from); "head" lists those that shaped the rest, which a later training throws away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml.artifacts import SEEN, ArtifactError, read_card
+from ml.datasets import Dataset, DatasetError, Example
+from ml.grouping import assign_groups, groups_per_class
+
+Marks = tuple[tuple[str, str], ...]
+"""(first 16 hex digits of the SHA-256, perceptual hash) of each image."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The labelled images of all data sets, one entry each.
+
+    `unseen` is False for images that the initial weights have seen, or whose patient they have: such an image may train, and
+    never stands in a test fold.
+    """
+
+    examples: tuple[Example, ...]
+    labels: np.ndarray
+    groups: np.ndarray
+    sources: np.ndarray
+    unseen: np.ndarray
+    notes: tuple[str, ...]
+
+
+def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
+    """Join the labelled images of all data sets and mark what the initial weights have seen.
+
+    Raises:
+        DatasetError: two data sets share a name, or too few groups of a class are left to test on in that many folds.
+    """
+    names = [dataset.name for dataset in datasets]
+    if len(set(names)) < len(names):
+        raise DatasetError(f"Two data sets are called {max(names, key=names.count)}; give them different names.")
+    everything = [example for dataset in datasets for example in dataset.examples]
+    # The same file or picture in two data sets joins their groups.
+    numbers = assign_groups([[("group", e.group), ("file", e.sha256), ("picture", e.dhash)] for e in everything])
+    files, pictures = {file for file, _ in seen}, {picture for _, picture in seen}
+    seen_groups = {n for n, e in zip(numbers, everything, strict=True) if e.sha256[:16] in files or e.dhash in pictures}
+    known = [(number, example) for number, example in zip(numbers, everything, strict=True) if example.label is not None]
+    labels = np.array([example.label for _, example in known], np.int64)
+    groups = np.array([everything[number].group for number, _ in known])
+    unseen = np.array([number not in seen_groups for number, _ in known], bool)
+    _require_enough(labels[unseen], groups[unseen], folds, some_seen=not unseen.all())
+    notes = []
+    if len(known) < len(everything):
+        notes.append(f"{len(everything) - len(known)} images with unknown labels were left out.")
+    if not unseen.all():
+        notes.append(
+            f"{int((~unseen).sum())} of the {len(labels)} images belong to patients that the initial weights have seen; "
+            "they only train, and no figure includes them."
+        )
+    return Pool(tuple(e for _, e in known), labels, groups, np.array([e.dataset for _, e in known]), unseen, tuple(notes))
+
+
+def describe_weights(init: Path | str) -> dict[str, Any]:
+    """Return what the initial weights are, for the card: their own origin too, where they are a model of ours.
+
+    Raises:
+        ArtifactError: there are none.
+    """
+    path = Path(init)
+    if init == "random":
+        return {"kind": "random"}
+    if path.is_dir():
+        card = read_card(path)
+        origin = {name: card.data.get(name) for name in ("datasets", "fingerprint", "initial_weights")}
+        return {"kind": "model", "id": card.id, "architecture": card.architecture, "command": card.command, **origin}
+    if not path.is_file():
+        raise ArtifactError(f"There are no initial weights at {path}.")
+    with path.open("rb") as file:
+        return {"kind": "file", "name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def marks_of(init: Path | str) -> Marks:
+    """Return the images that shaped initial weights: those a model folder lists; none for random weights or a file from elsewhere.
+
+    Raises:
+        ArtifactError: the folder is no model, or does not say what its features have seen.
+    """
+    if init == "random" or not Path(init).is_dir():
+        return ()
+    card = read_card(Path(init))
+    if SEEN not in card.files:
+        raise ArtifactError(f"The model {card.id} does not say which images it has seen, so nothing could be tested honestly.")
+    return tuple((str(file), str(picture)) for file, picture in json.loads((Path(init) / SEEN).read_bytes())["features"])
+
+
+def seen_json(examples: Sequence[Example], before: Marks, learnt_features: bool) -> bytes:
+    """Return seen.json of a model trained on `examples` from weights that had seen `before`."""
+    now = {(example.sha256[:16], example.dhash) for example in examples}
+    features = sorted(set(before) | now) if learnt_features else sorted(set(before))
+    return json.dumps({"features": features, "head": sorted(now)}, separators=(",", ":")).encode()
+
+
+def _require_enough(labels: np.ndarray, groups: np.ndarray, folds: int, some_seen: bool) -> None:
+    found = groups_per_class(labels, groups)
+    if some_seen and not all(found.values()):
+        raise DatasetError(
+            "The initial weights have already seen these images, so nothing honest is left to test on; "
+            "start from random or ImageNet weights, or add another data set."
+        )
+    for label, noun in ((1, "hemorrhage"), (0, "no hemorrhage")):
+        if found[label] < 2 * folds:
+            unseen = " that the initial weights have not seen" if some_seen else ""
+            raise DatasetError(f"Only {found[label]} groups (patients) show {noun}; {folds} folds need at least {2 * folds}{unseen}.")

@@ -1,0 +1,189 @@
+"""AlexNet's convolutions in Keras and ONNX, and the SVM on top, against numbers computed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnxruntime
+import pytest
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from ml.artifacts import ArtifactError
+from ml.evaluation import Platt
+from ml.models import FitTask
+from ml.models.alexnet_svm import head_to_onnx, inner_folds, sample_weights
+from ml.models.convolutions import LAYERS, build, load_weights, maps_shape, pooled, random_weights, rounded, to_onnx, weights_of
+from ml.models.fine_tuning import augmentation, balanced_batches, fine_tune
+
+SIZE = 63
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+    return random_weights(0)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return np.random.default_rng(0).random((3, SIZE, SIZE, 1), np.float32)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_exported_features_are_those_of_keras(weights: dict[str, np.ndarray], pictures: np.ndarray, layer: str) -> None:
+    expected = np.asarray(build(weights, layer, SIZE).predict_on_batch(pictures))
+    session = onnxruntime.InferenceSession(to_onnx(weights, layer, SIZE))
+    found = session.run(["maps"], {"images": pictures})[0]
+    side, channels = maps_shape(layer, SIZE)
+    assert found.shape == expected.shape == (3, side, side, channels)
+    assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+
+
+def test_alexnet_has_thirteen_cells_a_side_at_224() -> None:
+    assert [maps_shape(layer, 224) for layer in LAYERS] == [(13, 384), (13, 256), (13, 256), (6, 256)]
+
+
+def test_the_graph_normalises_grey_as_imagenet_does() -> None:
+    """With a first convolution that passes the middle pixel of one channel on, its output is (x - mean) / std."""
+    weights = {key: np.zeros_like(values) for key, values in random_weights(0).items()}
+    weights["conv1_W"][5, 5, 2, 0] = 1.0  # blue
+    model = build(weights, "conv3", SIZE)
+    first = keras.Model(model.input, model.get_layer("conv1").output)
+    found = np.asarray(first.predict_on_batch(np.full((1, SIZE, SIZE, 1), 0.75, np.float32)))
+    assert found[0, 5, 5, 0] == pytest.approx((0.75 - 0.406) / 0.225, rel=1e-5)
+
+
+def test_weights_survive_export_and_half_precision_exactly(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
+    np.savez(tmp_path / "weights.npz", **weights)  # type: ignore[arg-type]
+    read = load_weights(tmp_path / "weights.npz", 0, "conv5")
+    assert all(np.array_equal(read[key], weights[key]) for key in weights)
+    assert all(np.array_equal(rounded(weights)[key], weights[key]) for key in weights)
+    assert all(np.array_equal(values, weights[key]) for key, values in weights_of(build(weights, "conv5", SIZE), weights).items())
+
+
+def test_the_same_seed_draws_the_same_random_weights() -> None:
+    assert np.array_equal(random_weights(4)["conv2_W"], random_weights(4)["conv2_W"])
+    assert not np.array_equal(random_weights(4)["conv2_W"], random_weights(5)["conv2_W"])
+
+
+def test_unusable_initial_weights_are_refused_with_a_sentence(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="There are no initial weights"):
+        load_weights(tmp_path / "nothing.npz", 0, "conv5")
+    (tmp_path / "text.npz").write_text("not an archive")
+    with pytest.raises(ArtifactError, match=r"text.npz is not a readable .npz file"):
+        load_weights(tmp_path / "text.npz", 0, "conv5")
+    np.savez(tmp_path / "pickled.npz", conv1_W=np.array([{"code": 1}], dtype=object))
+    with pytest.raises(ArtifactError, match=r"pickled.npz is not a readable .npz file"):
+        load_weights(tmp_path / "pickled.npz", 0, "conv5")
+    shallow = {key: values for key, values in weights.items() if key[:5] <= "conv3"}
+    np.savez(tmp_path / "shallow.npz", **shallow)  # type: ignore[arg-type]
+    assert set(load_weights(tmp_path / "shallow.npz", 0, "conv3")) == set(shallow)
+    with pytest.raises(ArtifactError, match=r"shallow.npz has no conv4_W; conv4 needs all convolutions up to it"):
+        load_weights(tmp_path / "shallow.npz", 0, "conv4")
+    np.savez(tmp_path / "other.npz", **{**weights, "conv2_W": np.zeros((5, 5, 48, 256), np.float32)})  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match=r"conv2_W of shape \(5, 5, 48, 256\)"):
+        load_weights(tmp_path / "other.npz", 0, "conv5")
+
+
+def test_pooling_is_the_average_and_the_maximum_of_each_map() -> None:
+    maps = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
+    assert pooled(maps, "average").tolist() == [[3, 4]]
+    assert pooled(maps, "max").tolist() == [[6, 7]]
+    assert pooled(maps, "both").tolist() == [[3, 4, 6, 7]]
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("pooling", ["average", "max", "both"])
+def test_the_exported_head_gives_the_calibrated_probability_of_scikit_learn(kernel: str, pooling: str) -> None:
+    random = np.random.default_rng(1)
+    maps = random.standard_normal((60, 3, 3, 4)).astype(np.float32)
+    labels = (maps[..., 0].mean(axis=(1, 2)) > 0).astype(int)
+    machine = Pipeline([("scaler", StandardScaler()), ("svm", SVC(kernel=kernel))]).fit(pooled(maps, pooling), labels)
+    platt = Platt(2.0, 0.3)
+    session = onnxruntime.InferenceSession(head_to_onnx(machine, platt, pooling, 3, 4))
+    slices, scan = session.run(["slice_probability", "scan_probability"], {"maps": maps})
+    assert np.abs(slices - platt(machine.decision_function(pooled(maps, pooling)))).max() < 1e-5
+    assert slices.shape == (60,) and scan.tolist() == [slices.max()]
+    assert session.run(["slice_probability"], {"maps": maps[:1]})[0] == pytest.approx(slices[:1], rel=1e-4)
+
+
+def test_data_sets_weigh_by_their_groups_and_their_classes_evenly() -> None:
+    labels = np.array([1, 0, 0, 0, 1, 0])
+    sources = np.array(["a", "a", "a", "a", "b", "b"])
+    groups = np.array(["g1", "g1", "g2", "g2", "g3", "g3"])
+    # a is worth two groups: 2 for its positive, 2 shared by three negatives; b is worth one.
+    raw = np.array([2, 2 / 3, 2 / 3, 2 / 3, 1, 1])
+    assert sample_weights(labels, sources, groups) == pytest.approx(raw / raw.mean())
+
+
+def test_batches_are_half_positive_within_each_source_too() -> None:
+    labels = np.array([1] * 5 + [0] * 95 + [1] * 50 + [0] * 50)
+    sources = np.array(["a"] * 100 + ["b"] * 100)
+    drawn = np.concatenate(list(balanced_batches(labels, sources, 200, seed=0)))
+    assert labels[drawn].mean() == 0.5
+    assert labels[drawn][sources[drawn] == "a"].mean() == pytest.approx(0.5, abs=0.03)
+    assert np.array_equal(drawn, np.concatenate(list(balanced_batches(labels, sources, 200, seed=0))))
+
+
+def test_a_source_of_one_class_is_drawn_for_that_class_only() -> None:
+    labels, sources = np.array([1, 1, 1, 0]), np.array(["a", "a", "b", "b"])
+    for batch in balanced_batches(labels, sources, 20, seed=1):
+        assert labels[batch].mean() == 0.5
+
+
+def test_augmentation_is_the_same_for_the_same_seed() -> None:
+    pictures = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
+    first, again, other = (np.asarray(augmentation(seed)(pictures, training=True)) for seed in (1, 1, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert first.shape == pictures.shape
+
+
+def a_task(train: np.ndarray, allowed: np.ndarray, labels: np.ndarray, groups: np.ndarray, tmp_path: Path) -> FitTask:
+    nothing = np.zeros((len(labels), SIZE, SIZE, 1), np.float32)
+    sources = np.full(len(labels), "a")
+    return FitTask(nothing, labels, groups, sources, allowed, train, {}, 0, "random", tmp_path, tmp_path, lambda share, metrics: None)
+
+
+def test_inner_folds_stay_in_the_training_part_and_judge_only_unseen_images(tmp_path: Path) -> None:
+    labels, groups = np.tile([0, 1], 30), np.repeat([f"g{n}" for n in range(20)], 3)
+    allowed, train = np.arange(60) >= 12, np.arange(48)
+    task = a_task(train, allowed, labels, groups, tmp_path)
+    folds = inner_folds(task, one_of_four=False)
+    assert len(folds) == 5
+    assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(12, 48))
+    assert len(inner_folds(task, one_of_four=True)) == 1
+    for learn, held in [*folds, *inner_folds(task, one_of_four=True)]:
+        assert set(range(12)) <= set(learn.tolist()) <= set(range(48))
+        assert not set(groups[learn]) & set(groups[held])
+
+
+def learning_pictures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    labels = np.tile([0, 1], 16)
+    pictures = random.random((32, SIZE, SIZE, 1), np.float32) * 0.2
+    pictures[labels == 1, 20:40, 20:40] += 0.7
+    return pictures, labels, np.full(32, "a")
+
+
+def test_fine_tuning_that_was_interrupted_ends_with_the_same_weights(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
+    pictures, labels, sources = learning_pictures()
+    data = (pictures, labels, sources, np.arange(32), "conv3")
+
+    class Interrupted(Exception):
+        pass
+
+    def stop_in_epoch_two(share: float, metrics: Mapping[str, float]) -> None:
+        if metrics["epoch"] == 2:
+            raise Interrupted
+
+    straight = fine_tune(weights, *data, 3, 5, tmp_path / "a.npz", lambda share, metrics: None)
+    with pytest.raises(Interrupted):
+        fine_tune(weights, *data, 3, 5, tmp_path / "b.npz", stop_in_epoch_two)
+    continued = fine_tune(weights, *data, 3, 5, tmp_path / "b.npz", lambda share, metrics: None)
+    assert all(np.array_equal(straight[key], continued[key]) for key in weights)
+    assert not np.array_equal(straight["conv1_W"], weights["conv1_W"])
+    assert np.array_equal(straight["conv5_W"], weights["conv5_W"]), "what the layer does not use is left alone"

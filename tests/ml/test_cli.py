@@ -1,0 +1,140 @@
+"""`python -m ml` as a person calls it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ml.__main__ import main
+from ml.artifacts import read_card
+from ml.catalogue import STARTER_DIR
+from ml.phantoms import phantom, write_dicom, write_png
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of sixteen phantoms, one folder a class."""
+    root = tmp_path_factory.mktemp("data") / "phantoms"
+    for seed in range(16):
+        name = "hemorrhage" if seed % 2 else "normal"
+        (root / name).mkdir(parents=True, exist_ok=True)
+        write_png(phantom(seed + 50, hemorrhage=seed % 2 == 1, size=128), root / name / f"{seed}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def archive(folder: Path) -> Path:
+    path = folder.parent / "zipped.zip"
+    with zipfile.ZipFile(path, "w") as opened:
+        for image in sorted(folder.rglob("*.png")):
+            opened.write(image, f"zipped/{image.relative_to(folder)}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    arguments = ["train", str(archive), "--architecture", "alexnet_svm", "--out", str(out), "--init", "random", "--seed", "3"]
+    assert main([*arguments, "--set", "folds=2", "--set", "layer=conv3", "--note", "Made by a test."]) == 0
+    return out / "model"
+
+
+def test_training_from_a_zip_writes_a_model_with_its_command(model: Path, archive: Path) -> None:
+    card = json.loads((model / "card.json").read_text())
+    assert card["data"]["datasets"] == ["zipped"] and card["seed"] == 3
+    assert card["command"].startswith("python -m ml train ") and "--set layer=conv3" in card["command"]
+    assert card["notes"] == ["Made by a test."] and "--note" not in card["command"] and "Made by" not in card["command"]
+
+
+def test_the_card_is_readable_and_agrees_with_its_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["card", str(model)]) == 0
+    text, card = capsys.readouterr().out, json.loads((model / "card.json").read_text())
+    assert text.startswith(f"# Model {card['id']}: alexnet_svm, reads one slice")
+    auroc = card["metrics"]["auroc"]
+    assert f"| auroc | {auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f}) |" in text
+    assert card["command"] in text and "Made by a test." in text and "drawn at random" in text
+    assert "not for diagnosis" in text
+
+
+def test_the_shipped_card_is_the_one_that_its_json_makes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["card", "starter"]) == 0
+    assert capsys.readouterr().out == (STARTER_DIR / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_starter_is_small_passed_its_check_and_names_no_file_or_machine() -> None:
+    assert sum(path.stat().st_size for path in STARTER_DIR.iterdir()) <= 7_000_000
+    card = read_card(STARTER_DIR)
+    assert card.export_check["passed"] and card.metrics["auroc"]["value"] > 0.90
+    seen = (STARTER_DIR / "seen.json").read_text()
+    assert ".png" not in seen and ".jpg" not in seen
+    assert "/work" not in card.to_json() and "/home" not in card.to_json() and "/tmp" not in card.to_json()
+
+
+def test_explore_writes_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["layout"], facts["positive"], facts["negative"]) == ("folders", 8, 8)
+
+
+def test_explore_speaks_plainly_without_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", str(folder)]) == 0
+    assert "near duplicates: []" in capsys.readouterr().out
+
+
+def test_predict_writes_a_table_with_a_series_as_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    series = tmp_path / "series"
+    series.mkdir()
+    for number in range(2):
+        write_dicom(phantom(70 + number, True, size=128), series / f"{number}.dcm", number=number + 1, position_mm=5.0 * number)
+    write_png(phantom(80, False, size=128), tmp_path / "a.png")
+    assert main(["predict", str(model), str(tmp_path / "a.png"), str(series)]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["path"] for row in rows] == [str(tmp_path / "a.png"), str(series)]
+    for row in rows:
+        assert row["positive"] == str(float(row["probability"]) >= float(row["threshold"]))
+
+
+def test_predict_goes_on_after_a_file_that_is_no_image(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    image = folder / "normal" / "0.png"
+    assert main(["predict", str(model), str(tmp_path / "text.png"), str(image), "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]["probability"] is None and rows[0]["error"]
+    assert 0 <= rows[1]["probability"] <= 1 and rows[1]["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["explore", "nothing-here"], "There is no data set at nothing-here."),
+        (["predict", "nothing-here", "a.png"], "The model folder has no readable card.json."),
+    ],
+)
+def test_an_expected_error_is_one_sentence_and_status_2(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == sentence + "\n"
+
+
+def test_a_wrong_setting_is_one_sentence_too(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", str(folder), "--architecture", "alexnet_svm", "--out", str(tmp_path / "out"), "--init", "random"]
+    assert main([*train, "--set", "folds=1"]) == 2
+    assert capsys.readouterr().err == "folds must lie between 2 and 10, not 1.\n"
+    assert main([*train, "--set", "folds"]) == 2
+    assert capsys.readouterr().err == "--set needs key=value, not 'folds'.\n"
+
+
+def test_the_module_runs_and_exploring_loads_no_tensorflow(folder: Path) -> None:
+    code = "import sys; from ml.__main__ import main; main(['explore', sys.argv[1]]); print('tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    helped = subprocess.run([sys.executable, "-m", "ml", "--help"], capture_output=True, text=True, check=True)
+    assert "explore" in helped.stdout and "train" in helped.stdout

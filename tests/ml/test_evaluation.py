@@ -1,0 +1,145 @@
+"""Figures on arrays small enough to count by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ml.evaluation import (
+    Platt,
+    auroc,
+    confusion,
+    fit_platt,
+    metrics_with_intervals,
+    roc_points,
+    threshold_at_sensitivity,
+    uncertain_band,
+)
+
+LABELS = np.array([1, 1, 1, 1, 0, 0, 0, 0])
+PROBABILITIES = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.4, 0.2, 0.1])
+OWN_GROUPS = np.arange(8)
+
+
+def values(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    return {
+        name: entry["value"] for name, entry in metrics_with_intervals(labels, probabilities, predicted, np.arange(len(labels)), 0).items()
+    }
+
+
+def test_counts_become_the_textbook_figures() -> None:
+    found = values(LABELS, PROBABILITIES, PROBABILITIES >= 0.5)
+    assert confusion(LABELS, PROBABILITIES >= 0.5) == {"tp": 3, "fp": 1, "tn": 3, "fn": 1}
+    assert found["accuracy"] == found["sensitivity"] == found["specificity"] == found["ppv"] == found["npv"] == found["f1"] == 0.75
+    # Of the 16 pairs of a positive and a negative 13 are in order: 0.6 < 0.7, 0.3 < 0.7 and 0.3 < 0.4 are not.
+    assert found["auroc"] == 13 / 16
+    # Precision at each positive, from above: 1/1, 2/2, 3/4, 4/6.
+    assert found["auprc"] == pytest.approx((1 + 1 + 3 / 4 + 4 / 6) / 4)
+    assert found["brier"] == pytest.approx((0.01 + 0.04 + 0.16 + 0.49 + 0.49 + 0.16 + 0.04 + 0.01) / 8)
+
+
+def test_calibration_error_is_the_weighted_gap_of_each_tenth() -> None:
+    labels, probabilities = np.array([1, 0, 1, 1]), np.array([0.62, 0.68, 0.91, 0.95])
+    # Sixties: 1 positive where 1.30 were expected; nineties: 2 where 1.86 were.
+    assert values(labels, probabilities, probabilities >= 0.5)["ece"] == pytest.approx((0.30 + 0.14) / 4)
+
+
+def test_ties_count_half() -> None:
+    assert auroc(np.array([1, 0]), np.array([0.5, 0.5])) == 0.5
+    assert auroc(np.array([1, 1, 0, 0]), np.array([0.5, 0.9, 0.5, 0.1])) == 3.5 / 4
+
+
+def test_ranking_figures_agree_with_scikit_learn() -> None:
+    random = np.random.default_rng(3)
+    labels = random.integers(0, 2, 400)
+    scores = np.round(labels * 0.2 + random.random(400) * 0.8, 2)
+    found = values(labels, scores, scores > 0.5)
+    assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores))
+    assert found["auprc"] == pytest.approx(average_precision_score(labels, scores))
+
+
+def test_a_figure_that_one_class_makes_undefined_is_null_with_a_reason() -> None:
+    found = metrics_with_intervals(np.ones(3), np.array([0.2, 0.7, 0.9]), np.array([False, True, True]), np.arange(3), 0)
+    assert found["auroc"] == {"value": None, "low": None, "high": None, "n": 3, "reason": "one class is missing"}
+    assert found["specificity"]["value"] is None
+    assert found["sensitivity"]["value"] == pytest.approx(2 / 3)
+
+
+def test_no_image_at_all_is_no_error() -> None:
+    empty = np.zeros(0)
+    assert metrics_with_intervals(empty, empty, empty.astype(bool), empty, 0)["accuracy"]["reason"] == "there is no image"
+
+
+def test_same_seed_gives_the_same_interval_around_the_figure() -> None:
+    first, again = (metrics_with_intervals(LABELS, PROBABILITIES, PROBABILITIES >= 0.5, OWN_GROUPS, seed=5) for _ in range(2))
+    assert first == again
+    assert first["auroc"]["low"] < first["auroc"]["value"] < first["auroc"]["high"]
+
+
+def test_images_of_one_group_are_drawn_together() -> None:
+    """Fifty copies of each image are no more evidence than one: with the copies grouped the interval is as wide."""
+    copies = 50
+    labels, probabilities = np.repeat(LABELS, copies), np.repeat(PROBABILITIES, copies)
+    single = metrics_with_intervals(LABELS, PROBABILITIES, PROBABILITIES >= 0.5, OWN_GROUPS, 1)
+    grouped = metrics_with_intervals(labels, probabilities, probabilities >= 0.5, np.repeat(OWN_GROUPS, copies), 1)
+    naive = metrics_with_intervals(labels, probabilities, probabilities >= 0.5, np.arange(len(labels)), 1)
+    width = {name: entry["accuracy"]["high"] - entry["accuracy"]["low"] for name, entry in (("s", single), ("g", grouped), ("n", naive))}
+    assert width["g"] == pytest.approx(width["s"])
+    assert width["n"] < width["s"] / 4
+
+
+@pytest.mark.parametrize(("target", "threshold"), [(1.0, 0.3), (0.75, 0.6), (0.76, 0.3), (0.5, 0.8), (0.25, 0.9)])
+def test_threshold_is_the_highest_that_reaches_the_sensitivity(target: float, threshold: float) -> None:
+    assert threshold_at_sensitivity(LABELS, PROBABILITIES, target) == threshold
+    assert (PROBABILITIES[LABELS == 1] >= threshold).mean() >= target
+
+
+def test_uncertain_band_lies_around_the_threshold() -> None:
+    low, high = uncertain_band(LABELS, PROBABILITIES, 0.6, target=0.75)
+    assert low == 0.3  # (1 + 0.75) / 2 of the hemorrhages, so all four, are found from here on
+    assert high == pytest.approx(0.7) and high > 0.7  # no more than 5 % of the normals, so none, are called from here on
+
+
+def test_uncertain_band_of_a_perfect_model_is_empty_above_the_threshold() -> None:
+    low, high = uncertain_band(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]), 0.8, target=0.9)
+    assert (low, high) == (0.8, 0.8)
+
+
+def test_platt_is_the_logistic_function_of_the_decision() -> None:
+    platt = Platt(slope=2.0, offset=-1.0)
+    assert platt(np.array([0.5]))[0] == 0.5
+    assert platt(np.array([1.0]))[0] == pytest.approx(1 / (1 + np.exp(-1)))
+    assert platt(np.array([-1e6, 1e6])).tolist() == [0.0, 1.0]
+
+
+def test_calibration_finds_the_curve_that_made_the_labels() -> None:
+    random = np.random.default_rng(0)
+    decisions = random.normal(0, 2, 40_000)
+    labels = (random.random(len(decisions)) < Platt(1.5, -0.7)(decisions)).astype(int)
+    fitted = fit_platt(labels, decisions)
+    assert fitted.slope == pytest.approx(1.5, abs=0.05)
+    assert fitted.offset == pytest.approx(-0.7, abs=0.05)
+
+
+def test_calibration_of_separable_decisions_stays_finite() -> None:
+    """Platt's targets for two images a class are 3/4 and 1/4, so the log odds at the decisions +1 and -1 are +-ln 3."""
+    fitted = fit_platt(np.array([0, 0, 1, 1]), np.array([-1.0, -1.0, 1.0, 1.0]))
+    assert fitted.slope == pytest.approx(np.log(3), abs=1e-6)
+    assert fitted.offset == pytest.approx(0, abs=1e-6)
+
+
+def test_calibration_never_turns_a_ranking_round() -> None:
+    assert fit_platt(np.array([1, 1, 0, 0]), np.array([-2.0, -1.0, 1.0, 2.0])).slope > 0
+
+
+def test_calibration_of_equal_decisions_is_the_share_of_positives() -> None:
+    fitted = fit_platt(np.array([1, 0, 0, 0]), np.full(4, 3.0))
+    assert fitted(np.array([3.0]))[0] == pytest.approx((2 / 3 + 3 * 1 / 5) / 4, abs=1e-3)
+
+
+def test_roc_runs_from_corner_to_corner() -> None:
+    assert roc_points(np.array([1, 0]), np.array([0.9, 0.1])) == [[0, 0], [0, 1], [1, 1]]
+    many = roc_points(np.arange(1000) % 2, np.linspace(0, 1, 1000))
+    assert len(many) == 200 and many[0] == [0, 0] and many[-1] == [1, 1]
+    assert np.all(np.diff(np.array(many), axis=0) >= 0)

@@ -1,0 +1,285 @@
+"""Training on phantoms: protocol, checkpoint, provenance, export. Phantoms are easy; no figure here says anything about patients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ml.training
+from ml.artifacts import ArtifactError, read_card, write_model
+from ml.catalogue import STARTER_DIR, SettingError
+from ml.datasets import Dataset, DatasetError, read_dataset
+from ml.evaluation import Platt
+from ml.images import read_series
+from ml.inference import Predictor
+from ml.models import FitTask, Fitted
+from ml.phantoms import phantom, write_png
+from ml.provenance import Pool, marks_of, pool_datasets, seen_json
+from ml.training import Progress, TrainConfig, TrainingStopped, train
+
+PHANTOMS = 32
+QUICK = {"folds": "2", "layer": "conv3", "pooling": "average"}
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Sixteen patients with hemorrhage, sixteen without, one slice each."""
+    root = tmp_path_factory.mktemp("phantoms")
+    rows = ["filename,label,patient"]
+    for seed in range(PHANTOMS):
+        # From 36 on no two of these simple heads are so alike that they would be joined as the same picture.
+        write_png(phantom(36 + seed, hemorrhage=seed % 2 == 1, size=128), root / f"{seed:02d}.png")
+        rows.append(f"{seed:02d}.png,{seed % 2},p{seed}")
+    (root / "labels.csv").write_text("\n".join(rows))
+    return read_dataset(root, "phantoms")
+
+
+@pytest.fixture(scope="session")
+def trained(phantoms: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Progress]]:
+    """A finished training from random weights, and what it told on its way."""
+    out, told = tmp_path_factory.mktemp("trained"), list[Progress]()
+    train(TrainConfig("alexnet_svm", QUICK, seed=1, init="random", command="python -m ml train …"), [phantoms], out, told.append)
+    return out, told
+
+
+def test_a_training_leaves_a_model_and_nothing_else(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
+    out, _ = trained
+    assert [path.name for path in out.iterdir()] == ["model"]
+    card = read_card(out / "model")
+    assert card.architecture == "alexnet_svm" and card.reads == "slice" and card.seed == 1
+    assert card.data["datasets"] == ["phantoms"]
+    assert (card.data["images"], card.data["positive"], card.data["negative"], card.data["groups"]) == (32, 16, 16, 32)
+    assert card.command == "python -m ml train …"
+    assert card.settings["folds"] == 2 and card.settings["kernel"] == "linear" and "chosen_C" in card.settings
+    assert set(card.metrics) == {"accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "auroc", "auprc", "brier", "ece"}
+    assert card.metrics["auroc"]["n"] == 32 and card.metrics_by_dataset["phantoms"] == card.metrics
+    assert sum(card.confusion.values()) == 32
+    assert card.uncertain_low <= card.threshold <= card.uncertain_high
+
+
+def test_the_exported_model_computes_what_was_trained(trained: tuple[Path, list[Progress]]) -> None:
+    check = read_card(trained[0] / "model").export_check
+    assert check["passed"] and check["largest_difference"] <= check["limit"] == 1e-4
+
+
+def test_the_model_is_served_and_tells_its_phantoms_apart(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
+    predictor = Predictor(trained[0] / "model")
+    found = {1: list[float](), 0: list[float]()}
+    for example in phantoms.examples:
+        assert example.label is not None
+        found[example.label].append(predictor.predict(read_series([example.path])).probability)
+    assert np.mean(found[1]) > np.mean(found[0]) + 0.3
+
+
+def test_progress_never_falls_and_ends_at_one(trained: tuple[Path, list[Progress]]) -> None:
+    fractions = [progress.fraction for progress in trained[1]]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0
+    stages = [progress.stage for progress in trained[1]]
+    assert {"reading images", "fold 1 of 2", "fold 2 of 2", "final model", "export", "done"} <= set(stages)
+    assert all(progress.eta_s is None or progress.eta_s >= 0 for progress in trained[1])
+
+
+@pytest.mark.parametrize("stage", ["reading images", "fold 2 of 2", "export"])
+def test_an_interrupted_training_continues_and_ends_with_the_same_model(
+    trained: tuple[Path, list[Progress]], phantoms: Dataset, tmp_path: Path, stage: str
+) -> None:
+    config = TrainConfig("alexnet_svm", QUICK, seed=1, init="random", command="python -m ml train …")
+    told: list[Progress] = []
+    with pytest.raises(TrainingStopped):
+        train(config, [phantoms], tmp_path, told.append, lambda: bool(told) and told[-1].stage == stage)
+    assert not (tmp_path / "model").exists() and (tmp_path / "checkpoint").is_dir()
+    continued = train(config, [phantoms], tmp_path)
+    straight = read_card(trained[0] / "model")
+    assert continued.id == straight.id and continued.metrics == straight.metrics
+
+
+def test_a_folder_is_not_mixed_with_another_training(phantoms: Dataset, tmp_path: Path) -> None:
+    config = TrainConfig("alexnet_svm", QUICK, init="random")
+    with pytest.raises(TrainingStopped):
+        train(config, [phantoms], tmp_path, should_stop=lambda: True)
+    with pytest.raises(SettingError, match="unfinished training with other settings or data"):
+        train(replace(config, seed=9), [phantoms], tmp_path)
+
+
+def test_a_finished_training_called_again_returns_its_card(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
+    """A worker that died between the last file and its report does no work twice."""
+    config = TrainConfig("alexnet_svm", QUICK, seed=1, init="random", command="python -m ml train …")
+    (trained[0] / "cache").mkdir()
+    assert train(config, [phantoms], trained[0]) == read_card(trained[0] / "model")
+    assert [path.name for path in trained[0].iterdir()] == ["model"]
+
+
+def test_a_finished_model_is_never_written_over(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
+    with pytest.raises(SettingError, match="holds the model of another training"):
+        train(TrainConfig("alexnet_svm", QUICK, seed=2, init="random"), [phantoms], trained[0])
+
+
+def test_too_few_patients_are_refused_with_a_sentence(phantoms: Dataset, tmp_path: Path) -> None:
+    few = replace(phantoms, examples=phantoms.examples[:6])
+    with pytest.raises(DatasetError, match=r"Only 3 groups \(patients\) show hemorrhage; 2 folds need at least 4."):
+        train(TrainConfig("alexnet_svm", QUICK, init="random"), [few], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_initial_weights_are_refused(phantoms: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="There are no initial weights"):
+        train(TrainConfig("alexnet_svm", QUICK, init=tmp_path / "none.npz"), [phantoms], tmp_path / "out")
+
+
+def test_an_image_that_vanished_is_named(phantoms: Dataset, tmp_path: Path) -> None:
+    gone = replace(phantoms.examples[0], path=tmp_path / "gone.png")
+    with pytest.raises(DatasetError, match=r"00.png"):
+        train(TrainConfig("alexnet_svm", QUICK, init="random"), [replace(phantoms, examples=(gone, *phantoms.examples[1:]))], tmp_path)
+
+
+def test_fine_tuned_features_are_exported_and_remember_their_images(phantoms: Dataset, tmp_path: Path) -> None:
+    settings = {**QUICK, "fine_tune_epochs": "1"}
+    card = train(TrainConfig("alexnet_svm", settings, init="random"), [phantoms], tmp_path / "first")
+    assert card.export_check["passed"]
+    model = tmp_path / "first" / "model"
+    assert set(marks_of(model)) == {(e.sha256[:16], e.dhash) for e in phantoms.examples}
+    with pytest.raises(DatasetError, match="have already seen these images, so nothing honest is left to test on"):
+        train(TrainConfig("alexnet_svm", QUICK, init=model), [phantoms], tmp_path / "second")
+
+
+def test_frozen_features_have_seen_nothing_and_may_be_tested_on_the_same_images(
+    trained: tuple[Path, list[Progress]], phantoms: Dataset, tmp_path: Path
+) -> None:
+    model = trained[0] / "model"
+    seen = json.loads((model / "seen.json").read_bytes())
+    assert seen["features"] == [] and len(seen["head"]) == PHANTOMS
+    again = train(TrainConfig("alexnet_svm", QUICK, seed=1, init=model), [phantoms], tmp_path)
+    assert again.data["initial_weights"]["id"] == read_card(model).id
+    assert again.metrics == read_card(model).metrics, "the convolutions read back from the export are those it was made of"
+
+
+def test_seen_json_holds_no_names(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
+    text = (trained[0] / "model" / "seen.json").read_text()
+    assert "png" not in text and "phantom" not in text and str(phantoms.root) not in text
+
+
+def a_pool(phantoms: Dataset, seen: int) -> Pool:
+    return pool_datasets([phantoms], tuple((e.sha256[:16], "") for e in phantoms.examples[:seen]), folds=2)
+
+
+def test_what_the_initial_weights_have_seen_only_trains(phantoms: Dataset) -> None:
+    pool = a_pool(phantoms, seen=10)
+    assert pool.unseen.tolist() == [False] * 10 + [True] * 22
+    assert pool.notes == (
+        "10 of the 32 images belong to patients that the initial weights have seen; they only train, and no figure includes them.",
+    )
+
+
+def test_another_slice_of_a_seen_patient_is_seen_too(phantoms: Dataset) -> None:
+    examples = (phantoms.examples[0], replace(phantoms.examples[1], group=phantoms.examples[0].group), *phantoms.examples[2:])
+    assert a_pool(replace(phantoms, examples=examples), seen=1).unseen.tolist() == [False] * 2 + [True] * 30
+
+
+def test_the_same_picture_in_two_data_sets_is_one_group(phantoms: Dataset) -> None:
+    other = replace(phantoms, name="other", examples=tuple(replace(e, dataset="other", group=f"other/{e.name}") for e in phantoms.examples))
+    pool = pool_datasets([phantoms, other], (), folds=2)
+    assert pool.groups[:32].tolist() == pool.groups[32:].tolist()
+
+
+def test_two_data_sets_of_one_name_are_refused(phantoms: Dataset) -> None:
+    with pytest.raises(DatasetError, match="Two data sets are called phantoms"):
+        pool_datasets([phantoms, phantoms], (), folds=2)
+
+
+def test_unknown_labels_never_train(phantoms: Dataset) -> None:
+    examples = (replace(phantoms.examples[0], label=None), *phantoms.examples[1:])
+    pool = pool_datasets([replace(phantoms, examples=examples)], (), folds=2)
+    assert len(pool.labels) == 31 and pool.notes == ("1 images with unknown labels were left out.",)
+
+
+def test_what_shaped_the_features_stays_apart_from_what_shaped_the_head(phantoms: Dataset) -> None:
+    before = (("aaaa", "bbbb"),)
+    frozen = json.loads(seen_json(phantoms.examples[:1], before, learnt_features=False))
+    tuned = json.loads(seen_json(phantoms.examples[:1], before, learnt_features=True))
+    mark = [phantoms.examples[0].sha256[:16], phantoms.examples[0].dhash]
+    assert frozen == {"features": [["aaaa", "bbbb"]], "head": [mark]}
+    assert sorted(tuned["features"]) == sorted([["aaaa", "bbbb"], mark])
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> list[FitTask]:
+    """Replaces the architecture by one that learns nothing and knows the answer; returns the tasks it was given."""
+    tasks: list[FitTask] = []
+
+    def fit(task: FitTask) -> Fitted:
+        tasks.append(task)
+        decisions = np.where(task.labels == 1, 1.0, -1.0)
+        held = task.train[task.held_out_allowed[task.train]]
+
+        def export(platt: Platt) -> dict[str, bytes]:
+            raise ArtifactError("An oracle is not for export.")
+
+        def reference(images: np.ndarray, platt: Platt) -> tuple[np.ndarray, np.ndarray]:
+            return images, platt(decisions)
+
+        return Fitted(decisions, held, decisions[held], {}, export, reference, False)
+
+    monkeypatch.setattr(ml.training, "fit_of", lambda architecture: fit)
+    return tasks
+
+
+def test_every_image_is_judged_once_by_a_fit_that_never_saw_its_group(oracle: list[FitTask], phantoms: Dataset, tmp_path: Path) -> None:
+    config = TrainConfig("alexnet_svm", {"folds": 4}, init="random")
+    with pytest.raises(ArtifactError, match="oracle"):
+        train(config, [phantoms], tmp_path)
+    *folds, final = oracle
+    assert len(folds) == 4 and final.train.tolist() == list(range(32))
+    judged = [sorted(set(range(32)) - set(task.train.tolist())) for task in folds]
+    assert sorted(position for test in judged for position in test) == list(range(32))
+    for task, test in zip(folds, judged, strict=True):
+        assert not set(task.groups[task.train]) & set(task.groups[test])
+    saved = json.loads((tmp_path / "checkpoint" / "fold-0.json").read_text())
+    # Twelve of each class calibrate, all at +1 or -1, so Platt's targets 13/14 and 1/14 are met exactly.
+    assert sorted(set(np.round(saved["probabilities"], 6))) == [round(1 / 14, 6), round(13 / 14, 6)]
+    assert saved["threshold"] == pytest.approx(13 / 14, abs=1e-6)
+
+
+def test_a_finished_fold_is_not_fitted_again(oracle: list[FitTask], phantoms: Dataset, tmp_path: Path) -> None:
+    config = TrainConfig("alexnet_svm", {"folds": 4}, init="random")
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match="oracle"):
+            train(config, [phantoms], tmp_path)
+    assert len(oracle) == 4 + 1 + 1, "the second call fits the final model only"
+
+
+def test_an_export_that_computes_something_else_does_not_pass(trained: tuple[Path, list[Progress]]) -> None:
+    files = {name: (trained[0] / "model" / name).read_bytes() for name in ("features.onnx", "head.onnx")}
+    images = np.zeros((2, 224, 224, 1), np.float32)
+    predictor_maps = ml.training.onnxruntime.InferenceSession(files["features.onnx"]).run(["maps"], {"images": images})[0]
+    exact = ml.training.onnxruntime.InferenceSession(files["head.onnx"]).run(["slice_probability"], {"maps": predictor_maps})[0]
+
+    def final(shift: float) -> Fitted:
+        nothing = np.zeros(0)
+        refuse: Callable[[Platt], dict[str, bytes]] = lambda platt: {}  # noqa: E731
+        return Fitted(nothing, nothing, nothing, {}, refuse, lambda given, platt: (predictor_maps, exact + shift), False)
+
+    assert ml.training._check_export(files, final(0.0), Platt(1, 0), images)["passed"]
+    off = ml.training._check_export(files, final(0.01), Platt(1, 0), images)
+    assert not off["passed"] and off["largest_difference"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_model_that_hides_what_it_saw_cannot_start_a_training(trained: tuple[Path, list[Progress]], tmp_path: Path) -> None:
+    model = trained[0] / "model"
+    files: Mapping[str, Path] = {name: model / name for name in ("features.onnx", "head.onnx")}
+    write_model(tmp_path / "silent", read_card(model), files)
+    with pytest.raises(ArtifactError, match="does not say which images it has seen"):
+        marks_of(tmp_path / "silent")
+
+
+def test_head_ct_can_be_tested_honestly_from_the_starter(shared_data: Path, tmp_path: Path) -> None:
+    """The starter's head has seen head_ct, its convolutions have not; so an admin may train on it from the starter."""
+    dataset = read_dataset(shared_data / "head_ct")
+    assert not set(marks_of(STARTER_DIR)) & {(e.sha256[:16], e.dhash) for e in dataset.examples}
+    card = train(TrainConfig("alexnet_svm", init="starter"), [dataset], tmp_path)
+    assert card.data["groups"] == 108 and card.data["judged"] == card.metrics["auroc"]["n"] == 200
+    assert card.metrics["auroc"]["value"] > 0.85
