@@ -21,7 +21,7 @@ COPY migrations migrations
 # Setup puts the starter model into storage; of `ml` the web application knows the catalogue only.
 COPY ml/__init__.py ml/catalogue.py ml/
 COPY ml/starter ml/starter
-USER hemoscan
+USER 10001
 EXPOSE 8000
 CMD ["python", "-m", "gunicorn", "--config", "webapp/gunicorn.conf.py", "webapp:create_app()"]
 
@@ -29,16 +29,14 @@ FROM base AS predict
 COPY worker/requirements.txt worker/requirements.txt
 RUN pip install --no-cache-dir --require-hashes -r worker/requirements.txt
 COPY webapp webapp
-COPY migrations migrations
 COPY ml ml
 COPY worker worker
-USER hemoscan
+USER 10001
 
 FROM base AS train
 COPY ml/requirements.txt ml/requirements.txt
 RUN pip install --no-cache-dir --require-hashes -r ml/requirements.txt
 COPY webapp webapp
-COPY migrations migrations
 COPY ml ml
 COPY worker worker
-USER hemoscan
+USER 10001

@@ -53,10 +53,10 @@ $(VENV)/.made:
 
 $(VENV)/.installed: $(VENV)/.made requirements.txt webapp/requirements.txt worker/requirements.txt ml/requirements.txt
 	@echo "Installing Hemoscan's requirements into $(VENV); the first time this takes a few minutes ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@
 
 $(VENV)/.installed-tests: $(VENV)/.made tests/requirements.txt
 	@echo "Installing what the tests need into $(VENV); the first time this takes a few minutes ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
 	@touch $@

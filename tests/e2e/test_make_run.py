@@ -1,0 +1,223 @@
+"""`make run`'s own process set, started, used, stopped and started again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from ml.catalogue import STARTER_DIR
+from tests.e2e.conftest import eventually, free_port
+from webapp.config import PROJECT_ROOT
+
+PHANTOM = PROJECT_ROOT / "webapp" / "static" / "phantoms" / "phantom-1.png"
+READY_S = 90
+STOP_S = 40
+
+
+class MakeRun:
+    """What `make run` starts, on a folder and port of its own; `said` is what it has told so far."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = home.with_suffix(".log")
+        self.environ = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
+        self.environ |= {"HEMOSCAN_HOME": str(home), "PORT": str(self.port), "WEB_PROCESSES": "1"}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start it and wait until a scan would be answered."""
+        starts = self.said.count("Hemoscan answers at") if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "webapp.embedded"],
+                cwd=PROJECT_ROOT,
+                env=self.environ,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        # A run that was killed may still answer for a moment, so this one must have said that it is up.
+        eventually(lambda: self.said.count("Hemoscan answers at") > starts and self.is_ready(), "It is ready", READY_S)
+
+    def is_ready(self) -> bool:
+        """True if /readyz says so."""
+        assert self.process is not None and self.process.poll() is None, self.said
+        try:
+            return requests.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except (requests.ConnectionError, requests.Timeout):
+            return False
+
+    def stop(self, by: signal.Signals) -> int:
+        """Send the signal as a terminal does, to the whole foreground group; return the exit status."""
+        assert self.process is not None
+        os.killpg(self.process.pid, by)
+        status = self.process.wait(STOP_S)
+        self.process = None
+        return status
+
+    def again(self, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Try to start another one beside it."""
+        return subprocess.run(
+            [sys.executable, "-m", "webapp.embedded"],
+            cwd=PROJECT_ROOT,
+            env={**self.environ, **environ},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    def flask(self, *arguments: str) -> str:
+        """Run a command in a second terminal; return the last line it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", "--app", "webapp", *arguments],
+            cwd=PROJECT_ROOT,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout.splitlines()[-1]
+
+    def remains(self) -> list[str]:
+        """Return the command lines of all processes that work on this folder."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and f"HEMOSCAN_HOME={self.home}\0".encode() in (entry / "environ").read_bytes() + b"\0":
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except (OSError, ValueError):
+                continue  # It has ended meanwhile.
+        return found
+
+    def kill(self) -> None:
+        """End what a failed test left."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(STOP_S)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Iterator[MakeRun]:
+    """A folder for `make run`, with a space in its name as folders have."""
+    started = MakeRun(tmp_path / "my home")
+    yield started
+    started.kill()
+
+
+def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
+    make_run.start()
+    token = the_first_admin_logs_in(make_run)
+    if (STARTER_DIR / "card.json").exists():
+        scan = a_phantom_is_answered(make_run, token)
+
+    busy = make_run.again(HEMOSCAN_HOME=f"{make_run.home} 2")
+    assert (busy.returncode, busy.stdout) == (1, f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n")
+    second = make_run.again(PORT=str(free_port()))
+    assert second.returncode == 1
+    assert second.stdout == f"Another `make run` is using {make_run.home}; stop it first, or choose another HEMOSCAN_HOME.\n"
+
+    assert make_run.stop(signal.SIGINT) == 0, make_run.said
+    assert make_run.remains() == []
+    assert make_run.said.endswith("Hemoscan has stopped.\n")
+    assert "Traceback" not in make_run.said, make_run.said
+
+    make_run.start()
+    assert make_run.said.count("with the password") == 1
+    if (STARTER_DIR / "card.json").exists():
+        found = requests.get(f"{make_run.url}/api/v1/scans/{scan}", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+        assert found.json()["status"] == "done"
+    assert make_run.stop(signal.SIGTERM) == 0
+    assert make_run.remains() == []
+
+
+def the_first_admin_logs_in(make_run: MakeRun) -> str:
+    """Log in with what the terminal showed; return a token made in a second terminal."""
+    shown = re.search(r"The first admin is '(\w+)' with the password (\S+) ", make_run.said)
+    assert shown, make_run.said
+    browser = requests.Session()
+    page = browser.get(f"{make_run.url}/login", timeout=10).text
+    csrf = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', page)
+    assert csrf, page
+    form = {"username": shown[1], "password": shown[2], "csrf_token": csrf[1]}
+    home = browser.post(f"{make_run.url}/login", data=form, timeout=10)
+    assert home.url == f"{make_run.url}/scans", home.text
+    assert browser.get(f"{make_run.url}/admin", timeout=10).status_code == 200
+    return make_run.flask("create-token", shown[1])
+
+
+def a_phantom_is_answered(make_run: MakeRun, token: str) -> str:
+    """Upload a phantom through the API and wait for the verdict; return the scan's id."""
+    headers = {"Authorization": f"Bearer {token}"}
+    sent = requests.post(f"{make_run.url}/api/v1/scans", headers=headers, files={"file": PHANTOM.read_bytes()}, timeout=10)
+    assert sent.status_code == 202, sent.text
+    scan_id: str = sent.json()["id"]
+
+    def verdict() -> dict[str, object] | None:
+        scan = requests.get(f"{make_run.url}/api/v1/scans/{scan_id}", headers=headers, timeout=10).json()
+        return scan if scan["status"] in ("done", "failed") else None
+
+    scan = eventually(verdict, "The phantom gets a verdict", within_s=60)
+    assert scan is not None and scan["status"] == "done", scan
+    return scan_id
+
+
+def test_a_run_that_was_killed_takes_its_processes_along_and_frees_the_folder(make_run: MakeRun) -> None:
+    make_run.start()
+    assert make_run.process is not None
+    make_run.process.kill()
+    make_run.process.wait()
+
+    make_run.start()
+
+    assert make_run.stop(signal.SIGINT) == 0, make_run.said
+    eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
+
+
+def test_a_process_that_dies_ends_everything(make_run: MakeRun) -> None:
+    make_run.start()
+    web = re.search(r"web +started \(pid=(\d+)\)|web started \(pid=(\d+)\)", make_run.said)
+    assert web and make_run.process is not None
+    os.kill(int(web[1] or web[2]), signal.SIGKILL)
+
+    assert make_run.process.wait(STOP_S) == 1, make_run.said
+    assert make_run.said.endswith("A process ended by itself (status -9; see above), so all were stopped.\n")
+    eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
+
+
+@pytest.mark.parametrize("port", ["http", "0", "65536"])
+def test_a_port_that_is_none_is_a_sentence(make_run: MakeRun, port: str) -> None:
+    said = make_run.again(PORT=port)
+
+    assert (said.returncode, said.stdout) == (1, f"PORT must be a number from 1 to 65535, not '{port}'.\n")
+
+
+def test_a_port_that_is_taken_is_a_sentence_and_nothing_is_begun(make_run: MakeRun) -> None:
+    with socket.create_server(("127.0.0.1", make_run.port)):
+        said = make_run.again()
+
+    assert (said.returncode, said.stdout) == (1, f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n")
+    assert not (make_run.home / "hemoscan.db").exists()
+
+
+def test_a_missing_key_is_a_sentence(make_run: MakeRun) -> None:
+    said = make_run.again(BROKER_URL="redis://127.0.0.1:1")
+
+    assert said.returncode == 1
+    assert said.stdout.startswith("DATABASE_URL or BROKER_URL is set, so SECRET_KEY must be set too")
