@@ -22,7 +22,7 @@ DUPLICATE_BITS = 8
 DUPLICATE_CORRELATION = 0.975
 """From this correlation of their thumbnails on two candidates are the same picture.
 
-Chosen on head_ct, where it finds seven of the eleven duplicate pairs known by eye (the others are cropped differently), and on
+Chosen on head_ct, where it joins seven of the eleven duplicate pairs known by eye (the others are cropped differently), and on
 CT-ICH and PHE-SICH, where it joins no two patients; at 0.97 it joins the first.
 """
 

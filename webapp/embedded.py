@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ import redis
 from honcho.environ import parse_procfile
 from honcho.printer import Printer
 from honcho.process import Process
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from webapp.config import PROJECT_ROOT, ConfigurationError, settings
 
@@ -62,14 +65,15 @@ def run(stack: ExitStack) -> int:
 
     environ = {**os.environ, "HEMOSCAN_HOME": str(home), "PORT": str(port), "HOST": host, "PYTHONUNBUFFERED": "1"}
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
-    if not environ.get("BROKER_URL"):
-        stack.enter_context(broker(home / "broker", config["BROKER_SOCKET"]))
+    own_broker: Path | None = None if environ.get("BROKER_URL") else config["BROKER_SOCKET"]
+    if own_broker:
+        stack.enter_context(broker(home / "broker", own_broker))
     setup = subprocess.run([sys.executable, "-m", "flask", "--app", "webapp", "setup"], cwd=PROJECT_ROOT, env=environ)
     if setup.returncode:
         raise CannotStart(f"The setup failed with status {setup.returncode}; its message stands above.")
     say(f"Hemoscan answers at http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} - Ctrl-C stops it.")
 
-    processes = Processes()
+    processes = Processes(own_broker)
     for name, command in parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes.items():
         processes.add_process(name, f"exec {command}", env=environ, cwd=str(PROJECT_ROOT))
     return processes.run()
@@ -78,9 +82,9 @@ def run(stack: ExitStack) -> int:
 class Processes(honcho.manager.Manager):
     """honcho's manager, for workers that hand their work back before they end."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_broker: Path | None) -> None:
         super().__init__(Printer(sys.stdout))
-        self._process_ctor = ChildOfThisRun
+        self._process_ctor = partial(ChildOfThisRun, own_broker=own_broker)
         honcho.manager.KILL_WAIT = STOP_S
 
     def run(self) -> int:
@@ -107,9 +111,10 @@ class Processes(honcho.manager.Manager):
 class ChildOfThisRun(Process):  # type: ignore[misc]
     """A process that does not outlive this run, even one that was ended by SIGKILL; nor do its own children outlive it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, own_broker: Path | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.run_pid = os.getpid()
+        self.own_broker = own_broker
 
     def run(self, events: Any = None, ignore_signals: bool = False) -> None:
         """Start the process and relay what it prints; honcho calls this in a process of its own."""
@@ -130,6 +135,8 @@ class ChildOfThisRun(Process):  # type: ignore[misc]
                     self._child.wait(STOP_S)
             os.killpg(self._child.pid, signal.SIGKILL)
         if run_is_gone:
+            if self.own_broker:
+                shut_down(self.own_broker)
             events.cancel_join_thread()  # Nobody reads them any more.
             os._exit(1)
 
@@ -201,7 +208,8 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
 
 def shut_down(socket_path: Path) -> None:
     """Save and stop the broker at `socket_path`, if there is one."""
-    with redis.Redis(unix_socket_path=str(socket_path), socket_timeout=10) as client, suppress(redis.ConnectionError):
+    never_again = Retry(NoBackoff(), 0)  # By default the client waits for the server to come back.
+    with redis.Redis(unix_socket_path=str(socket_path), socket_timeout=10, retry=never_again) as client, suppress(redis.ConnectionError):
         client.shutdown()
 
 

@@ -100,9 +100,15 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
     def end(**_: Any) -> None:
         app.extensions["presence"].stop()
 
+    def sweep_at_once(**_: Any) -> None:
+        # Beat's first tick comes after a whole interval; until a sweep has run, nothing says that the broker delivers.
+        with app.app_context():
+            jobs.nudge(jobs.SWEEP)
+
     # weak=False: these functions have no other owner.
     signals.celeryd_after_setup.connect(refuse_wrong_queue, weak=False)
     signals.worker_shutting_down.connect(tell_children, weak=False)
+    signals.beat_embedded_init.connect(sweep_at_once, weak=False)
     signals.worker_process_init.connect(begin, weak=False)
     signals.worker_process_shutdown.connect(end, weak=False)
 

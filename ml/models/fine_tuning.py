@@ -18,8 +18,8 @@ from ml.models.convolutions import Weights, build, weights_of
 BATCH = 32
 LEARNING_RATE = 4e-4
 AVERAGING = 0.97
-"""Momentum of the running average of the weights, which is what is handed back: single epochs of this net differ by several
-points of AUROC on unseen sources, their average does not."""
+"""Momentum of the running average of the weights, which is what is handed back: scores of this net on unseen sources move by
+some points from epoch to epoch."""
 DROPOUT = 0.5
 
 
@@ -112,7 +112,7 @@ def _with_softmax_head(convolutions: keras.Model, seed: int) -> keras.Model:
     layers = keras.layers
     maps = convolutions.output
     features = layers.Concatenate()([layers.GlobalAveragePooling2D()(maps), layers.GlobalMaxPooling2D()(maps)])
-    # Maps of AlexNet reach 20 and more; without this the fresh head throws the pretrained convolutions far off in its first steps.
+    # Maps of AlexNet reach 20 and more: a fresh head would push the pretrained convolutions far off in its first steps.
     features = layers.BatchNormalization()(features)
     return keras.Model(convolutions.input, layers.Dense(2, activation="softmax")(layers.Dropout(DROPOUT, seed=seed)(features)))
 

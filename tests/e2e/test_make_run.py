@@ -183,7 +183,11 @@ def test_a_run_that_was_killed_takes_its_processes_along_and_frees_the_folder(ma
     assert make_run.process is not None
     make_run.process.kill()
     make_run.process.wait()
+    eventually(lambda: not make_run.remains(), "Its processes and its broker end by themselves", within_s=30)
 
+    make_run.start()
+    make_run.process.kill()
+    make_run.process.wait()
     make_run.start()
 
     assert make_run.stop(signal.SIGINT) == 0, make_run.said
