@@ -209,7 +209,7 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
 def shut_down(socket_path: Path) -> None:
     """Save and stop the broker at `socket_path`, if there is one."""
     never_again = Retry(NoBackoff(), 0)  # By default the client waits for the server to come back.
-    with redis.Redis(unix_socket_path=str(socket_path), socket_timeout=10, retry=never_again) as client, suppress(redis.ConnectionError):
+    with redis.Redis(unix_socket_path=str(socket_path), socket_timeout=10, retry=never_again) as client, suppress(redis.RedisError):
         client.shutdown()
 
 
