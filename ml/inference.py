@@ -12,7 +12,7 @@ import onnxruntime
 from ml.artifacts import FEATURES, HEAD, ArtifactError, read_card
 from ml.explain import occlusion, place
 from ml.images import FloatArray, Series
-from ml.preprocessing import Frame, InputSpec, to_input
+from ml.preprocessing import InputSpec, to_input
 
 CHUNK = 16  # slices in one run of the convolutions: more is no faster on one core and only costs memory
 
@@ -101,9 +101,10 @@ class Predictor:
         if self.card.reads == "slice":
             pixels, frame = to_input(series.slices[index], self.spec)
             maps = self._maps([pixels])[0]
-            cells = occlusion(maps, lambda copies: self._answer(copies)[0])
+            cells = occlusion(maps, lambda copies: self._answer(copies)[0], pixels)
         else:
-            context, frame = self._series_maps(series, index)
+            context = self._series_maps(series)
+            pixels, frame = to_input(series.slices[index], self.spec)
             maps = context[index].copy()
 
             def score(copies: FloatArray) -> FloatArray:
@@ -113,16 +114,16 @@ class Predictor:
                     probabilities[number] = self._answer(context)[0][index]
                 return probabilities
 
-            cells = occlusion(maps, score)
+            cells = occlusion(maps, score, pixels)
         return place(cells, frame, series.slices[index].pixels.shape)
 
-    def _series_maps(self, series: Series, index: int) -> tuple[FloatArray, Frame]:
-        """Return the maps of all slices (N, h, w, c), and the frame of one."""
+    def _series_maps(self, series: Series) -> FloatArray:
+        """Return the maps of all slices (N, h, w, c)."""
         maps = []
         for start in range(0, len(series.slices), CHUNK):
             inputs = [to_input(slice, self.spec)[0] for slice in series.slices[start : start + CHUNK]]
             maps.append(self._maps(inputs))
-        return np.concatenate(maps), to_input(series.slices[index], self.spec)[1]
+        return np.concatenate(maps)
 
     def _maps(self, inputs: list[FloatArray]) -> FloatArray:
         """Return the maps (n, h, w, c) of inputs (size, size, 1)."""

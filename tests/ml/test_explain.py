@@ -12,23 +12,40 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.exp(-z))).astype(np.float32)
 
 
-def test_each_copy_has_one_cell_replaced_by_the_channels_median() -> None:
-    maps = np.array([[[0.0, 5.0], [1.0, 5.0], [9.0, 6.0]]], np.float32)  # 1 x 3 cells, 2 channels; medians 1 and 5
+def test_each_copy_has_the_window_around_its_cell_replaced_by_the_channels_median() -> None:
+    maps = np.array([[[0.0, 5.0], [1.0, 5.0], [1.0, 5.0], [9.0, 6.0]]], np.float32)  # 1 x 4 cells, 2 channels; medians 1 and 5
     copies = masked_copies(maps)
-    assert copies.shape == (3, 1, 3, 2)
-    expected = np.stack([maps] * 3)
-    for cell in range(3):
-        expected[cell, 0, cell] = [1, 5]
+    assert copies.shape == (4, 1, 4, 2)
+    expected = np.stack([maps] * 4)
+    for cell, masked in enumerate([slice(0, 2), slice(0, 3), slice(1, 4), slice(2, 4)]):
+        expected[cell, 0, masked] = [1, 5]
     np.testing.assert_array_equal(copies, expected)
 
 
-def test_heat_is_the_loss_of_log_odds_relative_to_the_largest() -> None:
-    maps = np.zeros((3, 3, 1), np.float32)
-    maps[0, 1], maps[2, 2], maps[1, 0] = 2, 1, -4  # for, half as much for, against
+def test_heat_is_the_mean_loss_of_log_odds_over_the_windows_of_a_cell_relative_to_the_largest() -> None:
+    maps = np.zeros((7, 7, 1), np.float32)
+    maps[3, 3] = 2
     heat = occlusion(maps, lambda copies: sigmoid(copies.sum(axis=(1, 2, 3))))
-    expected = np.zeros((3, 3), np.float32)
-    expected[0, 1], expected[2, 2] = 1, 0.5
+    share = np.array([1, 2, 3, 2, 1]) / 3  # of its three windows in a row or column, those that hold the marked cell too
+    expected = np.zeros((7, 7))
+    expected[1:6, 1:6] = np.outer(share, share)
     np.testing.assert_allclose(heat, expected, atol=1e-5)
+
+
+def test_what_speaks_against_has_no_heat() -> None:
+    maps = np.zeros((5, 5, 1), np.float32)
+    maps[2, 2] = -4
+    assert not occlusion(maps, lambda copies: sigmoid(copies.sum(axis=(1, 2, 3)))).any()
+
+
+def test_a_cell_of_air_has_no_heat() -> None:
+    maps = np.zeros((6, 6, 1), np.float32)
+    maps[0, 0], maps[4, 4] = 3, 1
+    pixels = np.zeros((12, 12, 1), np.float32)
+    pixels[6:] = 0.5  # the lower half shows tissue
+    heat = occlusion(maps, lambda copies: sigmoid(copies.sum(axis=(1, 2, 3))), pixels)
+    assert not heat[:3].any()
+    assert np.unravel_index(heat.argmax(), heat.shape) == (4, 4)
 
 
 def test_a_saturated_answer_still_has_its_cell() -> None:
