@@ -114,3 +114,7 @@ def init_extensions(app: Flask) -> None:
     @app.before_request
     def mark_reading_requests() -> None:
         reads_only.set(request.method in ("GET", "HEAD", "OPTIONS"))
+
+    @app.teardown_request
+    def unmark(_error: BaseException | None) -> None:
+        reads_only.set(False)  # What runs in this thread after the request may write.
