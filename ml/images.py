@@ -20,9 +20,10 @@ from PIL import Image, ImageOps
 FloatArray = NDArray[np.float32]
 
 MAX_BYTES = 256 * 2**20
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 16_000_000  # 4000 x 4000; a CT slice has 512 x 512
 MAX_SLICES = 2_000
 MIN_SIDE_PX = 32
+MOST_ELONGATED = 4  # a slice is about square, and every picture is padded to a square: a thin one would take its length in both ways
 
 COLOUR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays below it
 COLOUR_SHARE = 0.001  # of all pixels: a colour cast or a coloured mark, not three stray pixels
@@ -128,11 +129,13 @@ def require_a_picture(pixels: FloatArray) -> None:
     """Refuse what cannot be a slice.
 
     Raises:
-        ImageError: the picture is smaller than 32 px on a side, or holds values that are no numbers.
+        ImageError: the picture is smaller than 32 px on a side, far from square, or holds values that are no numbers.
     """
     height, width = pixels.shape
     if min(height, width) < MIN_SIDE_PX:
         raise ImageError(f"The picture is too small: {width} x {height} pixels, at least {MIN_SIDE_PX} x {MIN_SIDE_PX} are needed.")
+    if max(height, width) > MOST_ELONGATED * min(height, width):
+        raise ImageError(f"The picture is {width} x {height} pixels; a slice is at most {MOST_ELONGATED} times as long as it is wide.")
     if not np.isfinite(pixels).all():
         raise ImageError("The picture holds values that are no numbers.")
 
@@ -205,7 +208,7 @@ def _to_grey(picture: Image.Image) -> tuple[FloatArray, list[str]]:
         if values.max(initial=0) < 4096:
             return values / np.float32(4095), ["The 16-bit picture uses only 12 bits; they were read as its full range."]
         return np.clip(values / np.float32(65535), 0, 1), []
-    if picture.mode in ("1", "L"):
+    if picture.mode in ("1", "L") and not picture.has_transparency_data:
         return np.asarray(picture.convert("L")).astype(np.float32) / np.float32(255), []
     notes = []
     if picture.has_transparency_data:

@@ -132,6 +132,9 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
         slice_text = row.get("slice", "")
         slice_number = int(slice_text) if slice_text.isdigit() else None
         examples.append(Example(path, name, LABELS[label_text], patient or None, slice_number, group, dataset))
+    strangers = sorted(set(groups) - {row.get(name_column, "") for row in rows})
+    if strangers:
+        raise DatasetError(f"groups.csv names {strangers[0]}, which is no image of {manifest.name}; both must write the names alike.")
     most_common, times = Counter(example.name for example in examples).most_common(1)[0]
     if times > 1:
         raise DatasetError(f"{manifest.name} lists {most_common} {times} times.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from marshmallow import Schema, fields, validate
+from collections.abc import Mapping
+
+from marshmallow import Schema, fields, pre_load, validate
 
 from webapp.models import JobStatus
 
@@ -78,6 +80,11 @@ class ScansQuerySchema(Schema):
     page = fields.Integer(load_default=1, validate=validate.Range(1, 1_000_000))
     per_page = fields.Integer(load_default=20, validate=validate.Range(1, 100))
     status = fields.Enum(JobStatus, by_value=True, load_default=None)
+
+    @pre_load
+    def leave_out_what_is_empty(self, data: Mapping[str, str], **_: object) -> dict[str, str]:
+        """`?status=` means any status."""
+        return {name: value for name, value in data.items() if value}
 
 
 class ScansPageSchema(Schema):

@@ -22,10 +22,10 @@ from sqlalchemy.exc import IntegrityError
 
 from ml.catalogue import STARTER_DIR
 from webapp.extensions import db
-from webapp.forms import MAX_TOKEN_NAME, password_problem, text_problem, username_problem
+from webapp.forms import MAX_EMAIL, MAX_NAME, MAX_PHONE, MAX_TOKEN_NAME, password_problem, text_problem, username_problem
 from webapp.models import ApiToken, Dataset, JobStatus, LoginSession, ModelVersion, Role, User, live_version, new_id, promote
 from webapp.models.accounts import new_secret, secret_hash
-from webapp.storage import storage
+from webapp.storage import StorageError, storage
 
 SETUP_LOCK = 0x68656D6F  # "hemo": PostgreSQL's advisory locks are numbers.
 FIRST_ADMIN = "admin"
@@ -117,7 +117,13 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
     password gets in again.
     """
     password = os.environ.get("HEMOSCAN_PASSWORD") or click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    problem = username_problem(username) or password_problem(username, password)
+    problem = (
+        username_problem(username)
+        or password_problem(username, password)
+        or text_problem(email or "", MAX_EMAIL)
+        or text_problem(name or "", MAX_NAME)
+        or text_problem(phone or "", MAX_PHONE)
+    )
     if problem:
         raise click.ClickException(problem)
     user = db.session.scalar(select(User).where(User.username_key == username.lower()))
@@ -171,7 +177,7 @@ def import_dataset(path: Path, name: str | None, wait: bool) -> None:
     try:
         with archive_of(path.resolve()) as archive:
             dataset = accept_dataset(name or path.resolve().stem, archive, None)
-    except UploadRejected as err:
+    except (UploadRejected, StorageError) as err:
         raise click.ClickException(str(err)) from err
     click.echo(f"The data set {dataset.name!r} waits for a train worker.")
     if wait:
@@ -199,7 +205,8 @@ def wait_for_dataset(dataset_id: str) -> None:
     """Return when the data set is ready; a refusal ends the command with its sentence."""
     while True:
         dataset = db.session.get_one(Dataset, dataset_id, populate_existing=True)
-        db.session.rollback()  # A transaction that stays open would lock SQLite for the worker.
+        # A transaction that stays open would lock SQLite for the worker; a rollback would open the next one with the row's next use.
+        db.session.commit()
         if dataset.status.is_final:
             break
         time.sleep(0.5)

@@ -63,7 +63,7 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # What any request may send, with room for a form's other parts; the import of data sets has a limit of its own.
         "MAX_CONTENT_LENGTH": (number("MAX_UPLOAD_MB", 64) + 1) * 2**20,
         "MAX_FILES_PER_UPLOAD": number("MAX_FILES_PER_UPLOAD", 50),
-        "MAX_PIXELS": number("MAX_PIXELS", 64_000_000),
+        "MAX_PIXELS": number("MAX_PIXELS", 16_000_000),
         "MAX_DATASET_MB": number("MAX_DATASET_MB", 4096),
         "MAX_FORM_MEMORY_SIZE": 500_000,
         # A worker that is silent for LEASE_S is presumed dead; it speaks every HEARTBEAT_S.

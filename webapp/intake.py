@@ -15,6 +15,7 @@ from tempfile import NamedTemporaryFile
 from typing import IO
 
 from flask import current_app
+from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from werkzeug.datastructures import FileStorage
 
@@ -22,7 +23,7 @@ from webapp.extensions import db
 from webapp.forms import MAX_TITLE, text_problem
 from webapp.headers import PNG_SIGNATURE, DamagedFile, read_dicom_header, read_jpeg_size, read_png_size
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
-from webapp.models import Dataset, Scan, new_id
+from webapp.models import Dataset, JobStatus, Scan, new_id
 from webapp.storage import new_key, storage
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "dicom": ".dcm"}
@@ -97,6 +98,9 @@ def accept_dataset(name: str, archive: Path, user_id: str | None, on_unreachable
     dataset = Dataset(name=name, imported_by_id=user_id, archive_key=new_key("datasets", ".zip"))
     try:
         storage.put(dataset.archive_key, archive)
+        # One that could not be read gives way to its correction.
+        failed = delete(Dataset).where(Dataset.name == name, Dataset.status == JobStatus.FAILED).returning(Dataset.archive_key)
+        replaced = db.session.scalar(failed)
         db.session.add(dataset)
         db.session.commit()
     except IntegrityError as err:
@@ -107,6 +111,8 @@ def accept_dataset(name: str, archive: Path, user_id: str | None, on_unreachable
         db.session.rollback()
         storage.delete(dataset.archive_key)
         raise
+    if replaced:
+        storage.delete(replaced)
     if not nudge(IMPORT_DATASET):
         on_unreachable()
     return dataset

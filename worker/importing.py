@@ -21,8 +21,12 @@ from worker.presence import presence
 log = logging.getLogger(__name__)
 
 
+class ImportStopped(Exception):
+    """This worker was asked to stop; the data set goes back to the queue."""
+
+
 def import_next_dataset() -> bool:
-    """Claim one queued data set and end it as ready or with a sentence; False if none was queued."""
+    """Claim one queued data set and end it as ready or with a sentence, or hand it back; False if none was queued."""
     mine = presence()
     claimed = committed(lambda: leases.claim(Dataset, mine.owner))
     if not claimed:
@@ -31,9 +35,12 @@ def import_next_dataset() -> bool:
     with mine.holding(Dataset, [dataset.id]):
         try:
             found = look_into(dataset)
+        except ImportStopped:
+            committed(lambda: leases.hand_back(Dataset, mine.owner, [dataset.id]))
         except (DatasetError, StorageError) as err:
             sentence = str(err)
-            committed(lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence}))
+            if committed(lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence})) and isinstance(err, DatasetError):
+                stored(lambda: storage.delete(dataset.archive_key))  # It will never be read again.
         except Exception:
             log.error("dataset=%s failed unexpectedly", dataset.id)
             sentence = "Something unexpected went wrong while this data set was read; the log has the details."
@@ -51,12 +58,15 @@ def look_into(dataset: Dataset) -> dict[str, object]:
     Raises:
         DatasetError: it cannot be used.
         StorageError: its archive cannot be fetched, or the sheet not stored.
+        ImportStopped: this worker is to stop.
     """
     mine = presence()
     written_at = 0.0
 
     def tell(done: int, total: int) -> None:
         nonlocal written_at
+        if mine.stopping():
+            raise ImportStopped
         if time.monotonic() - written_at >= 1:
             written_at = time.monotonic()
             columns = {"progress": done / total, "stage": f"Reading image {done} of {total}"}

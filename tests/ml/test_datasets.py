@@ -72,6 +72,15 @@ def test_kaggles_layout_with_its_odd_header_is_read(tmp_path: Path, pictures: li
     assert len({e.group for e in found.examples}) == 7
 
 
+def test_a_groups_file_that_names_strangers_is_refused(tmp_path: Path, pictures: list[Path]) -> None:
+    for path in pictures:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "labels.csv").write_text("filename,label\n" + "".join(f"{p.name},{n % 2}\n" for n, p in enumerate(pictures)))
+    (tmp_path / "groups.csv").write_text("filename,group\nelse.png,1\n")
+    with pytest.raises(DatasetError, match=r"groups\.csv names else\.png, which is no image of labels\.csv"):
+        read_dataset(tmp_path)
+
+
 def test_one_folder_a_class_is_read(tmp_path: Path, pictures: list[Path]) -> None:
     for number, path in enumerate(pictures):
         folder = tmp_path / ("Hemorrhage" if number < 4 else "Normal")

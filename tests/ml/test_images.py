@@ -446,3 +446,10 @@ def test_a_render_keeps_the_aspect_and_never_enlarges() -> None:
     assert render(slice, 20).size == (10, 20)
     assert render(slice, 20).mode == "L"
     assert rendered_size((1000, 1), 10) == (1, 10)
+
+
+def test_a_picture_far_from_square_is_refused(tmp_path: Path) -> None:
+    # Padded to a square, 40 x 8000 pixels would be 8000 x 8000.
+    Image.new("L", (40, 8000), 90).save(tmp_path / "thin.png")
+    with pytest.raises(ImageError, match="40 x 8000 pixels; a slice is at most 4 times as long"):
+        read_series([tmp_path / "thin.png"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -302,3 +303,34 @@ def test_waiting_ends_with_the_workers_verdict(
         else:
             assert exit_code == 0
             assert sentence in capsys.readouterr().out
+
+
+def test_a_worker_can_write_while_somebody_waits_for_it(app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_the_worker(_seconds: float) -> None:
+        with sqlite3.connect(tmp_path / "test.db", timeout=0) as worker:
+            worker.execute("UPDATE dataset SET status = 'done'")
+        worker.close()
+
+    monkeypatch.setattr(cli.time, "sleep", be_the_worker)
+    with app.app_context():
+        dataset = Dataset(id=new_id(), name="x", archive_key="datasets/x.zip")
+        db.session.add(dataset)
+        db.session.commit()
+        cli.wait_for_dataset(dataset.id)
+
+
+def test_a_corrected_data_set_takes_the_place_of_one_that_failed(app: Flask, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("normal/1.png", b"one")
+    with app.app_context():
+        storage.put("datasets/failed.zip", b"bytes")
+        db.session.add(Dataset(name="x", archive_key="datasets/failed.zip", status=JobStatus.FAILED, error="It has one class."))
+        db.session.commit()
+
+    said = run(app, "import-dataset", str(tmp_path / "x.zip"))
+
+    assert said.exit_code == 0, said.output
+    with app.app_context():
+        dataset = db.session.scalars(select(Dataset)).one()
+        assert (dataset.status, dataset.error) == (JobStatus.QUEUED, None)
+        assert storage.keys("datasets") == [dataset.archive_key]

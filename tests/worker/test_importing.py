@@ -63,6 +63,7 @@ def test_a_data_set_that_cannot_be_used_fails_with_a_sentence(worker_app: Flask,
     assert dataset.status == JobStatus.FAILED
     assert said in (dataset.error or "")
     assert dataset.exploration is None and storage.keys("sheets") == []
+    assert not storage.exists(dataset.archive_key)
     assert list(presence().folder.iterdir()) == []
 
 
@@ -78,3 +79,11 @@ def test_a_data_set_that_trips_a_bug_fails_with_a_neutral_sentence(worker_app: F
         "failed",
         "Something unexpected went wrong while this data set was read; the log has the details.",
     )
+
+
+def test_a_worker_that_is_to_stop_hands_the_data_set_back(worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = iter([False])  # The worker is asked to stop when it has begun.
+    monkeypatch.setattr(presence(), "stopping", lambda: next(asked, True))
+    dataset = import_archive(archive_of(tmp_path, "filename,label\n0.png,0\n1.png,1\n2.png,0\n3.png,1\n"))
+    assert (dataset.status, dataset.attempts, dataset.counted_deaths, dataset.lease_owner) == ("queued", 0, 0, None)
+    assert storage.exists(dataset.archive_key)

@@ -43,7 +43,9 @@ class TrainingRun(Leased, db.Model):
     eta_s: Mapped[float | None]
     current_metrics: Mapped[dict[str, float]] = mapped_column(JSON, default=dict)
     launched_by: Mapped[User | None] = relationship()
-    datasets: Mapped[list[Dataset]] = relationship(secondary=training_run_dataset)
+    datasets: Mapped[list[Dataset]] = relationship(
+        secondary=training_run_dataset, order_by="Dataset.name"
+    )  # A run goes on with them in the same order.
     version: Mapped[ModelVersion | None] = relationship(back_populates="run")
 
 
