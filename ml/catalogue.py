@@ -14,6 +14,9 @@ from typing import Literal
 STARTER_DIR = Path(__file__).parent / "starter"
 """The model folder that ships with the repository and is live after setup."""
 
+IMAGENET_WEIGHTS = "alexnet_owt_imagenet_conv.npz"
+"""The file of ImageNet weights that an operator may offer to trainings."""
+
 
 class SettingError(ValueError):
     """A setting is unknown or out of range; its text is a sentence for the person who set it."""

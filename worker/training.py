@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import selectinload
 
 from ml.artifacts import ArtifactError, Card
-from ml.catalogue import SettingError
+from ml.catalogue import IMAGENET_WEIGHTS, SettingError
 from ml.datasets import DatasetError
 from ml.training import Progress, TrainConfig, TrainingStopped, train
 from webapp.extensions import db
@@ -29,7 +29,6 @@ from worker.presence import presence
 
 log = logging.getLogger(__name__)
 
-IMAGENET_WEIGHTS = "alexnet_owt_imagenet_conv.npz"
 WRITE_EVERY_S = 1.0
 
 

@@ -14,13 +14,12 @@ from sqlalchemy.orm import joinedload, selectinload
 from wtforms import Field, Form, SelectChoice, SelectField, SelectMultipleField, StringField, ValidationError
 from wtforms.widgets import CheckboxInput, NumberInput
 
-from ml.catalogue import ARCHITECTURES, STARTER_DIR, Architecture, Setting, SettingError, architecture_named
+from ml.catalogue import ARCHITECTURES, IMAGENET_WEIGHTS, STARTER_DIR, Architecture, Setting, SettingError, architecture_named
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
 from webapp.extensions import db
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun
 
-IMAGENET_WEIGHTS = "alexnet_owt_imagenet_conv.npz"
 LARGEST_SEED = 2**31 - 1
 VERSIONS_OFFERED = 50
 
