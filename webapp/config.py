@@ -42,7 +42,6 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
     database = database_url(environ.get("DATABASE_URL") or f"sqlite:///{home / 'hemoscan.db'}")
     return {
         "HEMOSCAN_HOME": home,
-        "EMBEDDED": embedded,
         "BROKER_SOCKET": broker_socket,
         "SQLALCHEMY_DATABASE_URI": database,
         # A database that was restarted costs no request, and one that hangs holds none up for long.

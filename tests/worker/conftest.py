@@ -96,9 +96,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "WAITS_S", (0.0, 0.0, 0.0))
 
 
-@pytest.fixture
-def worker_app(app: Flask) -> Iterator[Flask]:
-    """An application on SQLite in the context of a predict worker without a heartbeat; ann has an account."""
+def as_worker(app: Flask) -> Iterator[Flask]:
+    """Give `app` in the context of a predict worker without a heartbeat; ann has an account."""
     make_user(app, "ann")
     app.extensions["presence"] = Presence(app, "predict")
     with app.app_context():
@@ -107,13 +106,15 @@ def worker_app(app: Flask) -> Iterator[Flask]:
 
 
 @pytest.fixture
+def worker_app(app: Flask) -> Iterator[Flask]:
+    """An application on SQLite, as a worker has it."""
+    yield from as_worker(app)
+
+
+@pytest.fixture
 def any_worker_app(any_database_app: Flask) -> Iterator[Flask]:
     """The same on SQLite, then on PostgreSQL."""
-    make_user(any_database_app, "ann")
-    any_database_app.extensions["presence"] = Presence(any_database_app, "predict")
-    with any_database_app.app_context():
-        yield any_database_app
-    predictors._loaded.clear()
+    yield from as_worker(any_database_app)
 
 
 @pytest.fixture
