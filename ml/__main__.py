@@ -1,10 +1,12 @@
-"""The command line: `python -m ml explore|train|predict|card`."""
+"""The command line: `python -m ml explore|train|evaluate|compare|predict|card`."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import json
+import os
+import re
 import shlex
 import sys
 import tempfile
@@ -14,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ml.artifacts import ArtifactError, read_card
-from ml.catalogue import ARCHITECTURES, STARTER_DIR, SettingError
-from ml.images import ImageError, read_series
+from ml.catalogue import ARCHITECTURES, STARTER_DIR, STARTER_SERIES_DIR, SettingError
+from ml.images import ORDER_GIVEN, ImageError, read_series
+from ml.terminal import Counter, figure, minutes, say_figures
 
+MODEL_HELP = "a model folder, or starter, or starter-series"
 IMAGES_OF_A_FOLDER = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".gz", ""}
 
 
@@ -40,14 +44,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Describe a data set."""
-    from ml.datasets import explore
+    """Describe data sets, and, of several, how well one can tell them apart."""
+    from ml.exploration import compare_sources, explore, measure_all
 
-    facts = explore(_dataset(options.dataset, stack))
+    opened = [_dataset(path, stack, needs_both_classes=False, on_image=_counter(f"reading {path.name}")) for path in options.datasets]
+    measured = [measure_all(dataset, _counter(f"measuring {dataset.name}")) for dataset in opened]
+    facts = [explore(dataset, of_one) for dataset, of_one in zip(opened, measured, strict=True)]
+    sources = compare_sources(opened, measured)
+    if options.out:
+        from ml.exploration_report import write_report
+
+        page = write_report(opened, facts, sources, options.out)
+        sys.stderr.write(f"The report is {page}\n")
     if options.json:
-        return _write_json(facts)
-    for name, value in facts.items():
-        _say(f"{name.replace('_', ' ')}: {value if isinstance(value, (str, int)) else json.dumps(value)}")
+        return _write_json(facts[0] if len(facts) == 1 else {"datasets": facts, "sources": sources})
+    for of_one in facts:
+        for name, value in of_one.items():
+            if name not in ("probes", "histograms"):
+                _say(f"{name.replace('_', ' ')}: {value if isinstance(value, (str, int)) else json.dumps(value)}")
+        _say_probes("told from the labels by", of_one["probes"])
+    for pair in sources:
+        _say_probes(f"{' told from '.join(pair['sources'])} by", pair["probes"])
 
 
 def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
@@ -67,7 +84,7 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
     datasets = [_dataset(path, stack) for path in options.datasets]
 
     def show(progress: Progress) -> None:
-        left = "" if progress.eta_s is None else f", {_minutes(progress.eta_s)} left"
+        left = "" if progress.eta_s is None else f", {minutes(progress.eta_s)} left"
         figures = "".join(f"  {name} {value:.3g}" for name, value in progress.metrics.items())
         sys.stderr.write(f"\r\033[K{progress.fraction:4.0%} {progress.stage}{left}{figures}")
         sys.stderr.flush()
@@ -77,18 +94,20 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
     if options.json:
         return _write_json(json.loads(card.to_json()))
     _say(f"Model {card.id} in {options.out / 'model'}")
-    for name, figure in card.metrics.items():
-        if figure["value"] is None:
-            _say(f"{name:12} –      ({figure['reason']})")
-        else:
-            _say(f"{name:12} {figure['value']:.3f}  (95 % interval {figure['low']:.3f} to {figure['high']:.3f}, n = {figure['n']})")
+    for level, metrics in (("slice", card.metrics), ("patient", card.patient_metrics)):
+        _say(f"{level}:")
+        say_figures(metrics)
+    for control in card.controls:
+        _say(f"control {control['name'].replace('_', ' ')}: " + (control.get("skipped") or f"AUROC {figure(control['auroc'])}"))
+    if card.blocked_because:
+        _say(card.blocked_because)
     for sentence in (card.protocol, *card.notes):
         _say(sentence)
 
 
 def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Predict scans; a folder is one series. One line each, a scan that cannot be read among them."""
-    from ml.inference import Predictor
+    from ml.inference import NOT_HEAD_CT, Predictor
 
     predictor = Predictor(_model_folder(options.model))
     rows: list[dict[str, Any]] = []
@@ -101,7 +120,12 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             "error": None,
         }
         try:
-            finding = predictor.predict(read_series(list(_files_of(path))))
+            series = read_series(list(_files_of(path)))
+            finding = predictor.predict(series)
+            if path.is_dir() and ORDER_GIVEN in series.warnings:
+                sys.stderr.write(f"{path}: the pictures carry no position; they were put in order by the last number in their names.\n")
+            if finding.refused:
+                sys.stderr.write(f"{path}: {NOT_HEAD_CT}\n")
             row |= {"probability": finding.probability, "threshold": finding.threshold, "positive": finding.positive}
         except ImageError as err:
             row["error"] = str(err)
@@ -111,6 +135,43 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     table = csv.DictWriter(sys.stdout, list(rows[0]))
     table.writeheader()
     table.writerows(rows)
+
+
+def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Score a model on a labelled data set."""
+    from ml.plots import write_plots
+    from ml.scoring import evaluate
+
+    model = _model_folder(options.model)
+    read_card(model)  # a model that is none is said before a data set is read
+    dataset = _dataset(options.dataset, stack, needs_both_classes=False, on_image=Counter("reading image"))
+    result = evaluate(model, dataset, options.out, Counter("scoring image"), threads=os.cpu_count() or 1)
+    write_plots(options.out)
+    if options.json:
+        return _write_json(result)
+    for level in ("slice", "patient"):
+        _say(f"{level}:")
+        say_figures(result[level])
+    for sentence in (*result["notes"], *result["problems"]):
+        _say(sentence)
+    _say(f"metrics.json, predictions.csv, answers.csv and plots are in {options.out}")
+
+
+def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Show the figures of several runs on what they share, and their differences."""
+    from ml.comparison import compare
+
+    result = compare(options.runs)
+    if options.json:
+        return _write_json(result)
+    for level, found in result.items():
+        _say(f"{level}: {found['n']} in common")
+        width = max(len(run["run"]) for run in found["runs"])
+        for run in found["runs"]:
+            _say(f"  {run['run']:{width}}  " + "  ".join(f"{name} {figure(entry)}" for name, entry in run["metrics"].items()))
+        for difference in found["differences"]:
+            shown = "  ".join(f"{name} {figure(difference[name], signed=True)}" for name in ("auroc", "accuracy"))
+            _say(f"  {difference['run']} minus {difference['minus']}: {shown}")
 
 
 def card_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
@@ -123,8 +184,9 @@ def card_command(options: argparse.Namespace, stack: ExitStack, given: list[str]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ml", description="Brain hemorrhage detection on head CT. Research use only.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    explore = commands.add_parser("explore", help="describe a data set (a folder or a ZIP file)")
-    explore.add_argument("dataset", type=Path)
+    explore = commands.add_parser("explore", help="describe data sets (folders or ZIP files), their look and their shortcuts")
+    explore.add_argument("datasets", type=Path, nargs="+", metavar="DATASET")
+    explore.add_argument("--out", type=Path, help="folder for a report with pictures (index.html)")
     explore.add_argument("--json", action="store_true", help="write JSON")
     explore.set_defaults(run=explore_command)
     train = commands.add_parser("train", help="train a model; the same command on the same folder continues")
@@ -139,18 +201,30 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="write the model's card as JSON")
     train.set_defaults(run=train_command)
     predict = commands.add_parser("predict", help="predict scans")
-    predict.add_argument("model", help="a model folder, or starter")
+    predict.add_argument("model", help=MODEL_HELP)
     predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="an image, or a folder with one series")
     predict.add_argument("--format", choices=("csv", "json"), default="csv")
     predict.set_defaults(run=predict_command)
+    evaluate = commands.add_parser("evaluate", help="score a model on a labelled data set; the same command on the same folder continues")
+    evaluate.add_argument("model", help=MODEL_HELP)
+    evaluate.add_argument("dataset", type=Path, help="a folder or a ZIP file; labels may be empty")
+    evaluate.add_argument("--out", type=Path, required=True, help="folder for metrics.json, predictions.csv and plots")
+    evaluate.add_argument("--json", action="store_true", help="write the metrics as JSON to standard output too")
+    evaluate.set_defaults(run=evaluate_command)
+    compare = commands.add_parser("compare", help="figures of several runs on what they share, and paired differences to the first")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder that train or evaluate wrote")
+    compare.add_argument("--json", action="store_true", help="write JSON")
+    compare.set_defaults(run=compare_command)
     card = commands.add_parser("card", help="write a model's card as Markdown")
-    card.add_argument("model", help="a model folder, or starter")
+    card.add_argument("model", help=MODEL_HELP)
     card.set_defaults(run=card_command)
     return parser
 
 
 def _model_folder(name: str) -> Path:
-    return STARTER_DIR if name == "starter" else Path(name)
+    if name == "starter-series" and not STARTER_SERIES_DIR.is_dir():
+        raise ArtifactError("No model for whole series ships with this version; starter answers for series too.")
+    return {"starter": STARTER_DIR, "starter-series": STARTER_SERIES_DIR}.get(name, Path(name))
 
 
 def _without_sentences(given: list[str]) -> list[str]:
@@ -158,22 +232,51 @@ def _without_sentences(given: list[str]) -> list[str]:
     return [word for before, word in zip(["", *given], given, strict=False) if not {before, word} & {"--note", "--licence"}]
 
 
-def _dataset(path: Path, stack: ExitStack) -> Any:
+def _dataset(path: Path, stack: ExitStack, **how: Any) -> Any:
     from ml.datasets import DatasetError, read_dataset, unpack
 
     if path.is_file():
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hemoscan-")))
-        return read_dataset(unpack(path, folder / "dataset"), name=path.stem)
+        return read_dataset(unpack(path, folder / "dataset"), name=path.stem, **how)
     if not path.exists():
         raise DatasetError(f"There is no data set at {path}.")
-    return read_dataset(path)
+    return read_dataset(path, **how)
+
+
+def _counter(what: str) -> Callable[[int, int], None]:
+    """Return a progress line on standard error, which ends at the last image; none where nobody watches."""
+
+    def tell(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\033[K{what}: {done} of {total}" + ("\n" if done == total else ""))
+            sys.stderr.flush()
+
+    return tell
+
+
+def _say_probes(what: str, probes: Sequence[dict[str, Any]]) -> None:
+    for probe in probes:
+        auroc, warning = probe["auroc"], "  above chance" if probe["suspicious"] else ""
+        shown = auroc["reason"] if auroc["value"] is None else f"AUROC {auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
+        _say(f"{what} {probe['name']}: {shown}{warning}")
 
 
 def _files_of(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    yield from sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in IMAGES_OF_A_FOLDER)
+    images = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in IMAGES_OF_A_FOLDER)
+    yield from sorted(images, key=_place_in_series)
+
+
+def _place_in_series(path: Path) -> tuple[int, list[tuple[int, str]], str]:
+    """Return what puts a picture in its place: the last number in its name, then the name with its numbers read as numbers.
+
+    So slice_2 comes before slice_10, and 2_of_30 before 10_of_30. DICOM files are ordered by position later, whatever their names.
+    """
+    numbers = re.findall(r"\d+", path.stem)
+    words = [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", path.stem) if word]
+    return int(numbers[-1]) if numbers else -1, words, path.as_posix()
 
 
 def _key_and_value(text: str) -> tuple[str, str]:
@@ -181,10 +284,6 @@ def _key_and_value(text: str) -> tuple[str, str]:
     if not sign:
         raise SettingError(f"--set needs key=value, not {text!r}.")
     return key, value
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _say(line: str) -> None:

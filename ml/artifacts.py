@@ -26,6 +26,11 @@ FORMAT = 1
 CARD, FEATURES, HEAD, SEEN = "card.json", "features.onnx", "head.onnx", "seen.json"
 MAX_CARD_BYTES = 8 * 2**20
 READS = ("slice", "series")
+ABSENT = -1.0
+LATER_FIELDS = frozenset(
+    ("scan_threshold", "scan_uncertain_low", "scan_uncertain_high", "patient_metrics", "patient_metrics_by_dataset", "band", "controls")
+) | {"blocked_because", "seconds", "heat_maps"}
+"""Fields that cards of the first versions do not have; they are read with their defaults."""
 
 
 class ArtifactError(ValueError):
@@ -41,15 +46,23 @@ class Card:
         reads: what one prediction takes, "slice" or "series".
         created_at: ISO 8601, UTC.
         preprocessing: `InputSpec.to_dict()`.
-        threshold: a scan is positive from this probability on.
+        threshold: a slice, or a scan of one slice, is positive from this probability on.
         uncertain_low, uncertain_high: low <= probability < high is uncertain.
+        scan_threshold, scan_uncertain_low, scan_uncertain_high: the same for a scan of several slices; negative in a card that was
+            written before there were any, and then those above serve.
         data: datasets, fingerprint, images, positive, negative, groups, licence_notes.
         metrics: pooled out-of-fold, each {"value", "low", "high", "n"}; where undefined these are null and "reason" says why.
         metrics_by_dataset: the same for each data set.
-        roc: [false positive rate, true positive rate] pairs, at most 200.
-        confusion: tp, fp, tn, fn at the threshold.
+        patient_metrics, patient_metrics_by_dataset: the same by scan.
+        band: {"slice", "patient"}: how often answers outside the uncertain band were right, `ml.calibration.trust_in_zones`.
+        controls: what `ml.honesty` found.
+        heat_maps: how often those of rightly found hemorrhages, out of fold, held `ml.pointing`'s tests.
+        blocked_because: a sentence if the controls forbid promotion, else empty.
+        roc: [false positive rate, true positive rate] pairs of slices, at most 200 (of the first repeat).
+        confusion: tp, fp, tn, fn of slices at the folds' thresholds (of the first repeat).
         protocol: how the metrics were made, in a sentence.
         export_check: largest_difference, limit, passed: the ONNX graphs against what was trained.
+        seconds: how long cross-validation, controls and final fit took.
         command: what was run.
         id, files: filled in by `write_model`: the first 12 hex of a sha256 over all files, and the sha256 of each.
     """
@@ -71,6 +84,16 @@ class Card:
     protocol: str
     export_check: dict[str, Any]
     versions: dict[str, str]
+    scan_threshold: float = ABSENT
+    scan_uncertain_low: float = ABSENT
+    scan_uncertain_high: float = ABSENT
+    patient_metrics: dict[str, Any] = field(default_factory=dict)
+    patient_metrics_by_dataset: dict[str, Any] = field(default_factory=dict)
+    band: dict[str, Any] = field(default_factory=dict)
+    controls: list[dict[str, Any]] = field(default_factory=list)
+    heat_maps: dict[str, Any] = field(default_factory=dict)
+    blocked_because: str = ""
+    seconds: float = 0.0
     command: str = ""
     notes: list[str] = field(default_factory=list)
     format: int = FORMAT
@@ -98,6 +121,8 @@ class Card:
             raise ArtifactError(f"The model's format is {read.get('format')!r}; this version reads format {FORMAT}.")
         known = {}
         for item in fields(cls):
+            if item.name not in read and item.name in LATER_FIELDS:
+                continue
             if item.name not in read:
                 raise ArtifactError(f"The model's {CARD} does not give {item.name!r}.")
             if not isinstance(read[item.name], _JSON_TYPES[str(item.type).split("[")[0]]) or isinstance(read[item.name], bool):
@@ -106,10 +131,18 @@ class Card:
         card = cls(**known)
         if card.reads not in READS:
             raise ArtifactError(f"The model reads {card.reads!r}; it must be one of {', '.join(READS)}.")
-        if not 0 <= card.threshold <= 1 or not 0 <= card.uncertain_low <= card.uncertain_high <= 1:
-            band = f"{card.uncertain_low} to {card.uncertain_high}"
-            raise ArtifactError(f"The model's threshold {card.threshold} and uncertain band {band} must lie in order within 0 and 1.")
+        for threshold, low, high in (card.point_of(1), card.point_of(2)):
+            if not 0 <= threshold <= 1 or not 0 <= low <= high <= 1:
+                raise ArtifactError(
+                    f"The model's threshold {threshold} and uncertain band {low} to {high} must lie in order within 0 and 1."
+                )
         return card
+
+    def point_of(self, slices: int) -> tuple[float, float, float]:
+        """Return threshold and uncertain band (low, high) for a scan of that many slices."""
+        if slices == 1 or self.scan_threshold == ABSENT:
+            return self.threshold, self.uncertain_low, self.uncertain_high
+        return self.scan_threshold, self.scan_uncertain_low, self.scan_uncertain_high
 
 
 _JSON_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "dict": (dict,), "list": (list,)}

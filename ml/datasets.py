@@ -96,7 +96,12 @@ def _extract(opened: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo], into: 
                 sink.write(block)
 
 
-def read_dataset(root: Path, name: str | None = None, on_image: Callable[[int, int], None] = lambda done, total: None) -> Dataset:
+def read_dataset(
+    root: Path,
+    name: str | None = None,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+    needs_both_classes: bool = True,
+) -> Dataset:
     """Read a data set: its labels, every image, and what belongs together.
 
     Layouts: Kaggle's head_ct (`labels.csv` with `id` and `hemorrhage`, `head_ct/NNN.png`, perhaps a `groups.csv`); a
@@ -106,16 +111,17 @@ def read_dataset(root: Path, name: str | None = None, on_image: Callable[[int, i
         root: the folder, or one that holds nothing but that folder.
         name: what the set is called; the folder's name if left out.
         on_image: told (images read, images in all) after each.
+        needs_both_classes: False where the set is only scored, or judged as far as its labels go.
 
     Raises:
         DatasetError: no layout fits, an image is missing, a label is unreadable, one class only, or no image is left.
     """
     name = name or root.resolve().name
     base, layout, examples = find_examples(root, name)
-    if missing := _missing_class(examples):
+    if needs_both_classes and (missing := _missing_class(examples)):
         raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
     looked, thumbnails, problems = _look_at_all(examples, on_image)
-    if _missing_class(looked):
+    if not looked or (needs_both_classes and _missing_class(looked)):
         raise DatasetError(f"Too many images of {name} are unreadable; the first: {problems[0]}")
     pairs = near_duplicates([example.dhash for example in looked], thumbnails)
     numbers = assign_groups([[("group", example.group)] if example.group else [] for example in looked], pairs)

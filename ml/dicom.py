@@ -34,11 +34,14 @@ COMPRESSED = {
 
 CT_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.2"
 
+HU_TYPES = {"HU", "HU_MOD", "US"}  # US is "unspecified"; iodine maps, electron densities and the like say what they are (C.11.1.1.2)
+HEAD_PARTS = ("HEAD", "BRAIN", "SKULL", "NECK", "FACE", "ORBIT", "SINUS", "IAC", "EAR", "CEREB", "WHOLEBODY")
+
 TAGS = [
     "SOPClassUID", "ImageType", "Modality", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept",
-    "RescaleSlope", "PixelData",
+    "RescaleSlope", "RescaleType", "BodyPartExamined", "PixelData",
 ]  # fmt: skip
 
 
@@ -120,6 +123,12 @@ def _require_single_ct_frame(header: pydicom.Dataset, max_pixels: int) -> None:
         raise ImageError(f"The DICOM file has {frames} frames; only files with a single slice are read.")
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise ImageError("The DICOM file is a colour picture, not a CT slice.")
+    photometric = str(header.get("PhotometricInterpretation") or "MONOCHROME2")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ImageError(f"The DICOM file is a colour picture ({_printable(photometric)}), not a CT slice.")
+    rescale_type = str(header.get("RescaleType") or "HU")
+    if rescale_type not in HU_TYPES:
+        raise ImageError(f"The DICOM file's values are {_printable(rescale_type)}, not Hounsfield units.")
     rows, columns = int(header.Rows), int(header.Columns)
     require_fewer_pixels(columns, rows, max_pixels)
     if header.file_meta.TransferSyntaxUID in COMPRESSED:
@@ -177,6 +186,9 @@ def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> _Plane:
             pixels, spacing_mm = _turn_upright(pixels, spacing_mm, across, down)
             normal = normal * np.sign(normal[2])  # towards the head
         position_mm = None if position is None else float(np.dot(normal, position))
+    part = _printable(str(header.get("BodyPartExamined") or "")).upper()
+    if part and not any(known in part for known in HEAD_PARTS):
+        notes.append(f"The DICOM file says that it shows {part}, not a head.")
     number = _numbers(header, "InstanceNumber", 1)
     return _Plane(
         Slice(np.ascontiguousarray(pixels, np.float32), "hu" if unit == "hu" else "display", spacing_mm),

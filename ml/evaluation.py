@@ -6,13 +6,31 @@ image that was scored by a model which never saw its group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student_t
+
+from ml.calibration import Platt, fit_platt, threshold_at_sensitivity, uncertain_band
+
+__all__ = [
+    "Platt",
+    "auroc",
+    "confusion",
+    "fit_platt",
+    "lower_bound_of_mean",
+    "metrics_with_intervals",
+    "paired_differences",
+    "roc_points",
+    "share_with_interval",
+    "threshold_at_sensitivity",
+    "uncertain_band",
+    "undefined_metrics",
+]
 
 RESAMPLES = 1000
+MOST_WEIGHTS = 4_000_000  # numbers in a chunk of bootstrap weights, 32 MB
 CALIBRATION_BINS = 10
 UNDEFINED = {
     "accuracy": "there is no image",
@@ -28,71 +46,6 @@ UNDEFINED = {
 }
 
 
-@dataclass(frozen=True)
-class Platt:
-    """Turns a raw decision d into a probability: 1 / (1 + exp(-(slope * d + offset))). The slope is positive."""
-
-    slope: float
-    offset: float
-
-    def __call__(self, decisions: np.ndarray) -> np.ndarray:
-        """Return the probabilities of raw decisions, float64, of the same shape."""
-        linear = self.slope * np.asarray(decisions, np.float64) + self.offset
-        probabilities: np.ndarray = 0.5 * (1 + np.tanh(linear / 2))
-        return probabilities
-
-
-def fit_platt(labels: np.ndarray, decisions: np.ndarray) -> Platt:
-    """Fit the calibration to decisions of models that did not see these images.
-
-    Newton's method on the cross entropy with Platt's smoothed targets (J. Platt 1999; Lin, Lin, Weng 2007), which keeps the
-    fit finite when the classes are separable. The slope is kept positive: a calibration never turns a ranking round.
-    """
-    labels, decisions = np.asarray(labels), np.asarray(decisions, np.float64)
-    positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
-    targets = np.where(labels == 1, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    centre, scale = float(decisions.mean()), float(decisions.std()) or 1.0
-    inputs = np.stack([(decisions - centre) / scale, np.ones_like(decisions)], axis=1)
-
-    def loss(weights: np.ndarray) -> float:
-        linear = inputs @ weights
-        return float((np.logaddexp(0, linear) - targets * linear).sum())
-
-    weights = np.array([0.0, np.log((positive + 1) / (negative + 1))])
-    for _ in range(100):
-        predicted = 0.5 * (1 + np.tanh(inputs @ weights / 2))
-        gradient = inputs.T @ (predicted - targets)
-        curvature = inputs.T @ (inputs * (predicted * (1 - predicted))[:, None]) + 1e-9 * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        size = 1.0
-        while size > 1e-10 and loss(weights - size * step) > loss(weights) - 1e-4 * size * float(gradient @ step):
-            size /= 2
-        weights = weights - size * step
-        if np.abs(gradient).max() < 1e-8 * len(labels):
-            break
-    slope = max(float(weights[0]), 1e-3) / scale
-    return Platt(slope, float(weights[1]) - slope * centre)
-
-
-def threshold_at_sensitivity(labels: np.ndarray, probabilities: np.ndarray, target: float) -> float:
-    """Return the highest threshold at which `probabilities >= threshold` still finds that share of the hemorrhages."""
-    of_positives = np.sort(np.asarray(probabilities, np.float64)[np.asarray(labels) == 1])[::-1]
-    needed = int(np.ceil(target * len(of_positives) - 1e-9))
-    return float(of_positives[max(needed, 1) - 1])
-
-
-def uncertain_band(labels: np.ndarray, probabilities: np.ndarray, threshold: float, target: float) -> tuple[float, float]:
-    """Return (low, high) around the threshold: low <= p < high should be read by a person before anyone relies on it.
-
-    Below `low` at most half of the misses allowed by the target sensitivity remain; from `high` on at most 5 % of the
-    images without hemorrhage are called positive.
-    """
-    low = threshold_at_sensitivity(labels, probabilities, (1 + target) / 2)
-    of_negatives = np.sort(np.asarray(probabilities, np.float64)[np.asarray(labels) == 0])
-    above = float(np.quantile(of_negatives, 0.95, method="higher"))
-    return min(low, threshold), max(float(np.nextafter(above, 2)), threshold)
-
-
 def metrics_with_intervals(
     labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, dict[str, Any]]:
@@ -100,39 +53,111 @@ def metrics_with_intervals(
 
     The interval holds the middle 95 % of the figure over bootstrap samples of whole groups, since images of a patient are
     no independent evidence. A figure that cannot be computed is None and carries a "reason". `n` counts what the figure is a share
-    of: the hemorrhages for the sensitivity, the positive calls for the PPV.
+    of: the hemorrhages for the sensitivity, the positive calls for the PPV (their mean over repeats).
 
     Args:
-        labels, probabilities, groups: as the module says.
-        predicted: booleans; separate from the probabilities, as each fold has its own threshold.
+        labels, groups: as the module says.
+        probabilities: (n,), or (repeats, n) where a cross-validation was repeated: a figure is then its mean over the repeats, and a
+            bootstrap sample draws the same groups in each of them, since repeats are no new patients.
+        predicted: booleans of the same shape; separate from the probabilities, as each fold has its own threshold.
         seed: of the bootstrap.
         resamples: how many bootstrap samples.
     """
-    labels, probabilities = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
-    _, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    n_groups = int(group_of.max()) + 1 if len(group_of) else 0
-    random = np.random.default_rng(seed)
-    drawn = random.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples) if n_groups else np.zeros((0, 0))
-    weights = np.concatenate([np.ones((1, len(labels))), drawn[:, group_of]]) if len(labels) else np.zeros((1, 0))
-    figures = _figures(labels, probabilities, np.asarray(predicted, bool), weights)
-    counts = confusion(labels, predicted)
+    truth = np.asarray(labels, np.float64)
+    rows, called = np.atleast_2d(np.asarray(probabilities, np.float64)), np.atleast_2d(np.asarray(predicted, bool))
+    once, sampled = _sampled_figures(truth, rows, called, groups, seed, resamples)
+    counts = [confusion(truth, row) for row in called]
+
+    def mean_count(*names: str) -> int:
+        return round(sum(count[name] for count in counts for name in names) / len(counts))
+
     own_n = {
-        "sensitivity": counts["tp"] + counts["fn"],
-        "specificity": counts["tn"] + counts["fp"],
-        "ppv": counts["tp"] + counts["fp"],
-        "npv": counts["tn"] + counts["fn"],
+        "sensitivity": mean_count("tp", "fn"),
+        "specificity": mean_count("tn", "fp"),
+        "ppv": mean_count("tp", "fp"),
+        "npv": mean_count("tn", "fn"),
     }
-    result: dict[str, dict[str, Any]] = {}
-    for name, values in figures.items():
-        entry: dict[str, Any] = {"value": None, "low": None, "high": None, "n": own_n.get(name, len(labels))}
-        sampled = values[1:][np.isfinite(values[1:])]
-        if np.isfinite(values[0]):
-            entry["value"] = float(values[0])
-            entry["low"], entry["high"] = (float(q) for q in np.quantile(sampled, [0.025, 0.975])) if len(sampled) else (None, None)
-        else:
-            entry["reason"] = UNDEFINED[name]
-        result[name] = entry
-    return result
+    return {name: _entry(once[name], sampled[name], own_n.get(name, len(truth)), UNDEFINED[name]) for name in once}
+
+
+def undefined_metrics(reason: str) -> dict[str, dict[str, Any]]:
+    """Return what `metrics_with_intervals` returns where nothing may be counted, for that reason."""
+    return {name: {"value": None, "low": None, "high": None, "n": 0, "reason": reason} for name in UNDEFINED}
+
+
+def paired_differences(
+    labels: np.ndarray,
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    groups: np.ndarray,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> dict[str, dict[str, Any]]:
+    """Return for each metric the second model's minus the first's on the same images, with the difference's 95 % interval.
+
+    Both are computed on the same bootstrap samples of groups, so what makes a patient hard for both cancels out. Each model is given as
+    (probabilities, predicted), (n,) or (repeats, n); see `metrics_with_intervals`.
+    """
+    truth = np.asarray(labels, np.float64)
+    found = [
+        _sampled_figures(truth, np.atleast_2d(np.asarray(p, np.float64)), np.atleast_2d(np.asarray(called, bool)), groups, seed, resamples)
+        for p, called in (first, second)
+    ]
+    return {
+        name: _entry(found[1][0][name] - found[0][0][name], found[1][1][name] - found[0][1][name], len(truth), UNDEFINED[name])
+        for name in found[0][0]
+    }
+
+
+def share_with_interval(holds: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Return how often something holds, (n,) 0 or 1, as {"value", "low", "high", "n"}: its interval by bootstrap over groups (n,)."""
+    if not len(holds):
+        return {"value": None, "low": None, "high": None, "n": 0, "reason": "there is nothing to count"}
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)[:, group_of]
+    return _entry(float(np.mean(holds)), _ratio(drawn @ np.asarray(holds, np.float64), drawn.sum(axis=1)), len(holds), "")
+
+
+def lower_bound_of_mean(values: Sequence[float], level: float = 0.99) -> float:
+    """Return the one-sided lower confidence bound of the mean of independent values (Student's t); -inf for fewer than two."""
+    if len(values) < 2:
+        return float("-inf")
+    spread = float(np.std(values, ddof=1)) / float(np.sqrt(len(values)))
+    return float(np.mean(values)) - float(student_t.ppf(level, len(values) - 1)) * spread
+
+
+def _entry(value: float, sampled: np.ndarray, n: int, reason: str) -> dict[str, Any]:
+    if not np.isfinite(value):
+        return {"value": None, "low": None, "high": None, "n": n, "reason": reason}
+    defined = sampled[np.isfinite(sampled)]
+    low, high = (float(q) for q in np.quantile(defined, [0.025, 0.975])) if len(defined) else (None, None)
+    return {"value": float(value), "low": low, "high": high, "n": n}
+
+
+def _sampled_figures(
+    labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int, resamples: int
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Return each figure, and the same over bootstrap samples of groups; both are means over the rows (repeats).
+
+    Samples are drawn and weighed a chunk at a time, so that a large set needs no (samples, images) array at once.
+    """
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    once = {name: float(values[0]) for name, values in _mean_figures(labels, probabilities, predicted, np.ones((1, len(labels)))).items()}
+    if not len(names):
+        return once, {name: np.zeros(0) for name in once}
+    random = np.random.default_rng(seed)
+    share = np.full(len(names), 1 / len(names))
+    rows = max(1, min(resamples, MOST_WEIGHTS // len(labels)))
+    parts = []
+    for start in range(0, resamples, rows):
+        drawn = random.multinomial(len(names), share, size=min(rows, resamples - start))
+        parts.append(_mean_figures(labels, probabilities, predicted, drawn[:, group_of].astype(np.float64)))
+    return once, {name: np.concatenate([part[name] for part in parts]) for name in once}
+
+
+def _mean_figures(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    repeats = [_figures(labels, row, called, weights) for row, called in zip(probabilities, predicted, strict=True)]
+    return {name: np.mean([figures[name] for figures in repeats], axis=0) for name in repeats[0]}
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:

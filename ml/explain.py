@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ml.images import FloatArray, rendered_size
-from ml.preprocessing import Frame
+from ml.preprocessing import Frame, turned_to_frame
 
 CHUNK = 64  # masked copies scored at once: 64 x (13, 13, 256) maps are 11 MB
 REACH = 1  # a window reaches so many cells to each side
@@ -53,7 +53,7 @@ def occlusion(maps: FloatArray, score: Callable[[FloatArray], FloatArray], pixel
     copies = masked_copies(maps)
     masked = np.concatenate([score(copies[start : start + CHUNK]) for start in range(0, len(copies), CHUNK)])
     # In log-odds, because near 0 and 1 a probability hardly moves whatever is masked.
-    drop = np.maximum(_log_odds(score(maps[np.newaxis])) - _log_odds(masked), 0).reshape(maps.shape[:2])
+    drop = np.maximum(log_odds(score(maps[np.newaxis])) - log_odds(masked), 0).reshape(maps.shape[:2])
     # A cell's heat is the mean over the windows that hold it, so that the heat of a single cell peaks at that cell.
     side = (2 * REACH + 1, 2 * REACH + 1)
     windows = cv2.boxFilter(np.ones_like(drop), -1, side, normalize=False, borderType=cv2.BORDER_CONSTANT)
@@ -68,6 +68,9 @@ def occlusion(maps: FloatArray, score: Callable[[FloatArray], FloatArray], pixel
 def place(cells: FloatArray, frame: Frame, shape: tuple[int, ...]) -> FloatArray:
     """Return the heat of cells (h, w) over the original slice of `shape` (H, W), float32: smooth inside the frame, 0 outside."""
     square = np.clip(cv2.resize(cells, (frame.width, frame.height), interpolation=cv2.INTER_LINEAR), 0, 1)
+    if frame.angle_deg:
+        turned_back = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return np.asarray(cv2.warpAffine(square, turned_to_frame(frame), (shape[1], shape[0]), flags=turned_back), np.float32)
     heat = np.zeros(shape[:2], np.float32)
     top, left = max(frame.top, 0), max(frame.left, 0)
     bottom, right = min(frame.top + frame.height, heat.shape[0]), min(frame.left + frame.width, heat.shape[1])
@@ -90,6 +93,7 @@ def overlay(heat: FloatArray, max_px: int) -> Image.Image:
     return Image.fromarray(np.round(rgba).astype(np.uint8))
 
 
-def _log_odds(probability: FloatArray) -> FloatArray:
+def log_odds(probability: FloatArray) -> FloatArray:
+    """Return the log-odds of probabilities, which are kept 1e-7 away from 0 and 1."""
     clipped = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
     return np.log(clipped / (1 - clipped)).astype(np.float32)

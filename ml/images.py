@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from ml.repairs import hounsfield_in_16_bits, on_black, soft_tissue_share
+
 FloatArray = NDArray[np.float32]
 
 MAX_BYTES = 256 * 2**20
@@ -24,6 +26,14 @@ MAX_PIXELS = 16_000_000  # 4000 x 4000; a CT slice has 512 x 512
 MAX_SLICES = 2_000
 MIN_SIDE_PX = 32
 MOST_ELONGATED = 4  # a slice is about square, and every picture is padded to a square: a thin one would take its length in both ways
+
+ORDER_GIVEN = "Pictures carry no position; they were read in the order given."
+
+FEWEST_GREYS = 16  # a drawing, a mask or a fax has fewer; the plainest slice of ours has 81
+DARK = 0.5  # of white, for the brightest hundredth of a picture: bone is white in the brain window
+LEAST_SOFT_TISSUE = 0.05  # of what is not air, in the slice of a scan that shows most of it
+
+DARK_NOTE = "The picture is darker than a CT slice in a brain window; the models have not learnt such pictures."
 
 COLOUR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays below it
 COLOUR_SHARE = 0.001  # of all pixels: a colour cast or a coloured mark, not three stray pixels
@@ -100,7 +110,7 @@ def read_series(paths: Sequence[Path], *, max_bytes: int = MAX_BYTES, max_pixels
         max_slices: the longest series.
 
     Raises:
-        ImageError: a file is not readable as a head CT, too large, or does not belong to the others.
+        ImageError: a file is not readable as a head CT, too large, of an unclear range of values, or does not belong to the others.
     """
     if not paths:
         raise ImageError("There is no file to read.")
@@ -119,8 +129,13 @@ def read_series(paths: Sequence[Path], *, max_bytes: int = MAX_BYTES, max_pixels
     pictures = [_read_picture(content, max_pixels) for content in contents]
     notes = [note for _, picture_notes in pictures for note in picture_notes]
     if len(pictures) > 1:
-        notes.append("Pictures carry no position; they were read in the order given.")
-    series = Series(tuple(slice for slice, _ in pictures), tuple(dict.fromkeys(notes)))
+        notes.append(ORDER_GIVEN)
+    slices = tuple(slice for slice, _ in pictures)
+    if all(slice.unit == "display" and np.percentile(slice.pixels, 99) < DARK for slice in slices):
+        notes.append(DARK_NOTE)
+    if len({slice.unit for slice in slices}) > 1:
+        raise ImageError("Some pictures of the scan hold Hounsfield units and some do not; one scan is of one kind.")
+    series = Series(slices, tuple(dict.fromkeys(notes)))
     _require_contrast(series)
     return series
 
@@ -155,8 +170,15 @@ def _require_contrast(series: Series) -> None:
     if all(slice.pixels.min() == slice.pixels.max() for slice in series.slices):
         raise ImageError("The picture is blank: all its pixels have the same value.")
     lowest, highest = min(float(slice.pixels.min()) for slice in series.slices), max(float(slice.pixels.max()) for slice in series.slices)
-    if series.slices[0].unit == "hu" and (highest < 0 or lowest > 80):
+    if series.slices[0].unit == "display":
+        if len(set().union(*(np.unique(np.round(slice.pixels * 65535)) for slice in series.slices))) < FEWEST_GREYS:
+            raise ImageError(f"The picture has fewer than {FEWEST_GREYS} shades of grey, so it is no CT slice.")
+    elif highest < 0 or lowest > 80:
         raise ImageError(f"The scan shows no brain: its values run from {lowest:g} to {highest:g} HU.")
+    elif lowest >= 0 and highest <= 255:
+        raise ImageError(f"The scan holds no Hounsfield units: its values run from {lowest:g} to {highest:g}, like those of a picture.")
+    elif max(soft_tissue_share(slice.pixels) for slice in series.slices) < LEAST_SOFT_TISSUE:
+        raise ImageError("The scan shows no soft tissue: next to none of its values lies between -20 and 100 HU.")
 
 
 def _read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -189,7 +211,12 @@ def _read_picture(content: bytes, max_pixels: int) -> tuple[Slice, list[str]]:
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large pictures; the size is checked below
             with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
                 require_fewer_pixels(*picture.size, max_pixels)
-                pixels, notes = _to_grey(ImageOps.exif_transpose(picture))
+                frames = int(getattr(picture, "n_frames", 1))
+                if frames > 1 and picture.format == "PNG":
+                    raise ImageError(f"The picture is animated: it holds {frames} pictures; give each slice as a file of its own.")
+                pixels, unit, notes = _to_slice(ImageOps.exif_transpose(picture))
+                if frames > 1:  # cameras add a preview or a map of brightness
+                    notes.append("The picture holds further pictures; only the first was read.")
     except ImageError:
         raise
     except Image.DecompressionBombError as err:
@@ -197,13 +224,34 @@ def _read_picture(content: bytes, max_pixels: int) -> tuple[Slice, list[str]]:
     except Exception as err:  # a damaged file makes a decoder raise anything from SyntaxError to struct.error
         raise ImageError("The picture is damaged or incomplete and cannot be decoded.") from err
     require_a_picture(pixels)
-    return Slice(pixels, "display"), notes
+    return Slice(pixels, unit), notes
+
+
+def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"], list[str]]:
+    """Return a Pillow picture's pixels as HU, where its 16 bits hold such, or else as grey 0..1 on a black background; and notes.
+
+    Raises:
+        ImageError: its values or its background can be read in two ways.
+    """
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        values_hu, is_ct = hounsfield_in_16_bits(np.asarray(picture).astype(np.int64))
+        if values_hu is not None:
+            return values_hu, "hu", ["The 16-bit picture holds CT values; they were read as Hounsfield units."]
+        if is_ct:
+            raise ImageError("The 16-bit picture holds CT values, but not where their zero lies; give the DICOM file.")
+    grey, notes = _to_grey(picture)
+    shown, note = on_black(grey)
+    if shown is None:
+        raise ImageError("The picture has a white background; CT slices are read with black air around the head.")
+    return shown, "display", [*notes, note] if note else notes
 
 
 def _to_grey(picture: Image.Image) -> tuple[FloatArray, list[str]]:
     """Return any Pillow picture as float32 grey 0..1: transparency over black (air), colours by their luminance."""
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         values = np.asarray(picture).astype(np.float32)
+        if values.max(initial=0) < 256:
+            return values / np.float32(255), ["The 16-bit picture uses only 8 bits; they were read as its full range."]
         # CT has 12 bits; a 16-bit file that uses only these would be black if its full range were shown.
         if values.max(initial=0) < 4096:
             return values / np.float32(4095), ["The 16-bit picture uses only 12 bits; they were read as its full range."]

@@ -11,9 +11,11 @@ import onnxruntime
 
 from ml.artifacts import FEATURES, HEAD, ArtifactError, read_card
 from ml.explain import occlusion, place
+from ml.gate import REFUSED_FROM, gate
 from ml.images import FloatArray, Series
 from ml.preprocessing import InputSpec, to_input
 
+NOT_HEAD_CT = "This does not look like a head CT, and what a model answers about anything else means nothing."
 CHUNK = 16  # slices in one run of the convolutions: more is no faster on one core and only costs memory
 
 
@@ -23,10 +25,12 @@ class Finding:
 
     Attributes:
         probability: of a hemorrhage anywhere in the scan, calibrated, 0..1.
-        threshold: the model's; `positive` is probability >= threshold.
-        uncertain: the probability lies in the model's uncertain band.
+        threshold: the model's for a single slice or for a scan of several; `positive` is probability >= threshold.
+        uncertain: the probability lies in the uncertain band that belongs to it.
         slice_probabilities: one for each slice, in the order of the series.
         warnings: those of the series, then what the model had to assume.
+        not_head_ct: how little the scan looks like a head CT, 0..1, whatever the model; 0 where nobody asked.
+        refused: it looks so little like one that the answer means nothing; a warning says so.
     """
 
     probability: float
@@ -35,6 +39,8 @@ class Finding:
     uncertain: bool
     slice_probabilities: tuple[float, ...]
     warnings: tuple[str, ...]
+    not_head_ct: float = 0.0
+    refused: bool = False
 
 
 class Predictor:
@@ -43,12 +49,14 @@ class Predictor:
     Args:
         model_dir: a folder as `ml.artifacts` describes it.
         threads: how many threads compute one run.
+        judges_pictures: False spares the question whether a scan looks like a head CT at all.
 
     Raises:
-        ArtifactError: the folder is incomplete or altered, or its graphs are not what the card promises.
+        ArtifactError: the folder is incomplete or altered, or its graphs are not what the card promises; or `ml.gate` is unusable.
     """
 
-    def __init__(self, model_dir: Path, threads: int = 1) -> None:
+    def __init__(self, model_dir: Path, threads: int = 1, judges_pictures: bool = True) -> None:
+        self._gate = gate() if judges_pictures else None
         self.card = read_card(model_dir)
         try:
             self.spec = InputSpec.from_dict(self.card.preprocessing)
@@ -141,16 +149,24 @@ class Predictor:
 
     def _finding(self, series: Series, maps: FloatArray, headless: int) -> Finding:
         slices, probability = self._answer(maps)
+        if len(slices) == 1:
+            probability = float(slices[0])
+        threshold, low, high = self.card.point_of(len(slices))
         warnings = list(series.warnings)
         if headless == len(maps):  # the lowest and highest slices of a series often show none, and that is no news
             warnings.append("No head was found in the picture, so the model read the whole of it.")
+        not_head_ct = self._gate.score_series(series.slices) if self._gate else 0.0
+        if refused := not_head_ct >= REFUSED_FROM:
+            warnings.append(NOT_HEAD_CT)
         return Finding(
             probability=probability,
-            threshold=self.card.threshold,
-            positive=probability >= self.card.threshold,
-            uncertain=self.card.uncertain_low <= probability < self.card.uncertain_high,
+            threshold=threshold,
+            positive=probability >= threshold,
+            uncertain=low <= probability < high,
             slice_probabilities=tuple(float(value) for value in slices),
             warnings=tuple(dict.fromkeys(warnings)),
+            not_head_ct=not_head_ct,
+            refused=refused,
         )
 
 

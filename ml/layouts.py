@@ -26,7 +26,8 @@ class Example:
     """One labelled slice.
 
     `name` is the path inside the data set, `label` 1 for hemorrhage, 0 for none, None for unknown. Images with the
-    same `group` never stand on both sides of a split. `sha256` and `dhash` identify file and picture.
+    same `group` never stand on both sides of a split. `sha256` and `dhash` identify file and picture. `mask` is a picture of
+    the same size in which somebody has outlined the blood: the column `mask` of the table, or the file of that name in `masks/`.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Example:
     width: int = 0
     height: int = 0
     mode: str = ""
+    mask: Path | None = None
 
 
 def find_examples(root: Path, name: str) -> tuple[Path, str, list[Example]]:
@@ -131,7 +133,8 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
         group = f"patient {patient}" if patient else f"row {groups[given]}" if given in groups else ""
         slice_text = row.get("slice", "")
         slice_number = int(slice_text) if slice_text.isdigit() else None
-        examples.append(Example(path, name, LABELS[label_text], patient or None, slice_number, group, dataset))
+        mask = _mask_of(base, name, row.get("mask", ""), f"{manifest.name}, line {number}")
+        examples.append(Example(path, name, LABELS[label_text], patient or None, slice_number, group, dataset, mask=mask))
     strangers = sorted(set(groups) - {row.get(name_column, "") for row in rows})
     if strangers:
         raise DatasetError(f"groups.csv names {strangers[0]}, which is no image of {manifest.name}; both must write the names alike.")
@@ -139,6 +142,17 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
     if times > 1:
         raise DatasetError(f"{manifest.name} lists {most_common} {times} times.")
     return ("kaggle head_ct" if kaggle else "manifest"), examples
+
+
+def _mask_of(base: Path, name: str, given: str, where: str) -> Path | None:
+    """Return the outline of an image: what its row names, else its own name in `masks/`, with or without its first folder."""
+    if given:
+        if Path(given).is_absolute() or ".." in Path(given).parts or not (base / given).is_file():
+            raise DatasetError(f"{where}: the outline {given!r} is no file of the data set.")
+        return base / given
+    own = Path(name).with_suffix(".png")
+    beside = [base / "masks" / own, base / "masks" / Path(*own.parts[1:])] if len(own.parts) > 1 else [base / "masks" / own]
+    return next((path for path in beside if path.is_file()), None)
 
 
 def _read_groups(path: Path) -> Mapping[str, str]:
@@ -161,7 +175,8 @@ def _from_folders(base: Path, dataset: str) -> tuple[str, list[Example]]:
         for path in sorted(folder.rglob("*")):
             hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
             if path.is_file() and not hidden and path.suffix.lower() in IMAGE_SUFFIXES:
-                examples.append(Example(path, path.relative_to(base).as_posix(), label, None, None, "", dataset))
+                name = path.relative_to(base).as_posix()
+                examples.append(Example(path, name, label, None, None, "", dataset, mask=_mask_of(base, name, "", dataset)))
     if not examples:
         raise DatasetError(
             f"{dataset} has neither a table (labels.csv with the columns filename and label) "

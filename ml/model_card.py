@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml.artifacts import Card
+from ml.artifacts import ABSENT, Card
+
+HEAT_MAPS = {
+    "hottest_beats_random": "covering the hottest tenth of the picture lowers the answer more than covering a random tenth of the head",
+    "hottest_in_or_beside_mask": "the hottest cell lies in the outlined blood or beside it",
+}
 
 
 def model_card(card: Card) -> str:
@@ -22,6 +27,11 @@ def _lines(card: Card) -> Iterator[str]:
     yield from (f"- {note}" for note in data.get("licence_notes", []))
     band = f"{card.uncertain_low:.3f} to {card.uncertain_high:.3f}"
     yield f"- A probability from {card.threshold:.3f} on is called positive; {band} is uncertain."
+    if card.scan_threshold != ABSENT:
+        band = f"{card.scan_uncertain_low:.3f} to {card.scan_uncertain_high:.3f}"
+        yield f"- For a scan of several slices it is {card.scan_threshold:.3f}; {band} is uncertain."
+    if card.blocked_because:
+        yield f"- **Not to be promoted.** {card.blocked_because}"
     yield ""
     yield "## Data"
     yield ""
@@ -33,17 +43,29 @@ def _lines(card: Card) -> Iterator[str]:
     yield ""
     yield card.protocol
     yield ""
-    yield from _table({"all": card.metrics, **card.metrics_by_dataset} if len(card.metrics_by_dataset) > 1 else card.metrics_by_dataset)
+    if card.patient_metrics:
+        yield "By slice:"
+        yield ""
+    yield from _table(_columns(card.metrics, card.metrics_by_dataset))
+    if card.patient_metrics:
+        yield ""
+        yield "By patient (a picture without a patient counts as one):"
+        yield ""
+        yield from _table(_columns(card.patient_metrics, card.patient_metrics_by_dataset))
     counts = card.confusion
     yield ""
     yield f"At the thresholds of the folds {counts['tp']} hemorrhages were found and {counts['fn']} missed;"
     yield f"of those without, {counts['tn']} were called negative and {counts['fp']} positive."
+    yield from _band(card.band)
+    yield from _heat_maps(card.heat_maps)
     yield ""
     check = card.export_check
     yield f"Exported graphs and what was trained differ by at most {check['largest_difference']:.1e} (limit {check['limit']:.0e})."
     yield ""
+    yield from _controls(card)
     yield "## Notes and known failures"
     yield ""
+    yield from _failures(card)
     yield from (f"- {note}" for note in card.notes)
     yield ""
     yield "## How it was made"
@@ -60,6 +82,63 @@ def _lines(card: Card) -> Iterator[str]:
     yield from _origin(data.get("initial_weights", {}))
 
 
+def _columns(metrics: Mapping[str, Any], by_dataset: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    return {"all": metrics, **by_dataset} if len(by_dataset) > 1 else by_dataset
+
+
+def _band(band: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for level, found in band.items():
+        npv, ppv = (
+            "undefined" if found[name]["value"] is None else f"{found[name]['value']:.3f} of {found[name]['n']}" for name in ("npv", "ppv")
+        )
+        yield ""
+        yield f"By {level}, out of fold: right below the uncertain band (NPV) {npv}, right above it (PPV) {ppv},"
+        yield f"in the band {found['uncertain']['value'] or 0:.1%}."
+
+
+def _heat_maps(heat_maps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    if heat_maps:
+        yield ""
+        yield "Heat maps of hemorrhages that were found, out of fold:"
+        yield ""
+        yield from (f"- {HEAT_MAPS[name]}: {_cell(found)} of {found['n']}." for name, found in heat_maps.items())
+
+
+def _controls(card: Card) -> Iterator[str]:
+    """Yield the run beside its controls: what the same protocol finds where there is nothing to find."""
+    if not card.controls:
+        return
+    yield "## Controls"
+    yield ""
+    yield "| run | AUROC of slices (interval) | n | accuracy (interval) | seconds | how |"
+    yield "|---|---|---|---|---|---|"
+    auroc, accuracy = card.metrics["auroc"], card.metrics["accuracy"]
+    yield f"| **this model** | {_cell(auroc)} | {auroc['n']} | {_cell(accuracy)} | {card.seconds:.0f} in all | as above |"
+    for control in card.controls:
+        name = control["name"].replace("_", " ")
+        if "skipped" in control:
+            yield f"| {name} | – | – | – | – | not run: {control['skipped']} |"
+            continue
+        accuracy = _cell(control["accuracy"]) if "accuracy" in control else "–"
+        figures = f"{_cell(control['auroc'])} | {control['auroc']['n']} | {accuracy} | {control['seconds']:.0f}"
+        yield f"| {name} | {figures} | {control['how']} |"
+    yield ""
+
+
+def _failures(card: Card) -> Iterator[str]:
+    """Yield what the figures themselves say about failing; nothing for cards of the first versions, whose notes say it."""
+    if not card.patient_metrics:
+        return
+    counts = card.confusion
+    positives, negatives = counts["tp"] + counts["fn"], counts["tn"] + counts["fp"]
+    yield f"- Of {positives} slices with hemorrhage {counts['fn']} were missed;"
+    yield f"  of {negatives} without, {counts['fp']} raised a false alarm."
+    ranked = {name: metrics["auroc"]["value"] for name, metrics in card.metrics_by_dataset.items() if metrics["auroc"]["value"] is not None}
+    if len(ranked) > 1:
+        worst = min(ranked, key=lambda name: float(ranked[name]))
+        yield f"- It is weakest on {worst} (AUROC of slices {ranked[worst]:.3f})."
+
+
 def _table(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "| figure | " + " | ".join(f"{name} (95 % interval)" for name in columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
@@ -70,6 +149,8 @@ def _table(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _cell(entry: Mapping[str, Any]) -> str:
     if entry["value"] is None:
         return f"undefined: {entry['reason']}"
+    if entry["low"] is None:
+        return f"{entry['value']:.3f}"
     return f"{entry['value']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
 
 

@@ -2,7 +2,11 @@
 
 The pictures come from many sources (scanners, figures of papers, screenshots), and what differs between sources (table, head
 holder, panel letters, black or grey margins, scale) would be learnt in place of blood. So it is removed by construction: the head
-is the largest bright body of the picture, everything outside its outline becomes 0, and its square fills the input.
+is the largest bright body of the picture, everything outside its outline becomes 0, and its square fills the input. So table,
+text beside the head and margins are gone by construction. Colours are gone before (`ml.images`); the shade that a tint leaves is a
+factor on all greys, which `normalisation` takes away. The other steps are settings of a model, off unless somebody chose them:
+
+    window -> head -> skull_stripping -> upright -> cut and resize -> normalisation -> segmentation
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.enhancement import intracranial_space, normalise, tilt_deg
 from ml.images import FloatArray, Slice, window
+from ml.segmentation import AIR, restructure
 
-__all__ = ["Frame", "InputSpec", "find_head", "to_input", "window"]
+__all__ = ["Frame", "InputSpec", "cut", "find_head", "to_input", "turned_to_frame", "window"]
 
 SEARCH_PX = 256  # the head is looked for in a picture of this longer side, so that sizes below mean the same in every picture
 OPENING_PX, CLOSING_PX, RIM_PX = 7, 9, 2
@@ -25,6 +31,12 @@ BRIGHTNESS = 0.25  # of the way from the picture's background to its bone
 SMALLEST_HEAD = 0.02  # of the picture's area; below, there is no head
 SMALLEST_SIDE = 0.4  # of the picture's longer side: the crown of a head stays small instead of filling the input
 MARGIN = 0.02  # of the head's longer side, on each side
+
+CHOICES = {
+    "normalisation": ("none", "percentile", "equalise", "clahe"),
+    "segmentation": ("none", "otsu", "grabcut", "watershed", "edges"),
+}
+NOT_STRIPPED = "No closed skull was found in a picture, so nothing but the head was cut out."
 
 
 @dataclass(frozen=True)
@@ -35,12 +47,20 @@ class InputSpec:
         size: the input is size x size pixels.
         window_level, window_width: HU; used where a slice holds HU.
         crop_to_head: False takes the whole picture.
+        normalisation: how greys come on one scale; see `ml.enhancement.normalise`.
+        skull_stripping: True leaves only what the skull encloses.
+        upright: True turns the head so that its midline is vertical.
+        segmentation: the step that restructures the picture; see `ml.segmentation.restructure`.
     """
 
     size: int = 224
     window_level: float = 40.0
     window_width: float = 80.0
     crop_to_head: bool = True
+    normalisation: str = "none"
+    skull_stripping: bool = False
+    upright: bool = False
+    segmentation: str = "none"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -59,6 +79,10 @@ class InputSpec:
         spec = cls(**given)
         for item in fields(cls):
             value = getattr(spec, item.name)
+            if item.name in CHOICES:
+                if value not in CHOICES[item.name]:
+                    raise ValueError(f"The preprocessing gives {item.name} as {value!r}; there is {', '.join(CHOICES[item.name])}.")
+                continue
             is_right = isinstance(value, bool) if item.type == "bool" else isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_right:
                 raise ValueError(f"The preprocessing gives {item.name} as {value!r}, not as {item.type}.")
@@ -66,12 +90,28 @@ class InputSpec:
             raise ValueError(f"The preprocessing asks for size {spec.size} and window width {spec.window_width}.")
         return spec
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> InputSpec:
+        """Return what the settings of an architecture ask for (`ml.catalogue.PREPROCESSING`); what they do not name has its default.
+
+        Settings that are choices of "yes" and "no" become booleans; `input_size` is the size.
+
+        Raises:
+            ValueError: a value is of the wrong type or range.
+        """
+        named = {item.name: settings[item.name] for item in fields(cls) if item.name in settings}
+        if "input_size" in settings:
+            named["size"] = settings["input_size"]
+        truths = {"yes": True, "no": False}
+        return cls.from_dict({name: truths.get(value, value) if isinstance(value, str) else value for name, value in named.items()})
+
 
 @dataclass(frozen=True)
 class Frame:
     """The square of the original slice, in its pixels, that became the input. It may reach outside the picture.
 
-    `shows_head` is False where no head was found, or none was looked for, and the whole picture was taken.
+    `shows_head` is False where no head was found, or none was looked for, and the whole picture was taken. `angle_deg` says how far
+    the square itself is turned clockwise about its middle. `notes` are sentences about steps that failed.
     """
 
     top: int
@@ -79,6 +119,8 @@ class Frame:
     height: int
     width: int
     shows_head: bool = True
+    angle_deg: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def to_input(slice: Slice, spec: InputSpec) -> tuple[FloatArray, Frame]:
@@ -87,20 +129,52 @@ def to_input(slice: Slice, spec: InputSpec) -> tuple[FloatArray, Frame]:
     Where no head is found, the whole picture is taken.
     """
     grey = window(slice.pixels, spec.window_level, spec.window_width) if slice.unit == "hu" else np.clip(slice.pixels, 0, 1)
-    head = find_head(grey) if spec.crop_to_head else None
-    if head is None:
+    restructures = (spec.normalisation, spec.segmentation) != ("none", "none")
+    head = find_head(grey) if spec.crop_to_head or spec.skull_stripping or spec.upright or restructures else None
+    angle = tilt_deg(grey, head) if spec.upright and head is not None else 0.0
+    notes: tuple[str, ...] = ()
+    if spec.skull_stripping:
+        space = None if head is None else intracranial_space(grey, head)
+        if space is None:
+            notes = (NOT_STRIPPED,)
+        else:
+            head = space
+            grey = np.where(space, grey, np.float32(0))
+    if head is None or not spec.crop_to_head:
         frame = replace(_square((0, 0, *grey.shape), side=max(grey.shape)), shows_head=False)
     else:
         grey = np.where(head, grey, np.float32(0))
-        rows, columns = np.flatnonzero(head.any(axis=1)), np.flatnonzero(head.any(axis=0))
-        top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-        longer = max(bottom - top, right - left)
+        box = _box(head) if angle == 0 else _turned_box(head, angle)
+        longer = max(box[2] - box[0], box[3] - box[1])
         side = max(longer + 2 * round(MARGIN * longer), round(SMALLEST_SIDE * max(grey.shape)))
-        frame = _square((top, left, bottom, right), side)
-    square = _cut(grey, frame)
-    shrinks = frame.height > spec.size
-    resized = cv2.resize(square, (spec.size, spec.size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.clip(resized, 0, 1).astype(np.float32)[..., np.newaxis], frame
+        frame = _square(box, side)
+    frame = replace(frame, angle_deg=angle, notes=notes)
+    resized = np.clip(_resized(cut(grey, frame), spec.size), 0, 1)
+    if restructures:
+        region = resized > AIR if head is None else _resized(cut(head.astype(np.float32), frame), spec.size) >= 0.5
+        resized = normalise(resized, region, spec.normalisation)
+        resized = restructure(resized, region, spec.segmentation)
+    return resized.astype(np.float32)[..., np.newaxis], frame
+
+
+def cut(picture: FloatArray, frame: Frame) -> FloatArray:
+    """Return the part of a slice, or of a mask of it, inside the frame, float32 (height, width); 0 where the frame reaches outside."""
+    if frame.angle_deg:
+        size = frame.width, frame.height
+        return np.asarray(cv2.warpAffine(picture.astype(np.float32), turned_to_frame(frame), size, flags=cv2.INTER_LINEAR), np.float32)
+    square = np.zeros((frame.height, frame.width), np.float32)
+    top, left = max(frame.top, 0), max(frame.left, 0)
+    bottom, right = min(frame.top + frame.height, picture.shape[0]), min(frame.left + frame.width, picture.shape[1])
+    square[top - frame.top : bottom - frame.top, left - frame.left : right - frame.left] = picture[top:bottom, left:right]
+    return square
+
+
+def turned_to_frame(frame: Frame) -> NDArray[np.float64]:
+    """Return the matrix (2, 3) that takes a pixel (x, y) of the slice to its place in the frame's square, for `cv2.warpAffine`."""
+    middle = frame.left + (frame.width - 1) / 2, frame.top + (frame.height - 1) / 2
+    matrix = np.asarray(cv2.getRotationMatrix2D(middle, frame.angle_deg, 1.0), np.float64)
+    matrix[:, 2] -= (frame.left, frame.top)
+    return matrix
 
 
 def find_head(grey: FloatArray) -> NDArray[np.bool_] | None:
@@ -144,10 +218,23 @@ def _square(box: tuple[int, int, int, int], side: int) -> Frame:
     return Frame((top + bottom - side) // 2, (left + right - side) // 2, side, side)
 
 
-def _cut(grey: FloatArray, frame: Frame) -> FloatArray:
-    """Return the part of the picture inside the frame, float32 (height, width); 0 where the frame reaches outside."""
-    square = np.zeros((frame.height, frame.width), np.float32)
-    top, left = max(frame.top, 0), max(frame.left, 0)
-    bottom, right = min(frame.top + frame.height, grey.shape[0]), min(frame.left + frame.width, grey.shape[1])
-    square[top - frame.top : bottom - frame.top, left - frame.left : right - frame.left] = grey[top:bottom, left:right]
-    return square
+def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return (top, left, bottom, right) of what is True, the last two exclusive."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def _turned_box(mask: NDArray[np.bool_], angle_deg: float) -> tuple[int, int, int, int]:
+    """Return the upright box that the mask fills after a turn, moved to where its middle lies in the unturned slice."""
+    rows, columns = np.nonzero(mask)
+    turn = np.asarray(cv2.getRotationMatrix2D((0.0, 0.0), angle_deg, 1.0))[:, :2]
+    x, y = turn @ np.stack([columns, rows])
+    middle_x, middle_y = turn.T @ np.array([(x.min() + x.max()) / 2, (y.min() + y.max()) / 2])
+    width, height = np.ceil(x.max() - x.min()) + 1, np.ceil(y.max() - y.min()) + 1
+    top, left = round(middle_y - (height - 1) / 2), round(middle_x - (width - 1) / 2)
+    return top, left, top + int(height), left + int(width)
+
+
+def _resized(square: FloatArray, size: int) -> FloatArray:
+    shrinks = len(square) > size
+    return np.asarray(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR), np.float32)

@@ -24,8 +24,7 @@ class Progress:
 class Meter:
     """Turns steps into `Progress`: never backwards, with the time left at the speed since this call began."""
 
-    def __init__(self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool], tuned: bool) -> None:
-        self.before_folds, self.after_folds = (0.02, 0.72) if tuned else (0.4, 0.8)
+    def __init__(self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> None:
         self._on_progress, self._should_stop = on_progress, should_stop
         self._began, self._first, self._fraction = time.monotonic(), -1.0, 0.0
 
@@ -44,3 +43,11 @@ class Meter:
         elapsed = time.monotonic() - self._began
         eta = elapsed / gained * (1 - self._fraction) if gained > 0.01 else None
         self._on_progress(Progress(stage, self._fraction, eta, dict(metrics)))
+
+    def within(self, stage: str, start: float, end: float) -> Callable[[float], None]:
+        """Return a function to tell the share of one stage, which moves the whole from `start` to `end`."""
+        return lambda share: self.tell(stage, start + share * (end - start), {})
+
+    def between(self, start: float, end: float) -> Callable[[str, float, Mapping[str, float]], None]:
+        """Return a `tell` for a part of the training that moves the whole from `start` to `end`."""
+        return lambda stage, share, metrics: self.tell(stage, start + share * (end - start), metrics)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from ml.artifacts import SEEN, ArtifactError, read_card
 from ml.datasets import Dataset, DatasetError, Example
 from ml.grouping import assign_groups, groups_per_class
+from ml.models import UNKNOWN
 
 Marks = tuple[tuple[str, str], ...]
 """(first 16 hex digits of the SHA-256, perceptual hash) of each image."""
@@ -26,22 +27,30 @@ Marks = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Pool:
-    """The labelled images of all data sets, one entry each.
+    """The images of all data sets, one entry each; those of a scan are neighbours, from foot to head.
 
-    `unseen` is False for images that the initial weights have seen, or whose patient they have: such an image may train, and
-    never stands in a test fold.
+    A scan is what one patient of a data set has, and an image without a patient is a scan of its own. `scans` numbers them 0..s-1. A
+    label that nobody knows is `UNKNOWN`: such a slice stands in its scan, and never trains or tests. `unseen` is False for images
+    that the initial weights have seen, or whose patient they have: such an image may train, and never stands in a test fold.
     """
 
     examples: tuple[Example, ...]
     labels: np.ndarray
     groups: np.ndarray
     sources: np.ndarray
+    scans: np.ndarray
     unseen: np.ndarray
     notes: tuple[str, ...]
 
+    @property
+    def known(self) -> np.ndarray:
+        """Where the label is known, bool (n,)."""
+        known: np.ndarray = self.labels != UNKNOWN
+        return known
+
 
 def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
-    """Join the labelled images of all data sets and mark what the initial weights have seen.
+    """Join the images of all data sets, scan by scan, and mark what the initial weights have seen.
 
     Raises:
         DatasetError: two data sets share a name, or too few groups of a class are left to test on in that many folds.
@@ -49,25 +58,60 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise DatasetError(f"Two data sets are called {max(names, key=names.count)}; give them different names.")
-    everything = [example for dataset in datasets for example in dataset.examples]
+    everything = [example for dataset in datasets for example in in_scan_order(dataset.examples)]
     # The same file or picture in two data sets joins their groups.
     numbers = assign_groups([[("group", e.group), ("file", e.sha256), ("picture", e.dhash)] for e in everything])
     files, pictures = {file for file, _ in seen}, {picture for _, picture in seen}
     seen_groups = {n for n, e in zip(numbers, everything, strict=True) if e.sha256[:16] in files or e.dhash in pictures}
-    known = [(number, example) for number, example in zip(numbers, everything, strict=True) if example.label is not None]
-    labels = np.array([example.label for _, example in known], np.int64)
-    groups = np.array([everything[number].group for number, _ in known])
-    unseen = np.array([number not in seen_groups for number, _ in known], bool)
-    _require_enough(labels[unseen], groups[unseen], folds, some_seen=not unseen.all())
+    with_a_label = {scan_key(example) for example in everything if example.label is not None}
+    kept = [(number, example) for number, example in zip(numbers, everything, strict=True) if scan_key(example) in with_a_label]
+    labels = np.array([UNKNOWN if example.label is None else example.label for _, example in kept], np.int64)
+    groups = np.array([everything[number].group for number, _ in kept])
+    unseen = np.array([number not in seen_groups for number, _ in kept], bool)
+    known = labels != UNKNOWN
+    _require_enough(labels[unseen & known], groups[unseen & known], folds, some_seen=not unseen.all())
     notes = []
-    if len(known) < len(everything):
-        notes.append(f"{len(everything) - len(known)} images with unknown labels were left out.")
+    if len(kept) < len(everything):
+        notes.append(f"{len(everything) - len(kept)} images with unknown labels were left out.")
+    if not known.all():
+        notes.append(f"{int((~known).sum())} slices with unknown labels stand in their scans; they neither train nor test.")
     if not unseen.all():
         notes.append(
             f"{int((~unseen).sum())} of the {len(labels)} images belong to patients that the initial weights have seen; "
             "they only train, and no figure includes them."
         )
-    return Pool(tuple(e for _, e in known), labels, groups, np.array([e.dataset for _, e in known]), unseen, tuple(notes))
+    return Pool(
+        tuple(e for _, e in kept),
+        labels,
+        groups,
+        np.array([e.dataset for _, e in kept]),
+        numbered([scan_key(example) for _, example in kept]),
+        unseen,
+        tuple(notes),
+    )
+
+
+def scan_key(example: Example) -> tuple[str, str, str]:
+    """Return what the slices of one scan share: data set and patient; an image without a patient shares nothing."""
+    return example.dataset, example.patient or "", "" if example.patient else example.name
+
+
+def in_scan_order(examples: Sequence[Example]) -> list[Example]:
+    """Return the examples scan by scan in the order of their first slices, each scan from foot to head (its `slice` column)."""
+    first: dict[tuple[str, str, str], int] = {}
+    for position, example in enumerate(examples):
+        first.setdefault(scan_key(example), position)
+
+    def place(example: Example) -> tuple[int, float, str]:
+        return first[scan_key(example)], float("inf") if example.slice is None else example.slice, example.name
+
+    return sorted(examples, key=place)
+
+
+def numbered(keys: Sequence[Hashable]) -> np.ndarray:
+    """Return a number for each key, 0, 1, ... in the order of first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
 def describe_weights(init: Path | str) -> dict[str, Any]:
@@ -101,6 +145,25 @@ def marks_of(init: Path | str) -> Marks:
     if SEEN not in card.files:
         raise ArtifactError(f"The model {card.id} does not say which images it has seen, so nothing could be tested honestly.")
     return tuple((str(file), str(picture)) for file, picture in json.loads((Path(init) / SEEN).read_bytes())["features"])
+
+
+def all_marks_of(model_dir: Path) -> Marks:
+    """Return every image that shaped any part of a model.
+
+    Raises:
+        ArtifactError: the model does not say.
+    """
+    card = read_card(model_dir)
+    if SEEN not in card.files:
+        raise ArtifactError(f"The model {card.id} does not say which images it has seen, so overlaps with its training are unknown.")
+    listed = json.loads((model_dir / SEEN).read_bytes())
+    return tuple({(str(file), str(picture)) for part in ("features", "head") for file, picture in listed[part]})
+
+
+def seen_among(examples: Sequence[Example], marks: Marks) -> np.ndarray:
+    """Return which examples are among the marks, bool (n,): the same file, or the same picture."""
+    files, pictures = {file for file, _ in marks}, {picture for _, picture in marks}
+    return np.array([e.sha256[:16] in files or e.dhash in pictures for e in examples], bool)
 
 
 def seen_json(examples: Sequence[Example], before: Marks, learnt_features: bool) -> bytes:

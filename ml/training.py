@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,16 +22,21 @@ import numpy as np
 import onnxruntime
 
 from ml import evaluation
+from ml.answers import write_predictions
 from ml.artifacts import FEATURES, HEAD, SEEN, Card, read_card, write_model
+from ml.calibration import Platt, trust_in_zones
 from ml.catalogue import STARTER_DIR, SettingError, architecture_named
 from ml.checkpoints import load_json, save_json
-from ml.datasets import Dataset, DatasetError, Example
-from ml.grouping import digest, stratified_group_folds
-from ml.images import ImageError, read_series
-from ml.models import FitTask, Fitted, fit_of
-from ml.preprocessing import InputSpec, to_input
+from ml.cross_validation import Answers, Judgement, Material, cross_validate
+from ml.datasets import Dataset
+from ml.grouping import digest
+from ml.honesty import blocked_because, run_controls
+from ml.inputs import read_inputs
+from ml.models import Fitted
+from ml.pointing import summary
+from ml.preprocessing import InputSpec
 from ml.progress import Meter, Progress, TrainingStopped
-from ml.provenance import Pool, describe_weights, marks_of, pool_datasets, seen_json
+from ml.provenance import describe_weights, marks_of, pool_datasets, seen_json
 
 __all__ = ["Progress", "TrainConfig", "TrainingStopped", "train"]
 
@@ -62,15 +68,6 @@ class TrainConfig:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Verdicts:
-    """Out-of-fold answers for the images at `positions`."""
-
-    positions: np.ndarray
-    probabilities: np.ndarray
-    predicted: np.ndarray
-
-
 def train(
     config: TrainConfig,
     datasets: Sequence[Dataset],
@@ -84,8 +81,9 @@ def train(
 
     Args:
         config: what to train.
-        datasets: their labelled images are pooled; unknown labels never train.
-        out_dir: `checkpoint` and `cache` in it hold what is needed to continue and vanish at the end.
+        datasets: their images are pooled; slices with unknown labels stand in their scans and never train.
+        out_dir: gets `model` and `predictions.csv` (every out-of-fold answer, see `ml.answers`); `checkpoint` and `cache` in it
+            hold what is needed to continue and vanish at the end.
         on_progress: told after every step.
         should_stop: asked at least every batch.
 
@@ -98,7 +96,7 @@ def train(
     architecture = architecture_named(config.architecture)
     settings = architecture.parse_settings(config.settings)
     init = STARTER_DIR if config.init == "starter" else config.init
-    folds = int(settings["folds"])
+    folds, repeats = _folds_and_repeats(settings, len(datasets))
     seen = marks_of(init)
     pool = pool_datasets(datasets, seen, folds)
     start_from = describe_weights(init)
@@ -107,39 +105,43 @@ def train(
     finished = _claim_folder(out_dir, identity)
     if finished:
         return finished
-    meter = Meter(on_progress, should_stop, tuned=bool(settings.get("fine_tune_epochs")))
-    spec = InputSpec()
-    images = _inputs(pool.examples, spec, out_dir / "cache" / "images.npy", meter)
+    meter = Meter(on_progress, should_stop)
+    spec = InputSpec.from_settings(settings)
+    checkpoint = out_dir / "checkpoint"
+    learns = bool(settings.get("fine_tune_epochs") or settings.get("epochs"))
+    parts = _shares(folds * repeats, learns, has_controls=settings.get("controls", "cheap") != "none")
+    inputs = read_inputs(pool.examples, spec, out_dir / "cache", meter.within("reading images", *parts["reading"]))
+    material = Material(
+        architecture=config.architecture,
+        settings=settings,
+        seed=config.seed,
+        init=init,
+        images=inputs.images,
+        masks=inputs.masks,
+        labels=pool.labels,
+        groups=pool.groups,
+        sources=pool.sources,
+        scans=pool.scans,
+        unseen=pool.unseen,
+        shared=checkpoint,
+    )
+    judgement = cross_validate(material, folds, repeats, checkpoint, meter.between(*parts["folds"]), test_heat_maps=True)
+    controls = run_controls(material, pool.examples, judgement.learnt_features, folds, checkpoint, meter.between(*parts["controls"]))
+    began = time.monotonic()
+    final_progress = meter.between(*parts["final"])
 
-    def fit(train_at: np.ndarray, name: str, stage: str, start: float, end: float) -> Fitted:
-        own = out_dir / "checkpoint" / name
-        task = FitTask(
-            images=images,
-            labels=pool.labels,
-            groups=pool.groups,
-            sources=pool.sources,
-            held_out_allowed=pool.unseen,
-            train=train_at,
-            settings=settings,
-            seed=config.seed,
-            init=init,
-            shared=out_dir / "checkpoint",
-            own=own,
-            report=lambda share, metrics: meter.tell(stage, start + share * (end - start), metrics),
-        )
-        return fit_of(config.architecture)(task)
+    def tell_final(share: float, metrics: Mapping[str, float]) -> None:
+        final_progress("final model", share, metrics)
 
-    judged = np.flatnonzero(pool.unseen)
-    target = float(settings["target_sensitivity"])
-    verdicts = _cross_validate(fit, pool, judged, folds, config.seed, target, out_dir / "checkpoint", meter)
-    final = fit(np.arange(len(pool.labels)), "final", "final model", meter.after_folds, 0.96)
-    platt, threshold, band = _calibrate(final, pool.labels, target)
+    final = material.fit(material.learnable, checkpoint / "final", tell_final, judgement.held_out)
+    of_slices, of_scans = material.operating_points(final)
     meter.tell("export", 0.97, {})
-    files = final.export(platt)
-    probe = np.linspace(0, len(images) - 1, min(PROBE_IMAGES, len(images))).astype(int)
-    export_check = _check_export(files, final, platt, np.asarray(images[probe]))
-    files[SEEN] = seen_json(pool.examples, seen, final.learnt_features)
+    files = final.export(of_slices.platt, of_scans.platt)
+    probe = np.linspace(0, len(inputs.images) - 1, min(PROBE_IMAGES, len(inputs.images))).astype(int)
+    export_check = check_export(files, final, of_slices.platt, of_scans.platt, np.asarray(inputs.images[probe]))
+    files[SEEN] = seen_json([e for e in pool.examples if e.label is not None], seen, final.learnt_features)
     meter.tell("figures", 0.98, {})
+    known = pool.known
     card = Card(
         architecture=config.architecture,
         reads=architecture.reads,
@@ -147,77 +149,70 @@ def train(
         seed=config.seed,
         settings={**settings, **{f"chosen_{name}": value for name, value in final.chosen.items()}},
         preprocessing=spec.to_dict(),
-        threshold=threshold,
-        uncertain_low=band[0],
-        uncertain_high=band[1],
+        threshold=of_slices.threshold,
+        uncertain_low=of_slices.low,
+        uncertain_high=of_slices.high,
+        scan_threshold=of_scans.threshold,
+        scan_uncertain_low=of_scans.low,
+        scan_uncertain_high=of_scans.high,
         data={
             "datasets": [dataset.name for dataset in datasets],
             "fingerprint": data_fingerprint,
             "initial_weights": start_from,
             "training": identity,
-            "images": len(pool.labels),
+            "images": int(known.sum()),
             "positive": int((pool.labels == 1).sum()),
             "negative": int((pool.labels == 0).sum()),
-            "groups": len(np.unique(pool.groups)),
-            "judged": len(judged),
+            "groups": len(np.unique(pool.groups[known])),
+            "judged": len(material.judged),
+            "scans": len(judgement.scans.at),
             "licence_notes": list(config.licence_notes),
         },
-        metrics=_metrics(pool, verdicts, config.seed),
-        metrics_by_dataset={
-            source: _metrics(pool, _among(verdicts, pool.sources[verdicts.positions] == source), config.seed)
-            for source in sorted(set(pool.sources[judged]))
-        },
-        roc=evaluation.roc_points(pool.labels[verdicts.positions], verdicts.probabilities),
-        confusion=evaluation.confusion(pool.labels[verdicts.positions], verdicts.predicted),
-        protocol=_protocol(folds, target, len(judged), len(pool.labels)),
+        metrics=_metrics(judgement.slices, config.seed),
+        metrics_by_dataset=_metrics_by_dataset(judgement.slices, config.seed),
+        patient_metrics=_metrics(judgement.scans, config.seed),
+        patient_metrics_by_dataset=_metrics_by_dataset(judgement.scans, config.seed),
+        band={level: trust_in_zones(found.labels, found.zones) for level, found in _levels(judgement)},
+        controls=controls,
+        heat_maps=summary(judgement.heat_maps, material.groups, config.seed),
+        blocked_because=blocked_because(controls) or "",
+        roc=evaluation.roc_points(judgement.slices.labels, judgement.slices.probabilities[0]),
+        confusion=evaluation.confusion(judgement.slices.labels, judgement.slices.predicted[0]),
+        protocol=_protocol(material, folds, repeats),
         export_check=export_check,
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        seconds=round(judgement.seconds + sum(control["seconds"] for control in controls) + time.monotonic() - began, 1),
         command=config.command,
         notes=[*pool.notes, *config.notes],
     )
+    write_predictions(out_dir / "predictions.csv", pool.examples, material, judgement)
     written = write_model(out_dir / "model", card, files)
     _clear(out_dir)
     meter.tell("done", 1.0, {})
     return written
 
 
-def _cross_validate(
-    fit: Callable[[np.ndarray, str, str, float, float], Fitted],
-    pool: Pool,
-    judged: np.ndarray,
-    folds: int,
-    seed: int,
-    target: float,
-    checkpoint: Path,
-    meter: Meter,
-) -> _Verdicts:
-    """Return the verdicts on all judged images, each by the model of the fold that did not see it."""
-    probabilities, predicted = np.full(len(pool.labels), np.nan), np.zeros(len(pool.labels), bool)
-    always = np.flatnonzero(~pool.unseen)
-    for number, (learn, held) in enumerate(stratified_group_folds(pool.labels[judged], pool.groups[judged], folds, seed)):
-        start, end = (meter.before_folds + n / folds * (meter.after_folds - meter.before_folds) for n in (number, number + 1))
-        stage = f"fold {number + 1} of {folds}"
-        test = judged[held]
-        done = load_json(checkpoint / f"fold-{number}.json")
-        if done is None:
-            fitted = fit(np.concatenate([always, judged[learn]]), f"fold-{number}", stage, start, end)
-            platt, threshold, _ = _calibrate(fitted, pool.labels, target)
-            done = {"probabilities": platt(fitted.decisions[test]).tolist(), "threshold": threshold}
-            save_json(checkpoint / f"fold-{number}.json", done)
-            shutil.rmtree(checkpoint / f"fold-{number}", ignore_errors=True)
-        probabilities[test] = done["probabilities"]
-        predicted[test] = probabilities[test] >= done["threshold"]
-        meter.tell(stage, end, {"fold_auroc": evaluation.auroc(pool.labels[test], probabilities[test])})
-    return _Verdicts(judged, probabilities[judged], predicted[judged])
+def _folds_and_repeats(settings: Mapping[str, Any], datasets: int) -> tuple[int, int]:
+    if settings.get("folds_by") != "data set":
+        return int(settings.get("folds", 5)), int(settings.get("repeats", 1))
+    if datasets < 2:
+        raise SettingError("Folds by data set need at least two data sets.")
+    return datasets, 1
 
 
-def _calibrate(fitted: Fitted, labels: np.ndarray, target: float) -> tuple[evaluation.Platt, float, tuple[float, float]]:
-    """Return calibration, threshold and uncertain band, fitted to what was held out within the training part."""
-    truth = labels[fitted.calibrate_on]
-    platt = evaluation.fit_platt(truth, fitted.calibration_decisions)
-    probabilities = platt(fitted.calibration_decisions)
-    threshold = evaluation.threshold_at_sensitivity(truth, probabilities, target)
-    return platt, threshold, evaluation.uncertain_band(truth, probabilities, threshold, target)
+def _shares(fits: int, learns: bool, has_controls: bool) -> dict[str, tuple[float, float]]:
+    """Return from where to where each part of a training moves its progress, by about how long it takes."""
+    parts = {
+        "reading": 1.0 if learns else 5.0,
+        "folds": fits * (10.0 if learns else 3.0),
+        "controls": 0.0,
+        "final": 10.0 if learns else 3.0,
+    }
+    parts["controls"] = 0.5 * parts["folds"] if has_controls else 0.0
+    ends = np.cumsum(list(parts.values())) / sum(parts.values()) * 0.96
+    return {
+        name: (float(end - 0.96 * size / sum(parts.values())), float(end)) for (name, size), end in zip(parts.items(), ends, strict=True)
+    }
 
 
 def _claim_folder(out_dir: Path, identity: str) -> Card | None:
@@ -242,50 +237,45 @@ def _clear(out_dir: Path) -> None:
         shutil.rmtree(out_dir / name, ignore_errors=True)
 
 
-def _inputs(examples: Sequence[Example], spec: InputSpec, cache: Path, meter: Meter) -> np.ndarray:
-    """Return all inputs, float32 (n, size, size, 1), as a file in memory's place: a large set never stands in memory at once."""
-    if cache.is_file():
-        return np.asarray(np.load(cache, mmap_mode="r"))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = cache.with_name(f".{cache.name}")
-    shape = (len(examples), spec.size, spec.size, 1)
-    inputs = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
-    for position, example in enumerate(examples):
-        try:
-            inputs[position] = to_input(read_series([example.path]).slices[0], spec)[0]
-        except ImageError as err:
-            raise DatasetError(f"{example.name}: {err}") from err
-        meter.tell("reading images", (position + 1) / len(examples) * meter.before_folds, {})
-    inputs.flush()
-    unfinished.replace(cache)
-    return np.asarray(np.load(cache, mmap_mode="r"))
-
-
-def _check_export(files: Mapping[str, bytes], final: Fitted, platt: evaluation.Platt, images: np.ndarray) -> dict[str, Any]:
+def check_export(files: Mapping[str, bytes], final: Fitted, of_slices: Platt, of_scans: Platt, images: np.ndarray) -> dict[str, Any]:
     """Compare what ONNX Runtime computes from the exported graphs with Keras and scikit-learn.
 
-    Probabilities differ as they are, maps as a share of their largest value, since single precision is relative.
+    The images are read as one scan, and the first alone. Probabilities differ as they are, maps as a share of their largest value, since
+    single precision is relative.
     """
-    maps, probabilities = final.reference(images, platt)
-    exported_maps = onnxruntime.InferenceSession(files[FEATURES]).run(["maps"], {"images": images})[0]
-    exported = onnxruntime.InferenceSession(files[HEAD]).run(["slice_probability"], {"maps": exported_maps})[0]
-    of_maps = float(np.abs(maps - exported_maps).max() / max(float(np.abs(maps).max()), 1.0))
-    largest = max(of_maps, float(np.abs(probabilities - exported).max()))
+    features, head = (onnxruntime.InferenceSession(files[name]) for name in (FEATURES, HEAD))
+    largest = 0.0
+    for scan in (images, images[:1]):
+        maps, slices, whole = final.reference(scan, of_slices, of_scans)
+        found_maps = features.run(["maps"], {"images": scan})[0]
+        found_slices, found_whole = head.run(["slice_probability", "scan_probability"], {"maps": found_maps})
+        of_maps = float(np.abs(maps - found_maps).max() / max(float(np.abs(maps).max()), 1.0))
+        of_whole = abs(float(found_whole[0]) - float(whole))
+        largest = max(largest, of_maps, float(np.abs(slices - found_slices).max()), of_whole)
     return {"largest_difference": largest, "limit": EXPORT_LIMIT, "passed": largest <= EXPORT_LIMIT}
 
 
-def _metrics(pool: Pool, verdicts: _Verdicts, seed: int) -> dict[str, dict[str, Any]]:
-    at = verdicts.positions
-    return evaluation.metrics_with_intervals(pool.labels[at], verdicts.probabilities, verdicts.predicted, pool.groups[at], seed)
+def _levels(judgement: Judgement) -> tuple[tuple[str, Answers], tuple[str, Answers]]:
+    return ("slice", judgement.slices), ("patient", judgement.scans)
 
 
-def _among(verdicts: _Verdicts, chosen: np.ndarray) -> _Verdicts:
-    return _Verdicts(verdicts.positions[chosen], verdicts.probabilities[chosen], verdicts.predicted[chosen])
+def _metrics(answers: Answers, seed: int) -> dict[str, dict[str, Any]]:
+    return evaluation.metrics_with_intervals(answers.labels, answers.probabilities, answers.predicted, answers.groups, seed)
 
 
-def _protocol(folds: int, target: float, judged: int, images: int) -> str:
+def _metrics_by_dataset(answers: Answers, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
+    return {str(source): _metrics(answers.among(answers.sources == source), seed) for source in np.unique(answers.sources)}
+
+
+def _protocol(material: Material, folds: int, repeats: int) -> str:
+    target = float(material.settings.get("target_sensitivity", 0.95))
+    repeated = f", repeated {repeats} times with other folds (figures are means over the repeats)" if repeats > 1 else ""
+    split = f"Stratified {folds}-fold cross-validation by group (patients and near-duplicates){repeated}"
+    if material.settings.get("folds_by") == "data set":
+        split = f"Across sources: each of {folds} data sets answered for by a model that learnt from the others only,"
     return (
-        f"Stratified {folds}-fold cross-validation by group (patients and near-duplicates) on {judged} of {images} images, which the "
-        "initial weights had not seen; features, scaler, SVM, calibration and threshold "
-        f"(sensitivity {target:g}) fitted inside each training part; pooled out-of-fold answers; 95 % intervals by bootstrap over groups."
+        f"{split} on {len(material.judged)} of "
+        f"{len(material.learnable)} images, which the initial weights had not seen; everything that learns, calibrations and thresholds "
+        f"(sensitivity {target:g}) fitted inside each training part; pooled out-of-fold answers by slice and by patient; "
+        "95 % intervals by bootstrap over groups."
     )

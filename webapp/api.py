@@ -16,13 +16,14 @@ from sqlalchemy import ColumnElement, Select, and_, func, select
 from sqlalchemy.orm import joinedload
 from webargs.flaskparser import FlaskParser
 from werkzeug.datastructures import WWWAuthenticate
-from werkzeug.exceptions import HTTPException, NotFound, Unauthorized, UnprocessableEntity, UnsupportedMediaType
+from werkzeug.exceptions import Conflict, HTTPException, NotFound, Unauthorized, UnprocessableEntity, UnsupportedMediaType
 
 from webapp import intake
-from webapp.api_schemas import ProblemSchema, ScanSchema, ScansPageSchema, ScansQuerySchema, SubmissionSchema
+from webapp.api_schemas import JobSchema, ProblemSchema, ScanSchema, ScansPageSchema, ScansQuerySchema, SubmissionSchema
 from webapp.extensions import csrf, db
 from webapp.forms import is_id
-from webapp.models import ApiToken, Heatmap, ModelVersion, Prediction, Scan, result_of
+from webapp.jobs import PREDICT_SCANS, nudge
+from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, force, result_of
 from webapp.models.accounts import secret_hash
 from webapp.scans import picture
 
@@ -183,6 +184,25 @@ def show(scan_id: str) -> dict[str, Any]:
     return told(scan)
 
 
+@blueprint.post("/scans/<scan_id>/score-anyway")
+@documented_problems(404, 409)
+@blueprint.response(202, JobSchema)
+def score_anyway(scan_id: str) -> dict[str, Any]:
+    """Score a scan that was refused because it does not look like a head CT.
+
+    Its result carries a warning.
+    """
+    scan = db.session.scalar(select(Scan).where(is_own(scan_id)))
+    if scan is None:
+        raise NotFound(NO_SUCH_SCAN)
+    forced = force(scan_id, g.token_owner_id)
+    db.session.commit()
+    if not forced:
+        raise Conflict("This scan was not refused for looking unlike a head CT, or is scored anyway already.")
+    nudge(PREDICT_SCANS)  # Where the queue cannot be reached the row waits, and the sweeper nudges.
+    return {"id": scan_id, "status": JobStatus.QUEUED, "url": url_for("api.show", scan_id=scan_id, _external=True)}
+
+
 @blueprint.get("/scans/<scan_id>/image.png")
 @documented_problems(404)
 @blueprint.alt_response(202, schema=ProblemSchema, content_type=PROBLEM, description="Not made yet; see Retry-After.", success=True)
@@ -262,6 +282,7 @@ def told(scan: Scan) -> dict[str, Any]:
         "error": scan.error,
         "created_at": scan.created_at,
         "finished_at": scan.finished_at,
+        "score_anyway_url": url_for("api.score_anyway", scan_id=scan.id, _external=True) if scan.may_be_forced else None,
         "result": result,
     }
 

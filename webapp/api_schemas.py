@@ -71,6 +71,13 @@ class ScanSchema(Schema):
     error = fields.String(required=True, allow_none=True)
     created_at = fields.AwareDateTime(required=True)
     finished_at = fields.AwareDateTime(required=True, allow_none=True)
+    score_anyway_url = fields.Url(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "POST here to have it scored although it does not look like a head CT; null unless it was refused for that."
+        },
+    )
     result = fields.Nested(ResultSchema, required=True, allow_none=True)
 
 

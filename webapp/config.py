@@ -75,6 +75,8 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "PREDICT_BATCH": number("PREDICT_BATCH", 8),
         # Threads of one predict worker's ONNX session; more machines, not more threads, is how it scales.
         "PREDICT_THREADS": number("PREDICT_THREADS", 1),
+        # 0 scores every picture that can be read, whatever it shows; for operators whose scans the check refuses wrongly.
+        "CHECK_HEAD_CT": environ.get("CHECK_HEAD_CT", "1") != "0",
         # Where an operator may put ImageNet AlexNet weights (.npz) to offer them as initial weights.
         "WEIGHTS_DIR": Path(environ.get("WEIGHTS_DIR") or home / "weights"),
         "RATELIMIT_STORAGE_URI": limiter_url(environ.get("BROKER_URL") or f"redis+socket://{broker_socket}"),

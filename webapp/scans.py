@@ -18,12 +18,14 @@ from webapp.extensions import db
 from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
 from webapp.intake import UploadRejected, accept_scans
-from webapp.models import JobStatus, ModelVersion, Prediction, Scan
+from webapp.jobs import PREDICT_SCANS, nudge
+from webapp.models import JobStatus, ModelVersion, Prediction, Scan, force
 from webapp.storage import storage
 
 blueprint = Blueprint("scans", __name__)
 
 PER_PAGE = 20
+QUEUE_AWAY = "The queue cannot be reached at the moment. Your scan is kept and will be read when it is back."
 STOP_POLLING = 286
 """htmx shows the answer and asks no more."""
 
@@ -89,6 +91,20 @@ def progress(scan_id: str) -> Response:
         page.status_code = STOP_POLLING
     page.headers["Cache-Control"] = "no-store"
     return page
+
+
+@blueprint.post("/scans/<scan_id>/score-anyway")
+@login_required
+def score_anyway(scan_id: str) -> WerkzeugResponse:
+    """Queue a scan again that was refused because it does not look like a head CT."""
+    scan = _own_scan(scan_id)
+    forced = force(scan.id, current_user.id)
+    db.session.commit()
+    if not forced:
+        flash("There is nothing to overrule about this scan.", "warning")
+    elif not nudge(PREDICT_SCANS):
+        flash(QUEUE_AWAY, "warning")
+    return redirect(url_for("scans.show", scan_id=scan_id))
 
 
 @blueprint.get("/scans/<scan_id>/image.png")
@@ -158,7 +174,7 @@ def _standing(scan: Scan) -> dict[str, object]:
 
 def _submit(files: Sequence[FileStorage], title: str) -> WerkzeugResponse:
     def warn() -> None:
-        flash("The queue cannot be reached at the moment. Your scan is kept and will be read when it is back.", "warning")
+        flash(QUEUE_AWAY, "warning")
 
     scans = accept_scans(current_user.id, files, title, on_unreachable=warn)
     if len(scans) == 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flask import current_app
 
-from ml import datasets
+from ml import datasets, exploration
 from ml.datasets import DatasetError
 from webapp.models import Dataset
 from webapp.storage import StorageError, storage
@@ -63,23 +63,24 @@ def look_into(dataset: Dataset) -> dict[str, object]:
     mine = presence()
     written_at = 0.0
 
-    def tell(done: int, total: int) -> None:
+    def tell(done: int, total: int, what: str = "Reading", share: int = 0) -> None:
         nonlocal written_at
         if mine.stopping():
             raise ImportStopped
         if time.monotonic() - written_at >= 1:
             written_at = time.monotonic()
-            columns = {"progress": done / total, "stage": f"Reading image {done} of {total}"}
+            columns = {"progress": (share + done / total) / 2, "stage": f"{what} image {done} of {total}"}
             committed(lambda: leases.write(Dataset, mine.owner, [dataset.id], **columns))
 
     with mine.work_folder() as folder:
         opened = fetch_dataset(dataset, folder, tell)
         sheet = BytesIO()
         datasets.contact_sheet(opened).save(sheet, "PNG")
-        exploration = datasets.explore(opened)
+        measured = exploration.measure_all(opened, lambda done, total: tell(done, total, "Measuring", 1))
+        explored = exploration.explore(opened, measured)
     key = f"sheets/{dataset.id}.png"
     stored(lambda: storage.put(key, sheet.getvalue()))
-    return {"fingerprint": opened.fingerprint, "exploration": exploration, "contact_sheet_key": key}
+    return {"fingerprint": opened.fingerprint, "exploration": explored, "contact_sheet_key": key}
 
 
 def fetch_dataset(dataset: Dataset, folder: Path, on_image: Callable[[int, int], None]) -> datasets.Dataset:

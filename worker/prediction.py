@@ -10,7 +10,7 @@ from io import BytesIO
 import numpy as np
 from flask import current_app
 from PIL import Image
-from sqlalchemy import insert, literal, select
+from sqlalchemy import case, insert, literal, select
 from sqlalchemy.orm import joinedload
 
 from ml.artifacts import ArtifactError
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_PX = 768
 THUMBNAIL_PX = 128
+NOT_HEAD_CT = "This does not look like a head CT, so it was not scored."
 NO_MODEL = "No model is live; ask an administrator to promote one."
 
 
@@ -72,6 +73,10 @@ def answer(scans: list[Scan], version: ModelVersion) -> None:
             refused.update(dict.fromkeys(series, "The model that is live cannot be loaded; ask an administrator to look at it."))
     seconds = (time.monotonic() - started) / max(len(findings), 1)
 
+    forced = {scan.id for scan in scans if scan.forced_at is not None}
+    odd = {scan_id: finding.not_head_ct for scan_id, finding in findings.items() if finding.refused and scan_id not in forced}
+    refused.update(dict.fromkeys(odd, NOT_HEAD_CT))
+    findings = {scan_id: finding for scan_id, finding in findings.items() if scan_id not in odd}
     for scan in scans:
         if scan.id in findings:
             try:
@@ -80,7 +85,7 @@ def answer(scans: list[Scan], version: ModelVersion) -> None:
                 refused[scan.id] = sentence_for(err, scan)
                 del findings[scan.id]
 
-    owned = committed(lambda: write_verdicts(version, findings, seconds, refused))
+    owned = committed(lambda: write_verdicts(version, findings, seconds, refused, odd))
     log.info("scans=%d done=%d version=%s seconds_each=%.3f", len(scans), len(owned), version.id, seconds)
 
 
@@ -99,9 +104,12 @@ def score(predictor: Predictor, series: Mapping[str, Series], refused: dict[str,
     return findings
 
 
-def write_verdicts(version: ModelVersion, findings: Mapping[str, Finding], seconds: float, refused: Mapping[str, str]) -> frozenset[str]:
+def write_verdicts(
+    version: ModelVersion, findings: Mapping[str, Finding], seconds: float, refused: Mapping[str, str], odd: Mapping[str, float]
+) -> frozenset[str]:
     """Write the verdicts on scans that this worker still holds, and queue their heat maps; return these scans' ids.
 
+    `refused` are the sentences of scans without a verdict; `odd` are those among them that do not look like a head CT, with the score.
     The number of statements does not depend on the number of scans.
     """
     owner = presence().owner
@@ -131,6 +139,8 @@ def write_verdicts(version: ModelVersion, findings: Mapping[str, Finding], secon
     if predictions:
         db.session.execute(insert(Prediction).values(predictions))
         db.session.execute(insert(Heatmap).values([{"id": new_id(), "prediction_id": prediction["id"]} for prediction in predictions]))
+    if odd:
+        leases.write(Scan, owner, odd, not_head_ct=case(dict(odd), value=Scan.id))
     leases.fail(Scan, owner, refused)
     return owned
 

@@ -33,7 +33,8 @@ def predictor_for(version: ModelVersion) -> Predictor:
     """
     predictor = _loaded.get(version.card_id)
     if predictor is None:
-        predictor = Predictor(model_folder(version), threads=current_app.config["PREDICT_THREADS"])
+        config = current_app.config
+        predictor = Predictor(model_folder(version), threads=config["PREDICT_THREADS"], judges_pictures=config["CHECK_HEAD_CT"])
         _loaded[version.card_id] = predictor
         if len(_loaded) > MOST_LOADED:
             _loaded.popitem(last=False)

@@ -230,7 +230,7 @@ class Training:
         if db.session.get(ModelVersion, version_id) is not None:
             return  # It was committed, and only the answer to that was lost.
         check = card.export_check
-        blocked_because = None
+        blocked_because = card.blocked_because or None
         if not check.get("passed"):
             found, limit = check.get("largest_difference"), check.get("limit")
             blocked_because = f"The exported model differs from the trained one by {found}; at most {limit} is allowed."

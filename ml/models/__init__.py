@@ -2,6 +2,9 @@
 
 Every module has one function `fit(task: FitTask) -> Fitted`. It is called once for each fold and once for the final model, and
 must use the images at `task.train` for everything it fits.
+
+A scan is a series of slices, a single picture a series of one. Every architecture answers for each slice and for each scan: a slice
+architecture aggregates its slices (`ml.models.aggregation`), a series architecture reads them in anatomical order.
 """
 
 from __future__ import annotations
@@ -14,7 +17,27 @@ from typing import Any
 
 import numpy as np
 
-from ml.evaluation import Platt
+from ml.calibration import Platt
+
+UNKNOWN = -1
+"""The label of a slice whose label nobody knows: it never trains and never tests, but it stands in its scan."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Raw decisions on images inside `task.train`, by models of the same kind that did not see their groups.
+
+    Attributes:
+        slices: positions of slices with known labels.
+        decisions: their raw decisions.
+        scans: numbers of scans.
+        scan_decisions: their raw decisions; a scan of one slice has that slice's.
+    """
+
+    slices: np.ndarray
+    decisions: np.ndarray
+    scans: np.ndarray
+    scan_decisions: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -22,23 +45,29 @@ class FitTask:
     """What one fit may use.
 
     Attributes:
-        images: float32 (n, size, size, 1) in 0..1, of all data sets together.
-        labels: (n,) 0 or 1.
+        images: float32 (n, size, size, 1) in 0..1, of all data sets together; those of a scan are neighbours, from foot to head.
+        labels: (n,) 0, 1 or `UNKNOWN`.
         groups, sources: (n,) what belongs together; the data set each image is from.
+        scans: (n,) number of the scan each image belongs to, 0..s-1, never falling.
+        masks: uint8 (n, m, m), 1 where an outline shows blood, 0 where it shows none, 255 where nobody drew; in the frame of `images`.
         held_out_allowed: (n,) False where the initial weights have seen the image: it may train, and never tests anything.
-        train: positions that this fit may learn from; all others stand in its test fold.
+        train: positions that this fit may learn from, all with known labels; a scan is wholly in or wholly out.
         settings: all settings of the architecture.
         seed: of everything random.
         init: initial weights: a file, a model folder, or "random".
         shared: folder for what all fits of a run share (features of frozen convolutions).
         own: folder for what this fit alone keeps, so that it continues after an interruption.
         report: told the share of this fit that is done and figures to show, at least every batch; raises to stop the fit.
+        held_out: for the final fit, the cross-validation's decisions on what it learns from: a fit that takes them for its calibration
+            need not keep images back, and learns from all.
     """
 
     images: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
     sources: np.ndarray
+    scans: np.ndarray
+    masks: np.ndarray
     held_out_allowed: np.ndarray
     train: np.ndarray
     settings: Mapping[str, Any]
@@ -47,28 +76,30 @@ class FitTask:
     shared: Path
     own: Path
     report: Callable[[float, Mapping[str, float]], None]
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit hands back.
+    """What a fit hands back. Raw decisions are real numbers, higher for hemorrhage; `Platt` turns them into probabilities.
 
     Attributes:
-        decisions: (n,) raw decisions for all images of the task; the caller looks only at those the fit did not learn from.
-        calibrate_on: positions inside `task.train` that were held out once by folds within the training part.
-        calibration_decisions: their raw decisions, by models that did not see their groups.
+        decisions: (n,) for all slices of the task; the caller looks only at those the fit did not learn from.
+        scan_decisions: (s,) for all scans.
+        held_out: what calibrations and thresholds are fitted to.
         chosen: what was chosen inside the training part (C of the SVM, say).
-        export: calibration -> files of the model folder by name.
-        reference: images, calibration -> (maps, probabilities) as Keras and scikit-learn compute them: what the export must equal.
+        export: calibration of slices, calibration of scans -> files of the model folder by name.
+        reference: images of one scan, both calibrations -> (maps, slice probabilities, scan probability) as Keras and scikit-learn
+            compute them: what the export must equal.
         learnt_features: True if the convolutions learnt from the training images.
     """
 
     decisions: np.ndarray
-    calibrate_on: np.ndarray
-    calibration_decisions: np.ndarray
+    scan_decisions: np.ndarray
+    held_out: HeldOut
     chosen: Mapping[str, Any]
-    export: Callable[[Platt], dict[str, bytes]]
-    reference: Callable[[np.ndarray, Platt], tuple[np.ndarray, np.ndarray]]
+    export: Callable[[Platt, Platt], dict[str, bytes]]
+    reference: Callable[[np.ndarray, Platt, Platt], tuple[np.ndarray, np.ndarray, float]]
     learnt_features: bool
 
 

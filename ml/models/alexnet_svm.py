@@ -20,16 +20,17 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from ml.calibration import Platt
 from ml.checkpoints import load_arrays, save_arrays
-from ml.datasets import DatasetError
-from ml.evaluation import Platt, auroc
-from ml.grouping import groups_per_class, stratified_group_folds
+from ml.evaluation import auroc
 from ml.models import FitTask, Fitted
-from ml.models.convolutions import IR_VERSION, OPSET, Weights, build, load_weights, maps_shape, pooled, to_onnx
+from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
+from ml.models.convolutions import IR_VERSION, OPSET, build, maps_shape, pooled, to_onnx
 from ml.models.fine_tuning import fine_tune
+from ml.models.inner_folds import inner_folds
+from ml.models.weights import Weights, load_weights
 
 COSTS = {"linear": (0.0003, 0.001, 0.003, 0.01, 0.03), "rbf": (0.3, 1.0, 3.0, 10.0)}
-INNER_FOLDS = 5
 FEATURES_SHARE = 0.8  # of a fit's time
 CHUNK = 64
 ML_OPSET = 1
@@ -38,7 +39,7 @@ ML_OPSET = 1
 def fit(task: FitTask) -> Fitted:
     """Fit the architecture on `task.train`; see `ml.models`."""
     epochs = int(task.settings["fine_tune_epochs"])
-    inner = inner_folds(task, one_of_four=epochs > 0)
+    inner = inner_folds(task, one_split=epochs > 0)
     weights, features = featurise(task, inner[0][0])
     costs = COSTS[str(task.settings["kernel"])]
     decisions = np.full((len(costs), len(task.labels)), np.nan)
@@ -56,42 +57,25 @@ def fit(task: FitTask) -> Fitted:
     layer, pooling = str(task.settings["layer"]), str(task.settings["pooling"])
     size = task.images.shape[1]
 
-    def export(platt: Platt) -> dict[str, bytes]:
-        side, channels = maps_shape(layer, size)
-        return {"features.onnx": to_onnx(weights, layer, size), "head.onnx": head_to_onnx(machine, platt, pooling, side, channels)}
+    def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
+        head = head_to_onnx(machine, platt, scan_platt, pooling, *maps_shape(layer, size))
+        return {"features.onnx": to_onnx(weights, layer, size), "head.onnx": head}
 
-    def reference(images: np.ndarray, platt: Platt) -> tuple[np.ndarray, np.ndarray]:
+    def reference(images: np.ndarray, platt: Platt, scan_platt: Platt) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(build(weights, layer, size).predict_on_batch(np.asarray(images, np.float32)))
-        return maps, platt(machine.decision_function(pooled(maps, pooling)))
+        found = machine.decision_function(pooled(maps, pooling))
+        return maps, platt(found), scan_probability(found, platt, scan_platt)
 
+    final = machine.decision_function(features)
     return Fitted(
-        decisions=machine.decision_function(features),
-        calibrate_on=held_once,
-        calibration_decisions=decisions[best, held_once],
+        decisions=final,
+        scan_decisions=aggregate_scans(final, task.scans),
+        held_out=held_out_of(decisions[best], held_once, task.scans),
         chosen={"C": costs[best], "inner_auroc": float(scores[best]), "support_vectors": int(machine["svm"].n_support_.sum())},
         export=export,
         reference=reference,
         learnt_features=epochs > 0,
     )
-
-
-def inner_folds(task: FitTask, one_of_four: bool) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-    """Return (learn, held out) positions of grouped folds within the training part, or one such split that holds out a quarter.
-
-    Images that the initial weights have seen always learn: their decisions would look better than they are.
-
-    Raises:
-        DatasetError: no fold would hold out both classes.
-    """
-    judged = task.train[task.held_out_allowed[task.train]]
-    always = task.train[~task.held_out_allowed[task.train]]
-    labels, groups = task.labels[judged], task.groups[judged]
-    n_folds = max(2, min(4 if one_of_four else INNER_FOLDS, *groups_per_class(labels, groups).values()))
-    folds = stratified_group_folds(labels, groups, n_folds, task.seed)
-    usable = [(np.concatenate([always, judged[learn]]), judged[held]) for learn, held in folds if len(np.unique(labels[held])) == 2]
-    if not usable:
-        raise DatasetError("Too few groups (patients) of each class are left within a training part to choose C and calibrate.")
-    return usable[:1] if one_of_four else usable
 
 
 def featurise(task: FitTask, learn: np.ndarray) -> tuple[Weights, np.ndarray]:
@@ -115,12 +99,12 @@ def featurise(task: FitTask, learn: np.ndarray) -> tuple[Weights, np.ndarray]:
     kept = load_arrays(task.own / "weights.npz")
     if kept is None:
         state = task.own / "state.npz"
-        data = task.images, task.labels, task.sources, learn
+        data = task.images, task.labels, task.sources, task.masks, learn
 
         def report(share: float, metrics: Mapping[str, float]) -> None:
             task.report(share * FEATURES_SHARE, metrics)
 
-        weights = fine_tune(weights, *data, layer, int(settings["fine_tune_epochs"]), task.seed, state, report)
+        weights = fine_tune(weights, *data, layer, int(settings["fine_tune_epochs"]), task.seed, state, report).convolutions
         kept = {key: values.astype(np.float16) for key, values in weights.items()}
         save_arrays(task.own / "weights.npz", kept)
         state.unlink()
@@ -164,23 +148,22 @@ def sample_weights(labels: np.ndarray, sources: np.ndarray, groups: np.ndarray) 
     return relative
 
 
-def head_to_onnx(machine: Pipeline, platt: Platt, pooling: str, side: int, channels: int) -> bytes:
+def head_to_onnx(machine: Pipeline, platt: Platt, scan_platt: Platt, pooling: str, side: int, channels: int) -> bytes:
     """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability" (1,).
 
-    Three graphs in a row: pooling, scaler with SVM, and the calibration. The probability of a scan is that of its most
-    suspicious slice.
+    Three graphs in a row: pooling, scaler with SVM, and aggregation with calibration.
     """
     width = channels * (2 if pooling == "both" else 1)
     front = _pooling_graph(pooling, side, channels, width)
     middle = _linear_graph(machine, width) if machine["svm"].kernel == "linear" else _kernel_graph(machine, width)
-    merged = compose.merge_models(front, middle, io_map=[("pooled", "features")], outputs=["decision"])
-    merged = compose.merge_models(merged, _calibration_graph(platt), io_map=[("decision", "raw")])
+    merged = compose.merge_models(front, middle, io_map=[("pooled", "features")], outputs=["svm_decision"])
+    merged = compose.merge_models(merged, answer_graph(platt, scan_platt), io_map=[("svm_decision", "decision")])
     onnx.checker.check_model(merged, full_check=True)
     return bytes(merged.SerializeToString())
 
 
 def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
-    """Return "features" (N, width) -> "decision" (N, 1) of a linear SVM: scaler and machine are one row of weights.
+    """Return "features" (N, width) -> "svm_decision" (N, 1) of a linear SVM: scaler and machine are one row of weights.
 
     skl2onnx would write every support vector out, megabytes in place of kilobytes.
     """
@@ -191,15 +174,15 @@ def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
         numpy_helper.from_array(offset.astype(np.float32), "bias"),
     ]
     return _model(
-        [helper.make_node("Gemm", ["features", "weights", "bias"], ["decision"])],
+        [helper.make_node("Gemm", ["features", "weights", "bias"], ["svm_decision"])],
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", width])],
-        [helper.make_tensor_value_info("decision", TensorProto.FLOAT, ["N", 1])],
+        [helper.make_tensor_value_info("svm_decision", TensorProto.FLOAT, ["N", 1])],
         constants,
     )
 
 
 def _kernel_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
-    """Return "features" (N, width) -> "decision" (N, 1) of scaler and SVM as skl2onnx converts them."""
+    """Return "features" (N, width) -> "svm_decision" (N, 1) of scaler and SVM as skl2onnx converts them."""
     with warnings.catch_warnings():
         # skl2onnx 1.20 asks scikit-learn 1.9 for probA_ and probB_, which are on their way out and not used here.
         warnings.filterwarnings("ignore", message="Attribute `prob", category=FutureWarning)
@@ -212,12 +195,12 @@ def _kernel_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
     converted.ir_version = IR_VERSION
     # The raw decision stands in the first column of the scores, its negative in the second.
     first = _model(
-        [helper.make_node("Gather", ["scores", "column"], ["decision"], axis=1)],
+        [helper.make_node("Gather", ["scores", "column"], ["svm_decision"], axis=1)],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 2])],
-        [helper.make_tensor_value_info("decision", TensorProto.FLOAT, ["N", 1])],
+        [helper.make_tensor_value_info("svm_decision", TensorProto.FLOAT, ["N", 1])],
         [numpy_helper.from_array(np.array([0], np.int64), "column")],
     )
-    return compose.merge_models(converted, first, io_map=[("probabilities", "scores")], outputs=["decision"])
+    return compose.merge_models(converted, first, io_map=[("probabilities", "scores")], outputs=["svm_decision"])
 
 
 def _pooling_graph(pooling: str, side: int, channels: int, width: int) -> onnx.ModelProto:
@@ -228,29 +211,6 @@ def _pooling_graph(pooling: str, side: int, channels: int, width: int) -> onnx.M
         nodes,
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
         [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["N", width])],
-    )
-
-
-def _calibration_graph(platt: Platt) -> onnx.ModelProto:
-    constants = [
-        numpy_helper.from_array(np.array(value, np.float32), name) for name, value in (("slope", platt.slope), ("offset", platt.offset))
-    ]
-    constants.append(numpy_helper.from_array(np.array([1], np.int64), "columns"))
-    nodes = [
-        helper.make_node("Squeeze", ["raw", "columns"], ["flat"]),
-        helper.make_node("Mul", ["flat", "slope"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "offset"], ["logit"]),
-        helper.make_node("Sigmoid", ["logit"], ["slice_probability"]),
-        helper.make_node("ReduceMax", ["slice_probability"], ["scan_probability"], axes=[0], keepdims=1),
-    ]
-    return _model(
-        nodes,
-        [helper.make_tensor_value_info("raw", TensorProto.FLOAT, ["N", 1])],
-        [
-            helper.make_tensor_value_info("slice_probability", TensorProto.FLOAT, ["N"]),
-            helper.make_tensor_value_info("scan_probability", TensorProto.FLOAT, [1]),
-        ],
-        constants,
     )
 
 

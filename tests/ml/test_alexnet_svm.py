@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import keras
@@ -14,13 +13,16 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from ml.artifacts import ArtifactError
-from ml.evaluation import Platt
+from ml.calibration import Platt
 from ml.models import FitTask
-from ml.models.alexnet_svm import head_to_onnx, inner_folds, sample_weights
-from ml.models.convolutions import LAYERS, build, load_weights, maps_shape, pooled, random_weights, rounded, to_onnx, weights_of
-from ml.models.fine_tuning import augmentation, balanced_batches, fine_tune
+from ml.models.aggregation import aggregate
+from ml.models.alexnet_svm import head_to_onnx, sample_weights
+from ml.models.convolutions import build, maps_shape, mirrored, pooled, to_onnx, weights_of
+from ml.models.inner_folds import inner_folds
+from ml.models.weights import load_weights, random_weights, rounded
 
 SIZE = 63
+LAYERS = ("conv3", "conv4", "conv5", "pool5")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,17 @@ def test_the_exported_features_are_those_of_keras(weights: dict[str, np.ndarray]
     side, channels = maps_shape(layer, SIZE)
     assert found.shape == expected.shape == (3, side, side, channels)
     assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+
+
+def test_maps_of_both_ways_are_those_of_the_picture_and_of_its_mirror_image(weights: dict[str, np.ndarray], pictures: np.ndarray) -> None:
+    session = onnxruntime.InferenceSession(to_onnx(weights, "conv5", SIZE, both_ways=True))
+    found = session.run(["maps"], {"images": pictures})[0]
+    one_way = build(weights, "conv5", SIZE)
+    by_hand = (one_way.predict_on_batch(pictures) + one_way.predict_on_batch(pictures[:, :, ::-1])[:, :, ::-1]) / 2
+    assert np.abs(found - by_hand).max() <= 1e-4 * max(1, np.abs(by_hand).max())
+    assert np.abs(mirrored(one_way).predict_on_batch(pictures) - by_hand).max() <= 1e-5 * max(1, np.abs(by_hand).max())
+    turned = session.run(["maps"], {"images": np.ascontiguousarray(pictures[:, :, ::-1])})[0]
+    assert np.abs(turned[:, :, ::-1] - found).max() <= 1e-4 * max(1, np.abs(by_hand).max())
 
 
 def test_alexnet_has_thirteen_cells_a_side_at_224() -> None:
@@ -103,11 +116,12 @@ def test_the_exported_head_gives_the_calibrated_probability_of_scikit_learn(kern
     maps = random.standard_normal((60, 3, 3, 4)).astype(np.float32)
     labels = (maps[..., 0].mean(axis=(1, 2)) > 0).astype(int)
     machine = Pipeline([("scaler", StandardScaler()), ("svm", SVC(kernel=kernel))]).fit(pooled(maps, pooling), labels)
-    platt = Platt(2.0, 0.3)
-    session = onnxruntime.InferenceSession(head_to_onnx(machine, platt, pooling, 3, 4))
+    platt, scan_platt = Platt(2.0, 0.3), Platt(1.5, -0.2)
+    session = onnxruntime.InferenceSession(head_to_onnx(machine, platt, scan_platt, pooling, 3, 4))
     slices, scan = session.run(["slice_probability", "scan_probability"], {"maps": maps})
-    assert np.abs(slices - platt(machine.decision_function(pooled(maps, pooling)))).max() < 1e-5
-    assert slices.shape == (60,) and scan.tolist() == [slices.max()]
+    decisions = machine.decision_function(pooled(maps, pooling))
+    assert np.abs(slices - platt(decisions)).max() < 1e-5
+    assert slices.shape == (60,) and scan == pytest.approx(scan_platt(np.array([aggregate(decisions)])), abs=1e-5)
     assert session.run(["slice_probability"], {"maps": maps[:1]})[0] == pytest.approx(slices[:1], rel=1e-4)
 
 
@@ -120,70 +134,21 @@ def test_data_sets_weigh_by_their_groups_and_their_classes_evenly() -> None:
     assert sample_weights(labels, sources, groups) == pytest.approx(raw / raw.mean())
 
 
-def test_batches_are_half_positive_within_each_source_too() -> None:
-    labels = np.array([1] * 5 + [0] * 95 + [1] * 50 + [0] * 50)
-    sources = np.array(["a"] * 100 + ["b"] * 100)
-    drawn = np.concatenate(list(balanced_batches(labels, sources, 200, seed=0)))
-    assert labels[drawn].mean() == 0.5
-    assert labels[drawn][sources[drawn] == "a"].mean() == pytest.approx(0.5, abs=0.03)
-    assert np.array_equal(drawn, np.concatenate(list(balanced_batches(labels, sources, 200, seed=0))))
-
-
-def test_a_source_of_one_class_is_drawn_for_that_class_only() -> None:
-    labels, sources = np.array([1, 1, 1, 0]), np.array(["a", "a", "b", "b"])
-    for batch in balanced_batches(labels, sources, 20, seed=1):
-        assert labels[batch].mean() == 0.5
-
-
-def test_augmentation_is_the_same_for_the_same_seed() -> None:
-    pictures = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
-    first, again, other = (np.asarray(augmentation(seed)(pictures, training=True)) for seed in (1, 1, 2))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
-    assert first.shape == pictures.shape
-
-
 def a_task(train: np.ndarray, allowed: np.ndarray, labels: np.ndarray, groups: np.ndarray, tmp_path: Path) -> FitTask:
     nothing = np.zeros((len(labels), SIZE, SIZE, 1), np.float32)
-    sources = np.full(len(labels), "a")
-    return FitTask(nothing, labels, groups, sources, allowed, train, {}, 0, "random", tmp_path, tmp_path, lambda share, metrics: None)
+    sources, scans, masks = np.full(len(labels), "a"), np.arange(len(labels)), np.zeros((len(labels), 7, 7), np.uint8)
+    where = "random", tmp_path, tmp_path, lambda share, metrics: None
+    return FitTask(nothing, labels, groups, sources, scans, masks, allowed, train, {}, 0, *where)  # type: ignore[arg-type]
 
 
 def test_inner_folds_stay_in_the_training_part_and_judge_only_unseen_images(tmp_path: Path) -> None:
     labels, groups = np.tile([0, 1], 30), np.repeat([f"g{n}" for n in range(20)], 3)
     allowed, train = np.arange(60) >= 12, np.arange(48)
     task = a_task(train, allowed, labels, groups, tmp_path)
-    folds = inner_folds(task, one_of_four=False)
+    folds = inner_folds(task, one_split=False)
     assert len(folds) == 5
     assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(12, 48))
-    assert len(inner_folds(task, one_of_four=True)) == 1
-    for learn, held in [*folds, *inner_folds(task, one_of_four=True)]:
+    assert len(inner_folds(task, one_split=True)) == 1
+    for learn, held in [*folds, *inner_folds(task, one_split=True)]:
         assert set(range(12)) <= set(learn.tolist()) <= set(range(48))
         assert not set(groups[learn]) & set(groups[held])
-
-
-def learning_pictures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    random = np.random.default_rng(0)
-    labels = np.tile([0, 1], 16)
-    pictures = random.random((32, SIZE, SIZE, 1), np.float32) * 0.2
-    pictures[labels == 1, 20:40, 20:40] += 0.7
-    return pictures, labels, np.full(32, "a")
-
-
-def test_fine_tuning_that_was_interrupted_ends_with_the_same_weights(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
-    pictures, labels, sources = learning_pictures()
-    data = (pictures, labels, sources, np.arange(32), "conv3")
-
-    class Interrupted(Exception):
-        pass
-
-    def stop_in_epoch_two(share: float, metrics: Mapping[str, float]) -> None:
-        if metrics["epoch"] == 2:
-            raise Interrupted
-
-    straight = fine_tune(weights, *data, 3, 5, tmp_path / "a.npz", lambda share, metrics: None)
-    with pytest.raises(Interrupted):
-        fine_tune(weights, *data, 3, 5, tmp_path / "b.npz", stop_in_epoch_two)
-    continued = fine_tune(weights, *data, 3, 5, tmp_path / "b.npz", lambda share, metrics: None)
-    assert all(np.array_equal(straight[key], continued[key]) for key in weights)
-    assert not np.array_equal(straight["conv1_W"], weights["conv1_W"])
-    assert np.array_equal(straight["conv5_W"], weights["conv5_W"]), "what the layer does not use is left alone"

@@ -8,13 +8,16 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ml.__main__ import main
 from ml.artifacts import read_card
 from ml.catalogue import STARTER_DIR
+from ml.images import read_series
 from ml.phantoms import phantom, write_dicom, write_png
 
 
@@ -85,7 +88,61 @@ def test_explore_writes_json(folder: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_explore_speaks_plainly_without_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", str(folder)]) == 0
-    assert "near duplicates: []" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "near duplicates: []" in said
+    assert "told from the labels by border pixels: AUROC " in said
+
+
+def test_explore_writes_a_report_and_tells_sources_apart(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "wide"
+    for seed in range(8):
+        name = "hemorrhage" if seed % 2 else "normal"
+        (other / name).mkdir(parents=True, exist_ok=True)
+        write_png(phantom(seed, hemorrhage=seed % 2 == 1, size=160), other / name / f"{seed}.png")
+    assert main(["explore", str(folder), str(other), "--out", str(tmp_path / "report"), "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert [facts["images"] for facts in found["datasets"]] == [16, 8]
+    (pair,) = found["sources"]
+    assert pair["sources"] == ["phantoms", "wide"]
+    assert next(probe for probe in pair["probes"] if probe["name"] == "width and height")["auroc"]["value"] == 1
+    assert (tmp_path / "report" / "index.html").is_file() and "index.html" in said.err
+
+
+def test_explore_takes_a_set_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "set").mkdir()
+    for seed in range(3):
+        write_png(phantom(seed, hemorrhage=True, size=96), tmp_path / "set" / f"{seed}.png")
+    (tmp_path / "set" / "labels.csv").write_text("filename,label\n0.png,1\n1.png,1\n2.png,\n")
+    assert main(["explore", str(tmp_path / "set"), "--out", str(tmp_path / "report"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["positive"], facts["negative"], facts["unknown"]) == (2, 0, 1)
+    assert facts["probes"][0]["auroc"]["reason"] == "fewer than two groups of a class"
+
+
+def test_pictures_of_a_folder_are_read_in_the_order_of_their_numbers(
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = tmp_path / "series"
+    series.mkdir()
+    for name in ("slice_10.png", "slice_2.png", "slice_1.png", "b_11_of_30.png", "b_3_of_30.png"):
+        write_png(phantom(1, False, size=96), series / name)
+    read: list[str] = []
+    monkeypatch.setattr("ml.__main__.read_series", lambda paths: read.extend(p.name for p in paths) or read_series(paths))
+    assert main(["predict", str(tiny_model()), str(series)]) == 0
+    assert read == ["slice_1.png", "slice_2.png", "slice_10.png", "b_3_of_30.png", "b_11_of_30.png"]
+    assert "put in order by the last number in their names" in capsys.readouterr().err
+
+
+def test_predict_never_refuses_what_is_no_head_ct_and_says_so(
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.linear_gradient("L").save(tmp_path / "bars.png")
+    assert main(["predict", str(tiny_model()), str(tmp_path / "bars.png"), "--format", "json"]) == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)
+    assert 0 <= row["probability"] <= 1 and row["error"] is None
+    assert "does not look like a head CT" in said.err
 
 
 def test_predict_writes_a_table_with_a_series_as_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

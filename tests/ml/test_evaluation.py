@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+import ml.evaluation
+from ml.calibration import Platt, fit_platt, threshold_at_sensitivity, trust_in_zones, uncertain_band, zones
 from ml.evaluation import (
-    Platt,
     auroc,
     confusion,
-    fit_platt,
+    lower_bound_of_mean,
     metrics_with_intervals,
+    paired_differences,
     roc_points,
-    threshold_at_sensitivity,
-    uncertain_band,
+    undefined_metrics,
 )
 
 LABELS = np.array([1, 1, 1, 1, 0, 0, 0, 0])
@@ -143,3 +144,52 @@ def test_roc_runs_from_corner_to_corner() -> None:
     many = roc_points(np.arange(1000) % 2, np.linspace(0, 1, 1000))
     assert len(many) == 200 and many[0] == [0, 0] and many[-1] == [1, 1]
     assert np.all(np.diff(np.array(many), axis=0) >= 0)
+
+
+def test_repeats_are_averaged_and_draw_the_same_groups() -> None:
+    worse = PROBABILITIES[::-1]
+    both = metrics_with_intervals(
+        LABELS, np.stack([PROBABILITIES, worse]), np.stack([PROBABILITIES >= 0.5, worse >= 0.5]), OWN_GROUPS, seed=1
+    )
+    # The second repeat ranks everything the other way round.
+    assert both["auroc"]["value"] == pytest.approx((13 / 16 + 3 / 16) / 2) and both["accuracy"]["value"] == pytest.approx((0.75 + 0.25) / 2)
+    assert both["auroc"]["low"] == pytest.approx(0.5) and both["auroc"]["high"] == pytest.approx(0.5), "what one gains the other loses"
+    twice = metrics_with_intervals(LABELS, np.stack([PROBABILITIES] * 2), np.stack([PROBABILITIES >= 0.5] * 2), OWN_GROUPS, seed=1)
+    assert twice == metrics_with_intervals(LABELS, PROBABILITIES, PROBABILITIES >= 0.5, OWN_GROUPS, seed=1)
+
+
+def test_a_large_set_is_weighed_in_chunks_with_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = metrics_with_intervals(LABELS, PROBABILITIES, PROBABILITIES >= 0.5, OWN_GROUPS, seed=1)
+    monkeypatch.setattr(ml.evaluation, "MOST_WEIGHTS", 24)
+    assert metrics_with_intervals(LABELS, PROBABILITIES, PROBABILITIES >= 0.5, OWN_GROUPS, seed=1) == whole
+
+
+def test_a_paired_difference_cancels_what_is_hard_for_both() -> None:
+    called = PROBABILITIES >= 0.5
+    none = paired_differences(LABELS, (PROBABILITIES, called), (PROBABILITIES, called), OWN_GROUPS, seed=0)
+    assert all(entry["value"] == entry["low"] == entry["high"] == 0 for entry in none.values())
+    perfect = LABELS * 0.8 + 0.1
+    better = paired_differences(LABELS, (PROBABILITIES, called), (perfect, perfect >= 0.5), OWN_GROUPS, seed=0)
+    assert better["auroc"]["value"] == pytest.approx(3 / 16) and better["accuracy"]["value"] == pytest.approx(0.25)
+    assert 0 <= better["auroc"]["low"] < 3 / 16 < better["auroc"]["high"]
+
+
+def test_the_lower_bound_of_a_mean_is_student_s() -> None:
+    # Mean 0.5, standard error 0.1 / sqrt(5); the 99 % quantile of t with 4 degrees of freedom is 3.747 (any printed table).
+    values = 0.5 + 0.1 * np.array([-1, -1, 0, 1, 1])
+    assert lower_bound_of_mean(values.tolist()) == pytest.approx(0.5 - 3.747 * 0.1 / np.sqrt(5), abs=1e-4)
+    assert lower_bound_of_mean([0.9]) == -np.inf
+
+
+def test_a_figure_without_images_says_why() -> None:
+    nothing = metrics_with_intervals(np.zeros(0), np.zeros(0), np.zeros(0, bool), np.zeros(0), seed=0)
+    assert nothing["accuracy"] == {"value": None, "low": None, "high": None, "n": 0, "reason": "there is no image"}
+    assert undefined_metrics("all were seen")["auroc"] == {"value": None, "low": None, "high": None, "n": 0, "reason": "all were seen"}
+
+
+def test_trust_is_counted_outside_the_band() -> None:
+    zone = zones(PROBABILITIES, 0.3, 0.7)
+    assert zone.tolist() == [1, 1, 0, 0, 1, 0, -1, -1]
+    found = trust_in_zones(LABELS, zone)
+    assert found == {"npv": {"value": 1.0, "n": 2}, "ppv": {"value": 2 / 3, "n": 3}, "uncertain": {"value": 3 / 8, "n": 8}}
+    assert trust_in_zones(LABELS, np.zeros(8))["ppv"] == {"value": None, "n": 0}

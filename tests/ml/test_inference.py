@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from ml.artifacts import ArtifactError, Card, write_model
+from ml.gate import REFUSED_FROM
 from ml.images import FloatArray, ImageError, Series, Slice, read_series, render
-from ml.inference import Predictor
+from ml.inference import NOT_HEAD_CT, Predictor
+from ml.phantoms import phantom
 
 TinyModel = Callable[..., Path]
 CELL = 8  # px of the tiny model's input for one cell; it reads cell (2, 5) unless told otherwise
@@ -65,8 +67,25 @@ def test_many_scans_get_the_answers_that_each_gets_alone(tiny_model: TinyModel) 
 
 
 def test_warnings_of_the_series_reach_the_finding(tiny_model: TinyModel) -> None:
-    finding = Predictor(tiny_model()).predict(Series((with_bright_cell(0.9),), ("The picture has colours; they were removed.",)))
+    predictor = Predictor(tiny_model(), judges_pictures=False)
+    finding = predictor.predict(Series((with_bright_cell(0.9),), ("The picture has colours; they were removed.",)))
     assert finding.warnings == ("The picture has colours; they were removed.",)
+
+
+def test_what_is_no_head_ct_is_answered_for_and_called_so(tiny_model: TinyModel) -> None:
+    bars = Series((with_bright_cell(0.9),) * 20)
+    finding = Predictor(tiny_model()).predict(bars)
+    assert finding.refused and finding.not_head_ct >= REFUSED_FROM
+    assert finding.warnings == (NOT_HEAD_CT,)
+    assert finding.probability == pytest.approx(sigmoid(8 * 0.4), abs=1e-6)
+    unasked = Predictor(tiny_model(), judges_pictures=False).predict(bars)
+    assert (unasked.refused, unasked.not_head_ct, unasked.warnings) == (False, 0.0, ())
+
+
+def test_a_head_is_not_refused(tiny_model: TinyModel) -> None:
+    head = Slice(phantom(3, hemorrhage=True, size=256).astype(np.float32), "hu")
+    finding = Predictor(tiny_model()).predict(Series((head,)))
+    assert not finding.refused and finding.not_head_ct < REFUSED_FROM and finding.warnings == ()
 
 
 def test_a_scan_without_a_head_is_said(tiny_model: TinyModel) -> None:

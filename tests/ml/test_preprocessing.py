@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from ml.catalogue import PREPROCESSING
 from ml.images import Slice, read_series, window
 from ml.phantoms import phantom, write_dicom, write_png
-from ml.preprocessing import Frame, InputSpec, find_head, to_input
+from ml.preprocessing import CHOICES, Frame, InputSpec, find_head, to_input
 
 WHOLE = InputSpec(size=64, crop_to_head=False)
 
@@ -126,17 +127,61 @@ def test_a_dicom_and_its_windowed_png_become_the_same_input(tmp_path: Path) -> N
 
 
 def test_a_spec_survives_the_card() -> None:
-    spec = InputSpec(size=96, window_level=50, window_width=100, crop_to_head=False)
+    spec = InputSpec(96, 50, 100, False, normalisation="clahe", skull_stripping=True, upright=True, segmentation="otsu")
     assert InputSpec.from_dict(spec.to_dict()) == spec
     assert InputSpec.from_dict({}) == InputSpec()
 
 
 @pytest.mark.parametrize(
-    "given", [{"turn": 90}, {"size": "224"}, {"size": 0}, {"size": 64.5}, {"size": True}, {"window_width": 0}, {"crop_to_head": 1}]
+    "given",
+    [
+        {"turn": 90},
+        {"size": "224"},
+        {"size": 0},
+        {"size": 64.5},
+        {"size": True},
+        {"window_width": 0},
+        {"crop_to_head": 1},
+        {"upright": "yes"},
+        {"normalisation": "magic"},
+        {"segmentation": None},
+    ],
 )
 def test_a_spec_of_another_version_is_refused(given: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="preprocessing"):
         InputSpec.from_dict(given)
+
+
+def test_the_card_of_a_model_from_before_the_settings_means_what_it_meant() -> None:
+    older = {"size": 96, "window_level": 40.0, "window_width": 80.0, "crop_to_head": True}
+    slice = Slice(a_head(), "display")
+    np.testing.assert_array_equal(to_input(slice, InputSpec.from_dict(older))[0], to_input(slice, InputSpec(size=96))[0])
+    assert InputSpec.from_dict(older) == InputSpec(96, normalisation="none", skull_stripping=False, upright=False, segmentation="none")
+
+
+def test_settings_of_an_architecture_become_a_spec() -> None:
+    settings = {"layer": "conv5", "input_size": 128, "upright": "yes", "skull_stripping": "no", "normalisation": "percentile"}
+    assert InputSpec.from_settings(settings) == InputSpec(size=128, upright=True, normalisation="percentile")
+    assert InputSpec.from_settings({"folds": 5}) == InputSpec()
+    with pytest.raises(ValueError, match="normalisation"):
+        InputSpec.from_settings({"normalisation": "yes"})
+
+
+def test_the_catalogue_offers_what_a_spec_takes_with_the_same_defaults() -> None:
+    defaults = {setting.name: setting.default for setting in PREPROCESSING}
+    assert InputSpec.from_settings(defaults) == InputSpec()
+    assert {setting.name: setting.choices for setting in PREPROCESSING if setting.name in CHOICES} == CHOICES
+
+
+def test_a_tint_becomes_a_shade_of_grey_and_nothing_else(tmp_path: Path) -> None:
+    grey = (a_head() * np.linspace(150, 200, 400)).astype(np.uint8)
+    tinted = np.stack([grey, grey, grey * 1.25], axis=-1).astype(np.uint8)  # blue
+    for name, picture in (("grey", grey), ("tinted", tinted[..., ::-1])):  # OpenCV writes blue first
+        cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
+    plain, tint = (to_input(read_series([tmp_path / f"{name}.png"]).slices[0], InputSpec())[0] for name in ("grey", "tinted"))
+    shade = tint[plain > 0.1] / plain[plain > 0.1]
+    assert shade.max() - shade.min() < 0.03
+    np.testing.assert_array_equal(tint == 0, plain == 0)
 
 
 def test_heads_are_found_in_the_real_sets(shared_data: Path) -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import ml.training
 from ml.artifacts import ArtifactError, read_card, write_model
 from ml.catalogue import STARTER_DIR, SettingError
 from ml.datasets import Dataset, DatasetError, read_dataset
-from ml.evaluation import Platt
 from ml.images import read_series
 from ml.inference import Predictor
-from ml.models import FitTask, Fitted
+from ml.models import UNKNOWN
 from ml.phantoms import phantom, write_png
 from ml.provenance import Pool, marks_of, pool_datasets, seen_json
 from ml.training import Progress, TrainConfig, TrainingStopped, train
@@ -49,7 +47,7 @@ def trained(phantoms: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def test_a_training_leaves_a_model_and_nothing_else(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
     out, _ = trained
-    assert [path.name for path in out.iterdir()] == ["model"]
+    assert sorted(path.name for path in out.iterdir()) == ["model", "predictions.csv"]
     card = read_card(out / "model")
     assert card.architecture == "alexnet_svm" and card.reads == "slice" and card.seed == 1
     assert card.data["datasets"] == ["phantoms"]
@@ -111,7 +109,7 @@ def test_a_finished_training_called_again_returns_its_card(trained: tuple[Path, 
     config = TrainConfig("alexnet_svm", QUICK, seed=1, init="random", command="python -m ml train …")
     (trained[0] / "cache").mkdir()
     assert train(config, [phantoms], trained[0]) == read_card(trained[0] / "model")
-    assert [path.name for path in trained[0].iterdir()] == ["model"]
+    assert sorted(path.name for path in trained[0].iterdir()) == ["model", "predictions.csv"]
 
 
 def test_a_finished_model_is_never_written_over(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
@@ -197,6 +195,20 @@ def test_unknown_labels_never_train(phantoms: Dataset) -> None:
     assert len(pool.labels) == 31 and pool.notes == ("1 images with unknown labels were left out.",)
 
 
+def test_an_unknown_slice_stays_in_its_scan_between_its_neighbours(phantoms: Dataset) -> None:
+    first, second, third, *others = phantoms.examples
+    one = [
+        replace(e, patient="one", group=first.group, slice=number, label=label)
+        for e, number, label in ((first, 7, 0), (second, 2, None), (third, 5, 1))
+    ]
+    pool = pool_datasets([replace(phantoms, examples=(one[0], *others, *one[1:]))], (), folds=2)
+    assert [e.slice for e in pool.examples[:3]] == [2, 5, 7]
+    assert pool.labels[:4].tolist() == [UNKNOWN, 1, 0, others[0].label]
+    assert pool.scans[:5].tolist() == [0, 0, 0, 1, 2] and (np.diff(pool.scans) >= 0).all()
+    assert pool.known.sum() == 31
+    assert pool.notes == ("1 slices with unknown labels stand in their scans; they neither train nor test.",)
+
+
 def test_what_shaped_the_features_stays_apart_from_what_shaped_the_head(phantoms: Dataset) -> None:
     before = (("aaaa", "bbbb"),)
     frozen = json.loads(seen_json(phantoms.examples[:1], before, learnt_features=False))
@@ -204,68 +216,6 @@ def test_what_shaped_the_features_stays_apart_from_what_shaped_the_head(phantoms
     mark = [phantoms.examples[0].sha256[:16], phantoms.examples[0].dhash]
     assert frozen == {"features": [["aaaa", "bbbb"]], "head": [mark]}
     assert sorted(tuned["features"]) == sorted([["aaaa", "bbbb"], mark])
-
-
-@pytest.fixture
-def oracle(monkeypatch: pytest.MonkeyPatch) -> list[FitTask]:
-    """Replaces the architecture by one that learns nothing and knows the answer; returns the tasks it was given."""
-    tasks: list[FitTask] = []
-
-    def fit(task: FitTask) -> Fitted:
-        tasks.append(task)
-        decisions = np.where(task.labels == 1, 1.0, -1.0)
-        held = task.train[task.held_out_allowed[task.train]]
-
-        def export(platt: Platt) -> dict[str, bytes]:
-            raise ArtifactError("An oracle is not for export.")
-
-        def reference(images: np.ndarray, platt: Platt) -> tuple[np.ndarray, np.ndarray]:
-            return images, platt(decisions)
-
-        return Fitted(decisions, held, decisions[held], {}, export, reference, False)
-
-    monkeypatch.setattr(ml.training, "fit_of", lambda architecture: fit)
-    return tasks
-
-
-def test_every_image_is_judged_once_by_a_fit_that_never_saw_its_group(oracle: list[FitTask], phantoms: Dataset, tmp_path: Path) -> None:
-    config = TrainConfig("alexnet_svm", {"folds": 4}, init="random")
-    with pytest.raises(ArtifactError, match="oracle"):
-        train(config, [phantoms], tmp_path)
-    *folds, final = oracle
-    assert len(folds) == 4 and final.train.tolist() == list(range(32))
-    judged = [sorted(set(range(32)) - set(task.train.tolist())) for task in folds]
-    assert sorted(position for test in judged for position in test) == list(range(32))
-    for task, test in zip(folds, judged, strict=True):
-        assert not set(task.groups[task.train]) & set(task.groups[test])
-    saved = json.loads((tmp_path / "checkpoint" / "fold-0.json").read_text())
-    # Twelve of each class calibrate, all at +1 or -1, so Platt's targets 13/14 and 1/14 are met exactly.
-    assert sorted(set(np.round(saved["probabilities"], 6))) == [round(1 / 14, 6), round(13 / 14, 6)]
-    assert saved["threshold"] == pytest.approx(13 / 14, abs=1e-6)
-
-
-def test_a_finished_fold_is_not_fitted_again(oracle: list[FitTask], phantoms: Dataset, tmp_path: Path) -> None:
-    config = TrainConfig("alexnet_svm", {"folds": 4}, init="random")
-    for _ in range(2):
-        with pytest.raises(ArtifactError, match="oracle"):
-            train(config, [phantoms], tmp_path)
-    assert len(oracle) == 4 + 1 + 1, "the second call fits the final model only"
-
-
-def test_an_export_that_computes_something_else_does_not_pass(trained: tuple[Path, list[Progress]]) -> None:
-    files = {name: (trained[0] / "model" / name).read_bytes() for name in ("features.onnx", "head.onnx")}
-    images = np.zeros((2, 224, 224, 1), np.float32)
-    predictor_maps = ml.training.onnxruntime.InferenceSession(files["features.onnx"]).run(["maps"], {"images": images})[0]
-    exact = ml.training.onnxruntime.InferenceSession(files["head.onnx"]).run(["slice_probability"], {"maps": predictor_maps})[0]
-
-    def final(shift: float) -> Fitted:
-        nothing = np.zeros(0)
-        refuse: Callable[[Platt], dict[str, bytes]] = lambda platt: {}  # noqa: E731
-        return Fitted(nothing, nothing, nothing, {}, refuse, lambda given, platt: (predictor_maps, exact + shift), False)
-
-    assert ml.training._check_export(files, final(0.0), Platt(1, 0), images)["passed"]
-    off = ml.training._check_export(files, final(0.01), Platt(1, 0), images)
-    assert not off["passed"] and off["largest_difference"] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_model_that_hides_what_it_saw_cannot_start_a_training(trained: tuple[Path, list[Progress]], tmp_path: Path) -> None:

@@ -325,12 +325,36 @@ class TestDatasets:
             "e" * 64,
         ):
             assert part in page
+        assert "Shortcuts" not in page  # it was imported before there were probes
         sheet = admin.get(f"/admin/datasets/{id}/contact-sheet.png")
         assert (sheet.data, sheet.mimetype) == (b"a picture", "image/png")
         again = admin.get(f"/admin/datasets/{id}/contact-sheet.png", headers={"If-None-Match": sheet.headers["ETag"]})
         assert (again.status_code, again.data) == (304, b"")
         row = admin.get("/admin/datasets").text.split('id="datasets"')[1]
         assert ">12<" in row and ">5<" in row and ">7<" in row
+
+    def test_shortcuts_and_greys_of_a_data_set_are_shown(self, app: Flask, admin: FlaskClient) -> None:
+        figure = {"value": 0.83, "low": 0.75, "high": 0.9, "n": 12}
+        missing = {"value": None, "low": None, "high": None, "n": 1, "reason": "fewer than two groups of a class"}
+        explored = {
+            **EXPLORATION,
+            "slices_per_patient": {"min": 1, "median": 2.5, "max": 4},
+            "histograms": {"positive": [0.25, 0.75], "negative": []},
+            "probes": [
+                {"name": "file <size>", "auroc": figure, "accuracy": figure, "majority": 0.58, "suspicious": True},
+                {"name": "border pixels", "auroc": missing, "accuracy": missing, "majority": None, "suspicious": False},
+            ],
+        }
+        with app.app_context():
+            id = add_dataset("mine", exploration=explored)
+        page = admin.get(f"/admin/datasets/{id}").text
+        shown = ("file &lt;size&gt;", "0.830<br>", "(0.750–0.900)", "0.580", "fewer than two groups of a class", "1–4, median 2.5")
+        for part in shown:
+            assert part in page
+        assert page.count("above chance</td>") == 1
+        # A quarter and three quarters of the width; the higher share reaches the top, 170 px above the base line at 190.
+        assert '<polyline class="positive" points="167.0,133.3 397.0,20.0"' in page
+        assert '<polyline class="negative"' not in page
 
     def test_there_is_no_contact_sheet_before_the_worker_made_it(self, app: Flask, admin: FlaskClient) -> None:
         with app.app_context():

@@ -200,7 +200,7 @@ def test_a_body_over_the_limit_is_413(app: Flask, ann: FlaskClient) -> None:
 
 def test_a_queued_scan_has_no_result(app: Flask, ann: FlaskClient) -> None:
     told = ann.get(f"/api/v1/scans/{add_scan(app)}").json
-    assert set(told) == {"id", "status", "progress", "error", "created_at", "finished_at", "result"}
+    assert set(told) == {"id", "status", "progress", "error", "created_at", "finished_at", "score_anyway_url", "result"}
     assert (told["status"], told["progress"], told["error"], told["finished_at"], told["result"]) == ("queued", 0.0, None, None, None)
     assert told["created_at"].endswith("+00:00")
 
@@ -209,6 +209,20 @@ def test_a_failed_scan_tells_why(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app, status=JobStatus.FAILED, error="The picture is empty.", finished_at=utc_now())
     told = ann.get(f"/api/v1/scans/{scan_id}").json
     assert (told["status"], told["error"], told["result"]) == ("failed", "The picture is empty.", None)
+
+
+def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(app: Flask, ann: FlaskClient) -> None:
+    refused = {"status": JobStatus.FAILED, "error": "This does not look like a head CT.", "not_head_ct": 0.97, "finished_at": utc_now()}
+    scan_id, other = add_scan(app, **refused), add_scan(app, status=JobStatus.FAILED, error="The picture is empty.")
+    url = ann.get(f"/api/v1/scans/{scan_id}").json["score_anyway_url"]
+    assert url.endswith(f"/api/v1/scans/{scan_id}/score-anyway")
+    problem_of(client_of(app, "eve").post(url), 404)
+    answer = ann.post(url)
+    assert (answer.status_code, answer.json["id"], answer.json["status"]) == (202, scan_id, "queued")
+    told = ann.get(f"/api/v1/scans/{scan_id}").json
+    assert (told["status"], told["error"], told["score_anyway_url"]) == ("queued", None, None)
+    problem_of(ann.post(url), 409)
+    problem_of(ann.post(f"/api/v1/scans/{other}/score-anyway"), 409)
 
 
 def test_a_verdict_is_told_in_full(app: Flask, ann: FlaskClient) -> None:
@@ -353,6 +367,7 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
     assert set(document["paths"]) == {
         "/api/v1/scans",
         "/api/v1/scans/{scan_id}",
+        "/api/v1/scans/{scan_id}/score-anyway",
         "/api/v1/scans/{scan_id}/image.png",
         "/api/v1/scans/{scan_id}/heatmap.png",
     }

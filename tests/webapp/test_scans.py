@@ -16,10 +16,10 @@ from flask.testing import FlaskClient
 from PIL import Image
 from sqlalchemy import event, func, select
 
-from tests.conftest import make_user
+from tests.conftest import PASSWORD, make_user
 from webapp import scans
 from webapp.extensions import database_now, db, utc_now
-from webapp.jobs import PREDICT
+from webapp.jobs import PREDICT, PREDICT_SCANS
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Role, Scan, User, Worker
 from webapp.storage import storage
 
@@ -319,6 +319,45 @@ def test_a_failed_scan_tells_its_sentence(app: Flask, ann: FlaskClient) -> None:
     assert "hx-get" not in page
     assert ann.get(f"/scans/{scan_id}/progress").status_code == 286
     assert "No model is live" in ann.get("/scans").text
+
+
+def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(
+    any_database_app: Flask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_user(any_database_app, "ann")
+    browser = any_database_app.test_client()
+    browser.post("/login", data={"username": "ann", "password": PASSWORD})
+    nudged: list[str] = []
+    monkeypatch.setattr(scans, "nudge", lambda task: nudged.append(task) or True)
+    scan_id = add_scan(any_database_app, status=JobStatus.FAILED, error="This does not look like a head CT.", not_head_ct=0.97)
+    page = browser.get(f"/scans/{scan_id}").text
+    assert "This scan was not scored." in page and "This does not look like a head CT." in page and "Score anyway" in page
+
+    for _ in range(2):
+        answer = browser.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True)
+        assert answer.status_code == 200
+    assert "There is nothing to overrule about this scan." in answer.text and "Score anyway" not in answer.text
+    assert nudged == [PREDICT_SCANS]
+    with any_database_app.app_context():
+        scan = db.session.get_one(Scan, scan_id)
+        assert (scan.status, scan.error, scan.finished_at) == ("queued", None, None) and scan.forced_at is not None
+
+
+@pytest.mark.parametrize("columns", [{"status": JobStatus.QUEUED}, {"status": JobStatus.FAILED, "error": "The picture is damaged."}])
+def test_nothing_else_can_be_scored_anyway(app: Flask, ann: FlaskClient, columns: dict[str, Any]) -> None:
+    scan_id = add_scan(app, **columns)
+    assert "Score anyway" not in ann.get(f"/scans/{scan_id}").text
+    assert "nothing to overrule" in ann.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True).text
+    with app.app_context():
+        assert db.session.get_one(Scan, scan_id).forced_at is None
+
+
+def test_nobody_else_can_have_a_scan_scored_anyway(app: Flask, ann: FlaskClient, logged_in: Callable[..., FlaskClient]) -> None:
+    scan_id = add_scan(app, status=JobStatus.FAILED, error="This does not look like a head CT.", not_head_ct=0.97)
+    assert logged_in("eve").post(f"/scans/{scan_id}/score-anyway").status_code == 404
+    assert app.test_client().post(f"/scans/{scan_id}/score-anyway").status_code in (302, 401)
+    with app.app_context():
+        assert db.session.get_one(Scan, scan_id).status == JobStatus.FAILED
 
 
 def test_a_cancelled_scan_says_so(app: Flask, ann: FlaskClient) -> None:

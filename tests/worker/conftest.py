@@ -194,6 +194,7 @@ def start_worker(shared_app: Flask) -> StartWorker:
             "BROKER_URL": config["BROKER_URL"],
             "STORAGE_URL": config["STORAGE_URL"],
             "SECRET_KEY": "not a secret",
+            "CHECK_HEAD_CT": "0",
             **environ,
         }
         return worker_process(shared_app, app_env, queue, *options)

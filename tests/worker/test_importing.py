@@ -46,6 +46,8 @@ def test_a_data_set_is_explored_before_it_counts(worker_app: Flask, tmp_path: Pa
     assert (dataset.status, dataset.error) == ("done", None)
     assert dataset.fingerprint and dataset.exploration
     assert (dataset.exploration["images"], dataset.exploration["positive"], dataset.exploration["patients"]) == (4, 2, 4)
+    assert [probe["name"] for probe in dataset.exploration["probes"]][:2] == ["file size", "width and height"]
+    assert len(dataset.exploration["histograms"]["positive"]) == 32
     assert Image.open(io.BytesIO(storage.get(dataset.contact_sheet_key or ""))).width > 0
     assert list(presence().folder.iterdir()) == []
 

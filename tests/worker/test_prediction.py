@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from PIL import Image
 from sqlalchemy import event, select, update
 
 from ml.images import Series
-from ml.inference import Finding, Predictor
+from ml.inference import NOT_HEAD_CT, Finding, Predictor
+from ml.phantoms import phantom, write_png
 from tests.worker.conftest import install_model, picture, submit
 from webapp.extensions import database_now, db
-from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan
+from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan, force
 from webapp.storage import Storage, StorageError, storage
 from worker import leases, prediction, tasks
 from worker.presence import presence
@@ -55,6 +57,25 @@ def test_pictures_are_made_as_large_as_a_page_shows_them(worker_app: Flask) -> N
     prediction.answer_next_scans()
     sizes = [Image.open(io.BytesIO(storage.get(f"{kind}/{scan_id}.png"))).size for kind in ("images", "thumbnails")]
     assert sizes == [(768, 768), (128, 128)]
+
+
+def test_what_is_no_head_ct_is_refused_until_its_owner_insists(any_worker_app: Flask, tmp_path: Path) -> None:
+    any_worker_app.config["CHECK_HEAD_CT"] = True
+    install_model()
+    write_png(phantom(1, hemorrhage=True, size=256), tmp_path / "head.png")
+    head, odd = submit((tmp_path / "head.png").read_bytes(), picture(side=256))
+    prediction.answer_next_scans()
+    assert scan(head).status == "done" and scan(head).prediction.warnings == []  # type: ignore[union-attr]
+    refused = scan(odd)
+    assert (refused.status, refused.error, refused.prediction) == ("failed", prediction.NOT_HEAD_CT, None)
+    assert refused.may_be_forced and 0.5 <= (refused.not_head_ct or 0) <= 1
+
+    assert force(odd, refused.user_id)
+    db.session.commit()
+    assert not force(odd, refused.user_id)
+    prediction.answer_next_scans()
+    assert scan(odd).status == "done" and not scan(odd).may_be_forced
+    assert scan(odd).prediction.warnings == [NOT_HEAD_CT]  # type: ignore[union-attr]
 
 
 def test_a_bad_picture_fails_alone_with_its_sentence(worker_app: Flask) -> None:

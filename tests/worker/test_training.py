@@ -38,6 +38,7 @@ class StubTraining:
         self.datasets: Sequence[Opened] = ()
         self.after_step: Callable[[int], None] = lambda step: None
         self.passed = True
+        self.blocked_because = ""
 
     def __call__(self, config: TrainConfig, datasets: Sequence[Opened], out_dir: Path, on_progress: Say, should_stop: Ask) -> Card:
         self.config, self.datasets = config, datasets
@@ -50,7 +51,8 @@ class StubTraining:
             self.steps.append(step)
             on_progress(Progress(f"fold {step + 1} of 3", (step + 1) / 4, 10.0, {"fold_auroc": 0.9}))
             self.after_step(step)
-        card = a_card(export_check={"largest_difference": 3e-4 if not self.passed else 0.0, "limit": 1e-4, "passed": self.passed})
+        check = {"largest_difference": 3e-4 if not self.passed else 0.0, "limit": 1e-4, "passed": self.passed}
+        card = a_card(export_check=check, blocked_because=self.blocked_because)
         return write_model(out_dir / "model", card, {"features.onnx": features_graph(), "head.onnx": head_graph()})
 
 
@@ -221,6 +223,13 @@ def test_a_model_whose_export_differs_may_not_be_promoted(worker_app: Flask, stu
     train_model()
     version = db.session.scalars(select(ModelVersion)).one()
     assert version.blocked_because == "The exported model differs from the trained one by 0.0003; at most 0.0001 is allowed."
+
+
+def test_a_model_whose_permuted_control_found_something_may_not_be_promoted(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+    launch(tmp_path)
+    stub.blocked_because = "Something leaks from training into test."
+    train_model()
+    assert db.session.scalars(select(ModelVersion)).one().blocked_because == "Something leaks from training into test."
 
 
 def test_an_expected_error_is_the_verdict(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:

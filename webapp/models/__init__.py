@@ -13,7 +13,7 @@ from webapp.models.learning import (
 )
 from webapp.models.leased import JobStatus, Leased, new_id
 from webapp.models.operations import Worker
-from webapp.models.scans import Heatmap, Prediction, Scan, result_of
+from webapp.models.scans import Heatmap, Prediction, Scan, force, result_of
 
 __all__ = [
     "ApiToken",
@@ -32,6 +32,7 @@ __all__ = [
     "TrainingRun",
     "User",
     "Worker",
+    "force",
     "live_version",
     "new_id",
     "promote",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String
+from sqlalchemy import JSON, ForeignKey, Index, String, update
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from webapp.extensions import UtcDateTime, db, utc_now
+from webapp.extensions import UtcDateTime, database_now, db, utc_now
 from webapp.models.accounts import User
 from webapp.models.learning import ModelVersion
-from webapp.models.leased import Leased, new_id
+from webapp.models.leased import JobStatus, Leased, new_id
 
 
 class Scan(Leased, db.Model):
@@ -23,10 +23,29 @@ class Scan(Leased, db.Model):
     original_key: Mapped[str] = mapped_column(String(200))
     image_key: Mapped[str | None] = mapped_column(String(200))  # The slice as the page shows it; the worker makes it.
     thumbnail_key: Mapped[str | None] = mapped_column(String(200))
+    not_head_ct: Mapped[float | None]  # 0 to 1; set where it failed because it does not look like a head CT.
+    forced_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # When its owner said to score it anyway.
     user: Mapped[User] = relationship()
     prediction: Mapped[Prediction | None] = relationship(back_populates="scan")
 
     __table_args__ = (Index(None, "status", "created_at"), Index(None, "user_id", "created_at"))
+
+    @property
+    def may_be_forced(self) -> bool:
+        """True where it failed only because it does not look like a head CT, which its owner may know better."""
+        return self.status == JobStatus.FAILED and self.not_head_ct is not None and self.forced_at is None
+
+
+def force(scan_id: str, user_id: str) -> bool:
+    """Queue a refused scan of that user again, to be scored whatever it looks like; False where there is nothing to overrule.
+
+    One conditional statement, so that two clicks are one. The caller commits and nudges.
+    """
+    refused = (Scan.status == JobStatus.FAILED) & Scan.not_head_ct.is_not(None) & Scan.forced_at.is_(None)
+    queued = update(Scan).where(Scan.id == scan_id, Scan.user_id == user_id, refused)
+    fresh = {"status": JobStatus.QUEUED, "progress": 0.0, "error": None, "started_at": None, "finished_at": None}
+    again = queued.values(forced_at=database_now(), **fresh).returning(Scan.id)
+    return db.session.scalar(again, execution_options={"synchronize_session": False}) is not None
 
 
 class Prediction(db.Model):

@@ -1,0 +1,260 @@
+"""The controls that a run carries: what the same folds, the same code and the same budget find where there is nothing to find.
+
+    permuted         the labels belong to other groups: whatever ranks them has leaked
+    metadata         no pixel, only file size, width, height, kind of pixels and colour: what a shortcut is worth
+    leaked           augmented first, then split, copies of one picture on both sides: what a careless protocol would report
+    random_weights   the run itself from random initial weights: what the initial weights are worth
+
+Each answers {"name", "auroc", "accuracy", "seconds", "how"}, the figures as in `ml.evaluation`, all by slice; a control that was not run
+says why in "skipped". Each is kept in the checkpoint piece by piece.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from sklearn.ensemble import RandomForestClassifier
+
+from ml.augmentation import children
+from ml.catalogue import architecture_named
+from ml.checkpoints import load_json, save_json
+from ml.cross_validation import Answers, Material, Tell, cross_validate
+from ml.evaluation import auroc, lower_bound_of_mean, metrics_with_intervals
+from ml.grouping import stratified_group_folds
+from ml.layouts import DatasetError, Example
+from ml.models import UNKNOWN
+
+CHEAP_PERMUTATIONS, DEAR_PERMUTATIONS = 20, 5
+MOST_IMAGES_PERMUTED_WHOLE = 600
+"""Up to so many images every permutation is a whole cross-validation; above, permutation p is judged on fold p only."""
+MOST_COPIES, MOST_LEAKED_IMAGES = 10, 4000
+LEVEL = 0.99
+TREES = 300
+MODES = ("L", "LA", "P", "RGB", "RGBA", "I;16", "DICOM")
+
+
+def control_names(material: Material, learnt_features: bool) -> tuple[str, ...]:
+    """Return the controls that the setting `controls` asks for: "all", "cheap" (what takes no fine-tuning) or "none".
+
+    Where the convolutions learn, the leaked split and the random weights are judged on the first fold: they take a fit each.
+    """
+    wanted = str(material.settings.get("controls", "cheap"))
+    if wanted == "all":
+        return "permuted", "metadata", "leaked", "random_weights"
+    if wanted == "none":
+        return ()
+    return ("metadata",) if learnt_features else ("permuted", "metadata")
+
+
+def run_controls(
+    material: Material, examples: Sequence[Example], learnt_features: bool, folds: int, checkpoint: Path, tell: Tell
+) -> list[dict[str, Any]]:
+    """Run the controls of a run.
+
+    Args:
+        material: what the run itself learns from.
+        examples: its images, for their files' facts.
+        learnt_features: whether the run's convolutions learn; then permutations are dear.
+        folds: of the run.
+        checkpoint: folder; controls and folds that are finished there are not run again.
+        tell: told the progress.
+    """
+    names = control_names(material, learnt_features)
+    results = []
+    for number, name in enumerate(names):
+
+        def within(stage: str, share: float, metrics: Mapping[str, float], number: int = number, name: str = name) -> None:
+            tell(f"control {name.replace('_', ' ')}: {stage}", (number + share) / len(names), metrics)
+
+        kept = checkpoint / f"control-{name}.json"
+        result = load_json(kept)
+        if result is None:
+            began = time.monotonic()
+            try:
+                result = {"name": name, **_run(name, material, examples, learnt_features, folds, checkpoint / f"control-{name}", within)}
+            except DatasetError as err:
+                result = {"name": name, "skipped": str(err)}
+            result.setdefault("seconds", time.monotonic() - began)
+            save_json(kept, result)
+        results.append(result)
+    return results
+
+
+def _run(
+    name: str, material: Material, examples: Sequence[Example], learnt_features: bool, folds: int, folder: Path, tell: Tell
+) -> dict[str, Any]:
+    match name:
+        case "permuted":
+            return _permuted(material, learnt_features, folds, folder, tell)
+        case "metadata":
+            return _metadata(material, examples, folds, tell)
+        case "leaked":
+            return _leaked(material, learnt_features, folds, folder, tell)
+    return _random_weights(material, learnt_features, folds, folder, tell)
+
+
+def blocked_because(controls: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the sentence that keeps a model from promotion: its permuted control found something; None if it did not."""
+    for control in controls:
+        bound = control.get("lower_99")
+        if control["name"] == "permuted" and bound is not None and bound > 0.5:
+            return (
+                f"With labels permuted between groups the same run still reaches an AUROC of {control['auroc']['value']:.3f} "
+                f"(lower 99 % bound {bound:.3f}, above 0.5): something leaks from training into test."
+            )
+    return None
+
+
+def permute_between_groups(labels: np.ndarray, groups: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return labels that say nothing: every group gets the share of positives of another group, at random places.
+
+    Groups keep their sizes, and most stay of one class, so the data are as hard to split and to learn as before. The places are drawn
+    too: whole vectors of labels would keep blood in the middle of each head, which anatomy tells without any leak.
+    """
+    permuted = labels.copy()
+    names, group_of = np.unique(groups, return_inverse=True)
+    known = [np.flatnonzero((group_of == number) & (labels != UNKNOWN)) for number in range(len(names))]
+    known = [places for places in known if len(places)]
+    shares = np.array([labels[places].mean() for places in known])[random.permutation(len(known))]
+    for places, share in zip(known, shares, strict=True):
+        wanted = share * len(places)
+        count = int(wanted) + int(random.random() < wanted - int(wanted))
+        if 0 < share < 1 and len(places) > 1:
+            count = min(max(count, 1), len(places) - 1)  # a group with both kinds of slices stays one
+        permuted[places] = 0
+        permuted[random.choice(places, count, replace=False)] = 1
+    return permuted
+
+
+def _permuted(material: Material, learnt_features: bool, folds: int, folder: Path, tell: Tell) -> dict[str, Any]:
+    n = DEAR_PERMUTATIONS if learnt_features else CHEAP_PERMUTATIONS
+    whole = not learnt_features and len(material.judged) <= MOST_IMAGES_PERMUTED_WHOLE
+    found, seconds = [], 0.0
+    for number in range(n):
+        random = np.random.default_rng([material.seed, number])
+        shuffled = replace(
+            material,
+            labels=permute_between_groups(material.labels, material.groups, random),
+            masks=np.full_like(material.masks, 255),  # outlines know the true labels
+            shared=material.shared if not learnt_features else folder / "shared",
+        )
+
+        def within(stage: str, share: float, metrics: Mapping[str, float], number: int = number) -> None:
+            tell(f"permutation {number + 1} of {n}", (number + share) / n, metrics)
+
+        only = None if whole else [number % folds]
+        answers = cross_validate(shuffled, folds, 1, folder / f"{number}", within, only)
+        seconds += answers.seconds
+        value = auroc(answers.slices.labels, answers.slices.probabilities[0])
+        if np.isfinite(value):
+            found.append(value)
+    if not found:
+        raise DatasetError("No permutation left both classes in a test fold.")
+    lower = lower_bound_of_mean(found, LEVEL)
+    mean = float(np.mean(found))
+    bounds = (lower, 2 * mean - lower) if np.isfinite(lower) else (None, None)
+    scope = "a whole cross-validation each" if whole else f"permutation p on fold p of {folds}"
+    return {
+        "auroc": {"value": mean, "low": bounds[0], "high": bounds[1], "n": len(found)},
+        "lower_99": bounds[0],
+        "permutations": found,
+        "seconds": seconds,
+        "how": f"Mean over {len(found)} permutations of labels between groups, {scope}; low and high are its one-sided 99 % bounds.",
+    }
+
+
+def _metadata(material: Material, examples: Sequence[Example], folds: int, tell: Tell) -> dict[str, Any]:
+    judged = material.judged
+    facts = []
+    for done, position in enumerate(judged):
+        facts.append(file_facts(examples[position]))
+        tell("reading files", 0.9 * done / len(judged), {})
+    return metadata_control(np.array(facts), material.labels[judged], material.groups[judged], folds, material.seed)
+
+
+def metadata_control(facts: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> dict[str, Any]:
+    """Return what a random forest (L. Breiman 2001) on facts of the files (n, k) finds in grouped folds."""
+    probabilities = np.zeros(len(labels))
+    for learn, held in stratified_group_folds(labels, groups, folds, seed):
+        forest = RandomForestClassifier(TREES, min_samples_leaf=2, class_weight="balanced", random_state=seed)
+        forest.fit(facts[learn], labels[learn])
+        probabilities[held] = forest.predict_proba(facts[held])[:, 1]
+    figures = metrics_with_intervals(labels, probabilities, probabilities >= 0.5, groups, seed)
+    how = f"A random forest on file size, width, height, kind of pixels and colour, not one pixel of anatomy; {folds} grouped folds."
+    return {"auroc": figures["auroc"], "accuracy": figures["accuracy"], "how": how}
+
+
+def file_facts(example: Example) -> list[float]:
+    """Return what a file tells without its anatomy: bytes, width, height, kind of pixels, colour cast (0..1)."""
+    try:
+        with Image.open(example.path) as opened:
+            pixels = np.asarray(opened.convert("RGB").resize((64, 64)), np.float32) / 255
+    except (UnidentifiedImageError, OSError):
+        pixels = np.zeros((1, 1, 3), np.float32)  # DICOM: grey
+    cast = float((pixels.max(axis=2) - pixels.min(axis=2)).mean())
+    kinds = [float(example.mode == mode) for mode in MODES]
+    return [float(example.path.stat().st_size), float(example.width), float(example.height), cast, *kinds]
+
+
+def _leaked(material: Material, learnt_features: bool, folds: int, folder: Path, tell: Tell) -> dict[str, Any]:
+    copies = max(2, min(MOST_COPIES, MOST_LEAKED_IMAGES // len(material.labels)))
+    leaked = replace(leak(material, copies, folder, tell), shared=folder / "shared")
+    only = [0] if learnt_features else None
+    answers = cross_validate(leaked, folds, 1, folder, lambda stage, share, metrics: tell(stage, 0.2 + 0.8 * share, metrics), only)
+    how = f"Every picture and {copies - 1} augmented copies, split without regard to picture or patient; {_once(learnt_features, folds)}."
+    return {**_figures(answers.slices, material.seed), "seconds": answers.seconds, "how": how}
+
+
+def leak(material: Material, copies: int, folder: Path, tell: Tell) -> Material:
+    """Return the material enlarged before any split: each picture's copies are scans and groups of their own.
+
+    Only pictures with known labels that the initial weights have not seen are taken. A slice architecture gets every copy as
+    a scan of one; the scans of a series architecture are copied as scans.
+    """
+    keep = material.judged
+    reads_slices = architecture_named(material.architecture).reads == "slice"
+    scans = np.arange(len(keep)) if reads_slices else np.unique(material.scans[keep], return_inverse=True)[1]
+    path = folder / ".images.npy"  # hidden: a worker keeps no such file with the checkpoint, it is made again
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = material.images.shape[1]
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(copies * len(keep), size, size, 1))
+    for number, position in enumerate(keep):
+        # Copy c of all pictures stands together, so that the slices of a copied scan stay neighbours.
+        images[number :: len(keep)] = children(np.asarray(material.images[position]), copies, material.seed + int(position))
+        tell("copies", 0.2 * (number + 1) / len(keep), {})
+    all_scans = np.concatenate([scans + copy * (int(scans.max()) + 1) for copy in range(copies)])
+    n = copies * len(keep)
+    return replace(
+        material,
+        images=images,
+        masks=np.full((n, *material.masks.shape[1:]), 255, np.uint8),
+        labels=np.tile(material.labels[keep], copies),
+        groups=all_scans.astype(str),
+        sources=np.tile(material.sources[keep], copies),
+        scans=all_scans,
+        unseen=np.ones(n, bool),
+    )
+
+
+def _random_weights(material: Material, learnt_features: bool, folds: int, folder: Path, tell: Tell) -> dict[str, Any]:
+    if material.init == "random":
+        raise DatasetError("The run itself started from random weights.")
+    start = replace(material, init="random", shared=folder / "shared")
+    answers = cross_validate(start, folds, 1, folder, tell, [0] if learnt_features else None)
+    how = f"The same settings from random initial weights; {_once(learnt_features, folds)}."
+    return {**_figures(answers.slices, material.seed), "seconds": answers.seconds, "how": how}
+
+
+def _once(learnt_features: bool, folds: int) -> str:
+    return f"the first of {folds} folds" if learnt_features else f"{folds} folds, once"
+
+
+def _figures(answers: Answers, seed: int) -> dict[str, Any]:
+    figures = metrics_with_intervals(answers.labels, answers.probabilities, answers.predicted, answers.groups, seed)
+    return {"auroc": figures["auroc"], "accuracy": figures["accuracy"]}

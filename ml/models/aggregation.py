@@ -1,0 +1,103 @@
+"""How a slice architecture answers for a scan, and the calibration of both, once in numpy and once as an ONNX graph.
+
+Decisions of slices are averaged over three neighbours, since a bleed seldom shows in one slice alone and an artefact often does;
+the mean of the three highest is the scan's. A scan of one slice has that slice's decision and its calibration.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ml.calibration import Platt
+from ml.models import HeldOut
+
+HIGHEST = 3
+OPSET = 17
+IR_VERSION = 8
+
+
+def aggregate(decisions: np.ndarray) -> float:
+    """Return the decision of a scan from those of its slices (n,), n >= 1, from foot to head."""
+    padded = np.pad(np.asarray(decisions, np.float64), 1, mode="edge")
+    smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+    return float(np.sort(smooth)[-HIGHEST:].mean())
+
+
+def aggregate_scans(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
+    """Return the decision of each scan, float64 (s,), from those of all slices (n,); `scans` (n,) numbers them 0..s-1, never falling."""
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(scans) != 0]))
+    return np.array([aggregate(part) for part in np.split(np.asarray(decisions), starts[1:])])
+
+
+def held_out_of(decisions: np.ndarray, at: np.ndarray, scans: np.ndarray) -> HeldOut:
+    """Return the held-out decisions of a slice architecture: those of the slices at `at` (of all), aggregated by scan."""
+    at = np.sort(at)
+    return HeldOut(at, decisions[at], np.unique(scans[at]), aggregate_scans(decisions[at], scans[at]))
+
+
+def scan_probability(decisions: np.ndarray, platt: Platt, scan_platt: Platt) -> float:
+    """Return the probability of the scan whose slices have these decisions (n,)."""
+    return float((platt if len(decisions) == 1 else scan_platt)(np.array([aggregate(decisions)]))[0])
+
+
+def answer_graph(platt: Platt, scan_platt: Platt) -> onnx.ModelProto:
+    """Return "decision" (N, 1) -> "slice_probability" (N,), "scan_probability" (1,): aggregation, then both calibrations."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["flat", "first_two"], ["line"]),  # (1, 1, N)
+        helper.make_node("Pad", ["line", "one_each_side"], ["padded"], mode="edge"),
+        helper.make_node("AveragePool", ["padded"], ["averaged"], kernel_shape=[3]),
+        helper.make_node("Reshape", ["averaged", "any_length"], ["smooth"]),
+        helper.make_node("Min", ["slices", "highest"], ["taken"]),
+        helper.make_node("TopK", ["smooth", "taken"], ["top", "where"]),
+        helper.make_node("ReduceMean", ["top"], ["scan_decision"], axes=[0], keepdims=1),
+    ]
+    values = (("first_two", [0, 1]), ("one_each_side", [0, 0, 1, 0, 0, 1]), ("any_length", [-1]), ("highest", [HIGHEST]))
+    constants = [numpy_helper.from_array(np.array(numbers, np.int64), name) for name, numbers in values]
+    return _calibrated(nodes, constants, [], platt, scan_platt)
+
+
+def calibration_graph(platt: Platt, scan_platt: Platt) -> onnx.ModelProto:
+    """Return "decision" (N, 1), "scan_decision" (1,) -> both probabilities, for architectures that decide about the scan themselves."""
+    return _calibrated([], [], [helper.make_tensor_value_info("scan_decision", TensorProto.FLOAT, [1])], platt, scan_platt)
+
+
+def _calibrated(
+    decide: list[onnx.NodeProto],
+    constants: list[onnx.TensorProto],
+    more_inputs: list[onnx.ValueInfoProto],
+    platt: Platt,
+    scan_platt: Platt,
+) -> onnx.ModelProto:
+    """Return the graph in which `decide` makes "scan_decision" (1,) of "flat" (N,) and "slices" (1,), unless it is an input."""
+    for name, value in (
+        ("slope", platt.slope),
+        ("offset", platt.offset),
+        ("scan_slope", scan_platt.slope),
+        ("scan_offset", scan_platt.offset),
+    ):
+        constants.append(numpy_helper.from_array(np.array([value], np.float32), name))
+    constants.append(numpy_helper.from_array(np.array([1], np.int64), "one"))
+    nodes = [
+        helper.make_node("Squeeze", ["decision", "one"], ["flat"]),
+        helper.make_node("Shape", ["flat"], ["slices"]),
+        *decide,
+        helper.make_node("Mul", ["flat", "slope"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["slice_probability"]),
+        helper.make_node("Equal", ["slices", "one"], ["is_one_slice"]),
+        helper.make_node("Where", ["is_one_slice", "slope", "scan_slope"], ["own_slope"]),
+        helper.make_node("Where", ["is_one_slice", "offset", "scan_offset"], ["own_offset"]),
+        helper.make_node("Mul", ["scan_decision", "own_slope"], ["scan_scaled"]),
+        helper.make_node("Add", ["scan_scaled", "own_offset"], ["scan_logit"]),
+        helper.make_node("Sigmoid", ["scan_logit"], ["scan_probability"]),
+    ]
+    inputs = [helper.make_tensor_value_info("decision", TensorProto.FLOAT, ["N", 1]), *more_inputs]
+    outputs = [
+        helper.make_tensor_value_info("slice_probability", TensorProto.FLOAT, ["N"]),
+        helper.make_tensor_value_info("scan_probability", TensorProto.FLOAT, [1]),
+    ]
+    graph = helper.make_graph(nodes, "answers", inputs, outputs, constants)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

@@ -1,0 +1,125 @@
+"""AlexNet read cell by cell: its convolutions, fine-tuned, and one linear decision for each cell of the last maps.
+
+A slice's decision is the log-sum-exp of its cells (see `ml.models.fine_tuning`). The maps of a picture and of its mirror image are
+averaged, so that left and right are read alike. A part of the training part's groups, which the network never saw, calibrates; the
+final network learns from all groups and takes the calibration of the cross-validation's answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from ml.calibration import Platt
+from ml.checkpoints import load_arrays, save_arrays
+from ml.models import FitTask, Fitted
+from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
+from ml.models.convolutions import IR_VERSION, OPSET, build, maps_shape, mirrored, to_onnx
+from ml.models.fine_tuning import Tuned, fine_tune, slice_decisions
+from ml.models.inner_folds import inner_folds
+from ml.models.weights import load_weights
+
+LAYER = "conv5"
+TUNING_SHARE = 0.95  # of a fit's time
+CHUNK = 64
+
+
+def fit(task: FitTask) -> Fitted:
+    """Fit the architecture on `task.train`; see `ml.models`."""
+    learn, held = (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
+    tuned = _tuned(task, learn)
+    size = task.images.shape[1]
+    features = mirrored(build(tuned.convolutions, LAYER, size))
+    parts = []
+    for start in range(0, len(task.images), CHUNK):
+        task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(task.images), {})
+        parts.append(_decided(features.predict_on_batch(np.asarray(task.images[start : start + CHUNK], np.float32)), tuned))
+    decisions = np.concatenate(parts)
+    held_out = task.held_out or held_out_of(decisions, held, task.scans)
+
+    def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
+        head = head_to_onnx(tuned, platt, scan_platt, *maps_shape(LAYER, size))
+        return {"features.onnx": to_onnx(tuned.convolutions, LAYER, size, both_ways=True), "head.onnx": head}
+
+    def reference(images: np.ndarray, platt: Platt, scan_platt: Platt) -> tuple[np.ndarray, np.ndarray, float]:
+        maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
+        found = _decided(maps, tuned)
+        return maps, platt(found), scan_probability(found, platt, scan_platt)
+
+    return Fitted(
+        decisions=decisions,
+        scan_decisions=aggregate_scans(decisions, task.scans),
+        held_out=held_out,
+        chosen={"learnt_from": len(learn), "calibrated_on": len(held_out.slices)},
+        export=export,
+        reference=reference,
+        learnt_features=True,
+    )
+
+
+def head_to_onnx(tuned: Tuned, platt: Platt, scan_platt: Platt, side: int, channels: int) -> bytes:
+    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability" (1,)."""
+    values: dict[str, np.ndarray] = {
+        "cell_W": tuned.cell_weights.astype(np.float32).reshape(channels, 1),
+        "cell_b": np.array([tuned.cell_bias], np.float32),
+        "cells_of_a_slice": np.array([-1, side * side], np.int64),
+        "typical": np.array(np.log(10.0), np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["maps", "cell_W"], ["weighed"]),
+        helper.make_node("Add", ["weighed", "cell_b"], ["cells"]),
+        helper.make_node("Reshape", ["cells", "cells_of_a_slice"], ["flat_cells"]),
+        helper.make_node("ReduceLogSumExp", ["flat_cells"], ["summed"], axes=[1], keepdims=1),
+        helper.make_node("Sub", ["summed", "typical"], ["cells_decision"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "cells",
+        [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
+        [helper.make_tensor_value_info("cells_decision", TensorProto.FLOAT, ["N", 1])],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
+    cells = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    whole = compose.merge_models(cells, answer_graph(platt, scan_platt), io_map=[("cells_decision", "decision")])
+    onnx.checker.check_model(whole, full_check=True)
+    return bytes(whole.SerializeToString())
+
+
+def _tuned(task: FitTask, learn: np.ndarray) -> Tuned:
+    kept = load_arrays(task.own / "tuned.npz")
+    if kept is None:
+        state = task.own / "state.npz"
+
+        def report(share: float, metrics: Mapping[str, float]) -> None:
+            task.report(share * TUNING_SHARE, metrics)
+
+        tuned = fine_tune(
+            load_weights(task.init, task.seed, LAYER),
+            task.images,
+            task.labels,
+            task.sources,
+            task.masks,
+            learn,
+            LAYER,
+            int(task.settings["epochs"]),
+            task.seed,
+            state,
+            report,
+            precision=str(task.settings["precision"]),
+        )
+        kept = tuned.arrays()
+        save_arrays(task.own / "tuned.npz", kept)
+        state.unlink()
+    return Tuned.of_arrays(kept)
+
+
+def _decided(maps: np.ndarray, tuned: Tuned) -> np.ndarray:
+    """Return the decisions of slices (n,) from their maps (n, h, w, c)."""
+    cells = np.asarray(maps, np.float32) @ tuned.cell_weights.astype(np.float32) + np.float32(tuned.cell_bias)
+    flat = keras.ops.convert_to_tensor(cells.reshape(len(cells), -1))
+    return np.asarray(slice_decisions(flat), np.float64)[:, 0]

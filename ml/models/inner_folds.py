@@ -1,0 +1,38 @@
+"""Folds within a training part: what chooses and calibrates without having been learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ml.datasets import DatasetError
+from ml.grouping import groups_per_class, stratified_group_folds
+from ml.models import FitTask
+
+INNER_FOLDS = 5
+PARTS, PARTS_OF_MANY = 4, 6
+MANY_GROUPS = 60  # of each class: a sixth of them is enough to calibrate, and leaves more to learn from
+
+
+def inner_folds(task: FitTask, one_split: bool) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+    """Return (learn, held out) positions of grouped folds within the training part, or one such split.
+
+    The one split holds out a quarter of the groups, a sixth where there are many.
+
+    Images that the initial weights have seen always learn: their decisions would look better than they are.
+
+    Raises:
+        DatasetError: no fold would hold out both classes.
+    """
+    judged = task.train[task.held_out_allowed[task.train]]
+    always = task.train[~task.held_out_allowed[task.train]]
+    labels, groups = task.labels[judged], task.groups[judged]
+    fewest = min(groups_per_class(labels, groups).values())
+    parts = PARTS_OF_MANY if fewest >= MANY_GROUPS else PARTS
+    n_folds = max(2, min(parts if one_split else INNER_FOLDS, fewest))
+    folds = stratified_group_folds(labels, groups, n_folds, task.seed)
+    usable = [(np.concatenate([always, judged[learn]]), judged[held]) for learn, held in folds if len(np.unique(labels[held])) == 2]
+    if not usable:
+        raise DatasetError("Too few groups (patients) of each class are left within a training part to choose C and calibrate.")
+    return usable[:1] if one_split else usable

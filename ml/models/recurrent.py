@@ -1,0 +1,279 @@
+"""A recurrent network over the slices of a scan: what `cnn_lstm` and `cnn_gru` have in common.
+
+Features of a slice are its pooled maps; they are standardised, projected, and read in anatomical order by an LSTM (S. Hochreiter, J.
+Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each slice has a decision, and the scan has one: the smooth
+maximum (log mean exp) of a second decision for each slice. Both learn together, from labels of slices and from whether any slice shows blood.
+
+Where no scan that may be learnt from has more than one slice, the sequence is the slice's maps read row by row, the smooth maximum over the
+rows is the slice's decision, and scans are aggregated as those of any slice architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import keras
+import numpy as np
+
+from ml.calibration import Platt
+from ml.checkpoints import load_arrays, save_arrays
+from ml.models import UNKNOWN, FitTask, Fitted, HeldOut
+from ml.models.aggregation import aggregate_scans, held_out_of, scan_probability
+from ml.models.convolutions import pooled
+from ml.models.features import extractor_of, features_of
+from ml.models.fine_tuning import balanced_draws
+from ml.models.inner_folds import inner_folds
+from ml.models.loop import Batch, run_epochs
+from ml.models.recurrent_graph import head_to_onnx
+from ml.models.sample_weights import sample_weights
+
+Cell = Literal["lstm", "gru"]
+SCANS, SLICES = 8, 32  # sequences in a batch
+MOST_BATCHES = 48  # of an epoch
+MOST_SLICES = 64  # of a sequence that is learnt from
+WHOLE_SHARE = 0.5  # of the sequences that are learnt from; the rest are parts of scans
+AVERAGING = 0.98
+STEP = 16  # lengths are padded to multiples of it, so that few shapes are compiled
+FEATURES_SHARE = 0.6  # of a fit's time
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, and how its inputs are standardised: (features - mean) / spread, both (f,)."""
+
+    model: keras.Model
+    mean: np.ndarray
+    spread: np.ndarray
+
+    def decide(self, sequences: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the decision of each step of each sequence (t, f), and one for each whole sequence (n,)."""
+        steps: list[np.ndarray] = [np.zeros(0)] * len(sequences)
+        wholes = np.zeros(len(sequences))
+        by_length: dict[int, list[int]] = {}
+        for number, sequence in enumerate(sequences):
+            by_length.setdefault(-(-len(sequence) // STEP) * STEP, []).append(number)
+        for length, numbers in by_length.items():
+            for start in range(0, len(numbers), SLICES):
+                chunk = numbers[start : start + SLICES]
+                inputs, present = np.zeros((SLICES, length, len(self.mean)), np.float32), np.zeros((SLICES, length), np.float32)
+                present[:, 0] = 1  # rows of the batch that nobody asked for are sequences too
+                for row, number in enumerate(chunk):
+                    there = len(sequences[number])
+                    inputs[row, :there], present[row, :there] = (sequences[number] - self.mean) / self.spread, 1
+                found = self.model.predict_on_batch({"features": inputs, "present": present})
+                for row, number in enumerate(chunk):
+                    steps[number] = np.asarray(found["steps"][row, : len(sequences[number]), 0], np.float64)
+                    wholes[number] = float(found["whole"][row, 0])
+        return steps, wholes
+
+
+def fit(task: FitTask, cell: Cell) -> Fitted:
+    """Fit the architecture on `task.train`; see `ml.models`."""
+    layer, learns = str(task.settings["layer"]), int(task.settings["fine_tune_epochs"]) > 0
+    learn, held = (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
+    by_rows = int(np.bincount(task.scans[task.train]).max()) == 1
+    extractor = extractor_of(task, layer, learn, lambda share, figures: task.report(0.5 * FEATURES_SHARE * share, figures))
+    features = features_of(
+        task,
+        extractor,
+        rows_of if by_rows else lambda maps: pooled(maps, "both"),
+        int(task.settings["augmentation"]),
+        lambda share, figures: task.report((0.5 + 0.5 * share) * FEATURES_SHARE, figures),
+        by_scan=True,
+    )
+
+    def trained(name: str, at: np.ndarray, begin: float, end: float) -> tuple[Network, np.ndarray, np.ndarray]:
+        """Return a network that learnt from the slices at `at`, and its decisions for all slices and scans."""
+
+        def report(share: float, figures: Mapping[str, float]) -> None:
+            task.report(FEATURES_SHARE + (1 - FEATURES_SHARE) * (begin + share * (end - begin)), figures)
+
+        network = _trained(task, cell, features, at, by_rows, name, report)
+        return network, *answers_of(network, features[0], task.scans, by_rows)
+
+    held_out = task.held_out
+    if held_out is None:
+        network, decisions, scan_decisions = trained("calibrating", learn, 0.0, 0.5)
+        held_scans = np.unique(task.scans[held])
+        held = np.sort(held)
+        held_out = HeldOut(held, decisions[held], held_scans, scan_decisions[held_scans])
+        if by_rows:
+            held_out = held_out_of(decisions, held, task.scans)
+    # Convolutions that learnt have not seen what calibrates; with frozen ones a second network may learn from all.
+    if not learns or task.held_out is not None:
+        network, decisions, scan_decisions = trained("final", task.train, 0.5, 1.0)
+
+    model = extractor.build()
+
+    def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
+        arrays = network.model.get_layer("reader").get_weights()
+        dense = {name: network.model.get_layer(name).get_weights() for name in ("projection", "step", "evidence")}
+        head = head_to_onnx(cell, arrays, dense, network.mean, network.spread, platt, scan_platt, model.output_shape[1:], by_rows=by_rows)
+        return {"features.onnx": extractor.to_onnx(), "head.onnx": head}
+
+    def reference(images: np.ndarray, platt: Platt, scan_platt: Platt) -> tuple[np.ndarray, np.ndarray, float]:
+        maps = np.asarray(model.predict_on_batch(np.asarray(images, np.float32)))
+        summary = rows_of(maps) if by_rows else pooled(maps, "both")
+        found, whole = answers_of(network, summary, np.zeros(len(maps), int), by_rows)
+        if by_rows:
+            return maps, platt(found), scan_probability(found, platt, scan_platt)
+        return maps, platt(found), float((platt if len(found) == 1 else scan_platt)(whole)[0])
+
+    return Fitted(
+        decisions=decisions,
+        scan_decisions=scan_decisions,
+        held_out=held_out,
+        chosen={"sequence": "rows" if by_rows else "slices", "learnt_from": len(task.train if not learns or task.held_out else learn)},
+        export=export,
+        reference=reference,
+        learnt_features=learns,
+    )
+
+
+def rows_of(maps: np.ndarray) -> np.ndarray:
+    """Return each row's average and maximum, float32 (n, h, 2c), from maps (n, h, w, c)."""
+    return np.concatenate([maps.mean(axis=2), maps.max(axis=2)], axis=-1)
+
+
+def answers_of(network: Network, features: np.ndarray, scans: np.ndarray, by_rows: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the decisions of all slices (n,) and of all scans (s,); `scans` numbers them, never falling. One slice decides for its scan."""
+    if by_rows:
+        decisions = network.decide(list(features))[1]
+        return decisions, aggregate_scans(decisions, scans)
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(scans) != 0]))
+    steps, wholes = network.decide(np.split(features, starts[1:]))
+    return np.concatenate(steps), np.array([own[0] if len(own) == 1 else whole for own, whole in zip(steps, wholes, strict=True)])
+
+
+def _trained(
+    task: FitTask,
+    cell: Cell,
+    features: np.ndarray,
+    learn: np.ndarray,
+    by_rows: bool,
+    name: str,
+    report: Callable[[float, Mapping[str, float]], None],
+) -> Network:
+    axes = tuple(range(features.ndim - 2))
+    mean = features[0, learn].mean(axis=axes)
+    spread = features[0, learn].std(axis=axes) + np.float32(1e-3)
+    path, state = task.own / f"{name}.npz", task.own / f"{name}-state.npz"
+    keras.utils.set_random_seed(task.seed)
+    model = build_network(cell, len(mean), task.settings, task.seed)
+    kept = load_arrays(path)
+    if kept is None:
+        standard = (features - mean) / spread
+        batches, draw = _slices_drawn(task, standard, learn) if by_rows else _scans_drawn(task, standard, learn)
+        run_epochs(
+            model,
+            loss={name: keras.losses.BinaryCrossentropy(from_logits=True) for name in ("steps", "whole")},
+            epochs=int(task.settings["epochs"]),
+            batches=batches,
+            learning_rate=float(task.settings["learning_rate"]),
+            averaging=AVERAGING,
+            seed=task.seed,
+            draw=draw,
+            state=state,
+            report=report,
+        )
+        kept = {f"w{number}": values for number, values in enumerate(model.get_weights())}
+        save_arrays(path, kept)
+        state.unlink()
+    model.set_weights([kept[f"w{number}"] for number in range(len(kept))])
+    return Network(model, mean, spread)
+
+
+def build_network(cell: Cell, width: int, settings: Mapping[str, object], seed: int) -> keras.Model:
+    """Return the model: "features" (b, t, width), "present" (b, t) of 0 and 1 -> "steps" (b, t, 1), "whole" (b, 1), both logits."""
+    layers, ops = keras.layers, keras.ops
+    features = keras.Input((None, width), name="features")
+    present = keras.Input((None,), name="present")
+    dropout = float(str(settings["dropout"]))
+    x = layers.Dropout(dropout, seed=seed)(features)
+    x = layers.Dense(int(str(settings["projection"])), activation="relu", name="projection")(x)
+    x = layers.Dropout(dropout, seed=seed + 1)(x)
+    kind = {"lstm": layers.LSTM, "gru": layers.GRU}[cell]
+    reader = kind(int(str(settings["units"])), return_sequences=True, name="reader")
+    if settings["bidirectional"] == "yes":
+        reader = layers.Bidirectional(reader, name="reader")
+    states = reader(x, mask=ops.greater(present, 0.5))
+    states = layers.Dropout(dropout, seed=seed + 2)(states)
+    steps = layers.Dense(1, name="step")(states)
+    evidence = layers.Dense(1, name="evidence")(states)
+    there = ops.expand_dims(present, -1)
+    whole = ops.logsumexp(evidence + (there - 1) * 1e9, axis=1) - ops.log(ops.sum(there, axis=1))
+    return keras.Model({"features": features, "present": present}, {"steps": steps, "whole": whole})
+
+
+Drawing = tuple[int, Callable[[int], Iterator[Batch]]]
+"""How many batches an epoch has, and what draws them."""
+
+
+def _slices_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Drawing:
+    """Draw slices for their rows: nothing is known of a row, so only the whole learns."""
+    batches = int(np.clip(4 * len(learn) // SLICES, 1, MOST_BATCHES))
+    copies, _, rows, _ = features.shape
+    present, unknown = np.ones((SLICES, rows), np.float32), np.zeros((SLICES, rows, 1), np.float32)
+
+    def draw(seed: int) -> Iterator[Batch]:
+        random = np.random.default_rng(seed)
+        for _ in range(batches):
+            at = learn[balanced_draws(task.labels[learn], task.sources[learn], SLICES, random)]
+            inputs = {"features": features[random.integers(copies, size=SLICES), at], "present": present}
+            truth = {"steps": unknown, "whole": task.labels[at].astype(np.float32)[:, np.newaxis]}
+            yield inputs, truth, {"steps": unknown[..., 0], "whole": np.ones(SLICES, np.float32)}
+
+    return batches, draw
+
+
+def _scans_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Drawing:
+    """Draw scans and parts of scans, read upwards or downwards.
+
+    Within a data set slices of both classes weigh the same, and so do scans; where all its scans are of one class only parts of scans teach
+    the whole's decision, as among them there are both.
+    """
+    scans = np.unique(task.scans[learn])
+    places = [np.flatnonzero(task.scans == scan) for scan in scans]
+    slice_weights = np.zeros(len(task.labels), np.float32)
+    slice_weights[learn] = sample_weights(task.labels[learn], task.sources[learn], task.groups[learn])
+    truth_of = np.array([task.labels[at].max() for at in places])
+    source_of = np.array([task.sources[at[0]] for at in places])
+    share_of = np.array([(truth_of[source_of == source] == 1).mean() for source in source_of])
+    length = min(max(len(at) for at in places), MOST_SLICES)
+    batches = int(np.clip(-(-2 * len(scans) // SCANS), 1, MOST_BATCHES))
+    copies, _, width = features.shape
+
+    def whole_weight(number: int, is_part: bool) -> float:
+        if is_part:
+            return 1.0
+        share = share_of[number]
+        return 0.0 if share in (0, 1) else float(0.5 / (share if truth_of[number] == 1 else 1 - share))
+
+    def draw(seed: int) -> Iterator[Batch]:
+        random = np.random.default_rng(seed)
+        for _ in range(batches):
+            inputs, present = np.zeros((SCANS, length, width), np.float32), np.zeros((SCANS, length), np.float32)
+            steps, weights = np.zeros((SCANS, length, 1), np.float32), np.zeros((SCANS, length), np.float32)
+            whole, whole_weights = np.zeros((SCANS, 1), np.float32), np.zeros(SCANS, np.float32)
+            for row in range(SCANS):
+                number = int(random.integers(len(scans)))
+                at = places[number]
+                wanted = len(at) if random.random() < WHOLE_SHARE else int(random.integers(1, len(at) + 1))
+                wanted = min(wanted, length)
+                first = int(random.integers(len(at) - wanted + 1))
+                is_part = wanted < len(at)
+                at = at[first : first + wanted]
+                if random.random() < 0.5:
+                    at = at[::-1]
+                labels = task.labels[at]
+                inputs[row, :wanted] = features[random.integers(copies), at]
+                present[row, :wanted], steps[row, :wanted, 0], weights[row, :wanted] = 1, labels == 1, slice_weights[at]
+                whole[row] = float((labels == 1).any())
+                # A single slice answers by its own decision; what nobody looked at may show blood.
+                known = wanted > 1 and (whole[row, 0] == 1 or not (labels == UNKNOWN).any())
+                whole_weights[row] = whole_weight(number, is_part) if known else 0.0
+            yield {"features": inputs, "present": present}, {"steps": steps, "whole": whole}, {"steps": weights, "whole": whole_weights}
+
+    return batches, draw

@@ -1,0 +1,62 @@
+"""A scan's answer from its slices', by hand and as a graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from ml.calibration import Platt
+from ml.models.aggregation import aggregate, aggregate_scans, answer_graph, calibration_graph, held_out_of, scan_probability
+
+PLATT, SCAN_PLATT = Platt(2.0, -0.5), Platt(0.7, 1.0)
+
+
+def test_one_slice_keeps_its_decision() -> None:
+    assert aggregate(np.array([1.25])) == pytest.approx(1.25)
+
+
+def test_neighbours_are_averaged_and_the_three_highest_count() -> None:
+    # padded 0 0 0 6 0 0 3 3 -> means of three: 0, 2, 2, 2, 1, 2 -> the three highest are 2
+    assert aggregate(np.array([0, 0, 6, 0, 0, 3])) == pytest.approx(2.0)
+    assert aggregate(np.array([3.0, 0.0])) == pytest.approx((2 + 1) / 2)
+
+
+def test_a_lone_spike_counts_less_than_blood_in_neighbouring_slices() -> None:
+    spike, bleed = np.zeros(20), np.zeros(20)
+    spike[9], bleed[8:12] = 6, 4
+    assert aggregate(bleed) > aggregate(spike)
+
+
+def test_scans_are_told_apart_by_their_numbers() -> None:
+    decisions = np.array([1.0, 5, 5, 5, -2])
+    assert aggregate_scans(decisions, np.array([0, 1, 1, 1, 2])).tolist() == pytest.approx([1, 5, -2])
+
+
+def test_held_out_slices_give_held_out_scans() -> None:
+    held = held_out_of(np.array([9.0, 1, 1, 1, 4]), np.array([3, 1, 2]), np.array([0, 1, 1, 1, 2]))
+    assert held.slices.tolist() == [1, 2, 3] and held.scans.tolist() == [1]
+    assert held.scan_decisions.tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 40])
+def test_the_graph_answers_as_numpy_does(length: int) -> None:
+    graph = answer_graph(PLATT, SCAN_PLATT)
+    onnx.checker.check_model(graph, full_check=True)
+    decisions = np.random.default_rng(length).normal(0, 2, length)
+    given = {"decision": decisions.astype(np.float32)[:, np.newaxis]}
+    slices, scan = onnxruntime.InferenceSession(graph.SerializeToString()).run(["slice_probability", "scan_probability"], given)
+    assert slices == pytest.approx(PLATT(decisions), abs=1e-6)
+    assert scan == pytest.approx([scan_probability(decisions, PLATT, SCAN_PLATT)], abs=1e-6)
+    if length == 1:
+        assert scan[0] == slices[0]
+
+
+@pytest.mark.parametrize(("length", "platt"), [(1, PLATT), (3, SCAN_PLATT)])
+def test_a_decision_about_the_scan_itself_is_calibrated_by_its_length(length: int, platt: Platt) -> None:
+    session = onnxruntime.InferenceSession(calibration_graph(PLATT, SCAN_PLATT).SerializeToString())
+    given = {"decision": np.zeros((length, 1), np.float32), "scan_decision": np.array([1.5], np.float32)}
+    slices, scan = session.run(["slice_probability", "scan_probability"], given)
+    assert slices == pytest.approx(PLATT(np.zeros(length)), abs=1e-6)
+    assert scan == pytest.approx(platt(np.array([1.5])), abs=1e-6)

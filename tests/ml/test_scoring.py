@@ -1,0 +1,220 @@
+"""A finished model on labelled sets of every kind; the model's answer hangs on one cell, so every figure is known."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ml.__main__ import main
+from ml.artifacts import read_card, write_model
+from ml.comparison import compare
+from ml.datasets import DatasetError, read_dataset
+from ml.inference import Predictor
+from ml.plots import bars_plot, training_plot, wilson, write_plots
+from ml.scoring import evaluate
+from tests.ml.conftest import features_graph, head_graph
+
+Model = Callable[..., Path]
+FIGURES = {"accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "auroc", "auprc", "brier", "ece"}
+
+
+def write_slice(path: Path, cell: float, seed: int) -> None:
+    """Write a noisy picture whose cell (2, 5) has that brightness: the tiny model says sigmoid(8 * (cell - 0.5))."""
+    pixels = np.random.default_rng(seed).uniform(0, 1, (64, 64))
+    pixels[16:24, 40:48] = cell
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((pixels * 255).round().astype(np.uint8)).save(path)
+
+
+def write_set(root: Path, rows: list[tuple[str, str, str, float]]) -> Path:
+    """Write a data set of (label, patient, slice, brightness of the cell)."""
+    lines = ["filename,label,patient,slice"]
+    for number, (label, patient, place, cell) in enumerate(rows):
+        write_slice(root / f"{number}.png", cell, number)
+        lines.append(f"{number}.png,{label},{patient},{place}")
+    (root / "labels.csv").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture
+def patients(tmp_path: Path) -> Path:
+    """Four patients of two slices, listed from the vertex down; a and c bleed, one slice of d nobody labelled."""
+    return write_set(
+        tmp_path / "patients",
+        [
+            *(("1", "a", "2", 0.9), ("0", "a", "1", 0.1)),
+            *(("0", "b", "2", 0.2), ("0", "b", "1", 0.6)),
+            *(("1", "c", "2", 0.8), ("1", "c", "1", 0.4)),
+            *(("", "d", "2", 0.3), ("0", "d", "1", 0.1)),
+        ],
+    )
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_slice_and_every_patient_is_judged(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = evaluate(tiny_model(), read_dataset(patients), out)
+    assert json.loads((out / "metrics.json").read_text()) == result
+    assert set(result["slice"]) == set(result["patient"]) == FIGURES
+    assert all({"value", "low", "high", "n"} <= set(entry) for level in ("slice", "patient") for entry in result[level].values())
+    # Known slices from above: .9+ .8+ .6- .4+ .2- .1- .1-; of 3 * 4 pairs one is out of order. At .5 three are called.
+    assert result["slice"]["auroc"]["value"] == pytest.approx(11 / 12) and result["slice"]["auroc"]["n"] == 7
+    assert result["slice"]["sensitivity"]["value"] == pytest.approx(2 / 3) and result["slice"]["sensitivity"]["n"] == 3
+    # Patients by their largest slice: a .9+, c .8+, b .6-, d .3-: in order, and b is called too.
+    assert result["patient"]["auroc"]["value"] == 1.0 and result["patient"]["specificity"]["value"] == 0.5
+    assert result["patient"]["auroc"]["n"] == 4 and result["unknown"] == 1 and result["images"] == 8
+
+
+def test_every_image_has_its_own_probability_in_the_table(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
+    assert (tmp_path / "out" / "predictions.csv").read_text().splitlines()[0] == "filename,label,patient,slice,probability"
+    rows = rows_of(tmp_path / "out" / "predictions.csv")
+    assert [(row["patient"], row["slice"]) for row in rows] == [(p, s) for p in "abcd" for s in "12"], "from foot to head"
+    by_name = {row["filename"]: row for row in rows}
+    assert float(by_name["0.png"]["probability"]) == pytest.approx(1 / (1 + np.exp(-8 * 0.4)), abs=0.02)
+    assert float(by_name["1.png"]["probability"]) == pytest.approx(1 / (1 + np.exp(8 * 0.4)), abs=0.02)
+    assert by_name["6.png"]["label"] == ""
+
+
+def test_a_series_is_judged_by_the_threshold_of_scans(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    model = tiny_model(scan_threshold=0.8, scan_uncertain_low=0.75, scan_uncertain_high=0.85)
+    result = evaluate(model, read_dataset(patients), tmp_path / "out")
+    assert result["patient"]["specificity"]["value"] == 1.0, "b, at sigmoid(.8) = .69, lies below"
+    assert result["slice"]["specificity"]["value"] == 0.75, "its slice still lies above the threshold of slices"
+
+
+@pytest.mark.parametrize(
+    ("label", "defined", "reason"), [("1", "sensitivity", "one class is missing"), ("0", "specificity", "one class is missing")]
+)
+def test_a_set_of_one_class_has_the_figures_that_it_allows(
+    tiny_model: Model, tmp_path: Path, label: str, defined: str, reason: str
+) -> None:
+    root = write_set(tmp_path / "one", [(label, "", "", 0.9), (label, "", "", 0.1)])
+    result = evaluate(tiny_model(), read_dataset(root, needs_both_classes=False), tmp_path / "out")
+    assert result["slice"][defined]["value"] == 0.5 and result["slice"]["auroc"]["value"] is None
+    assert result["slice"]["auroc"]["reason"] == reason == result["patient"]["auroc"]["reason"]
+    assert "No image names its patient; each is a scan of its own among the patients." in result["notes"]
+
+
+def test_a_set_without_any_label_is_scored_and_has_no_figures(tiny_model: Model, tmp_path: Path) -> None:
+    root = write_set(tmp_path / "none", [("", "a", "1", 0.9), ("", "a", "2", 0.1)])
+    result = evaluate(tiny_model(), read_dataset(root, needs_both_classes=False), tmp_path / "out")
+    assert all(entry["value"] is None and entry["reason"] for level in ("slice", "patient") for entry in result[level].values())
+    assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 2
+
+
+def a_model_that_saw(dataset_root: Path, names: set[str], tmp_path: Path) -> Path:
+    marks = [[e.sha256[:16], e.dhash] for e in read_dataset(dataset_root, needs_both_classes=False).examples if e.name in names]
+    seen = json.dumps({"features": [], "head": marks}).encode()
+    card = read_card(tmp_path / "plain")
+    files = {"features.onnx": features_graph(), "head.onnx": head_graph(), "seen.json": seen}
+    write_model(tmp_path / "seen", card, files)
+    return tmp_path / "seen"
+
+
+def test_what_training_saw_is_counted_and_left_out_with_its_patient(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    tiny_model().rename(tmp_path / "plain")
+    model = a_model_that_saw(patients, {"0.png"}, tmp_path)
+    result = evaluate(model, read_dataset(patients), tmp_path / "out")
+    assert (result["overlap"], result["left_out"]) == (1, 2), "one image of patient a, who has two"
+    assert result["patient"]["auroc"]["n"] == 3 and result["all"]["patient"]["auroc"]["n"] == 4
+    assert result["slice"]["auroc"]["n"] == 5 and result["all"]["slice"]["auroc"]["n"] == 7
+    assert any("has seen 1 of the 8 images" in note for note in result["notes"])
+    assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 8
+
+
+def test_where_training_saw_everything_there_is_no_headline(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    tiny_model().rename(tmp_path / "plain")
+    model = a_model_that_saw(patients, {f"{n}.png" for n in range(8)}, tmp_path)
+    result = evaluate(model, read_dataset(patients), tmp_path / "out")
+    reason = "the model's training has seen all of it"
+    assert result["slice"]["auroc"] == {"value": None, "low": None, "high": None, "n": 0, "reason": reason}
+    assert result["all"]["slice"]["auroc"]["value"] == pytest.approx(11 / 12)
+
+
+def test_an_interrupted_evaluation_continues_with_the_same_answers(
+    patients: Path, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, dataset = tiny_model(), read_dataset(patients)
+    straight = evaluate(model, dataset, tmp_path / "straight")
+
+    def interrupt(done: int, total: int) -> None:
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, dataset, tmp_path / "out", interrupt)
+    assert len(json.loads((tmp_path / "out" / "partial.json").read_text())["findings"]) == 2
+    asked: list[int] = []
+    predict = Predictor.predict
+    monkeypatch.setattr(Predictor, "predict", lambda self, series: asked.append(len(series.slices)) or predict(self, series))
+    continued = evaluate(model, dataset, tmp_path / "out")
+    assert asked == [2, 2] and not (tmp_path / "out" / "partial.json").exists()
+    assert continued | {"seconds": 0} == straight | {"seconds": 0}
+
+
+def test_a_folder_is_not_mixed_with_another_evaluation(
+    patients: Path, tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tiny_model(), tiny_model(head={"gain": 4.0})
+    arguments = ["evaluate", str(patients), "--out", str(tmp_path / "out"), "--json"]
+    assert main([arguments[0], str(first), *arguments[1:]]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 8
+    assert main([arguments[0], str(second), *arguments[1:]]) == 2
+    assert "holds the evaluation of another model or data set" in capsys.readouterr().err
+
+
+def test_the_plots_stand_beside_the_figures(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
+    names = {path.name for path in write_plots(tmp_path / "out")}
+    assert names == {f"{level}_{kind}.png" for level in ("slice", "patient") for kind in ("roc", "calibration", "figures")}
+    for name in names:
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5, "something is drawn"
+
+
+def test_bars_and_curves_are_drawn(tmp_path: Path) -> None:
+    bars_plot(tmp_path / "bars.png", {"svm": {"value": 0.9, "low": 0.8, "high": 0.95}, "none": {"value": None}}, "t", "AUROC")
+    training_plot(tmp_path / "curve.png", {"loss": [1.0, 0.5, 0.2]}, "t")
+    for name in ("bars.png", "curve.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_the_interval_of_a_share_is_wilson_s() -> None:
+    # 5 of 10, as printed in any table: .237 to .763.
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+def test_two_models_are_compared_on_what_they_share(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    dataset = read_dataset(patients)
+    evaluate(tiny_model(), dataset, tmp_path / "good")
+    evaluate(tiny_model(head={"row": 0, "column": 0}), dataset, tmp_path / "noise")
+    found = compare([tmp_path / "good", tmp_path / "noise"])
+    assert (found["slice"]["n"], found["patient"]["n"]) == (7, 4), "the slice without a label is in no figure"
+    assert [run["run"] for run in found["slice"]["runs"]] == ["good", "noise"]
+    good, noise = (run["metrics"]["auroc"]["value"] for run in found["slice"]["runs"])
+    (difference,) = found["slice"]["differences"]
+    assert difference["auroc"]["value"] == pytest.approx(noise - good) and difference["minus"] == "good"
+    assert difference["auroc"]["low"] <= difference["auroc"]["value"] <= difference["auroc"]["high"]
+
+
+def test_runs_that_share_nothing_are_not_compared(tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model()
+    for name, cell in (("one", 0.9), ("two", 0.3)):
+        root = write_set(tmp_path / name, [("1", "", "", cell), ("0", "", "", 0.1)])
+        evaluate(model, read_dataset(root), tmp_path / f"{name}-out")
+    assert main(["compare", str(tmp_path / "one-out"), str(tmp_path / "two-out")]) == 2
+    assert capsys.readouterr().err == "These runs have no image in common.\n"
+    with pytest.raises(DatasetError, match="holds no answers"):
+        compare([tmp_path / "one"])
