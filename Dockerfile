@@ -18,7 +18,7 @@ RUN pip install --no-cache-dir --require-hashes -r webapp/requirements.txt
 FROM base AS web
 COPY webapp webapp
 COPY migrations migrations
-# Setup puts the starter model into storage; of `ml` the web application knows the catalogue only.
+# Setup puts the starter models into storage; of `ml` the web application knows the catalogue only.
 COPY ml/__init__.py ml/catalogue.py ml/
 COPY ml/starter ml/starter
 USER 10001

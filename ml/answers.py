@@ -30,11 +30,11 @@ def write_predictions(path: Path, examples: Sequence[Example], material: Materia
     write_answers(path, [*_rows(judgement.slices, examples, "slice", material), *_rows(judgement.scans, examples, "patient", material)])
 
 
-def write_answers(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows of `COLUMNS`; the file is there whole or not at all."""
+def write_answers(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
+    """Write rows of `columns`; the file is there whole or not at all."""
     unfinished = path.with_name(f".{path.name}")
     with unfinished.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS, restval="")
+        table = csv.DictWriter(file, columns, restval="")
         table.writeheader()
         table.writerows(rows)
     unfinished.replace(path)

@@ -27,7 +27,10 @@ __all__ = ["Dataset", "DatasetError", "Example", "contact_sheet", "explore", "re
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that was read whole. `fingerprint` changes with any label, group, name or file."""
+    """A data set that was read whole. `fingerprint` changes with any label, group, name or file.
+
+    `unread` are the images that cannot be read; `problems` says why.
+    """
 
     name: str
     root: Path
@@ -36,6 +39,7 @@ class Dataset:
     problems: tuple[str, ...]
     fingerprint: str
     near_duplicates: tuple[tuple[str, str], ...] = ()
+    unread: tuple[Example, ...] = ()
 
 
 def unpack(archive: Path, into: Path, max_bytes: int = 4 * 2**30, max_files: int = 50_000, max_ratio: int = 200) -> Path:
@@ -134,7 +138,9 @@ def read_dataset(
     duplicates = tuple(
         (grouped[i].name, grouped[j].name) for i, j in pairs if not looked[i].patient or looked[i].patient != looked[j].patient
     )
-    return Dataset(name, base, layout, grouped, tuple(problems), fingerprint, duplicates)
+    read = {example.name for example in grouped}
+    unread = tuple(example for example in examples if example.name not in read)
+    return Dataset(name, base, layout, grouped, tuple(problems), fingerprint, duplicates, unread)
 
 
 def explore(dataset: Dataset) -> dict[str, object]:

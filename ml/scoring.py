@@ -1,6 +1,7 @@
 """Score a finished model once on a labelled data set: a figure for each slice and for each patient, and every answer in a table.
 
 What the model's training has seen is recognised by file and picture, counted, and left out of the headline with all slices of its group.
+Nothing is refused: how little each image looks like a head CT is reported beside its answer.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ml.answers import write_answers
+from ml.answers import COLUMNS, write_answers
 from ml.artifacts import ArtifactError
 from ml.calibration import trust_in_zones, zones
 from ml.catalogue import SettingError
 from ml.checkpoints import load_json, save_json
 from ml.datasets import Dataset
 from ml.evaluation import metrics_with_intervals, undefined_metrics
+from ml.gate import REFUSED_FROM, Gate, gate
 from ml.grouping import digest
 from ml.images import ImageError, Series, read_series
 from ml.inference import Finding, Predictor
@@ -29,7 +31,9 @@ from ml.models import UNKNOWN
 from ml.provenance import all_marks_of, in_scan_order, numbered, scan_key, seen_among
 
 PREDICTIONS = ("filename", "label", "patient", "slice", "probability")
+ANSWERS = (*COLUMNS, "not_head_ct")
 KEEP_EVERY_S = 5.0
+MOST_NAMED = 20
 SEED = 0
 
 
@@ -63,7 +67,7 @@ def evaluate(
     """Score a data set and write `metrics.json`, `predictions.csv` and `answers.csv` (see `ml.answers`); return the first.
 
     One patient after the other is read and answered for as a series, in the order of its slices; an image without a patient is a series of
-    one. Interrupted and called again it continues.
+    one. What cannot be read has no answer, and its patient is scored with the rest. Interrupted and called again it continues.
 
     Args:
         model_dir: the model.
@@ -76,17 +80,19 @@ def evaluate(
         ArtifactError: the model is unusable.
         SettingError: the folder holds another evaluation.
     """
-    predictor = Predictor(model_dir, threads, judges_pictures=False)  # a data set's pictures are what its owner says
+    predictor = Predictor(model_dir, threads, judges_pictures=False)  # each image is judged once, below
+    judge, notes = _judge()
     examples = in_scan_order(dataset.examples)
     scans = numbered([scan_key(example) for example in examples])
     identity = digest(predictor.card.id, dataset.fingerprint)
     began = time.monotonic()
-    findings = _score(predictor, examples, scans, out_dir, identity, on_progress)
-    marks, notes = _marks(model_dir)
+    findings = _score(predictor, judge, examples, scans, out_dir, identity, on_progress)
+    marks, without_marks = _marks(model_dir)
+    notes += without_marks
     seen_images = seen_among(examples, marks)
     groups = np.array([example.group for example in examples])
     seen = np.isin(groups, groups[seen_images])
-    slices, patients = _levels(predictor, examples, scans, findings, groups, seen)
+    slices, patients = _levels(predictor, examples, scans, findings, groups, seen, dataset.unread)
     card = predictor.card
     if overlap := int(seen_images.sum()):
         notes.append(
@@ -100,6 +106,10 @@ def evaluate(
     unknown = int((slices.labels == UNKNOWN).sum())
     if unknown:
         notes.append(f"{unknown} images have no label: they are scored with their patient and left out of the slice figures.")
+    notes += _notes_on_unread(examples, dataset.unread)
+    oddness = np.array([score for finding in findings for score in finding["not_head_ct"]])
+    if odd := int((oddness >= REFUSED_FROM).sum()):
+        notes.append(f"{odd} of {len(oddness)} images do not look like head CT (not_head_ct in answers.csv); they are scored all the same.")
     counted = patients.labels != UNKNOWN
     several = np.bincount(scans) > 1
     points = [card.point_of(2 if more else 1) for more in several]
@@ -108,7 +118,7 @@ def evaluate(
     known, fresh = slices.labels != UNKNOWN, ~slices.seen
     result: dict[str, Any] = {
         "identity": identity,
-        "model": {"id": card.id, "architecture": card.architecture, "reads": card.reads},
+        "model": {"id": card.id, "architecture": card.architecture, "reads": card.reads, "settings": card.settings},
         "threshold": card.threshold,
         "patient_threshold": card.point_of(2)[0],
         "dataset": dataset.name,
@@ -116,6 +126,8 @@ def evaluate(
         "images": len(examples),
         "scans": len(several),
         "unknown": unknown,
+        "unread": len(dataset.unread),
+        "not_head_ct": _oddness_block(oddness, judge),
         "slice": slices.metrics(with_seen=False),
         "patient": patients.metrics(with_seen=False),
         "overlap": overlap,
@@ -129,15 +141,48 @@ def evaluate(
         "problems": list(dataset.problems),
         "seconds": round(time.monotonic() - began, 1),
     }
-    _write_predictions(out_dir / "predictions.csv", examples, slices.probabilities)
-    write_answers(out_dir / "answers.csv", _rows(examples, scans, slices, patients))
+    _write_predictions(out_dir / "predictions.csv", examples, slices.probabilities, dataset.unread)
+    write_answers(out_dir / "answers.csv", _rows(examples, scans, slices, patients, oddness), ANSWERS)
     save_json(out_dir / "metrics.json", result)
     (out_dir / "partial.json").unlink(missing_ok=True)
     return result
 
 
+def _judge() -> tuple[Gate | None, list[str]]:
+    try:
+        return gate(), []
+    except ArtifactError as err:
+        return None, [str(err)]
+
+
+def _oddness_block(scores: np.ndarray, judge: Gate | None) -> dict[str, Any]:
+    """Return how little the images (n,) look like head CT, and how many the service would refuse."""
+    if judge is None:
+        return {"refused": None, "n": 0, "share": None, "median": None, "highest": None, "reason": "the check is not available"}
+    return {
+        "refused": int((scores >= REFUSED_FROM).sum()),
+        "refused_from": REFUSED_FROM,
+        "n": len(scores),
+        "share": float((scores >= REFUSED_FROM).mean()),
+        "median": float(np.median(scores)),
+        "highest": float(scores.max()),
+    }
+
+
+def _notes_on_unread(examples: Sequence[Example], unread: Sequence[Example]) -> list[str]:
+    if not unread:
+        return []
+    named = ", ".join(example.name for example in unread[:MOST_NAMED]) + (", ..." if len(unread) > MOST_NAMED else "")
+    notes = [f"{len(unread)} of {len(examples) + len(unread)} images cannot be read and have no answer: {named}."]
+    lost = {example.patient for example in unread if example.patient} - {example.patient for example in examples}
+    if lost:
+        notes.append(f"Patients without any readable image, in no figure: {', '.join(sorted(lost))}.")
+    return notes
+
+
 def _score(
     predictor: Predictor,
+    judge: Gate | None,
     examples: Sequence[Example],
     scans: np.ndarray,
     out_dir: Path,
@@ -146,34 +191,39 @@ def _score(
 ) -> list[dict[str, Any]]:
     """Return the answer for each scan; what is there already is not computed again."""
     partial = out_dir / "partial.json"
-    kept = load_json(partial) or {"identity": identity, "findings": []}
+    kept = load_json(partial) or {"identity": identity, "answers": []}
     owner = load_json(out_dir / "metrics.json") or kept
     if kept["identity"] != identity or owner.get("identity") != identity:
         raise SettingError(f"The folder {out_dir.name} holds the evaluation of another model or data set; give another folder.")
-    findings: list[dict[str, Any]] = kept["findings"]
+    findings: list[dict[str, Any]] = kept.get("answers", [])
     starts = [*np.unique(scans, return_index=True)[1].tolist(), len(examples)]
     saved_at = time.monotonic()
     try:
         for scan in range(len(findings), len(starts) - 1):
             on_progress(starts[scan], len(examples))
-            findings.append(_answer(predictor, examples[starts[scan] : starts[scan + 1]]))
+            findings.append(_answer(predictor, judge, examples[starts[scan] : starts[scan + 1]]))
             if time.monotonic() - saved_at > KEEP_EVERY_S:
-                save_json(partial, {"identity": identity, "findings": findings})
+                save_json(partial, {"identity": identity, "answers": findings})
                 saved_at = time.monotonic()
     finally:
         # Also when Ctrl-C arrives in the middle of a scan: the list holds whole scans only.
-        save_json(partial, {"identity": identity, "findings": findings})
+        save_json(partial, {"identity": identity, "answers": findings})
     on_progress(len(examples), len(examples))
     return findings
 
 
-def _answer(predictor: Predictor, examples: Sequence[Example]) -> dict[str, Any]:
+def _answer(predictor: Predictor, judge: Gate | None, examples: Sequence[Example]) -> dict[str, Any]:
     try:
-        read = [read_series([example.path]) for example in examples]
-    except ImageError as err:
+        slices = tuple(read_series([example.path]).slices[0] for example in examples)
+    except ImageError as err:  # it was readable when the data set was read
         raise ImageError(f"{examples[0].name} and the slices after it: {err}") from err
-    finding: Finding = predictor.predict(Series(tuple(series.slices[0] for series in read)))
-    return {"probability": finding.probability, "positive": finding.positive, "slices": list(finding.slice_probabilities)}
+    finding: Finding = predictor.predict(Series(slices))
+    return {
+        "probability": finding.probability,
+        "positive": finding.positive,
+        "slices": list(finding.slice_probabilities),
+        "not_head_ct": [judge.score(one) for one in slices] if judge else [],
+    }
 
 
 def _marks(model_dir: Path) -> tuple[Any, list[str]]:
@@ -190,12 +240,17 @@ def _levels(
     findings: Sequence[dict[str, Any]],
     groups: np.ndarray,
     seen: np.ndarray,
+    unread: Sequence[Example],
 ) -> tuple[Level, Level]:
     labels = np.array([UNKNOWN if example.label is None else example.label for example in examples])
     probabilities = np.array([value for finding in findings for value in finding["slices"]])
     first = np.unique(scans, return_index=True)[1]
     scan_labels = np.full(len(findings), UNKNOWN)
     np.maximum.at(scan_labels, scans, labels)
+    number_of = {scan_key(examples[position]): number for number, position in enumerate(first)}
+    for example in unread:  # a bleed on a slice that cannot be read is still the patient's
+        if example.label is not None and (number := number_of.get(scan_key(example))) is not None:
+            scan_labels[number] = max(scan_labels[number], example.label)
     scan_seen = np.zeros(len(findings), bool)
     np.logical_or.at(scan_seen, scans, seen)
     return (
@@ -210,18 +265,19 @@ def _levels(
     )
 
 
-def _write_predictions(path: Path, examples: Sequence[Example], probabilities: np.ndarray) -> None:
+def _write_predictions(path: Path, examples: Sequence[Example], probabilities: np.ndarray, unread: Sequence[Example]) -> None:
+    probability_of = {example.name: float(probability) for example, probability in zip(examples, probabilities, strict=True)}
     unfinished = path.with_name(f".{path.name}")
     with unfinished.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(PREDICTIONS)
-        for example, probability in zip(examples, probabilities, strict=True):
-            row = [example.name, example.label, example.patient, example.slice, float(probability)]
+        for example in in_scan_order([*examples, *unread]):
+            row = [example.name, example.label, example.patient, example.slice, probability_of.get(example.name)]
             table.writerow(["" if value is None else value for value in row])
     unfinished.replace(path)
 
 
-def _rows(examples: Sequence[Example], scans: np.ndarray, slices: Level, patients: Level) -> list[dict[str, Any]]:
+def _rows(examples: Sequence[Example], scans: np.ndarray, slices: Level, patients: Level, oddness: np.ndarray) -> list[dict[str, Any]]:
     rows = []
     first = np.unique(scans, return_index=True)[1]
     for name, level, positions in (("slice", slices, np.arange(len(examples))), ("patient", patients, first)):
@@ -240,6 +296,7 @@ def _rows(examples: Sequence[Example], scans: np.ndarray, slices: Level, patient
                     "probability": repr(float(level.probabilities[number])),
                     "predicted": int(level.predicted[number]),
                     "overlap": int(level.seen[number]),
+                    "not_head_ct": repr(float(oddness[number])) if name == "slice" and len(oddness) else "",
                 }
             )
     return rows

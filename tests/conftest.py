@@ -81,7 +81,7 @@ def app_on(database_url: str, home: Path, **config: object) -> Flask:
             "STORAGE_URL": f"file://{home / 'files'}",
             "WTF_CSRF_ENABLED": False,
             "RATELIMIT_ENABLED": False,
-            "CHECK_HEAD_CT": False,  # most pictures of the tests are bars and cells; the test of the check switches it on
+            "CHECK_HEAD_CT": "0",  # most pictures of the tests are bars and cells; the test of the check switches it on
             **config,
         }
     )

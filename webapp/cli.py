@@ -20,7 +20,7 @@ from flask.cli import with_appcontext
 from sqlalchemy import delete, select, text
 from sqlalchemy.exc import IntegrityError
 
-from ml.catalogue import STARTER_DIR
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp.extensions import db
 from webapp.forms import MAX_EMAIL, MAX_NAME, MAX_PHONE, MAX_TOKEN_NAME, password_problem, text_problem, username_problem
 from webapp.models import ApiToken, Dataset, JobStatus, LoginSession, ModelVersion, Role, User, live_version, new_id, promote
@@ -34,11 +34,13 @@ FIRST_ADMIN = "admin"
 @click.command("setup")
 @with_appcontext
 def setup() -> None:
-    """Create or update the tables, the first admin and the starter model. Safe to repeat, and to run twice at once."""
+    """Create or update the tables, the first admin and the starter models. Safe to repeat, and to run twice at once."""
     with one_at_a_time():
         flask_migrate.upgrade()
         ensure_admin()
         install_starter(STARTER_DIR)
+        if STARTER_SERIES_DIR.is_dir():
+            install_starter(STARTER_SERIES_DIR)
     click.echo("Hemoscan is set up.")
 
 
@@ -79,7 +81,7 @@ def ensure_admin() -> None:
 
 
 def install_starter(folder: Path) -> None:
-    """Put the starter model into storage and make it live, unless an admin has already put another one in its place."""
+    """Put a starter model into storage and make it live for what it reads, unless an admin has put another one in its place."""
     if not (folder / "card.json").exists():
         click.echo("There is no starter model, so uploads will fail until an admin trains and promotes one.", err=True)
         return
@@ -101,7 +103,7 @@ def install_starter(folder: Path) -> None:
     if live is None or live.run_id is None:  # Only starters have no run: a trained version stays live.
         promote(version, None, "starter")
     db.session.commit()
-    click.echo(f"The starter model {card['id']} ({card['architecture']}) is installed.")
+    click.echo(f"The starter model {card['id']} ({card['architecture']}, reads one {card['reads']}) is installed.")
 
 
 @click.command("create-admin")

@@ -77,7 +77,7 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "PREDICT_THREADS": number("PREDICT_THREADS", 1),
         # 0 scores every picture that can be read, whatever it shows; for operators whose scans the check refuses wrongly.
         "CHECK_HEAD_CT": environ.get("CHECK_HEAD_CT", "1") != "0",
-        # Where an operator may put ImageNet AlexNet weights (.npz) to offer them as initial weights.
+        # Where an operator may put ImageNet weights of AlexNet (`ml.catalogue.IMAGENET_WEIGHTS`) to offer them as initial weights.
         "WEIGHTS_DIR": Path(environ.get("WEIGHTS_DIR") or home / "weights"),
         "RATELIMIT_STORAGE_URI": limiter_url(environ.get("BROKER_URL") or f"redis+socket://{broker_socket}"),
         # A dead broker must not take logins down with it, nor hold them up.

@@ -18,7 +18,7 @@ from ml.explain import overlay
 from ml.images import ImageError, Series, Slice, read_series, render
 from ml.inference import Finding, Predictor
 from webapp.extensions import db
-from webapp.models import Heatmap, ModelVersion, Prediction, Scan, live_version, new_id
+from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
 from webapp.storage import StorageError, storage
 from worker import leases
 from worker.patience import committed, stored
@@ -37,24 +37,24 @@ def answer_next_scans() -> bool:
     """Claim a batch of queued scans and end each in a verdict or a sentence; False if none was queued."""
     mine = presence()
 
-    def claim() -> tuple[list[Scan], ModelVersion | None]:
+    def claim() -> tuple[list[Scan], ModelVersion | None, ModelVersion | None]:
         scans = leases.claim(Scan, mine.owner, current_app.config["PREDICT_BATCH"])
         # Asked at every claim, so that a promotion needs no restart.
-        return scans, live_version("slice") if scans else None
+        return scans, *(answering_versions() if scans else (None, None))
 
-    scans, version = committed(claim)
+    scans, of_slices, of_series = committed(claim)
     if not scans:
         return False
     with mine.holding(Scan, [scan.id for scan in scans]):
-        if version is None:
+        if of_slices is None or of_series is None:  # Each kind stands in for the other: without one there is none.
             committed(lambda: leases.fail(Scan, mine.owner, {scan.id: NO_MODEL for scan in scans}))
         else:
-            answer(scans, version)
+            answer(scans, of_slices, of_series)
     return True
 
 
-def answer(scans: list[Scan], version: ModelVersion) -> None:
-    """Read, score and render a batch, then write all its verdicts in one short transaction."""
+def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) -> None:
+    """Read, score and render a batch, each scan by the version for so many slices, then write all its verdicts in one transaction."""
     refused: dict[str, str] = {}
     series: dict[str, Series] = {}
     for scan in scans:
@@ -65,12 +65,17 @@ def answer(scans: list[Scan], version: ModelVersion) -> None:
 
     findings: dict[str, Finding] = {}
     started = time.monotonic()
-    if series:
+    answered_by: dict[str, str] = {}
+    for version, reads_series in ((of_slices, False), (of_series, True)):
+        chosen = {scan_id: scan for scan_id, scan in series.items() if (len(scan.slices) > 1) is reads_series}
+        if not chosen:
+            continue
         try:
-            findings = score(predictor_for(version), series, refused)
+            findings |= score(predictor_for(version), chosen, refused)
+            answered_by |= dict.fromkeys(chosen, version.id)
         except (StorageError, ArtifactError) as err:
             log.error("version=%s cannot be loaded: %s", version.id, err)
-            refused.update(dict.fromkeys(series, "The model that is live cannot be loaded; ask an administrator to look at it."))
+            refused.update(dict.fromkeys(chosen, "The model that is live cannot be loaded; ask an administrator to look at it."))
     seconds = (time.monotonic() - started) / max(len(findings), 1)
 
     forced = {scan.id for scan in scans if scan.forced_at is not None}
@@ -85,8 +90,9 @@ def answer(scans: list[Scan], version: ModelVersion) -> None:
                 refused[scan.id] = sentence_for(err, scan)
                 del findings[scan.id]
 
-    owned = committed(lambda: write_verdicts(version, findings, seconds, refused, odd))
-    log.info("scans=%d done=%d version=%s seconds_each=%.3f", len(scans), len(owned), version.id, seconds)
+    owned = committed(lambda: write_verdicts(answered_by, findings, seconds, refused, odd))
+    versions = ",".join(sorted(set(answered_by.values())))
+    log.info("scans=%d done=%d version=%s seconds_each=%.3f", len(scans), len(owned), versions, seconds)
 
 
 def score(predictor: Predictor, series: Mapping[str, Series], refused: dict[str, str]) -> dict[str, Finding]:
@@ -105,12 +111,16 @@ def score(predictor: Predictor, series: Mapping[str, Series], refused: dict[str,
 
 
 def write_verdicts(
-    version: ModelVersion, findings: Mapping[str, Finding], seconds: float, refused: Mapping[str, str], odd: Mapping[str, float]
+    answered_by: Mapping[str, str],
+    findings: Mapping[str, Finding],
+    seconds: float,
+    refused: Mapping[str, str],
+    odd: Mapping[str, float],
 ) -> frozenset[str]:
     """Write the verdicts on scans that this worker still holds, and queue their heat maps; return these scans' ids.
 
-    `refused` are the sentences of scans without a verdict; `odd` are those among them that do not look like a head CT, with the score.
-    The number of statements does not depend on the number of scans.
+    `answered_by` are the versions' ids by scan; `refused` are the sentences of scans without a verdict; `odd` are those among them
+    that do not look like a head CT, with the score. The number of statements does not depend on the number of scans.
     """
     owner = presence().owner
     owned = leases.finish(
@@ -124,7 +134,7 @@ def write_verdicts(
         {
             "id": new_id(),
             "scan_id": scan_id,
-            "model_version_id": version.id,
+            "model_version_id": answered_by[scan_id],
             "probability": finding.probability,
             "threshold": finding.threshold,
             "positive": finding.positive,
@@ -225,7 +235,7 @@ def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
 
 def warm_up() -> None:
     """Load the live model before the first scan comes, and run it once."""
-    version = live_version("slice")
+    version, _ = answering_versions()
     db.session.commit()
     if version is None:
         log.warning("no model is live yet")

@@ -18,6 +18,9 @@ from worker.patience import stored
 
 log = logging.getLogger(__name__)
 
+PREDICTIONS = "predictions.csv"
+"""What a training answered out of fold, stored beside its model; no part of it, and read by comparisons only."""
+
 MOST_LOADED = 2
 """The live model, and the one before it, whose heat maps may still be waiting."""
 
@@ -62,7 +65,8 @@ def model_folder(version: ModelVersion) -> Path:
     fetched = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder.parent))
     try:
         for key in stored(lambda: storage.keys(version.storage_prefix)):
-            stored(lambda key=key: storage.fetch(key, fetched / key.rsplit("/", 1)[-1]))  # type: ignore[misc]
+            if (name := key.rsplit("/", 1)[-1]) != PREDICTIONS:
+                stored(lambda key=key, name=name: storage.fetch(key, fetched / name))  # type: ignore[misc]
         if read_card(fetched).id != version.card_id:
             raise ArtifactError(f"The stored files of model version {version.id} belong to another model.")
         try:

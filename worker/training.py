@@ -15,16 +15,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import selectinload
 
 from ml.artifacts import ArtifactError, Card
-from ml.catalogue import IMAGENET_WEIGHTS, SettingError
+from ml.catalogue import IMAGENET_WEIGHTS, STARTER_SERIES_DIR, SettingError
 from ml.datasets import DatasetError
 from ml.training import Progress, TrainConfig, TrainingStopped, train
 from webapp.extensions import db
 from webapp.models import ModelVersion, TrainingRun, new_id
 from webapp.storage import StorageError, storage
 from worker import leases
+from worker.comparing import compare_with_earlier
 from worker.importing import fetch_dataset
 from worker.patience import committed, stored
-from worker.predictors import model_folder
+from worker.predictors import PREDICTIONS, model_folder
 from worker.presence import presence
 
 log = logging.getLogger(__name__)
@@ -121,10 +122,12 @@ class Training:
                 return "starter"
             case ("random", "", _):
                 return "random"
-            case ("imagenet", "", _):
-                weights = Path(current_app.config["WEIGHTS_DIR"]) / IMAGENET_WEIGHTS
+            case ("starter-series", "", _) if STARTER_SERIES_DIR.is_dir():
+                return STARTER_SERIES_DIR
+            case ("imagenet", ":", name) if name in IMAGENET_WEIGHTS:
+                weights = Path(current_app.config["WEIGHTS_DIR"]) / name
                 if not weights.is_file():
-                    raise SettingError(f"The ImageNet weights are not on this worker: its WEIGHTS_DIR has no {IMAGENET_WEIGHTS}.")
+                    raise SettingError(f"The ImageNet weights are not on this worker: its WEIGHTS_DIR has no {name}.")
                 return weights
             case ("version", ":", version_id):
                 version = committed(lambda: db.session.get(ModelVersion, version_id))
@@ -209,24 +212,27 @@ class Training:
         log.info("run=%s continues from its checkpoint", self.run.id)
 
     def _store_model(self, card: Card) -> str:
-        """Store the model folder, then write version and verdict in one transaction.
+        """Store the model folder and its answers, compare them with others', then write version and verdict in one transaction.
 
         Raises:
             LeaseLost: another worker has the run; nothing of this model stays.
         """
         version_id = new_id()
         prefix = f"models/{version_id}"
+        self._progress["stage"] = "Comparing it with earlier versions"
+        self._write()
+        comparisons = compare_with_earlier(self.out_dir, self.folder)
         try:
-            for path in sorted((self.out_dir / "model").iterdir()):
+            for path in [*sorted((self.out_dir / "model").iterdir()), self.out_dir / PREDICTIONS]:
                 stored(lambda path=path: storage.put(f"{prefix}/{path.name}", path))  # type: ignore[misc]
-            committed(lambda: self._write_version(card, version_id, prefix))
+            committed(lambda: self._write_version(card, comparisons, version_id, prefix))
         except (LeaseLost, StorageError):
             discard(prefix)
             raise
         discard(self.checkpoint_key)
         return version_id
 
-    def _write_version(self, card: Card, version_id: str, prefix: str) -> None:
+    def _write_version(self, card: Card, comparisons: list[dict[str, Any]], version_id: str, prefix: str) -> None:
         if db.session.get(ModelVersion, version_id) is not None:
             return  # It was committed, and only the answer to that was lost.
         check = card.export_check
@@ -246,6 +252,7 @@ class Training:
                 storage_prefix=prefix,
                 card=json.loads(card.to_json()),
                 blocked_because=blocked_because,
+                comparisons=comparisons,
             )
         )
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ml import scoring
 from ml.__main__ import main
-from ml.artifacts import read_card, write_model
+from ml.artifacts import ArtifactError, read_card, write_model
 from ml.comparison import compare
 from ml.datasets import DatasetError, read_dataset
+from ml.images import Slice
 from ml.inference import Predictor
 from ml.plots import bars_plot, training_plot, wilson, write_plots
 from ml.scoring import evaluate
@@ -22,6 +24,24 @@ from tests.ml.conftest import features_graph, head_graph
 
 Model = Callable[..., Path]
 FIGURES = {"accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "auroc", "auprc", "brier", "ece"}
+
+
+class StubGate:
+    """Stands for the check of pictures: the brighter the cell, the less it is a head CT."""
+
+    asked = 0
+
+    def score(self, slice: Slice) -> float:
+        self.asked += 1
+        return round(float(slice.pixels[20, 44]), 2)
+
+
+@pytest.fixture(autouse=True)
+def stub_gate(monkeypatch: pytest.MonkeyPatch) -> StubGate:
+    """The check is stubbed: the pictures of these tests are noise."""
+    stub = StubGate()
+    monkeypatch.setattr(scoring, "gate", lambda: stub)
+    return stub
 
 
 def write_slice(path: Path, cell: float, seed: int) -> None:
@@ -113,6 +133,53 @@ def test_a_set_without_any_label_is_scored_and_has_no_figures(tiny_model: Model,
     assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 2
 
 
+def test_how_little_an_image_looks_like_a_head_ct_stands_beside_its_answer(
+    patients: Path, tiny_model: Model, tmp_path: Path, stub_gate: StubGate
+) -> None:
+    result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
+    assert stub_gate.asked == 8, "each image once"
+    found = result["not_head_ct"]
+    assert (found["refused"], found["refused_from"], found["n"], found["share"], found["highest"]) == (3, 0.5, 8, 3 / 8, 0.9)
+    assert found["median"] == pytest.approx(0.35, abs=0.01)
+    assert any("3 of 8 images do not look like head CT" in note for note in result["notes"])
+    assert result["slice"]["auroc"]["n"] == 7, "they are scored all the same"
+    rows = rows_of(tmp_path / "out" / "answers.csv")
+    assert [float(row["not_head_ct"]) for row in rows[:2]] == [0.1, 0.9]
+    assert {row["not_head_ct"] for row in rows if row["level"] == "patient"} == {""}
+
+
+def test_without_the_check_an_evaluation_says_so_and_goes_on(
+    patients: Path, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_missing() -> None:
+        raise ArtifactError("The check for pictures that are no head CT is incomplete.")
+
+    monkeypatch.setattr(scoring, "gate", is_missing)
+    result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
+    assert result["not_head_ct"]["refused"] is None and result["not_head_ct"]["reason"]
+    assert "The check for pictures that are no head CT is incomplete." in result["notes"]
+    assert {row["not_head_ct"] for row in rows_of(tmp_path / "out" / "answers.csv")} == {""}
+
+
+def test_an_image_that_cannot_be_read_is_named_and_its_patient_scored_with_the_rest(
+    patients: Path, tiny_model: Model, tmp_path: Path
+) -> None:
+    with (patients / "labels.csv").open("a") as table:
+        table.write("\nblank.png,1,d,3\nlost.png,0,e,1\n")
+    Image.new("L", (64, 64)).save(patients / "blank.png")
+    (patients / "lost.png").write_bytes(b"no picture")
+    result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
+    assert (result["images"], result["unread"], result["slice"]["auroc"]["n"], result["patient"]["auroc"]["n"]) == (8, 2, 7, 4)
+    # What bleeds on a slice that nobody can read bleeds: d, at .3, is a third patient with hemorrhage.
+    assert result["patient"]["sensitivity"]["n"] == 3 and result["patient"]["sensitivity"]["value"] == pytest.approx(2 / 3)
+    assert "2 of 10 images cannot be read and have no answer: blank.png, lost.png." in result["notes"]
+    assert "Patients without any readable image, in no figure: e." in result["notes"]
+    assert any("blank.png is left out: The picture is blank" in problem for problem in result["problems"])
+    rows = {row["filename"]: row for row in rows_of(tmp_path / "out" / "predictions.csv")}
+    assert len(rows) == 10 and rows["blank.png"] == {**rows["blank.png"], "patient": "d", "slice": "3", "label": "1", "probability": ""}
+    assert "blank.png" not in {row["filename"] for row in rows_of(tmp_path / "out" / "answers.csv")}
+
+
 def a_model_that_saw(dataset_root: Path, names: set[str], tmp_path: Path) -> Path:
     marks = [[e.sha256[:16], e.dhash] for e in read_dataset(dataset_root, needs_both_classes=False).examples if e.name in names]
     seen = json.dumps({"features": [], "head": marks}).encode()
@@ -154,7 +221,7 @@ def test_an_interrupted_evaluation_continues_with_the_same_answers(
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, dataset, tmp_path / "out", interrupt)
-    assert len(json.loads((tmp_path / "out" / "partial.json").read_text())["findings"]) == 2
+    assert len(json.loads((tmp_path / "out" / "partial.json").read_text())["answers"]) == 2
     asked: list[int] = []
     predict = Predictor.predict
     monkeypatch.setattr(Predictor, "predict", lambda self, series: asked.append(len(series.slices)) or predict(self, series))

@@ -48,6 +48,7 @@ def starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "starter"
     write_model(folder, a_card(), {"features.onnx": features_graph(), "head.onnx": head_graph()})
     monkeypatch.setattr(cli, "STARTER_DIR", folder)
+    monkeypatch.setattr(cli, "STARTER_SERIES_DIR", tmp_path / "none")
     return folder
 
 
@@ -102,6 +103,22 @@ def test_setup_again_changes_nothing_and_shows_no_password(new_app: Flask, start
         assert db.session.scalar(select(func.count()).select_from(Promotion)) == 1
 
 
+def test_setup_makes_a_starter_for_series_live_for_series(
+    new_app: Flask, starter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "starter_series"
+    write_model(folder, a_card(reads="series"), {"features.onnx": features_graph(), "head.onnx": head_graph(gain=3.0)})
+    monkeypatch.setattr(cli, "STARTER_SERIES_DIR", folder)
+
+    said = run(new_app, "setup")
+
+    assert said.exit_code == 0, said.output
+    assert said.output.count("is installed.") == 2
+    with new_app.app_context():
+        live = [live_version(reads) for reads in ("slice", "series")]
+        assert [version and version.reads for version in live] == ["slice", "series"]
+
+
 def test_two_setups_at_once_do_the_work_once(new_app: Flask, starter: Path) -> None:
     def set_up(_: int) -> None:
         with new_app.app_context(), cli.one_at_a_time():
@@ -150,6 +167,7 @@ def a_training_run() -> str:
 
 def test_setup_without_a_starter_model_warns(new_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "STARTER_DIR", tmp_path / "none")
+    monkeypatch.setattr(cli, "STARTER_SERIES_DIR", tmp_path / "none")
 
     said = run(new_app, "setup")
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from honcho.environ import parse_procfile
 
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp.config import PROJECT_ROOT
 
 DOCKERFILE = (PROJECT_ROOT / "Dockerfile").read_text()
@@ -109,6 +110,16 @@ def test_everything_that_the_dockerfile_copies_exists_and_is_not_ignored() -> No
     for source in sources:
         assert (PROJECT_ROOT / source).exists(), source
         assert source.split("/")[0] in allowed, source
+
+
+def test_the_images_have_the_model_folders_that_they_need() -> None:
+    shipped = [folder for folder in (STARTER_DIR, STARTER_SERIES_DIR) if folder.is_dir()]
+
+    for folder in shipped:  # setup puts them into storage
+        name = folder.relative_to(PROJECT_ROOT).as_posix()
+        assert re.search(rf"^COPY {name} {name}$", stages()["web"], re.M), name
+    for stage in ("predict", "train"):  # these need ml/not_head_ct too
+        assert re.search(r"^COPY ml ml$", stages()[stage], re.M), stage
 
 
 def test_web_and_predict_have_no_tensorflow() -> None:

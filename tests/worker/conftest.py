@@ -57,21 +57,23 @@ def picture(brightness: int = 40, *, side: int = 64) -> bytes:
     return content.getvalue()
 
 
-def install_model(*, live: bool = True, gain: float = 8.0, storage_prefix: str | None = None) -> ModelVersion:
+def install_model(*, live: bool = True, gain: float = 8.0, reads: str = "slice", storage_prefix: str | None = None) -> ModelVersion:
     """Store a tiny model and make its version, promoted unless `live` is false."""
     version_id = new_id()
     prefix = storage_prefix or f"models/{version_id}"
     with tempfile.TemporaryDirectory() as folder:
-        card = write_model(Path(folder) / "model", a_card(), {"features.onnx": features_graph(), "head.onnx": head_graph(gain=gain)})
+        card = write_model(
+            Path(folder) / "model", a_card(reads=reads), {"features.onnx": features_graph(), "head.onnx": head_graph(gain=gain)}
+        )
         for path in (Path(folder) / "model").iterdir():
             storage.put(f"{prefix}/{path.name}", path)
     version = ModelVersion(
-        id=version_id, card_id=card.id, architecture=card.architecture, reads="slice", storage_prefix=prefix, card={"id": card.id}
+        id=version_id, card_id=card.id, architecture=card.architecture, reads=reads, storage_prefix=prefix, card={"id": card.id}
     )
     db.session.add(version)
     if live:
         db.session.flush()
-        db.session.add(Promotion(version_id=version_id, reads="slice", reason="A test."))
+        db.session.add(Promotion(version_id=version_id, reads=reads, reason="A test."))
     db.session.commit()
     return version
 

@@ -75,7 +75,7 @@ def test_what_is_no_head_ct_is_refused_until_its_owner_insists(any_worker_app: F
     assert not force(odd, refused.user_id)
     prediction.answer_next_scans()
     assert scan(odd).status == "done" and not scan(odd).may_be_forced
-    assert scan(odd).prediction.warnings == [NOT_HEAD_CT]  # type: ignore[union-attr]
+    assert scan(odd).prediction.warnings[-1] == NOT_HEAD_CT  # type: ignore[union-attr]
 
 
 def test_a_bad_picture_fails_alone_with_its_sentence(worker_app: Flask) -> None:
@@ -107,6 +107,42 @@ def test_what_nobody_expected_fails_alone_with_a_neutral_sentence(
     assert [scan(scan_id).status for scan_id in ids] == ["done", "failed", "done"]
     assert scan(ids[1]).error == "Something unexpected went wrong with this scan; the administrators find it in the log."
     assert any(record.levelno == logging.ERROR and ids[1] in record.getMessage() and record.exc_info for record in caplog.records)
+
+
+def answered_by(scan_id: str) -> str:
+    """Return the id of the version that answered."""
+    found = scan(scan_id).prediction
+    assert found is not None
+    return found.model_version_id
+
+
+def test_a_slice_and_a_series_are_answered_by_the_live_version_of_their_kind(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_slices, of_series = install_model(), install_model(gain=4.0, reads="series")
+    whole, single = submit(picture(), picture())
+    real = prediction.read_original
+
+    def read(submitted: Scan) -> Series:
+        found = real(submitted)
+        return Series(found.slices * 3) if submitted.id == whole else found
+
+    monkeypatch.setattr(prediction, "read_original", read)
+    prediction.answer_next_scans()
+    assert (answered_by(single), answered_by(whole)) == (of_slices.id, of_series.id)
+    assert len(scan(whole).prediction.slices) == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("reads", ["slice", "series"])
+def test_the_other_kind_answers_where_a_kind_has_no_live_version(worker_app: Flask, monkeypatch: pytest.MonkeyPatch, reads: str) -> None:
+    only = install_model(reads=reads)
+    (single,) = submit(picture())
+    prediction.answer_next_scans()
+    real = prediction.read_original
+    monkeypatch.setattr(prediction, "read_original", lambda submitted: Series(real(submitted).slices * 2))
+    (whole,) = submit(picture())
+    prediction.answer_next_scans()
+    assert (answered_by(single), answered_by(whole)) == (only.id, only.id)
 
 
 def test_the_live_version_is_looked_up_at_every_claim(worker_app: Flask) -> None:

@@ -11,8 +11,9 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, update
 
+from ml.answers import write_answers
 from ml.artifacts import Card, write_model
-from ml.catalogue import SettingError
+from ml.catalogue import IMAGENET_WEIGHTS, SettingError
 from ml.datasets import Dataset as Opened
 from ml.training import Progress, TrainConfig, TrainingStopped
 from tests.ml.conftest import a_card, features_graph, head_graph
@@ -29,6 +30,26 @@ Say = Callable[[Progress], None]
 Ask = Callable[[], bool]
 
 
+def answers_of(probabilities: Sequence[float], dataset: str = "phantoms") -> list[dict[str, object]]:
+    """Return out-of-fold answers for as many slices, the odd ones with hemorrhage, and as many patients."""
+    return [
+        {
+            "level": level,
+            "dataset": dataset,
+            "filename": f"{number}.png" if level == "slice" else "",
+            "label": number % 2,
+            "patient": str(number),
+            "group": str(number),
+            "repeat": 0,
+            "fold": 0,
+            "probability": probability,
+            "predicted": int(probability >= 0.5),
+        }
+        for level in ("slice", "patient")
+        for number, probability in enumerate(probabilities)
+    ]
+
+
 class StubTraining:
     """Stands for `ml.training.train`: three steps with a checkpoint each, and a tiny model at the end."""
 
@@ -39,6 +60,7 @@ class StubTraining:
         self.after_step: Callable[[int], None] = lambda step: None
         self.passed = True
         self.blocked_because = ""
+        self.probabilities = [0.1, 0.9, 0.2, 0.8]
 
     def __call__(self, config: TrainConfig, datasets: Sequence[Opened], out_dir: Path, on_progress: Say, should_stop: Ask) -> Card:
         self.config, self.datasets = config, datasets
@@ -53,6 +75,7 @@ class StubTraining:
             self.after_step(step)
         check = {"largest_difference": 3e-4 if not self.passed else 0.0, "limit": 1e-4, "passed": self.passed}
         card = a_card(export_check=check, blocked_because=self.blocked_because)
+        write_answers(out_dir / "predictions.csv", answers_of(self.probabilities))
         return write_model(out_dir / "model", card, {"features.onnx": features_graph(), "head.onnx": head_graph()})
 
 
@@ -92,13 +115,27 @@ def test_a_run_becomes_a_version(any_worker_app: Flask, stub: StubTraining, tmp_
     assert (version.run_id, version.architecture, version.reads, version.blocked_because) == (run_id, "alexnet_svm", "slice", None)
     assert version.card["id"] == version.card_id
     assert sorted(storage.keys(version.storage_prefix)) == [
-        f"models/{version.id}/{name}" for name in ("card.json", "features.onnx", "head.onnx")
+        f"models/{version.id}/{name}" for name in ("card.json", "features.onnx", "head.onnx", "predictions.csv")
     ]
     assert stub.config is not None
     assert (stub.config.seed, stub.config.settings, stub.config.init) == (5, {"kernel": "linear"}, "random")
     assert [opened.name for opened in stub.datasets] == ["phantoms"]
     assert storage.keys("checkpoints") == []
     assert list(presence().folder.iterdir()) == []
+
+
+def test_a_version_knows_how_it_compares_with_what_is_live(any_worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+    live = install_model()
+    storage_key = f"{live.storage_prefix}/predictions.csv"
+    write_answers(tmp_path / "answers.csv", answers_of([0.9, 0.1, 0.2, 0.8]))
+    storage.put(storage_key, tmp_path / "answers.csv")
+    launch(tmp_path)
+    train_model()
+    made = db.session.scalars(select(ModelVersion).where(ModelVersion.run_id.is_not(None))).one()
+    assert made.comparisons is not None
+    (found,) = made.comparisons
+    assert (found["version_id"], found["card_id"], found["slice"]["n"]) == (live.id, live.card_id, 4)
+    assert found["slice"]["accuracy"]["value"] == 0.5
 
 
 def test_progress_is_written_while_it_trains(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
@@ -257,13 +294,23 @@ def test_a_bug_is_a_verdict_too_and_is_raised(worker_app: Flask, stub: StubTrain
     assert the_run().error == "Something unexpected went wrong in this training; the log has the details."
 
 
-def test_initial_weights_are_found_by_name(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
-    weights = Path(worker_app.config["WEIGHTS_DIR"]) / "alexnet_owt_imagenet_conv.npz"
-    weights.parent.mkdir()
-    weights.touch()
+def test_initial_weights_are_found_by_name(worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(worker_app.config["WEIGHTS_DIR"])
+    folder.mkdir()
+    for name in IMAGENET_WEIGHTS:
+        (folder / name).touch()
+    series = tmp_path / "starter_series"
+    series.mkdir()
+    monkeypatch.setattr(training, "STARTER_SERIES_DIR", series)
     version = install_model()
     cached = Path(worker_app.config["HEMOSCAN_HOME"]) / "cache" / "models" / version.card_id
-    expected = {"starter": "starter", "random": "random", "imagenet": weights, f"version:{version.id}": cached}
+    expected = {
+        "starter": "starter",
+        "starter-series": series,
+        "random": "random",
+        **{f"imagenet:{name}": folder / name for name in IMAGENET_WEIGHTS},
+        f"version:{version.id}": cached,
+    }
     run_id = launch(tmp_path)
     found = {}
     for name in expected:
@@ -277,7 +324,7 @@ def test_initial_weights_are_found_by_name(worker_app: Flask, stub: StubTraining
     assert found == expected
 
 
-@pytest.mark.parametrize("unknown", ["version:nobody", "bigger", "imagenet"])
+@pytest.mark.parametrize("unknown", ["version:nobody", "bigger", "imagenet", "imagenet:../x.npz", "imagenet:alexnet_owt_imagenet_conv.npz"])
 def test_unknown_initial_weights_fail_with_a_sentence(worker_app: Flask, stub: StubTraining, tmp_path: Path, unknown: str) -> None:
     launch(tmp_path, initial_weights=unknown)
     train_model()

@@ -14,7 +14,18 @@ from sqlalchemy.orm import joinedload, selectinload
 from wtforms import Field, Form, SelectChoice, SelectField, SelectMultipleField, StringField, ValidationError
 from wtforms.widgets import CheckboxInput, NumberInput
 
-from ml.catalogue import ARCHITECTURES, IMAGENET_WEIGHTS, STARTER_DIR, Architecture, Setting, SettingError, architecture_named
+from ml.catalogue import (
+    ARCHITECTURES,
+    IMAGENET_WEIGHTS,
+    JUDGING,
+    PREPROCESSING,
+    STARTER_DIR,
+    STARTER_SERIES_DIR,
+    Architecture,
+    Setting,
+    SettingError,
+    architecture_named,
+)
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
 from webapp.extensions import db
 from webapp.jobs import TRAIN_MODEL, nudge
@@ -47,7 +58,13 @@ def launch() -> ResponseReturnValue:
         abort(404)
     form = launch_form(architecture)
     if not form.validate_on_submit():
-        page = render_template("admin/launch.html", form=form, architecture=architecture, architectures=ARCHITECTURES.values())
+        page = render_template(
+            "admin/launch.html",
+            form=form,
+            groups=settings_in_groups(form, architecture),
+            architecture=architecture,
+            architectures=ARCHITECTURES.values(),
+        )
         return page, REFUSED if form.is_submitted() else 200
     run = TrainingRun(
         launched_by_id=current_user.id,
@@ -91,7 +108,9 @@ def launch_form(architecture: Architecture) -> Any:
             description="Images of one patient, and near-duplicates, never stand on both sides of a split.",
         )
         initial_weights = SelectField(
-            "Initial weights", choices=initial_weights(architecture), description="Where the training starts from."
+            "Initial weights",
+            choices=initial_weights(),
+            description="Where the convolutions start from: any architecture may go on from any other.",
         )
         seed = StringField(
             "Seed",
@@ -111,6 +130,16 @@ def launch_form(architecture: Architecture) -> Any:
     for setting in architecture.settings:
         setattr(LaunchForm, field_name(setting), field_of(setting))
     return LaunchForm()
+
+
+def settings_in_groups(form: FlaskForm, architecture: Architecture) -> list[tuple[str, list[Field]]]:
+    """Return the fields of the settings by group, under a title; those that no other architecture has come first."""
+    shared = {"How it is judged": JUDGING, "Preprocessing of the images": PREPROCESSING}
+    own = [setting for setting in architecture.settings if not any(setting in group for group in shared.values())]
+    return [
+        (title, [form[field_name(setting)] for setting in group if setting in architecture.settings])
+        for title, group in {"Settings": own, **shared}.items()
+    ]
 
 
 def field_name(setting: Setting) -> str:
@@ -159,20 +188,22 @@ def ready_datasets() -> Any:
     return select(Dataset.id, Dataset.name).where(Dataset.status == JobStatus.DONE).order_by(Dataset.name)
 
 
-def initial_weights(architecture: Architecture) -> list[SelectChoice]:
-    """Return what a run of `architecture` may start from, the best guess first."""
+def initial_weights() -> list[SelectChoice]:
+    """Return what a run may start from, the best guess first."""
     choices = []
-    if (STARTER_DIR / "card.json").exists():
-        choices.append(SelectChoice("starter", "The starter model that ships with Hemoscan"))
-    if (current_app.config["WEIGHTS_DIR"] / IMAGENET_WEIGHTS).exists():
-        choices.append(SelectChoice("imagenet", "ImageNet weights"))
+    for value, folder, reads in (("starter", STARTER_DIR, "slices"), ("starter-series", STARTER_SERIES_DIR, "series")):
+        if (folder / "card.json").exists():
+            choices.append(SelectChoice(value, f"The starter model for {reads} that ships with Hemoscan"))
+    for name, title in IMAGENET_WEIGHTS.items():
+        if (current_app.config["WEIGHTS_DIR"] / name).exists():
+            choices.append(SelectChoice(f"imagenet:{name}", title))
     choices.append(SelectChoice("random", "Random"))
     earlier = db.session.execute(
-        select(ModelVersion.id, ModelVersion.card_id, ModelVersion.created_at)
-        .where(ModelVersion.architecture == architecture.name, ModelVersion.run_id.is_not(None))
+        select(ModelVersion.id, ModelVersion.architecture, ModelVersion.card_id, ModelVersion.created_at)
+        .where(ModelVersion.run_id.is_not(None))
         .order_by(ModelVersion.created_at.desc())
         .limit(VERSIONS_OFFERED)
     )
-    for id, card_id, created_at in earlier:
-        choices.append(SelectChoice(f"version:{id}", f"Version {card_id} of {created_at:%Y-%m-%d %H:%M} UTC"))
+    for id, architecture, card_id, created_at in earlier:
+        choices.append(SelectChoice(f"version:{id}", f"Version {card_id} ({architecture}) of {created_at:%Y-%m-%d %H:%M} UTC"))
     return choices

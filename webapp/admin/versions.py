@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import flash, redirect, render_template, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
@@ -17,6 +19,7 @@ from webapp.models import ModelVersion, Promotion, PromotionRefused, live_versio
 from webapp.models import promote as promote_version
 
 PROMOTIONS_SHOWN = 50
+LATER_COMPARED = 50
 
 
 class PromoteForm(FlaskForm):
@@ -91,5 +94,36 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         history=history,
         is_live=is_live,
         before=version_before(version) if is_live else None,
+        comparisons=comparisons_of(version),
         form=form,
     )
+
+
+def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
+    """Return how a version differs from others, as `worker.comparing` writes it: from later ones, the newest first, then from earlier ones.
+
+    A version is compared once, when it is made, with some made before it; seen from those the sign is the other.
+    """
+    later = db.session.execute(
+        select(ModelVersion.id, ModelVersion.card_id, ModelVersion.comparisons)
+        .where(ModelVersion.created_at > version.created_at, ModelVersion.comparisons.is_not(None))
+        .order_by(ModelVersion.created_at.desc())
+        .limit(LATER_COMPARED)
+    )
+    seen_from_here = [
+        {**turned_round(found), "version_id": id, "card_id": card_id}
+        for id, card_id, comparisons in later
+        for found in comparisons or []
+        if found["version_id"] == version.id
+    ]
+    return seen_from_here + (version.comparisons or [])
+
+
+def turned_round(found: Any) -> Any:
+    """Return a comparison with every difference seen from the other side."""
+    if not isinstance(found, dict):
+        return found
+    if "value" in found and found["value"] is not None:
+        low, high = (None if found[bound] is None else -found[bound] for bound in ("high", "low"))
+        return {**found, "value": -found["value"], "low": low, "high": high}
+    return {name: turned_round(part) for name, part in found.items()}

@@ -60,6 +60,7 @@ class ModelVersion(db.Model):
     storage_prefix: Mapped[str] = mapped_column(String(200))
     card: Mapped[dict[str, Any]] = mapped_column(JSON)
     blocked_because: Mapped[str | None] = mapped_column(Text)  # Why it may not be promoted; empty if it may.
+    comparisons: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)  # With versions made before it: `worker.comparing`.
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     run: Mapped[TrainingRun | None] = relationship(back_populates="version")
     promotions: Mapped[list[Promotion]] = relationship(back_populates="version", order_by="Promotion.id")
@@ -84,6 +85,12 @@ def live_version(reads: str) -> ModelVersion | None:
     """Return the version that answers now for `reads` ("slice" or "series"), or None where none was promoted."""
     newest = select(Promotion.version_id).where(Promotion.reads == reads).order_by(Promotion.id.desc()).limit(1).scalar_subquery()
     return db.session.scalar(select(ModelVersion).where(ModelVersion.id == newest))
+
+
+def answering_versions() -> tuple[ModelVersion | None, ModelVersion | None]:
+    """Return the versions that answer now for a slice and for a series: the live one of each kind, else the other kind's."""
+    of_slices, of_series = live_version("slice"), live_version("series")
+    return of_slices or of_series, of_series or of_slices
 
 
 class PromotionRefused(ValueError):

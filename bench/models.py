@@ -1,0 +1,91 @@
+"""How fast a shipped model answers on one core, and what it takes: loading, one slice, its heat map, a series, memory.
+
+    python bench/models.py [MODEL_FOLDER ...]
+
+Each model is measured in a process of its own that is bound to one core where the system allows it. The last line is the verdict; the exit
+status is 1 where a limit is broken. Pictures are phantoms, so the figures hold for any picture of their size. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMITS = {"load_s": 1.0, "slice_median_ms": 60.0, "memory_mb": 350.0}
+SLICES, REPEATS = 40, 25
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Return the figures of one model, in this process."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    from ml.images import Series, read_series
+    from ml.inference import Predictor
+    from ml.phantoms import phantom, write_png
+
+    with tempfile.TemporaryDirectory(prefix="hemoscan-bench-") as scratch:
+        paths = []
+        for number in range(SLICES):
+            paths.append(Path(scratch) / f"{number:02}.png")
+            write_png(phantom(number, hemorrhage=number % 2 == 0, size=512), paths[-1])
+        began = time.perf_counter()
+        predictor = Predictor(folder, threads=1)
+        loaded = time.perf_counter() - began
+        singles = []
+        for number in range(REPEATS):
+            began = time.perf_counter()
+            predictor.predict(read_series([paths[number % SLICES]]))
+            singles.append(time.perf_counter() - began)
+        one = read_series([paths[0]])
+        began = time.perf_counter()
+        predictor.heatmap(one)
+        heat_map = time.perf_counter() - began
+        series = Series(tuple(read_series([path]).slices[0] for path in paths))
+        began = time.perf_counter()
+        predictor.predict(series)
+        whole = time.perf_counter() - began
+    return {
+        "load_s": loaded,
+        "slice_median_ms": 1000 * statistics.median(singles),
+        "slice_largest_ms": 1000 * max(singles),
+        "heat_map_ms": 1000 * heat_map,
+        f"series_of_{SLICES}_s": whole,
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def main() -> int:
+    """Measure each model, write the figures, say whether the limits hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("models", type=Path, nargs="*", default=[ROOT / "ml" / "starter", ROOT / "ml" / "starter_series"])
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        json.dump(measure(options.one), sys.stdout)
+        return 0
+    broken = []
+    for folder in options.models:
+        if not folder.is_dir():
+            continue
+        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        answer = subprocess.run([sys.executable, __file__, "--one", str(folder)], env=environ, check=True, capture_output=True, text=True)
+        for name, value in json.loads(answer.stdout).items():
+            limit = LIMITS.get(name)
+            sys.stdout.write(f"{folder.name} {name}: {value:.4g}" + (f" (limit {limit:g})" if limit else "") + "\n")
+            if limit and value > limit:
+                broken.append(f"{folder.name} {name}")
+    sys.stdout.write(f"models: {'BROKEN: ' + ', '.join(broken) if broken else 'all limits hold'}\n")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Importing data sets and looking at what is in them."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import select
+from werkzeug.datastructures import FileStorage
+from werkzeug.test import encode_multipart
+
+from tests.webapp.admin.conftest import EXPLORATION, add_dataset, zip_of
+from webapp.extensions import db
+from webapp.models import Dataset, JobStatus
+from webapp.storage import storage
+
+
+class TestImport:
+    def post(self, admin: FlaskClient, archive: io.BytesIO | None, name: str = "head_ct") -> Any:
+        files = {} if archive is None else {"archive": FileStorage(archive, "set.zip")}
+        # Encoded here: werkzeug's client puts a large body into a temporary file and leaves it open.
+        boundary, body = encode_multipart({"name": name, **files})
+        return admin.post("/admin/datasets", data=body, content_type=f"multipart/form-data; boundary={boundary}")
+
+    def test_a_zip_file_becomes_a_queued_data_set_and_the_spooled_file_is_gone(
+        self, app: Flask, admin: FlaskClient, tmp_path: Path
+    ) -> None:
+        answer = self.post(admin, zip_of(**{"labels.csv": "id,hemorrhage\n"}))
+        assert answer.status_code == 302
+        with app.app_context():
+            dataset = db.session.scalars(select(Dataset)).one()
+            assert (dataset.name, dataset.status) == ("head_ct", "queued")
+            assert dataset.imported_by is not None and dataset.imported_by.username == "root"
+            assert zipfile.is_zipfile(storage.open(dataset.archive_key))
+        assert answer.location == f"/admin/datasets/{dataset.id}"
+        assert list((tmp_path / "incoming").iterdir()) == []
+        assert "waits for a train worker" in admin.get(answer.location).text
+
+    @pytest.mark.parametrize(
+        ("content", "name", "sentence"),
+        [
+            (b"this is no archive", "head_ct", "ZIP"),
+            (b"", "head_ct", "ZIP"),
+            (None, "head_ct", "Choose a ZIP file."),
+            (zip_of(a="b").getvalue(), "", "Give the data set a name."),
+            (zip_of(a="b").getvalue(), "n" * 81, "at most 80 characters"),
+        ],
+    )
+    def test_a_refused_import_says_why_and_leaves_nothing(
+        self, app: Flask, admin: FlaskClient, tmp_path: Path, content: bytes | None, name: str, sentence: str
+    ) -> None:
+        answer = self.post(admin, None if content is None else io.BytesIO(content), name)
+        assert answer.status_code == 400
+        assert sentence in answer.text
+        with app.app_context():
+            assert db.session.scalars(select(Dataset)).all() == []
+            assert storage.keys("datasets") == []
+        assert list((tmp_path / "incoming").iterdir()) == []
+
+    def test_a_name_is_taken_once(self, app: Flask, admin: FlaskClient) -> None:
+        with app.app_context():
+            add_dataset("head_ct")
+        answer = self.post(admin, zip_of(a="b"))
+        assert answer.status_code == 400
+        assert "head_ct" in answer.text.split('role="alert"')[1].split("</p>")[0]
+
+    def test_an_archive_over_the_limit_is_refused_with_the_limit(self, app: Flask, admin: FlaskClient) -> None:
+        app.config["MAX_DATASET_MB"] = 1
+        answer = self.post(admin, io.BytesIO(bytes(3 * 2**20)))
+        assert answer.status_code == 413
+        assert "larger than 1 MB" in answer.text
+
+    def test_an_archive_may_be_larger_than_a_scan(self, app: Flask, admin: FlaskClient) -> None:
+        app.config["MAX_CONTENT_LENGTH"] = 2**20
+        assert "ZIP" in self.post(admin, io.BytesIO(bytes(3 * 2**20))).text
+
+    def test_the_form_with_its_csrf_token_is_accepted(self, app: Flask, admin: FlaskClient) -> None:
+        app.config["WTF_CSRF_ENABLED"] = True
+        token = admin.get("/admin/datasets").text.split('name="csrf_token" value="')[1].split('"')[0]
+        data = {"name": "head_ct", "archive": (zip_of(a="b"), "set.zip"), "csrf_token": token}
+        assert admin.post("/admin/datasets", data=data, content_type="multipart/form-data").status_code == 302
+
+
+class TestDatasets:
+    def test_a_ready_data_set_shows_what_is_in_it(self, app: Flask, admin: FlaskClient) -> None:
+        with app.app_context():
+            storage.put("sheets/s.png", b"a picture")
+            id = add_dataset("mine", exploration=EXPLORATION, fingerprint="e" * 64, contact_sheet_key="sheets/s.png")
+        page = admin.get(f"/admin/datasets/{id}").text
+        for part in (
+            "manifest",
+            "11",
+            "100–256 px, median 128 px",
+            "L: 10, RGB: 2",
+            "c.png is &lt;broken&gt;.",
+            "a.png and b.png",
+            "e" * 64,
+        ):
+            assert part in page
+        assert "Shortcuts" not in page  # it was imported before there were probes
+        sheet = admin.get(f"/admin/datasets/{id}/contact-sheet.png")
+        assert (sheet.data, sheet.mimetype) == (b"a picture", "image/png")
+        again = admin.get(f"/admin/datasets/{id}/contact-sheet.png", headers={"If-None-Match": sheet.headers["ETag"]})
+        assert (again.status_code, again.data) == (304, b"")
+        row = admin.get("/admin/datasets").text.split('id="datasets"')[1]
+        assert ">12<" in row and ">5<" in row and ">7<" in row
+
+    def test_shortcuts_and_greys_of_a_data_set_are_shown(self, app: Flask, admin: FlaskClient) -> None:
+        figure = {"value": 0.83, "low": 0.75, "high": 0.9, "n": 12}
+        missing = {"value": None, "low": None, "high": None, "n": 1, "reason": "fewer than two groups of a class"}
+        explored = {
+            **EXPLORATION,
+            "slices_per_patient": {"min": 1, "median": 2.5, "max": 4},
+            "histograms": {"positive": [0.25, 0.75], "negative": []},
+            "probes": [
+                {"name": "file <size>", "auroc": figure, "accuracy": figure, "majority": 0.58, "suspicious": True},
+                {"name": "border pixels", "auroc": missing, "accuracy": missing, "majority": None, "suspicious": False},
+            ],
+        }
+        with app.app_context():
+            id = add_dataset("mine", exploration=explored)
+        page = admin.get(f"/admin/datasets/{id}").text
+        shown = ("file &lt;size&gt;", "0.830<br>", "(0.750–0.900)", "0.580", "fewer than two groups of a class", "1–4, median 2.5")
+        for part in shown:
+            assert part in page
+        assert page.count("above chance</td>") == 1
+        # A quarter and three quarters of the width; the higher share reaches the top, 170 px above the base line at 190.
+        assert '<polyline class="positive" points="167.0,133.3 397.0,20.0"' in page
+        assert '<polyline class="negative"' not in page
+
+    def test_there_is_no_contact_sheet_before_the_worker_made_it(self, app: Flask, admin: FlaskClient) -> None:
+        with app.app_context():
+            id = add_dataset("mine", JobStatus.QUEUED)
+        assert admin.get(f"/admin/datasets/{id}/contact-sheet.png").status_code == 404
+
+    def test_a_failed_data_set_shows_its_sentence_and_ends_the_polling(self, app: Flask, admin: FlaskClient) -> None:
+        with app.app_context():
+            id = add_dataset("mine", JobStatus.FAILED, error="The image 3.png is missing.")
+        answer = admin.get(f"/admin/datasets/{id}/progress")
+        assert answer.status_code == 286
+        assert "The image 3.png is missing." in answer.text
+        assert "hx-trigger" not in admin.get(f"/admin/datasets/{id}").text
+
+    def test_the_list_follows_a_data_set_that_is_read(self, app: Flask, admin: FlaskClient) -> None:
+        with app.app_context():
+            add_dataset("mine", JobStatus.RUNNING, progress=0.25, stage="Reading images")
+        assert 'hx-get="/admin/datasets/progress' in admin.get("/admin/datasets").text
+        part = admin.get("/admin/datasets/progress")
+        assert part.status_code == 200
+        assert "25 % · Reading images" in part.text and "<html" not in part.text
+        assert admin.get("/admin/datasets/progress", headers={"If-None-Match": part.headers["ETag"]}).status_code == 304

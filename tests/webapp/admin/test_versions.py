@@ -1,0 +1,76 @@
+"""Model versions: what their pages show, promotion and rollback."""
+
+from __future__ import annotations
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import select
+
+from tests.webapp.admin.conftest import add_version
+from webapp.extensions import db
+from webapp.models import ModelVersion, Promotion, PromotionRefused, live_version, promote
+
+
+class TestPromotion:
+    def test_promoting_and_rolling_back_append_to_the_history(self, app: Flask, admin: FlaskClient) -> None:
+        with app.app_context():
+            old, new = add_version("old-card"), add_version("new-card")
+            promote(db.session.get_one(ModelVersion, old), None, "It ships.")
+            db.session.commit()
+        assert admin.post(f"/admin/models/{new}/promote", data={"reason": "Better AUROC."}).location == "/admin/models"
+        with app.app_context():
+            live = live_version("slice")
+            assert live is not None and live.id == new
+        page = admin.get("/admin/models").text
+        assert "Roll back to old-card" in page and f'action="/admin/models/{old}/promote"' in page
+        assert f'action="/admin/models/{old}/promote"' in admin.get(f"/admin/models/{new}").text
+        assert admin.post(f"/admin/models/{old}/promote", data={"reason": "It missed a bleed."}).status_code == 302
+        with app.app_context():
+            live = live_version("slice")
+            assert live is not None and live.id == old
+            history = db.session.scalars(select(Promotion).order_by(Promotion.id)).all()
+            assert [(p.version_id, p.reason, p.by.username if p.by else None) for p in history] == [
+                (old, "It ships.", None),
+                (new, "Better AUROC.", "root"),
+                (old, "It missed a bleed.", "root"),
+            ]
+        page = admin.get("/admin/models").text
+        assert page.index("It missed a bleed.") < page.index("Better AUROC.") < page.index("It ships.")
+        assert "Roll back to new-card" in page
+
+    def test_a_blocked_version_is_refused_with_its_sentence(self, app: Flask, admin: FlaskClient) -> None:
+        sentence = "The export differs by 0.02 from what was trained."
+        with app.app_context():
+            id = add_version("blocked", blocked_because=sentence)
+        assert f'action="/admin/models/{id}/promote"' not in admin.get(f"/admin/models/{id}").text
+        answer = admin.post(f"/admin/models/{id}/promote", data={"reason": "I want it."})
+        assert answer.status_code == 400
+        assert sentence in answer.text
+        with app.app_context():
+            assert live_version("slice") is None
+
+    @pytest.mark.parametrize("reason", ["", "   ", "r" * 501, "a\x00b"])
+    def test_a_promotion_needs_a_reason(self, app: Flask, admin: FlaskClient, reason: str) -> None:
+        with app.app_context():
+            id = add_version("card-one")
+        assert admin.post(f"/admin/models/{id}/promote", data={"reason": reason}).status_code == 400
+        with app.app_context():
+            assert live_version("slice") is None
+            with pytest.raises(PromotionRefused, match="needs a reason"):
+                promote(db.session.get_one(ModelVersion, id), None, " ")
+
+    def test_what_is_live_is_not_promoted_twice(self, app: Flask, admin: FlaskClient) -> None:
+        with app.app_context():
+            id = add_version("card-one")
+        assert admin.post(f"/admin/models/{id}/promote", data={"reason": "First."}).status_code == 302
+        assert "is live already" in admin.post(f"/admin/models/{id}/promote", data={"reason": "Again."}).text
+
+    def test_each_kind_has_its_own_live_version(self, app: Flask, admin: FlaskClient) -> None:
+        with app.app_context():
+            for card_id, reads in (("slices", "slice"), ("whole", "series")):
+                promote(db.session.get_one(ModelVersion, add_version(card_id, reads=reads)), None, "First.")
+            db.session.commit()
+            live = [live_version("slice"), live_version("series")]
+            assert [version.card_id for version in live if version] == ["slices", "whole"]
+        assert admin.get("/admin/models").text.count("There is no earlier version to roll back to.") == 2
