@@ -21,6 +21,9 @@ Mask = NDArray[np.uint8]
 FAINTEST = 0.05
 """A drawn bleed is at least so much brighter than what was there: blood that nobody could see must not be called blood."""
 
+MIDDLE_GREYS = 0.3, 0.55
+"""Brain lies between them in a brain window; contrast changes about a grey in there."""
+
 NOT_DRAWN = 255
 """The value of an outline where nobody has drawn."""
 
@@ -33,8 +36,9 @@ class Strength:
         flip: probability of a mirrored head.
         turn_degrees, shift, zoom: rotation; shift and scale as a share of the picture.
         elastic_px: amplitude of a smooth warp, in pixels of a picture 224 wide.
-        contrast, brightness, gamma: share by which grey values are spread about their mean, added to, bent.
-        blur, coarse: probability of a blur, of a loss of resolution.
+        contrast: logarithms of the smallest and largest factor by which grey values are spread about a middle grey, as another window does.
+        brightness, gamma: share that is added to grey values, by which they are bent.
+        sharpening, blur, coarse: probability of sharp edges, of a blur, of a loss of resolution.
         noise: standard deviation of added noise.
     """
 
@@ -43,12 +47,13 @@ class Strength:
     shift: float = 0.06
     zoom: float = 0.15
     elastic_px: float = 4.0
-    contrast: float = 0.3
+    contrast: tuple[float, float] = (-0.5, 0.75)
     brightness: float = 0.1
     gamma: float = 0.25
+    sharpening: float = 0.3
     blur: float = 0.3
     coarse: float = 0.3
-    noise: float = 0.03
+    noise: float = 0.05
 
 
 FULL = Strength()
@@ -111,10 +116,14 @@ def _regrade(image: FloatArray, random: np.random.Generator, strength: Strength)
     if random.random() < strength.blur:
         image = _float(cv2.GaussianBlur(image, (0, 0), random.uniform(0.4, 1.2) * size / 224))
     bend = np.exp(random.uniform(-1, 1) * strength.gamma)
-    spread = 1 + random.uniform(-1, 1) * strength.contrast
+    spread = np.exp(random.uniform(*strength.contrast))
+    middle = random.uniform(*MIDDLE_GREYS)
     lift = random.uniform(-1, 1) * strength.brightness
+    if random.random() < strength.sharpening:  # the kernels of scanners differ
+        reach = random.uniform(0.7, 2.0) * size / 224
+        image = image + np.float32(random.uniform(0.3, 1.5)) * (image - _float(cv2.GaussianBlur(image, (0, 0), reach)))
     image = np.power(np.clip(image, 0, 1), bend)
-    image = (image - 0.45) * spread + 0.45 + lift
+    image = (image - middle) * spread + middle + lift
     if strength.noise:
         deviation = random.uniform(0, strength.noise)
         if random.random() < 0.5:  # the noise of a CT has a grain; that of a camera has none

@@ -83,11 +83,15 @@ class OperatingPoint:
     high: float
 
 
-def operating_point(labels: np.ndarray, decisions: np.ndarray, target: float) -> OperatingPoint:
-    """Return calibration, threshold and band fitted to raw decisions of models that did not see these slices or scans."""
+def operating_point(labels: np.ndarray, decisions: np.ndarray, target: float | None) -> OperatingPoint:
+    """Return calibration, threshold and band fitted to raw decisions of models that did not see these slices or scans.
+
+    The threshold reaches the sensitivity `target`; None calls what is likelier than not positive, and the band is that of 0.95.
+    """
     platt = fit_platt(labels, decisions)
     probabilities = platt(decisions)
-    threshold = threshold_at_sensitivity(labels, probabilities, target)
+    threshold = 0.5 if target is None else threshold_at_sensitivity(labels, probabilities, target)
+    target = 0.95 if target is None else target
     return OperatingPoint(platt, threshold, *uncertain_band(labels, probabilities, threshold, target))
 
 

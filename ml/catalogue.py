@@ -17,8 +17,12 @@ STARTER_DIR = Path(__file__).parent / "starter"
 STARTER_SERIES_DIR = Path(__file__).parent / "starter_series"
 """The model folder for whole series, where one ships."""
 
-IMAGENET_WEIGHTS = "alexnet_owt_imagenet_conv.npz"
-"""The file of ImageNet weights that an operator may offer to trainings."""
+IMAGENET_WEIGHTS = {
+    "alexnet_owt_imagenet_conv.npz": "ImageNet weights in torchvision's layout",
+    "alexnet_bvlc_imagenet_conv.npz": "ImageNet weights in the original layout, with local response normalisation",
+    "alexnet-owt-7be5be79.pth": "ImageNet weights as torchvision publishes them",
+}
+"""The files of ImageNet weights that an operator may offer to trainings, and what people read about each."""
 
 
 class SettingError(ValueError):
@@ -84,6 +88,7 @@ class Architecture:
 
 
 PREPROCESSING: tuple[Setting, ...] = (
+    Setting("input_size", "int", 224, "Side of the square picture that the model sees, in pixels.", 160, 320),
     Setting("window_level", "float", 40.0, "The middle of the window in HU; 40 shows brain. Pictures are windowed already.", -500, 1000),
     Setting("window_width", "float", 80.0, "The width of the window in HU; 80 shows brain, 200 subdural blood, 2800 bone.", 1, 4000),
     Setting(
@@ -128,6 +133,14 @@ JUDGING = (
     ),
     Setting("folds", "int", 5, "Folds of the grouped cross-validation.", low=2, high=10),
     Setting("repeats", "int", 1, "How often the cross-validation is repeated with other folds; figures are means over the repeats.", 1, 10),
+    Setting(
+        "threshold",
+        "choice",
+        "sensitivity",
+        "sensitivity: where the target sensitivity is reached out of fold. one half: from a calibrated probability of 0.5 on, where the "
+        "fewest errors are expected, as accuracy counts them.",
+        choices=("sensitivity", "one half"),
+    ),
     Setting("target_sensitivity", "float", 0.95, "The threshold is set to reach this sensitivity out of fold.", low=0.5, high=0.999),
     Setting(
         "controls",
@@ -140,58 +153,177 @@ JUDGING = (
 )
 """How every architecture is judged."""
 
-PRECISION = Setting(
-    "precision",
-    "choice",
-    "float32",
-    "bfloat16 learns up to twice as fast on processors that compute in it (recent AMD and Intel servers), and slower on others.",
-    choices=("float32", "bfloat16"),
+AUGMENTATION = Setting(
+    "augmentation",
+    "int",
+    1,
+    "Copies of each picture that is learnt from, itself included: turned, moved, scaled, warped, other greys. 1 is none, 10 the paper's.",
+    low=1,
+    high=10,
+)
+ENRICHMENT = (
+    Setting(
+        "restructure",
+        "choice",
+        "none",
+        "autoencoder: features of each picture as an autoencoder draws it again, learnt in every training part, join those of the picture.",
+        choices=("none", "autoencoder"),
+    ),
+    AUGMENTATION,
+)
+"""What the paper adds to the pictures; every architecture of the paper lets a person choose it."""
+
+CONVOLUTIONS = (
+    Setting(
+        "layout",
+        "choice",
+        "owt",
+        "AlexNet of 2014 (owt) or of 2012 (original), which normalises locally; for random initial weights: others bring theirs.",
+        choices=("owt", "original"),
+    ),
+    Setting("groups", "int", 1, "2 keeps the channels in two groups, as in 2012, and learns three times slower; 1 joins them.", 1, 2),
+    Setting(
+        "local_response_normalisation",
+        "choice",
+        "auto",
+        "Divide maps by what neighbouring channels show, after the first two convolutions; auto as the initial weights were trained.",
+        choices=("auto", "yes", "no"),
+    ),
+    Setting(
+        "contrasts",
+        "choice",
+        "auto",
+        "both: two of three channels show the picture with its soft tissue at one grey, whatever window it came in; auto as the initial "
+        "weights were trained.",
+        choices=("auto", "both"),
+    ),
+    Setting(
+        "precision",
+        "choice",
+        "float32",
+        "bfloat16 learns up to twice as fast on processors that compute in it (recent AMD and Intel servers), and slower on others.",
+        choices=("float32", "bfloat16"),
+    ),
+)
+"""How AlexNet's convolutions are made and compute; every architecture that has them lets a person choose it."""
+
+FINE_TUNE_EPOCHS = Setting(
+    "fine_tune_epochs",
+    "int",
+    0,
+    "0 leaves the convolutions as they are; more lets them learn inside every training fold, which takes minutes to hours.",
+    low=0,
+    high=60,
+)
+LAYERS = ("conv3", "conv4", "conv5", "pool5")
+LAYER_HELP = "The convolution whose maps are the features; pool5 is conv5 after its max-pooling."
+
+MACHINE = (
+    Setting("pooling", "choice", "both", "How a map becomes numbers.", choices=("average", "max", "both", "auto")),
+    Setting(
+        "kernel",
+        "choice",
+        "linear",
+        "The kernel of the SVM; its C is chosen inside the training folds, and so is all that says auto.",
+        choices=("linear", "rbf", "auto"),
+    ),
+    Setting(
+        "pca",
+        "choice",
+        "none",
+        "auto: the principal components that hold 95 % of the variance take the features' place where the training folds like it better.",
+        choices=("none", "auto"),
+    ),
+)
+"""How features are classified by a support vector machine."""
+
+RECURRENT = (
+    Setting("layer", "choice", "conv5", LAYER_HELP, choices=LAYERS),
+    Setting("units", "int", 64, "Units of the recurrent layer, in each direction.", low=4, high=512),
+    Setting("projection", "int", 64, "To how many numbers the features of a slice are brought before they are read.", low=4, high=1024),
+    Setting("bidirectional", "choice", "yes", "Read from foot to head and from head to foot.", choices=("yes", "no")),
+    Setting("dropout", "float", 0.4, "Share of the numbers that are left out while the network learns.", low=0, high=0.9),
+    Setting("epochs", "int", 40, "Of the recurrent network; each draws at most 48 batches and takes a few seconds.", low=1, high=400),
+    Setting("learning_rate", "float", 0.001, "Of the recurrent network at its beginning; it falls to nothing.", low=1e-6, high=0.1),
+    FINE_TUNE_EPOCHS,
+    *ENRICHMENT,
+    *CONVOLUTIONS,
+    *JUDGING,
+    *PREPROCESSING,
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
         Architecture(
-            name="alexnet_cells",
-            title="AlexNet, cell by cell",
-            summary="Fine-tuned convolutions of AlexNet; each of 13 x 13 cells says whether blood is there, and outlines teach it where.",
-            reads="slice",
-            settings=(
-                Setting("epochs", "int", 30, "Each draws 1,024 pictures and takes 12 to 30 seconds on two cores.", low=1, high=200),
-                PRECISION,
-                *JUDGING,
-                *PREPROCESSING,
-            ),
-        ),
-        Architecture(
             name="alexnet_svm",
             title="AlexNet features + SVM",
             summary="Features of AlexNet's convolutions, standardised, classified by a support vector machine.",
             reads="slice",
             settings=(
-                Setting(
-                    "layer",
-                    "choice",
-                    "conv5",
-                    "The convolution whose maps are the features; pool5 is conv5 after its max-pooling.",
-                    choices=("conv3", "conv4", "conv5", "pool5"),
-                ),
-                Setting("pooling", "choice", "both", "How a map becomes numbers.", choices=("average", "max", "both")),
-                Setting(
-                    "kernel",
-                    "choice",
-                    "linear",
-                    "The kernel of the SVM; its C is chosen inside the training folds.",
-                    choices=("linear", "rbf"),
-                ),
-                Setting(
-                    "fine_tune_epochs",
-                    "int",
-                    0,
-                    "0 leaves the convolutions as they are; more lets them learn inside every training fold, which takes minutes to hours.",
-                    low=0,
-                    high=30,
-                ),
+                Setting("layer", "choice", "conv5", LAYER_HELP, choices=(*LAYERS, "auto")),
+                *MACHINE,
+                FINE_TUNE_EPOCHS,
+                *ENRICHMENT,
+                *CONVOLUTIONS,
+                *JUDGING,
+                *PREPROCESSING,
+            ),
+        ),
+        Architecture(
+            name="alexnet",
+            title="AlexNet",
+            summary="The paper's network: five convolutions, two fully connected layers, softmax.",
+            reads="slice",
+            settings=(
+                Setting("fully_connected", "int", 512, "Width of the two fully connected layers; the paper's is 4096.", low=16, high=4096),
+                Setting("frozen", "int", 3, "So many convolutions stay as they are; 0 lets all learn, which takes longer.", low=0, high=5),
+                Setting("dropout", "float", 0.5, "Share of the numbers that are left out while the network learns.", low=0, high=0.9),
+                Setting("epochs", "int", 20, "Each draws at most 1,024 pictures and takes 2 to 30 seconds on two cores.", low=1, high=200),
+                Setting("learning_rate", "float", 0.0003, "At the beginning; it falls to nothing.", low=1e-6, high=0.1),
+                *ENRICHMENT,
+                *CONVOLUTIONS,
+                *JUDGING,
+                *PREPROCESSING,
+            ),
+        ),
+        Architecture(
+            name="cnn_lstm",
+            title="AlexNet features + LSTM",
+            summary="Features of each slice, read in anatomical order by an LSTM: an answer for each slice and for the scan.",
+            reads="series",
+            settings=RECURRENT,
+        ),
+        Architecture(
+            name="cnn_gru",
+            title="AlexNet features + GRU",
+            summary="Features of each slice, read in anatomical order by a GRU: an answer for each slice and for the scan.",
+            reads="series",
+            settings=RECURRENT,
+        ),
+        Architecture(
+            name="autoencoder",
+            title="Autoencoder + SVM",
+            summary="The bottleneck of an autoencoder, which learns from random weights and without labels, classified by a support vector "
+            "machine.",
+            reads="slice",
+            settings=(
+                *MACHINE,
+                Setting("epochs", "int", 0, "Of the autoencoder; 0 takes as many as show it 16,000 pictures.", low=0, high=500),
+                AUGMENTATION,
+                *JUDGING,
+                *PREPROCESSING,
+            ),
+        ),
+        Architecture(
+            name="alexnet_cells",
+            title="AlexNet, cell by cell",
+            summary="Fine-tuned convolutions of AlexNet; each of 13 x 13 cells says whether blood is there, and outlines teach it where. "
+            "Ours, not the paper's: it always augments and never restructures.",
+            reads="slice",
+            settings=(
+                Setting("epochs", "int", 30, "Each draws 1,024 pictures and takes 12 to 30 seconds on two cores.", low=1, high=200),
+                *CONVOLUTIONS,
                 *JUDGING,
                 *PREPROCESSING,
             ),

@@ -33,10 +33,15 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
 
 def save_json(path: Path, value: object) -> None:
     """Write a value as JSON."""
+    save_text(path, json.dumps(value, indent=1, sort_keys=True))
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, line ends as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)

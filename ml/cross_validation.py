@@ -42,6 +42,7 @@ class Material:
     scans: np.ndarray
     unseen: np.ndarray
     shared: Path
+    reuse: Path | None = None
 
     @property
     def judged(self) -> np.ndarray:
@@ -71,7 +72,12 @@ class Material:
         return np.bincount(self.scans)
 
     def fit(
-        self, train: np.ndarray, own: Path, report: Callable[[float, Mapping[str, float]], None], held_out: HeldOut | None = None
+        self,
+        train: np.ndarray,
+        own: Path,
+        report: Callable[[float, Mapping[str, float]], None],
+        held_out: HeldOut | None = None,
+        chosen: Sequence[Mapping[str, Any]] = (),
     ) -> Fitted:
         """Fit the architecture on the slices at `train`; see `ml.models` for the rest."""
         task = FitTask(
@@ -90,6 +96,8 @@ class Material:
             own=own,
             report=report,
             held_out=held_out,
+            chosen=chosen,
+            reuse=self.reuse,
         )
         return fit_of(self.architecture)(task)
 
@@ -98,7 +106,8 @@ class Material:
 
         The scans are those of several slices; where both classes are not among them, the slices' point serves for scans too.
         """
-        target = float(self.settings.get("target_sensitivity", 0.95))
+        one_half = self.settings.get("threshold") == "one half"
+        target = None if one_half else float(self.settings.get("target_sensitivity", 0.95))
         held = fitted.held_out
         of_slices = operating_point(self.labels[held.slices], held.decisions, target)
         usable = (self.scan_sizes[held.scans] > 1) & (self.scan_labels[held.scans] != UNKNOWN)
@@ -144,6 +153,7 @@ class Judgement:
         learnt_features: whether the convolutions learnt.
         seconds: what all its fits took.
         heat_maps: the tests of `ml.pointing`, of the first repeat; empty where they were not asked for.
+        chosen: what each fit chose inside its training part.
     """
 
     slices: Answers
@@ -152,6 +162,7 @@ class Judgement:
     learnt_features: bool
     seconds: float
     heat_maps: Sequence[Mapping[str, Any]] = ()
+    chosen: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass
@@ -216,6 +227,7 @@ def cross_validate(
     wanted = range(folds) if only is None else only
     seconds, learnt = 0.0, False
     heat_maps: list[Mapping[str, Any]] = []
+    chosen: list[Mapping[str, Any]] = []
     for repeat in range(repeats):
         for fold, (learn, held) in enumerate(_splits(material, judged, folds, repeat)):
             if fold not in wanted:
@@ -235,13 +247,14 @@ def cross_validate(
                 done = _answers_of(material, fitted, judged[held])
                 if test_heat_maps and repeat == 0:
                     done["heat_maps"] = _heat_maps_of(material, fitted, done["slices"])
-                done |= {"seconds": time.monotonic() - began, "learnt_features": fitted.learnt_features}
+                done |= {"seconds": time.monotonic() - began, "learnt_features": fitted.learnt_features, "chosen": dict(fitted.chosen)}
                 save_json(checkpoint / f"{name}.json", done)
                 shutil.rmtree(checkpoint / name, ignore_errors=True)
             levels[0].write(repeat, fold, done["slices"])
             levels[1].write(repeat, fold, done["scans"])
             seconds, learnt = seconds + done["seconds"], learnt or done["learnt_features"]
             heat_maps.extend(done.get("heat_maps", []))
+            chosen.append(done.get("chosen", {}))
             tell(stage, end, {"fold_auroc": auroc(material.labels[done["slices"]["at"]], np.asarray(done["slices"]["probabilities"]))})
     first = material.first_of_scan[known_scans]
     return Judgement(
@@ -251,6 +264,7 @@ def cross_validate(
         learnt_features=learnt,
         seconds=seconds,
         heat_maps=heat_maps,
+        chosen=chosen,
     )
 
 

@@ -56,6 +56,8 @@ class TrainConfig:
         seed: of everything random.
         init: initial weights: "random", "starter" (the convolutions of the shipped model), a .npz file or a model folder.
         command: how a person repeats this; goes into the card.
+        reuse: folder where fine-tuned convolutions are looked for and kept, so that trainings that ask for the same fine-tuning do it once;
+            it changes no number.
         licence_notes, notes: sentences for the card.
     """
 
@@ -64,6 +66,7 @@ class TrainConfig:
     seed: int = 0
     init: Path | Literal["random", "starter"] = "starter"
     command: str = ""
+    reuse: Path | None = None
     licence_notes: tuple[str, ...] = LICENCE_NOTES
     notes: tuple[str, ...] = ()
 
@@ -124,6 +127,7 @@ def train(
         scans=pool.scans,
         unseen=pool.unseen,
         shared=checkpoint,
+        reuse=config.reuse,
     )
     judgement = cross_validate(material, folds, repeats, checkpoint, meter.between(*parts["folds"]), test_heat_maps=True)
     controls = run_controls(material, pool.examples, judgement.learnt_features, folds, checkpoint, meter.between(*parts["controls"]))
@@ -133,7 +137,7 @@ def train(
     def tell_final(share: float, metrics: Mapping[str, float]) -> None:
         final_progress("final model", share, metrics)
 
-    final = material.fit(material.learnable, checkpoint / "final", tell_final, judgement.held_out)
+    final = material.fit(material.learnable, checkpoint / "final", tell_final, judgement.held_out, judgement.chosen)
     of_slices, of_scans = material.operating_points(final)
     meter.tell("export", 0.97, {})
     files = final.export(of_slices.platt, of_scans.platt)
@@ -268,7 +272,9 @@ def _metrics_by_dataset(answers: Answers, seed: int) -> dict[str, dict[str, dict
 
 
 def _protocol(material: Material, folds: int, repeats: int) -> str:
-    target = float(material.settings.get("target_sensitivity", 0.95))
+    target = f"sensitivity {float(material.settings.get('target_sensitivity', 0.95)):g}"
+    if material.settings.get("threshold") == "one half":
+        target = "probability one half"
     repeated = f", repeated {repeats} times with other folds (figures are means over the repeats)" if repeats > 1 else ""
     split = f"Stratified {folds}-fold cross-validation by group (patients and near-duplicates){repeated}"
     if material.settings.get("folds_by") == "data set":
@@ -276,6 +282,6 @@ def _protocol(material: Material, folds: int, repeats: int) -> str:
     return (
         f"{split} on {len(material.judged)} of "
         f"{len(material.learnable)} images, which the initial weights had not seen; everything that learns, calibrations and thresholds "
-        f"(sensitivity {target:g}) fitted inside each training part; pooled out-of-fold answers by slice and by patient; "
+        f"({target}) fitted inside each training part; pooled out-of-fold answers by slice and by patient; "
         "95 % intervals by bootstrap over groups."
     )

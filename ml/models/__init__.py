@@ -10,7 +10,7 @@ architecture aggregates its slices (`ml.models.aggregation`), a series architect
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class FitTask:
         report: told the share of this fit that is done and figures to show, at least every batch; raises to stop the fit.
         held_out: for the final fit, the cross-validation's decisions on what it learns from: a fit that takes them for its calibration
             need not keep images back, and learns from all.
+        chosen: for the final fit, what each fit of the cross-validation chose.
+        reuse: folder where fine-tuned convolutions are kept for other trainings (`ml.models.tuned`).
     """
 
     images: np.ndarray
@@ -77,6 +79,8 @@ class FitTask:
     own: Path
     report: Callable[[float, Mapping[str, float]], None]
     held_out: HeldOut | None = None
+    chosen: Sequence[Mapping[str, Any]] = ()
+    reuse: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The paper's network: AlexNet (A. Krizhevsky, I. Sutskever, G. Hinton 2012) with an answer for two classes.
 
-Five convolutions, three overlapping max-poolings, local response normalisation where the weights were trained with it, two fully connected
-layers with dropout, softmax. The softmax of two classes is the logistic function of their difference, which is the raw decision. Maps of frozen
-convolutions, of augmented copies too, are computed once. The features graph ends at conv5, so that a heat map has its 13 x 13 cells; the
-last pooling and the fully connected layers are the head. A part of the training part's groups, which the network never saw, calibrates.
+Five convolutions, three overlapping max-poolings, local response normalisation where the weights were trained with it, two fully
+connected layers with dropout, softmax. The softmax of two classes is the logistic function of their difference, which is the raw
+decision. Maps of frozen convolutions, of augmented copies too, are computed once. The features graph ends at conv5, so that a heat map
+has its 13 x 13 cells; the last pooling and the fully connected layers are the head. A part of the training part's groups, which the
+network never saw, calibrates.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from ml.calibration import Platt
 from ml.checkpoints import load_arrays, save_arrays
-from ml.models import FitTask, Fitted
+from ml.models import FitTask, Fitted, reconstruction
 from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
 from ml.models.convolutions import IR_VERSION, OPSET, convolved, set_weights, weights_of
-from ml.models.features import Extractor, child, initial_weights, normalises, restructuring_of
+from ml.models.features import Extractor, child, restructuring_of
 from ml.models.fine_tuning import balanced_draws
 from ml.models.inner_folds import inner_folds
 from ml.models.loop import Batch, run_epochs
+from ml.models.tuned import initial_weights, normalises
 from ml.models.weights import Weights, layout_of, rounded
 
 LAYER = "conv5"
@@ -91,7 +93,7 @@ def fit(task: FitTask) -> Fitted:
         chosen={"learnt_from": len(learn), "calibrated_on": len(held_out.slices), "layout": layout_of(start).name},
         export=export,
         reference=reference,
-        learnt_features=frozen < 5,
+        learnt_features=frozen < 5 or restructuring is not None,
     )
 
 
@@ -101,6 +103,7 @@ class _Source:
     def __init__(self, task: FitTask, start: Weights, restructuring: Weights | None) -> None:
         self.task, self.frozen = task, int(task.settings["frozen"])
         self.copies = int(task.settings["augmentation"])
+        self.restructuring = restructuring
         self.kept: np.ndarray | None = None
         layer = f"conv{self.frozen}" if self.frozen else "conv1"
         self.front = Extractor(start, layer, task.images.shape[1], normalises(task), restructuring) if self.frozen else None
@@ -108,13 +111,11 @@ class _Source:
         if self.front:
             self.model = self.front.build()
             self.shape = self.model.output_shape[1:]
-        elif restructuring is not None:
-            raise ValueError("The autoencoder stands before the trained convolutions.")
 
     def keep(self, report: Report) -> None:
         """Compute and keep the maps of the frozen convolutions for all that may be learnt from, if they are not too many."""
         task = self.task
-        own = self.front is not None and self.front.restructuring is not None
+        own = self.restructuring is not None
         n = len(task.images)
         if self.front is None or self.copies * n * int(np.prod(self.shape)) * 2 > MOST_KEPT_BYTES:
             return
@@ -198,7 +199,7 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
         state.unlink()
     whole = {name: values.astype(np.float32) for name, values in kept.items()}
     return Trained(
-        rounded({name: values for name, values in whole.items() if name.startswith("conv")}),
+        rounded({name: values for name, values in whole.items() if not name.startswith("fc")}),
         {name: values for name, values in whole.items() if name.startswith("fc")},
     )
 
@@ -207,12 +208,17 @@ def _network(task: FitTask, start: Weights, source: _Source) -> tuple[keras.Mode
     """Return the network that learns, from the inputs of `source` to scores, and the convolutions in it that learn, if any do."""
     inputs = keras.Input(source.shape, name="inputs")
     names = [each.name for each in layout_of(start).convolutions][source.frozen :]
-    twice = source.front is not None and source.front.restructuring is not None
+    twice = source.restructuring is not None
     back: keras.Model | None = None
     maps = inputs
     if source.frozen == 0:
-        back = Extractor(start, LAYER, task.images.shape[1], normalises(task), None).build()
+        size = task.images.shape[1]
+        back = Extractor(start, LAYER, size, normalises(task), None).build()
         maps = back(inputs)
+        if source.restructuring is not None:
+            drawn_again = reconstruction.build(source.restructuring, size)
+            drawn_again.trainable = False
+            maps = keras.layers.Concatenate()([maps, back(drawn_again(inputs))])
     elif names:
         channels = source.shape[-1] // (2 if twice else 1)
         given = keras.Input((*source.shape[:-1], channels))

@@ -7,21 +7,19 @@ final network learns from all groups and takes the calibration of the cross-vali
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import keras
 import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from ml.calibration import Platt
-from ml.checkpoints import load_arrays, save_arrays
 from ml.models import FitTask, Fitted
 from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
-from ml.models.convolutions import IR_VERSION, OPSET, build, maps_shape, mirrored, to_onnx
-from ml.models.fine_tuning import Tuned, fine_tune, slice_decisions
+from ml.models.convolutions import IR_VERSION, OPSET, mirrored
+from ml.models.features import Extractor
+from ml.models.fine_tuning import Tuned, slice_decisions
 from ml.models.inner_folds import inner_folds
-from ml.models.weights import load_weights
+from ml.models.tuned import normalises, tuned_convolutions
 
 LAYER = "conv5"
 TUNING_SHARE = 0.95  # of a fit's time
@@ -31,9 +29,10 @@ CHUNK = 64
 def fit(task: FitTask) -> Fitted:
     """Fit the architecture on `task.train`; see `ml.models`."""
     learn, held = (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
-    tuned = _tuned(task, learn)
-    size = task.images.shape[1]
-    features = mirrored(build(tuned.convolutions, LAYER, size))
+    epochs = int(task.settings["epochs"])
+    tuned = tuned_convolutions(task, learn, LAYER, epochs, lambda share, figures: task.report(TUNING_SHARE * share, figures))
+    extractor = Extractor(tuned.convolutions, LAYER, task.images.shape[1], normalises(task), None, learnt=True)
+    features = mirrored(extractor.build())
     parts = []
     for start in range(0, len(task.images), CHUNK):
         task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(task.images), {})
@@ -42,8 +41,8 @@ def fit(task: FitTask) -> Fitted:
     held_out = task.held_out or held_out_of(decisions, held, task.scans)
 
     def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
-        head = head_to_onnx(tuned, platt, scan_platt, *maps_shape(LAYER, size))
-        return {"features.onnx": to_onnx(tuned.convolutions, LAYER, size, both_ways=True), "head.onnx": head}
+        head = head_to_onnx(tuned, platt, scan_platt, *extractor.shape)
+        return {"features.onnx": extractor.to_onnx(both_ways=True), "head.onnx": head}
 
     def reference(images: np.ndarray, platt: Platt, scan_platt: Platt) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
@@ -57,7 +56,7 @@ def fit(task: FitTask) -> Fitted:
         chosen={"learnt_from": len(learn), "calibrated_on": len(held_out.slices)},
         export=export,
         reference=reference,
-        learnt_features=True,
+        learnt_features=extractor.learnt,
     )
 
 
@@ -88,34 +87,6 @@ def head_to_onnx(tuned: Tuned, platt: Platt, scan_platt: Platt, side: int, chann
     whole = compose.merge_models(cells, answer_graph(platt, scan_platt), io_map=[("cells_decision", "decision")])
     onnx.checker.check_model(whole, full_check=True)
     return bytes(whole.SerializeToString())
-
-
-def _tuned(task: FitTask, learn: np.ndarray) -> Tuned:
-    kept = load_arrays(task.own / "tuned.npz")
-    if kept is None:
-        state = task.own / "state.npz"
-
-        def report(share: float, metrics: Mapping[str, float]) -> None:
-            task.report(share * TUNING_SHARE, metrics)
-
-        tuned = fine_tune(
-            load_weights(task.init, task.seed, LAYER),
-            task.images,
-            task.labels,
-            task.sources,
-            task.masks,
-            learn,
-            LAYER,
-            int(task.settings["epochs"]),
-            task.seed,
-            state,
-            report,
-            precision=str(task.settings["precision"]),
-        )
-        kept = tuned.arrays()
-        save_arrays(task.own / "tuned.npz", kept)
-        state.unlink()
-    return Tuned.of_arrays(kept)
 
 
 def _decided(maps: np.ndarray, tuned: Tuned) -> np.ndarray:

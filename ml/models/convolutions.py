@@ -3,20 +3,24 @@
 The graph takes grey pictures; replication to three channels and the normalisation that the weights were trained with are part of it. The
 layout is that of the weights (`ml.models.weights`).
 
+Weights that have "soft_tissue" (level, spread) see in their second and third channel the picture with its soft tissue brought to that level
+and that spread, whatever window, screen or photograph it came through; the first channel stays as it came.
+
 Where an autoencoder stands before the convolutions they see each picture and its reconstruction; the maps of both are joined by channel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ml.models import autoencoder
-from ml.models.weights import OWT, Layout, Weights, groups_of, layout_of, rounded
+from ml.models import reconstruction
+from ml.models.weights import LAYERS, OWT, SOFT_TISSUE, Layout, Weights, groups_of, layout_of, rounded
 
 OPSET = 17
 # What ONNX's Slice wants for the last axis read backwards.
@@ -25,34 +29,54 @@ IR_VERSION = 8
 # Local response normalisation over 5 channels, as Caffe has it: alpha divided by the number of channels, k = 1.
 NEIGHBOURS, ALPHA, BETA, K = 5, 1e-4, 0.75, 1.0
 NORMALISED = ("conv1", "conv2")
+BLACK, NOTHING = 0.05, 0.01  # greys: soft tissue is lighter than the first; nothing is shown below the second
+WHITE, PATCH_PX = 0.88, 4  # soft tissue is darker than that share of the whitest patch, which is bone, however white that is shown
+LEAST_SPREAD = 0.03  # of soft tissue; less is noise, which must not be blown up
 
 
 def build(
-    weights: Weights, layer: str, size: int, *, normalises: bool | None = None, restructuring: autoencoder.Weights | None = None
+    weights: Weights, layer: str, size: int, *, normalises: bool | None = None, restructuring: reconstruction.Weights | None = None
 ) -> keras.Model:
-    """Return the Keras model: float32 (N, size, size, 1) in 0..1 -> maps float32 (N, h, w, c) of `layer`.
+    """Return the Keras model: float32 (N, size, size, 1) in 0..1 -> maps float32 (N, h, w, c) of `layer`; see `build_several`."""
+    several = build_several(weights, [layer], size, normalises=normalises, restructuring=restructuring)
+    return keras.Model(several.input, several.outputs[0], name="alexnet_convolutions")
+
+
+def build_several(
+    weights: Weights,
+    layers: Sequence[str],
+    size: int,
+    *,
+    normalises: bool | None = None,
+    restructuring: reconstruction.Weights | None = None,
+) -> keras.Model:
+    """Return the Keras model: float32 (N, size, size, 1) in 0..1 -> a dictionary, the maps float32 (N, h, w, c) by layer.
 
     Args:
-        weights: of the convolutions up to `layer`.
-        layer: one of `ml.models.weights.LAYERS`.
+        weights: of the convolutions up to the last layer.
+        layers: of `ml.models.weights.LAYERS`, the deepest at the end.
         size: side of the pictures in pixels.
         normalises: local response normalisation after conv1 and conv2; None is as the weights were trained.
         restructuring: weights of an autoencoder; then the maps are those of the picture and of its reconstruction, 2 c channels.
     """
     layout = layout_of(weights)
     pictures = keras.Input((size, size, 1), name="images")
-    x = keras.layers.Concatenate(name="grey_to_rgb")([pictures, pictures, pictures])
+    other = levelled(pictures, weights[SOFT_TISSUE]) if SOFT_TISSUE in weights else pictures
+    x = keras.layers.Concatenate(name="grey_to_rgb")([pictures, other, other])
     x = keras.layers.Normalization(mean=layout.mean, variance=tuple(std**2 for std in layout.std), name="imagenet")(x)
-    x = convolved(x, weights, [each.name for each in layout.up_to(layer)], normalises)
-    if layer == "pool5":
-        x = keras.layers.MaxPooling2D(3, 2, name="pool5")(x)
-    model = keras.Model(pictures, x, name="alexnet_convolutions")
+    maps: dict[str, keras.KerasTensor] = {}
+    for layer in LAYERS[: LAYERS.index(layers[-1]) + 1]:
+        x = keras.layers.MaxPooling2D(3, 2, name="pool5")(x) if layer == "pool5" else convolved(x, weights, [layer], normalises)
+        if layer in layers:
+            maps[layer] = x
+    model = keras.Model(pictures, maps, name="alexnet_convolutions")
     set_weights(model, weights)
     if restructuring is None:
         return model
     pictures = keras.Input((size, size, 1), name="images")
-    reconstructed = autoencoder.build(restructuring, size)(pictures)
-    return keras.Model(pictures, keras.layers.Concatenate(name="both")([model(pictures), model(reconstructed)]), name="restructured")
+    own, drawn_again = model(pictures), model(reconstruction.build(restructuring, size)(pictures))
+    both = {layer: keras.layers.Concatenate()([own[layer], drawn_again[layer]]) for layer in maps}
+    return keras.Model(pictures, both, name="restructured")
 
 
 def convolved(x: keras.KerasTensor, weights: Weights, names: Sequence[str], normalises: bool | None = None) -> keras.KerasTensor:
@@ -78,6 +102,66 @@ def convolved(x: keras.KerasTensor, weights: Weights, names: Sequence[str], norm
         if normalises and each.name in NORMALISED:
             x = locally_normalised(x)
     return x
+
+
+def levelled(pictures: keras.KerasTensor, target: np.ndarray) -> keras.KerasTensor:
+    """Return pictures (n, s, s, 1) with their soft tissue at the level and the spread of `target`, clipped to 0..1; black stays black.
+
+    Soft tissue is what is neither black nor white, and then what lies within two standard deviations of that: brain, mostly.
+    """
+    ops = keras.ops
+
+    def moments(region: keras.KerasTensor) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+        count = ops.sum(region, axis=(1, 2, 3), keepdims=True) + 1.0
+        mean = ops.sum(pictures * region, axis=(1, 2, 3), keepdims=True) / count
+        variance = ops.sum(ops.square(pictures - mean) * region, axis=(1, 2, 3), keepdims=True) / count
+        return mean, ops.sqrt(variance + 1e-6)
+
+    whitest = ops.max(ops.average_pool(pictures, PATCH_PX, PATCH_PX), axis=(1, 2, 3), keepdims=True)
+    grey = ops.cast(ops.logical_and(pictures > BLACK, pictures < WHITE * whitest), "float32")
+    mean, spread = moments(grey)
+    mean, spread = moments(grey * ops.cast(ops.abs(pictures - mean) < 2 * spread, "float32"))
+    scaled = (pictures - mean) / ops.maximum(spread, LEAST_SPREAD) * float(target[1]) + float(target[0])
+    return ops.clip(scaled, 0.0, 1.0) * ops.cast(pictures > NOTHING, "float32")
+
+
+def levelled_nodes(target: np.ndarray, takes: str, gives: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Return ONNX nodes and constants that compute `levelled` of `takes` (N, 1, s, s) into `gives`; opset 17."""
+    numbers = {"black": BLACK, "white": WHITE, "nothing": NOTHING, "least_spread": LEAST_SPREAD, "two": 2.0, "more": 1.0, "tiny": 1e-6}
+    numbers |= {"lowest": 0.0, "highest": 1.0}
+    constants = [numpy_helper.from_array(np.array(value, np.float32), f"levelled_{name}") for name, value in numbers.items()]
+    constants.append(numpy_helper.from_array(np.asarray(target, np.float32), SOFT_TISSUE))
+    constants += [numpy_helper.from_array(np.array([at], np.int64), f"levelled_{at}") for at in (0, 1)]
+    constants.append(numpy_helper.from_array(np.array([1, 2, 3], np.int64), "levelled_axes"))
+    nodes: list[onnx.NodeProto] = []
+
+    def add(kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        named = [each if each in (takes, SOFT_TISSUE) else f"levelled_{each}" for each in inputs]
+        nodes.append(helper.make_node(kind, named, [gives if name == "result" else f"levelled_{name}"], **attributes))
+        return name
+
+    def moments(region: str, number: int) -> tuple[str, str]:
+        count = add("Add", [add("ReduceSum", [region, "axes"], f"inside_{number}", keepdims=1), "more"], f"count_{number}")
+        total = add("ReduceSum", [add("Mul", [takes, region], f"shown_{number}"), "axes"], f"total_{number}", keepdims=1)
+        mean = add("Div", [total, count], f"mean_{number}")
+        off = add("Sub", [takes, mean], f"off_{number}")
+        squares = add("Mul", [add("Mul", [off, off], f"squared_{number}"), region], f"squares_{number}")
+        variance = add("Div", [add("ReduceSum", [squares, "axes"], f"sum_{number}", keepdims=1), count], f"variance_{number}")
+        return mean, add("Sqrt", [add("Add", [variance, "tiny"], f"above_zero_{number}")], f"spread_{number}")
+
+    patches = add("AveragePool", [takes], "patches", kernel_shape=[PATCH_PX] * 2, strides=[PATCH_PX] * 2)
+    bone = add("Mul", [add("ReduceMax", [patches], "whitest", axes=[1, 2, 3], keepdims=1), "white"], "bone")
+    between = add("And", [add("Greater", [takes, "black"], "not_black"), add("Less", [takes, bone], "not_white")], "between")
+    soft = add("Cast", [between], "soft", to=TensorProto.FLOAT)
+    mean, spread = moments(soft, 1)
+    away = add("Abs", [add("Sub", [takes, mean], "from_mean")], "away")
+    near = add("Less", [away, add("Mul", [spread, "two"], "twice")], "near")
+    mean, spread = moments(add("Mul", [soft, add("Cast", [near], "near_float", to=TensorProto.FLOAT)], "brain"), 2)
+    standard = add("Div", [add("Sub", [takes, mean], "less_mean"), add("Max", [spread, "least_spread"], "divisor")], "standard")
+    level, width = (add("Gather", [SOFT_TISSUE, str(at)], name) for at, name in ((0, "level"), (1, "width")))
+    scaled = add("Clip", [add("Add", [add("Mul", [standard, width], "wide"), level], "moved"), "lowest", "highest"], "clipped")
+    add("Mul", [scaled, add("Cast", [add("Greater", [takes, "nothing"], "is_shown")], "shown", to=TensorProto.FLOAT)], "result")
+    return nodes, constants
 
 
 def locally_normalised(x: keras.KerasTensor) -> keras.KerasTensor:
@@ -137,11 +221,11 @@ def to_onnx(
     *,
     both_ways: bool = False,
     normalises: bool | None = None,
-    restructuring: autoencoder.Weights | None = None,
+    restructuring: reconstruction.Weights | None = None,
 ) -> bytes:
     """Return the features graph, "images" (N, size, size, 1) -> "maps" (N, h, w, c), its weights stored in half precision.
 
-    With `both_ways` the maps are those of `mirrored`; the other arguments are those of `build`.
+    With `both_ways` the maps are those of `mirrored`; the other arguments are those of `build_several`.
 
     Built node by node: Keras's own ONNX export (3.15 with tf2onnx 1.17) turns the constants of the normalisation into inputs
     that nobody feeds, and a dozen nodes written out also keep the names under which a later training finds the weights.
@@ -155,12 +239,16 @@ def to_onnx(
         nodes.append(helper.make_node("Concat", [x, "other_way"], ["ways"], axis=0))
         x = "ways"
     if restructuring is not None:
-        more_nodes, more_constants = autoencoder.onnx_nodes(restructuring, size, x, "reconstructed")
+        more_nodes, more_constants = reconstruction.onnx_nodes(restructuring, size, x, "reconstructed")
         nodes, constants = nodes + more_nodes, constants + more_constants
         nodes.append(helper.make_node("Concat", [x, "reconstructed"], ["pictures"], axis=0))
         x = "pictures"
+    other = x
+    if SOFT_TISSUE in weights:
+        more_nodes, more_constants = levelled_nodes(weights[SOFT_TISSUE], x, "levelled")
+        nodes, constants, other = nodes + more_nodes, constants + more_constants, "levelled"
     nodes += [
-        helper.make_node("Concat", [x, x, x], ["rgb"], axis=1),
+        helper.make_node("Concat", [x, other, other], ["rgb"], axis=1),
         helper.make_node("Sub", ["rgb", "imagenet_mean"], ["centred"]),
         helper.make_node("Div", ["centred", "imagenet_std"], ["normalised"]),
     ]

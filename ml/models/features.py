@@ -6,18 +6,20 @@ autoencoder that learn belong to one fit, and so do their features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 
 from ml.augmentation import vary
 from ml.checkpoints import load_arrays, save_arrays
-from ml.models import FitTask, autoencoder
-from ml.models.convolutions import build, to_onnx
-from ml.models.fine_tuning import fine_tune
-from ml.models.weights import Weights, load_weights
+from ml.grouping import digest
+from ml.models import FitTask, reconstruction
+from ml.models.convolutions import build, build_several, maps_shape, to_onnx
+from ml.models.tuned import initial_weights, normalises, tuned_convolutions
+from ml.models.weights import Weights, layout_of
 
 CHUNK = 64
 PICTURES_TO_RECONSTRUCT = 16_000  # seen by an autoencoder in all; it learns from few pictures more often
@@ -27,37 +29,36 @@ Report = Callable[[float, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Extractor:
-    """Convolutions up to a layer, and what stands before them; the fields are those of `ml.models.convolutions.build`."""
+    """Convolutions up to a layer, and what stands before them.
+
+    `learnt` says that they, or the autoencoder, learnt from images of one fit; the rest are arguments of `ml.models.convolutions.build`.
+    """
 
     weights: Weights
     layer: str
     size: int
     normalises: bool | None
-    restructuring: autoencoder.Weights | None
+    restructuring: reconstruction.Weights | None
+    learnt: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The side (h = w) and the channels of the maps."""
+        side, channels = maps_shape(self.layer, self.size, layout_of(self.weights))
+        return side, channels * (1 if self.restructuring is None else 2)
 
     def build(self) -> keras.Model:
         """Return the Keras model: images -> maps."""
         return build(self.weights, self.layer, self.size, normalises=self.normalises, restructuring=self.restructuring)
 
-    def to_onnx(self) -> bytes:
-        """Return the features graph."""
-        return to_onnx(self.weights, self.layer, self.size, normalises=self.normalises, restructuring=self.restructuring)
+    def build_several(self, layers: Sequence[str]) -> keras.Model:
+        """Return the Keras model: images -> a dictionary, the maps of each of these layers."""
+        return build_several(self.weights, layers, self.size, normalises=self.normalises, restructuring=self.restructuring)
 
-
-def initial_weights(task: FitTask, layer: str) -> Weights:
-    """Return the initial weights that the task names.
-
-    Raises:
-        ArtifactError: they are unusable.
-    """
-    groups = task.settings.get("groups")
-    layout = str(task.settings.get("layout", "owt"))
-    return load_weights(task.init, task.seed, layer, layout=layout, groups=None if groups is None else int(groups))
-
-
-def normalises(task: FitTask) -> bool | None:
-    """Return the setting of the local response normalisation; None is what the weights' layout says."""
-    return {"yes": True, "no": False}.get(str(task.settings.get("local_response_normalisation", "auto")))
+    def to_onnx(self, *, both_ways: bool = False) -> bytes:
+        """Return the features graph; see `ml.models.convolutions.to_onnx`."""
+        how = self.weights, self.layer, self.size
+        return to_onnx(*how, both_ways=both_ways, normalises=self.normalises, restructuring=self.restructuring)
 
 
 def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -> Extractor:
@@ -69,39 +70,42 @@ def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -
         learn: positions of the images that the convolutions may learn from.
         report: told the share done; raises to stop.
     """
-    weights = initial_weights(task, layer)
     epochs = int(task.settings.get("fine_tune_epochs", 0))
     size = task.images.shape[1]
     restructuring = restructuring_of(task, learn, lambda share, figures: report(share * (0.3 if epochs else 1.0), figures))
     if not epochs:
-        return Extractor(weights, layer, size, normalises(task), restructuring)
-    kept = load_arrays(task.own / "weights.npz")
-    if kept is None:
-        state = task.own / "state.npz"
-        data = task.images, task.labels, task.sources, task.masks, learn
-
-        def later(share: float, figures: Mapping[str, float]) -> None:
-            report(0.3 + 0.7 * share, figures)
-
-        weights = fine_tune(weights, *data, layer, epochs, task.seed, state, later).convolutions
-        kept = {key: values.astype(np.float16) for key, values in weights.items()}
-        save_arrays(task.own / "weights.npz", kept)
-        state.unlink()
-    return Extractor({key: values.astype(np.float32) for key, values in kept.items()}, layer, size, normalises(task), restructuring)
+        start = initial_weights(task, layer)
+        return Extractor(start, layer, size, normalises(task), restructuring, learnt=restructuring is not None)
+    tuned = tuned_convolutions(task, learn, layer, epochs, lambda share, figures: report(0.3 + 0.7 * share, figures))
+    return Extractor(tuned.convolutions, layer, size, normalises(task), restructuring, learnt=True)
 
 
-def restructuring_of(task: FitTask, learn: np.ndarray, report: Report) -> autoencoder.Weights | None:
+def restructuring_of(task: FitTask, learn: np.ndarray, report: Report) -> reconstruction.Weights | None:
     """Return the weights of an autoencoder fitted to the images at `learn`, None where the settings ask for none."""
     if task.settings.get("restructure", "none") == "none":
         return None
-    path, state = task.own / "autoencoder.npz", task.own / "autoencoder-state.npz"
+    return autoencoder_of(task, learn, 0, report)
+
+
+def autoencoder_of(task: FitTask, learn: np.ndarray, epochs: int, report: Report) -> reconstruction.Weights:
+    """Return the weights of an autoencoder fitted to the images at `learn`; 0 epochs are as many as show it `PICTURES_TO_RECONSTRUCT`.
+
+    It knows no labels, so fits that learn from the same images share it.
+    """
+    epochs = epochs or usual_epochs(len(learn))
+    name = f"autoencoder-{digest(task.seed, epochs, learn.tolist())[:12]}"
+    path, state = task.shared / f"{name}.npz", task.own / f"{name}-state.npz"
     kept = load_arrays(path)
     if kept is None:
-        epochs = int(np.clip(PICTURES_TO_RECONSTRUCT // len(learn), FEWEST_EPOCHS, MOST_EPOCHS))
-        kept = autoencoder.fit_autoencoder(task.images, learn, task.seed, epochs, state, report).weights
+        kept = reconstruction.fit_autoencoder(task.images, learn, task.seed, epochs, state, report).weights
         save_arrays(path, kept)
         state.unlink()
     return kept
+
+
+def usual_epochs(pictures: int) -> int:
+    """Return how many epochs show an autoencoder `PICTURES_TO_RECONSTRUCT`, where it learns from so many."""
+    return int(np.clip(PICTURES_TO_RECONSTRUCT // pictures, FEWEST_EPOCHS, MOST_EPOCHS))
 
 
 def child(task: FitTask, position: int, number: int, of: int) -> np.ndarray:
@@ -118,11 +122,12 @@ def child(task: FitTask, position: int, number: int, of: int) -> np.ndarray:
 
 def features_of(
     task: FitTask,
-    extractor: Extractor,
-    summarise: Callable[[np.ndarray], np.ndarray],
+    build: Callable[[], keras.Model],
+    summarise: Callable[[Any], np.ndarray],
     copies: int,
     report: Report,
     *,
+    learnt: bool,
     by_scan: bool = False,
 ) -> np.ndarray:
     """Return the features of each image and of its augmented copies, float32 (copies, n, ...).
@@ -132,31 +137,31 @@ def features_of(
 
     Args:
         task: what is being fitted.
-        extractor: images -> maps.
-        summarise: maps (m, h, w, c) -> features (m, ...).
+        build: returns the Keras model: images -> maps, or a dictionary of maps.
+        summarise: maps (m, h, w, c), or the dictionary -> features (m, ...).
         copies: with the image itself.
         report: told the share done; raises to stop.
+        learnt: the model, or a part of it, learnt from images of this fit; otherwise all fits of the run share the features.
         by_scan: change all slices of a scan alike.
     """
-    frozen = extractor.restructuring is None and not task.settings.get("fine_tune_epochs", 0)
-    folder = task.shared if frozen else task.own
+    folder = task.own if learnt else task.shared
     n = len(task.images)
     # What is shared must serve every fit: all labelled images, of which each fit then takes its own part.
-    wanted = np.flatnonzero(task.labels >= 0) if frozen else task.train
+    wanted = task.train if learnt else np.flatnonzero(task.labels >= 0)
     model: keras.Model | None = None
     found = []
     for number in range(copies):
         path = folder / f"features-{number}.npz"
         cached = load_arrays(path)
         if cached is None:
-            model = model or extractor.build()
+            model = model or build()
             positions = np.arange(n) if number == 0 else wanted
             parts = []
             for start in range(0, len(positions), CHUNK):
                 report((number + start / len(positions)) / copies, {})
                 chunk = positions[start : start + CHUNK]
                 pictures = np.stack([child(task, at, number, int(task.scans[at]) if by_scan else int(at)) for at in chunk])
-                parts.append(np.asarray(summarise(np.asarray(model.predict_on_batch(pictures))), np.float32))
+                parts.append(np.asarray(summarise(model.predict_on_batch(pictures)), np.float32))
             there = np.concatenate(parts)
             whole = np.zeros((n, *there.shape[1:]), np.float32)
             whole[positions] = there

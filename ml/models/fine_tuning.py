@@ -33,6 +33,7 @@ MADE_SHARE = 0.35  # of the slices without hemorrhage get a made bleed
 MOVED_SHARE = 0.5  # of the made bleeds come from another patient, where outlines allow it; the rest is drawn
 BLOODY_SHARE = 0.12  # of a cell's area that must be outlined for the cell to count as bloody
 BLOODY_WEIGHT = 5.0  # of a bloody cell against any other, as they are few
+RECIPE = 2  # to be raised whenever `fine_tune` computes something else: what `ml.models.tuned` has kept is then made anew
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Tuned:
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Tuned:
         """Return what `arrays` wrote."""
-        convolutions = {name: values.astype(np.float32) for name, values in arrays.items() if name.startswith("conv")}
+        convolutions = {name: values.astype(np.float32) for name, values in arrays.items() if not name.startswith("cell_")}
         return cls(convolutions, np.asarray(arrays["cell_W"]), float(arrays["cell_b"]))
 
 
@@ -69,6 +70,7 @@ def fine_tune(
     report: Callable[[float, Mapping[str, float]], None],
     *,
     precision: str = "float32",
+    normalises: bool | None = None,
 ) -> Tuned:
     """Return convolutions that learnt from labelled slices, and the head of the cells.
 
@@ -85,12 +87,13 @@ def fine_tune(
         state: the file that keeps the state after each epoch.
         report: told the share done and the loss after each batch; raises to stop.
         precision: "bfloat16" computes in half the bits, faster on processors that can; weights and their updates stay float32.
+        normalises: local response normalisation, as `ml.models.convolutions.build_several` takes it.
     """
     keras.utils.set_random_seed(seed)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     try:
-        convolutions = build(start, layer, images.shape[1])
+        convolutions = build(start, layer, images.shape[1], normalises=normalises)
         network = _with_cells(convolutions, seed)
     finally:
         keras.config.set_dtype_policy(before)

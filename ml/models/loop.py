@@ -59,8 +59,8 @@ def run_epochs(
     variables = [*(variable for layer in network.layers for variable in layer.variables), *optimizer.variables]
     first = _restore(state, variables)
     for epoch in range(first, epochs):
+        # Nothing here draws from a global generator, so none is seeded: that would make TensorFlow throw its compiled functions away.
         epoch_seed = seed_of(seed, epoch)
-        keras.utils.set_random_seed(epoch_seed)
         for number, batch in enumerate(_ahead(draw(epoch_seed))):
             found = network.train_on_batch(*batch, return_dict=True)
             network.reset_metrics()  # the loss of this batch, not the mean since the beginning

@@ -1,8 +1,9 @@
 """A recurrent network over the slices of a scan: what `cnn_lstm` and `cnn_gru` have in common.
 
 Features of a slice are its pooled maps; they are standardised, projected, and read in anatomical order by an LSTM (S. Hochreiter, J.
-Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each slice has a decision, and the scan has one: the smooth
-maximum (log mean exp) of a second decision for each slice. Both learn together, from labels of slices and from whether any slice shows blood.
+Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each slice has a decision, and the scan has one: the
+smooth maximum (log mean exp) of a second decision for each slice. Both learn together, from labels of slices and from whether any slice
+shows blood.
 
 Where no scan that may be learnt from has more than one slice, the sequence is the slice's maps read row by row, the smooth maximum over the
 rows is the slice's decision, and scans are aggregated as those of any slice architecture.
@@ -77,10 +78,11 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     extractor = extractor_of(task, layer, learn, lambda share, figures: task.report(0.5 * FEATURES_SHARE * share, figures))
     features = features_of(
         task,
-        extractor,
+        extractor.build,
         rows_of if by_rows else lambda maps: pooled(maps, "both"),
         int(task.settings["augmentation"]),
         lambda share, figures: task.report((0.5 + 0.5 * share) * FEATURES_SHARE, figures),
+        learnt=extractor.learnt,
         by_scan=True,
     )
 
@@ -128,7 +130,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         chosen={"sequence": "rows" if by_rows else "slices", "learnt_from": len(task.train if not learns or task.held_out else learn)},
         export=export,
         reference=reference,
-        learnt_features=learns,
+        learnt_features=extractor.learnt,
     )
 
 
@@ -138,7 +140,7 @@ def rows_of(maps: np.ndarray) -> np.ndarray:
 
 
 def answers_of(network: Network, features: np.ndarray, scans: np.ndarray, by_rows: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the decisions of all slices (n,) and of all scans (s,); `scans` numbers them, never falling. One slice decides for its scan."""
+    """Return the decisions of all slices (n,) and scans (s,); `scans` numbers them, never falling. One slice decides for its scan."""
     if by_rows:
         decisions = network.decide(list(features))[1]
         return decisions, aggregate_scans(decisions, scans)

@@ -7,6 +7,7 @@ order in both, and Keras's reset after the product is ONNX's `linear_before_rese
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -50,7 +51,7 @@ def head_to_onnx(
     places = (("one", [1]), ("each_step", [0, 0, directions * units]), ("line", [-1, 1]), ("single", [1]), ("zero", [0]))
     constants += [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in places]
     axes = [2] if by_rows else [1, 2]
-    more = {"lstm": {}, "gru": {"linear_before_reset": 1}}[cell]
+    more: dict[str, Any] = {"lstm": {}, "gru": {"linear_before_reset": 1}}[cell]
     direction = "bidirectional" if directions == 2 else "forward"
     nodes = [
         helper.make_node("ReduceMean", ["maps"], ["average"], axes=axes, keepdims=0),
@@ -76,7 +77,7 @@ def head_to_onnx(
         helper.make_node("Log", ["steps"], ["log_steps"]),
         helper.make_node("Sub", ["summed", "log_steps"], ["whole"]),
     ]
-    outputs = [("whole", ["N", 1])]
+    outputs: list[tuple[str, Sequence[str | int]]] = [("whole", ["N", 1])]
     if not by_rows:
         nodes += [
             helper.make_node("MatMul", ["states", "step_W"], ["step_product"]),
@@ -89,12 +90,13 @@ def head_to_onnx(
         ]
         outputs = [("own", ["N", 1]), ("scan", [1])]
     height, width, channels = maps
+    used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         nodes,
         "reader",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", height, width, channels])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
-        constants,
+        [constant for constant in constants if constant.name in used],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
     model = compose.add_prefix(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), "reader_", rename_inputs=False)

@@ -122,7 +122,9 @@ def _unwrapped(tensor: _Tensor, *_: Any) -> _Tensor:
 
 def _read_archive(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
+        name = next((name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")), None)
+        if name is None:
+            raise ValueError("no pickle of tensors")
         root = name.removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("numbers are not little-endian")

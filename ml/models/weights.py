@@ -23,7 +23,11 @@ from ml.artifacts import ArtifactError, read_card
 from ml.models.torch_file import read_tensors
 
 Weights = dict[str, np.ndarray]
-"""`conv1_W` ... `conv5_W` float32 (height, width, in / groups, out) and `conv1_b` ... `conv5_b` float32 (out,)."""
+"""`conv1_W` ... `conv5_W` float32 (height, width, in / groups, out) and `conv1_b` ... `conv5_b` float32 (out,); perhaps `SOFT_TISSUE`."""
+
+SOFT_TISSUE = "soft_tissue"
+"""Level and spread (2,) that soft tissue has in the second and third channel of weights that learnt so (`ml.models.convolutions`)."""
+LEVEL_AND_SPREAD = (0.4, 0.12)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -84,7 +88,7 @@ def layout_of(weights: Weights) -> Layout:
 def groups_of(weights: Weights, name: str) -> int:
     """Return in how many groups a convolution's channels are: 1 or 2."""
     convolution = next(each for each in layout_of(weights).convolutions if each.name == name)
-    return convolution.channels_in // weights[f"{name}_W"].shape[2]
+    return convolution.channels_in // int(weights[f"{name}_W"].shape[2])
 
 
 def load_weights(init: Path | str, seed: int, layer: str, *, layout: str = "owt", groups: int | None = None) -> Weights:
@@ -196,8 +200,10 @@ def _from_model(folder: Path) -> Weights:
     for constant in onnx.load(str(folder / "features.onnx")).graph.initializer:
         found[constant.name] = numpy_helper.to_array(constant).astype(np.float32)
     weights = {
-        name: values.transpose(2, 3, 1, 0) if name.endswith("_W") else values for name, values in found.items() if name.startswith("conv")
+        name: values.transpose(2, 3, 1, 0) if name.endswith("_W") else values
+        for name, values in found.items()
+        if name.startswith("conv") or name == SOFT_TISSUE
     }
-    if not weights:
+    if "conv1_W" not in weights:
         raise ArtifactError(f"The model {card.id} ({card.architecture}) keeps no AlexNet convolutions to start from.")
     return weights

@@ -17,16 +17,24 @@ def test_one_slice_keeps_its_decision() -> None:
     assert aggregate(np.array([1.25])) == pytest.approx(1.25)
 
 
-def test_neighbours_are_averaged_and_the_three_highest_count() -> None:
-    # padded 0 0 0 6 0 0 3 3 -> means of three: 0, 2, 2, 2, 1, 2 -> the three highest are 2
-    assert aggregate(np.array([0, 0, 6, 0, 0, 3])) == pytest.approx(2.0)
-    assert aggregate(np.array([3.0, 0.0])) == pytest.approx((2 + 1) / 2)
+def test_the_mean_of_the_odds_decides() -> None:
+    # odds 1, 1, 4 -> their mean is 2
+    assert aggregate(np.log([1.0, 1.0, 4.0])) == pytest.approx(np.log(2))
 
 
-def test_a_lone_spike_counts_less_than_blood_in_neighbouring_slices() -> None:
-    spike, bleed = np.zeros(20), np.zeros(20)
-    spike[9], bleed[8:12] = 6, 4
-    assert aggregate(bleed) > aggregate(spike)
+def test_the_number_of_slices_alone_changes_nothing() -> None:
+    decisions = np.array([-2.0, 0.5, 3.0])
+    assert aggregate(np.repeat(decisions, 7)) == pytest.approx(aggregate(decisions))
+
+
+def test_blood_in_neighbouring_slices_counts_more_than_in_one() -> None:
+    once, often = np.full(20, -3.0), np.full(20, -3.0)
+    once[9], often[8:12] = 4, 4
+    assert aggregate(often) > aggregate(once) > aggregate(np.full(20, -3.0))
+
+
+def test_decisions_far_from_nothing_do_not_overflow() -> None:
+    assert aggregate(np.array([800.0, 800.0])) == pytest.approx(800) and aggregate(np.array([-900.0])) == pytest.approx(-900)
 
 
 def test_scans_are_told_apart_by_their_numbers() -> None:

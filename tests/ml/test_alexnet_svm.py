@@ -6,20 +6,24 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from ml.artifacts import ArtifactError
 from ml.calibration import Platt
-from ml.models import FitTask
 from ml.models.aggregation import aggregate
-from ml.models.alexnet_svm import head_to_onnx, sample_weights
 from ml.models.convolutions import build, maps_shape, mirrored, pooled, to_onnx, weights_of
 from ml.models.inner_folds import inner_folds
+from ml.models.machine import Choice, Features, choose, fit_machine, usual_choice
+from ml.models.machine_graph import head_to_onnx
+from ml.models.sample_weights import sample_weights
 from ml.models.weights import load_weights, random_weights, rounded
+from tests.ml.tasks import task_of
 
 SIZE = 63
 LAYERS = ("conv3", "conv4", "conv5", "pool5")
@@ -111,18 +115,79 @@ def test_pooling_is_the_average_and_the_maximum_of_each_map() -> None:
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 @pytest.mark.parametrize("pooling", ["average", "max", "both"])
-def test_the_exported_head_gives_the_calibrated_probability_of_scikit_learn(kernel: str, pooling: str) -> None:
+@pytest.mark.parametrize("components", [False, True])
+def test_the_exported_head_gives_the_calibrated_probability_of_scikit_learn(kernel: str, pooling: str, components: bool) -> None:
     random = np.random.default_rng(1)
     maps = random.standard_normal((60, 3, 3, 4)).astype(np.float32)
     labels = (maps[..., 0].mean(axis=(1, 2)) > 0).astype(int)
-    machine = Pipeline([("scaler", StandardScaler()), ("svm", SVC(kernel=kernel))]).fit(pooled(maps, pooling), labels)
+    reduced = [("pca", PCA(0.8, svd_solver="full"))] if components else []
+    machine = Pipeline([("scaler", StandardScaler()), *reduced, ("svm", SVC(kernel=kernel))]).fit(pooled(maps, pooling), labels)
     platt, scan_platt = Platt(2.0, 0.3), Platt(1.5, -0.2)
-    session = onnxruntime.InferenceSession(head_to_onnx(machine, platt, scan_platt, pooling, 3, 4))
+    head = head_to_onnx(machine, platt, scan_platt, pooling, 3, 4)
+    session = onnxruntime.InferenceSession(head)
     slices, scan = session.run(["slice_probability", "scan_probability"], {"maps": maps})
     decisions = machine.decision_function(pooled(maps, pooling))
     assert np.abs(slices - platt(decisions)).max() < 1e-5
     assert slices.shape == (60,) and scan == pytest.approx(scan_platt(np.array([aggregate(decisions)])), abs=1e-5)
     assert session.run(["slice_probability"], {"maps": maps[:1]})[0] == pytest.approx(slices[:1], rel=1e-4)
+    if kernel == "linear":
+        constants = {constant.name: constant for constant in onnx.load_from_string(head).graph.initializer}
+        assert list(constants["weights"].dims) == [8 if pooling == "both" else 4, 1], "scaler, components and machine are one row"
+
+
+def features_by_hand(informative: str, part: str, copies: int = 1) -> Features:
+    """Return noise for three channels of conv3 and two of conv5, but for the label of 32 pictures in one part of one layer."""
+    random = np.random.default_rng(0)
+    values = random.standard_normal((copies, 32, 10)).astype(np.float32)
+    at = {("conv3", "average"): 1, ("conv3", "max"): 4, ("conv5", "average"): 6, ("conv5", "max"): 9}[informative, part]
+    values[..., at] = np.tile([-1, 1], 16) + 0.3 * values[..., at]
+    return Features(values, {"conv3": 3, "conv5": 2})
+
+
+@pytest.mark.parametrize(("layer", "pooling"), [("conv3", "max"), ("conv5", "average"), ("conv5", "max")])
+def test_layer_and_pooling_are_chosen_where_the_label_shows(layer: str, pooling: str, tmp_path: Path) -> None:
+    task = task_of("alexnet_svm", tmp_path, {"layer": "auto", "pooling": "auto", "kernel": "auto", "pca": "auto"})
+    choice, score, decisions = choose(task, features_by_hand(layer, pooling), inner_folds(task, one_split=False), lambda *told: None)
+    assert choice.layer == layer and choice.pooling in (pooling, "both") and score > 0.9
+    assert np.isfinite(decisions[:24]).all() and np.isnan(decisions[24:]).all(), "only the training part is looked at"
+
+
+def test_a_kernel_that_bends_is_chosen_where_a_straight_line_finds_nothing(tmp_path: Path) -> None:
+    features = features_by_hand("conv5", "average")
+    labels = (np.abs(features.values[0, :, 9]) > 0.6).astype(int)
+    task = task_of("alexnet_svm", tmp_path, {"kernel": "auto", "pooling": "max"}, labels=labels, train=np.arange(32))
+    alone = Features(features.values[..., [6, 7, 9, 9]], {"conv5": 2})
+    assert choose(task, alone, inner_folds(task, one_split=False), lambda *told: None)[0].kernel == "rbf"
+
+
+def test_columns_of_features_are_those_of_their_layer_and_pooling() -> None:
+    features = Features(np.arange(10, dtype=np.float32).reshape(1, 1, 10), {"conv3": 3, "conv5": 2})
+
+    def found(layer: str, pooling: str) -> list[float]:
+        return [float(value) for value in features.of(Choice(layer, pooling, "linear", "no", 1.0))[0, 0]]
+
+    assert found("conv3", "average") == [0, 1, 2] and found("conv3", "max") == [3, 4, 5]
+    assert found("conv5", "both") == [6, 7, 8, 9] and found("conv5", "max") == [8, 9]
+
+
+def test_copies_are_learnt_from_and_weigh_together_what_their_picture_weighs(tmp_path: Path) -> None:
+    task = task_of("alexnet_svm", tmp_path)
+    one = features_by_hand("conv5", "max")
+    choice = Choice("conv5", "both", "linear", "no", 0.01)
+    alone = fit_machine(task, one, task.train, choice)
+    again = fit_machine(task, Features(np.repeat(one.values, 3, axis=0), one.channels), task.train, choice)
+    assert again.decision_function(one.of(choice)[0]) == pytest.approx(alone.decision_function(one.of(choice)[0]), abs=1e-3)
+    other = fit_machine(task, features_by_hand("conv5", "max", copies=3), task.train, choice)
+    assert other["scaler"].n_samples_seen_ == 3 * 24
+
+
+def test_what_most_fits_chose_is_the_usual_choice() -> None:
+    def one(cost: float) -> dict[str, object]:
+        return {"layer": "conv5", "pooling": "both", "kernel": "linear", "pca": "no", "C": cost, "inner_auroc": 0.9}
+
+    assert usual_choice([one(0.1), one(0.01), one(0.01)]) == Choice("conv5", "both", "linear", "no", 0.01)
+    assert usual_choice([one(0.1), one(0.01)]) == Choice("conv5", "both", "linear", "no", 0.1), "ties go to the first"
+    assert usual_choice([{"learnt_from": 3}]) is None and usual_choice([]) is None
 
 
 def test_data_sets_weigh_by_their_groups_and_their_classes_evenly() -> None:
@@ -134,17 +199,10 @@ def test_data_sets_weigh_by_their_groups_and_their_classes_evenly() -> None:
     assert sample_weights(labels, sources, groups) == pytest.approx(raw / raw.mean())
 
 
-def a_task(train: np.ndarray, allowed: np.ndarray, labels: np.ndarray, groups: np.ndarray, tmp_path: Path) -> FitTask:
-    nothing = np.zeros((len(labels), SIZE, SIZE, 1), np.float32)
-    sources, scans, masks = np.full(len(labels), "a"), np.arange(len(labels)), np.zeros((len(labels), 7, 7), np.uint8)
-    where = "random", tmp_path, tmp_path, lambda share, metrics: None
-    return FitTask(nothing, labels, groups, sources, scans, masks, allowed, train, {}, 0, *where)  # type: ignore[arg-type]
-
-
 def test_inner_folds_stay_in_the_training_part_and_judge_only_unseen_images(tmp_path: Path) -> None:
     labels, groups = np.tile([0, 1], 30), np.repeat([f"g{n}" for n in range(20)], 3)
     allowed, train = np.arange(60) >= 12, np.arange(48)
-    task = a_task(train, allowed, labels, groups, tmp_path)
+    task = task_of("alexnet_svm", tmp_path, train=train, held_out_allowed=allowed, labels=labels, groups=groups, sources=np.full(60, "a"))
     folds = inner_folds(task, one_split=False)
     assert len(folds) == 5
     assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(12, 48))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ml.catalogue import ARCHITECTURES, SettingError, architecture_named
+from ml.catalogue import ARCHITECTURES, CONVOLUTIONS, ENRICHMENT, JUDGING, PREPROCESSING, SettingError, architecture_named
 
 ALEXNET_SVM = architecture_named("alexnet_svm")
 
@@ -23,7 +23,7 @@ def test_defaults_fill_what_is_not_given_and_texts_become_numbers() -> None:
         ({"folds": 2.5}, "folds must be a whole number, not 2.5."),
         ({"target_sensitivity": "high"}, "target_sensitivity must be a number, not 'high'."),
         ({"target_sensitivity": "nan"}, "target_sensitivity must lie between 0.5 and 0.999, not nan."),
-        ({"kernel": "poly"}, "kernel must be one of linear, rbf, not 'poly'."),
+        ({"kernel": "poly"}, "kernel must be one of linear, rbf, auto, not 'poly'."),
     ],
 )
 def test_a_wrong_setting_is_said_in_one_sentence(given: dict[str, object], sentence: str) -> None:
@@ -45,3 +45,34 @@ def test_an_unknown_architecture_names_those_that_exist() -> None:
 def test_every_default_is_allowed() -> None:
     for architecture in ARCHITECTURES.values():
         assert architecture.parse_settings({}) == {setting.name: setting.default for setting in architecture.settings}
+
+
+def test_every_architecture_of_the_paper_is_there_and_the_quick_one_is_first() -> None:
+    reads = {name: architecture.reads for name, architecture in ARCHITECTURES.items()}
+    assert reads == {
+        "alexnet_svm": "slice",
+        "alexnet": "slice",
+        "cnn_lstm": "series",
+        "cnn_gru": "series",
+        "autoencoder": "slice",
+        "alexnet_cells": "slice",
+    }
+    assert next(iter(ARCHITECTURES)) == "alexnet_svm", "the form of the browser begins with it"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_groups_of_settings_are_taken_whole_and_no_name_twice(name: str) -> None:
+    settings = ARCHITECTURES[name].settings
+    assert {*JUDGING, *PREPROCESSING} <= set(settings)
+    assert len({setting.name for setting in settings}) == len(settings)
+    if name != "autoencoder":
+        assert set(CONVOLUTIONS) <= set(settings)
+    if name not in ("autoencoder", "alexnet_cells"):
+        assert set(ENRICHMENT) <= set(settings), "the paper restructures and augments for every architecture"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_default_is_among_its_choices_or_in_its_range(name: str) -> None:
+    for setting in ARCHITECTURES[name].settings:
+        assert setting.help.endswith((".", "none.")) and (setting.kind == "choice") == bool(setting.choices)
+        assert setting.kind == "choice" or (setting.low is not None and setting.high is not None)

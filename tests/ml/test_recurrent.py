@@ -1,0 +1,103 @@
+"""LSTM and GRU over slices and over rows: their graphs, any number of slices, what they learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml.calibration import Platt
+from ml.evaluation import auroc
+from ml.models import UNKNOWN, FitTask, Fitted, fit_of
+from ml.models.recurrent import rows_of
+from tests.ml.tasks import largest_difference, task_of
+
+SMALL: dict[str, object] = {"layer": "conv3", "epochs": 2, "units": 4, "projection": 4}
+LENGTHS = (1, 3, 2, 5, 1, 4, 2, 2, 3, 1, 4, 4)
+
+
+def task_on_scans(name: str, folder: Path, settings: dict[str, object] | None = None, **changed: object) -> FitTask:
+    """Return a task on 12 scans of 1 to 5 slices; those of odd number bleed, in every other slice."""
+    scans = np.repeat(np.arange(12), LENGTHS)
+    pictures = np.random.default_rng(1).random((32, 63, 63, 1), np.float32) * 0.2
+    labels = (scans % 2) * (np.arange(32) % 2 == 0)
+    for scan in np.unique(scans):
+        if scan % 2 and not labels[scans == scan].any():
+            labels[np.flatnonzero(scans == scan)[0]] = 1
+    pictures[labels == 1, 20:40, 20:40] += 0.7
+    groups = np.array([f"g{scan:02d}" for scan in scans])
+    given = {"images": pictures, "labels": labels, "groups": groups, "scans": scans, "train": np.flatnonzero(scans < 10), **changed}
+    return task_of(name, folder, {**SMALL, **(settings or {})}, **given)
+
+
+@pytest.fixture(scope="module", params=["cnn_lstm", "cnn_gru"])
+def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[FitTask, Fitted]:
+    task = task_on_scans(
+        request.param, tmp_path_factory.mktemp("scans"), {"epochs": 40, "units": 8, "projection": 32, "dropout": 0.0, "learning_rate": 0.01}
+    )
+    return task, fit_of(request.param)(task)
+
+
+def test_the_graphs_answer_as_keras_for_any_number_of_slices(fitted: tuple[FitTask, Fitted]) -> None:
+    task, found = fitted
+    assert found.chosen["sequence"] == "slices"
+    assert largest_difference(found, [task.images[:length] for length in (1, 2, 7, 19)]) < 1e-4
+
+
+def test_slices_and_scans_are_told_apart_by_what_they_show(fitted: tuple[FitTask, Fitted]) -> None:
+    task, found = fitted
+    truth = np.arange(12) % 2
+    assert auroc(task.labels[task.train], found.decisions[task.train]) > 0.9
+    assert auroc(truth[:10], found.scan_decisions[:10]) > 0.9
+
+
+def test_a_scan_of_one_slice_has_that_slices_decision(fitted: tuple[FitTask, Fitted]) -> None:
+    task, found = fitted
+    for scan in (0, 4, 9):
+        assert found.scan_decisions[scan] == found.decisions[task.scans == scan][0]
+    platt, scan_platt = Platt(1.0, 0.0), Platt(0.5, 0.2)
+    _, slices, whole = found.reference(task.images[:1], platt, scan_platt)
+    assert slices[0] == pytest.approx(whole)
+
+
+def test_what_was_held_out_is_whole_scans(fitted: tuple[FitTask, Fitted]) -> None:
+    task, found = fitted
+    held = found.held_out
+    assert set(task.scans[held.slices].tolist()) == set(held.scans.tolist()) < set(range(10))
+    assert len(held.decisions) == len(held.slices) == np.isin(task.scans, held.scans).sum()
+
+
+def test_the_order_of_the_slices_counts(fitted: tuple[FitTask, Fitted]) -> None:
+    task, found = fitted
+    platt = Platt(1.0, 0.0)
+    upwards, downwards = (found.reference(images, platt, platt)[1] for images in (task.images[6:11], task.images[10:5:-1]))
+    assert not np.allclose(upwards, downwards[::-1], atol=1e-6), "the two directions have weights of their own"
+
+
+@pytest.mark.parametrize("name", ["cnn_lstm", "cnn_gru"])
+def test_one_direction_exports_too(name: str, tmp_path: Path) -> None:
+    task = task_on_scans(name, tmp_path, {"bidirectional": "no"})
+    assert largest_difference(fit_of(name)(task), [task.images[:1], task.images[:4]]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["cnn_lstm", "cnn_gru"])
+def test_single_pictures_are_read_row_by_row(name: str, tmp_path: Path) -> None:
+    task = task_of(name, tmp_path, {**SMALL, "epochs": 15, "dropout": 0.0, "learning_rate": 0.01})
+    found = fit_of(name)(task)
+    assert found.chosen["sequence"] == "rows"
+    assert auroc(task.labels[24:], found.decisions[24:]) > 0.9
+    assert largest_difference(found, [task.images[:1], task.images[:5]]) < 1e-4
+
+
+def test_a_slice_that_nobody_labelled_stands_in_its_scan_and_teaches_nothing(tmp_path: Path) -> None:
+    labels = task_on_scans("cnn_gru", tmp_path).labels.copy()
+    labels[2] = UNKNOWN
+    train = np.flatnonzero((np.repeat(np.arange(12), LENGTHS) < 10) & (labels != UNKNOWN))
+    found = fit_of("cnn_gru")(task_on_scans("cnn_gru", tmp_path, labels=labels, train=train))
+    assert np.isfinite(found.decisions).all() and 2 not in found.held_out.slices
+
+
+def test_rows_are_averages_and_maxima_along_the_width() -> None:
+    maps = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
+    assert rows_of(maps).tolist() == [[[1, 2, 2, 3], [5, 6, 6, 7]]]
