@@ -1,4 +1,4 @@
-"""The command line: `python -m ml explore|train|evaluate|compare|predict|card`."""
+"""The command line: `python -m ml explore|train|evaluate|predict|compare|paper|card`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import argparse
 import csv
 import json
 import os
-import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ml.artifacts import ArtifactError, read_card
 from ml.catalogue import ARCHITECTURES, STARTER_DIR, STARTER_SERIES_DIR, SettingError
-from ml.images import ORDER_GIVEN, ImageError, read_series
-from ml.terminal import Counter, figure, minutes, say_figures
+from ml.images import ORDER_GIVEN, ImageError, files_of_series, read_series
+from ml.terminal import Counter, Trail, figure, minutes, say, say_figures
 
 MODEL_HELP = "a model folder, or starter, or starter-series"
-IMAGES_OF_A_FOLDER = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".gz", ""}
+INIT_HELP = "initial weights: random, starter, a .npz file or a model folder"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,8 +46,8 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     """Describe data sets, and, of several, how well one can tell them apart."""
     from ml.exploration import compare_sources, explore, measure_all
 
-    opened = [_dataset(path, stack, needs_both_classes=False, on_image=_counter(f"reading {path.name}")) for path in options.datasets]
-    measured = [measure_all(dataset, _counter(f"measuring {dataset.name}")) for dataset in opened]
+    opened = [_dataset(path, stack, needs_both_classes=False, on_image=Counter(f"reading {path.name}: image")) for path in options.datasets]
+    measured = [measure_all(dataset, Counter(f"measuring {dataset.name}: image")) for dataset in opened]
     facts = [explore(dataset, of_one) for dataset, of_one in zip(opened, measured, strict=True)]
     sources = compare_sources(opened, measured)
     if options.out:
@@ -61,7 +60,7 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     for of_one in facts:
         for name, value in of_one.items():
             if name not in ("probes", "histograms"):
-                _say(f"{name.replace('_', ' ')}: {value if isinstance(value, (str, int)) else json.dumps(value)}")
+                say(f"{name.replace('_', ' ')}: {value if isinstance(value, (str, int)) else json.dumps(value)}")
         _say_probes("told from the labels by", of_one["probes"])
     for pair in sources:
         _say_probes(f"{' told from '.join(pair['sources'])} by", pair["probes"])
@@ -69,40 +68,34 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
 
 def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Train a model, show how far it is, and write its figures."""
-    from ml.training import LICENCE_NOTES, Progress, TrainConfig, train
+    from ml.training import LICENCE_NOTES, TrainConfig, train
 
     settings = dict(_key_and_value(text) for text in options.set)
     config = TrainConfig(
         architecture=options.architecture,
         settings=settings,
         seed=options.seed,
-        init=options.init if options.init in ("random", "starter") else Path(options.init),
-        command=shlex.join(["python", "-m", "ml", *_without_sentences(given)]),
+        init=_initial(options.init),
+        command=shlex.join(["python", "-m", "ml", *_deciding(given)]),
+        reuse=options.reuse,
         licence_notes=(*LICENCE_NOTES, *options.licence),
         notes=tuple(options.note),
     )
     datasets = [_dataset(path, stack) for path in options.datasets]
 
-    def show(progress: Progress) -> None:
-        left = "" if progress.eta_s is None else f", {minutes(progress.eta_s)} left"
-        figures = "".join(f"  {name} {value:.3g}" for name, value in progress.metrics.items())
-        sys.stderr.write(f"\r\033[K{progress.fraction:4.0%} {progress.stage}{left}{figures}")
-        sys.stderr.flush()
-
-    card = train(config, datasets, options.out, show)
-    sys.stderr.write("\n")
+    card = train(config, datasets, options.out, Trail())
     if options.json:
         return _write_json(json.loads(card.to_json()))
-    _say(f"Model {card.id} in {options.out / 'model'}")
+    say(f"Model {card.id} in {options.out / 'model'}")
     for level, metrics in (("slice", card.metrics), ("patient", card.patient_metrics)):
-        _say(f"{level}:")
+        say(f"{level}:")
         say_figures(metrics)
     for control in card.controls:
-        _say(f"control {control['name'].replace('_', ' ')}: " + (control.get("skipped") or f"AUROC {figure(control['auroc'])}"))
+        say(f"control {control['name'].replace('_', ' ')}: " + (control.get("skipped") or f"AUROC {figure(control['auroc'])}"))
     if card.blocked_because:
-        _say(card.blocked_because)
+        say(card.blocked_because)
     for sentence in (card.protocol, *card.notes):
-        _say(sentence)
+        say(sentence)
 
 
 def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
@@ -120,7 +113,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             "error": None,
         }
         try:
-            series = read_series(list(_files_of(path)))
+            series = read_series(files_of_series(path))
             finding = predictor.predict(series)
             if path.is_dir() and ORDER_GIVEN in series.warnings:
                 sys.stderr.write(f"{path}: the pictures carry no position; they were put in order by the last number in their names.\n")
@@ -150,11 +143,11 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[
     if options.json:
         return _write_json(result)
     for level in ("slice", "patient"):
-        _say(f"{level}:")
+        say(f"{level}:")
         say_figures(result[level])
     for sentence in (*result["notes"], *result["problems"]):
-        _say(sentence)
-    _say(f"metrics.json, predictions.csv, answers.csv and plots are in {options.out}")
+        say(sentence)
+    say(f"metrics.json, predictions.csv, answers.csv and plots are in {options.out}")
 
 
 def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
@@ -165,13 +158,34 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     if options.json:
         return _write_json(result)
     for level, found in result.items():
-        _say(f"{level}: {found['n']} in common")
+        say(f"{level}: {found['n']} in common")
         width = max(len(run["run"]) for run in found["runs"])
         for run in found["runs"]:
-            _say(f"  {run['run']:{width}}  " + "  ".join(f"{name} {figure(entry)}" for name, entry in run["metrics"].items()))
+            say(f"  {run['run']:{width}}  " + "  ".join(f"{name} {figure(entry)}" for name, entry in run["metrics"].items()))
         for difference in found["differences"]:
             shown = "  ".join(f"{name} {figure(difference[name], signed=True)}" for name in ("auroc", "accuracy"))
-            _say(f"  {difference['run']} minus {difference['minus']}: {shown}")
+            say(f"  {difference['run']} minus {difference['minus']}: {shown}")
+
+
+def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Run the paper's experiment, honest and leaked, and write its table and graphs."""
+    from ml.paper import plan, run_paper
+    from ml.paper.report import write_report
+
+    dataset = _dataset(options.dataset, stack, on_image=Counter("reading image"))
+    cells = plan(len(dataset.examples), *([options.only] if options.only else []))
+
+    def say_plan(total: int, done: int, seconds: float) -> None:
+        sys.stderr.write(f"{done} of {total} cells done" + (f"; the rest takes about {minutes(seconds)}\n" if done < total else "\n"))
+
+    command = shlex.join(["python", "-m", "ml", *given])
+    init = _initial(options.init)
+    found = run_paper(dataset, cells, options.out, init=init, seed=options.seed, command=command, on_progress=Trail(), on_plan=say_plan)
+    written = write_report(found, options.out)
+    if options.json:
+        return _write_json(found)
+    say((options.out / "table.md").read_text(encoding="utf-8"))
+    say("Written: " + ", ".join(str(path) for path in written))
 
 
 def card_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
@@ -194,8 +208,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--architecture", required=True, choices=sorted(ARCHITECTURES))
     train.add_argument("--out", type=Path, required=True, help="folder for the training; the model will be in model/")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the architecture")
-    train.add_argument("--init", default="starter", help="initial weights: random, starter, a .npz file or a model folder")
+    train.add_argument("--init", default="starter", help=INIT_HELP)
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument(
+        "--reuse", type=Path, metavar="DIR", help="keep fine-tuned convolutions there for other trainings; changes no number"
+    )
     train.add_argument("--note", action="append", default=[], metavar="SENTENCE", help="goes into the model's card")
     train.add_argument("--licence", action="append", default=[], metavar="SENTENCE", help="a licence note for the model's card")
     train.add_argument("--json", action="store_true", help="write the model's card as JSON")
@@ -215,10 +232,22 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder that train or evaluate wrote")
     compare.add_argument("--json", action="store_true", help="write JSON")
     compare.set_defaults(run=compare_command)
+    paper = commands.add_parser("paper", help="the paper's experiment, honest and leaked; the same command on the same folder continues")
+    paper.add_argument("dataset", type=Path, metavar="DATASET")
+    paper.add_argument("--out", type=Path, required=True, help="folder for the tables and the graphs")
+    paper.add_argument("--init", default="starter", help=f"{INIT_HELP}; weights that have seen the data set are refused")
+    paper.add_argument("--seed", type=int, default=0)
+    paper.add_argument("--only", nargs="+", metavar="ARCHITECTURE", help="these architectures alone")
+    paper.add_argument("--json", action="store_true", help="write the cells as JSON")
+    paper.set_defaults(run=paper_command)
     card = commands.add_parser("card", help="write a model's card as Markdown")
     card.add_argument("model", help=MODEL_HELP)
     card.set_defaults(run=card_command)
     return parser
+
+
+def _initial(name: str) -> Any:
+    return name if name in ("random", "starter") else Path(name)
 
 
 def _model_folder(name: str) -> Path:
@@ -227,9 +256,9 @@ def _model_folder(name: str) -> Path:
     return {"starter": STARTER_DIR, "starter-series": STARTER_SERIES_DIR}.get(name, Path(name))
 
 
-def _without_sentences(given: list[str]) -> list[str]:
+def _deciding(given: list[str]) -> list[str]:
     """Return the arguments that decide what is computed; the sentences for the card stand in the card already."""
-    return [word for before, word in zip(["", *given], given, strict=False) if not {before, word} & {"--note", "--licence"}]
+    return [word for before, word in zip(["", *given], given, strict=False) if not {before, word} & {"--note", "--licence", "--reuse"}]
 
 
 def _dataset(path: Path, stack: ExitStack, **how: Any) -> Any:
@@ -243,40 +272,11 @@ def _dataset(path: Path, stack: ExitStack, **how: Any) -> Any:
     return read_dataset(path, **how)
 
 
-def _counter(what: str) -> Callable[[int, int], None]:
-    """Return a progress line on standard error, which ends at the last image; none where nobody watches."""
-
-    def tell(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\033[K{what}: {done} of {total}" + ("\n" if done == total else ""))
-            sys.stderr.flush()
-
-    return tell
-
-
 def _say_probes(what: str, probes: Sequence[dict[str, Any]]) -> None:
     for probe in probes:
         auroc, warning = probe["auroc"], "  above chance" if probe["suspicious"] else ""
         shown = auroc["reason"] if auroc["value"] is None else f"AUROC {auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
-        _say(f"{what} {probe['name']}: {shown}{warning}")
-
-
-def _files_of(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    images = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in IMAGES_OF_A_FOLDER)
-    yield from sorted(images, key=_place_in_series)
-
-
-def _place_in_series(path: Path) -> tuple[int, list[tuple[int, str]], str]:
-    """Return what puts a picture in its place: the last number in its name, then the name with its numbers read as numbers.
-
-    So slice_2 comes before slice_10, and 2_of_30 before 10_of_30. DICOM files are ordered by position later, whatever their names.
-    """
-    numbers = re.findall(r"\d+", path.stem)
-    words = [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", path.stem) if word]
-    return int(numbers[-1]) if numbers else -1, words, path.as_posix()
+        say(f"{what} {probe['name']}: {shown}{warning}")
 
 
 def _key_and_value(text: str) -> tuple[str, str]:
@@ -284,10 +284,6 @@ def _key_and_value(text: str) -> tuple[str, str]:
     if not sign:
         raise SettingError(f"--set needs key=value, not {text!r}.")
     return key, value
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
 
 
 def _write_json(value: object) -> None:

@@ -7,6 +7,7 @@ before anything is decoded, and whatever goes wrong becomes an `ImageError` whos
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ MAX_SLICES = 2_000
 MIN_SIDE_PX = 32
 MOST_ELONGATED = 4  # a slice is about square, and every picture is padded to a square: a thin one would take its length in both ways
 
+IMAGES_OF_A_FOLDER = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".gz", ""}
 ORDER_GIVEN = "Pictures carry no position; they were read in the order given."
 
 FEWEST_GREYS = 16  # a drawing, a mask or a fax has fewer; the plainest slice of ours has 81
@@ -270,3 +272,21 @@ def _to_grey(picture: Image.Image) -> tuple[FloatArray, list[str]]:
     if np.count_nonzero(spread > COLOUR_SPREAD) > COLOUR_SHARE * spread.size:
         notes.append("The picture has colours; they were removed.")
     return np.asarray(rgb.convert("L")).astype(np.float32) / np.float32(255), notes
+
+
+def files_of_series(path: Path) -> list[Path]:
+    """Return the images of a folder that is one series, in the order of the numbers in their names; of a file, itself."""
+    if not path.is_dir():
+        return [path]
+    images = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in IMAGES_OF_A_FOLDER)
+    return sorted(images, key=_place_in_series)
+
+
+def _place_in_series(path: Path) -> tuple[int, list[tuple[int, str]], str]:
+    """Return what puts a picture in its place: the last number in its name, then the name with its numbers read as numbers.
+
+    So slice_2 comes before slice_10, and 2_of_30 before 10_of_30. DICOM files are ordered by position later, whatever their names.
+    """
+    numbers = re.findall(r"\d+", path.stem)
+    words = [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", path.stem) if word]
+    return int(numbers[-1]) if numbers else -1, words, path.as_posix()

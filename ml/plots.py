@@ -18,6 +18,8 @@ from ml.evaluation import auroc, roc_points
 BOOTSTRAPS = 200
 BINS = 10
 INK, SOFT = "#1f4e79", "#9dc3e6"
+DISTINCT = ("#56b4e9", "#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7")
+"""Colours that people of any colour vision tell apart (M. Okabe, K. Ito 2008)."""
 
 
 def write_plots(run: Path) -> list[Path]:
@@ -113,6 +115,44 @@ def bars_plot(path: Path, figures: Mapping[str, Mapping[str, Any]], title: str, 
     _save(figure, path)
 
 
+def grouped_bars_plot(path: Path, panels: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]], title: str, label: str) -> None:
+    """Draw panels beside each other on one scale, bars with intervals in groups: panels[panel][series][group] is an entry.
+
+    Entries are as `ml.evaluation` makes them; an undefined or missing one has no bar. Series have the same colour in every panel.
+    """
+    series = list(dict.fromkeys(name for of_panel in panels.values() for name in of_panel))
+    groups = list(dict.fromkeys(group for of_panel in panels.values() for of_series in of_panel.values() for group in of_series))
+    figure = Figure(figsize=(1.5 + len(panels) * (0.8 + 0.9 * len(groups)), 4.4), layout="constrained")
+    shared: Axes | None = None
+    width = 0.8 / max(len(series), 1)
+    lowest = 0.5
+    for number, (panel, of_panel) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), number + 1, sharey=shared)
+        shared = shared or axes
+        for place, name in enumerate(series):
+            drawn = [(at, entry) for at, group in enumerate(groups) if (entry := _defined(of_panel, name, group))]
+            x = np.array([at for at, _ in drawn]) + (place - (len(series) - 1) / 2) * width
+            values = np.array([entry["value"] for _, entry in drawn], float)
+            axes.bar(x, values, width * 0.92, color=DISTINCT[place % len(DISTINCT)], label=name)
+            for middle, (_, entry) in zip(x, drawn, strict=True):
+                if entry["low"] is not None:
+                    axes.plot([middle, middle], [entry["low"], entry["high"]], color="black", linewidth=1.2)
+                    lowest = min(lowest, entry["low"])
+            lowest = min(lowest, float(values.min(initial=lowest)))
+        axes.set_xticks(np.arange(len(groups)), groups, rotation=25, ha="right")
+        axes.set_title(panel, fontsize=10)
+        axes.grid(axis="y", color="0.85", linewidth=0.6)
+        axes.set_axisbelow(True)
+        if number == 0:
+            axes.set_ylabel(label)
+            handles = axes.get_legend_handles_labels()
+    if shared is not None:
+        shared.set_ylim(lowest, 1.0)
+        figure.legend(*handles, loc="outside lower center", ncols=len(series), frameon=False)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
 def training_plot(path: Path, curves: Mapping[str, Sequence[float]], title: str) -> None:
     """Draw a figure of each epoch, one line a name."""
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -131,6 +171,11 @@ def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     return float(middle - half), float(middle + half)
+
+
+def _defined(of_panel: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, group: str) -> Mapping[str, Any] | None:
+    entry = of_panel.get(name, {}).get(group)
+    return entry if entry and entry["value"] is not None else None
 
 
 def _sensitivity_at(grid: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ml.progress import Progress
+
 EVERY_S, EVERY_S_IN_A_LOG = 0.2, 10.0
 
 
@@ -29,6 +31,24 @@ class Counter:
         left = f", {minutes((now - self._began) / gained * (total - done))} left" if gained > 0 and done < total else ""
         line = f"{self._doing} {done} of {total}{left}"
         sys.stderr.write(f"\r\033[K{line}" + ("\n" if done == total else "") if watched else line + "\n")
+        sys.stderr.flush()
+
+
+class Trail:
+    """Says where a training is, on standard error: one line that is written over at a terminal, a line every ten seconds in a log."""
+
+    def __init__(self) -> None:
+        self._shown_at = float("-inf")
+
+    def __call__(self, progress: Progress) -> None:
+        now, watched = time.monotonic(), sys.stderr.isatty()
+        if now - self._shown_at < (EVERY_S if watched else EVERY_S_IN_A_LOG) and progress.fraction < 1:
+            return
+        self._shown_at = now
+        left = "" if progress.eta_s is None else f", {minutes(progress.eta_s)} left"
+        figures = "".join(f"  {name} {value:.3g}" for name, value in progress.metrics.items())
+        line = f"{progress.fraction:4.0%} {progress.stage}{left}{figures}"
+        sys.stderr.write(f"\r\033[K{line}" + ("\n" if progress.fraction >= 1 else "") if watched else line + "\n")
         sys.stderr.flush()
 
 

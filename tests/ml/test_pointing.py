@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ml.pointing import covered, hottest_cells, points_at, random_cells, summary, judge_heat_maps
+from ml.pointing import covered, hottest_cells, judge_heat_maps, points_at, random_cells, summary
 from tests.ml.conftest import CELLS, INPUT_PX, features_graph, head_graph
 
 BLOCK = INPUT_PX // CELLS
