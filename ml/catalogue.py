@@ -309,7 +309,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             reads="slice",
             settings=(
                 *MACHINE,
-                Setting("epochs", "int", 0, "Of the autoencoder; 0 takes as many as show it 16,000 pictures.", low=0, high=500),
+                Setting("epochs", "int", 0, "Of the autoencoder; 0 takes as many as show it 8,000 pictures.", low=0, high=500),
                 AUGMENTATION,
                 *JUDGING,
                 *PREPROCESSING,

@@ -2,10 +2,10 @@
 
     python -m ml.gate.training DATASET... [--out DIR] [--results FILE]
 
-With n data sets there are n rounds: each fits on the others and on the kinds of odd pictures that are not its own, and is measured
-on the data set and the kinds left out. The operating point is set by the head CT alone: where the rounds refuse 4.5 % of what they left
-out; what share of odd pictures is refused there is measured, not chosen. Then the gate that ships is fitted on all. Some minutes for
-each round on two cores.
+With n data sets there are n rounds: each fits on the others and on the families of odd pictures that are not its own, and is measured
+on the data set and the families left out; of each kind some families are known, so a brain in MR may be, if of another weighting. The
+operating point is set by the head CT alone: where the rounds refuse 4.5 % of what they left out; what share of odd pictures is refused
+there is measured, not chosen. Then the gate that ships is fitted on all. Some minutes for each round on two cores.
 """
 
 from __future__ import annotations
@@ -151,9 +151,9 @@ def scores_of(fitted: Fitted, seen: Sequence[Seen]) -> np.ndarray:
 
 
 def rounds(sources: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return which data set and which kinds each round leaves out: every data set and every kind once."""
-    kinds = list(KINDS)
-    return [(source, tuple(kinds[number :: len(sources)])) for number, source in enumerate(sources)]
+    """Return which data set and which families each round leaves out: every data set and every family once, of each kind some."""
+    families = [family for kind in KINDS.values() for family in kind]
+    return [(source, tuple(families[number :: len(sources)])) for number, source in enumerate(sources)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,20 +172,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{err}\n")
         return 2
     phantoms = [see(slice, "phantoms", "head phantom") for slice in phantom_heads(PHANTOMS)]
-    odd = {kind: [see(one.slice, "made", one.family) for family in KINDS[kind] for one in oddities(family, MADE_EACH, 0)] for kind in KINDS}
+    odd = {
+        family: [see(one.slice, "made", one.family) for one in oddities(family, MADE_EACH, 0)] for kind in KINDS.values() for family in kind
+    }
     _say(f"{len(plain)} head CT, {sum(map(len, odd.values()))} odd pictures")
     measured: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="hemoscan-gate-") as scratch:
         sources = list(dict.fromkeys(one.source for one in plain))
-        for number, (source, kinds) in enumerate(rounds(sources)):
+        for number, (source, families) in enumerate(rounds(sources)):
             heads = [one for one in (*plain, *variants) if one.source != source]
-            seen_odd = [one for kind in KINDS if kind not in kinds for one in odd[kind]]
+            seen_odd = [one for family in odd if family not in families for one in odd[family]]
             fitted = fit_gate(heads, seen_odd, Path(scratch) / str(number), options.seed)
-            test = [one for one in (*plain, *variants) if one.source == source] + [one for kind in kinds for one in odd[kind]]
+            test = [one for one in (*plain, *variants) if one.source == source] + [one for family in families for one in odd[family]]
             test += [*extra, *phantoms] if number == 0 else []
             scores = scores_of(fitted, test)
             measured += [Measured(one.source, one.family, float(score)) for one, score in zip(test, scores, strict=True)]
-            _say(f"round {number + 1}: {source} and {', '.join(kinds)} left out")
+            _say(f"round {number + 1}: {source} and {', '.join(families)} left out")
         refused_above = operating_logit(measured)
         measured = [replace(one, score=_sigmoid(_logit(one.score) - refused_above)) for one in measured]
         for line in write_results(measured, REFUSED_FROM, options.results):
@@ -193,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out:
             fitted = fit_gate(
                 [*plain, *variants, *phantoms[: PHANTOMS // 2]],
-                [one for kind in KINDS for one in odd[kind]],
+                [one for family in odd for one in odd[family]],
                 Path(scratch) / "all",
                 options.seed,
                 refused_above,
@@ -225,7 +227,7 @@ def write_gate(folder: Path, fitted: Fitted, sources: Iterable[str], figures: ob
         "command": command,
         "figures": figures,
         "protocol": (
-            "Each round is measured on a data set and on kinds of odd pictures it was not fitted to; 95 % intervals by Wilson. The "
+            "Each round is measured on a data set and on families of odd pictures it was not fitted to; 95 % intervals by Wilson. The "
             f"operating point is where the rounds refuse {HEADS_REFUSED:.1%} of the head CT left out; no odd picture had a part in it."
         ),
     }

@@ -22,7 +22,7 @@ from ml.models.tuned import initial_weights, normalises, tuned_convolutions
 from ml.models.weights import Weights, layout_of
 
 CHUNK = 64
-PICTURES_TO_RECONSTRUCT = 16_000  # seen by an autoencoder in all; it learns from few pictures more often
+PICTURES_TO_RECONSTRUCT = 8_000  # seen by an autoencoder in all; it learns from few pictures more often
 MOST_EPOCHS, FEWEST_EPOCHS = 100, 5
 Report = Callable[[float, Mapping[str, float]], None]
 

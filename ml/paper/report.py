@@ -22,7 +22,7 @@ NOTES = (
     "again, and features of both are joined; the architecture autoencoder classifies by its bottleneck.",
     "Brackets hold 95 % intervals, by bootstrap over groups. Seconds are those of the fits; what several cells share (features of frozen "
     "convolutions, autoencoders) counts for the first that needs it. Epochs are those of the network that learns last; an autoencoder "
-    "before it sees 16,000 pictures.",
+    "before it sees 8,000 pictures.",
 )
 
 
