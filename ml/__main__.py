@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from ml.terminal import Counter, Trail, figure, minutes, say, say_figures
 
 MODEL_HELP = "a model folder, or starter, or starter-series"
 INIT_HELP = "initial weights: random, starter, a .npz file or a model folder"
+LARGEST_SEED = 2**31 - 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(err, (ArtifactError, ImageError, SettingError)) and type(err).__name__ != "DatasetError":
             raise
         sys.stderr.write(f"{err}\n")
+        return 2
+    except OSError as err:  # a file where a folder should be, a folder that may not be written to
+        if err.filename is None:
+            raise
+        sys.stderr.write(f"{err.filename}: {err.strerror}.\n")
         return 2
     return 0
 
@@ -99,7 +106,7 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
 
 
 def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Predict scans; a folder is one series. One line each, a scan that cannot be read among them."""
+    """Predict scans; a folder is one series. One line each, a scan that cannot be read among them; it is an error if none can."""
     from ml.inference import NOT_HEAD_CT, Predictor
 
     predictor = Predictor(_model_folder(options.model))
@@ -123,11 +130,14 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
         except ImageError as err:
             row["error"] = str(err)
         rows.append(row)
-    if options.format == "json":
-        return _write_json(rows)
-    table = csv.DictWriter(sys.stdout, list(rows[0]))
-    table.writeheader()
-    table.writerows(rows)
+    if options.format == "csv":
+        table = csv.DictWriter(sys.stdout, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    else:
+        _write_json(rows)
+    if all(row["error"] for row in rows):
+        raise ImageError("\n".join(f"{row['path']}: {row['error']}" for row in rows))
 
 
 def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
@@ -137,7 +147,7 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[
 
     model = _model_folder(options.model)
     read_card(model)  # a model that is none is said before a data set is read
-    dataset = _dataset(options.dataset, stack, needs_both_classes=False, on_image=Counter("reading image"))
+    dataset = _dataset(options.dataset, stack, needs_both_classes=False, keeps_bare=True, on_image=Counter("reading image"))
     result = evaluate(model, dataset, options.out, Counter("scoring image"), threads=os.cpu_count() or 1)
     write_plots(options.out)
     if options.json:
@@ -209,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, required=True, help="folder for the training; the model will be in model/")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the architecture")
     train.add_argument("--init", default="starter", help=INIT_HELP)
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=_seed, default=0)
     train.add_argument(
         "--reuse", type=Path, metavar="DIR", help="keep fine-tuned convolutions there for other trainings; changes no number"
     )
@@ -236,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     paper.add_argument("dataset", type=Path, metavar="DATASET")
     paper.add_argument("--out", type=Path, required=True, help="folder for the tables and the graphs")
     paper.add_argument("--init", default="starter", help=f"{INIT_HELP}; weights that have seen the data set are refused")
-    paper.add_argument("--seed", type=int, default=0)
+    paper.add_argument("--seed", type=_seed, default=0)
     paper.add_argument("--only", nargs="+", metavar="ARCHITECTURE", help="these architectures alone")
     paper.add_argument("--json", action="store_true", help="write the cells as JSON")
     paper.set_defaults(run=paper_command)
@@ -244,6 +254,12 @@ def _parser() -> argparse.ArgumentParser:
     card.add_argument("model", help=MODEL_HELP)
     card.set_defaults(run=card_command)
     return parser
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"it must be a whole number from 0 to {LARGEST_SEED}, not {text!r}")
+    return int(text)
 
 
 def _initial(name: str) -> Any:

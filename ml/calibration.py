@@ -22,8 +22,14 @@ class Platt:
         return probabilities
 
 
-def fit_platt(labels: np.ndarray, decisions: np.ndarray) -> Platt:
+PRIOR_SPREAD = np.array([0.5, 1.0])
+"""How far a calibration may lie from its prior: of the slope as a share of it, of the offset as it is; one standard deviation each."""
+
+
+def fit_platt(labels: np.ndarray, decisions: np.ndarray, prior: Platt | None = None) -> Platt:
     """Fit the calibration to decisions of models that did not see these images.
+
+    With a `prior` it is the most probable one given that prior: a handful of scans then moves it a little, hundreds move it at will.
 
     Newton's method on the cross entropy with Platt's smoothed targets (J. Platt 1999; Lin, Lin, Weng 2007), which keeps the
     fit finite when the classes are separable. The slope is kept positive: a calibration never turns a ranking round.
@@ -32,17 +38,21 @@ def fit_platt(labels: np.ndarray, decisions: np.ndarray) -> Platt:
     positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
     targets = np.where(labels == 1, (positive + 1) / (positive + 2), 1 / (negative + 2))
     centre, scale = float(decisions.mean()), float(decisions.std()) or 1.0
+    if prior:
+        centre, scale = 0.0, 1.0
     inputs = np.stack([(decisions - centre) / scale, np.ones_like(decisions)], axis=1)
+    expected = np.array([prior.slope, prior.offset]) if prior else np.array([0.0, np.log((positive + 1) / (negative + 1))])
+    certainty = np.diag((PRIOR_SPREAD * np.array([expected[0], 1.0])) ** -2) if prior else np.zeros((2, 2))
 
     def loss(weights: np.ndarray) -> float:
-        linear = inputs @ weights
-        return float((np.logaddexp(0, linear) - targets * linear).sum())
+        linear, away = inputs @ weights, weights - expected
+        return float((np.logaddexp(0, linear) - targets * linear).sum() + 0.5 * away @ certainty @ away)
 
-    weights = np.array([0.0, np.log((positive + 1) / (negative + 1))])
+    weights = expected
     for _ in range(100):
         predicted = 0.5 * (1 + np.tanh(inputs @ weights / 2))
-        gradient = inputs.T @ (predicted - targets)
-        curvature = inputs.T @ (inputs * (predicted * (1 - predicted))[:, None]) + 1e-9 * np.eye(2)
+        gradient = inputs.T @ (predicted - targets) + certainty @ (weights - expected)
+        curvature = inputs.T @ (inputs * (predicted * (1 - predicted))[:, None]) + certainty + 1e-9 * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
         size = 1.0
         while size > 1e-10 and loss(weights - size * step) > loss(weights) - 1e-4 * size * float(gradient @ step):
@@ -70,7 +80,7 @@ def uncertain_band(labels: np.ndarray, probabilities: np.ndarray, threshold: flo
     low = threshold_at_sensitivity(labels, probabilities, (1 + target) / 2)
     of_negatives = np.sort(np.asarray(probabilities, np.float64)[np.asarray(labels) == 0])
     above = float(np.quantile(of_negatives, 0.95, method="higher"))
-    return min(low, threshold), max(float(np.nextafter(above, 2)), threshold)
+    return min(low, threshold), min(max(float(np.nextafter(above, 2)), threshold), 1.0)
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,13 @@ class OperatingPoint:
     high: float
 
 
-def operating_point(labels: np.ndarray, decisions: np.ndarray, target: float | None) -> OperatingPoint:
+def operating_point(labels: np.ndarray, decisions: np.ndarray, target: float | None, prior: Platt | None = None) -> OperatingPoint:
     """Return calibration, threshold and band fitted to raw decisions of models that did not see these slices or scans.
 
     The threshold reaches the sensitivity `target`; None calls what is likelier than not positive, and the band is that of 0.95.
+    `prior` is that of the calibration.
     """
-    platt = fit_platt(labels, decisions)
+    platt = fit_platt(labels, decisions, prior)
     probabilities = platt(decisions)
     threshold = 0.5 if target is None else threshold_at_sensitivity(labels, probabilities, target)
     target = 0.95 if target is None else target

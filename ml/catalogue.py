@@ -145,9 +145,9 @@ JUDGING = (
     Setting(
         "controls",
         "choice",
-        "cheap",
-        "What the run is checked against: shuffled labels and the files' facts (cheap), or also a leaked split and random initial weights, "
-        "each of which takes about as long as the run itself (all).",
+        "all",
+        "What the run is checked against: shuffled labels, the files' facts, a leaked split and random initial weights (all), or only what "
+        "takes no fine-tuning (cheap). Where convolutions learn, all takes longer than the run itself.",
         choices=("all", "cheap", "none"),
     ),
 )

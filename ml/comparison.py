@@ -73,14 +73,19 @@ def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
     if path is None:
         raise DatasetError(f"{run} holds no answers; give a folder that train or evaluate wrote.")
     found: dict[str, dict[Key, list[Mapping[str, str]]]] = {level: {} for level in LEVELS}
-    with path.open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file)
-        if not set(COLUMNS) <= set(table.fieldnames or ()):
-            raise DatasetError(f"{path} is no table of answers.")
-        for row in table:
-            if row["label"] and row["overlap"] != "1":
-                found[row["level"]].setdefault((row["dataset"], row["patient"], row["filename"]), []).append(row)
-    return {level: {key: _answer(rows) for key, rows in keyed.items()} for level, keyed in found.items()}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file)
+            if not set(COLUMNS) <= set(table.fieldnames or ()):
+                raise DatasetError(f"{path} is no table of answers.")
+            for row in table:
+                if row["label"] and row["overlap"] != "1":
+                    found[row["level"]].setdefault((row["dataset"], row["patient"], row["filename"]), []).append(row)
+        return {level: {key: _answer(rows) for key, rows in keyed.items()} for level, keyed in found.items()}
+    except DatasetError:
+        raise
+    except (ValueError, KeyError, TypeError, csv.Error) as err:  # cut short, or edited
+        raise DatasetError(f"{path} is a damaged table of answers.") from err
 
 
 def _answer(rows: Sequence[Mapping[str, str]]) -> _Answer:

@@ -104,17 +104,21 @@ class Material:
     def operating_points(self, fitted: Fitted) -> tuple[OperatingPoint, OperatingPoint]:
         """Return those of slices and of scans, fitted to what a fit held out.
 
-        The scans are those of several slices; where both classes are not among them, the slices' point serves for scans too.
+        The scans are those of several slices, of data sets that have both classes of them: one that sent only bleeding patients says
+        nothing about a threshold. They are few, so the slices' calibration is the prior of theirs; without both classes it serves as is.
         """
         one_half = self.settings.get("threshold") == "one half"
         target = None if one_half else float(self.settings.get("target_sensitivity", 0.95))
         held = fitted.held_out
         of_slices = operating_point(self.labels[held.slices], held.decisions, target)
         usable = (self.scan_sizes[held.scans] > 1) & (self.scan_labels[held.scans] != UNKNOWN)
-        truth = self.scan_labels[held.scans[usable]]
-        if len(np.unique(truth)) < 2:
+        sources = self.sources[self.first_of_scan[held.scans]]
+        truth = self.scan_labels[held.scans]
+        mixed = [source for source in np.unique(sources) if len(np.unique(truth[usable & (sources == source)])) == 2]
+        chosen = usable & np.isin(sources, mixed) if mixed else usable
+        if len(np.unique(truth[chosen])) < 2:
             return of_slices, of_slices
-        return of_slices, operating_point(truth, held.scan_decisions[usable], target)
+        return of_slices, operating_point(truth[chosen], held.scan_decisions[chosen], target, of_slices.platt)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ml.grouping import assign_groups, digest, look_at, near_duplicates
-from ml.images import ImageError, read_series, render
+from ml.images import BareImageError, ImageError, read_series, render
 from ml.layouts import DatasetError, Example, find_examples
 
 __all__ = ["Dataset", "DatasetError", "Example", "contact_sheet", "explore", "read_dataset", "unpack"]
@@ -105,6 +105,7 @@ def read_dataset(
     name: str | None = None,
     on_image: Callable[[int, int], None] = lambda done, total: None,
     needs_both_classes: bool = True,
+    keeps_bare: bool = False,
 ) -> Dataset:
     """Read a data set: its labels, every image, and what belongs together.
 
@@ -116,6 +117,7 @@ def read_dataset(
         name: what the set is called; the folder's name if left out.
         on_image: told (images read, images in all) after each.
         needs_both_classes: False where the set is only scored, or judged as far as its labels go.
+        keeps_bare: keep a slice that shows next to nothing, such as air above the crown, where its patient has others that do not.
 
     Raises:
         DatasetError: no layout fits, an image is missing, a label is unreadable, one class only, or no image is left.
@@ -124,7 +126,7 @@ def read_dataset(
     base, layout, examples = find_examples(root, name)
     if needs_both_classes and (missing := _missing_class(examples)):
         raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
-    looked, thumbnails, problems = _look_at_all(examples, on_image)
+    looked, thumbnails, problems = _look_at_all(examples, on_image, keeps_bare)
     if not looked or (needs_both_classes and _missing_class(looked)):
         raise DatasetError(f"Too many images of {name} are unreadable; the first: {problems[0]}")
     pairs = near_duplicates([example.dhash for example in looked], thumbnails)
@@ -169,13 +171,14 @@ def explore(dataset: Dataset) -> dict[str, object]:
 
 
 def contact_sheet(dataset: Dataset, n: int = 24, max_px: int = 160) -> Image.Image:
-    """Return `n` images spread over the data set as one grey picture, hemorrhage in the upper half.
+    """Return `n` images spread over the data set as one grey picture, hemorrhage in the upper half; any, where no label is known.
 
     Each tile is a square of `max_px`; a row holds eight.
     """
     columns = 8
     rows_of_tiles: list[list[Example]] = []
-    for label in (1, 0):
+    labels = (1, 0) if any(example.label is not None for example in dataset.examples) else (None,)
+    for label in labels:
         of_class = [example for example in dataset.examples if example.label == label]
         chosen = [of_class[i] for i in np.linspace(0, len(of_class) - 1, min(max(n // 2, 1), len(of_class))).astype(int)]
         rows_of_tiles += [chosen[i : i + columns] for i in range(0, len(chosen), columns)]
@@ -192,12 +195,21 @@ def _missing_class(examples: Sequence[Example]) -> str | None:
     return "image with hemorrhage" if 1 not in found else "image without hemorrhage" if 0 not in found else None
 
 
-def _look_at_all(examples: Sequence[Example], on_image: Callable[[int, int], None]) -> tuple[list[Example], list[np.ndarray], list[str]]:
+def _look_at_all(
+    examples: Sequence[Example], on_image: Callable[[int, int], None], keeps_bare: bool
+) -> tuple[list[Example], list[np.ndarray], list[str]]:
     """Decode every image once; return the readable ones with their facts, their thumbnails, and what was wrong."""
     looked, thumbnails, problems = [], [], []
+    bare: dict[str, str] = {}
     for done, example in enumerate(examples, start=1):
         try:
-            slices = read_series([example.path]).slices
+            try:
+                slices = read_series([example.path]).slices
+            except BareImageError as err:
+                if not keeps_bare or not example.patient:
+                    raise
+                slices = read_series([example.path], may_be_bare=True).slices
+                bare[example.name] = str(err)
         except ImageError as err:
             problems.append(f"{example.name} is left out: {err}")
             continue
@@ -211,7 +223,10 @@ def _look_at_all(examples: Sequence[Example], on_image: Callable[[int, int], Non
         sha256 = hashlib.sha256(example.path.read_bytes()).hexdigest()
         looked.append(replace(example, sha256=sha256, dhash=dhash, width=width, height=height, mode=_mode(example.path)))
         thumbnails.append(thumbnail)
-    return looked, thumbnails, problems
+    shown = {example.patient for example in looked if example.name not in bare}
+    kept = [number for number, example in enumerate(looked) if example.name not in bare or example.patient in shown]
+    problems += [f"{e.name} is left out: {bare[e.name]}" for e in looked if e.name in bare and e.patient not in shown]
+    return [looked[number] for number in kept], [thumbnails[number] for number in kept], problems
 
 
 def _mode(path: Path) -> str:

@@ -232,3 +232,14 @@ def _ranking_figures(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     ratio: np.ndarray = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
     return ratio
+
+
+Z95 = 1.959964
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (E. B. Wilson 1927)."""
+    share = count / n
+    middle = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
+    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)

@@ -39,6 +39,9 @@ TREES = 300
 MODES = ("L", "LA", "P", "RGB", "RGBA", "I;16", "DICOM")
 
 
+NAMES = ("permuted", "metadata", "leaked", "random_weights")
+
+
 def control_names(material: Material, learnt_features: bool) -> tuple[str, ...]:
     """Return the controls that the setting `controls` asks for: "all", "cheap" (what takes no fine-tuning) or "none".
 
@@ -46,7 +49,7 @@ def control_names(material: Material, learnt_features: bool) -> tuple[str, ...]:
     """
     wanted = str(material.settings.get("controls", "cheap"))
     if wanted == "all":
-        return "permuted", "metadata", "leaked", "random_weights"
+        return NAMES
     if wanted == "none":
         return ()
     return ("metadata",) if learnt_features else ("permuted", "metadata")
@@ -56,6 +59,8 @@ def run_controls(
     material: Material, examples: Sequence[Example], learnt_features: bool, folds: int, checkpoint: Path, tell: Tell
 ) -> list[dict[str, Any]]:
     """Run the controls of a run.
+
+    Those that the settings do not ask for are told as skipped.
 
     Args:
         material: what the run itself learns from.
@@ -83,7 +88,8 @@ def run_controls(
             result.setdefault("seconds", time.monotonic() - began)
             save_json(kept, result)
         results.append(result)
-    return results
+    skipped = {"skipped": "the setting controls did not ask for it", "seconds": 0.0}
+    return results + [{"name": name, **skipped} for name in NAMES if name not in names]
 
 
 def _run(

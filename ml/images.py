@@ -45,6 +45,10 @@ class ImageError(ValueError):
     """A file cannot be read as a CT image; its text is one sentence for the user."""
 
 
+class BareImageError(ImageError):
+    """A scan shows too little to be read, though each of its slices might stand in a scan that shows more."""
+
+
 @dataclass(frozen=True)
 class Slice:
     """One CT slice.
@@ -99,7 +103,14 @@ def render(slice: Slice, max_px: int, window_level: float = 40, window_width: fl
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BOX if max_px < 128 else Image.Resampling.LANCZOS)
 
 
-def read_series(paths: Sequence[Path], *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS, max_slices: int = MAX_SLICES) -> Series:
+def read_series(
+    paths: Sequence[Path],
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    max_slices: int = MAX_SLICES,
+    may_be_bare: bool = False,
+) -> Series:
     """Read the files of one scan.
 
     One PNG, JPEG or single-frame CT DICOM is a series of one. Several DICOM files must belong to one series and are put in
@@ -110,6 +121,7 @@ def read_series(paths: Sequence[Path], *, max_bytes: int = MAX_BYTES, max_pixels
         max_bytes: the largest file that is opened.
         max_pixels: the largest picture (height x width) that is decoded.
         max_slices: the longest series.
+        may_be_bare: True reads what shows next to nothing; it must belong to a scan that shows more.
 
     Raises:
         ImageError: a file is not readable as a head CT, too large, of an unclear range of values, or does not belong to the others.
@@ -126,7 +138,8 @@ def read_series(paths: Sequence[Path], *, max_bytes: int = MAX_BYTES, max_pixels
         from ml.dicom import read_dicom_series  # here: it needs the types above, and a PNG does not need pydicom
 
         series = read_dicom_series(contents, max_pixels=max_pixels)
-        _require_contrast(series)
+        if not may_be_bare:
+            _require_contrast(series)
         return series
     pictures = [_read_picture(content, max_pixels) for content in contents]
     notes = [note for _, picture_notes in pictures for note in picture_notes]
@@ -138,7 +151,8 @@ def read_series(paths: Sequence[Path], *, max_bytes: int = MAX_BYTES, max_pixels
     if len({slice.unit for slice in slices}) > 1:
         raise ImageError("Some pictures of the scan hold Hounsfield units and some do not; one scan is of one kind.")
     series = Series(slices, tuple(dict.fromkeys(notes)))
-    _require_contrast(series)
+    if not may_be_bare:
+        _require_contrast(series)
     return series
 
 
@@ -170,17 +184,17 @@ def require_fewer_pixels(width: int, height: int, max_pixels: int) -> None:
 def _require_contrast(series: Series) -> None:
     """Refuse a scan that shows nothing. A single slice of a series may: those above the crown hold air only."""
     if all(slice.pixels.min() == slice.pixels.max() for slice in series.slices):
-        raise ImageError("The picture is blank: all its pixels have the same value.")
+        raise BareImageError("The picture is blank: all its pixels have the same value.")
     lowest, highest = min(float(slice.pixels.min()) for slice in series.slices), max(float(slice.pixels.max()) for slice in series.slices)
     if series.slices[0].unit == "display":
         if len(set().union(*(np.unique(np.round(slice.pixels * 65535)) for slice in series.slices))) < FEWEST_GREYS:
-            raise ImageError(f"The picture has fewer than {FEWEST_GREYS} shades of grey, so it is no CT slice.")
+            raise BareImageError(f"The picture has fewer than {FEWEST_GREYS} shades of grey, so it is no CT slice.")
     elif highest < 0 or lowest > 80:
-        raise ImageError(f"The scan shows no brain: its values run from {lowest:g} to {highest:g} HU.")
+        raise BareImageError(f"The scan shows no brain: its values run from {lowest:g} to {highest:g} HU.")
     elif lowest >= 0 and highest <= 255:
         raise ImageError(f"The scan holds no Hounsfield units: its values run from {lowest:g} to {highest:g}, like those of a picture.")
     elif max(soft_tissue_share(slice.pixels) for slice in series.slices) < LEAST_SOFT_TISSUE:
-        raise ImageError("The scan shows no soft tissue: next to none of its values lies between -20 and 100 HU.")
+        raise BareImageError("The scan shows no soft tissue: next to none of its values lies between -20 and 100 HU.")
 
 
 def _read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -279,10 +293,11 @@ def files_of_series(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     images = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in IMAGES_OF_A_FOLDER)
-    return sorted(images, key=_place_in_series)
+    # A DICOMDIR is the table of contents of a disc.
+    return sorted((p for p in images if p.name.upper() != "DICOMDIR"), key=place_in_series)
 
 
-def _place_in_series(path: Path) -> tuple[int, list[tuple[int, str]], str]:
+def place_in_series(path: Path) -> tuple[int, list[tuple[int, str]], str]:
     """Return what puts a picture in its place: the last number in its name, then the name with its numbers read as numbers.
 
     So slice_2 comes before slice_10, and 2_of_30 before 10_of_30. DICOM files are ordered by position later, whatever their names.

@@ -84,15 +84,17 @@ class Predictor:
         jobs = [(owner, index) for owner, scan in enumerate(series) for index in range(len(scan.slices))]
         maps: dict[int, list[FloatArray]] = {}
         headless = [0] * len(series)
+        notes: list[list[str]] = [[] for _ in series]
         findings: list[Finding] = []
         for start in range(0, len(jobs), CHUNK):
             chunk = jobs[start : start + CHUNK]
             inputs = [to_input(series[owner].slices[index], self.spec) for owner, index in chunk]
             for (owner, _), (_, frame), slice_maps in zip(chunk, inputs, self._maps([pixels for pixels, _ in inputs]), strict=True):
                 headless[owner] += self.spec.crop_to_head and not frame.shows_head
+                notes[owner] += frame.notes
                 maps.setdefault(owner, []).append(slice_maps)
                 if len(maps[owner]) == len(series[owner].slices):
-                    findings.append(self._finding(series[owner], np.stack(maps.pop(owner)), headless[owner]))
+                    findings.append(self._finding(series[owner], np.stack(maps.pop(owner)), headless[owner], notes[owner]))
         return findings
 
     def heatmap(self, series: Series, index: int = 0) -> FloatArray:
@@ -147,12 +149,12 @@ class Predictor:
             raise ArtifactError("The model's answer is no probability for each slice and one for the scan.")
         return np.clip(slices, 0, 1), float(np.clip(scan[0], 0, 1))
 
-    def _finding(self, series: Series, maps: FloatArray, headless: int) -> Finding:
+    def _finding(self, series: Series, maps: FloatArray, headless: int, notes: Sequence[str]) -> Finding:
         slices, probability = self._answer(maps)
         if len(slices) == 1:
             probability = float(slices[0])
         threshold, low, high = self.card.point_of(len(slices))
-        warnings = list(series.warnings)
+        warnings = [*series.warnings, *notes]
         if headless == len(maps):  # the lowest and highest slices of a series often show none, and that is no news
             warnings.append("No head was found in the picture, so the model read the whole of it.")
         not_head_ct = self._gate.score_series(series.slices) if self._gate else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ml.checkpoints import load_json, save_json
+from ml.grouping import digest
 from ml.images import ImageError, read_series
 from ml.layouts import DatasetError, Example
 from ml.preprocessing import Frame, InputSpec, cut, to_input
@@ -38,11 +41,15 @@ def read_inputs(examples: Sequence[Example], spec: InputSpec, cache: Path, repor
         report: told the share that is done after each image; what it raises ends the reading.
 
     Raises:
-        DatasetError: an image or outline is unreadable, or an outline is not of its image's size.
+        DatasetError: an image or outline is unreadable, or an outline is not of its image's size; or the cache, whose positions a
+            checkpoint counts on, is that of other examples.
     """
     paths = cache / "images.npy", cache / "masks.npy"
+    made_of, owner = _digest(examples), cache / "examples.json"
+    if load_json(owner) not in (None, made_of):
+        raise DatasetError(f"Order, outlines or labels of the images changed since {cache.parent.name} was begun; give another folder.")
+    save_json(owner, made_of)
     if not all(path.is_file() for path in paths):
-        cache.mkdir(parents=True, exist_ok=True)
         shapes = (len(examples), spec.size, spec.size, 1), (len(examples), MASK_PX, MASK_PX)
         unfinished = [path.with_name(f".{path.name}") for path in paths]
         images = np.lib.format.open_memmap(unfinished[0], mode="w+", dtype=np.float32, shape=shapes[0])
@@ -55,6 +62,12 @@ def read_inputs(examples: Sequence[Example], spec: InputSpec, cache: Path, repor
         for before, path in zip(unfinished, paths, strict=True):
             before.replace(path)
     return Inputs(*(np.asarray(np.load(path, mmap_mode="r")) for path in paths))
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """Return the SHA-256 (hex) of which images stand where, with their labels and outlines."""
+    masks = (hashlib.sha256(e.mask.read_bytes()).hexdigest() if e.mask else "" for e in examples)
+    return digest(*(f"{e.dataset}\t{e.name}\t{e.sha256}\t{e.label}\t{mask}" for e, mask in zip(examples, masks, strict=True)))
 
 
 def _input_and_mask(example: Example, spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:

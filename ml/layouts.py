@@ -132,7 +132,7 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
         patient = row.get(patient_column, "") if patient_column else ""
         group = f"patient {patient}" if patient else f"row {groups[given]}" if given in groups else ""
         slice_text = row.get("slice", "")
-        slice_number = int(slice_text) if slice_text.isdigit() else None
+        slice_number = _whole_number(slice_text)
         mask = _mask_of(base, name, row.get("mask", ""), f"{manifest.name}, line {number}")
         examples.append(Example(path, name, LABELS[label_text], patient or None, slice_number, group, dataset, mask=mask))
     strangers = sorted(set(groups) - {row.get(name_column, "") for row in rows})
@@ -142,6 +142,15 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
     if times > 1:
         raise DatasetError(f"{manifest.name} lists {most_common} {times} times.")
     return ("kaggle head_ct" if kaggle else "manifest"), examples
+
+
+def _whole_number(text: str) -> int | None:
+    """Return the whole number that a cell of a table holds, as 12, -3 or 12.0; None if it holds none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def _mask_of(base: Path, name: str, given: str, where: str) -> Path | None:

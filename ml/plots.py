@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ml.comparison import read_answers
-from ml.evaluation import auroc, roc_points
+from ml.evaluation import auroc, roc_points, wilson
 
 BOOTSTRAPS = 200
 BINS = 10
@@ -151,26 +151,6 @@ def grouped_bars_plot(path: Path, panels: Mapping[str, Mapping[str, Mapping[str,
         figure.legend(*handles, loc="outside lower center", ncols=len(series), frameon=False)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
-
-
-def training_plot(path: Path, curves: Mapping[str, Sequence[float]], title: str) -> None:
-    """Draw a figure of each epoch, one line a name."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for name, values in curves.items():
-        axes.plot(np.arange(1, len(values) + 1), values, label=name)
-    axes.set_xlabel("epoch")
-    axes.set_title(title)
-    axes.legend(frameon=False)
-    _save(figure, path)
-
-
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % interval of a share (E. Wilson 1927)."""
-    share = hits / n
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return float(middle - half), float(middle + half)
 
 
 def _defined(of_panel: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, group: str) -> Mapping[str, Any] | None:

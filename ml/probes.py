@@ -140,7 +140,7 @@ def _columns(measured: Sequence[Measured], what: Sequence[str]) -> np.ndarray:
         for name in what:
             row += list(one.border) if name == "border" else list(one.greys) if name == "greys" else [one.facts[name]]
         rows.append(row)
-    return np.array(rows, np.float64).reshape(len(rows), -1)
+    return np.array(rows, np.float64).reshape(len(rows), -1) if rows else np.zeros((0, 1))
 
 
 def _colours(example: Example) -> tuple[float, float, float]:

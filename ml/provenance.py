@@ -19,6 +19,7 @@ import numpy as np
 from ml.artifacts import SEEN, ArtifactError, read_card
 from ml.datasets import Dataset, DatasetError, Example
 from ml.grouping import assign_groups, groups_per_class
+from ml.images import place_in_series
 from ml.models import UNKNOWN
 
 Marks = tuple[tuple[str, str], ...]
@@ -97,13 +98,17 @@ def scan_key(example: Example) -> tuple[str, str, str]:
 
 
 def in_scan_order(examples: Sequence[Example]) -> list[Example]:
-    """Return the examples scan by scan in the order of their first slices, each scan from foot to head (its `slice` column)."""
+    """Return the examples scan by scan in the order of their first slices, each scan from foot to head.
+
+    That is the order of its `slice` column, or else of the numbers in its files' names.
+    """
     first: dict[tuple[str, str, str], int] = {}
     for position, example in enumerate(examples):
         first.setdefault(scan_key(example), position)
 
-    def place(example: Example) -> tuple[int, float, str]:
-        return first[scan_key(example)], float("inf") if example.slice is None else example.slice, example.name
+    def place(example: Example) -> tuple[Any, ...]:
+        number = float("inf") if example.slice is None else example.slice
+        return first[scan_key(example)], number, place_in_series(Path(example.name))
 
     return sorted(examples, key=place)
 

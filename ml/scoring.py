@@ -191,11 +191,12 @@ def _score(
 ) -> list[dict[str, Any]]:
     """Return the answer for each scan; what is there already is not computed again."""
     partial = out_dir / "partial.json"
-    kept = load_json(partial) or {"identity": identity, "answers": []}
-    owner = load_json(out_dir / "metrics.json") or kept
-    if kept["identity"] != identity or owner.get("identity") != identity:
+    order = digest(*(example.name for example in examples), *scans)
+    kept = _kept(partial)
+    if any(found and found.get("identity") != identity for found in (kept, _kept(out_dir / "metrics.json"))):
         raise SettingError(f"The folder {out_dir.name} holds the evaluation of another model or data set; give another folder.")
-    findings: list[dict[str, Any]] = kept.get("answers", [])
+    # Patients or slice numbers may have been corrected since.
+    findings: list[dict[str, Any]] = kept["answers"] if kept.get("order") == order else []
     starts = [*np.unique(scans, return_index=True)[1].tolist(), len(examples)]
     saved_at = time.monotonic()
     try:
@@ -203,18 +204,28 @@ def _score(
             on_progress(starts[scan], len(examples))
             findings.append(_answer(predictor, judge, examples[starts[scan] : starts[scan + 1]]))
             if time.monotonic() - saved_at > KEEP_EVERY_S:
-                save_json(partial, {"identity": identity, "answers": findings})
+                save_json(partial, {"identity": identity, "order": order, "answers": findings})
                 saved_at = time.monotonic()
     finally:
         # Also when Ctrl-C arrives in the middle of a scan: the list holds whole scans only.
-        save_json(partial, {"identity": identity, "answers": findings})
+        save_json(partial, {"identity": identity, "order": order, "answers": findings})
     on_progress(len(examples), len(examples))
     return findings
 
 
+def _kept(path: Path) -> dict[str, Any]:
+    """Return what an evaluation wrote there, nothing if there is no file; another one's file belongs to nobody."""
+    try:
+        found = load_json(path)
+    except ValueError:
+        found = path.name
+    return {} if found is None else found if isinstance(found, dict) else {"identity": None}
+
+
 def _answer(predictor: Predictor, judge: Gate | None, examples: Sequence[Example]) -> dict[str, Any]:
     try:
-        slices = tuple(read_series([example.path]).slices[0] for example in examples)
+        # Whether a patient's slices show enough was decided when the data set was read.
+        slices = tuple(read_series([example.path], may_be_bare=True).slices[0] for example in examples)
     except ImageError as err:  # it was readable when the data set was read
         raise ImageError(f"{examples[0].name} and the slices after it: {err}") from err
     finding: Finding = predictor.predict(Series(slices))

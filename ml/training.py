@@ -33,6 +33,7 @@ from ml.grouping import digest
 from ml.honesty import blocked_because, run_controls
 from ml.inputs import read_inputs
 from ml.models import Fitted
+from ml.models.weights import load_weights
 from ml.pointing import summary
 from ml.preprocessing import InputSpec
 from ml.progress import Meter, Progress, TrainingStopped
@@ -99,10 +100,14 @@ def train(
     architecture = architecture_named(config.architecture)
     settings = architecture.parse_settings(config.settings)
     init = STARTER_DIR if config.init == "starter" else config.init
+    if "layout" not in settings:  # no layer of AlexNet, so nothing starts from there and nothing has been seen
+        init = "random"
     folds, repeats = _folds_and_repeats(settings, len(datasets))
     seen = marks_of(init)
     pool = pool_datasets(datasets, seen, folds)
     start_from = describe_weights(init)
+    if init != "random":
+        load_weights(init, config.seed, "conv1")  # unusable ones are said before the folder is claimed
     data_fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
     identity = digest(config.architecture, json.dumps([settings, config.seed, start_from], sort_keys=True), data_fingerprint)
     finished = _claim_folder(out_dir, identity)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-Z95 = 1.959964
+from ml.evaluation import wilson
+
 HEADS = "head"
 
 
@@ -20,14 +21,6 @@ class Measured:
     source: str
     family: str
     score: float
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (E. B. Wilson 1927)."""
-    share = count / n
-    middle = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
-    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
 
 
 def intervals(measured: Sequence[Measured], refused_from: float) -> list[dict[str, object]]:

@@ -190,7 +190,7 @@ def _from_file(path: Path) -> Weights:
     try:
         with np.load(path, allow_pickle=False) as opened:
             return {name: opened[name] for name in opened.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as err:
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as err:  # TypeError: a .npy holds one array and no names
         raise ArtifactError(f"{path.name} is not a readable .npz file of arrays.") from err
 
 

@@ -174,6 +174,7 @@ def test_predict_goes_on_after_a_file_that_is_no_image(
     [
         (["explore", "nothing-here"], "There is no data set at nothing-here."),
         (["predict", "nothing-here", "a.png"], "The model folder has no readable card.json."),
+        (["predict", "starter", "a.png"], "a.png: The file cannot be opened."),
     ],
 )
 def test_an_expected_error_is_one_sentence_and_status_2(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +188,20 @@ def test_a_wrong_setting_is_one_sentence_too(folder: Path, tmp_path: Path, capsy
     assert capsys.readouterr().err == "folds must lie between 2 and 10, not 1.\n"
     assert main([*train, "--set", "folds"]) == 2
     assert capsys.readouterr().err == "--set needs key=value, not 'folds'.\n"
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_sentence_too(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(["explore", str(folder), "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"{tmp_path / 'file'}: File exists."
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("seed", ["-1", "2147483648", "one"])
+def test_a_seed_that_no_generator_takes_is_refused(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "x", "--architecture", "autoencoder", "--out", "y", f"--seed={seed}"])
+    assert "must be a whole number from 0 to 2147483647" in capsys.readouterr().err
 
 
 def test_the_module_runs_and_exploring_loads_no_tensorflow(folder: Path) -> None:

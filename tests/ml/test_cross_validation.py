@@ -80,9 +80,10 @@ def test_a_scan_of_several_slices_has_its_own_calibration_and_threshold(tasks: l
     labels = [0, 0, 0, 0, 1, 0] * 4
     found = judge(tmp_path, labels, folds=2, scans=[n // 3 for n in range(24)])
     assert found.scans.labels.tolist() == [0, 1] * 4
-    # Two patients of each class calibrate the scans (targets 3/4, 1/4); two of twelve slices bleed (targets 3/4, 1/12).
-    assert sorted(set(np.round(found.scans.probabilities[0], 6))) == [0.25, 0.75]
+    # Two of twelve slices bleed (targets 3/4, 1/12); two patients of each class move the scans' calibration from there.
     assert sorted(set(np.round(found.slices.probabilities[0], 6))) == [round(1 / 12, 6), 0.75]
+    low, high = sorted(set(np.round(found.scans.probabilities[0], 6)))
+    assert 1 / 12 < low < 0.25 and 0.75 < high < 0.8
     assert found.scans.predicted[0].tolist() == [False, True] * 4
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,10 @@ def test_words_of_a_data_set_are_escaped(plain: Explored, tmp_path: Path) -> Non
     text = write_report([evil], [{**facts, "problems": list(evil.problems)}], [], tmp_path / "report").read_text(encoding="utf-8")
     assert "<script" not in text and "<img src=x" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "&lt;img src=x onerror=alert(2)&gt;" in text
+
+
+def test_a_set_without_any_label_has_a_report(plain: Explored, tmp_path: Path) -> None:
+    dataset = replace(plain[0], examples=tuple(replace(example, label=None) for example in plain[0].examples))
+    facts = explore(dataset, plain[1])
+    assert {probe["auroc"]["value"] for probe in facts["probes"]} == {None}
+    assert write_report([dataset], [facts], [], tmp_path / "out").is_file()

@@ -13,6 +13,7 @@ from ml.gate import REFUSED_FROM
 from ml.images import FloatArray, ImageError, Series, Slice, read_series, render
 from ml.inference import NOT_HEAD_CT, Predictor
 from ml.phantoms import phantom
+from ml.preprocessing import NOT_STRIPPED, InputSpec
 
 TinyModel = Callable[..., Path]
 CELL = 8  # px of the tiny model's input for one cell; it reads cell (2, 5) unless told otherwise
@@ -196,3 +197,9 @@ def test_real_slices_of_every_source_are_scored(shared_data: Path, tiny_model: T
             pytest.fail(f"{path.name}: {err}")
         assert 0 <= predictor.predict(scan).probability <= 1
         assert predictor.heatmap(scan).shape == scan.slices[0].pixels.shape
+
+
+def test_a_step_of_the_preprocessing_that_failed_is_said_once(tiny_model: TinyModel) -> None:
+    model = tiny_model(preprocessing=InputSpec(size=64, skull_stripping=True).to_dict())
+    warnings = Predictor(model).predict(Series((with_bright_cell(0.75), with_bright_cell(0.25)))).warnings
+    assert warnings.count(NOT_STRIPPED) == 1

@@ -14,11 +14,12 @@ from PIL import Image
 from ml import scoring
 from ml.__main__ import main
 from ml.artifacts import ArtifactError, read_card, write_model
+from ml.catalogue import SettingError
 from ml.comparison import compare
 from ml.datasets import DatasetError, read_dataset
-from ml.images import Slice
-from ml.inference import Predictor
-from ml.plots import bars_plot, training_plot, wilson, write_plots
+from ml.images import Series, Slice
+from ml.inference import Finding, Predictor
+from ml.plots import bars_plot, write_plots
 from ml.scoring import evaluate
 from tests.ml.conftest import features_graph, head_graph
 
@@ -230,6 +231,50 @@ def test_an_interrupted_evaluation_continues_with_the_same_answers(
     assert continued | {"seconds": 0} == straight | {"seconds": 0}
 
 
+def test_slices_put_in_another_order_are_answered_for_anew(
+    patients: Path, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, predict, asked = tiny_model(), Predictor.predict, list[int]()
+
+    def interrupted(self: Predictor, series: Series) -> Finding:
+        asked.append(len(series.slices))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return predict(self, series)
+
+    monkeypatch.setattr(Predictor, "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, read_dataset(patients), tmp_path / "out")
+    labels = patients / "labels.csv"
+    labels.write_text(labels.read_text().replace("a,2", "a,0"))
+    evaluate(model, read_dataset(patients), tmp_path / "out")
+    assert len(asked) == 3 + 4
+    by_name = {row["filename"]: float(row["probability"]) for row in rows_of(tmp_path / "out" / "predictions.csv")}
+    assert by_name["0.png"] > 0.9 and by_name["1.png"] < 0.1
+
+
+def test_a_file_of_somebody_else_is_not_written_over(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.json").write_text("not ours")
+    with pytest.raises(SettingError, match="another model or data set"):
+        evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
+    assert (tmp_path / "out" / "metrics.json").read_text() == "not ours"
+
+
+def test_a_black_slice_is_scored_with_its_patient_and_left_out_alone(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    for name in ("8.png", "9.png"):
+        Image.new("L", (64, 64)).save(patients / name)
+    with (patients / "labels.csv").open("a") as table:
+        table.write("\n8.png,0,a,3\n9.png,0,alone,1")
+    assert {example.name for example in read_dataset(patients).unread} == {"8.png", "9.png"}, "nothing is learnt from it"
+    dataset = read_dataset(patients, keeps_bare=True)
+    assert [example.name for example in dataset.unread] == ["9.png"] and "is left out: The picture is blank" in dataset.problems[0]
+    result = evaluate(tiny_model(), dataset, tmp_path / "out")
+    assert result["slice"]["auroc"]["n"] == 8 and result["patient"]["auroc"]["n"] == 4
+    by_name = {row["filename"]: row["probability"] for row in rows_of(tmp_path / "out" / "predictions.csv")}
+    assert 0 <= float(by_name["8.png"]) <= 1 and by_name["9.png"] == ""
+
+
 def test_a_folder_is_not_mixed_with_another_evaluation(
     patients: Path, tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,17 +295,10 @@ def test_the_plots_stand_beside_the_figures(patients: Path, tiny_model: Model, t
             assert np.asarray(picture.convert("L")).std() > 5, "something is drawn"
 
 
-def test_bars_and_curves_are_drawn(tmp_path: Path) -> None:
+def test_bars_are_drawn(tmp_path: Path) -> None:
     bars_plot(tmp_path / "bars.png", {"svm": {"value": 0.9, "low": 0.8, "high": 0.95}, "none": {"value": None}}, "t", "AUROC")
-    training_plot(tmp_path / "curve.png", {"loss": [1.0, 0.5, 0.2]}, "t")
-    for name in ("bars.png", "curve.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert np.asarray(picture.convert("L")).std() > 5
-
-
-def test_the_interval_of_a_share_is_wilson_s() -> None:
-    # 5 of 10, as printed in any table: .237 to .763.
-    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    with Image.open(tmp_path / "bars.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 5
 
 
 def test_two_models_are_compared_on_what_they_share(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
@@ -285,3 +323,11 @@ def test_runs_that_share_nothing_are_not_compared(tiny_model: Model, tmp_path: P
     assert capsys.readouterr().err == "These runs have no image in common.\n"
     with pytest.raises(DatasetError, match="holds no answers"):
         compare([tmp_path / "one"])
+
+
+def test_a_damaged_table_of_answers_is_named(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
+    table = tmp_path / "out" / "answers.csv"
+    table.write_text(table.read_text()[:-30])
+    with pytest.raises(DatasetError, match="is a damaged table of answers"):
+        compare([tmp_path / "out"])

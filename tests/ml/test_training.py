@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ml import training
 from ml.artifacts import ArtifactError, read_card, write_model
 from ml.catalogue import STARTER_DIR, SettingError
+from ml.cross_validation import Material
 from ml.datasets import Dataset, DatasetError, read_dataset
 from ml.images import read_series
 from ml.inference import Predictor
@@ -233,3 +235,26 @@ def test_head_ct_can_be_tested_honestly_from_the_starter(shared_data: Path, tmp_
     card = train(TrainConfig("alexnet_svm", init="starter"), [dataset], tmp_path)
     assert card.data["groups"] == 108 and card.data["judged"] == card.metrics["auroc"]["n"] == 200
     assert card.metrics["auroc"]["value"] > 0.85
+
+
+def test_unusable_initial_weights_leave_the_folder_for_the_next_try(phantoms: Dataset, tmp_path: Path) -> None:
+    np.save(tmp_path / "one_array.npy", np.zeros(3))
+    for init, sentence in ((tmp_path / "one_array.npy", "is not a readable .npz"), (tmp_path / "nothing.npz", "no initial weights")):
+        with pytest.raises(ArtifactError, match=sentence):
+            train(TrainConfig("alexnet_svm", QUICK, init=init), [phantoms], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_autoencoder_starts_from_random_weights_whatever_is_given(
+    phantoms: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Material] = []
+
+    def stopped(material: Material, *_: object, **__: object) -> None:
+        started.append(material)
+        raise TrainingStopped
+
+    monkeypatch.setattr(training, "cross_validate", stopped)
+    with pytest.raises(TrainingStopped):
+        train(TrainConfig("autoencoder", {"folds": "2"}, init="starter"), [phantoms], tmp_path / "out")
+    assert started[0].init == "random" and started[0].unseen.all()
