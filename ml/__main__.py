@@ -129,15 +129,16 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             row |= {"probability": finding.probability, "threshold": finding.threshold, "positive": finding.positive}
         except ImageError as err:
             row["error"] = str(err)
+            sys.stderr.write(f"{path}: {err}\n")
         rows.append(row)
     if options.format == "csv":
-        table = csv.DictWriter(sys.stdout, list(rows[0]))
+        table = csv.DictWriter(sys.stdout, ["path", "probability", "threshold", "positive"], extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)
     else:
         _write_json(rows)
     if all(row["error"] for row in rows):
-        raise ImageError("\n".join(f"{row['path']}: {row['error']}" for row in rows))
+        raise ImageError("None of these could be read.")
 
 
 def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:

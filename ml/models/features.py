@@ -146,8 +146,11 @@ def features_of(
     """
     folder = task.own if learnt else task.shared
     n = len(task.images)
-    # What is shared must serve every fit: all labelled images, of which each fit then takes its own part.
+    # What is shared must serve every fit: all labelled images, of which each fit then takes its own part. Scans are copied whole, with
+    # slices of which nobody knows whether they bleed.
     wanted = task.train if learnt else np.flatnonzero(task.labels >= 0)
+    if by_scan:
+        wanted = np.flatnonzero(np.isin(task.scans, task.scans[wanted]))
     model: keras.Model | None = None
     found = []
     for number in range(copies):
