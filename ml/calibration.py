@@ -22,7 +22,7 @@ class Platt:
         return probabilities
 
 
-PRIOR_SPREAD = np.array([0.5, 1.0])
+PRIOR_SPREAD = np.array([0.25, 0.5])
 """How far a calibration may lie from its prior: of the slope as a share of it, of the offset as it is; one standard deviation each."""
 
 
