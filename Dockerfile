@@ -21,6 +21,7 @@ COPY migrations migrations
 # Setup puts the starter models into storage; of `ml` the web application knows the catalogue only.
 COPY ml/__init__.py ml/catalogue.py ml/
 COPY ml/starter ml/starter
+COPY ml/starter_series ml/starter_series
 USER 10001
 EXPOSE 8000
 CMD ["python", "-m", "gunicorn", "--config", "webapp/gunicorn.conf.py", "webapp:create_app()"]

@@ -11,6 +11,8 @@ import pytest
 import requests
 from PIL import Image
 
+from ml.artifacts import read_card
+from ml.catalogue import STARTER_DIR
 from tests.conftest import SHARED_DATA, make_user
 from tests.e2e.conftest import Service, a_service
 from tests.e2e.pictures import bad_files, phantom_dicom, phantom_png
@@ -85,7 +87,7 @@ def assert_is_answered(client: ApiClient, job: dict[str, str]) -> None:
     assert result["verdict"] == VERDICTS[result["positive"]]
     assert result["positive"] == (result["probability"] >= result["threshold"])
     assert [slice["index"] for slice in result["slices"]] == [0]
-    assert result["model_version"]["architecture"] == "alexnet_svm"
+    assert result["model_version"]["architecture"] == read_card(STARTER_DIR).architecture
     heat = client.picture(result["heatmap_url"])
     assert heat.mode == "RGBA"
     assert heat.size == client.picture(f"{job['url']}/image.png").size

@@ -163,6 +163,7 @@ def test_import_train_promote_predict_and_roll_back(service: Service, visit: Cal
 
     page.goto("/admin/runs/new")
     page.check("[name=datasets]")
+    page.locator("details:has([name=setting_folds]) summary").click()
     page.fill("[name=setting_folds]", "2")
     send(page, "datasets")
     expect(page).to_have_url(re.compile("/admin/runs/[0-9a-f]{32}$"))

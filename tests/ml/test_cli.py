@@ -16,7 +16,8 @@ from PIL import Image
 
 from ml.__main__ import main
 from ml.artifacts import read_card
-from ml.catalogue import STARTER_DIR
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
+from ml.gate import GATE_DIR
 from ml.images import read_series
 from ml.phantoms import phantom, write_dicom, write_png
 
@@ -66,18 +67,29 @@ def test_the_card_is_readable_and_agrees_with_its_json(model: Path, capsys: pyte
     assert "not for diagnosis" in text
 
 
-def test_the_shipped_card_is_the_one_that_its_json_makes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["card", "starter"]) == 0
-    assert capsys.readouterr().out == (STARTER_DIR / "README.md").read_text(encoding="utf-8")
+SHIPPED = {"starter": STARTER_DIR, "starter-series": STARTER_SERIES_DIR}
 
 
-def test_the_starter_is_small_passed_its_check_and_names_no_file_or_machine() -> None:
-    assert sum(path.stat().st_size for path in STARTER_DIR.iterdir()) <= 7_000_000
-    card = read_card(STARTER_DIR)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_card_is_the_one_that_its_json_makes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["card", name]) == 0
+    assert capsys.readouterr().out == (SHIPPED[name] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_model_passed_its_check_and_names_no_file_or_machine(name: str) -> None:
+    folder = SHIPPED[name]
+    card = read_card(folder)
+    assert card.reads == ("series" if name == "starter-series" else "slice")
     assert card.export_check["passed"] and card.metrics["auroc"]["value"] > 0.90
-    seen = (STARTER_DIR / "seen.json").read_text()
+    seen = (folder / "seen.json").read_text()
     assert ".png" not in seen and ".jpg" not in seen
     assert "/work" not in card.to_json() and "/home" not in card.to_json() and "/tmp" not in card.to_json()
+
+
+def test_all_that_ships_is_small() -> None:
+    folders = (STARTER_DIR, STARTER_SERIES_DIR, GATE_DIR)
+    assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) <= 12 * 2**20
 
 
 def test_explore_writes_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
