@@ -129,7 +129,6 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             row |= {"probability": finding.probability, "threshold": finding.threshold, "positive": finding.positive}
         except ImageError as err:
             row["error"] = str(err)
-            sys.stderr.write(f"{path}: {err}\n")
         rows.append(row)
     if options.format == "csv":
         table = csv.DictWriter(sys.stdout, ["path", "probability", "threshold", "positive"], extrasaction="ignore")
@@ -137,8 +136,10 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
         table.writerows(rows)
     else:
         _write_json(rows)
-    if all(row["error"] for row in rows):
-        raise ImageError("None of these could be read.")
+    unread = [f"{row['path']}: {row['error']}" for row in rows if row["error"]]
+    if len(unread) == len(rows):
+        raise ImageError("\n".join(unread))
+    sys.stderr.writelines(f"{sentence}\n" for sentence in unread)
 
 
 def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
@@ -191,7 +192,17 @@ def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str
 
     command = shlex.join(["python", "-m", "ml", *given])
     init = _initial(options.init)
-    found = run_paper(dataset, cells, options.out, init=init, seed=options.seed, command=command, on_progress=Trail(), on_plan=say_plan)
+    found = run_paper(
+        dataset,
+        cells,
+        options.out,
+        init=init,
+        seed=options.seed,
+        command=command,
+        on_progress=Trail(),
+        on_plan=say_plan,
+        on_cell=lambda so_far: write_report(so_far, options.out),
+    )
     written = write_report(found, options.out)
     if options.json:
         return _write_json(found)

@@ -53,6 +53,7 @@ def run_paper(
     command: str = "",
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_plan: Callable[[int, int, float], None] = lambda cells, done, seconds: None,
+    on_cell: Callable[[dict[str, Any]], object] = lambda found: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run the cells that are not done yet and return what is in `out_dir/cells.json`.
@@ -68,6 +69,7 @@ def run_paper(
         command: how a person repeats this.
         on_progress: told after every step.
         on_plan: told (cells, cells done, expected seconds of the rest) before the first cell and after each.
+        on_cell: given what there is after each cell, so that an experiment of hours shows what it has.
         should_stop: asked at least every batch.
 
     Raises:
@@ -120,6 +122,7 @@ def run_paper(
         judgement = cross_validate(material, cell.folds, cell.repeats, checkpoint, _later(tell, cell))
         results[cell.name] = _result(cell, judgement, _epochs(cell, len(material.learnable)), seed)
         save_json(out_dir / "cells.json", facts | {"cells": _in_order(results)})
+        on_cell(facts | {"cells": _in_order(results)})
         shutil.rmtree(checkpoint, ignore_errors=True)
         keras.utils.clear_session()  # some hundred networks are built in one process
         behind_s += cell.expected_s
