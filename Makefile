@@ -28,7 +28,8 @@ sure: $(VENV)/.installed-tests  ## Check format, lint and types, then run all te
 	@$(PY) -m mypy
 	@$(PY) -m pytest $(ARGS)
 
-bench: $(VENV)/.installed  ## Measure how fast the service answers; fails where a limit is broken.
+bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails where a limit is broken.
+	@$(PY) bench/models.py
 	@$(PY) bench/service.py $(ARGS)
 
 web worker-predict worker-train beat: $(VENV)/.installed  ## Start one process with the settings of the environment.
