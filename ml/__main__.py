@@ -174,9 +174,10 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
         width = max(len(run["run"]) for run in found["runs"])
         for run in found["runs"]:
             say(f"  {run['run']:{width}}  " + "  ".join(f"{name} {figure(entry)}" for name, entry in run["metrics"].items()))
-        for difference in found["differences"]:
-            shown = "  ".join(f"{name} {figure(difference[name], signed=True)}" for name in ("auroc", "accuracy"))
-            say(f"  {difference['run']} minus {difference['minus']}: {shown}")
+        for dataset, those in {"all": found, **found.get("by_dataset", {})}.items():
+            for difference in those["differences"]:
+                shown = "  ".join(f"{name} {figure(difference[name], signed=True)}" for name in ("auroc", "accuracy"))
+                say(f"  {dataset}, {those['n']} in common, {difference['run']} minus {difference['minus']}: {shown}")
 
 
 def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:

@@ -35,7 +35,8 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
         runs: folders that `train` or `evaluate` wrote; the first is what the others are compared with.
 
     Returns:
-        {"slice" and "patient": {"n", "runs": [{"run", "metrics"}], "differences": [{"run", "minus", "auroc", "accuracy"}]}}
+        {"slice" and "patient": {"n", "runs": [{"run", "metrics"}], "differences": [{"run", "minus", "auroc", "accuracy"}]}}; where
+        several data sets were answered for also "by_dataset", the same for each.
 
     Raises:
         DatasetError: a folder holds no answers, two runs disagree about a label, or they have nothing in common.
@@ -47,20 +48,29 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
         keys = sorted(set.intersection(*(set(table[level]) for table in tables)))
         if not keys and level == "slice":
             raise DatasetError("These runs have no image in common.")
-        labels, groups = _facts(tables, level, keys, names)
-        answers = [_arrays(table[level], keys) for table in tables]
-        result[level] = {
-            "n": len(keys),
-            "runs": [
-                {"run": name, "metrics": metrics_with_intervals(labels, *own, groups, SEED)}
-                for name, own in zip(names, answers, strict=True)
-            ],
-            "differences": [
-                {"run": name, "minus": names[0], **_differences(labels, answers[0], own, groups)}
-                for name, own in zip(names[1:], answers[1:], strict=True)
-            ],
-        }
+        result[level] = _compared(tables, level, keys, names)
+        datasets = sorted({dataset for dataset, _, _ in keys})
+        if len(datasets) > 1:
+            of_each = {dataset: [key for key in keys if key[0] == dataset] for dataset in datasets}
+            result[level]["by_dataset"] = {dataset: _compared(tables, level, own, names) for dataset, own in of_each.items()}
     return result
+
+
+def _compared(
+    tables: Sequence[Mapping[str, Mapping[Key, _Answer]]], level: str, keys: Sequence[Key], names: Sequence[str]
+) -> dict[str, Any]:
+    labels, groups = _facts(tables, level, keys, names)
+    answers = [_arrays(table[level], keys) for table in tables]
+    return {
+        "n": len(keys),
+        "runs": [
+            {"run": name, "metrics": metrics_with_intervals(labels, *own, groups, SEED)} for name, own in zip(names, answers, strict=True)
+        ],
+        "differences": [
+            {"run": name, "minus": names[0], **_differences(labels, answers[0], own, groups)}
+            for name, own in zip(names[1:], answers[1:], strict=True)
+        ],
+    }
 
 
 def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:

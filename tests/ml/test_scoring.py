@@ -13,6 +13,7 @@ from PIL import Image
 
 from ml import scoring
 from ml.__main__ import main
+from ml.answers import write_answers
 from ml.artifacts import ArtifactError, read_card, write_model
 from ml.catalogue import SettingError
 from ml.comparison import compare
@@ -312,6 +313,27 @@ def test_two_models_are_compared_on_what_they_share(patients: Path, tiny_model: 
     (difference,) = found["slice"]["differences"]
     assert difference["auroc"]["value"] == pytest.approx(noise - good) and difference["minus"] == "good"
     assert difference["auroc"]["low"] <= difference["auroc"]["value"] <= difference["auroc"]["high"]
+
+
+def test_runs_over_several_data_sets_are_compared_in_each_too(tmp_path: Path) -> None:
+    for run, of_second in (("first", [0.2, 0.8, 0.3, 0.9]), ("second", [0.8, 0.2, 0.9, 0.3])):
+        (tmp_path / run).mkdir()
+        rows = []
+        for dataset, probabilities in (("a", [0.1, 0.9, 0.2, 0.8]), ("b", of_second)):
+            for number, probability in enumerate(probabilities):
+                facts = {
+                    "level": "slice",
+                    "dataset": dataset,
+                    "filename": f"{number}.png",
+                    "label": number % 2,
+                    "group": f"{dataset}{number}",
+                }
+                rows.append({**facts, "probability": probability, "predicted": int(probability >= 0.5), "overlap": 0})
+        write_answers(tmp_path / run / "answers.csv", rows)
+    found = compare([tmp_path / "first", tmp_path / "second"])["slice"]
+    assert found["n"] == 8 and {name: own["n"] for name, own in found["by_dataset"].items()} == {"a": 4, "b": 4}
+    (same,), (reversed_,) = (found["by_dataset"][name]["differences"] for name in ("a", "b"))
+    assert same["auroc"]["value"] == 0 and reversed_["auroc"]["value"] == -1
 
 
 def test_runs_that_share_nothing_are_not_compared(tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
