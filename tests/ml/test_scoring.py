@@ -328,7 +328,7 @@ def test_runs_over_several_data_sets_are_compared_in_each_too(tmp_path: Path) ->
                     "label": number % 2,
                     "group": f"{dataset}{number}",
                 }
-                rows.append({**facts, "probability": probability, "predicted": int(probability >= 0.5), "overlap": 0})
+                rows.append({**facts, "group": f"{dataset}{number}", "probability": probability, "predicted": int(probability >= 0.5)})
         write_answers(tmp_path / run / "answers.csv", rows)
     found = compare([tmp_path / "first", tmp_path / "second"])["slice"]
     assert found["n"] == 8 and {name: own["n"] for name, own in found["by_dataset"].items()} == {"a": 4, "b": 4}
