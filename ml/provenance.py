@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ml.artifacts import SEEN, ArtifactError, read_card
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.datasets import Dataset, DatasetError, Example
 from ml.grouping import assign_groups, groups_per_class
 from ml.images import place_in_series
@@ -90,6 +91,29 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
         unseen,
         tuple(notes),
     )
+
+
+def start_of(init: Path | str, datasets: Sequence[Dataset], folds: int) -> tuple[Path | str, Pool]:
+    """Return what to start from, and the pool with what that has seen marked.
+
+    "starter" is the first shipped model whose convolutions have seen too few of the images to forbid an honest test; where there is
+    none, random weights, which the notes say.
+
+    Raises:
+        DatasetError: the data cannot be tested on, whatever one starts from, or the weights that were named have seen them.
+        ArtifactError: the weights that were named do not say what they have seen.
+    """
+    if init != "starter":
+        return init, pool_datasets(datasets, marks_of(init), folds)
+    for folder in (STARTER_DIR, STARTER_SERIES_DIR):
+        if folder.is_dir():
+            try:
+                return folder, pool_datasets(datasets, marks_of(folder), folds)
+            except DatasetError:
+                continue  # also what is wrong with the data themselves, which is said below
+    pool = pool_datasets(datasets, (), folds)
+    note = "The models that ship have seen these images, so the training started from random weights; ImageNet's would serve better."
+    return "random", replace(pool, notes=(*pool.notes, note))
 
 
 def scan_key(example: Example) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,10 +25,10 @@ from ml import evaluation
 from ml.answers import write_predictions
 from ml.artifacts import FEATURES, HEAD, SEEN, Card, read_card, write_model
 from ml.calibration import Platt, trust_in_zones
-from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, SettingError, architecture_named
+from ml.catalogue import SettingError, architecture_named
 from ml.checkpoints import load_json, save_json
 from ml.cross_validation import Answers, Judgement, Material, cross_validate
-from ml.datasets import Dataset, DatasetError
+from ml.datasets import Dataset
 from ml.grouping import digest
 from ml.honesty import blocked_because, run_controls
 from ml.inputs import read_inputs
@@ -37,7 +37,7 @@ from ml.models.weights import load_weights
 from ml.pointing import summary
 from ml.preprocessing import InputSpec
 from ml.progress import Meter, Progress, TrainingStopped
-from ml.provenance import Pool, describe_weights, marks_of, pool_datasets, seen_json
+from ml.provenance import describe_weights, marks_of, seen_json, start_of
 
 __all__ = ["Progress", "TrainConfig", "TrainingStopped", "train"]
 
@@ -102,7 +102,7 @@ def train(
     settings = architecture.parse_settings(config.settings)
     folds, repeats = _folds_and_repeats(settings, len(datasets))
     # Without a layer of AlexNet nothing starts from there, and nothing has been seen.
-    init, pool = _start("random" if "layout" not in settings else config.init, datasets, folds)
+    init, pool = start_of("random" if "layout" not in settings else config.init, datasets, folds)
     seen = marks_of(init)
     start_from = describe_weights(init)
     if init != "random":
@@ -198,25 +198,6 @@ def train(
     _clear(out_dir)
     meter.tell("done", 1.0, {})
     return written
-
-
-def _start(init: Path | str, datasets: Sequence[Dataset], folds: int) -> tuple[Path | str, Pool]:
-    """Return what to start from, and the pool with what that has seen marked.
-
-    "starter" is the first shipped model whose convolutions have seen too few of the images to forbid an honest test; where there is
-    none, random weights, which the notes say.
-    """
-    if init != "starter":
-        return init, pool_datasets(datasets, marks_of(init), folds)
-    for folder in (STARTER_DIR, STARTER_SERIES_DIR):
-        if folder.is_dir():
-            try:
-                return folder, pool_datasets(datasets, marks_of(folder), folds)
-            except DatasetError:
-                continue  # also what is wrong with the data themselves, which is said below
-    pool = pool_datasets(datasets, (), folds)
-    note = "The models that ship have seen these images, so the training started from random weights; ImageNet's would serve better."
-    return "random", replace(pool, notes=(*pool.notes, note))
 
 
 def _folds_and_repeats(settings: Mapping[str, Any], datasets: int) -> tuple[int, int]:

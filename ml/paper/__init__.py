@@ -23,7 +23,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from ml.catalogue import STARTER_DIR, SettingError, architecture_named
+from ml.catalogue import SettingError, architecture_named
 from ml.checkpoints import load_json, save_json
 from ml.cross_validation import Answers, Judgement, Material, Tell, cross_validate
 from ml.datasets import Dataset
@@ -35,7 +35,7 @@ from ml.models.features import usual_epochs
 from ml.paper.cells import EFFORTS, Cell, expected_left_s, plan
 from ml.preprocessing import InputSpec
 from ml.progress import Meter, Progress
-from ml.provenance import describe_weights, marks_of, pool_datasets
+from ml.provenance import describe_weights, start_of
 from ml.results import network_epochs
 
 __all__ = ["plan", "run_paper"]
@@ -78,9 +78,7 @@ def run_paper(
         ArtifactError: the initial weights are unusable.
         TrainingStopped: `should_stop` said so.
     """
-    start = STARTER_DIR if init == "starter" else init
-    seen = marks_of(start)
-    pool = pool_datasets([dataset], seen, max(cell.folds for cell in cells))
+    start, pool = start_of(init, [dataset], max(cell.folds for cell in cells))
     facts: dict[str, Any] = {
         "identity": digest(dataset.fingerprint, seed, json.dumps(describe_weights(start), sort_keys=True)),
         "dataset": dataset.name,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml import training
+from ml import provenance, training
 from ml.artifacts import ArtifactError, read_card, write_model
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, SettingError
 from ml.cross_validation import Material
@@ -247,8 +247,8 @@ def test_the_starter_gives_way_to_random_weights_for_images_that_it_has_seen(
     files = {name: (trained[0] / "model" / name).read_bytes() for name in ("features.onnx", "head.onnx")}
     files["seen.json"] = seen_json(phantoms.examples, (), learnt_features=True)
     write_model(tmp_path / "seen", card, files)
-    monkeypatch.setattr(training, "STARTER_DIR", tmp_path / "seen")
-    monkeypatch.setattr(training, "STARTER_SERIES_DIR", tmp_path / "none")
+    monkeypatch.setattr(provenance, "STARTER_DIR", tmp_path / "seen")
+    monkeypatch.setattr(provenance, "STARTER_SERIES_DIR", tmp_path / "none")
     found = train(TrainConfig("alexnet_svm", QUICK, init="starter"), [phantoms], tmp_path / "out")
     assert found.data["initial_weights"] == {"kind": "random"}
     assert any("started from random weights" in note for note in found.notes)
