@@ -77,6 +77,8 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "PREDICT_THREADS": number("PREDICT_THREADS", 1),
         # 0 scores every picture that can be read, whatever it shows; for operators whose scans the check refuses wrongly.
         "CHECK_HEAD_CT": environ.get("CHECK_HEAD_CT", "1") != "0",
+        # What a scrape of /metrics must carry as bearer token; without one there is no such page.
+        "METRICS_TOKEN": environ.get("METRICS_TOKEN") or "",
         # Where an operator may put ImageNet weights of AlexNet (`ml.catalogue.IMAGENET_WEIGHTS`) to offer them as initial weights.
         "WEIGHTS_DIR": Path(environ.get("WEIGHTS_DIR") or home / "weights"),
         "RATELIMIT_STORAGE_URI": limiter_url(environ.get("BROKER_URL") or f"redis+socket://{broker_socket}"),

@@ -1,0 +1,134 @@
+"""/metrics for Prometheus, read from SQL at the scrape: every web process gives the same figures, and none keeps any."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Iterator
+
+from flask import Blueprint, Response, abort, current_app, request
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+from sqlalchemy import ColumnElement, Float, extract, func, literal, select, type_coerce, union_all
+from sqlalchemy.exc import SQLAlchemyError
+
+from webapp.extensions import database_now, db, limiter
+from webapp.jobs import PREDICT, QUEUES, TRAIN
+from webapp.models import Dataset, Heatmap, JobStatus, Leased, Scan, TrainingRun, Worker
+
+blueprint = Blueprint("metrics", __name__)
+limiter.exempt(blueprint)
+log = logging.getLogger(__name__)
+
+QUEUE_OF: dict[type[Leased], str] = {Scan: PREDICT, Heatmap: PREDICT, Dataset: TRAIN, TrainingRun: TRAIN}
+HOUR_S, DAY_S = 3600, 24 * 3600
+
+
+@blueprint.get("/metrics")
+def metrics() -> Response:
+    """Answer a scrape that carries `METRICS_TOKEN`; where none is set there is nothing here."""
+    token = current_app.config["METRICS_TOKEN"]
+    if not token:
+        abort(404)
+    if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()):
+        return Response("A bearer token is needed.\n", 401, {"WWW-Authenticate": "Bearer"}, mimetype="text/plain")
+    registry = CollectorRegistry()
+    try:
+        registry.register(Rows())
+        text = generate_latest(registry)
+    except SQLAlchemyError as err:
+        log.warning("The database cannot be read: %s", type(err).__name__)
+        return Response("The database cannot be read.\n", 503, mimetype="text/plain")
+    return Response(text, headers={"Cache-Control": "no-store"}, content_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+class Rows(Collector):
+    """What the rows say, in three statements."""
+
+    def describe(self) -> list[Metric]:
+        """Nothing beforehand: registering must not read the database."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Read all rows' states, the last hour's durations and the workers."""
+        jobs = GaugeMetricFamily("hemoscan_jobs", "Rows by table and state.", labels=["table", "state"])
+        attempts = GaugeMetricFamily("hemoscan_attempts", "Claims that ended in a worker's death, of the rows there are.", labels=["table"])
+        depth = GaugeMetricFamily("hemoscan_queue_depth", "Queued rows.", labels=["queue"])
+        age = GaugeMetricFamily("hemoscan_queue_oldest_age_seconds", "Age of the oldest queued row, 0 without one.", labels=["queue"])
+        counts: dict[tuple[str, JobStatus], int] = {}
+        deaths: dict[str, int] = {}
+        ages: dict[str, float] = {}
+        # Reads every row once: `attempts` is in no index.
+        for name, status, number, died, oldest, now in db.session.execute(
+            union_all(
+                *(
+                    select(
+                        literal(_name(table)),
+                        table.status,
+                        func.count(),
+                        func.sum(table.attempts),
+                        func.min(table.created_at),
+                        database_now(),
+                    ).group_by(table.status)
+                    for table in QUEUE_OF
+                )
+            )
+        ):
+            counts[name, status] = number
+            deaths[name] = deaths.get(name, 0) + died
+            if status == JobStatus.QUEUED:
+                ages[name] = max((now - oldest).total_seconds(), 0.0)
+        for table in QUEUE_OF:
+            attempts.add_metric([_name(table)], deaths.get(_name(table), 0))
+            for state in JobStatus:
+                jobs.add_metric([_name(table), state.value], counts.get((_name(table), state), 0))
+        for queue in (PREDICT, TRAIN):
+            names = [_name(table) for table in QUEUE_OF if QUEUE_OF[table] == queue]
+            depth.add_metric([queue], sum(counts.get((name, JobStatus.QUEUED), 0) for name in names))
+            age.add_metric([queue], max(ages.get(name, 0.0) for name in names))
+        yield from (jobs, attempts, depth, age, *_durations(), _workers())
+
+
+def _durations() -> tuple[Metric, Metric]:
+    """Return count and sum of the last hour's runs; created within a day, so that the index bounds what is read."""
+    count = GaugeMetricFamily("hemoscan_finished_last_hour", "Jobs done within the hour, created within the day.", labels=["table"])
+    total = GaugeMetricFamily("hemoscan_seconds_last_hour", "Sum of their seconds from claim to verdict.", labels=["table"])
+    found = db.session.execute(
+        union_all(
+            *(
+                select(literal(_name(table)), func.count(), func.coalesce(func.sum(_seconds(table)), 0.0)).where(
+                    table.status == JobStatus.DONE,
+                    table.created_at > database_now(-DAY_S),
+                    table.finished_at > database_now(-HOUR_S),
+                )
+                for table in QUEUE_OF
+            )
+        )
+    )
+    for name, number, seconds in found:
+        count.add_metric([name], number)
+        total.add_metric([name], round(float(seconds), 3))
+    return count, total
+
+
+def _workers() -> Metric:
+    """Return how many workers of each queue spoke within a lease."""
+    family = GaugeMetricFamily("hemoscan_workers", "Workers that spoke within a lease.", labels=["queue"])
+    alive = select(Worker.queue, func.count()).where(Worker.seen_at > database_now(-current_app.config["LEASE_S"])).group_by(Worker.queue)
+    found: dict[str, int] = {row[0]: row[1] for row in db.session.execute(alive)}
+    for queue in QUEUES:
+        family.add_metric([queue], found.get(queue, 0))
+    return family
+
+
+def _seconds(table: type[Leased]) -> ColumnElement[float]:
+    """Return the seconds that a row's last run took, in the words of the database at hand."""
+    if db.engine.dialect.name == "postgresql":
+        return type_coerce(extract("epoch", table.finished_at - table.started_at), Float)
+    return (func.julianday(table.finished_at) - func.julianday(table.started_at)) * 86_400.0
+
+
+def _name(table: type[Leased]) -> str:
+    return str(table.__tablename__)  # type: ignore[attr-defined]
