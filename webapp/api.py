@@ -23,9 +23,9 @@ from webapp.api_schemas import JobSchema, ProblemSchema, ScanSchema, ScansPageSc
 from webapp.extensions import csrf, db
 from webapp.forms import is_id
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, force, result_of
+from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, queue_again, result_of
 from webapp.models.accounts import secret_hash
-from webapp.scans import picture
+from webapp.scans import delete_scan, picture
 
 PROBLEM = "application/problem+json"
 PNG = {"type": "string", "format": "binary"}
@@ -203,6 +203,42 @@ def score_anyway(scan_id: str) -> dict[str, Any]:
     return {"id": scan_id, "status": JobStatus.QUEUED, "url": url_for("api.show", scan_id=scan_id, _external=True)}
 
 
+@blueprint.post("/scans/<scan_id>/cancel")
+@documented_problems(404, 409)
+@blueprint.response(200, JobSchema)
+def cancel_scan(scan_id: str) -> dict[str, Any]:
+    """End a scan that waits or is being read, as cancelled."""
+    require_own(scan_id)
+    cancelled = cancel(Scan, Scan.id == scan_id)
+    db.session.commit()
+    if not cancelled:
+        raise Conflict("This scan has ended already.")
+    return {"id": scan_id, "status": JobStatus.CANCELLED, "url": url_for("api.show", scan_id=scan_id, _external=True)}
+
+
+@blueprint.post("/scans/<scan_id>/retry")
+@documented_problems(404, 409)
+@blueprint.response(202, JobSchema)
+def retry(scan_id: str) -> dict[str, Any]:
+    """Queue a scan again that failed or was cancelled."""
+    require_own(scan_id)
+    queued = queue_again(Scan, Scan.id == scan_id)
+    db.session.commit()
+    if not queued:
+        raise Conflict("Only a scan that failed or was cancelled can be tried again.")
+    nudge(PREDICT_SCANS)  # Where the queue cannot be reached the row waits, and the sweeper nudges.
+    return {"id": scan_id, "status": JobStatus.QUEUED, "url": url_for("api.show", scan_id=scan_id, _external=True)}
+
+
+@blueprint.delete("/scans/<scan_id>")
+@documented_problems(404)
+@blueprint.response(204)
+def remove(scan_id: str) -> None:
+    """Delete a scan with its file, its pictures and its verdict."""
+    require_own(scan_id)
+    delete_scan(scan_id)
+
+
 @blueprint.get("/scans/<scan_id>/image.png")
 @documented_problems(404)
 @blueprint.alt_response(202, schema=ProblemSchema, content_type=PROBLEM, description="Not made yet; see Retry-After.", success=True)
@@ -247,6 +283,16 @@ def heatmap(scan_id: str) -> Response:
         if look.drawing is None or time.monotonic() >= give_up_at:
             raise NotYet("The heat map is not drawn yet.")
         time.sleep(HEATMAP_LOOK_S)
+
+
+def require_own(scan_id: str) -> None:
+    """Refuse a request about a scan that the token's owner does not have.
+
+    Raises:
+        NotFound: there is no such scan for them.
+    """
+    if db.session.scalar(select(Scan.id).where(is_own(scan_id))) is None:
+        raise NotFound(NO_SUCH_SCAN)
 
 
 def is_own(scan_id: str) -> ColumnElement[bool]:

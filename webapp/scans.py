@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from flask import Blueprint, Response, abort, current_app, flash, redirect, render_template, request, url_for
 from flask_login import current_user, login_required
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import joinedload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -19,10 +20,11 @@ from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
 from webapp.intake import UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import JobStatus, ModelVersion, Prediction, Scan, force
-from webapp.storage import storage
+from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, queue_again
+from webapp.storage import StorageError, storage
 
 blueprint = Blueprint("scans", __name__)
+log = logging.getLogger(__name__)
 
 PER_PAGE = 20
 QUEUE_AWAY = "The queue cannot be reached at the moment. Your scan is kept and will be read when it is back."
@@ -107,6 +109,41 @@ def score_anyway(scan_id: str) -> WerkzeugResponse:
     return redirect(url_for("scans.show", scan_id=scan_id))
 
 
+@blueprint.post("/scans/<scan_id>/cancel")
+@login_required
+def cancel_scan(scan_id: str) -> WerkzeugResponse:
+    """End a scan that waits or is being read."""
+    scan = _own_scan(scan_id)
+    cancelled = cancel(Scan, Scan.id == scan.id)
+    db.session.commit()
+    if not cancelled:
+        flash("This scan has ended already.", "warning")
+    return redirect(url_for("scans.show", scan_id=scan_id))
+
+
+@blueprint.post("/scans/<scan_id>/retry")
+@login_required
+def retry(scan_id: str) -> WerkzeugResponse:
+    """Queue a scan again that failed or was cancelled."""
+    scan = _own_scan(scan_id)
+    queued = queue_again(Scan, Scan.id == scan.id)
+    db.session.commit()
+    if not queued:
+        flash("Only a scan that failed or was cancelled can be tried again.", "warning")
+    elif not nudge(PREDICT_SCANS):
+        flash(QUEUE_AWAY, "warning")
+    return redirect(url_for("scans.show", scan_id=scan_id))
+
+
+@blueprint.post("/scans/<scan_id>/delete")
+@login_required
+def remove(scan_id: str) -> WerkzeugResponse:
+    """Delete a scan with all that was made of it."""
+    delete_scan(_own_scan(scan_id).id)
+    flash("The scan and everything that was made of it are deleted.", "success")
+    return redirect(url_for("scans.history"))
+
+
 @blueprint.get("/scans/<scan_id>/image.png")
 @login_required
 def image(scan_id: str) -> Response:
@@ -127,6 +164,24 @@ def heatmap(scan_id: str) -> Response:
     """Send the heat map, which lies over the image."""
     prediction = _own_scan(scan_id).prediction
     return picture(prediction.heatmap.image_key if prediction and prediction.heatmap else None)
+
+
+def delete_scan(scan_id: str) -> None:
+    """Delete a scan's rows, and commit; then its files.
+
+    The rows go first: a worker that has the scan loses its lease by that, and removes the pictures that it makes meanwhile.
+    """
+    drawn = db.session.execute(select(Heatmap.id, Heatmap.image_key).join(Prediction).where(Prediction.scan_id == scan_id)).all()
+    original = db.session.scalar(delete(Scan).where(Scan.id == scan_id).returning(Scan.original_key))
+    db.session.commit()
+    # A worker may have stored a picture that no row names yet; its key is made of the row's id.
+    keys = [original, f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"]
+    keys += [key for heatmap in drawn for key in (f"heatmaps/{heatmap.id}.png", heatmap.image_key)]
+    for key in dict.fromkeys(filter(None, keys)):
+        try:
+            storage.delete(key)
+        except StorageError as err:
+            log.error("%s of a deleted scan could not be removed: %s", key, type(err).__name__)
 
 
 def phantoms() -> list[dict[str, str]]:

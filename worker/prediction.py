@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from io import BytesIO
 
 import numpy as np
@@ -21,7 +21,7 @@ from webapp.extensions import db
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
 from webapp.storage import StorageError, storage
 from worker import leases
-from worker.patience import committed, stored
+from worker.patience import committed, discard, stored
 from worker.predictors import predictor_for
 from worker.presence import presence
 
@@ -91,6 +91,7 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
                 del findings[scan.id]
 
     owned = committed(lambda: write_verdicts(answered_by, findings, seconds, refused, odd))
+    discard_pictures_of_deleted(findings.keys() - owned)
     versions = ",".join(sorted(set(answered_by.values())))
     log.info("scans=%d done=%d version=%s seconds_each=%.3f", len(scans), len(owned), versions, seconds)
 
@@ -155,6 +156,16 @@ def write_verdicts(
     return owned
 
 
+def discard_pictures_of_deleted(lost: Collection[str]) -> None:
+    """Remove the pictures of those scans among `lost` that were deleted meanwhile; of the others another worker may have made its own."""
+    if not lost:
+        return
+    there = committed(lambda: set(db.session.scalars(select(Scan.id).where(Scan.id.in_(lost)))))
+    for scan_id in sorted(set(lost) - there):
+        discard(f"images/{scan_id}.png")
+        discard(f"thumbnails/{scan_id}.png")
+
+
 def draw_next_heatmap() -> bool:
     """Claim one heat map and draw it; False if none was queued. One at a time, because verdicts go before maps."""
     mine = presence()
@@ -181,6 +192,8 @@ def draw_next_heatmap() -> bool:
             committed(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
         else:
             committed(lambda: leases.finish(Heatmap, mine.owner, [heatmap.id], image_key=f"heatmaps/{heatmap.id}.png"))
+            if not committed(lambda: db.session.scalar(select(Heatmap.id).where(Heatmap.id == heatmap.id))):
+                discard(f"heatmaps/{heatmap.id}.png")  # Its scan was deleted meanwhile.
     return True
 
 

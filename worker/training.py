@@ -19,12 +19,12 @@ from ml.catalogue import IMAGENET_WEIGHTS, STARTER_SERIES_DIR, SettingError
 from ml.datasets import DatasetError
 from ml.training import Progress, TrainConfig, TrainingStopped, train
 from webapp.extensions import db
-from webapp.models import ModelVersion, TrainingRun, new_id
+from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
 from webapp.storage import StorageError, storage
 from worker import leases
 from worker.comparing import compare_with_earlier
 from worker.importing import fetch_dataset
-from worker.patience import committed, stored
+from worker.patience import committed, discard, stored
 from worker.predictors import PREDICTIONS, model_folder
 from worker.presence import presence
 
@@ -81,10 +81,10 @@ class Training:
             version_id = self._store_model(card)
             log.info("run=%s done version=%s", self.run.id, version_id)
         except LeaseLost:
-            log.warning("run=%s was lost to another worker", self.run.id)
+            self._let_go()
         except TrainingStopped:
             if self.is_lost:
-                log.warning("run=%s was lost to another worker", self.run.id)
+                self._let_go()
                 return
             self._keep_checkpoint()
             committed(lambda: leases.hand_back(TrainingRun, self._owner, [self.run.id]))
@@ -95,6 +95,15 @@ class Training:
             log.error("run=%s failed unexpectedly", self.run.id)
             self._fail("Something unexpected went wrong in this training; the log has the details.")
             raise
+
+    def _let_go(self) -> None:
+        """Leave a run that this worker no longer holds; of one that was cancelled no checkpoint stays."""
+        status = committed(lambda: db.session.scalar(select(TrainingRun.status).where(TrainingRun.id == self.run.id)))
+        if status == JobStatus.CANCELLED:
+            discard(self.checkpoint_key)
+            log.info("run=%s was cancelled", self.run.id)
+        else:
+            log.warning("run=%s was lost to another worker", self.run.id)
 
     def _train(self) -> Card:
         run = self.run
@@ -259,11 +268,3 @@ class Training:
     def _fail(self, sentence: str) -> None:
         if committed(lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})):
             discard(self.checkpoint_key)
-
-
-def discard(key: str) -> None:
-    """Remove what nobody needs any more from the storage; that a storage is away must not change a verdict."""
-    try:
-        storage.delete(key)
-    except StorageError as err:
-        log.warning("%s could not be removed: %s", key, type(err).__name__)

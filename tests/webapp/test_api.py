@@ -225,6 +225,21 @@ def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(app: Flask,
     problem_of(ann.post(f"/api/v1/scans/{other}/score-anyway"), 409)
 
 
+def test_a_scan_is_cancelled_tried_again_and_deleted(app: Flask, ann: FlaskClient) -> None:
+    url = f"/api/v1/scans/{add_scan(app)}"
+    for verb in ("cancel", "retry"):
+        problem_of(client_of(app, f"eve-{verb}").post(f"{url}/{verb}"), 404)
+    problem_of(client_of(app, "eve").delete(url), 404)
+    problem_of(ann.post(f"{url}/retry"), 409)
+    assert (ann.post(f"{url}/cancel").status_code, ann.get(url).json["status"]) == (200, "cancelled")
+    problem_of(ann.post(f"{url}/cancel"), 409)
+    assert (ann.post(f"{url}/retry").status_code, ann.get(url).json["status"]) == (202, "queued")
+    gone = ann.delete(url)
+    assert (gone.status_code, gone.data) == (204, b"")
+    problem_of(ann.get(url), 404)
+    problem_of(ann.delete(url), 404)
+
+
 def test_a_verdict_is_told_in_full(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app)
     version_id = add_verdict(app, scan_id)
@@ -368,6 +383,8 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
         "/api/v1/scans",
         "/api/v1/scans/{scan_id}",
         "/api/v1/scans/{scan_id}/score-anyway",
+        "/api/v1/scans/{scan_id}/cancel",
+        "/api/v1/scans/{scan_id}/retry",
         "/api/v1/scans/{scan_id}/image.png",
         "/api/v1/scans/{scan_id}/heatmap.png",
     }

@@ -365,6 +365,59 @@ def test_a_cancelled_scan_says_so(app: Flask, ann: FlaskClient) -> None:
     assert "This scan was cancelled." in ann.get(f"/scans/{scan_id}").text
 
 
+@pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.RUNNING])
+def test_an_open_scan_is_cancelled_and_can_be_tried_again(
+    any_database_app: Flask, monkeypatch: pytest.MonkeyPatch, status: JobStatus
+) -> None:
+    make_user(any_database_app, "ann")
+    browser = any_database_app.test_client()
+    browser.post("/login", data={"username": "ann", "password": PASSWORD})
+    nudged: list[str] = []
+    monkeypatch.setattr(scans, "nudge", lambda task: nudged.append(task) or True)
+    scan_id = add_scan(any_database_app, status=status, attempts=2, counted_deaths=2, lease_owner="worker", stage="Reading")
+    assert "Cancel</button>" in browser.get(f"/scans/{scan_id}").text
+    assert "This scan was cancelled." in browser.post(f"/scans/{scan_id}/cancel", follow_redirects=True).text
+    assert "has ended already" in browser.post(f"/scans/{scan_id}/cancel", follow_redirects=True).text
+    with any_database_app.app_context():
+        scan = db.session.get_one(Scan, scan_id)
+        assert (scan.status, scan.lease_owner, scan.stage) == ("cancelled", None, None) and scan.finished_at is not None
+    for _ in range(2):
+        answer = browser.post(f"/scans/{scan_id}/retry", follow_redirects=True)
+    assert "Only a scan that failed or was cancelled" in answer.text and nudged == [PREDICT_SCANS]
+    with any_database_app.app_context():
+        scan = db.session.get_one(Scan, scan_id)
+        assert (scan.status, scan.attempts, scan.counted_deaths, scan.finished_at) == ("queued", 2, 0, None)
+
+
+def test_a_deleted_scan_leaves_no_row_and_no_byte(any_database_app: Flask, tmp_path: Path) -> None:
+    make_user(any_database_app, "ann")
+    browser = any_database_app.test_client()
+    browser.post("/login", data={"username": "ann", "password": PASSWORD})
+    submitted = png(65)
+    scan_id = browser.post("/scans", data=form(submitted)).location.rsplit("/", 1)[-1]
+    add_verdict(any_database_app, scan_id)
+    with any_database_app.app_context():
+        heatmap = db.session.scalars(select(Heatmap)).one()
+        for kind, name in (("images", scan_id), ("thumbnails", scan_id), ("heatmaps", heatmap.id)):
+            storage.put(f"{kind}/{name}.png", submitted)
+    assert len([path for path in (tmp_path / "files").rglob("*") if path.is_file()]) >= 4
+
+    answer = browser.post(f"/scans/{scan_id}/delete", follow_redirects=True)
+    assert "are deleted" in answer.text and browser.get(f"/scans/{scan_id}").status_code == 404
+    assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
+    with any_database_app.app_context():
+        assert [db.session.scalar(select(func.count()).select_from(table)) for table in (Scan, Prediction, Heatmap)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("what", ["cancel", "retry", "delete"])
+def test_nobody_else_can_end_retry_or_delete_a_scan(app: Flask, ann: FlaskClient, logged_in: Callable[..., FlaskClient], what: str) -> None:
+    scan_id = add_scan(app, status=JobStatus.FAILED if what == "retry" else JobStatus.QUEUED)
+    assert logged_in("eve").post(f"/scans/{scan_id}/{what}").status_code == 404
+    assert app.test_client().post(f"/scans/{scan_id}/{what}").status_code in (302, 401)
+    with app.app_context():
+        assert db.session.get_one(Scan, scan_id).status == (JobStatus.FAILED if what == "retry" else JobStatus.QUEUED)
+
+
 @pytest.mark.parametrize("name", ["image", "thumbnail", "heatmap"])
 def test_pictures_are_sent_privately_and_once(app: Flask, ann: FlaskClient, name: str) -> None:
     scan_id = add_scan(app)

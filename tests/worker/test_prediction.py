@@ -18,7 +18,8 @@ from ml.inference import NOT_HEAD_CT, Finding, Predictor
 from ml.phantoms import phantom, write_png
 from tests.worker.conftest import install_model, picture, submit
 from webapp.extensions import database_now, db
-from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan, force
+from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan, cancel, force
+from webapp.scans import delete_scan
 from webapp.storage import Storage, StorageError, storage
 from worker import leases, prediction, tasks
 from worker.presence import presence
@@ -76,6 +77,40 @@ def test_what_is_no_head_ct_is_refused_until_its_owner_insists(any_worker_app: F
     prediction.answer_next_scans()
     assert scan(odd).status == "done" and not scan(odd).may_be_forced
     assert scan(odd).prediction.warnings[-1] == NOT_HEAD_CT  # type: ignore[union-attr]
+
+
+def test_scans_that_are_cancelled_or_deleted_while_they_are_read_get_no_verdict(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_model()
+    kept, cancelled, deleted = submit(picture(), picture(), picture())
+    real = prediction.write_verdicts
+
+    def late(*args: object) -> frozenset[str]:
+        if scan(kept).status == "running":
+            assert cancel(Scan, Scan.id == cancelled)
+            delete_scan(deleted)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prediction, "write_verdicts", late)
+    tasks.predict_scans()
+    assert [scan(scan_id).status for scan_id in (kept, cancelled)] == ["done", "cancelled"]
+    assert db.session.scalars(select(Prediction.scan_id)).all() == [kept]
+    assert not [key for kind in ("originals", "images", "thumbnails", "heatmaps") for key in storage.keys(kind) if deleted in key]
+
+
+def test_a_heat_map_of_a_scan_that_was_deleted_meanwhile_is_not_kept(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    (scan_id,) = submit(picture())
+    prediction.answer_next_scans()
+
+    def late(heatmap: Heatmap) -> None:
+        delete_scan(scan_id)
+        storage.put(f"heatmaps/{heatmap.id}.png", b"drawn after the deletion")
+
+    monkeypatch.setattr(prediction, "draw", late)
+    assert prediction.draw_next_heatmap()
+    assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails", "heatmaps")] == [[], [], [], []]
 
 
 def test_a_bad_picture_fails_alone_with_its_sentence(worker_app: Flask) -> None:

@@ -20,7 +20,7 @@ from tests.ml.conftest import a_card, features_graph, head_graph
 from tests.worker.conftest import install_model, wait_for
 from tests.worker.test_importing import archive_of
 from webapp.extensions import database_now, db
-from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun
+from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun, cancel, queue_again
 from webapp.storage import Storage, StorageError, storage
 from worker import leases, training
 from worker.presence import presence
@@ -237,6 +237,27 @@ def test_a_run_that_was_lost_stops_and_writes_nothing(any_worker_app: Flask, stu
     train_model()
     assert (the_run().status, stub.steps) == ("queued", [0])
     assert db.session.scalars(select(ModelVersion)).all() == []
+
+
+def test_a_run_that_is_cancelled_stops_at_its_next_step_and_can_be_launched_again(
+    any_worker_app: Flask, stub: StubTraining, tmp_path: Path
+) -> None:
+    run_id = launch(tmp_path)
+
+    def cancel_it(step: int) -> None:
+        assert cancel(TrainingRun, TrainingRun.id == run_id)
+        db.session.commit()
+
+    stub.after_step = cancel_it
+    train_model()
+    assert (the_run().status, stub.steps) == ("cancelled", [0])
+    assert storage.keys("checkpoints") == [] and db.session.scalars(select(ModelVersion)).all() == []
+
+    assert queue_again(TrainingRun, TrainingRun.id == run_id)
+    db.session.commit()
+    stub.after_step = lambda step: None
+    train_model()
+    assert (the_run().status, stub.steps) == ("done", [0, 0, 1, 2])
 
 
 def test_a_run_that_was_lost_at_the_very_end_leaves_no_model(any_worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:

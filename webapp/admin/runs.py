@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, cast
 
-from flask import Response, abort, current_app, redirect, render_template, request, url_for
+from flask import Response, abort, current_app, flash, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from flask_wtf import FlaskForm
@@ -29,7 +29,8 @@ from ml.catalogue import (
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
 from webapp.extensions import db
 from webapp.jobs import TRAIN_MODEL, nudge
-from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun
+from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun, cancel, queue_again
+from webapp.storage import StorageError, storage
 
 LARGEST_SEED = 2**31 - 1
 VERSIONS_OFFERED = 50
@@ -95,6 +96,33 @@ def run(run_id: str) -> Response:
         ],
     )
     return live_page("run", pending=is_pending(found), run=found, version=found.version)
+
+
+@blueprint.post("/runs/<run_id>/cancel")
+def cancel_run(run_id: str) -> ResponseReturnValue:
+    """End a run that waits or trains; its worker notices within a second or a batch, and stays."""
+    cancelled = cancel(TrainingRun, TrainingRun.id == run_id)
+    db.session.commit()
+    if cancelled:
+        try:
+            storage.delete(f"checkpoints/{run_id}.zip")
+        except StorageError:
+            current_app.logger.warning("run=%s the checkpoint of a cancelled run could not be removed", run_id)
+    else:
+        flash("There is no such run, or it has ended already.", "warning")
+    return redirect(url_for("admin.run", run_id=run_id))
+
+
+@blueprint.post("/runs/<run_id>/retry")
+def retry_run(run_id: str) -> ResponseReturnValue:
+    """Queue a run again that failed or was cancelled, as it was launched."""
+    queued = queue_again(TrainingRun, TrainingRun.id == run_id)
+    db.session.commit()
+    if not queued:
+        flash("Only a run that failed or was cancelled can be launched again.", "warning")
+    elif not nudge(TRAIN_MODEL):
+        warn_of_delay()
+    return redirect(url_for("admin.run", run_id=run_id))
 
 
 def launch_form(architecture: Architecture) -> Any:

@@ -12,7 +12,7 @@ from webapp.models.learning import (
     promote,
     version_before,
 )
-from webapp.models.leased import JobStatus, Leased, new_id
+from webapp.models.leased import JobStatus, Leased, cancel, new_id, queue_again
 from webapp.models.operations import Worker
 from webapp.models.scans import Heatmap, Prediction, Scan, force, result_of
 
@@ -34,10 +34,12 @@ __all__ = [
     "User",
     "Worker",
     "answering_versions",
+    "cancel",
     "force",
     "live_version",
     "new_id",
     "promote",
+    "queue_again",
     "result_of",
     "version_before",
 ]

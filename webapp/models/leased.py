@@ -6,10 +6,10 @@ import uuid
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Enum, Index, String, Text
+from sqlalchemy import ColumnElement, Enum, Index, String, Text, update
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column
 
-from webapp.extensions import UtcDateTime, utc_now
+from webapp.extensions import UtcDateTime, database_now, db, utc_now
 
 
 def new_id() -> str:
@@ -61,3 +61,23 @@ class Leased:
     @classmethod
     def __table_args__(cls) -> tuple[Index, ...]:
         return (Index(None, "status", "created_at"),)  # type: ignore[arg-type]
+
+
+def cancel(table: type[Leased], *which: ColumnElement[bool]) -> bool:
+    """End the row of `table` that `which` names as cancelled; False where it has ended already. The caller commits.
+
+    A worker that has it loses its lease, so whatever it computes is written nowhere, and it notices at its next write.
+    """
+    ended = {"status": JobStatus.CANCELLED, "finished_at": database_now(), "stage": None, "lease_owner": None, "lease_expires_at": None}
+    open_rows = update(table).where(*which, table.status.in_((JobStatus.QUEUED, JobStatus.RUNNING)))
+    return db.session.scalar(open_rows.values(**ended).returning(table.id), execution_options={"synchronize_session": False}) is not None
+
+
+def queue_again(table: type[Leased], *which: ColumnElement[bool]) -> bool:
+    """Queue the failed or cancelled row of `table` that `which` names; False where it is neither. The caller commits and nudges.
+
+    `attempts` stay as its history; deaths count anew, since whoever asks may have removed their cause.
+    """
+    fresh = {"status": JobStatus.QUEUED, "progress": 0.0, "error": None, "started_at": None, "finished_at": None, "counted_deaths": 0}
+    ended_rows = update(table).where(*which, table.status.in_((JobStatus.FAILED, JobStatus.CANCELLED)))
+    return db.session.scalar(ended_rows.values(**fresh).returning(table.id), execution_options={"synchronize_session": False}) is not None

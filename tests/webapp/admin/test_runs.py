@@ -16,6 +16,7 @@ from tests.webapp.admin.conftest import NOBODY, add_dataset, add_run, add_versio
 from webapp.admin import runs
 from webapp.extensions import db
 from webapp.models import JobStatus, TrainingRun
+from webapp.storage import storage
 
 
 def launch_data(*datasets: str, **changes: Any) -> dict[str, Any]:
@@ -152,6 +153,22 @@ class TestRun:
         assert part.status_code == 200
         for text in ("Fold 2 of 5", "42 %", "about 3 min left", "AUROC", "0.912"):
             assert text in part.text
+
+    def test_an_open_run_is_cancelled_and_launched_again(self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        nudged: list[str] = []
+        monkeypatch.setattr(runs, "nudge", lambda task: nudged.append(task) or True)
+        with app.app_context():
+            run_id = add_run(JobStatus.RUNNING)
+            storage.put(f"checkpoints/{run_id}.zip", b"half a model")
+        assert "Cancel this run" in admin.get(f"/admin/runs/{run_id}").text
+        assert "It was cancelled." in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
+        assert "has ended already" in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
+        with app.app_context():
+            assert storage.keys("checkpoints") == []
+        for _ in range(2):
+            answer = admin.post(f"/admin/runs/{run_id}/retry", follow_redirects=True)
+        assert "can be launched again" in answer.text and nudged == ["hemoscan.train_model"]
+        assert "Cancel this run" in answer.text
 
     def test_a_failed_run_shows_its_sentence(self, app: Flask, admin: FlaskClient) -> None:
         with app.app_context():
