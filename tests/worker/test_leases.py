@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 
 import pytest
 from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 
+from tests.conftest import make_user
 from webapp.extensions import database_now, db
 from webapp.models import JobStatus, Scan, TrainingRun, User
 from worker import leases
 
 
-def queue(count: int = 1) -> list[str]:
-    """Queue scans without a file, oldest first; return their ids."""
-    user_id = db.session.scalar(select(User.id))
+def queue(count: int = 1, username: str = "ann") -> list[str]:
+    """Queue scans of a person without a file, oldest first; return their ids."""
+    user_id = db.session.scalar(select(User.id).where(User.username == username))
     ids = []
     for _ in range(count):
         scan = Scan(user_id=user_id, kind="png", original_key="x")
@@ -64,6 +66,39 @@ def test_a_claim_takes_the_oldest_rows_and_leases_them(any_worker_app: Flask) ->
     assert 15 < ahead_s.total_seconds() <= 20
     assert claim("two") == ids[3:]
     assert claim("three") == []
+
+
+def test_people_take_turns_however_many_scans_one_has(any_worker_app: Flask) -> None:
+    make_user(any_worker_app, "bob")
+    make_user(any_worker_app, "cy")
+    many = queue(20)
+    one, two = queue(1, "bob"), queue(2, "cy")
+    assert set(claim("first", 4)) == {many[0], many[1], *one, two[0]}  # Each one's oldest, then the oldest of the second ones.
+    assert claim("second", 2) == [many[2], two[1]]
+    (late,) = queue(1, "bob")
+    assert late in claim("third", 1)
+
+
+def test_whoever_has_most_at_work_waits_for_the_others(any_worker_app: Flask) -> None:
+    make_user(any_worker_app, "bob")
+    many = queue(12)
+    assert claim("first", 8) == many[:8]
+    theirs = queue(3, "bob")
+    assert claim("second", 3) == theirs
+    assert claim("third") == many[8:]
+
+
+def test_a_claim_among_ten_thousand_queued_rows_is_quick(any_worker_app: Flask) -> None:
+    people = [make_user(any_worker_app, name) for name in ("bob", "cy")]
+    rows = [{"user_id": people[number % 100 == 0], "kind": "png", "original_key": "x"} for number in range(10_000)]
+    db.session.execute(insert(Scan), rows)
+    db.session.commit()
+    seconds = []
+    for number in range(5):
+        began = time.perf_counter()
+        assert len(claim(f"worker {number}")) == 8
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.5, "Ten thousand rows were compared with each other."
 
 
 def test_a_finished_row_is_not_claimed_again(any_worker_app: Flask) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from sqlalchemy import ColumnElement, Enum, Index, String, Text, update
-from sqlalchemy.orm import Mapped, declared_attr, mapped_column
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, declared_attr, mapped_column
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
 
@@ -56,6 +56,11 @@ class Leased:
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    @classmethod
+    def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
+        """Return the column of the person whose rows take turns with those of others; None where rows are claimed by age alone."""
+        return None
 
     @declared_attr.directive
     @classmethod

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, Index, String, update
-from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
 from webapp.models.accounts import User
@@ -29,6 +29,11 @@ class Scan(Leased, db.Model):
     prediction: Mapped[Prediction | None] = relationship(back_populates="scan")
 
     __table_args__ = (Index(None, "status", "created_at"), Index(None, "user_id", "created_at"))
+
+    @classmethod
+    def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
+        """Return whose scan it is."""
+        return cls.user_id  # type: ignore[return-value]
 
     @property
     def may_be_forced(self) -> bool:
