@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 
-from ml.images import FloatArray, ImageError, Series, Slice, require_a_picture, require_fewer_pixels
+from ml.images import FloatArray, ImageError, Series, Slice, errors_naming, require_a_picture, require_fewer_pixels
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote what stands in tags, and a log may not
 
@@ -56,17 +56,21 @@ class _Plane:
     notes: tuple[str, ...]
 
 
-def read_dicom_series(contents: Sequence[bytes], *, max_pixels: int) -> Series:
+def read_dicom_series(contents: Sequence[bytes], names: Sequence[str | None], *, max_pixels: int) -> Series:
     """Return the slices of one DICOM series from foot to head.
 
     Args:
         contents: the bytes of the files.
+        names: what each file is called in an error; None leaves it unnamed.
         max_pixels: the largest picture (rows x columns) that is decoded.
 
     Raises:
         ImageError: a file is no readable single-frame CT slice, or the files belong to different series.
     """
-    planes = [_read_plane(content, max_pixels) for content in contents]
+    planes = []
+    for content, name in zip(contents, names, strict=True):
+        with errors_naming(name):
+            planes.append(_read_plane(content, max_pixels))
     uids = {plane.series_uid for plane in planes}
     if len(uids) > 1:
         raise ImageError(f"The files belong to {len(uids)} different series; one scan is one series.")

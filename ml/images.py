@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -117,7 +118,7 @@ def read_series(
     order by their position along its normal; several pictures carry no position and stay in the order given.
 
     Args:
-        paths: the files; their names mean nothing.
+        paths: the files; their names mean nothing, but the error of one file among several begins with its name.
         max_bytes: the largest file that is opened.
         max_pixels: the largest picture (height x width) that is decoded.
         max_slices: the longest series.
@@ -130,18 +131,25 @@ def read_series(
         raise ImageError("There is no file to read.")
     if len(paths) > max_slices:
         raise ImageError(f"The scan has {len(paths)} files; at most {max_slices} are read.")
-    contents = [_read_bytes(path, max_bytes) for path in paths]
-    kinds = {_kind(content) for content in contents}
+    names = [path.name if len(paths) > 1 else None for path in paths]
+    contents, kinds = [], set()
+    for path, name in zip(paths, names, strict=True):
+        with errors_naming(name):
+            contents.append(_read_bytes(path, max_bytes))
+            kinds.add(_kind(contents[-1]))
     if len(kinds) > 1:
         raise ImageError(f"The scan mixes {' and '.join(sorted(kinds))} files; one scan is of one kind.")
     if kinds == {"DICOM"}:
         from ml.dicom import read_dicom_series  # here: it needs the types above, and a PNG does not need pydicom
 
-        series = read_dicom_series(contents, max_pixels=max_pixels)
+        series = read_dicom_series(contents, names, max_pixels=max_pixels)
         if not may_be_bare:
             _require_contrast(series)
         return series
-    pictures = [_read_picture(content, max_pixels) for content in contents]
+    pictures = []
+    for content, name in zip(contents, names, strict=True):
+        with errors_naming(name):
+            pictures.append(_read_picture(content, max_pixels))
     notes = [note for _, picture_notes in pictures for note in picture_notes]
     if len(pictures) > 1:
         notes.append(ORDER_GIVEN)
@@ -154,6 +162,17 @@ def read_series(
     if not may_be_bare:
         _require_contrast(series)
     return series
+
+
+@contextmanager
+def errors_naming(name: str | None) -> Iterator[None]:
+    """Begin the sentence of an `ImageError` raised inside with the file's name; None leaves it as it is."""
+    try:
+        yield
+    except ImageError as err:
+        if name is None:
+            raise
+        raise ImageError(f"{name}: {err}") from err
 
 
 def require_a_picture(pixels: FloatArray) -> None:

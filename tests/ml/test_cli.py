@@ -181,6 +181,19 @@ def test_predict_goes_on_after_a_file_that_is_no_image(
     assert 0 <= rows[1]["probability"] <= 1 and rows[1]["error"] is None
 
 
+def test_predict_names_the_file_of_a_series_that_cannot_be_read(
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    series = tmp_path / "series"
+    series.mkdir()
+    for number in range(3):
+        write_png(phantom(number, False, size=96), series / f"slice_{number}.png")
+    (series / "slice_1.png").write_bytes((series / "slice_1.png").read_bytes()[:100])
+    assert main(["predict", str(tiny_model()), str(series)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"{series}: slice_1.png: The picture is damaged or incomplete and cannot be decoded.\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -201,6 +201,22 @@ def test_no_files_too_many_files_and_mixed_kinds_are_refused(tmp_path: Path, dic
         read_series([tmp_path])
 
 
+def test_the_error_of_one_file_among_several_names_it_and_not_its_folder(tmp_path: Path, dicom: Callable[..., Path]) -> None:
+    picture, slice_ = saved(tmp_path, Image.fromarray(RAMP)), dicom()
+    empty, text, cut, scout = (tmp_path / name for name in ("empty.png", "text.png", "cut.png", "scout.dcm"))
+    empty.touch()
+    text.write_text("hello")
+    cut.write_bytes(picture.read_bytes()[:60])
+    dicom(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]).rename(scout)
+    for good, bad in ((picture, empty), (picture, text), (picture, cut), (slice_, scout), (picture, tmp_path / "gone.png")):
+        with pytest.raises(ImageError, match=f"^{bad.name}: The ") as several:
+            read_series([good, bad])
+        assert str(tmp_path) not in str(several.value)
+        with pytest.raises(ImageError) as alone:
+            read_series([bad])
+        assert str(several.value) == f"{bad.name}: {alone.value}"
+
+
 # DICOM
 
 

@@ -71,7 +71,7 @@ def _dicom() -> Iterator[Slice]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # many of these files are wrong on purpose
             try:
-                slice = read_dicom_series([path.read_bytes()], max_pixels=2_000_000).slices[0]
+                slice = read_dicom_series([path.read_bytes()], [None], max_pixels=2_000_000).slices[0]
             except ImageError:
                 # The reader refuses it already, by its tags; its pixels are what somebody may send as PNG.
                 picture = _pixels(path)
