@@ -38,11 +38,12 @@ def fit_platt(labels: np.ndarray, decisions: np.ndarray, prior: Platt | None = N
     positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
     targets = np.where(labels == 1, (positive + 1) / (positive + 2), 1 / (negative + 2))
     centre, scale = float(decisions.mean()), float(decisions.std()) or 1.0
-    if prior:
-        centre, scale = 0.0, 1.0
     inputs = np.stack([(decisions - centre) / scale, np.ones_like(decisions)], axis=1)
-    expected = np.array([prior.slope, prior.offset]) if prior else np.array([0.0, np.log((positive + 1) / (negative + 1))])
-    certainty = np.diag((PRIOR_SPREAD * np.array([expected[0], 1.0])) ** -2) if prior else np.zeros((2, 2))
+    expected, certainty = np.array([0.0, np.log((positive + 1) / (negative + 1))]), np.zeros((2, 2))
+    if prior:  # on the same standardised decisions, so that the least slope means the same
+        expected = np.array([prior.slope * scale, prior.offset + prior.slope * centre])
+        deviations = np.array([[1 / scale, 0.0], [-centre / scale, 1.0]]) / (PRIOR_SPREAD * np.array([prior.slope, 1.0]))[:, None]
+        certainty = deviations.T @ deviations
 
     def loss(weights: np.ndarray) -> float:
         linear, away = inputs @ weights, weights - expected

@@ -210,6 +210,24 @@ def test_few_scans_hardly_move_a_calibration_from_its_prior_and_many_do() -> Non
     assert many.slope == pytest.approx(0.5, abs=0.08) and many.offset == pytest.approx(1.0, abs=0.15)
 
 
+def test_a_prior_does_not_spoil_the_level_of_decisions_that_rank_the_wrong_way_round() -> None:
+    random = np.random.default_rng(0)
+    decisions = random.normal(-8, 2, 1000)
+    labels = (random.random(1000) < Platt(0.9, 7.2)(-16 - decisions)).astype(int)
+    fitted = fit_platt(labels, decisions, Platt(1.0, 8.0))
+    assert fitted.slope > 0
+    assert fitted(decisions).mean() == pytest.approx(labels.mean(), abs=0.05)
+
+
+def test_a_prior_holds_whatever_unit_the_decisions_have() -> None:
+    random = np.random.default_rng(0)
+    decisions = random.normal(0, 3, 20)
+    labels = (random.random(20) < Platt(0.4, 0.0)(decisions)).astype(int)
+    plain, scaled = fit_platt(labels, decisions, Platt(0.4, 0.2)), fit_platt(labels, decisions * 1000, Platt(0.0004, 0.2))
+    assert scaled.slope * 1000 == pytest.approx(plain.slope, rel=1e-4)
+    assert scaled.offset == pytest.approx(plain.offset, abs=1e-4)
+
+
 def test_the_interval_of_a_share_is_wilson_s() -> None:
     # 5 of 10, as printed in any table: .237 to .763.
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
