@@ -176,7 +176,7 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
         width = max(len(run["run"]) for run in found["runs"])
         for run in found["runs"]:
             say(f"  {run['run']:{width}}  " + "  ".join(f"{name} {figure(entry)}" for name, entry in run["metrics"].items()))
-        for dataset, those in {"all": found, **found.get("by_dataset", {})}.items():
+        for dataset, those in [("all", found), *found.get("by_dataset", {}).items()]:  # a data set may be called all, too
             for difference in those["differences"]:
                 shown = "  ".join(f"{name} {figure(difference[name], signed=True)}" for name in ("auroc", "accuracy"))
                 say(f"  {dataset}, {those['n']} in common, {difference['run']} minus {difference['minus']}: {shown}")

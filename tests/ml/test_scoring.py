@@ -315,11 +315,11 @@ def test_two_models_are_compared_on_what_they_share(patients: Path, tiny_model: 
     assert difference["auroc"]["low"] <= difference["auroc"]["value"] <= difference["auroc"]["high"]
 
 
-def test_runs_over_several_data_sets_are_compared_in_each_too(tmp_path: Path) -> None:
+def test_runs_over_several_data_sets_are_compared_in_each_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run, of_second in (("first", [0.2, 0.8, 0.3, 0.9]), ("second", [0.8, 0.2, 0.9, 0.3])):
         (tmp_path / run).mkdir()
         rows = []
-        for dataset, probabilities in (("a", [0.1, 0.9, 0.2, 0.8]), ("b", of_second)):
+        for dataset, probabilities in (("a", [0.1, 0.9, 0.2, 0.8]), ("all", of_second)):
             for number, probability in enumerate(probabilities):
                 facts = {
                     "level": "slice",
@@ -331,9 +331,12 @@ def test_runs_over_several_data_sets_are_compared_in_each_too(tmp_path: Path) ->
                 rows.append({**facts, "group": f"{dataset}{number}", "probability": probability, "predicted": int(probability >= 0.5)})
         write_answers(tmp_path / run / "answers.csv", rows)
     found = compare([tmp_path / "first", tmp_path / "second"])["slice"]
-    assert found["n"] == 8 and {name: own["n"] for name, own in found["by_dataset"].items()} == {"a": 4, "b": 4}
-    (same,), (reversed_,) = (found["by_dataset"][name]["differences"] for name in ("a", "b"))
+    assert found["n"] == 8 and {name: own["n"] for name, own in found["by_dataset"].items()} == {"a": 4, "all": 4}
+    (same,), (reversed_,) = (found["by_dataset"][name]["differences"] for name in ("a", "all"))
     assert same["auroc"]["value"] == 0 and reversed_["auroc"]["value"] == -1
+    assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
+    said = capsys.readouterr().out
+    assert [f"{which}, second minus first" in said for which in ("all, 8 in common", "a, 4 in common", "all, 4 in common")] == [True] * 3
 
 
 def test_runs_that_share_nothing_are_not_compared(tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
