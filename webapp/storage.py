@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +18,10 @@ from webapp.models.leased import new_id
 
 class StorageError(RuntimeError):
     """The storage refused to read or write; the text is a sentence without the file's content or address."""
+
+
+class MissingFile(StorageError):
+    """The storage answers, and has no such file: asking again is of no use."""
 
 
 def new_key(kind: str, suffix: str = "") -> str:
@@ -73,16 +79,24 @@ class Storage:
                     Path(written).unlink()
             raise StorageError("The storage did not accept a file; please try again later.") from err
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Tell a file that is not there from a storage that is away: its folder is unmounted, its bucket cannot be reached."""
+        try:
+            yield
+        except OSError as err:
+            if isinstance(err, FileNotFoundError) and self.exists(""):
+                raise MissingFile("A stored file is not there any more.") from err
+            raise StorageError("A stored file cannot be read.") from err
+
     def get(self, key: str) -> bytes:
         """Return the content under `key`.
 
         Raises:
             StorageError: it cannot be read.
         """
-        try:
+        with self._reading():
             content: bytes = self._files.cat_file(self._path(key))
-        except OSError as err:
-            raise StorageError("A stored file cannot be read.") from err
         return content
 
     def open(self, key: str) -> IO[bytes]:
@@ -91,10 +105,8 @@ class Storage:
         Raises:
             StorageError: it cannot be read.
         """
-        try:
+        with self._reading():
             opened: IO[bytes] = self._files.open(self._path(key), "rb")
-        except OSError as err:
-            raise StorageError("A stored file cannot be read.") from err
         return opened
 
     def fetch(self, key: str, path: Path) -> None:
@@ -103,10 +115,8 @@ class Storage:
         Raises:
             StorageError: it cannot be read.
         """
-        try:
+        with self._reading():
             self._files.get_file(self._path(key), str(path))
-        except OSError as err:
-            raise StorageError("A stored file cannot be read.") from err
 
     def exists(self, key: str) -> bool:
         """True if there is something under `key`.
@@ -125,12 +135,25 @@ class Storage:
         Raises:
             StorageError: they cannot be listed.
         """
+        return sorted(self.written(prefix))
+
+    def written(self, prefix: str) -> dict[str, datetime]:
+        """Return all keys under `prefix` and when each was written, by the storage's clock.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
         root = self._path(prefix)
         try:
-            found = self._files.find(root) if self._files.exists(root) else []
+            found = self._files.find(root, detail=True) if self._files.exists(root) else {}
         except OSError as err:
             raise StorageError("The storage cannot be read.") from err
-        return sorted(str(path)[str(path).index(f"{self._root}/") + len(self._root) + 1 :] for path in found)
+        return {
+            str(path)[str(path).index(f"{self._root}/") + len(self._root) + 1 :]: about["LastModified"]
+            if self._protocol == "s3"
+            else datetime.fromtimestamp(about["mtime"], UTC)
+            for path, about in found.items()
+        }
 
     def delete(self, key: str) -> None:
         """Remove what is under `key`, a file or a folder; nothing there is fine.

@@ -10,7 +10,7 @@ from typing import TypeVar
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from webapp.extensions import db
-from webapp.storage import StorageError, storage
+from webapp.storage import MissingFile, StorageError, storage
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ def stored(action: Callable[[], Result]) -> Result:
     """Return what `action` does with the storage.
 
     Raises:
+        MissingFile: there is no such file.
         StorageError: it failed four times.
     """
     return _patiently(action, (StorageError,))
@@ -59,6 +60,8 @@ def _patiently(action: Callable[[], Result], passing: tuple[type[Exception], ...
     for wait_s in WAITS_S:
         try:
             return action()
+        except MissingFile:
+            raise
         except passing as err:
             log.warning("%s, trying again in %.1f s", type(err).__name__, wait_s)
             time.sleep(wait_s)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from webapp.storage import Storage, StorageError, new_key
+from webapp.storage import MissingFile, Storage, StorageError, new_key
 
 
 @pytest.fixture
@@ -81,8 +82,20 @@ def test_deleting_takes_a_file_or_a_folder_and_nothing_is_fine_too(storage: Stor
 def test_what_is_not_there_is_a_sentence(storage: Storage, tmp_path: Path, read: str) -> None:
     arguments = ["originals/none.png", *([tmp_path / "none"] if read == "fetch" else [])]
 
-    with pytest.raises(StorageError, match="A stored file cannot be read."):
+    storage.put("originals/other.png", b"x")
+    with pytest.raises(MissingFile, match="A stored file is not there any more."):
         getattr(storage, read)(*arguments)
+
+
+def test_a_folder_that_is_away_is_no_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="A stored file cannot be read.") as refusal:
+        Storage(f"file://{tmp_path / 'unmounted'}").get("originals/a.png")
+    assert not isinstance(refusal.value, MissingFile)
+
+
+def test_when_a_file_was_written_is_told(storage: Storage) -> None:
+    storage.put("originals/just-now.png", b"x")
+    assert abs((datetime.now(UTC) - storage.written("originals")["originals/just-now.png"]).total_seconds()) < 60
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence_and_keeps_nothing(tmp_path: Path) -> None:

@@ -99,6 +99,24 @@ def test_scans_that_are_cancelled_or_deleted_while_they_are_read_get_no_verdict(
     assert not [key for kind in ("originals", "images", "thumbnails", "heatmaps") for key in storage.keys(kind) if deleted in key]
 
 
+def test_a_scan_that_is_deleted_before_it_is_read_costs_its_batch_no_time(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install_model()
+    kept, deleted = submit(picture(), picture())
+    real = prediction.read_original
+
+    def late(one: Scan) -> Series:
+        if one.id == deleted:
+            delete_scan(deleted)
+        return real(one)
+
+    monkeypatch.setattr(prediction, "read_original", late)
+    prediction.answer_next_scans()
+    assert scan(kept).status == "done"
+    assert "trying again" not in caplog.text
+
+
 def test_a_heat_map_of_a_scan_that_was_deleted_meanwhile_is_not_kept(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     install_model()
     (scan_id,) = submit(picture())
