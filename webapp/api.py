@@ -23,7 +23,7 @@ from webapp.api_schemas import JobSchema, ProblemSchema, ScanSchema, ScansPageSc
 from webapp.extensions import csrf, db
 from webapp.forms import is_id
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, queue_again, result_of
+from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
 from webapp.models.accounts import secret_hash
 from webapp.scans import delete_scan, picture
 
@@ -153,7 +153,7 @@ def submit() -> dict[str, Any]:
         scans = intake.accept_scans(g.token_owner_id, request.files.getlist("file"), request.form.get("title", ""))
     except intake.UploadRejected as err:
         raise UnprocessableEntity(str(err)) from err
-    jobs = [{"id": scan.id, "status": scan.status, "url": url_for("api.show", scan_id=scan.id, _external=True)} for scan in scans]
+    jobs = [job(scan.id, scan.status) for scan in scans]
     return {**jobs[0], "scans": jobs}
 
 
@@ -192,15 +192,9 @@ def score_anyway(scan_id: str) -> dict[str, Any]:
 
     Its result carries a warning.
     """
-    scan = db.session.scalar(select(Scan).where(is_own(scan_id)))
-    if scan is None:
-        raise NotFound(NO_SUCH_SCAN)
-    forced = force(scan_id, g.token_owner_id)
-    db.session.commit()
-    if not forced:
-        raise Conflict("This scan was not refused for looking unlike a head CT, or is scored anyway already.")
-    nudge(PREDICT_SCANS)  # Where the queue cannot be reached the row waits, and the sweeper nudges.
-    return {"id": scan_id, "status": JobStatus.QUEUED, "url": url_for("api.show", scan_id=scan_id, _external=True)}
+    require_own(scan_id)
+    refusal = "This scan was not refused for looking unlike a head CT, or is scored anyway already."
+    return queued(scan_id, force(scan_id, g.token_owner_id), refusal)
 
 
 @blueprint.post("/scans/<scan_id>/cancel")
@@ -213,21 +207,16 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
     db.session.commit()
     if not cancelled:
         raise Conflict("This scan has ended already.")
-    return {"id": scan_id, "status": JobStatus.CANCELLED, "url": url_for("api.show", scan_id=scan_id, _external=True)}
+    return job(scan_id, JobStatus.CANCELLED)
 
 
 @blueprint.post("/scans/<scan_id>/retry")
 @documented_problems(404, 409)
 @blueprint.response(202, JobSchema)
-def retry(scan_id: str) -> dict[str, Any]:
+def retry_scan(scan_id: str) -> dict[str, Any]:
     """Queue a scan again that failed or was cancelled."""
     require_own(scan_id)
-    queued = queue_again(Scan, Scan.id == scan_id)
-    db.session.commit()
-    if not queued:
-        raise Conflict("Only a scan that failed or was cancelled can be tried again.")
-    nudge(PREDICT_SCANS)  # Where the queue cannot be reached the row waits, and the sweeper nudges.
-    return {"id": scan_id, "status": JobStatus.QUEUED, "url": url_for("api.show", scan_id=scan_id, _external=True)}
+    return queued(scan_id, retry(scan_id), "Only a scan that failed or was cancelled can be tried again.")
 
 
 @blueprint.delete("/scans/<scan_id>")
@@ -283,6 +272,24 @@ def heatmap(scan_id: str) -> Response:
         if look.drawing is None or time.monotonic() >= give_up_at:
             raise NotYet("The heat map is not drawn yet.")
         time.sleep(HEATMAP_LOOK_S)
+
+
+def queued(scan_id: str, was_queued: bool, refusal: str) -> dict[str, Any]:
+    """Commit what was queued again, wake a worker and return what a client polls.
+
+    Raises:
+        Conflict: nothing was queued; it says `refusal`.
+    """
+    db.session.commit()
+    if not was_queued:
+        raise Conflict(refusal)
+    nudge(PREDICT_SCANS)  # Where the queue cannot be reached the row waits, and the sweeper nudges.
+    return job(scan_id, JobStatus.QUEUED)
+
+
+def job(scan_id: str, status: JobStatus) -> dict[str, Any]:
+    """Return what a client polls (`JobSchema`)."""
+    return {"id": scan_id, "status": status, "url": url_for("api.show", scan_id=scan_id, _external=True)}
 
 
 def require_own(scan_id: str) -> None:

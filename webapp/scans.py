@@ -20,7 +20,7 @@ from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
 from webapp.intake import UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, queue_again
+from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
 from webapp.storage import StorageError, storage
 
 blueprint = Blueprint("scans", __name__)
@@ -100,13 +100,7 @@ def progress(scan_id: str) -> Response:
 def score_anyway(scan_id: str) -> WerkzeugResponse:
     """Queue a scan again that was refused because it does not look like a head CT."""
     scan = _own_scan(scan_id)
-    forced = force(scan.id, current_user.id)
-    db.session.commit()
-    if not forced:
-        flash("There is nothing to overrule about this scan.", "warning")
-    elif not nudge(PREDICT_SCANS):
-        flash(QUEUE_AWAY, "warning")
-    return redirect(url_for("scans.show", scan_id=scan_id))
+    return _queued(scan.id, force(scan.id, current_user.id), "There is nothing to overrule about this scan.")
 
 
 @blueprint.post("/scans/<scan_id>/cancel")
@@ -123,16 +117,10 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
 
 @blueprint.post("/scans/<scan_id>/retry")
 @login_required
-def retry(scan_id: str) -> WerkzeugResponse:
+def retry_scan(scan_id: str) -> WerkzeugResponse:
     """Queue a scan again that failed or was cancelled."""
     scan = _own_scan(scan_id)
-    queued = queue_again(Scan, Scan.id == scan.id)
-    db.session.commit()
-    if not queued:
-        flash("Only a scan that failed or was cancelled can be tried again.", "warning")
-    elif not nudge(PREDICT_SCANS):
-        flash(QUEUE_AWAY, "warning")
-    return redirect(url_for("scans.show", scan_id=scan_id))
+    return _queued(scan.id, retry(scan.id), "Only a scan that failed or was cancelled can be tried again.")
 
 
 @blueprint.post("/scans/<scan_id>/delete")
@@ -225,6 +213,16 @@ def _standing(scan: Scan) -> dict[str, object]:
     seen = f"{scan.status} {scan.progress:.2f} {scan.stage} {scan.image_key} {heatmap and heatmap.status} {nobody_reads}"
     state = hashlib.sha256(seen.encode()).hexdigest()[:16]
     return {"open": drawing or not scan.status.is_final, "drawing": drawing, "state": state, "nobody_reads": nobody_reads}
+
+
+def _queued(scan_id: str, queued: bool, otherwise: str) -> WerkzeugResponse:
+    """Commit what was queued again, wake a worker and go to the scan's page, which says `otherwise` where nothing was queued."""
+    db.session.commit()
+    if not queued:
+        flash(otherwise, "warning")
+    elif not nudge(PREDICT_SCANS):
+        flash(QUEUE_AWAY, "warning")
+    return redirect(url_for("scans.show", scan_id=scan_id))
 
 
 def _submit(files: Sequence[FileStorage], title: str) -> WerkzeugResponse:

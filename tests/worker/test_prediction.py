@@ -18,7 +18,7 @@ from ml.inference import NOT_HEAD_CT, Finding, Predictor
 from ml.phantoms import phantom, write_png
 from tests.worker.conftest import install_model, picture, submit
 from webapp.extensions import database_now, db
-from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan, cancel, force
+from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan, cancel, force, retry
 from webapp.scans import delete_scan
 from webapp.storage import Storage, StorageError, storage
 from worker import leases, prediction, tasks
@@ -97,6 +97,19 @@ def test_scans_that_are_cancelled_or_deleted_while_they_are_read_get_no_verdict(
     assert [scan(scan_id).status for scan_id in (kept, cancelled)] == ["done", "cancelled"]
     assert db.session.scalars(select(Prediction.scan_id)).all() == [kept]
     assert not [key for kind in ("originals", "images", "thumbnails", "heatmaps") for key in storage.keys(kind) if deleted in key]
+
+
+def test_a_refused_scan_that_is_tried_again_and_fails_otherwise_cannot_be_forced(any_worker_app: Flask) -> None:
+    any_worker_app.config["CHECK_HEAD_CT"] = True
+    install_model()
+    (odd,) = submit(picture(side=256))
+    prediction.answer_next_scans()
+    assert scan(odd).may_be_forced
+    assert retry(odd)
+    db.session.commit()
+    storage.delete(scan(odd).original_key)
+    prediction.answer_next_scans()
+    assert scan(odd).status == "failed" and not scan(odd).may_be_forced
 
 
 def test_a_scan_that_is_deleted_before_it_is_read_costs_its_batch_no_time(

@@ -116,7 +116,7 @@ def cancel_run(run_id: str) -> ResponseReturnValue:
 @blueprint.post("/runs/<run_id>/retry")
 def retry_run(run_id: str) -> ResponseReturnValue:
     """Queue a run again that failed or was cancelled, as it was launched."""
-    queued = queue_again(TrainingRun, TrainingRun.id == run_id)
+    queued = queue_again(TrainingRun, TrainingRun.id == run_id, eta_s=None, current_metrics={})
     db.session.commit()
     if not queued:
         flash("Only a run that failed or was cancelled can be launched again.", "warning")

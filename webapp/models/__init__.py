@@ -14,7 +14,7 @@ from webapp.models.learning import (
 )
 from webapp.models.leased import JobStatus, Leased, cancel, new_id, queue_again
 from webapp.models.operations import Worker
-from webapp.models.scans import Heatmap, Prediction, Scan, force, result_of
+from webapp.models.scans import Heatmap, Prediction, Scan, force, result_of, retry
 
 __all__ = [
     "ApiToken",
@@ -41,5 +41,6 @@ __all__ = [
     "promote",
     "queue_again",
     "result_of",
+    "retry",
     "version_before",
 ]

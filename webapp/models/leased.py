@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import ColumnElement, Enum, Index, String, Text, update
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, declared_attr, mapped_column
@@ -78,11 +79,13 @@ def cancel(table: type[Leased], *which: ColumnElement[bool]) -> bool:
     return db.session.scalar(open_rows.values(**ended).returning(table.id), execution_options={"synchronize_session": False}) is not None
 
 
-def queue_again(table: type[Leased], *which: ColumnElement[bool]) -> bool:
-    """Queue the failed or cancelled row of `table` that `which` names; False where it is neither. The caller commits and nudges.
+def queue_again(table: type[Leased], *which: ColumnElement[bool], **columns: Any) -> bool:
+    """Queue the failed or cancelled row of `table` that `which` names, and set `columns`; False where it is neither.
 
-    `attempts` stay as its history; deaths count anew, since whoever asks may have removed their cause.
+    `attempts` stay as its history; deaths count anew, since whoever asks may have removed their cause. One conditional statement, so
+    that two clicks are one. The caller commits and nudges.
     """
     fresh = {"status": JobStatus.QUEUED, "progress": 0.0, "error": None, "started_at": None, "finished_at": None, "counted_deaths": 0}
     ended_rows = update(table).where(*which, table.status.in_((JobStatus.FAILED, JobStatus.CANCELLED)))
-    return db.session.scalar(ended_rows.values(**fresh).returning(table.id), execution_options={"synchronize_session": False}) is not None
+    again = ended_rows.values(**fresh, **columns).returning(table.id)
+    return db.session.scalar(again, execution_options={"synchronize_session": False}) is not None

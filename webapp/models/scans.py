@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String, update
+from sqlalchemy import JSON, ForeignKey, Index, String
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
 from webapp.models.accounts import User
 from webapp.models.learning import ModelVersion
-from webapp.models.leased import JobStatus, Leased, new_id
+from webapp.models.leased import JobStatus, Leased, new_id, queue_again
 
 
 class Scan(Leased, db.Model):
@@ -44,13 +44,15 @@ class Scan(Leased, db.Model):
 def force(scan_id: str, user_id: str) -> bool:
     """Queue a refused scan of that user again, to be scored whatever it looks like; False where there is nothing to overrule.
 
-    One conditional statement, so that two clicks are one. The caller commits and nudges.
+    The caller commits and nudges.
     """
     refused = (Scan.status == JobStatus.FAILED) & Scan.not_head_ct.is_not(None) & Scan.forced_at.is_(None)
-    queued = update(Scan).where(Scan.id == scan_id, Scan.user_id == user_id, refused)
-    fresh = {"status": JobStatus.QUEUED, "progress": 0.0, "error": None, "started_at": None, "finished_at": None}
-    again = queued.values(forced_at=database_now(), **fresh).returning(Scan.id)
-    return db.session.scalar(again, execution_options={"synchronize_session": False}) is not None
+    return queue_again(Scan, Scan.id == scan_id, Scan.user_id == user_id, refused, forced_at=database_now())
+
+
+def retry(scan_id: str) -> bool:
+    """Queue a failed or cancelled scan again, as if nobody had looked at it; False where it is neither. The caller commits and nudges."""
+    return queue_again(Scan, Scan.id == scan_id, not_head_ct=None)
 
 
 class Prediction(db.Model):
