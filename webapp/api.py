@@ -223,7 +223,10 @@ def retry_scan(scan_id: str) -> dict[str, Any]:
 @documented_problems(404)
 @blueprint.response(204)
 def remove(scan_id: str) -> None:
-    """Delete a scan with its file, its pictures and its verdict."""
+    """Delete a scan with its file, its pictures and its verdict.
+
+    Files that the storage does not remove at once are removed within hours.
+    """
     require_own(scan_id)
     delete_scan(scan_id)
 

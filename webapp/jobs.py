@@ -19,8 +19,9 @@ PREDICT_SCANS = "hemoscan.predict_scans"
 TRAIN_MODEL = "hemoscan.train_model"
 IMPORT_DATASET = "hemoscan.import_dataset"
 SWEEP = "hemoscan.sweep"
+REMOVE_ORPHANS = "hemoscan.remove_orphans"
 
-QUEUE_OF_TASK = {PREDICT_SCANS: PREDICT, TRAIN_MODEL: TRAIN, IMPORT_DATASET: TRAIN, SWEEP: MAINTENANCE}
+QUEUE_OF_TASK = {PREDICT_SCANS: PREDICT, TRAIN_MODEL: TRAIN, IMPORT_DATASET: TRAIN, SWEEP: MAINTENANCE, REMOVE_ORPHANS: MAINTENANCE}
 
 
 def make_celery(app: Flask) -> Celery:

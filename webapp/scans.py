@@ -127,8 +127,10 @@ def retry_scan(scan_id: str) -> WerkzeugResponse:
 @login_required
 def remove(scan_id: str) -> WerkzeugResponse:
     """Delete a scan with all that was made of it."""
-    delete_scan(_own_scan(scan_id).id)
-    flash("The scan and everything that was made of it are deleted.", "success")
+    if delete_scan(_own_scan(scan_id).id):
+        flash("The scan and everything that was made of it are deleted.", "success")
+    else:
+        flash("The scan is deleted. Some of its files could not be removed now; they will be within hours.", "warning")
     return redirect(url_for("scans.history"))
 
 
@@ -154,8 +156,8 @@ def heatmap(scan_id: str) -> Response:
     return picture(prediction.heatmap.image_key if prediction and prediction.heatmap else None)
 
 
-def delete_scan(scan_id: str) -> None:
-    """Delete a scan's rows, and commit; then its files.
+def delete_scan(scan_id: str) -> bool:
+    """Delete a scan's rows, and commit; then its files. False where some are left to `worker.orphans`, the storage being away.
 
     The rows go first: a worker that has the scan loses its lease by that, and removes the pictures that it makes meanwhile.
     """
@@ -165,11 +167,14 @@ def delete_scan(scan_id: str) -> None:
     # A worker may have stored a picture that no row names yet; its key is made of the row's id.
     keys = [original, f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"]
     keys += [key for heatmap in drawn for key in (f"heatmaps/{heatmap.id}.png", heatmap.image_key)]
+    complete = True
     for key in dict.fromkeys(filter(None, keys)):
         try:
             storage.delete(key)
         except StorageError as err:
+            complete = False
             log.error("%s of a deleted scan could not be removed: %s", key, type(err).__name__)
+    return complete
 
 
 def phantoms() -> list[dict[str, str]]:

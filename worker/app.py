@@ -30,6 +30,9 @@ from worker.presence import Presence
 
 log = logging.getLogger(__name__)
 
+ORPHANS_S = 3600
+"""All files are listed for it, so not at every sweep."""
+
 _stop = mmap.mmap(-1, 1)
 """One byte that the parent shares with its children: 1 once they are to stop. A signal would meet a child in the middle of things."""
 
@@ -40,13 +43,16 @@ def stopping() -> bool:
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Celery:
-    """Return the Celery application with the four tasks and the life of a worker process."""
+    """Return the Celery application with its tasks and the life of a worker process."""
     app = webapp.create_app(config)
     celery: Celery = app.extensions["celery"]
     celery.conf.update(
         # The sweep runs even where every nudge was lost. One that could not be delivered in time is of no use later.
-        beat_schedule={"sweep": {"task": jobs.SWEEP, "schedule": app.config["SWEEP_S"], "options": {"expires": app.config["SWEEP_S"]}}},
-        # The schedule is one line above; a shelve file would only be something to lose and to lock.
+        beat_schedule={
+            task: {"task": task, "schedule": every_s, "options": {"expires": every_s}}
+            for task, every_s in ((jobs.SWEEP, app.config["SWEEP_S"]), (jobs.REMOVE_ORPHANS, ORPHANS_S))
+        },
+        # The schedule is above; a shelve file would only be something to lose and to lock.
         beat_scheduler="celery.beat:Scheduler",
         # Workers are seen in SQL, so nobody asks them by broker.
         worker_enable_remote_control=False,
@@ -56,6 +62,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Celery:
         (jobs.TRAIN_MODEL, tasks.train_model),
         (jobs.IMPORT_DATASET, tasks.train_model),
         (jobs.SWEEP, tasks.sweep),
+        (jobs.REMOVE_ORPHANS, tasks.remove_orphans),
     ):
         celery.task(name=name)(in_context_of(app, work))
     live_as_worker(app, celery)
@@ -101,9 +108,11 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         app.extensions["presence"].stop()
 
     def sweep_at_once(**_: Any) -> None:
-        # Beat's first tick comes after a whole interval; until a sweep has run, nothing says that the broker delivers.
+        # Beat's first tick comes after a whole interval; until a sweep has run, nothing says that the broker delivers, and a
+        # service that is stopped every evening would seldom look for orphans.
         with app.app_context():
             jobs.nudge(jobs.SWEEP)
+            jobs.nudge(jobs.REMOVE_ORPHANS)
 
     # weak=False: these functions have no other owner.
     signals.celeryd_after_setup.connect(refuse_wrong_queue, weak=False)

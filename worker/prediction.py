@@ -82,8 +82,9 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
     odd = {scan_id: finding.not_head_ct for scan_id, finding in findings.items() if finding.refused and scan_id not in forced}
     refused.update(dict.fromkeys(odd, NOT_HEAD_CT))
     findings = {scan_id: finding for scan_id, finding in findings.items() if scan_id not in odd}
+    shown = set(findings)
     for scan in scans:
-        if scan.id in findings:
+        if scan.id in shown:
             try:
                 store_pictures(scan.id, series[scan.id])
             except Exception as err:  # noqa: BLE001 - likewise.
@@ -91,7 +92,7 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
                 del findings[scan.id]
 
     owned = committed(lambda: write_verdicts(answered_by, findings, seconds, refused, odd))
-    discard_pictures_of_deleted(findings.keys() - owned)
+    discard_pictures_of_deleted(shown - owned)
     versions = ",".join(sorted(set(answered_by.values())))
     log.info("scans=%d done=%d version=%s seconds_each=%.3f", len(scans), len(owned), versions, seconds)
 

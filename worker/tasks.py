@@ -33,3 +33,10 @@ def sweep() -> None:
     from worker.sweep import sweep
 
     sweep()
+
+
+def remove_orphans() -> None:
+    """Remove the files that no row names."""
+    from worker.orphans import remove_orphans
+
+    remove_orphans()

@@ -87,8 +87,10 @@ class Training:
                 self._let_go()
                 return
             self._keep_checkpoint()
-            committed(lambda: leases.hand_back(TrainingRun, self._owner, [self.run.id]))
-            log.info("run=%s handed back", self.run.id)
+            if committed(lambda: leases.hand_back(TrainingRun, self._owner, [self.run.id])):
+                log.info("run=%s handed back", self.run.id)
+            else:
+                self._let_go()
         except (DatasetError, SettingError, ArtifactError, StorageError) as err:
             self._fail(str(err))
         except Exception:
@@ -268,3 +270,5 @@ class Training:
     def _fail(self, sentence: str) -> None:
         if committed(lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})):
             discard(self.checkpoint_key)
+        else:
+            self._let_go()

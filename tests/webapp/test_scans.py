@@ -21,7 +21,7 @@ from webapp import scans
 from webapp.extensions import database_now, db, utc_now
 from webapp.jobs import PREDICT, PREDICT_SCANS
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Role, Scan, User, Worker
-from webapp.storage import storage
+from webapp.storage import Storage, StorageError, storage
 
 NO_ID = "0" * 32
 
@@ -407,6 +407,17 @@ def test_a_deleted_scan_leaves_no_row_and_no_byte(any_database_app: Flask, tmp_p
     assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
     with any_database_app.app_context():
         assert [db.session.scalar(select(func.count()).select_from(table)) for table in (Scan, Prediction, Heatmap)] == [0, 0, 0]
+
+
+def test_files_that_a_deletion_could_not_remove_are_told(app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan_id = add_scan(app)
+
+    def away(self: Storage, key: str) -> None:
+        raise StorageError("A stored file cannot be removed.")
+
+    monkeypatch.setattr(Storage, "delete", away)
+    assert "could not be removed now" in ann.post(f"/scans/{scan_id}/delete", follow_redirects=True).text
+    assert ann.get(f"/scans/{scan_id}").status_code == 404
 
 
 @pytest.mark.parametrize("what", ["cancel", "retry", "delete"])

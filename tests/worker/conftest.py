@@ -83,7 +83,8 @@ def submit(*contents: bytes) -> list[str]:
     user_id = db.session.scalar(select(User.id))
     scans = []
     for content in contents:
-        scan = Scan(id=new_id(), user_id=user_id, kind="png", original_key=f"originals/{new_id()}.png")
+        scan_id = new_id()
+        scan = Scan(id=scan_id, user_id=user_id, kind="png", original_key=f"originals/{scan_id}.png")
         storage.put(scan.original_key, content)
         db.session.add(scan)
         db.session.flush()

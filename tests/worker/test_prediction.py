@@ -99,6 +99,22 @@ def test_scans_that_are_cancelled_or_deleted_while_they_are_read_get_no_verdict(
     assert not [key for kind in ("originals", "images", "thumbnails", "heatmaps") for key in storage.keys(kind) if deleted in key]
 
 
+def test_a_scan_that_is_deleted_while_its_pictures_fail_leaves_none(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    submit(picture())
+    real = prediction.store_pictures
+
+    def late(scan_id: str, series: Series) -> None:
+        real(scan_id, series)
+        delete_scan(scan_id)
+        storage.put(f"images/{scan_id}.png", b"stored after the deletion")
+        raise StorageError("The storage did not accept a file; please try again later.")
+
+    monkeypatch.setattr(prediction, "store_pictures", late)
+    prediction.answer_next_scans()
+    assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails")] == [[], [], []]
+
+
 def test_a_refused_scan_that_is_tried_again_and_fails_otherwise_cannot_be_forced(any_worker_app: Flask) -> None:
     any_worker_app.config["CHECK_HEAD_CT"] = True
     install_model()

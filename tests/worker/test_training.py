@@ -260,6 +260,24 @@ def test_a_run_that_is_cancelled_stops_at_its_next_step_and_can_be_launched_agai
     assert (the_run().status, stub.steps) == ("done", [0, 0, 1, 2])
 
 
+@pytest.mark.parametrize("ends_by", [TrainingStopped, SettingError])
+def test_a_run_that_is_cancelled_unnoticed_leaves_no_checkpoint(
+    any_worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_by: type[Exception]
+) -> None:
+    monkeypatch.setattr(training, "WRITE_EVERY_S", 60.0)  # No progress is written in which the worker would notice.
+    run_id = launch(tmp_path)
+
+    def cancel_it(step: int) -> None:
+        cancel(TrainingRun, TrainingRun.id == run_id)
+        db.session.commit()
+        storage.delete(f"checkpoints/{run_id}.zip")
+        raise ends_by("Now.")
+
+    stub.after_step = cancel_it
+    train_model()
+    assert (the_run().status, storage.keys("checkpoints")) == ("cancelled", [])
+
+
 def test_a_run_that_was_lost_at_the_very_end_leaves_no_model(any_worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
     launch(tmp_path)
 
