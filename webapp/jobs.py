@@ -11,6 +11,8 @@ from celery import Celery
 from flask import Flask, current_app
 from kombu.exceptions import OperationalError
 
+from webapp.models import Dataset, Heatmap, Leased, Scan, TrainingRun
+
 log = logging.getLogger(__name__)
 
 PREDICT, TRAIN, MAINTENANCE = QUEUES = ("predict", "train", "maintenance")
@@ -22,6 +24,9 @@ SWEEP = "hemoscan.sweep"
 REMOVE_ORPHANS = "hemoscan.remove_orphans"
 
 QUEUE_OF_TASK = {PREDICT_SCANS: PREDICT, TRAIN_MODEL: TRAIN, IMPORT_DATASET: TRAIN, SWEEP: MAINTENANCE, REMOVE_ORPHANS: MAINTENANCE}
+
+QUEUE_OF_TABLE: dict[type[Leased], str] = {Scan: PREDICT, Heatmap: PREDICT, Dataset: TRAIN, TrainingRun: TRAIN}
+"""Which workers claim the rows of which table."""
 
 
 def make_celery(app: Flask) -> Celery:

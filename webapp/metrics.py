@@ -15,14 +15,13 @@ from sqlalchemy import ColumnElement, Float, extract, func, literal, select, typ
 from sqlalchemy.exc import SQLAlchemyError
 
 from webapp.extensions import database_now, db, limiter
-from webapp.jobs import PREDICT, QUEUES, TRAIN
-from webapp.models import Dataset, Heatmap, JobStatus, Leased, Scan, TrainingRun, Worker
+from webapp.jobs import QUEUE_OF_TABLE, QUEUES
+from webapp.models import JobStatus, Leased, Worker
 
 blueprint = Blueprint("metrics", __name__)
 limiter.exempt(blueprint)
 log = logging.getLogger(__name__)
 
-QUEUE_OF: dict[type[Leased], str] = {Scan: PREDICT, Heatmap: PREDICT, Dataset: TRAIN, TrainingRun: TRAIN}
 HOUR_S, DAY_S = 3600, 24 * 3600
 
 
@@ -72,7 +71,7 @@ class Rows(Collector):
                         func.min(table.created_at),
                         database_now(),
                     ).group_by(table.status)
-                    for table in QUEUE_OF
+                    for table in QUEUE_OF_TABLE
                 )
             )
         ):
@@ -80,12 +79,12 @@ class Rows(Collector):
             deaths[name] = deaths.get(name, 0) + died
             if status == JobStatus.QUEUED:
                 ages[name] = max((now - oldest).total_seconds(), 0.0)
-        for table in QUEUE_OF:
+        for table in QUEUE_OF_TABLE:
             attempts.add_metric([_name(table)], deaths.get(_name(table), 0))
             for state in JobStatus:
                 jobs.add_metric([_name(table), state.value], counts.get((_name(table), state), 0))
-        for queue in (PREDICT, TRAIN):
-            names = [_name(table) for table in QUEUE_OF if QUEUE_OF[table] == queue]
+        for queue in dict.fromkeys(QUEUE_OF_TABLE.values()):
+            names = [_name(table) for table in QUEUE_OF_TABLE if QUEUE_OF_TABLE[table] == queue]
             depth.add_metric([queue], sum(counts.get((name, JobStatus.QUEUED), 0) for name in names))
             age.add_metric([queue], max(ages.get(name, 0.0) for name in names))
         yield from (jobs, attempts, depth, age, *_durations(), _workers())
@@ -103,7 +102,7 @@ def _durations() -> tuple[Metric, Metric]:
                     table.created_at > database_now(-DAY_S),
                     table.finished_at > database_now(-HOUR_S),
                 )
-                for table in QUEUE_OF
+                for table in QUEUE_OF_TABLE
             )
         )
     )

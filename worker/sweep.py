@@ -25,7 +25,6 @@ DOING: dict[type[Leased], str] = {
 }
 # Nudges of a queue are interchangeable: each makes a worker look for all that the queue is for.
 NUDGE_OF_QUEUE = {jobs.PREDICT: jobs.PREDICT_SCANS, jobs.TRAIN: jobs.TRAIN_MODEL}
-ROWS_OF_QUEUE: dict[str, tuple[type[Leased], ...]] = {jobs.PREDICT: (Scan, Heatmap), jobs.TRAIN: (Dataset, TrainingRun)}
 SILENT_FOR_GOOD_S = 24 * 3600
 
 
@@ -58,7 +57,7 @@ def top_up(queue: str) -> bool:
     )
     most = max(1, 2 * (db.session.scalar(live) or 0))
     queued = 0
-    for table in ROWS_OF_QUEUE[queue]:
+    for table in (table for table, of in jobs.QUEUE_OF_TABLE.items() if of == queue):
         # No further than is of interest: the queue may be ten thousand rows long.
         some = select(table.id).where(table.status == JobStatus.QUEUED).limit(most).subquery()
         queued += db.session.scalar(select(func.count()).select_from(some)) or 0

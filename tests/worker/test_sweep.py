@@ -104,6 +104,4 @@ def test_a_dead_broker_does_not_stop_the_reaping(worker_app: Flask) -> None:
 
 
 def test_every_leased_table_is_reaped() -> None:
-    assert (
-        set(sweep.DOING) == {Scan, Heatmap, Dataset, TrainingRun} == {table for tables in sweep.ROWS_OF_QUEUE.values() for table in tables}
-    )
+    assert set(sweep.DOING) == {Scan, Heatmap, Dataset, TrainingRun} == set(jobs.QUEUE_OF_TABLE)

@@ -1,50 +1,85 @@
-"""What is stuck, what runs, what waits, and who is there to do it."""
+"""What is live, what is stuck, what runs, what waits, and who is there to do it."""
 
 from __future__ import annotations
 
-from flask import Response, current_app
-from sqlalchemy import func, or_, select
+from datetime import datetime
 
-from webapp.admin.overview import QUEUED_WORK, SECONDS_IN_VIEW
+from flask import Response, current_app
+from sqlalchemy import func, literal, or_, select, union_all
+
 from webapp.admin.pages import blueprint, live_page
 from webapp.extensions import database_now, db
-from webapp.models import JobStatus, Leased, Worker
+from webapp.jobs import QUEUE_OF_TABLE
+from webapp.models import Dataset, Heatmap, JobStatus, Leased, Scan, TrainingRun, Worker, live_version
 
+WORK: dict[type[Leased], str] = {Scan: "Scans", Heatmap: "Heat maps", Dataset: "Data sets", TrainingRun: "Training runs"}
+COUNTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)
+SECONDS_IN_VIEW = 24 * 3600
 STUCK_S = 300
 """A row that waits longer has no worker, or too few."""
 MOST_SHOWN = 50
 
 
-@blueprint.get("/operations")
-@blueprint.get("/operations/progress", endpoint="operations_progress")
+@blueprint.get("")
+@blueprint.get("/progress", endpoint="operations_progress")
 def operations() -> Response:
-    """Show workers, queues, running jobs and stuck ones, all from SQL and on the database's clock."""
-    seen = db.session.execute(
-        select(Worker, database_now()).where(Worker.seen_at > database_now(-SECONDS_IN_VIEW)).order_by(Worker.queue, Worker.seen_at.desc())
-    )
+    """Show live versions, stuck and running jobs, queues and workers: all from SQL and on the database's clock."""
+    now: datetime = db.session.scalars(select(database_now())).one()
+    in_view = select(Worker).where(Worker.seen_at > database_now(-SECONDS_IN_VIEW)).order_by(Worker.queue, Worker.seen_at.desc())
     return live_page(
         "operations",
         pending=True,
-        workers=[{"row": worker, "silent_s": max((now - worker.seen_at).total_seconds(), 0)} for worker, now in seen],
+        current={reads: live_version(reads) for reads in ("slice", "series")},
+        stuck=[{"what": what, "job": job} for table, what in WORK.items() for job in stuck_jobs(table)],
+        running=[{"what": what, "job": job} for table, what in WORK.items() for job in running_jobs(table)],
+        queues=count_work(now),
+        workers=[{"row": worker, "silent_s": seconds_since(worker.seen_at, now)} for worker in db.session.scalars(in_view)],
         lease_s=current_app.config["LEASE_S"],
-        queues=[{"what": what, "queue": queue, **depth_of(table)} for what, queue, table in QUEUED_WORK],
-        running=[{"what": what, "job": job} for what, _, table in QUEUED_WORK for job in jobs(table, stuck=False)],
-        stuck=[{"what": what, "job": job} for what, _, table in QUEUED_WORK for job in jobs(table, stuck=True)],
         most=MOST_SHOWN,
     )
 
 
-def depth_of(table: type[Leased]) -> dict[str, float | None]:
-    """Return how many rows of `table` are queued and how old the oldest is (None without one), by the index."""
-    queued = select(func.count(), func.min(table.created_at), database_now()).where(table.status == JobStatus.QUEUED)
-    number, oldest, now = db.session.execute(queued).one()
-    return {"queued": number, "oldest_s": max((now - oldest).total_seconds(), 0) if oldest else None}
+def count_work(now: datetime) -> list[dict[str, object]]:
+    """Return, for each kind of work, how many rows are queued, running and failed, and how old the oldest queued one is (None without
+    one), in one query over the indexes.
+    """
+    counts = {
+        (what, status): (number, oldest)
+        for what, status, number, oldest in db.session.execute(
+            union_all(
+                *(
+                    select(literal(what), table.status, func.count(), func.min(table.created_at))
+                    .where(table.status.in_(COUNTED))
+                    .group_by(table.status)
+                    for table, what in WORK.items()
+                )
+            )
+        )
+    }
+    return [
+        {
+            "what": what,
+            "queue": QUEUE_OF_TABLE[table],
+            **{status.value: counts.get((what, status), (0, None))[0] for status in COUNTED},
+            "oldest_s": seconds_since(counts[what, JobStatus.QUEUED][1], now) if (what, JobStatus.QUEUED) in counts else None,
+        }
+        for table, what in WORK.items()
+    ]
 
 
-def jobs(table: type[Leased], *, stuck: bool) -> list[Leased]:
-    """Return the oldest rows of `table` that run under a lease, or that are stuck: lease expired, or queued for STUCK_S."""
+def stuck_jobs(table: type[Leased]) -> list[Leased]:
+    """Return the oldest rows of `table` whose lease expired, or that are queued for longer than STUCK_S."""
     expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
     waiting = (table.status == JobStatus.QUEUED) & (table.created_at < database_now(-STUCK_S))
-    running = (table.status == JobStatus.RUNNING) & (table.lease_expires_at >= database_now())
-    chosen = or_(expired, waiting) if stuck else running
-    return list(db.session.scalars(select(table).where(chosen).order_by(table.created_at, table.id).limit(MOST_SHOWN)))
+    return list(db.session.scalars(select(table).where(or_(expired, waiting)).order_by(table.created_at, table.id).limit(MOST_SHOWN)))
+
+
+def running_jobs(table: type[Leased]) -> list[Leased]:
+    """Return the oldest rows of `table` that run under a lease."""
+    held = (table.status == JobStatus.RUNNING) & (table.lease_expires_at >= database_now())
+    return list(db.session.scalars(select(table).where(held).order_by(table.created_at, table.id).limit(MOST_SHOWN)))
+
+
+def seconds_since(then: datetime, now: datetime) -> float:
+    """Return how long ago that was by the database's clock; never less than 0."""
+    return max((now - then).total_seconds(), 0.0)

@@ -28,7 +28,7 @@ EXPLORATION = {
     "modes": {"L": 10, "RGB": 2},
     "problems": ["c.png is <broken>."],
 }
-PAGES = ("/admin", "/admin/operations", "/admin/datasets", "/admin/runs", "/admin/runs/new", "/admin/models", "/admin/users")
+PAGES = ("/admin", "/admin/datasets", "/admin/runs", "/admin/runs/new", "/admin/models", "/admin/users")
 
 
 def figure(value: float | None, **more: Any) -> dict[str, Any]:

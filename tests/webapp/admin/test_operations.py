@@ -1,15 +1,18 @@
-"""The page that shows an operator what is stuck."""
+"""The page that shows an operator what is live, what is stuck, what waits, and who is at work."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
 from flask import Flask
+from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from tests.conftest import PASSWORD, make_user
+from tests.webapp.admin.conftest import add_run, add_version
 from webapp.extensions import database_now, db
-from webapp.models import Dataset, JobStatus, Role, Worker
+from webapp.jobs import PREDICT, TRAIN
+from webapp.models import Dataset, JobStatus, ModelVersion, Role, Worker, promote
 
 
 def table(page: str, name: str) -> str:
@@ -21,7 +24,7 @@ def test_stuck_and_running_jobs_are_told_apart(any_database_app: Flask) -> None:
     make_user(any_database_app, "root", Role.ADMIN)
     browser = any_database_app.test_client()
     browser.post("/login", data={"username": "root", "password": PASSWORD})
-    empty = browser.get("/admin/operations").text
+    empty = browser.get("/admin").text
     assert "Nothing is stuck." in empty
     assert "Nothing runs." in empty
     with any_database_app.app_context():
@@ -40,10 +43,46 @@ def test_stuck_and_running_jobs_are_told_apart(any_database_app: Flask) -> None:
         add("e", JobStatus.DONE, 900)
         db.session.add(Worker(id="w", queue="train", host="hosty", pid=1, started_at=now, seen_at=now))
         db.session.commit()
-    page = browser.get("/admin/operations/progress").text
+    page = browser.get("/admin/progress").text
     stuck, running = table(page, "stuck"), table(page, "running")
     assert [letter for letter in "abcde" if letter * 32 in stuck] == ["a", "c"]
     assert [letter for letter in "abcde" if letter * 32 in running] == ["d"]
     assert all(text in running for text in ("train-alive", "Reading", "25 %"))
-    assert '<th scope="row">Data sets</th><td>train</td><td class="number">2</td><td>7 min</td>' in table(page, "queues")
+    assert (
+        '<th scope="row">Data sets</th><td>train</td><td class="number">2</td><td>7 min</td><td class="number">2</td><td class="number">0</td>'
+        in table(page, "queues")
+    )
     assert "hosty" in table(page, "workers")
+
+
+def test_a_worker_is_alive_while_the_database_clock_is_within_its_lease(app: Flask, admin: FlaskClient) -> None:
+    with app.app_context():
+        now = db.session.scalar(select(database_now()))
+        assert now is not None
+        for id, queue, age_s in (("a", PREDICT, 1), ("b", TRAIN, 600)):
+            seen = now - timedelta(seconds=age_s)
+            db.session.add(Worker(id=id, queue=queue, host=f"host-{id}", pid=1, started_at=seen, seen_at=seen))
+        db.session.commit()
+    page = admin.get("/admin").text
+    alive, silent = page.split("host-b")
+    assert "host-a" in alive and ">alive<" in alive
+    assert ">silent<" in silent and "10 min ago" in silent
+
+
+def test_queues_are_counted_by_state(app: Flask, admin: FlaskClient) -> None:
+    with app.app_context():
+        for _ in range(3):
+            add_run(JobStatus.QUEUED)
+        add_run(JobStatus.FAILED)
+        add_run(JobStatus.DONE)
+    row = admin.get("/admin/progress").text.split("Training runs")[1].split("</tr>")[0]
+    assert [cell.split("<")[0] for cell in row.split('class="number">')[1:]] == ["3", "0", "1"]
+
+
+def test_the_live_version_is_named(app: Flask, admin: FlaskClient) -> None:
+    assert "No model is live" in admin.get("/admin").text
+    with app.app_context():
+        promote(db.session.get_one(ModelVersion, add_version("card-one")), None, "First.")
+        db.session.commit()
+    page = admin.get("/admin").text
+    assert "card-one" in page and "No model is live" not in page
