@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,10 +20,9 @@ from webapp.health import checks_by_rows
 from webapp.intake import UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
-from webapp.storage import StorageError, storage
+from webapp.storage import storage
 
 blueprint = Blueprint("scans", __name__)
-log = logging.getLogger(__name__)
 
 PER_PAGE = 20
 QUEUE_AWAY = "The queue cannot be reached at the moment. Your scan is kept and will be read when it is back."
@@ -167,14 +165,8 @@ def delete_scan(scan_id: str) -> bool:
     # A worker may have stored a picture that no row names yet; its key is made of the row's id.
     keys = [original, f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"]
     keys += [key for heatmap in drawn for key in (f"heatmaps/{heatmap.id}.png", heatmap.image_key)]
-    complete = True
-    for key in dict.fromkeys(filter(None, keys)):
-        try:
-            storage.delete(key)
-        except StorageError as err:
-            complete = False
-            log.error("%s of a deleted scan could not be removed: %s", key, type(err).__name__)
-    return complete
+    removed = [storage.discard(key) for key in dict.fromkeys(filter(None, keys))]
+    return all(removed)
 
 
 def phantoms() -> list[dict[str, str]]:

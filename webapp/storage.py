@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from flask import Flask, current_app
 from werkzeug.local import LocalProxy
 
 from webapp.models.leased import new_id
+
+log = logging.getLogger(__name__)
 
 
 class StorageError(RuntimeError):
@@ -167,6 +170,15 @@ class Storage:
                 self._files.rm(path, recursive=True)
         except OSError as err:
             raise StorageError("A stored file cannot be removed.") from err
+
+    def discard(self, key: str) -> bool:
+        """Remove what nobody needs any more; False where that is left to `worker.orphans`, as the storage is away."""
+        try:
+            self.delete(key)
+        except StorageError as err:
+            log.warning("%s could not be removed: %s", key, type(err.__cause__).__name__)
+            return False
+        return True
 
 
 def init_storage(app: Flask) -> None:

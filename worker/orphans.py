@@ -10,7 +10,6 @@ from sqlalchemy import ColumnElement, select
 from webapp.extensions import db
 from webapp.models import Heatmap, JobStatus, Leased, Scan, TrainingRun
 from webapp.storage import StorageError, storage
-from worker.patience import discard
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ def remove_orphans() -> None:
             for key in keys:
                 # A part is what a process was writing when it was killed.
                 if key.endswith(".part") or id_in(key) not in needed:
-                    discard(key)
+                    storage.discard(key)
                     log.warning("%s belonged to nobody and is removed", key)
 
 

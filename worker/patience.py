@@ -10,7 +10,7 @@ from typing import TypeVar
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from webapp.extensions import db
-from webapp.storage import MissingFile, StorageError, storage
+from webapp.storage import MissingFile, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +27,6 @@ def stored(action: Callable[[], Result]) -> Result:
         StorageError: it failed four times.
     """
     return _patiently(action, (StorageError,))
-
-
-def discard(key: str) -> None:
-    """Remove what nobody needs any more from the storage; that a storage is away must not change a verdict."""
-    try:
-        storage.delete(key)
-    except StorageError as err:
-        log.warning("%s could not be removed: %s", key, type(err).__name__)
 
 
 def committed(action: Callable[[], Result]) -> Result:

@@ -21,7 +21,7 @@ from webapp.extensions import db
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
 from webapp.storage import StorageError, storage
 from worker import leases
-from worker.patience import committed, discard, stored
+from worker.patience import committed, stored
 from worker.predictors import predictor_for
 from worker.presence import presence
 
@@ -163,8 +163,8 @@ def discard_pictures_of_deleted(lost: Collection[str]) -> None:
         return
     there = committed(lambda: set(db.session.scalars(select(Scan.id).where(Scan.id.in_(lost)))))
     for scan_id in sorted(set(lost) - there):
-        discard(f"images/{scan_id}.png")
-        discard(f"thumbnails/{scan_id}.png")
+        storage.discard(f"images/{scan_id}.png")
+        storage.discard(f"thumbnails/{scan_id}.png")
 
 
 def draw_next_heatmap() -> bool:
@@ -194,7 +194,7 @@ def draw_next_heatmap() -> bool:
         else:
             committed(lambda: leases.finish(Heatmap, mine.owner, [heatmap.id], image_key=f"heatmaps/{heatmap.id}.png"))
             if not committed(lambda: db.session.scalar(select(Heatmap.id).where(Heatmap.id == heatmap.id))):
-                discard(f"heatmaps/{heatmap.id}.png")  # Its scan was deleted meanwhile.
+                storage.discard(f"heatmaps/{heatmap.id}.png")  # Its scan was deleted meanwhile.
     return True
 
 

@@ -24,7 +24,7 @@ from webapp.storage import StorageError, storage
 from worker import leases
 from worker.comparing import compare_with_earlier
 from worker.importing import fetch_dataset
-from worker.patience import committed, discard, stored
+from worker.patience import committed, stored
 from worker.predictors import PREDICTIONS, model_folder
 from worker.presence import presence
 
@@ -102,7 +102,7 @@ class Training:
         """Leave a run that this worker no longer holds; of one that was cancelled no checkpoint stays."""
         status = committed(lambda: db.session.scalar(select(TrainingRun.status).where(TrainingRun.id == self.run.id)))
         if status == JobStatus.CANCELLED:
-            discard(self.checkpoint_key)
+            storage.discard(self.checkpoint_key)
             log.info("run=%s was cancelled", self.run.id)
         else:
             log.warning("run=%s was lost to another worker", self.run.id)
@@ -238,9 +238,9 @@ class Training:
                 stored(lambda path=path: storage.put(f"{prefix}/{path.name}", path))  # type: ignore[misc]
             committed(lambda: self._write_version(card, comparisons, version_id, prefix))
         except (LeaseLost, StorageError):
-            discard(prefix)
+            storage.discard(prefix)
             raise
-        discard(self.checkpoint_key)
+        storage.discard(self.checkpoint_key)
         return version_id
 
     def _write_version(self, card: Card, comparisons: list[dict[str, Any]], version_id: str, prefix: str) -> None:
@@ -269,6 +269,6 @@ class Training:
 
     def _fail(self, sentence: str) -> None:
         if committed(lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})):
-            discard(self.checkpoint_key)
+            storage.discard(self.checkpoint_key)
         else:
             self._let_go()

@@ -30,7 +30,7 @@ from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_o
 from webapp.extensions import db
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun, cancel, queue_again
-from webapp.storage import StorageError, storage
+from webapp.storage import storage
 
 LARGEST_SEED = 2**31 - 1
 VERSIONS_OFFERED = 50
@@ -104,10 +104,7 @@ def cancel_run(run_id: str) -> ResponseReturnValue:
     cancelled = cancel(TrainingRun, TrainingRun.id == run_id)
     db.session.commit()
     if cancelled:
-        try:
-            storage.delete(f"checkpoints/{run_id}.zip")
-        except StorageError:
-            current_app.logger.warning("run=%s the checkpoint of a cancelled run could not be removed", run_id)
+        storage.discard(f"checkpoints/{run_id}.zip")
     else:
         flash("There is no such run, or it has ended already.", "warning")
     return redirect(url_for("admin.run", run_id=run_id))
