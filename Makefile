@@ -31,6 +31,7 @@ sure: $(VENV)/.installed-tests  ## Check format, lint and types, then run all te
 bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails where a limit is broken.
 	@$(PY) bench/models.py
 	@$(PY) bench/service.py $(ARGS)
+	@$(PY) bench/claims.py
 
 web worker-predict worker-train beat: $(VENV)/.installed  ## Start one process with the settings of the environment.
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; export PATH; exec $(shell sed -n 's/^$@: //p' Procfile)

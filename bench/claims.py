@@ -1,0 +1,91 @@
+"""How long a worker takes to claim a batch among ten thousand queued scans of some people.
+
+    python bench/claims.py [--people 20]
+
+On a fresh SQLite file, and on a fresh database of the PostgreSQL server of `BENCH_POSTGRES` where that is set
+(postgresql://user@host:port; the database is dropped afterwards). It reports; it has no limit that it breaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+from sqlalchemy import insert
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from webapp import create_app  # noqa: E402 - the repository is no installed package
+from webapp.extensions import db  # noqa: E402
+from webapp.models import Scan, User  # noqa: E402
+from worker import leases  # noqa: E402
+
+QUEUED, BATCH, CLAIMS = 10_000, 8, 40
+
+
+@contextmanager
+def postgres_database(server: str) -> Iterator[str]:
+    """Make a database on that server, yield its URL, and drop it."""
+    name = f"hemoscan_bench_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as admin:
+        admin.execute(f'CREATE DATABASE "{name}"')
+        try:
+            yield f"{server}/{name}"
+        finally:
+            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def claim_ms(database: str, home: Path, people: int) -> list[float]:
+    """Return the milliseconds of each claim, commit included; every other scan is of the first person."""
+    app = create_app({"SECRET_KEY": "bench", "HEMOSCAN_HOME": home, "DATABASE_URL": database, "BROKER_URL": "redis://127.0.0.1:9"})
+    with app.app_context():
+        db.create_all()
+        users = [User(username=f"person {number}", password="bench") for number in range(people)]
+        db.session.add_all(users)
+        db.session.flush()
+        owners = [users[number % people if number % 2 else 0].id for number in range(QUEUED)]
+        db.session.execute(insert(Scan), [{"user_id": owner, "kind": "png", "original_key": "none"} for owner in owners])
+        db.session.commit()
+        took = []
+        for number in range(CLAIMS):
+            began = time.perf_counter()
+            leases.claim(Scan, f"worker {number}", BATCH)
+            db.session.commit()
+            took.append((time.perf_counter() - began) * 1000)
+        db.session.remove()
+        db.engine.dispose()
+    return took
+
+
+def main() -> int:
+    """Measure and print a line a database."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--people", type=int, default=20, help="among whom the scans are (default 20)")
+    people = parser.parse_args().people
+    sys.stdout.write(f"{platform.machine()}, {os.cpu_count()} cores; {CLAIMS} claims of {BATCH} among {QUEUED} scans of {people} people\n")
+
+    def tell(kind: str, took: list[float]) -> None:
+        middle, worst = statistics.median(took), max(took)
+        sys.stdout.write(f"{kind:12} median {middle:6.1f} ms   first {took[0]:6.1f} ms   worst {worst:6.1f} ms\n")
+
+    with tempfile.TemporaryDirectory() as home:
+        tell("SQLite", claim_ms(f"sqlite:///{home}/bench.db", Path(home), people))
+        if server := os.environ.get("BENCH_POSTGRES"):
+            with postgres_database(server) as database:
+                tell("PostgreSQL", claim_ms(database, Path(home), people))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
