@@ -7,12 +7,12 @@ import traceback
 
 from flask import Flask, Response, current_app, json, render_template, request
 from flask_wtf.csrf import CSRFError
-from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge, ServiceUnavailable
+from werkzeug.exceptions import HTTPException, InternalServerError, NotFound, RequestEntityTooLarge, ServiceUnavailable
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import RoutingException
 
 from webapp.extensions import db
-from webapp.storage import StorageError
+from webapp.storage import MissingFile, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,11 @@ def refuse(error: HTTPException) -> Response | HTTPException:
 
 
 def refuse_for_storage(error: StorageError) -> Response | HTTPException:
-    """Answer a storage that does not: its own sentence, and a line in the log."""
+    """Answer a storage that does not, or a file that is gone from it: its own sentence, and a line in the log."""
     db.session.rollback()
+    if isinstance(error, MissingFile):
+        log.error("A file that a row names is gone, at %s", request.endpoint)
+        return refuse(NotFound(str(error)))
     log.error("The storage failed at %s: %s", request.endpoint, type(error.__cause__).__name__)
     return refuse(ServiceUnavailable(str(error)))
 

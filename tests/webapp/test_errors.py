@@ -16,7 +16,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from tests.conftest import app_on
 from webapp.extensions import db
-from webapp.storage import StorageError
+from webapp.storage import MissingFile, StorageError
 
 SECRET = "/patients/Doe^John.dcm"
 
@@ -42,6 +42,9 @@ def broken(tmp_path: Path) -> Iterator[FlaskClient]:
     def database_fails() -> None:
         raise OperationalError("SELECT ?", {"phone": SECRET}, Exception(SECRET))
 
+    def file_is_gone() -> None:
+        raise MissingFile("A stored file is not there any more.") from FileNotFoundError(SECRET)
+
     def storage_fails() -> None:
         raise StorageError("The storage did not accept a file; please try again later.") from OSError(SECRET)
 
@@ -51,7 +54,7 @@ def broken(tmp_path: Path) -> Iterator[FlaskClient]:
     def teapot() -> None:
         abort_with_message(418, message="Tea only.", errors={"pot": ["round"]})
 
-    for view in (surprise, database_fails, storage_fails, unavailable, teapot):
+    for view in (surprise, database_fails, file_is_gone, storage_fails, unavailable, teapot):
         for prefix in ("", "/api/v1"):
             app.add_url_rule(f"{prefix}/{view.__name__}", f"{prefix}{view.__name__}", view)
     yield app.test_client()
@@ -61,6 +64,7 @@ def broken(tmp_path: Path) -> Iterator[FlaskClient]:
 PAGES = [
     ("surprise", 500, "Something went wrong on our side."),
     ("database_fails", 500, "Something went wrong on our side."),
+    ("file_is_gone", 404, "A stored file is not there any more."),
     ("storage_fails", 503, "The storage did not accept a file; please try again later."),
     ("unavailable", 503, "A part of the service cannot be reached"),
     ("teapot", 418, "Tea only."),
