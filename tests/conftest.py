@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import boto3
 import psycopg
 import pytest
+import requests
 from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
+from moto.server import ThreadedMotoServer
 
 from webapp import create_app
 from webapp.extensions import db
@@ -67,6 +70,25 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'test.db'}"
     return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def s3_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a real S3 server in this process."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "anybody",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=30)  # Its buckets outlive a server, in this process.
+    boto3.client("s3").create_bucket(Bucket="hemoscan")
+    yield "s3://hemoscan/some/where"
+    server.stop()
 
 
 def app_on(database_url: str, home: Path, **config: object) -> Flask:

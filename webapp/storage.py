@@ -18,6 +18,9 @@ from webapp.models.leased import new_id
 
 log = logging.getLogger(__name__)
 
+S3_PATIENCE = {"connect_timeout": 2, "read_timeout": 20, "retries": {"max_attempts": 1}}
+"""botocore's: a web request must not hang for minutes on a storage that is away; workers try again by themselves."""
+
 
 class StorageError(RuntimeError):
     """The storage refused to read or write; the text is a sentence without the file's content or address."""
@@ -52,8 +55,27 @@ class Storage:
     def _files(self) -> Any:
         # S3 runs an event loop in a thread, which a fork does not copy: each process opens its own, at first use.
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), fsspec.filesystem(self._protocol, skip_instance_cache=True, use_listings_cache=False))
+            options = {"config_kwargs": S3_PATIENCE} if self._protocol == "s3" else {}
+            files = fsspec.filesystem(self._protocol, skip_instance_cache=True, use_listings_cache=False, **options)
+            self._opened = (os.getpid(), files)
         return self._opened[1]
+
+    @property
+    def _failures(self) -> tuple[type[Exception], ...]:
+        """What a storage raises that refuses or is away; s3fs turns answers into OSErrors, and lets through that there was none."""
+        if self._protocol != "s3":
+            return (OSError,)
+        from botocore.exceptions import BotoCoreError  # here: a folder needs none of it, and it takes 20 MB
+
+        return (OSError, BotoCoreError)
+
+    @contextmanager
+    def _asking(self, otherwise: str) -> Iterator[None]:
+        """Turn what the storage raises into a `StorageError` that says `otherwise`."""
+        try:
+            yield
+        except self._failures as err:
+            raise StorageError(otherwise) from err
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
@@ -68,29 +90,31 @@ class Storage:
         target = self._path(key)
         written = target if self._protocol == "s3" else f"{target}.{new_id()}.part"
         try:
-            if written != target:
-                self._files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-            if isinstance(content, Path):
-                self._files.put_file(str(content), written)
-            else:
-                self._files.pipe_file(written, content)
-            if written != target:
-                os.replace(written, target)
-        except OSError as err:
+            with self._asking("The storage did not accept a file; please try again later."):
+                if written != target:
+                    self._files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+                if isinstance(content, Path):
+                    self._files.put_file(str(content), written)
+                else:
+                    self._files.pipe_file(written, content)
+                if written != target:
+                    os.replace(written, target)
+        except StorageError:
             if written != target:
                 with suppress(OSError):
                     Path(written).unlink()
-            raise StorageError("The storage did not accept a file; please try again later.") from err
+            raise
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """Tell a file that is not there from a storage that is away: its folder is unmounted, its bucket cannot be reached."""
-        try:
-            yield
-        except OSError as err:
-            if isinstance(err, FileNotFoundError) and self.exists(""):
-                raise MissingFile("A stored file is not there any more.") from err
-            raise StorageError("A stored file cannot be read.") from err
+        with self._asking("A stored file cannot be read."):
+            try:
+                yield
+            except FileNotFoundError as err:
+                if self.exists(""):
+                    raise MissingFile("A stored file is not there any more.") from err
+                raise
 
     def get(self, key: str) -> bytes:
         """Return the content under `key`.
@@ -127,10 +151,8 @@ class Storage:
         Raises:
             StorageError: it cannot be told.
         """
-        try:
+        with self._asking("The storage cannot be read."):
             return bool(self._files.exists(self._path(key)))
-        except OSError as err:
-            raise StorageError("The storage cannot be read.") from err
 
     def keys(self, prefix: str) -> list[str]:
         """Return all keys under `prefix`, a kind or a folder.
@@ -147,10 +169,8 @@ class Storage:
             StorageError: they cannot be listed.
         """
         root = self._path(prefix)
-        try:
+        with self._asking("The storage cannot be read."):
             found = self._files.find(root, detail=True) if self._files.exists(root) else {}
-        except OSError as err:
-            raise StorageError("The storage cannot be read.") from err
         return {
             str(path)[str(path).index(f"{self._root}/") + len(self._root) + 1 :]: about["LastModified"]
             if self._protocol == "s3"
@@ -165,11 +185,9 @@ class Storage:
             StorageError: it cannot be removed.
         """
         path = self._path(key)
-        try:
+        with self._asking("A stored file cannot be removed."):
             if self._files.exists(path):
                 self._files.rm(path, recursive=True)
-        except OSError as err:
-            raise StorageError("A stored file cannot be removed.") from err
 
     def discard(self, key: str) -> bool:
         """Remove what nobody needs any more; False where that is left to `worker.orphans`, as the storage is away."""

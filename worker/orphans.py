@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
+import threading
 from datetime import UTC, datetime, timedelta
 
+from flask import Flask
 from sqlalchemy import ColumnElement, select
 
 from webapp.extensions import db
-from webapp.models import Heatmap, JobStatus, Leased, Scan, TrainingRun
+from webapp.models import Heatmap, JobStatus, Leased, ModelVersion, Scan, TrainingRun
 from webapp.storage import StorageError, storage
 
 log = logging.getLogger(__name__)
@@ -16,6 +19,11 @@ log = logging.getLogger(__name__)
 ABANDONED_AFTER = timedelta(hours=1)
 """A file is stored before the row that names it is committed: seconds before, not an hour."""
 ASKED_AT_ONCE = 500
+
+FILE = re.compile(r"[a-z]+/([0-9a-f]{32})\.[^/]+")
+"""What is removed looks like this: a kind and a name that begins with a row's id. Anything else in the storage is not ours."""
+DATABASES = "databases"
+"""Under this name a database leaves its mark in the storage whose orphans it removes."""
 
 OWNERS: dict[str, tuple[type[Leased], ColumnElement[bool] | None]] = {
     "originals": (Scan, None),
@@ -27,12 +35,32 @@ OWNERS: dict[str, tuple[type[Leased], ColumnElement[bool] | None]] = {
 """By kind of file the rows whose ids their names begin with, and which of these still need them."""
 
 
+_removing = threading.Lock()
+
+
+def remove_orphans_meanwhile(app: Flask) -> None:
+    """Remove orphans in a thread, so that no sweep waits for a slow storage; not while that is going on already."""
+
+    def remove() -> None:
+        with _removing, app.app_context():
+            remove_orphans()
+
+    if not _removing.locked():
+        threading.Thread(target=remove, name="removes orphans", daemon=True).start()
+
+
 def remove_orphans() -> None:
     """Remove the files that nobody needs; a storage that is away is asked again at the next time."""
+    try:
+        if not storage_is_ours():
+            return
+    except StorageError as err:
+        log.warning("orphans could not be looked for: %s", type(err).__name__)
+        return
     before = datetime.now(UTC) - ABANDONED_AFTER
     for kind, (table, needs) in OWNERS.items():
         try:
-            old = [key for key, written in storage.written(kind).items() if written < before]
+            old = [key for key, written in storage.written(kind).items() if written < before and FILE.fullmatch(key)]
         except StorageError as err:
             log.warning("orphans of %s could not be looked for: %s", kind, type(err).__name__)
             continue
@@ -45,6 +73,25 @@ def remove_orphans() -> None:
                 if key.endswith(".part") or id_in(key) not in needed:
                     storage.discard(key)
                     log.warning("%s belonged to nobody and is removed", key)
+
+
+def storage_is_ours() -> bool:
+    """True where this database alone has left its mark in the storage, now or earlier.
+
+    A new database, a mistaken address or a copy for tests knows none of the rows that the files belong to, and would remove them all.
+    A database is known by its first model version, which setup makes.
+    """
+    ours = db.session.scalar(select(ModelVersion.id).order_by(ModelVersion.created_at, ModelVersion.id).limit(1))
+    db.session.commit()
+    if ours is None:
+        return False
+    marks = {key.rsplit("/", 1)[-1] for key in storage.keys(DATABASES)}
+    if not marks:
+        storage.put(f"{DATABASES}/{ours}", b"")
+    elif marks != {ours}:
+        log.error("orphans are not removed: the storage belongs to another database, as %s/ in it says", DATABASES)
+        return False
+    return True
 
 
 def id_in(key: str) -> str:

@@ -6,6 +6,8 @@ a Celery parent that had loaded these could not fork.
 
 from __future__ import annotations
 
+from flask import current_app
+
 from worker.presence import presence
 
 
@@ -36,7 +38,7 @@ def sweep() -> None:
 
 
 def remove_orphans() -> None:
-    """Remove the files that no row names."""
-    from worker.orphans import remove_orphans
+    """Begin to remove the files that no row names; sweeps go on meanwhile."""
+    from worker.orphans import remove_orphans_meanwhile
 
-    remove_orphans()
+    remove_orphans_meanwhile(current_app._get_current_object())  # type: ignore[attr-defined]

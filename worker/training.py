@@ -20,7 +20,7 @@ from ml.datasets import DatasetError
 from ml.training import Progress, TrainConfig, TrainingStopped, train
 from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
-from webapp.storage import StorageError, storage
+from webapp.storage import MissingFile, StorageError, storage
 from worker import leases
 from worker.comparing import compare_with_earlier
 from worker.importing import fetch_dataset
@@ -208,10 +208,11 @@ class Training:
         self._write_columns(death_counts=False)
 
     def _fetch_checkpoint(self) -> None:
-        if not stored(lambda: storage.exists(self.checkpoint_key)):
-            return
         packed = self.folder / "checkpoint.zip"
-        stored(lambda: storage.fetch(self.checkpoint_key, packed))
+        try:
+            stored(lambda: storage.fetch(self.checkpoint_key, packed))
+        except MissingFile:
+            return  # It begins.
         checkpoint = self.out_dir / "checkpoint"
         with zipfile.ZipFile(packed) as archive:
             archive.extractall(checkpoint)

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from webapp.storage import MissingFile, Storage, StorageError, new_key
-
-
-@pytest.fixture
-def s3_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of a real S3 server in this process."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "anybody",
-        "AWS_SECRET_ACCESS_KEY": "anything",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="hemoscan")
-    yield "s3://hemoscan/some/where"
-    server.stop()
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -104,6 +83,16 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_and_keeps_nothing(tmp_pat
     with pytest.raises(StorageError, match="The storage did not accept a file"):
         Storage(f"file://{tmp_path / 'files'}").put("originals/a.png", b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["files"]
+
+
+@pytest.mark.parametrize("ask", ["get", "exists", "keys", "delete", "put"])
+def test_an_s3_that_does_not_answer_is_a_sentence(monkeypatch: pytest.MonkeyPatch, ask: str) -> None:
+    for name, value in {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}.items():
+        monkeypatch.setenv(name, value)
+    away = Storage("s3://hemoscan/some/where")
+    with pytest.raises(StorageError):
+        getattr(away, ask)("originals/a.png", *([b"x"] if ask == "put" else []))
+    assert not away.discard("originals/a.png")
 
 
 def test_a_missing_bucket_is_a_sentence(s3_url: str) -> None:

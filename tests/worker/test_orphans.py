@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
+import boto3
 import pytest
 from flask import Flask
 
-from tests.worker.conftest import install_model, picture, submit
+from tests.conftest import app_on, make_user
+from tests.worker.conftest import install_model, picture, submit, wait_for
 from webapp.extensions import db
 from webapp.models import JobStatus, TrainingRun, new_id
 from webapp.scans import delete_scan
 from webapp.storage import Storage, StorageError, storage
-from worker import tasks
+from worker import orphans, tasks
 
 TWO_HOURS_S = 7200
 
@@ -45,29 +49,31 @@ def test_what_a_deletion_could_not_remove_is_removed_later(any_worker_app: Flask
         patch.setattr(Storage, "delete", away)
         assert not delete_scan(deleted)
     assert keys() == before
-    tasks.remove_orphans()
+    orphans.remove_orphans()
     assert keys() == before  # They might belong to a row that is not committed yet.
     age(tmp_path / "files")
-    tasks.remove_orphans()
+    orphans.remove_orphans()
     assert len(keys()) == 4 and sum(kept in key for key in keys()) == 3
 
 
 def test_only_open_runs_need_their_checkpoints(any_worker_app: Flask, tmp_path: Path) -> None:
+    install_model()
     ids = {status: new_id() for status in JobStatus}
     for status, run_id in ids.items():
         db.session.add(TrainingRun(id=run_id, architecture="alexnet", settings={}, initial_weights="random", seed=0, status=status))
         storage.put(f"checkpoints/{run_id}.zip", b"half a model")
     db.session.commit()
     age(tmp_path / "files")
-    tasks.remove_orphans()
+    orphans.remove_orphans()
     assert set(keys()) == {f"checkpoints/{ids[status]}.zip" for status in (JobStatus.QUEUED, JobStatus.RUNNING)}
 
 
 def test_what_a_killed_process_was_writing_goes_and_the_file_stays(worker_app: Flask, tmp_path: Path) -> None:
+    install_model()
     (scan_id,) = submit(picture())
     (tmp_path / "files" / "originals" / f"{scan_id}.png.{new_id()}.part").write_bytes(b"half")
     age(tmp_path / "files")
-    tasks.remove_orphans()
+    orphans.remove_orphans()
     assert keys() == [f"originals/{scan_id}.png"]
 
 
@@ -77,7 +83,69 @@ def test_a_storage_that_is_away_is_asked_again_another_time(
     def away(self: Storage, prefix: str) -> dict[str, object]:
         raise StorageError("The storage cannot be read.")
 
+    install_model()
     monkeypatch.setattr(Storage, "written", away)
     with caplog.at_level(logging.WARNING):
-        tasks.remove_orphans()
-    assert "orphans of originals could not be looked for" in caplog.text
+        orphans.remove_orphans()
+    assert "orphans could not be looked for" in caplog.text
+
+
+def test_what_is_not_named_as_ours_stays(worker_app: Flask, tmp_path: Path) -> None:
+    install_model()
+    strangers = {"originals/README.txt", f"originals/folder/{new_id()}.png", f"originals/{new_id()}"}
+    for key in strangers:
+        storage.put(key, b"of somebody else")
+    age(tmp_path / "files")
+    orphans.remove_orphans()
+    assert set(keys()) == strangers
+
+
+def test_a_marker_of_a_folder_in_a_bucket_does_not_take_the_folder_with_it(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = app_on(f"sqlite:///{tmp_path / 'test.db'}", tmp_path, STORAGE_URL=s3_url)
+    make_user(app, "ann")
+    with app.app_context():
+        install_model()
+        kept = submit(picture(1), picture(2))
+        lost = new_id()
+        storage.put(f"originals/{lost}.png", b"of nobody")
+        boto3.client("s3").put_object(Bucket="hemoscan", Key="some/where/originals/", Body=b"")
+        monkeypatch.setattr(orphans, "ABANDONED_AFTER", timedelta(seconds=-60))
+        orphans.remove_orphans()
+        assert {orphans.id_in(key) for key in storage.keys("originals")} - {""} == set(kept)
+        db.session.remove()
+        db.engine.dispose()
+
+
+def test_another_database_removes_nothing(worker_app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    install_model()
+    (scan_id,) = submit(picture())
+    orphans.remove_orphans()
+    age(tmp_path / "files")
+    other = app_on(f"sqlite:///{tmp_path / 'other.db'}", tmp_path)
+    with other.app_context():
+        orphans.remove_orphans()  # Without a model version it is nobody yet.
+        install_model()
+        orphans.remove_orphans()
+        db.session.remove()
+        db.engine.dispose()
+    assert "belongs to another database" in caplog.text
+    assert storage.exists(f"originals/{scan_id}.png")
+
+
+def test_the_task_does_not_wait_for_a_storage_that_hangs(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, may_end, ended = threading.Event(), threading.Event(), []
+
+    def hang() -> None:
+        began.set()
+        may_end.wait(60)
+        ended.append("one")
+
+    monkeypatch.setattr(orphans, "remove_orphans", hang)
+    tasks.remove_orphans()
+    assert began.wait(60)
+    tasks.remove_orphans()  # A second one is not begun.
+    assert ended == []
+    may_end.set()
+    wait_for(lambda: ended == ["one"] and not orphans._removing.locked())
