@@ -68,7 +68,7 @@ class Rows(Collector):
                         table.status,
                         func.count(),
                         func.sum(table.attempts),
-                        func.min(table.created_at),
+                        func.min(table.queued_at),
                         database_now(),
                     ).group_by(table.status)
                     for table in QUEUE_OF_TABLE
@@ -91,15 +91,15 @@ class Rows(Collector):
 
 
 def _durations() -> tuple[Metric, Metric]:
-    """Return count and sum of the last hour's runs; created within a day, so that the index bounds what is read."""
-    count = GaugeMetricFamily("hemoscan_finished_last_hour", "Jobs done within the hour, created within the day.", labels=["table"])
+    """Return count and sum of the last hour's runs; queued within a day, so that the index bounds what is read."""
+    count = GaugeMetricFamily("hemoscan_finished_last_hour", "Jobs done within the hour, queued within the day.", labels=["table"])
     total = GaugeMetricFamily("hemoscan_seconds_last_hour", "Sum of their seconds from claim to verdict.", labels=["table"])
     found = db.session.execute(
         union_all(
             *(
                 select(literal(_name(table)), func.count(), func.coalesce(func.sum(_seconds(table)), 0.0)).where(
                     table.status == JobStatus.DONE,
-                    table.created_at > database_now(-DAY_S),
+                    table.queued_at > database_now(-DAY_S),
                     table.finished_at > database_now(-HOUR_S),
                 )
                 for table in QUEUE_OF_TABLE

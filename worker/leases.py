@@ -28,21 +28,23 @@ def claim(table: type[Row], owner: str, limit: int = 1) -> list[Row]:
     """Take the next queued rows, up to `limit`, in one statement; no other worker gets them.
 
     The oldest are next; where rows belong to people (`Leased.in_turn_of`), the oldest of each person in turn, whoever has fewest at
-    work first, so that one's single scan waits for one batch and not behind another's thousands.
+    work first, so that one's single scan waits for one batch and not behind another's thousands. Urgent rows (`Leased.urgency`)
+    go before all others, among themselves in the same turns.
 
     A row whose batch died before is claimed alone, so that the next death tells who causes it. Only deaths while alone count.
     """
     turns = _turns(table, MOST_CLAIMED_AHEAD * limit)
+    urgent = table.urgency()
     following = (
-        select(table.id, table.attempts, table.created_at, turns.c.turn)
+        select(table.id, table.attempts, table.queued_at, turns.c.turn, *urgent)
         .join(turns, turns.c.id == table.id)
         .where(table.status == JobStatus.QUEUED)  # Here too: PostgreSQL asks again once it has a row that another claim had locked.
-        .order_by(turns.c.turn, table.created_at, table.id)
+        .order_by(*(column.desc() for column in urgent), turns.c.turn, table.queued_at, table.id)
         .limit(limit)
         .with_for_update(skip_locked=True, of=table)  # PostgreSQL; SQLite has one writer at a time.
         .cte("following")
     )
-    in_turn = (following.c.turn, following.c.created_at, following.c.id)
+    in_turn = (*(following.c[column.key].desc() for column in urgent), following.c.turn, following.c.queued_at, following.c.id)
     first = select(following.c.id).order_by(*in_turn).limit(1).scalar_subquery()
     deaths_of_first = select(following.c.attempts).order_by(*in_turn).limit(1).scalar_subquery()
     fresh_company = (following.c.attempts == 0) & (deaths_of_first == 0)
@@ -59,7 +61,7 @@ def claim(table: type[Row], owner: str, limit: int = 1) -> list[Row]:
         .returning(table),
         execution_options={"synchronize_session": False, "populate_existing": True},
     )
-    return sorted(claimed, key=lambda row: (row.created_at, row.id))
+    return sorted(claimed, key=lambda row: (row.queued_at, row.id))
 
 
 def _turns(table: type[Row], most: int) -> Subquery:
@@ -69,23 +71,24 @@ def _turns(table: type[Row], most: int) -> Subquery:
     PostgreSQL would compare each of ten thousand rows with each (seconds instead of milliseconds).
     """
     person = table.in_turn_of()
+    by_age = (*(column.desc() for column in table.urgency()), table.queued_at, table.id)
     if person is None:
         turn: ColumnElement[int] = literal(0)
         queued = select(table.id, turn.label("turn")).where(table.status == JobStatus.QUEUED)
-        return queued.order_by(table.created_at, table.id).limit(most).subquery("turns")
+        return queued.order_by(*by_age).limit(most).subquery("turns")
     at_work = (
         select(person.label("person"), func.count().label("rows"))
         .where(table.status == JobStatus.RUNNING)
         .group_by(person)
         .subquery("at_work")
     )
-    place = func.row_number().over(partition_by=person, order_by=(table.created_at, table.id))
+    place = func.row_number().over(partition_by=person, order_by=by_age)
     turn = place + func.coalesce(at_work.c.rows, 0)
     return (
         select(table.id, turn.label("turn"))
         .outerjoin(at_work, at_work.c.person == person)
         .where(table.status == JobStatus.QUEUED)
-        .order_by(turn, table.created_at, table.id)
+        .order_by(*(column.desc() for column in table.urgency()), turn, table.queued_at, table.id)
         .limit(most)
         .subquery("turns")
     )

@@ -31,7 +31,7 @@ def test_a_scrape_reads_exact_figures_in_three_statements(any_database_app: Flas
         assert now is not None
 
         def add(name: str, status: JobStatus, made_s: float, **columns: object) -> None:
-            db.session.add(Dataset(name=name, archive_key=name, status=status, created_at=now - timedelta(seconds=made_s), **columns))
+            db.session.add(Dataset(name=name, archive_key=name, status=status, queued_at=now - timedelta(seconds=made_s), **columns))
 
         add("a", JobStatus.QUEUED, 1000, attempts=2)
         add("b", JobStatus.QUEUED, 10)

@@ -13,16 +13,16 @@ from sqlalchemy import event, insert, select, update
 
 from tests.conftest import app_on, make_user
 from webapp.extensions import database_now, db
-from webapp.models import JobStatus, Scan, TrainingRun, User
+from webapp.models import JobStatus, Scan, TrainingRun, User, cancel, retry
 from worker import leases
 
 
-def queue(count: int = 1, username: str = "ann") -> list[str]:
+def queue(count: int = 1, username: str = "ann", *, stat: bool = False) -> list[str]:
     """Queue scans of a person without a file, oldest first; return their ids."""
     user_id = db.session.scalar(select(User.id).where(User.username == username))
     ids = []
     for _ in range(count):
-        scan = Scan(user_id=user_id, kind="png", original_key="x")
+        scan = Scan(user_id=user_id, kind="png", original_key="x", stat=stat)
         db.session.add(scan)
         db.session.flush()
         ids.append(scan.id)
@@ -95,6 +95,27 @@ def test_whoever_has_most_at_work_waits_for_the_others(any_worker_app: Flask) ->
     theirs = queue(3, "bob")
     assert claim("second", 3) == theirs
     assert claim("third") == many[8:]
+
+
+def test_urgent_scans_go_before_all_others_in_turns_of_their_own(any_worker_app: Flask) -> None:
+    make_user(any_worker_app, "bob")
+    ordinary = queue(3)
+    urgent, theirs = queue(3, stat=True), queue(1, "bob", stat=True)
+    assert claim("first", 3) == [urgent[0], urgent[1], *theirs]
+    assert claim("second") == [*ordinary, urgent[2]]  # Told by age; all four fit in.
+    (late,) = queue(1, "bob", stat=True)
+    more = queue(2)
+    assert claim("third", 1) == [late]
+    assert claim("fourth") == more
+
+
+def test_what_is_queued_again_waits_from_then_on(any_worker_app: Flask) -> None:
+    old, young = queue(2)
+    cancel(Scan, Scan.id == old)
+    retry(old)
+    db.session.commit()
+    assert row(old).queued_at > row(young).queued_at
+    assert claim("one") == [young, old]
 
 
 def test_a_claim_looks_at_each_of_ten_thousand_queued_rows_a_few_times_only(postgres_url: str, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def count_work(now: datetime) -> list[dict[str, object]]:
         for what, status, number, oldest in db.session.execute(
             union_all(
                 *(
-                    select(literal(what), table.status, func.count(), func.min(table.created_at))
+                    select(literal(what), table.status, func.count(), func.min(table.queued_at))
                     .where(table.status.in_(COUNTED))
                     .group_by(table.status)
                     for table, what in WORK.items()
@@ -70,14 +70,14 @@ def count_work(now: datetime) -> list[dict[str, object]]:
 def stuck_jobs(table: type[Leased]) -> list[Leased]:
     """Return the oldest rows of `table` whose lease expired, or that are queued for longer than STUCK_S."""
     expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
-    waiting = (table.status == JobStatus.QUEUED) & (table.created_at < database_now(-STUCK_S))
-    return list(db.session.scalars(select(table).where(or_(expired, waiting)).order_by(table.created_at, table.id).limit(MOST_SHOWN)))
+    waiting = (table.status == JobStatus.QUEUED) & (table.queued_at < database_now(-STUCK_S))
+    return list(db.session.scalars(select(table).where(or_(expired, waiting)).order_by(table.queued_at, table.id).limit(MOST_SHOWN)))
 
 
 def running_jobs(table: type[Leased]) -> list[Leased]:
     """Return the oldest rows of `table` that run under a lease."""
     held = (table.status == JobStatus.RUNNING) & (table.lease_expires_at >= database_now())
-    return list(db.session.scalars(select(table).where(held).order_by(table.created_at, table.id).limit(MOST_SHOWN)))
+    return list(db.session.scalars(select(table).where(held).order_by(table.queued_at, table.id).limit(MOST_SHOWN)))
 
 
 def seconds_since(then: datetime, now: datetime) -> float:

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Enum, Index, String, Text, update
+from sqlalchemy import ColumnElement, Enum, Index, String, Text, text, update
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, declared_attr, mapped_column
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
@@ -37,7 +37,8 @@ class Leased:
     """The columns of a row that workers claim (`worker/leases.py`).
 
     `attempts` counts claims that ended in the worker's death. Of these only some speak against the row and are `counted_deaths`:
-    `death_counts` says of the current claim whether its end would be one. `error` is a sentence that a user may read.
+    `death_counts` says of the current claim whether its end would be one. `error` is a sentence that a user may read. `queued_at` is
+    when it was last asked for, from which its waiting counts.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -55,6 +56,11 @@ class Leased:
     stage: Mapped[str | None] = mapped_column(String(200))
     error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    queued_at: Mapped[datetime] = mapped_column(
+        UtcDateTime,
+        default=utc_now,
+        server_default=text("'1970-01-01 00:00:00.000000'"),  # Neither database adds a column that must be set without one.
+    )
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
@@ -63,10 +69,15 @@ class Leased:
         """Return the column of the person whose rows take turns with those of others; None where rows are claimed by age alone."""
         return None
 
+    @classmethod
+    def urgency(cls) -> tuple[InstrumentedAttribute[bool], ...]:
+        """Return the column, if there is one, that is true of rows which are claimed before all others."""
+        return ()
+
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index, ...]:
-        return (Index(None, "status", "created_at"),)  # type: ignore[arg-type]
+        return (Index(None, "status", "queued_at"),)  # type: ignore[arg-type]
 
 
 def cancel(table: type[Leased], *which: ColumnElement[bool]) -> bool:
@@ -86,6 +97,7 @@ def queue_again(table: type[Leased], *which: ColumnElement[bool], **columns: Any
     that two clicks are one. The caller commits and nudges.
     """
     fresh = {"status": JobStatus.QUEUED, "progress": 0.0, "error": None, "started_at": None, "finished_at": None, "counted_deaths": 0}
+    fresh["queued_at"] = database_now()
     ended_rows = update(table).where(*which, table.status.in_((JobStatus.FAILED, JobStatus.CANCELLED)))
     again = ended_rows.values(**fresh, **columns).returning(table.id)
     return db.session.scalar(again, execution_options={"synchronize_session": False}) is not None

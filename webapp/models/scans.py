@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String
+from sqlalchemy import JSON, ForeignKey, Index, String, false
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
@@ -15,25 +15,38 @@ from webapp.models.leased import JobStatus, Leased, new_id, queue_again
 
 
 class Scan(Leased, db.Model):
-    """One slice that a person submitted; the queue of the predict workers."""
+    """What a person submitted, one slice or a series of them; the queue of the predict workers.
+
+    Its original is one stored file: the slice, a multi-frame file, or the files of a series in an uncompressed ZIP.
+    """
 
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
     title: Mapped[str] = mapped_column(String(80), default="")
-    kind: Mapped[str] = mapped_column(String(16))  # What its bytes are: png, jpeg or dicom.
+    kind: Mapped[str] = mapped_column(String(16))  # What its bytes are: png, jpeg, dicom or nifti.
+    files: Mapped[int] = mapped_column(default=1, server_default="1")  # How many were submitted for it.
+    stat: Mapped[bool] = mapped_column(default=False, server_default=false())  # Read before all others.
+    # What was found while it was taken in; sentences for its owner.
+    notes: Mapped[list[str] | None] = mapped_column(JSON)
     original_key: Mapped[str] = mapped_column(String(200))
     image_key: Mapped[str | None] = mapped_column(String(200))  # The slice as the page shows it; the worker makes it.
     thumbnail_key: Mapped[str | None] = mapped_column(String(200))
+    volume_key: Mapped[str | None] = mapped_column(String(200))  # All slices of a series for the viewer (`ml.volume`).
     not_head_ct: Mapped[float | None]  # 0 to 1; set where it failed because it does not look like a head CT.
     forced_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # When its owner said to score it anyway.
     user: Mapped[User] = relationship()
     prediction: Mapped[Prediction | None] = relationship(back_populates="scan")
 
-    __table_args__ = (Index(None, "status", "created_at"), Index(None, "user_id", "created_at"))
+    __table_args__ = (Index(None, "status", "queued_at"), Index(None, "user_id", "created_at"))
 
     @classmethod
     def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
         """Return whose scan it is."""
         return cls.user_id  # type: ignore[return-value]
+
+    @classmethod
+    def urgency(cls) -> tuple[InstrumentedAttribute[bool], ...]:
+        """Return whether its submitter called it urgent."""
+        return (cls.stat,)  # type: ignore[return-value]
 
     @property
     def may_be_forced(self) -> bool:
@@ -67,6 +80,8 @@ class Prediction(db.Model):
     uncertain: Mapped[bool]
     warnings: Mapped[list[str]] = mapped_column(JSON)
     slices: Mapped[list[float]] = mapped_column(JSON)  # A probability for each slice, in anatomical order.
+    # Which of a series' slices to look at first; counted from 0.
+    first_slices: Mapped[list[int] | None] = mapped_column(JSON)
     seconds: Mapped[float]  # This scan's share of its batch's time in the model.
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     scan: Mapped[Scan] = relationship(back_populates="prediction")
@@ -83,7 +98,9 @@ class Heatmap(Leased, db.Model):
     """The picture of where the model looked, drawn after the verdict is told; it is claimed like any job."""
 
     prediction_id: Mapped[str] = mapped_column(ForeignKey("prediction.id", ondelete="CASCADE"), unique=True)
-    image_key: Mapped[str | None] = mapped_column(String(200))
+    image_key: Mapped[str | None] = mapped_column(String(200))  # Of the slice that `Scan.image_key` shows.
+    # Which of a series' slices are drawn, each as `heatmaps/<id>.<index>.png`.
+    slices: Mapped[list[int] | None] = mapped_column(JSON)
     prediction: Mapped[Prediction] = relationship(back_populates="heatmap")
 
 

@@ -34,7 +34,7 @@ def test_stuck_and_running_jobs_are_told_apart(any_database_app: Flask) -> None:
 
         def add(letter: str, status: JobStatus, made_s: float, **columns: object) -> None:
             made = now - timedelta(seconds=made_s)
-            db.session.add(Dataset(id=letter * 32, name=letter, archive_key=letter, status=status, created_at=made, **columns))
+            db.session.add(Dataset(id=letter * 32, name=letter, archive_key=letter, status=status, queued_at=made, **columns))
 
         add("a", JobStatus.QUEUED, 400)
         add("b", JobStatus.QUEUED, 10)
