@@ -21,8 +21,10 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     from webapp import admin, api, auth, cli, errors, health, jobs, metrics, scans, storage
     from webapp.config import PROJECT_ROOT, settings
     from webapp.extensions import init_extensions
+    from webapp.intake.incoming import Request
 
     app = Flask(__name__, instance_path=str(PROJECT_ROOT))
+    app.request_class = Request
     app.config["MIGRATIONS_DIR"] = PROJECT_ROOT / "migrations"
     given = dict(config or {})
     known = settings({**os.environ, **{name: str(value) for name, value in given.items()}})

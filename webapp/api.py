@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import flask_smorest
-from flask import Flask, Response, g, request, url_for
+from flask import Flask, Response, current_app, g, request, url_for
 from marshmallow import ValidationError
 from sqlalchemy import ColumnElement, Select, and_, func, select
 from sqlalchemy.orm import joinedload
@@ -20,7 +20,7 @@ from werkzeug.exceptions import Conflict, HTTPException, NotFound, Unauthorized,
 
 from webapp import intake
 from webapp.api_schemas import JobSchema, ProblemSchema, ScanSchema, ScansPageSchema, ScansQuerySchema, SubmissionSchema
-from webapp.extensions import csrf, db
+from webapp.extensions import csrf, db, limiter
 from webapp.forms import is_id
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
@@ -75,6 +75,12 @@ blueprint = Blueprint("api", __name__, url_prefix="/api/v1", description="Scans 
 csrf.exempt(blueprint)  # No cookie is believed here, so no other site can act for a browser.
 
 
+def bearer() -> str:
+    """Return the token that a request carries, or nothing."""
+    given = request.authorization
+    return given.token or "" if given is not None and given.type == "bearer" else ""
+
+
 @blueprint.before_request
 def require_bearer() -> None:
     """Find the token's owner, whose id becomes `g.token_owner_id`.
@@ -82,12 +88,11 @@ def require_bearer() -> None:
     Raises:
         Unauthorized: there is no token in the `Authorization` header, or an unknown one.
     """
-    given = request.authorization
-    if given is None or given.type != "bearer" or not given.token:
+    if not (token := bearer()):
         raise Unauthorized(
             "Send an API token in the header “Authorization: Bearer …”.", www_authenticate=WWWAuthenticate("bearer", {"realm": REALM})
         )
-    g.token_owner_id = db.session.scalar(select(ApiToken.user_id).where(ApiToken.secret_hash == secret_hash(given.token)))
+    g.token_owner_id = db.session.scalar(select(ApiToken.user_id).where(ApiToken.secret_hash == secret_hash(token)))
     db.session.commit()  # No transaction, on SQLite the write lock, is open while an upload comes in over a slow line.
     if g.token_owner_id is None:
         raise Unauthorized(
@@ -118,6 +123,7 @@ def documented_problems(*statuses: int) -> Callable[[Any], Any]:
 
 
 @blueprint.post("/scans")
+@limiter.limit(lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute", key_func=lambda: f"uploads {secret_hash(bearer())}")
 @blueprint.doc(
     requestBody={
         "required": True,
@@ -131,30 +137,46 @@ def documented_problems(*statuses: int) -> Callable[[Any], Any]:
                             "type": "array",
                             "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
-                            "description": "A slice as PNG, JPEG or DICOM; repeat the field for several.",
+                            "description": "A slice as PNG, JPEG or DICOM, or a series as NIfTI or ZIP; repeat the field for several.",
                         },
                         "title": {"type": "string", "description": "Shown in the history; give no patient's name."},
+                        "stat": {"type": "string", "enum": ["", "0", "1"], "description": "1: read before all scans that are not."},
+                        "together": {"type": "string", "enum": ["", "0", "1"], "description": "1: the pictures are slices of one scan."},
+                        "keep_names": {"type": "string", "enum": ["", "0", "1"], "description": "1: file names may be kept, as title."},
                     },
                 }
             }
         },
     }
 )
-@documented_problems(413, 415, 422, 503)
+@documented_problems(413, 415, 422, 429, 503)
 @blueprint.response(202, SubmissionSchema)
 def submit() -> dict[str, Any]:
-    """Submit one or more slices.
+    """Submit slices and series; DICOM files of one series become one scan.
 
-    All of them are accepted, or none. The answer comes at once; poll `url` for the verdict.
+    The answer comes at once; poll `url` for the verdict. What is read of an upload and what is not, a scan's `notes` say.
     """
     if request.mimetype not in ("", "multipart/form-data"):
         raise UnsupportedMediaType("Send the files as multipart/form-data, in the field “file”.")
     try:
-        scans = intake.accept_scans(g.token_owner_id, request.files.getlist("file"), request.form.get("title", ""))
+        choices = intake.Choices(flag("stat"), flag("together"), flag("keep_names"))
+        scans = intake.accept_scans(g.token_owner_id, request.files.getlist("file"), request.form.get("title", ""), choices)
     except intake.UploadRejected as err:
         raise UnprocessableEntity(str(err)) from err
     jobs = [job(scan.id, scan.status) for scan in scans]
     return {**jobs[0], "scans": jobs}
+
+
+def flag(name: str) -> bool:
+    """Return a choice of the form.
+
+    Raises:
+        UnprocessableEntity: it is neither 0 nor 1.
+    """
+    given = request.form.get(name, "")
+    if given not in ("", "0", "1"):
+        raise UnprocessableEntity(f"{name}: Must be 0 or 1.")
+    return given == "1"
 
 
 @blueprint.get("/scans")
@@ -336,6 +358,11 @@ def told(scan: Scan) -> dict[str, Any]:
         "status": scan.status,
         "progress": scan.progress,
         "error": scan.error,
+        "title": scan.title,
+        "kind": scan.kind,
+        "files": scan.files,
+        "stat": scan.stat,
+        "notes": scan.notes or [],
         "created_at": scan.created_at,
         "finished_at": scan.finished_at,
         "score_anyway_url": url_for("api.score_anyway", scan_id=scan.id, _external=True) if scan.may_be_forced else None,

@@ -69,6 +69,11 @@ class ScanSchema(Schema):
     status = fields.Enum(JobStatus, by_value=True, required=True)
     progress = fields.Float(required=True, metadata={"description": "0 to 1"})
     error = fields.String(required=True, allow_none=True)
+    title = fields.String(required=True)
+    kind = fields.String(required=True, metadata={"description": "png, jpeg, dicom or nifti"})
+    files = fields.Integer(required=True, metadata={"description": "How many were submitted for it."})
+    stat = fields.Boolean(required=True)
+    notes = fields.List(fields.String(), required=True, metadata={"description": "What was found while it was taken in."})
     created_at = fields.AwareDateTime(required=True)
     finished_at = fields.AwareDateTime(required=True, allow_none=True)
     score_anyway_url = fields.Url(

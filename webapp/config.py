@@ -57,11 +57,22 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "TRUSTED_PROXIES": number("TRUSTED_PROXIES", 0),
         "LOGIN_DAYS": number("LOGIN_DAYS", 14),
         "RESET_LINK_HOURS": number("RESET_LINK_HOURS", 24),
-        # One slice is 0.5 MB as DICOM; 64 MB leaves room for radiographs that people submit by mistake and are told so.
-        "MAX_UPLOAD_MB": number("MAX_UPLOAD_MB", 64),
+        # One slice is 0.5 MB as DICOM, a thin-sliced head 150 MB.
+        "MAX_UPLOAD_MB": number("MAX_UPLOAD_MB", 512),
         # What any request may send, with room for a form's other parts; the import of data sets has a limit of its own.
-        "MAX_CONTENT_LENGTH": (number("MAX_UPLOAD_MB", 64) + 1) * 2**20,
-        "MAX_FILES_PER_UPLOAD": number("MAX_FILES_PER_UPLOAD", 50),
+        "MAX_CONTENT_LENGTH": (number("MAX_UPLOAD_MB", 512) + 1) * 2**20,
+        "MAX_FILES_PER_UPLOAD": number("MAX_FILES_PER_UPLOAD", 2000),
+        "MAX_FORM_PARTS": number("MAX_FILES_PER_UPLOAD", 2000) + 20,
+        # What an archive may unpack to.
+        "MAX_UNPACKED_MB": number("MAX_UNPACKED_MB", 1024),
+        # The longest series, and its pixels in all: 570 slices of 512 x 512, which a worker holds in 600 MB.
+        "MAX_SLICES": number("MAX_SLICES", 2000),
+        "MAX_SERIES_PIXELS": number("MAX_SERIES_PIXELS", 150_000_000),
+        # What one person's originals may take in all; 0 sets no limit.
+        "QUOTA_MB": number("QUOTA_MB", 20_000),
+        "UPLOADS_PER_MINUTE": number("UPLOADS_PER_MINUTE", 600),
+        # A person's urgent scans that wait at once: if all were urgent, nobody's would be.
+        "MAX_STAT": number("MAX_STAT", 20),
         "MAX_PIXELS": number("MAX_PIXELS", 16_000_000),
         "MAX_DATASET_MB": number("MAX_DATASET_MB", 4096),
         "MAX_FORM_MEMORY_SIZE": 500_000,

@@ -9,7 +9,7 @@ from typing import Any
 from flask import request
 from flask_wtf import FlaskForm
 from flask_wtf.file import FileRequired, MultipleFileField
-from wtforms import Form, HiddenField, PasswordField, StringField
+from wtforms import BooleanField, Form, HiddenField, PasswordField, StringField
 from wtforms.validators import DataRequired, Email, Length, Optional, Regexp, ValidationError
 
 MIN_PASSWORD, MAX_PASSWORD = 10, 200
@@ -149,15 +149,20 @@ class TokenForm(FlaskForm):
 
 
 class ScanForm(FlaskForm):
-    """The slices that a person submits."""
+    """The scans that a person submits."""
 
+    # No `accept`: files of a DICOM series often have no ending.
     file = MultipleFileField(
-        "CT slices",
-        [FileRequired("Please choose a PNG, JPEG or DICOM file.")],
-        description="PNG, JPEG or DICOM. Several files at once become several scans.",
-        render_kw={"accept": "image/png,image/jpeg,application/dicom,.png,.jpg,.jpeg,.dcm,.dicom,.ima"},
+        "Files",
+        [FileRequired("Please choose a PNG, JPEG, DICOM, NIfTI or ZIP file.")],
+        description="A slice as PNG, JPEG or DICOM; a series as DICOM files, NIfTI or a ZIP of slices. Each series becomes one scan.",
     )
     title = TextField("Title", [Optional(), at_most(MAX_TITLE)], description="Optional. Please do not write the name of a patient here.")
+    together = BooleanField("The pictures are slices of one scan", description="Otherwise each PNG or JPEG is a scan of its own.")
+    stat = BooleanField("STAT", description="Read before all scans that are not.")
+    keep_names = BooleanField(
+        "Keep file names", description="As title and in messages. They may name a patient; without this they are forgotten."
+    )
 
 
 class PhantomForm(FlaskForm):

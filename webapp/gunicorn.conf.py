@@ -1,6 +1,8 @@
 """How gunicorn serves the web application."""
 
 import os
+import resource
+from typing import Any
 
 # HOST=0.0.0.0 opens it to the network: only behind a proxy that speaks TLS, or in a container.
 bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or '8000'}"
@@ -19,3 +21,15 @@ worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 # A second way to command gunicorn, in the user's home folder, that nobody needs and several instances would share.
 control_socket_disable = True
 loglevel = "warning"
+
+# Each file of an upload is an open one here, and a series has hundreds; the usual limit is 1,024 in all.
+_, most_open = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(most_open, 65_536) if most_open > 0 else 65_536, most_open))
+
+
+def on_starting(_server: Any) -> None:
+    """Remove what uploads left behind when an earlier server was killed."""
+    from webapp.config import settings
+    from webapp.intake.incoming import empty_incoming
+
+    empty_incoming(settings(os.environ)["HEMOSCAN_HOME"])

@@ -14,10 +14,10 @@ from sqlalchemy.orm import joinedload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from webapp.extensions import db
+from webapp.extensions import db, limiter
 from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
-from webapp.intake import UploadRejected, accept_scans
+from webapp.intake import Choices, UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
 from webapp.storage import storage
@@ -46,13 +46,14 @@ def history() -> str:
 
 
 @blueprint.post("/scans")
+@limiter.limit(lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute", key_func=lambda: f"uploads {current_user.get_id()}")
 @login_required
 def submit() -> tuple[str, int] | WerkzeugResponse:
-    """Take in slices, each a scan of its own."""
+    """Take in slices and series, each a scan of its own."""
     form = ScanForm()
     if form.validate_on_submit():
         try:
-            return _submit(form.file.data, form.title.data or "")
+            return _submit(form.file.data, form.title.data or "", Choices(form.stat.data, form.together.data, form.keep_names.data))
         except UploadRejected as err:
             form.file.errors = [str(err)]
     return _history(form), 400
@@ -67,7 +68,7 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
     if phantom is None:
         abort(404, "There is no such phantom.")
     with _phantom_folder().joinpath(phantom["file"]).open("rb") as content:
-        return _submit([FileStorage(content, phantom["file"])], phantom["title"])
+        return _submit([FileStorage(content, phantom["file"])], phantom["title"], Choices())
 
 
 @blueprint.get("/scans/<scan_id>")
@@ -222,14 +223,16 @@ def _queued(scan_id: str, queued: bool, otherwise: str) -> WerkzeugResponse:
     return redirect(url_for("scans.show", scan_id=scan_id))
 
 
-def _submit(files: Sequence[FileStorage], title: str) -> WerkzeugResponse:
+def _submit(files: Sequence[FileStorage], title: str, choices: Choices) -> WerkzeugResponse:
     def warn() -> None:
         flash(QUEUE_AWAY, "warning")
 
-    scans = accept_scans(current_user.id, files, title, on_unreachable=warn)
+    scans = accept_scans(current_user.id, files, title, choices, on_unreachable=warn)
     if len(scans) == 1:
         return redirect(url_for("scans.show", scan_id=scans[0].id))
     flash(f"{len(scans)} scans are submitted.", "success")
+    for note in scans[0].notes or []:
+        flash(note, "warning")
     return redirect(url_for("scans.history"))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+import zipfile
 from collections.abc import Collection, Mapping
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from flask import current_app
@@ -216,7 +218,15 @@ def read_original(scan: Scan) -> Series:
     with presence().work_folder() as folder:
         original = folder / "original"
         stored(lambda: storage.fetch(scan.original_key, original))
-        return read_series([original], max_pixels=current_app.config["MAX_PIXELS"])
+        paths = _unpack(original) if scan.files > 1 else [original]
+        return read_series(paths, max_pixels=current_app.config["MAX_PIXELS"])
+
+
+def _unpack(original: Path) -> list[Path]:
+    """Return the files of a series in the order in which they were sent; `webapp.intake` packed them, uncompressed."""
+    with zipfile.ZipFile(original) as packed:
+        packed.extractall(original.parent)
+        return [original.parent / name for name in packed.namelist()]
 
 
 def store_pictures(scan_id: str, series: Series) -> None:

@@ -200,7 +200,10 @@ def test_a_body_over_the_limit_is_413(app: Flask, ann: FlaskClient) -> None:
 
 def test_a_queued_scan_has_no_result(app: Flask, ann: FlaskClient) -> None:
     told = ann.get(f"/api/v1/scans/{add_scan(app)}").json
-    assert set(told) == {"id", "status", "progress", "error", "created_at", "finished_at", "score_anyway_url", "result"}
+    assert set(told) == {
+        *("id", "status", "progress", "error", "title", "kind", "files", "stat", "notes"),
+        *("created_at", "finished_at", "score_anyway_url", "result"),
+    }
     assert (told["status"], told["progress"], told["error"], told["finished_at"], told["result"]) == ("queued", 0.0, None, None, None)
     assert told["created_at"].endswith("+00:00")
 
@@ -392,7 +395,7 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
     submit = document["paths"]["/api/v1/scans"]["post"]
     assert submit["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"]["type"] == "array"
-    assert set(submit["responses"]) == {"202", "401", "413", "415", "422", "503"}
+    assert set(submit["responses"]) == {"202", "401", "413", "415", "422", "429", "503"}
     assert set(submit["responses"]["422"]["content"]) == {"application/problem+json"}
     page = document["components"]["schemas"]["ScansPage"]["properties"]
     assert set(page) == {"items", "page", "per_page", "total"}

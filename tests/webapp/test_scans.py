@@ -149,9 +149,9 @@ def test_a_queue_that_cannot_be_reached_is_said_and_the_scan_is_kept(ann: FlaskC
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ({}, "Please choose a PNG, JPEG or DICOM file."),
+        ({}, "Please choose a PNG, JPEG, DICOM, NIfTI or ZIP file."),
         (form(b""), "The file is empty."),
-        (form(b"text"), "The file is not a PNG, JPEG or DICOM image."),
+        (form(b"text"), "The file is not a PNG, JPEG, DICOM or NIfTI image."),
         (form(png(), title="x" * 81), "Please use at most 80 characters."),
         (form(png(), title="a\x00b"), "Please use only characters that can be printed."),
     ],

@@ -26,6 +26,7 @@ from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_o
 from webapp.extensions import csrf, db
 from webapp.forms import TextField, at_most
 from webapp.intake import UploadRejected, accept_dataset
+from webapp.intake.incoming import incoming_folder
 from webapp.models import Dataset
 from webapp.storage import storage
 
@@ -89,12 +90,10 @@ def uploaded_form() -> Iterator[MultiDict[str, Any] | None]:
 
     Files lie under HEMOSCAN_HOME, readable by the owner only, and are removed when the context ends, however it does.
     """
-    incoming = current_app.config["HEMOSCAN_HOME"] / "incoming"
-    incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ExitStack() as spooled:
 
         def spool(*_: object, **__: object) -> IO[bytes]:
-            return spooled.enter_context(NamedTemporaryFile(dir=incoming, prefix="dataset-", suffix=".zip"))
+            return spooled.enter_context(NamedTemporaryFile(dir=incoming_folder(), prefix="dataset-", suffix=".zip"))
 
         parser = FormDataParser(
             stream_factory=spool,

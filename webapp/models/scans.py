@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String, false
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, false
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
@@ -24,6 +24,7 @@ class Scan(Leased, db.Model):
     title: Mapped[str] = mapped_column(String(80), default="")
     kind: Mapped[str] = mapped_column(String(16))  # What its bytes are: png, jpeg, dicom or nifti.
     files: Mapped[int] = mapped_column(default=1, server_default="1")  # How many were submitted for it.
+    size: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # Bytes of its original.
     stat: Mapped[bool] = mapped_column(default=False, server_default=false())  # Read before all others.
     # What was found while it was taken in; sentences for its owner.
     notes: Mapped[list[str] | None] = mapped_column(JSON)

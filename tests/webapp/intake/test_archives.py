@@ -1,0 +1,108 @@
+"""ZIP archives that people send: members one at a time, and a sentence for each way to do harm."""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.webapp.intake.made import zip_of
+from webapp.intake.archives import ArchiveRefused, members
+
+DAMAGED = "The ZIP archive is damaged or incomplete."
+
+
+def unpacked(content: bytes, folder: Path, most_files: int = 10, most_bytes: int = 10**6) -> dict[str, bytes]:
+    """Return what an archive holds."""
+    archive = io.BytesIO(content)
+    return {
+        name: member.read() for name, member in members(archive, len(content), most_files=most_files, most_bytes=most_bytes, folder=folder)
+    }
+
+
+def refusal(content: bytes, folder: Path, **limits: int) -> str:
+    """Return why an archive is refused; nothing of it is left."""
+    with pytest.raises(ArchiveRefused) as refused:
+        unpacked(content, folder, **limits)
+    assert list(folder.iterdir()) == []
+    return str(refused.value)
+
+
+def test_members_come_one_at_a_time_without_what_systems_add(tmp_path: Path) -> None:
+    files = {"a/1.png": b"one", "a/2.png": b"two" * 1000, "b": b""}
+    added = {"DICOMDIR": b"x", "__MACOSX/a/._1.png": b"x", "a/.DS_Store": b"x", "a/Thumbs.db": b"x", "c/": b""}
+    assert unpacked(zip_of({**files, **added}), tmp_path) == files
+    assert unpacked(zip_of(files, zipfile.ZIP_STORED), tmp_path) == files
+
+
+def test_a_member_is_at_hand_only_until_the_next(tmp_path: Path) -> None:
+    content = zip_of({"1": b"one", "2": b"two"})
+    taken = [member for _, member in members(io.BytesIO(content), len(content), most_files=9, most_bytes=99, folder=tmp_path)]
+    assert all(member.closed for member in taken)
+
+
+def test_limits_hold(tmp_path: Path) -> None:
+    content = zip_of({str(number): bytes(1000) for number in range(5)})
+    assert refusal(content, tmp_path, most_files=4) == "The ZIP archive holds 5 files; at most 4 are read."
+    assert refusal(content, tmp_path, most_bytes=4999) == "The ZIP archive unpacks to more than 0 MB."
+
+
+def test_a_member_that_is_larger_than_its_directory_says_is_cut_short(tmp_path: Path) -> None:
+    content = bytearray(zip_of({"bomb": bytes(5_000_000)}))
+    for at in (22, content.index(b"PK\x01\x02") + 24):  # Its sizes in both headers.
+        content[at : at + 4] = struct.pack("<I", 1000)
+    assert refusal(bytes(content), tmp_path) == DAMAGED
+
+
+def test_an_archive_that_grows_beyond_measure_is_refused(tmp_path: Path) -> None:
+    content = zip_of({"bomb": bytes(100 * 2**20)})
+    assert refusal(content, tmp_path, most_bytes=2**30) == "The ZIP archive unpacks to far more than its size."
+
+
+def test_a_directory_of_millions_is_not_read(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for number in range(40_000):
+            archive.writestr(f"{number:060}", b"")
+    assert refusal(packed.getvalue(), tmp_path) == "The ZIP archive holds far too many files."
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../up", "..\\up"])
+def test_names_that_lead_out_are_refused(name: str, tmp_path: Path) -> None:
+    assert refusal(zip_of({"fine": b"x", name: b"x"}), tmp_path) == "The ZIP archive holds a file that lies outside of it."
+
+
+def test_links_are_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    assert refusal(packed.getvalue(), tmp_path) == "The ZIP archive holds a link, which is not followed."
+
+
+def test_nested_archives_are_refused(tmp_path: Path) -> None:
+    assert refusal(zip_of({"inner.zip": zip_of({"a": b"x"})}), tmp_path).startswith("The ZIP archive holds another archive")
+
+
+def test_encrypted_archives_are_refused(tmp_path: Path) -> None:
+    content = bytearray(zip_of({"a": b"x" * 100}))
+    for at in (6, content.index(b"PK\x01\x02") + 8):
+        content[at] |= 1
+    assert refusal(bytes(content), tmp_path) == "The ZIP archive is encrypted."
+
+
+def test_other_compressions_are_refused(tmp_path: Path) -> None:
+    assert refusal(zip_of({"a": b"x" * 100}, zipfile.ZIP_LZMA), tmp_path).startswith("The ZIP archive is compressed in a way")
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    content = zip_of({"a": bytes(range(256)) * 50, "b": b"x"}, zipfile.ZIP_STORED)
+    flipped = bytearray(content)
+    flipped[2000] ^= 1
+    for damaged in (content[:-10], content[: len(content) // 2], b"PK\x03\x04" + bytes(100), bytes(flipped)):
+        assert refusal(damaged, tmp_path) == DAMAGED

@@ -1,0 +1,421 @@
+"""What may come in: every kind that is read, every refusal a sentence, and nothing half-written left behind."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import pydicom
+import pytest
+from flask import Flask
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
+from werkzeug.datastructures import FileStorage
+
+from tests.conftest import make_user
+from tests.webapp.intake.made import dicom_file, jpeg_of, nifti_file, picture, planted_everywhere, png_of, zip_of
+from webapp import intake
+from webapp.extensions import db
+from webapp.intake import Choices, UploadRejected, accept_dataset, accept_scans
+from webapp.intake.incoming import empty_incoming
+from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS
+from webapp.models import Dataset, JobStatus, Scan
+from webapp.storage import StorageError, storage
+
+REFUSED = [
+    (b"", "The file is empty."),
+    (b"\x00", "The file is not a PNG, JPEG, DICOM or NIfTI image."),
+    (b"Not a picture at all.", "The file is not a PNG, JPEG, DICOM or NIfTI image."),
+    (b"GIF89a" + bytes(100), "The file is not a PNG, JPEG, DICOM or NIfTI image."),
+    (picture()[:8], "The PNG picture is damaged or incomplete."),
+    (picture()[:-20], "The PNG picture is damaged or incomplete."),
+    (picture()[: len(picture()) // 2], "The PNG picture is damaged or incomplete."),
+    (picture().replace(b"IDAT", b"IDXT"), "The PNG picture is damaged or incomplete."),
+    (png_of(30_000, 30_000), "The picture is too large: 30000 x 30000 pixels, at most 16 million are read."),
+    (jpeg_of(30_000, 30_000), "The picture is too large: 30000 x 30000 pixels, at most 16 million are read."),
+    (b"\xff\xd8\xff" + bytes(10), "The JPEG picture is damaged or incomplete."),
+    (dicom_file(without=("PixelData",)), "The DICOM file has no picture in it."),
+    (dicom_file(without=("Rows",)), "The DICOM file has no picture in it."),
+    (dicom_file(Rows=0), "The DICOM file has no picture in it."),
+    (dicom_file(Rows=30_000, Columns=30_000), "The picture is too large: 30000 x 30000 pixels, at most 16 million are read."),
+    (dicom_file(Modality="MR"), "The DICOM file is not a CT image: its modality is MR."),
+    (dicom_file(NumberOfFrames=-3), "The DICOM file is damaged or incomplete."),
+    (dicom_file(NumberOfFrames=5000), "The series has 5000 slices; at most 2000 are read."),
+    (dicom_file()[:-1], "The DICOM file is damaged or incomplete."),
+    (dicom_file(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "The DICOM file is a localizer"),
+    (
+        dicom_file().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"),
+        "The pixels of the DICOM file are coded in a way that is not read",
+    ),
+    (nifti_file()[:-1], "The NIfTI file is damaged or incomplete."),
+    (nifti_file(packed=True)[:-30], "The NIfTI file is damaged or incomplete."),
+    (nifti_file((64, 64, 5, 3)), "The NIfTI file holds 3 volumes; please send one scan in one file."),
+    (zip_of({}), "The ZIP archive holds no image."),
+    (zip_of({"notes.txt": b"text"}), "The file is not a PNG, JPEG, DICOM or NIfTI image."),
+    (zip_of({"../1.png": picture()}), "The ZIP archive holds a file that lies outside of it."),
+    (dicom_file(SamplesPerPixel=3), "The DICOM file is a color picture, not a CT slice."),
+    (dicom_file(DeflatedExplicitVRLittleEndian), "The DICOM file is deflated, which is not read; please export it without."),
+    (dicom_file()[:132], "The DICOM file does not say how its pixels are coded (no transfer syntax)."),
+    (dicom_file()[:200], "The DICOM file"),
+    (bytes(128) + b"DICM" + b"\xff" * 500, "The DICOM file"),
+]
+
+
+def upload(content: bytes, name: str = "slice") -> FileStorage:
+    """Return what a form's field holds."""
+    return FileStorage(io.BytesIO(content), name)
+
+
+def files_under(folder: Path) -> list[Path]:
+    """Return all files under a folder, which need not exist."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def ann(app: Flask) -> Iterator[str]:
+    """Ann's id; the application's context is pushed."""
+    user_id = make_user(app, "ann")
+    with app.app_context():
+        yield user_id
+
+
+@pytest.fixture
+def nudges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The nudges that were sent, each after its row was committed."""
+    sent: list[str] = []
+
+    def nudge(task: str) -> bool:
+        assert not db.session.new
+        assert not db.session().in_transaction()
+        sent.append(task)
+        return True
+
+    monkeypatch.setattr(intake, "nudge", nudge)
+    return sent
+
+
+def nothing_is_left(tmp_path: Path) -> bool:
+    """True if neither a row nor a file was written."""
+    rows = sum(db.session.scalar(select(func.count()).select_from(table)) or 0 for table in (Scan, Dataset))
+    return rows == 0 and not files_under(tmp_path / "files") and not files_under(tmp_path / "incoming")
+
+
+# --- scans
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "suffix"),
+    [
+        (picture("PNG"), "png", ".png"),
+        (picture("JPEG"), "jpeg", ".jpg"),
+        (dicom_file(), "dicom", ".dcm"),
+        (dicom_file(ImplicitVRLittleEndian), "dicom", ".dcm"),
+        (dicom_file(without=("Modality",)), "dicom", ".dcm"),
+        (nifti_file(), "nifti", ".nii"),
+        (nifti_file(packed=True), "nifti", ".nii"),
+        (zip_of({"1.png": picture()}), "png", ".png"),
+    ],
+    ids=["png", "jpeg", "dicom", "implicit dicom", "dicom without modality", "nifti", "packed nifti", "one picture in an archive"],
+)
+def test_what_a_file_is_says_its_content(ann: str, nudges: list[str], content: bytes, kind: str, suffix: str) -> None:
+    [scan] = accept_scans(ann, [upload(content, "../../etc/holiday.gif")], "  Monday ")
+    assert (scan.kind, scan.title, scan.user_id, scan.status) == (kind, "Monday", ann, JobStatus.QUEUED)
+    assert (scan.original_key, scan.files, scan.stat, scan.notes) == (f"originals/{scan.id}{suffix}", 1, False, [])
+    assert scan.size == len(storage.get(scan.original_key)) > 0
+    assert nudges == [PREDICT_SCANS]
+
+
+def test_many_files_are_many_scans_and_one_nudge(ann: str, nudges: list[str]) -> None:
+    contents = [picture(side=64 + i) for i in range(5)]
+    scans = accept_scans(ann, [upload(content) for content in contents])
+    assert [storage.get(scan.original_key) for scan in scans] == contents
+    assert nudges == [PREDICT_SCANS]
+
+
+def test_a_large_file_goes_by_way_of_a_file_that_is_removed(
+    ann: str, nudges: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "HELD_IN_MEMORY", 100)
+    content = picture(side=256)
+    [scan] = accept_scans(ann, [upload(content)])
+    assert storage.get(scan.original_key) == content
+    assert files_under(tmp_path / "incoming") == []
+
+
+@pytest.mark.parametrize(("content", "sentence"), REFUSED, ids=range(len(REFUSED)))
+def test_a_file_that_cannot_be_read_is_refused_with_a_sentence(
+    ann: str, nudges: list[str], tmp_path: Path, content: bytes, sentence: str
+) -> None:
+    with pytest.raises(UploadRejected) as refusal:
+        accept_scans(ann, [upload(content, "a.png")])
+    assert str(refusal.value).startswith(sentence)
+    assert str(refusal.value).endswith(".")
+    assert nothing_is_left(tmp_path)
+    assert nudges == []
+
+
+def test_of_many_files_the_refused_one_is_named_and_none_is_stored(ann: str, nudges: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UploadRejected) as refusal:
+        accept_scans(ann, [upload(picture(), "good.png"), upload(b"", "no\u202e\x00thing.png")])
+    assert str(refusal.value) == "“nothing.png”: The file is empty."
+    with pytest.raises(UploadRejected, match="“number 2”"):
+        accept_scans(ann, [upload(picture()), FileStorage(io.BytesIO(b""))])
+    assert nothing_is_left(tmp_path)
+
+
+def test_too_many_files_and_none_are_refused(app: Flask, ann: str) -> None:
+    app.config["MAX_FILES_PER_UPLOAD"] = 2
+    with pytest.raises(UploadRejected, match=r"The upload has 3 files; at most 2 are accepted at once."):
+        accept_scans(ann, [upload(picture())] * 3)
+    with pytest.raises(UploadRejected, match=r"There is no file in this upload."):
+        accept_scans(ann, [])
+
+
+def test_a_file_over_the_limit_is_refused(app: Flask, ann: str) -> None:
+    app.config["MAX_UPLOAD_MB"] = 1
+    with pytest.raises(UploadRejected, match=r"The file is larger than 1 MB."):
+        accept_scans(ann, [upload(picture() + bytes(2**20))])
+
+
+@pytest.mark.parametrize("title", ["x" * 81, "a\x00b", "a\nb"])
+def test_a_title_that_cannot_be_stored_is_refused(ann: str, tmp_path: Path, title: str) -> None:
+    with pytest.raises(UploadRejected, match=r"The title is not accepted."):
+        accept_scans(ann, [upload(picture())], title)
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_storage_that_fails_halfway_leaves_nothing(ann: str, nudges: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    puts = []
+
+    def put(key: str, content: bytes) -> None:
+        puts.append(key)
+        if len(puts) == 3:
+            raise StorageError("The storage did not accept a file; please try again later.")
+        store(key, content)
+
+    store = storage.put
+    monkeypatch.setattr(intake, "storage", type("Failing", (), {"put": staticmethod(put), "delete": staticmethod(storage.delete)}))
+    with pytest.raises(StorageError):
+        accept_scans(ann, [upload(picture()) for _ in range(4)])
+    assert nothing_is_left(tmp_path)
+    assert nudges == []
+
+
+def test_a_database_that_fails_leaves_no_file(ann: str, nudges: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        if db.session.new:
+            raise OperationalError("COMMIT", {}, Exception("disk full"))
+
+    monkeypatch.setattr(db.session, "commit", fail)
+    with pytest.raises(OperationalError):
+        accept_scans(ann, [upload(picture())])
+    assert nothing_is_left(tmp_path)
+    assert nudges == []
+
+
+def test_no_transaction_is_open_while_a_file_is_stored(ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    db.session.scalar(select(func.count()).select_from(Scan))
+    assert db.session().in_transaction()
+    seen = []
+
+    def look(*_: object) -> None:
+        seen.append(db.session().in_transaction())
+
+    monkeypatch.setattr(intake, "_store", look)
+    accept_scans(ann, [upload(picture()), upload(picture())])
+    assert seen == [False, False]
+
+
+def test_a_queue_that_cannot_be_reached_is_told_and_the_scan_waits(ann: str) -> None:
+    told: list[bool] = []
+    [scan] = accept_scans(ann, [upload(picture())], on_unreachable=lambda: told.append(True))
+    assert told == [True]
+    assert db.session.get_one(Scan, scan.id).status == JobStatus.QUEUED
+
+
+# --- series
+
+
+def series(number: int = 1, slices: int = 4, **tags: object) -> list[bytes]:
+    """Return the files of a series."""
+    return [
+        dicom_file(
+            SeriesInstanceUID=f"1.2.{number}", SeriesNumber=number, InstanceNumber=place, ImagePositionPatient=[0, 0, 5 * place], **tags
+        )
+        for place in range(slices)
+    ]
+
+
+def packed(scan: Scan) -> list[bytes]:
+    """Return the files that are stored for a series."""
+    with storage.open(scan.original_key) as file, zipfile.ZipFile(file) as archive:
+        assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+        return [archive.read(name) for name in archive.namelist()]
+
+
+def test_the_files_of_each_dicom_series_become_one_scan(ann: str, nudges: list[str]) -> None:
+    one, two = series(1), series(2, slices=3)
+    mixed = [content for pair in zip(one, two, strict=False) for content in pair] + one[3:]
+    scans = accept_scans(ann, [upload(content) for content in mixed], "Monday")
+    assert [(scan.title, scan.files, scan.kind) for scan in scans] == [("Monday · Series 1", 4, "dicom"), ("Monday · Series 2", 3, "dicom")]
+    assert all(scan.original_key == f"originals/{scan.id}.zip" for scan in scans)
+    places = [[pydicom.dcmread(io.BytesIO(content)).InstanceNumber for content in packed(scan)] for scan in scans]
+    assert places == [[0, 1, 2, 3], [0, 1, 2]]
+    assert nudges == [PREDICT_SCANS]
+
+
+def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(ann: str, nudges: list[str]) -> None:
+    files = {f"a/{place}": content for place, content in enumerate(series(1) + series(2, ConvolutionKernel="BONE"))}
+    files |= {"scout": dicom_file(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "readme.txt": b"text", "mr": dicom_file(Modality="MR")}
+    soft, bone = accept_scans(ann, [upload(zip_of(files))])
+    assert (soft.title, bone.title) == ("Series 1", "Series 2")
+    left = ["Left out: 1 localizers.", "Left out: 1 files that are no images.", "Left out: 1 files of another modality than CT."]
+    assert soft.notes == left
+    assert bone.notes[:-1] == left
+    assert bone.notes[-1].startswith("The series was reconstructed with a sharp kernel (BONE)")
+
+
+def test_the_pictures_of_a_folder_in_an_archive_are_one_scan_by_the_numbers_in_their_names(ann: str, nudges: list[str]) -> None:
+    sides = {"a/slice 10.png": 74, "a/slice 9.png": 73, "b/1.png": 64, "a/slice 2.png": 72}
+    first, second = accept_scans(ann, [upload(zip_of({name: picture(side=side) for name, side in sides.items()}))])
+    assert packed(first) == [picture(side=side) for side in (72, 73, 74)]
+    assert (first.kind, first.files, second.files) == ("png", 3, 1)
+
+
+def test_pictures_are_one_scan_if_their_owner_says_so(ann: str, nudges: list[str]) -> None:
+    files = [("2.png", picture(side=72)), ("10.png", picture(side=80)), ("1.png", picture(side=71))]
+    [scan] = accept_scans(ann, [upload(content, name) for name, content in files], choices=Choices(together=True))
+    assert packed(scan) == [picture(side=side) for side in (71, 72, 80)]
+    assert len(accept_scans(ann, [upload(content, name) for name, content in files])) == 3
+
+
+def test_one_damaged_slice_among_many_is_left_out_and_said(ann: str, nudges: list[str]) -> None:
+    files = series(slices=10)
+    files[6] = files[6][:-5]
+    [scan] = accept_scans(ann, [upload(content, f"Doe^John {place}.dcm") for place, content in enumerate(files)])
+    assert (scan.files, scan.notes) == (9, ["File 7 of 10 was left out: The DICOM file is damaged or incomplete."])
+    [named] = accept_scans(
+        ann, [upload(zip_of({f"{place}.dcm": content for place, content in enumerate(files)}))], choices=Choices(keep_names=True)
+    )
+    assert named.notes == ["“6.dcm” was left out: The DICOM file is damaged or incomplete."]
+    assert named.title == "0.dcm"
+
+
+def test_too_many_damaged_slices_are_sent_again(ann: str, tmp_path: Path) -> None:
+    files = [content[: -5 * (place > 6)] if place > 6 else content for place, content in enumerate(series(slices=10))]
+    with pytest.raises(UploadRejected, match=r"“7.dcm”: The DICOM file is damaged or incomplete."):
+        accept_scans(ann, [upload(zip_of({f"{place}.dcm": content for place, content in enumerate(files)}))])
+    assert nothing_is_left(tmp_path)
+
+
+def test_two_patients_in_one_series_are_refused_and_in_two_they_are_two_scans(ann: str, nudges: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UploadRejected, match="name different patients"):
+        accept_scans(ann, [upload(content) for content in [*series(PatientID="one"), *series(PatientID="two")]])
+    assert nothing_is_left(tmp_path)
+    assert len(accept_scans(ann, [upload(content) for content in [*series(1, PatientID="one"), *series(2, PatientID="two")]])) == 2
+
+
+def test_a_series_that_is_too_long_or_too_large_is_refused(app: Flask, ann: str, tmp_path: Path) -> None:
+    app.config["MAX_SLICES"] = 3
+    with pytest.raises(UploadRejected, match=r"The series has 4 slices; at most 3 are read."):
+        accept_scans(ann, [upload(content) for content in series()])
+    with pytest.raises(UploadRejected, match=r"The ZIP archive holds 4 files; at most 3 are read."):
+        accept_scans(ann, [upload(zip_of({str(place): content for place, content in enumerate(series())}))])
+    app.config |= {"MAX_SLICES": 2000, "MAX_SERIES_PIXELS": 64 * 64 * 3}
+    with pytest.raises(UploadRejected, match=r"at most 0.012288 million are read."):
+        accept_scans(ann, [upload(content) for content in series()])
+    assert nothing_is_left(tmp_path)
+
+
+def test_urgent_scans_are_few(app: Flask, ann: str, nudges: list[str]) -> None:
+    app.config["MAX_STAT"] = 2
+    urgent = Choices(stat=True)
+    assert [scan.stat for scan in accept_scans(ann, [upload(picture())], choices=urgent)] == [True]
+    late = accept_scans(ann, [upload(picture()), upload(picture())], choices=urgent)
+    assert [scan.stat for scan in late] == [True, False]
+    assert [scan.notes for scan in late] == [[], ["Too many of your urgent scans wait already; this one is read in its turn."]]
+
+
+def test_whoever_has_stored_as_much_as_one_may_deletes_first(app: Flask, ann: str, nudges: list[str]) -> None:
+    app.config["QUOTA_MB"] = 1
+    accept_scans(ann, [upload(nifti_file((512, 512, 3)))])
+    with pytest.raises(UploadRejected, match=r"Your scans take 1 MB, and 1 MB is the most; please delete some."):
+        accept_scans(ann, [upload(picture())])
+
+
+def test_nothing_that_names_a_patient_is_kept(
+    app: Flask, ann: str, nudges: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content, secrets = planted_everywhere()
+    volume = nifti_file(secrets=True, packed=True)
+    archive = zip_of(
+        {f"PLANT910X/{place}/PLANT911X.dcm": one for place, one in enumerate([*series(StudyDescription="PLANT912X"), content])}
+    )
+    accept_scans(ann, [upload(content, "PLANT913X.dcm"), upload(volume, "PLANT914X.nii.gz"), upload(archive, "PLANT915X.zip")])
+    assert db.session.scalar(select(func.count()).select_from(Scan)) == 3
+    db.session.remove()
+    db.engine.dispose()
+    everything = b"".join(path.read_bytes() for path in files_under(tmp_path)) + caplog.text.encode()
+    assert len(secrets) >= 60
+    assert b"PLANT" not in everything
+    assert ann.encode() in everything
+    stored = [path for path in files_under(tmp_path / "files") if path.suffix == ".nii"]
+    assert nibabel.Nifti1Image.from_bytes(gzip.decompress(stored[0].read_bytes())).shape == (64, 64, 5)
+
+
+def test_what_a_killed_server_left_is_removed_at_the_next_start(app: Flask, tmp_path: Path) -> None:
+    left = tmp_path / "incoming" / "tmp1"
+    left.mkdir(parents=True)
+    (left / "1").write_bytes(b"x")
+    (tmp_path / "incoming" / "dataset-1.zip").write_bytes(b"x")
+    empty_incoming(tmp_path)
+    assert list((tmp_path / "incoming").iterdir()) == []
+    empty_incoming(tmp_path / "nowhere")
+
+
+# --- data sets
+
+
+def archive(tmp_path: Path) -> Path:
+    """Return a ZIP archive."""
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("labels.csv", "filename,label\n")
+    return path
+
+
+def test_a_data_set_is_stored_and_queued(ann: str, nudges: list[str], tmp_path: Path) -> None:
+    path = archive(tmp_path)
+    dataset = accept_dataset(" head_ct ", path, ann)
+    assert (dataset.name, dataset.imported_by_id, dataset.status) == ("head_ct", ann, JobStatus.QUEUED)
+    assert storage.get(dataset.archive_key) == path.read_bytes()
+    assert nudges == [IMPORT_DATASET]
+
+
+def test_the_name_of_a_data_set_is_unique(ann: str, nudges: list[str], tmp_path: Path) -> None:
+    accept_dataset("head_ct", archive(tmp_path), ann)
+    with pytest.raises(UploadRejected, match=r"There is a data set named “head_ct” already."):
+        accept_dataset("head_ct", archive(tmp_path), None)
+    assert len(files_under(tmp_path / "files")) == 1
+    assert nudges == [IMPORT_DATASET]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 81, "a\x00b"])
+def test_a_data_set_needs_a_name(ann: str, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UploadRejected, match=r"The name of the data set is not accepted."):
+        accept_dataset(name, archive(tmp_path), ann)
+    assert nothing_is_left(tmp_path)
+
+
+def test_only_a_complete_zip_is_a_data_set(ann: str, tmp_path: Path) -> None:
+    path = archive(tmp_path)
+    for content in (b"", b"text", path.read_bytes()[:-10]):
+        path.write_bytes(content)
+        with pytest.raises(UploadRejected, match=r"The file is not a complete ZIP archive."):
+            accept_dataset("head_ct", path, ann)
+    assert nothing_is_left(tmp_path)

@@ -1,0 +1,109 @@
+"""NIfTI files: what a copy keeps, with nibabel as the judge, and what it does not."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from tests.webapp.intake.made import nifti_file
+from webapp.intake.nifti import NiftiFile, NiftiHeader, inflated, is_nifti
+from webapp.intake.streams import DamagedFile
+
+
+def copied(content: bytes, *, compress: bool) -> bytes:
+    """Return the clean copy of a file."""
+    copy = io.BytesIO()
+    with inflated(io.BytesIO(content)) as stream:
+        NiftiFile(stream).write(copy, compress=compress)
+    return copy.getvalue()
+
+
+def read(content: bytes, version: int) -> Any:
+    """Return what nibabel reads."""
+    plain = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    return (nibabel.Nifti1Image if version == 1 else nibabel.Nifti2Image).from_bytes(plain)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_copy_has_the_same_voxels_in_the_same_place_and_no_text(version: int, order: str, packed: bool) -> None:
+    content = nifti_file(version=version, order=order, packed=packed, secrets=True)
+    copy = copied(content, compress=packed)
+    before, after = read(content, version), read(copy, version)
+    assert (np.asarray(after.dataobj) == np.asarray(before.dataobj)).all()
+    assert (after.affine == before.affine).all()
+    assert after.header.get_xyzt_units() == before.header.get_xyzt_units()
+    plain = gzip.decompress(copy) if packed else copy
+    assert b"PLANT" in content or packed
+    assert b"PLANT" not in plain + copy
+    assert len(plain) == (352 if version == 1 else 544) + 64 * 64 * 5 * 2
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_decides_is_read(version: int) -> None:
+    assert NiftiFile(io.BytesIO(nifti_file((60, 64, 5), version))).header == NiftiHeader(60, 64, 5, volumes=1, is_grey=True)
+    assert NiftiFile(io.BytesIO(nifti_file((60, 64, 5, 3), version))).header.volumes == 3
+    assert NiftiFile(io.BytesIO(nifti_file((60, 64), version))).header.slices == 1
+    assert is_nifti(nifti_file(version=version)[:352])
+
+
+def test_colors_are_noticed() -> None:
+    content = bytearray(nifti_file())
+    content[70:74] = struct.pack("<2h", 128, 24)
+    assert not NiftiFile(io.BytesIO(content)).header.is_grey
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_cut_is_noticed(packed: bool) -> None:
+    content = nifti_file(packed=packed)
+    for end in (4, 100, 347, 349, len(content) // 2, len(content) - 1):
+        with pytest.raises(DamagedFile):
+            copied(content[:end], compress=packed)
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (40, struct.pack("<h", 0)),
+        (40, struct.pack("<h", 9)),
+        (42, struct.pack("<h", -4)),
+        (72, struct.pack("<h", 8)),
+        (108, struct.pack("<f", 1e9)),
+    ],
+    ids=["no dimensions", "nine dimensions", "less than nothing", "other bits than its type", "voxels far away"],
+)
+def test_a_header_that_contradicts_itself_is_damage(at: int, value: bytes) -> None:
+    content = bytearray(nifti_file())
+    content[at : at + len(value)] = value
+    with pytest.raises(DamagedFile):
+        NiftiFile(io.BytesIO(content))
+
+
+def test_a_place_of_the_voxels_that_is_no_number_is_damage() -> None:
+    content = bytearray(nifti_file())
+    content[108:112] = struct.pack("<f", float("nan"))
+    with pytest.raises(DamagedFile):
+        NiftiFile(io.BytesIO(content))
+
+
+def test_a_packed_bomb_is_inflated_as_far_as_its_header_says() -> None:
+    class Counting(io.BytesIO):
+        taken = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            content = super().read(size)
+            self.taken += len(content)
+            return content
+
+    bomb = gzip.compress(nifti_file() + bytes(200_000_000), 1)
+    file = Counting(bomb)
+    with inflated(file) as stream:
+        NiftiFile(stream).write(io.BytesIO(), compress=False)
+    assert file.taken < len(bomb) / 2

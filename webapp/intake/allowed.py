@@ -1,0 +1,131 @@
+"""Which elements of a DICOM file are kept, and what of each: an allow-list.
+
+DICOM PS3.15 Annex E lists what to remove; the other way round nothing is forgotten. Kept are geometry, how the pixels are coded and how
+they become Hounsfield units. Numbers are kept only where they are numbers, codes only where they are known ones, and UIDs are replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+MAX_CODES = 8
+IMAGE_TYPES = (
+    "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "REFORMATTED", "MPR", "VOLUME", "AVERAGE", "MIN_IP",
+    "MAX_IP", "NONE",
+)  # fmt: skip
+BODY_PARTS = (
+    "HEAD", "BRAIN", "SKULL", "HEADNECK", "NECK", "FACE", "ORBIT", "SINUS", "IAC", "EAR", "WHOLEBODY", "CHEST", "ABDOMEN", "PELVIS",
+    "SPINE", "CSPINE", "TSPINE", "LSPINE", "EXTREMITY", "KNEE", "SHOULDER", "HIP", "HEART", "COLON", "LIVER", "LUNG",
+)  # fmt: skip
+RESCALE_TYPES = ("HU", "HU_MOD", "US", "OD", "Z_EFF", "ED")
+NUMBERED_KERNEL = re.compile(rb"[A-Z]{1,2}[a-z]?[0-9]{1,3}[a-z]{0,2}[0-9]?")
+NAMED_KERNELS = (
+    b"STANDARD", b"SOFT", b"DETAIL", b"CHEST", b"LUNG", b"BONE", b"BONEPLUS", b"EDGE", b"ULTRA", b"SMOOTH", b"SHARP", b"BRAIN",
+)  # fmt: skip
+
+Change = Callable[[bytes], bytes | None]
+Allowed: TypeAlias = "Mapping[int, tuple[bytes, Change | Allowed]]"
+
+
+def _numbers(value: bytes) -> bytes | None:
+    """Keep decimal numbers written as text."""
+    return value if re.fullmatch(rb"[0-9+\-.eE \\\0]*", value) else None
+
+
+def _binary(value: bytes) -> bytes | None:
+    """Keep a few binary numbers."""
+    return value if len(value) <= 16 else None
+
+
+def _codes(*known: str) -> Change:
+    """Return what keeps those of several codes that are among `known`, each in its place."""
+
+    def keep(value: bytes) -> bytes | None:
+        codes = [code.strip(" \0") for code in value.decode("latin-1").split("\\")]
+        kept = [code if code in known else "" for code in codes[:MAX_CODES]]
+        return "\\".join(kept).encode() if any(kept) else None
+
+    return keep
+
+
+def _standard_uid(value: bytes) -> bytes | None:
+    """Keep a UID of the standard's own, which says what, never who."""
+    return value if re.fullmatch(rb"1\.2\.840\.10008\.[0-9.]{1,40}\0?", value) else None
+
+
+def uid(value: bytes) -> bytes | None:
+    """Keep a UID of the hospital's, until `webapp.intake.dicom` replaces it."""
+    return value if re.fullmatch(rb"[0-9.]{1,64}[ \0]?", value) else None
+
+
+def _kernel(value: bytes) -> bytes | None:
+    """Keep the name of a reconstruction kernel where it looks like one of the makers'."""
+    first = value.split(b"\\")[0].strip(b" \0")
+    return first if first in NAMED_KERNELS or NUMBERED_KERNEL.fullmatch(first) else None
+
+
+_FRAME: Allowed = {
+    0x00209113: (b"SQ", {0x00200032: (b"DS", _numbers)}),
+    0x00209116: (b"SQ", {0x00200037: (b"DS", _numbers)}),
+    0x00289110: (b"SQ", {0x00180050: (b"DS", _numbers), 0x00180088: (b"DS", _numbers), 0x00280030: (b"DS", _numbers)}),
+    0x00289145: (
+        b"SQ",
+        {
+            0x00281052: (b"DS", _numbers),
+            0x00281053: (b"DS", _numbers),
+            0x00281054: (b"LO", _codes(*RESCALE_TYPES)),
+        },
+    ),
+    0x00209111: (b"SQ", {0x00209057: (b"UL", _binary), 0x00209157: (b"UL", _binary)}),
+}
+
+ALLOWED: Allowed = {
+    0x00080008: (b"CS", _codes(*IMAGE_TYPES)),
+    0x00080016: (b"UI", _standard_uid),
+    0x00080018: (b"UI", uid),
+    0x00080060: (b"CS", _codes("CT")),
+    0x00180015: (b"CS", _codes(*BODY_PARTS)),
+    0x00180050: (b"DS", _numbers),
+    0x00180060: (b"DS", _numbers),
+    0x00180088: (b"DS", _numbers),
+    0x00181120: (b"DS", _numbers),
+    0x00181210: (b"SH", _kernel),
+    0x00185100: (b"CS", _codes("HFS", "HFP", "HFDR", "HFDL", "FFS", "FFP", "FFDR", "FFDL")),
+    0x0020000D: (b"UI", uid),
+    0x0020000E: (b"UI", uid),
+    0x00200011: (b"IS", _numbers),
+    0x00200012: (b"IS", _numbers),
+    0x00200013: (b"IS", _numbers),
+    0x00200032: (b"DS", _numbers),
+    0x00200037: (b"DS", _numbers),
+    0x00200052: (b"UI", uid),
+    0x00201041: (b"DS", _numbers),
+    0x00280002: (b"US", _binary),
+    0x00280004: (b"CS", _codes("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")),
+    0x00280006: (b"US", _binary),
+    0x00280008: (b"IS", _numbers),
+    0x00280010: (b"US", _binary),
+    0x00280011: (b"US", _binary),
+    0x00280030: (b"DS", _numbers),
+    0x00280100: (b"US", _binary),
+    0x00280101: (b"US", _binary),
+    0x00280102: (b"US", _binary),
+    0x00280103: (b"US", _binary),
+    0x00280120: (b"US", _binary),
+    0x00280121: (b"US", _binary),
+    0x00280301: (b"CS", _codes("YES", "NO")),
+    0x00281050: (b"DS", _numbers),
+    0x00281051: (b"DS", _numbers),
+    0x00281052: (b"DS", _numbers),
+    0x00281053: (b"DS", _numbers),
+    0x00281054: (b"LO", _codes(*RESCALE_TYPES)),
+    0x00282110: (b"CS", _codes("00", "01")),
+    0x52009229: (b"SQ", _FRAME),
+    0x52009230: (b"SQ", _FRAME),
+}  # fmt: skip
+METHOD = {
+    0x00120062: (b"CS", b"YES"),
+    0x00120063: (b"LO", b"Hemoscan: written anew from an allow-list of tags"),
+}

@@ -1,0 +1,112 @@
+"""ZIP archives that people send: their members one at a time, within limits that hold before the bytes are spent."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from struct import unpack_from
+from tempfile import SpooledTemporaryFile
+from typing import IO, cast
+
+from webapp.intake.streams import BLOCK
+
+ZIP = b"PK\x03\x04"
+EMPTY_ZIP = b"PK\x05\x06"
+MAX_DIRECTORY = 4 * 2**20
+"""Bytes of an archive's directory, which zipfile reads whole."""
+HELD_IN_MEMORY = 2**20
+FREE_OF_RATIO = 64 * 2**20
+MAX_RATIO = 200
+"""From FREE_OF_RATIO unpacked bytes on: CT shrinks to a half or a tenth, and only blank pictures by hundreds."""
+NOT_IMAGES = ("dicomdir", "thumbs.db", "desktop.ini")
+
+
+class ArchiveRefused(ValueError):
+    """An archive is not read; the text is a sentence."""
+
+
+def members(archive: IO[bytes], size: int, *, most_files: int, most_bytes: int, folder: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield name and content of each file in the ZIP `archive` of `size` bytes, unpacked under `folder` until the next is asked for.
+
+    Folders and the files that systems add (DICOMDIR, resource forks, hidden ones) are passed over. Names are told, never used as paths.
+
+    Raises:
+        ArchiveRefused: the archive is damaged, encrypted, or holds links, archives, too much or too many.
+    """
+    _check_directory(archive, size)
+    try:
+        packed = zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, ValueError, OSError, UnicodeDecodeError) as err:
+        raise ArchiveRefused("The ZIP archive is damaged or incomplete.") from err
+    with packed:
+        for info in packed.infolist():
+            _check_member(info)
+        files = [info for info in packed.infolist() if not _is_passed_over(info)]
+        if len(files) > most_files:
+            raise ArchiveRefused(f"The ZIP archive holds {len(files)} files; at most {most_files} are read.")
+        left = most_bytes
+        if sum(info.file_size for info in files) > left:
+            raise ArchiveRefused(f"The ZIP archive unpacks to more than {most_bytes >> 20} MB.")
+        for info in files:
+            with _unpacked(packed, info, min(left, max(FREE_OF_RATIO, MAX_RATIO * size)), folder) as (content, length):
+                left -= length
+                yield info.filename, content
+
+
+def _check_directory(archive: IO[bytes], size: int) -> None:
+    """Refuse an archive whose directory is missing, or larger than what many slices need."""
+    archive.seek(max(0, size - 2**16 - 22))
+    tail = archive.read(2**16 + 22)
+    at = tail.rfind(EMPTY_ZIP)
+    if at < 0 or len(tail) - at < 22:
+        raise ArchiveRefused("The ZIP archive is damaged or incomplete.")
+    (length,) = unpack_from("<I", tail, at + 12)
+    if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":  # A larger form of the same record stands before it.
+        archive.seek(min(size, unpack_from("<Q", tail, at - 12)[0]))
+        large = archive.read(56)
+        length = max(length if length != 0xFFFFFFFF else 0, unpack_from("<Q", large, 40)[0] if len(large) == 56 else MAX_DIRECTORY + 1)
+    if length > MAX_DIRECTORY:
+        raise ArchiveRefused("The ZIP archive holds far too many files.")
+    archive.seek(0)
+
+
+def _is_passed_over(info: zipfile.ZipInfo) -> bool:
+    path = PurePosixPath(info.filename)
+    hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts)
+    return info.is_dir() or hidden or path.name.lower() in NOT_IMAGES
+
+
+def _check_member(info: zipfile.ZipInfo) -> None:
+    path = PurePosixPath(info.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise ArchiveRefused("The ZIP archive holds a file that lies outside of it.")
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise ArchiveRefused("The ZIP archive holds a link, which is not followed.")
+    if info.flag_bits & 0x1:
+        raise ArchiveRefused("The ZIP archive is encrypted.")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ArchiveRefused("The ZIP archive is compressed in a way that is not read; please make it anew.")
+
+
+@contextmanager
+def _unpacked(packed: zipfile.ZipFile, info: zipfile.ZipInfo, most: int, folder: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """Give a member as a file at its start, and its length."""
+    with SpooledTemporaryFile(HELD_IN_MEMORY, dir=str(folder)) as content:
+        try:
+            with packed.open(info) as member:
+                while block := member.read(BLOCK):
+                    if content.tell() + len(block) > most:
+                        raise ArchiveRefused("The ZIP archive unpacks to far more than its size.")
+                    content.write(block)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as err:
+            raise ArchiveRefused("The ZIP archive is damaged or incomplete.") from err
+        length = content.tell()
+        content.seek(0)
+        if content.read(4) in (ZIP, EMPTY_ZIP):
+            raise ArchiveRefused("The ZIP archive holds another archive; please pack the files themselves.")
+        content.seek(0)
+        yield cast(IO[bytes], content), length

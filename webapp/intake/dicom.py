@@ -1,0 +1,288 @@
+"""DICOM files: what decides whether one is accepted, and a copy without what could tell whose it is.
+
+The copy is written anew from an allow-list (`webapp/intake/allowed.py`). All else goes: private groups, other sequences, overlays,
+texts, dates, the preamble, names in the file meta, what follows the pixels. Pixels are copied as they are, never decoded.
+
+pydicom reads more than this, but it brings numpy, a quarter of the memory that a web process may have, and it holds a whole value at
+once, of which a hostile file may have a large one. Formats: PS3.10 section 7 and PS3.5 section 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from struct import pack, unpack
+from typing import IO, Any
+
+from webapp.intake.allowed import ALLOWED, METHOD, Allowed, Change, uid
+from webapp.intake.streams import BLOCK, MAX_PARTS, DamagedFile, copy_exactly, read_exactly
+
+IMPLICIT_VR, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
+EXPLICIT_VR = "1.2.840.10008.1.2.1"
+DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95")
+COMPRESSED = (
+    "1.2.840.10008.1.2.5",  # RLE.
+    *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)),  # JPEG, JPEG-LS, JPEG 2000.
+)
+READ_SYNTAXES = (IMPLICIT_VR, EXPLICIT_VR, BIG_ENDIAN, *COMPRESSED)
+"""Those that the workers decode. Inflating a deflated file has no limit there, so it is none of them."""
+CT_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+OUR_IMPLEMENTATION = "2.25.160431978466402346213019237187468093273"
+
+LONG_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+UNDEFINED = 0xFFFFFFFF
+ITEM, ITEM_ENDS, SEQUENCE_ENDS = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+SYNTAX, PIXELS = 0x00020010, 0x7FE00010
+MAX_SEQUENCE = 8 * 2**20
+"""Bytes of a sequence that is kept: what a file of thousands of frames says of each."""
+
+LOOKED_AT = {SYNTAX: b"UI", 0x00080008: b"CS", 0x00080060: b"CS", 0x00100020: b"LO", 0x00280008: b"IS"}
+"""What is read besides the allowed, or as it stands in the file: it decides, and is not kept as such."""
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What decides whether a DICOM file is accepted; a file may leave anything out. `patient` and `series` are never stored."""
+
+    transfer_syntax: str = ""
+    sop_class: str = ""
+    modality: str = ""
+    image_type: tuple[str, ...] = ()
+    patient: str = ""
+    series: str = ""
+    series_number: str = ""
+    kernel: str = ""
+    samples: int = 1
+    frames: str = ""
+    rows: int = 0
+    columns: int = 0
+    has_burned_in_text: bool = False
+    has_pixels: bool = False
+
+    @property
+    def is_deflated(self) -> bool:
+        """True if nothing but the transfer syntax can be read without inflating the rest."""
+        return self.transfer_syntax in DEFLATED
+
+
+class DicomFile:
+    """A DICOM file that is read up to its pixels; `write` makes the clean copy."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        """Read what the file in `stream` says of itself; the stream then stands at its pixels.
+
+        Raises:
+            DamagedFile: its elements cannot be followed.
+        """
+        self._stream = stream
+        self._kept: dict[int, Any] = {}  # Bytes, or of a sequence the list of such dictionaries.
+        self._seen: dict[int, bytes] = {}
+        stream.seek(132)
+        self._order, self._implicit = "<", False
+        self._budget = MAX_PARTS
+        self._pixels: tuple[bytes, int] | None = None
+        for tag, vr, length in self._elements(lambda tag: tag >> 16 != 2):
+            self._take(tag, vr, length, {})
+        syntax = self._text(SYNTAX)
+        if syntax and syntax not in DEFLATED:
+            self._order, self._implicit = ">" if syntax == BIG_ENDIAN else "<", syntax == IMPLICIT_VR
+            for tag, vr, length in self._elements(lambda tag: tag > PIXELS):
+                if tag == PIXELS:
+                    self._pixels = vr, length
+                    break
+                self._take(tag, vr, length, ALLOWED)
+        self.header = self._header(syntax)
+
+    def write(self, target: IO[bytes], new_uid: Callable[[str], str]) -> None:
+        """Write the copy to `target`; `new_uid` gives the UID that stands for another, the same for the same.
+
+        Raises:
+            DamagedFile: pixels are missing.
+        """
+        if self._pixels is None:
+            raise DamagedFile
+        kept = dict(self._kept)
+        for tag, value in kept.items():
+            if ALLOWED[tag][1] is uid and isinstance(value, bytes):
+                kept[tag] = new_uid(_as_text(value)).encode()
+        instance = kept.get(0x00080018) or new_uid("").encode()
+        meta = b"".join(
+            _element(tag, vr, value, order="<", implicit=False)
+            for tag, vr, value in (
+                (0x00020001, b"OB", b"\0\1"),
+                (0x00020002, b"UI", kept.get(0x00080016) or CT_SOP_CLASSES[0].encode()),
+                (0x00020003, b"UI", instance),
+                (SYNTAX, b"UI", self.header.transfer_syntax.encode()),
+                (0x00020012, b"UI", OUR_IMPLEMENTATION.encode()),
+                (0x00020013, b"SH", b"HEMOSCAN"),
+            )
+        )
+        target.write(bytes(128) + b"DICM" + _element(0x00020000, b"UL", pack("<I", len(meta)), order="<", implicit=False) + meta)
+        elements = {tag: (ALLOWED[tag][0], value) for tag, value in kept.items()} | METHOD
+        for tag in sorted(elements):
+            vr, value = elements[tag]
+            target.write(self._encoded(tag, vr, value, ALLOWED[tag][1] if tag in ALLOWED else {}))
+        self._copy_pixels(target)
+
+    def _encoded(self, tag: int, vr: bytes, value: Any, allowed: Any) -> bytes:
+        if isinstance(value, bytes):
+            return _element(tag, vr, value, order=self._order, implicit=self._implicit)
+        items = []
+        for item in value:
+            inner = b"".join(self._encoded(tag, allowed[tag][0], item[tag], allowed[tag][1]) for tag in sorted(item))
+            items.append(_element(ITEM, b"", inner, order=self._order, implicit=True))
+        return _element(tag, vr, b"".join(items), order=self._order, implicit=self._implicit)
+
+    def _copy_pixels(self, target: IO[bytes]) -> None:
+        vr, length = self._pixels or (b"OW", 0)
+        start = pack(f"{self._order}HH", PIXELS >> 16, PIXELS & 0xFFFF)
+        if not self._implicit:
+            start += (vr if vr in (b"OB", b"OW") else b"OW") + b"\0\0"
+        target.write(start + pack(f"{self._order}I", length))
+        if length != UNDEFINED:
+            copy_exactly(self._stream, target, length)
+            return
+        for _ in range(MAX_PARTS):
+            start = read_exactly(self._stream, 8)
+            group, element, length = unpack(f"{self._order}HHI", start)
+            target.write(start)
+            if group << 16 | element == SEQUENCE_ENDS:
+                return
+            if group << 16 | element != ITEM or length == UNDEFINED:
+                raise DamagedFile
+            copy_exactly(self._stream, target, length)
+        raise DamagedFile
+
+    def _take(self, tag: int, vr: bytes, length: int, allowed: Allowed) -> None:
+        """Keep the value of an element if it is allowed, note it if it is looked at, and move behind it."""
+        if length != UNDEFINED and tag in LOOKED_AT and length <= BLOCK:
+            at = self._stream.tell()
+            self._seen[tag] = read_exactly(self._stream, length)
+            self._stream.seek(at)
+        if tag in allowed and (value := self._value(vr, length, allowed[tag][1])) is not None:
+            self._kept[tag] = value
+        elif tag not in allowed:
+            self._skip(vr, length)
+
+    def _value(self, vr: bytes, length: int, rule: Change | Allowed) -> Any:
+        """Read a value and return what is kept of it."""
+        if isinstance(rule, Mapping):
+            return self._items(length, rule)
+        if length == UNDEFINED or length > BLOCK:
+            self._skip(vr, length)
+            return None
+        return rule(read_exactly(self._stream, length))
+
+    def _items(self, length: int, allowed: Allowed) -> list[dict[int, Any]]:
+        """Read a sequence whose elements are allowed, and return what is kept of each item."""
+        end = self._stream.tell() + (MAX_SEQUENCE if length == UNDEFINED else length)
+        items = []
+        while self._stream.tell() < end:
+            tag, _, length_of_item = self._next(implicit=True)
+            if tag == SEQUENCE_ENDS:
+                break
+            if tag != ITEM:
+                raise DamagedFile
+            kept = {}
+            end_of_item = end if length_of_item == UNDEFINED else self._stream.tell() + length_of_item
+            while self._stream.tell() < end_of_item:
+                tag, vr, length_of_element = self._next(implicit=self._implicit)
+                if tag == ITEM_ENDS:
+                    break
+                if tag not in allowed:
+                    self._skip(vr, length_of_element)
+                elif (value := self._value(vr, length_of_element, allowed[tag][1])) is not None:
+                    kept[tag] = value
+            items.append(kept)
+        else:
+            if length == UNDEFINED:
+                raise DamagedFile
+        return items
+
+    def _elements(self, until: Callable[[int], bool]) -> Iterator[tuple[int, bytes, int]]:
+        """Yield tag, value representation and length of the outermost elements; whoever takes one moves the stream behind its value."""
+        while True:
+            at = self._stream.tell()
+            start = self._stream.read(8)
+            if not start:
+                return
+            self._stream.seek(at)
+            tag, vr, length = self._next(implicit=self._implicit)
+            if until(tag):
+                self._stream.seek(at)
+                return
+            if tag in (ITEM, ITEM_ENDS, SEQUENCE_ENDS):
+                raise DamagedFile
+            yield tag, vr, length
+
+    def _next(self, *, implicit: bool) -> tuple[int, bytes, int]:
+        """Read an element's tag, value representation and length."""
+        self._budget -= 1
+        if self._budget < 0:
+            raise DamagedFile
+        start = read_exactly(self._stream, 8)
+        group, element, vr, length = unpack(f"{self._order}HH2sH", start)
+        # Items have no value representation; some writers leave it out elsewhere too.
+        if implicit or group == 0xFFFE or not (vr.isalpha() and vr.isupper()):
+            (length,) = unpack(f"{self._order}I", start[4:])
+            vr = b"UN"
+        elif vr in LONG_VRS:
+            (length,) = unpack(f"{self._order}I", read_exactly(self._stream, 4))
+        return group << 16 | element, vr, length
+
+    def _skip(self, vr: bytes, length: int) -> None:
+        """Move behind a value; one of undefined length is a sequence that is followed to its end."""
+        if length != UNDEFINED:
+            self._stream.seek(length, 1)
+            return
+        nested = [self._implicit or vr == b"UN"]  # PS3.5 6.2.2: what is unknown is implicit.
+        while nested:
+            tag, vr, length = self._next(implicit=nested[-1])
+            if tag in (ITEM_ENDS, SEQUENCE_ENDS):
+                nested.pop()
+            elif length == UNDEFINED:
+                nested.append(nested[-1] or (vr == b"UN" and tag != ITEM))
+            else:
+                self._stream.seek(length, 1)
+
+    def _text(self, tag: int) -> str:
+        value = self._seen.get(tag, self._kept.get(tag, b""))
+        return _as_text(value) if isinstance(value, bytes) else ""
+
+    def _number(self, tag: int, otherwise: int) -> int:
+        value = self._kept.get(tag)
+        return int(unpack(f"{self._order}H", value[:2])[0]) if isinstance(value, bytes) and len(value) >= 2 else otherwise
+
+    def _header(self, syntax: str) -> DicomHeader:
+        return DicomHeader(
+            transfer_syntax=syntax,
+            sop_class=self._text(0x00080016),
+            modality=self._text(0x00080060),
+            image_type=tuple(self._text(0x00080008).split("\\")),
+            patient=self._text(0x00100020),
+            series=self._text(0x0020000E),
+            series_number=self._text(0x00200011),
+            kernel=self._text(0x00181210),
+            samples=self._number(0x00280002, 1),
+            frames=self._text(0x00280008),
+            rows=self._number(0x00280010, 0),
+            columns=self._number(0x00280011, 0),
+            has_burned_in_text=self._text(0x00280301) == "YES",
+            has_pixels=self._pixels is not None,
+        )
+
+
+def _as_text(value: bytes) -> str:
+    return value.decode("latin-1").strip(" \0")
+
+
+def _element(tag: int, vr: bytes, value: bytes, *, order: str, implicit: bool) -> bytes:
+    """Return an element of even length as bytes."""
+    if len(value) % 2:
+        value += b"\0" if vr in (b"UI", b"OB") else b" "
+    start = pack(f"{order}HH", tag >> 16, tag & 0xFFFF)
+    if implicit:
+        return start + pack(f"{order}I", len(value)) + value
+    if vr in LONG_VRS:
+        return start + vr + b"\0\0" + pack(f"{order}I", len(value)) + value
+    return start + vr + pack(f"{order}H", len(value)) + value

@@ -1,0 +1,151 @@
+"""NIfTI files: what their header says, and a copy that holds geometry and voxels alone.
+
+The header is written anew from the numbers that viewer and models need; texts, file names and extensions stay behind. The copy is a
+single file, compressed where the original was; no voxel is decoded. Source: the headers nifti1.h and nifti2.h of the NIH.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from struct import pack_into, unpack_from
+from typing import IO, cast
+
+from webapp.intake.streams import BLOCK, DamagedFile, copy_exactly, read_exactly
+
+GZIP = b"\x1f\x8b"
+MAX_BEFORE_VOXELS = 16 * 2**20
+"""Bytes of header and extensions: an extension may hold a whole DICOM header, more is no image."""
+BYTES_OF_TYPE = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4}
+"""Bytes of a voxel by datatype: whole and real numbers, neither colors nor complex ones."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the fields of a version lie: first bytes, or (first, end) of what is copied. Texts are not among them."""
+
+    magic: tuple[int, bytes]
+    dim: tuple[int, str]
+    datatype: int
+    voxel_offset: tuple[int, str]
+    kept: tuple[tuple[int, int], ...]
+
+
+# Kept are, by version: size and dimensions, type, pixdim, slope and intercept, units, orientation.
+LAYOUTS = {
+    348: _Layout((344, b"n+1\0"), (40, "8h"), 70, (108, "f"), ((0, 4), (40, 56), (70, 74), (76, 108), (112, 120), (123, 124), (252, 328))),
+    540: _Layout((4, b"n+2\0\r\n\x1a\n"), (16, "8q"), 12, (168, "q"), ((0, 80), (104, 168), (176, 192), (344, 496), (500, 504))),
+}
+EXTENSION_FLAG_BYTES = 4
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """What decides whether a NIfTI file is accepted: its size in voxels, and how many volumes it holds; `is_grey` is false of colors."""
+
+    columns: int
+    rows: int
+    slices: int
+    volumes: int
+    is_grey: bool
+
+
+def is_nifti(start: bytes) -> bool:
+    """True if a file that begins with these 352 bytes, inflated, is a single-file NIfTI of either version."""
+    return _read_layout(start) is not None
+
+
+@contextmanager
+def inflated(stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Give the content of a file that may be compressed; only as much is inflated as is read.
+
+    Raises:
+        DamagedFile: what is read of it cannot be inflated.
+    """
+    start = stream.read(len(GZIP))
+    stream.seek(0)
+    if start != GZIP:
+        yield stream
+        return
+    try:
+        with gzip.GzipFile(fileobj=stream, mode="rb") as content:
+            yield cast(IO[bytes], content)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as err:
+        raise DamagedFile from err
+
+
+class NiftiFile:
+    """A NIfTI file whose header is read; `write` makes the clean copy."""
+
+    def __init__(self, content: IO[bytes]) -> None:
+        """Read the header at the start of `content`, which is inflated.
+
+        Raises:
+            DamagedFile: it contradicts the format.
+        """
+        start = content.read(max(LAYOUTS))
+        found = _read_layout(start)
+        if found is None or len(start) < found[0]:
+            raise DamagedFile
+        size, self._order = found
+        layout = LAYOUTS[size]
+        number, *dimensions = unpack_from(f"{self._order}{layout.dim[1]}", start, layout.dim[0])
+        datatype, bits = unpack_from(f"{self._order}2h", start, layout.datatype)
+        (offset,) = unpack_from(f"{self._order}{layout.voxel_offset[1]}", start, layout.voxel_offset[0])
+        if not 2 <= number <= 7 or min(dimensions[:number]) < 1 or not size <= offset <= MAX_BEFORE_VOXELS:
+            raise DamagedFile
+        columns, rows, slices, *more = (*dimensions[:number], 1, 1)[: max(number, 3)]
+        volumes = 1
+        for count in more:
+            volumes *= count
+        self._bytes_of_voxel = BYTES_OF_TYPE.get(datatype, 0)
+        if self._bytes_of_voxel and bits != 8 * self._bytes_of_voxel:
+            raise DamagedFile
+        self.header = NiftiHeader(columns, rows, slices, volumes, is_grey=self._bytes_of_voxel > 0)
+        self._content, self._start, self._layout, self._size, self._offset = content, start, layout, size, int(offset)
+
+    def write(self, target: IO[bytes], *, compress: bool) -> None:
+        """Write the copy to `target`: header, geometry and voxels; what stands behind the voxels is left.
+
+        Raises:
+            DamagedFile: voxels are missing.
+        """
+        if not compress:
+            self._write(target)
+            return
+        with gzip.GzipFile(filename="", fileobj=target, mode="wb", compresslevel=1, mtime=0) as compressed:
+            self._write(cast(IO[bytes], compressed))
+
+    def _write(self, target: IO[bytes]) -> None:
+        header = bytearray(self._size + EXTENSION_FLAG_BYTES)
+        for first, end in self._layout.kept:
+            header[first:end] = self._start[first:end]
+        at, magic = self._layout.magic
+        header[at : at + len(magic)] = magic
+        pack_into(f"{self._order}{self._layout.voxel_offset[1]}", header, self._layout.voxel_offset[0], len(header))
+        target.write(header)
+        begun = self._start[self._offset :]  # A header of version 1 is shorter than what was read of the file.
+        _skip(self._content, max(0, self._offset - len(self._start)))
+        about = self.header
+        left = about.columns * about.rows * about.slices * about.volumes * self._bytes_of_voxel
+        target.write(begun[:left])
+        copy_exactly(self._content, target, left - len(begun[:left]))
+        self._content.read(1)  # The end of a compressed file holds its checksum.
+
+
+def _read_layout(start: bytes) -> tuple[int, str] | None:
+    """Return the header's size and byte order; None if this is none."""
+    for order in "<>":
+        if len(start) >= 4 and (size := unpack_from(f"{order}i", start)[0]) in LAYOUTS:
+            at, magic = LAYOUTS[size].magic
+            if start[at : at + len(magic)] == magic:
+                return size, order
+    return None
+
+
+def _skip(content: IO[bytes], count: int) -> None:
+    while count:
+        count -= len(read_exactly(content, min(count, BLOCK)))
