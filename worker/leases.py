@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from flask import current_app
-from sqlalchemy import ColumnElement, Subquery, case, func, literal, null, or_, select, update
+from sqlalchemy import CTE, ColumnElement, Select, case, func, literal, literal_column, null, or_, select, true, update
+from sqlalchemy.orm import InstrumentedAttribute
 
 from webapp.extensions import database_now, db
 from webapp.models import JobStatus, Leased
@@ -33,20 +34,16 @@ def claim(table: type[Row], owner: str, limit: int = 1) -> list[Row]:
 
     A row whose batch died before is claimed alone, so that the next death tells who causes it. Only deaths while alone count.
     """
-    turns = _turns(table, MOST_CLAIMED_AHEAD * limit)
-    urgent = table.urgency()
-    following = (
-        select(table.id, table.attempts, table.queued_at, turns.c.turn, *urgent)
-        .join(turns, turns.c.id == table.id)
-        .where(table.status == JobStatus.QUEUED)  # Here too: PostgreSQL asks again once it has a row that another claim had locked.
-        .order_by(*(column.desc() for column in urgent), turns.c.turn, table.queued_at, table.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True, of=table)  # PostgreSQL; SQLite has one writer at a time.
-        .cte("following")
-    )
-    in_turn = (*(following.c[column.key].desc() for column in urgent), following.c.turn, following.c.queued_at, following.c.id)
-    first = select(following.c.id).order_by(*in_turn).limit(1).scalar_subquery()
-    deaths_of_first = select(following.c.attempts).order_by(*in_turn).limit(1).scalar_subquery()
+    turns = _turns(table, limit)
+    next_rows = select(turns).order_by(*_in_order(table, turns.c, turns.c.turn)).limit(limit)
+    if _on_postgresql():  # SQLite has one writer at a time.
+        # Locked one by one, by key. The status is asked here too, and again once there is a row that another claim had locked.
+        free = select(table.id).where(table.id == turns.c.id, table.status == JobStatus.QUEUED).with_for_update(skip_locked=True)
+        next_rows = next_rows.join(free.lateral("free"), true())
+    following = next_rows.cte("following")
+    in_turn = select(following).order_by(*_in_order(table, following.c, following.c.turn)).limit(1)
+    first = in_turn.with_only_columns(following.c.id).scalar_subquery()
+    deaths_of_first = in_turn.with_only_columns(following.c.attempts).scalar_subquery()
     fresh_company = (following.c.attempts == 0) & (deaths_of_first == 0)
     claimed = db.session.scalars(
         update(table)
@@ -64,34 +61,57 @@ def claim(table: type[Row], owner: str, limit: int = 1) -> list[Row]:
     return sorted(claimed, key=lambda row: (row.queued_at, row.id))
 
 
-def _turns(table: type[Row], most: int) -> Subquery:
-    """Return id and turn of the next `most` queued rows: 1 for the oldest of a person who has none at work, and so on.
-
-    Where nobody owns rows every turn is 0. They are cut off here, before they meet the table again to be locked: without fresh statistics
-    PostgreSQL would compare each of ten thousand rows with each (seconds instead of milliseconds).
+def _turns(table: type[Row], limit: int) -> CTE:
+    """Return the queued rows that a claim of `limit` looks at, each with its turn: 1 for the oldest of a person who has none at work,
+    and so on. Where nobody owns rows every turn is 0.
     """
     person = table.in_turn_of()
-    by_age = (*(column.desc() for column in table.urgency()), table.queued_at, table.id)
+    most = MOST_CLAIMED_AHEAD * limit
     if person is None:
-        turn: ColumnElement[int] = literal(0)
-        queued = select(table.id, turn.label("turn")).where(table.status == JobStatus.QUEUED)
-        return queued.order_by(*by_age).limit(most).subquery("turns")
-    at_work = (
-        select(person.label("person"), func.count().label("rows"))
-        .where(table.status == JobStatus.RUNNING)
-        .group_by(person)
-        .subquery("at_work")
-    )
-    place = func.row_number().over(partition_by=person, order_by=by_age)
-    turn = place + func.coalesce(at_work.c.rows, 0)
-    return (
-        select(table.id, turn.label("turn"))
-        .outerjoin(at_work, at_work.c.person == person)
-        .where(table.status == JobStatus.QUEUED)
-        .order_by(*(column.desc() for column in table.urgency()), turn, table.queued_at, table.id)
-        .limit(most)
-        .subquery("turns")
-    )
+        return _oldest(table, literal(0).label("turn")).limit(most).cte("turns")
+    rows = (_oldest_of_each(table, person, limit) if _on_postgresql() else _oldest(table, person.label("person"))).subquery("rows")
+    at_work = select(person.label("person"), func.count().label("rows")).where(table.status == JobStatus.RUNNING).group_by(person)
+    busy = at_work.subquery("busy")
+    place = func.row_number().over(partition_by=rows.c.person, order_by=_in_order(table, rows.c))
+    turn = (place + func.coalesce(busy.c.rows, 0)).label("turn")
+    turns = select(rows, turn).outerjoin(busy, busy.c.person == rows.c.person)
+    return turns.order_by(*_in_order(table, rows.c, turn)).limit(most).cte("turns")
+
+
+def _oldest_of_each(table: type[Row], person: InstrumentedAttribute[str], limit: int) -> Select[Any]:
+    """Return the queued rows of each person that a claim of `limit` may come to, in the words of PostgreSQL (SQLite has no LATERAL).
+
+    It goes from person to person through the index of the queue, so its cost hangs on the number of people and not of rows: of each it
+    looks at `limit`, and at an equal share of those that other claims may have locked.
+    """
+    first = select(func.min(person).label("person")).where(_is_queued(table))
+    people = first.cte("people", recursive=True)
+    following = first.where(person > people.c.person).scalar_subquery()
+    people = people.union_all(select(following).where(people.c.person.is_not(None)))
+    number = select(func.count()).select_from(people).correlate(None).scalar_subquery()
+    oldest = _oldest(table, person.label("person")).where(person == people.c.person).limit(limit + MOST_CLAIMED_AHEAD * limit // number)
+    some = oldest.lateral("oldest")
+    return select(some).select_from(people.join(some, true()))
+
+
+def _oldest(table: type[Row], *columns: ColumnElement[Any]) -> Select[Any]:
+    """Return the queued rows with what their order hangs on and these columns, in the order of a queue without people."""
+    own = table.__table__.c  # type: ignore[attr-defined]
+    needed = (own.id, own.attempts, own.queued_at, *table.urgency())
+    return select(*needed, *columns).where(_is_queued(table)).order_by(*_in_order(table, own))
+
+
+def _in_order(table: type[Row], columns: Any, *turn: ColumnElement[int]) -> list[ColumnElement[Any]]:
+    return [*(columns[column.key].desc() for column in table.urgency()), *turn, columns.queued_at, columns.id]
+
+
+def _is_queued(table: type[Row]) -> ColumnElement[bool]:
+    """Return the condition of the index of the queue, word for word: a parameter could have any value."""
+    return table.status == literal_column(f"'{JobStatus.QUEUED}'")
+
+
+def _on_postgresql() -> bool:
+    return db.engine.dialect.name == "postgresql"
 
 
 def write(table: type[Row], owner: str, ids: Collection[str], **columns: Any) -> frozenset[str]:

@@ -196,8 +196,8 @@ def pings(client: redis.Redis) -> bool:
 
 
 @contextmanager
-def a_service(folder: Path, database_url: str | None = None) -> Iterator[Service]:
-    """Prepare a service as an operator would: database, broker, `flask setup`; nothing runs yet. Afterwards nothing is left.
+def an_empty_service(folder: Path, database_url: str | None = None) -> Iterator[Service]:
+    """Prepare what a service needs, broker and empty database; nothing of it runs yet. Afterwards nothing is left.
 
     The database is PostgreSQL, or SQLite where none is installed.
     """
@@ -210,6 +210,13 @@ def a_service(folder: Path, database_url: str | None = None) -> Iterator[Service
         service = Service(home, database_url or f"sqlite:///{home / 'hemoscan.db'}", stack.enter_context(a_broker(folder)), programs)
         stack.callback(forget_database, service.app)
         stack.callback(programs.stop)
+        yield service
+
+
+@contextmanager
+def a_service(folder: Path, database_url: str | None = None) -> Iterator[Service]:
+    """Prepare a service as an operator would, with `flask setup`; nothing runs yet. Afterwards nothing is left."""
+    with an_empty_service(folder, database_url) as service:
         service.flask("setup")
         if not (STARTER_DIR / "card.json").exists():
             install_tiny_model(service.app, folder / "tiny")

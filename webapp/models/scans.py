@@ -5,13 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, false
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, false, text
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
 from webapp.models.accounts import User
 from webapp.models.learning import ModelVersion
 from webapp.models.leased import JobStatus, Leased, new_id, queue_again
+
+_QUEUED = text("status = 'queued'")
 
 
 class Scan(Leased, db.Model):
@@ -37,7 +39,12 @@ class Scan(Leased, db.Model):
     user: Mapped[User] = relationship()
     prediction: Mapped[Prediction | None] = relationship(back_populates="scan")
 
-    __table_args__ = (Index(None, "status", "queued_at"), Index(None, "user_id", "created_at"))
+    __table_args__ = (
+        Index(None, "status", "queued_at"),
+        Index(None, "user_id", "created_at"),
+        # The queue as claims go through it, from person to person. Scans that have ended are not in it.
+        Index("ix_scan_queue", "user_id", stat.desc(), "queued_at", "id", postgresql_where=_QUEUED, sqlite_where=_QUEUED),
+    )
 
     @classmethod
     def in_turn_of(cls) -> InstrumentedAttribute[str] | None:

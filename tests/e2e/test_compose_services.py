@@ -1,0 +1,113 @@
+"""docker-compose.yml without containers: its services by their own commands and environments, each in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from sqlalchemy import select
+
+from tests.e2e.conftest import Service, an_empty_service
+from tests.e2e.pictures import phantom_dataset, phantom_png
+from tests.e2e.test_api_journey import ApiClient
+from webapp.config import PROJECT_ROOT
+from webapp.extensions import db
+from webapp.intake import accept_dataset
+from webapp.jobs import TRAIN_MODEL, nudge
+from webapp.models import Dataset, Heatmap, JobStatus, ModelVersion, Prediction, Scan, TrainingRun, User, Worker
+
+SERVICES: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text())["services"]
+TWO_PREDICT = ("worker-predict-1", "worker-predict-2")
+GIVEN = {"POSTGRES_PASSWORD": "a password", "SECRET_KEY": "not a secret"}
+HOSTS = {
+    "DATABASE_URL": "postgresql://hemoscan:a password@db/hemoscan",
+    "BROKER_URL": "redis://redis:6379/0",
+    "STORAGE_URL": "file:///files",
+}
+"""What the file says of where database, broker and files are: this test has them elsewhere."""
+IMPORT_S, TRAINING_S = 40, 80
+
+
+def environment(name: str, service: Service, container: str) -> dict[str, str]:
+    """Return what a process of that container finds in its environment: of this machine's own only where programs are."""
+    home = service.home / container
+    home.mkdir()
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    written = {setting: interpolated(str(value)) for setting, value in SERVICES[name]["environment"].items()}
+    assert HOSTS.items() <= written.items()
+    here = {setting: service.settings[setting] for setting in HOSTS}
+    return {"PATH": programs, "HOME": str(home), "HEMOSCAN_HOME": str(home), "PORT": service.environ["PORT"], **written, **here}
+
+
+def interpolated(text: str) -> str:
+    """Return `text` as Compose reads it: `${NAME:?needed}` and `${NAME:-default}`."""
+    return re.sub(r"\$\{(\w+):([?-])([^}]*)\}", lambda found: GIVEN[found[1]] if found[2] == "?" else found[3], text)
+
+
+def start(name: str, service: Service, container: str | None = None) -> None:
+    """Start a container of a service."""
+    container = container or name
+    service.programs.start(container, SERVICES[name]["command"], environment(name, service, container))
+
+
+def statuses(service: Service, table: type[Scan] | type[Heatmap] | type[Dataset] | type[TrainingRun]) -> set[JobStatus]:
+    """Return which statuses the rows of a table have."""
+    with service.app.app_context():
+        return set(db.session.scalars(select(table.status)))
+
+
+def launch_training(service: Service, archive: Path) -> None:
+    """Import a data set and, once it is read, queue a run on it, as the pages of the administration do."""
+
+    def never() -> None:
+        raise AssertionError("The broker cannot be reached.")
+
+    with service.app.app_context():
+        admin = db.session.scalars(select(User.id).where(User.username == "admin")).one()
+        accept_dataset("phantoms", archive, admin, never)
+    service.eventually(lambda: statuses(service, Dataset) == {JobStatus.DONE}, "The data set is read", IMPORT_S)
+    with service.app.app_context():
+        settings = {"folds": 2, "input_size": 160, "controls": "none"}
+        datasets = list(db.session.scalars(select(Dataset)))
+        db.session.add(TrainingRun(architecture="alexnet_svm", settings=settings, initial_weights="starter", seed=1, datasets=datasets))
+        db.session.commit()
+        assert nudge(TRAIN_MODEL)
+
+
+def test_the_composed_services_answer_scans_and_train_a_version(tmp_path: Path, postgres_url: str) -> None:
+    with an_empty_service(tmp_path, postgres_url) as service:
+        migrate = shlex.split(SERVICES["migrate"]["command"])
+        subprocess.run(migrate, cwd=PROJECT_ROOT, env=environment("migrate", service, "migrate"), check=True, timeout=60)
+        for name in ("web", "worker-train", "beat"):
+            start(name, service)
+        for container in TWO_PREDICT:
+            start("worker-predict", service, container)
+        service.wait_until_ready()
+        launch_training(service, phantom_dataset(tmp_path))
+
+        with ApiClient(service, "ann") as ann:
+            pictures = [(f"{seed}.png", phantom_png(tmp_path, seed, hemorrhage=seed % 2 == 0).read_bytes()) for seed in range(6)]
+            jobs = ann.submit(*pictures[:4]).json()["scans"]
+            for held, picture in zip(TWO_PREDICT, pictures[4:], strict=True):  # Either worker is enough.
+                with service.programs.paused(held):
+                    jobs.append(ann.submit(picture).json())
+                    assert ann.verdict_on(jobs[-1]["url"])["status"] == "done"
+            assert {ann.verdict_on(job["url"])["status"] for job in jobs} == {"done"}
+
+        service.eventually(lambda: statuses(service, TrainingRun) <= {JobStatus.DONE, JobStatus.FAILED}, "The run ends", TRAINING_S)
+        service.eventually(lambda: statuses(service, Heatmap) == {JobStatus.DONE}, "All heat maps are drawn", within_s=20)
+        with service.app.app_context():
+            run = db.session.scalars(select(TrainingRun)).one()
+            assert run.status == JobStatus.DONE, run.error
+            assert db.session.scalars(select(ModelVersion.run_id).where(ModelVersion.run_id.is_not(None))).all() == [run.id]
+            answered = db.session.scalars(select(Prediction.scan_id)).all()
+            assert sorted(answered) == sorted(job["id"] for job in jobs)
+            queues = db.session.scalars(select(Worker.queue).order_by(Worker.queue)).all()
+            assert queues.count("predict") == 2
+            assert {"train", "maintenance"} <= set(queues)
