@@ -208,7 +208,7 @@ def _unit(voxels: NDArray[np.generic], header: Header, notes: list[str]) -> Lite
     if header.dtype.kind == "u" and header.dtype.itemsize == 1 and (header.slope, header.intercept) == (1.0, 0.0):
         notes.append("The NIfTI file has 8-bit voxels, so it was read as pictures without Hounsfield units.")
         return "display"
-    if min(low, high) >= 0 and max(low, high) <= 1:
+    if min(low, high) >= 0 and max(low, high) < 1.001:  # a slope is a float: 1000 thousandths are a little more than 1
         notes.append("The NIfTI file's values run from 0 to 1, so it was read as pictures without Hounsfield units.")
         return "display"
     return "hu"

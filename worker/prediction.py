@@ -15,12 +15,13 @@ from sqlalchemy.orm import joinedload
 
 from ml.artifacts import ArtifactError
 from ml.explain import overlay
-from ml.images import ImageError, Series, Slice, read_series, render
+from ml.images import ImageError, Series, Slice, render
 from ml.inference import Finding, Predictor
 from webapp.extensions import db
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
 from webapp.storage import StorageError, storage
 from worker import leases
+from worker.decoder import decode
 from worker.patience import committed, stored
 from worker.predictors import predictor_for
 from worker.presence import presence
@@ -216,7 +217,7 @@ def read_original(scan: Scan) -> Series:
     with presence().work_folder() as folder:
         original = folder / "original"
         stored(lambda: storage.fetch(scan.original_key, original))
-        return read_series([original], max_pixels=current_app.config["MAX_PIXELS"])
+        return decode([original], max_pixels=current_app.config["MAX_PIXELS"])
 
 
 def store_pictures(scan_id: str, series: Series) -> None:
