@@ -1,24 +1,25 @@
-"""Read single-frame CT slices from DICOM files: Hounsfield units, patient orientation, anatomical order.
+"""Read CT slices from DICOM files, single-frame or multi-frame: Hounsfield units, upright, with their place in the patient.
 
 Tags are from DICOM PS3.3 (C.7.6.2 image plane, C.7.6.3 image pixel, C.8.2.1 CT image). No tag that names a patient is read.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import struct
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.encaps import get_frame
+from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset
+from pydicom.pixels.utils import iter_pixels
 
-from ml.images import FloatArray, ImageError, Series, Slice, errors_naming, require_a_picture, require_fewer_pixels
+from ml.images import FloatArray, ImageError, NoSliceError, Slice, require_a_picture, require_fewer_pixels, require_fewer_slices
+from ml.multiframe import PER_FRAME, SHARED, frame_headers
+from ml.ordering import AXIAL, Plane
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote what stands in tags, and a log may not
 
@@ -32,79 +33,50 @@ COMPRESSED = {
 }
 """The transfer syntaxes that are read. The deflated ones are not among them: inflating has no limit in pydicom."""
 
-CT_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.2"
+CT_SOP_CLASSES = {f"1.2.840.10008.5.1.4.1.1.2{kind}" for kind in ("", ".1", ".2")}
+"""CT, Enhanced CT, and Enhanced CT converted from single slices."""
+SHORTEST_NORMAL = 0.5  # of the unit: directions of rows and columns that are no right angle at all span no plane
 
 HU_TYPES = {"HU", "HU_MOD", "US"}  # US is "unspecified"; iodine maps, electron densities and the like say what they are (C.11.1.1.2)
 HEAD_PARTS = ("HEAD", "BRAIN", "SKULL", "NECK", "FACE", "ORBIT", "SINUS", "IAC", "EAR", "CEREB", "WHOLEBODY")
 
 TAGS = [
-    "SOPClassUID", "ImageType", "Modality", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
+    "SOPClassUID", "SOPInstanceUID", "ImageType", "Modality", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient",
+    "ImageOrientationPatient",
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept",
-    "RescaleSlope", "RescaleType", "BodyPartExamined", "PixelData",
+    "RescaleSlope", "RescaleType", "BodyPartExamined", SHARED, PER_FRAME, "PixelData",
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Plane:
-    """A slice with what puts it in order. `position_mm` is its place along the normal, None where the file does not say."""
-
-    slice: Slice
-    position_mm: float | None
-    number: int | None
-    series_uid: str
-    notes: tuple[str, ...]
-
-
-def read_dicom_series(contents: Sequence[bytes], names: Sequence[str | None], *, max_pixels: int) -> Series:
-    """Return the slices of one DICOM series from foot to head.
+def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int) -> list[Plane]:
+    """Return the slices of one DICOM file with what puts them in order: one, or one for each frame.
 
     Args:
-        contents: the bytes of the files.
-        names: what each file is called in an error; None leaves it unnamed.
+        file: the open file, at its beginning.
         max_pixels: the largest picture (rows x columns) that is decoded.
+        max_slices: the most frames that are decoded.
 
     Raises:
-        ImageError: a file is no readable single-frame CT slice, or the files belong to different series.
+        NoSliceError: the file holds something else than CT slices.
+        ImageError: the file is damaged, or its slices cannot be read.
     """
-    planes = []
-    for content, name in zip(contents, names, strict=True):
-        with errors_naming(name):
-            planes.append(_read_plane(content, max_pixels))
-    uids = {plane.series_uid for plane in planes}
-    if len(uids) > 1:
-        raise ImageError(f"The files belong to {len(uids)} different series; one scan is one series.")
-    notes = [note for plane in planes for note in plane.notes]
-    positions = [plane.position_mm for plane in planes if plane.position_mm is not None]
-    numbers = [plane.number for plane in planes if plane.number is not None]
-    if len(positions) == len(planes):
-        planes = [planes[i] for i in np.argsort(positions, kind="stable")]
-    elif len(numbers) == len(planes):
-        planes = [planes[i] for i in np.argsort(numbers, kind="stable")]
-        notes.append("The files do not say where their slices lie; they were ordered by instance number.")
-    else:
-        notes.append("The files do not say where their slices lie; they were read in the order given.")
-    if len(planes) == 1:  # one slice needs no order
-        notes = list(planes[0].notes)
-    return Series(tuple(plane.slice for plane in planes), tuple(dict.fromkeys(notes)))
-
-
-def _read_plane(content: bytes, max_pixels: int) -> _Plane:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom warns of every odd value, and may quote it
-            _require_known_transfer_syntax(content)
-            header = pydicom.dcmread(io.BytesIO(content), specific_tags=list(TAGS))
-            _require_single_ct_frame(header, max_pixels)
-            return _to_plane(header, header.pixel_array.astype(np.int64))
-    except ImageError:
+            _require_known_transfer_syntax(file)
+            file.seek(0)
+            header = pydicom.dcmread(file, specific_tags=list(TAGS))
+            frames = _require_ct_frames(header, max_pixels, max_slices)
+            pairs = zip(frame_headers(header, frames), iter_pixels(header), strict=True)
+            return [_to_plane(own, stored.astype(np.int64)) for own, stored in pairs]
+    except (ImageError, MemoryError):
         raise
     except Exception as err:  # a damaged file makes pydicom and its decoders raise anything, RecursionError included
         raise ImageError("The DICOM file is damaged or incomplete and cannot be decoded.") from err
 
 
-def _require_known_transfer_syntax(content: bytes) -> None:
-    file = io.BytesIO(content)
+def _require_known_transfer_syntax(file: BinaryIO) -> None:
     file.seek(132)  # preamble and "DICM"; `dcmread` would inflate a deflated data set before anybody could refuse it
     meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag.group != 2)
     syntax = meta.get("TransferSyntaxUID")
@@ -114,33 +86,30 @@ def _require_known_transfer_syntax(content: bytes) -> None:
         raise ImageError(f"The DICOM file is coded in a way that is not read: transfer syntax {_printable(pydicom.uid.UID(syntax).name)}.")
 
 
-def _require_single_ct_frame(header: pydicom.Dataset, max_pixels: int) -> None:
+def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int) -> int:
+    """Return how many frames of CT the file holds, 1 or more, before any is decoded."""
     if "PixelData" not in header or not header.PixelData:
-        raise ImageError("The DICOM file has no picture in it.")
-    modality = str(header.get("Modality") or "") or ("CT" if header.get("SOPClassUID") == CT_SOP_CLASS else "unknown")
+        raise NoSliceError("The DICOM file has no picture in it.")
+    modality = str(header.get("Modality") or "") or ("CT" if header.get("SOPClassUID") in CT_SOP_CLASSES else "unknown")
     if modality != "CT":
-        raise ImageError(f"The DICOM file is not a CT image: its modality is {_printable(modality)}.")
+        raise NoSliceError(f"The DICOM file is not a CT image: its modality is {_printable(modality)}.")
     if "LOCALIZER" in [str(word).upper() for word in _values(header, "ImageType")]:
-        raise ImageError("The DICOM file is a localizer (scout view), not an axial slice.")
-    frames = int(header.get("NumberOfFrames") or 1)
-    if frames != 1:
-        raise ImageError(f"The DICOM file has {frames} frames; only files with a single slice are read.")
+        raise NoSliceError("The DICOM file is a localizer (scout view), not an axial slice.")
     if int(header.get("SamplesPerPixel") or 1) != 1:
-        raise ImageError("The DICOM file is a colour picture, not a CT slice.")
+        raise NoSliceError("The DICOM file is a colour picture, not a CT slice.")
     photometric = str(header.get("PhotometricInterpretation") or "MONOCHROME2")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ImageError(f"The DICOM file is a colour picture ({_printable(photometric)}), not a CT slice.")
-    rescale_type = str(header.get("RescaleType") or "HU")
-    if rescale_type not in HU_TYPES:
-        raise ImageError(f"The DICOM file's values are {_printable(rescale_type)}, not Hounsfield units.")
-    rows, columns = int(header.Rows), int(header.Columns)
+        raise NoSliceError(f"The DICOM file is a colour picture ({_printable(photometric)}), not a CT slice.")
+    rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
     require_fewer_pixels(columns, rows, max_pixels)
+    require_fewer_slices(frames, rows * columns, max_slices)
     if header.file_meta.TransferSyntaxUID in COMPRESSED:
-        frame = get_frame(header.PixelData, 0, number_of_frames=1)
-        coded = _coded_size(frame)
-        # A decoder believes the compressed stream, so a small header must not hide a huge picture.
-        if coded is not None and coded != (rows, columns):
-            raise ImageError(f"The DICOM file announces {columns} x {rows} pixels, but {coded[1]} x {coded[0]} are coded.")
+        for frame in generate_frames(header.PixelData, number_of_frames=frames):
+            coded = _coded_size(frame)
+            # A decoder believes the compressed stream, so a small header must not hide a huge picture.
+            if coded is not None and coded != (rows, columns):
+                raise ImageError(f"The DICOM file announces {columns} x {rows} pixels, but {coded[1]} x {coded[0]} are coded.")
+    return frames
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:
@@ -163,7 +132,7 @@ def _coded_size(frame: bytes) -> tuple[int, int] | None:
     raise ImageError("The DICOM file's compressed picture is damaged.")
 
 
-def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> _Plane:
+def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> Plane:
     require_a_picture(stored.astype(np.float32))
     notes: list[str] = []
     unit = "hu" if int(header.BitsStored) > 8 else "display"
@@ -178,27 +147,27 @@ def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> _Plane:
         pixels = _to_hu(header, stored, notes)
     orientation = _numbers(header, "ImageOrientationPatient", 6)
     position = _numbers(header, "ImagePositionPatient", 3)
-    position_mm = None
-    if orientation is None:
-        notes.append("The DICOM file does not say how the patient lies; the forehead is assumed at the top.")
-    else:
+    normal = None
+    if orientation is not None:
         across, down = np.array(orientation[:3]), np.array(orientation[3:])
         normal = np.cross(across, down)
-        if abs(normal[2]) < 0.7:
-            notes.append("The slice is not axial; the models know axial slices only.")
-        else:
-            pixels, spacing_mm = _turn_upright(pixels, spacing_mm, across, down)
-            normal = normal * np.sign(normal[2])  # towards the head
-        position_mm = None if position is None else float(np.dot(normal, position))
+        length = float(np.linalg.norm(normal))
+        normal = normal / length * (1 if normal[2] >= 0 else -1) if length > SHORTEST_NORMAL else None
+    if normal is None:
+        notes.append("The DICOM file does not say how the patient lies; the forehead is assumed at the top.")
+    elif normal[2] >= AXIAL:
+        pixels, spacing_mm = _turn_upright(pixels, spacing_mm, across, down)
     part = _printable(str(header.get("BodyPartExamined") or "")).upper()
     if part and not any(known in part for known in HEAD_PARTS):
         notes.append(f"The DICOM file says that it shows {part}, not a head.")
     number = _numbers(header, "InstanceNumber", 1)
-    return _Plane(
+    return Plane(
         Slice(np.ascontiguousarray(pixels, np.float32), "hu" if unit == "hu" else "display", spacing_mm),
-        position_mm,
+        None if position is None else np.array(position),
+        normal,
         None if number is None else int(number[0]),
         str(header.get("SeriesInstanceUID", "")),
+        str(header.get("SOPInstanceUID", "")),
         tuple(notes),
     )
 
@@ -206,6 +175,9 @@ def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> _Plane:
 def _to_hu(header: pydicom.Dataset, stored: NDArray[np.int64], notes: list[str]) -> FloatArray:
     """Return stored values (rows, columns) as HU, clipped to -1024..4095; padding becomes air."""
     bits, signed = int(header.BitsStored), int(header.PixelRepresentation) == 1
+    rescale_type = str(header.get("RescaleType") or "HU")
+    if rescale_type not in HU_TYPES:
+        raise ImageError(f"The DICOM file's values are {_printable(rescale_type)}, not Hounsfield units.")
     padding = _padding(header, stored)
     slope, intercept = _numbers(header, "RescaleSlope", 1), _numbers(header, "RescaleIntercept", 1)
     if header.get("PhotometricInterpretation") == "MONOCHROME1" and _air_is_brightest(stored):

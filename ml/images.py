@@ -1,4 +1,4 @@
-"""Read what a user submits: PNG, JPEG and DICOM files become slices in anatomical order.
+"""Read what a user submits: PNG, JPEG, DICOM and NIfTI files become slices in anatomical order.
 
 What a file is, is decided by its first bytes, never by its name. Every file is hostile until it is read: sizes are checked
 before anything is decoded, and whatever goes wrong becomes an `ImageError` whose text is one sentence for the user.
@@ -6,26 +6,26 @@ before anything is decoded, and whatever goes wrong becomes an `ImageError` whos
 
 from __future__ import annotations
 
-import io
+import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ml.repairs import hounsfield_in_16_bits, on_black, soft_tissue_share
+from ml.repairs import soft_tissue_share
 
 FloatArray = NDArray[np.float32]
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 16_000_000  # 4000 x 4000; a CT slice has 512 x 512
-MAX_SLICES = 2_000
+MAX_SLICES = 1_000  # a head at a fifth of a millimetre
+MAX_VOXELS = MAX_SLICES * 512 * 512  # in all: 1 GiB as float32
 MIN_SIDE_PX = 32
 MOST_ELONGATED = 4  # a slice is about square, and every picture is padded to a square: a thin one would take its length in both ways
 
@@ -36,10 +36,11 @@ FEWEST_GREYS = 16  # a drawing, a mask or a fax has fewer; the plainest slice of
 DARK = 0.5  # of white, for the brightest hundredth of a picture: bone is white in the brain window
 LEAST_SOFT_TISSUE = 0.05  # of what is not air, in the slice of a scan that shows most of it
 
-DARK_NOTE = "The picture is darker than a CT slice in a brain window; the models have not learnt such pictures."
+DAMAGED_SHARE = 0.2  # of a scan's files; with more it is not that scan any more
+HEAD_BYTES = 16 * 1024  # by which a file is known; the header of a packed NIfTI file is among them whatever its packer writes first
+NAMED = 5  # files that get a sentence of their own
 
-COLOUR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays below it
-COLOUR_SHARE = 0.001  # of all pixels: a colour cast or a coloured mark, not three stray pixels
+DARK_NOTE = "The picture is darker than a CT slice in a brain window; the models have not learnt such pictures."
 
 
 class ImageError(ValueError):
@@ -48,6 +49,14 @@ class ImageError(ValueError):
 
 class BareImageError(ImageError):
     """A scan shows too little to be read, though each of its slices might stand in a scan that shows more."""
+
+
+class TooLargeError(ImageError):
+    """A scan as a whole is larger than what is read."""
+
+
+class NoSliceError(ImageError):
+    """A file of a scan is sound but shows no slice: a localizer, a report, a picture in colour."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +78,15 @@ class Slice:
 class Series:
     """The slices of one scan from foot to head; a single slice is a series of one.
 
-    `warnings` are sentences for the user about what had to be assumed or removed.
+    Attributes:
+        slices: all of one size and unit, where `read_series` made them.
+        warnings: sentences for the user about what had to be assumed, removed or left out.
+        distance_mm: the usual distance of neighbouring slices, None where the files do not say or there is one slice.
     """
 
     slices: tuple[Slice, ...]
     warnings: tuple[str, ...] = ()
+    distance_mm: float | None = None
 
 
 def window(values_hu: FloatArray, level: float, width: float) -> FloatArray:
@@ -114,11 +127,12 @@ def read_series(
 ) -> Series:
     """Read the files of one scan.
 
-    One PNG, JPEG or single-frame CT DICOM is a series of one. Several DICOM files must belong to one series and are put in
-    order by their position along its normal; several pictures carry no position and stay in the order given.
+    That is PNG or JPEG pictures, which carry no position and stay in the order given; or DICOM files of one series, single-frame or
+    multi-frame, which are put in order by their position along its normal; or one NIfTI file. Of several files, damaged ones are
+    left out with a warning, up to a fifth of them, and so is what is no axial slice.
 
     Args:
-        paths: the files; their names mean nothing, but the error of one file among several begins with its name.
+        paths: the files; their names mean nothing, but what is said of one file among several begins with its name.
         max_bytes: the largest file that is opened.
         max_pixels: the largest picture (height x width) that is decoded.
         max_slices: the longest series.
@@ -131,48 +145,123 @@ def read_series(
         raise ImageError("There is no file to read.")
     if len(paths) > max_slices:
         raise ImageError(f"The scan has {len(paths)} files; at most {max_slices} are read.")
-    names = [path.name if len(paths) > 1 else None for path in paths]
-    contents, kinds = [], set()
-    for path, name in zip(paths, names, strict=True):
-        with errors_naming(name):
-            contents.append(_read_bytes(path, max_bytes))
-            kinds.add(_kind(contents[-1]))
-    if len(kinds) > 1:
-        raise ImageError(f"The scan mixes {' and '.join(sorted(kinds))} files; one scan is of one kind.")
-    if kinds == {"DICOM"}:
-        from ml.dicom import read_dicom_series  # here: it needs the types above, and a PNG does not need pydicom
+    left_out = LeftOut(len(paths))
+    kinds: list[tuple[Path, str]] = []
+    for path in paths:
+        with left_out.if_unreadable(path.name), opened(path, max_bytes) as file:
+            kinds.append((path, _kind(file.read(HEAD_BYTES))))
+    if len(different := sorted({kind for _, kind in kinds})) > 1:
+        raise ImageError(f"The scan mixes {' and '.join(different)} files; one scan is of one kind.")
+    # Imported here: they need the types above, and a PNG does not need pydicom.
+    if different == ["DICOM"]:
+        from ml.dicom import read_planes
+        from ml.ordering import arrange
 
-        series = read_dicom_series(contents, names, max_pixels=max_pixels)
-        if not may_be_bare:
-            _require_contrast(series)
-        return series
-    pictures = []
-    for content, name in zip(contents, names, strict=True):
-        with errors_naming(name):
-            pictures.append(_read_picture(content, max_pixels))
-    notes = [note for _, picture_notes in pictures for note in picture_notes]
-    if len(pictures) > 1:
+        planes = []
+        for path, _ in kinds:
+            with left_out.if_unreadable(path.name), opened(path, max_bytes) as file:
+                planes += read_planes(file, max_pixels=max_pixels, max_slices=max_slices)
+                require_fewer_slices(len(planes), planes[-1].slice.pixels.size, max_slices)
+        left_out.require_others(planes)
+        series = arrange(planes)
+    elif different == ["NIfTI"]:
+        from ml.nifti import read_nifti
+
+        if len(kinds) > 1:
+            raise ImageError(f"There are {len(kinds)} NIfTI files; each holds a whole scan, so give them one by one.")
+        with opened(kinds[0][0], max_bytes) as file:
+            series = read_nifti(file, max_pixels=max_pixels, max_slices=max_slices)
+    else:
+        series = _read_pictures([path for path, _ in kinds], left_out, max_bytes, max_pixels, max_slices)
+    if not may_be_bare:
+        _require_contrast(series)
+    return replace(series, warnings=(*left_out.notes(), *series.warnings))
+
+
+def _read_pictures(paths: Sequence[Path], left_out: LeftOut, max_bytes: int, max_pixels: int, max_slices: int) -> Series:
+    from ml.ordering import of_one_size
+    from ml.pictures import read_picture
+
+    slices: list[Slice] = []
+    notes: list[str] = []
+    for path in paths:
+        with left_out.if_unreadable(path.name), opened(path, max_bytes) as file:
+            slice, of_slice = read_picture(file, max_pixels)
+            require_fewer_slices(len(slices) + 1, slice.pixels.size, max_slices)
+            slices.append(slice)
+            notes += of_slice
+    left_out.require_others(slices)
+    slices = [slices[index] for index in of_one_size(slices, notes)]
+    if len(slices) > 1:
         notes.append(ORDER_GIVEN)
-    slices = tuple(slice for slice, _ in pictures)
     if all(slice.unit == "display" and np.percentile(slice.pixels, 99) < DARK for slice in slices):
         notes.append(DARK_NOTE)
     if len({slice.unit for slice in slices}) > 1:
         raise ImageError("Some pictures of the scan hold Hounsfield units and some do not; one scan is of one kind.")
-    series = Series(slices, tuple(dict.fromkeys(notes)))
-    if not may_be_bare:
-        _require_contrast(series)
-    return series
+    return Series(tuple(slices), tuple(dict.fromkeys(notes)))
+
+
+class LeftOut:
+    """The files of a scan that are not read, each with a sentence: damaged ones, up to a fifth, and those that are no slices."""
+
+    def __init__(self, files: int) -> None:
+        self._files = files
+        self._damaged: list[str] = []
+        self._others: list[str] = []
+
+    @contextmanager
+    def if_unreadable(self, name: str) -> Iterator[None]:
+        """Catch an `ImageError` raised inside, unless the file is the only one.
+
+        Raises:
+            ImageError: it is, or too many were caught; among several files the sentence begins with the name of one.
+        """
+        try:
+            yield
+        except TooLargeError:
+            raise
+        except ImageError as err:
+            if self._files == 1:
+                raise
+            (self._others if isinstance(err, NoSliceError) else self._damaged).append(f"{name}: {err}")
+            if len(self._damaged) > DAMAGED_SHARE * self._files:
+                more = f" {len(self._damaged)} or more of the {self._files} files cannot be read." if len(self._damaged) > 1 else ""
+                raise ImageError(self._damaged[0] + more) from err
+
+    def require_others(self, read: Sequence[object]) -> None:
+        """Refuse a scan of which nothing was read.
+
+        Raises:
+            ImageError: `read` is empty.
+        """
+        if not read:
+            raise ImageError((self._damaged + self._others)[0])
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each of the first files, and one for the rest."""
+        sentences = self._damaged + self._others
+        said = [f"A file was left out: {sentence}" for sentence in sentences[:NAMED]]
+        return [*said, f"{len(sentences) - NAMED} further files were left out."] if len(sentences) > NAMED else said
 
 
 @contextmanager
-def errors_naming(name: str | None) -> Iterator[None]:
-    """Begin the sentence of an `ImageError` raised inside with the file's name; None leaves it as it is."""
+def opened(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
+    """Open a file that is neither empty nor larger than `max_bytes`.
+
+    Raises:
+        ImageError: it is, or it cannot be opened.
+    """
     try:
-        yield
-    except ImageError as err:
-        if name is None:
-            raise
-        raise ImageError(f"{name}: {err}") from err
+        file = path.open("rb")
+        size = os.fstat(file.fileno()).st_size
+    except OSError as err:
+        raise ImageError("The file cannot be opened.") from err
+    with file:
+        if not size:
+            raise ImageError("The file is empty.")
+        if size > max_bytes:
+            raise ImageError(f"The file is too large: more than {max_bytes / 2**20:g} MiB.")
+        yield file
 
 
 def require_a_picture(pixels: FloatArray) -> None:
@@ -200,6 +289,18 @@ def require_fewer_pixels(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(f"The picture is too large: {width} x {height} pixels, at most {max_pixels / 1e6:g} million are read.")
 
 
+def require_fewer_slices(slices: int, pixels: int, max_slices: int) -> None:
+    """Refuse a scan of so many slices of so many pixels each.
+
+    Raises:
+        TooLargeError: it has more than `max_slices`, or more than `MAX_VOXELS` pixels in all.
+    """
+    if slices > max_slices:
+        raise TooLargeError(f"The scan has {slices} slices; at most {max_slices} are read.")
+    if slices * pixels > MAX_VOXELS:
+        raise TooLargeError(f"The scan is too large: at most {MAX_VOXELS / 1e6:.0f} million pixels are read in all.")
+
+
 def _require_contrast(series: Series) -> None:
     """Refuse a scan that shows nothing. A single slice of a series may: those above the crown hold air only."""
     if all(slice.pixels.min() == slice.pixels.max() for slice in series.slices):
@@ -216,95 +317,19 @@ def _require_contrast(series: Series) -> None:
         raise BareImageError("The scan shows no soft tissue: next to none of its values lies between -20 and 100 HU.")
 
 
-def _read_bytes(path: Path, max_bytes: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
-    except OSError as err:
-        raise ImageError("The file cannot be opened.") from err
-    if not content:
-        raise ImageError("The file is empty.")
-    if len(content) > max_bytes:
-        raise ImageError(f"The file is too large: more than {max_bytes / 2**20:g} MiB.")
-    return content
+def _kind(head: bytes) -> str:
+    """Return what a file is by its first `HEAD_BYTES`."""
+    from ml.nifti import is_nifti
 
-
-def _kind(content: bytes) -> str:
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
-    if content.startswith(b"\xff\xd8\xff"):
+    if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
-    if content[128:132] == b"DICM":
+    if head[128:132] == b"DICM":
         return "DICOM"
-    raise ImageError("The file is not a PNG, JPEG or DICOM image.")
-
-
-def _read_picture(content: bytes, max_pixels: int) -> tuple[Slice, list[str]]:
-    """Return a PNG or JPEG as display values, and notes about what was removed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large pictures; the size is checked below
-            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
-                require_fewer_pixels(*picture.size, max_pixels)
-                frames = int(getattr(picture, "n_frames", 1))
-                if frames > 1 and picture.format == "PNG":
-                    raise ImageError(f"The picture is animated: it holds {frames} pictures; give each slice as a file of its own.")
-                pixels, unit, notes = _to_slice(ImageOps.exif_transpose(picture))
-                if frames > 1:  # cameras add a preview or a map of brightness
-                    notes.append("The picture holds further pictures; only the first was read.")
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as err:
-        raise ImageError(f"The picture is too large: at most {max_pixels / 1e6:g} million pixels are read.") from err
-    except Exception as err:  # a damaged file makes a decoder raise anything from SyntaxError to struct.error
-        raise ImageError("The picture is damaged or incomplete and cannot be decoded.") from err
-    require_a_picture(pixels)
-    return Slice(pixels, unit), notes
-
-
-def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"], list[str]]:
-    """Return a Pillow picture's pixels as HU, where its 16 bits hold such, or else as grey 0..1 on a black background; and notes.
-
-    Raises:
-        ImageError: its values or its background can be read in two ways.
-    """
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        values_hu, is_ct = hounsfield_in_16_bits(np.asarray(picture).astype(np.int64))
-        if values_hu is not None:
-            return values_hu, "hu", ["The 16-bit picture holds CT values; they were read as Hounsfield units."]
-        if is_ct:
-            raise ImageError("The 16-bit picture holds CT values, but not where their zero lies; give the DICOM file.")
-    grey, notes = _to_grey(picture)
-    shown, note = on_black(grey)
-    if shown is None:
-        raise ImageError("The picture has a white background; CT slices are read with black air around the head.")
-    return shown, "display", [*notes, note] if note else notes
-
-
-def _to_grey(picture: Image.Image) -> tuple[FloatArray, list[str]]:
-    """Return any Pillow picture as float32 grey 0..1: transparency over black (air), colours by their luminance."""
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        values = np.asarray(picture).astype(np.float32)
-        if values.max(initial=0) < 256:
-            return values / np.float32(255), ["The 16-bit picture uses only 8 bits; they were read as its full range."]
-        # CT has 12 bits; a 16-bit file that uses only these would be black if its full range were shown.
-        if values.max(initial=0) < 4096:
-            return values / np.float32(4095), ["The 16-bit picture uses only 12 bits; they were read as its full range."]
-        return np.clip(values / np.float32(65535), 0, 1), []
-    if picture.mode in ("1", "L") and not picture.has_transparency_data:
-        return np.asarray(picture.convert("L")).astype(np.float32) / np.float32(255), []
-    notes = []
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        if rgba.getchannel("A").getextrema() != (255, 255):
-            notes.append("The picture has transparent parts; they were made black.")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
-    rgb = picture.convert("RGB")
-    channels = np.asarray(rgb)
-    spread = channels.max(axis=2) - channels.min(axis=2)
-    if np.count_nonzero(spread > COLOUR_SPREAD) > COLOUR_SHARE * spread.size:
-        notes.append("The picture has colours; they were removed.")
-    return np.asarray(rgb.convert("L")).astype(np.float32) / np.float32(255), notes
+    if is_nifti(head):
+        return "NIfTI"
+    raise ImageError("The file is not a PNG, JPEG, DICOM or NIfTI image.")
 
 
 def files_of_series(path: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,15 @@ from ml.artifacts import FEATURES, HEAD, ArtifactError, read_card
 from ml.explain import occlusion, place
 from ml.gate import REFUSED_FROM, gate
 from ml.images import FloatArray, Series
-from ml.preprocessing import InputSpec, to_input
+from ml.preprocessing import Frame, InputSpec, to_input
+from ml.stack import Slabs, look_first
 
 NOT_HEAD_CT = "This does not look like a head CT, and what a model answers about anything else means nothing."
 CHUNK = 16  # slices in one run of the convolutions: more is no faster on one core and only costs memory
+
+
+class Stopped(Exception):
+    """A prediction was asked to stop; it has no finding."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,11 @@ class Finding:
         probability: of a hemorrhage anywhere in the scan, calibrated, 0..1.
         threshold: the model's for a single slice or for a scan of several; `positive` is probability >= threshold.
         uncertain: the probability lies in the uncertain band that belongs to it.
-        slice_probabilities: one for each slice, in the order of the series.
+        slice_probabilities: one for each slice, in the order of the series; thin slices share that of their slab (`ml.stack`).
         warnings: those of the series, then what the model had to assume.
         not_head_ct: how little the scan looks like a head CT, 0..1, whatever the model; 0 where nobody asked.
         refused: it looks so little like one that the answer means nothing; a warning says so.
+        first_slices: the indices of up to five slices to look at first, the most probable one first (`ml.stack.look_first`).
     """
 
     probability: float
@@ -41,6 +47,7 @@ class Finding:
     warnings: tuple[str, ...]
     not_head_ct: float = 0.0
     refused: bool = False
+    first_slices: tuple[int, ...] = ()
 
 
 class Predictor:
@@ -65,75 +72,109 @@ class Predictor:
         self._features = _load(model_dir / FEATURES, threads, "images", ("maps",))
         self._head = _load(model_dir / HEAD, threads, "maps", ("slice_probability", "scan_probability"))
 
-    def predict(self, series: Series) -> Finding:
-        """Return the finding of one scan."""
-        return self.predict_many([series])[0]
+    def predict(
+        self,
+        series: Series,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Finding:
+        """Return the finding of one scan; see `predict_many`."""
+        return self.predict_many([series], on_progress, should_stop)[0]
 
-    def predict_many(self, series: Sequence[Series]) -> list[Finding]:
+    def predict_many(
+        self,
+        series: Sequence[Series],
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[Finding]:
         """Return the findings of several scans, in their order.
 
         The convolutions run over the slices of all scans in chunks of 16, whichever scan they belong to; the head runs for each
-        scan. Only the maps of the scans in the current chunk are kept.
+        scan. Only the maps of the scans in the current chunk are kept. Thin slices go in as slabs (`ml.stack`).
+
+        Args:
+            series: the scans.
+            on_progress: told after each chunk how many slices are done, of how many.
+            should_stop: asked before each chunk.
 
         Raises:
             ValueError: a scan has no slice.
             ArtifactError: the model's answer is no probability.
+            Stopped: it was asked to stop.
         """
         if any(not scan.slices for scan in series):
             raise ValueError("A scan without slices cannot be scored.")
-        jobs = [(owner, index) for owner, scan in enumerate(series) for index in range(len(scan.slices))]
+        stacks = [Slabs(scan) for scan in series]
+        jobs = [(owner, index) for owner, stack in enumerate(stacks) for index in range(len(stack))]
+        done, total = 0, sum(len(scan.slices) for scan in series)
         maps: dict[int, list[FloatArray]] = {}
         headless = [0] * len(series)
         notes: list[list[str]] = [[] for _ in series]
         findings: list[Finding] = []
         for start in range(0, len(jobs), CHUNK):
+            if should_stop():
+                raise Stopped("The prediction was stopped.")
             chunk = jobs[start : start + CHUNK]
-            inputs = [to_input(series[owner].slices[index], self.spec) for owner, index in chunk]
-            for (owner, _), (_, frame), slice_maps in zip(chunk, inputs, self._maps([pixels for pixels, _ in inputs]), strict=True):
+            inputs = [to_input(stacks[owner][index], self.spec) for owner, index in chunk]
+            for (owner, index), (_, frame), slice_maps in zip(chunk, inputs, self._maps([pixels for pixels, _ in inputs]), strict=True):
                 headless[owner] += self.spec.crop_to_head and not frame.shows_head
                 notes[owner] += frame.notes
+                done += stacks[owner].size_of(index)
                 maps.setdefault(owner, []).append(slice_maps)
-                if len(maps[owner]) == len(series[owner].slices):
-                    findings.append(self._finding(series[owner], np.stack(maps.pop(owner)), headless[owner], notes[owner]))
+                if len(maps[owner]) == len(stacks[owner]):
+                    findings.append(self._finding(series[owner], stacks[owner], np.stack(maps.pop(owner)), headless[owner], notes[owner]))
+            on_progress(done, total)
         return findings
 
     def heatmap(self, series: Series, index: int = 0) -> FloatArray:
-        """Return what speaks for a hemorrhage in one slice: float32 (H, W) of that slice as it came, 0..1, 0 outside the model's frame.
+        """Return what speaks for a hemorrhage in one slice; see `heatmaps`."""
+        return self.heatmaps(series, [index])[0]
 
-        It is occlusion in feature space (see `ml.explain`). A slice model is asked about that slice alone; a series model about
-        the whole scan with the cell masked in that slice, since it reads a slice among its neighbours.
+    def heatmaps(self, series: Series, indices: Sequence[int]) -> list[FloatArray]:
+        """Return what speaks for a hemorrhage in slices of one scan, in the order asked for.
+
+        Each is float32 (H, W) of that slice as it came, 0..1, 0 outside the model's frame. It is occlusion in feature space (see
+        `ml.explain`). A slice model is asked about that slice alone; a series model about the whole scan with the cell masked in that
+        slice, since it reads a slice among its neighbours. The convolutions run once, however many slices are asked for, and thin
+        slices of one slab share its map.
 
         Raises:
-            IndexError: the scan has no slice of that index.
+            IndexError: the scan has no slice of such an index.
         """
-        if not 0 <= index < len(series.slices):
-            raise IndexError(f"The scan has {len(series.slices)} slices; there is no slice {index}.")
-        if self.card.reads == "slice":
-            pixels, frame = to_input(series.slices[index], self.spec)
-            maps = self._maps([pixels])[0]
-            cells = occlusion(maps, lambda copies: self._answer(copies)[0], pixels)
-        else:
-            context = self._series_maps(series)
-            pixels, frame = to_input(series.slices[index], self.spec)
-            maps = context[index].copy()
+        for index in indices:
+            if not 0 <= index < len(series.slices):
+                raise IndexError(f"The scan has {len(series.slices)} slices; there is no slice {index}.")
+        if not indices:
+            return []
+        stack = Slabs(series)
+        wanted = sorted({stack.number_of(index) for index in indices})
+        needed = range(len(stack)) if self.card.reads == "series" else wanted
+        maps = np.concatenate([self._maps([pixels for pixels, _ in self._inputs(stack, part)]) for part in _chunks(needed)])
+        cells, frames = {}, {}
+        for number, (pixels, frames[number]) in zip(wanted, self._inputs(stack, wanted), strict=True):
+            if self.card.reads == "series":
+                cells[number] = occlusion(maps[number].copy(), self._score_among(maps, number), pixels)
+            else:
+                cells[number] = occlusion(maps[wanted.index(number)], lambda copies: self._answer(copies)[0], pixels)
+        numbers = [stack.number_of(index) for index in indices]
+        shapes = [series.slices[index].pixels.shape for index in indices]
+        return [place(cells[number], frames[number], shape) for number, shape in zip(numbers, shapes, strict=True)]
 
-            def score(copies: FloatArray) -> FloatArray:
-                probabilities = np.empty(len(copies), np.float32)
-                for number, copy in enumerate(copies):
-                    context[index] = copy
-                    probabilities[number] = self._answer(context)[0][index]
-                return probabilities
+    def _inputs(self, stack: Slabs, numbers: Sequence[int]) -> list[tuple[FloatArray, Frame]]:
+        return [to_input(stack[number], self.spec) for number in numbers]
 
-            cells = occlusion(maps, score, pixels)
-        return place(cells, frame, series.slices[index].pixels.shape)
+    def _score_among(self, maps: FloatArray, number: int) -> Callable[[FloatArray], FloatArray]:
+        """Return what gives the probabilities of copies of one slice's maps among the maps (N, h, w, c) of its scan."""
+        context = maps.copy()
 
-    def _series_maps(self, series: Series) -> FloatArray:
-        """Return the maps of all slices (N, h, w, c)."""
-        maps = []
-        for start in range(0, len(series.slices), CHUNK):
-            inputs = [to_input(slice, self.spec)[0] for slice in series.slices[start : start + CHUNK]]
-            maps.append(self._maps(inputs))
-        return np.concatenate(maps)
+        def score(copies: FloatArray) -> FloatArray:
+            probabilities = np.empty(len(copies), np.float32)
+            for index, copy in enumerate(copies):
+                context[number] = copy
+                probabilities[index] = self._answer(context)[0][number]
+            return probabilities
+
+        return score
 
     def _maps(self, inputs: list[FloatArray]) -> FloatArray:
         """Return the maps (n, h, w, c) of inputs (size, size, 1)."""
@@ -149,15 +190,15 @@ class Predictor:
             raise ArtifactError("The model's answer is no probability for each slice and one for the scan.")
         return np.clip(slices, 0, 1), float(np.clip(scan[0], 0, 1))
 
-    def _finding(self, series: Series, maps: FloatArray, headless: int, notes: Sequence[str]) -> Finding:
-        slices, probability = self._answer(maps)
-        if len(slices) == 1:
-            probability = float(slices[0])
-        threshold, low, high = self.card.point_of(len(slices))
+    def _finding(self, series: Series, stack: Slabs, maps: FloatArray, headless: int, notes: Sequence[str]) -> Finding:
+        answers, probability = self._answer(maps)
+        if len(answers) == 1:
+            probability = float(answers[0])
+        threshold, low, high = self.card.point_of(len(answers))
         warnings = [*series.warnings, *notes]
         if headless == len(maps):  # the lowest and highest slices of a series often show none, and that is no news
             warnings.append("No head was found in the picture, so the model read the whole of it.")
-        not_head_ct = self._gate.score_series(series.slices) if self._gate else 0.0
+        not_head_ct = self._gate.score_series(stack) if self._gate else 0.0
         if refused := not_head_ct >= REFUSED_FROM:
             warnings.append(NOT_HEAD_CT)
         return Finding(
@@ -165,11 +206,16 @@ class Predictor:
             threshold=threshold,
             positive=probability >= threshold,
             uncertain=low <= probability < high,
-            slice_probabilities=tuple(float(value) for value in slices),
+            slice_probabilities=tuple(float(value) for value in stack.per_slice(answers)),
             warnings=tuple(dict.fromkeys(warnings)),
             not_head_ct=not_head_ct,
             refused=refused,
+            first_slices=tuple(stack.middle_of(number) for number in look_first(answers, self.card.threshold)),
         )
+
+
+def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
 
 
 def _load(path: Path, threads: int, takes: str, gives: tuple[str, ...]) -> onnxruntime.InferenceSession:

@@ -74,6 +74,9 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # A person's urgent scans that wait at once: if all were urgent, nobody's would be.
         "MAX_STAT": number("MAX_STAT", 20),
         "MAX_PIXELS": number("MAX_PIXELS", 16_000_000),
+        # What decoding one scan may take (`worker/decoder.py`): a thousand slices of 512 x 512 take half of each.
+        "DECODE_MEMORY_MB": number("DECODE_MEMORY_MB", 2048),
+        "DECODE_S": number("DECODE_S", 60),
         "MAX_DATASET_MB": number("MAX_DATASET_MB", 4096),
         "MAX_FORM_MEMORY_SIZE": 500_000,
         # A worker that is silent for LEASE_S is presumed dead; it speaks every HEARTBEAT_S.

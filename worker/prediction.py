@@ -17,12 +17,13 @@ from sqlalchemy.orm import joinedload
 
 from ml.artifacts import ArtifactError
 from ml.explain import overlay
-from ml.images import ImageError, Series, Slice, read_series, render
+from ml.images import ImageError, Series, Slice, render
 from ml.inference import Finding, Predictor
 from webapp.extensions import db
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
 from webapp.storage import StorageError, storage
 from worker import leases
+from worker.decoder import decode
 from worker.patience import committed, stored
 from worker.predictors import predictor_for
 from worker.presence import presence
@@ -219,7 +220,7 @@ def read_original(scan: Scan) -> Series:
         original = folder / "original"
         stored(lambda: storage.fetch(scan.original_key, original))
         paths = _unpack(original) if scan.files > 1 else [original]
-        return read_series(paths, max_pixels=current_app.config["MAX_PIXELS"])
+        return decode(paths, max_pixels=current_app.config["MAX_PIXELS"])
 
 
 def _unpack(original: Path) -> list[Path]:

@@ -113,10 +113,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Series], str]] = {
     "almost black": (lambda at: read(at, Image.fromarray(GREY // 64)), "fewer than 16 shades of grey"),
     "white paper for air": (lambda at: read(at, Image.fromarray(cut_out())), "white background"),
     "HU + 1000, cut off at air": (lambda at: read(at, in_16_bits(HU.astype(np.int64) + 1000)), "not where their zero lies"),
-    "TIFF of floats": (lambda at: read(at, Image.fromarray(HU.astype(np.float32)), "TIFF"), "not a PNG, JPEG or DICOM"),
-    "GIF": (lambda at: read(at, Image.fromarray(GREY), "GIF"), "not a PNG, JPEG or DICOM"),
-    "BMP": (lambda at: read(at, Image.fromarray(GREY), "BMP"), "not a PNG, JPEG or DICOM"),
-    "WebP": (lambda at: read(at, Image.fromarray(GREY), "WEBP"), "not a PNG, JPEG or DICOM"),
+    "TIFF of floats": (lambda at: read(at, Image.fromarray(HU.astype(np.float32)), "TIFF"), "not a PNG, JPEG, DICOM or NIfTI"),
+    "GIF": (lambda at: read(at, Image.fromarray(GREY), "GIF"), "not a PNG, JPEG, DICOM or NIfTI"),
+    "BMP": (lambda at: read(at, Image.fromarray(GREY), "BMP"), "not a PNG, JPEG, DICOM or NIfTI"),
+    "WebP": (lambda at: read(at, Image.fromarray(GREY), "WEBP"), "not a PNG, JPEG, DICOM or NIfTI"),
     "too large": (lambda at: read(at, Image.fromarray(np.tile(GREY, (20, 20)))), "too large: 5120 x 5120"),
     "tiny": (lambda at: read(at, Image.fromarray(GREY[100:120, 100:120])), "too small: 20 x 20"),
     "far from square": (lambda at: read(at, Image.fromarray(np.tile(GREY, (6, 1)))), "at most 4 times as long"),
@@ -207,7 +207,7 @@ def test_a_dicom_that_can_be_read_becomes_the_same_input(
             "no soft tissue",
         ),
         (None, {"Modality": "PT"}, "its modality is PT"),
-        (None, {"NumberOfFrames": 3}, "has 3 frames"),
+        (None, {"NumberOfFrames": 3}, "damaged or incomplete"),
     ],
 )
 def test_a_dicom_of_another_kind_or_range_is_refused(

@@ -11,7 +11,7 @@ import pytest
 from ml.artifacts import ArtifactError, Card, write_model
 from ml.gate import REFUSED_FROM
 from ml.images import FloatArray, ImageError, Series, Slice, read_series, render
-from ml.inference import NOT_HEAD_CT, Predictor
+from ml.inference import NOT_HEAD_CT, Predictor, Stopped
 from ml.phantoms import phantom
 from ml.preprocessing import NOT_STRIPPED, InputSpec
 
@@ -87,6 +87,60 @@ def test_a_head_is_not_refused(tiny_model: TinyModel) -> None:
     head = Slice(phantom(3, hemorrhage=True, size=256).astype(np.float32), "hu")
     finding = Predictor(tiny_model()).predict(Series((head,)))
     assert not finding.refused and finding.not_head_ct < REFUSED_FROM and finding.warnings == ()
+
+
+def test_thin_slices_are_read_as_slabs_and_each_has_the_answer_of_its_own(tiny_model: TinyModel) -> None:
+    thin = Series(tuple(with_bright_cell(brightness) for brightness in [0.5, 0.9, 0.7, 0.9, 0.5] + [0.1] * 5), (), 1.0)
+    thick = Series((with_bright_cell(0.7), with_bright_cell(0.1)), (), 5.0)
+    predictor = Predictor(tiny_model(reads="series", head={"context": 0.5}), judges_pictures=False)
+    of_thin, of_thick = predictor.predict(thin), predictor.predict(thick)
+    assert of_thin.probability == pytest.approx(of_thick.probability, abs=1e-6)
+    expected = np.repeat(of_thick.slice_probabilities, 5)
+    np.testing.assert_allclose(of_thin.slice_probabilities, expected, atol=1e-6)
+    assert (of_thin.first_slices, of_thick.first_slices) == ((2, 7), (0, 1))
+    thin_map, same_slab, elsewhere = predictor.heatmaps(thin, [0, 4, 9])
+    np.testing.assert_allclose(thin_map, predictor.heatmap(thick, 0), atol=1e-5)
+    np.testing.assert_array_equal(thin_map, same_slab)
+    np.testing.assert_allclose(elsewhere, predictor.heatmap(thick, 1), atol=1e-5)
+
+
+def test_a_single_thin_slab_is_judged_as_a_single_slice(tiny_model: TinyModel) -> None:
+    card = {"scan_threshold": 0.99, "scan_uncertain_low": 0.98, "scan_uncertain_high": 0.995}
+    predictor = Predictor(tiny_model(**card), judges_pictures=False)
+    three = tuple(with_bright_cell(0.9) for _ in range(3))
+    assert predictor.predict(Series(three, (), 1.0)).threshold == 0.5
+    assert predictor.predict(Series(three, (), 5.0)).threshold == 0.99
+
+
+def test_progress_is_told_in_slices_and_a_stop_is_obeyed_between_chunks(tiny_model: TinyModel) -> None:
+    predictor = Predictor(tiny_model(), judges_pictures=False)
+    scan = Series(tuple(with_bright_cell(0.5) for _ in range(40)), (), 5.0)
+    told: list[tuple[int, int]] = []
+    predictor.predict(scan, lambda done, total: told.append((done, total)))
+    assert told == [(16, 40), (32, 40), (40, 40)]
+    told.clear()
+    with pytest.raises(Stopped, match="was stopped"):
+        predictor.predict(scan, lambda done, total: told.append((done, total)), lambda: bool(told))
+    assert told == [(16, 40)]
+    thin = Series(scan.slices, (), 1.0)
+    predictor.predict_many([thin, scan], lambda done, total: told.append((done, total)))
+    assert told[1:] == [(48, 80), (64, 80), (80, 80)]  # eight slabs and eight slices, then slices
+
+
+def test_several_heat_maps_of_a_scan_are_those_of_each_and_run_the_convolutions_once(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = Series(tuple(with_bright_cell(brightness, 2, 5) for brightness in np.linspace(0.2, 0.9, 20)))
+    for reads in ("slice", "series"):
+        predictor = Predictor(tiny_model(reads=reads, head={"context": 0.5 if reads == "series" else 0.0}))
+        one_by_one = [predictor.heatmap(scan, index) for index in (19, 3)]
+        ran: list[int] = []
+        real = predictor._maps
+        monkeypatch.setattr(predictor, "_maps", lambda inputs, real=real, ran=ran: ran.append(len(inputs)) or real(inputs))
+        for together, alone in zip(predictor.heatmaps(scan, [19, 3]), one_by_one, strict=True):
+            np.testing.assert_array_equal(together, alone)
+        assert sum(ran) == {"slice": 2, "series": 20}[reads]
+        assert predictor.heatmaps(scan, []) == []
 
 
 def test_a_scan_without_a_head_is_said(tiny_model: TinyModel) -> None:

@@ -28,7 +28,7 @@ from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
 from webapp.models import ModelVersion, Promotion, Scan, User, Worker, new_id
 from webapp.storage import storage
-from worker import patience, predictors
+from worker import decoder, patience, predictors
 from worker.presence import Presence
 
 PATIENCE_S = 30
@@ -97,6 +97,14 @@ def submit(*contents: bytes) -> list[str]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What may pass by itself is tried again at once."""
     monkeypatch.setattr(patience, "WAITS_S", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def decoder_of_the_tests() -> Iterator[None]:
+    """All tests share the child that decodes; it ends with them."""
+    yield
+    if decoder._decoder is not None:
+        decoder._decoder.close()
 
 
 def as_worker(app: Flask) -> Iterator[Flask]:

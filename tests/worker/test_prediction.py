@@ -166,7 +166,7 @@ def test_a_bad_picture_fails_alone_with_its_sentence(worker_app: Flask) -> None:
     prediction.answer_next_scans()
     assert [scan(scan_id).status for scan_id in ids] == ["done", "failed", "done", "failed", "failed"]
     assert [scan(scan_id).error for scan_id in ids[1::2]] == [
-        "The file is not a PNG, JPEG or DICOM image.",
+        "The file is not a PNG, JPEG, DICOM or NIfTI image.",
         "The picture is damaged or incomplete and cannot be decoded.",
     ]
     assert scan(ids[4]).error == "The file is empty."

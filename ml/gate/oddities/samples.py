@@ -16,7 +16,7 @@ import skimage
 from numpy.typing import NDArray
 from sklearn.datasets import load_sample_images
 
-from ml.dicom import read_dicom_series
+from ml.dicom import read_planes
 from ml.images import MIN_SIDE_PX, MOST_ELONGATED, ImageError, Slice
 
 CUTS = ((0.0, 0.0, 1.0, 1.0), (0.05, 0.05, 0.6, 0.6), (0.4, 0.1, 0.95, 0.65), (0.2, 0.35, 0.75, 0.9))
@@ -71,7 +71,8 @@ def _dicom() -> Iterator[Slice]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # many of these files are wrong on purpose
             try:
-                slice = read_dicom_series([path.read_bytes()], [None], max_pixels=2_000_000).slices[0]
+                with path.open("rb") as file:
+                    slice = read_planes(file, max_pixels=2_000_000, max_slices=1)[0].slice
             except ImageError:
                 # The reader refuses it already, by its tags; its pixels are what somebody may send as PNG.
                 picture = _pixels(path)

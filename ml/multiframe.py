@@ -1,0 +1,43 @@
+"""The frames of a DICOM file as if each were a file: functional groups of Enhanced CT (PS3.3 C.7.6.16) become ordinary tags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pydicom
+
+SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+GROUPS = {
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing",),
+    "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "RescaleType"),
+}
+
+
+def frame_headers(header: pydicom.Dataset, frames: int) -> Iterator[pydicom.Dataset]:
+    """Yield the tags of each frame, without pixels: those of the file, over them what its functional groups say.
+
+    A position in the tags of a file of several frames is that of its first, so it counts for none.
+    """
+    of_file = pydicom.Dataset()
+    of_file.update({tag: element for tag, element in header.items() if tag.group not in (0x5200, 0x7FE0)})
+    if frames > 1 and "ImagePositionPatient" in of_file:
+        del of_file.ImagePositionPatient
+    _overlay(of_file, header.get(SHARED) or [])
+    per_frame = header.get(PER_FRAME) or []
+    for index in range(frames):
+        own = pydicom.Dataset()
+        own.update(of_file)
+        if frames > 1:
+            own.InstanceNumber = index + 1
+        _overlay(own, per_frame[index : index + 1])
+        yield own
+
+
+def _overlay(header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]) -> None:
+    """Set in `header` what the functional groups (a sequence of one item) say."""
+    for item in groups[:1]:
+        for sequence, names in GROUPS.items():
+            for inner in (item.get(sequence) or [])[:1]:
+                header.update({inner[name].tag: inner[name] for name in names if name in inner})

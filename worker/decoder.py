@@ -1,0 +1,137 @@
+"""Users' files are decoded by a child process with limits (`ml.decode`): a file that crashes, hangs or swells ends its own scan alone.
+
+One child serves a worker process as long as it lives: starting one takes longer than most decodes. It is started at the first scan,
+inherits no secret and no open file, and ends with its worker, whose end closes the child's input. `multiprocessing` would not do: it
+refuses to start a process inside a Celery child.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flask import current_app
+
+from ml.decode import PIXELS
+from ml.images import ImageError, Series, Slice
+from webapp.config import PROJECT_ROOT
+from worker.presence import presence
+
+log = logging.getLogger(__name__)
+
+BEYOND_LIMITS = "The file could not be decoded within the limits on time and memory; it may be damaged or far too large."
+ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV")
+"""What the child may know of this process's environment; the rest is nothing that a hostile file should find."""
+GRACE_S = 10
+"""So much later than this process would, the child kills itself: in case nobody waits for it any more."""
+
+
+class Decoder:
+    """A child process that decodes. Not to be shared across a fork.
+
+    Args:
+        memory_mb: what the child may allocate.
+        limit_s: how long a scan may take.
+    """
+
+    def __init__(self, memory_mb: int, limit_s: int) -> None:
+        self.memory_mb, self.limit_s = memory_mb, limit_s
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def decode(self, paths: Sequence[Path], folder: Path, **limits: int) -> Series:
+        """Return the series that these files are; its pixels lie in a file in `folder`, which may be removed afterwards.
+
+        Raises:
+            ImageError: they cannot be read, or not within the limits.
+        """
+        request = {"paths": [str(path) for path in paths], "folder": str(folder), "limit_s": self.limit_s + GRACE_S, "limits": limits}
+        answer = self._ask(json.dumps(request).encode() + b"\n")
+        if answer is None or answer.get("error", "") is None:
+            raise ImageError(BEYOND_LIMITS)
+        if "error" in answer:
+            raise ImageError(answer["error"])
+        # Copied where it is written to, so that a series is as good as one read here.
+        pixels = np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)
+        slices = [
+            Slice(plane, answer["unit"], spacing and tuple(spacing)) for plane, spacing in zip(pixels, answer["spacing_mm"], strict=True)
+        ]
+        return Series(tuple(slices), tuple(answer["warnings"]), answer["distance_mm"])
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                with suppress(BrokenPipeError):  # a request that it never read
+                    pipe.close()  # type: ignore[union-attr]
+            self._child = None
+
+    def _ask(self, request: bytes) -> dict[str, Any] | None:
+        """Return the child's answer; None if there came none in time, and the next request gets a new child."""
+        child = self._child if self._child is not None and self._child.poll() is None else self._start()
+        answer = b""
+        try:
+            child.stdin.write(request)  # type: ignore[union-attr]
+            child.stdin.flush()  # type: ignore[union-attr]
+            answer = self._line_from(child)
+        except BrokenPipeError:
+            log.warning("the decoder was gone")
+        if not answer.endswith(b"\n"):
+            self.close()
+            log.warning("the decoder gave no answer: status=%s", child.returncode)
+            return None
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def _line_from(self, child: subprocess.Popen[bytes]) -> bytes:
+        """Return the child's next line; what came of it until its end, or until its time was up."""
+        line, deadline = b"", time.monotonic() + self.limit_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
+            while not line.endswith(b"\n") and selector.select(deadline - time.monotonic()):
+                if not (part := os.read(child.stdout.fileno(), 2**16)):  # type: ignore[union-attr]
+                    break
+                line += part
+        return line
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.close()
+        known = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        # A process group of its own: a signal to the worker's must not interrupt a batch. One thread: of many, each costs memory.
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "ml.decode", str(self.memory_mb)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=PROJECT_ROOT,
+            env={**known, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        return self._child
+
+
+_decoder: Decoder | None = None
+
+
+def decode(paths: Sequence[Path], **limits: int) -> Series:
+    """Return the series that these files are, decoded by this process's child; `limits` are those of `ml.images.read_series`.
+
+    Raises:
+        ImageError: they cannot be read, or not within the limits.
+    """
+    global _decoder
+    config = current_app.config
+    if _decoder is None:
+        _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"])
+    with presence().work_folder() as folder:
+        return _decoder.decode(paths, folder, **limits)
