@@ -116,14 +116,14 @@ class Storage:
                     raise MissingFile("A stored file is not there any more.") from err
                 raise
 
-    def get(self, key: str) -> bytes:
-        """Return the content under `key`.
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Return the content under `key`, or its bytes from `start` to before `stop`: nothing else is read or sent.
 
         Raises:
             StorageError: it cannot be read.
         """
         with self._reading():
-            content: bytes = self._files.cat_file(self._path(key))
+            content: bytes = self._files.cat_file(self._path(key), start=start or None, end=stop)
         return content
 
     def open(self, key: str) -> IO[bytes]:
