@@ -20,6 +20,7 @@ from webapp.health import checks_by_rows
 from webapp.intake import UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
+from webapp.pictures import heatmap_key
 from webapp.storage import storage
 
 blueprint = Blueprint("scans", __name__)
@@ -132,39 +133,20 @@ def remove(scan_id: str) -> WerkzeugResponse:
     return redirect(url_for("scans.history"))
 
 
-@blueprint.get("/scans/<scan_id>/image.png")
-@login_required
-def image(scan_id: str) -> Response:
-    """Send the slice as a picture."""
-    return picture(_own_scan(scan_id).image_key)
-
-
-@blueprint.get("/scans/<scan_id>/thumbnail.png")
-@login_required
-def thumbnail(scan_id: str) -> Response:
-    """Send the slice as a small picture."""
-    return picture(_own_scan(scan_id).thumbnail_key)
-
-
-@blueprint.get("/scans/<scan_id>/heatmap.png")
-@login_required
-def heatmap(scan_id: str) -> Response:
-    """Send the heat map, which lies over the image."""
-    prediction = _own_scan(scan_id).prediction
-    return picture(prediction.heatmap.image_key if prediction and prediction.heatmap else None)
-
-
 def delete_scan(scan_id: str) -> bool:
     """Delete a scan's rows, and commit; then its files. False where some are left to `worker.orphans`, the storage being away.
 
     The rows go first: a worker that has the scan loses its lease by that, and removes the pictures that it makes meanwhile.
     """
-    drawn = db.session.execute(select(Heatmap.id, Heatmap.image_key).join(Prediction).where(Prediction.scan_id == scan_id)).all()
+    drawn = db.session.execute(
+        select(Heatmap.id, Heatmap.image_key, Heatmap.slices).join(Prediction).where(Prediction.scan_id == scan_id)
+    ).all()
     original = db.session.scalar(delete(Scan).where(Scan.id == scan_id).returning(Scan.original_key))
     db.session.commit()
     # A worker may have stored a picture that no row names yet; its key is made of the row's id.
-    keys = [original, f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"]
-    keys += [key for heatmap in drawn for key in (f"heatmaps/{heatmap.id}.png", heatmap.image_key)]
+    keys = [original, f"images/{scan_id}.png", f"thumbnails/{scan_id}.png", f"volumes/{scan_id}.nii.gz"]
+    for heatmap in drawn:
+        keys += [f"heatmaps/{heatmap.id}.png", heatmap.image_key, *(heatmap_key(heatmap.id, index) for index in heatmap.slices or ())]
     removed = [storage.discard(key) for key in dict.fromkeys(filter(None, keys))]
     return all(removed)
 
@@ -248,19 +230,3 @@ def _history(form: ScanForm) -> str:
     )
     scans = db.session.scalars(newest).all()
     return render_template("scans/history.html", form=form, scans=scans, total=total, page=page, pages=pages, phantoms=phantoms())
-
-
-def picture(key: str | None) -> Response:
-    """Return a stored PNG for its owner's browser alone, which asks each time whether it may still show its copy."""
-    if key is None:
-        abort(404, "This picture is not made yet.")
-    picture = Response(mimetype="image/png")
-    picture.cache_control.private = True
-    picture.cache_control.no_cache = True
-    picture.headers["X-Content-Type-Options"] = "nosniff"
-    tag = hashlib.sha256(key.encode()).hexdigest()[:32]  # What is stored under a key never changes.
-    picture.set_etag(tag)
-    if not request.if_none_match.contains(tag):
-        picture.set_data(storage.get(key))
-    picture.make_conditional(request)
-    return picture

@@ -22,6 +22,10 @@ S3_PATIENCE = {"connect_timeout": 2, "read_timeout": 20, "retries": {"max_attemp
 """botocore's: a web request must not hang for minutes on a storage that is away; workers try again by themselves."""
 
 
+READ_AHEAD = 4 * 2**20
+"""Bytes of an open file that are fetched from S3 at once; its library would hold fifty million for each reader."""
+
+
 class StorageError(RuntimeError):
     """The storage refused to read or write; the text is a sentence without the file's content or address."""
 
@@ -133,7 +137,7 @@ class Storage:
             StorageError: it cannot be read.
         """
         with self._reading():
-            opened: IO[bytes] = self._files.open(self._path(key), "rb")
+            opened: IO[bytes] = self._files.open(self._path(key), "rb", block_size=READ_AHEAD)
         return opened
 
     def fetch(self, key: str, path: Path) -> None:

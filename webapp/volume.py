@@ -62,7 +62,8 @@ class Volume:
 
         Args:
             index: counts from 0 in anatomical order.
-            window: what is shown; the brain window, or the greys as they were submitted, where it is left out.
+            window: what is shown; where it is left out the brain window. Of pictures without HU the greys are shown as they were
+                submitted, unless a window other than those for HU is given.
 
         Raises:
             IndexError: there is no such slice.
@@ -80,7 +81,9 @@ class Volume:
             raise StorageError("A stored series is damaged.")
         if sys.byteorder == "big":
             voxels.byteswap()
-        grey = grey_of(window or (WINDOWS["brain"] if self.is_hu else AS_SUBMITTED), self.slope, self.intercept)
+        if window is None or (window in WINDOWS.values() and not self.is_hu):
+            window = WINDOWS["brain"] if self.is_hu else AS_SUBMITTED
+        grey = grey_of(window, self.slope, self.intercept)
         shown = bytes([grey[voxel] for voxel in voxels])
         return png(self._turned(shown), self.columns)
 

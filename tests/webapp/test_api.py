@@ -254,6 +254,8 @@ def test_a_verdict_is_told_in_full(app: Flask, ann: FlaskClient) -> None:
         "warnings": ["Small."],
         "model_version": {"id": version_id, "architecture": "alexnet_svm"},
         "slices": [{"index": 0, "probability": 0.75}],
+        "first_slices": [],
+        "heatmap_slices": [],
         "heatmap_url": f"http://localhost/api/v1/scans/{scan_id}/heatmap.png",
     }
 
@@ -387,6 +389,9 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
         "/api/v1/scans/{scan_id}/retry",
         "/api/v1/scans/{scan_id}/image.png",
         "/api/v1/scans/{scan_id}/heatmap.png",
+        "/api/v1/scans/{scan_id}/volume",
+        "/api/v1/scans/{scan_id}/slices/{index}.png",
+        "/api/v1/scans/{scan_id}/slices/{index}/heatmap.png",
     }
     assert document["security"] == [{"token": []}]
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -13,34 +11,11 @@ from flask import Flask
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.webapp.series import stored_series
 from webapp.storage import Storage, StorageError, storage
 from webapp.volume import HEAD_BYTES, WINDOWS, Volume, Window, open_volume
 
 KEY = "volumes/0123456789abcdef0123456789abcdef.nii.gz"
-
-
-def stored_series(voxels: NDArray[np.int16], across: int = 1, along: int = 1, slope: float = 1.0) -> bytes:
-    """Return slices (columns, rows, slices) as the file that the worker stores.
-
-    `across` and `along` are 1 where columns run to the patient's right and rows to the front, -1 where they run the other way.
-    """
-    plain = bytearray(352)
-    struct.pack_into("<i", plain, 0, 348)
-    struct.pack_into("<8h", plain, 40, 3, *voxels.shape, 1, 1, 1, 1)
-    struct.pack_into("<2h", plain, 70, 4, 16)
-    struct.pack_into("<4f", plain, 76, 1, 0.5, 0.5, 5)
-    struct.pack_into("<3f", plain, 108, 352, slope, 0)
-    struct.pack_into("<2h", plain, 252, 0, 1)
-    struct.pack_into("<12f", plain, 280, 0.5 * across, 0, 0, 0, 0, 0.5 * along, 0, 0, 0, 0, 5, 0)
-    plain[344:348] = b"n+1\0"
-    parts = [bytes(plain), *(voxels[:, :, index].tobytes("F") for index in range(voxels.shape[2]))]
-    press = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
-    packed = [press.compress(part) + press.flush(zlib.Z_FULL_FLUSH) for part in parts]
-    extra_bytes = 4 + 4 * voxels.shape[2]
-    starts = np.cumsum([12 + extra_bytes, *map(len, packed[:-1])])[1:].astype("<u4")
-    head = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff" + struct.pack("<H2sH", extra_bytes, b"HS", starts.nbytes) + starts.tobytes()
-    whole = b"".join(parts)
-    return head + b"".join(packed) + press.flush(zlib.Z_FINISH) + struct.pack("<II", zlib.crc32(whole), len(whole))
 
 
 @pytest.fixture
