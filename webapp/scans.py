@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from webapp.intake import UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
 from webapp.pictures import heatmap_key
-from webapp.storage import storage
+from webapp.storage import StorageError, storage
+from webapp.volume import WINDOWS, open_volume
 
+log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
 
 PER_PAGE = 20
@@ -76,7 +79,7 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
 def show(scan_id: str) -> str:
     """Show a scan and what is known of it by now."""
     scan = _own_scan(scan_id)
-    return render_template("scans/show.html", scan=scan, **_standing(scan))
+    return render_template("scans/show.html", scan=scan, **_standing(scan), **_pictured(scan))
 
 
 @blueprint.get("/scans/<scan_id>/progress")
@@ -87,7 +90,7 @@ def progress(scan_id: str) -> Response:
     standing = _standing(scan)
     if standing["open"] and standing["state"] == request.args.get("seen"):
         return Response(status=204)
-    page = Response(render_template("scans/_result.html", scan=scan, **standing))
+    page = Response(render_template("scans/_result.html", scan=scan, **standing, **_pictured(scan)))
     if not standing["open"]:
         page.status_code = STOP_POLLING
     page.headers["Cache-Control"] = "no-store"
@@ -189,9 +192,24 @@ def _standing(scan: Scan) -> dict[str, object]:
     heatmap = scan.prediction.heatmap if scan.prediction else None
     drawing = heatmap is not None and not heatmap.status.is_final
     nobody_reads = scan.status == JobStatus.QUEUED and not checks_by_rows()["predict_worker"]
-    seen = f"{scan.status} {scan.progress:.2f} {scan.stage} {scan.image_key} {heatmap and heatmap.status} {nobody_reads}"
+    seen = f"{scan.status} {scan.progress:.2f} {scan.stage} {scan.image_key} {scan.volume_key} {heatmap and heatmap.status} {nobody_reads}"
     state = hashlib.sha256(seen.encode()).hexdigest()[:16]
     return {"open": drawing or not scan.status.is_final, "drawing": drawing, "state": state, "nobody_reads": nobody_reads}
+
+
+def _pictured(scan: Scan) -> dict[str, object]:
+    """Return what the viewer of a series shows: `series`, where the scan is one, `drawn_slices`, which have a heat map, and `windows`.
+
+    While the storage is away the page is there too, with the slice that stands for the scan.
+    """
+    series = None
+    if scan.volume_key and scan.prediction:
+        try:
+            series = open_volume(scan.volume_key)
+        except StorageError as err:
+            log.error("scan=%s its slices cannot be shown: %s", scan.id, type(err.__cause__).__name__)
+    heatmap = scan.prediction.heatmap if scan.prediction else None
+    return {"series": series, "drawn_slices": (heatmap and heatmap.slices) or [], "windows": WINDOWS}
 
 
 def _queued(scan_id: str, queued: bool, otherwise: str) -> WerkzeugResponse:

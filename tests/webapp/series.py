@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from flask import Flask
 from numpy.typing import NDArray
+from PIL import Image
 from sqlalchemy import select
 
 from webapp.extensions import db, utc_now
@@ -40,6 +42,13 @@ def stored_series(voxels: NDArray[np.int16], across: int = 1, along: int = 1, sl
     return head + b"".join(packed) + press.flush(zlib.Z_FINISH) + struct.pack("<II", zlib.crc32(whole), len(whole))
 
 
+def heat(index: int) -> bytes:
+    """Return the heat map of a slice: a picture of another color for each, through which one sees."""
+    file = io.BytesIO()
+    Image.new("RGBA", (2, 2), (255, index, 0, 1)).save(file, "PNG")
+    return file.getvalue()
+
+
 def add_series(app: Flask, voxels: NDArray[np.int16], username: str = "ann", *, slope: float = 1.0, **columns: Any) -> str:
     """Add a series of that person with its verdict, and heat maps of its first and last slice; return its id.
 
@@ -60,8 +69,8 @@ def add_series(app: Flask, voxels: NDArray[np.int16], username: str = "ann", *, 
         drawn = scan.prediction.heatmap
         drawn.image_key = f"heatmaps/{drawn.id}.{last}.png"
         storage.put(scan.volume_key, stored_series(voxels, slope=slope))
-        storage.put(scan.image_key, b"the slice that stands for it")
+        storage.put(scan.image_key, heat(last))
         for index in drawn.slices or ():
-            storage.put(f"heatmaps/{drawn.id}.{index}.png", f"heat of slice {index}".encode())
+            storage.put(f"heatmaps/{drawn.id}.{index}.png", heat(index))
         db.session.commit()
         return scan.id

@@ -17,7 +17,7 @@ from PIL import Image
 from werkzeug.test import TestResponse
 
 from tests.conftest import make_user
-from tests.webapp.series import add_series
+from tests.webapp.series import add_series, heat
 from tests.webapp.test_api import client_of, problem_of
 from tests.webapp.test_scans import add_scan
 from webapp.api import pictures
@@ -103,9 +103,9 @@ def test_the_whole_series_is_sent_as_one_file_in_pieces(
 def test_a_slices_heat_map_is_sent_where_one_is_drawn(app: Flask, client: tuple[FlaskClient, str], voxels: NDArray[np.int16]) -> None:
     browser, scans = client
     address = f"{scans}/{add_series(app, voxels)}"
-    assert browser.get(f"{address}/slices/0/heatmap.png").data == b"heat of slice 0"
-    assert browser.get(f"{address}/slices/5/heatmap.png").data == b"heat of slice 5"
-    assert browser.get(f"{address}/heatmap.png").data == b"heat of slice 5"
+    assert browser.get(f"{address}/slices/0/heatmap.png").data == heat(0)
+    assert browser.get(f"{address}/slices/5/heatmap.png").data == heat(5)
+    assert browser.get(f"{address}/heatmap.png").data == heat(5)
     assert browser.get(f"{address}/slices/3/heatmap.png").status_code == 404
 
 
@@ -184,7 +184,7 @@ def test_a_program_waits_a_moment_for_a_slices_heat_map(app: Flask, voxels: NDAr
             db.session.commit()
 
     monkeypatch.setattr(time, "sleep", draw_meanwhile)
-    assert program.get(f"/api/v1/scans/{scan_id}/slices/0/heatmap.png").data == b"heat of slice 0"
+    assert program.get(f"/api/v1/scans/{scan_id}/slices/0/heatmap.png").data == heat(0)
     monkeypatch.setattr(pictures, "HEATMAP_WAIT_S", 0)
     problem_of(program.get(f"/api/v1/scans/{scan_id}/slices/1/heatmap.png"), 404)
 
