@@ -18,7 +18,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     Raises:
         ConfigurationError: the environment cannot work.
     """
-    from webapp import admin, api, auth, cli, errors, health, jobs, metrics, scans, storage
+    from webapp import admin, api, auth, cli, errors, health, jobs, metrics, pictures, scans, storage
     from webapp.config import PROJECT_ROOT, settings
     from webapp.extensions import init_extensions
     from webapp.intake.incoming import Request
@@ -37,7 +37,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     jobs.make_celery(app)
     storage.init_storage(app)
 
-    for room in (auth, scans, admin, health, metrics):
+    for room in (auth, scans, pictures, admin, health, metrics):
         app.register_blueprint(room.blueprint)
     api.init_api(app)
     errors.init_errors(app)

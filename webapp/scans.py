@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +21,11 @@ from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
-from webapp.storage import storage
+from webapp.pictures import heatmap_key
+from webapp.storage import StorageError, storage
+from webapp.volume import WINDOWS, open_volume
 
+log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
 
 PER_PAGE = 20
@@ -76,7 +80,7 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
 def show(scan_id: str) -> str:
     """Show a scan and what is known of it by now."""
     scan = _own_scan(scan_id)
-    return render_template("scans/show.html", scan=scan, **_standing(scan))
+    return render_template("scans/show.html", scan=scan, **_standing(scan), **_pictured(scan))
 
 
 @blueprint.get("/scans/<scan_id>/progress")
@@ -87,7 +91,7 @@ def progress(scan_id: str) -> Response:
     standing = _standing(scan)
     if standing["open"] and standing["state"] == request.args.get("seen"):
         return Response(status=204)
-    page = Response(render_template("scans/_result.html", scan=scan, **standing))
+    page = Response(render_template("scans/_result.html", scan=scan, **standing, **_pictured(scan)))
     if not standing["open"]:
         page.status_code = STOP_POLLING
     page.headers["Cache-Control"] = "no-store"
@@ -133,39 +137,20 @@ def remove(scan_id: str) -> WerkzeugResponse:
     return redirect(url_for("scans.history"))
 
 
-@blueprint.get("/scans/<scan_id>/image.png")
-@login_required
-def image(scan_id: str) -> Response:
-    """Send the slice as a picture."""
-    return picture(_own_scan(scan_id).image_key)
-
-
-@blueprint.get("/scans/<scan_id>/thumbnail.png")
-@login_required
-def thumbnail(scan_id: str) -> Response:
-    """Send the slice as a small picture."""
-    return picture(_own_scan(scan_id).thumbnail_key)
-
-
-@blueprint.get("/scans/<scan_id>/heatmap.png")
-@login_required
-def heatmap(scan_id: str) -> Response:
-    """Send the heat map, which lies over the image."""
-    prediction = _own_scan(scan_id).prediction
-    return picture(prediction.heatmap.image_key if prediction and prediction.heatmap else None)
-
-
 def delete_scan(scan_id: str) -> bool:
     """Delete a scan's rows, and commit; then its files. False where some are left to `worker.orphans`, the storage being away.
 
     The rows go first: a worker that has the scan loses its lease by that, and removes the pictures that it makes meanwhile.
     """
-    drawn = db.session.execute(select(Heatmap.id, Heatmap.image_key).join(Prediction).where(Prediction.scan_id == scan_id)).all()
+    drawn = db.session.execute(
+        select(Heatmap.id, Heatmap.image_key, Heatmap.slices).join(Prediction).where(Prediction.scan_id == scan_id)
+    ).all()
     original = db.session.scalar(delete(Scan).where(Scan.id == scan_id).returning(Scan.original_key))
     db.session.commit()
     # A worker may have stored a picture that no row names yet; its key is made of the row's id.
-    keys = [original, f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"]
-    keys += [key for heatmap in drawn for key in (f"heatmaps/{heatmap.id}.png", heatmap.image_key)]
+    keys = [original, f"images/{scan_id}.png", f"thumbnails/{scan_id}.png", f"volumes/{scan_id}.nii.gz"]
+    for heatmap in drawn:
+        keys += [f"heatmaps/{heatmap.id}.png", heatmap.image_key, *(heatmap_key(heatmap.id, index) for index in heatmap.slices or ())]
     removed = [storage.discard(key) for key in dict.fromkeys(filter(None, keys))]
     return all(removed)
 
@@ -208,9 +193,24 @@ def _standing(scan: Scan) -> dict[str, object]:
     heatmap = scan.prediction.heatmap if scan.prediction else None
     drawing = heatmap is not None and not heatmap.status.is_final
     nobody_reads = scan.status == JobStatus.QUEUED and not checks_by_rows()["predict_worker"]
-    seen = f"{scan.status} {scan.progress:.2f} {scan.stage} {scan.image_key} {heatmap and heatmap.status} {nobody_reads}"
+    seen = f"{scan.status} {scan.progress:.2f} {scan.stage} {scan.image_key} {scan.volume_key} {heatmap and heatmap.status} {nobody_reads}"
     state = hashlib.sha256(seen.encode()).hexdigest()[:16]
     return {"open": drawing or not scan.status.is_final, "drawing": drawing, "state": state, "nobody_reads": nobody_reads}
+
+
+def _pictured(scan: Scan) -> dict[str, object]:
+    """Return what the viewer of a series shows: `series`, where the scan is one, `drawn_slices`, which have a heat map, and `windows`.
+
+    While the storage is away the page is there too, with the slice that stands for the scan.
+    """
+    series = None
+    if scan.volume_key and scan.prediction:
+        try:
+            series = open_volume(scan.volume_key)
+        except StorageError as err:
+            log.error("scan=%s its slices cannot be shown: %s", scan.id, type(err.__cause__).__name__)
+    heatmap = scan.prediction.heatmap if scan.prediction else None
+    return {"series": series, "drawn_slices": (heatmap and heatmap.slices) or [], "windows": WINDOWS}
 
 
 def _queued(scan_id: str, queued: bool, otherwise: str) -> WerkzeugResponse:
@@ -251,19 +251,3 @@ def _history(form: ScanForm) -> str:
     )
     scans = db.session.scalars(newest).all()
     return render_template("scans/history.html", form=form, scans=scans, total=total, page=page, pages=pages, phantoms=phantoms())
-
-
-def picture(key: str | None) -> Response:
-    """Return a stored PNG for its owner's browser alone, which asks each time whether it may still show its copy."""
-    if key is None:
-        abort(404, "This picture is not made yet.")
-    picture = Response(mimetype="image/png")
-    picture.cache_control.private = True
-    picture.cache_control.no_cache = True
-    picture.headers["X-Content-Type-Options"] = "nosniff"
-    tag = hashlib.sha256(key.encode()).hexdigest()[:32]  # What is stored under a key never changes.
-    picture.set_etag(tag)
-    if not request.if_none_match.contains(tag):
-        picture.set_data(storage.get(key))
-    picture.make_conditional(request)
-    return picture

@@ -22,6 +22,10 @@ S3_PATIENCE = {"connect_timeout": 2, "read_timeout": 20, "retries": {"max_attemp
 """botocore's: a web request must not hang for minutes on a storage that is away; workers try again by themselves."""
 
 
+READ_AHEAD = 4 * 2**20
+"""Bytes of an open file that are fetched from S3 at once; its library would hold fifty million for each reader."""
+
+
 class StorageError(RuntimeError):
     """The storage refused to read or write; the text is a sentence without the file's content or address."""
 
@@ -116,14 +120,14 @@ class Storage:
                     raise MissingFile("A stored file is not there any more.") from err
                 raise
 
-    def get(self, key: str) -> bytes:
-        """Return the content under `key`.
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Return the content under `key`, or its bytes from `start` to before `stop`: nothing else is read or sent.
 
         Raises:
             StorageError: it cannot be read.
         """
         with self._reading():
-            content: bytes = self._files.cat_file(self._path(key))
+            content: bytes = self._files.cat_file(self._path(key), start=start or None, end=stop)
         return content
 
     def open(self, key: str) -> IO[bytes]:
@@ -133,7 +137,7 @@ class Storage:
             StorageError: it cannot be read.
         """
         with self._reading():
-            opened: IO[bytes] = self._files.open(self._path(key), "rb")
+            opened: IO[bytes] = self._files.open(self._path(key), "rb", block_size=READ_AHEAD)
         return opened
 
     def fetch(self, key: str, path: Path) -> None:

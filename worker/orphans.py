@@ -29,6 +29,7 @@ OWNERS: dict[str, tuple[type[Leased], ColumnElement[bool] | None]] = {
     "originals": (Scan, None),
     "images": (Scan, None),
     "thumbnails": (Scan, None),
+    "volumes": (Scan, None),
     "heatmaps": (Heatmap, None),
     "checkpoints": (TrainingRun, TrainingRun.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))),
 }

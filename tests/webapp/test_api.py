@@ -18,7 +18,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse, encode_multipart
 
 from tests.conftest import make_user
-from webapp import api
+from webapp.api import pictures
 from webapp.extensions import db, utc_now
 from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan
 from webapp.models.accounts import new_secret, secret_hash
@@ -257,6 +257,8 @@ def test_a_verdict_is_told_in_full(app: Flask, ann: FlaskClient) -> None:
         "warnings": ["Small."],
         "model_version": {"id": version_id, "architecture": "alexnet_svm"},
         "slices": [{"index": 0, "probability": 0.75}],
+        "first_slices": [],
+        "heatmap_slices": [],
         "heatmap_url": f"http://localhost/api/v1/scans/{scan_id}/heatmap.png",
     }
 
@@ -344,7 +346,7 @@ def test_a_request_for_a_heat_map_waits_until_it_is_drawn(app: Flask, ann: Flask
 
 
 def test_a_heat_map_that_takes_longer_is_202_with_the_time_to_wait(app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "HEATMAP_WAIT_S", 0)
+    monkeypatch.setattr(pictures, "HEATMAP_WAIT_S", 0)
     scan_id = add_scan(app)
     add_verdict(app, scan_id)
     answer = ann.get(f"/api/v1/scans/{scan_id}/heatmap.png")
@@ -390,6 +392,9 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
         "/api/v1/scans/{scan_id}/retry",
         "/api/v1/scans/{scan_id}/image.png",
         "/api/v1/scans/{scan_id}/heatmap.png",
+        "/api/v1/scans/{scan_id}/volume",
+        "/api/v1/scans/{scan_id}/slices/{index}.png",
+        "/api/v1/scans/{scan_id}/slices/{index}/heatmap.png",
     }
     assert document["security"] == [{"token": []}]
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"

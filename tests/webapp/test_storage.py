@@ -25,6 +25,8 @@ def test_what_was_put_is_read_back(storage: Storage, tmp_path: Path) -> None:
     with storage.open("datasets/b.zip") as content:
         content.seek(5)
         assert content.read() == b"a file"
+    assert storage.get("datasets/b.zip", 5, 6) == b"a"
+    assert storage.get("datasets/b.zip", 5, 1000) == storage.get("datasets/b.zip", 5) == b"a file"
     storage.fetch("datasets/b.zip", tmp_path / "copy.bin")
     assert (tmp_path / "copy.bin").read_bytes() == b"from a file"
 

@@ -126,4 +126,6 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
         "warnings": prediction.warnings,
         "model_version": {"id": prediction.model_version_id, "architecture": prediction.model_version.architecture},
         "slices": [{"index": index, "probability": value} for index, value in enumerate(prediction.slices)],
+        "first_slices": prediction.first_slices or [],
+        "heatmap_slices": (prediction.heatmap and prediction.heatmap.slices) or [],
     }

@@ -57,6 +57,12 @@ class ResultSchema(Schema):
     warnings = fields.List(fields.String(), required=True)
     model_version = fields.Nested(ModelVersionSchema, required=True)
     slices = fields.List(fields.Nested(SliceSchema), required=True)
+    first_slices = fields.List(
+        fields.Integer(), required=True, metadata={"description": "Which slices of a series to look at first; empty for a single slice."}
+    )
+    heatmap_slices = fields.List(
+        fields.Integer(), required=True, metadata={"description": "Which slices of a series have a heat map by now."}
+    )
     heatmap_url = fields.Url(
         required=True, allow_none=True, metadata={"description": "A PNG over the image, drawn after the verdict; null if it could not be."}
     )

@@ -1,0 +1,121 @@
+"""The page of a series, before its scripts run; tests/e2e looks at it in a browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from numpy.typing import NDArray
+
+from tests.webapp.series import add_series
+from tests.webapp.test_scans import add_scan, add_verdict, seen
+from webapp.extensions import db
+from webapp.models import Heatmap, JobStatus, Prediction
+from webapp.storage import Storage, StorageError
+
+
+@pytest.fixture
+def voxels() -> NDArray[np.int16]:
+    """A series of 24 slices with 8 columns and 10 rows."""
+    return np.zeros((8, 10, 24), np.int16)
+
+
+@pytest.fixture
+def ann(logged_in: Callable[..., FlaskClient]) -> FlaskClient:
+    """Ann's browser."""
+    return logged_in("ann")
+
+
+def test_the_five_slices_to_look_at_first_are_pictures_with_links(app: Flask, ann: FlaskClient, voxels: NDArray[np.int16]) -> None:
+    scan_id = add_series(app, voxels)
+    page = ann.get(f"/scans/{scan_id}").text
+    assert "Look at these five first" in page
+    for index in (23, 22, 21, 20, 19):
+        address = f"/scans/{scan_id}/slices/{index}.png?window=brain"
+        assert f'<a href="{address}" data-slice="{index}">' in page
+        assert f'<img src="{address}" width="8" height="10" alt="" loading="lazy">' in page
+        assert f"Slice {index + 1} " in page
+        assert ann.get(address).status_code == 200
+
+
+def test_the_most_suspicious_slice_is_shown_first_with_its_heat_map(app: Flask, ann: FlaskClient, voxels: NDArray[np.int16]) -> None:
+    scan_id = add_series(app, voxels)
+    page = ann.get(f"/scans/{scan_id}").text
+    assert f'<img data-part="image" src="/scans/{scan_id}/slices/23.png?window=brain" width="8" height="10" alt="Slice 24 of 24">' in page
+    assert f'src="/scans/{scan_id}/slices/23/heatmap.png"' in page
+    assert "data-slices='[0, 23]'" in page
+
+
+def test_every_slice_has_its_bar(app: Flask, ann: FlaskClient, voxels: NDArray[np.int16]) -> None:
+    page = ann.get(f"/scans/{add_series(app, voxels)}").text
+    bars = re.findall(r'<rect(?: class="first")? x="([0-9.]+)" y="([0-9.]+)" width="0?.9" height="([0-9.]+)"/>', page)
+    assert [float(height) for _, _, height in bars] == pytest.approx([index / 23 for index in range(24)], abs=0.001)
+    assert all(float(y) + float(height) == pytest.approx(1) for _, y, height in bars)
+    assert page.count('<rect class="first"') == 5
+
+
+def test_the_page_has_no_scripts_or_styles_inside(app: Flask, ann: FlaskClient, voxels: NDArray[np.int16]) -> None:
+    assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", ann.get(f"/scans/{add_series(app, voxels)}").text)
+
+
+def test_only_a_series_in_hu_has_windows_and_sides(app: Flask, ann: FlaskClient, voxels: NDArray[np.int16]) -> None:
+    in_hu = ann.get(f"/scans/{add_series(app, voxels)}").text
+    of_pictures = ann.get(f"/scans/{add_series(app, voxels, slope=0.001)}").text
+    for told in ("Brain</button>", "Subdural</button>", "Bone</button>", ">R</span>"):
+        assert told in in_hu and told not in of_pictures
+    assert "As submitted</button>" in of_pictures and "As submitted" not in in_hu
+    assert "window=brain" not in of_pictures
+
+
+def test_a_verdict_without_suspicious_slices_begins_in_the_middle(app: Flask, ann: FlaskClient, voxels: NDArray[np.int16]) -> None:
+    scan_id = add_series(app, voxels)
+    with app.app_context():
+        db.session.query(Prediction).update({"first_slices": None})
+        db.session.commit()
+    page = ann.get(f"/scans/{scan_id}").text
+    assert 'alt="Slice 12 of 24"' in page
+    assert "first</h2>" not in page
+
+
+def test_heat_maps_that_are_drawn_later_come_by_themselves(app: Flask, ann: FlaskClient, voxels: NDArray[np.int16]) -> None:
+    scan_id = add_series(app, voxels)
+    with app.app_context():
+        db.session.query(Heatmap).update({"status": JobStatus.RUNNING, "slices": None})
+        db.session.commit()
+    page = ann.get(f"/scans/{scan_id}").text
+    assert "The heat maps are being drawn…" in page
+    assert "data-slices='[]'" in page
+    assert "heatmap.png" not in page
+    ask = f"/scans/{scan_id}/progress?seen={seen(page)}"
+    assert ann.get(ask).status_code == 204
+    with app.app_context():
+        db.session.query(Heatmap).update({"status": JobStatus.DONE, "slices": [0, 23]})
+        db.session.commit()
+    answer = ann.get(ask)
+    assert (answer.status_code, "data-slices='[0, 23]'" in answer.text, 'id="viewer" hx-preserve' in answer.text) == (286, True, True)
+
+
+def test_a_series_whose_slices_cannot_be_read_shows_the_slice_that_stands_for_it(
+    app: Flask, ann: FlaskClient, voxels: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scan_id = add_series(app, voxels)
+
+    def away(*_: object) -> bytes:
+        raise StorageError("A stored file cannot be read.")
+
+    monkeypatch.setattr(Storage, "get", away)
+    answer = ann.get(f"/scans/{scan_id}")
+    assert answer.status_code == 200
+    assert 'id="viewer"' not in answer.text and f"/scans/{scan_id}/image.png" in answer.text
+    assert f"scan={scan_id} its slices cannot be shown" in caplog.text
+
+
+def test_a_single_slice_has_no_viewer(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id)
+    page = ann.get(f"/scans/{scan_id}").text
+    assert 'id="viewer"' not in page and 'alt="The submitted slice"' in page

@@ -1,0 +1,160 @@
+"""The pictures of a scan and the slices of a series, for the scan's owner alone: the pages' addresses, and the answers of the API too."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flask import Blueprint, Response, abort, request
+from flask_login import current_user, login_required
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, validate
+from sqlalchemy import Row, select
+from sqlalchemy.orm import InstrumentedAttribute
+from werkzeug.wsgi import FileWrapper
+
+from webapp.extensions import db
+from webapp.forms import is_id
+from webapp.models import Heatmap, Prediction, Scan
+from webapp.storage import storage
+from webapp.volume import WINDOWS, Window, open_volume
+
+blueprint = Blueprint("pictures", __name__, url_prefix="/scans/<scan_id>")
+
+
+class WindowSchema(Schema):
+    """The window through which a query wants to see a slice, by name or by `level` and `width` in HU; loaded it is a `Window` or None."""
+
+    window = fields.String(validate=validate.OneOf(list(WINDOWS)), metadata={"description": "Where it is left out: brain."})
+    level = fields.Float(validate=validate.Range(-32_768, 32_768), metadata={"description": "HU in the middle of the window; needs width."})
+    width = fields.Float(validate=validate.Range(0, 65_536, min_inclusive=False), metadata={"description": "HU from black to white."})
+
+    @post_load
+    def chosen(self, query: Mapping[str, Any], **_: object) -> Window | None:
+        """Return the window."""
+        if len(query) != (1 if "window" in query else 0 if not query else 2):
+            raise ValidationError("Name a window, or give its level and its width.", "window")
+        return Window(query["level"], query["width"]) if "level" in query else WINDOWS.get(query.get("window", ""))
+
+
+@blueprint.get("/image.png")
+@login_required
+def image(scan_id: str) -> Response:
+    """Send the slice that stands for the scan."""
+    (key,) = _of_own_scan(scan_id, Scan.image_key)
+    return picture(key)
+
+
+@blueprint.get("/thumbnail.png")
+@login_required
+def thumbnail(scan_id: str) -> Response:
+    """Send that slice as a small picture."""
+    (key,) = _of_own_scan(scan_id, Scan.thumbnail_key)
+    return picture(key)
+
+
+@blueprint.get("/heatmap.png")
+@login_required
+def heatmap(scan_id: str) -> Response:
+    """Send the heat map, which lies over the image."""
+    (key,) = _of_own_scan(scan_id, Heatmap.image_key)
+    return picture(key)
+
+
+@blueprint.get("/volume")
+@login_required
+def volume(scan_id: str) -> Response:
+    """Send all slices of a series as one file."""
+    (key,) = _of_own_scan(scan_id, Scan.volume_key)
+    return series_file(key)
+
+
+@blueprint.get("/slices/<int:index>.png")
+@login_required
+def slice_image(scan_id: str, index: int) -> Response:
+    """Send one slice of a series as a picture, through the window that the query names."""
+    (key,) = _of_own_scan(scan_id, Scan.volume_key)
+    try:
+        window = WindowSchema().load(request.args, unknown=EXCLUDE)
+    except ValidationError:
+        abort(400, "There is no such window.")
+    return slice_picture(key, index, window)
+
+
+@blueprint.get("/slices/<int:index>/heatmap.png")
+@login_required
+def slice_heatmap(scan_id: str, index: int) -> Response:
+    """Send the heat map of one slice of a series, which lies over its picture."""
+    drawn = _of_own_scan(scan_id, Heatmap.id, Heatmap.slices)
+    return picture(heatmap_key(drawn.id, index) if index in (drawn.slices or ()) else None)
+
+
+def picture(key: str | None) -> Response:
+    """Return a stored PNG, or 404 where it is not made yet."""
+    if key is None:
+        abort(404, "This picture is not made yet.")
+    return _kept_by_the_browser("image/png", key, lambda: storage.get(key))
+
+
+def slice_picture(volume_key: str | None, index: int, window: Window | None) -> Response:
+    """Return a slice of a stored series as a PNG, or 404 where there is none."""
+    if volume_key is None:
+        abort(404, "This scan has no series of slices.")
+
+    def drawn() -> bytes:
+        try:
+            return open_volume(volume_key).png(index, window)
+        except IndexError:
+            abort(404, "This series has no such slice.")
+
+    return _kept_by_the_browser("image/png", f"{volume_key} {index} {window}", drawn)
+
+
+def series_file(volume_key: str | None) -> Response:
+    """Return a stored series piece by piece, however long it is; 404 where there is none."""
+    if volume_key is None:
+        abort(404, "This scan has no series of slices.")
+    answer = _kept_by_the_browser("application/gzip", volume_key, lambda: FileWrapper(storage.open(volume_key), 2**16))
+    answer.headers.set("Content-Disposition", "attachment", filename=volume_key.rsplit("/", 1)[-1])
+    return answer
+
+
+def heatmap_key(heatmap_id: str, index: int) -> str:
+    """Return where the heat map of one slice of a series is stored."""
+    return f"heatmaps/{heatmap_id}.{index}.png"
+
+
+def _kept_by_the_browser(media: str, name: str, content: Callable[[], bytes | Iterable[bytes]]) -> Response:
+    """Return content for its owner's browser alone, which asks each time whether it may still show its copy; it is made if it may not.
+
+    What has a `name` never changes.
+    """
+    answer = Response(mimetype=media)
+    answer.cache_control.private = True
+    answer.cache_control.no_cache = True
+    answer.headers["X-Content-Type-Options"] = "nosniff"
+    tag = hashlib.sha256(name.encode()).hexdigest()[:32]
+    answer.set_etag(tag)
+    if not request.if_none_match.contains(tag):
+        made = content()
+        answer.direct_passthrough = not isinstance(made, bytes)  # Nothing may gather the pieces of a long file.
+        answer.response = [made] if isinstance(made, bytes) else made
+    answer.make_conditional(request)
+    return answer
+
+
+def _of_own_scan(scan_id: str, *columns: InstrumentedAttribute[Any]) -> Row[Any]:
+    """Return what is asked of a scan of the person who asks; to anybody else there is nothing."""
+    found = (
+        is_id(scan_id)
+        and db.session.execute(
+            select(*columns)
+            .select_from(Scan)
+            .outerjoin(Scan.prediction)
+            .outerjoin(Prediction.heatmap)
+            .where(Scan.id == scan_id, Scan.user_id == current_user.id)
+        ).one_or_none()
+    )
+    if not found:
+        abort(404, "You have no such scan.")
+    return found

@@ -1,0 +1,146 @@
+"""A stored series, of which one slice is read and shown at a time: `ml/volume.py` writes what this reads.
+
+The file is NIfTI-1 (int16, gzip) and says in its gzip header where each slice's compressed data begins, so that a slice costs two short
+reads of the storage whatever the series' length. A web process has no numpy; a look-up table over the 65,536 values of a voxel does.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from array import array
+from dataclasses import dataclass
+from functools import lru_cache
+from struct import Struct, error, iter_unpack, pack, unpack_from
+from typing import NamedTuple
+
+from webapp.storage import StorageError, storage
+
+HEAD_BYTES = 2**14
+"""Holds the positions of 2,000 slices and the NIfTI header behind them; a series has no more slices."""
+NIFTI_BYTES = 348
+SUBFIELD = Struct("<2sH")
+POSITIONS = b"HS"
+FAST = 1
+"""zlib's level: a slice is sent once or twice and then forgotten."""
+
+
+class Window(NamedTuple):
+    """The range of values that is shown from black to white, as radiologists say it: HU, or 0..1 where a series has no HU."""
+
+    level: float
+    width: float
+
+
+WINDOWS = {"brain": Window(40, 80), "subdural": Window(80, 200), "bone": Window(600, 2800)}
+AS_SUBMITTED = Window(0.5, 1)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """What the head of a stored series says; `starts` are the positions of the slices in the file, in anatomical order."""
+
+    key: str
+    columns: int
+    rows: int
+    column_mm: float
+    row_mm: float
+    slice_mm: float
+    slope: float
+    intercept: float
+    columns_run_to_the_right: bool
+    rows_run_to_the_front: bool
+    starts: tuple[int, ...]
+
+    @property
+    def is_hu(self) -> bool:
+        """False where the series was submitted as pictures, whose greys say no Hounsfield units."""
+        return self.slope == 1
+
+    def png(self, index: int, window: Window | None = None) -> bytes:
+        """Return a slice as an 8-bit grey PNG as radiologists look at it: the forehead up, the patient's left on the right.
+
+        Args:
+            index: counts from 0 in anatomical order.
+            window: what is shown; where it is left out the brain window. Of pictures without HU the greys are shown as they were
+                submitted, unless a window other than those for HU is given.
+
+        Raises:
+            IndexError: there is no such slice.
+            StorageError: it cannot be read.
+        """
+        if not 0 <= index < len(self.starts):
+            raise IndexError(index)
+        stop = self.starts[index + 1] if index + 1 < len(self.starts) else None
+        stored = storage.get(self.key, self.starts[index], stop)
+        try:
+            voxels = array("H", zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, 2 * self.columns * self.rows))
+        except (zlib.error, ValueError) as err:
+            raise StorageError("A stored series is damaged.") from err
+        if len(voxels) != self.columns * self.rows:
+            raise StorageError("A stored series is damaged.")
+        if sys.byteorder == "big":
+            voxels.byteswap()
+        if window is None or (window in WINDOWS.values() and not self.is_hu):
+            window = WINDOWS["brain"] if self.is_hu else AS_SUBMITTED
+        grey = grey_of(window, self.slope, self.intercept)
+        shown = bytes([grey[voxel] for voxel in voxels])
+        return png(self._turned(shown), self.columns)
+
+    def _turned(self, shown: bytes) -> list[bytes]:
+        """Return the rows, from the forehead to the back of the head, each from the patient's right to their left."""
+        rows = [shown[start : start + self.columns] for start in range(0, len(shown), self.columns)]
+        if self.rows_run_to_the_front:
+            rows.reverse()
+        return [row[::-1] for row in rows] if self.columns_run_to_the_right else rows
+
+
+def open_volume(key: str) -> Volume:
+    """Read the head of the series that is stored under `key`.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    head = storage.get(key, 0, HEAD_BYTES)
+    try:
+        (extra_bytes,) = unpack_from("<H", head, 10)
+        extra = head[12 : 12 + extra_bytes]
+        name, length = SUBFIELD.unpack_from(extra)
+        while name != POSITIONS:
+            extra = extra[SUBFIELD.size + length :]
+            name, length = SUBFIELD.unpack_from(extra)
+        starts = tuple(start for (start,) in iter_unpack("<I", extra[SUBFIELD.size : SUBFIELD.size + length]))
+        nifti = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head[12 + extra_bytes :], NIFTI_BYTES)
+        _, columns, rows, slices = unpack_from("<4h", nifti, 40)
+        column_mm, row_mm, slice_mm = unpack_from("<3f", nifti, 80)
+        slope, intercept = unpack_from("<2f", nifti, 112)
+        towards_right, _, _, _, _, towards_front = unpack_from("<6f", nifti, 280)
+    except (error, zlib.error) as err:
+        raise StorageError("A stored series is damaged.") from err
+    if slices != len(starts) or min(columns, rows) < 1:
+        raise StorageError("A stored series is damaged.")
+    return Volume(
+        key, columns, rows, column_mm, row_mm, slice_mm, slope, intercept, towards_right > 0, towards_front > 0, starts
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=16)
+def grey_of(window: Window, slope: float, intercept: float) -> bytes:
+    """Return the grey of each value of a voxel, by its 16 bits read without sign: black below the window, white above."""
+    low = (window.level - window.width / 2 - intercept) / slope
+    span = window.width / slope
+    first, last = (min(max(int(edge), -32768), 32768) for edge in (low, low + span + 1))
+    ramp = bytes([min(max(round(255 * (value - low) / span), 0), 255) for value in range(first, last)])
+    greys = bytes(first + 32768) + ramp + b"\xff" * (32768 - last)
+    return greys[32768:] + greys[:32768]
+
+
+def png(rows: list[bytes], width: int) -> bytes:
+    """Return rows of grey bytes as a PNG file."""
+    header = pack(">2I5B", width, len(rows), 8, 0, 0, 0, 0)
+    pixels = zlib.compress(b"".join([b"\0" + row for row in rows]), FAST)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return pack(">I", len(content)) + name + content + pack(">I", zlib.crc32(name + content))
