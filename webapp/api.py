@@ -20,12 +20,13 @@ from werkzeug.exceptions import Conflict, HTTPException, NotFound, Unauthorized,
 
 from webapp import intake
 from webapp.api_schemas import JobSchema, ProblemSchema, ScanSchema, ScansPageSchema, ScansQuerySchema, SubmissionSchema
+from webapp.deletion import delete_scan
 from webapp.extensions import csrf, db
 from webapp.forms import is_id
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
 from webapp.models.accounts import secret_hash
-from webapp.scans import delete_scan, picture
+from webapp.scans import picture
 
 PROBLEM = "application/problem+json"
 PNG = {"type": "string", "format": "binary"}

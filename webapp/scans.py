@@ -9,17 +9,18 @@ from pathlib import Path
 
 from flask import Blueprint, Response, abort, current_app, flash, redirect, render_template, request, url_for
 from flask_login import current_user, login_required
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import joinedload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from webapp.deletion import delete_scan
 from webapp.extensions import db
 from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
 from webapp.intake import UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
+from webapp.models import JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
 from webapp.storage import storage
 
 blueprint = Blueprint("scans", __name__)
@@ -152,21 +153,6 @@ def heatmap(scan_id: str) -> Response:
     """Send the heat map, which lies over the image."""
     prediction = _own_scan(scan_id).prediction
     return picture(prediction.heatmap.image_key if prediction and prediction.heatmap else None)
-
-
-def delete_scan(scan_id: str) -> bool:
-    """Delete a scan's rows, and commit; then its files. False where some are left to `worker.orphans`, the storage being away.
-
-    The rows go first: a worker that has the scan loses its lease by that, and removes the pictures that it makes meanwhile.
-    """
-    drawn = db.session.execute(select(Heatmap.id, Heatmap.image_key).join(Prediction).where(Prediction.scan_id == scan_id)).all()
-    original = db.session.scalar(delete(Scan).where(Scan.id == scan_id).returning(Scan.original_key))
-    db.session.commit()
-    # A worker may have stored a picture that no row names yet; its key is made of the row's id.
-    keys = [original, f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"]
-    keys += [key for heatmap in drawn for key in (f"heatmaps/{heatmap.id}.png", heatmap.image_key)]
-    removed = [storage.discard(key) for key in dict.fromkeys(filter(None, keys))]
-    return all(removed)
 
 
 def phantoms() -> list[dict[str, str]]:

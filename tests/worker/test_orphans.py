@@ -15,9 +15,9 @@ from flask import Flask
 
 from tests.conftest import app_on, make_user
 from tests.worker.conftest import install_model, picture, submit, wait_for
+from webapp.deletion import delete_scan
 from webapp.extensions import db
 from webapp.models import JobStatus, TrainingRun, new_id
-from webapp.scans import delete_scan
 from webapp.storage import Storage, StorageError, storage
 from worker import orphans, tasks
 

@@ -1,0 +1,92 @@
+"""Deleting scans, and people with all that is theirs: rows first, then files.
+
+A worker that has a scan loses its lease by that, and removes the pictures that it makes meanwhile. What cannot be removed at once is an
+orphan then, which `worker.orphans` removes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy.exc import OperationalError
+
+from webapp.extensions import db, forget_deleted
+from webapp.models import Heatmap, Prediction, Role, Scan, User
+from webapp.storage import storage
+
+FILES_S = 10.0
+"""How long a request may remove files; a person may have thousands, in a storage that takes its time."""
+TRIES = 3
+
+
+class LastAdmin(ValueError):
+    """An account cannot be deleted; the text is a sentence for the person who asked."""
+
+
+def delete_scan(scan_id: str) -> bool:
+    """Delete a scan's rows, and commit; then its files. False where some are left to `worker.orphans`, the storage being away."""
+    keys = files_of(Scan.id == scan_id)
+    db.session.execute(delete(Scan).where(Scan.id == scan_id))
+    db.session.commit()
+    forget_deleted()
+    return discard(keys)
+
+
+def delete_account(user_id: str) -> bool:
+    """Delete a person with their scans, logins and tokens, and commit; then the scans' files. False where some are left to
+    `worker.orphans`.
+
+    What they did as an administrator stays: data sets, runs and promotions, by nobody.
+
+    Raises:
+        LastAdmin: nobody could administer any more.
+    """
+    for tries_left in reversed(range(TRIES)):
+        try:
+            _require_another_admin(user_id)
+            keys = files_of(Scan.user_id == user_id)
+            db.session.execute(delete(User).where(User.id == user_id))
+            db.session.commit()
+            break
+        except OperationalError:
+            # A worker that writes the verdicts of a batch locks its rows in another order: PostgreSQL ends one of the two.
+            db.session.rollback()
+            if not tries_left:
+                raise
+    forget_deleted()
+    return discard(keys, within_s=FILES_S)
+
+
+def files_of(which: ColumnElement[bool]) -> list[str]:
+    """Return the keys of all files of these scans; a worker may have stored a picture that no row names yet: its key is made of an id."""
+    found = db.session.execute(
+        select(Scan.id, Scan.original_key, Heatmap.id.label("heatmap_id"), Heatmap.image_key)
+        .outerjoin(Prediction, Prediction.scan_id == Scan.id)
+        .outerjoin(Heatmap, Heatmap.prediction_id == Prediction.id)
+        .where(which)
+    )
+    keys: dict[str | None, None] = {}
+    for scan in found:
+        keys |= dict.fromkeys((scan.original_key, f"images/{scan.id}.png", f"thumbnails/{scan.id}.png"))
+        if scan.heatmap_id:
+            keys |= dict.fromkeys((f"heatmaps/{scan.heatmap_id}.png", scan.image_key))
+    return [key for key in keys if key]
+
+
+def discard(keys: Iterable[str], within_s: float = float("inf")) -> bool:
+    """Remove these files, for so many seconds; False where some are left to `worker.orphans`."""
+    give_up_at = time.monotonic() + within_s
+    all_removed = True
+    for key in keys:
+        all_removed &= time.monotonic() < give_up_at and storage.discard(key)
+    return all_removed
+
+
+def _require_another_admin(user_id: str) -> None:
+    # Locked, so that two who delete each other at the same moment do so one after the other.
+    admins = db.session.scalars(select(User.id).where(User.role == Role.ADMIN).order_by(User.id).with_for_update()).all()
+    if list(admins) == [user_id]:
+        db.session.rollback()
+        raise LastAdmin("This is the only administrator; make another one before you delete this account.")
