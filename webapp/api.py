@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, NoReturn
 
 import flask_smorest
@@ -24,7 +25,7 @@ from webapp.deletion import delete_scan
 from webapp.extensions import csrf, db
 from webapp.forms import is_id
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
+from webapp.models import ORIGINAL_REMOVED, ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
 from webapp.models.accounts import secret_hash
 from webapp.scans import picture
 
@@ -216,8 +217,9 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
 @blueprint.response(202, JobSchema)
 def retry_scan(scan_id: str) -> dict[str, Any]:
     """Queue a scan again that failed or was cancelled."""
-    require_own(scan_id)
-    return queued(scan_id, retry(scan_id), "Only a scan that failed or was cancelled can be tried again.")
+    removed_at = require_own(scan_id)
+    refusal = ORIGINAL_REMOVED if removed_at else "Only a scan that failed or was cancelled can be tried again."
+    return queued(scan_id, retry(scan_id), refusal)
 
 
 @blueprint.delete("/scans/<scan_id>")
@@ -259,7 +261,7 @@ def heatmap(scan_id: str) -> Response:
     """
     give_up_at = time.monotonic() + HEATMAP_WAIT_S
     find = (
-        select(Scan.status, Heatmap.status.label("drawing"), Heatmap.image_key)
+        select(Scan.status, Heatmap.status.label("drawing"), Heatmap.image_key, Heatmap.error)
         .outerjoin(Scan.prediction)
         .outerjoin(Prediction.heatmap)
         .where(is_own(scan_id))
@@ -272,7 +274,7 @@ def heatmap(scan_id: str) -> Response:
         if look.image_key:
             return picture(look.image_key)
         if (look.drawing or look.status).is_final:
-            raise NotFound("This scan has no heat map.")
+            raise NotFound(look.error or "This scan has no heat map.")
         if look.drawing is None or time.monotonic() >= give_up_at:
             raise NotYet("The heat map is not drawn yet.")
         time.sleep(HEATMAP_LOOK_S)
@@ -296,14 +298,16 @@ def job(scan_id: str, status: JobStatus) -> dict[str, Any]:
     return {"id": scan_id, "status": status, "url": url_for("api.show", scan_id=scan_id, _external=True)}
 
 
-def require_own(scan_id: str) -> None:
-    """Refuse a request about a scan that the token's owner does not have.
+def require_own(scan_id: str) -> datetime | None:
+    """Refuse a request about a scan that the token's owner does not have; return when its original was removed, None if it is kept.
 
     Raises:
         NotFound: there is no such scan for them.
     """
-    if db.session.scalar(select(Scan.id).where(is_own(scan_id))) is None:
+    found = db.session.execute(select(Scan.original_removed_at).where(is_own(scan_id))).one_or_none()
+    if found is None:
         raise NotFound(NO_SUCH_SCAN)
+    return found.original_removed_at
 
 
 def is_own(scan_id: str) -> ColumnElement[bool]:
@@ -339,6 +343,7 @@ def told(scan: Scan) -> dict[str, Any]:
         "error": scan.error,
         "created_at": scan.created_at,
         "finished_at": scan.finished_at,
+        "original_removed_at": scan.original_removed_at,
         "score_anyway_url": url_for("api.score_anyway", scan_id=scan.id, _external=True) if scan.may_be_forced else None,
         "result": result,
     }

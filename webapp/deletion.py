@@ -34,6 +34,16 @@ def delete_scan(scan_id: str) -> bool:
     return discard(keys)
 
 
+def delete_scans(which: ColumnElement[bool], most: int) -> int:
+    """Delete up to `most` of these scans as `delete_scan` does one; return how many. What another process deletes already is left to it."""
+    ids = db.session.scalars(select(Scan.id).where(which).limit(most).with_for_update(skip_locked=True)).all()
+    keys = files_of(Scan.id.in_(ids))
+    db.session.execute(delete(Scan).where(Scan.id.in_(ids)))
+    db.session.commit()
+    discard(keys)
+    return len(ids)
+
+
 def delete_account(user_id: str) -> bool:
     """Delete a person with their scans, logins and tokens, and commit; then the scans' files. False where some are left to
     `worker.orphans`.
@@ -62,16 +72,17 @@ def delete_account(user_id: str) -> bool:
 def files_of(which: ColumnElement[bool]) -> list[str]:
     """Return the keys of all files of these scans; a worker may have stored a picture that no row names yet: its key is made of an id."""
     found = db.session.execute(
-        select(Scan.id, Scan.original_key, Heatmap.id.label("heatmap_id"), Heatmap.image_key)
+        select(Scan.id, Scan.original_key, Scan.volume_key, Heatmap.id.label("heatmap_id"), Heatmap.image_key, Heatmap.slices)
         .outerjoin(Prediction, Prediction.scan_id == Scan.id)
         .outerjoin(Heatmap, Heatmap.prediction_id == Prediction.id)
         .where(which)
     )
     keys: dict[str | None, None] = {}
     for scan in found:
-        keys |= dict.fromkeys((scan.original_key, f"images/{scan.id}.png", f"thumbnails/{scan.id}.png"))
+        keys |= dict.fromkeys((scan.original_key, scan.volume_key, f"images/{scan.id}.png", f"thumbnails/{scan.id}.png"))
         if scan.heatmap_id:
-            keys |= dict.fromkeys((f"heatmaps/{scan.heatmap_id}.png", scan.image_key))
+            of_slices = [f"heatmaps/{scan.heatmap_id}.{index}.png" for index in scan.slices or ()]
+            keys |= dict.fromkeys((scan.image_key, f"heatmaps/{scan.heatmap_id}.png", *of_slices))
     return [key for key in keys if key]
 
 

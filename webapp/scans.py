@@ -20,7 +20,7 @@ from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
 from webapp.intake import UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
+from webapp.models import ORIGINAL_REMOVED, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
 from webapp.storage import storage
 
 blueprint = Blueprint("scans", __name__)
@@ -119,7 +119,8 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
 def retry_scan(scan_id: str) -> WerkzeugResponse:
     """Queue a scan again that failed or was cancelled."""
     scan = _own_scan(scan_id)
-    return _queued(scan.id, retry(scan.id), "Only a scan that failed or was cancelled can be tried again.")
+    otherwise = ORIGINAL_REMOVED if scan.original_removed_at else "Only a scan that failed or was cancelled can be tried again."
+    return _queued(scan.id, retry(scan.id), otherwise)
 
 
 @blueprint.post("/scans/<scan_id>/delete")

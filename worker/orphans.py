@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from datetime import UTC, datetime, timedelta
 
-from flask import Flask
 from sqlalchemy import ColumnElement, select
 
 from webapp.extensions import db
@@ -26,27 +24,13 @@ DATABASES = "databases"
 """Under this name a database leaves its mark in the storage whose orphans it removes."""
 
 OWNERS: dict[str, tuple[type[Leased], ColumnElement[bool] | None]] = {
-    "originals": (Scan, None),
+    "originals": (Scan, Scan.original_removed_at.is_(None)),
     "images": (Scan, None),
     "thumbnails": (Scan, None),
     "heatmaps": (Heatmap, None),
     "checkpoints": (TrainingRun, TrainingRun.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))),
 }
 """By kind of file the rows whose ids their names begin with, and which of these still need them."""
-
-
-_removing = threading.Lock()
-
-
-def remove_orphans_meanwhile(app: Flask) -> None:
-    """Remove orphans in a thread, so that no sweep waits for a slow storage; not while that is going on already."""
-
-    def remove() -> None:
-        with _removing, app.app_context():
-            remove_orphans()
-
-    if not _removing.locked():
-        threading.Thread(target=remove, name="removes orphans", daemon=True).start()
 
 
 def remove_orphans() -> None:

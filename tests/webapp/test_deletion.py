@@ -200,3 +200,18 @@ def test_a_deletion_that_meets_a_deadlock_is_tried_again(any_database_app: Flask
     with any_database_app.app_context():
         assert deletion.delete_account(user_id)
     assert rows(any_database_app, User) == [0]
+
+
+def test_the_files_of_a_series_go_too(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+    ann = logged_in("ann")
+    scan_id = ann.post("/scans", data=form(png())).location.rsplit("/", 1)[-1]
+    add_verdict(app, scan_id)
+    with app.app_context():
+        heatmap = db.session.scalars(select(Heatmap)).one()
+        heatmap.slices = [0, 17]
+        db.session.get_one(Scan, scan_id).volume_key = f"volumes/{scan_id}.nii"
+        db.session.commit()
+        for key in (f"volumes/{scan_id}.nii", f"heatmaps/{heatmap.id}.0.png", f"heatmaps/{heatmap.id}.17.png"):
+            storage.put(key, png())
+        assert deletion.delete_scan(scan_id)
+        assert storage.keys("") == []

@@ -19,7 +19,7 @@ from webapp.deletion import delete_scan
 from webapp.extensions import db
 from webapp.models import JobStatus, TrainingRun, new_id
 from webapp.storage import Storage, StorageError, storage
-from worker import orphans, tasks
+from worker import orphans, tasks, tidying
 
 TWO_HOURS_S = 7200
 
@@ -142,10 +142,10 @@ def test_the_task_does_not_wait_for_a_storage_that_hangs(worker_app: Flask, monk
         may_end.wait(60)
         ended.append("one")
 
-    monkeypatch.setattr(orphans, "remove_orphans", hang)
-    tasks.remove_orphans()
+    monkeypatch.setattr(tidying, "remove_orphans", hang)
+    tasks.tidy()
     assert began.wait(60)
-    tasks.remove_orphans()  # A second one is not begun.
+    tasks.tidy()  # A second one is not begun.
     assert ended == []
     may_end.set()
-    wait_for(lambda: ended == ["one"] and not orphans._removing.locked())
+    wait_for(lambda: ended == ["one"] and not tidying._tidying.locked())
