@@ -13,7 +13,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from webapp.deletion import LastAdmin, delete_account
+from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, limiter, login_manager, utc_now
 from webapp.forms import (
     MAX_PASSWORD,
@@ -201,7 +201,7 @@ def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
         if user.has_password(form.your_password.data):
             try:
                 all_removed = delete_account(user.id)
-            except LastAdmin as err:
+            except StillNeeded as err:
                 form.form_errors.append(str(err))
             else:
                 logout_user()

@@ -1,6 +1,6 @@
-"""Deleting scans, and people with all that is theirs: rows first, then files.
+"""Deleting scans, data sets, and people with all that is theirs: rows first, then files.
 
-A worker that has a scan loses its lease by that, and removes the pictures that it makes meanwhile. What cannot be removed at once is an
+A worker that has a row loses its lease by that, and removes what it makes meanwhile. What cannot be removed at once is an
 orphan then, which `worker.orphans` removes.
 """
 
@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterable
 
 from sqlalchemy import ColumnElement, delete, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from webapp.extensions import db, forget_deleted
-from webapp.models import Heatmap, Prediction, Role, Scan, User
+from webapp.models import Dataset, Heatmap, JobStatus, Prediction, Role, Scan, User
 from webapp.storage import storage
 
 FILES_S = 10.0
@@ -21,8 +21,8 @@ FILES_S = 10.0
 TRIES = 3
 
 
-class LastAdmin(ValueError):
-    """An account cannot be deleted; the text is a sentence for the person who asked."""
+class StillNeeded(ValueError):
+    """This cannot be deleted; the text is a sentence for the person who asked."""
 
 
 def delete_scan(scan_id: str) -> bool:
@@ -51,7 +51,7 @@ def delete_account(user_id: str) -> bool:
     What they did as an administrator stays: data sets, runs and promotions, by nobody.
 
     Raises:
-        LastAdmin: nobody could administer any more.
+        StillNeeded: nobody could administer any more.
     """
     for tries_left in reversed(range(TRIES)):
         try:
@@ -67,6 +67,25 @@ def delete_account(user_id: str) -> bool:
                 raise
     forget_deleted()
     return discard(keys, within_s=FILES_S)
+
+
+def delete_dataset(dataset_id: str) -> bool:
+    """Delete a data set that nothing needs, and commit; then its files. False where some are left to `worker.orphans`.
+
+    Raises:
+        StillNeeded: a worker has it or will, or a training run goes back to it.
+    """
+    ended = Dataset.status.in_([status for status in JobStatus if status.is_final])
+    row = delete(Dataset).where(Dataset.id == dataset_id, ended).returning(Dataset.archive_key, Dataset.contact_sheet_key)
+    try:
+        deleted = db.session.execute(row).one_or_none()
+        db.session.commit()
+    except IntegrityError as err:
+        db.session.rollback()
+        raise StillNeeded("A training run used this data set, so it is kept.") from err
+    if deleted is None:
+        raise StillNeeded("This data set is being imported; cancel that first.")
+    return discard(filter(None, deleted))
 
 
 def files_of(which: ColumnElement[bool]) -> list[str]:
@@ -100,4 +119,4 @@ def _require_another_admin(user_id: str) -> None:
     admins = db.session.scalars(select(User.id).where(User.role == Role.ADMIN).order_by(User.id).with_for_update()).all()
     if list(admins) == [user_id]:
         db.session.rollback()
-        raise LastAdmin("This is the only administrator; make another one before you delete this account.")
+        raise StillNeeded("This is the only administrator; make another one before you delete this account.")

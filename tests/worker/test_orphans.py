@@ -17,7 +17,7 @@ from tests.conftest import app_on, make_user
 from tests.worker.conftest import install_model, picture, submit, wait_for
 from webapp.deletion import delete_scan
 from webapp.extensions import db
-from webapp.models import JobStatus, TrainingRun, new_id
+from webapp.models import Dataset, JobStatus, TrainingRun, new_id
 from webapp.storage import Storage, StorageError, storage
 from worker import orphans, tasks, tidying
 
@@ -66,6 +66,23 @@ def test_only_open_runs_need_their_checkpoints(any_worker_app: Flask, tmp_path: 
     age(tmp_path / "files")
     orphans.remove_orphans()
     assert set(keys()) == {f"checkpoints/{ids[status]}.zip" for status in (JobStatus.QUEUED, JobStatus.RUNNING)}
+
+
+def test_a_data_set_of_use_needs_its_archive_and_its_sheet(any_worker_app: Flask, tmp_path: Path) -> None:
+    install_model()
+    needed = set()
+    for status in JobStatus:
+        dataset = Dataset(id=new_id(), name=status, status=status, archive_key=f"datasets/{new_id()}.zip")
+        files = {dataset.archive_key, f"sheets/{dataset.id}.png"}
+        needed |= set() if status in (JobStatus.FAILED, JobStatus.CANCELLED) else files
+        for key in files:
+            storage.put(key, b"something")
+        db.session.add(dataset)
+    db.session.commit()
+    storage.put(f"datasets/{new_id()}.zip", b"of nobody")
+    age(tmp_path / "files")
+    orphans.remove_orphans()
+    assert {*storage.keys("datasets"), *storage.keys("sheets")} == needed and len(needed) == 6
 
 
 def test_what_a_killed_process_was_writing_goes_and_the_file_stays(worker_app: Flask, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import delete, select
 
 from webapp.admin.pages import blueprint, page_of
 from webapp.auth import FILES_LEFT
-from webapp.deletion import LastAdmin, delete_account
+from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, utc_now
 from webapp.models import PasswordReset, User
 from webapp.models.accounts import new_secret, secret_hash
@@ -53,7 +53,7 @@ def delete_user(user_id: str) -> ResponseReturnValue:
     username = user.username
     try:
         all_removed = delete_account(user.id)
-    except LastAdmin as err:
+    except StillNeeded as err:
         flash(str(err), "warning")
     else:
         flash(f"The account {username} and all its scans are deleted.", "success")

@@ -13,6 +13,8 @@ from webapp.models import Dataset
 
 POSTS = (
     "/admin/datasets",
+    f"/admin/datasets/{NOBODY}/cancel",
+    f"/admin/datasets/{NOBODY}/delete",
     "/admin/runs/new",
     f"/admin/models/{NOBODY}/promote",
     f"/admin/users/{NOBODY}/reset-link",
