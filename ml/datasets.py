@@ -42,8 +42,17 @@ class Dataset:
     unread: tuple[Example, ...] = ()
 
 
-def unpack(archive: Path, into: Path, max_bytes: int = 4 * 2**30, max_files: int = 50_000, max_ratio: int = 200) -> Path:
+def unpack(
+    archive: Path,
+    into: Path,
+    max_bytes: int = 4 * 2**30,
+    max_files: int = 50_000,
+    max_ratio: int = 200,
+    on_file: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
     """Unpack a ZIP file into the new folder `into` and return that folder; nothing stays behind on failure.
+
+    `on_file` hears (files unpacked, files in all); what it raises is a failure.
 
     Names that lead outside, links and encrypted files are refused before anything is written, and so is an archive that
     would grow beyond `max_bytes`, `max_files` or `max_ratio` times its own size. Sizes are counted while writing, since
@@ -64,7 +73,7 @@ def unpack(archive: Path, into: Path, max_bytes: int = 4 * 2**30, max_files: int
                 raise DatasetError(f"The archive holds {len(members):,} files; at most {max_files:,} are allowed.")
             for info in members:
                 _require_safe(info)
-            _extract(opened, members, into, limit)
+            _extract(opened, members, into, limit, on_file)
         complete = True
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as err:
         raise DatasetError(f"{archive.name} is not a readable ZIP file.") from err
@@ -83,9 +92,12 @@ def _require_safe(info: zipfile.ZipInfo) -> None:
         raise DatasetError("The archive is encrypted; give it without a password.")
 
 
-def _extract(opened: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo], into: Path, limit: int) -> None:
+def _extract(
+    opened: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo], into: Path, limit: int, on_file: Callable[[int, int], None]
+) -> None:
     written = 0
-    for info in members:
+    for done, info in enumerate(members):
+        on_file(done, len(members))
         target = into / info.filename
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

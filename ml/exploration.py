@@ -26,8 +26,10 @@ def measure_all(dataset: Dataset, on_image: Told = lambda done, total: None) -> 
     return measured
 
 
-def explore(dataset: Dataset, measured: Sequence[Measured] | None = None) -> dict[str, Any]:
+def explore(dataset: Dataset, measured: Sequence[Measured] | None = None, on_probe: Told = lambda done, total: None) -> dict[str, Any]:
     """Describe a data set for a page, a report or a terminal; every value can be written as JSON.
+
+    `on_probe` hears (probes tried, probes in all).
 
     To the facts of `ml.datasets.explore` come:
         slices_per_patient: {"min", "median", "max"}, or None where no patient is named.
@@ -42,7 +44,7 @@ def explore(dataset: Dataset, measured: Sequence[Measured] | None = None) -> dic
         **datasets.explore(dataset),
         "slices_per_patient": per_patient,
         "histograms": {name: _mean_greys(dataset.examples, measured, label) for name, label in (("positive", 1), ("negative", 0))},
-        "probes": class_probes(dataset.examples, measured),
+        "probes": class_probes(dataset.examples, measured, on_probe=on_probe),
     }
 
 

@@ -6,7 +6,7 @@ as well, and will, since it is easier to see than blood. So a figure well above 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,13 @@ def measure(example: Example) -> Measured:
     return Measured(facts, np.asarray(small[outer], np.float32), counts / max(counts.sum(), 1))
 
 
-def class_probes(examples: Sequence[Example], measured: Sequence[Measured], seed: int = 0) -> list[dict[str, Any]]:
-    """Return what each probe says about the labels; images without a label are left out.
+def class_probes(
+    examples: Sequence[Example],
+    measured: Sequence[Measured],
+    seed: int = 0,
+    on_probe: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """Return what each probe says about the labels; images without a label are left out. `on_probe` hears (probes tried, in all).
 
     Each is {"name", "auroc", "accuracy", "majority", "suspicious"}: two figures with their intervals as
     `ml.evaluation.metrics_with_intervals` gives them, the share of the larger class, and whether the
@@ -87,7 +92,11 @@ def class_probes(examples: Sequence[Example], measured: Sequence[Measured], seed
     """
     known = [(e, m) for e, m in zip(examples, measured, strict=True) if e.label is not None]
     labels, groups = np.array([e.label for e, _ in known], np.int64), np.array([e.group for e, _ in known])
-    return [_probe(name, _columns([m for _, m in known], what), labels, groups, seed) for name, what in PROBES.items()]
+    found = []
+    for done, (name, what) in enumerate(PROBES.items()):
+        on_probe(done, len(PROBES))
+        found.append(_probe(name, _columns([m for _, m in known], what), labels, groups, seed))
+    return found
 
 
 def source_probes(

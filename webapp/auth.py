@@ -13,11 +13,13 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, limiter, login_manager, utc_now
 from webapp.forms import (
     MAX_PASSWORD,
     MAX_USERNAME,
     ChangePasswordForm,
+    DeleteAccountForm,
     LoginForm,
     NewPasswordForm,
     SignupForm,
@@ -31,6 +33,7 @@ from webapp.models.accounts import hasher, new_secret, secret_hash
 blueprint = Blueprint("auth", __name__)
 
 WRONG = "The username or the password is wrong."
+FILES_LEFT = "Some of the files could not be removed now; they will be within hours."
 MAX_TOKENS = 20
 
 
@@ -186,6 +189,32 @@ def account() -> str | tuple[str, int] | WerkzeugResponse:
     return _account(form, TokenForm(formdata=None))
 
 
+@blueprint.post("/account/delete")
+@login_required
+@limiter.limit("20 per minute")
+def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
+    """Delete the account with all its scans, by its password."""
+    form = DeleteAccountForm()
+    if form.validate_on_submit():
+        user: User = current_user._get_current_object()
+        db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+        if user.has_password(form.your_password.data):
+            try:
+                all_removed = delete_account(user.id)
+            except StillNeeded as err:
+                form.form_errors.append(str(err))
+            else:
+                logout_user()
+                session.clear()
+                flash("Your account and all your scans are deleted.", "success")
+                if not all_removed:
+                    flash(FILES_LEFT, "warning")
+                return redirect(url_for("scans.home"))
+        else:
+            form.your_password.errors = ["This is not your password."]
+    return _account(ChangePasswordForm(current_user.username, formdata=None), TokenForm(formdata=None), deletion_form=form)
+
+
 @blueprint.post("/account/tokens")
 @login_required
 def make_token() -> str | tuple[str, int] | WerkzeugResponse:
@@ -252,7 +281,12 @@ def _page(template: str, form: SignupForm | LoginForm | NewPasswordForm, **conte
     return (page, 400) if form.is_submitted() else page
 
 
-def _account(password_form: ChangePasswordForm, token_form: TokenForm, secret: str | None = None) -> str | tuple[str, int]:
+def _account(
+    password_form: ChangePasswordForm, token_form: TokenForm, secret: str | None = None, deletion_form: DeleteAccountForm | None = None
+) -> str | tuple[str, int]:
+    deletion_form = deletion_form or DeleteAccountForm(formdata=None)
     tokens = db.session.scalars(select(ApiToken).where(ApiToken.user_id == current_user.id).order_by(ApiToken.created_at)).all()
-    page = render_template("auth/account.html", form=password_form, token_form=token_form, tokens=tokens, secret=secret)
-    return (page, 400) if password_form.errors or token_form.errors else page
+    page = render_template(
+        "auth/account.html", form=password_form, token_form=token_form, deletion_form=deletion_form, tokens=tokens, secret=secret
+    )
+    return (page, 400) if password_form.errors or token_form.errors or deletion_form.errors else page

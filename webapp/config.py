@@ -39,6 +39,11 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         except ValueError as err:
             raise ConfigurationError(f"{name} must be a whole number, not {environ[name]!r}.") from err
 
+    def days(name: str) -> int:
+        if (kept := number(name, 0)) < 0:
+            raise ConfigurationError(f"{name} must be a number of days, or 0 for ever, not {kept}.")
+        return kept
+
     database = database_url(environ.get("DATABASE_URL") or f"sqlite:///{home / 'hemoscan.db'}")
     return {
         "HEMOSCAN_HOME": home,
@@ -85,6 +90,9 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "SWEEP_S": number("SWEEP_S", 5),
         # A training's checkpoint goes to the storage at most this often: what is lost if its machine dies.
         "CHECKPOINT_S": number("CHECKPOINT_S", 300),
+        # For so many days after its end a scan's submitted file, and then the whole scan, is kept; 0 is for ever.
+        "KEEP_ORIGINALS_DAYS": days("KEEP_ORIGINALS_DAYS"),
+        "KEEP_SCANS_DAYS": days("KEEP_SCANS_DAYS"),
         # Scans that one claim takes: large enough to fill a batch, small enough that two workers share a queue of twenty.
         "PREDICT_BATCH": number("PREDICT_BATCH", 8),
         # Threads of one predict worker's ONNX session; more machines, not more threads, is how it scales.

@@ -94,6 +94,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")  # What a person deletes is overwritten, not only unlinked.
 
 
 @event.listens_for(Engine, "begin")
@@ -101,6 +102,16 @@ def _begin_sqlite(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         # A transaction that reads first and writes later fails at once if another process wrote in between.
         connection.exec_driver_sql("BEGIN" if reads_only.get() else "BEGIN IMMEDIATE")
+
+
+def forget_deleted() -> None:
+    """Empty SQLite's write-ahead log, which holds copies of what was deleted; PostgreSQL overwrites by its own vacuum."""
+    if db.engine.dialect.name == "sqlite":
+        connection = db.engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            connection.close()
 
 
 def init_extensions(app: Flask) -> None:

@@ -142,6 +142,12 @@ class ChangePasswordForm(NewPasswordForm):
     current_password = PasswordField("Current password", [required], render_kw={"autocomplete": "current-password"})
 
 
+class DeleteAccountForm(FlaskForm):
+    """The password once more, so that a browser left open deletes nothing."""
+
+    your_password = PasswordField("Your password", [required], render_kw={"autocomplete": "current-password"})
+
+
 class TokenForm(FlaskForm):
     """What an API token is for."""
 

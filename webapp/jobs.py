@@ -21,9 +21,9 @@ PREDICT_SCANS = "hemoscan.predict_scans"
 TRAIN_MODEL = "hemoscan.train_model"
 IMPORT_DATASET = "hemoscan.import_dataset"
 SWEEP = "hemoscan.sweep"
-REMOVE_ORPHANS = "hemoscan.remove_orphans"
+TIDY = "hemoscan.tidy"
 
-QUEUE_OF_TASK = {PREDICT_SCANS: PREDICT, TRAIN_MODEL: TRAIN, IMPORT_DATASET: TRAIN, SWEEP: MAINTENANCE, REMOVE_ORPHANS: MAINTENANCE}
+QUEUE_OF_TASK = {PREDICT_SCANS: PREDICT, TRAIN_MODEL: TRAIN, IMPORT_DATASET: TRAIN, SWEEP: MAINTENANCE, TIDY: MAINTENANCE}
 
 QUEUE_OF_TABLE: dict[type[Leased], str] = {Scan: PREDICT, Heatmap: PREDICT, Dataset: TRAIN, TrainingRun: TRAIN}
 """Which workers claim the rows of which table."""

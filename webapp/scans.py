@@ -10,19 +10,19 @@ from pathlib import Path
 
 from flask import Blueprint, Response, abort, current_app, flash, redirect, render_template, request, url_for
 from flask_login import current_user, login_required
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import joinedload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from webapp.deletion import delete_scan
 from webapp.extensions import db, limiter
 from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
-from webapp.pictures import heatmap_key
-from webapp.storage import StorageError, storage
+from webapp.models import ORIGINAL_REMOVED, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
+from webapp.storage import StorageError
 from webapp.volume import WINDOWS, open_volume
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,8 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
 def retry_scan(scan_id: str) -> WerkzeugResponse:
     """Queue a scan again that failed or was cancelled."""
     scan = _own_scan(scan_id)
-    return _queued(scan.id, retry(scan.id), "Only a scan that failed or was cancelled can be tried again.")
+    otherwise = ORIGINAL_REMOVED if scan.original_removed_at else "Only a scan that failed or was cancelled can be tried again."
+    return _queued(scan.id, retry(scan.id), otherwise)
 
 
 @blueprint.post("/scans/<scan_id>/delete")
@@ -135,24 +136,6 @@ def remove(scan_id: str) -> WerkzeugResponse:
     else:
         flash("The scan is deleted. Some of its files could not be removed now; they will be within hours.", "warning")
     return redirect(url_for("scans.history"))
-
-
-def delete_scan(scan_id: str) -> bool:
-    """Delete a scan's rows, and commit; then its files. False where some are left to `worker.orphans`, the storage being away.
-
-    The rows go first: a worker that has the scan loses its lease by that, and removes the pictures that it makes meanwhile.
-    """
-    drawn = db.session.execute(
-        select(Heatmap.id, Heatmap.image_key, Heatmap.slices).join(Prediction).where(Prediction.scan_id == scan_id)
-    ).all()
-    original = db.session.scalar(delete(Scan).where(Scan.id == scan_id).returning(Scan.original_key))
-    db.session.commit()
-    # A worker may have stored a picture that no row names yet; its key is made of the row's id.
-    keys = [original, f"images/{scan_id}.png", f"thumbnails/{scan_id}.png", f"volumes/{scan_id}.nii.gz"]
-    for heatmap in drawn:
-        keys += [f"heatmaps/{heatmap.id}.png", heatmap.image_key, *(heatmap_key(heatmap.id, index) for index in heatmap.slices or ())]
-    removed = [storage.discard(key) for key in dict.fromkeys(filter(None, keys))]
-    return all(removed)
 
 
 def phantoms() -> list[dict[str, str]]:

@@ -30,7 +30,7 @@ from worker.presence import Presence
 
 log = logging.getLogger(__name__)
 
-ORPHANS_S = 3600
+TIDY_S = 3600
 """All files are listed for it, so not at every sweep."""
 
 _stop = mmap.mmap(-1, 1)
@@ -50,7 +50,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Celery:
         # The sweep runs even where every nudge was lost. One that could not be delivered in time is of no use later.
         beat_schedule={
             task: {"task": task, "schedule": every_s, "options": {"expires": every_s}}
-            for task, every_s in ((jobs.SWEEP, app.config["SWEEP_S"]), (jobs.REMOVE_ORPHANS, ORPHANS_S))
+            for task, every_s in ((jobs.SWEEP, app.config["SWEEP_S"]), (jobs.TIDY, TIDY_S))
         },
         # The schedule is above; a shelve file would only be something to lose and to lock.
         beat_scheduler="celery.beat:Scheduler",
@@ -62,7 +62,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Celery:
         (jobs.TRAIN_MODEL, tasks.train_model),
         (jobs.IMPORT_DATASET, tasks.train_model),
         (jobs.SWEEP, tasks.sweep),
-        (jobs.REMOVE_ORPHANS, tasks.remove_orphans),
+        (jobs.TIDY, tasks.tidy),
     ):
         celery.task(name=name)(in_context_of(app, work))
     live_as_worker(app, celery)
@@ -109,10 +109,10 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
 
     def sweep_at_once(**_: Any) -> None:
         # Beat's first tick comes after a whole interval; until a sweep has run, nothing says that the broker delivers, and a
-        # service that is stopped every evening would seldom look for orphans.
+        # service that is stopped every evening would seldom tidy.
         with app.app_context():
             jobs.nudge(jobs.SWEEP)
-            jobs.nudge(jobs.REMOVE_ORPHANS)
+            jobs.nudge(jobs.TIDY)
 
     # weak=False: these functions have no other owner.
     signals.celeryd_after_setup.connect(refuse_wrong_queue, weak=False)

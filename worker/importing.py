@@ -5,20 +5,31 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 from flask import current_app
+from sqlalchemy import select
 
 from ml import datasets, exploration
 from ml.datasets import DatasetError
-from webapp.models import Dataset
+from webapp.extensions import db
+from webapp.models import Dataset, JobStatus
 from webapp.storage import StorageError, storage
 from worker import leases
+from worker.leases import LeaseLost
 from worker.patience import committed, stored
 from worker.presence import presence
 
 log = logging.getLogger(__name__)
+
+Told = Callable[[str, int, int], None]
+"""Hears what goes on, how many parts of it are done, and of how many."""
+
+UNPACKING, READING, MEASURING, PROBING = PARTS = ("Unpacking file", "Reading image", "Measuring image", "Trying shortcut")
+LOOK_S = 1.0
+"""How often progress is written and the lease looked at: an import that was cancelled ends within a second and a part."""
 
 
 class ImportStopped(Exception):
@@ -35,8 +46,13 @@ def import_next_dataset() -> bool:
     with mine.holding(Dataset, [dataset.id]):
         try:
             found = look_into(dataset)
+            if not committed(lambda: leases.finish(Dataset, mine.owner, [dataset.id], **found)):
+                raise LeaseLost
+            log.info("dataset=%s imported", dataset.id)
         except ImportStopped:
             committed(lambda: leases.hand_back(Dataset, mine.owner, [dataset.id]))
+        except LeaseLost:
+            let_go(dataset)
         except (DatasetError, StorageError) as err:
             sentence = str(err)
             if committed(lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence})) and isinstance(err, DatasetError):
@@ -46,10 +62,17 @@ def import_next_dataset() -> bool:
             sentence = "Something unexpected went wrong while this data set was read; the log has the details."
             committed(lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence}))
             raise
-        else:
-            committed(lambda: leases.finish(Dataset, mine.owner, [dataset.id], **found))
-            log.info("dataset=%s imported", dataset.id)
     return True
+
+
+def let_go(dataset: Dataset) -> None:
+    """Leave a data set that this worker no longer holds; of one that was cancelled, and perhaps deleted, nothing stays."""
+    status = committed(lambda: db.session.scalar(select(Dataset.status).where(Dataset.id == dataset.id)))
+    if status in (JobStatus.CANCELLED, None):
+        storage.discard(sheet_key(dataset))
+        log.info("dataset=%s was cancelled", dataset.id)
+    else:
+        log.warning("dataset=%s was lost to another worker", dataset.id)
 
 
 def look_into(dataset: Dataset) -> dict[str, object]:
@@ -59,32 +82,38 @@ def look_into(dataset: Dataset) -> dict[str, object]:
         DatasetError: it cannot be used.
         StorageError: its archive cannot be fetched, or the sheet not stored.
         ImportStopped: this worker is to stop.
+        LeaseLost: it was cancelled, or is another worker's.
     """
     mine = presence()
-    written_at = 0.0
+    looked_at = float("-inf")
 
-    def tell(done: int, total: int, what: str = "Reading", share: int = 0) -> None:
-        nonlocal written_at
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal looked_at
         if mine.stopping():
             raise ImportStopped
-        if time.monotonic() - written_at >= 1:
-            written_at = time.monotonic()
-            columns = {"progress": (share + done / total) / 2, "stage": f"{what} image {done} of {total}"}
-            committed(lambda: leases.write(Dataset, mine.owner, [dataset.id], **columns))
+        if time.monotonic() - looked_at >= LOOK_S:
+            columns = {"progress": (PARTS.index(what) + done / total) / len(PARTS), "stage": f"{what} {done} of {total}"}
+            if not committed(lambda: leases.write(Dataset, mine.owner, [dataset.id], **columns)):
+                raise LeaseLost
+            looked_at = time.monotonic()
 
     with mine.work_folder() as folder:
         opened = fetch_dataset(dataset, folder, tell)
         sheet = BytesIO()
         datasets.contact_sheet(opened).save(sheet, "PNG")
-        measured = exploration.measure_all(opened, lambda done, total: tell(done, total, "Measuring", 1))
-        explored = exploration.explore(opened, measured)
-    key = f"sheets/{dataset.id}.png"
-    stored(lambda: storage.put(key, sheet.getvalue()))
-    return {"fingerprint": opened.fingerprint, "exploration": explored, "contact_sheet_key": key}
+        measured = exploration.measure_all(opened, partial(tell, MEASURING))
+        explored = exploration.explore(opened, measured, partial(tell, PROBING))
+    stored(lambda: storage.put(sheet_key(dataset), sheet.getvalue()))
+    return {"fingerprint": opened.fingerprint, "exploration": explored, "contact_sheet_key": sheet_key(dataset)}
 
 
-def fetch_dataset(dataset: Dataset, folder: Path, on_image: Callable[[int, int], None]) -> datasets.Dataset:
-    """Fetch a data set's archive, unpack it in `folder` and read it; `on_image` hears (images read, images in all).
+def sheet_key(dataset: Dataset) -> str:
+    """Return where the contact sheet of a data set is stored."""
+    return f"sheets/{dataset.id}.png"
+
+
+def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dataset:
+    """Fetch a data set's archive, unpack it in `folder` and read it; `on_part` hears of files and images.
 
     Raises:
         DatasetError: it cannot be used.
@@ -93,6 +122,6 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_image: Callable[[int, int],
     archive = folder / "archive.zip"
     stored(lambda: storage.fetch(dataset.archive_key, archive))
     max_bytes = current_app.config["MAX_DATASET_MB"] * 2**20
-    root = datasets.unpack(archive, folder / dataset.id, max_bytes=max_bytes)
+    root = datasets.unpack(archive, folder / dataset.id, max_bytes=max_bytes, on_file=partial(on_part, UNPACKING))
     archive.unlink()
-    return datasets.read_dataset(root, dataset.name, on_image)
+    return datasets.read_dataset(root, dataset.name, partial(on_part, READING))

@@ -25,6 +25,10 @@ MOST_CLAIMED_AHEAD = 16
 Row = TypeVar("Row", bound=Leased)
 
 
+class LeaseLost(Exception):
+    """Another worker has this row now, or it was cancelled or deleted."""
+
+
 def claim(table: type[Row], owner: str, limit: int = 1) -> list[Row]:
     """Take the next queued rows, up to `limit`, in one statement; no other worker gets them.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from flask import Flask
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, select, true
+from sqlalchemy.orm import InstrumentedAttribute
 
 from webapp.extensions import db
-from webapp.models import Heatmap, JobStatus, Leased, ModelVersion, Scan, TrainingRun
+from webapp.models import Dataset, Heatmap, JobStatus, ModelVersion, Scan, TrainingRun
 from webapp.storage import StorageError, storage
 
 log = logging.getLogger(__name__)
@@ -25,29 +25,24 @@ FILE = re.compile(r"[a-z]+/([0-9a-f]{32})\.[^/]+")
 DATABASES = "databases"
 """Under this name a database leaves its mark in the storage whose orphans it removes."""
 
-OWNERS: dict[str, tuple[type[Leased], ColumnElement[bool] | None]] = {
-    "originals": (Scan, None),
-    "images": (Scan, None),
-    "thumbnails": (Scan, None),
-    "volumes": (Scan, None),
-    "heatmaps": (Heatmap, None),
-    "checkpoints": (TrainingRun, TrainingRun.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))),
+
+def id_in(key: str) -> str:
+    """Return the id that the name of a file begins with: `originals/3f…c2.dcm` is of the scan 3f…c2."""
+    return key.rsplit("/", 1)[-1].split(".", 1)[0]
+
+
+OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
+OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], ColumnElement[bool]]] = {
+    "originals": (Scan.id, id_in, Scan.original_removed_at.is_(None)),
+    "images": (Scan.id, id_in, true()),
+    "thumbnails": (Scan.id, id_in, true()),
+    "volumes": (Scan.id, id_in, true()),
+    "heatmaps": (Heatmap.id, id_in, true()),
+    "datasets": (Dataset.archive_key, str, Dataset.status.in_((*OPEN, JobStatus.DONE))),
+    "sheets": (Dataset.id, id_in, Dataset.status.in_((*OPEN, JobStatus.DONE))),
+    "checkpoints": (TrainingRun.id, id_in, TrainingRun.status.in_(OPEN)),
 }
-"""By kind of file the rows whose ids their names begin with, and which of these still need them."""
-
-
-_removing = threading.Lock()
-
-
-def remove_orphans_meanwhile(app: Flask) -> None:
-    """Remove orphans in a thread, so that no sweep waits for a slow storage; not while that is going on already."""
-
-    def remove() -> None:
-        with _removing, app.app_context():
-            remove_orphans()
-
-    if not _removing.locked():
-        threading.Thread(target=remove, name="removes orphans", daemon=True).start()
+"""By kind of file the column that names its owners, what stands there of a file's key, and which rows still need their files."""
 
 
 def remove_orphans() -> None:
@@ -59,19 +54,18 @@ def remove_orphans() -> None:
         log.warning("orphans could not be looked for: %s", type(err).__name__)
         return
     before = datetime.now(UTC) - ABANDONED_AFTER
-    for kind, (table, needs) in OWNERS.items():
+    for kind, (column, name_in, needs) in OWNERS.items():
         try:
             old = [key for key, written in storage.written(kind).items() if written < before and FILE.fullmatch(key)]
         except StorageError as err:
             log.warning("orphans of %s could not be looked for: %s", kind, type(err).__name__)
             continue
         for keys in (old[first : first + ASKED_AT_ONCE] for first in range(0, len(old), ASKED_AT_ONCE)):
-            named = select(table.id).where(table.id.in_({id_in(key) for key in keys}))
-            needed = set(db.session.scalars(named if needs is None else named.where(needs)))
+            needed = set(db.session.scalars(select(column).where(column.in_({name_in(key) for key in keys}), needs)))
             db.session.commit()
             for key in keys:
                 # A part is what a process was writing when it was killed.
-                if key.endswith(".part") or id_in(key) not in needed:
+                if key.endswith(".part") or name_in(key) not in needed:
                     storage.discard(key)
                     log.warning("%s belonged to nobody and is removed", key)
 
@@ -93,8 +87,3 @@ def storage_is_ours() -> bool:
         log.error("orphans are not removed: the storage belongs to another database, as %s/ in it says", DATABASES)
         return False
     return True
-
-
-def id_in(key: str) -> str:
-    """Return the id that the name of a file begins with: `originals/3f…c2.dcm` is of the scan 3f…c2."""
-    return key.rsplit("/", 1)[-1].split(".", 1)[0]

@@ -20,8 +20,8 @@ from ml.explain import overlay
 from ml.images import ImageError, Series, Slice, render
 from ml.inference import Finding, Predictor
 from webapp.extensions import db
-from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
-from webapp.storage import StorageError, storage
+from webapp.models import ORIGINAL_REMOVED, Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
+from webapp.storage import MissingFile, StorageError, storage
 from worker import leases
 from worker.decoder import decode
 from worker.patience import committed, stored
@@ -213,9 +213,11 @@ def read_original(scan: Scan) -> Series:
     """Return what the user submitted.
 
     Raises:
-        StorageError: it cannot be fetched.
+        StorageError: it cannot be fetched, or is not kept any longer.
         ImageError: it is no readable head CT.
     """
+    if scan.original_removed_at is not None:
+        raise MissingFile(ORIGINAL_REMOVED)
     with presence().work_folder() as folder:
         original = folder / "original"
         stored(lambda: storage.fetch(scan.original_key, original))

@@ -37,8 +37,8 @@ def sweep() -> None:
     sweep()
 
 
-def remove_orphans() -> None:
-    """Begin to remove the files that no row names; sweeps go on meanwhile."""
-    from worker.orphans import remove_orphans_meanwhile
+def tidy() -> None:
+    """Begin to remove what is too old and what no row names; sweeps go on meanwhile."""
+    from worker.tidying import tidy_meanwhile
 
-    remove_orphans_meanwhile(current_app._get_current_object())  # type: ignore[attr-defined]
+    tidy_meanwhile(current_app._get_current_object())  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ from webapp.storage import MissingFile, StorageError, storage
 from worker import leases
 from worker.comparing import compare_with_earlier
 from worker.importing import fetch_dataset
+from worker.leases import LeaseLost
 from worker.patience import committed, stored
 from worker.predictors import PREDICTIONS, model_folder
 from worker.presence import presence
@@ -31,10 +32,6 @@ from worker.presence import presence
 log = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 1.0
-
-
-class LeaseLost(Exception):
-    """Another worker has this run now, or it is gone."""
 
 
 def train_next_run() -> bool:
@@ -111,7 +108,7 @@ class Training:
         run = self.run
         self._write()
         init = self._initial_weights()
-        opened = [fetch_dataset(dataset, self.folder, self._on_image) for dataset in run.datasets]
+        opened = [fetch_dataset(dataset, self.folder, self._on_part) for dataset in run.datasets]
         self._fetch_checkpoint()
         return train(
             TrainConfig(
@@ -146,8 +143,8 @@ class Training:
                     return model_folder(version)
         raise SettingError(f"There are no initial weights {self.run.initial_weights!r}.")
 
-    def _on_image(self, done: int, total: int) -> None:
-        self._progress["stage"] = f"Reading image {done} of {total}"
+    def _on_part(self, what: str, done: int, total: int) -> None:
+        self._progress["stage"] = f"{what} {done} of {total}"
         if self._should_stop():
             raise TrainingStopped
 

@@ -219,6 +219,20 @@ def test_an_archive_is_unpacked(tmp_path: Path) -> None:
     assert (folder / "set" / "a.png").read_bytes() == b"y"
 
 
+def test_whoever_follows_the_unpacking_may_end_it_and_nothing_stays(tmp_path: Path) -> None:
+    heard: list[tuple[int, int]] = []
+
+    def follow(done: int, total: int) -> None:
+        heard.append((done, total))
+        if done == 1:
+            raise KeyboardInterrupt
+
+    archive = zipped(tmp_path / "a.zip", {"a": b"x", "b": b"y", "c": b"z"})
+    with pytest.raises(KeyboardInterrupt):
+        unpack(archive, tmp_path / "out", on_file=follow)
+    assert (heard, [path.name for path in tmp_path.iterdir()]) == ([(0, 3), (1, 3)], ["a.zip"])
+
+
 @pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil", "a/../../evil", "..\\evil", "C:\\evil"])
 def test_an_archive_that_leads_outside_is_refused_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     archive = zipped(tmp_path / "a.zip", {"fine.txt": b"x", name: b"evil"})

@@ -20,7 +20,7 @@ from werkzeug.test import TestResponse, encode_multipart
 from tests.conftest import make_user
 from webapp.api import pictures
 from webapp.extensions import db, utc_now
-from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan
+from webapp.models import ORIGINAL_REMOVED, ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.storage import storage
 
@@ -64,7 +64,7 @@ def add_scan(app: Flask, username: str = "ann", **columns: Any) -> str:
         return scan.id
 
 
-def add_verdict(app: Flask, scan_id: str, *, drawing: JobStatus = JobStatus.QUEUED, image_key: str | None = None) -> str:
+def add_verdict(app: Flask, scan_id: str, *, drawing: JobStatus = JobStatus.QUEUED, **heatmap: str | None) -> str:
     """Add the verdict on a scan and the row of its heat map; return the model version's id."""
     with app.app_context():
         version = ModelVersion(card_id="0" * 12, architecture="alexnet_svm", reads="slice", storage_prefix="models/none", card={})
@@ -80,7 +80,7 @@ def add_verdict(app: Flask, scan_id: str, *, drawing: JobStatus = JobStatus.QUEU
             slices=[0.75],
             seconds=0.1,
         )
-        scan.prediction.heatmap = Heatmap(status=drawing, image_key=image_key)
+        scan.prediction.heatmap = Heatmap(status=drawing, **heatmap)
         db.session.add(version)
         db.session.commit()
         return version.id
@@ -202,7 +202,7 @@ def test_a_queued_scan_has_no_result(app: Flask, ann: FlaskClient) -> None:
     told = ann.get(f"/api/v1/scans/{add_scan(app)}").json
     assert set(told) == {
         *("id", "status", "progress", "error", "title", "kind", "files", "stat", "notes"),
-        *("created_at", "finished_at", "score_anyway_url", "result"),
+        *("created_at", "finished_at", "original_removed_at", "score_anyway_url", "result"),
     }
     assert (told["status"], told["progress"], told["error"], told["finished_at"], told["result"]) == ("queued", 0.0, None, None, None)
     assert told["created_at"].endswith("+00:00")
@@ -241,6 +241,22 @@ def test_a_scan_is_cancelled_tried_again_and_deleted(app: Flask, ann: FlaskClien
     assert (gone.status_code, gone.data) == (204, b"")
     problem_of(ann.get(url), 404)
     problem_of(ann.delete(url), 404)
+
+
+def test_a_scan_whose_original_is_not_kept_tells_so_and_cannot_be_tried_again(app: Flask, ann: FlaskClient) -> None:
+    kept = add_scan(app)
+    assert ann.get(f"/api/v1/scans/{kept}").json["original_removed_at"] is None
+    scan_id = add_scan(app, status=JobStatus.FAILED, not_head_ct=0.9, original_removed_at=utc_now())
+    told = ann.get(f"/api/v1/scans/{scan_id}").json
+    assert told["original_removed_at"] is not None and told["score_anyway_url"] is None
+    assert problem_of(ann.post(f"/api/v1/scans/{scan_id}/retry"), 409) == ORIGINAL_REMOVED
+    assert problem_of(ann.post(f"/api/v1/scans/{scan_id}/score-anyway"), 409)
+
+
+def test_a_heat_map_that_could_not_be_drawn_answers_with_its_sentence(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id, drawing=JobStatus.FAILED, error=ORIGINAL_REMOVED)
+    assert problem_of(ann.get(f"/api/v1/scans/{scan_id}/heatmap.png"), 404) == ORIGINAL_REMOVED
 
 
 def test_a_verdict_is_told_in_full(app: Flask, ann: FlaskClient) -> None:

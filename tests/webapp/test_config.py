@@ -66,6 +66,18 @@ def test_a_number_that_is_none_is_refused_with_its_name(tmp_path: Path) -> None:
         settings({"HEMOSCAN_HOME": str(tmp_path), "LEASE_S": "soon"})
 
 
+def test_what_is_kept_is_kept_for_ever_unless_a_number_of_days_is_given(tmp_path: Path) -> None:
+    home = {"HEMOSCAN_HOME": str(tmp_path)}
+    for setting in ("KEEP_ORIGINALS_DAYS", "KEEP_SCANS_DAYS"):
+        assert (settings(home)[setting], settings({**home, setting: "0"})[setting], settings({**home, setting: "30"})[setting]) == (
+            0,
+            0,
+            30,
+        )
+        with pytest.raises(ConfigurationError, match=f"{setting} must be a number of days, or 0 for ever, not -1."):
+            settings({**home, setting: "-1"})
+
+
 def test_the_rate_limiter_uses_the_broker() -> None:
     assert limiter_url("redis://redis:6379/0") == "redis://redis:6379/0"
 

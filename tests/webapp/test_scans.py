@@ -20,7 +20,7 @@ from tests.conftest import PASSWORD, make_user
 from webapp import scans
 from webapp.extensions import database_now, db, utc_now
 from webapp.jobs import PREDICT, PREDICT_SCANS
-from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Role, Scan, User, Worker
+from webapp.models import ORIGINAL_REMOVED, Heatmap, JobStatus, ModelVersion, Prediction, Role, Scan, User, Worker
 from webapp.storage import Storage, StorageError, storage
 
 NO_ID = "0" * 32
@@ -418,6 +418,18 @@ def test_files_that_a_deletion_could_not_remove_are_told(app: Flask, ann: FlaskC
     monkeypatch.setattr(Storage, "delete", away)
     assert "could not be removed now" in ann.post(f"/scans/{scan_id}/delete", follow_redirects=True).text
     assert ann.get(f"/scans/{scan_id}").status_code == 404
+
+
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.CANCELLED])
+def test_a_scan_whose_original_is_not_kept_says_so_and_cannot_be_tried_again(app: Flask, ann: FlaskClient, status: JobStatus) -> None:
+    scan_id = add_scan(app, status=status, not_head_ct=0.9, original_removed_at=utc_now())
+    page = ann.get(f"/scans/{scan_id}").text
+    assert "not kept any longer; removed <time" in page
+    assert "/retry" not in page and "/score-anyway" not in page
+    for what, sentence in (("retry", ORIGINAL_REMOVED), ("score-anyway", "There is nothing to overrule")):
+        assert sentence in ann.post(f"/scans/{scan_id}/{what}", follow_redirects=True).text
+    with app.app_context():
+        assert db.session.get_one(Scan, scan_id).status == status
 
 
 @pytest.mark.parametrize("what", ["cancel", "retry", "delete"])

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from PIL import Image
-from sqlalchemy import select
+from sqlalchemy import UpdateBase, delete, select, update
 
 from ml.phantoms import phantom, write_png
 from webapp.extensions import db
-from webapp.models import Dataset, JobStatus
-from webapp.storage import storage
-from worker import tasks
+from webapp.models import Dataset, JobStatus, cancel
+from webapp.storage import Storage, storage
+from worker import importing, leases, tasks
 from worker.presence import presence
+
+LABELS = "filename,label,patient\n0.png,0,a\n1.png,1,b\n2.png,0,c\n3.png,1,d\n"
 
 
 def archive_of(tmp_path: Path, labels: str, heads: int = 4) -> bytes:
@@ -41,8 +43,7 @@ def import_archive(content: bytes) -> Dataset:
 
 
 def test_a_data_set_is_explored_before_it_counts(worker_app: Flask, tmp_path: Path) -> None:
-    labels = "filename,label,patient\n0.png,0,a\n1.png,1,b\n2.png,0,c\n3.png,1,d\n"
-    dataset = import_archive(archive_of(tmp_path, labels))
+    dataset = import_archive(archive_of(tmp_path, LABELS))
     assert (dataset.status, dataset.error) == ("done", None)
     assert dataset.fingerprint and dataset.exploration
     assert (dataset.exploration["images"], dataset.exploration["positive"], dataset.exploration["patients"]) == (4, 2, 4)
@@ -89,3 +90,58 @@ def test_a_worker_that_is_to_stop_hands_the_data_set_back(worker_app: Flask, tmp
     dataset = import_archive(archive_of(tmp_path, "filename,label\n0.png,0\n1.png,1\n2.png,0\n3.png,1\n"))
     assert (dataset.status, dataset.attempts, dataset.counted_deaths, dataset.lease_owner) == ("queued", 0, 0, None)
     assert storage.exists(dataset.archive_key)
+
+
+@pytest.mark.parametrize("part", importing.PARTS)
+def test_an_import_that_is_cancelled_ends_at_its_next_part_and_its_worker_goes_on(
+    any_worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    real, stages = leases.write, []
+
+    def note(table: type[Dataset], owner: str, ids: list[str], **columns: object) -> frozenset[str]:
+        stages.append(str(columns.get("stage", "the verdict")))
+        if stages[-1].startswith(part):
+            assert cancel(Dataset, Dataset.name == "phantoms")
+        return real(table, owner, ids, **columns)
+
+    monkeypatch.setattr(importing, "LOOK_S", 0)
+    monkeypatch.setattr(leases, "write", note)
+    dataset = import_archive(archive_of(tmp_path, LABELS))
+    assert (dataset.status, dataset.error, dataset.exploration, dataset.contact_sheet_key) == ("cancelled", None, None, None)
+    assert [stage for stage in stages if stage.startswith(part)] == stages[-1:]
+    assert (storage.keys("sheets"), list(presence().folder.iterdir())) == ([], [])
+
+    monkeypatch.setattr(leases, "write", real)
+    db.session.execute(update(Dataset).values(status=JobStatus.QUEUED))
+    db.session.commit()
+    tasks.train_model()
+    assert db.session.scalars(select(Dataset.status)).one() == "done"
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "sheets"),
+    [
+        (update(Dataset).values(status=JobStatus.CANCELLED, lease_owner=None), 0),
+        (delete(Dataset), 0),
+        (update(Dataset).values(lease_owner="another"), 1),  # It is that worker's now.
+    ],
+    ids=["cancelled", "deleted", "lost"],
+)
+def test_the_contact_sheet_of_an_import_that_was_cancelled_at_the_last_moment_goes(
+    any_worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: UpdateBase, sheets: int
+) -> None:
+    real = Storage.put
+
+    def late(self: Storage, key: str, content: bytes | Path) -> None:
+        if key.startswith("sheets/"):
+            db.session.execute(meanwhile)
+            db.session.commit()
+        real(self, key, content)
+
+    monkeypatch.setattr(Storage, "put", late)
+    storage.put("datasets/1.zip", archive_of(tmp_path, LABELS))
+    db.session.add(Dataset(name="phantoms", archive_key="datasets/1.zip"))
+    db.session.commit()
+    tasks.train_model()
+    assert len(storage.keys("sheets")) == sheets
+    assert db.session.scalars(select(Dataset.fingerprint)).all() in ([None], [])

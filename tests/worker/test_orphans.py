@@ -15,11 +15,11 @@ from flask import Flask
 
 from tests.conftest import app_on, make_user
 from tests.worker.conftest import install_model, picture, submit, wait_for
+from webapp.deletion import delete_scan
 from webapp.extensions import db
-from webapp.models import JobStatus, TrainingRun, new_id
-from webapp.scans import delete_scan
+from webapp.models import Dataset, JobStatus, TrainingRun, new_id
 from webapp.storage import Storage, StorageError, storage
-from worker import orphans, tasks
+from worker import orphans, tasks, tidying
 
 TWO_HOURS_S = 7200
 
@@ -66,6 +66,23 @@ def test_only_open_runs_need_their_checkpoints(any_worker_app: Flask, tmp_path: 
     age(tmp_path / "files")
     orphans.remove_orphans()
     assert set(keys()) == {f"checkpoints/{ids[status]}.zip" for status in (JobStatus.QUEUED, JobStatus.RUNNING)}
+
+
+def test_a_data_set_of_use_needs_its_archive_and_its_sheet(any_worker_app: Flask, tmp_path: Path) -> None:
+    install_model()
+    needed = set()
+    for status in JobStatus:
+        dataset = Dataset(id=new_id(), name=status, status=status, archive_key=f"datasets/{new_id()}.zip")
+        files = {dataset.archive_key, f"sheets/{dataset.id}.png"}
+        needed |= set() if status in (JobStatus.FAILED, JobStatus.CANCELLED) else files
+        for key in files:
+            storage.put(key, b"something")
+        db.session.add(dataset)
+    db.session.commit()
+    storage.put(f"datasets/{new_id()}.zip", b"of nobody")
+    age(tmp_path / "files")
+    orphans.remove_orphans()
+    assert {*storage.keys("datasets"), *storage.keys("sheets")} == needed and len(needed) == 6
 
 
 def test_what_a_killed_process_was_writing_goes_and_the_file_stays(worker_app: Flask, tmp_path: Path) -> None:
@@ -142,10 +159,10 @@ def test_the_task_does_not_wait_for_a_storage_that_hangs(worker_app: Flask, monk
         may_end.wait(60)
         ended.append("one")
 
-    monkeypatch.setattr(orphans, "remove_orphans", hang)
-    tasks.remove_orphans()
+    monkeypatch.setattr(tidying, "remove_orphans", hang)
+    tasks.tidy()
     assert began.wait(60)
-    tasks.remove_orphans()  # A second one is not begun.
+    tasks.tidy()  # A second one is not begun.
     assert ended == []
     may_end.set()
-    wait_for(lambda: ended == ["one"] and not orphans._removing.locked())
+    wait_for(lambda: ended == ["one"] and not tidying._tidying.locked())

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from flask import Flask
 from PIL import Image
-from sqlalchemy import event, select, update
+from sqlalchemy import event, func, select, update
 
 from ml.images import Series
 from ml.inference import NOT_HEAD_CT, Finding, Predictor
 from ml.phantoms import phantom, write_png
 from tests.worker.conftest import install_model, picture, submit
+from webapp.deletion import delete_account, delete_scan
 from webapp.extensions import database_now, db
-from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan, cancel, force, retry
-from webapp.scans import delete_scan
+from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan, User, cancel, force, retry
 from webapp.storage import Storage, StorageError, storage
 from worker import leases, prediction, tasks
 from worker.presence import presence
@@ -97,6 +97,22 @@ def test_scans_that_are_cancelled_or_deleted_while_they_are_read_get_no_verdict(
     assert [scan(scan_id).status for scan_id in (kept, cancelled)] == ["done", "cancelled"]
     assert db.session.scalars(select(Prediction.scan_id)).all() == [kept]
     assert not [key for kind in ("originals", "images", "thumbnails", "heatmaps") for key in storage.keys(kind) if deleted in key]
+
+
+def test_an_account_that_is_deleted_while_its_scans_are_read_leaves_nothing(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    ids = submit(picture(), b"no picture", picture())
+    user_id = scan(ids[0]).user_id
+    real = prediction.write_verdicts
+
+    def late(*args: object) -> frozenset[str]:
+        assert delete_account(user_id)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prediction, "write_verdicts", late)
+    tasks.predict_scans()
+    assert [db.session.scalar(select(func.count()).select_from(table)) for table in (User, Scan, Prediction, Heatmap)] == [0, 0, 0, 0]
+    assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails", "heatmaps")] == [[], [], [], []]
 
 
 def test_a_scan_that_is_deleted_while_its_pictures_fail_leaves_none(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:

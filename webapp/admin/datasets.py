@@ -1,4 +1,4 @@
-"""Importing data sets and looking at what is in them."""
+"""Importing data sets, looking at what is in them, and deleting them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from werkzeug.formparser import FormDataParser
 from wtforms.validators import DataRequired
 
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
+from webapp.deletion import StillNeeded, delete_dataset
 from webapp.extensions import csrf, db
 from webapp.forms import TextField, at_most
 from webapp.intake import UploadRejected, accept_dataset
 from webapp.intake.incoming import incoming_folder
-from webapp.models import Dataset
+from webapp.models import Dataset, cancel
 from webapp.storage import storage
 
 MULTIPART_ALLOWANCE = 2**20  # The envelope of a multipart body and its small fields.
@@ -117,6 +118,35 @@ def dataset(dataset_id: str) -> Response:
     """Show what is in a data set."""
     found = db.get_or_404(Dataset, dataset_id)
     return live_page("dataset", pending=is_pending(found), dataset=found)
+
+
+@blueprint.post("/datasets/<dataset_id>/cancel")
+def cancel_import(dataset_id: str) -> ResponseReturnValue:
+    """End an import that waits or goes on; its worker notices within seconds, and stays."""
+    found = db.get_or_404(Dataset, dataset_id)
+    cancelled = cancel(Dataset, Dataset.id == dataset_id)
+    db.session.commit()
+    if cancelled:
+        storage.discard(found.archive_key)  # It will never be read.
+    else:
+        flash("This import has ended already.", "warning")
+    return redirect(url_for("admin.dataset", dataset_id=dataset_id))
+
+
+@blueprint.post("/datasets/<dataset_id>/delete")
+def remove_dataset(dataset_id: str) -> ResponseReturnValue:
+    """Delete a data set that is no longer of use, with its archive."""
+    name = db.get_or_404(Dataset, dataset_id).name
+    try:
+        all_removed = delete_dataset(dataset_id)
+    except StillNeeded as err:
+        flash(str(err), "warning")
+        return redirect(url_for("admin.dataset", dataset_id=dataset_id))
+    if all_removed:
+        flash(f"The data set {name} is deleted.", "success")
+    else:
+        flash(f"The data set {name} is deleted. Its files could not be removed now; they will be within hours.", "warning")
+    return redirect(url_for("admin.datasets"))
 
 
 @blueprint.get("/datasets/<dataset_id>/contact-sheet.png")

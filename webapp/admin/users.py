@@ -1,15 +1,17 @@
-"""The people with an account, and one-time links to a new password."""
+"""The people with an account: one-time links to a new password, and deletion."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from flask import current_app, make_response, render_template, url_for
+from flask import current_app, flash, make_response, redirect, render_template, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import delete, select
 
 from webapp.admin.pages import blueprint, page_of
+from webapp.auth import FILES_LEFT
+from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, utc_now
 from webapp.models import PasswordReset, User
 from webapp.models.accounts import new_secret, secret_hash
@@ -40,3 +42,21 @@ def make_reset_link(user_id: str) -> ResponseReturnValue:
     answer = make_response(render_template("admin/reset_link.html", user=user, link=link, expires_at=reset.expires_at))
     answer.cache_control.no_store = True
     return answer
+
+
+@blueprint.post("/users/<user_id>/delete")
+def delete_user(user_id: str) -> ResponseReturnValue:
+    """Delete the account of another person with all their scans; one's own needs the password, on the account page."""
+    user = db.get_or_404(User, user_id)
+    if user.id == current_user.id:
+        return redirect(url_for("auth.account", _anchor="delete"))
+    username = user.username
+    try:
+        all_removed = delete_account(user.id)
+    except StillNeeded as err:
+        flash(str(err), "warning")
+    else:
+        flash(f"The account {username} and all its scans are deleted.", "success")
+        if not all_removed:
+            flash(FILES_LEFT, "warning")
+    return redirect(url_for("admin.users"))

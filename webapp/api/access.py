@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, NoReturn
 
 import flask_smorest
@@ -91,14 +92,16 @@ def documented_problems(*statuses: int) -> Callable[[Any], Any]:
     return document
 
 
-def require_own(scan_id: str) -> None:
-    """Refuse a request about a scan that the token's owner does not have.
+def require_own(scan_id: str) -> datetime | None:
+    """Refuse a request about a scan that the token's owner does not have; return when its original was removed, None if it is kept.
 
     Raises:
         NotFound: there is no such scan for them.
     """
-    if db.session.scalar(select(Scan.id).where(is_own(scan_id))) is None:
+    found = db.session.execute(select(Scan.original_removed_at).where(is_own(scan_id))).one_or_none()
+    if found is None:
         raise NotFound(NO_SUCH_SCAN)
+    return found.original_removed_at
 
 
 def is_own(scan_id: str) -> ColumnElement[bool]:

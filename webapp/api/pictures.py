@@ -115,7 +115,7 @@ def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
     """
     give_up_at = time.monotonic() + HEATMAP_WAIT_S
     find = (
-        select(Scan.status, Heatmap.status.label("drawing"), Heatmap.id, Heatmap.image_key, Heatmap.slices)
+        select(Scan.status, Heatmap.status.label("drawing"), Heatmap.id, Heatmap.image_key, Heatmap.slices, Heatmap.error)
         .outerjoin(Scan.prediction)
         .outerjoin(Prediction.heatmap)
         .where(is_own(scan_id))
@@ -128,7 +128,7 @@ def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
         if look.image_key:
             return look.id, look.image_key, look.slices or ()
         if (look.drawing or look.status).is_final:
-            raise NotFound("This scan has no heat map.")
+            raise NotFound(look.error or "This scan has no heat map.")
         if look.drawing is None or time.monotonic() >= give_up_at:
             raise NotYet("The heat map is not drawn yet.")
         time.sleep(HEATMAP_LOOK_S)

@@ -13,11 +13,11 @@ from werkzeug.exceptions import Conflict, NotFound, UnprocessableEntity, Unsuppo
 from webapp import intake
 from webapp.api.access import NO_SUCH_SCAN, bearer, blueprint, documented_problems, is_own, require_own
 from webapp.api.schemas import JobSchema, ScanSchema, ScansPageSchema, ScansQuerySchema, SubmissionSchema
+from webapp.deletion import delete_scan
 from webapp.extensions import db, limiter
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
+from webapp.models import ORIGINAL_REMOVED, JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
 from webapp.models.accounts import secret_hash
-from webapp.scans import delete_scan
 
 
 @blueprint.post("/scans")
@@ -135,8 +135,9 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
 @blueprint.response(202, JobSchema)
 def retry_scan(scan_id: str) -> dict[str, Any]:
     """Queue a scan again that failed or was cancelled."""
-    require_own(scan_id)
-    return queued(scan_id, retry(scan_id), "Only a scan that failed or was cancelled can be tried again.")
+    removed_at = require_own(scan_id)
+    refusal = ORIGINAL_REMOVED if removed_at else "Only a scan that failed or was cancelled can be tried again."
+    return queued(scan_id, retry(scan_id), refusal)
 
 
 @blueprint.delete("/scans/<scan_id>")
@@ -196,6 +197,7 @@ def told(scan: Scan) -> dict[str, Any]:
         "notes": scan.notes or [],
         "created_at": scan.created_at,
         "finished_at": scan.finished_at,
+        "original_removed_at": scan.original_removed_at,
         "score_anyway_url": url_for("api.score_anyway", scan_id=scan.id, _external=True) if scan.may_be_forced else None,
         "result": result,
     }

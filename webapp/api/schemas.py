@@ -82,6 +82,9 @@ class ScanSchema(Schema):
     notes = fields.List(fields.String(), required=True, metadata={"description": "What was found while it was taken in."})
     created_at = fields.AwareDateTime(required=True)
     finished_at = fields.AwareDateTime(required=True, allow_none=True)
+    original_removed_at = fields.AwareDateTime(
+        required=True, allow_none=True, metadata={"description": "When the submitted file was too old to be kept; null while it is kept."}
+    )
     score_anyway_url = fields.Url(
         required=True,
         allow_none=True,

@@ -129,9 +129,9 @@ def accept_dataset(name: str, archive: Path, user_id: str | None, on_unreachable
     dataset = Dataset(name=name, imported_by_id=user_id, archive_key=new_key("datasets", ".zip"))
     try:
         storage.put(dataset.archive_key, archive)
-        # One that could not be read gives way to its correction.
-        failed = delete(Dataset).where(Dataset.name == name, Dataset.status == JobStatus.FAILED).returning(Dataset.archive_key)
-        replaced = db.session.scalar(failed)
+        # One that could not be read, or was cancelled, gives way to its correction.
+        useless = Dataset.status.in_((JobStatus.FAILED, JobStatus.CANCELLED))
+        replaced = db.session.scalar(delete(Dataset).where(Dataset.name == name, useless).returning(Dataset.archive_key))
         db.session.add(dataset)
         db.session.commit()
     except IntegrityError as err:

@@ -14,9 +14,10 @@ from webapp.models.learning import (
 )
 from webapp.models.leased import JobStatus, Leased, cancel, new_id, queue_again
 from webapp.models.operations import Worker
-from webapp.models.scans import Heatmap, Prediction, Scan, force, result_of, retry
+from webapp.models.scans import ORIGINAL_REMOVED, Heatmap, Prediction, Scan, force, result_of, retry
 
 __all__ = [
+    "ORIGINAL_REMOVED",
     "ApiToken",
     "Dataset",
     "Heatmap",

@@ -14,6 +14,7 @@ from webapp.models.learning import ModelVersion
 from webapp.models.leased import JobStatus, Leased, new_id, queue_again
 
 _QUEUED = text("status = 'queued'")
+ORIGINAL_REMOVED = "The submitted file is not kept any longer, so it cannot be read again."
 
 
 class Scan(Leased, db.Model):
@@ -31,6 +32,7 @@ class Scan(Leased, db.Model):
     # What was found while it was taken in; sentences for its owner.
     notes: Mapped[list[str] | None] = mapped_column(JSON)
     original_key: Mapped[str] = mapped_column(String(200))
+    original_removed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # When it was too old to be kept (KEEP_ORIGINALS_DAYS).
     image_key: Mapped[str | None] = mapped_column(String(200))  # The slice as the page shows it; the worker makes it.
     thumbnail_key: Mapped[str | None] = mapped_column(String(200))
     volume_key: Mapped[str | None] = mapped_column(String(200))  # All slices of a series for the viewer (`ml.volume`).
@@ -59,7 +61,9 @@ class Scan(Leased, db.Model):
     @property
     def may_be_forced(self) -> bool:
         """True where it failed only because it does not look like a head CT, which its owner may know better."""
-        return self.status == JobStatus.FAILED and self.not_head_ct is not None and self.forced_at is None
+        return (
+            self.status == JobStatus.FAILED and self.not_head_ct is not None and self.forced_at is None and self.original_removed_at is None
+        )
 
 
 def force(scan_id: str, user_id: str) -> bool:
@@ -68,12 +72,17 @@ def force(scan_id: str, user_id: str) -> bool:
     The caller commits and nudges.
     """
     refused = (Scan.status == JobStatus.FAILED) & Scan.not_head_ct.is_not(None) & Scan.forced_at.is_(None)
-    return queue_again(Scan, Scan.id == scan_id, Scan.user_id == user_id, refused, forced_at=database_now())
+    return queue_again(
+        Scan, Scan.id == scan_id, Scan.user_id == user_id, Scan.original_removed_at.is_(None), refused, forced_at=database_now()
+    )
 
 
 def retry(scan_id: str) -> bool:
-    """Queue a failed or cancelled scan again, as if nobody had looked at it; False where it is neither. The caller commits and nudges."""
-    return queue_again(Scan, Scan.id == scan_id, not_head_ct=None)
+    """Queue a failed or cancelled scan again, as if nobody had looked at it; False where it is neither, or its original is not kept.
+
+    The caller commits and nudges.
+    """
+    return queue_again(Scan, Scan.id == scan_id, Scan.original_removed_at.is_(None), not_head_ct=None)
 
 
 class Prediction(db.Model):

@@ -14,10 +14,11 @@ from sqlalchemy import select
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import encode_multipart
 
-from tests.webapp.admin.conftest import EXPLORATION, add_dataset, zip_of
+from tests.conftest import PASSWORD, make_user
+from tests.webapp.admin.conftest import EXPLORATION, add_dataset, add_run, zip_of
 from webapp.extensions import db
-from webapp.models import Dataset, JobStatus
-from webapp.storage import storage
+from webapp.models import Dataset, JobStatus, Role
+from webapp.storage import Storage, StorageError, storage
 
 
 class TestImport:
@@ -68,6 +69,16 @@ class TestImport:
         answer = self.post(admin, zip_of(a="b"))
         assert answer.status_code == 400
         assert "head_ct" in answer.text.split('role="alert"')[1].split("</p>")[0]
+
+    @pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.CANCELLED])
+    def test_what_came_to_nothing_gives_its_name_away(self, app: Flask, admin: FlaskClient, status: JobStatus) -> None:
+        with app.app_context():
+            add_dataset("head_ct", status)
+            storage.put("datasets/head_ct.zip", b"of no use")
+        assert self.post(admin, zip_of(a="b")).status_code == 302
+        with app.app_context():
+            assert db.session.scalars(select(Dataset)).one().status == "queued"
+            assert not storage.exists("datasets/head_ct.zip")
 
     def test_an_archive_over_the_limit_is_refused_with_the_limit(self, app: Flask, admin: FlaskClient) -> None:
         app.config["MAX_DATASET_MB"] = 1
@@ -154,3 +165,72 @@ class TestDatasets:
         assert part.status_code == 200
         assert "25 % · Reading images" in part.text and "<html" not in part.text
         assert admin.get("/admin/datasets/progress", headers={"If-None-Match": part.headers["ETag"]}).status_code == 304
+
+
+class TestCancel:
+    @pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.RUNNING])
+    def test_an_open_import_is_cancelled_and_its_archive_removed(self, app: Flask, admin: FlaskClient, status: JobStatus) -> None:
+        with app.app_context():
+            id = add_dataset("mine", status, lease_owner="somebody" if status == JobStatus.RUNNING else None)
+            storage.put("datasets/mine.zip", b"an archive")
+        assert 'form="cancel-import"' in admin.get(f"/admin/datasets/{id}").text
+        assert "Its import was cancelled." in admin.post(f"/admin/datasets/{id}/cancel", follow_redirects=True).text
+        with app.app_context():
+            found = db.session.get_one(Dataset, id)
+            assert (found.status, found.lease_owner) == ("cancelled", None)
+            assert not storage.exists("datasets/mine.zip")
+
+    def test_one_that_has_ended_stays_as_it_is(self, app: Flask, admin: FlaskClient) -> None:
+        with app.app_context():
+            id = add_dataset("mine")
+            storage.put("datasets/mine.zip", b"an archive")
+        assert 'form="cancel-import"' not in admin.get(f"/admin/datasets/{id}").text
+        assert "This import has ended already." in admin.post(f"/admin/datasets/{id}/cancel", follow_redirects=True).text
+        with app.app_context():
+            assert storage.exists("datasets/mine.zip") and db.session.get_one(Dataset, id).status == "done"
+
+
+class TestDelete:
+    @pytest.mark.parametrize("status", [JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED])
+    def test_a_data_set_that_no_run_used_goes_with_its_files(self, app: Flask, admin: FlaskClient, status: JobStatus) -> None:
+        with app.app_context():
+            id = add_dataset("mine", status, contact_sheet_key="sheets/mine.png" if status == JobStatus.DONE else None)
+            for key in ("datasets/mine.zip", "sheets/mine.png") if status == JobStatus.DONE else ("datasets/mine.zip",):
+                storage.put(key, b"something")
+        assert "Delete this data set" in admin.get(f"/admin/datasets/{id}").text
+        assert "The data set mine is deleted." in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
+        assert admin.get(f"/admin/datasets/{id}").status_code == 404
+        with app.app_context():
+            assert storage.keys("") == []
+
+    @pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.RUNNING])
+    def test_one_that_is_being_imported_is_not_deleted(self, app: Flask, admin: FlaskClient, status: JobStatus) -> None:
+        with app.app_context():
+            id = add_dataset("mine", status)
+        assert "Delete this data set" not in admin.get(f"/admin/datasets/{id}").text
+        assert "being imported; cancel that first" in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
+        with app.app_context():
+            assert db.session.get(Dataset, id)
+
+    @pytest.mark.parametrize("status", list(JobStatus))
+    def test_one_that_a_run_used_is_kept(self, any_database_app: Flask, status: JobStatus) -> None:
+        make_user(any_database_app, "root", Role.ADMIN)
+        browser = any_database_app.test_client()
+        browser.post("/login", data={"username": "root", "password": PASSWORD})
+        with any_database_app.app_context():
+            id = add_dataset("mine")
+            storage.put("datasets/mine.zip", b"an archive")
+            add_run(status, datasets=[db.session.get_one(Dataset, id)])
+        assert "A training run used this data set" in browser.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
+        with any_database_app.app_context():
+            assert db.session.get(Dataset, id) and storage.exists("datasets/mine.zip")
+
+    def test_files_that_cannot_be_removed_now_are_told(self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        with app.app_context():
+            id = add_dataset("mine")
+
+        def away(self: Storage, key: str) -> None:
+            raise StorageError("A stored file cannot be removed.")
+
+        monkeypatch.setattr(Storage, "delete", away)
+        assert "could not be removed now" in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text

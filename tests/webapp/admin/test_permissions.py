@@ -11,7 +11,15 @@ from tests.webapp.admin.conftest import NOBODY, PAGES, LogIn, zip_of
 from webapp.extensions import db
 from webapp.models import Dataset
 
-POSTS = ("/admin/datasets", "/admin/runs/new", f"/admin/models/{NOBODY}/promote", f"/admin/users/{NOBODY}/reset-link")
+POSTS = (
+    "/admin/datasets",
+    f"/admin/datasets/{NOBODY}/cancel",
+    f"/admin/datasets/{NOBODY}/delete",
+    "/admin/runs/new",
+    f"/admin/models/{NOBODY}/promote",
+    f"/admin/users/{NOBODY}/reset-link",
+    f"/admin/users/{NOBODY}/delete",
+)
 
 
 class TestPermissions:

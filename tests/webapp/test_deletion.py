@@ -1,0 +1,217 @@
+"""People who delete their account, and what is left of them: nothing but what they did for all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import OperationalError
+
+from tests.conftest import PASSWORD, make_user
+from tests.webapp.test_scans import add_scan, add_verdict, form, png
+from webapp import deletion
+from webapp.extensions import db
+from webapp.models import (
+    ApiToken,
+    Dataset,
+    Heatmap,
+    JobStatus,
+    LoginSession,
+    ModelVersion,
+    PasswordReset,
+    Prediction,
+    Promotion,
+    Role,
+    Scan,
+    TrainingRun,
+    User,
+)
+from webapp.storage import Storage, StorageError, storage
+
+SALLY = {
+    "username": "Sally-Quux",
+    "name": "Sally Quuxington",
+    "email": "sally.quux@example.org",
+    "phone": "+49 30 555777",
+    "password": PASSWORD,
+}
+PERSONAL = (LoginSession, ApiToken, PasswordReset, Scan, Prediction, Heatmap)
+
+
+def everything_kept(app: Flask, home: Path) -> bytes:
+    """Return every byte of the database and the storage."""
+    kept = [path.read_bytes() for path in home.rglob("*") if path.is_file()]
+    with app.app_context():
+        if db.engine.dialect.name == "postgresql":
+            for table in db.inspect(db.engine).get_table_names():
+                kept += [row.encode() for row in db.session.scalars(text(f'SELECT "{table}"::text FROM "{table}"'))]
+        db.session.rollback()
+    return b"\n".join(kept)
+
+
+def rows(app: Flask, *tables: type[db.Model]) -> list[int]:  # type: ignore[name-defined]
+    """Return how many rows each table has."""
+    with app.app_context():
+        return [db.session.scalar(select(func.count()).select_from(table)) or 0 for table in tables]
+
+
+def sign_up(app: Flask) -> FlaskClient:
+    """Return the browser of a new person."""
+    client = app.test_client()
+    assert client.post("/signup", data=SALLY).status_code == 302
+    return client
+
+
+def test_nothing_that_a_person_gave_is_left_in_database_or_storage(any_database_app: Flask, tmp_path: Path) -> None:
+    app = any_database_app
+    make_user(app, "root", Role.ADMIN)
+    sally = sign_up(app)
+    submitted = png() + random.Random(0).randbytes(400)  # Readers ignore what stands behind a picture's end.
+    scan_id = sally.post("/scans", data=form(submitted, title="Monday, bed 12")).location.rsplit("/", 1)[-1]
+    add_verdict(app, scan_id)
+    assert sally.post("/account/tokens", data={"name": "my script"}).status_code == 200
+    admin = app.test_client()
+    admin.post("/login", data={"username": "root", "password": PASSWORD})
+    with app.app_context():
+        user_id = db.session.scalars(select(User.id).where(User.username == "Sally-Quux")).one()
+    assert admin.post(f"/admin/users/{user_id}/reset-link").status_code == 200
+    traces = [*(SALLY[field] for field in ("username", "name", "email", "phone")), "sally-quux", "Monday, bed 12", "my script", scan_id]
+    searched = [*(trace.encode() for trace in traces), submitted[-400:]]
+    before = everything_kept(app, tmp_path)
+    assert [trace for trace in searched if trace not in before] == []
+
+    answer = sally.post("/account/delete", data={"your_password": PASSWORD})
+    assert (answer.status_code, answer.location) == (302, "/")
+    assert "Your account and all your scans are deleted." in sally.get("/").text
+    left = everything_kept(app, tmp_path)
+    assert [trace for trace in searched if trace in left] == []
+    assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
+    assert rows(app, User, *PERSONAL) == [1, 1, 0, 0, 0, 0, 0]  # root, and root's login.
+
+
+def test_what_an_administrator_did_stays_by_nobody(any_database_app: Flask) -> None:
+    app = any_database_app
+    other, leaving = make_user(app, "root", Role.ADMIN), make_user(app, "adam", Role.ADMIN)
+    with app.app_context():
+        version = ModelVersion(card_id="0123456789ab", architecture="alexnet_svm", reads="slice", storage_prefix="models/none", card={})
+        run = TrainingRun(architecture="alexnet", settings={}, initial_weights="random", seed=0, launched_by_id=leaving)
+        db.session.add_all([run, Dataset(name="head_ct", archive_key="datasets/1.zip", imported_by_id=leaving)])
+        db.session.add(Promotion(version=version, reads="slice", by_id=leaving, reason="The best so far."))
+        db.session.add(PasswordReset(user_id=other, made_by_id=leaving, secret_hash="x", expires_at=func.now()))
+        db.session.commit()
+    browser = app.test_client()
+    browser.post("/login", data={"username": "root", "password": PASSWORD})
+    assert "The account adam and all its scans are deleted." in browser.post(f"/admin/users/{leaving}/delete", follow_redirects=True).text
+    with app.app_context():
+        authors = (Dataset.imported_by_id, TrainingRun.launched_by_id, Promotion.by_id, PasswordReset.made_by_id)
+        assert [db.session.scalars(select(author)).all() for author in authors] == [[None]] * 4
+        assert db.session.scalars(select(Promotion.reason)).all() == ["The best so far."]
+    for page in ("/admin", "/admin/datasets", "/admin/runs", "/admin/models", "/admin/users"):
+        assert browser.get(page).status_code == 200
+
+
+def test_other_peoples_scans_stay(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+    ann, bob = logged_in("ann"), logged_in("bob")
+    gone, kept = (browser.post("/scans", data=form(png())).location for browser in (ann, bob))
+    assert ann.post("/account/delete", data={"your_password": PASSWORD}).status_code == 302
+    assert (ann.get(gone).status_code, bob.get(kept).status_code) == (302, 200)
+    with app.app_context():
+        assert [key for key in storage.keys("originals") if kept.rsplit("/", 1)[-1] not in key] == []
+    assert app.test_client().post("/login", data={"username": "ann", "password": PASSWORD}).status_code == 400
+
+
+@pytest.mark.parametrize(("password", "sentence"), [("wrong", "This is not your password."), ("", "Please fill in this field.")])
+def test_an_account_is_not_deleted_without_its_password(
+    app: Flask, logged_in: Callable[..., FlaskClient], password: str, sentence: str
+) -> None:
+    answer = logged_in("ann").post("/account/delete", data={"your_password": password})
+    assert answer.status_code == 400
+    assert sentence in answer.text
+    assert rows(app, User) == [1]
+
+
+def test_the_last_administrator_cannot_be_deleted(any_database_app: Flask) -> None:
+    app = any_database_app
+    make_user(app, "root", Role.ADMIN)
+    make_user(app, "ann")
+    root = app.test_client()
+    root.post("/login", data={"username": "root", "password": PASSWORD})
+    answer = root.post("/account/delete", data={"your_password": PASSWORD})
+    assert answer.status_code == 400
+    assert "This is the only administrator" in answer.text
+    make_user(app, "second", Role.ADMIN)
+    assert root.post("/account/delete", data={"your_password": PASSWORD}).status_code == 302
+    with app.app_context():
+        assert set(db.session.scalars(select(User.username))) == {"ann", "second"}
+
+
+def test_administrators_delete_themselves_by_password_only(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+    root = logged_in("root", Role.ADMIN)
+    second = make_user(app, "second", Role.ADMIN)
+    with app.app_context():
+        own_id = db.session.scalars(select(User.id).where(User.id != second)).one()
+    answer = root.post(f"/admin/users/{own_id}/delete")
+    assert (answer.status_code, answer.location) == (302, "/account#delete")
+    assert rows(app, User) == [2]
+
+
+def test_files_that_cannot_be_removed_at_once_are_told(
+    app: Flask, logged_in: Callable[..., FlaskClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = logged_in("ann")
+    ann.post("/scans", data=form(png(), png()))
+
+    def away(self: Storage, key: str) -> None:
+        raise StorageError("A stored file cannot be removed.")
+
+    monkeypatch.setattr(Storage, "delete", away)
+    page = ann.post("/account/delete", data={"your_password": PASSWORD}, follow_redirects=True).text
+    assert "Your account and all your scans are deleted." in page and "they will be within hours" in page
+    assert rows(app, User, Scan) == [0, 0]
+
+
+def test_a_request_does_not_remove_files_for_ever(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    user_id = make_user(app, "ann")
+    for _ in range(2):
+        add_scan(app, status=JobStatus.DONE)
+    monkeypatch.setattr(deletion, "FILES_S", 0.0)
+    with app.app_context():
+        storage.put("originals/none.png", b"there")
+        assert not deletion.delete_account(user_id)
+        assert storage.exists("originals/none.png")
+    assert rows(app, User, Scan) == [0, 0]
+
+
+def test_a_deletion_that_meets_a_deadlock_is_tried_again(any_database_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    user_id = make_user(any_database_app, "ann")
+    real, failures = deletion.files_of, iter([True, True])
+
+    def moody(which: object) -> list[str]:
+        if next(failures, False):
+            raise OperationalError("DELETE", {}, Exception("deadlock detected"))
+        return real(which)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(deletion, "files_of", moody)
+    with any_database_app.app_context():
+        assert deletion.delete_account(user_id)
+    assert rows(any_database_app, User) == [0]
+
+
+def test_the_files_of_a_series_go_too(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+    ann = logged_in("ann")
+    scan_id = ann.post("/scans", data=form(png())).location.rsplit("/", 1)[-1]
+    add_verdict(app, scan_id)
+    with app.app_context():
+        heatmap = db.session.scalars(select(Heatmap)).one()
+        heatmap.slices = [0, 17]
+        db.session.get_one(Scan, scan_id).volume_key = f"volumes/{scan_id}.nii"
+        db.session.commit()
+        for key in (f"volumes/{scan_id}.nii", f"heatmaps/{heatmap.id}.0.png", f"heatmaps/{heatmap.id}.17.png"):
+            storage.put(key, png())
+        assert deletion.delete_scan(scan_id)
+        assert storage.keys("") == []
