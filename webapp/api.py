@@ -20,10 +20,12 @@ from werkzeug.exceptions import Conflict, HTTPException, NotFound, Unauthorized,
 
 from webapp import intake
 from webapp.api_schemas import JobSchema, ProblemSchema, ScanSchema, ScansPageSchema, ScansQuerySchema, SubmissionSchema
+from webapp.audit import record
 from webapp.extensions import csrf, db
 from webapp.forms import is_id
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
+from webapp.logins import note_use
+from webapp.models import Act, ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, User, cancel, force, result_of, retry
 from webapp.models.accounts import secret_hash
 from webapp.scans import delete_scan, picture
 
@@ -87,13 +89,17 @@ def require_bearer() -> None:
         raise Unauthorized(
             "Send an API token in the header “Authorization: Bearer …”.", www_authenticate=WWWAuthenticate("bearer", {"realm": REALM})
         )
-    g.token_owner_id = db.session.scalar(select(ApiToken.user_id).where(ApiToken.secret_hash == secret_hash(given.token)))
+    token = db.session.scalar(
+        select(ApiToken).join(ApiToken.user).where(ApiToken.secret_hash == secret_hash(given.token), User.disabled_at.is_(None))
+    )
     db.session.commit()  # No transaction, on SQLite the write lock, is open while an upload comes in over a slow line.
-    if g.token_owner_id is None:
+    if token is None:
         raise Unauthorized(
             "This API token is not known here; it may have been revoked.",
             www_authenticate=WWWAuthenticate("bearer", {"realm": REALM, "error": "invalid_token"}),
         )
+    note_use(token)
+    g.token_owner_id = token.user_id
 
 
 @blueprint.after_request
@@ -194,7 +200,7 @@ def score_anyway(scan_id: str) -> dict[str, Any]:
     """
     require_own(scan_id)
     refusal = "This scan was not refused for looking unlike a head CT, or is scored anyway already."
-    return queued(scan_id, force(scan_id, g.token_owner_id), refusal)
+    return queued(scan_id, Act.SCAN_FORCED, force(scan_id, g.token_owner_id), refusal)
 
 
 @blueprint.post("/scans/<scan_id>/cancel")
@@ -204,6 +210,8 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
     """End a scan that waits or is being read, as cancelled."""
     require_own(scan_id)
     cancelled = cancel(Scan, Scan.id == scan_id)
+    if cancelled:
+        record(Act.SCAN_CANCELLED, scan_id)
     db.session.commit()
     if not cancelled:
         raise Conflict("This scan has ended already.")
@@ -216,7 +224,7 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
 def retry_scan(scan_id: str) -> dict[str, Any]:
     """Queue a scan again that failed or was cancelled."""
     require_own(scan_id)
-    return queued(scan_id, retry(scan_id), "Only a scan that failed or was cancelled can be tried again.")
+    return queued(scan_id, Act.SCAN_RETRIED, retry(scan_id), "Only a scan that failed or was cancelled can be tried again.")
 
 
 @blueprint.delete("/scans/<scan_id>")
@@ -277,12 +285,14 @@ def heatmap(scan_id: str) -> Response:
         time.sleep(HEATMAP_LOOK_S)
 
 
-def queued(scan_id: str, was_queued: bool, refusal: str) -> dict[str, Any]:
+def queued(scan_id: str, act: Act, was_queued: bool, refusal: str) -> dict[str, Any]:
     """Commit what was queued again, wake a worker and return what a client polls.
 
     Raises:
         Conflict: nothing was queued; it says `refusal`.
     """
+    if was_queued:
+        record(act, scan_id)
     db.session.commit()
     if not was_queued:
         raise Conflict(refusal)

@@ -19,11 +19,12 @@ from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from werkzeug.datastructures import FileStorage
 
+from webapp.audit import record
 from webapp.extensions import db
 from webapp.forms import MAX_TITLE, text_problem
 from webapp.headers import PNG_SIGNATURE, DamagedFile, read_dicom_header, read_jpeg_size, read_png_size
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
-from webapp.models import Dataset, JobStatus, Scan, new_id
+from webapp.models import Act, Dataset, JobStatus, Scan, new_id
 from webapp.storage import new_key, storage
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "dicom": ".dcm"}
@@ -70,6 +71,8 @@ def accept_scans(
             scans.append(scan)
             _store(scan.original_key, file)
         db.session.add_all(scans)
+        for scan in scans:
+            record(Act.SCAN_SUBMITTED, scan.id, actor_id=user_id)
         db.session.commit()
     except BaseException:
         db.session.rollback()
@@ -95,13 +98,16 @@ def accept_dataset(name: str, archive: Path, user_id: str | None, on_unreachable
         raise UploadRejected(f"The name of the data set is not accepted. {problem}")
     if not zipfile.is_zipfile(archive):
         raise UploadRejected("The file is not a complete ZIP archive.")
-    dataset = Dataset(name=name, imported_by_id=user_id, archive_key=new_key("datasets", ".zip"))
+    dataset = Dataset(id=new_id(), name=name, imported_by_id=user_id, archive_key=new_key("datasets", ".zip"))
     try:
         storage.put(dataset.archive_key, archive)
         # One that could not be read gives way to its correction.
-        failed = delete(Dataset).where(Dataset.name == name, Dataset.status == JobStatus.FAILED).returning(Dataset.archive_key)
-        replaced = db.session.scalar(failed)
+        failed = delete(Dataset).where(Dataset.name == name, Dataset.status == JobStatus.FAILED).returning(Dataset.id, Dataset.archive_key)
+        replaced = db.session.execute(failed).one_or_none()
+        if replaced:
+            record(Act.DATASET_DELETED, replaced.id, actor_id=user_id)
         db.session.add(dataset)
+        record(Act.DATASET_IMPORTED, dataset.id, actor_id=user_id)
         db.session.commit()
     except IntegrityError as err:
         db.session.rollback()
@@ -112,7 +118,7 @@ def accept_dataset(name: str, archive: Path, user_id: str | None, on_unreachable
         storage.delete(dataset.archive_key)
         raise
     if replaced:
-        storage.delete(replaced)
+        storage.delete(replaced.archive_key)
     if not nudge(IMPORT_DATASET):
         on_unreachable()
     return dataset

@@ -14,12 +14,13 @@ from sqlalchemy.orm import joinedload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from webapp.audit import record
 from webapp.extensions import db
 from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
 from webapp.intake import UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
+from webapp.models import Act, Heatmap, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
 from webapp.storage import storage
 
 blueprint = Blueprint("scans", __name__)
@@ -98,7 +99,7 @@ def progress(scan_id: str) -> Response:
 def score_anyway(scan_id: str) -> WerkzeugResponse:
     """Queue a scan again that was refused because it does not look like a head CT."""
     scan = _own_scan(scan_id)
-    return _queued(scan.id, force(scan.id, current_user.id), "There is nothing to overrule about this scan.")
+    return _queued(scan.id, Act.SCAN_FORCED, force(scan.id, current_user.id), "There is nothing to overrule about this scan.")
 
 
 @blueprint.post("/scans/<scan_id>/cancel")
@@ -107,6 +108,8 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
     """End a scan that waits or is being read."""
     scan = _own_scan(scan_id)
     cancelled = cancel(Scan, Scan.id == scan.id)
+    if cancelled:
+        record(Act.SCAN_CANCELLED, scan.id)
     db.session.commit()
     if not cancelled:
         flash("This scan has ended already.", "warning")
@@ -118,7 +121,7 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
 def retry_scan(scan_id: str) -> WerkzeugResponse:
     """Queue a scan again that failed or was cancelled."""
     scan = _own_scan(scan_id)
-    return _queued(scan.id, retry(scan.id), "Only a scan that failed or was cancelled can be tried again.")
+    return _queued(scan.id, Act.SCAN_RETRIED, retry(scan.id), "Only a scan that failed or was cancelled can be tried again.")
 
 
 @blueprint.post("/scans/<scan_id>/delete")
@@ -161,6 +164,7 @@ def delete_scan(scan_id: str) -> bool:
     """
     drawn = db.session.execute(select(Heatmap.id, Heatmap.image_key).join(Prediction).where(Prediction.scan_id == scan_id)).all()
     original = db.session.scalar(delete(Scan).where(Scan.id == scan_id).returning(Scan.original_key))
+    record(Act.SCAN_DELETED, scan_id)
     db.session.commit()
     # A worker may have stored a picture that no row names yet; its key is made of the row's id.
     keys = [original, f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"]
@@ -212,8 +216,10 @@ def _standing(scan: Scan) -> dict[str, object]:
     return {"open": drawing or not scan.status.is_final, "drawing": drawing, "state": state, "nobody_reads": nobody_reads}
 
 
-def _queued(scan_id: str, queued: bool, otherwise: str) -> WerkzeugResponse:
+def _queued(scan_id: str, act: Act, queued: bool, otherwise: str) -> WerkzeugResponse:
     """Commit what was queued again, wake a worker and go to the scan's page, which says `otherwise` where nothing was queued."""
+    if queued:
+        record(act, scan_id)
     db.session.commit()
     if not queued:
         flash(otherwise, "warning")

@@ -13,11 +13,13 @@ from webapp.models.learning import (
     version_before,
 )
 from webapp.models.leased import JobStatus, Leased, cancel, new_id, queue_again
-from webapp.models.operations import Worker
+from webapp.models.operations import Act, AuditEvent, Worker
 from webapp.models.scans import Heatmap, Prediction, Scan, force, result_of, retry
 
 __all__ = [
+    "Act",
     "ApiToken",
+    "AuditEvent",
     "Dataset",
     "Heatmap",
     "JobStatus",
