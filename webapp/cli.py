@@ -23,9 +23,10 @@ from sqlalchemy.exc import IntegrityError
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp.audit import record
 from webapp.extensions import db
-from webapp.forms import MAX_EMAIL, MAX_NAME, MAX_PHONE, MAX_TOKEN_NAME, password_problem, text_problem, username_problem
+from webapp.forms import MAX_EMAIL, MAX_NAME, MAX_PHONE, MAX_TOKEN_NAME, text_problem, username_problem
 from webapp.models import Act, ApiToken, Dataset, JobStatus, LoginSession, ModelVersion, Role, User, live_version, new_id, promote
 from webapp.models.accounts import new_secret, secret_hash
+from webapp.passwords import password_problem
 from webapp.storage import StorageError, storage
 
 SETUP_LOCK = 0x68656D6F  # "hemo": PostgreSQL's advisory locks are numbers.

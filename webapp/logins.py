@@ -17,9 +17,10 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from webapp.audit import address, record
 from webapp.extensions import db, login_manager, reads_only, utc_now
-from webapp.forms import MAX_PASSWORD, MAX_USERNAME, text_problem
+from webapp.forms import MAX_USERNAME, text_problem
 from webapp.models import Act, ApiToken, AuditEvent, LoginSession, User
 from webapp.models.accounts import hasher, new_secret, secret_hash
+from webapp.passwords import MAX_PASSWORD
 from webapp.policies import cookie_name, over_tls
 
 NOTED_S = 60
