@@ -18,7 +18,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     Raises:
         ConfigurationError: the environment cannot work.
     """
-    from webapp import admin, api, auth, cli, errors, health, jobs, metrics, policies, scans, storage
+    from webapp import admin, api, audit, auth, cli, errors, health, jobs, metrics, policies, scans, storage
     from webapp.config import PROJECT_ROOT, settings
     from webapp.extensions import init_extensions
 
@@ -33,6 +33,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
     policies.init_policies(app)
     init_extensions(app)
+    audit.init_audit(app)
     jobs.make_celery(app)
     storage.init_storage(app)
 

@@ -12,11 +12,10 @@ from flask import Response, current_app, flash, redirect, request, session, url_
 from flask_login import login_user
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from sqlalchemy import ColumnElement, delete, or_, select, update
-from sqlalchemy.exc import OperationalError
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from webapp.audit import address, record
-from webapp.extensions import db, login_manager, reads_only, utc_now
+from webapp.audit import address, record, record_seldom
+from webapp.extensions import db, login_manager, noting, utc_now
 from webapp.forms import MAX_USERNAME, text_problem
 from webapp.models import Act, ApiToken, AuditEvent, LoginSession, User
 from webapp.models.accounts import hasher, new_secret, secret_hash
@@ -64,27 +63,15 @@ def has_ended() -> ColumnElement[bool]:
 
 
 def note_use(row: LoginSession | ApiToken) -> None:
-    """Write down that a login or token is used now, at most once a minute, and commit.
-
-    The answer does not depend on it: a database that is too busy to note it is no reason to refuse a page.
-    """
+    """Write down that a login or token is used now, at most once a minute, and commit."""
     a_while_ago = utc_now() - timedelta(seconds=NOTED_S)
     if row.used_at is not None and row.used_at > a_while_ago:
         return
     table = type(row)
     stale = or_(table.used_at.is_(None), table.used_at <= a_while_ago)
-    db.session.commit()  # On SQLite a transaction that has read may not write once another process has written.
-    was_reading = reads_only.get()
-    reads_only.set(False)
-    try:
-        db.session.execute(
-            update(table).where(table.id == row.id, stale).values(used_at=utc_now()), execution_options={"synchronize_session": False}
-        )
-        db.session.commit()
-    except OperationalError:
-        db.session.rollback()
-    finally:
-        reads_only.set(was_reading)
+    used = update(table).where(table.id == row.id, stale).values(used_at=utc_now())
+    with noting():
+        db.session.execute(used, execution_options={"synchronize_session": False})
 
 
 def start_login(user: User) -> None:
@@ -191,11 +178,6 @@ def known_browsers() -> URLSafeTimedSerializer:
 
 
 def record_throttling(_limit: object) -> None:
-    """Record that logins are slowed down, once a minute and address: those who guess must not fill the log either."""
-    newest = (
-        select(AuditEvent.address, AuditEvent.at).where(AuditEvent.act == Act.LOGIN_THROTTLED).order_by(AuditEvent.id.desc()).limit(100)
-    )
-    a_while_ago = utc_now() - timedelta(seconds=NOTED_S)
-    if not any(event.address == address() and event.at > a_while_ago for event in db.session.execute(newest)):
-        record(Act.LOGIN_THROTTLED)
+    """Record that logins are slowed down."""
+    record_seldom(Act.LOGIN_THROTTLED, None, AuditEvent.address == address())
     db.session.commit()

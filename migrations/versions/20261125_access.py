@@ -13,7 +13,7 @@ down_revision = "a41c07e9d2b8"
 branch_labels = None
 depends_on = None
 
-INDEXES = {"ix_audit_event_act": "act", "ix_audit_event_actor_id": "actor_id", "ix_audit_event_object_id": "object_id"}
+INDEXES = ("act", "actor_id", "object_id", "address")
 REFUSAL = "The audit log is append-only."
 
 
@@ -37,8 +37,8 @@ def upgrade() -> None:
         sa.Column("address", sa.String(length=45), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_event")),
     )
-    for name, column in INDEXES.items():
-        op.create_index(op.f(name), "audit_event", [column, "id"])
+    for column in INDEXES:
+        op.create_index(op.f(f"ix_audit_event_{column}"), "audit_event", [column, "id"])
     if op.get_bind().dialect.name == "postgresql":
         op.execute(
             f"CREATE FUNCTION refuse_to_change_audit_event() RETURNS trigger LANGUAGE plpgsql "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import flask_migrate
@@ -13,9 +14,9 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from tests.conftest import PASSWORD, make_user
-from tests.webapp.admin.conftest import add_dataset, add_run, add_version, zip_of
+from tests.webapp.admin.conftest import NOBODY, add_dataset, add_run, add_version, zip_of
 from webapp import create_app
-from webapp.extensions import db
+from webapp.extensions import db, utc_now
 from webapp.models import Act, ApiToken, AuditEvent, Dataset, JobStatus, LoginSession, Role, Scan, User
 
 PHANTOM = "phantom-1.png"
@@ -138,6 +139,31 @@ def test_what_is_done_at_the_command_line_is_kept(app: Flask, monkeypatch: pytes
         assert set(db.session.scalars(select(AuditEvent.address))) == {"command line"}
 
 
+def test_who_asks_for_what_is_not_theirs_is_kept_once_a_minute(any_database_app: Flask) -> None:
+    app = any_database_app
+    make_user(app, "ann")
+    bob = make_user(app, "bob")
+    owner, other = app.test_client(), app.test_client()
+    for client, username in ((owner, "ann"), (other, "bob")):
+        client.post("/login", data={"username": username, "password": PASSWORD})
+    owner.post("/scans/phantom", data={"name": PHANTOM})
+    scan = only_id(app, Scan)
+    before = events(app)
+    for path in ("/scans/nonsense", f"/scans/{NOBODY}", "/nowhere", "/scans/%00/image.png"):
+        assert other.get(path).status_code == 404
+    assert owner.get(f"/scans/{scan}/heatmap.png").status_code == 404  # Not drawn, but theirs.
+    assert events(app) == before
+    for path in (f"/scans/{scan}", f"/scans/{scan}/image.png", "/admin/users"):
+        assert other.get(path).status_code == 404
+    assert events(app)[len(before) :] == [(Act.ACCESS_REFUSED, bob, scan)]
+    with app.app_context():
+        past = AuditEvent(act=Act.ACCESS_REFUSED, actor_id=bob, address="", at=utc_now() - timedelta(seconds=61))
+        db.session.add(past)
+        db.session.commit()
+    assert other.post("/admin/runs/new").status_code == 404
+    assert newest(app) == (Act.ACCESS_REFUSED, bob, None)
+
+
 def test_an_act_that_is_not_committed_leaves_no_event(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     make_user(app, "ann")
     client = app.test_client()
@@ -188,7 +214,8 @@ class TestPage:
         assert shown("by=ROOT") == shown(f"by={root}") == ["user disabled", "logged in"]
         assert shown("object=ann") == shown(f"object={ann}") == ["user disabled", "logged in"]
         assert shown("by=root&object=ann") == ["user disabled"]
-        for nothing in ("by=nobody", "object=%00", "by=' OR 1=1 --", "before=0"):
+        assert len(shown("address=127.0.0.1")) == 3
+        for nothing in ("by=nobody", "address=%00", "address=192.0.2.1", "object=%00", "by=' OR 1=1 --", "before=0"):
             assert shown(nothing) == [], nothing
         assert shown("act=no-such-act&before=x") == shown("")
 

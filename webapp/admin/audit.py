@@ -18,11 +18,12 @@ EVENTS_PER_PAGE = 50
 
 @blueprint.get("/audit")
 def audit() -> ResponseReturnValue:
-    """List events, newest first: those of one act, one person (`by`, a username or an id) or one object, as the query asks.
+    """List events, newest first: those of one act, one person (`by`, a username or an id), one object or one address, as the query
+    asks.
 
     A page begins below an event (`before`) rather than after so many rows, so that the millionth costs no more than the first.
     """
-    asked = {name: request.args.get(name, "").strip() for name in ("act", "by", "object")}
+    asked = {name: request.args.get(name, "").strip() for name in ("act", "by", "object", "address")}
     events = select(AuditEvent, User.username).outerjoin(User, User.id == AuditEvent.actor_id)
     if asked["act"] in set(Act):
         events = events.where(AuditEvent.act == asked["act"])
@@ -30,6 +31,8 @@ def audit() -> ResponseReturnValue:
         events = events.where(AuditEvent.actor_id == id_of(asked["by"]))
     if asked["object"]:
         events = events.where(AuditEvent.object_id == id_of(asked["object"]))
+    if asked["address"]:
+        events = events.where(AuditEvent.address == printable(asked["address"]))
     if re.fullmatch("[0-9]{1,9}", before := request.args.get("before", "")):
         events = events.where(AuditEvent.id < int(before))
     rows = db.session.execute(events.order_by(AuditEvent.id.desc()).limit(EVENTS_PER_PAGE + 1)).all()
@@ -48,5 +51,9 @@ def id_of(given: str) -> str:
     """Return the id that was given, or that of the person with this username; where there is none, an id that nothing has."""
     if is_id(given):
         return given
-    printable = "".join(character for character in given.lower() if character.isprintable())
-    return db.session.scalar(select(User.id).where(User.username_key == printable)) or ""
+    return db.session.scalar(select(User.id).where(User.username_key == printable(given.lower()))) or ""
+
+
+def printable(text: str) -> str:
+    """Return `text` without what no name and no address has; PostgreSQL refuses a NUL."""
+    return "".join(character for character in text if character.isprintable())

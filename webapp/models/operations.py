@@ -33,6 +33,7 @@ class Act(StrEnum):
     LOGGED_IN = "logged in"
     LOGIN_FAILED = "login failed"  # (the person whose username was given, if it is anybody's)
     LOGIN_THROTTLED = "login throttled"
+    ACCESS_REFUSED = "access refused"  # (another's scan; nothing for an administrator's page)
     LOGGED_OUT = "logged out"
     LOGINS_ENDED = "logins ended"  # (one login, or the person whose others ended)
     PASSWORD_CHANGED = "password changed"
@@ -70,4 +71,4 @@ class AuditEvent(db.Model):
     object_id: Mapped[str | None] = mapped_column(String(32))
     address: Mapped[str] = mapped_column(String(45))
 
-    __table_args__ = (Index(None, "act", "id"), Index(None, "actor_id", "id"), Index(None, "object_id", "id"))
+    __table_args__ = tuple(Index(None, column, "id") for column in ("act", "actor_id", "object_id", "address"))
