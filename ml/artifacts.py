@@ -6,8 +6,8 @@
                      -> "slice_probability" float32 (N,), "scan_probability" float32 (1,), both calibrated
     seen.json        optional: {"images": [[sha256 first 16 hex, dhash 16 hex], ...]}, every image that training saw
 
-The card names the sha256 of every other file, and the model's id is made of them, so a folder that was cut short, mixed up or
-edited is refused.
+The card names the sha256 of every other file and of itself, and the model's id is made of the files', so a folder that was cut short, mixed
+up or damaged is refused. What a graph may hold is for `ml.graphs` to say.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ READS = ("slice", "series")
 ABSENT = -1.0
 LATER_FIELDS = frozenset(
     ("scan_threshold", "scan_uncertain_low", "scan_uncertain_high", "patient_metrics", "patient_metrics_by_dataset", "band", "controls")
-) | {"blocked_because", "seconds", "heat_maps"}
+) | {"blocked_because", "seconds", "heat_maps", "checksum"}
 """Fields that cards of the first versions do not have; they are read with their defaults."""
 
 
@@ -65,6 +65,7 @@ class Card:
         seconds: how long cross-validation, controls and final fit took.
         command: what was run.
         id, files: filled in by `write_model`: the first 12 hex of a sha256 over all files, and the sha256 of each.
+        checksum: filled in by `write_model`: the sha256 of all other fields; empty in a card that was written before there was any.
     """
 
     architecture: str
@@ -99,6 +100,7 @@ class Card:
     format: int = FORMAT
     id: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    checksum: str = ""
 
     def to_json(self) -> str:
         """Return the card as JSON text; NaN, which is no JSON, is a ValueError."""
@@ -136,6 +138,8 @@ class Card:
                 raise ArtifactError(
                     f"The model's threshold {threshold} and uncertain band {low} to {high} must lie in order within 0 and 1."
                 )
+        if card.checksum and card.checksum != _checksum(read):
+            raise ArtifactError(f"The model's {CARD} is not what was written: its sha256 differs from the one in it.")
         return card
 
     def point_of(self, slices: int) -> tuple[float, float, float]:
@@ -179,6 +183,7 @@ def write_model(out_dir: Path, card: Card, files: Mapping[str, Path | bytes]) ->
                 shutil.copyfile(source, unfinished / name)
         digests = {name: _sha256(unfinished / name) for name in sorted(files)}
         written = replace(card, format=FORMAT, id=_model_id(digests), files=digests)
+        written = replace(written, checksum=_checksum(asdict(written)))
         text = written.to_json()
         Card.from_json(text)  # what could not be read again is not written
         (unfinished / CARD).write_text(text, encoding="utf-8")
@@ -220,6 +225,12 @@ def read_card(model_dir: Path) -> Card:
     if card.id != _model_id(card.files):
         raise ArtifactError(f"The model's id {card.id[:12]!r} does not belong to its files.")
     return card
+
+
+def _checksum(card: Mapping[str, Any]) -> str:
+    """Return the sha256 of a card's fields without the checksum itself, however they are spaced and ordered."""
+    others = {name: value for name, value in card.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _model_id(digests: Mapping[str, str]) -> str:

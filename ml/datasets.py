@@ -24,6 +24,10 @@ from ml.layouts import DatasetError, Example, find_examples
 
 __all__ = ["Dataset", "DatasetError", "Example", "contact_sheet", "explore", "read_dataset", "unpack"]
 
+ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024
+"""What a name and a path may have on the file systems that there are, less the folder that it is unpacked in."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -54,9 +58,9 @@ def unpack(
 
     `on_file` hears (files unpacked, files in all); what it raises is a failure.
 
-    Names that lead outside, links and encrypted files are refused before anything is written, and so is an archive that
-    would grow beyond `max_bytes`, `max_files` or `max_ratio` times its own size. Sizes are counted while writing, since
-    an archive may lie about them.
+    Names that lead outside or that no file can have, links, devices and encrypted files are refused before anything is written, and so is
+    an archive that would grow beyond `max_bytes`, `max_files` or `max_ratio` times its own size, or that holds another one. Sizes and
+    contents are looked at while writing, since an archive may lie about them.
 
     Raises:
         DatasetError: the file is no ZIP file or one of these limits is broken.
@@ -88,6 +92,11 @@ def _require_safe(info: zipfile.ZipInfo) -> None:
     leads_outside = ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename
     if leads_outside or stat.S_ISLNK(info.external_attr >> 16):
         raise DatasetError(f"The archive holds {info.filename[:100]!r}, which leads outside it.")
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        raise DatasetError(f"The archive holds {info.filename[:100]!r}, which is no plain file.")
+    longest = max((len(part.encode()) for part in parts), default=0)
+    if not info.filename.isprintable() or longest > MAX_NAME_BYTES or len(info.filename.encode()) > MAX_PATH_BYTES:
+        raise DatasetError(f"The archive holds {info.filename[:100]!r}, which is too long or too odd for the name of a file.")
     if info.flag_bits & 1:
         raise DatasetError("The archive is encrypted; give it without a password.")
 
@@ -104,8 +113,10 @@ def _extract(
             sink = target.open("xb")
         except (FileExistsError, NotADirectoryError) as err:
             raise DatasetError(f"The archive holds {info.filename[:100]!r} twice.") from err
-        with opened.open(info) as source, sink:
+        with sink, opened.open(info) as source:
             while block := source.read(2**20):
+                if not sink.tell() and block.startswith(ZIP_SIGNATURES):
+                    raise DatasetError(f"The archive holds another archive, {info.filename[:100]!r}; please unpack that one first.")
                 written += len(block)
                 if written > limit:
                     raise DatasetError(f"The archive grows beyond {limit / 2**20:,.0f} MB when unpacked; that is not allowed.")

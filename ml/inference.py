@@ -12,6 +12,7 @@ import onnxruntime
 from ml.artifacts import FEATURES, HEAD, ArtifactError, read_card
 from ml.explain import occlusion, place
 from ml.gate import REFUSED_FROM, gate
+from ml.graphs import require_self_contained
 from ml.images import FloatArray, Series
 from ml.preprocessing import Frame, InputSpec, to_input
 from ml.stack import Slabs, look_first
@@ -219,6 +220,7 @@ def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _load(path: Path, threads: int, takes: str, gives: tuple[str, ...]) -> onnxruntime.InferenceSession:
+    require_self_contained(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ LABEL_COLUMNS = ("label", "hemorrhage", "any")
 NAME_COLUMNS = ("filename", "file", "path", "image", "id")
 PATIENT_COLUMNS = ("patient", "patient_id", "group")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
+MAX_TABLE_MB = 32
+"""A table is read whole; one of 50,000 images has a few megabytes."""
+MAX_NAME_BYTES = 255
 
 
 class DatasetError(ValueError):
@@ -89,6 +93,8 @@ def _manifest_of(base: Path) -> Path | None:
 
 def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Return header and rows, column names and values stripped; Kaggle's header has a space after its comma."""
+    if path.stat().st_size > MAX_TABLE_MB * 2**20:
+        raise DatasetError(f"{path.name} is larger than {MAX_TABLE_MB} MB.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as err:
@@ -118,15 +124,16 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
     examples = []
     for number, row in enumerate(rows, start=2):
         given = row.get(name_column, "")
-        name = f"head_ct/{int(given):03d}.png" if kaggle and given.isdigit() else given
+        name = f"head_ct/{int(given):03d}.png" if kaggle and re.fullmatch("[0-9]{1,9}", given) else given
+        _require_no_formula(row, (name_column, patient_column, "mask"), f"{manifest.name}, line {number}")
         if label_column not in row:
             raise DatasetError(f"{manifest.name}, line {number} ({given}): the label is missing.")
         label_text = row[label_column].lower()
         if label_text not in LABELS:
             raise DatasetError(f"{manifest.name}, line {number} ({given}): the label {row[label_column]!r} is neither 0 nor 1 nor empty.")
         path = base / name
-        if not given or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DatasetError(f"{manifest.name}, line {number}: {given!r} is not the name of a file in the data set.")
+        if not given or not _stays_inside(name):
+            raise DatasetError(f"{manifest.name}, line {number}: {given[:100]!r} is not the name of a file in the data set.")
         if not path.is_file():
             raise DatasetError(f"{manifest.name}, line {number}: the image {name} is missing.")
         patient = row.get(patient_column, "") if patient_column else ""
@@ -153,11 +160,24 @@ def _whole_number(text: str) -> int | None:
     return int(number) if number.is_integer() else None
 
 
+def _stays_inside(name: str) -> bool:
+    """True if this can be the name of a file in a folder: no path that leads elsewhere, and nothing that no file is called."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts and name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
+
+
+def _require_no_formula(row: Mapping[str, str], columns: Sequence[str | None], where: str) -> None:
+    """Refuse a cell that a spreadsheet would compute: names and patients are written to tables that people open in one."""
+    for column in columns:
+        text = row.get(column, "") if column else ""
+        if len(text) > 1 and text[0] in "=+-@" and not re.fullmatch(r"[+-][0-9.]+", text):
+            raise DatasetError(f"{where}: the {column} {text[:40]!r} is a formula to a spreadsheet; please write it without {text[0]}.")
+
+
 def _mask_of(base: Path, name: str, given: str, where: str) -> Path | None:
     """Return the outline of an image: what its row names, else its own name in `masks/`, with or without its first folder."""
     if given:
-        if Path(given).is_absolute() or ".." in Path(given).parts or not (base / given).is_file():
-            raise DatasetError(f"{where}: the outline {given!r} is no file of the data set.")
+        if not _stays_inside(given) or not (base / given).is_file():
+            raise DatasetError(f"{where}: the outline {given[:100]!r} is no file of the data set.")
         return base / given
     own = Path(name).with_suffix(".png")
     beside = [base / "masks" / own, base / "masks" / Path(*own.parts[1:])] if len(own.parts) > 1 else [base / "masks" / own]
@@ -171,6 +191,8 @@ def _read_groups(path: Path) -> Mapping[str, str]:
     name_column = _column(header, NAME_COLUMNS)
     if name_column is None or "group" not in header:
         raise DatasetError(f"{path.name} needs the columns id (or filename) and group; it has {', '.join(header)}.")
+    for number, row in enumerate(rows, start=2):
+        _require_no_formula(row, ("group",), f"{path.name}, line {number}")
     return {row.get(name_column, ""): row["group"] for row in rows if row.get("group")}
 
 

@@ -18,7 +18,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     Raises:
         ConfigurationError: the environment cannot work.
     """
-    from webapp import admin, api, auth, cli, errors, health, jobs, metrics, pictures, scans, storage
+    from webapp import admin, api, audit, auth, cli, errors, health, jobs, metrics, pictures, policies, scans, storage
     from webapp.config import PROJECT_ROOT, settings
     from webapp.extensions import init_extensions
     from webapp.intake.incoming import Request
@@ -33,7 +33,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     if proxies := app.config["TRUSTED_PROXIES"]:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=proxies)  # type: ignore[method-assign]
 
+    policies.init_policies(app)
     init_extensions(app)
+    audit.init_audit(app)
     jobs.make_celery(app)
     storage.init_storage(app)
 

@@ -2,109 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from datetime import timedelta
-from functools import cache
-
-from argon2.exceptions import VerificationError
-from flask import Blueprint, Response, abort, current_app, flash, make_response, redirect, render_template, request, session, url_for
-from flask_login import current_user, login_required, login_user, logout_user
+from flask import Blueprint, abort, flash, make_response, redirect, render_template, request, session, url_for
+from flask_login import current_user, login_required, logout_user
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from webapp.audit import record
 from webapp.deletion import StillNeeded, delete_account
-from webapp.extensions import db, limiter, login_manager, utc_now
-from webapp.forms import (
-    MAX_PASSWORD,
-    MAX_USERNAME,
-    ChangePasswordForm,
-    DeleteAccountForm,
-    LoginForm,
-    NewPasswordForm,
-    SignupForm,
-    TokenForm,
-    is_id,
-    text_problem,
-)
-from webapp.models import ApiToken, LoginSession, PasswordReset, User
-from webapp.models.accounts import hasher, new_secret, secret_hash
+from webapp.extensions import db, limiter, utc_now
+from webapp.forms import ChangePasswordForm, DeleteAccountForm, LoginForm, NewPasswordForm, SignupForm, TokenForm, is_id
+from webapp.logins import end_logins, has_ended, record_throttling, remember_browser, start_login, user_with_password, who_guesses
+from webapp.models import Act, ApiToken, LoginSession, PasswordReset, User, new_id
+from webapp.models.accounts import new_secret, secret_hash
 
 blueprint = Blueprint("auth", __name__)
 
-WRONG = "The username or the password is wrong."
+WRONG = "The username or the password is wrong, or the account is disabled."
 FILES_LEFT = "Some of the files could not be removed now; they will be within hours."
 MAX_TOKENS = 20
-
-
-@login_manager.user_loader
-def user_of_login(secret: str) -> User | None:
-    """Return whose login this is, or None where it has ended."""
-    user = db.session.scalar(
-        select(User)
-        .join(LoginSession, LoginSession.user_id == User.id)
-        .where(LoginSession.secret_hash == secret_hash(secret), LoginSession.expires_at > utc_now())
-    )
-    if user is not None:
-        user.login_secret = secret
-    return user
-
-
-@login_manager.unauthorized_handler
-def ask_to_log_in() -> WerkzeugResponse:
-    """Send a person without a login to the form, and afterwards back to the page that was asked for."""
-    if request.headers.get("HX-Request"):
-        return Response(status=204, headers={"HX-Refresh": "true"})  # The whole page asks, not a part of it.
-    flash("Please log in first.", "warning")
-    wanted = request.full_path.rstrip("?") if request.method == "GET" else None
-    return redirect(url_for("auth.login", next=wanted))
-
-
-def start_login(user: User) -> None:
-    """Log `user` in with this browser, and commit."""
-    user.login_secret = new_secret()
-    now = utc_now()
-    db.session.execute(delete(LoginSession).where(LoginSession.user_id == user.id, LoginSession.expires_at <= now))
-    db.session.add(
-        LoginSession(
-            user_id=user.id,
-            secret_hash=secret_hash(user.login_secret),
-            expires_at=now + timedelta(days=current_app.config["LOGIN_DAYS"]),
-        )
-    )
-    db.session.commit()
-    session.clear()  # What an anonymous browser was given must not outlive the login (session fixation).
-    session.permanent = True
-    login_user(user)
-
-
-def end_logins(user: User, but: str | None = None) -> None:
-    """End all logins of `user` but the one with the secret `but`; the caller commits."""
-    ended = delete(LoginSession).where(LoginSession.user_id == user.id)
-    if but is not None:
-        ended = ended.where(LoginSession.secret_hash != secret_hash(but))
-    db.session.execute(ended)
-
-
-@cache
-def nobodys_password_hash() -> str:
-    """Return a hash to check against where there is no such user, so that the answer takes as long."""
-    return hasher.hash(new_secret())
-
-
-def user_with_password(username: str, password: str) -> User | None:
-    """Return the person with that username and password, or None, in the same time whether or not the username exists."""
-    user = None
-    if text_problem(username, MAX_USERNAME) is None:
-        user = db.session.scalar(select(User).where(User.username_key == username.lower()))
-    db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
-    if len(password) > MAX_PASSWORD:
-        password = ""
-    if user is not None:
-        return user if user.has_password(password) else None
-    with suppress(VerificationError):
-        hasher.verify(nobodys_password_hash(), password)
-    return None
 
 
 def local_target(target: str | None) -> str:
@@ -129,6 +45,8 @@ def signup() -> str | tuple[str, int] | WerkzeugResponse:
     )
     db.session.add(user)
     try:
+        db.session.flush()
+        record(Act.SIGNED_UP, user.id, actor_id=user.id)
         db.session.commit()
     except IntegrityError:
         db.session.rollback()
@@ -139,11 +57,17 @@ def signup() -> str | tuple[str, int] | WerkzeugResponse:
         return _page("auth/signup.html", form)
     start_login(user)
     flash(f"Welcome, {user.name}. Your account is ready.", "success")
-    return redirect(url_for("scans.history"))
+    return remember_browser(user, redirect(url_for("scans.history")))
+
+
+def has_failed(answer: WerkzeugResponse) -> bool:
+    """True of an answer to a login that is no redirection to where it leads: only those count."""
+    return answer.status_code != 302
 
 
 @blueprint.route("/login", methods=["GET", "POST"])
-@limiter.limit("10 per minute", methods=["POST"], deduct_when=lambda response: response.status_code != 302)
+@limiter.limit("10 per minute", methods=["POST"], deduct_when=has_failed, on_breach=record_throttling)  # For each address.
+@limiter.limit("20 per 10 minutes", methods=["POST"], key_func=who_guesses, deduct_when=has_failed, on_breach=record_throttling)
 def login() -> str | tuple[str, int] | WerkzeugResponse:
     """Log in with this browser."""
     form = LoginForm(next=request.args.get("next"))
@@ -153,7 +77,7 @@ def login() -> str | tuple[str, int] | WerkzeugResponse:
         user = user_with_password(form.username.data.strip(), form.password.data)
         if user is not None:
             start_login(user)
-            return redirect(local_target(form.next.data))
+            return remember_browser(user, redirect(local_target(form.next.data)))
         form.form_errors.append(WRONG)
     return _page("auth/login.html", form)
 
@@ -163,6 +87,7 @@ def logout() -> WerkzeugResponse:
     """End this login."""
     if current_user.is_authenticated:
         db.session.execute(delete(LoginSession).where(LoginSession.secret_hash == secret_hash(current_user.get_id())))
+        record(Act.LOGGED_OUT, current_user.id)
         db.session.commit()
     logout_user()
     session.clear()
@@ -182,6 +107,7 @@ def account() -> str | tuple[str, int] | WerkzeugResponse:
         if user.has_password(form.current_password.data):
             user.set_password(form.password.data)
             end_logins(user, but=user.login_secret)
+            record(Act.PASSWORD_CHANGED, user.id)
             db.session.commit()
             flash("Your password is changed. Your other logins have ended.", "success")
             return redirect(url_for("auth.account"))
@@ -215,6 +141,32 @@ def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
     return _account(ChangePasswordForm(current_user.username, formdata=None), TokenForm(formdata=None), deletion_form=form)
 
 
+@blueprint.post("/account/logins/<login_id>/end")
+@login_required
+def end_login(login_id: str) -> WerkzeugResponse:
+    """End one of one's own logins, of this browser or another."""
+    own = LoginSession.user_id == current_user.id
+    if not is_id(login_id) or not db.session.scalar(
+        delete(LoginSession).where(LoginSession.id == login_id, own).returning(LoginSession.id)
+    ):
+        abort(404)
+    record(Act.LOGINS_ENDED, login_id)
+    db.session.commit()
+    flash("The login has ended.", "success")
+    return redirect(url_for("auth.account"))
+
+
+@blueprint.post("/account/logins/end-others")
+@login_required
+def end_other_logins() -> WerkzeugResponse:
+    """End all of one's own logins but this one."""
+    end_logins(current_user, but=current_user.login_secret)
+    record(Act.LOGINS_ENDED, current_user.id)
+    db.session.commit()
+    flash("Your other logins have ended.", "success")
+    return redirect(url_for("auth.account"))
+
+
 @blueprint.post("/account/tokens")
 @login_required
 def make_token() -> str | tuple[str, int] | WerkzeugResponse:
@@ -227,7 +179,9 @@ def make_token() -> str | tuple[str, int] | WerkzeugResponse:
             form.name.errors = [f"You have {MAX_TOKENS} tokens; please revoke one first."]
         else:
             secret = new_secret()
-            db.session.add(ApiToken(user_id=current_user.id, name=form.name.data, secret_hash=secret_hash(secret)))
+            token = ApiToken(id=new_id(), user_id=current_user.id, name=form.name.data, secret_hash=secret_hash(secret))
+            db.session.add(token)
+            record(Act.TOKEN_MADE, token.id)
             db.session.commit()
             form = TokenForm(formdata=None)
     page = make_response(_account(ChangePasswordForm(current_user.username, formdata=None), form, secret))
@@ -245,6 +199,7 @@ def revoke_token(token_id: str) -> WerkzeugResponse:
     if token is None:
         abort(404)
     db.session.delete(token)
+    record(Act.TOKEN_REVOKED, token.id)
     db.session.commit()
     flash(f"The token “{token.name}” is revoked.", "success")
     return redirect(url_for("auth.account"))
@@ -256,7 +211,9 @@ def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
     """Set a password by the link that an administrator made; it works once and ends all logins."""
     spent = "This link has been used or has expired. Please ask an administrator for another."
     link = db.session.scalar(
-        select(PasswordReset).where(PasswordReset.secret_hash == secret_hash(secret), PasswordReset.expires_at > utc_now())
+        select(PasswordReset)
+        .join(PasswordReset.user)
+        .where(PasswordReset.secret_hash == secret_hash(secret), PasswordReset.expires_at > utc_now(), User.disabled_at.is_(None))
     )
     if link is None:
         abort(404, spent)
@@ -270,9 +227,10 @@ def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
     if link.id not in used:  # Somebody was faster with the same link.
         abort(404, spent)
     end_logins(user)
+    record(Act.PASSWORD_RESET, user.id, actor_id=user.id)
     db.session.commit()
     flash("Your new password is set. Please log in with it.", "success")
-    return redirect(url_for("auth.login"))
+    return remember_browser(user, redirect(url_for("auth.login")))
 
 
 def _page(template: str, form: SignupForm | LoginForm | NewPasswordForm, **context: object) -> str | tuple[str, int]:
@@ -286,7 +244,15 @@ def _account(
 ) -> str | tuple[str, int]:
     deletion_form = deletion_form or DeleteAccountForm(formdata=None)
     tokens = db.session.scalars(select(ApiToken).where(ApiToken.user_id == current_user.id).order_by(ApiToken.created_at)).all()
+    own = select(LoginSession).where(LoginSession.user_id == current_user.id, ~has_ended()).order_by(LoginSession.used_at.desc())
     page = render_template(
-        "auth/account.html", form=password_form, token_form=token_form, deletion_form=deletion_form, tokens=tokens, secret=secret
+        "auth/account.html",
+        form=password_form,
+        token_form=token_form,
+        deletion_form=deletion_form,
+        logins=db.session.scalars(own).all(),
+        this_login=secret_hash(current_user.login_secret),
+        tokens=tokens,
+        secret=secret,
     )
     return (page, 400) if password_form.errors or token_form.errors or deletion_form.errors else page

@@ -21,10 +21,12 @@ from sqlalchemy import delete, select, text
 from sqlalchemy.exc import IntegrityError
 
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
+from webapp.audit import record
 from webapp.extensions import db
-from webapp.forms import MAX_EMAIL, MAX_NAME, MAX_PHONE, MAX_TOKEN_NAME, password_problem, text_problem, username_problem
-from webapp.models import ApiToken, Dataset, JobStatus, LoginSession, ModelVersion, Role, User, live_version, new_id, promote
+from webapp.forms import MAX_EMAIL, MAX_NAME, MAX_PHONE, MAX_TOKEN_NAME, text_problem, username_problem
+from webapp.models import Act, ApiToken, Dataset, JobStatus, LoginSession, ModelVersion, Role, User, live_version, new_id, promote
 from webapp.models.accounts import new_secret, secret_hash
+from webapp.passwords import password_problem
 from webapp.storage import StorageError, storage
 
 SETUP_LOCK = 0x68656D6F  # "hemo": PostgreSQL's advisory locks are numbers.
@@ -73,7 +75,10 @@ def ensure_admin() -> None:
         )
         return
     password = secrets.token_urlsafe(12)
-    db.session.add(User(username=FIRST_ADMIN, password=password, name="Administrator", role=Role.ADMIN))
+    admin = User(username=FIRST_ADMIN, password=password, name="Administrator", role=Role.ADMIN)
+    db.session.add(admin)
+    db.session.flush()
+    record(Act.ADMIN_MADE, admin.id)
     db.session.commit()
     click.echo(
         f"The first admin is {FIRST_ADMIN!r} with the password {password} - it is shown only now; please change it after the first login."
@@ -102,6 +107,7 @@ def install_starter(folder: Path) -> None:
     live = live_version(version.reads)
     if live is None or live.run_id is None:  # Only starters have no run: a trained version stays live.
         promote(version, None, "starter")
+        record(Act.VERSION_PROMOTED, version.id)
     db.session.commit()
     click.echo(f"The starter model {card['id']} ({card['architecture']}, reads one {card['reads']}) is installed.")
 
@@ -115,7 +121,7 @@ def install_starter(folder: Path) -> None:
 def create_admin(username: str, email: str | None, name: str | None, phone: str | None) -> None:
     """Make USERNAME an admin. The password comes from HEMOSCAN_PASSWORD or a prompt.
 
-    An account that exists becomes an admin, gets this password, and is logged out everywhere: so an admin who forgot the
+    An account that exists becomes an admin, gets this password, is enabled, and is logged out everywhere: so an admin who forgot the
     password gets in again.
     """
     password = os.environ.get("HEMOSCAN_PASSWORD") or click.prompt("Password", hide_input=True, confirmation_prompt=True)
@@ -130,11 +136,13 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
         raise click.ClickException(problem)
     user = db.session.scalar(select(User).where(User.username_key == username.lower()))
     if user is None:
-        db.session.add(User(username=username, password=password, email=email, name=name or "", phone=phone or "", role=Role.ADMIN))
+        user = User(username=username, password=password, email=email, name=name or "", phone=phone or "", role=Role.ADMIN)
+        db.session.add(user)
         done = f"{username} is an admin now."
     else:
         user.set_password(password)
         user.role = Role.ADMIN
+        user.disabled_at = None
         user.name = user.name if name is None else name
         user.phone = user.phone if phone is None else phone
         if email is not None:
@@ -142,6 +150,8 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
         db.session.execute(delete(LoginSession).where(LoginSession.user_id == user.id))
         done = f"{user.username} existed; this account is an admin's now, with the new password, and is logged out everywhere."
     try:
+        db.session.flush()
+        record(Act.ADMIN_MADE, user.id)
         db.session.commit()
     except IntegrityError as err:
         raise click.ClickException(f"Another account has the email address {email}.") from err
@@ -161,7 +171,9 @@ def create_token(username: str, name: str) -> None:
     if problem:
         raise click.ClickException(problem)
     secret = new_secret()
-    db.session.add(ApiToken(user_id=user.id, name=name, secret_hash=secret_hash(secret)))
+    token = ApiToken(id=new_id(), user_id=user.id, name=name, secret_hash=secret_hash(secret))
+    db.session.add(token)
+    record(Act.TOKEN_MADE, token.id)
     db.session.commit()
     click.echo(f"An API token of {user.username}, shown only now:")
     click.echo(secret)

@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,17 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "BROKER_URL": environ.get("BROKER_URL") or f"redis+socket://{broker_socket}",
         "STORAGE_URL": environ.get("STORAGE_URL") or f"file://{home / 'files'}",
         "SECRET_KEY": environ.get("SECRET_KEY") or (secret_key_file(home) if embedded else missing_secret_key()),
-        # Operators behind TLS set this to 1; the embedded default is plain HTTP on one's own machine.
+        # 1 says that browsers speak TLS to a proxy in front that does not say so itself (TRUSTED_PROXIES).
         "SESSION_COOKIE_SECURE": environ.get("SESSION_COOKIE_SECURE", "0") == "1",
         "SESSION_COOKIE_SAMESITE": "Lax",
         "SESSION_COOKIE_HTTPONLY": True,
+        "SESSION_REFRESH_EACH_REQUEST": False,  # The cookie ends with the login, LOGIN_DAYS after it was given.
+        "PERMANENT_SESSION_LIFETIME": timedelta(days=number("LOGIN_DAYS", 14)),
         # How many proxies in front may be believed about the client's address and scheme.
         "TRUSTED_PROXIES": number("TRUSTED_PROXIES", 0),
+        # A login ends after LOGIN_DAYS at the latest, and when its browser has asked for nothing for LOGIN_IDLE_HOURS: a shift and a night.
         "LOGIN_DAYS": number("LOGIN_DAYS", 14),
+        "LOGIN_IDLE_HOURS": number("LOGIN_IDLE_HOURS", 24),
         "RESET_LINK_HOURS": number("RESET_LINK_HOURS", 24),
         # One slice is 0.5 MB as DICOM, a thin-sliced head 150 MB.
         "MAX_UPLOAD_MB": number("MAX_UPLOAD_MB", 512),

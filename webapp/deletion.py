@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from webapp.audit import record
 from webapp.extensions import db, forget_deleted
-from webapp.models import Dataset, Heatmap, JobStatus, Prediction, Role, Scan, User
+from webapp.models import Act, Dataset, Heatmap, JobStatus, Prediction, Scan, User, active_admins
 from webapp.pictures import heatmap_key
 from webapp.storage import storage
 
@@ -30,6 +31,7 @@ def delete_scan(scan_id: str) -> bool:
     """Delete a scan's rows, and commit; then its files. False where some are left to `worker.orphans`, the storage being away."""
     keys = files_of(Scan.id == scan_id)
     db.session.execute(delete(Scan).where(Scan.id == scan_id))
+    record(Act.SCAN_DELETED, scan_id)
     db.session.commit()
     forget_deleted()
     return discard(keys)
@@ -59,6 +61,7 @@ def delete_account(user_id: str) -> bool:
             _require_another_admin(user_id)
             keys = files_of(Scan.user_id == user_id)
             db.session.execute(delete(User).where(User.id == user_id))
+            record(Act.ACCOUNT_DELETED, user_id)
             db.session.commit()
             break
         except OperationalError:
@@ -80,6 +83,8 @@ def delete_dataset(dataset_id: str) -> bool:
     row = delete(Dataset).where(Dataset.id == dataset_id, ended).returning(Dataset.archive_key, Dataset.contact_sheet_key)
     try:
         deleted = db.session.execute(row).one_or_none()
+        if deleted is not None:
+            record(Act.DATASET_DELETED, dataset_id)
         db.session.commit()
     except IntegrityError as err:
         db.session.rollback()
@@ -116,8 +121,6 @@ def discard(keys: Iterable[str], within_s: float = float("inf")) -> bool:
 
 
 def _require_another_admin(user_id: str) -> None:
-    # Locked, so that two who delete each other at the same moment do so one after the other.
-    admins = db.session.scalars(select(User.id).where(User.role == Role.ADMIN).order_by(User.id).with_for_update()).all()
-    if list(admins) == [user_id]:
+    if active_admins() == [user_id]:
         db.session.rollback()
         raise StillNeeded("This is the only administrator; make another one before you delete this account.")

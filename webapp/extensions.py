@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from sqlite3 import Connection as SQLiteConnection
@@ -15,6 +17,7 @@ from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from flask_wtf import CSRFProtect
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, event
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -84,6 +87,24 @@ def _sqlite_now(element: database_now, compiler: SQLCompiler, **kwargs: Any) -> 
 def utc_now() -> datetime:
     """Return this machine's time, for what people read; leases use `database_now`."""
     return datetime.now(UTC)
+
+
+@contextmanager
+def noting() -> Iterator[None]:
+    """Commit what is written inside, in a request that otherwise reads too.
+
+    What was open before is committed. The answer does not hang on a note: a database that is too busy for it loses it.
+    """
+    db.session.commit()  # On SQLite a transaction that has read may not write once another process has written.
+    was_reading = reads_only.get()
+    reads_only.set(False)
+    try:
+        yield
+        db.session.commit()
+    except OperationalError:
+        db.session.rollback()
+    finally:
+        reads_only.set(was_reading)
 
 
 @event.listens_for(Engine, "connect")

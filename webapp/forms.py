@@ -12,7 +12,8 @@ from flask_wtf.file import FileRequired, MultipleFileField
 from wtforms import BooleanField, Form, HiddenField, PasswordField, StringField
 from wtforms.validators import DataRequired, Email, Length, Optional, Regexp, ValidationError
 
-MIN_PASSWORD, MAX_PASSWORD = 10, 200
+from webapp.passwords import MIN_PASSWORD, password_problem
+
 MAX_USERNAME, MAX_NAME, MAX_EMAIL, MAX_PHONE, MAX_TITLE, MAX_TOKEN_NAME = 64, 120, 254, 40, 80, 80
 
 required = DataRequired("Please fill in this field.")
@@ -43,17 +44,6 @@ def username_problem(username: str) -> str | None:
     """Return why nobody can have this username, as a sentence, or None."""
     if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{1,{MAX_USERNAME - 1}}}", username):
         return f"A username has 2 to {MAX_USERNAME} letters, digits, dots, dashes or underscores and begins with a letter or digit."
-    return None
-
-
-def password_problem(username: str, password: str) -> str | None:
-    """Return why this password is refused, as a sentence, or None."""
-    if len(password) < MIN_PASSWORD:
-        return f"A password has at least {MIN_PASSWORD} characters."
-    if len(password) > MAX_PASSWORD:
-        return f"A password has at most {MAX_PASSWORD} characters."
-    if password.lower() == username.lower():
-        return "The password must not be the username."
     return None
 
 

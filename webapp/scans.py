@@ -15,13 +15,14 @@ from sqlalchemy.orm import joinedload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from webapp.audit import record
 from webapp.deletion import delete_scan
 from webapp.extensions import db, limiter
 from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import ORIGINAL_REMOVED, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
+from webapp.models import ORIGINAL_REMOVED, Act, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
 from webapp.storage import StorageError
 from webapp.volume import WINDOWS, open_volume
 
@@ -103,7 +104,7 @@ def progress(scan_id: str) -> Response:
 def score_anyway(scan_id: str) -> WerkzeugResponse:
     """Queue a scan again that was refused because it does not look like a head CT."""
     scan = _own_scan(scan_id)
-    return _queued(scan.id, force(scan.id, current_user.id), "There is nothing to overrule about this scan.")
+    return _queued(scan.id, Act.SCAN_FORCED, force(scan.id, current_user.id), "There is nothing to overrule about this scan.")
 
 
 @blueprint.post("/scans/<scan_id>/cancel")
@@ -112,6 +113,8 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
     """End a scan that waits or is being read."""
     scan = _own_scan(scan_id)
     cancelled = cancel(Scan, Scan.id == scan.id)
+    if cancelled:
+        record(Act.SCAN_CANCELLED, scan.id)
     db.session.commit()
     if not cancelled:
         flash("This scan has ended already.", "warning")
@@ -124,7 +127,7 @@ def retry_scan(scan_id: str) -> WerkzeugResponse:
     """Queue a scan again that failed or was cancelled."""
     scan = _own_scan(scan_id)
     otherwise = ORIGINAL_REMOVED if scan.original_removed_at else "Only a scan that failed or was cancelled can be tried again."
-    return _queued(scan.id, retry(scan.id), otherwise)
+    return _queued(scan.id, Act.SCAN_RETRIED, retry(scan.id), otherwise)
 
 
 @blueprint.post("/scans/<scan_id>/delete")
@@ -196,8 +199,10 @@ def _pictured(scan: Scan) -> dict[str, object]:
     return {"series": series, "drawn_slices": (heatmap and heatmap.slices) or [], "windows": WINDOWS}
 
 
-def _queued(scan_id: str, queued: bool, otherwise: str) -> WerkzeugResponse:
+def _queued(scan_id: str, act: Act, queued: bool, otherwise: str) -> WerkzeugResponse:
     """Commit what was queued again, wake a worker and go to the scan's page, which says `otherwise` where nothing was queued."""
+    if queued:
+        record(act, scan_id)
     db.session.commit()
     if not queued:
         flash(otherwise, "warning")

@@ -19,7 +19,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ml.artifacts import ArtifactError, read_card
+from ml.artifacts import FEATURES, ArtifactError, read_card
+from ml.graphs import require_self_contained
 from ml.models.torch_file import read_tensors
 
 Weights = dict[str, np.ndarray]
@@ -197,7 +198,8 @@ def _from_file(path: Path) -> Weights:
 def _from_model(folder: Path) -> Weights:
     card = read_card(folder)
     found: dict[str, Any] = {}
-    for constant in onnx.load(str(folder / "features.onnx")).graph.initializer:
+    require_self_contained(folder / FEATURES)
+    for constant in onnx.load(str(folder / FEATURES)).graph.initializer:
         found[constant.name] = numpy_helper.to_array(constant).astype(np.float32)
     weights = {
         name: values.transpose(2, 3, 1, 0) if name.endswith("_W") else values

@@ -48,7 +48,10 @@ def chromium_browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(service: Service, chromium_browser: Browser) -> Iterator[Callable[..., Page]]:
-    """`visit()` is a page in a browser of its own: cookies are not shared. Whatever a page's scripts complain of fails the test."""
+    """`visit()` is a page in a browser of its own: cookies are not shared.
+
+    Whatever a page's scripts complain of fails the test, and so does whatever the policies keep the browser from doing.
+    """
     contexts = []
     complaints: list[str] = []
 
@@ -57,6 +60,7 @@ def visit(service: Service, chromium_browser: Browser) -> Iterator[Callable[...,
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda said: complaints.append(said.text) if "Content Security Policy" in said.text else None)
         return page
 
     yield open_page

@@ -14,8 +14,9 @@ FILES = {"features.onnx": b"features", "head.onnx": b"head"}
 
 
 def rewrite(folder: Path, **changed: object) -> None:
+    """Change fields of a card, as somebody would who leaves no checksum behind."""
     card = json.loads((folder / "card.json").read_text())
-    card.update(changed)
+    card.update({"checksum": "", **changed})
     (folder / "card.json").write_text(json.dumps(card))
 
 
@@ -28,7 +29,7 @@ def folder(tmp_path: Path, make_card: MakeCard) -> Path:
 def test_a_card_is_read_as_it_was_written(tmp_path: Path, make_card: MakeCard) -> None:
     written = write_model(tmp_path / "model", make_card(), FILES)
     assert read_card(tmp_path / "model") == written
-    assert written == dataclasses.replace(make_card(), id=written.id, files=written.files)
+    assert written == dataclasses.replace(make_card(), id=written.id, files=written.files, checksum=written.checksum)
 
 
 def test_files_come_from_bytes_or_from_paths(tmp_path: Path, make_card: MakeCard) -> None:
@@ -130,3 +131,26 @@ def test_a_missing_field_is_named(folder: Path) -> None:
 def test_a_field_of_a_later_version_is_left_out(folder: Path) -> None:
     rewrite(folder, carbon_grams=12)
     assert read_card(folder).seed == 7
+
+
+@pytest.mark.parametrize("name", ["card.json", "features.onnx", "head.onnx"])
+def test_one_flipped_bit_anywhere_is_refused_or_says_the_same(folder: Path, name: str) -> None:
+    before, content = read_card(folder), (folder / name).read_bytes()
+    refused = 0
+    for place in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        (folder / name).write_bytes(flipped)
+        try:
+            assert (
+                dataclasses.replace(read_card(folder), checksum=before.checksum) == before
+            )  # A blank is a tab now, or the checksum has another name.
+        except ArtifactError:
+            refused += 1
+    assert refused >= 8 * len(content) * 0.85
+
+
+def test_a_card_of_before_there_were_checksums_is_read(folder: Path) -> None:
+    written = read_card(folder)
+    rewrite(folder)
+    assert read_card(folder) == dataclasses.replace(written, checksum="")

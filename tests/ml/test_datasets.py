@@ -145,6 +145,35 @@ def test_the_fingerprint_changes_with_a_label_and_with_nothing_else(manifest: Ma
         ),
         ([["0.png", "1"], ["0.png", "0"]], "filename,label", "labels.csv lists 0.png 2 times."),
         ([["../secret.png", "1"]], "filename,label", "labels.csv, line 2: '../secret.png' is not the name of a file in the data set."),
+        ([["/etc/passwd", "1"]], "filename,label", "labels.csv, line 2: '/etc/passwd' is not the name of a file in the data set."),
+        ([["a\tb", "1"]], "filename,label", "labels.csv, line 2: 'a\\tb' is not the name of a file in the data set."),
+        (
+            [["x" * 300, "1"]],
+            "filename,label",
+            f"labels.csv, line 2: {'x' * 100!r} is not the name of a file in the data set.",
+        ),
+        ([["²", "1"]], "id,hemorrhage", "labels.csv, line 2: the image ² is missing."),
+        ([["9" * 5000, "1"]], "id,hemorrhage", f"labels.csv, line 2: {'9' * 100!r} is not the name of a file in the data set."),
+        (
+            [["=cmd|'/c calc'!A1", "1"]],
+            "filename,label",
+            """labels.csv, line 2: the filename "=cmd|'/c calc'!A1" is a formula to a spreadsheet; please write it without =.""",
+        ),
+        (
+            [["0.png", "1", "@SUM(1+1)"]],
+            "filename,label,patient",
+            "labels.csv, line 2: the patient '@SUM(1+1)' is a formula to a spreadsheet; please write it without @.",
+        ),
+        (
+            [["0.png", "=1"]],
+            "filename,label",
+            "labels.csv, line 2 (0.png): the label '=1' is neither 0 nor 1 nor empty.",
+        ),
+        (
+            [["0.png", "1", "../../etc/passwd"]],
+            "filename,label,mask",
+            "labels.csv, line 2: the outline '../../etc/passwd' is no file of the data set.",
+        ),
         ([["0.png"]], "filename,label", "labels.csv, line 2 (0.png): the label is missing."),
         ([], "filename,label", "labels.csv has no rows."),
     ],
@@ -247,6 +276,59 @@ def test_a_link_in_an_archive_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(DatasetError, match="leads outside"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_numbers_with_a_sign_are_no_formulas(manifest: Maker) -> None:
+    found = read_dataset(manifest([[*row, f"-{n}.5"] for n, row in enumerate(ROWS)], "filename,label,patient"))
+    assert [example.patient for example in found.examples][:2] == ["-0.5", "-1.5"]
+
+
+def test_a_table_that_fills_the_memory_is_refused(manifest: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = manifest(ROWS)
+    with (root / "labels.csv").open("ab") as table:
+        table.truncate(32 * 2**20 + 1)  # Most of it lies nowhere on the disk.
+    with pytest.raises(DatasetError, match=r"labels\.csv is larger than 32 MB\."):
+        read_dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("mode", "sentence"),
+    [(0o010644, "is no plain file"), (0o060644, "is no plain file"), (0o120777, "leads outside"), (0o100644, None), (0o644, None)],
+)
+def test_only_plain_files_are_taken_out_of_an_archive(tmp_path: Path, mode: int, sentence: str | None) -> None:
+    odd = zipfile.ZipInfo("odd")
+    odd.external_attr = mode << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(odd, "x")
+    if sentence is None:
+        assert (unpack(tmp_path / "a.zip", tmp_path / "out") / "odd").read_text() == "x"
+    else:
+        with pytest.raises(DatasetError, match=sentence):
+            unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "deep/" * 300 + "x", "bell\x07.png", "é" * 128])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatasetError, match="too long or too odd for the name of a file"):
+        unpack(zipped(tmp_path / "a.zip", {name: b"x"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["inner.zip", "000.png"])
+def test_an_archive_within_an_archive_is_refused_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    inner = zipped(tmp_path / "inner", {"zeros": bytes(1000)}).read_bytes()
+    with pytest.raises(DatasetError, match=f"holds another archive, '{name}'; please unpack that one first"):
+        unpack(zipped(tmp_path / "a.zip", {"labels.csv": b"x", name: inner}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_whose_files_overlap_is_refused(tmp_path: Path) -> None:
+    content = bytearray(zipped(tmp_path / "a.zip", {"a": b"x" * 100, "b": b"x" * 100}).read_bytes())
+    second = content.rindex(b"PK\x01\x02")
+    content[second + 42 : second + 46] = bytes(4)  # The second file begins where the first does.
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"a\.zip is not a readable ZIP file\."):
         unpack(tmp_path / "a.zip", tmp_path / "out")
 
 

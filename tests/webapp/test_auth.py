@@ -147,17 +147,17 @@ def test_a_refused_login_does_not_tell_why(any_database_app: Flask, username: st
     client = any_database_app.test_client()
     answer = client.post("/login", data={"username": username, "password": password})
     assert answer.status_code == 400
-    assert "The username or the password is wrong." in answer.text
+    assert "The username or the password is wrong" in answer.text
     assert password not in answer.text
     assert not is_logged_in(client)
 
 
 def test_an_unknown_username_costs_an_argon2_check_too(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    from webapp import auth
+    from webapp import logins
 
     checks = []
-    dummy = auth.nobodys_password_hash()
-    monkeypatch.setattr(auth, "nobodys_password_hash", lambda: checks.append(1) or dummy)
+    dummy = logins.nobodys_password_hash()
+    monkeypatch.setattr(logins, "nobodys_password_hash", lambda: checks.append(1) or dummy)
     app.test_client().post("/login", data={"username": "nobody", "password": PASSWORD})
     assert checks == [1]
 

@@ -67,12 +67,28 @@ def test_whatever_a_service_depends_on_can_be_waited_for() -> None:
                 assert "healthcheck" in SERVICES[needed], f"{name} waits for the health of {needed}"
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_our_containers_are_confined(name: str) -> None:
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_container_is_confined(name: str) -> None:
     service = SERVICES[name]
 
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert name in OURS or service["user"] not in ("root", "0")  # Ours say so in the Dockerfile.
+    assert "privileged" not in service and "cap_add" not in service
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_command_line_holds_a_secret_where_everybody_on_the_machine_could_read_it(name: str) -> None:
+    commands = [SERVICES[name].get("command", ""), SERVICES[name].get("healthcheck", {}).get("test", "")]
+
+    assert not re.search(r"\$|://[^/ ]*@|(?i:password|secret|token)", str(commands))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_containers_write_to_their_volumes_and_nowhere_else(name: str) -> None:
+    service = SERVICES[name]
+
     assert service["tmpfs"] == ["/tmp"]
     assert service["restart"] in ("unless-stopped", "on-failure")
     assert {volume.partition(":")[0] for volume in service["volumes"]} - {"/var/hemoscan"} <= set(COMPOSE["volumes"])

@@ -469,7 +469,7 @@ def test_another_users_scan_is_404(app: Flask, ann: FlaskClient, logged_in: Call
     for other in (logged_in("bob"), logged_in("root", Role.ADMIN)):
         answers = [other.get(f"/scans/{id}{path}") for id in (scan_id, NO_ID)]
         assert [answer.status_code for answer in answers] == [404, 404]
-        assert answers[0].data == answers[1].data
+        assert len({re.sub('name="csrf_token" value="[^"]+"', "", answer.text) for answer in answers}) == 1  # It holds the second.
         assert scan_id not in other.get("/scans").text
 
 

@@ -1,6 +1,6 @@
-"""The administrator's pages: workers, data sets, training runs, model versions and people."""
+"""The administrator's pages: workers, data sets, training runs, model versions, people and what they did."""
 
-from webapp.admin import datasets, operations, runs, users, versions
+from webapp.admin import audit, datasets, operations, runs, users, versions
 from webapp.admin.pages import blueprint
 
-__all__ = ["blueprint", "datasets", "operations", "runs", "users", "versions"]
+__all__ = ["audit", "blueprint", "datasets", "operations", "runs", "users", "versions"]

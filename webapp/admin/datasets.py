@@ -23,12 +23,13 @@ from werkzeug.formparser import FormDataParser
 from wtforms.validators import DataRequired
 
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
+from webapp.audit import record
 from webapp.deletion import StillNeeded, delete_dataset
 from webapp.extensions import csrf, db
 from webapp.forms import TextField, at_most
 from webapp.intake import UploadRejected, accept_dataset
 from webapp.intake.incoming import incoming_folder
-from webapp.models import Dataset, cancel
+from webapp.models import Act, Dataset, cancel
 from webapp.storage import storage
 
 MULTIPART_ALLOWANCE = 2**20  # The envelope of a multipart body and its small fields.
@@ -125,6 +126,8 @@ def cancel_import(dataset_id: str) -> ResponseReturnValue:
     """End an import that waits or goes on; its worker notices within seconds, and stays."""
     found = db.get_or_404(Dataset, dataset_id)
     cancelled = cancel(Dataset, Dataset.id == dataset_id)
+    if cancelled:
+        record(Act.IMPORT_CANCELLED, dataset_id)
     db.session.commit()
     if cancelled:
         storage.discard(found.archive_key)  # It will never be read.

@@ -27,9 +27,10 @@ from ml.catalogue import (
     architecture_named,
 )
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
+from webapp.audit import record
 from webapp.extensions import db
 from webapp.jobs import TRAIN_MODEL, nudge
-from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun, cancel, queue_again
+from webapp.models import Act, Dataset, JobStatus, ModelVersion, TrainingRun, cancel, new_id, queue_again
 from webapp.storage import storage
 
 LARGEST_SEED = 2**31 - 1
@@ -68,6 +69,7 @@ def launch() -> ResponseReturnValue:
         )
         return page, REFUSED if form.is_submitted() else 200
     run = TrainingRun(
+        id=new_id(),
         launched_by_id=current_user.id,
         architecture=architecture.name,
         settings=architecture.parse_settings({setting.name: form[field_name(setting)].data for setting in architecture.settings}),
@@ -76,6 +78,7 @@ def launch() -> ResponseReturnValue:
         datasets=list(db.session.scalars(select(Dataset).where(Dataset.id.in_(form.datasets.data)))),
     )
     db.session.add(run)
+    record(Act.RUN_LAUNCHED, run.id)
     db.session.commit()
     if not nudge(TRAIN_MODEL):
         warn_of_delay()
@@ -102,6 +105,8 @@ def run(run_id: str) -> Response:
 def cancel_run(run_id: str) -> ResponseReturnValue:
     """End a run that waits or trains; its worker notices within a second or a batch, and stays."""
     cancelled = cancel(TrainingRun, TrainingRun.id == run_id)
+    if cancelled:
+        record(Act.RUN_CANCELLED, run_id)
     db.session.commit()
     if cancelled:
         storage.discard(f"checkpoints/{run_id}.zip")
@@ -114,6 +119,8 @@ def cancel_run(run_id: str) -> ResponseReturnValue:
 def retry_run(run_id: str) -> ResponseReturnValue:
     """Queue a run again that failed or was cancelled, as it was launched."""
     queued = queue_again(TrainingRun, TrainingRun.id == run_id, eta_s=None, current_metrics={})
+    if queued:
+        record(Act.RUN_RETRIED, run_id)
     db.session.commit()
     if not queued:
         flash("Only a run that failed or was cancelled can be launched again.", "warning")

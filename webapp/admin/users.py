@@ -1,4 +1,4 @@
-"""The people with an account: one-time links to a new password, and deletion."""
+"""The people with an account: one-time links to a new password, who may not come in any more, and deletion."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from flask_login import current_user
 from sqlalchemy import delete, select
 
 from webapp.admin.pages import blueprint, page_of
+from webapp.audit import record
 from webapp.auth import FILES_LEFT
 from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, utc_now
-from webapp.models import PasswordReset, User
+from webapp.logins import end_logins
+from webapp.models import Act, PasswordReset, User, active_admins
 from webapp.models.accounts import new_secret, secret_hash
 
 
@@ -37,6 +39,7 @@ def make_reset_link(user_id: str) -> ResponseReturnValue:
     # Only the newest link works: one that went astray ends when another is made.
     db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == user.id))
     db.session.add(reset)
+    record(Act.RESET_LINK_MADE, user.id)
     db.session.commit()
     link = url_for("auth.reset", secret=secret, _external=True)
     answer = make_response(render_template("admin/reset_link.html", user=user, link=link, expires_at=reset.expires_at))
@@ -59,4 +62,31 @@ def delete_user(user_id: str) -> ResponseReturnValue:
         flash(f"The account {username} and all its scans are deleted.", "success")
         if not all_removed:
             flash(FILES_LEFT, "warning")
+    return redirect(url_for("admin.users"))
+
+
+@blueprint.post("/users/<user_id>/disable")
+def disable_user(user_id: str) -> ResponseReturnValue:
+    """Keep this person out: all logins end, and neither password, reset link nor tokens are believed. Their scans stay."""
+    user = db.get_or_404(User, user_id)
+    if active_admins() == [user.id]:
+        flash("This is the only administrator who can come in; enable or make another one first.", "warning")
+    elif user.disabled_at is None:
+        user.disabled_at = utc_now()
+        end_logins(user)
+        record(Act.USER_DISABLED, user.id)
+        flash(f"{user.username} is disabled: all logins have ended, and API tokens are refused.", "success")
+    db.session.commit()
+    return redirect(url_for("admin.users"))
+
+
+@blueprint.post("/users/<user_id>/enable")
+def enable_user(user_id: str) -> ResponseReturnValue:
+    """Let this person in again, with the same password and tokens."""
+    user = db.get_or_404(User, user_id)
+    if user.disabled_at is not None:
+        user.disabled_at = None
+        record(Act.USER_ENABLED, user.id)
+        flash(f"{user.username} can log in again, and the API tokens work.", "success")
+    db.session.commit()
     return redirect(url_for("admin.users"))

@@ -13,9 +13,10 @@ from sqlalchemy.orm import contains_eager, defer, joinedload
 from wtforms.validators import DataRequired
 
 from webapp.admin.pages import REFUSED, blueprint, page_of
+from webapp.audit import record
 from webapp.extensions import db
 from webapp.forms import TextField, at_most
-from webapp.models import ModelVersion, Promotion, PromotionRefused, live_version, version_before
+from webapp.models import Act, ModelVersion, Promotion, PromotionRefused, live_version, version_before
 from webapp.models import promote as promote_version
 
 PROMOTIONS_SHOWN = 50
@@ -75,6 +76,7 @@ def promote(version_id: str) -> ResponseReturnValue:
         except PromotionRefused as err:
             form.form_errors.append(str(err))
         else:
+            record(Act.VERSION_PROMOTED, version.id)
             db.session.commit()
             flash(f"The version {version.card_id} is live from the next claim on.", "success")
             return redirect(url_for("admin.models"))

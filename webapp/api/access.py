@@ -17,7 +17,8 @@ from werkzeug.exceptions import NotFound, Unauthorized, UnprocessableEntity
 from webapp.api.schemas import ProblemSchema
 from webapp.extensions import csrf, db
 from webapp.forms import is_id
-from webapp.models import ApiToken, Scan
+from webapp.logins import note_use
+from webapp.models import ApiToken, Scan, User
 from webapp.models.accounts import secret_hash
 
 PROBLEM = "application/problem+json"
@@ -62,13 +63,17 @@ def require_bearer() -> None:
         raise Unauthorized(
             "Send an API token in the header “Authorization: Bearer …”.", www_authenticate=WWWAuthenticate("bearer", {"realm": REALM})
         )
-    g.token_owner_id = db.session.scalar(select(ApiToken.user_id).where(ApiToken.secret_hash == secret_hash(token)))
+    known = db.session.scalar(
+        select(ApiToken).join(ApiToken.user).where(ApiToken.secret_hash == secret_hash(token), User.disabled_at.is_(None))
+    )
     db.session.commit()  # No transaction, on SQLite the write lock, is open while an upload comes in over a slow line.
-    if g.token_owner_id is None:
+    if known is None:
         raise Unauthorized(
             "This API token is not known here; it may have been revoked.",
             www_authenticate=WWWAuthenticate("bearer", {"realm": REALM, "error": "invalid_token"}),
         )
+    note_use(known)
+    g.token_owner_id = known.user_id
 
 
 @blueprint.after_request

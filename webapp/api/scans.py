@@ -13,10 +13,11 @@ from werkzeug.exceptions import Conflict, NotFound, UnprocessableEntity, Unsuppo
 from webapp import intake
 from webapp.api.access import NO_SUCH_SCAN, bearer, blueprint, documented_problems, is_own, require_own
 from webapp.api.schemas import JobSchema, ScanSchema, ScansPageSchema, ScansQuerySchema, SubmissionSchema
+from webapp.audit import record
 from webapp.deletion import delete_scan
 from webapp.extensions import db, limiter
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import ORIGINAL_REMOVED, JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
+from webapp.models import ORIGINAL_REMOVED, Act, JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
 from webapp.models.accounts import secret_hash
 
 
@@ -114,7 +115,7 @@ def score_anyway(scan_id: str) -> dict[str, Any]:
     """
     require_own(scan_id)
     refusal = "This scan was not refused for looking unlike a head CT, or is scored anyway already."
-    return queued(scan_id, force(scan_id, g.token_owner_id), refusal)
+    return queued(scan_id, Act.SCAN_FORCED, force(scan_id, g.token_owner_id), refusal)
 
 
 @blueprint.post("/scans/<scan_id>/cancel")
@@ -124,6 +125,8 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
     """End a scan that waits or is being read, as cancelled."""
     require_own(scan_id)
     cancelled = cancel(Scan, Scan.id == scan_id)
+    if cancelled:
+        record(Act.SCAN_CANCELLED, scan_id)
     db.session.commit()
     if not cancelled:
         raise Conflict("This scan has ended already.")
@@ -137,7 +140,7 @@ def retry_scan(scan_id: str) -> dict[str, Any]:
     """Queue a scan again that failed or was cancelled."""
     removed_at = require_own(scan_id)
     refusal = ORIGINAL_REMOVED if removed_at else "Only a scan that failed or was cancelled can be tried again."
-    return queued(scan_id, retry(scan_id), refusal)
+    return queued(scan_id, Act.SCAN_RETRIED, retry(scan_id), refusal)
 
 
 @blueprint.delete("/scans/<scan_id>")
@@ -152,12 +155,14 @@ def remove(scan_id: str) -> None:
     delete_scan(scan_id)
 
 
-def queued(scan_id: str, was_queued: bool, refusal: str) -> dict[str, Any]:
+def queued(scan_id: str, act: Act, was_queued: bool, refusal: str) -> dict[str, Any]:
     """Commit what was queued again, wake a worker and return what a client polls.
 
     Raises:
         Conflict: nothing was queued; it says `refusal`.
     """
+    if was_queued:
+        record(act, scan_id)
     db.session.commit()
     if not was_queued:
         raise Conflict(refusal)

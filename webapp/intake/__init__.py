@@ -20,6 +20,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from werkzeug.datastructures import FileStorage
 
+from webapp.audit import record
 from webapp.extensions import db
 from webapp.forms import MAX_TITLE, text_problem
 from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, members
@@ -27,7 +28,7 @@ from webapp.intake.incoming import incoming_folder
 from webapp.intake.series import LeftOut, SeriesFiles, printable, sentences_about, series_of
 from webapp.intake.taking import Taken, UploadRejected, take
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
-from webapp.models import Dataset, JobStatus, Scan, new_id
+from webapp.models import Act, Dataset, JobStatus, Scan, new_id
 from webapp.storage import StorageError, new_key, storage
 
 __all__ = ["Choices", "UploadRejected", "accept_dataset", "accept_scans"]
@@ -101,6 +102,8 @@ def accept_scans(
                 scans.append(scan)
                 scan.size = _store(scan.original_key, one)
             db.session.add_all(scans)
+            for scan in scans:
+                record(Act.SCAN_SUBMITTED, scan.id, actor_id=user_id)
             db.session.commit()
         except BaseException:
             db.session.rollback()
@@ -126,13 +129,17 @@ def accept_dataset(name: str, archive: Path, user_id: str | None, on_unreachable
         raise UploadRejected(f"The name of the data set is not accepted. {problem}")
     if not zipfile.is_zipfile(archive):
         raise UploadRejected("The file is not a complete ZIP archive.")
-    dataset = Dataset(name=name, imported_by_id=user_id, archive_key=new_key("datasets", ".zip"))
+    dataset = Dataset(id=new_id(), name=name, imported_by_id=user_id, archive_key=new_key("datasets", ".zip"))
     try:
         storage.put(dataset.archive_key, archive)
         # One that could not be read, or was cancelled, gives way to its correction.
         useless = Dataset.status.in_((JobStatus.FAILED, JobStatus.CANCELLED))
-        replaced = db.session.scalar(delete(Dataset).where(Dataset.name == name, useless).returning(Dataset.archive_key))
+        given_up = delete(Dataset).where(Dataset.name == name, useless).returning(Dataset.id, Dataset.archive_key)
+        replaced = db.session.execute(given_up).one_or_none()
+        if replaced:
+            record(Act.DATASET_DELETED, replaced.id, actor_id=user_id)
         db.session.add(dataset)
+        record(Act.DATASET_IMPORTED, dataset.id, actor_id=user_id)
         db.session.commit()
     except IntegrityError as err:
         db.session.rollback()
@@ -143,7 +150,7 @@ def accept_dataset(name: str, archive: Path, user_id: str | None, on_unreachable
         storage.delete(dataset.archive_key)
         raise
     if replaced:
-        storage.delete(replaced)
+        storage.delete(replaced.archive_key)
     if not nudge(IMPORT_DATASET):
         on_unreachable()
     return dataset

@@ -1,6 +1,6 @@
 """The rows, by topic."""
 
-from webapp.models.accounts import ApiToken, LoginSession, PasswordReset, Role, User
+from webapp.models.accounts import ApiToken, LoginSession, PasswordReset, Role, User, active_admins
 from webapp.models.learning import (
     Dataset,
     ModelVersion,
@@ -13,12 +13,14 @@ from webapp.models.learning import (
     version_before,
 )
 from webapp.models.leased import JobStatus, Leased, cancel, new_id, queue_again
-from webapp.models.operations import Worker
+from webapp.models.operations import Act, AuditEvent, Worker
 from webapp.models.scans import ORIGINAL_REMOVED, Heatmap, Prediction, Scan, force, result_of, retry
 
 __all__ = [
     "ORIGINAL_REMOVED",
+    "Act",
     "ApiToken",
+    "AuditEvent",
     "Dataset",
     "Heatmap",
     "JobStatus",
@@ -34,6 +36,7 @@ __all__ = [
     "TrainingRun",
     "User",
     "Worker",
+    "active_admins",
     "answering_versions",
     "cancel",
     "force",

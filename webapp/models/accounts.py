@@ -10,7 +10,7 @@ from enum import StrEnum
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 from flask_login import UserMixin
-from sqlalchemy import ForeignKey, String
+from sqlalchemy import ForeignKey, String, select
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
@@ -50,6 +50,7 @@ class User(UserMixin, db.Model):
     password_hash: Mapped[str] = mapped_column(String(200))
     role: Mapped[Role] = mapped_column(String(16), default=Role.USER)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # Since when neither password, login nor token is believed.
 
     __allow_unmapped__ = True
     login_secret: str | None = None
@@ -86,12 +87,18 @@ class User(UserMixin, db.Model):
 
 
 class LoginSession(db.Model):
-    """One browser that is logged in; deleting the row logs it out."""
+    """One browser that is logged in; deleting the row logs it out.
+
+    `browser` and `address` are what its owner knows it by: "Firefox on Linux", and where it logged in from.
+    """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
     secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    browser: Mapped[str] = mapped_column(String(40), default="")
+    address: Mapped[str] = mapped_column(String(45), default="")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    used_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)  # To the minute.
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     user: Mapped[User] = relationship()
 
@@ -104,6 +111,7 @@ class ApiToken(db.Model):
     name: Mapped[str] = mapped_column(String(80))
     secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # To the minute.
     user: Mapped[User] = relationship()
 
 
@@ -117,3 +125,11 @@ class PasswordReset(db.Model):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     user: Mapped[User] = relationship(foreign_keys=[user_id])
+
+
+def active_admins() -> list[str]:
+    """Return the ids of the administrators who can come in, locked until the caller commits: of two who shut each other out at the same
+    moment, the second finds the first gone.
+    """
+    admins = select(User.id).where(User.role == Role.ADMIN, User.disabled_at.is_(None)).order_by(User.id).with_for_update()
+    return list(db.session.scalars(admins))

@@ -1,13 +1,14 @@
-"""Who is at work."""
+"""Who is at work, and who did what."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 
-from sqlalchemy import String
+from sqlalchemy import Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from webapp.extensions import UtcDateTime, db
+from webapp.extensions import UtcDateTime, db, utc_now
 
 
 class Worker(db.Model):
@@ -23,3 +24,53 @@ class Worker(db.Model):
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Act(StrEnum):
+    """What a person can do that the audit log keeps; what it was done to is said in brackets."""
+
+    SIGNED_UP = "signed up"
+    LOGGED_IN = "logged in"
+    LOGIN_FAILED = "login failed"  # (the person whose username was given, if it is anybody's)
+    LOGIN_THROTTLED = "login throttled"
+    ACCESS_REFUSED = "access refused"  # (another's scan; nothing for an administrator's page)
+    LOGGED_OUT = "logged out"
+    LOGINS_ENDED = "logins ended"  # (one login, or the person whose others ended)
+    PASSWORD_CHANGED = "password changed"
+    PASSWORD_RESET = "password reset"
+    RESET_LINK_MADE = "reset link made"  # (the person it is for)
+    TOKEN_MADE = "token made"
+    TOKEN_REVOKED = "token revoked"
+    USER_DISABLED = "user disabled"
+    USER_ENABLED = "user enabled"
+    ACCOUNT_DELETED = "account deleted"
+    ADMIN_MADE = "admin made"
+    SCAN_SUBMITTED = "scan submitted"
+    SCAN_CANCELLED = "scan cancelled"
+    SCAN_RETRIED = "scan retried"
+    SCAN_FORCED = "scan forced"  # Scored although it does not look like a head CT.
+    SCAN_DELETED = "scan deleted"
+    DATASET_IMPORTED = "data set imported"
+    IMPORT_CANCELLED = "import cancelled"
+    DATASET_DELETED = "data set deleted"
+    RUN_LAUNCHED = "run launched"
+    RUN_CANCELLED = "run cancelled"
+    RUN_RETRIED = "run retried"
+    VERSION_PROMOTED = "version promoted"  # Also a rollback.
+
+
+class AuditEvent(db.Model):
+    """One act. The table is append-only: a migration gives it triggers that refuse to change or delete a row.
+
+    So it holds ids and no names, and no foreign keys: it outlives the people and things that it speaks of. `actor_id` is empty where nobody
+    was logged in; `address` is the client's, or "command line".
+    """
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    act: Mapped[str] = mapped_column(String(24))
+    actor_id: Mapped[str | None] = mapped_column(String(32))
+    object_id: Mapped[str | None] = mapped_column(String(32))
+    address: Mapped[str] = mapped_column(String(45))
+
+    __table_args__ = tuple(Index(None, column, "id") for column in ("act", "actor_id", "object_id", "address"))

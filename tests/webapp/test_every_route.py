@@ -1,0 +1,268 @@
+"""Every route, asked by everybody, against the table in `access.csv`; and no page shows a person's text as anything but text.
+
+A cell of the table is the status of an answer to an otherwise empty request; `login` is a redirection to the login. The owner is whose the
+scan, the token, the login and the reset link in the address are.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import JSON, String, select, update
+from werkzeug.routing import Rule
+
+from tests.conftest import app_on, make_user
+from tests.webapp.admin.conftest import EXPLORATION, add_dataset, add_run, add_version
+from webapp.extensions import db, utc_now
+from webapp.models import ApiToken, Heatmap, JobStatus, LoginSession, ModelVersion, PasswordReset, Prediction, Role, Scan, User, promote
+from webapp.models.accounts import new_secret, secret_hash
+from webapp.policies import POLICIES
+from webapp.storage import storage
+
+ROLES = ("anonymous", "other", "owner", "admin", "disabled", "revoked")
+TABLE = Path(__file__).with_name("access.csv")
+REFUSED = ("login", "401", "404")
+HOSTILE = """<script>alert(1)</script>'"><img src=x onerror=alert(1)>"""
+
+
+@dataclass(frozen=True)
+class World:
+    """An application with a row of everything, and who asks it.
+
+    `addresses`: what stands for each variable part of a route; `secrets`: the login and the token of each role.
+    """
+
+    app: Flask
+    addresses: dict[str, str]
+    secrets: dict[str, tuple[str, str]]
+    saved: Path
+
+    def client(self, role: str) -> FlaskClient:
+        """Return a client whose requests carry the cookie and the token of that role."""
+        client = self.app.test_client()
+        if role in self.secrets:
+            login, token = self.secrets[role]
+            with client.session_transaction() as cookie:
+                cookie["_user_id"] = login
+            client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {token}"
+        return client
+
+    def restore(self) -> None:
+        """Put the database and the files back to what they were."""
+        home: Path = self.app.config["HEMOSCAN_HOME"]
+        with self.app.app_context():
+            db.session.remove()
+            db.engine.dispose()
+        for path in home.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.copytree(self.saved, home, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The world that all tests of this module ask, each time as it was made."""
+    home = tmp_path_factory.mktemp("home")
+    app = app_on(f"sqlite:///{home / 'test.db'}", home)
+    users = {role: make_user(app, role, Role.ADMIN if role == "admin" else Role.USER) for role in ROLES[1:5]}
+    secrets = {role: (new_secret(), new_secret()) for role in ROLES[1:]}
+    link = new_secret()
+    with app.app_context():
+        soon = utc_now() + timedelta(days=1)
+        for role, user_id in users.items():
+            db.session.add(LoginSession(user_id=user_id, secret_hash=secret_hash(secrets[role][0]), expires_at=soon))
+            db.session.add(ApiToken(user_id=user_id, secret_hash=secret_hash(secrets[role][1]), name="a script"))
+        db.session.get_one(User, users["disabled"]).disabled_at = utc_now()
+        db.session.add(PasswordReset(user_id=users["owner"], secret_hash=secret_hash(link), expires_at=soon))
+        for key in ("images/1.png", "thumbnails/1.png", "heatmaps/1.png", "originals/1.png", "sheets/1.png"):
+            storage.put(key, b"a picture")
+        dataset_id = add_dataset("mine", exploration=EXPLORATION, contact_sheet_key="sheets/1.png", imported_by_id=users["admin"])
+        run_id = add_run(JobStatus.DONE, launched_by_id=users["admin"], current_metrics={"auroc": 0.5})
+        version_id = add_version("card-one", run_id=run_id)
+        promote(db.session.get_one(ModelVersion, version_id), users["admin"], "a reason")
+        columns = {"user_id": users["owner"], "kind": "png", "original_key": "originals/1.png"}
+        scan = Scan(**columns, status=JobStatus.DONE, title="mine", image_key="images/1.png", thumbnail_key="thumbnails/1.png")
+        facts = {"probability": 0.9, "threshold": 0.5, "positive": True, "uncertain": False, "seconds": 1.0}
+        scan.prediction = Prediction(model_version_id=version_id, warnings=["a warning"], slices=[0.9], **facts)
+        scan.prediction.heatmap = Heatmap(status=JobStatus.DONE, image_key="heatmaps/1.png")
+        failed = Scan(**columns, status=JobStatus.FAILED, error="It cannot be read.", not_head_ct=0.9)
+        db.session.add_all((scan, failed))
+        db.session.commit()
+        of_owner = {table: db.session.scalar(select(table.id).where(table.user_id == users["owner"])) for table in (ApiToken, LoginSession)}
+        addresses = {
+            "scan_id": scan.id,
+            "token_id": str(of_owner[ApiToken]),
+            "login_id": str(of_owner[LoginSession]),
+            "secret": link,
+            "dataset_id": dataset_id,
+            "run_id": run_id,
+            "version_id": version_id,
+            "user_id": users["other"],
+            "filename": "hemoscan.css",
+        }
+        db.session.remove()
+        db.engine.dispose()
+    saved = tmp_path_factory.mktemp("saved")
+    shutil.copytree(home, saved, dirs_exist_ok=True)
+    yield World(app, addresses, secrets, saved)
+    with app.app_context():
+        db.engine.dispose()
+
+
+def routes(app: Flask) -> dict[tuple[str, str], Rule]:
+    """Return every method and route, but the methods that Flask answers by itself."""
+    return {
+        (method, rule.rule): rule
+        for rule in app.url_map.iter_rules()
+        for method in sorted(rule.methods or ())
+        if method not in ("HEAD", "OPTIONS")
+    }
+
+
+def address_of(world: World, rule: Rule) -> str:
+    """Return the route with ids of rows that there are."""
+    unknown = rule.arguments - set(world.addresses)
+    assert not unknown, f"{rule.rule}: say in `world` what {unknown} is"
+    with world.app.test_request_context():
+        return world.app.url_for(rule.endpoint, **{name: world.addresses[name] for name in rule.arguments})
+
+
+def rows(app: Flask) -> dict[str, list[Any]]:
+    """Return everything in the database but when logins and tokens were last used, and that somebody was refused."""
+    with app.app_context():
+        return {
+            table.name: db.session.execute(select(*(column for column in table.c if column.name != "used_at"))).all()
+            for table in db.metadata.sorted_tables
+            if table.name != "audit_event"
+        }
+
+
+def answer_to(world: World, role: str, method: str, address: str) -> str:
+    """Ask as somebody in that role, and return the status; every answer carries the policies."""
+    with world.client(role).open(address, method=method) as answer:
+        assert {name: answer.headers.get(name) for name in POLICIES} == POLICIES
+        assert answer.status_code != 500
+        return "login" if answer.status_code == 302 and answer.location.partition("?")[0] == "/login" else str(answer.status_code)
+
+
+def expected() -> dict[tuple[str, str], dict[str, str]]:
+    """Return the table: for each method and route the answer for each role."""
+    with TABLE.open(newline="") as file:
+        return {(row["method"], row["route"]): {role: row[role] for role in ROLES} for row in csv.DictReader(file)}
+
+
+def test_the_table_has_a_row_for_every_route_and_for_nothing_else(app: Flask) -> None:
+    assert sorted(expected()) == sorted(routes(app))
+
+
+@pytest.mark.parametrize(("method", "route"), sorted(expected()))
+def test_everybody_gets_the_answer_of_the_table_and_who_is_refused_changes_nothing(world: World, method: str, route: str) -> None:
+    address = address_of(world, routes(world.app)[method, route])
+    answers = {}
+    world.restore()
+    before = rows(world.app)
+    for role in ROLES:
+        answers[role] = answer_to(world, role, method, address)
+        if answers[role] in REFUSED:
+            assert rows(world.app) == before, role
+        else:
+            world.restore()
+    assert answers == expected()[method, route]
+
+
+def test_no_change_is_made_for_a_page_of_another_site(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(world.app.config, "WTF_CSRF_ENABLED", True)
+    world.restore()
+    before = rows(world.app)
+    changes = [rule for (method, route), rule in routes(world.app).items() if method != "GET" and not route.startswith("/api/")]
+    assert len(changes) > 20
+    for rule in changes:
+        for role in ("owner", "admin"):
+            status = answer_to(world, role, "POST", address_of(world, rule))
+            assert status == "400" or (role, status) == ("owner", "404"), rule.rule  # To who is no admin there is nothing anyway.
+            assert rows(world.app) == before, rule.rule
+
+
+class Markup(HTMLParser):
+    """What a browser would see in a page that it must not: scripts without a file, handlers, pictures from nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.foreign: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = dict(attrs)
+        if (tag == "script" and "src" not in names) or names.get("src") == "x" or any(name.startswith("on") for name in names):
+            self.foreign.append(self.get_starttag_text() or tag)
+
+
+def made_hostile(value: Any) -> Any:
+    """Return a JSON value with every text in it replaced."""
+    if isinstance(value, dict):
+        return {key: made_hostile(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [made_hostile(part) for part in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def plant(app: Flask) -> None:
+    """Put a script into every column of text that is not an id, a key, a secret or one of a few words."""
+    kept = {
+        "status",
+        "role",
+        "kind",
+        "reads",
+        "act",
+        "architecture",
+        "password_hash",
+        "secret_hash",
+        "storage_prefix",
+        "username_key",
+        "card_id",
+    }
+    with app.app_context():
+        for table in db.metadata.sorted_tables:
+            for column in table.c:
+                if column.primary_key or column.foreign_keys or column.name in kept or column.name.endswith(("_id", "_key")):
+                    continue
+                if isinstance(column.type, JSON):
+                    for key, value in db.session.execute(select(table.c.id, column)).all():
+                        db.session.execute(update(table).where(table.c.id == key).values({column.name: made_hostile(value)}))
+                elif isinstance(column.type, String):
+                    text = HOSTILE + table.c.id if column.unique else HOSTILE
+                    db.session.execute(update(table).values({column.name: text}))
+        db.session.commit()
+
+
+@pytest.fixture
+def hostile(world: World) -> Iterator[World]:
+    """The world, with a script in every text that anybody could have written."""
+    world.restore()
+    plant(world.app)
+    yield world
+    world.restore()
+
+
+@pytest.mark.parametrize("role", ["owner", "admin"])
+def test_no_page_shows_a_text_as_anything_but_text(hostile: World, role: str) -> None:
+    showing = 0
+    for (method, _), rule in routes(hostile.app).items():
+        if method != "GET":
+            continue
+        with hostile.client(role).get(address_of(hostile, rule)) as answer:
+            if answer.mimetype != "text/html":
+                continue
+            seen = Markup()
+            seen.feed(answer.text)
+            assert seen.foreign == [], rule.rule
+            showing += "&lt;script&gt;alert(1)" in answer.text
+    assert showing >= {"owner": 3, "admin": 10}[role]

@@ -1,0 +1,183 @@
+"""Logins: how one begins, whose it is, when it was last used, how it ends; and how guessing is slowed down."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from datetime import timedelta
+from functools import cache
+
+from argon2.exceptions import VerificationError
+from flask import Response, current_app, flash, redirect, request, session, url_for
+from flask_login import login_user
+from itsdangerous import BadSignature, URLSafeTimedSerializer
+from sqlalchemy import ColumnElement, delete, or_, select, update
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from webapp.audit import address, record, record_seldom
+from webapp.extensions import db, login_manager, noting, utc_now
+from webapp.forms import MAX_USERNAME, text_problem
+from webapp.models import Act, ApiToken, AuditEvent, LoginSession, User
+from webapp.models.accounts import hasher, new_secret, secret_hash
+from webapp.passwords import MAX_PASSWORD
+from webapp.policies import cookie_name, over_tls
+
+NOTED_S = 60
+"""When a login or token was last used is written at most this often."""
+KNOWN_BROWSER = "known"
+KNOWN_BROWSER_DAYS = 400  # The longest that browsers keep a cookie.
+BROWSERS = {"Edg": "Edge", "OPR": "Opera", "Firefox": "Firefox", "Chrome": "Chrome", "Safari": "Safari"}
+SYSTEMS = {"Android": "Android", "iPhone": "iPhone", "iPad": "iPad", "Windows": "Windows", "Mac OS X": "macOS", "Linux": "Linux"}
+
+
+@login_manager.user_loader
+def user_of_login(secret: str) -> User | None:
+    """Return whose login this is, or None where it has ended or its owner is disabled."""
+    found = db.session.execute(
+        select(LoginSession, User)
+        .join(User, LoginSession.user_id == User.id)
+        .where(LoginSession.secret_hash == secret_hash(secret), ~has_ended(), User.disabled_at.is_(None))
+    ).one_or_none()
+    if found is None:
+        return None
+    login, user = found
+    user.login_secret = secret
+    note_use(login)
+    return user
+
+
+@login_manager.unauthorized_handler
+def ask_to_log_in() -> WerkzeugResponse:
+    """Send a person without a login to the form, and afterwards back to the page that was asked for."""
+    if request.headers.get("HX-Request"):
+        return Response(status=204, headers={"HX-Refresh": "true"})  # The whole page asks, not a part of it.
+    flash("Please log in first.", "warning")
+    wanted = request.full_path.rstrip("?") if request.method == "GET" else None
+    return redirect(url_for("auth.login", next=wanted))
+
+
+def has_ended() -> ColumnElement[bool]:
+    """Return the condition for logins that are too old, or were not used for too long."""
+    idle_since = utc_now() - timedelta(hours=current_app.config["LOGIN_IDLE_HOURS"])
+    return or_(LoginSession.expires_at <= utc_now(), LoginSession.used_at <= idle_since)
+
+
+def note_use(row: LoginSession | ApiToken) -> None:
+    """Write down that a login or token is used now, at most once a minute, and commit."""
+    a_while_ago = utc_now() - timedelta(seconds=NOTED_S)
+    if row.used_at is not None and row.used_at > a_while_ago:
+        return
+    table = type(row)
+    stale = or_(table.used_at.is_(None), table.used_at <= a_while_ago)
+    used = update(table).where(table.id == row.id, stale).values(used_at=utc_now())
+    with noting():
+        db.session.execute(used, execution_options={"synchronize_session": False})
+
+
+def start_login(user: User) -> None:
+    """Log `user` in with this browser, and commit; a login that it had before ends."""
+    if "_user_id" in session:
+        db.session.execute(delete(LoginSession).where(LoginSession.secret_hash == secret_hash(session["_user_id"])))
+    user.login_secret = new_secret()
+    db.session.execute(delete(LoginSession).where(LoginSession.user_id == user.id, has_ended()))
+    db.session.add(
+        LoginSession(
+            user_id=user.id,
+            secret_hash=secret_hash(user.login_secret),
+            browser=browser_name(request.user_agent.string),
+            address=address(),
+            expires_at=utc_now() + timedelta(days=current_app.config["LOGIN_DAYS"]),
+        )
+    )
+    record(Act.LOGGED_IN, user.id, actor_id=user.id)
+    db.session.commit()
+    session.clear()  # What an anonymous browser was given must not outlive the login (session fixation).
+    session.permanent = True
+    login_user(user)
+
+
+def end_logins(user: User, but: str | None = None) -> None:
+    """End all logins of `user` but the one with the secret `but`; the caller commits."""
+    ended = delete(LoginSession).where(LoginSession.user_id == user.id)
+    if but is not None:
+        ended = ended.where(LoginSession.secret_hash != secret_hash(but))
+    db.session.execute(ended)
+
+
+def browser_name(user_agent: str) -> str:
+    """Return what a person calls this browser: "Firefox on Linux"."""
+    browser = next((name for sign, name in BROWSERS.items() if f"{sign}/" in user_agent), "A browser")
+    system = next((name for sign, name in SYSTEMS.items() if sign in user_agent), None)
+    return f"{browser} on {system}" if system else browser
+
+
+@cache
+def nobodys_password_hash() -> str:
+    """Return a hash to check against where there is no such user, so that the answer takes as long."""
+    return hasher.hash(new_secret())
+
+
+def user_with_password(username: str, password: str) -> User | None:
+    """Return the person with that username and password, or None, in the same time whether or not the username exists.
+
+    A disabled person is nobody. What fails is recorded, and committed.
+    """
+    user = None
+    if text_problem(username, MAX_USERNAME) is None:
+        user = db.session.scalar(select(User).where(User.username_key == username.lower()))
+    db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+    if len(password) > MAX_PASSWORD:
+        password = ""
+    if user is not None:
+        is_right = user.has_password(password)
+    else:
+        is_right = False
+        with suppress(VerificationError):
+            hasher.verify(nobodys_password_hash(), password)
+    if user is not None and is_right and user.disabled_at is None:
+        return user
+    record(Act.LOGIN_FAILED, user.id if user else None)
+    db.session.commit()
+    return None
+
+
+def who_guesses() -> str:
+    """Return whose failed logins count together: those of a browser that was in this account before, or all others of the account.
+
+    So strangers, from however many addresses, get few guesses at an account, and do not keep its owner out of it. An account that
+    does not exist is counted alike.
+    """
+    username = request.form.get("username", "").strip().lower()[:MAX_USERNAME]
+    account = hashlib.sha256(username.encode("utf-8", "replace")).hexdigest()
+    try:
+        known_account, browser = known_browsers().loads(
+            request.cookies.get(cookie_name(KNOWN_BROWSER), ""), max_age=KNOWN_BROWSER_DAYS * 86_400
+        )
+    except (BadSignature, ValueError):
+        return f"account {account}"
+    return f"browser {browser}" if known_account == account else f"account {account}"
+
+
+def remember_browser(user: User, answer: WerkzeugResponse) -> WerkzeugResponse:
+    """Let this browser be known to its person's account, which it was in; it is no login and opens nothing."""
+    account = hashlib.sha256(user.username_key.encode()).hexdigest()
+    answer.set_cookie(
+        cookie_name(KNOWN_BROWSER),
+        str(known_browsers().dumps([account, new_secret()])),
+        max_age=KNOWN_BROWSER_DAYS * 86_400,
+        secure=over_tls(),
+        httponly=True,
+        samesite="Lax",
+    )
+    return answer
+
+
+def known_browsers() -> URLSafeTimedSerializer:
+    """Return what signs the cookies of known browsers."""
+    return URLSafeTimedSerializer(current_app.config["SECRET_KEY"], salt="hemoscan known browser")
+
+
+def record_throttling(_limit: object) -> None:
+    """Record that logins are slowed down."""
+    record_seldom(Act.LOGIN_THROTTLED, None, AuditEvent.address == address())
+    db.session.commit()
