@@ -90,7 +90,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         version_id = add_version("card-one", run_id=run_id)
         promote(db.session.get_one(ModelVersion, version_id), users["admin"], "a reason")
         columns = {"user_id": users["owner"], "kind": "png", "original_key": "originals/1.png"}
-        scan = Scan(**columns, status=JobStatus.DONE, title="mine", image_key="images/1.png", thumbnail_key="thumbnails/1.png")
+        scan = Scan(
+            **columns, status=JobStatus.DONE, title="mine", notes=["a note"], image_key="images/1.png", thumbnail_key="thumbnails/1.png"
+        )
         facts = {"probability": 0.9, "threshold": 0.5, "positive": True, "uncertain": False, "seconds": 1.0}
         scan.prediction = Prediction(model_version_id=version_id, warnings=["a warning"], slices=[0.9], **facts)
         scan.prediction.heatmap = Heatmap(status=JobStatus.DONE, image_key="heatmaps/1.png")
