@@ -56,6 +56,7 @@ def record_refusal(answer: Response) -> Response:
     else:
         refused = request.blueprint == "admin" and not current_user.is_admin
     if refused:
+        db.session.rollback()  # Of what was refused nothing is kept but this.
         with noting():
             record_seldom(Act.ACCESS_REFUSED, scan_id, AuditEvent.actor_id == person)
     return answer

@@ -10,7 +10,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self'",
+        "img-src 'self' data:",  # NiiVue brings the pictures of its letters in its script.
         "connect-src 'self'",
         "form-action 'self'",
         "base-uri 'none'",

@@ -15,7 +15,7 @@ from sqlalchemy.orm import joinedload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from webapp.audit import record
+from webapp.audit import record, whose_request
 from webapp.deletion import delete_scan
 from webapp.extensions import db, limiter
 from webapp.forms import PhantomForm, ScanForm, is_id, page_number
@@ -51,7 +51,7 @@ def history() -> str:
 
 
 @blueprint.post("/scans")
-@limiter.limit(lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute", key_func=lambda: f"uploads {current_user.get_id()}")
+@limiter.limit(lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute", key_func=lambda: f"uploads {whose_request()}")
 @login_required
 def submit() -> tuple[str, int] | WerkzeugResponse:
     """Take in slices and series, each a scan of its own."""

@@ -132,7 +132,7 @@ def test_sign_up_submit_and_read_the_verdict(service: Service, visit: Callable[.
     page.goto("/scans")
     history = page.locator(f"a[href='{address.removeprefix(service.url)}']").first
     expect(history).to_be_visible()
-    page.wait_for_function("[...document.querySelectorAll('main img')].every(image => image.naturalWidth > 0)")
+    page.wait_for_function("() => [...document.querySelectorAll('main img')].every(image => image.naturalWidth > 0)")
 
     stranger = visit()
     sign_up(stranger, "bob")

@@ -24,7 +24,7 @@ from werkzeug.routing import Rule
 
 from tests.conftest import app_on, make_user
 from tests.webapp.admin.conftest import EXPLORATION, add_dataset, add_run, add_version
-from tests.webapp.series import stored_series
+from tests.webapp.series import heat, stored_series
 from webapp.extensions import db, utc_now
 from webapp.models import ApiToken, Heatmap, JobStatus, LoginSession, ModelVersion, PasswordReset, Prediction, Role, Scan, User, promote
 from webapp.models.accounts import new_secret, secret_hash
@@ -93,23 +93,30 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         version_id = add_version("card-one", run_id=run_id)
         promote(db.session.get_one(ModelVersion, version_id), users["admin"], "a reason")
         columns = {"user_id": users["owner"], "kind": "png", "original_key": "originals/1.png"}
-        scan = Scan(**columns, status=JobStatus.DONE, title="mine", image_key="images/1.png", thumbnail_key="thumbnails/1.png")
+        scan = Scan(
+            **columns,
+            status=JobStatus.DONE,
+            title="mine",
+            notes=["a note"],
+            image_key="images/1.png",
+            volume_key="volumes/1.nii.gz",
+            thumbnail_key="thumbnails/1.png",
+        )
         facts = {"probability": 0.9, "threshold": 0.5, "positive": True, "uncertain": False, "seconds": 1.0}
         scan.prediction = Prediction(model_version_id=version_id, warnings=["a warning"], slices=[0.9], **facts)
         scan.prediction.heatmap = Heatmap(status=JobStatus.DONE, image_key="heatmaps/1.png", slices=[0])
-        scan.volume_key = "volumes/1.nii.gz"
-        storage.put(scan.volume_key, stored_series(np.zeros((8, 10, 2), np.int16)))
         failed = Scan(**columns, status=JobStatus.FAILED, error="It cannot be read.", not_head_ct=0.9)
         db.session.add_all((scan, failed))
         db.session.flush()
-        storage.put(heatmap_key(scan.prediction.heatmap.id, 0), b"a picture")
+        storage.put(scan.volume_key, stored_series(np.zeros((4, 4, 2), np.int16)))
+        storage.put(heatmap_key(scan.prediction.heatmap.id, 0), heat(0))
         db.session.commit()
         of_owner = {table: db.session.scalar(select(table.id).where(table.user_id == users["owner"])) for table in (ApiToken, LoginSession)}
         addresses = {
             "scan_id": scan.id,
-            "index": "0",
             "token_id": str(of_owner[ApiToken]),
             "login_id": str(of_owner[LoginSession]),
+            "index": "0",
             "secret": link,
             "dataset_id": dataset_id,
             "run_id": run_id,
