@@ -40,6 +40,11 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         except ValueError as err:
             raise ConfigurationError(f"{name} must be a whole number, not {environ[name]!r}.") from err
 
+    def choice(name: str, choices: tuple[str, ...]) -> str:
+        if (chosen := environ.get(name) or choices[0]) not in choices:
+            raise ConfigurationError(f"{name} must be {' or '.join(choices)}, not {chosen!r}.")
+        return chosen
+
     def days(name: str) -> int:
         if (kept := number(name, 0)) < 0:
             raise ConfigurationError(f"{name} must be a number of days, or 0 for ever, not {kept}.")
@@ -104,6 +109,8 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "PREDICT_THREADS": number("PREDICT_THREADS", 1),
         # 0 scores every picture that can be read, whatever it shows; for operators whose scans the check refuses wrongly.
         "CHECK_HEAD_CT": environ.get("CHECK_HEAD_CT", "1") != "0",
+        # Lines for people, or a line of JSON for each event, for a collector.
+        "LOG_FORMAT": choice("LOG_FORMAT", ("text", "json")),
         # What a scrape of /metrics must carry as bearer token; without one there is no such page.
         "METRICS_TOKEN": environ.get("METRICS_TOKEN") or "",
         # Where an operator may put ImageNet weights of AlexNet (`ml.catalogue.IMAGENET_WEIGHTS`) to offer them as initial weights.

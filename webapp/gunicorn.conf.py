@@ -21,6 +21,10 @@ worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 # A second way to command gunicorn, in the user's home folder, that nobody needs and several instances would share.
 control_socket_disable = True
 loglevel = "warning"
+if os.environ.get("LOG_FORMAT") == "json":
+    from webapp.logs import json_logging
+
+    logconfig_dict = json_logging()
 
 # Each file of an upload is an open one here, and a series has hundreds; the usual limit is 1,024 in all.
 _, most_open = resource.getrlimit(resource.RLIMIT_NOFILE)

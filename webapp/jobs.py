@@ -51,9 +51,10 @@ def make_celery(app: Flask) -> Celery:
         broker_connection_max_retries=None,
         # The queue is never long (`sweep` tops it up), so gossip between workers and events would be all its traffic.
         worker_send_task_events=False,
-        # A web request that nudges a dead broker gives up at once: the row is committed, the sweeper nudges later.
+        # A web request that nudges a broker which is gone, or does not answer, gives up at once: the row is committed, the sweeper
+        # nudges later.
         task_publish_retry=False,
-        broker_transport_options={"socket_connect_timeout": 0.5, "retry_on_timeout": False, "max_retries": 0},
+        broker_transport_options={"socket_connect_timeout": 0.5, "socket_timeout": 0.5, "retry_on_timeout": False, "max_retries": 0},
         redis_socket_connect_timeout=0.5,
         worker_hijack_root_logger=False,
         timezone="UTC",

@@ -12,6 +12,7 @@ worker in order: a batch is finished, a training is handed back with its checkpo
 from __future__ import annotations
 
 import logging
+import logging.config
 import mmap
 import signal
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from celery import Celery, signals
 from flask import Flask
 
 import webapp
-from webapp import jobs
+from webapp import jobs, logs
 from webapp.extensions import db
 from worker import tasks
 from worker.presence import Presence
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 TIDY_S = 3600
 """All files are listed for it, so not at every sweep."""
+
+BROKER_S = 10.0
+"""A worker that waits longer for the broker connects anew."""
 
 _stop = mmap.mmap(-1, 1)
 """One byte that the parent shares with its children: 1 once they are to stop. A signal would meet a child in the middle of things."""
@@ -54,6 +58,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Celery:
         },
         # The schedule is above; a shelve file would only be something to lose and to lock.
         beat_scheduler="celery.beat:Scheduler",
+        # A worker has more patience with a busy broker than a web request may have.
+        broker_transport_options={**celery.conf.broker_transport_options, "socket_timeout": BROKER_S},
         # Workers are seen in SQL, so nobody asks them by broker.
         worker_enable_remote_control=False,
     )
@@ -90,6 +96,10 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         # Where the platform would start a fresh interpreter (macOS), the child would lack this application.
         billiard.set_start_method("fork", force=True)
 
+    def write_json(loglevel: int = logging.WARNING, **_: Any) -> None:
+        logging.captureWarnings(True)
+        logging.config.dictConfig(logs.json_logging(loglevel))
+
     def tell_children(**_: Any) -> None:
         _stop[0] = 1
 
@@ -100,6 +110,7 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
             db.engine.dispose(close=False)
             (queue,) = celery.amqp.queues.consume_from
             app.extensions["presence"] = Presence(app, queue, stopping)
+            logs.name_worker(app.extensions["presence"].owner)
             if queue == jobs.PREDICT:
                 prepare_to_predict()
         app.extensions["presence"].start()
@@ -115,6 +126,9 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
             jobs.nudge(jobs.TIDY)
 
     # weak=False: these functions have no other owner.
+    if app.config["LOG_FORMAT"] == "json":
+        signals.celeryd_init.connect(write_json, weak=False)  # Celery warns of a superuser before it sets up logging.
+        signals.setup_logging.connect(write_json, weak=False)
     signals.celeryd_after_setup.connect(refuse_wrong_queue, weak=False)
     signals.worker_shutting_down.connect(tell_children, weak=False)
     signals.beat_embedded_init.connect(sweep_at_once, weak=False)

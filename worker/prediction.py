@@ -19,6 +19,7 @@ from ml.artifacts import ArtifactError
 from ml.explain import overlay
 from ml.images import ImageError, Series, Slice, render
 from ml.inference import Finding, Predictor
+from webapp import logs
 from webapp.extensions import db
 from webapp.models import ORIGINAL_REMOVED, Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
 from webapp.storage import MissingFile, StorageError, storage
@@ -188,7 +189,7 @@ def draw_next_heatmap() -> bool:
     heatmap = committed(claim)
     if heatmap is None:
         return False
-    with mine.holding(Heatmap, [heatmap.id]):
+    with mine.holding(Heatmap, [heatmap.id]), logs.about(scan_ids=[heatmap.prediction.scan_id]):
         try:
             draw(heatmap)
         except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
@@ -256,7 +257,8 @@ def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
     """Return what the user is told; what nobody expected goes into the log with the row's id."""
     if isinstance(err, ImageError | ArtifactError | StorageError):
         return str(err)
-    log.error("row=%s failed unexpectedly", row if isinstance(row, str) else row.id, exc_info=err)
+    table, row_id = (Scan, row) if isinstance(row, str) else (type(row), row.id)
+    log.error("row=%s failed unexpectedly", row_id, exc_info=err, extra={logs.ids_field(table): [row_id]})
     return "Something unexpected went wrong with this scan; the administrators find it in the log."
 
 

@@ -17,6 +17,7 @@ from flask import Flask, current_app
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from webapp import logs
 from webapp.extensions import database_now, db
 from webapp.models import Leased, Worker, new_id
 from worker import leases
@@ -85,10 +86,14 @@ class Presence:
 
     @contextmanager
     def holding(self, table: type[Leased], ids: Collection[str]) -> Iterator[None]:
-        """Renew the leases of these rows meanwhile. Afterwards nobody does, so a row without a verdict returns to the queue."""
+        """Renew the leases of these rows, of which all events tell meanwhile.
+
+        Afterwards nobody does, so a row without a verdict returns to the queue.
+        """
         self._held = (table, ids)
         try:
-            yield
+            with logs.about(**{logs.ids_field(table): ids}):
+                yield
         finally:
             self._held = None
 

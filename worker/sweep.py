@@ -9,7 +9,7 @@ from flask import current_app
 from kombu.exceptions import OperationalError
 from sqlalchemy import delete, func, select, update
 
-from webapp import jobs
+from webapp import jobs, logs
 from webapp.extensions import database_now, db
 from webapp.models import Dataset, Heatmap, JobStatus, Leased, Scan, TrainingRun, Worker
 from worker import leases
@@ -35,7 +35,8 @@ def sweep() -> None:
         reaped = leases.reap(table, what)
         db.session.commit()
         for row_id, status in reaped.items():
-            log.warning("%s=%s lost its worker and is %s", table.__name__.lower(), row_id, status)
+            told = {logs.ids_field(table): [row_id]}
+            log.warning("%s=%s lost its worker and is %s", table.__name__.lower(), row_id, status, extra=told)
     for queue in NUDGE_OF_QUEUE:
         if not top_up(queue):
             break

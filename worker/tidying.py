@@ -72,7 +72,7 @@ def remove_originals(which: ColumnElement[bool]) -> int:
     some = select(Scan.id).where(which, Scan.original_removed_at.is_(None)).limit(AT_ONCE).with_for_update(skip_locked=True)
     keys = committed(
         lambda: db.session.scalars(
-            update(Scan).where(Scan.id.in_(some)).values(original_removed_at=database_now()).returning(Scan.original_key),
+            update(Scan).where(Scan.id.in_(some)).values(original_removed_at=database_now(), size=0).returning(Scan.original_key),
             execution_options={"synchronize_session": False},
         ).all()
     )

@@ -160,7 +160,21 @@ def worker_process(app: Flask, app_env: Mapping[str, str], queue: str, *options:
             return set(db.session.scalars(select(Worker.id).where(Worker.queue == queue)))
 
     before = rows()
-    command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", queue, "-c", "1", "-n", f"{queue}-{new_id()[:8]}@%h"]
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "worker.app",
+        "--quiet",
+        "worker",
+        "-Q",
+        queue,
+        "-c",
+        "1",
+        "-n",
+        f"{queue}-{new_id()[:8]}@%h",
+    ]
     flags = ["--without-mingle", "--without-gossip", "--without-heartbeat", "--loglevel", "INFO", *options]
     log = Path(app_env["HEMOSCAN_HOME"]) / f"{queue}.log"
     with log.open("ab") as sink:

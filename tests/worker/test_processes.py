@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import signal
@@ -14,11 +16,13 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, update
 
+from tests.conftest import PASSWORD, app_on
 from tests.worker.conftest import StartWorker, install_model, picture, submit, wait_for
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import database_now, db
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import Heatmap, JobStatus, Scan, Worker
+from webapp.models import Heatmap, JobStatus, Promotion, Scan, Worker
+from webapp.storage import storage
 
 TRAINS = ("tensorflow", "keras", "sklearn", "scipy", "skimage", "matplotlib")
 HEAVY = (*TRAINS, "numpy", "onnxruntime", "cv2", "pydicom")
@@ -139,3 +143,47 @@ def test_what_a_killed_child_held_and_a_lost_nudge_are_made_good_by_the_sweep(sh
             assert successor is not None and successor.pid not in (killed.pid, parent.pid)
             wait_for(lambda: is_delivered("maintenance"))
         assert not list(PROJECT_ROOT.glob("celerybeat-schedule*"))
+
+
+def test_a_worker_writes_a_line_of_json_for_each_event_with_the_ids_of_its_jobs(
+    shared_app: Flask, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    with shared_app.app_context():
+        version = install_model()
+        broken = install_model(gain=2.0, live=False)
+        for key in storage.keys(broken.storage_prefix):
+            storage.put(key, b"damaged")
+        (answered,) = submit(picture())
+        with start_worker("predict", LOG_FORMAT="json"):
+            nudge(PREDICT_SCANS)
+            wait_for(lambda: statuses(Heatmap) == [JobStatus.DONE])
+            db.session.add(Promotion(version_id=broken.id, reads="slice", reason="A test."))
+            (refused,) = submit(picture())
+            nudge(PREDICT_SCANS)
+            wait_for(lambda: statuses() == [JobStatus.DONE, JobStatus.FAILED])
+            (worker,) = db.session.scalars(select(Worker.id))
+            db.session.commit()
+    lines = (tmp_path / "predict.log").read_text().splitlines()
+    # What Celery says while it handles a signal goes past all loggers.
+    events = [json.loads(line) for line in lines if line not in ("", "worker: Warm shutdown (MainProcess)")]
+    ours = [event for event in events if event["logger"].startswith("worker.")]
+    assert {event["worker"] for event in ours} == {worker}
+    assert any(event.get("scan_ids") == [answered] and "done=1" in event["message"] for event in ours)
+    assert any(event.get("scan_ids") == [refused] and event["level"] == "ERROR" and broken.id in event["message"] for event in ours)
+    assert any(version.id in event["message"] and event["level"] == "INFO" for event in ours)
+
+
+def test_a_scan_that_was_submitted_while_the_broker_was_dead_is_answered_when_it_is_back(
+    shared_app: Flask, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    dead = f"redis+socket://{tmp_path / 'nobody.sock'}"
+    cut_off = app_on(shared_app.config["SQLALCHEMY_DATABASE_URI"], tmp_path, BROKER_URL=dead)
+    browser = cut_off.test_client()
+    browser.post("/login", data={"username": "ann", "password": PASSWORD})
+    assert browser.post("/scans", data={"file": (io.BytesIO(picture()), "slice.png")}).status_code == 302
+    with cut_off.app_context():
+        db.engine.dispose()
+    with shared_app.app_context():
+        install_model()
+        with start_worker("predict"), start_worker("maintenance", "-B", SWEEP_S="1"):
+            wait_for(lambda: statuses() == ["done"])

@@ -6,6 +6,7 @@ No pixel is decoded here; that is the workers' part. So a damaged picture with a
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,8 @@ from webapp.intake.taking import Taken, UploadRejected, take
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
 from webapp.models import Act, Dataset, JobStatus, Scan, new_id
 from webapp.storage import StorageError, new_key, storage
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Choices", "UploadRejected", "accept_dataset", "accept_scans"]
 
@@ -110,6 +113,7 @@ def accept_scans(
             for scan in scans:
                 storage.delete(scan.original_key)
             raise
+    log.info("scans=%s accepted", ",".join(scan.id for scan in scans), extra={"scan_ids": [scan.id for scan in scans]})
     if not nudge(PREDICT_SCANS):
         on_unreachable()
     return scans

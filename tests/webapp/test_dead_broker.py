@@ -1,0 +1,79 @@
+"""A broker that is gone, or hangs: pages answer all the same, what was accepted waits in its row, and limits are kept in memory."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import select
+
+from tests.conftest import PASSWORD, app_on, make_user
+from tests.webapp.test_api import make_token
+from tests.webapp.test_scans import form, png
+from webapp.extensions import db
+from webapp.models import JobStatus, Scan, User
+
+ANSWERED_WITHIN_S = 1.0
+
+
+@pytest.fixture(params=["gone", "silent"])
+def dead_broker_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An address at which nobody listens, then one at which connections are accepted and nothing is ever answered."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        if request.param == "gone":
+            server.close()
+        yield url
+
+
+@pytest.fixture
+def cut_off_app(tmp_path: Path, dead_broker_url: str) -> Iterator[Flask]:
+    """An application with that broker, whose limits are on; ann has an account."""
+    app = app_on(f"sqlite:///{tmp_path / 'test.db'}", tmp_path, BROKER_URL=dead_broker_url, RATELIMIT_ENABLED=True)
+    make_user(app, "ann")
+    yield app
+    with app.app_context():
+        db.session.remove()
+        db.engine.dispose()
+
+
+def log_in(app: Flask) -> FlaskClient:
+    """Return ann's browser."""
+    browser = app.test_client()
+    assert browser.post("/login", data={"username": "ann", "password": PASSWORD}).status_code == 302
+    return browser
+
+
+def test_an_upload_is_answered_within_a_second_and_waits_in_its_row(cut_off_app: Flask) -> None:
+    browser = log_in(cut_off_app)
+    with cut_off_app.app_context():
+        ann = db.session.scalars(select(User.id)).one()
+    headers = {"Authorization": f"Bearer {make_token(cut_off_app, ann)}"}
+    took = {}
+    for what in ("page", "api"):
+        times = []
+        for _ in range(3):  # The fastest counts: what hangs does so each time, and this machine may be busy.
+            began = time.monotonic()
+            if what == "page":
+                answer = browser.post("/scans", data=form(png()))
+                assert answer.status_code == 302
+            else:
+                answer = cut_off_app.test_client().post("/api/v1/scans", data=form(png()), headers=headers)
+                assert answer.status_code == 202
+            times.append(time.monotonic() - began)
+        took[what] = min(times)
+    assert max(took.values()) < ANSWERED_WITHIN_S, took
+    assert "The queue cannot be reached at the moment. Your scan is kept" in browser.get("/scans").text
+    with cut_off_app.app_context():
+        assert db.session.scalars(select(Scan.status)).all() == [JobStatus.QUEUED] * 6
+
+
+def test_limits_are_kept_in_memory(cut_off_app: Flask) -> None:
+    client = cut_off_app.test_client()
+    wrong = {"username": "ann", "password": "a wrong password"}
+    assert [client.post("/login", data=wrong).status_code for _ in range(11)] == [400] * 10 + [429]
