@@ -98,7 +98,7 @@ def test_ml_never_reads_the_environment() -> None:
         assert not imports_of(path) & {"os.environ", "os.getenv"}, path
 
 
-@pytest.mark.parametrize("module", ["ml.inference", "ml.explain", "ml.phantoms"])
+@pytest.mark.parametrize("module", ["ml.inference", "ml.explain", "ml.phantoms", "ml.decode", "ml.volume"])
 def test_serving_never_loads_what_training_needs(tmp_path: Path, module: str) -> None:
     assert not roots(loaded_by(f"import {module}", tmp_path)) & LEARNING
 

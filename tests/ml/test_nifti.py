@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import struct
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -47,6 +50,26 @@ def require_the_scan(series: Series, warnings: tuple[str, ...] = ()) -> None:
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (-1, 1, -1), (1, -1, -1)])
 def test_the_scan_is_the_same_however_its_voxels_lie(tmp_path: Path, axes: tuple[int, ...], signs: tuple[int, ...]) -> None:
     require_the_scan(read(tmp_path, nifti(*stored_as(axes, signs))))
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("form", ["sform", "qform"])
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PSR", "SLA", "IAL", "ARI"])
+def test_nibabel_writes_an_oblique_scan_and_sees_the_same_in_it(tmp_path: Path, kind: type, form: str, codes: str) -> None:
+    about_z, about_x = np.radians(9), np.radians(-7)
+    turn_z = [[np.cos(about_z), -np.sin(about_z), 0], [np.sin(about_z), np.cos(about_z), 0], [0, 0, 1]]
+    turn_x = [[1, 0, 0], [0, np.cos(about_x), -np.sin(about_x)], [0, np.sin(about_x), np.cos(about_x)]]
+    oblique = AFFINE.copy()
+    oblique[:3, :3] = np.array(turn_x) @ turn_z @ AFFINE[:3, :3]
+    start = nibabel.orientations.io_orientation(oblique)
+    stored = kind(RAS, oblique).as_reoriented(nibabel.orientations.ornt_transform(start, nibabel.orientations.axcodes2ornt(tuple(codes))))
+    affine = stored.affine.copy()
+    stored.set_sform(affine if form == "sform" else None, int(form == "sform"))
+    stored.set_qform(affine if form == "qform" else None, int(form == "qform"))
+    path = tmp_path / "scan.nii.gz"
+    stored.to_filename(path)
+    assert nibabel.aff2axcodes(nibabel.load(path).affine) == tuple(codes)
+    require_the_scan(read_series([path]))
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -106,8 +129,6 @@ def test_windowed_voxels_are_read_as_pictures(tmp_path: Path, voxels: np.ndarray
 
 
 def broken(at: int, layout: str, *values: object) -> bytes:
-    import struct
-
     content = bytearray(nifti(RAS, AFFINE))
     struct.pack_into(layout, content, at, *values)
     return bytes(content)
@@ -160,8 +181,6 @@ def test_flipped_bytes_give_slices_or_an_image_error_and_nothing_else(tmp_path: 
 
 
 def test_a_packed_file_is_not_inflated_further_than_its_header_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gzip
-
     inflated = 0
     real = gzip.GzipFile.readinto
 

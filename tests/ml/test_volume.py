@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -61,6 +62,17 @@ def test_the_file_is_ordinary_gzip_with_the_header_of_the_standard(tmp_path: Pat
     assert struct.unpack_from("<8h", content, 40) == (3, 56, 64, 5, 1, 1, 1, 1)
     assert struct.unpack_from("<12f", content, 280) == pytest.approx([0.5, 0, 0, -13.75, 0, 0.4, 0, -12.6, 0, 0, 3, -6])
     assert content[344:348] == b"n+1\0"
+
+
+def test_nibabel_sees_the_patient_the_right_way_round(tmp_path: Path) -> None:
+    series = a_series()
+    volume = nibabel.load(written(tmp_path, series))
+    assert nibabel.aff2axcodes(volume.affine) == ("R", "A", "S")
+    assert volume.header.get_zooms() == pytest.approx((0.5, 0.4, 3))
+    np.testing.assert_allclose(volume.get_qform(), volume.get_sform(), atol=1e-6)
+    to_the_right_front_and_head = np.asarray(volume.dataobj)
+    shown = to_the_right_front_and_head[::-1, ::-1].transpose(2, 1, 0)
+    np.testing.assert_array_equal(shown, [slice.pixels for slice in series.slices])
 
 
 def test_display_values_are_stored_as_thousandths(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""How fast a whole series is answered, from its files to the verdict, and what memory it takes: the path of a predict worker.
+
+    python bench/series.py [MODEL_FOLDER ...]
+
+Files are decoded by the child process, as in the service; then come the verdict, the volume that a page scrolls, and the heat maps of the
+slices to look at first. Each scan is measured in a process of its own that is bound to two cores where the system allows it. The last line
+is the verdict; the exit status is 1 where a limit is broken. Slices are phantoms of 512 x 512. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SCANS = {"40 DICOM": (40, 5.0), "200 thin DICOM": (200, 1.0), "200 PNG": (200, None)}
+"""Slices and their distance in mm, None for pictures, of which every one is read by itself."""
+LIMITS = {40: 6.0, 200: 20.0}
+MEMORY_MB = 1000.0
+HEADS = 10  # different ones; the slices of a scan repeat them
+
+
+def measure(folder: Path, slices: int, distance_mm: float | None) -> dict[str, float]:
+    """Return the figures of one model on one scan, in this process."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+    from ml.inference import Predictor
+    from ml.phantoms import phantom, write_dicom, write_png
+    from ml.volume import write_volume
+    from worker.decoder import Decoder
+
+    with tempfile.TemporaryDirectory(prefix="hemoscan-bench-") as scratch:
+        heads = [phantom(number, hemorrhage=number % 2 == 0) for number in range(HEADS)]
+        paths = [Path(scratch) / f"{number:03}" for number in range(slices)]
+        for number, path in enumerate(paths):
+            hu = heads[number % HEADS]
+            if distance_mm is None:
+                write_png(hu, path)
+            else:
+                write_dicom(hu, path, number=number, position_mm=number * distance_mm)
+        predictor, decoder = Predictor(folder), Decoder(memory_mb=2048, limit_s=60)
+        figures, began, began_cpu = {}, time.perf_counter(), sum(os.times()[:4])
+
+        def lap(name: str) -> None:
+            nonlocal began
+            figures[name] = time.perf_counter() - began
+            began = time.perf_counter()
+
+        series = decoder.decode(paths, Path(scratch))
+        lap("decode_s")
+        decoder.close()
+        finding = predictor.predict(series)
+        lap("predict_s")
+        figures["files_to_verdict_cpu_s"] = sum(os.times()[:4]) - began_cpu  # of this process and the child: the same on a busy machine
+        write_volume(series, Path(scratch) / "volume.nii.gz")
+        lap("volume_s")
+        predictor.heatmaps(series, finding.first_slices)
+        lap("heat_maps_s")
+    figures["files_to_verdict_s"] = figures["decode_s"] + figures["predict_s"]
+    for name, who in (("memory_mb", resource.RUSAGE_SELF), ("decoder_memory_mb", resource.RUSAGE_CHILDREN)):
+        figures[name] = resource.getrusage(who).ru_maxrss / 1024
+    return figures
+
+
+def main() -> int:
+    """Measure each model on each scan, write the figures, say whether the limits hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("models", type=Path, nargs="*", default=[ROOT / "ml" / "starter", ROOT / "ml" / "starter_series"])
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        json.dump(measure(options.models[0], *SCANS[options.one]), sys.stdout)
+        return 0
+    broken = []
+    for folder in options.models:
+        for scan, (slices, _) in SCANS.items():
+            environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, __file__, str(folder), "--one", scan]
+            figures = json.loads(subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout)
+            limits = {"files_to_verdict_s": LIMITS[slices], "memory_mb": MEMORY_MB, "decoder_memory_mb": MEMORY_MB}
+            for name, value in figures.items():
+                limit = limits.get(name)
+                sys.stdout.write(f"{folder.name}, {scan}, {name}: {value:.3g}" + (f" (limit {limit:g})" if limit else "") + "\n")
+                if limit and value > limit:
+                    broken.append(f"{folder.name}, {scan}, {name}")
+    sys.stdout.write(f"series: {'BROKEN: ' + '; '.join(broken) if broken else 'all limits hold'}\n")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
