@@ -58,7 +58,10 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     faults = sum(outcome.faults.total() for outcome in outcomes)
     last_s = max(outcome.last_verdict_s for outcome in outcomes)
     trained = f"; {runs} trainings, each killed {KILLS} times, made {runs} versions" if runs else ""
-    return f"Held: {scans} scans, {faults} faults, nothing lost, doubled or stuck, all verdicts within {ceil(last_s)} s of the last fault{trained}."
+    return (
+        f"Held: {scans} scans, {faults} faults, nothing lost, doubled or stuck, "
+        f"all verdicts within {ceil(last_s)} s of the last fault{trained}."
+    )
 
 
 def _of_stack(outcome: Outcome) -> str:
