@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$p
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test sure bench lock audit web worker-predict worker-train beat
+.PHONY: help install run test sure bench chaos lock audit web worker-predict worker-train beat
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+( [a-z-]+)*:.*## / {printf "make %-42s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails 
 	@$(PY) bench/models.py
 	@$(PY) bench/service.py $(ARGS)
 	@$(PY) bench/claims.py
+
+chaos: $(VENV)/.installed  ## Kill, pause and cut off everything while 1,000 scans come in; fails where one is lost, doubled or stuck.
+	@$(PY) -m bench.chaos $(ARGS)
 
 web worker-predict worker-train beat: $(VENV)/.installed  ## Start one process with the settings of the environment.
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; export PATH; exec $(shell sed -n 's/^$@: //p' Procfile)

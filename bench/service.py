@@ -30,6 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {"upload_median_ms": 100.0, "first_verdict_s": 3.0, "predict_ready_s": 3.0, "web_rss_mb": 120.0}
 
 
+class Refused(RuntimeError):
+    """The service answered with an error; the text is its status and body."""
+
+
 class Client:
     """One keep-alive connection that speaks the JSON API."""
 
@@ -38,9 +42,17 @@ class Client:
         self.headers = {"Authorization": f"Bearer {token}"}
 
     def call(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        """Return the JSON answer."""
+        """Return the JSON answer.
+
+        Raises:
+            Refused: it is an error.
+        """
         self.connection.request(method, path, body, {**self.headers, **(headers or {})})
-        answer: dict[str, Any] = json.loads(self.connection.getresponse().read())
+        response = self.connection.getresponse()
+        content = response.read()
+        if response.status >= 400:
+            raise Refused(f"{response.status}: {content.decode(errors='replace')}")
+        answer: dict[str, Any] = json.loads(content)
         return answer
 
     def upload(self, name: str, content: bytes) -> dict[str, Any]:

@@ -1,0 +1,133 @@
+"""Scans that come in over HTTP while faults happen, until everything has a verdict."""
+
+from __future__ import annotations
+
+import http.client
+import queue
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import func, select
+
+from bench.chaos.faults import Injector, schedule
+from bench.chaos.stack import POISON_PX, Stack
+from bench.chaos.trainings import Trainings
+from bench.service import Client, Refused
+from ml.phantoms import phantom, write_png
+from webapp.config import PROJECT_ROOT
+from webapp.extensions import db
+from webapp.jobs import QUEUE_OF_TABLE
+from webapp.models import JobStatus
+
+SCANS_A_POISON = 150
+GAP_S = (2.0, 8.0)
+"""Between the beginnings of two faults; some last longer, so that they overlap."""
+SETTLED_WITHIN_S = 600
+"""Then the wait ends, and what has no verdict is told."""
+
+
+@dataclass
+class Submitter(threading.Thread):
+    """Submits pictures one after the other, each until it is accepted."""
+
+    stack: Stack
+    accepted: list[str] = field(default_factory=list)
+    refusals: int = 0
+    replies_s: list[float] = field(default_factory=list)
+    _waiting: queue.Queue[bytes | None] = field(default_factory=queue.Queue)
+
+    def __post_init__(self) -> None:
+        super().__init__(name="submitter", daemon=True)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def submit(self, pictures: list[bytes]) -> None:
+        """Have these submitted as soon as may be."""
+        for picture in pictures:
+            self._waiting.put(picture)
+
+    def finish(self) -> None:
+        """Return when all were accepted."""
+        self._waiting.put(None)
+        self.join()
+
+    def run(self) -> None:
+        """Submit what comes."""
+        client = self.stack.client()
+        while (picture := self._waiting.get()) is not None:
+            while not self._is_accepted(client, picture):
+                self.refusals += 1
+                time.sleep(0.2)
+                client = self.stack.client()
+
+    def _is_accepted(self, client: Client, picture: bytes) -> bool:
+        began = time.monotonic()
+        try:
+            self.accepted.append(client.upload("slice.png", picture)["id"])
+        except (Refused, OSError, http.client.HTTPException):
+            return False
+        self.replies_s.append(time.monotonic() - began)
+        return True
+
+
+@dataclass
+class Campaign:
+    """What was done to a stack, to be judged by `bench.chaos.verdict`."""
+
+    stack: Stack
+    submitter: Submitter
+    injector: Injector
+    trainings: Trainings
+    began: float
+    ended: float = 0.0
+
+    @property
+    def last_fault_ended(self) -> float:
+        """When the last fault was over, or the last training's worker killed (seconds since 1970)."""
+        return max([self.began, *(fault.ended for fault in self.injector.faults)])
+
+
+def carry_out(stack: Stack, scans: int, faults: int, trainings: int, rng: random.Random) -> Campaign:
+    """Submit, break, and wait until all is settled or has had time enough."""
+    runs = Trainings(stack, trainings, stack.folder)
+    if trainings:
+        runs.import_phantoms()
+    campaign = Campaign(stack, Submitter(stack), Injector(stack), runs, time.time())
+    campaign.submitter.start()
+    if trainings:
+        runs.start()
+    kinds = schedule(stack.kind, faults, rng)
+    pictures = pictures_of(scans, stack.folder, rng)
+    for number, kind in enumerate(kinds):
+        campaign.submitter.submit(pictures[number * scans // faults : (number + 1) * scans // faults])
+        time.sleep(rng.uniform(0.1, 1.0))
+        campaign.injector.begin(kind, random.Random(rng.random()))
+        time.sleep(rng.uniform(*GAP_S))
+    campaign.injector.wait()
+    campaign.submitter.finish()
+    deadline = time.monotonic() + SETTLED_WITHIN_S
+    while time.monotonic() < deadline and (runs.is_alive() or stack.ask(unsettled) != 0):
+        time.sleep(0.2)
+    campaign.ended = time.time()
+    return campaign
+
+
+def unsettled() -> int:
+    """Return how many rows of all queues wait or are at work."""
+    open_rows = (JobStatus.QUEUED, JobStatus.RUNNING)
+    return sum(
+        db.session.scalar(select(func.count()).select_from(table).where(table.status.in_(open_rows))) or 0 for table in QUEUE_OF_TABLE
+    )
+
+
+def pictures_of(count: int, folder: Path, rng: random.Random) -> list[bytes]:
+    """Return so many pictures, some of them in the first half poisoned."""
+    good = [path.read_bytes() for path in sorted((PROJECT_ROOT / "webapp" / "static" / "phantoms").glob("*.png"))]
+    write_png(phantom(1, hemorrhage=True, size=POISON_PX), folder / "poison.png")
+    poison = (folder / "poison.png").read_bytes()
+    poisoned = set(rng.sample(range((count + 1) // 2), max(1, count // SCANS_A_POISON)))
+    return [poison if number in poisoned else rng.choice(good) for number in range(count)]

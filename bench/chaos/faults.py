@@ -1,0 +1,240 @@
+"""What goes wrong: one function a kind of fault. Each returns when the fault is over, with a word on what it met."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+
+from bench.chaos.servers import held_still, pid_of
+from bench.chaos.stack import LEASES_S, STACKS, STOP_S, Stack
+from bench.service import descendants
+from webapp import jobs
+
+STORAGE_AWAY_S = (1.0, 2.5)
+"""Less than the 4.2 s for which a worker tries again (`worker.patience`): what is refused longer is an honest failure of the scan."""
+FULL_DISK_BYTES = 20_000
+"""A file may grow to this size, so that a picture stops half way."""
+
+Inject = Callable[[Stack, random.Random], str]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault: what it holds while it lasts, so that two never meet there, and where it is possible."""
+
+    inject: Inject
+    holds: str = ""
+    stacks: tuple[str, ...] = STACKS
+
+
+@dataclass
+class Fault:
+    """One fault: when it began and ended (seconds since 1970), and what it met."""
+
+    kind: str
+    began: float = 0.0
+    ended: float = 0.0
+    met: str = ""
+
+
+@dataclass
+class Injector:
+    """Injects faults into a stack, each in a thread of its own, so that they overlap."""
+
+    stack: Stack
+    faults: list[Fault] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    _threads: list[threading.Thread] = field(default_factory=list)
+    _held: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+
+    def begin(self, kind: str, rng: random.Random) -> None:
+        """Begin a fault and return at once."""
+        fault = Fault(kind)
+        self.faults.append(fault)
+        thread = threading.Thread(target=self._carry_out, args=(fault, rng), name=kind, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def wait(self) -> None:
+        """Return when all are over."""
+        for thread in self._threads:
+            thread.join()
+
+    def _carry_out(self, fault: Fault, rng: random.Random) -> None:
+        kind = KINDS[fault.kind]
+        with self._held[kind.holds or fault.kind]:
+            fault.began = time.time()
+            try:
+                fault.met = kind.inject(self.stack, rng)
+            except Exception as err:  # noqa: BLE001 - a fault that could not be injected is told at the end.
+                self.errors.append(f"{fault.kind}: {type(err).__name__}: {err}")
+            fault.ended = time.time()
+
+
+def schedule(kind_of_stack: str, count: int, rng: random.Random) -> list[str]:
+    """Return `count` kinds of fault in random order, each about as often."""
+    possible = [name for name, kind in KINDS.items() if kind_of_stack in kind.stacks]
+    drawn: list[str] = []
+    while len(drawn) < count:
+        drawn += rng.sample(possible, len(possible))
+    return drawn[:count]
+
+
+def kill_worker(stack: Stack, rng: random.Random) -> str:
+    """SIGKILL to a worker's parent, to its children, or to all, as when a machine dies."""
+    name, to = rng.choice(VICTIMS), rng.choice(("parent", "children", "all"))
+    stack.programs[name].send(signal.SIGKILL, to)
+    return f"{name}, {to}"
+
+
+def pause_worker(stack: Stack, rng: random.Random) -> str:
+    """SIGSTOP, and SIGCONT when others have taken over."""
+    name = rng.choice(VICTIMS)
+    stack.programs[name].send(signal.SIGSTOP, "all")
+    time.sleep(LEASES_S["LEASE_S"] + rng.uniform(1, 3))
+    stack.programs[name].send(signal.SIGCONT, "all")
+    return name
+
+
+def ask_worker_to_stop(stack: Stack, rng: random.Random) -> str:
+    """SIGTERM, and SIGKILL to one that does not end within the time that docker-compose.yml gives."""
+    name = rng.choice(("worker-train", *VICTIMS))
+    program = stack.programs[name]
+    starts, deadline = program.starts, time.monotonic() + STOP_S
+    program.send(signal.SIGTERM)
+    while program.starts == starts:
+        if time.monotonic() > deadline:
+            program.send(signal.SIGKILL, "all")
+            return f"{name}, which did not end within {STOP_S} s"
+        time.sleep(0.05)
+    return name
+
+
+def kill_web(stack: Stack, rng: random.Random) -> str:
+    """SIGKILL to the web process, perhaps between a file and its row."""
+    stack.programs["web"].send(signal.SIGKILL, "all")
+    return ""
+
+
+def restart_broker(stack: Stack, rng: random.Random) -> str:
+    """Stop it and start it at once; it keeps its queue."""
+    stack.broker.stop()
+    stack.broker.start()
+    return ""
+
+
+def take_broker_away(stack: Stack, rng: random.Random) -> str:
+    """Connections are refused for a while."""
+    stack.broker.stop()
+    time.sleep(rng.uniform(3, 6))
+    stack.broker.start()
+    return ""
+
+
+def hang_broker(stack: Stack, rng: random.Random) -> str:
+    """Connections are taken and not answered."""
+    held_still(pid_of(stack.broker), rng.uniform(3, 6))
+    return ""
+
+
+def flush_broker(stack: Stack, rng: random.Random) -> str:
+    """All it knows is gone."""
+    with stack.broker.client() as client:
+        client.flushall()
+    return ""
+
+
+def drop_nudges(stack: Stack, rng: random.Random) -> str:
+    """For two seconds every message that waits is dropped."""
+    dropped = 0
+    until = time.monotonic() + 2
+    with stack.broker.client() as client:
+        while time.monotonic() < until:
+            for queue in jobs.QUEUES:
+                try:
+                    dropped += len(client.lpop(queue, 1000) or [])
+                except redis.RedisError:
+                    continue  # Another fault has the broker.
+            time.sleep(0.02)
+    return f"{dropped} dropped"
+
+
+def double_nudges(stack: Stack, rng: random.Random) -> str:
+    """Every kind of nudge comes ten times more."""
+    with stack.app.app_context():
+        sent = sum(jobs.nudge(task) for task in jobs.QUEUE_OF_TASK for _ in range(10))
+    return f"{sent} sent"
+
+
+def restart_database(stack: Stack, rng: random.Random) -> str:
+    """PostgreSQL is stopped, in order or by a crash, and is away for up to three seconds."""
+    if stack.database is None:
+        raise RuntimeError("An embedded database cannot be restarted.")
+    crash = rng.random() < 0.5
+    stack.database.stop(crash=crash)
+    time.sleep(rng.uniform(0, 3))
+    stack.database.start()
+    return "crash" if crash else "in order"
+
+
+def take_storage_away(stack: Stack, rng: random.Random) -> str:
+    """The folder is not there, as a network folder that is unmounted: nothing can be read or written."""
+    point_files_to(stack, stack.folder / "nowhere")
+    time.sleep(rng.uniform(*STORAGE_AWAY_S))
+    point_files_to(stack, stack.volume)
+    return ""
+
+
+def fill_disk(stack: Stack, rng: random.Random) -> str:
+    """A worker's writes end in an error half way (a limit on the size of files stands for a full disk; it holds for root too)."""
+    name = rng.choice(("worker-predict", "worker-predict-2"))
+    limit_files(stack.programs[name].pid, FULL_DISK_BYTES)
+    time.sleep(rng.uniform(*STORAGE_AWAY_S))
+    limit_files(stack.programs[name].pid, resource.RLIM_INFINITY)
+    return name
+
+
+def limit_files(root_pid: int, size: int) -> None:
+    """Limit the size of the files that a process and its children may write; the parent first, so that new children inherit it."""
+    for pid in (root_pid, *descendants(root_pid)):
+        try:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        except ProcessLookupError:
+            continue
+
+
+def point_files_to(stack: Stack, target: Path) -> None:
+    """Let the storage's folder be another one, in one step."""
+    fresh = stack.home / "files.new"
+    fresh.symlink_to(target)
+    os.replace(fresh, stack.files)
+
+
+VICTIMS = ("worker-predict", "worker-predict-2", "beat")
+"""The train worker is killed by `bench.chaos.trainings`, each time after a new checkpoint: other deaths count against a run."""
+
+KINDS = {
+    "worker killed": Kind(kill_worker),
+    "worker paused for longer than its lease": Kind(pause_worker),
+    "worker asked to stop": Kind(ask_worker_to_stop),
+    "web process killed": Kind(kill_web),
+    "broker restarted": Kind(restart_broker, "broker"),
+    "broker away": Kind(take_broker_away, "broker"),
+    "broker hanging": Kind(hang_broker, "broker"),
+    "broker flushed": Kind(flush_broker, "broker"),
+    "nudges dropped": Kind(drop_nudges),
+    "nudges doubled": Kind(double_nudges),
+    "database restarted": Kind(restart_database, "database", ("postgres",)),
+    "storage away": Kind(take_storage_away, "storage"),
+    "disk full": Kind(fill_disk, "storage"),
+}

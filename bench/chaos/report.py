@@ -1,0 +1,103 @@
+"""What chaos tells: a page of Markdown with the figures of each stack, and one line as the verdict."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from math import ceil
+
+from bench.chaos.campaign import GAP_S
+from bench.chaos.faults import STORAGE_AWAY_S
+from bench.chaos.stack import LEASES_S, TRAIN_LEASE_S
+from bench.chaos.trainings import ARCHITECTURE, KILLS
+from bench.chaos.verdict import Outcome
+from bench.service import percentile
+
+TITLE_OF = {"postgres": "PostgreSQL and Redis", "embedded": "The embedded default: SQLite and the embedded broker"}
+
+INTRODUCTION = """# Chaos: what was broken, and what came of it
+
+`{command}` on {date}; {machine}.
+
+Each stack is the Procfile's processes and a second predict worker, on servers of its own; a supervisor starts again what ended. Scans
+come in over HTTP from a client that sends each until it is accepted. A fault begins {gap[0]:g} to {gap[1]:g} s after the one before,
+whether that is over or not. Leases are short, so that this ends in time: {leases}; the train worker, which TensorFlow
+holds still for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored at once (`CHECKPOINT_S=0`). The storage refuses for
+{away[0]:g} to {away[1]:g} s at a time: workers try again for 4.2 s, and what is refused longer fails honestly. Poisoned scans kill the
+process that reads them. The clock of the second predict worker is off by a minute all the time.
+
+*Recovery* is the time from the beginning of a fault, its own duration included, until every sound scan that waited or was being read
+at that moment has its verdict. A fault that met no such scan has none.
+"""
+HEAD = "| fault | times | met waiting scans | recovery, median (s) | longest (s) |\n|---|---|---|---|---|\n"
+
+
+def report(outcomes: Sequence[Outcome], given: argparse.Namespace) -> str:
+    """Return the page, which ends in the verdict."""
+    introduction = INTRODUCTION.format(
+        command=f"python -m bench.chaos --scans {given.scans} --faults {given.faults} --trainings {given.trainings} --seed {given.seed}",
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+        machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        gap=GAP_S,
+        leases=", ".join(f"`{name}={value}`" for name, value in LEASES_S.items()),
+        train_lease=TRAIN_LEASE_S,
+        away=STORAGE_AWAY_S,
+    )
+    return f"{introduction}{''.join(map(_of_stack, outcomes))}\n{verdict(outcomes)}\n"
+
+
+def verdict(outcomes: Sequence[Outcome]) -> str:
+    """Return the one line."""
+    broken = [f"{outcome.stack}: {complaint}" for outcome in outcomes for complaint in outcome.broken]
+    if broken:
+        return f"BROKEN: {'; '.join(broken)}."
+    scans, runs = sum(outcome.scans for outcome in outcomes), sum(outcome.runs for outcome in outcomes)
+    faults = sum(outcome.faults.total() for outcome in outcomes)
+    last_s = max(outcome.last_verdict_s for outcome in outcomes)
+    trained = f"; {runs} trainings, each killed {KILLS} times, made {runs} versions" if runs else ""
+    return (
+        f"Held: {scans} scans, {faults} faults, nothing lost, doubled or stuck, "
+        f"all verdicts within {ceil(last_s)} s of the last fault{trained}."
+    )
+
+
+def _of_stack(outcome: Outcome) -> str:
+    recovery = [seconds for each in outcome.recoveries_s.values() for seconds in each]
+    pace = outcome.scans / outcome.submitting_s * 60
+    judged = f"**broken**: {'; '.join(outcome.broken)}." if outcome.broken else "each has one verdict, and only the poisoned failed."
+    lines = [
+        f"{outcome.scans} scans, {outcome.poisoned} of them poisoned: {judged}",
+        f"Recovery: {_spread(recovery)}.",
+        f"The last verdict came {outcome.last_verdict_s:.1f} s after the last fault.",
+        f"Throughput: {pace:.0f} scans a minute from the first upload to the last verdict, as fast as they came in.",
+        f"Upload replies: {_spread(outcome.replies_s)}. {outcome.refusals} uploads were refused or cut off and sent again.",
+        f"{outcome.unanswered} scans were stored although the answer to their upload was lost.",
+        f"{outcome.attempts} times a scan came back because its worker had died or seemed dead.",
+        f"Restarts by the supervisor: {', '.join(f'{name} {count}' for name, count in outcome.restarts.items())}.",
+        f"{outcome.orphans} files were left without a row; the service's own tidying removed them.",
+        *outcome.notes,
+    ]
+    if outcome.runs:
+        attempts = ", ".join(map(str, outcome.run_attempts))
+        lines.append(
+            f"{outcome.runs} trainings (`{ARCHITECTURE}` on phantoms), each killed {KILLS} times after a new checkpoint; "
+            f"deaths noted: {attempts}."
+        )
+    listed = "\n".join(f"- {line}" for line in lines)
+    table = "".join(
+        f"| {kind} | {count} | {len(times)} | {_seconds(times, 0.5)} | {_seconds(times, 1)} |\n"
+        for kind, count in sorted(outcome.faults.items())
+        for times in [outcome.recoveries_s[kind]]
+    )
+    return f"\n## {TITLE_OF[outcome.stack]}\n\n{listed}\n\n{HEAD}{table}"
+
+
+def _spread(times: Sequence[float]) -> str:
+    return f"median {_seconds(times, 0.5)} s, 95th percentile {_seconds(times, 0.95)} s, longest {_seconds(times, 1)} s"
+
+
+def _seconds(times: Sequence[float], share: float) -> str:
+    return f"{percentile(list(times), share):.1f}" if times else "–"

@@ -1,0 +1,28 @@
+"""`make chaos`, short: the same faults on every run, among them a worker that is paused and a database that is restarted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.chaos.servers import NotInstalled, postgres_programs
+from tests.conftest import unreachable
+from webapp.config import PROJECT_ROOT
+
+SHORT = ["--stack", "postgres", "--scans", "24", "--faults", "3", "--trainings", "0", "--seed", "7"]
+PATIENCE = ["--within", "240"]  # A machine that is busy otherwise is slow, not broken.
+
+
+def test_whatever_dies_every_scan_ends_in_one_verdict(tmp_path: Path) -> None:
+    try:
+        postgres_programs()
+    except NotInstalled as err:
+        unreachable(str(err))
+    report = tmp_path / "chaos.md"
+    command = [sys.executable, "-m", "bench.chaos", *SHORT, *PATIENCE, "--report", str(report)]
+    ran = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.splitlines()[-1].startswith("Held: 24 scans, 3 faults, nothing lost, doubled or stuck")
+    assert report.read_text(encoding="utf-8").splitlines()[-1] == ran.stdout.splitlines()[-1]
