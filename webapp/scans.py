@@ -22,7 +22,7 @@ from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, accept_scans
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import ORIGINAL_REMOVED, Act, JobStatus, ModelVersion, Prediction, Scan, cancel, force, retry
+from webapp.models import ORIGINAL_REMOVED, Act, JobStatus, ModelVersion, Order, Prediction, Scan, cancel, force, retry
 from webapp.storage import StorageError
 from webapp.volume import WINDOWS, open_volume
 
@@ -46,7 +46,7 @@ def home() -> str | WerkzeugResponse:
 @blueprint.get("/scans")
 @login_required
 def history() -> str:
-    """Show the form for a scan and one's scans, newest first."""
+    """Show the form for a scan and one's scans, in the order that is asked for."""
     return _history(ScanForm(formdata=None))
 
 
@@ -229,13 +229,17 @@ def _history(form: ScanForm) -> str:
     total = db.session.scalar(select(func.count()).select_from(Scan).where(own)) or 0
     pages = max(1, -(-total // PER_PAGE))
     page = min(page_number(), pages)
-    newest = (
-        select(Scan)
-        .where(own)
-        .options(joinedload(Scan.prediction))
-        .order_by(Scan.created_at.desc(), Scan.id)
-        .limit(PER_PAGE)
-        .offset((page - 1) * PER_PAGE)
+    order = order_asked()
+    shown = select(Scan).where(own).options(joinedload(Scan.prediction)).order_by(*order.columns)
+    scans = db.session.scalars(shown.limit(PER_PAGE).offset((page - 1) * PER_PAGE)).all()
+    return render_template(
+        "scans/history.html", form=form, scans=scans, total=total, page=page, pages=pages, order=order, phantoms=phantoms()
     )
-    scans = db.session.scalars(newest).all()
-    return render_template("scans/history.html", form=form, scans=scans, total=total, page=page, pages=pages, phantoms=phantoms())
+
+
+def order_asked() -> Order:
+    """Return the order that the query asks for, newest first where it asks for none that there is."""
+    try:
+        return Order(request.args.get("order", ""))
+    except ValueError:
+        return Order.NEWEST

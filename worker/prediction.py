@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from flask import current_app
 from PIL import Image
-from sqlalchemy import case, insert, literal, select
+from sqlalchemy import ColumnElement, case, insert, literal, select
 from sqlalchemy.orm import joinedload
 
 from ml.artifacts import ArtifactError
@@ -135,6 +135,8 @@ def write_verdicts(
         findings.keys(),
         image_key=literal("images/") + Scan.id + ".png",
         thumbnail_key=literal("thumbnails/") + Scan.id + ".png",
+        risk=by_scan({scan_id: finding.probability for scan_id, finding in findings.items()}),
+        margin=by_scan({scan_id: abs(finding.probability - finding.threshold) for scan_id, finding in findings.items()}),
     )
     predictions = [
         {
@@ -156,9 +158,14 @@ def write_verdicts(
         db.session.execute(insert(Prediction).values(predictions))
         db.session.execute(insert(Heatmap).values([{"id": new_id(), "prediction_id": prediction["id"]} for prediction in predictions]))
     if odd:
-        leases.write(Scan, owner, odd, not_head_ct=case(dict(odd), value=Scan.id))
+        leases.write(Scan, owner, odd, not_head_ct=by_scan(odd))
     leases.fail(Scan, owner, refused)
     return owned
+
+
+def by_scan(values: Mapping[str, float]) -> ColumnElement[float] | None:
+    """Return each scan's value, by the scans' ids, for one statement that writes many."""
+    return case(dict(values), value=Scan.id) if values else None
 
 
 def discard_pictures_of_deleted(lost: Collection[str]) -> None:

@@ -83,14 +83,17 @@ def flag(name: str) -> bool:
 @blueprint.arguments(ScansQuerySchema, location="query")
 @blueprint.response(200, ScansPageSchema)
 def index(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the scans of the token's owner, newest first."""
+    """List the scans of the token's owner.
+
+    In the orders by risk and by uncertainty urgent scans come first, and those without a result last.
+    """
     page, per_page = query["page"], query["per_page"]
     mine = [Scan.user_id == g.token_owner_id]
     if query["status"]:
         mine.append(Scan.status == query["status"])
     total = db.session.scalar(select(func.count()).select_from(Scan).where(*mine))
-    newest = with_result(select(Scan)).where(*mine).order_by(Scan.created_at.desc(), Scan.id).limit(per_page).offset((page - 1) * per_page)
-    return {"items": [told(scan) for scan in db.session.scalars(newest)], "page": page, "per_page": per_page, "total": total}
+    shown = with_result(select(Scan)).where(*mine).order_by(*query["order"].columns).limit(per_page).offset((page - 1) * per_page)
+    return {"items": [told(scan) for scan in db.session.scalars(shown)], "page": page, "per_page": per_page, "total": total}
 
 
 @blueprint.get("/scans/<scan_id>")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from marshmallow import Schema, fields, pre_load, validate
 
-from webapp.models import JobStatus
+from webapp.models import JobStatus, Order
 
 
 class ProblemSchema(Schema):
@@ -96,11 +96,17 @@ class ScanSchema(Schema):
 
 
 class ScansQuerySchema(Schema):
-    """Which page of the scans to list, newest first."""
+    """Which page of the scans to list."""
 
     page = fields.Integer(load_default=1, validate=validate.Range(1, 1_000_000))
     per_page = fields.Integer(load_default=20, validate=validate.Range(1, 100))
     status = fields.Enum(JobStatus, by_value=True, load_default=None)
+    order = fields.Enum(
+        Order,
+        by_value=True,
+        load_default=Order.NEWEST,
+        metadata={"description": "risk: the highest probability first; uncertainty: what lies nearest its threshold first."},
+    )
 
     @pre_load
     def leave_out_what_is_empty(self, data: Mapping[str, str], **_: object) -> dict[str, str]:

@@ -14,7 +14,7 @@ from webapp.models.learning import (
 )
 from webapp.models.leased import JobStatus, Leased, cancel, new_id, queue_again
 from webapp.models.operations import Act, AuditEvent, Worker
-from webapp.models.scans import ORIGINAL_REMOVED, Heatmap, Prediction, Scan, force, result_of, retry
+from webapp.models.scans import ORIGINAL_REMOVED, Heatmap, Order, Prediction, Scan, force, result_of, retry
 
 __all__ = [
     "ORIGINAL_REMOVED",
@@ -27,6 +27,7 @@ __all__ = [
     "Leased",
     "LoginSession",
     "ModelVersion",
+    "Order",
     "PasswordReset",
     "Prediction",
     "Promotion",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, false, text
+from sqlalchemy import JSON, BigInteger, ColumnElement, ForeignKey, Index, String, false, text
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
@@ -38,6 +39,9 @@ class Scan(Leased, db.Model):
     volume_key: Mapped[str | None] = mapped_column(String(200))  # All slices of a series for the viewer (`ml.volume`).
     not_head_ct: Mapped[float | None]  # 0 to 1; set where it failed because it does not look like a head CT.
     forced_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # When its owner said to score it anyway.
+    # What its prediction says, once more here for the orders of the worklist; as long as it has none, it comes last in each.
+    risk: Mapped[float] = mapped_column(default=0.0, server_default="0")  # The probability.
+    margin: Mapped[float] = mapped_column(default=1.0, server_default="1")  # How far that lies from the threshold.
     user: Mapped[User] = relationship()
     prediction: Mapped[Prediction | None] = relationship(back_populates="scan")
 
@@ -45,6 +49,8 @@ class Scan(Leased, db.Model):
         Index(None, "status", "queued_at"),
         Index(None, "user_id", "created_at"),
         # The queue as claims go through it, from person to person. Scans that have ended are not in it.
+        Index("ix_scan_risk", "user_id", stat.desc(), risk.desc(), text("created_at DESC"), "id"),
+        Index("ix_scan_margin", "user_id", stat.desc(), "margin", text("created_at DESC"), "id"),
         Index("ix_scan_queue", "user_id", stat.desc(), "queued_at", "id", postgresql_where=_QUEUED, sqlite_where=_QUEUED),
     )
 
@@ -64,6 +70,24 @@ class Scan(Leased, db.Model):
         return (
             self.status == JobStatus.FAILED and self.not_head_ct is not None and self.forced_at is None and self.original_removed_at is None
         )
+
+
+class Order(StrEnum):
+    """An order in which a person looks at their scans."""
+
+    NEWEST = "newest"
+    RISK = "risk"
+    UNCERTAINTY = "uncertainty"
+
+    @property
+    def columns(self) -> tuple[ColumnElement[Any] | InstrumentedAttribute[Any], ...]:
+        """What scans are ordered by; urgent ones come first in the orders of those who have to choose. Each is an index of one's scans."""
+        newest = (Scan.created_at.desc(), Scan.id)
+        if self is Order.RISK:
+            return (Scan.stat.desc(), Scan.risk.desc(), *newest)
+        if self is Order.UNCERTAINTY:
+            return (Scan.stat.desc(), Scan.margin, *newest)
+        return newest
 
 
 def force(scan_id: str, user_id: str) -> bool:
