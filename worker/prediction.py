@@ -1,26 +1,28 @@
-"""Scans to verdicts, then heat maps to pictures: what a predict worker does. It never loads TensorFlow."""
+"""Scans to verdicts: what a predict worker does first. It never loads TensorFlow."""
 
 from __future__ import annotations
 
 import logging
 import time
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from flask import current_app
 from PIL import Image
 from sqlalchemy import ColumnElement, case, insert, literal, select
-from sqlalchemy.orm import joinedload
 
 from ml.artifacts import ArtifactError
-from ml.explain import overlay
 from ml.images import ImageError, Series, Slice, render
-from ml.inference import Finding, Predictor
+from ml.inference import Finding, Predictor, Stopped
+from ml.volume import write_volume
 from webapp import logs
 from webapp.extensions import db
+from webapp.intake import PACKED
+from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import ORIGINAL_REMOVED, Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
 from webapp.storage import MissingFile, StorageError, storage
 from worker import leases
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 
 IMAGE_PX = 768
 THUMBNAIL_PX = 128
+MOST_SLICES = 64
+"""Slices of the scans that are read together, where it is more than one: a longer series is read alone."""
+PROGRESS_S = 1.0
 NOT_HEAD_CT = "This does not look like a head CT, so it was not scored."
 NO_MODEL = "No model is live; ask an administrator to promote one."
 
@@ -49,12 +54,23 @@ def answer_next_scans() -> bool:
     scans, of_slices, of_series = committed(claim)
     if not scans:
         return False
+    scans = _as_many_as_memory_holds(scans)
     with mine.holding(Scan, [scan.id for scan in scans]):
         if of_slices is None or of_series is None:  # Each kind stands in for the other: without one there is none.
             committed(lambda: leases.fail(Scan, mine.owner, {scan.id: NO_MODEL for scan in scans}))
         else:
             answer(scans, of_slices, of_series)
     return True
+
+
+def _as_many_as_memory_holds(scans: list[Scan]) -> list[Scan]:
+    """Return the first of these scans, at least one, and hand the others back: another worker may have time for them now."""
+    slices = list(accumulate(scan.slice_count for scan in scans))
+    held = max(1, sum(count <= MOST_SLICES for count in slices))
+    if beyond := [scan.id for scan in scans[held:]]:
+        committed(lambda: leases.hand_back(Scan, presence().owner, beyond))
+        nudge(PREDICT_SCANS)
+    return scans[:held]
 
 
 def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) -> None:
@@ -75,7 +91,7 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
         if not chosen:
             continue
         try:
-            findings |= score(predictor_for(version), chosen, refused)
+            findings |= score(predictor_for(version), chosen, refused, Watch(list(chosen)))
             answered_by |= dict.fromkeys(chosen, version.id)
         except (StorageError, ArtifactError) as err:
             log.error("version=%s cannot be loaded: %s", version.id, err)
@@ -90,7 +106,7 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
     for scan in scans:
         if scan.id in shown:
             try:
-                store_pictures(scan.id, series[scan.id])
+                store_pictures(scan.id, series[scan.id], shown_slice(findings[scan.id].first_slices))
             except Exception as err:  # noqa: BLE001 - likewise.
                 refused[scan.id] = sentence_for(err, scan)
                 del findings[scan.id]
@@ -101,10 +117,39 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
     log.info("scans=%d done=%d version=%s seconds_each=%.3f", len(scans), len(owned), versions, seconds)
 
 
-def score(predictor: Predictor, series: Mapping[str, Series], refused: dict[str, str]) -> dict[str, Finding]:
-    """Return the findings by scan; a scan on which the model fails gets its sentence in `refused`."""
+class Watch:
+    """Tells while series are read how far they are, at most once a second, and notices when nobody waits for them any more.
+
+    Scans that were cancelled or deleted, or whose lease was lost, are no longer this worker's; a worker that is asked to stop hands series
+    back, since they may take longer than the grace that it is given.
+    """
+
+    def __init__(self, scan_ids: list[str]) -> None:
+        self._scan_ids, self._told, self._is_over = scan_ids, time.monotonic(), False
+
+    def on_progress(self, done: int, total: int) -> None:
+        """Write how many slices are read."""
+        if time.monotonic() - self._told < PROGRESS_S:
+            return
+        self._told = time.monotonic()
+        columns = {"progress": done / total, "stage": f"Reading slice {done} of {total}"}
+        mine = presence()
+        if mine.stopping() and committed(lambda: leases.hand_back(Scan, mine.owner, self._scan_ids)):
+            self._is_over = True
+        else:
+            self._is_over = not committed(lambda: leases.write(Scan, mine.owner, self._scan_ids, **columns))
+
+    def is_over(self) -> bool:
+        """True if none of the scans is this worker's any more."""
+        return self._is_over
+
+
+def score(predictor: Predictor, series: Mapping[str, Series], refused: dict[str, str], watch: Watch) -> dict[str, Finding]:
+    """Return the findings by scan, none where nobody asks any more; a scan on which the model fails gets its sentence in `refused`."""
     try:
-        return dict(zip(series, predictor.predict_many(list(series.values())), strict=True))
+        return dict(zip(series, predictor.predict_many(list(series.values()), watch.on_progress, watch.is_over), strict=True))
+    except Stopped:
+        return {}
     except Exception as err:  # noqa: BLE001 - which scan it was shows below.
         log.warning("scans=%s the batch failed and is scored one by one: %s", ",".join(series), type(err).__name__)
     findings = {}
@@ -129,12 +174,14 @@ def write_verdicts(
     that do not look like a head CT, with the score. The number of statements does not depend on the number of scans.
     """
     owner = presence().owner
+    of_series = [scan_id for scan_id, finding in findings.items() if len(finding.slice_probabilities) > 1]
     owned = leases.finish(
         Scan,
         owner,
         findings.keys(),
         image_key=literal("images/") + Scan.id + ".png",
         thumbnail_key=literal("thumbnails/") + Scan.id + ".png",
+        volume_key=case((Scan.id.in_(of_series), literal("volumes/") + Scan.id + ".nii.gz"), else_=None) if of_series else None,
         risk=by_scan({scan_id: finding.probability for scan_id, finding in findings.items()}),
         margin=by_scan({scan_id: abs(finding.probability - finding.threshold) for scan_id, finding in findings.items()}),
     )
@@ -149,6 +196,7 @@ def write_verdicts(
             "uncertain": finding.uncertain,
             "warnings": list(finding.warnings),
             "slices": list(finding.slice_probabilities),
+            "first_slices": list(finding.first_slices),
             "seconds": seconds,
         }
         for scan_id, finding in findings.items()
@@ -176,45 +224,7 @@ def discard_pictures_of_deleted(lost: Collection[str]) -> None:
     for scan_id in sorted(set(lost) - there):
         storage.discard(f"images/{scan_id}.png")
         storage.discard(f"thumbnails/{scan_id}.png")
-
-
-def draw_next_heatmap() -> bool:
-    """Claim one heat map and draw it; False if none was queued. One at a time, because verdicts go before maps."""
-    mine = presence()
-
-    def claim() -> Heatmap | None:
-        claimed = leases.claim(Heatmap, mine.owner)
-        if not claimed:
-            return None
-        joined = joinedload(Heatmap.prediction)
-        return db.session.scalar(
-            select(Heatmap)
-            .where(Heatmap.id == claimed[0].id)
-            .options(joined.joinedload(Prediction.scan), joined.joinedload(Prediction.model_version))
-        )
-
-    heatmap = committed(claim)
-    if heatmap is None:
-        return False
-    with mine.holding(Heatmap, [heatmap.id]), logs.about(scan_ids=[heatmap.prediction.scan_id]):
-        try:
-            draw(heatmap)
-        except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
-            sentence = sentence_for(err, heatmap)
-            committed(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
-        else:
-            committed(lambda: leases.finish(Heatmap, mine.owner, [heatmap.id], image_key=f"heatmaps/{heatmap.id}.png"))
-            if not committed(lambda: db.session.scalar(select(Heatmap.id).where(Heatmap.id == heatmap.id))):
-                storage.discard(f"heatmaps/{heatmap.id}.png")  # Its scan was deleted meanwhile.
-    return True
-
-
-def draw(heatmap: Heatmap) -> None:
-    """Store the picture of where the version that gave the verdict looked."""
-    predictor = predictor_for(heatmap.prediction.model_version)
-    series = read_original(heatmap.prediction.scan)
-    heat = predictor.heatmap(series, shown_slice(series))
-    stored(lambda: storage.put(f"heatmaps/{heatmap.id}.png", png(overlay(heat, IMAGE_PX))))
+        storage.discard(f"volumes/{scan_id}.nii.gz")
 
 
 def read_original(scan: Scan) -> Series:
@@ -229,8 +239,10 @@ def read_original(scan: Scan) -> Series:
     with presence().work_folder() as folder:
         original = folder / "original"
         stored(lambda: storage.fetch(scan.original_key, original))
-        paths = _unpack(original) if scan.files > 1 else [original]
-        return decode(paths, max_pixels=current_app.config["MAX_PIXELS"])
+        paths = _unpack(original) if scan.original_key.endswith(PACKED) else [original]
+        config = current_app.config
+        limits = {"max_bytes": config["MAX_UPLOAD_MB"] * 2**20, "max_pixels": config["MAX_PIXELS"], "max_slices": config["MAX_SLICES"]}
+        return decode(paths, **limits)
 
 
 def _unpack(original: Path) -> list[Path]:
@@ -240,17 +252,21 @@ def _unpack(original: Path) -> list[Path]:
         return [original.parent / name for name in packed.namelist()]
 
 
-def store_pictures(scan_id: str, series: Series) -> None:
-    """Store the slice as the pages show it, large and small."""
-    shown = series.slices[shown_slice(series)]
+def store_pictures(scan_id: str, series: Series, index: int) -> None:
+    """Store that slice as the pages show it, large and small, and all slices of a series as a volume."""
+    shown = series.slices[index]
     for key, max_px in ((f"images/{scan_id}.png", IMAGE_PX), (f"thumbnails/{scan_id}.png", THUMBNAIL_PX)):
         content = png(render(shown, max_px))
         stored(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
+    if len(series.slices) > 1:
+        with presence().work_folder() as folder:
+            write_volume(series, folder / "volume")
+            stored(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))
 
 
-def shown_slice(series: Series) -> int:
-    """Return the index of the slice that stands for the scan on a page; its heat map is of the same."""
-    return len(series.slices) // 2
+def shown_slice(first_slices: Sequence[int] | None) -> int:
+    """Return the index of the slice that stands for the scan on a page: the first to look at."""
+    return first_slices[0] if first_slices else 0
 
 
 def png(picture: Image.Image) -> bytes:
@@ -271,9 +287,9 @@ def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
 
 def warm_up() -> None:
     """Load the live model before the first scan comes, and run it once."""
-    version, _ = answering_versions()
+    versions = [version for version in answering_versions() if version is not None]
     db.session.commit()
-    if version is None:
+    if not versions:
         log.warning("no model is live yet")
-        return
-    predictor_for(version).predict(Series((Slice(np.zeros((64, 64), np.float32), "display"),)))
+    for version in versions:
+        predictor_for(version).predict(Series((Slice(np.zeros((64, 64), np.float32), "display"),)))

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 PREDICTIONS = "predictions.csv"
 """What a training answered out of fold, stored beside its model; no part of it, and read by comparisons only."""
 
-MOST_LOADED = 2
-"""The live model, and the one before it, whose heat maps may still be waiting."""
+MOST_LOADED = 3
+"""The live models of slices and of series, and one before, whose heat maps may still be waiting."""
 
 _loaded: OrderedDict[str, Predictor] = OrderedDict()
 

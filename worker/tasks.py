@@ -13,7 +13,8 @@ from worker.presence import presence
 
 def predict_scans() -> None:
     """Answer scans until none is queued, then draw heat maps; verdicts go before maps."""
-    from worker.prediction import answer_next_scans, draw_next_heatmap
+    from worker.heatmaps import draw_next_heatmap
+    from worker.prediction import answer_next_scans
 
     while not presence().stopping() and (answer_next_scans() or draw_next_heatmap()):
         pass

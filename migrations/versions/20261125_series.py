@@ -26,7 +26,7 @@ def upgrade() -> None:
         op.drop_index(f"ix_{table}_status", table_name=table)
         op.create_index(f"ix_{table}_status", table, ["status", "queued_at"])
     op.add_column("scan", sa.Column("stat", sa.Boolean(), nullable=False, server_default=sa.false()))
-    op.add_column("scan", sa.Column("files", sa.Integer(), nullable=False, server_default="1"))
+    op.add_column("scan", sa.Column("slice_count", sa.Integer(), nullable=False, server_default="1"))
     op.add_column("scan", sa.Column("size", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("scan", sa.Column("notes", sa.JSON(), nullable=True))
     op.add_column("scan", sa.Column("volume_key", sa.String(length=200), nullable=True))
@@ -37,7 +37,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_column("heatmap", "slices")
     op.drop_column("prediction", "first_slices")
-    for column in ("volume_key", "notes", "size", "files", "stat"):
+    for column in ("volume_key", "notes", "size", "slice_count", "stat"):
         op.drop_column("scan", column)
     for table in LEASED:
         op.drop_index(f"ix_{table}_status", table_name=table)

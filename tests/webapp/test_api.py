@@ -201,7 +201,7 @@ def test_a_body_over_the_limit_is_413(app: Flask, ann: FlaskClient) -> None:
 def test_a_queued_scan_has_no_result(app: Flask, ann: FlaskClient) -> None:
     told = ann.get(f"/api/v1/scans/{add_scan(app)}").json
     assert set(told) == {
-        *("id", "status", "progress", "error", "title", "kind", "files", "stat", "notes"),
+        *("id", "status", "progress", "error", "title", "kind", "slice_count", "stat", "notes"),
         *("created_at", "finished_at", "original_removed_at", "score_anyway_url", "result"),
     }
     assert (told["status"], told["progress"], told["error"], told["finished_at"], told["result"]) == ("queued", 0.0, None, None, None)

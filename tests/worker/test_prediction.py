@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from webapp.deletion import delete_account, delete_scan
 from webapp.extensions import database_now, db
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan, User, cancel, force, retry
 from webapp.storage import Storage, StorageError, storage
-from worker import leases, prediction, tasks
+from worker import heatmaps, leases, prediction, tasks
 from worker.presence import presence
 
 
@@ -120,8 +121,8 @@ def test_a_scan_that_is_deleted_while_its_pictures_fail_leaves_none(any_worker_a
     submit(picture())
     real = prediction.store_pictures
 
-    def late(scan_id: str, series: Series) -> None:
-        real(scan_id, series)
+    def late(scan_id: str, series: Series, index: int) -> None:
+        real(scan_id, series, index)
         delete_scan(scan_id)
         storage.put(f"images/{scan_id}.png", b"stored after the deletion")
         raise StorageError("The storage did not accept a file; please try again later.")
@@ -167,12 +168,13 @@ def test_a_heat_map_of_a_scan_that_was_deleted_meanwhile_is_not_kept(any_worker_
     (scan_id,) = submit(picture())
     prediction.answer_next_scans()
 
-    def late(heatmap: Heatmap) -> None:
+    def late(heatmap: Heatmap) -> dict[int, str]:
         delete_scan(scan_id)
         storage.put(f"heatmaps/{heatmap.id}.png", b"drawn after the deletion")
+        return {0: f"heatmaps/{heatmap.id}.png"}
 
-    monkeypatch.setattr(prediction, "draw", late)
-    assert prediction.draw_next_heatmap()
+    monkeypatch.setattr(heatmaps, "draw", late)
+    assert heatmaps.draw_next_heatmap()
     assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails", "heatmaps")] == [[], [], [], []]
 
 
@@ -195,7 +197,7 @@ def test_what_nobody_expected_fails_alone_with_a_neutral_sentence(
     ids = submit(picture(1), picture(2), picture(3))
     real = Predictor.predict_many
 
-    def breaks_on_the_second(self: Predictor, series: Sequence[Series]) -> list[Finding]:
+    def breaks_on_the_second(self: Predictor, series: Sequence[Series], *watch: Any) -> list[Finding]:
         if any(round(float(one.slices[0].pixels[20, 44]) * 255) == 2 for one in series):
             raise RuntimeError("a bug")
         return real(self, series)
@@ -262,14 +264,14 @@ def test_a_heat_map_is_drawn_by_the_version_that_gave_the_verdict(worker_app: Fl
     prediction.answer_next_scans()
     install_model(gain=2.0)
     asked: list[str] = []
-    real = prediction.predictor_for
+    real = heatmaps.predictor_for
 
     def note(version: ModelVersion) -> Predictor:
         asked.append(version.id)
         return real(version)
 
-    monkeypatch.setattr(prediction, "predictor_for", note)
-    assert prediction.draw_next_heatmap()
+    monkeypatch.setattr(heatmaps, "predictor_for", note)
+    assert heatmaps.draw_next_heatmap()
     assert asked == [first.id]
 
 
@@ -295,7 +297,7 @@ def test_verdicts_go_before_heat_maps(worker_app: Flask, monkeypatch: pytest.Mon
         return noted
 
     monkeypatch.setattr(prediction, "answer_next_scans", noting("verdict", prediction.answer_next_scans))
-    monkeypatch.setattr(prediction, "draw_next_heatmap", noting("map", prediction.draw_next_heatmap))
+    monkeypatch.setattr(heatmaps, "draw_next_heatmap", noting("map", heatmaps.draw_next_heatmap))
     tasks.predict_scans()
     assert done == ["verdict", "verdict", "map", "map"]
 
@@ -315,7 +317,7 @@ def test_a_batch_whose_lease_was_lost_writes_nothing(any_worker_app: Flask, monk
     lost, kept = submit(picture(), picture())
     real = Predictor.predict_many
 
-    def slow(self: Predictor, series: Sequence[Series]) -> list[Finding]:
+    def slow(self: Predictor, series: Sequence[Series], *watch: Any) -> list[Finding]:
         db.session.execute(update(Scan).where(Scan.id == lost).values(lease_expires_at=database_now(-1)))
         leases.reap(Scan, "read this scan")
         db.session.commit()
@@ -332,18 +334,18 @@ def test_the_model_computes_outside_any_transaction(any_worker_app: Flask, monke
     install_model()
     submit(picture())
     in_transaction: list[bool] = []
-    real_predict, real_heatmap = Predictor.predict_many, Predictor.heatmap
+    real_predict, real_heatmap = Predictor.predict_many, Predictor.heatmaps
 
-    def predict(self: Predictor, series: Sequence[Series]) -> list[Finding]:
+    def predict(self: Predictor, series: Sequence[Series], *watch: Any) -> list[Finding]:
         in_transaction.append(db.session().in_transaction())
         return real_predict(self, series)
 
-    def heatmap(self: Predictor, series: Series, index: int = 0) -> object:
+    def draw(self: Predictor, series: Series, indices: Sequence[int]) -> object:
         in_transaction.append(db.session().in_transaction())
-        return real_heatmap(self, series, index)
+        return real_heatmap(self, series, indices)
 
     monkeypatch.setattr(Predictor, "predict_many", predict)
-    monkeypatch.setattr(Predictor, "heatmap", heatmap)
+    monkeypatch.setattr(Predictor, "heatmaps", draw)
     tasks.predict_scans()
     assert in_transaction == [False, False]
 
@@ -408,11 +410,11 @@ def test_a_heat_map_that_cannot_be_drawn_leaves_the_verdict(worker_app: Flask, m
     (scan_id,) = submit(picture())
     prediction.answer_next_scans()
 
-    def fails(self: Predictor, series: Series, index: int = 0) -> object:
+    def fails(self: Predictor, series: Series, indices: Sequence[int]) -> object:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Predictor, "heatmap", fails)
-    assert prediction.draw_next_heatmap()
+    monkeypatch.setattr(Predictor, "heatmaps", fails)
+    assert heatmaps.draw_next_heatmap()
     heatmap = db.session.scalars(select(Heatmap), execution_options={"populate_existing": True}).one()
     assert heatmap.status == JobStatus.FAILED and heatmap.error
     assert scan(scan_id).status == "done"

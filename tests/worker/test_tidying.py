@@ -14,7 +14,7 @@ from tests.worker.conftest import install_model, picture, submit, wait_for
 from webapp.extensions import db, utc_now
 from webapp.models import ORIGINAL_REMOVED, Heatmap, JobStatus, Prediction, Scan, retry
 from webapp.storage import Storage, StorageError, storage
-from worker import leases, orphans, prediction, tasks, tidying
+from worker import heatmaps, leases, orphans, prediction, tasks, tidying
 
 KINDS = ("originals", "images", "thumbnails", "heatmaps")
 
@@ -130,7 +130,7 @@ def test_without_its_original_a_scan_cannot_be_read_again_and_its_heat_map_says_
     tidying.remove_expired()
     assert not retry(failed)
     db.session.commit()
-    assert prediction.draw_next_heatmap()
+    assert heatmaps.draw_next_heatmap()
     assert db.session.execute(select(Heatmap.status, Heatmap.error)).one() == (JobStatus.FAILED, ORIGINAL_REMOVED)
 
 

@@ -200,7 +200,7 @@ def told(scan: Scan) -> dict[str, Any]:
         "error": scan.error,
         "title": scan.title,
         "kind": scan.kind,
-        "files": scan.files,
+        "slice_count": scan.slice_count,
         "stat": scan.stat,
         "notes": scan.notes or [],
         "created_at": scan.created_at,

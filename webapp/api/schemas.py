@@ -77,7 +77,7 @@ class ScanSchema(Schema):
     error = fields.String(required=True, allow_none=True)
     title = fields.String(required=True)
     kind = fields.String(required=True, metadata={"description": "png, jpeg, dicom or nifti"})
-    files = fields.Integer(required=True, metadata={"description": "How many were submitted for it."})
+    slice_count = fields.Integer(required=True, metadata={"description": "How many slices were submitted for it."})
     stat = fields.Boolean(required=True)
     notes = fields.List(fields.String(), required=True, metadata={"description": "What was found while it was taken in."})
     created_at = fields.AwareDateTime(required=True)

@@ -34,9 +34,10 @@ from webapp.storage import StorageError, new_key, storage
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Choices", "UploadRejected", "accept_dataset", "accept_scans"]
+__all__ = ["PACKED", "Choices", "UploadRejected", "accept_dataset", "accept_scans"]
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "dicom": ".dcm", "nifti": ".nii"}
+PACKED = ".zip"
 HELD_IN_MEMORY = 2**20
 """Originals up to this size go to the storage from memory; larger ones by way of a file, so that memory stays flat."""
 
@@ -97,11 +98,11 @@ def accept_scans(
                     user_id=user_id,
                     title=_title(title, one, several=len(all_series) > 1, keep_names=choices.keep_names),
                     kind=one.files[0].kind,
-                    files=len(one.files),
+                    slice_count=one.slice_count,
                     stat=urgent,
                     notes=[*notes, *one.notes, *late],
                 )
-                scan.original_key = f"originals/{scan.id}{'.zip' if scan.files > 1 else SUFFIXES[scan.kind]}"
+                scan.original_key = f"originals/{scan.id}{PACKED if len(one.files) > 1 else SUFFIXES[scan.kind]}"
                 scans.append(scan)
                 scan.size = _store(scan.original_key, one)
             db.session.add_all(scans)
@@ -245,8 +246,7 @@ def _title(title: str, one: SeriesFiles, *, several: bool, keep_names: bool) -> 
     """Return what a scan is called: by its owner, by its file's name if that may be kept, and by its series where there are several."""
     if not title and keep_names:
         title = printable(one.files[0].name)
-    is_series = sum(file.slices for file in one.files) > 1
-    label = one.label if several or (is_series and not title) else ""
+    label = one.label if several or (one.slice_count > 1 and not title) else ""
     return f"{title[: MAX_TITLE - len(label) - 3]} · {label}" if title and label else title or label
 
 
@@ -254,7 +254,7 @@ def _store(key: str, one: SeriesFiles) -> int:
     """Store a file, or the files of a series in an uncompressed ZIP, and return its size in bytes."""
     path = one.files[0].path
     if len(one.files) > 1:
-        path = path.with_suffix(".zip")
+        path = path.with_suffix(PACKED)
         with zipfile.ZipFile(path, "w") as packed:
             for place, file in enumerate(one.files, start=1):
                 packed.write(file.path, f"{place:04}{SUFFIXES[file.kind]}")

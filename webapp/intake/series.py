@@ -25,6 +25,11 @@ class SeriesFiles:
     label: str
     notes: tuple[str, ...]
 
+    @property
+    def slice_count(self) -> int:
+        """How many slices the headers of its files say."""
+        return sum(file.slices for file in self.files)
+
 
 @dataclass(frozen=True)
 class LeftOut:

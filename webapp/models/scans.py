@@ -27,7 +27,7 @@ class Scan(Leased, db.Model):
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
     title: Mapped[str] = mapped_column(String(80), default="")
     kind: Mapped[str] = mapped_column(String(16))  # What its bytes are: png, jpeg, dicom or nifti.
-    files: Mapped[int] = mapped_column(default=1, server_default="1")  # How many were submitted for it.
+    slice_count: Mapped[int] = mapped_column(default=1, server_default="1")  # As its headers say; fewer may be readable.
     size: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # Bytes of its original.
     stat: Mapped[bool] = mapped_column(default=False, server_default=false())  # Read before all others.
     # What was found while it was taken in; sentences for its owner.

@@ -125,7 +125,7 @@ def nothing_is_left(tmp_path: Path) -> bool:
 def test_what_a_file_is_says_its_content(ann: str, nudges: list[str], content: bytes, kind: str, suffix: str) -> None:
     [scan] = accept_scans(ann, [upload(content, "../../etc/holiday.gif")], "  Monday ")
     assert (scan.kind, scan.title, scan.user_id, scan.status) == (kind, "Monday", ann, JobStatus.QUEUED)
-    assert (scan.original_key, scan.files, scan.stat, scan.notes) == (f"originals/{scan.id}{suffix}", 1, False, [])
+    assert (scan.original_key, scan.slice_count, scan.stat, scan.notes) == (f"originals/{scan.id}{suffix}", 1, False, [])
     assert scan.size == len(storage.get(scan.original_key)) > 0
     assert nudges == [PREDICT_SCANS]
 
@@ -262,7 +262,10 @@ def test_the_files_of_each_dicom_series_become_one_scan(ann: str, nudges: list[s
     one, two = series(1), series(2, slices=3)
     mixed = [content for pair in zip(one, two, strict=False) for content in pair] + one[3:]
     scans = accept_scans(ann, [upload(content) for content in mixed], "Monday")
-    assert [(scan.title, scan.files, scan.kind) for scan in scans] == [("Monday · Series 1", 4, "dicom"), ("Monday · Series 2", 3, "dicom")]
+    assert [(scan.title, scan.slice_count, scan.kind) for scan in scans] == [
+        ("Monday · Series 1", 4, "dicom"),
+        ("Monday · Series 2", 3, "dicom"),
+    ]
     assert all(scan.original_key == f"originals/{scan.id}.zip" for scan in scans)
     places = [[pydicom.dcmread(io.BytesIO(content)).InstanceNumber for content in packed(scan)] for scan in scans]
     assert places == [[0, 1, 2, 3], [0, 1, 2]]
@@ -284,7 +287,7 @@ def test_the_pictures_of_a_folder_in_an_archive_are_one_scan_by_the_numbers_in_t
     sides = {"a/slice 10.png": 74, "a/slice 9.png": 73, "b/1.png": 64, "a/slice 2.png": 72}
     first, second = accept_scans(ann, [upload(zip_of({name: picture(side=side) for name, side in sides.items()}))])
     assert packed(first) == [picture(side=side) for side in (72, 73, 74)]
-    assert (first.kind, first.files, second.files) == ("png", 3, 1)
+    assert (first.kind, first.slice_count, second.slice_count) == ("png", 3, 1)
 
 
 def test_pictures_are_one_scan_if_their_owner_says_so(ann: str, nudges: list[str]) -> None:
@@ -298,7 +301,7 @@ def test_one_damaged_slice_among_many_is_left_out_and_said(ann: str, nudges: lis
     files = series(slices=10)
     files[6] = files[6][:-5]
     [scan] = accept_scans(ann, [upload(content, f"Doe^John {place}.dcm") for place, content in enumerate(files)])
-    assert (scan.files, scan.notes) == (9, ["File 7 of 10 was left out: The DICOM file is damaged or incomplete."])
+    assert (scan.slice_count, scan.notes) == (9, ["File 7 of 10 was left out: The DICOM file is damaged or incomplete."])
     [named] = accept_scans(
         ann, [upload(zip_of({f"{place}.dcm": content for place, content in enumerate(files)}))], choices=Choices(keep_names=True)
     )

@@ -1,0 +1,216 @@
+"""Series to verdicts: whole, in order, with their slices for the viewer, and given up when nobody asks any more."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flask import Flask
+from PIL import Image
+from sqlalchemy import select, update
+from werkzeug.datastructures import FileStorage
+
+from ml.images import Series
+from ml.inference import Finding, Predictor
+from tests.ml.scans import change, write_series
+from tests.worker.conftest import install_model, picture
+from webapp.extensions import db
+from webapp.intake import accept_scans
+from webapp.models import Scan, User, cancel
+from webapp.pictures import heatmap_key
+from webapp.storage import storage
+from webapp.volume import open_volume
+from worker import heatmaps, leases, prediction, tasks
+from worker.presence import presence
+
+
+def submit_zip(files: dict[str, bytes]) -> Scan:
+    """Submit an archive as a person does, and return its scan."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, one in files.items():
+            archive.writestr(name, one)
+    content.seek(0)
+    user_id = db.session.scalar(select(User.id))
+    (scan,) = accept_scans(str(user_id), [FileStorage(content, "study.zip")])
+    return scan
+
+
+def pictures(*brightness: int) -> dict[str, bytes]:
+    """Return slices by name; those that are bright are positive to the tiny model."""
+    return {f"{place:02}.png": picture(value) for place, value in enumerate(brightness)}
+
+
+def read(scan: Scan) -> Scan:
+    """Return the scan as the database has it now."""
+    return db.session.get_one(Scan, scan.id, populate_existing=True)
+
+
+def test_a_series_has_an_answer_for_each_slice_and_pictures_of_all(any_worker_app: Flask) -> None:
+    version = install_model(reads="series")
+    scan = submit_zip(pictures(0, 0, 255, 0, 200, 0, 0))
+    assert (scan.slice_count, scan.kind) == (7, "png")
+    tasks.predict_scans()
+    done = read(scan)
+    verdict = done.prediction
+    assert verdict is not None
+    assert (done.status, verdict.model_version_id, len(verdict.slices)) == ("done", version.id, 7)
+    assert verdict.first_slices is not None and verdict.first_slices[:2] == [2, 4]
+    assert [value >= verdict.threshold for value in verdict.slices] == [False, False, True, False, True, False, False]
+    volume = open_volume(done.volume_key or "")
+    assert len(volume.starts) == 7
+    assert Image.open(io.BytesIO(volume.png(2))).size == (64, 64)
+    shown = np.asarray(Image.open(io.BytesIO(storage.get(done.image_key or ""))))
+    assert shown[20, 44] == 255  # The slice to look at first stands for the scan.
+    drawn = verdict.heatmap
+    assert drawn is not None and drawn.slices is not None
+    assert drawn.slices[:2] == [2, 4] and set(drawn.slices) == set(verdict.first_slices)
+    assert drawn.image_key == heatmap_key(drawn.id, 2)
+    assert all(storage.exists(heatmap_key(drawn.id, index)) for index in drawn.slices)
+    assert not any(presence().folder.iterdir())
+
+
+def test_every_positive_slice_has_a_heat_map_up_to_twenty(worker_app: Flask) -> None:
+    install_model(reads="series")
+    scan = submit_zip(pictures(*[0, *range(255, 195, -2), 0]))
+    tasks.predict_scans()
+    verdict = read(scan).prediction
+    assert verdict is not None and verdict.heatmap is not None and verdict.heatmap.slices is not None
+    assert len(verdict.heatmap.slices) == heatmaps.MOST_HEATMAPS
+    assert 0 not in verdict.heatmap.slices
+
+
+def test_a_shuffled_series_with_headers_has_the_identical_answer(worker_app: Flask, tmp_path: Path) -> None:
+    install_model(reads="series")
+    files = {path.name: path.read_bytes() for path in write_series(tmp_path / "series", 9)}
+    answers = []
+    for order in (sorted(files), sorted(files, key=lambda name: name[::-1]), sorted(files, reverse=True)):
+        scan = submit_zip({f"{place}.dcm": files[name] for place, name in enumerate(order)})
+        tasks.predict_scans()
+        verdict = read(scan).prediction
+        assert verdict is not None, read(scan).error
+        answers.append((verdict.probability, verdict.slices, verdict.first_slices, verdict.warnings))
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_gap_is_told_and_the_rest_is_read(worker_app: Flask, tmp_path: Path) -> None:
+    install_model(reads="series")
+    paths = write_series(tmp_path / "series", 9)
+    scan = submit_zip({path.name: path.read_bytes() for place, path in enumerate(paths) if place not in (4, 5)})
+    tasks.predict_scans()
+    verdict = read(scan).prediction
+    assert verdict is not None and len(verdict.slices) == 7
+    assert any("missing" in warning or "gap" in warning.lower() for warning in verdict.warnings), verdict.warnings
+
+
+def test_a_long_series_is_read_alone_and_the_others_are_handed_back(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    monkeypatch.setattr(prediction, "MOST_SLICES", 4)
+    long, first, second = submit_zip(pictures(0, 0, 0, 0, 0)), submit_zip(pictures(0, 0)), submit_zip(pictures(0, 0, 0))
+    prediction.answer_next_scans()
+    assert [(read(scan).status, read(scan).attempts) for scan in (long, first, second)] == [("done", 0), ("queued", 0), ("queued", 0)]
+    prediction.answer_next_scans()
+    assert [read(scan).status for scan in (first, second)] == ["done", "queued"]
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[int]:
+    """Let `act` happen while the first chunk of a series is read; return the slices done at each report."""
+    monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
+    seen: list[int] = []
+    real = Predictor.predict_many
+
+    def predict(self: Predictor, series: Sequence[Series], on_progress: Any, should_stop: Any) -> list[Finding]:
+        def report(done: int, total: int) -> None:
+            if not seen:
+                act()
+            seen.append(done)
+            on_progress(done, total)
+
+        return real(self, series, report, should_stop)
+
+    monkeypatch.setattr(Predictor, "predict_many", predict)
+    return seen
+
+
+def test_progress_is_told_slice_by_slice(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model(reads="series")
+    scan = submit_zip(pictures(*[0] * 40))
+    told: list[tuple[float, str | None]] = []
+    real = leases.write
+
+    def note(table: Any, owner: str, ids: Any, **columns: Any) -> frozenset[str]:
+        if columns.get("stage"):
+            told.append((columns["progress"], columns["stage"]))
+        return real(table, owner, ids, **columns)
+
+    monkeypatch.setattr(leases, "write", note)
+    monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
+    prediction.answer_next_scans()
+    assert read(scan).status == "done"
+    assert told == [(16 / 40, "Reading slice 16 of 40"), (32 / 40, "Reading slice 32 of 40"), (1.0, "Reading slice 40 of 40")]
+
+
+def test_a_series_that_is_cancelled_is_given_up_at_the_next_slices(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model(reads="series")
+    scan = submit_zip(pictures(*[0] * 60))
+
+    def give_up() -> None:
+        cancel(Scan, Scan.id == scan.id)
+        db.session.commit()
+
+    seen = interrupted(monkeypatch, give_up)
+    prediction.answer_next_scans()
+    assert seen == [16]
+    assert (read(scan).status, read(scan).prediction, read(scan).volume_key) == ("cancelled", None, None)
+    assert storage.keys("volumes") == storage.keys("images") == []
+
+
+def test_a_worker_that_is_asked_to_stop_hands_a_series_back(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model(reads="series")
+    scan = submit_zip(pictures(*[0] * 60))
+    stopping: list[bool] = []
+    monkeypatch.setattr(presence(), "stopping", lambda: bool(stopping))
+    seen = interrupted(monkeypatch, lambda: stopping.append(True))
+    prediction.answer_next_scans()
+    assert seen == [16]
+    assert (read(scan).status, read(scan).attempts, read(scan).prediction) == ("queued", 0, None)
+
+
+def test_one_damaged_slice_of_many_is_named_and_the_rest_is_read(worker_app: Flask, tmp_path: Path) -> None:
+    install_model(reads="series")
+    paths = write_series(tmp_path / "series", 10)
+    change(paths[3], PixelData=bytes(10))
+    scan = submit_zip({path.name: path.read_bytes() for path in paths})
+    tasks.predict_scans()
+    verdict = read(scan).prediction
+    assert verdict is not None and len(verdict.slices) == 9
+    assert any("0004.dcm" in warning for warning in verdict.warnings), verdict.warnings
+
+
+def test_what_was_made_for_a_series_goes_with_it(any_worker_app: Flask) -> None:
+    from webapp.deletion import delete_scan
+
+    install_model(reads="series")
+    scan = submit_zip(pictures(0, 255, 0))
+    tasks.predict_scans()
+    assert storage.keys("volumes") and len(storage.keys("heatmaps")) == 3
+    assert delete_scan(scan.id)
+    assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails", "volumes", "heatmaps")] == [[]] * 5
+
+
+def test_a_lost_lease_leaves_the_series_to_its_new_owner(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model(reads="series")
+    scan = submit_zip(pictures(*[0] * 60))
+
+    def lose() -> None:
+        db.session.execute(update(Scan).values(lease_owner="another"))
+        db.session.commit()
+
+    interrupted(monkeypatch, lose)
+    prediction.answer_next_scans()
+    assert (read(scan).status, read(scan).lease_owner, read(scan).prediction) == ("running", "another", None)
