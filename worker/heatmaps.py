@@ -26,9 +26,10 @@ def draw_next_heatmap() -> bool:
     mine = presence()
 
     def claim() -> Heatmap | None:
-        claimed = leases.claim(Heatmap, mine.owner)
+        claimed = leases.claim(Heatmap, mine.owner, after=mine.last_drawn_for)
         if not claimed:
             return None
+        mine.last_drawn_for = claimed[0].user_id
         joined = joinedload(Heatmap.prediction)
         return db.session.scalar(
             select(Heatmap)

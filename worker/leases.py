@@ -29,23 +29,27 @@ class LeaseLost(Exception):
     """Another worker has this row now, or it was cancelled or deleted."""
 
 
-def claim(table: type[Row], owner: str, limit: int = 1) -> list[Row]:
+def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None) -> list[Row]:
     """Take the next queued rows, up to `limit`, in one statement; no other worker gets them.
 
     The oldest are next; where rows belong to people (`Leased.in_turn_of`), the oldest of each person in turn, whoever has fewest at
     work first, so that one's single scan waits for one batch and not behind another's thousands. Urgent rows (`Leased.urgency`)
     go before all others, among themselves in the same turns.
 
+    A claim of one row sees no turns but those of rows at work, so whoever makes many such claims says whose row was the last
+    (`after`): the people go round by their ids then, and one's thousands of older rows are no reason to come first.
+
     A row whose batch died before is claimed alone, so that the next death tells who causes it. Only deaths while alone count.
     """
-    turns = _turns(table, limit)
-    next_rows = select(turns).order_by(*_in_order(table, turns.c, turns.c.turn)).limit(limit)
+    turns = _turns(table, limit, after)
+    order = ("turn",) if after is None else ("turn", "is_passed", "person")
+    next_rows = select(turns).order_by(*_in_order(table, turns.c, *(turns.c[name] for name in order))).limit(limit)
     if _on_postgresql():  # SQLite has one writer at a time.
         # Locked one by one, by key. The status is asked here too, and again once there is a row that another claim had locked.
         free = select(table.id).where(table.id == turns.c.id, table.status == JobStatus.QUEUED).with_for_update(skip_locked=True)
         next_rows = next_rows.join(free.lateral("free"), true())
     following = next_rows.cte("following")
-    in_turn = select(following).order_by(*_in_order(table, following.c, following.c.turn)).limit(1)
+    in_turn = select(following).order_by(*_in_order(table, following.c, *(following.c[name] for name in order))).limit(1)
     first = in_turn.with_only_columns(following.c.id).scalar_subquery()
     deaths_of_first = in_turn.with_only_columns(following.c.attempts).scalar_subquery()
     fresh_company = (following.c.attempts == 0) & (deaths_of_first == 0)
@@ -65,7 +69,7 @@ def claim(table: type[Row], owner: str, limit: int = 1) -> list[Row]:
     return sorted(claimed, key=lambda row: (row.queued_at, row.id))
 
 
-def _turns(table: type[Row], limit: int) -> CTE:
+def _turns(table: type[Row], limit: int, after: str | None) -> CTE:
     """Return the queued rows that a claim of `limit` looks at, each with its turn: 1 for the oldest of a person who has none at work,
     and so on. Where nobody owns rows every turn is 0.
     """
@@ -78,8 +82,10 @@ def _turns(table: type[Row], limit: int) -> CTE:
     busy = at_work.subquery("busy")
     place = func.row_number().over(partition_by=rows.c.person, order_by=_in_order(table, rows.c))
     turn = (place + func.coalesce(busy.c.rows, 0)).label("turn")
-    turns = select(rows, turn).outerjoin(busy, busy.c.person == rows.c.person)
-    return turns.order_by(*_in_order(table, rows.c, turn)).limit(most).cte("turns")
+    is_passed = (rows.c.person <= (after or "")).label("is_passed")
+    turns = select(rows, turn, is_passed).outerjoin(busy, busy.c.person == rows.c.person)
+    order = (turn,) if after is None else (turn, is_passed, rows.c.person)
+    return turns.order_by(*_in_order(table, rows.c, *order)).limit(most).cte("turns")
 
 
 def _oldest_of_each(table: type[Row], person: InstrumentedAttribute[str], limit: int) -> Select[Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from flask import current_app
 from PIL import Image
-from sqlalchemy import ColumnElement, case, insert, literal, select
+from sqlalchemy import ColumnElement, ScalarSelect, case, insert, literal, select
 
 from ml.artifacts import ArtifactError
 from ml.images import ImageError, Series, Slice, render
@@ -204,7 +204,11 @@ def write_verdicts(
     ]
     if predictions:
         db.session.execute(insert(Prediction).values(predictions))
-        db.session.execute(insert(Heatmap).values([{"id": new_id(), "prediction_id": prediction["id"]} for prediction in predictions]))
+        heatmaps = [
+            {"id": new_id(), "prediction_id": prediction["id"], "user_id": _owner_of(str(prediction["scan_id"]))}
+            for prediction in predictions
+        ]
+        db.session.execute(insert(Heatmap).values(heatmaps))
     if odd:
         leases.write(Scan, owner, odd, not_head_ct=by_scan(odd))
     leases.fail(Scan, owner, refused)
@@ -214,6 +218,10 @@ def write_verdicts(
 def by_scan(values: Mapping[str, float]) -> ColumnElement[float] | None:
     """Return each scan's value, by the scans' ids, for one statement that writes many."""
     return case(dict(values), value=Scan.id) if values else None
+
+
+def _owner_of(scan_id: str) -> ScalarSelect[str]:
+    return select(Scan.user_id).where(Scan.id == scan_id).scalar_subquery()
 
 
 def discard_pictures_of_deleted(lost: Collection[str]) -> None:

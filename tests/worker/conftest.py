@@ -78,9 +78,9 @@ def install_model(*, live: bool = True, gain: float = 8.0, reads: str = "slice",
     return version
 
 
-def submit(*contents: bytes) -> list[str]:
-    """Store originals and queue a scan for each, oldest first; return their ids."""
-    user_id = db.session.scalar(select(User.id))
+def submit(*contents: bytes, user_id: str | None = None) -> list[str]:
+    """Store originals and queue a scan for each, oldest first, of the first person or that one; return their ids."""
+    user_id = user_id or db.session.scalar(select(User.id).order_by(User.created_at))
     scans = []
     for content in contents:
         scan_id = new_id()

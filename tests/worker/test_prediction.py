@@ -17,6 +17,7 @@ from sqlalchemy import event, func, select, update
 from ml.images import Series
 from ml.inference import NOT_HEAD_CT, Finding, Predictor
 from ml.phantoms import phantom, write_png
+from tests.conftest import make_user
 from tests.worker.conftest import install_model, picture, submit
 from webapp.deletion import delete_account, delete_scan
 from webapp.extensions import database_now, db
@@ -279,6 +280,28 @@ def test_without_a_live_model_scans_fail_with_a_sentence(worker_app: Flask) -> N
     (scan_id,) = submit(picture())
     tasks.predict_scans()
     assert scan(scan_id).error == "No model is live; ask an administrator to promote one."
+
+
+def test_one_persons_heat_maps_do_not_make_anothers_wait(any_worker_app: Flask) -> None:
+    install_model()
+    many = submit(*[picture()] * 4)
+    more = submit(*[picture()] * 4, user_id=make_user(any_worker_app, "cy"))
+    (single,) = submit(picture(), user_id=make_user(any_worker_app, "bob"))
+    any_worker_app.config["PREDICT_BATCH"] = 9
+    prediction.answer_next_scans()
+    drawn: list[str] = []
+
+    def note(heatmap: Heatmap) -> None:
+        drawn.append(heatmap.prediction.scan_id)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prediction, "draw", note)
+        while prediction.draw_next_heatmap():
+            pass
+    assert single in drawn[:3] and set(drawn) == {*many, *more, single}
+    for of_one in (many, more):
+        assert [scan_id for scan_id in drawn if scan_id in of_one] == of_one  # The oldest of each first.
+    assert {scan_id in many for scan_id in drawn[3:5]} == {True, False}
 
 
 def test_verdicts_go_before_heat_maps(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:

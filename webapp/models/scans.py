@@ -139,10 +139,21 @@ class Heatmap(Leased, db.Model):
     """The picture of where the model looked, drawn after the verdict is told; it is claimed like any job."""
 
     prediction_id: Mapped[str] = mapped_column(ForeignKey("prediction.id", ondelete="CASCADE"), unique=True)
+    user_id: Mapped[str] = mapped_column(String(32), server_default=text("''"))  # Whose scan it is, once more for the index of the queue.
     image_key: Mapped[str | None] = mapped_column(String(200))  # Of the slice that `Scan.image_key` shows.
     # Which of a series' slices are drawn, each as `heatmaps/<id>.<index>.png`.
     slices: Mapped[list[int] | None] = mapped_column(JSON)
     prediction: Mapped[Prediction] = relationship(back_populates="heatmap")
+
+    __table_args__ = (
+        Index(None, "status", "queued_at"),
+        Index("ix_heatmap_queue", "user_id", "queued_at", "id", postgresql_where=_QUEUED, sqlite_where=_QUEUED),
+    )
+
+    @classmethod
+    def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
+        """Return whose scan it is of."""
+        return cls.user_id  # type: ignore[return-value]
 
 
 def result_of(scan: Scan) -> dict[str, Any] | None:
