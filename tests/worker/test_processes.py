@@ -17,7 +17,7 @@ from flask import Flask
 from sqlalchemy import select, update
 
 from tests.conftest import PASSWORD, app_on
-from tests.worker.conftest import StartWorker, install_model, picture, submit, wait_for
+from tests.worker.conftest import PATIENCE_S, StartWorker, install_model, picture, submit, wait_for
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import database_now, db
 from webapp.jobs import PREDICT_SCANS, nudge
@@ -187,3 +187,13 @@ def test_a_scan_that_was_submitted_while_the_broker_was_dead_is_answered_when_it
         install_model()
         with start_worker("predict"), start_worker("maintenance", "-B", SWEEP_S="1"):
             wait_for(lambda: statuses() == ["done"])
+
+
+def test_a_maintenance_worker_whose_beat_died_ends_so_that_its_supervisor_starts_both(shared_app: Flask, start_worker: StartWorker) -> None:
+    with shared_app.app_context(), start_worker("maintenance", "-B", SWEEP_S="1") as parent:
+        child = newest_worker("maintenance")
+        assert child is not None
+        (beat,) = {int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()} - {child.pid}
+        os.kill(beat, signal.SIGKILL)
+        assert parent.wait(PATIENCE_S) != 0
+        assert newest_worker("maintenance") is None
