@@ -54,7 +54,15 @@ def make_celery(app: Flask) -> Celery:
         # A web request that nudges a broker which is gone, or does not answer, gives up at once: the row is committed, the sweeper
         # nudges later.
         task_publish_retry=False,
-        broker_transport_options={"socket_connect_timeout": 0.5, "socket_timeout": 0.5, "retry_on_timeout": False, "max_retries": 0},
+        broker_transport_options={
+            "socket_connect_timeout": 0.5,
+            "socket_timeout": 0.5,
+            "retry_on_timeout": False,
+            "max_retries": 0,
+            # A nudge is gone from the broker once it is received. To acknowledge it there would be a second message, and a worker that
+            # could not send that one, the broker being restarted, would wait for its only prefetched nudge for ever and take no other.
+            "ack_emulation": False,
+        },
         redis_socket_connect_timeout=0.5,
         worker_hijack_root_logger=False,
         timezone="UTC",

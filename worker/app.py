@@ -21,6 +21,8 @@ from typing import Any
 
 import billiard
 from celery import Celery, signals
+from celery.platforms import EX_FAILURE
+from celery.worker import state
 from flask import Flask
 
 import webapp
@@ -36,6 +38,8 @@ TIDY_S = 3600
 
 BROKER_S = 10.0
 """A worker that waits longer for the broker connects anew."""
+
+BEAT_LOOK_S = 1.0
 
 _stop = mmap.mmap(-1, 1)
 """One byte that the parent shares with its children: 1 once they are to stop. A signal would meet a child in the middle of things."""
@@ -125,6 +129,18 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
             jobs.nudge(jobs.SWEEP)
             jobs.nudge(jobs.TIDY)
 
+    def end_with_beat(sender: Any, **_: Any) -> None:
+        # Celery does not start a beat process again that was killed: without it nothing would be swept, and nobody would notice.
+        beat: Any = sender.controller.beat
+
+        def look() -> None:
+            if not beat.is_alive() and state.should_stop is None:
+                log.error("The beat process has died, so this worker ends; its supervisor starts both again.")
+                state.should_stop = EX_FAILURE
+
+        if beat is not None:
+            sender.timer.call_repeatedly(BEAT_LOOK_S, look)
+
     # weak=False: these functions have no other owner.
     if app.config["LOG_FORMAT"] == "json":
         signals.celeryd_init.connect(write_json, weak=False)  # Celery warns of a superuser before it sets up logging.
@@ -132,6 +148,7 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
     signals.celeryd_after_setup.connect(refuse_wrong_queue, weak=False)
     signals.worker_shutting_down.connect(tell_children, weak=False)
     signals.beat_embedded_init.connect(sweep_at_once, weak=False)
+    signals.worker_ready.connect(end_with_beat, weak=False)
     signals.worker_process_init.connect(begin, weak=False)
     signals.worker_process_shutdown.connect(end, weak=False)
 

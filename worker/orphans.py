@@ -20,8 +20,9 @@ ABANDONED_AFTER = timedelta(hours=1)
 """A file is stored before the row that names it is committed: seconds before, not an hour."""
 ASKED_AT_ONCE = 500
 
-FILE = re.compile(r"[a-z]+/([0-9a-f]{32})\.[^/]+")
-"""What is removed looks like this: a kind and a name that begins with a row's id. Anything else in the storage is not ours."""
+FILE = re.compile(r"[a-z]+/[0-9a-f]{32}\.[^/]+|models/[0-9a-f]{32}/[^/]+")
+"""What is removed looks like this: a kind and a name that begins with a row's id, or a model's folder. Anything else in the storage is
+not ours."""
 DATABASES = "databases"
 """Under this name a database leaves its mark in the storage whose orphans it removes."""
 
@@ -29,6 +30,11 @@ DATABASES = "databases"
 def id_in(key: str) -> str:
     """Return the id that the name of a file begins with: `originals/3f…c2.dcm` is of the scan 3f…c2."""
     return key.rsplit("/", 1)[-1].split(".", 1)[0]
+
+
+def folder_of(key: str) -> str:
+    """Return the folder that a file lies in: `models/3f…c2/card.json` lies in `models/3f…c2`."""
+    return key.rsplit("/", 1)[0]
 
 
 OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
@@ -41,6 +47,7 @@ OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], Column
     "datasets": (Dataset.archive_key, str, Dataset.status.in_((*OPEN, JobStatus.DONE))),
     "sheets": (Dataset.id, id_in, Dataset.status.in_((*OPEN, JobStatus.DONE))),
     "checkpoints": (TrainingRun.id, id_in, TrainingRun.status.in_(OPEN)),
+    "models": (ModelVersion.storage_prefix, folder_of, true()),
 }
 """By kind of file the column that names its owners, what stands there of a file's key, and which rows still need their files."""
 

@@ -44,6 +44,9 @@ def main() -> int:
     except NotInstalled as err:
         sys.stdout.write(f"Chaos needs {err}, which is not on this machine.\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stdout.write("Stopped; nothing is left running.\n")
+        return 130
     page = report(outcomes, given)
     sys.stdout.write(page)
     if given.report:

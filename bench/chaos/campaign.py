@@ -67,7 +67,7 @@ class Submitter(threading.Thread):
     def _is_accepted(self, client: Client, picture: bytes) -> bool:
         began = time.monotonic()
         try:
-            self.accepted.append(client.upload("slice.png", picture)["id"])
+            self.accepted.append(client.upload("slice", picture)["id"])
         except (Refused, OSError, http.client.HTTPException):
             return False
         self.replies_s.append(time.monotonic() - began)
@@ -87,7 +87,7 @@ class Campaign:
 
     @property
     def last_fault_ended(self) -> float:
-        """When the last fault was over, or the last training's worker killed (seconds since 1970)."""
+        """When the last fault was over (seconds since 1970)."""
         return max([self.began, *(fault.ended for fault in self.injector.faults)])
 
 
@@ -126,7 +126,7 @@ def unsettled() -> int:
 
 def pictures_of(count: int, folder: Path, rng: random.Random) -> list[bytes]:
     """Return so many pictures, some of them in the first half poisoned."""
-    good = [path.read_bytes() for path in sorted((PROJECT_ROOT / "webapp" / "static" / "phantoms").glob("*.png"))]
+    good = [path.read_bytes() for path in sorted((PROJECT_ROOT / "webapp" / "static" / "phantoms").glob("phantom-*"))]
     write_png(phantom(1, hemorrhage=True, size=POISON_PX), folder / "poison.png")
     poison = (folder / "poison.png").read_bytes()
     poisoned = set(rng.sample(range((count + 1) // 2), max(1, count // SCANS_A_POISON)))

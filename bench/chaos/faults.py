@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -49,9 +50,10 @@ class Fault:
 
 @dataclass
 class Injector:
-    """Injects faults into a stack, each in a thread of its own, so that they overlap."""
+    """Injects faults into a stack, each in a thread of its own, so that they overlap; tells of each when it is over."""
 
     stack: Stack
+    began: float = field(default_factory=time.time)
     faults: list[Fault] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -79,6 +81,8 @@ class Injector:
             except Exception as err:  # noqa: BLE001 - a fault that could not be injected is told at the end.
                 self.errors.append(f"{fault.kind}: {type(err).__name__}: {err}")
             fault.ended = time.time()
+            sys.stdout.write(f"{fault.began - self.began:7.1f} s  {fault.kind}{fault.met and f': {fault.met}'}\n")
+            sys.stdout.flush()
 
 
 def schedule(kind_of_stack: str, count: int, rng: random.Random) -> list[str]:

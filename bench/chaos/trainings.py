@@ -58,17 +58,18 @@ class Trainings(threading.Thread):
 
     def _follow(self, run_id: str) -> None:
         seen: frozenset[tuple[str, int]] = frozenset()
-        while not self._has_ended(run_id):
-            reached = self._checkpoint_of(run_id)
-            if reached - seen and self.kills[run_id] < KILLS:
-                seen = reached
-                self.stack.programs["worker-train"].send(signal.SIGKILL, "all")
-                self.kills[run_id] += 1
+        while True:
+            # Its row says whether the worker that has it now stored a new checkpoint: its death would not count.
+            row = self.stack.ask(lambda: db.session.execute(select(TrainingRun).where(TrainingRun.id == run_id)).scalar_one())
+            if row is not None and row.status.is_final:
+                return
+            if row is not None and row.status == JobStatus.RUNNING and not row.death_counts and self.kills[run_id] < KILLS:
+                reached = self._checkpoint_of(run_id)
+                if reached - seen:
+                    seen = reached
+                    self.stack.programs["worker-train"].send(signal.SIGKILL, "all")
+                    self.kills[run_id] += 1
             time.sleep(0.05)
-
-    def _has_ended(self, run_id: str) -> bool:
-        status = self.stack.ask(lambda: db.session.scalar(select(TrainingRun.status).where(TrainingRun.id == run_id)))
-        return status is not None and JobStatus(status).is_final
 
     def _checkpoint_of(self, run_id: str) -> frozenset[tuple[str, int]]:
         """Return the files of the stored checkpoint; none where there is none or the storage is away."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -10,13 +11,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import inspect, select
 
 from bench.chaos.campaign import Campaign, unsettled
 from bench.chaos.stack import POISON_PX, Stack
 from bench.chaos.trainings import KILLS
 from webapp.extensions import db
-from webapp.jobs import TIDY, nudge
+from webapp.jobs import QUEUE_OF_TABLE, TIDY, nudge
 from webapp.models import Dataset, Heatmap, JobStatus, ModelVersion, Prediction, Scan, TrainingRun
 
 TWO_HOURS_S = 7200
@@ -143,19 +144,24 @@ def judge_files(stack: Stack, outcome: Outcome) -> None:
 
 def named_files() -> set[str]:
     """Return the keys of all files that rows name."""
-    columns = (Scan.original_key, Scan.image_key, Scan.thumbnail_key, Heatmap.image_key, Dataset.archive_key, Dataset.contact_sheet_key)
+    columns = [column for table in QUEUE_OF_TABLE for column in inspect(table).columns if column.name.endswith("_key")]
     keys = {key for column in columns for key in db.session.scalars(select(column)) if key}
     for version in db.session.scalars(select(ModelVersion)):
         keys |= {f"{version.storage_prefix}/{name}" for name in (*version.card["files"], "card.json")}
-        keys |= {f"{version.storage_prefix}/predictions.csv"} if version.run_id else set()
     db.session.rollback()
     return keys
 
 
 def orphans(stack: Stack) -> set[str]:
-    """Return the keys of files that no row names; the storage's mark is nobody's."""
+    """Return the keys of files that no row names and that do not carry a row's id; the storage's mark is nobody's."""
     there = {str(path.relative_to(stack.volume)) for path in stack.volume.rglob("*") if path.is_file()}
-    return {key for key in there - named_files() if not key.startswith("databases/")}
+    ids = {row_id for table in (Scan, Heatmap, Dataset, ModelVersion) for row_id in db.session.scalars(select(table.id))}
+    named = named_files()
+    return {
+        key
+        for key in there - named
+        if key.endswith(".part") or not (key.startswith("databases/") or ids.intersection(re.findall("[0-9a-f]{32}", key)))
+    }
 
 
 def width_of(picture: Path) -> int:

@@ -85,6 +85,18 @@ def test_a_data_set_of_use_needs_its_archive_and_its_sheet(any_worker_app: Flask
     assert {*storage.keys("datasets"), *storage.keys("sheets")} == needed and len(needed) == 6
 
 
+def test_a_model_whose_training_was_killed_before_its_version_was_written_goes(any_worker_app: Flask, tmp_path: Path) -> None:
+    kept = [install_model(), install_model(gain=2.0, live=False)]
+    before = storage.keys("models")
+    storage.put(f"models/{new_id()}/model.onnx", b"of no version")
+    orphans.remove_orphans()
+    assert len(storage.keys("models")) == len(before) + 1  # It might be committed in a moment.
+    age(tmp_path / "files")
+    orphans.remove_orphans()
+    assert storage.keys("models") == before
+    assert {orphans.folder_of(key) for key in before} == {version.storage_prefix for version in kept}
+
+
 def test_what_a_killed_process_was_writing_goes_and_the_file_stays(worker_app: Flask, tmp_path: Path) -> None:
     install_model()
     (scan_id,) = submit(picture())

