@@ -99,7 +99,7 @@ def sentences_about(left_out: Sequence[LeftOut], total: int, *, may_leave_out: b
     many = total >= FEWEST_FOR_LEAVING_OUT and len(damaged) <= MOST_DAMAGED * total
     if len(left_out) == total or (damaged and not many) or not (may_leave_out or many):
         raise UploadRejected(f"“{printable(first.name) or f'number {first.number}'}”: {first.reason}") from first.reason
-    told = [f"Left out: {count} {what}." for what, count in foreign.items()]
+    told = [f"Left out, as no slices: {what} ({count})." for what, count in foreign.items()]
     for one in damaged[:MOST_TOLD]:
         which = f"“{printable(one.name)}”" if with_names and printable(one.name) else f"File {one.number} of {total}"
         told.append(f"{which} was left out: {one.reason}")

@@ -277,7 +277,9 @@ def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(a
     files |= {"scout": dicom_file(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "readme.txt": b"text", "mr": dicom_file(Modality="MR")}
     soft, bone = accept_scans(ann, [upload(zip_of(files))])
     assert (soft.title, bone.title) == ("Series 1", "Series 2")
-    left = ["Left out: 1 localizers.", "Left out: 1 files that are no images.", "Left out: 1 files of another modality than CT."]
+    left = [
+        f"Left out, as no slices: {what} (1)." for what in ("localizers", "files that are no images", "files of another modality than CT")
+    ]
     assert soft.notes == left
     assert bone.notes[:-1] == left
     assert bone.notes[-1].startswith("The series was reconstructed with a sharp kernel (BONE)")
