@@ -42,7 +42,8 @@ def user_of_login(secret: str) -> User | None:
         return None
     login, user = found
     user.login_secret = secret
-    note_use(login)
+    if not request.headers.get("HX-Request"):  # A page that asks by itself, left open, is nobody's use.
+        note_use(login)
     return user
 
 

@@ -126,6 +126,13 @@ def test_what_an_admin_does_is_kept(app: Flask, logged_in: Callable[..., FlaskCl
     assert admin.post("/admin/datasets", data=form, content_type="multipart/form-data").status_code == 302
     dataset = only_id(app, Dataset)
     assert events(app)[-2:] == [(Act.DATASET_DELETED, root, failed), (Act.DATASET_IMPORTED, root, dataset)]
+    for path, expected in (
+        (f"/admin/datasets/{dataset}/cancel", (Act.IMPORT_CANCELLED, root, dataset)),
+        (f"/admin/datasets/{dataset}/delete", (Act.DATASET_DELETED, root, dataset)),
+        (f"/admin/users/{ann}/delete", (Act.ACCOUNT_DELETED, root, ann)),
+    ):
+        assert admin.post(path).status_code == 302
+        assert newest(app) == expected
 
 
 def test_what_is_done_at_the_command_line_is_kept(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,14 @@ def test_a_page_notes_the_use_of_its_login_although_it_only_reads(any_database_a
     assert utc_now() - used_at(app, LoginSession) < timedelta(seconds=30)
 
 
+def test_a_page_that_is_left_open_keeps_no_login_alive(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+    client = logged_in("ann")
+    set_back(app, LoginSession, used_at=timedelta(hours=1))
+    before = used_at(app, LoginSession)
+    assert client.get("/scans", headers={"HX-Request": "true"}).status_code == 200
+    assert used_at(app, LoginSession) == before
+
+
 def test_a_page_is_shown_although_its_use_cannot_be_noted(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
     client = logged_in("ann")
     set_back(app, LoginSession, used_at=timedelta(hours=1))
