@@ -190,10 +190,11 @@
       interactive: false, dragAndDropEnabled: false, sliceType: SLICE_TYPE.AXIAL, isRadiologicalConvention: true,
       crosshairWidth: 0, isOrientationTextVisible: false, isColorbar: false, loadingText: "", logLevel: "error",
     });
+    // It writes nothing here, but fetches its letters and a gloss for surfaces all the same, from data: addresses that our content policy forbids.
+    drawing.loadFontTexture = drawing.loadMatCapTexture = async () => null;
     await drawing.attachToCanvas(canvas, false);
     await drawing.loadVolumes([{ url: `${viewer.dataset.scan}/volume`, name: "series.nii.gz", cal_min: level - width / 2, cal_max: level + width / 2 }]);
     const [volume] = drawing.volumes;
-    const [, columns, rows, slices] = volume.dimsRAS;
     place.hidden = false;
     return (shown) => {
       const low = shown.level - shown.width / 2;
@@ -202,8 +203,7 @@
         Object.assign(volume, { cal_min: low, cal_max: high });
         drawing.updateGLVolume();
       }
-      const index = volume.permRAS[2] > 0 ? shown.index : slices - 1 - shown.index;
-      drawing.scene.crosshairPos = drawing.vox2frac([columns >> 1, rows >> 1, index]);
+      drawing.scene.crosshairPos = drawing.vox2frac([0, 0, shown.index]);
       drawing.drawScene();
     };
   }
