@@ -293,12 +293,13 @@ def test_one_persons_heat_maps_do_not_make_anothers_wait(any_worker_app: Flask) 
     prediction.answer_next_scans()
     drawn: list[str] = []
 
-    def note(heatmap: Heatmap) -> None:
+    def note(heatmap: Heatmap) -> dict[int, str]:
         drawn.append(heatmap.prediction.scan_id)
+        return {0: f"heatmaps/{heatmap.id}.png"}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prediction, "draw", note)
-        while prediction.draw_next_heatmap():
+        patch.setattr(heatmaps, "draw", note)
+        while heatmaps.draw_next_heatmap():
             pass
     assert single in drawn[:3] and set(drawn) == {*many, *more, single}
     for of_one in (many, more):

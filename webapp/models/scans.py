@@ -92,6 +92,11 @@ class Order(StrEnum):
         return newest
 
 
+# For worklists by risk and by uncertainty. Here, because a text in place of the inherited column is another index to Alembic on SQLite.
+Index("ix_scan_risk", Scan.user_id, Scan.stat.desc(), Scan.risk.desc(), Scan.created_at.desc(), Scan.id)
+Index("ix_scan_margin", Scan.user_id, Scan.stat.desc(), Scan.margin, Scan.created_at.desc(), Scan.id)
+
+
 def force(scan_id: str, user_id: str) -> bool:
     """Queue a refused scan of that user again, to be scored whatever it looks like; False where there is nothing to overrule.
 
