@@ -30,6 +30,7 @@ sure: $(VENV)/.installed-tests  ## Check format, lint and types, then run all te
 
 bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails where a limit is broken.
 	@$(PY) bench/models.py
+	@$(PY) bench/series.py
 	@$(PY) bench/service.py $(ARGS)
 	@$(PY) bench/claims.py
 
