@@ -190,6 +190,8 @@
       interactive: false, dragAndDropEnabled: false, sliceType: SLICE_TYPE.AXIAL, isRadiologicalConvention: true,
       crosshairWidth: 0, isOrientationTextVisible: false, isColorbar: false, loadingText: "", logLevel: "error",
     });
+    // It writes nothing here, but fetches its letters and a gloss for surfaces all the same, from data: addresses that our content policy forbids.
+    drawing.loadFontTexture = drawing.loadMatCapTexture = async () => null;
     await drawing.attachToCanvas(canvas, false);
     await drawing.loadVolumes([{ url: `${viewer.dataset.scan}/volume`, name: "series.nii.gz", cal_min: level - width / 2, cal_max: level + width / 2 }]);
     const [volume] = drawing.volumes;
