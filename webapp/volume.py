@@ -48,8 +48,6 @@ class Volume:
     slice_mm: float
     slope: float
     intercept: float
-    columns_run_to_the_right: bool
-    rows_run_to_the_front: bool
     starts: tuple[int, ...]
 
     @property
@@ -85,14 +83,8 @@ class Volume:
             window = WINDOWS["brain"] if self.is_hu else AS_SUBMITTED
         grey = grey_of(window, self.slope, self.intercept)
         shown = bytes([grey[voxel] for voxel in voxels])
-        return png(self._turned(shown), self.columns)
-
-    def _turned(self, shown: bytes) -> list[bytes]:
-        """Return the rows, from the forehead to the back of the head, each from the patient's right to their left."""
-        rows = [shown[start : start + self.columns] for start in range(0, len(shown), self.columns)]
-        if self.rows_run_to_the_front:
-            rows.reverse()
-        return [row[::-1] for row in rows] if self.columns_run_to_the_right else rows
+        # Stored to the right and to the front (RAS), looked at from the foot end with the face up: turned by 180 degrees.
+        return png(shown[::-1], self.columns)
 
 
 def open_volume(key: str) -> Volume:
@@ -114,13 +106,12 @@ def open_volume(key: str) -> Volume:
         _, columns, rows, slices = unpack_from("<4h", nifti, 40)
         column_mm, row_mm, slice_mm = unpack_from("<3f", nifti, 80)
         slope, intercept = unpack_from("<2f", nifti, 112)
-        towards_right, _, _, _, _, towards_front = unpack_from("<6f", nifti, 280)
     except (error, zlib.error) as err:
         raise StorageError("A stored series is damaged.") from err
     if slices != len(starts) or min(columns, rows) < 1:
         raise StorageError("A stored series is damaged.")
     return Volume(
-        key, columns, rows, column_mm, row_mm, slice_mm, slope, intercept, towards_right > 0, towards_front > 0, starts
+        key, columns, rows, column_mm, row_mm, slice_mm, slope, intercept, starts
     )  # fmt: skip
 
 
@@ -135,9 +126,10 @@ def grey_of(window: Window, slope: float, intercept: float) -> bytes:
     return greys[32768:] + greys[:32768]
 
 
-def png(rows: list[bytes], width: int) -> bytes:
-    """Return rows of grey bytes as a PNG file."""
-    header = pack(">2I5B", width, len(rows), 8, 0, 0, 0, 0)
+def png(greys: bytes, columns: int) -> bytes:
+    """Return rows of grey bytes, one after the other, as a PNG file."""
+    rows = [greys[start : start + columns] for start in range(0, len(greys), columns)]
+    header = pack(">2I5B", columns, len(rows), 8, 0, 0, 0, 0)
     pixels = zlib.compress(b"".join([b"\0" + row for row in rows]), FAST)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
 

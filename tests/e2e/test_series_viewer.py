@@ -66,7 +66,7 @@ def answers(service: Service) -> bool:
 
 def a_series(service: Service) -> str:
     """Add a series of which every slice is of one grey; return the address of its page."""
-    hu = np.broadcast_to(np.arange(SLICES, dtype=np.int16) * STEP_HU, (64, 64, SLICES))
+    hu = np.broadcast_to(np.arange(SLICES)[:, None, None] * STEP_HU, (SLICES, 64, 64))
     return f"/scans/{add_series(service.app, hu)}"
 
 

@@ -108,7 +108,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         failed = Scan(**columns, status=JobStatus.FAILED, error="It cannot be read.", not_head_ct=0.9)
         db.session.add_all((scan, failed))
         db.session.flush()
-        storage.put(scan.volume_key, stored_series(np.zeros((4, 4, 2), np.int16)))
+        storage.put(scan.volume_key, stored_series(np.zeros((2, 4, 4))))
         storage.put(heatmap_key(scan.prediction.heatmap.id, 0), heat(0))
         db.session.commit()
         of_owner = {table: db.session.scalar(select(table.id).where(table.user_id == users["owner"])) for table in (ApiToken, LoginSession)}

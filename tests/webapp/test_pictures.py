@@ -29,9 +29,9 @@ SLICES = 6
 
 
 @pytest.fixture
-def voxels() -> NDArray[np.int16]:
-    """A series of 6 slices with 8 columns and 10 rows: slice by slice 0, 16, 32 ... HU."""
-    return np.broadcast_to(np.arange(SLICES, dtype=np.int16) * 16, (8, 10, SLICES))
+def hu() -> NDArray[np.int16]:
+    """A series of 6 slices with 10 rows and 8 columns: slice by slice 0, 16, 32 ... HU."""
+    return np.broadcast_to(np.arange(SLICES, dtype=np.int16)[:, None, None] * 16, (SLICES, 10, 8))
 
 
 @pytest.fixture(params=["page", "program"])
@@ -60,28 +60,26 @@ def grey(answer: TestResponse) -> int:
     ],
 )
 def test_each_slice_is_shown_through_the_window_that_is_asked_for(
-    app: Flask, client: tuple[FlaskClient, str], voxels: NDArray[np.int16], query: str, greys: list[int]
+    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], query: str, greys: list[int]
 ) -> None:
     browser, scans = client
-    address = f"{scans}/{add_series(app, voxels)}/slices"
+    address = f"{scans}/{add_series(app, hu)}/slices"
     assert [grey(browser.get(f"{address}/{index}.png{query}")) for index in range(SLICES)] == greys
 
 
 @pytest.mark.parametrize(
     "query", ["window=lung", "level=40", "width=80", "level=40&width=0", "level=nan&width=80", "window=brain&level=40", "level=x&width=80"]
 )
-def test_a_window_that_makes_no_sense_is_refused(
-    app: Flask, client: tuple[FlaskClient, str], voxels: NDArray[np.int16], query: str
-) -> None:
+def test_a_window_that_makes_no_sense_is_refused(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], query: str) -> None:
     browser, scans = client
-    assert browser.get(f"{scans}/{add_series(app, voxels)}/slices/0.png?{query}").status_code in (400, 422)
+    assert browser.get(f"{scans}/{add_series(app, hu)}/slices/0.png?{query}").status_code in (400, 422)
 
 
 def test_the_named_windows_leave_pictures_as_they_were_submitted(
-    app: Flask, client: tuple[FlaskClient, str], voxels: NDArray[np.int16]
+    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16]
 ) -> None:
     browser, scans = client
-    address = f"{scans}/{add_series(app, voxels * 10, slope=0.001)}/slices/5.png"
+    address = f"{scans}/{add_series(app, hu / 100, unit='display')}/slices/5.png"
     assert grey(browser.get(address)) == grey(browser.get(f"{address}?window=bone")) == 204
     assert grey(browser.get(f"{address}?level=0.4&width=0.8")) == 255
 
@@ -90,19 +88,19 @@ def test_the_whole_series_is_sent_as_one_file_in_pieces(
     app: Flask, client: tuple[FlaskClient, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     browser, scans = client
-    noise = np.random.default_rng(1).integers(-1000, 1000, (64, 64, 40)).astype(np.int16)
+    noise = np.random.default_rng(1).integers(-1000, 1000, (40, 64, 64)).astype(np.int16)
     scan_id = add_series(app, noise)
     monkeypatch.setattr(Storage, "get", lambda *_: pytest.fail("The file was read as a whole."))
     answer = browser.get(f"{scans}/{scan_id}/volume")
     assert (answer.status_code, answer.content_type) == (200, "application/gzip")
     assert "Content-Encoding" not in answer.headers
     assert answer.headers["Content-Disposition"] == f"attachment; filename={scan_id}.nii.gz"
-    assert gzip.decompress(answer.data)[352:] == noise.tobytes("F")
+    assert gzip.decompress(answer.data)[352:] == noise[:, ::-1, ::-1].tobytes()
 
 
-def test_a_slices_heat_map_is_sent_where_one_is_drawn(app: Flask, client: tuple[FlaskClient, str], voxels: NDArray[np.int16]) -> None:
+def test_a_slices_heat_map_is_sent_where_one_is_drawn(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16]) -> None:
     browser, scans = client
-    address = f"{scans}/{add_series(app, voxels)}"
+    address = f"{scans}/{add_series(app, hu)}"
     assert browser.get(f"{address}/slices/0/heatmap.png").data == heat(0)
     assert browser.get(f"{address}/slices/5/heatmap.png").data == heat(5)
     assert browser.get(f"{address}/heatmap.png").data == heat(5)
@@ -114,10 +112,10 @@ PATHS = ("volume", "slices/0.png", "slices/0.png?window=bone", "slices/0/heatmap
 
 @pytest.mark.parametrize("path", PATHS)
 def test_an_unchanged_answer_is_304_and_reads_no_file(
-    app: Flask, client: tuple[FlaskClient, str], voxels: NDArray[np.int16], path: str, monkeypatch: pytest.MonkeyPatch
+    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     browser, scans = client
-    address = f"{scans}/{add_series(app, voxels)}/{path}"
+    address = f"{scans}/{add_series(app, hu)}/{path}"
     first = browser.get(address)
     assert first.headers["Cache-Control"] == "private, no-cache"
     assert first.headers["X-Content-Type-Options"] == "nosniff"
@@ -127,28 +125,28 @@ def test_an_unchanged_answer_is_304_and_reads_no_file(
     assert (again.status_code, again.data) == (304, b"")
 
 
-def test_no_two_pictures_have_the_same_etag(app: Flask, client: tuple[FlaskClient, str], voxels: NDArray[np.int16]) -> None:
+def test_no_two_pictures_have_the_same_etag(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16]) -> None:
     browser, scans = client
-    scan_id = add_series(app, voxels)
+    scan_id = add_series(app, hu)
     paths = (*PATHS[:2], *PATHS[2:5], "slices/1.png", "slices/0.png?level=1&width=2", "slices/5/heatmap.png")
     tags = [browser.get(f"{scans}/{scan_id}/{path}").headers["ETag"] for path in paths]
     assert len(set(tags)) == len(paths)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_somebody_elses_series_is_404(app: Flask, client: tuple[FlaskClient, str], voxels: NDArray[np.int16], path: str) -> None:
+def test_somebody_elses_series_is_404(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], path: str) -> None:
     browser, scans = client
     make_user(app, "bob")
-    bobs = add_series(app, voxels, "bob")
+    bobs = add_series(app, hu, "bob")
     for scan_id in (bobs, "0" * 32, "nonsense", "%00"):
         answer = browser.get(f"{scans}/{scan_id}/{path}")
         assert answer.status_code == 404
         assert "You have no such scan." in answer.text
 
 
-def test_there_is_no_slice_beyond_the_last(app: Flask, client: tuple[FlaskClient, str], voxels: NDArray[np.int16]) -> None:
+def test_there_is_no_slice_beyond_the_last(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16]) -> None:
     browser, scans = client
-    scan_id = add_series(app, voxels)
+    scan_id = add_series(app, hu)
     for index in (SLICES, 10**30, -1, "x"):
         assert browser.get(f"{scans}/{scan_id}/slices/{index}.png").status_code == 404
         assert browser.get(f"{scans}/{scan_id}/slices/{index}/heatmap.png").status_code == 404
@@ -169,9 +167,9 @@ def test_a_program_that_asks_too_early_is_told_to_wait(app: Flask, path: str) ->
     assert answer.headers["Retry-After"] == "1"
 
 
-def test_a_program_waits_a_moment_for_a_slices_heat_map(app: Flask, voxels: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_waits_a_moment_for_a_slices_heat_map(app: Flask, hu: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch) -> None:
     program = client_of(app, "ann")
-    scan_id = add_series(app, voxels)
+    scan_id = add_series(app, hu)
     with app.app_context():
         drawn = db.session.query(Heatmap).one()
         key = drawn.image_key
@@ -189,17 +187,17 @@ def test_a_program_waits_a_moment_for_a_slices_heat_map(app: Flask, voxels: NDAr
     problem_of(program.get(f"/api/v1/scans/{scan_id}/slices/1/heatmap.png"), 404)
 
 
-def test_a_program_is_told_every_slice_and_which_to_look_at_first(app: Flask, voxels: NDArray[np.int16]) -> None:
+def test_a_program_is_told_every_slice_and_which_to_look_at_first(app: Flask, hu: NDArray[np.int16]) -> None:
     program = client_of(app, "ann")
-    told = program.get(f"/api/v1/scans/{add_series(app, voxels)}").json["result"]
+    told = program.get(f"/api/v1/scans/{add_series(app, hu)}").json["result"]
     assert told["slices"] == [{"index": index, "probability": index / 5} for index in range(SLICES)]
     assert told["first_slices"] == [5, 4, 3, 2, 1]
     assert told["heatmap_slices"] == [0, 5]
 
 
-def test_deleting_a_series_leaves_no_byte(app: Flask, client: tuple[FlaskClient, str], voxels: NDArray[np.int16], tmp_path: Path) -> None:
+def test_deleting_a_series_leaves_no_byte(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], tmp_path: Path) -> None:
     browser, scans = client
-    scan_id = add_series(app, voxels)
+    scan_id = add_series(app, hu)
     assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
     if scans.startswith("/api"):
         browser.delete(f"{scans}/{scan_id}")

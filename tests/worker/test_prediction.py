@@ -45,8 +45,10 @@ def test_a_batch_is_answered_and_its_heat_maps_are_drawn(any_worker_app: Flask) 
     assert verdict.slices == [pytest.approx(verdict.probability)]
     assert verdict.model_version_id == version.id
     assert verdict.seconds > 0
+    assert (scan(bright).risk, scan(bright).margin) == (verdict.probability, pytest.approx(verdict.probability - 0.5))
     other = scan(dark).prediction
     assert other is not None and not other.positive
+    assert (scan(dark).risk, scan(dark).margin) == (other.probability, pytest.approx(0.5 - other.probability))
     for shown, side in ((scan(bright).image_key, 64), (scan(bright).thumbnail_key, 64), (verdict.heatmap.image_key, 64)):  # type: ignore[union-attr]
         assert Image.open(io.BytesIO(storage.get(shown or ""))).size == (side, side)
     assert scan(bright).image_key == f"images/{bright}.png"

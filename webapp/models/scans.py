@@ -49,8 +49,6 @@ class Scan(Leased, db.Model):
         Index(None, "status", "queued_at"),
         Index(None, "user_id", "created_at"),
         # The queue as claims go through it, from person to person. Scans that have ended are not in it.
-        Index("ix_scan_risk", "user_id", stat.desc(), risk.desc(), text("created_at DESC"), "id"),
-        Index("ix_scan_margin", "user_id", stat.desc(), "margin", text("created_at DESC"), "id"),
         Index("ix_scan_queue", "user_id", stat.desc(), "queued_at", "id", postgresql_where=_QUEUED, sqlite_where=_QUEUED),
     )
 
@@ -70,6 +68,10 @@ class Scan(Leased, db.Model):
         return (
             self.status == JobStatus.FAILED and self.not_head_ct is not None and self.forced_at is None and self.original_removed_at is None
         )
+
+
+Index("ix_scan_risk", Scan.user_id, Scan.stat.desc(), Scan.risk.desc(), Scan.created_at.desc(), Scan.id)
+Index("ix_scan_margin", Scan.user_id, Scan.stat.desc(), Scan.margin, Scan.created_at.desc(), Scan.id)
 
 
 class Order(StrEnum):

@@ -195,7 +195,6 @@
     await drawing.attachToCanvas(canvas, false);
     await drawing.loadVolumes([{ url: `${viewer.dataset.scan}/volume`, name: "series.nii.gz", cal_min: level - width / 2, cal_max: level + width / 2 }]);
     const [volume] = drawing.volumes;
-    const [, columns, rows, slices] = volume.dimsRAS;
     place.hidden = false;
     return (shown) => {
       const low = shown.level - shown.width / 2;
@@ -204,8 +203,7 @@
         Object.assign(volume, { cal_min: low, cal_max: high });
         drawing.updateGLVolume();
       }
-      const index = volume.permRAS[2] > 0 ? shown.index : slices - 1 - shown.index;
-      drawing.scene.crosshairPos = drawing.vox2frac([columns >> 1, rows >> 1, index]);
+      drawing.scene.crosshairPos = drawing.vox2frac([0, 0, shown.index]);
       drawing.drawScene();
     };
   }
