@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +27,18 @@ def phantom_dicom(folder: Path, seed: int, hemorrhage: bool, size: int = 256) ->
     path = folder / f"phantom-{seed}-{int(hemorrhage)}.dcm"
     write_dicom(phantom(seed, hemorrhage, size=size), path)
     return path
+
+
+def phantom_series(folder: Path, seed: int, bleeds: Collection[int], slices: int, size: int = 128) -> Path:
+    """Write a ZIP of DICOM slices from foot to head, of which those in `bleeds` show hemorrhage, in no order; return its path."""
+    archive = folder / f"series-{seed}.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for index in sorted(range(slices), key=lambda index: index * 7 % slices):
+            path = folder / f"{index}.dcm"
+            hu = phantom(seed, index in bleeds, size=size)
+            write_dicom(hu, path, series=archive.name, number=slices - index, position_mm=5.0 * index)
+            packed.write(path, path.name)
+    return archive
 
 
 def bad_files(folder: Path) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.conftest import PASSWORD
 from tests.e2e.conftest import Service, a_service
-from tests.e2e.pictures import phantom_dataset, phantom_dicom, phantom_png
+from tests.e2e.pictures import phantom_dataset, phantom_dicom, phantom_png, phantom_series
 
 FLAGS = (
     "--no-sandbox",
@@ -140,6 +140,26 @@ def test_sign_up_submit_and_read_the_verdict(service: Service, visit: Callable[.
         answer = stranger.goto(f"{address}{path}")
         assert answer is not None
         assert answer.status == 404
+
+
+def test_a_series_is_submitted_and_its_slices_are_scrolled(service: Service, visit: Callable[..., Page], tmp_path: Path) -> None:
+    page = visit()
+    sign_up(page, "dora")
+    submit(page, phantom_series(tmp_path, 15, bleeds=range(5, 8), slices=12))
+    expect_verdict(page)
+    first = page.locator("#viewer .first-slices a")
+    expect(first).to_have_count(5)
+    expect(page.locator("#opacity")).to_be_visible(timeout=VERDICT_MS)  # The heat maps are drawn.
+    heat = page.locator("#viewer [data-part=heat]")
+    expect(heat).to_be_visible()
+    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=heat.element_handle())
+    for index in range(5):
+        first.nth(index).click()
+        expect(heat).to_be_visible()
+    page.wait_for_function("[...document.querySelectorAll('#viewer img')].every(image => image.hidden || image.naturalWidth === 128)")
+    page.locator("#slice").fill("1")
+    expect(page.locator("#viewer [data-part=place]")).to_have_text(re.compile("^1 of 12, "))
+    page.screenshot(path=tmp_path / "series.png", full_page=True)
 
 
 def test_without_scripts_a_scan_is_answered_too(visit: Callable[..., Page], tmp_path: Path) -> None:
