@@ -36,6 +36,13 @@ class Meter:
         """
         if self._should_stop():
             raise TrainingStopped("The training was stopped; called again on the same folder it continues.")
+        self._report(stage, fraction, metrics)
+
+    def end(self) -> None:
+        """Report that all is done, which nobody can stop any more."""
+        self._report("done", 1.0, {})
+
+    def _report(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
         self._fraction = max(self._fraction, min(fraction, 1.0))
         if self._first < 0:
             self._began, self._first = time.monotonic(), self._fraction

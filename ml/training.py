@@ -196,7 +196,7 @@ def train(
     write_predictions(out_dir / "predictions.csv", pool.examples, material, judgement)
     written = write_model(out_dir / "model", card, files)
     _clear(out_dir)
-    meter.tell("done", 1.0, {})
+    meter.end()
     return written
 
 

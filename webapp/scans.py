@@ -11,7 +11,7 @@ from pathlib import Path
 from flask import Blueprint, Response, abort, current_app, flash, redirect, render_template, request, url_for
 from flask_login import current_user, login_required
 from sqlalchemy import func, select
-from sqlalchemy.orm import joinedload
+from sqlalchemy.orm import joinedload, selectinload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
@@ -230,7 +230,8 @@ def _history(form: ScanForm) -> str:
     pages = max(1, -(-total // PER_PAGE))
     page = min(page_number(), pages)
     order = order_asked()
-    shown = select(Scan).where(own).options(joinedload(Scan.prediction)).order_by(*order.columns)
+    # A second statement for the verdicts: joined before the page is cut out, those of everybody might be read.
+    shown = select(Scan).where(own).options(selectinload(Scan.prediction)).order_by(*order.columns)
     scans = db.session.scalars(shown.limit(PER_PAGE).offset((page - 1) * PER_PAGE)).all()
     return render_template(
         "scans/history.html", form=form, scans=scans, total=total, page=page, pages=pages, order=order, phantoms=phantoms()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import event, insert, select, update
+from sqlalchemy import insert, select, update
 
 from tests.conftest import app_on, make_user
+from tests.plans import rows_touched, statements
 from webapp.extensions import database_now, db
 from webapp.models import JobStatus, Scan, TrainingRun, User, cancel, retry
 from worker import leases
@@ -125,15 +125,12 @@ def test_a_claim_among_ten_thousand_queued_rows_looks_at_a_few_of_each_person(po
         rows = [{"user_id": people[number % 100 == 0], "kind": "png", "original_key": "x"} for number in range(10_000)]
         db.session.execute(insert(Scan), rows)
         db.session.commit()  # No ANALYZE: the planner knows nothing of them, as after a sudden rush.
-        claims: list[tuple[str, Any]] = []
-        event.listen(db.engine, "before_cursor_execute", lambda *asked: claims.append(asked[2:4]) if "UPDATE scan" in asked[2] else None)
-        assert len(claim("worker")) == 8
-        (statement, parameters) = claims.pop()
-        with db.engine.connect() as connection:
-            (plan,) = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters).scalar_one()
+        with statements() as sent:
+            assert len(claim("worker")) == 8
+        touched = rows_touched(sent[0])
         db.session.remove()
         db.engine.dispose()
-    assert 8 < rows_touched(plan["Plan"]) < 2_000
+    assert 8 < touched < 2_000
 
 
 def test_a_claim_passes_over_what_another_has_just_taken(postgres_url: str, tmp_path: Path) -> None:
@@ -148,12 +145,6 @@ def test_a_claim_passes_over_what_another_has_just_taken(postgres_url: str, tmp_
         db.session.commit()
         db.session.remove()
         db.engine.dispose()
-
-
-def rows_touched(node: dict[str, Any]) -> int:
-    """Return how many rows a plan of PostgreSQL made or threw away, over all its steps."""
-    each = node["Actual Rows"] + sum(number for name, number in node.items() if name.startswith("Rows Removed"))
-    return each * node["Actual Loops"] + sum(rows_touched(part) for part in node.get("Plans", []))
 
 
 def test_a_finished_row_is_not_claimed_again(any_worker_app: Flask) -> None:

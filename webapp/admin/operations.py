@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from flask import Response, current_app
-from sqlalchemy import func, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, func, literal, select, union_all
 
 from webapp.admin.pages import blueprint, live_page
 from webapp.extensions import database_now, db
@@ -71,13 +71,17 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
     """Return the oldest rows of `table` whose lease expired, or that are queued for longer than STUCK_S."""
     expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
     waiting = (table.status == JobStatus.QUEUED) & (table.queued_at < database_now(-STUCK_S))
-    return list(db.session.scalars(select(table).where(or_(expired, waiting)).order_by(table.queued_at, table.id).limit(MOST_SHOWN)))
+    return sorted([*oldest_rows(table, expired), *oldest_rows(table, waiting)], key=lambda row: (row.queued_at, row.id))[:MOST_SHOWN]
 
 
 def running_jobs(table: type[Leased]) -> list[Leased]:
     """Return the oldest rows of `table` that run under a lease."""
-    held = (table.status == JobStatus.RUNNING) & (table.lease_expires_at >= database_now())
-    return list(db.session.scalars(select(table).where(held).order_by(table.queued_at, table.id).limit(MOST_SHOWN)))
+    return oldest_rows(table, (table.status == JobStatus.RUNNING) & (table.lease_expires_at >= database_now()))
+
+
+def oldest_rows(table: type[Leased], of_one_status: ColumnElement[bool]) -> list[Leased]:
+    """Return the oldest rows for which that holds; of a single status, so that the index has them in this order."""
+    return list(db.session.scalars(select(table).where(of_one_status).order_by(table.queued_at, table.id).limit(MOST_SHOWN)))
 
 
 def seconds_since(then: datetime, now: datetime) -> float:
