@@ -58,9 +58,10 @@ class Trainings(threading.Thread):
 
     def _follow(self, run_id: str) -> None:
         seen: frozenset[tuple[str, int]] = frozenset()
+        # The row says whether the worker that has it now stored a new checkpoint: only then its death does not count.
+        look = select(TrainingRun.status, TrainingRun.death_counts).where(TrainingRun.id == run_id)
         while True:
-            # Its row says whether the worker that has it now stored a new checkpoint: its death would not count.
-            row = self.stack.ask(lambda: db.session.execute(select(TrainingRun).where(TrainingRun.id == run_id)).scalar_one())
+            row = self.stack.ask(lambda: db.session.execute(look).one())
             if row is not None and row.status.is_final:
                 return
             if row is not None and row.status == JobStatus.RUNNING and not row.death_counts and self.kills[run_id] < KILLS:
