@@ -298,8 +298,8 @@ def test_one_persons_heat_maps_do_not_make_anothers_wait(any_worker_app: Flask) 
         drawn.append(heatmap.prediction.scan_id)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prediction, "draw", note)
-        while prediction.draw_next_heatmap():
+        patch.setattr(heatmaps, "draw", note)
+        while heatmaps.draw_next_heatmap():
             pass
     assert single in drawn[:3] and set(drawn) == {*many, *more, single}
     for of_one in (many, more):
