@@ -294,8 +294,9 @@ def test_one_persons_heat_maps_do_not_make_anothers_wait(any_worker_app: Flask) 
     prediction.answer_next_scans()
     drawn: list[str] = []
 
-    def note(heatmap: Heatmap) -> None:
+    def note(heatmap: Heatmap) -> dict[int, str]:
         drawn.append(heatmap.prediction.scan_id)
+        return {0: "heatmaps/none.png"}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heatmaps, "draw", note)
