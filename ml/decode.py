@@ -6,6 +6,7 @@ A request is a line of JSON on standard input, its answer a line on standard out
     {"unit": "hu", "spacing_mm": [[0.5, 0.5], ...], "distance_mm": 5.0, "warnings": [...]}       the pixels are in folder/pixels.npy
     {"error": "The file is empty."}                                                              what an ImageError says
     {"error": null}                                                                              the memory did not suffice
+    {"full": "No space left on device"}                                                          the folder took no more
 
 `limits` are those of `ml.images.read_series`. What goes wrong in any other way ends the process, and so does a scan that takes longer.
 """
@@ -67,7 +68,10 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"error": str(err)}
     except MemoryError:
         return {"error": None}
-    write_pixels(series, Path(request["folder"]) / PIXELS)
+    try:
+        write_pixels(series, Path(request["folder"]) / PIXELS)
+    except OSError as err:
+        return {"full": str(err.strerror)}
     return {
         "unit": series.slices[0].unit,
         "spacing_mm": [slice.spacing_mm for slice in series.slices],

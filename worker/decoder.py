@@ -53,6 +53,7 @@ class Decoder:
 
         Raises:
             ImageError: they cannot be read, or not within the limits.
+            OSError: the folder takes no more.
         """
         request = {"paths": [str(path) for path in paths], "folder": str(folder), "limit_s": self.limit_s + GRACE_S, "limits": limits}
         answer = self._ask(json.dumps(request).encode() + b"\n")
@@ -60,6 +61,8 @@ class Decoder:
             raise ImageError(BEYOND_LIMITS)
         if "error" in answer:
             raise ImageError(answer["error"])
+        if "full" in answer:
+            raise OSError(answer["full"])
         # Copied where it is written to, so that a series is as good as one read here.
         pixels = np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)
         slices = [
@@ -128,6 +131,7 @@ def decode(paths: Sequence[Path], **limits: int) -> Series:
 
     Raises:
         ImageError: they cannot be read, or not within the limits.
+        OSError: this machine's disk takes no more.
     """
     global _decoder
     config = current_app.config

@@ -15,6 +15,7 @@ from webapp.storage import MissingFile, StorageError
 log = logging.getLogger(__name__)
 
 WAITS_S = (0.2, 1.0, 3.0)
+NO_ROOM = "A worker could not write to its own disk, which may be full; please try again later."
 
 Result = TypeVar("Result")
 
@@ -27,6 +28,22 @@ def stored(action: Callable[[], Result]) -> Result:
         StorageError: it failed four times.
     """
     return _patiently(action, (StorageError,))
+
+
+def kept(action: Callable[[], Result]) -> Result:
+    """Return what `action` makes of files that it writes to this machine's disk, which may be full for a while.
+
+    Raises:
+        StorageError: it failed four times.
+    """
+
+    def once() -> Result:
+        try:
+            return action()
+        except OSError as err:
+            raise StorageError(NO_ROOM) from err
+
+    return stored(once)
 
 
 def committed(action: Callable[[], Result]) -> Result:

@@ -27,7 +27,7 @@ from webapp.models import ORIGINAL_REMOVED, Heatmap, ModelVersion, Prediction, S
 from webapp.storage import MissingFile, StorageError, storage
 from worker import leases
 from worker.decoder import decode
-from worker.patience import committed, stored
+from worker.patience import committed, kept, stored
 from worker.predictors import predictor_for
 from worker.presence import presence
 
@@ -239,7 +239,7 @@ def read_original(scan: Scan) -> Series:
     """Return what the user submitted.
 
     Raises:
-        StorageError: it cannot be fetched, or is not kept any longer.
+        StorageError: it cannot be fetched, is not kept any longer, or finds no room on this machine.
         ImageError: it is no readable head CT.
     """
     if scan.original_removed_at is not None:
@@ -247,10 +247,10 @@ def read_original(scan: Scan) -> Series:
     with presence().work_folder() as folder:
         original = folder / "original"
         stored(lambda: storage.fetch(scan.original_key, original))
-        paths = _unpack(original) if scan.original_key.endswith(PACKED) else [original]
+        paths = kept(lambda: _unpack(original)) if scan.original_key.endswith(PACKED) else [original]
         config = current_app.config
         limits = {"max_bytes": config["MAX_UPLOAD_MB"] * 2**20, "max_pixels": config["MAX_PIXELS"], "max_slices": config["MAX_SLICES"]}
-        return decode(paths, **limits)
+        return kept(lambda: decode(paths, **limits))
 
 
 def _unpack(original: Path) -> list[Path]:
@@ -268,7 +268,7 @@ def store_pictures(scan_id: str, series: Series, index: int) -> None:
         stored(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
     if len(series.slices) > 1:
         with presence().work_folder() as folder:
-            write_volume(series, folder / "volume")
+            kept(lambda: write_volume(series, folder / "volume"))
             stored(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 
 from sqlalchemy import select
@@ -33,6 +34,7 @@ class Trainings(threading.Thread):
         self.folder = folder
         self.kills: dict[str, int] = {}
         self.errors: list[str] = []
+        self._seen: dict[str, frozenset[tuple[str, int]]] = defaultdict(frozenset)
 
     def import_phantoms(self) -> None:
         """Import the data set that all train on."""
@@ -51,25 +53,24 @@ class Trainings(threading.Thread):
                 db.session.commit()
                 nudge(TRAIN_MODEL)
                 self.kills = {run.id: 0 for run in runs}
-            for run_id in self.kills:
-                self._follow(run_id)
+            while self._follow():
+                time.sleep(0.05)
         except Exception as err:  # noqa: BLE001 - told at the end, like every other.
             self.errors.append(f"trainings: {type(err).__name__}: {err}")
 
-    def _follow(self, run_id: str) -> None:
-        seen: frozenset[tuple[str, int]] = frozenset()
-        while True:
-            # Its row says whether the worker that has it now stored a new checkpoint: its death would not count.
-            row = self.stack.ask(lambda: db.session.execute(select(TrainingRun).where(TrainingRun.id == run_id)).scalar_one())
-            if row is not None and row.status.is_final:
-                return
-            if row is not None and row.status == JobStatus.RUNNING and not row.death_counts and self.kills[run_id] < KILLS:
+    def _follow(self) -> bool:
+        """Kill the worker where there is a new checkpoint; False once all runs have ended."""
+        look = select(TrainingRun.id, TrainingRun.status, TrainingRun.death_counts)
+        runs = self.stack.ask(lambda: db.session.execute(look).all())
+        for run_id, status, death_counts in runs or ():
+            # The row says whether the worker that has it now stored a new checkpoint: only then its death does not count.
+            if status == JobStatus.RUNNING and not death_counts and self.kills[run_id] < KILLS:
                 reached = self._checkpoint_of(run_id)
-                if reached - seen:
-                    seen = reached
+                if reached - self._seen[run_id]:
+                    self._seen[run_id] = reached
                     self.stack.programs["worker-train"].send(signal.SIGKILL, "all")
                     self.kills[run_id] += 1
-            time.sleep(0.05)
+        return runs is None or not all(status.is_final for _, status, _ in runs)
 
     def _checkpoint_of(self, run_id: str) -> frozenset[tuple[str, int]]:
         """Return the files of the stored checkpoint; none where there is none or the storage is away."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -86,6 +87,15 @@ def test_a_scan_that_needs_more_memory_fails_alone(child: Decoder, png: Path, tm
     with pytest.raises(ImageError) as caught:
         child.decode([large], tmp_path)
     assert str(caught.value) == BEYOND_LIMITS
+    assert len(child.decode([png], tmp_path).slices) == 1
+
+
+def test_a_full_disk_is_not_the_files_fault_and_passes(child: Decoder, png: Path, tmp_path: Path) -> None:
+    child.decode([png], tmp_path)
+    resource.prlimit(pid_of(child), resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    with pytest.raises(OSError, match="File too large"):
+        child.decode([png], tmp_path)
+    resource.prlimit(pid_of(child), resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert len(child.decode([png], tmp_path).slices) == 1
 
 
