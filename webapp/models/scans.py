@@ -70,10 +70,6 @@ class Scan(Leased, db.Model):
         )
 
 
-Index("ix_scan_risk", Scan.user_id, Scan.stat.desc(), Scan.risk.desc(), Scan.created_at.desc(), Scan.id)
-Index("ix_scan_margin", Scan.user_id, Scan.stat.desc(), Scan.margin, Scan.created_at.desc(), Scan.id)
-
-
 class Order(StrEnum):
     """An order in which a person looks at their scans."""
 
