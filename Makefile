@@ -33,6 +33,7 @@ bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails 
 	@$(PY) bench/series.py
 	@$(PY) bench/service.py $(ARGS)
 	@$(PY) bench/claims.py
+	@$(PY) -m bench.scale
 
 chaos: $(VENV)/.installed  ## Kill, pause and cut off everything while 1,000 scans come in; fails where one is lost, doubled or stuck.
 	@$(PY) -m bench.chaos $(ARGS)

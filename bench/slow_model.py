@@ -1,0 +1,47 @@
+"""The workers' Celery application with a model that takes 50 ms a slice and no processor: `python -m celery -A bench.slow_model worker …`.
+
+What is left is the system around the model, which two cores can run for many workers. For `bench/scale.py` alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+
+from worker.app import celery as celery  # `-A` looks for it here
+
+if TYPE_CHECKING:  # The Celery parent loads nothing that cannot be forked.
+    from ml.images import FloatArray, Series
+    from ml.inference import Finding
+
+SECONDS_PER_SLICE = 0.05
+
+
+class SlowModel:
+    """Stands for `ml.inference.Predictor`."""
+
+    def predict_many(self, series: Sequence[Series], *_: Any) -> list[Finding]:
+        """Return a finding for each, after the time it takes."""
+        from ml.inference import Finding
+
+        time.sleep(SECONDS_PER_SLICE * sum(len(one.slices) for one in series))
+        return [Finding(0.25, 0.5, False, False, (0.25,) * len(one.slices), ()) for one in series]
+
+    def heatmaps(self, series: Series, indices: Sequence[int]) -> list[FloatArray]:
+        """Return nothing to see."""
+        return [0 * series.slices[index].pixels for index in indices]
+
+
+def stand_in(**_: object) -> None:
+    """Put the stub in the real one's place, in the pool's child."""
+    from worker import heatmaps, prediction
+
+    for module in (heatmaps, prediction):
+        module.predictor_for = lambda version: SlowModel()  # type: ignore[attr-defined]
+
+
+# After the worker's own beginning, which warms the real model up.
+signals.worker_process_init.connect(stand_in, weak=False)
