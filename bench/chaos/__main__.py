@@ -1,6 +1,6 @@
 """Break everything that may break, and see that every scan and every training ends in exactly one verdict.
 
-    python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 2] [--seed 1] [--stack postgres|embedded] [--report FILE]
+    python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 1] [--seed 1] [--stack postgres|embedded] [--report FILE]
 
 Starts Hemoscan on PostgreSQL and Redis servers of its own, then on the embedded default, each time with so many scans, faults and
 trainings. The same seed draws the same faults, victims and times; what they meet depends on the machine. Linux only. The last line
@@ -29,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=1000, help="scans a stack (default 1000)")
     parser.add_argument("--faults", type=int, default=60, help="faults a stack (default 60)")
-    parser.add_argument("--trainings", type=int, default=2, help="trainings a stack, each killed three times (default 2)")
+    parser.add_argument("--trainings", type=int, default=1, help="trainings a stack, each killed three times (default 1)")
     parser.add_argument("--seed", type=int, default=1, help="draws faults, victims and times (default 1)")
     parser.add_argument("--stack", choices=STACKS, help="only this one (default both)")
     parser.add_argument(
