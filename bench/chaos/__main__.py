@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from bench.chaos.campaign import carry_out
-from bench.chaos.report import report
+from bench.chaos.report import report, verdict
 from bench.chaos.servers import NotInstalled
 from bench.chaos.stack import STACKS, Stack
 from bench.chaos.verdict import Outcome, judge
@@ -67,6 +67,8 @@ def suffer(kind: str, given: argparse.Namespace) -> Outcome:
             outcome = judge(carry_out(stack, given.scans, given.faults, given.trainings, rng), given.within)
         left = stack.leftovers()
         outcome.check(not left, f"processes are left: {left}")
+        sys.stdout.write(f"{kind}: {verdict([outcome])}\n")
+        sys.stdout.flush()
     finally:
         if not given.keep:
             shutil.rmtree(folder, ignore_errors=True)
