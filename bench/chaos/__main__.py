@@ -1,6 +1,6 @@
 """Break everything that may break, and see that every scan and every training ends in exactly one verdict.
 
-    python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 2] [--seed 1] [--stack postgres|embedded] [--report FILE]
+    python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 1] [--seed 1] [--stack postgres|embedded] [--report FILE]
 
 Starts Hemoscan on PostgreSQL and Redis servers of its own, then on the embedded default, each time with so many scans, faults and
 trainings. The same seed draws the same faults, victims and times; what they meet depends on the machine. Linux only. The last line
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from bench.chaos.campaign import carry_out
-from bench.chaos.report import report
+from bench.chaos.report import report, verdict
 from bench.chaos.servers import NotInstalled
 from bench.chaos.stack import STACKS, Stack
 from bench.chaos.verdict import Outcome, judge
@@ -29,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=1000, help="scans a stack (default 1000)")
     parser.add_argument("--faults", type=int, default=60, help="faults a stack (default 60)")
-    parser.add_argument("--trainings", type=int, default=2, help="trainings a stack, each killed three times (default 2)")
+    parser.add_argument("--trainings", type=int, default=1, help="trainings a stack, each killed three times (default 1)")
     parser.add_argument("--seed", type=int, default=1, help="draws faults, victims and times (default 1)")
     parser.add_argument("--stack", choices=STACKS, help="only this one (default both)")
     parser.add_argument(
@@ -67,6 +67,8 @@ def suffer(kind: str, given: argparse.Namespace) -> Outcome:
             outcome = judge(carry_out(stack, given.scans, given.faults, given.trainings, rng), given.within)
         left = stack.leftovers()
         outcome.check(not left, f"processes are left: {left}")
+        sys.stdout.write(f"{kind}: {verdict([outcome])}\n")
+        sys.stdout.flush()
     finally:
         if not given.keep:
             shutil.rmtree(folder, ignore_errors=True)

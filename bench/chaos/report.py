@@ -73,18 +73,19 @@ def _of_stack(outcome: Outcome) -> str:
         f"Recovery: {_spread(recovery)}.",
         f"The last verdict came {outcome.last_verdict_s:.1f} s after the last fault.",
         f"Throughput: {pace:.0f} scans a minute from the first upload to the last verdict, as fast as they came in.",
-        f"Upload replies: {_spread(outcome.replies_s)}. {outcome.refusals} uploads were refused or cut off and sent again.",
-        f"{outcome.unanswered} scans were stored although the answer to their upload was lost.",
-        f"{outcome.attempts} times a scan came back because its worker had died or seemed dead.",
+        f"Upload replies: {_spread(outcome.replies_s)}.",
+        f"Uploads that were refused or cut off, and sent again: {outcome.refusals}.",
+        f"Scans that were stored although the answer to their upload was lost, beside those sent again: {outcome.unanswered}.",
+        f"Scans that came back because their worker had died or seemed dead, counted each time: {outcome.attempts}.",
         f"Restarts by the supervisor: {', '.join(f'{name} {count}' for name, count in outcome.restarts.items())}.",
-        f"{outcome.orphans} files were left without a row; the service's own tidying removed them.",
+        f"Files that were left without a row, and were removed by the service's own tidying: {outcome.orphans}.",
         *outcome.notes,
     ]
     if outcome.runs:
         attempts = ", ".join(map(str, outcome.run_attempts))
         lines.append(
-            f"{outcome.runs} trainings (`{ARCHITECTURE}` on phantoms), each killed {KILLS} times after a new checkpoint; "
-            f"deaths noted: {attempts}."
+            f"Trainings (`{ARCHITECTURE}` on phantoms): {outcome.runs}, each killed {KILLS} times after a new checkpoint; "
+            f"attempts that ended in a death: {attempts}."
         )
     listed = "\n".join(f"- {line}" for line in lines)
     table = "".join(
