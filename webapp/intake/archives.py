@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from struct import error as struct_error
 from struct import unpack_from
 from tempfile import SpooledTemporaryFile
 from typing import IO, cast
@@ -22,6 +23,8 @@ HELD_IN_MEMORY = 2**20
 FREE_OF_RATIO = 64 * 2**20
 MAX_RATIO = 200
 """From FREE_OF_RATIO unpacked bytes on: CT shrinks to a half or a tenth, and only blank pictures by hundreds."""
+UNREADABLE = (zipfile.BadZipFile, zlib.error, struct_error, EOFError, NotImplementedError, OverflowError, OSError, ValueError)
+"""What zipfile raises over a damaged archive: places before its start and names that are no text are a ValueError."""
 NOT_IMAGES = ("dicomdir", "thumbs.db", "desktop.ini")
 
 
@@ -40,7 +43,7 @@ def members(archive: IO[bytes], size: int, *, most_files: int, most_bytes: int, 
     _check_directory(archive, size)
     try:
         packed = zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, ValueError, OSError, UnicodeDecodeError) as err:
+    except UNREADABLE as err:
         raise ArchiveRefused("The ZIP archive is damaged or incomplete.") from err
     with packed:
         for info in packed.infolist():
@@ -81,6 +84,8 @@ def _is_passed_over(info: zipfile.ZipInfo) -> bool:
 
 
 def _check_member(info: zipfile.ZipInfo) -> None:
+    if not info.filename:
+        raise ArchiveRefused("The ZIP archive is damaged or incomplete.")
     path = PurePosixPath(info.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise ArchiveRefused("The ZIP archive holds a file that lies outside of it.")
@@ -102,7 +107,9 @@ def _unpacked(packed: zipfile.ZipFile, info: zipfile.ZipInfo, most: int, folder:
                     if content.tell() + len(block) > most:
                         raise ArchiveRefused("The ZIP archive unpacks to far more than its size.")
                     content.write(block)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as err:
+        except ArchiveRefused:
+            raise
+        except UNREADABLE as err:
             raise ArchiveRefused("The ZIP archive is damaged or incomplete.") from err
         length = content.tell()
         content.seek(0)

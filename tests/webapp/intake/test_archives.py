@@ -51,6 +51,27 @@ def test_limits_hold(tmp_path: Path) -> None:
     assert refusal(content, tmp_path, most_bytes=4999) == "The ZIP archive unpacks to more than 0 MB."
 
 
+DIRECTORY, END = b"PK\x01\x02", b"PK\x05\x06"
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "value"),
+    [(DIRECTORY, 6, 99), (DIRECTORY, 28, 0), (END, 16, 99)],
+    ids=["a version that nobody reads", "a member without a name", "a member that begins before the file"],
+)
+def test_a_directory_that_contradicts_itself_is_a_sentence(tmp_path: Path, record: bytes, field: int, value: int) -> None:
+    content = bytearray(zip_of({"a": b"one"}))
+    struct.pack_into("<H", content, content.index(record) + field, value)
+    assert refusal(bytes(content), tmp_path) == DAMAGED
+
+
+def test_a_member_whose_name_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+    content = bytearray(zip_of({"é": b"one"}))
+    at = content.index("é".encode())
+    content[at : at + 2] = b"\xff\xff"
+    assert refusal(bytes(content), tmp_path) == DAMAGED
+
+
 def test_a_member_that_is_larger_than_its_directory_says_is_cut_short(tmp_path: Path) -> None:
     content = bytearray(zip_of({"bomb": bytes(5_000_000)}))
     for at in (22, content.index(b"PK\x01\x02") + 24):  # Its sizes in both headers.
