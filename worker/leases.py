@@ -10,12 +10,13 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from flask import current_app
-from sqlalchemy import CTE, ColumnElement, Select, case, func, literal, literal_column, null, or_, select, true, update
+from sqlalchemy import CTE, ColumnElement, Select, case, func, insert, literal, literal_column, null, or_, select, true, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from webapp.extensions import database_now, db
-from webapp.models import JobStatus, Leased
+from webapp.models import Attempt, JobStatus, Leased
 
+LOST = "Its worker stopped."
 MOST_DEATHS = 3
 """The third death that counts is the last: the row fails."""
 
@@ -181,10 +182,13 @@ def reap(table: type[Row], what: str) -> dict[str, JobStatus]:
             lease_owner=None,
             lease_expires_at=None,
         )
-        .returning(table.id, table.status),
+        .returning(table.id, table.status, table.started_at),
         execution_options={"synchronize_session": False},
-    )
-    return {row_id: JobStatus(status) for row_id, status in returned}
+    ).all()
+    if (column := table.in_attempt()) is not None and returned:
+        lost = [{column: row.id, "started_at": row.started_at, "ended_at": database_now(), "outcome": LOST} for row in returned]
+        db.session.execute(insert(Attempt).values(lost))
+    return {row.id: JobStatus(row.status) for row in returned}
 
 
 def _ended(status: JobStatus) -> dict[str, Any]:

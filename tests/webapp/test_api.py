@@ -202,7 +202,7 @@ def test_a_queued_scan_has_no_result(app: Flask, ann: FlaskClient) -> None:
     told = ann.get(f"/api/v1/scans/{add_scan(app)}").json
     assert set(told) == {
         *("id", "status", "progress", "error", "title", "kind", "slice_count", "stat", "notes"),
-        *("created_at", "finished_at", "original_removed_at", "score_anyway_url", "result"),
+        *("created_at", "finished_at", "original_removed_at", "score_anyway_url", "earlier_attempts", "result"),
     }
     assert (told["status"], told["progress"], told["error"], told["finished_at"], told["result"]) == ("queued", 0.0, None, None, None)
     assert told["created_at"].endswith("+00:00")
@@ -420,3 +420,10 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
     assert set(submit["responses"]["422"]["content"]) == {"application/problem+json"}
     page = document["components"]["schemas"]["ScansPage"]["properties"]
     assert set(page) == {"items", "page", "per_page", "total"}
+
+
+def test_how_earlier_attempts_ended_is_told(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app, status=JobStatus.FAILED, error="The file is empty.", finished_at=utc_now())
+    assert ann.post(f"/api/v1/scans/{scan_id}/retry").status_code == 202
+    (attempt,) = ann.get(f"/api/v1/scans/{scan_id}").json["earlier_attempts"]
+    assert (attempt["outcome"], attempt["started_at"]) == ("The file is empty.", None)

@@ -515,4 +515,4 @@ def test_the_history_shows_thumbnails_and_verdicts_in_few_questions(app: Flask, 
     assert page.count("Brain Hemorrhage Detected.") == 5
     for scan_id in ids:
         assert f'src="/scans/{scan_id}/thumbnail.png"' in page
-    assert sum(statement.startswith("SELECT") for statement in asked) <= 3
+    assert sum(statement.startswith("SELECT") for statement in asked) <= 4

@@ -13,7 +13,7 @@ from sqlalchemy import insert, select, update
 from tests.conftest import app_on, make_user
 from tests.plans import rows_touched, statements
 from webapp.extensions import database_now, db
-from webapp.models import JobStatus, Scan, TrainingRun, User, cancel, retry
+from webapp.models import Attempt, JobStatus, Scan, TrainingRun, User, cancel, retry
 from worker import leases
 
 
@@ -145,6 +145,29 @@ def test_a_claim_passes_over_what_another_has_just_taken(postgres_url: str, tmp_
         db.session.commit()
         db.session.remove()
         db.engine.dispose()
+
+
+def test_what_a_scan_went_through_is_kept_when_it_is_asked_for_again(any_worker_app: Flask) -> None:
+    (scan_id,) = queue()
+    claim("one")
+    expire([scan_id])
+    reap()
+    claim("two")
+    leases.fail(Scan, "two", {scan_id: "The file is empty."})
+    db.session.commit()
+    assert retry(scan_id)
+    db.session.commit()
+    assert not retry(scan_id)
+    cancel(Scan, Scan.id == scan_id)
+    assert retry(scan_id)
+    db.session.commit()
+    history = row(scan_id).history
+    assert [attempt.outcome for attempt in history] == [leases.LOST, "The file is empty.", "It was cancelled."]
+    assert [attempt.started_at is not None for attempt in history] == [True, True, False]
+    assert all(attempt.started_at <= attempt.ended_at for attempt in history if attempt.started_at)
+    db.session.delete(row(scan_id))
+    db.session.commit()
+    assert db.session.scalars(select(Attempt)).all() == []
 
 
 def test_a_finished_row_is_not_claimed_again(any_worker_app: Flask) -> None:

@@ -103,7 +103,7 @@ def index(query: Mapping[str, Any]) -> dict[str, Any]:
 @blueprint.response(200, ScanSchema)
 def show(scan_id: str) -> dict[str, Any]:
     """Poll one scan."""
-    scan = db.session.scalar(with_result(select(Scan)).where(is_own(scan_id)))
+    scan = db.session.scalars(with_result(select(Scan)).where(is_own(scan_id))).unique().one_or_none()
     if scan is None:
         raise NotFound(NO_SUCH_SCAN)
     return told(scan)
@@ -186,7 +186,9 @@ def with_result(scans: Select[Scan], load: Callable[..., Any] = joinedload) -> S
     """
     prediction = load(Scan.prediction)
     return scans.options(
-        prediction.joinedload(Prediction.model_version).load_only(ModelVersion.architecture), prediction.joinedload(Prediction.heatmap)
+        load(Scan.history),
+        prediction.joinedload(Prediction.model_version).load_only(ModelVersion.architecture),
+        prediction.joinedload(Prediction.heatmap),
     )
 
 
@@ -211,5 +213,6 @@ def told(scan: Scan) -> dict[str, Any]:
         "finished_at": scan.finished_at,
         "original_removed_at": scan.original_removed_at,
         "score_anyway_url": url_for("api.score_anyway", scan_id=scan.id, _external=True) if scan.may_be_forced else None,
+        "earlier_attempts": scan.history,
         "result": result,
     }

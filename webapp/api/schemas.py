@@ -68,6 +68,14 @@ class ResultSchema(Schema):
     )
 
 
+class AttemptSchema(Schema):
+    """How an earlier attempt at a scan ended."""
+
+    started_at = fields.AwareDateTime(required=True, allow_none=True)
+    ended_at = fields.AwareDateTime(required=True)
+    outcome = fields.String(required=True)
+
+
 class ScanSchema(Schema):
     """A scan: `result` is null until `status` is done, `error` is a sentence where it is failed."""
 
@@ -92,6 +100,7 @@ class ScanSchema(Schema):
             "description": "POST here to have it scored although it does not look like a head CT; null unless it was refused for that."
         },
     )
+    earlier_attempts = fields.List(fields.Nested(AttemptSchema), required=True)
     result = fields.Nested(ResultSchema, required=True, allow_none=True)
 
 

@@ -12,7 +12,7 @@ from webapp.models.learning import (
     promote,
     version_before,
 )
-from webapp.models.leased import JobStatus, Leased, cancel, new_id, queue_again
+from webapp.models.leased import Attempt, JobStatus, Leased, cancel, new_id, queue_again
 from webapp.models.operations import Act, AuditEvent, Worker
 from webapp.models.scans import ORIGINAL_REMOVED, Heatmap, Order, Prediction, Scan, force, result_of, retry
 
@@ -20,6 +20,7 @@ __all__ = [
     "ORIGINAL_REMOVED",
     "Act",
     "ApiToken",
+    "Attempt",
     "AuditEvent",
     "Dataset",
     "Heatmap",

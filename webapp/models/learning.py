@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
 from webapp.models.accounts import User
-from webapp.models.leased import Leased, new_id
+from webapp.models.leased import Attempt, Leased, new_id
 
 training_run_dataset = Table(
     "training_run_dataset",
@@ -47,6 +47,12 @@ class TrainingRun(Leased, db.Model):
         secondary=training_run_dataset, order_by="Dataset.name"
     )  # A run goes on with them in the same order.
     version: Mapped[ModelVersion | None] = relationship(back_populates="run")
+    history: Mapped[list[Attempt]] = relationship(order_by=Attempt.id, passive_deletes=True)
+
+    @classmethod
+    def in_attempt(cls) -> str | None:
+        """Return the column that names a run."""
+        return "run_id"
 
 
 class ModelVersion(db.Model):

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Enum, Index, String, Text, text, update
+from sqlalchemy import ColumnElement, Enum, ForeignKey, Index, String, Text, select, text, update
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, declared_attr, mapped_column
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
@@ -70,6 +70,11 @@ class Leased:
         return None
 
     @classmethod
+    def in_attempt(cls) -> str | None:
+        """Return the column of `Attempt` that names such a row; None where nobody asks what it went through."""
+        return None
+
+    @classmethod
     def urgency(cls) -> tuple[InstrumentedAttribute[bool], ...]:
         """Return the column, if there is one, that is true of rows which are claimed before all others."""
         return ()
@@ -78,6 +83,17 @@ class Leased:
     @classmethod
     def __table_args__(cls) -> tuple[Index, ...]:
         return (Index(None, "status", "queued_at"),)  # type: ignore[arg-type]
+
+
+class Attempt(db.Model):
+    """How a scan or a run ended before it was asked for again, or lost its worker; its last attempt is the row itself."""
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    scan_id: Mapped[str | None] = mapped_column(ForeignKey("scan.id", ondelete="CASCADE"), index=True)
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("training_run.id", ondelete="CASCADE"), index=True)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # Empty where no worker had it.
+    ended_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    outcome: Mapped[str] = mapped_column(Text)  # A sentence for its owner.
 
 
 def cancel(table: type[Leased], *which: ColumnElement[bool]) -> bool:
@@ -93,11 +109,21 @@ def cancel(table: type[Leased], *which: ColumnElement[bool]) -> bool:
 def queue_again(table: type[Leased], *which: ColumnElement[bool], **columns: Any) -> bool:
     """Queue the failed or cancelled row of `table` that `which` names, and set `columns`; False where it is neither.
 
-    `attempts` stay as its history; deaths count anew, since whoever asks may have removed their cause. One conditional statement, so
-    that two clicks are one. The caller commits and nudges.
+    How it ended joins its history (`Attempt`); deaths count anew, since whoever asks may have removed their cause. The row is locked
+    first, so that two clicks are one. The caller commits and nudges.
     """
+    ended = (*which, table.status.in_((JobStatus.FAILED, JobStatus.CANCELLED)))
+    before = db.session.execute(
+        select(table.id, table.status, table.error, table.started_at, table.finished_at).where(*ended).with_for_update()
+    ).one_or_none()
+    if before is None:
+        return False
     fresh = {"status": JobStatus.QUEUED, "progress": 0.0, "error": None, "started_at": None, "finished_at": None, "counted_deaths": 0}
     fresh["queued_at"] = database_now()
-    ended_rows = update(table).where(*which, table.status.in_((JobStatus.FAILED, JobStatus.CANCELLED)))
-    again = ended_rows.values(**fresh, **columns).returning(table.id)
-    return db.session.scalar(again, execution_options={"synchronize_session": False}) is not None
+    again = update(table).where(table.id == before.id).values(**fresh, **columns)
+    db.session.execute(again, execution_options={"synchronize_session": False})
+    if (column := table.in_attempt()) is not None:
+        outcome = before.error or ("It was cancelled." if before.status == JobStatus.CANCELLED else "It failed.")
+        times = {"started_at": before.started_at, "ended_at": before.finished_at or utc_now()}
+        db.session.add(Attempt(**{column: before.id}, outcome=outcome, **times))
+    return True

@@ -12,7 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relatio
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
 from webapp.models.accounts import User
 from webapp.models.learning import ModelVersion
-from webapp.models.leased import JobStatus, Leased, new_id, queue_again
+from webapp.models.leased import Attempt, JobStatus, Leased, new_id, queue_again
 
 _QUEUED = text("status = 'queued'")
 ORIGINAL_REMOVED = "The submitted file is not kept any longer, so it cannot be read again."
@@ -44,6 +44,7 @@ class Scan(Leased, db.Model):
     margin: Mapped[float] = mapped_column(default=1.0, server_default="1")  # How far that lies from the threshold.
     user: Mapped[User] = relationship()
     prediction: Mapped[Prediction | None] = relationship(back_populates="scan")
+    history: Mapped[list[Attempt]] = relationship(order_by=Attempt.id, passive_deletes=True)
 
     __table_args__ = (
         Index(None, "status", "queued_at"),
@@ -56,6 +57,11 @@ class Scan(Leased, db.Model):
     def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
         """Return whose scan it is."""
         return cls.user_id  # type: ignore[return-value]
+
+    @classmethod
+    def in_attempt(cls) -> str | None:
+        """Return the column that names a scan."""
+        return "scan_id"
 
     @classmethod
     def urgency(cls) -> tuple[InstrumentedAttribute[bool], ...]:

@@ -125,7 +125,12 @@ def nothing_is_left(tmp_path: Path) -> bool:
 def test_what_a_file_is_says_its_content(ann: str, nudges: list[str], content: bytes, kind: str, suffix: str) -> None:
     [scan] = accept_scans(ann, [upload(content, "../../etc/holiday.gif")], "  Monday ")
     assert (scan.kind, scan.title, scan.user_id, scan.status) == (kind, "Monday", ann, JobStatus.QUEUED)
-    assert (scan.original_key, scan.slice_count, scan.stat, scan.notes) == (f"originals/{scan.id}{suffix}", 1, False, [])
+    assert (scan.original_key, scan.slice_count, scan.stat, scan.notes) == (
+        f"originals/{scan.id}{suffix}",
+        5 if kind == "nifti" else 1,
+        False,
+        [],
+    )
     assert scan.size == len(storage.get(scan.original_key)) > 0
     assert nudges == [PREDICT_SCANS]
 
