@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -133,7 +135,9 @@ def write_demonstration(out_dir: Path) -> list[Path]:
     index = []
     for file, title, seed, kind in DEMONSTRATION:
         hu = phantom(seed, kind is not None, kind or "intraparenchymal")
-        if file.endswith(".dcm"):
+        if file.endswith(".zip"):
+            _write_zip(seed, kind or "intraparenchymal", out_dir / file)
+        elif file.endswith(".dcm"):
             write_dicom(hu, out_dir / file, series=file)
         else:
             write_png(hu, out_dir / file)
@@ -150,7 +154,19 @@ DEMONSTRATION: tuple[tuple[str, str, int, Kind | None], ...] = (
     ("phantom-4.png", "Phantom 4: no bleeding (PNG)", 19, None),
     ("phantom-5.dcm", "Phantom 5: bleeding inside the brain (DICOM)", 29, "intraparenchymal"),
     ("phantom-6.dcm", "Phantom 6: no bleeding (DICOM)", 14, None),
+    ("phantom-7.zip", "Phantom 7: bleeding in some slices of a series (ZIP of DICOM)", 3, "intraparenchymal"),
 )
+SERIES_SLICES, SERIES_BLEEDS, SERIES_SIZE_PX = 20, range(8, 12), 128
+
+
+def _write_zip(seed: int, kind: Kind, path: Path) -> None:
+    """Write a head as a series of slices 5 mm apart, of which a few show blood; all are alike otherwise."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, tempfile.TemporaryDirectory() as folder:
+        for index in range(SERIES_SLICES):
+            slice_path = Path(folder) / f"{index + 1:02}.dcm"
+            hu = phantom(seed, index in SERIES_BLEEDS, kind, SERIES_SIZE_PX)
+            write_dicom(hu, slice_path, series=path.name, number=index + 1, position_mm=5.0 * index)
+            archive.writestr(zipfile.ZipInfo(slice_path.name), slice_path.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def _depth(x: FloatArray, y: FloatArray, half_x: float, half_y: float, angle: FloatArray, ripple: NDArray[np.float64]) -> FloatArray:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import get_args
 
@@ -69,15 +70,15 @@ def test_the_demonstration_is_written_the_same_each_time(tmp_path: Path) -> None
 
 def test_the_command_writes_the_demonstration_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _main([str(tmp_path / "out")]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert len(capsys.readouterr().out.splitlines()) == 8
     assert _main([]) == 2
     assert "usage" in capsys.readouterr().err
 
 
-def test_the_phantoms_offered_to_users_are_small_named_as_phantoms_and_show_a_head() -> None:
+def test_the_phantoms_offered_to_users_are_small_named_as_phantoms_and_show_a_head(tmp_path: Path) -> None:
     index = json.loads((OFFERED / "index.json").read_text())
     assert {path.name for path in OFFERED.iterdir()} == {entry["file"] for entry in index} | {"index.json"}
-    assert sorted(Path(entry["file"]).suffix for entry in index) == [".dcm"] * 2 + [".png"] * 4
+    assert sorted(Path(entry["file"]).suffix for entry in index) == [".dcm"] * 2 + [".png"] * 4 + [".zip"]
     for entry in index:
         path = OFFERED / entry["file"]
         assert "phantom" in entry["title"].lower()
@@ -85,6 +86,10 @@ def test_the_phantoms_offered_to_users_are_small_named_as_phantoms_and_show_a_he
         if path.suffix == ".png":
             with Image.open(path) as picture:
                 assert picture.size == (512, 512)
-        series = read_series([path])
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(tmp_path)
+        series = read_series(sorted(tmp_path.iterdir()) if path.suffix == ".zip" else [path])
         assert series.warnings == ()
+        assert len(series.slices) == (20 if path.suffix == ".zip" else 1)
         assert to_input(series.slices[0], InputSpec())[1].shows_head
