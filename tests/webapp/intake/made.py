@@ -19,6 +19,17 @@ from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEnd
 SERIES = "1.2.826.0.1.3680043.10.511.3.1"
 
 
+class Watched(io.BytesIO):
+    """A file that notes the largest piece that was asked of it."""
+
+    largest = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.largest = max(self.largest, len(content))
+        return content
+
+
 def picture(kind: str = "PNG", side: int = 64, **options: Any) -> bytes:
     """Return a grey picture as a file."""
     file = io.BytesIO()

@@ -14,24 +14,13 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedCTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from tests.webapp.intake.made import dicom_file, planted_everywhere
+from tests.webapp.intake.made import Watched, dicom_file, planted_everywhere
 from webapp.intake.dicom import DicomFile
 from webapp.intake.streams import BLOCK, DamagedFile
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 PYDICOMS_OWN = sorted(path for path in TEST_FILES.rglob("*.dcm") if path.read_bytes()[128:132] == b"DICM")
 SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
-
-
-class Watched(io.BytesIO):
-    """A file that notes the largest piece that was asked of it."""
-
-    largest = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        content = super().read(size)
-        self.largest = max(self.largest, len(content))
-        return content
 
 
 def new_uid(uid: str) -> str:

@@ -9,22 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from tests.webapp.intake.made import chunk
+from tests.webapp.intake.made import Watched, chunk
 from webapp.intake.pictures import AnimatedPicture, copy_jpeg, copy_png
 from webapp.intake.streams import BLOCK, MAX_PARTS, DamagedFile
 
 SECRETS = [f"PLANT{number:03}X".encode() for number in range(20)]
-
-
-class Watched(io.BytesIO):
-    """A file that notes the largest piece that was asked of it."""
-
-    largest = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        content = super().read(size)
-        self.largest = max(self.largest, len(content))
-        return content
 
 
 def slice_of(mode: str = "L") -> Image.Image:
