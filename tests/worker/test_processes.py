@@ -22,8 +22,8 @@ from tests.conftest import PASSWORD, app_on
 from tests.worker.conftest import PATIENCE_S, StartWorker, install_model, picture, submit, wait_for
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import database_now, db
-from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import Heatmap, JobStatus, Promotion, Scan, Worker
+from webapp.jobs import PREDICT_SCANS, TRAIN_MODEL, nudge
+from webapp.models import Heatmap, JobStatus, Promotion, Scan, TrainingRun, Worker
 from webapp.storage import storage
 
 TRAINS = ("tensorflow", "keras", "sklearn", "scipy", "skimage", "matplotlib")
@@ -98,6 +98,22 @@ def test_a_worker_is_ready_and_answers_at_once_while_its_parent_stays_bare(share
                 assert "onnxruntime" in in_child and "tensorflow" not in in_child
     # Both are promised within 3 s on two free cores; this machine may be busy.
     assert ready_s < 12 and verdict_s < 6, (ready_s, verdict_s)
+
+
+def test_the_parent_of_a_train_worker_stays_bare_and_renews_its_child_after_each_run(shared_app: Flask, start_worker: StartWorker) -> None:
+    with shared_app.app_context():
+        db.session.add(TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="nobody", seed=0))
+        db.session.commit()
+        with start_worker("train", "--max-tasks-per-child", "1") as parent:
+            first = wait_for(lambda: newest_worker("train"))
+            assert first is not None
+            assert nudge(TRAIN_MODEL)
+            wait_for(lambda: db.session.scalar(select(TrainingRun.status)) == JobStatus.FAILED or db.session.rollback(), seconds=120)
+            db.session.commit()
+            successor = wait_for(lambda: (found := newest_worker("train")) is not None and found.pid != first.pid and found)
+            assert successor and successor.pid != parent.pid
+            if Path("/proc/self/maps").exists():
+                assert_bare(parent.pid)
 
 
 def assert_bare(pid: int) -> None:
