@@ -1,4 +1,4 @@
-"""The command line: `python -m ml explore|train|evaluate|predict|compare|paper|card`."""
+"""The command line: `python -m ml explore|train|evaluate|predict|compare|triage|paper|card`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ml.artifacts import ArtifactError, read_card
 from ml.catalogue import ARCHITECTURES, STARTER_DIR, STARTER_SERIES_DIR, SettingError
 from ml.images import ORDER_GIVEN, ImageError, files_of_series, read_series
 from ml.terminal import Counter, Trail, figure, minutes, say, say_figures
+from ml.triage import Department, scans_of, sentences, simulate
 
 MODEL_HELP = "a model folder, or starter, or starter-series"
 INIT_HELP = (
@@ -182,6 +184,16 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                 say(f"  {dataset}, {those['n']} in common, {difference['run']} minus {difference['minus']}: {shown}")
 
 
+def triage_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Simulate how much sooner hemorrhages are looked at where a model's answers order the worklist."""
+    department = Department(**{name: getattr(options, name) for name in Department.__dataclass_fields__})
+    result = simulate(scans_of(_model_folder(options.run_or_model), options.dataset), department, options.seed, Counter("simulating day"))
+    if options.json:
+        return _write_json(result)
+    for sentence in sentences(result):
+        say(sentence)
+
+
 def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Run the paper's experiment, honest and leaked, and write its table and graphs."""
     from ml.paper import plan, run_paper
@@ -257,6 +269,16 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder that train or evaluate wrote")
     compare.add_argument("--json", action="store_true", help="write JSON")
     compare.set_defaults(run=compare_command)
+    triage = commands.add_parser("triage", help="simulate how much sooner hemorrhages are looked at where answers order the worklist")
+    triage.add_argument("run_or_model", metavar="RUN", help=f"a folder that train or evaluate wrote, for its answers; or {MODEL_HELP}")
+    triage.add_argument("--dataset", metavar="NAME", help="take the scans of this data set only")
+    for setting in fields(Department):
+        flag, convert = "--" + setting.name.replace("_", "-"), type(setting.default)
+        said = f"{setting.metadata['help']} (default {setting.default:g})"
+        triage.add_argument(flag, type=convert, default=setting.default, metavar="N", help=said)
+    triage.add_argument("--seed", type=_seed, default=0)
+    triage.add_argument("--json", action="store_true", help="write JSON")
+    triage.set_defaults(run=triage_command)
     paper = commands.add_parser("paper", help="the paper's experiment, honest and leaked; the same command on the same folder continues")
     paper.add_argument("dataset", type=Path, metavar="DATASET")
     paper.add_argument("--out", type=Path, required=True, help="folder for the tables and the graphs")
