@@ -62,16 +62,23 @@ def members(archive: IO[bytes], size: int, *, most_files: int, most_bytes: int, 
 
 def _check_directory(archive: IO[bytes], size: int) -> None:
     """Refuse an archive whose directory is missing, or larger than what many slices need."""
-    archive.seek(max(0, size - 2**16 - 22))
+    tail_begins = max(0, size - 2**16 - 22)
+    archive.seek(tail_begins)
     tail = archive.read(2**16 + 22)
     at = tail.rfind(EMPTY_ZIP)
     if at < 0 or len(tail) - at < 22:
         raise ArchiveRefused("The ZIP archive is damaged or incomplete.")
     (length,) = unpack_from("<I", tail, at + 12)
-    if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":  # A larger form of the same record stands before it.
-        archive.seek(min(size, unpack_from("<Q", tail, at - 12)[0]))
-        large = archive.read(56)
-        length = max(length if length != 0xFFFFFFFF else 0, unpack_from("<Q", large, 40)[0] if len(large) == 56 else MAX_DIRECTORY + 1)
+    if (locator_at := tail_begins + at - 20) >= 56:
+        archive.seek(locator_at)
+        locator = archive.read(20)
+        if locator.startswith(b"PK\x06\x07"):  # A larger form of the same record stands elsewhere.
+            length = 0 if length == 0xFFFFFFFF else length
+            # Where the locator says, or right before it: of two records zipfile reads one or the other, by its version.
+            for record_at in (min(size, unpack_from("<Q", locator, 8)[0]), locator_at - 56):
+                archive.seek(record_at)
+                large = archive.read(56)
+                length = max(length, unpack_from("<Q", large, 40)[0] if len(large) == 56 else MAX_DIRECTORY + 1)
     if length > MAX_DIRECTORY:
         raise ArchiveRefused("The ZIP archive holds far too many files.")
     archive.seek(0)

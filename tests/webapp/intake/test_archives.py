@@ -127,3 +127,19 @@ def test_damage_is_told(tmp_path: Path) -> None:
     flipped[2000] ^= 1
     for damaged in (content[:-10], content[: len(content) // 2], b"PK\x03\x04" + bytes(100), bytes(flipped)):
         assert refusal(damaged, tmp_path) == DAMAGED
+
+
+@pytest.mark.parametrize("comment", [b"", b"x" * 0xFFFF], ids=["no comment", "the longest comment"])
+def test_a_large_directory_is_not_read_whatever_its_locator_says(comment: bytes, tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for number in range(70_000):  # Of so many zipfile writes the larger record and its locator.
+            archive.writestr(f"{number:060}", b"")
+    content = packed.getvalue()
+    locator_at = content.rindex(b"PK\x06\x07")
+    record, end = content[locator_at - 56 : locator_at], content[locator_at + 20 :]
+    harmless = record[:40] + struct.pack("<Q", 46) + record[48:]
+    elsewhere = struct.pack("<4sIQI", b"PK\x06\x07", 0, 0, 1)  # At the start of the file, where the harmless one is put.
+    end = end[:12] + struct.pack("<I", 46) + end[16:20] + struct.pack("<H", len(comment)) + comment
+    hidden = harmless + content[: locator_at - 56] + record + elsewhere + end
+    assert refusal(hidden, tmp_path, most_files=100) == "The ZIP archive holds far too many files."
