@@ -27,7 +27,7 @@ class WindowSchema(Schema):
 
     window = fields.String(validate=validate.OneOf(list(WINDOWS)), metadata={"description": "Where it is left out: brain."})
     level = fields.Float(validate=validate.Range(-32_768, 32_768), metadata={"description": "HU in the middle of the window; needs width."})
-    width = fields.Float(validate=validate.Range(0, 65_536, min_inclusive=False), metadata={"description": "HU from black to white."})
+    width = fields.Float(validate=validate.Range(0.001, 65_536), metadata={"description": "HU from black to white."})
 
     @post_load
     def chosen(self, query: Mapping[str, Any], **_: object) -> Window | None:

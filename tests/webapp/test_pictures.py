@@ -68,7 +68,17 @@ def test_each_slice_is_shown_through_the_window_that_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    "query", ["window=lung", "level=40", "width=80", "level=40&width=0", "level=nan&width=80", "window=brain&level=40", "level=x&width=80"]
+    "query",
+    [
+        "window=lung",
+        "level=40",
+        "width=80",
+        "level=40&width=0",
+        "level=nan&width=80",
+        "window=brain&level=40",
+        "level=x&width=80",
+        "level=40.5&width=5e-324",
+    ],
 )
 def test_a_window_that_makes_no_sense_is_refused(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], query: str) -> None:
     browser, scans = client
