@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 MAX_CODES = 8
+MAX_NUMBERS = 256
+"""Bytes of numbers written as text: a direction has six of at most 16."""
 IMAGE_TYPES = (
     "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "REFORMATTED", "MPR", "VOLUME", "AVERAGE", "MIN_IP",
     "MAX_IP", "NONE",
@@ -30,8 +32,8 @@ Allowed: TypeAlias = "Mapping[int, tuple[bytes, Change | Allowed]]"
 
 
 def _numbers(value: bytes) -> bytes | None:
-    """Keep decimal numbers written as text."""
-    return value if re.fullmatch(rb"[0-9+\-.eE \\\0]*", value) else None
+    """Keep a few decimal numbers written as text."""
+    return value if len(value) <= MAX_NUMBERS and re.fullmatch(rb"[0-9+\-.eE \\\0]*", value) else None
 
 
 def _binary(value: bytes) -> bytes | None:

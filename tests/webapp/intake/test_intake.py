@@ -342,6 +342,16 @@ def test_a_series_that_is_too_long_or_too_large_is_refused(app: Flask, ann: str,
     assert nothing_is_left(tmp_path)
 
 
+@pytest.mark.parametrize("tag", [b"\x18\0\x50\0DS", b"\x20\0\x11\0IS"], ids=["thickness", "series number"])
+@pytest.mark.parametrize("length", [100, 5000, 65535])
+def test_a_number_of_thousands_of_digits_is_no_number(ann: str, nudges: list[str], tag: bytes, length: int) -> None:
+    content = dicom_file()
+    at = content.index(b"\x28\0\x02\0US")
+    long = tag + length.to_bytes(2, "little") + b"1" * length
+    [scan] = accept_scans(ann, [upload(zip_of({f"{place}": content[:at] + long + content[at:] for place in range(2)}))])
+    assert (scan.slice_count, scan.title) == (2, "")
+
+
 def test_urgent_scans_are_few(app: Flask, ann: str, nudges: list[str]) -> None:
     app.config["MAX_STAT"] = 2
     urgent = Choices(stat=True)
