@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
@@ -64,11 +65,23 @@ def answer_next_scans() -> bool:
 
 
 def _as_many_as_memory_holds(scans: list[Scan]) -> list[Scan]:
-    """Return the first of these scans, at least one, and hand the others back: another worker may have time for them now."""
+    """Return the first of these scans, at least one, and hand the others back: another worker may have time for them now.
+
+    First are the urgent ones, then the oldest of each person in turn, whose scan was read last coming last: by age alone, one's older
+    series would send everybody else's scans back again and again.
+    """
+    mine = presence()
+    people = Counter[tuple[str, bool]]()
+    turns: dict[str, int] = {}
+    for scan in scans:
+        people[scan.user_id, scan.stat] += 1
+        turns[scan.id] = people[scan.user_id, scan.stat]
+    scans = sorted(scans, key=lambda scan: (not scan.stat, turns[scan.id], scan.user_id <= mine.last_read_for, scan.user_id))
     slices = list(accumulate(scan.slice_count for scan in scans))
     held = max(1, sum(count <= MOST_SLICES for count in slices))
+    mine.last_read_for = scans[held - 1].user_id
     if beyond := [scan.id for scan in scans[held:]]:
-        committed(lambda: leases.hand_back(Scan, presence().owner, beyond))
+        committed(lambda: leases.hand_back(Scan, mine.owner, beyond))
         nudge(PREDICT_SCANS)
     return scans[:held]
 

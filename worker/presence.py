@@ -41,6 +41,8 @@ class Presence:
         self.owner = f"{queue}-{host}-{os.getpid()}-{new_id()[:8]}"
         self.stopping = stopping
         """True once the worker was asked to stop: finish the batch or hand back, then return."""
+        self.last_read_for = ""
+        """Whose scan was read last: the others are next, where not all that are claimed can be read together."""
         self.last_drawn_for = ""
         """Whose heat map was drawn last: the others are next."""
         self.folder = work_folder_of(app) / self.owner

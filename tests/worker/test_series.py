@@ -118,6 +118,23 @@ def test_a_long_series_is_read_alone_and_the_others_are_handed_back(any_worker_a
     assert [read(scan).status for scan in (first, second)] == ["done", "queued"]
 
 
+def test_urgent_scans_and_other_people_are_not_handed_back_for_older_series(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model()
+    monkeypatch.setattr(prediction, "MOST_SLICES", 4)
+    older = [submit_zip(pictures(0, 0, 0)) for _ in range(4)]
+    bens, urgent = submit_zip(pictures(0, 0, 0)), submit_zip(pictures(0, 0, 0))
+    ben = User(username="ben", password="a good long one")
+    db.session.add(ben)
+    db.session.flush()
+    db.session.execute(update(Scan).where(Scan.id == bens.id).values(user_id=ben.id))
+    db.session.execute(update(Scan).where(Scan.id == urgent.id).values(stat=True))
+    db.session.commit()
+    for _ in range(3):
+        prediction.answer_next_scans()
+    assert [read(scan).status for scan in (urgent, bens)] == ["done", "done"]
+    assert sorted(read(scan).status for scan in older) == ["done", "queued", "queued", "queued"]
+
+
 def interrupted(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[int]:
     """Let `act` happen while the first chunk of a series is read; return the slices done at each report."""
     monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
