@@ -220,7 +220,8 @@ def _taken(files: Sequence[FileStorage], folder: Path, choices: Choices) -> tupl
 
 
 def _contents(files: Sequence[FileStorage], folder: Path) -> Iterator[tuple[str, IO[bytes], str | None]]:
-    """Yield name and content of each file, and of those in archives the folder they lie in."""
+    """Yield name and content of each file, and of those in archives the folder they lie in; the limits are those of all archives."""
+    unpacked_files = unpacked_bytes = 0
     for place, file in enumerate(files, start=1):
         name, stream = file.filename or "", file.stream
         size = stream.seek(0, 2)
@@ -234,8 +235,11 @@ def _contents(files: Sequence[FileStorage], folder: Path) -> Iterator[tuple[str,
         if size > config["MAX_UPLOAD_MB"] * 2**20:
             raise UploadRejected(f"The file is larger than {config['MAX_UPLOAD_MB']} MB.")
         limits = {"most_files": config["MAX_SLICES"], "most_bytes": config["MAX_UNPACKED_MB"] * 2**20}
+        limits |= {"earlier_files": unpacked_files, "earlier_bytes": unpacked_bytes}
         try:
             for member, content in members(stream, size, **limits, folder=folder):
+                unpacked_files += 1
+                unpacked_bytes += content.seek(0, 2)
                 inside, _, last = member.rpartition("/")
                 yield last, content, f"{place}/{inside}"
         except ArchiveRefused as err:

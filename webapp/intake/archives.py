@@ -32,10 +32,13 @@ class ArchiveRefused(ValueError):
     """An archive is not read; the text is a sentence."""
 
 
-def members(archive: IO[bytes], size: int, *, most_files: int, most_bytes: int, folder: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def members(
+    archive: IO[bytes], size: int, *, most_files: int, most_bytes: int, earlier_files: int = 0, earlier_bytes: int = 0, folder: Path
+) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield name and content of each file in the ZIP `archive` of `size` bytes, unpacked under `folder` until the next is asked for.
 
     Folders and the files that systems add (DICOMDIR, resource forks, hidden ones) are passed over. Names are told, never used as paths.
+    What came out of earlier archives of the same upload counts too.
 
     Raises:
         ArchiveRefused: the archive is damaged, encrypted, or holds links, archives, too much or too many.
@@ -49,11 +52,12 @@ def members(archive: IO[bytes], size: int, *, most_files: int, most_bytes: int, 
         for info in packed.infolist():
             _check_member(info)
         files = [info for info in packed.infolist() if not _is_passed_over(info)]
-        if len(files) > most_files:
-            raise ArchiveRefused(f"The ZIP archive holds {len(files)} files; at most {most_files} are read.")
-        left = most_bytes
+        holds, unpacks = ("archives hold", "archives unpack") if earlier_files else ("archive holds", "archive unpacks")
+        if (total := earlier_files + len(files)) > most_files:
+            raise ArchiveRefused(f"The ZIP {holds} {total} files; at most {most_files} are read.")
+        left = most_bytes - earlier_bytes
         if sum(info.file_size for info in files) > left:
-            raise ArchiveRefused(f"The ZIP archive unpacks to more than {most_bytes >> 20} MB.")
+            raise ArchiveRefused(f"The ZIP {unpacks} to more than {most_bytes >> 20} MB.")
         for info in files:
             with _unpacked(packed, info, min(left, max(FREE_OF_RATIO, MAX_RATIO * size)), folder) as (content, length):
                 left -= length

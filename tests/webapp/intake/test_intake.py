@@ -342,6 +342,20 @@ def test_a_series_that_is_too_long_or_too_large_is_refused(app: Flask, ann: str,
     assert nothing_is_left(tmp_path)
 
 
+def test_the_limits_on_archives_are_those_of_the_upload(app: Flask, ann: str, nudges: list[str], tmp_path: Path) -> None:
+    archives = [zip_of({f"{place}.png": picture(side=400) for place in range(3)}) for _ in range(3)]
+    app.config |= {"MAX_SLICES": 9}
+    assert len(accept_scans(ann, [upload(content) for content in archives])) == 3
+    app.config |= {"MAX_SLICES": 8}
+    with pytest.raises(UploadRejected, match=r"The ZIP archives hold 9 files; at most 8 are read."):
+        accept_scans(ann, [upload(content) for content in archives])
+    blank = zip_of({"1.nii": nifti_file((64, 64, 60))})
+    app.config |= {"MAX_UNPACKED_MB": 1}
+    with pytest.raises(UploadRejected, match=r"The ZIP archives unpack to more than 1 MB."):
+        accept_scans(ann, [upload(blank) for _ in range(3)])
+    assert not files_under(tmp_path / "incoming")
+
+
 @pytest.mark.parametrize("tag", [b"\x18\0\x50\0DS", b"\x20\0\x11\0IS"], ids=["thickness", "series number"])
 @pytest.mark.parametrize("length", [100, 5000, 65535])
 def test_a_number_of_thousands_of_digits_is_no_number(ann: str, nudges: list[str], tag: bytes, length: int) -> None:
