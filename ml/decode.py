@@ -3,7 +3,7 @@
 A request is a line of JSON on standard input, its answer a line on standard output; the end of the input ends the process.
 
     {"paths": [...], "folder": "...", "limit_s": 60, "limits": {"max_pixels": ...}}
-    {"unit": "hu", "spacing_mm": [[0.5, 0.5], ...], "distance_mm": 5.0, "warnings": [...]}       the pixels are in folder/pixels.npy
+    {"unit": "hu", "spacing_mm": [[0.5, 0.5], ...], "distance_mm": 5.0, "steps_mm": [...], "warnings": [...]}    pixels in folder/pixels.npy
     {"error": "The file is empty."}                                                              what an ImageError says
     {"error": null}                                                                              the memory did not suffice
     {"full": "No space left on device"}                                                          the folder took no more
@@ -76,6 +76,7 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
         "unit": series.slices[0].unit,
         "spacing_mm": [slice.spacing_mm for slice in series.slices],
         "distance_mm": series.distance_mm,
+        "steps_mm": series.steps_mm,
         "warnings": series.warnings,
     }
 

@@ -82,11 +82,13 @@ class Series:
         slices: all of one size and unit, where `read_series` made them.
         warnings: sentences for the user about what had to be assumed, removed or left out.
         distance_mm: the usual distance of neighbouring slices, None where the files do not say or there is one slice.
+        steps_mm: how far each slice but the last lies from the next; empty where they are even or unknown.
     """
 
     slices: tuple[Slice, ...]
     warnings: tuple[str, ...] = ()
     distance_mm: float | None = None
+    steps_mm: tuple[float, ...] = ()
 
 
 def window(values_hu: FloatArray, level: float, width: float) -> FloatArray:

@@ -68,12 +68,13 @@ def arrange(planes: Sequence[Plane]) -> Series:
     notes = [note for plane in found for note in plane.notes]
     if len(found) == 1:  # one slice needs no order
         return Series((found[0].slice,), tuple(dict.fromkeys([*notes, *said])))
-    ordered, distance_mm = _in_order(found, said)
+    ordered, steps_mm = _in_order(found, said)
     if len({plane.slice.unit for plane in ordered}) > 1:
         raise ImageError("Some slices of the scan hold Hounsfield units and some do not; one scan is of one kind.")
     if len({plane.slice.spacing_mm for plane in ordered}) > 1:
         said.append("The pixels of some slices are larger than those of others.")
-    return Series(tuple(plane.slice for plane in ordered), tuple(dict.fromkeys([*notes, *said])), distance_mm)
+    distance_mm = float(np.median(steps_mm)) if steps_mm else None
+    return Series(tuple(plane.slice for plane in ordered), tuple(dict.fromkeys([*notes, *said])), distance_mm, steps_mm)
 
 
 def of_one_size(slices: Sequence[Slice], said: list[str]) -> list[int]:
@@ -94,8 +95,8 @@ def tilt_note(step: Vector, normal: Vector) -> list[str]:
     return [f"The gantry was tilted by {tilt_deg:.3g}°; the slices stay as they were scanned."] if tilt_deg > TILTED_DEG else []
 
 
-def _in_order(planes: Sequence[Plane], said: list[str]) -> tuple[list[Plane], float | None]:
-    """Return planes from foot to head and their usual distance in mm, None where no file knows."""
+def _in_order(planes: Sequence[Plane], said: list[str]) -> tuple[list[Plane], tuple[float, ...]]:
+    """Return planes from foot to head and how far each lies from the next in mm, nothing where no file knows."""
     normals = [plane.normal for plane in planes if plane.normal is not None]
     corners = [plane.position_mm for plane in planes if plane.position_mm is not None]
     numbers = [plane.number for plane in planes if plane.number is not None]
@@ -115,12 +116,12 @@ def _in_order(planes: Sequence[Plane], said: list[str]) -> tuple[list[Plane], fl
                 f"Slices are missing: after number {sorted(numbers)[i]} comes number {sorted(numbers)[i + 1]}."
                 for i in np.flatnonzero(steps > 1)[:NAMED]
             ]
-        return ordered, None
+        return ordered, ()
     said.append("The files do not say where their slices lie; they were read in the order given.")
-    return list(planes), None
+    return list(planes), ()
 
 
-def _by_place(planes: Sequence[Plane], places: Sequence[float], normal: Vector, said: list[str]) -> tuple[list[Plane], float | None]:
+def _by_place(planes: Sequence[Plane], places: Sequence[float], normal: Vector, said: list[str]) -> tuple[list[Plane], tuple[float, ...]]:
     def key(i: int) -> tuple[float, float, str]:
         number = planes[i].number
         return places[i], np.inf if number is None else number, planes[i].instance_uid
@@ -132,12 +133,13 @@ def _by_place(planes: Sequence[Plane], places: Sequence[float], normal: Vector, 
     if doubles := len(planes) - len(ordered):
         said.append(f"{_slices(doubles)} left out: {'it lies' if doubles == 1 else 'they lie'} where another one lies.")
     if len(ordered) == 1:
-        return [planes[ordered[0]]], None
+        return [planes[ordered[0]]], ()
     first, last = planes[ordered[0]].position_mm, planes[ordered[-1]].position_mm
     if first is not None and last is not None:
         said += tilt_note(last - first, normal)
-    said += _oddities(np.diff([places[i] for i in ordered]))
-    return [planes[i] for i in ordered], float(np.median(np.diff([places[i] for i in ordered])))
+    steps_mm = np.diff([places[i] for i in ordered])
+    said += _oddities(steps_mm)
+    return [planes[i] for i in ordered], tuple(float(step) for step in steps_mm)
 
 
 def _oddities(steps_mm: Vector) -> list[str]:

@@ -20,14 +20,23 @@ MOST_FIRST = 5
 
 
 class Slabs(Sequence[Slice]):
-    """The slabs of a series from foot to head, each averaged when it is asked for; where slices are not thin, each is one."""
+    """The slabs of a series from foot to head, each averaged when it is asked for; where slices are not thin, each is one.
+
+    No slab reaches across a gap, or from thin slices into thick ones.
+    """
 
     def __init__(self, series: Series) -> None:
         self._slices = series.slices
-        count, distance_mm = len(series.slices), series.distance_mm
-        is_thin = distance_mm is not None and distance_mm < THIN_MM
-        slabs = max(round(count * distance_mm / SLAB_MM), 1) if is_thin and distance_mm is not None else count
-        self._starts = np.linspace(0, count, slabs + 1).round().astype(int)
+        count = len(series.slices)
+        even = series.distance_mm if series.distance_mm is not None else THIN_MM
+        steps_mm = np.array(series.steps_mm or [even] * (count - 1))
+        ends = [*(np.flatnonzero(steps_mm >= THIN_MM) + 1), count]
+        starts: list[int] = []
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):  # a run of thin slices, or one slice
+            thickness_mm = float(np.median(steps_mm[start : end - 1])) if end - start > 1 else SLAB_MM
+            slabs = max(round((end - start) * thickness_mm / SLAB_MM), 1)
+            starts += [int(first) for first in np.linspace(start, end, slabs + 1).round()[:-1]]
+        self._starts = np.array([*starts, count])
 
     def __len__(self) -> int:
         return len(self._starts) - 1

@@ -68,7 +68,7 @@ class Decoder:
         slices = [
             Slice(plane, answer["unit"], spacing and tuple(spacing)) for plane, spacing in zip(pixels, answer["spacing_mm"], strict=True)
         ]
-        return Series(tuple(slices), tuple(answer["warnings"]), answer["distance_mm"])
+        return Series(tuple(slices), tuple(answer["warnings"]), answer["distance_mm"], tuple(answer["steps_mm"]))
 
     def close(self) -> None:
         """End the child, if there is one."""

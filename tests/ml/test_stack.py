@@ -27,6 +27,14 @@ def test_thin_slices_become_slabs_of_five_millimetres(count: int, distance_mm: f
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_no_slab_reaches_across_a_gap_or_into_thick_slices() -> None:
+    slices = a_series(13, 1.25).slices
+    steps_mm = (1.25,) * 3 + (40.0,) + (1.25,) * 3 + (5.0,) * 5  # four thin ones, a gap, four thin ones, five thick ones
+    stack = Slabs(Series(slices, (), 1.25, steps_mm))
+    assert [stack.size_of(number) for number in range(len(stack))] == [4, 4, 1, 1, 1, 1, 1]
+    assert [stack.number_of(index) for index in (3, 4, 7, 8, 12)] == [0, 1, 1, 2, 6]
+
+
 def test_a_slab_is_the_mean_of_its_slices_and_each_slice_has_its_answer() -> None:
     stack = Slabs(a_series(10, 1.0))
     assert [slice.pixels.tolist() for slice in stack] == [[[2, 2], [2, 2]], [[7, 7], [7, 7]]]
