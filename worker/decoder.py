@@ -90,6 +90,9 @@ class Decoder:
             answer = self._line_from(child)
         except BrokenPipeError:
             log.warning("the decoder was gone")
+        except BaseException:
+            self.close()  # Its answer would be taken for the next scan's.
+            raise
         if not answer.endswith(b"\n"):
             self.close()
             log.warning("the decoder gave no answer: status=%s", child.returncode)

@@ -6,6 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
 from ml.explain import overlay
+from ml.inference import Stopped
 from webapp import logs
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction
@@ -19,6 +20,8 @@ from worker.presence import presence
 
 MOST_HEATMAPS = 20
 """Slices of one series that are drawn; each takes as long as a verdict."""
+DRAWN_TOGETHER = 5
+"""A worker that is asked to stop finishes so many: they share what the convolutions see."""
 
 
 def draw_next_heatmap() -> bool:
@@ -43,6 +46,9 @@ def draw_next_heatmap() -> bool:
     with mine.holding(Heatmap, [heatmap.id]), logs.about(scan_ids=[heatmap.prediction.scan_id]):
         try:
             drawn = draw(heatmap)
+        except Stopped:
+            committed(lambda: leases.hand_back(Heatmap, mine.owner, [heatmap.id]))
+            return False
         except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
             sentence = sentence_for(err, heatmap)
             committed(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
@@ -56,15 +62,23 @@ def draw_next_heatmap() -> bool:
 
 
 def draw(heatmap: Heatmap) -> dict[int, str]:
-    """Store pictures of where the version that gave the verdict looked, and return their keys by slice, that of the shown slice first."""
+    """Store pictures of where the version that gave the verdict looked, and return their keys by slice, that of the shown slice first.
+
+    Raises:
+        Stopped: the worker was asked to stop before all were drawn.
+    """
     prediction = heatmap.prediction
     predictor = predictor_for(prediction.model_version)
     series = read_original(prediction.scan)
     indices = drawn_slices(prediction)
     keys = {index: heatmap_key(heatmap.id, index) if len(series.slices) > 1 else f"heatmaps/{heatmap.id}.png" for index in indices}
-    for index, heat in zip(indices, predictor.heatmaps(series, indices), strict=True):
-        content = png(overlay(heat, IMAGE_PX))
-        stored(lambda index=index, content=content: storage.put(keys[index], content))  # type: ignore[misc]
+    for start in range(0, len(indices), DRAWN_TOGETHER):
+        if presence().stopping():
+            raise Stopped("The heat maps are left to another worker.")
+        some = indices[start : start + DRAWN_TOGETHER]
+        for index, heat in zip(some, predictor.heatmaps(series, some), strict=True):
+            content = png(overlay(heat, IMAGE_PX))
+            stored(lambda index=index, content=content: storage.put(keys[index], content))  # type: ignore[misc]
     return keys
 
 

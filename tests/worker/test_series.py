@@ -206,7 +206,7 @@ def test_one_damaged_slice_of_many_is_named_and_the_rest_is_read(worker_app: Fla
     tasks.predict_scans()
     verdict = read(scan).prediction
     assert verdict is not None and len(verdict.slices) == 9
-    assert any("0004.dcm" in warning for warning in verdict.warnings), verdict.warnings
+    assert any("file-0004.dcm" in warning for warning in verdict.warnings), verdict.warnings
 
 
 def test_what_was_made_for_a_series_goes_with_it(any_worker_app: Flask) -> None:
@@ -231,3 +231,21 @@ def test_a_lost_lease_leaves_the_series_to_its_new_owner(worker_app: Flask, monk
     interrupted(monkeypatch, lose)
     prediction.answer_next_scans()
     assert (read(scan).status, read(scan).lease_owner, read(scan).prediction) == ("running", "another", None)
+
+
+def test_heat_maps_of_a_worker_that_is_asked_to_stop_are_left_to_another(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model(reads="series")
+    scan = submit_zip(pictures(*[255] * 12))
+    prediction.answer_next_scans()
+    stopping: list[bool] = []
+    real = Predictor.heatmaps
+
+    def draw(self: Predictor, series: Series, indices: Sequence[int]) -> Any:
+        stopping.append(True)
+        return real(self, series, indices)
+
+    monkeypatch.setattr(Predictor, "heatmaps", draw)
+    monkeypatch.setattr(presence(), "stopping", lambda: bool(stopping))
+    assert not heatmaps.draw_next_heatmap()
+    drawn = read(scan).prediction.heatmap  # type: ignore[union-attr]
+    assert drawn is not None and (drawn.status, drawn.attempts, drawn.image_key) == ("queued", 0, None)

@@ -26,6 +26,7 @@ from webapp.extensions import db
 from webapp.forms import MAX_TITLE, text_problem
 from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, members
 from webapp.intake.incoming import incoming_folder
+from webapp.intake.nifti import GZIP
 from webapp.intake.series import LeftOut, SeriesFiles, printable, sentences_about, series_of
 from webapp.intake.taking import Taken, UploadRejected, take
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
@@ -38,6 +39,8 @@ __all__ = ["PACKED", "Choices", "UploadRejected", "accept_dataset", "accept_scan
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "dicom": ".dcm", "nifti": ".nii"}
 PACKED = ".zip"
+MOST_PACKED = 20
+"""NIfTI files of one upload that are inflated: a hostile one takes seconds."""
 HELD_IN_MEMORY = 2**20
 """Originals up to this size go to the storage from memory; larger ones by way of a file, so that memory stays flat."""
 
@@ -204,9 +207,13 @@ def _taken(files: Sequence[FileStorage], folder: Path, choices: Choices) -> tupl
     taken: list[Taken] = []
     left_out: list[LeftOut] = []
     has_archive = False
-    number = 0
+    number = packed = 0
     for name, content, archive_folder in _contents(files, folder):
         number += 1
+        content.seek(0)
+        packed += content.read(len(GZIP)) == GZIP
+        if packed > MOST_PACKED:
+            raise UploadRejected(f"The upload has more than {MOST_PACKED} packed NIfTI files; please send them in parts.")
         has_archive |= archive_folder is not None
         try:
             taken.append(take(content, folder / f"{number}", new_uid, number=number, name=name, folder=archive_folder))
@@ -260,8 +267,8 @@ def _store(key: str, one: SeriesFiles) -> int:
     if len(one.files) > 1:
         path = path.with_suffix(PACKED)
         with zipfile.ZipFile(path, "w") as packed:
-            for place, file in enumerate(one.files, start=1):
-                packed.write(file.path, f"{place:04}{SUFFIXES[file.kind]}")
+            for file in one.files:  # Named by their places in the upload, as in what its owner is told.
+                packed.write(file.path, f"file-{file.number:04}{SUFFIXES[file.kind]}")
                 file.path.unlink()
     size = path.stat().st_size
     storage.put(key, path.read_bytes() if size <= HELD_IN_MEMORY else path)

@@ -58,8 +58,8 @@ def _standard_uid(value: bytes) -> bytes | None:
 
 
 def uid(value: bytes) -> bytes | None:
-    """Keep a UID of the hospital's, until `webapp.intake.dicom` replaces it."""
-    return value if re.fullmatch(rb"[0-9.]{1,64}[ \0]?", value) else None
+    """Keep a UID of the hospital's, also one of letters, which some make up, until `webapp.intake.dicom` replaces it."""
+    return value if re.fullmatch(rb"[ -~]{1,64}\0?", value) else None
 
 
 def _kernel(value: bytes) -> bytes | None:

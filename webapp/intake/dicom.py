@@ -32,11 +32,13 @@ OUR_IMPLEMENTATION = "2.25.160431978466402346213019237187468093273"
 LONG_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_ENDS, SEQUENCE_ENDS = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-SYNTAX, PIXELS = 0x00020010, 0x7FE00010
-MAX_SEQUENCE = 8 * 2**20
+SYNTAX, FRAMES, PIXELS = 0x00020010, 0x00280008, 0x7FE00010
+PARTS_OF_FRAME = 200
+"""Elements that a file may have more for each of its frames: an enhanced one describes each by about a hundred."""
+MAX_SEQUENCE = 32 * 2**20
 """Bytes of a sequence that is kept: what a file of thousands of frames says of each."""
 
-LOOKED_AT = {SYNTAX: b"UI", 0x00080008: b"CS", 0x00080060: b"CS", 0x00100020: b"LO", 0x00280008: b"IS"}
+LOOKED_AT = {SYNTAX: b"UI", 0x00080008: b"CS", 0x00080060: b"CS", 0x00100020: b"LO", FRAMES: b"IS"}
 """What is read besides the allowed, or as it stands in the file: it decides, and is not kept as such."""
 
 
@@ -159,6 +161,8 @@ class DicomFile:
             at = self._stream.tell()
             self._seen[tag] = read_exactly(self._stream, length)
             self._stream.seek(at)
+            if tag == FRAMES and (frames := self._text(FRAMES)).isdecimal() and len(frames) < 5:
+                self._budget += PARTS_OF_FRAME * int(frames)
         if tag in allowed and (value := self._value(vr, length, allowed[tag][1])) is not None:
             self._kept[tag] = value
         elif tag not in allowed:

@@ -30,14 +30,19 @@ class _Layout:
     magic: tuple[int, bytes]
     dim: tuple[int, str]
     datatype: int
+    pixdim: tuple[int, str]
     voxel_offset: tuple[int, str]
     kept: tuple[tuple[int, int], ...]
 
 
 # Kept are, by version: size and dimensions, type, pixdim, slope and intercept, units, orientation.
 LAYOUTS = {
-    348: _Layout((344, b"n+1\0"), (40, "8h"), 70, (108, "f"), ((0, 4), (40, 56), (70, 74), (76, 108), (112, 120), (123, 124), (252, 328))),
-    540: _Layout((4, b"n+2\0\r\n\x1a\n"), (16, "8q"), 12, (168, "q"), ((0, 80), (104, 168), (176, 192), (344, 496), (500, 504))),
+    348: _Layout(
+        (344, b"n+1\0"), (40, "8h"), 70, (76, "8f"), (108, "f"), ((0, 4), (40, 56), (70, 74), (76, 108), (112, 120), (123, 124), (252, 328))
+    ),
+    540: _Layout(
+        (4, b"n+2\0\r\n\x1a\n"), (16, "8q"), 12, (104, "8d"), (168, "q"), ((0, 80), (104, 168), (176, 192), (344, 496), (500, 504))
+    ),
 }
 EXTENSION_FLAG_BYTES = 4
 
@@ -105,6 +110,7 @@ class NiftiFile:
         if self._bytes_of_voxel and bits != 8 * self._bytes_of_voxel:
             raise DamagedFile
         self.header = NiftiHeader(columns, rows, slices, volumes, is_grey=self._bytes_of_voxel > 0)
+        self._dimensions = number
         self._content, self._start, self._layout, self._size, self._offset = content, start, layout, size, int(offset)
 
     def write(self, target: IO[bytes], *, compress: bool) -> None:
@@ -123,6 +129,9 @@ class NiftiFile:
         header = bytearray(self._size + EXTENSION_FLAG_BYTES)
         for first, end in self._layout.kept:
             header[first:end] = self._start[first:end]
+        for (first, form), unused in ((self._layout.dim, 1), (self._layout.pixdim, 0)):  # Beyond its dimensions a text has room too.
+            values = unpack_from(f"{self._order}{form}", header, first)[: self._dimensions + 1]
+            pack_into(f"{self._order}{form}", header, first, *values, *[unused] * (7 - self._dimensions))
         at, magic = self._layout.magic
         header[at : at + len(magic)] = magic
         pack_into(f"{self._order}{self._layout.voxel_offset[1]}", header, self._layout.voxel_offset[0], len(header))

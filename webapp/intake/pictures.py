@@ -17,7 +17,8 @@ from typing import IO
 from webapp.intake.streams import BLOCK, MAX_PARTS, DamagedFile, read_exactly
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-KEPT_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+KEPT_CHUNKS = {b"IHDR": 13, b"PLTE": 768, b"tRNS": 256, b"IDAT": 2**31, b"IEND": 0}
+"""With their largest size: what a format leaves room for holds a text as well."""
 ANIMATION = b"acTL"
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
@@ -49,6 +50,8 @@ def copy_png(stream: IO[bytes], target: IO[bytes]) -> tuple[int, int]:
         else:
             if name == ANIMATION:
                 raise AnimatedPicture
+            if length > KEPT_CHUNKS.get(name, length):
+                raise DamagedFile
             kept = _png_chunk(stream, name, length, target if name in KEPT_CHUNKS else None)
             if name == b"eXIf" and (orientation := _orientation(kept)) > 1:
                 content = _exif(orientation)

@@ -14,7 +14,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedCTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from tests.webapp.intake.made import Watched, dicom_file, planted_everywhere
+from tests.webapp.intake.made import SERIES, Watched, dicom_file, planted_everywhere
 from webapp.intake.dicom import DicomFile
 from webapp.intake.streams import BLOCK, DamagedFile
 
@@ -199,3 +199,19 @@ def test_every_cut_of_a_file_is_noticed() -> None:
         file = io.BytesIO(content[:end])
         with pytest.raises(DamagedFile):
             DicomFile(file).write(io.BytesIO(), new_uid)
+
+
+def test_an_enhanced_file_of_a_thousand_frames_is_no_damage() -> None:
+    plane, frame = Dataset(), Dataset()
+    for number in range(90):
+        plane.add_new((0x0021, 0x1000 + number), "UN", b"x ")
+    plane.ImagePositionPatient = [0, 0, 5]
+    frame.PlanePositionSequence = [plane]
+    content = dicom_file(NumberOfFrames=1000, PerFrameFunctionalGroupsSequence=[frame] * 1000, PixelData=bytes(2))
+    assert DicomFile(io.BytesIO(content)).header.has_pixels
+
+
+def test_a_series_whose_uid_is_made_of_letters_is_one() -> None:
+    content = dicom_file().replace(SERIES.encode(), b"ANONYMOUS SERIES NUMBER ONE!!!"[: len(SERIES)])
+    assert DicomFile(io.BytesIO(content)).header.series == "ANONYMOUS SERIES NUMBER ONE!!!"[: len(SERIES)]
+    assert b"ANONYMOUS" not in cleaned(content)

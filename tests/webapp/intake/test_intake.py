@@ -366,6 +366,14 @@ def test_a_number_of_thousands_of_digits_is_no_number(ann: str, nudges: list[str
     assert (scan.slice_count, scan.title) == (2, "")
 
 
+def test_packed_volumes_are_few_in_one_upload(ann: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(intake, "MOST_PACKED", 2)
+    volume = nifti_file((8, 8, 2), packed=True)
+    with pytest.raises(UploadRejected, match=r"more than 2 packed NIfTI files"):
+        accept_scans(ann, [upload(zip_of({str(place): volume for place in range(3)}))])
+    assert nothing_is_left(tmp_path)
+
+
 def test_urgent_scans_are_few(app: Flask, ann: str, nudges: list[str]) -> None:
     app.config["MAX_STAT"] = 2
     urgent = Choices(stat=True)

@@ -107,3 +107,16 @@ def test_a_packed_bomb_is_inflated_as_far_as_its_header_says() -> None:
     with inflated(file) as stream:
         NiftiFile(stream).write(io.BytesIO(), compress=False)
     assert file.taken < len(bomb) / 2
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_room_of_unused_dimensions_holds_no_text(version: int) -> None:
+    content = bytearray(nifti_file(version=version))
+    for at, text in (
+        ((48, b"PLANT00X"), (96, b"PLANT01XPLAN")) if version == 1 else ((16 + 32, b"PLANT00X" * 4), (104 + 40, b"PLANT01X" * 2))
+    ):
+        content[at : at + len(text)] = text
+    copy = copied(bytes(content), compress=False)
+    assert b"PLANT" in content
+    assert b"PLANT" not in copy
+    assert read(copy, version).shape == (64, 64, 5)

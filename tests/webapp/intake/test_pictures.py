@@ -129,6 +129,18 @@ def test_a_png_of_odd_chunks_is_damaged(chunks: list[bytes]) -> None:
         copy_png(io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)), io.BytesIO())
 
 
+@pytest.mark.parametrize(("name", "most"), [(b"PLTE", 768), (b"tRNS", 256)])
+def test_a_chunk_that_is_larger_than_it_can_be_is_damage(name: bytes, most: int) -> None:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0))
+    for length, fits in ((most, True), (most + 3, False)):
+        content = b"\x89PNG\r\n\x1a\n" + header + chunk(name, bytes(length)) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")
+        if fits:
+            assert copy_png(io.BytesIO(content), io.BytesIO()) == (4, 4)
+        else:
+            with pytest.raises(DamagedFile):
+                copy_png(io.BytesIO(content), io.BytesIO())
+
+
 def test_an_animated_png_is_refused() -> None:
     content = as_file(slice_of(), "PNG", save_all=True, append_images=[slice_of().rotate(90)])
     with pytest.raises(AnimatedPicture):
