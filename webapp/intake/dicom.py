@@ -9,6 +9,7 @@ once, of which a hostile file may have a large one. Formats: PS3.10 section 7 an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from struct import pack, unpack
@@ -36,7 +37,7 @@ SYNTAX, FRAMES, PIXELS = 0x00020010, 0x00280008, 0x7FE00010
 PARTS_OF_FRAME = 200
 """Elements that a file may have more for each of its frames: an enhanced one describes each by about a hundred."""
 MAX_SEQUENCE = 32 * 2**20
-"""Bytes of a sequence that is kept: what a file of thousands of frames says of each."""
+"""Bytes of values that are kept, all together, and of a sequence without a length: what a file of thousands of frames says of each."""
 
 LOOKED_AT = {SYNTAX: b"UI", 0x00080008: b"CS", 0x00080060: b"CS", 0x00100020: b"LO", FRAMES: b"IS"}
 """What is read besides the allowed, or as it stands in the file: it decides, and is not kept as such."""
@@ -81,7 +82,7 @@ class DicomFile:
         self._seen: dict[int, bytes] = {}
         stream.seek(132)
         self._order, self._implicit = "<", False
-        self._budget = MAX_PARTS
+        self._budget, self._room = MAX_PARTS, MAX_SEQUENCE
         self._pixels: tuple[bytes, int] | None = None
         for tag, vr, length in self._elements(lambda tag: tag >> 16 != 2):
             self._take(tag, vr, length, {})
@@ -109,7 +110,7 @@ class DicomFile:
                 kept[tag] = new_uid(_as_text(value)).encode()
         instance = kept.get(0x00080018) or new_uid("").encode()
         meta = b"".join(
-            _element(tag, vr, value, order="<", implicit=False)
+            as_element(tag, vr, value, order="<", implicit=False)
             for tag, vr, value in (
                 (0x00020001, b"OB", b"\0\1"),
                 (0x00020002, b"UI", kept.get(0x00080016) or CT_SOP_CLASSES[0].encode()),
@@ -119,7 +120,7 @@ class DicomFile:
                 (0x00020013, b"SH", b"HEMOSCAN"),
             )
         )
-        target.write(bytes(128) + b"DICM" + _element(0x00020000, b"UL", pack("<I", len(meta)), order="<", implicit=False) + meta)
+        target.write(bytes(128) + b"DICM" + as_element(0x00020000, b"UL", pack("<I", len(meta)), order="<", implicit=False) + meta)
         elements = {tag: (ALLOWED[tag][0], value) for tag, value in kept.items()} | METHOD
         for tag in sorted(elements):
             vr, value = elements[tag]
@@ -128,12 +129,12 @@ class DicomFile:
 
     def _encoded(self, tag: int, vr: bytes, value: Any, allowed: Any) -> bytes:
         if isinstance(value, bytes):
-            return _element(tag, vr, value, order=self._order, implicit=self._implicit)
+            return as_element(tag, vr, value, order=self._order, implicit=self._implicit)
         items = []
         for item in value:
             inner = b"".join(self._encoded(tag, allowed[tag][0], item[tag], allowed[tag][1]) for tag in sorted(item))
-            items.append(_element(ITEM, b"", inner, order=self._order, implicit=True))
-        return _element(tag, vr, b"".join(items), order=self._order, implicit=self._implicit)
+            items.append(as_element(ITEM, b"", inner, order=self._order, implicit=True))
+        return as_element(tag, vr, b"".join(items), order=self._order, implicit=self._implicit)
 
     def _copy_pixels(self, target: IO[bytes]) -> None:
         vr, length = self._pixels or (b"OW", 0)
@@ -175,6 +176,9 @@ class DicomFile:
         if length == UNDEFINED or length > BLOCK:
             self._skip(vr, length)
             return None
+        self._room -= length
+        if self._room < 0:
+            raise DamagedFile
         return rule(read_exactly(self._stream, length))
 
     def _items(self, length: int, allowed: Allowed) -> list[dict[int, Any]]:
@@ -276,11 +280,16 @@ class DicomFile:
         )
 
 
+def whole_number(text: str) -> int | None:
+    """Return the number of an integer string, which has at most 12 characters (PS3.5 6.2); None where this is none."""
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text.strip(" \0")) else None
+
+
 def _as_text(value: bytes) -> str:
     return value.decode("latin-1").strip(" \0")
 
 
-def _element(tag: int, vr: bytes, value: bytes, *, order: str, implicit: bool) -> bytes:
+def as_element(tag: int, vr: bytes, value: bytes, *, order: str, implicit: bool) -> bytes:
     """Return an element of even length as bytes."""
     if len(value) % 2:
         value += b"\0" if vr in (b"UI", b"OB") else b" "

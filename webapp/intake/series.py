@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from flask import current_app
 
+from webapp.intake.dicom import whole_number
 from webapp.intake.taking import NoSlice, Taken, UploadRejected
 
 FEWEST_FOR_LEAVING_OUT = 5
@@ -77,8 +78,8 @@ def _series(files: list[Taken], place: int | None) -> SeriesFiles:
         notes.append(f"The series was reconstructed with a sharp kernel ({first.kernel}), made for bone; the models have learnt soft ones.")
     if any(file.dicom.has_burned_in_text for file in files):
         notes.append("The file says that text is burned into its picture; it may name the patient.")
-    number = first.series_number if re.fullmatch(r"[0-9]{1,12}", first.series_number) else ""  # PS3.5: an IS has at most 12 digits.
-    label = f"Series {int(number)}" if number else f"No. {place}" if place else ""
+    number = whole_number(first.series_number)
+    label = f"Series {number}" if number is not None else f"No. {place}" if place else ""
     return SeriesFiles(tuple(files), label, tuple(notes))
 
 

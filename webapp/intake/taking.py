@@ -9,7 +9,7 @@ from typing import IO
 
 from flask import current_app
 
-from webapp.intake.dicom import CT_SOP_CLASSES, READ_SYNTAXES, DicomFile, DicomHeader
+from webapp.intake.dicom import CT_SOP_CLASSES, READ_SYNTAXES, DicomFile, DicomHeader, whole_number
 from webapp.intake.nifti import GZIP, NiftiFile, inflated, is_nifti
 from webapp.intake.pictures import PNG_SIGNATURE, AnimatedPicture, copy_jpeg, copy_png
 from webapp.intake.streams import DamagedFile
@@ -87,8 +87,7 @@ def _take_picture(stream: IO[bytes], target: IO[bytes], kind: str) -> int:
 def _take_dicom(stream: IO[bytes], target: IO[bytes], new_uid: Callable[[str], str]) -> tuple[int, int, DicomHeader]:
     try:
         file = DicomFile(stream)
-        frames = int(file.header.frames or 1)
-    except ValueError as err:  # DamagedFile is one.
+    except DamagedFile as err:
         raise UploadRejected("The DICOM file is damaged or incomplete.") from err
     header = file.header
     if header.is_deflated:  # Inflating has no limit.
@@ -103,7 +102,8 @@ def _take_dicom(stream: IO[bytes], target: IO[bytes], new_uid: Callable[[str], s
         raise NoSlice("The DICOM file has no picture in it.", "files without a picture")
     if header.transfer_syntax not in READ_SYNTAXES:
         raise UploadRejected("The pixels of the DICOM file are coded in a way that is not read; please export it without compression.")
-    if frames < 1:
+    frames = whole_number(header.frames) if header.frames else 1
+    if frames is None or frames < 1:
         raise UploadRejected("The DICOM file is damaged or incomplete.")
     if header.samples != 1:
         raise NoSlice("The DICOM file is a color picture, not a CT slice.", "color pictures")

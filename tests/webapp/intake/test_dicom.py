@@ -106,6 +106,18 @@ def test_uids_are_replaced_and_stay_those_of_one_series() -> None:
     assert first.SOPInstanceUID == first.file_meta.MediaStorageSOPInstanceUID == new_uid("1.2.3") != second.SOPInstanceUID
 
 
+def test_a_sequence_of_many_large_values_is_not_held_in_memory() -> None:
+    item = Dataset()
+    position = Dataset()
+    position.add_new((0x0020, 0x0032), "DS", "1\\" * 30_000)
+    item.PlanePositionSequence = [position]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom finds the value long, too.
+        content = dicom_file(ImplicitVRLittleEndian, PerFrameFunctionalGroupsSequence=[item] * 200)
+    with pytest.raises(DamagedFile):
+        DicomFile(io.BytesIO(content))
+
+
 def test_a_kernel_is_kept_only_under_a_makers_name() -> None:
     for kernel, kept in (("H60s", "H60s"), ("BONEPLUS", "BONEPLUS"), ("FC23", "FC23"), ("JOHN DOE", None), ("Doe", None)):
         assert pydicom.dcmread(io.BytesIO(cleaned(dicom_file(ConvolutionKernel=kernel)))).get("ConvolutionKernel") == kept

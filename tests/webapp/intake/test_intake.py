@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -275,6 +276,21 @@ def test_the_files_of_each_dicom_series_become_one_scan(ann: str, nudges: list[s
     places = [[pydicom.dcmread(io.BytesIO(content)).InstanceNumber for content in packed(scan)] for scan in scans]
     assert places == [[0, 1, 2, 3], [0, 1, 2]]
     assert nudges == [PREDICT_SCANS]
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "1_0", "one"])
+def test_a_series_number_that_is_none_is_not_shown(ann: str, nudges: list[str], number: str) -> None:
+    written = dicom_file(SeriesNumber="7").replace(b"IS\2\x007 ", b"IS" + struct.pack("<H", len(number)) + number.encode())
+    [scan] = accept_scans(ann, [upload(written)], "Monday")
+    assert (scan.title, scan.status) == ("Monday", JobStatus.QUEUED)
+
+
+def test_a_number_of_frames_that_is_none_is_a_short_sentence(ann: str, tmp_path: Path) -> None:
+    for number in ("9" * 4000, "1" * 90, "1_0"):
+        written = dicom_file(NumberOfFrames="7").replace(b"IS\2\x007 ", b"IS" + struct.pack("<H", len(number)) + number.encode())
+        with pytest.raises(UploadRejected, match=r"^The DICOM file is damaged or incomplete\.$"):
+            accept_scans(ann, [upload(written)])
+    assert nothing_is_left(tmp_path)
 
 
 def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(ann: str, nudges: list[str]) -> None:
