@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$p
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test sure bench chaos lock audit web worker-predict worker-train beat
+.PHONY: help install run test sure bench chaos fuzz lock audit web worker-predict worker-train beat
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+( [a-z-]+)*:.*## / {printf "make %-42s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails 
 
 chaos: $(VENV)/.installed  ## Kill, pause and cut off everything while 1,000 scans come in; fails where one is lost, doubled or stuck.
 	@$(PY) -m bench.chaos $(ARGS)
+
+fuzz: $(VENV)/.installed-tests  ## Send 10,000 spoiled uploads, and requests that nobody should make; fails where one does harm.
+	@nice $(PY) -m bench.fuzz $(ARGS)
 
 web worker-predict worker-train beat: $(VENV)/.installed  ## Start one process with the settings of the environment.
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; export PATH; exec $(shell sed -n 's/^$@: //p' Procfile)
