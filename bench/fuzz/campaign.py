@@ -8,12 +8,11 @@ import random
 import re
 import resource
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 from werkzeug.datastructures import FileStorage
@@ -28,7 +27,7 @@ from webapp.models import ApiToken, JobStatus, Scan, User
 from webapp.models.accounts import new_secret, secret_hash
 from worker import decoder
 from worker.prediction import answer_next_scans
-from worker.presence import Presence, presence, work_folder_of
+from worker.presence import Presence, work_folder_of
 
 BATCH = 8
 """Uploads between two rounds of the worker: what it claims at once."""

@@ -45,8 +45,8 @@ def verdict(tally: Tally) -> str:
         said = "; ".join(f"{complaint} ({count})" if count > 1 else complaint for complaint, count in kinds.most_common(5))
         return f"BROKEN in {len(tally.broken)} places: {said}."
     return (
-        f"Held: {tally.inputs.total()} uploads, {requests} requests, no answer of 500 or more, no orphan file, every scan with a verdict or "
-        f"a sentence; an upload took at most {tally.upload_mb:.0f} MB, the decoder {tally.decoder_mb:.0f} MB."
+        f"Held: {tally.inputs.total()} uploads, {requests} requests, no answer of 500 or more, no orphan file, every scan with a verdict "
+        f"or a sentence; an upload took at most {tally.upload_mb:.0f} MB, the decoder {tally.decoder_mb:.0f} MB."
     )
 
 

@@ -64,7 +64,7 @@ def _pictures(folder: Path) -> Iterator[Seed]:
         ("JPEG", shown, {"restart_marker_blocks": 4, "comment": b"Doe^John"}),
     ):
         file = io.BytesIO()
-        image.save(file, kind, **options)  # type: ignore[arg-type]
+        image.save(file, kind, **options)
         yield Seed(kind, file.getvalue())
     yield Seed("PNG", picture())
     yield Seed("JPEG", picture("JPEG"))
