@@ -19,7 +19,7 @@ from pydicom.pixels.utils import iter_pixels
 
 from ml.images import FloatArray, ImageError, NoSliceError, Slice, require_a_picture, require_fewer_pixels, require_fewer_slices
 from ml.multiframe import PER_FRAME, SHARED, frame_headers
-from ml.ordering import AXIAL, Plane
+from ml.ordering import AXIAL, FURTHEST_MM, Plane
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote what stands in tags, and a log may not
 
@@ -137,7 +137,7 @@ def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> Plane:
     notes: list[str] = []
     unit = "hu" if int(header.BitsStored) > 8 else "display"
     spacing = _numbers(header, "PixelSpacing", 2)
-    spacing_mm = (spacing[0], spacing[1]) if spacing is not None and min(spacing) > 0 else None
+    spacing_mm = (spacing[0], spacing[1]) if spacing is not None and min(spacing) > 0 and max(spacing) < FURTHEST_MM else None
     if unit == "display":  # eight bits cannot hold a head's HU: somebody has windowed it already
         notes.append("The DICOM file has 8-bit pixels, so it was read as a picture without Hounsfield units.")
         pixels = (stored / 255).astype(np.float32)
@@ -147,6 +147,8 @@ def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> Plane:
         pixels = _to_hu(header, stored, notes)
     orientation = _numbers(header, "ImageOrientationPatient", 6)
     position = _numbers(header, "ImagePositionPatient", 3)
+    if position is not None and max(map(abs, position)) >= FURTHEST_MM:
+        position = None
     normal = None
     if orientation is not None:
         across, down = np.array(orientation[:3]), np.array(orientation[3:])

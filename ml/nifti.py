@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.images import FloatArray, ImageError, Series, Slice, require_a_picture, require_fewer_pixels, require_fewer_slices
-from ml.ordering import AXIAL, NOT_AXIAL, tilt_note
+from ml.ordering import AXIAL, FURTHEST_MM, NOT_AXIAL, tilt_note
 
 GZIP = b"\x1f\x8b"
 HEADER_BYTES = {1: 348, 2: 540}
@@ -26,7 +26,6 @@ PAIR = {b"ni1\0", b"ni2\0"}
 FURTHEST_DATA = 16 * 2**20  # bytes of extensions before the voxels; more is no header of a CT
 TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # metres, millimetres, micrometres; unknown units are millimetres in practice
-FURTHEST_MM = 1e5
 ACROSS = 2.0  # the axis of the slices has larger steps than the others by this factor, if one has
 
 LOWEST_HU, HIGHEST_HU = -1024.0, 4095.0

@@ -18,6 +18,7 @@ Vector = NDArray[np.float64]
 
 AXIAL = 0.7  # the least cosine between a slice's normal and the body's axis
 SAME_PLACE_MM = 0.05
+FURTHEST_MM = 1e5  # what a file says of places and sizes beyond this, it does not know
 TILTED_DEG = 1.0
 GAP = 1.6  # times the usual step around it
 AROUND = 5  # steps to each side are "around"

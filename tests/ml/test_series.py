@@ -14,6 +14,7 @@ from PIL import Image
 from ml import images
 from ml.images import ImageError, Series, read_series
 from ml.phantoms import write_dicom
+from ml.volume import write_volume
 from tests.ml.scans import change, head, marks, one_file_of, slice_hu, write_series
 
 TILTED = [1, 0, 0, 0, 0.9483237, -0.3173047]  # by 18.5 degrees
@@ -248,3 +249,11 @@ def test_real_slices_are_the_same_as_pictures_and_as_a_shuffled_dicom_series(sha
     assert as_dicom.distance_mm == 5 and len(as_dicom.slices) == len(paths)
     for slice, picture in zip(as_dicom.slices, read_series(paths).slices, strict=True):
         np.testing.assert_allclose(images.window(slice.pixels, 40, 80), picture.pixels, atol=0.007)
+
+
+def test_places_and_sizes_that_cannot_be_are_not_known_and_the_series_is_still_a_volume(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 3, PixelSpacing=["1e300", "1e300"])
+    change(paths[2], ImagePositionPatient=["0", "0", "1e300"])
+    series = read_series(paths)
+    assert (series.slices[0].spacing_mm, series.distance_mm, marks(series)) == (None, None, [1, 2, 3])
+    write_volume(series, tmp_path / "volume")
