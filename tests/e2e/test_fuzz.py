@@ -10,7 +10,7 @@ import pytest
 
 from webapp.config import PROJECT_ROOT
 
-SHORT = ["--inputs", "500", "--requests", "5", "--seed", "7"]
+SHORT = ["--inputs", "500", "--requests", "3", "--seed", "7"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Memory is measured as Linux tells it.")

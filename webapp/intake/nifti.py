@@ -19,7 +19,7 @@ from webapp.intake.streams import BLOCK, DamagedFile, copy_exactly, read_exactly
 GZIP = b"\x1f\x8b"
 MAX_BEFORE_VOXELS = 16 * 2**20
 """Bytes of header and extensions: an extension may hold a whole DICOM header, more is no image."""
-BYTES_OF_TYPE = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4}
+BYTES_OF_TYPE = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
 """Bytes of a voxel by datatype: whole and real numbers, neither colors nor complex ones."""
 
 

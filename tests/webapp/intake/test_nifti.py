@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from ml.nifti import TYPES
 from tests.webapp.intake.made import nifti_file
 from webapp.intake.nifti import NiftiFile, NiftiHeader, inflated, is_nifti
 from webapp.intake.streams import DamagedFile
@@ -120,3 +121,11 @@ def test_the_room_of_unused_dimensions_holds_no_text(version: int) -> None:
     assert b"PLANT" in content
     assert b"PLANT" not in copy
     assert read(copy, version).shape == (64, 64, 5)
+
+
+@pytest.mark.parametrize("kind", sorted(TYPES.values()))
+def test_every_type_that_the_workers_read_is_taken(kind: str) -> None:
+    image = nibabel.Nifti1Image(np.ones((4, 4, 3), kind), np.eye(4), dtype=kind)
+    content = image.to_bytes()
+    assert NiftiFile(io.BytesIO(content)).header.is_grey
+    np.testing.assert_array_equal(np.asanyarray(read(copied(content, compress=False), 1).dataobj), 1)
