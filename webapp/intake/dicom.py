@@ -36,7 +36,7 @@ ITEM, ITEM_ENDS, SEQUENCE_ENDS = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 SYNTAX, FRAMES, PIXELS = 0x00020010, 0x00280008, 0x7FE00010
 PARTS_OF_FRAME = 200
 """Elements that a file may have more for each of its frames: an enhanced one describes each by about a hundred."""
-MAX_SEQUENCE = 32 * 2**20
+MAX_KEPT, MAX_SEQUENCE = 8 * 2**20, 32 * 2**20
 """Bytes of values that are kept, all together, and of a sequence without a length: what a file of thousands of frames says of each."""
 
 LOOKED_AT = {SYNTAX: b"UI", 0x00080008: b"CS", 0x00080060: b"CS", 0x00100020: b"LO", FRAMES: b"IS"}
@@ -82,7 +82,7 @@ class DicomFile:
         self._seen: dict[int, bytes] = {}
         stream.seek(132)
         self._order, self._implicit = "<", False
-        self._budget, self._room = MAX_PARTS, MAX_SEQUENCE
+        self._budget, self._room = MAX_PARTS, MAX_KEPT
         self._pixels: tuple[bytes, int] | None = None
         for tag, vr, length in self._elements(lambda tag: tag >> 16 != 2):
             self._take(tag, vr, length, {})
