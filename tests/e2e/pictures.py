@@ -25,7 +25,7 @@ def phantom_png(folder: Path, seed: int, hemorrhage: bool, size: int = 256) -> P
 def phantom_dicom(folder: Path, seed: int, hemorrhage: bool, size: int = 256) -> Path:
     """Write a phantom as DICOM and return its path."""
     path = folder / f"phantom-{seed}-{int(hemorrhage)}.dcm"
-    write_dicom(phantom(seed, hemorrhage, size=size), path)
+    write_dicom(phantom(seed, hemorrhage, size=size), path, series=path.name)
     return path
 
 
