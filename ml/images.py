@@ -126,6 +126,7 @@ def read_series(
     max_pixels: int = MAX_PIXELS,
     max_slices: int = MAX_SLICES,
     may_be_bare: bool = False,
+    cover: bool = False,
 ) -> Series:
     """Read the files of one scan.
 
@@ -139,6 +140,7 @@ def read_series(
         max_pixels: the largest picture (height x width) that is decoded.
         max_slices: the longest series.
         may_be_bare: True reads what shows next to nothing; it must belong to a scan that shows more.
+        cover: True covers what lies beside the head (`ml.covering`).
 
     Raises:
         ImageError: a file is not readable as a head CT, too large, of an unclear range of values, or does not belong to the others.
@@ -177,7 +179,12 @@ def read_series(
         series = _read_pictures([path for path, _ in kinds], left_out, max_bytes, max_pixels, max_slices)
     if not may_be_bare:
         _require_contrast(series)
-    return replace(series, warnings=(*left_out.notes(), *series.warnings))
+    series = replace(series, warnings=(*left_out.notes(), *series.warnings))
+    if cover:
+        from ml.covering import covered
+
+        return covered(series)
+    return series
 
 
 def _read_pictures(paths: Sequence[Path], left_out: LeftOut, max_bytes: int, max_pixels: int, max_slices: int) -> Series:

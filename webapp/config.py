@@ -111,6 +111,8 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "CHECK_HEAD_CT": environ.get("CHECK_HEAD_CT", "1") != "0",
         # Lines for people, or a line of JSON for each event, for a collector.
         "LOG_FORMAT": choice("LOG_FORMAT", ("text", "json")),
+        # 1 blackens what lies beside the head, where names are burned in, in all that is shown or made of a scan; originals stay.
+        "COVER_BESIDE_HEAD": environ.get("COVER_BESIDE_HEAD", "0") == "1",
         # What a scrape of /metrics must carry as bearer token; without one there is no such page.
         "METRICS_TOKEN": environ.get("METRICS_TOKEN") or "",
         # Where an operator may put ImageNet weights of AlexNet (`ml.catalogue.IMAGENET_WEIGHTS`) to offer them as initial weights.

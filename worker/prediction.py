@@ -263,6 +263,7 @@ def read_original(scan: Scan) -> Series:
         paths = kept(lambda: _unpack(original)) if scan.original_key.endswith(PACKED) else [original]
         config = current_app.config
         limits = {"max_bytes": config["MAX_UPLOAD_MB"] * 2**20, "max_pixels": config["MAX_PIXELS"], "max_slices": config["MAX_SLICES"]}
+        limits["cover"] = config["COVER_BESIDE_HEAD"]
         return kept(lambda: decode(paths, **limits))
 
 

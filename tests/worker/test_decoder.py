@@ -109,9 +109,19 @@ def test_a_scan_that_takes_too_long_fails_alone(png: Path, tmp_path: Path) -> No
     child.close()
 
 
-def test_a_child_that_dies_over_a_scan_or_between_two_is_replaced(child: Decoder, png: Path, tmp_path: Path) -> None:
+def test_a_child_that_dies_over_a_scan_or_between_two_is_replaced(
+    child: Decoder, png: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     child.decode([png], tmp_path)
     first = pid_of(child)
+    asked = threading.Event()
+    wait_for_answer = child._line_from
+
+    def note(process: subprocess.Popen[bytes]) -> bytes:
+        asked.set()
+        return wait_for_answer(process)
+
+    monkeypatch.setattr(child, "_line_from", note)
     pipe = hanging(tmp_path)
     failed: list[ImageError] = []
 
@@ -122,9 +132,9 @@ def test_a_child_that_dies_over_a_scan_or_between_two_is_replaced(child: Decoder
 
     scan = threading.Thread(target=decode)
     scan.start()
-    with pipe.open("wb"):  # Opens when the child does.
-        os.kill(first, signal.SIGSEGV)
-        scan.join()
+    assert asked.wait(LIMIT_S)
+    os.kill(first, signal.SIGSEGV)
+    scan.join()
     assert str(failed[0]) == BEYOND_LIMITS
     child.decode([png], tmp_path)
     second = pid_of(child)
