@@ -29,10 +29,10 @@ sure: $(VENV)/.installed-tests  ## Check format, lint and types, then run all te
 	@$(PY) -m pytest $(ARGS)
 
 bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails where a limit is broken.
-	@$(PY) bench/models.py
-	@$(PY) bench/series.py
-	@$(PY) bench/service.py $(ARGS)
-	@$(PY) bench/claims.py
+	@$(PY) -m bench.models
+	@$(PY) -m bench.series
+	@$(PY) -m bench.service $(ARGS)
+	@$(PY) -m bench.claims
 	@$(PY) -m bench.scale
 
 chaos: $(VENV)/.installed  ## Kill, pause and cut off everything while 1,000 scans come in; fails where one is lost, doubled or stuck.

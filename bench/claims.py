@@ -1,6 +1,6 @@
 """How long a worker takes to claim a batch among ten thousand queued scans of some people.
 
-    python bench/claims.py [--people 20]
+    python -m bench.claims [--people 20]
 
 On a fresh SQLite file, and on a fresh database of the PostgreSQL server of `BENCH_POSTGRES` where that is set
 (postgresql://user@host:port; the database is dropped afterwards). It reports; it has no limit that it breaks.
@@ -23,13 +23,10 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import insert
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from webapp import create_app  # noqa: E402 - the repository is no installed package
-from webapp.extensions import db  # noqa: E402
-from webapp.models import Scan, User  # noqa: E402
-from worker import leases  # noqa: E402
+from webapp import create_app
+from webapp.extensions import db
+from webapp.models import Scan, User
+from worker import leases
 
 QUEUED, BATCH, CLAIMS = 10_000, 8, 40
 

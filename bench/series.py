@@ -1,6 +1,6 @@
 """How fast a whole series is answered, from its files to the verdict, and what memory it takes: the path of a predict worker.
 
-    python bench/series.py [MODEL_FOLDER ...]
+    python -m bench.series [MODEL_FOLDER ...]
 
 Files are decoded by the child process, as in the service; then come the verdict, the volume that a page scrolls, and the heat maps of the
 slices to look at first. Each scan is measured in a process of its own that is bound to two cores where the system allows it. The last line
@@ -10,16 +10,16 @@ is the verdict; the exit status is 1 where a limit is broken. Slices are phantom
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench.alone import Figures, judge
+from webapp.config import PROJECT_ROOT
+
 SCANS = {"40 DICOM": (40, 5.0), "200 thin DICOM": (200, 1.0), "200 PNG": (200, None)}
 """Slices and their distance in mm, None for pictures, of which every one is read by itself."""
 LIMITS = {40: 6.0, 200: 20.0}
@@ -27,7 +27,7 @@ MEMORY_MB = 1000.0
 HEADS = 10  # different ones; the slices of a scan repeat them
 
 
-def measure(folder: Path, slices: int, distance_mm: float | None) -> dict[str, float]:
+def measure(folder: Path, slices: int, distance_mm: float | None) -> Figures:
     """Return the figures of one model on one scan, in this process."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
@@ -72,26 +72,11 @@ def measure(folder: Path, slices: int, distance_mm: float | None) -> dict[str, f
 def main() -> int:
     """Measure each model on each scan, write the figures, say whether the limits hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("models", type=Path, nargs="*", default=[ROOT / "ml" / "starter", ROOT / "ml" / "starter_series"])
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        json.dump(measure(options.models[0], *SCANS[options.one]), sys.stdout)
-        return 0
-    broken = []
-    for folder in options.models:
-        for scan, (slices, _) in SCANS.items():
-            environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-            command = [sys.executable, __file__, str(folder), "--one", scan]
-            figures = json.loads(subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout)
-            limits = {"files_to_verdict_s": LIMITS[slices], "memory_mb": MEMORY_MB, "decoder_memory_mb": MEMORY_MB}
-            for name, value in figures.items():
-                limit = limits.get(name)
-                sys.stdout.write(f"{folder.name}, {scan}, {name}: {value:.3g}" + (f" (limit {limit:g})" if limit else "") + "\n")
-                if limit and value > limit:
-                    broken.append(f"{folder.name}, {scan}, {name}")
-    sys.stdout.write(f"series: {'BROKEN: ' + '; '.join(broken) if broken else 'all limits hold'}\n")
-    return 1 if broken else 0
+    parser.add_argument("models", type=Path, nargs="*", default=[PROJECT_ROOT / "ml" / "starter", PROJECT_ROOT / "ml" / "starter_series"])
+    models: list[Path] = parser.parse_args().models
+    cases = {f"{folder.name}, {name}": (folder, *scan) for folder in models for name, scan in SCANS.items()}
+    memory = {"memory_mb": MEMORY_MB, "decoder_memory_mb": MEMORY_MB}
+    return judge("series", measure, cases, lambda case: {"files_to_verdict_s": LIMITS[cases[case][1]], **memory})
 
 
 if __name__ == "__main__":

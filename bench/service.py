@@ -1,6 +1,6 @@
 """How fast the service answers a person: upload reply, first verdict, worker start, memory.
 
-    python bench/service.py [--requests 200]
+    python -m bench.service [--requests 200]
 
 Starts `make run`'s own process set on an empty folder and a free port, measures, stops it. The last line is the verdict;
 the exit status is 1 where a limit is broken. Linux only (memory is read from /proc).
@@ -26,7 +26,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from webapp.config import PROJECT_ROOT
+
 LIMITS = {"upload_median_ms": 100.0, "first_verdict_s": 3.0, "predict_ready_s": 3.0, "web_rss_mb": 120.0}
 
 
@@ -82,11 +83,11 @@ def seconds_until(condition: Any, limit_s: float) -> float:
     raise TimeoutError(f"Not within {limit_s:g} s.")
 
 
-def is_ready(port: int) -> bool:
-    """True once database, broker and a predict worker answer."""
+def is_ready(port: int, path: str = "/readyz") -> bool:
+    """True once database, broker and a predict worker answer; with `/healthz`, once the web application does."""
     try:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request("GET", "/readyz")
+        connection.request("GET", path)
         return connection.getresponse().status == 200
     except OSError:
         return False
@@ -133,20 +134,20 @@ def measure(requests: int) -> dict[str, float]:
     for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL"):
         environ.pop(name, None)
     flask = [sys.executable, "-m", "flask", "--app", "webapp"]
-    subprocess.run([*flask, "setup"], cwd=ROOT, env=environ, check=True, stdout=subprocess.DEVNULL)
-    service = subprocess.Popen([sys.executable, "-m", "webapp.embedded"], cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
+    subprocess.run([*flask, "setup"], cwd=PROJECT_ROOT, env=environ, check=True, stdout=subprocess.DEVNULL)
+    service = subprocess.Popen([sys.executable, "-m", "webapp.embedded"], cwd=PROJECT_ROOT, env=environ, stdout=subprocess.DEVNULL)
     try:
         figures = {"ready_s": seconds_until(lambda: is_ready(port), 60)}
         subprocess.run(
             [*flask, "create-admin", "bench"],
-            cwd=ROOT,
+            cwd=PROJECT_ROOT,
             env={**environ, "HEMOSCAN_PASSWORD": uuid.uuid4().hex},
             check=True,
             capture_output=True,
         )
-        made = subprocess.run([*flask, "create-token", "bench"], cwd=ROOT, env=environ, check=True, capture_output=True, text=True)
+        made = subprocess.run([*flask, "create-token", "bench"], cwd=PROJECT_ROOT, env=environ, check=True, capture_output=True, text=True)
         client = Client(port, made.stdout.strip().splitlines()[-1])
-        phantom = sorted((ROOT / "webapp" / "static" / "phantoms").glob("*.png"))[0].read_bytes()
+        phantom = sorted((PROJECT_ROOT / "webapp" / "static" / "phantoms").glob("*.png"))[0].read_bytes()
 
         begin = time.perf_counter()
         scan = client.upload("slice.png", phantom)
@@ -185,7 +186,7 @@ def predict_worker_ready_s(environ: dict[str, str]) -> float:
 
     before = workers()
     command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", "predict", "-c", "1", "-n", "bench@%h"]
-    worker = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    worker = subprocess.Popen(command, cwd=PROJECT_ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         return seconds_until(lambda: workers() > before, 60)
     finally:
