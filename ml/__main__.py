@@ -18,7 +18,8 @@ from typing import Any
 
 from ml.artifacts import ArtifactError, read_card
 from ml.catalogue import ARCHITECTURES, STARTER_DIR, STARTER_SERIES_DIR, SettingError
-from ml.images import ORDER_GIVEN, ImageError, files_of_series, read_series
+from ml.files import files_of_series
+from ml.images import ORDER_GIVEN, ImageError, read_series
 from ml.terminal import Counter, Trail, figure, minutes, say, say_figures
 from ml.triage import Department, scans_of, sentences, simulate
 

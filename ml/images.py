@@ -6,19 +6,19 @@ before anything is decoded, and whatever goes wrong becomes an `ImageError` whos
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ml.repairs import soft_tissue_share
+
+if TYPE_CHECKING:
+    from ml.files import LeftOut
 
 FloatArray = NDArray[np.float32]
 
@@ -29,16 +29,13 @@ MAX_VOXELS = MAX_SLICES * 512 * 512  # in all: 1 GiB as float32
 MIN_SIDE_PX = 32
 MOST_ELONGATED = 4  # a slice is about square, and every picture is padded to a square: a thin one would take its length in both ways
 
-IMAGES_OF_A_FOLDER = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".gz", ""}
 ORDER_GIVEN = "Pictures carry no position; they were read in the order given."
 
 FEWEST_GREYS = 16  # a drawing, a mask or a fax has fewer; the plainest slice of ours has 81
 DARK = 0.5  # of white, for the brightest hundredth of a picture: bone is white in the brain window
 LEAST_SOFT_TISSUE = 0.05  # of what is not air, in the slice of a scan that shows most of it
 
-DAMAGED_SHARE = 0.2  # of a scan's files; with more it is not that scan any more
 HEAD_BYTES = 16 * 1024  # by which a file is known; the header of a packed NIfTI file is among them whatever its packer writes first
-NAMED = 5  # files that get a sentence of their own
 
 DARK_NOTE = "The picture is darker than a CT slice in a brain window; the models have not learnt such pictures."
 
@@ -149,6 +146,8 @@ def read_series(
         raise ImageError("There is no file to read.")
     if len(paths) > max_slices:
         raise ImageError(f"The scan has {len(paths)} files; at most {max_slices} are read.")
+    from ml.files import LeftOut, opened  # here, like the readers below: they need the types above
+
     left_out = LeftOut(len(paths))
     kinds: list[tuple[Path, str]] = []
     for path in paths:
@@ -156,9 +155,8 @@ def read_series(
             kinds.append((path, _kind(file.read(HEAD_BYTES))))
     if len(different := sorted({kind for _, kind in kinds})) > 1:
         raise ImageError(f"The scan mixes {' and '.join(different)} files; one scan is of one kind.")
-    # Imported here: they need the types above, and a PNG does not need pydicom.
     if different == ["DICOM"]:
-        from ml.dicom import read_planes
+        from ml.dicom import read_planes  # A PNG does not need pydicom.
         from ml.ordering import arrange
 
         planes = []
@@ -188,6 +186,7 @@ def read_series(
 
 
 def _read_pictures(paths: Sequence[Path], left_out: LeftOut, max_bytes: int, max_pixels: int, max_slices: int) -> Series:
+    from ml.files import opened
     from ml.ordering import of_one_size
     from ml.pictures import read_picture
 
@@ -208,69 +207,6 @@ def _read_pictures(paths: Sequence[Path], left_out: LeftOut, max_bytes: int, max
     if len({slice.unit for slice in slices}) > 1:
         raise ImageError("Some pictures of the scan hold Hounsfield units and some do not; one scan is of one kind.")
     return Series(tuple(slices), tuple(dict.fromkeys(notes)))
-
-
-class LeftOut:
-    """The files of a scan that are not read, each with a sentence: damaged ones, up to a fifth, and those that are no slices."""
-
-    def __init__(self, files: int) -> None:
-        self._files = files
-        self._damaged: list[str] = []
-        self._others: list[str] = []
-
-    @contextmanager
-    def if_unreadable(self, name: str) -> Iterator[None]:
-        """Catch an `ImageError` raised inside, unless the file is the only one.
-
-        Raises:
-            ImageError: it is, or too many were caught; among several files the sentence begins with the name of one.
-        """
-        try:
-            yield
-        except TooLargeError:
-            raise
-        except ImageError as err:
-            if self._files == 1:
-                raise
-            (self._others if isinstance(err, NoSliceError) else self._damaged).append(f"{name}: {err}")
-            if len(self._damaged) > DAMAGED_SHARE * self._files:
-                more = f" {len(self._damaged)} or more of the {self._files} files cannot be read." if len(self._damaged) > 1 else ""
-                raise ImageError(self._damaged[0] + more) from err
-
-    def require_others(self, read: Sequence[object]) -> None:
-        """Refuse a scan of which nothing was read.
-
-        Raises:
-            ImageError: `read` is empty.
-        """
-        if not read:
-            raise ImageError((self._damaged + self._others)[0])
-
-    def notes(self) -> list[str]:
-        """Return a sentence for each of the first files, and one for the rest."""
-        sentences = self._damaged + self._others
-        said = [f"A file was left out: {sentence}" for sentence in sentences[:NAMED]]
-        return [*said, f"{len(sentences) - NAMED} further files were left out."] if len(sentences) > NAMED else said
-
-
-@contextmanager
-def opened(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
-    """Open a file that is neither empty nor larger than `max_bytes`.
-
-    Raises:
-        ImageError: it is, or it cannot be opened.
-    """
-    try:
-        file = path.open("rb")
-        size = os.fstat(file.fileno()).st_size
-    except OSError as err:
-        raise ImageError("The file cannot be opened.") from err
-    with file:
-        if not size:
-            raise ImageError("The file is empty.")
-        if size > max_bytes:
-            raise ImageError(f"The file is too large: more than {max_bytes / 2**20:g} MiB.")
-        yield file
 
 
 def require_a_picture(pixels: FloatArray) -> None:
@@ -339,22 +275,3 @@ def _kind(head: bytes) -> str:
     if is_nifti(head):
         return "NIfTI"
     raise ImageError("The file is not a PNG, JPEG, DICOM or NIfTI image.")
-
-
-def files_of_series(path: Path) -> list[Path]:
-    """Return the images of a folder that is one series, in the order of the numbers in their names; of a file, itself."""
-    if not path.is_dir():
-        return [path]
-    images = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in IMAGES_OF_A_FOLDER)
-    # A DICOMDIR is the table of contents of a disc.
-    return sorted((p for p in images if p.name.upper() != "DICOMDIR"), key=place_in_series)
-
-
-def place_in_series(path: Path) -> tuple[int, list[tuple[int, str]], str]:
-    """Return what puts a picture in its place: the last number in its name, then the name with its numbers read as numbers.
-
-    So slice_2 comes before slice_10, and 2_of_30 before 10_of_30. DICOM files are ordered by position later, whatever their names.
-    """
-    numbers = re.findall(r"\d+", path.stem)
-    words = [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", path.stem) if word]
-    return int(numbers[-1]) if numbers else -1, words, path.as_posix()

@@ -14,9 +14,9 @@ from webapp.pictures import heatmap_key
 from webapp.storage import storage
 from worker import leases
 from worker.patience import committed, stored
-from worker.prediction import IMAGE_PX, png, read_original, sentence_for, shown_slice
 from worker.predictors import predictor_for
 from worker.presence import presence
+from worker.scans import IMAGE_PX, png, read_original, sentence_for, shown_slice
 
 MOST_HEATMAPS = 20
 """Slices of one series that are drawn; each takes as long as a verdict."""

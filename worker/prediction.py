@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import logging
 import time
-import zipfile
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from io import BytesIO
+from collections.abc import Mapping
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 from flask import current_app
-from PIL import Image
 from sqlalchemy import ColumnElement, ScalarSelect, case, insert, literal, select
 
 from ml.artifacts import ArtifactError
-from ml.images import ImageError, Series, Slice, render
+from ml.images import Series, Slice
 from ml.inference import Finding, Predictor, Stopped
-from ml.volume import write_volume
-from webapp import logs
 from webapp.extensions import db
-from webapp.intake import PACKED
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import ORIGINAL_REMOVED, Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
-from webapp.storage import MissingFile, StorageError, storage
+from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
+from webapp.storage import StorageError
 from worker import leases
-from worker.decoder import decode
-from worker.patience import committed, kept, stored
+from worker.patience import committed
 from worker.predictors import predictor_for
 from worker.presence import presence
+from worker.scans import discard_pictures_of_deleted, read_original, sentence_for, shown_slice, store_pictures
 
 log = logging.getLogger(__name__)
 
-IMAGE_PX = 768
-THUMBNAIL_PX = 128
 MOST_SLICES = 64
 """Slices of the scans that are read together, where it is more than one: a longer series is read alone."""
 PROGRESS_S = 1.0
@@ -141,11 +132,12 @@ class Watch:
         self._scan_ids, self._told, self._is_over = scan_ids, time.monotonic(), False
 
     def on_progress(self, done: int, total: int) -> None:
-        """Write how many slices are read."""
+        """Write how many slices are read; of scans that are read together each is told how far all of them are."""
         if time.monotonic() - self._told < PROGRESS_S:
             return
         self._told = time.monotonic()
-        columns = {"progress": done / total, "stage": f"Reading slice {done} of {total}"}
+        stage = f"Reading slice {done} of {total}" if len(self._scan_ids) == 1 else "Reading the slices of several scans"
+        columns = {"progress": done / total, "stage": stage}
         mine = presence()
         if mine.stopping() and committed(lambda: leases.hand_back(Scan, mine.owner, self._scan_ids)):
             self._is_over = True
@@ -235,76 +227,6 @@ def by_scan(values: Mapping[str, float]) -> ColumnElement[float] | None:
 
 def _owner_of(scan_id: str) -> ScalarSelect[str]:
     return select(Scan.user_id).where(Scan.id == scan_id).scalar_subquery()
-
-
-def discard_pictures_of_deleted(lost: Collection[str]) -> None:
-    """Remove the pictures of those scans among `lost` that were deleted meanwhile; of the others another worker may have made its own."""
-    if not lost:
-        return
-    there = committed(lambda: set(db.session.scalars(select(Scan.id).where(Scan.id.in_(lost)))))
-    for scan_id in sorted(set(lost) - there):
-        storage.discard(f"images/{scan_id}.png")
-        storage.discard(f"thumbnails/{scan_id}.png")
-        storage.discard(f"volumes/{scan_id}.nii.gz")
-
-
-def read_original(scan: Scan) -> Series:
-    """Return what the user submitted.
-
-    Raises:
-        StorageError: it cannot be fetched, is not kept any longer, or finds no room on this machine.
-        ImageError: it is no readable head CT.
-    """
-    if scan.original_removed_at is not None:
-        raise MissingFile(ORIGINAL_REMOVED)
-    with presence().work_folder() as folder:
-        original = folder / "original"
-        stored(lambda: storage.fetch(scan.original_key, original))
-        paths = kept(lambda: _unpack(original)) if scan.original_key.endswith(PACKED) else [original]
-        config = current_app.config
-        limits = {"max_bytes": config["MAX_UPLOAD_MB"] * 2**20, "max_pixels": config["MAX_PIXELS"], "max_slices": config["MAX_SLICES"]}
-        limits["cover"] = config["COVER_BESIDE_HEAD"]
-        return kept(lambda: decode(paths, **limits))
-
-
-def _unpack(original: Path) -> list[Path]:
-    """Return the files of a series in the order in which they were sent; `webapp.intake` packed them, uncompressed."""
-    with zipfile.ZipFile(original) as packed:
-        packed.extractall(original.parent)
-        return [original.parent / name for name in packed.namelist()]
-
-
-def store_pictures(scan_id: str, series: Series, index: int) -> None:
-    """Store that slice as the pages show it, large and small, and all slices of a series as a volume."""
-    shown = series.slices[index]
-    for key, max_px in ((f"images/{scan_id}.png", IMAGE_PX), (f"thumbnails/{scan_id}.png", THUMBNAIL_PX)):
-        content = png(render(shown, max_px))
-        stored(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
-    if len(series.slices) > 1:
-        with presence().work_folder() as folder:
-            kept(lambda: write_volume(series, folder / "volume"))
-            stored(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))
-
-
-def shown_slice(first_slices: Sequence[int] | None) -> int:
-    """Return the index of the slice that stands for the scan on a page: the first to look at."""
-    return first_slices[0] if first_slices else 0
-
-
-def png(picture: Image.Image) -> bytes:
-    """Return a picture as the content of a PNG file."""
-    content = BytesIO()
-    picture.save(content, "PNG")
-    return content.getvalue()
-
-
-def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
-    """Return what the user is told; what nobody expected goes into the log with the row's id."""
-    if isinstance(err, ImageError | ArtifactError | StorageError):
-        return str(err)
-    table, row_id = (Scan, row) if isinstance(row, str) else (type(row), row.id)
-    log.error("row=%s failed unexpectedly", row_id, exc_info=err, extra={logs.ids_field(table): [row_id]})
-    return "Something unexpected went wrong with this scan; the administrators find it in the log."
 
 
 def warm_up() -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ml import images
+from ml.files import place_in_series
 from ml.images import ImageError, Series, read_series
 from ml.phantoms import write_dicom
 from ml.volume import write_volume
@@ -236,7 +237,7 @@ def test_a_real_tilted_series_is_read_whole_in_any_order(shared_data: Path) -> N
 
 def test_real_slices_are_the_same_as_pictures_and_as_a_shuffled_dicom_series(shared_data: Path, tmp_path: Path) -> None:
     pictures = sorted((shared_data / "ct_ich" / "images").iterdir())[0]
-    paths = sorted(pictures.iterdir(), key=images.place_in_series)
+    paths = sorted(pictures.iterdir(), key=place_in_series)
     wrapped = []
     for number, path in enumerate(paths, start=1):
         grey = np.asarray(Image.open(path).convert("L")).astype(np.int16)

@@ -24,6 +24,7 @@ from webapp.extensions import database_now, db
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan, User, cancel, force, retry
 from webapp.storage import Storage, StorageError, storage
 from worker import heatmaps, leases, prediction, tasks
+from worker import scans as files
 from worker.patience import NO_ROOM
 from worker.presence import presence
 
@@ -457,14 +458,14 @@ def test_warming_up_loads_the_live_model(worker_app: Flask) -> None:
 def test_a_workers_full_disk_is_tried_again_and_never_called_the_files_fault(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     install_model()
     (lucky, unlucky) = submit(picture(), picture(3))
-    real, refusals = prediction.decode, iter([True, False, True, True, True, True])
+    real, refusals = files.decode, iter([True, False, True, True, True, True])
 
     def decode(paths: Sequence[Path], **limits: int) -> Series:
         if next(refusals):
             raise OSError("No space left on device")
         return real(paths, **limits)
 
-    monkeypatch.setattr(prediction, "decode", decode)
+    monkeypatch.setattr(files, "decode", decode)
     prediction.answer_next_scans()
     assert scan(lucky).status == "done"
     assert (scan(unlucky).status, scan(unlucky).error) == ("failed", NO_ROOM)
