@@ -154,22 +154,38 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> l
     return seen
 
 
-def test_progress_is_told_slice_by_slice(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_model(reads="series")
-    scan = submit_zip(pictures(*[0] * 40))
-    told: list[tuple[float, str | None]] = []
+def noting(told: list[tuple[float, str]]) -> Callable[..., frozenset[str]]:
+    """Return what writes as leases do, and notes progress and stage where they are told."""
     real = leases.write
 
-    def note(table: Any, owner: str, ids: Any, **columns: Any) -> frozenset[str]:
+    def write(table: Any, owner: str, ids: Any, **columns: Any) -> frozenset[str]:
         if columns.get("stage"):
             told.append((columns["progress"], columns["stage"]))
         return real(table, owner, ids, **columns)
 
-    monkeypatch.setattr(leases, "write", note)
+    return write
+
+
+def test_progress_is_told_slice_by_slice(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model(reads="series")
+    scan = submit_zip(pictures(*[0] * 40))
+    told: list[tuple[float, str]] = []
+    monkeypatch.setattr(leases, "write", noting(told))
     monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
     prediction.answer_next_scans()
     assert read(scan).status == "done"
     assert told == [(16 / 40, "Reading slice 16 of 40"), (32 / 40, "Reading slice 32 of 40"), (1.0, "Reading slice 40 of 40")]
+
+
+def test_series_that_are_read_together_are_not_told_each_others_slices(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_model(reads="series")
+    submit_zip(pictures(*[0] * 20))
+    submit_zip(pictures(*[0] * 30))
+    told: list[tuple[float, str]] = []
+    monkeypatch.setattr(leases, "write", noting(told))
+    monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
+    prediction.answer_next_scans()
+    assert {stage for _, stage in told} == {"Reading the slices of several scans"}
 
 
 def test_a_series_that_is_cancelled_is_given_up_at_the_next_slices(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
