@@ -10,7 +10,7 @@ import gzip
 import itertools
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ml.images import FloatArray, ImageError, Series, Slice, require_a_picture, require_fewer_pixels, require_fewer_slices
 from ml.ordering import AXIAL, FURTHEST_MM, NOT_AXIAL, tilt_note
+from ml.repairs import hounsfield_in_16_bits
 
 GZIP = b"\x1f\x8b"
 HEADER_BYTES = {1: 348, 2: 540}
@@ -28,6 +29,7 @@ TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 76
 TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # metres, millimetres, micrometres; unknown units are millimetres in practice
 ACROSS = 2.0  # the axis of the slices has larger steps than the others by this factor, if one has
 
+LEAST_WITH_OFFSET = 1000.0  # values that are never negative and reach it may be HU with something added
 LOWEST_HU, HIGHEST_HU = -1024.0, 4095.0
 AIR_HU = -1000.0
 DAMAGED = "The NIfTI file is damaged or incomplete and cannot be decoded."
@@ -89,6 +91,8 @@ def read_nifti(file: BinaryIO, *, max_pixels: int, max_slices: int) -> Series:
     if slices > 1:
         notes += tilt_note(steps[:, 2], normal)
     unit = _unit(voxels, header, notes)
+    if unit == "hu":
+        header = replace(header, intercept=header.intercept - _added(stacked[len(stacked) // 2], voxels, header, notes))
     found = tuple(Slice(_values(plane, header, unit), unit, (float(spacing[1]), float(spacing[0]))) for plane in stacked)
     require_a_picture(found[0].pixels)
     return Series(found, tuple(notes), float(abs(np.dot(steps[:, 2], normal))) if slices > 1 else None)
@@ -211,6 +215,28 @@ def _unit(voxels: NDArray[np.generic], header: Header, notes: list[str]) -> Lite
         notes.append("The NIfTI file's values run from 0 to 1, so it was read as pictures without Hounsfield units.")
         return "display"
     return "hu"
+
+
+def _added(middle: NDArray[np.generic], voxels: NDArray[np.generic], header: Header, notes: list[str]) -> float:
+    """Return what a program added to the HU without saying so; in nearly all files, nothing. A slice of the middle tells.
+
+    Raises:
+        ImageError: something was added, and it cannot be told how much.
+    """
+    low, high = (float(find.reduce(voxels, axis=None)) * header.slope + header.intercept for find in (np.fmin, np.fmax))
+    if low < 0 or high < LEAST_WITH_OFFSET or not np.isfinite(high):
+        return 0.0
+    stored = np.nan_to_num(middle.astype(np.float64) * header.slope + header.intercept).round().astype(np.int64)
+    values_hu, is_offset = hounsfield_in_16_bits(stored)
+    if values_hu is None:
+        if is_offset:
+            raise ImageError("The NIfTI file holds CT values, but not where their zero lies; give the DICOM files.")
+        return 0.0
+    brightest = int(stored.argmax())
+    added = float(stored.flat[brightest]) - float(values_hu.flat[brightest])
+    if added:
+        notes.append(f"The NIfTI file's values are Hounsfield units with {added:g} added, which was taken off.")
+    return added
 
 
 def _values(plane: NDArray[np.generic], header: Header, unit: str) -> FloatArray:

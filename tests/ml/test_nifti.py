@@ -199,3 +199,25 @@ def test_several_volumes_are_no_one_scan(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(nifti(RAS, AFFINE))
     with pytest.raises(ImageError, match="2 NIfTI files"):
         read_series([tmp_path / "a", tmp_path / "b"])
+
+
+@pytest.mark.parametrize(("added", "kind"), [(1024, "i2"), (1024, "u2"), (32768, "u2")])
+def test_what_was_added_to_the_values_is_taken_off_and_said(tmp_path: Path, added: int, kind: str) -> None:
+    shifted = (RAS.astype(np.int64) + added).astype(kind)
+    require_the_scan(
+        read(tmp_path, nifti(shifted, AFFINE)),
+        (f"The NIfTI file's values are Hounsfield units with {added} added, which was taken off.",),
+    )
+
+
+def test_values_of_which_it_cannot_be_told_what_was_added_are_refused(tmp_path: Path) -> None:
+    cut_off = np.maximum(RAS.astype(np.int64) + 1010, 0).astype("i2")
+    cut_off[cut_off < 300] = 0  # No air is left that would tell.
+    with pytest.raises(ImageError, match="not where their zero lies"):
+        read(tmp_path, nifti(cut_off, AFFINE))
+
+
+def test_hu_whose_air_is_cut_off_at_zero_stay_what_they_are(tmp_path: Path) -> None:
+    series = read(tmp_path, nifti(np.maximum(RAS, 0), AFFINE))
+    np.testing.assert_array_equal([slice.pixels for slice in series.slices], np.maximum(SCAN, 0))
+    assert series.warnings == ()
