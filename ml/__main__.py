@@ -6,38 +6,30 @@ import argparse
 import csv
 import json
 import os
-import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ml.arguments import parser
 from ml.artifacts import ArtifactError, read_card
-from ml.catalogue import ARCHITECTURES, STARTER_DIR, STARTER_SERIES_DIR, SettingError
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, SettingError
 from ml.files import files_of_series
 from ml.images import ORDER_GIVEN, ImageError, read_series
 from ml.terminal import Counter, Trail, figure, minutes, say, say_figures
 from ml.triage import Department, scans_of, sentences, simulate
 
-MODEL_HELP = "a model folder, or starter, or starter-series"
-INIT_HELP = (
-    "initial weights: random, starter (a shipped model that has not seen the images, else random), starter-series, a file or a model folder"
-)
-LARGEST_SEED = 2**31 - 1
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0, or 2 after a sentence on standard error, or 130 when interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    options = parser().parse_args(given)
     try:
         with ExitStack() as stack:
-            run: Callable[[argparse.Namespace, ExitStack, list[str]], None] = options.run
-            run(options, stack, given)
+            COMMANDS[options.command](options, stack, given)
     except KeyboardInterrupt:
         sys.stderr.write("\nStopped; the same command continues.\n")
         return 130
@@ -233,73 +225,6 @@ def card_command(options: argparse.Namespace, stack: ExitStack, given: list[str]
     sys.stdout.write(model_card(read_card(_model_folder(options.model))))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ml", description="Brain hemorrhage detection on head CT. Research use only.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    explore = commands.add_parser("explore", help="describe data sets (folders or ZIP files), their look and their shortcuts")
-    explore.add_argument("datasets", type=Path, nargs="+", metavar="DATASET")
-    explore.add_argument("--out", type=Path, help="folder for a report with pictures (index.html)")
-    explore.add_argument("--json", action="store_true", help="write JSON")
-    explore.set_defaults(run=explore_command)
-    train = commands.add_parser("train", help="train a model; the same command on the same folder continues")
-    train.add_argument("datasets", type=Path, nargs="+", metavar="DATASET")
-    train.add_argument("--architecture", required=True, choices=sorted(ARCHITECTURES))
-    train.add_argument("--out", type=Path, required=True, help="folder for the training; the model will be in model/")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the architecture")
-    train.add_argument("--init", default="starter", help=INIT_HELP)
-    train.add_argument("--seed", type=_seed, default=0)
-    train.add_argument(
-        "--reuse", type=Path, metavar="DIR", help="keep fine-tuned convolutions there for other trainings; changes no number"
-    )
-    train.add_argument("--note", action="append", default=[], metavar="SENTENCE", help="goes into the model's card")
-    train.add_argument("--licence", action="append", default=[], metavar="SENTENCE", help="a licence note for the model's card")
-    train.add_argument("--json", action="store_true", help="write the model's card as JSON")
-    train.set_defaults(run=train_command)
-    predict = commands.add_parser("predict", help="predict scans")
-    predict.add_argument("model", help=MODEL_HELP)
-    predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="an image, or a folder with one series")
-    predict.add_argument("--format", choices=("csv", "json"), default="csv")
-    predict.set_defaults(run=predict_command)
-    evaluate = commands.add_parser("evaluate", help="score a model on a labelled data set; the same command on the same folder continues")
-    evaluate.add_argument("model", help=MODEL_HELP)
-    evaluate.add_argument("dataset", type=Path, help="a folder or a ZIP file; labels may be empty")
-    evaluate.add_argument("--out", type=Path, required=True, help="folder for metrics.json, predictions.csv and plots")
-    evaluate.add_argument("--json", action="store_true", help="write the metrics as JSON to standard output too")
-    evaluate.set_defaults(run=evaluate_command)
-    compare = commands.add_parser("compare", help="figures of several runs on what they share, and paired differences to the first")
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder that train or evaluate wrote")
-    compare.add_argument("--json", action="store_true", help="write JSON")
-    compare.set_defaults(run=compare_command)
-    triage = commands.add_parser("triage", help="simulate how much sooner hemorrhages are looked at where answers order the worklist")
-    triage.add_argument("run_or_model", metavar="RUN", help=f"a folder that train or evaluate wrote, for its answers; or {MODEL_HELP}")
-    triage.add_argument("--dataset", metavar="NAME", help="take the scans of this data set only")
-    for setting in fields(Department):
-        flag, convert = "--" + setting.name.replace("_", "-"), type(setting.default)
-        said = f"{setting.metadata['help']} (default {setting.default:g})"
-        triage.add_argument(flag, type=convert, default=setting.default, metavar="N", help=said)
-    triage.add_argument("--seed", type=_seed, default=0)
-    triage.add_argument("--json", action="store_true", help="write JSON")
-    triage.set_defaults(run=triage_command)
-    paper = commands.add_parser("paper", help="the paper's experiment, honest and leaked; the same command on the same folder continues")
-    paper.add_argument("dataset", type=Path, metavar="DATASET")
-    paper.add_argument("--out", type=Path, required=True, help="folder for the tables and the graphs")
-    paper.add_argument("--init", default="starter", help=INIT_HELP)
-    paper.add_argument("--seed", type=_seed, default=0)
-    paper.add_argument("--only", nargs="+", metavar="ARCHITECTURE", help="these architectures alone")
-    paper.add_argument("--json", action="store_true", help="write the cells as JSON")
-    paper.set_defaults(run=paper_command)
-    card = commands.add_parser("card", help="write a model's card as Markdown")
-    card.add_argument("model", help=MODEL_HELP)
-    card.set_defaults(run=card_command)
-    return parser
-
-
-def _seed(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,10}", text) or int(text) > LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"it must be a whole number from 0 to {LARGEST_SEED}, not {text!r}")
-    return int(text)
-
-
 def _initial(name: str) -> Any:
     return name if name in ("random", "starter") else _model_folder(name)
 
@@ -341,6 +266,18 @@ def _key_and_value(text: str) -> tuple[str, str]:
 def _write_json(value: object) -> None:
     json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
     sys.stdout.write("\n")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, ExitStack, list[str]], None]] = {
+    "explore": explore_command,
+    "train": train_command,
+    "predict": predict_command,
+    "evaluate": evaluate_command,
+    "compare": compare_command,
+    "triage": triage_command,
+    "paper": paper_command,
+    "card": card_command,
+}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from ml.images import DARK_NOTE, ImageError, Slice, read_series, render, rendered_size
 from ml.phantoms import phantom, write_dicom
+from tests.ml.scans import change
 
 RAMP = np.tile(np.arange(64, dtype=np.uint8), (64, 1))  # its brightest pixel is 63
 
@@ -31,14 +32,7 @@ def dicom(tmp_path: Path, hu: np.ndarray) -> Callable[..., Path]:
     def write(**changed: object) -> Path:
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         write_dicom(hu, path)
-        file = pydicom.dcmread(path)
-        for name, value in changed.items():
-            if value is None:
-                delattr(file, name)
-            else:
-                setattr(file, name, value)
-        file.save_as(path)
-        return path
+        return change(path, **changed)
 
     return write
 
