@@ -25,6 +25,10 @@ IMAGENET_WEIGHTS = {
 """The files of ImageNet weights that an operator may offer to trainings, and what people read about each."""
 
 
+BLEEDING_TYPES = ("epidural", "subdural", "subarachnoid", "intraparenchymal", "intraventricular")
+"""The types of bleeding that slices may be labelled with and models may tell, by the compartment of the head, from outside inwards."""
+
+
 class SettingError(ValueError):
     """A setting is unknown or out of range; its text is a sentence for the person who set it."""
 

@@ -31,7 +31,7 @@ MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that was read whole. `fingerprint` changes with any label, group, name or file.
+    """A data set that was read whole. `fingerprint` changes with any label, type of bleeding, group, name or file.
 
     `unread` are the images that cannot be read; `problems` says why.
     """
@@ -159,13 +159,18 @@ def read_dataset(
         one, other = grouped[first], grouped[second]
         if None not in (one.label, other.label) and one.label != other.label and (not one.patient or one.patient != other.patient):
             problems.append(f"{one.name} and {other.name} look the same but carry different labels.")
-    fingerprint = digest(*sorted(f"{e.name}\t{e.label}\t{e.group}\t{e.sha256}" for e in grouped))
+    fingerprint = digest(*sorted(f"{e.name}\t{e.label}\t{e.group}\t{e.sha256}{_types_told(e)}" for e in grouped))
     duplicates = tuple(
         (grouped[i].name, grouped[j].name) for i, j in pairs if not looked[i].patient or looked[i].patient != looked[j].patient
     )
     read = {example.name for example in grouped}
     unread = tuple(example for example in examples if example.name not in read)
     return Dataset(name, base, layout, grouped, tuple(problems), fingerprint, duplicates, unread)
+
+
+def _types_told(example: Example) -> str:
+    """Return what the fingerprint holds of the types of bleeding: nothing where there is none, as before there were any."""
+    return "\t" + "|".join(sorted(example.types)) if example.types else ""
 
 
 def explore(dataset: Dataset) -> dict[str, object]:

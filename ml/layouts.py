@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ml.catalogue import BLEEDING_TYPES
+
 POSITIVE_FOLDERS = {"hemorrhage", "hemorrhagic", "haemorrhage", "bleeding", "positive", "yes", "1", "ich"}
 NEGATIVE_FOLDERS = {"normal", "no_hemorrhage", "non_hemorrhage", "no_haemorrhage", "healthy", "negative", "no", "0"}
 LABELS = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "": None}
@@ -32,6 +34,7 @@ class Example:
     `name` is the path inside the data set, `label` 1 for hemorrhage, 0 for none, None for unknown. Images with the
     same `group` never stand on both sides of a split. `sha256` and `dhash` identify file and picture. `mask` is a picture of
     the same size in which somebody has outlined the blood: the column `mask` of the table, or the file of that name in `masks/`.
+    `types` are those of `ml.catalogue.BLEEDING_TYPES` that the slice shows, None where nobody said: the column `subtypes` of the table.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Example:
     height: int = 0
     mode: str = ""
     mask: Path | None = None
+    types: frozenset[str] | None = None
 
 
 def find_examples(root: Path, name: str) -> tuple[Path, str, list[Example]]:
@@ -141,7 +145,9 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
         slice_text = row.get("slice", "")
         slice_number = _whole_number(slice_text)
         mask = _mask_of(base, name, row.get("mask", ""), f"{manifest.name}, line {number}")
-        examples.append(Example(path, name, LABELS[label_text], patient or None, slice_number, group, dataset, mask=mask))
+        label = LABELS[label_text]
+        types = _types_of(row.get("subtypes"), label, f"{manifest.name}, line {number}")
+        examples.append(Example(path, name, label, patient or None, slice_number, group, dataset, mask=mask, types=types))
     strangers = sorted(set(groups) - {row.get(name_column, "") for row in rows})
     if strangers:
         raise DatasetError(f"groups.csv names {strangers[0]}, which is no image of {manifest.name}; both must write the names alike.")
@@ -149,6 +155,18 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
     if times > 1:
         raise DatasetError(f"{manifest.name} lists {most_common} {times} times.")
     return ("kaggle head_ct" if kaggle else "manifest"), examples
+
+
+def _types_of(given: str | None, label: int | None, where: str) -> frozenset[str] | None:
+    """Return the types of bleeding that a cell such as "epidural|subdural" names; an empty one tells of no type where there is no blood."""
+    if not given:
+        return frozenset() if given is not None and label == 0 else None
+    named = frozenset(name.strip().lower() for name in given.split("|"))
+    if label != 1:
+        raise DatasetError(f"{where}: the types of bleeding {given[:60]!r} stand beside a label that is not 1.")
+    if unknown := sorted(named - set(BLEEDING_TYPES)):
+        raise DatasetError(f"{where}: {unknown[0][:40]!r} is no type of bleeding; there are {', '.join(BLEEDING_TYPES)}.")
+    return named
 
 
 def _whole_number(text: str) -> int | None:

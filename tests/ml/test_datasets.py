@@ -58,6 +58,19 @@ def test_a_manifest_is_read_with_patients_and_slices(manifest: Maker) -> None:
     assert found.problems == ()
 
 
+def test_types_of_bleeding_are_read_where_a_table_names_them(manifest: Maker) -> None:
+    told = ["epidural", "Subdural | epidural", "", "intraventricular"]
+    found = read_dataset(manifest([[*row, told[n] if n < 4 else ""] for n, row in enumerate(ROWS)], "filename,label,subtypes"))
+    assert [e.types for e in found.examples[:4]] == [{"epidural"}, {"epidural", "subdural"}, None, {"intraventricular"}]
+    assert all(e.types == frozenset() for e in found.examples[4:]), "a slice without blood has no type of it"
+    (found.root / "labels.csv").write_text((found.root / "labels.csv").read_text().replace(",intraventricular", ",subarachnoid"))
+    assert read_dataset(found.root).fingerprint != found.fingerprint
+
+
+def test_a_table_without_types_of_bleeding_tells_none(manifest: Maker) -> None:
+    assert {e.types for e in read_dataset(manifest(ROWS)).examples} == {None}
+
+
 def test_kaggles_layout_with_its_odd_header_is_read(tmp_path: Path, pictures: list[Path]) -> None:
     root = tmp_path / "unpacked" / "head_ct"
     (root / "head_ct").mkdir(parents=True)
@@ -173,6 +186,17 @@ def test_the_fingerprint_changes_with_a_label_and_with_nothing_else(manifest: Ma
             [["0.png", "1", "../../etc/passwd"]],
             "filename,label,mask",
             "labels.csv, line 2: the outline '../../etc/passwd' is no file of the data set.",
+        ),
+        (
+            [["0.png", "1", "epidural|extradural"]],
+            "filename,label,subtypes",
+            "labels.csv, line 2: 'extradural' is no type of bleeding; there are epidural, subdural, subarachnoid, intraparenchymal, "
+            "intraventricular.",
+        ),
+        (
+            [["0.png", "0", "subdural"]],
+            "filename,label,subtypes",
+            "labels.csv, line 2: the types of bleeding 'subdural' stand beside a label that is not 1.",
         ),
         ([["0.png"]], "filename,label", "labels.csv, line 2 (0.png): the label is missing."),
         ([], "filename,label", "labels.csv has no rows."),
