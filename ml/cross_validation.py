@@ -17,7 +17,7 @@ import numpy as np
 from ml.calibration import OperatingPoint, operating_point, zones
 from ml.checkpoints import load_json, save_json
 from ml.evaluation import auroc
-from ml.grouping import stratified_group_folds
+from ml.grouping import dealt_folds, stratified_group_folds
 from ml.models import UNKNOWN, FitTask, Fitted, HeldOut, fit_of
 from ml.pointing import judge_heat_maps
 
@@ -28,7 +28,7 @@ Tell = Callable[[str, float, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Material:
-    """What all fits of a cross-validation have in common; the arrays are those of `ml.models.FitTask`, `unseen` its `held_out_allowed`."""
+    """What all fits of a cross-validation have in common, as in `ml.models.FitTask`; `unseen` is its `held_out_allowed`."""
 
     architecture: str
     settings: Mapping[str, Any]
@@ -43,6 +43,7 @@ class Material:
     unseen: np.ndarray
     shared: Path
     reuse: Path | None = None
+    told: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def judged(self) -> np.ndarray:
@@ -61,10 +62,17 @@ class Material:
 
     @property
     def scan_labels(self) -> np.ndarray:
-        """The label of each scan (s,): 1 if any slice shows blood, 0 if those that are known do not, else unknown."""
+        """The label of each scan (s,): 1 if any slice shows blood or somebody said so, 0 if what is known does not, else unknown."""
         labels = np.full(int(self.scans.max()) + 1, UNKNOWN)
         np.maximum.at(labels, self.scans, self.labels)
+        for scan, label in self.told.items():
+            labels[scan] = max(labels[scan], label)
         return labels
+
+    @property
+    def weak(self) -> np.ndarray:
+        """Numbers of the scans that were labelled as wholes, and no slice of theirs."""
+        return np.setdiff1d(np.array(sorted(self.told), np.int64), self.scans[self.learnable])
 
     @property
     def scan_sizes(self) -> np.ndarray:
@@ -76,10 +84,11 @@ class Material:
         train: np.ndarray,
         own: Path,
         report: Callable[[float, Mapping[str, float]], None],
+        weak: np.ndarray,
         held_out: HeldOut | None = None,
         chosen: Sequence[Mapping[str, Any]] = (),
     ) -> Fitted:
-        """Fit the architecture on the slices at `train`; see `ml.models` for the rest."""
+        """Fit the architecture on the slices at `train` and the scans `weak`; see `ml.models` for the rest."""
         task = FitTask(
             images=self.images,
             labels=self.labels,
@@ -98,6 +107,8 @@ class Material:
             held_out=held_out,
             chosen=chosen,
             reuse=self.reuse,
+            told=self.told,
+            weak=weak,
         )
         return fit_of(self.architecture)(task)
 
@@ -224,16 +235,17 @@ def cross_validate(
         only: the folds to do; all if left out. The others' slices and scans are left out of the answers.
         test_heat_maps: test the heat maps of rightly found hemorrhages in the first repeat.
     """
-    judged = material.judged
+    judged, weak = material.judged, material.weak
     known_scans = np.flatnonzero(material.scan_labels != UNKNOWN)
     levels = _Level(judged, repeats), _Level(known_scans, repeats)
     always = np.setdiff1d(material.learnable, judged)
+    always_weak = weak[~material.unseen[material.first_of_scan[weak]]]
     wanted = range(folds) if only is None else only
     seconds, learnt = 0.0, False
     heat_maps: list[Mapping[str, Any]] = []
     chosen: list[Mapping[str, Any]] = []
     for repeat in range(repeats):
-        for fold, (learn, held) in enumerate(_splits(material, judged, folds, repeat)):
+        for fold, split in enumerate(_splits(material, folds, repeat)):
             if fold not in wanted:
                 continue
             number = repeat * len(wanted) + list(wanted).index(fold)
@@ -247,8 +259,9 @@ def cross_validate(
                 def report(share: float, metrics: Mapping[str, float], start: float = start, end: float = end, stage: str = stage) -> None:
                     tell(stage, start + share * (end - start), metrics)
 
-                fitted = material.fit(np.concatenate([always, judged[learn]]), checkpoint / name, report)
-                done = _answers_of(material, fitted, judged[held])
+                train, weak = np.concatenate([always, split.learn]), np.concatenate([always_weak, split.learn_weak])
+                fitted = material.fit(train, checkpoint / name, report, weak)
+                done = _answers_of(material, fitted, split.held, split.held_weak)
                 if test_heat_maps and repeat == 0:
                     done["heat_maps"] = _heat_maps_of(material, fitted, done["slices"])
                 done |= {"seconds": time.monotonic() - began, "learnt_features": fitted.learnt_features, "chosen": dict(fitted.chosen)}
@@ -272,23 +285,47 @@ def cross_validate(
     )
 
 
-def _splits(material: Material, judged: np.ndarray, folds: int, repeat: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (learn, held out), positions in `judged`: folds by group, or one fold for each data set that is then never learnt from."""
+@dataclass(frozen=True)
+class _Split:
+    """Positions of slices to learn from and to judge, and numbers of weakly labelled scans."""
+
+    learn: np.ndarray
+    held: np.ndarray
+    learn_weak: np.ndarray
+    held_weak: np.ndarray
+
+
+def _splits(material: Material, folds: int, repeat: int) -> Iterator[_Split]:
+    """Yield folds by group, or one fold for each data set that is then never learnt from.
+
+    The folds of the slices are what they are without weakly labelled scans, which are dealt to them.
+    """
+    judged, first = material.judged, material.first_of_scan
+    weak = material.weak[material.unseen[first[material.weak]]]
+    groups, weak_groups = material.groups[judged], material.groups[first[weak]]
     if material.settings.get("folds_by") != "data set":
-        yield from stratified_group_folds(material.labels[judged], material.groups[judged], folds, material.seed + repeat)
+        seed = material.seed + repeat
+        fold_of = dealt_folds(material.scan_labels[weak], weak_groups, folds, seed)
+        splits = list(stratified_group_folds(material.labels[judged], groups, folds, seed))
+        for fold, (_, held) in enumerate(splits):
+            fold_of[np.isin(weak_groups, groups[held])] = fold
+        for fold, (learn, held) in enumerate(splits):
+            yield _Split(judged[learn], judged[held], weak[fold_of != fold], weak[fold_of == fold])
         return
-    sources, groups = material.sources[judged], material.groups[judged]
-    for source in np.unique(sources):
-        held = sources == source
+    sources, weak_sources = material.sources[judged], material.sources[first[weak]]
+    for source in np.union1d(sources, weak_sources):
+        held, held_weak = sources == source, weak_sources == source
         # A picture that stands in both data sets joins their groups, and must not be learnt from either.
-        yield np.flatnonzero(~held & ~np.isin(groups, groups[held])), np.flatnonzero(held)
+        there = np.concatenate([groups[held], weak_groups[held_weak]])
+        learn, learn_weak = ~held & ~np.isin(groups, there), ~held_weak & ~np.isin(weak_groups, there)
+        yield _Split(judged[learn], judged[held], weak[learn_weak], weak[held_weak])
 
 
-def _answers_of(material: Material, fitted: Fitted, test: np.ndarray) -> dict[str, Any]:
-    """Return a fold's answers for the slices at `test` and their scans, as JSON. A scan of one slice is judged as a slice."""
+def _answers_of(material: Material, fitted: Fitted, test: np.ndarray, weak: np.ndarray) -> dict[str, Any]:
+    """Return a fold's answers for the slices at `test`, their scans and the scans `weak`, as JSON. A scan of one slice is judged as one."""
     of_slices, of_scans = material.operating_points(fitted)
     test = np.sort(test)
-    scans = np.unique(material.scans[test])
+    scans = np.union1d(material.scans[test], weak)
     single = material.scan_sizes[scans] == 1
     own, whole = _judge(of_slices, fitted.scan_decisions[scans]), _judge(of_scans, fitted.scan_decisions[scans])
     return {

@@ -122,6 +122,18 @@ def stratified_group_folds(
     yield from splitter.split(np.zeros(len(labels)), np.asarray(labels), np.asarray(groups))
 
 
+def dealt_folds(labels: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
+    """Return a fold for each item (n,): those of a group share it, and groups with and without a positive are dealt out in turn."""
+    names, group_of = np.unique(groups, return_inverse=True)
+    positive = np.zeros(len(names), np.int64)
+    np.maximum.at(positive, group_of, labels)
+    random = np.random.default_rng(seed)
+    dealt = np.concatenate([random.permutation(np.flatnonzero(positive == label)) for label in (1, 0)])
+    folds = np.zeros(len(names), np.int64)
+    folds[dealt] = np.arange(len(names)) % n_folds
+    return np.asarray(folds[group_of])
+
+
 def digest(*parts: object) -> str:
     """Return the SHA-256 (hex) of the parts' text, in order."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()

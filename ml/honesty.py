@@ -147,6 +147,7 @@ def _permuted(material: Material, learnt_features: bool, folds: int, folder: Pat
         shuffled = replace(
             material,
             labels=permute_between_groups(material.labels, material.groups, random),
+            told=_permuted_wholes(material, np.random.default_rng([material.seed, number, 1])),
             masks=np.full_like(material.masks, 255),  # outlines know the true labels
             shared=material.shared if not learnt_features else folder / "shared",
         )
@@ -173,6 +174,13 @@ def _permuted(material: Material, learnt_features: bool, folds: int, folder: Pat
         "seconds": seconds,
         "how": f"Mean over {len(found)} permutations of labels between groups, {scope}; low and high are its one-sided 99 % bounds.",
     }
+
+
+def _permuted_wholes(material: Material, random: np.random.Generator) -> dict[int, int]:
+    """Return what is told of the weakly labelled scans, permuted between their groups; of the others slices tell, which are permuted too."""
+    weak = material.weak
+    labels = permute_between_groups(material.scan_labels[weak], material.groups[material.first_of_scan[weak]], random)
+    return dict(zip(weak.tolist(), labels.tolist(), strict=True))
 
 
 def _metadata(material: Material, examples: Sequence[Example], folds: int, tell: Tell) -> dict[str, Any]:
@@ -245,6 +253,7 @@ def leak(material: Material, copies: int, folder: Path, tell: Tell) -> Material:
         sources=np.tile(material.sources[keep], copies),
         scans=all_scans,
         unseen=np.ones(n, bool),
+        told={},
     )
 
 

@@ -132,6 +132,7 @@ def train(
         unseen=pool.unseen,
         shared=checkpoint,
         reuse=config.reuse,
+        told=pool.told,
     )
     judgement = cross_validate(material, folds, repeats, checkpoint, meter.between(*parts["folds"]), test_heat_maps=True)
     controls = run_controls(material, pool.examples, judgement.learnt_features, folds, checkpoint, meter.between(*parts["controls"]))
@@ -141,13 +142,15 @@ def train(
     def tell_final(share: float, metrics: Mapping[str, float]) -> None:
         final_progress("final model", share, metrics)
 
-    final = material.fit(material.learnable, checkpoint / "final", tell_final, judgement.held_out, judgement.chosen)
+    weak = material.weak
+    final = material.fit(material.learnable, checkpoint / "final", tell_final, weak, judgement.held_out, judgement.chosen)
     of_slices, of_scans = material.operating_points(final)
     meter.tell("export", 0.97, {})
     files = final.export(of_slices.platt, of_scans.platt)
     probe = np.linspace(0, len(inputs.images) - 1, min(PROBE_IMAGES, len(inputs.images))).astype(int)
     export_check = check_export(files, final, of_slices.platt, of_scans.platt, np.asarray(inputs.images[probe]))
-    files[SEEN] = seen_json([e for e in pool.examples if e.label is not None], seen, final.learnt_features)
+    taught_whole = [pool.examples[at] for at in np.flatnonzero(np.isin(pool.scans, weak))] if architecture.reads == "series" else []
+    files[SEEN] = seen_json([e for e in pool.examples if e.label is not None], seen, final.learnt_features, taught_whole)
     meter.tell("figures", 0.98, {})
     known = pool.known
     card = Card(
@@ -191,13 +194,20 @@ def train(
         versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         seconds=round(judgement.seconds + sum(control["seconds"] for control in controls) + time.monotonic() - began, 1),
         command=config.command,
-        notes=[*pool.notes, *config.notes],
+        notes=[*pool.notes, *_notes_on_weak(weak, architecture.reads), *config.notes],
     )
     write_predictions(out_dir / "predictions.csv", pool.examples, material, judgement)
     written = write_model(out_dir / "model", card, files)
     _clear(out_dir)
     meter.end()
     return written
+
+
+def _notes_on_weak(weak: np.ndarray, reads: str) -> list[str]:
+    if not len(weak):
+        return []
+    taught = "teach the answer for a scan" if reads == "series" else "taught nothing, since this architecture learns from slices"
+    return [f"{len(weak)} scans are labelled as wholes only: they {taught}, are judged as patients, and are in no slice figure."]
 
 
 def _folds_and_repeats(settings: Mapping[str, Any], datasets: int) -> tuple[int, int]:

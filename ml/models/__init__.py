@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,9 @@ class FitTask:
             need not keep images back, and learns from all.
         chosen: for the final fit, what each fit of the cross-validation chose.
         reuse: folder where fine-tuned convolutions are kept for other trainings (`ml.models.tuned`).
+        told: the label, 0 or 1, of each scan that was labelled as a whole, by its number.
+        weak: numbers of scans that this fit may learn from, though nobody labelled a slice of theirs; what was told of them is in `told`.
+            An architecture that learns from slices alone leaves them out.
     """
 
     images: np.ndarray
@@ -81,6 +84,8 @@ class FitTask:
     held_out: HeldOut | None = None
     chosen: Sequence[Mapping[str, Any]] = ()
     reuse: Path | None = None
+    told: Mapping[int, int] = field(default_factory=dict)
+    weak: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)

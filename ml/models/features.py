@@ -150,7 +150,8 @@ def features_of(
     # slices of which nobody knows whether they bleed.
     wanted = task.train if learnt else np.flatnonzero(task.labels >= 0)
     if by_scan:
-        wanted = np.flatnonzero(np.isin(task.scans, task.scans[wanted]))
+        weak = task.weak if learnt else sorted(task.told)
+        wanted = np.flatnonzero(np.isin(task.scans, [*task.scans[wanted], *weak]))
     model: keras.Model | None = None
     found = []
     for number in range(copies):

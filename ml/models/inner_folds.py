@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ml.datasets import DatasetError
-from ml.grouping import groups_per_class, stratified_group_folds
+from ml.grouping import dealt_folds, groups_per_class, stratified_group_folds
 from ml.models import FitTask
 
 INNER_FOLDS = 5
@@ -36,3 +36,16 @@ def inner_folds(task: FitTask, one_split: bool) -> Sequence[tuple[np.ndarray, np
     if not usable:
         raise DatasetError("Too few groups (patients) of each class are left within a training part to choose C and calibrate.")
     return usable[:1] if one_split else usable
+
+
+def split_weak(task: FitTask, learn: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (learn, held out), numbers of `task.weak`, beside a split of the slices: a scan goes with the slices of its group.
+
+    Of the other scans a quarter is held out, and none that the initial weights have seen.
+    """
+    first = np.searchsorted(task.scans, task.weak)
+    groups = task.groups[first]
+    labels = np.array([task.told[int(scan)] for scan in task.weak], np.int64)
+    is_held = dealt_folds(labels, groups, PARTS, task.seed) == 0
+    is_held = (is_held & ~np.isin(groups, task.groups[learn]) & task.held_out_allowed[first]) | np.isin(groups, task.groups[held])
+    return task.weak[~is_held], task.weak[is_held]

@@ -3,7 +3,7 @@
 Features of a slice are its pooled maps; they are standardised, projected, and read in anatomical order by an LSTM (S. Hochreiter, J.
 Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each slice has a decision, and the scan has one: the
 smooth maximum (log mean exp) of a second decision for each slice. Both learn together, from labels of slices and from whether any slice
-shows blood.
+shows blood. A scan that was labelled as a whole, and no slice of it, teaches the second alone.
 
 Where no scan that may be learnt from has more than one slice, the sequence is the slice's maps read row by row, the smooth maximum over the
 rows is the slice's decision, and scans are aggregated as those of any slice architecture.
@@ -25,7 +25,7 @@ from ml.models.aggregation import aggregate_scans, held_out_of, scan_probability
 from ml.models.convolutions import pooled
 from ml.models.features import extractor_of, features_of
 from ml.models.fine_tuning import balanced_draws
-from ml.models.inner_folds import inner_folds
+from ml.models.inner_folds import inner_folds, split_weak
 from ml.models.loop import Batch, run_epochs
 from ml.models.recurrent_graph import head_to_onnx
 from ml.models.sample_weights import sample_weights
@@ -74,7 +74,8 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     """Fit the architecture on `task.train`; see `ml.models`."""
     layer, learns = str(task.settings["layer"]), int(task.settings["fine_tune_epochs"]) > 0
     learn, held = (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
-    by_rows = int(np.bincount(task.scans[task.train]).max()) == 1
+    learn_weak, held_weak = (task.weak, task.weak[:0]) if task.held_out else split_weak(task, learn, held)
+    by_rows = int(np.bincount(task.scans[task.train]).max()) == 1 and not (np.bincount(task.scans)[task.weak] > 1).any()
     extractor = extractor_of(task, layer, learn, lambda share, figures: task.report(0.5 * FEATURES_SHARE * share, figures))
     features = features_of(
         task,
@@ -86,26 +87,26 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         by_scan=True,
     )
 
-    def trained(name: str, at: np.ndarray, begin: float, end: float) -> tuple[Network, np.ndarray, np.ndarray]:
-        """Return a network that learnt from the slices at `at`, and its decisions for all slices and scans."""
+    def trained(name: str, at: np.ndarray, weak: np.ndarray, begin: float, end: float) -> tuple[Network, np.ndarray, np.ndarray]:
+        """Return a network that learnt from the slices at `at` and the scans `weak`, and its decisions for all slices and scans."""
 
         def report(share: float, figures: Mapping[str, float]) -> None:
             task.report(FEATURES_SHARE + (1 - FEATURES_SHARE) * (begin + share * (end - begin)), figures)
 
-        network = _trained(task, cell, features, at, by_rows, name, report)
+        network = _trained(task, cell, features, at, weak, by_rows, name, report)
         return network, *answers_of(network, features[0], task.scans, by_rows)
 
     held_out = task.held_out
     if held_out is None:
-        network, decisions, scan_decisions = trained("calibrating", learn, 0.0, 0.5)
-        held_scans = np.unique(task.scans[held])
+        network, decisions, scan_decisions = trained("calibrating", learn, learn_weak, 0.0, 0.5)
+        held_scans = np.union1d(task.scans[held], held_weak)
         held = np.sort(held)
         held_out = HeldOut(held, decisions[held], held_scans, scan_decisions[held_scans])
         if by_rows:
             held_out = held_out_of(decisions, held, task.scans)
     # Convolutions that learnt have not seen what calibrates; with frozen ones a second network may learn from all.
     if not learns or task.held_out is not None:
-        network, decisions, scan_decisions = trained("final", task.train, 0.5, 1.0)
+        network, decisions, scan_decisions = trained("final", task.train, task.weak, 0.5, 1.0)
 
     model = extractor.build()
 
@@ -154,20 +155,22 @@ def _trained(
     cell: Cell,
     features: np.ndarray,
     learn: np.ndarray,
+    weak: np.ndarray,
     by_rows: bool,
     name: str,
     report: Callable[[float, Mapping[str, float]], None],
 ) -> Network:
     axes = tuple(range(features.ndim - 2))
-    mean = features[0, learn].mean(axis=axes)
-    spread = features[0, learn].std(axis=axes) + np.float32(1e-3)
+    shown = np.concatenate([learn, np.flatnonzero(np.isin(task.scans, weak))])
+    mean = features[0, shown].mean(axis=axes)
+    spread = features[0, shown].std(axis=axes) + np.float32(1e-3)
     path, state = task.own / f"{name}.npz", task.own / f"{name}-state.npz"
     keras.utils.set_random_seed(task.seed)
     model = build_network(cell, len(mean), task.settings, task.seed)
     kept = load_arrays(path)
     if kept is None:
         standard = (features - mean) / spread
-        batches, draw = _slices_drawn(task, standard, learn) if by_rows else _scans_drawn(task, standard, learn)
+        batches, draw = _slices_drawn(task, standard, learn) if by_rows else _scans_drawn(task, standard, learn, weak)
         run_epochs(
             model,
             loss={name: keras.losses.BinaryCrossentropy(from_logits=True) for name in ("steps", "whole")},
@@ -230,20 +233,23 @@ def _slices_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Dra
     return batches, draw
 
 
-def _scans_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Drawing:
+def _scans_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np.ndarray) -> Drawing:
     """Draw scans and parts of scans, read upwards or downwards.
 
     Within a data set slices of both classes weigh the same, and so do scans; where all its scans are of one class only parts of scans teach
-    the whole's decision, as among them there are both.
+    the whole's decision, as among them there are both. The scans `weak` are drawn whole, however long: a part of one that bleeds may show no
+    blood, and parts of the others alone would teach that parts never do.
     """
-    scans = np.unique(task.scans[learn])
+    scans = np.union1d(task.scans[learn], weak)
     places = [np.flatnonzero(task.scans == scan) for scan in scans]
     slice_weights = np.zeros(len(task.labels), np.float32)
     slice_weights[learn] = sample_weights(task.labels[learn], task.sources[learn], task.groups[learn])
-    truth_of = np.array([task.labels[at].max() for at in places])
+    told = [task.told.get(int(scan), UNKNOWN) for scan in scans]
+    is_weak = np.isin(scans, weak)
+    truth_of = np.array([max(task.labels[at].max(), said) for at, said in zip(places, told, strict=True)])
     source_of = np.array([task.sources[at[0]] for at in places])
     share_of = np.array([(truth_of[source_of == source] == 1).mean() for source in source_of])
-    length = min(max(len(at) for at in places), MOST_SLICES)
+    length = max(len(at) if whole else min(len(at), MOST_SLICES) for at, whole in zip(places, is_weak, strict=True))
     batches = int(np.clip(-(-2 * len(scans) // SCANS), 1, MOST_BATCHES))
     copies, _, width = features.shape
 
@@ -263,7 +269,7 @@ def _scans_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Draw
                 number = int(random.integers(len(scans)))
                 at = places[number]
                 wanted = len(at) if random.random() < WHOLE_SHARE else int(random.integers(1, len(at) + 1))
-                wanted = min(wanted, length)
+                wanted = len(at) if is_weak[number] else min(wanted, MOST_SLICES)
                 first = int(random.integers(len(at) - wanted + 1))
                 is_part = wanted < len(at)
                 at = at[first : first + wanted]
@@ -272,9 +278,9 @@ def _scans_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Draw
                 labels = task.labels[at]
                 inputs[row, :wanted] = features[random.integers(copies), at]
                 present[row, :wanted], steps[row, :wanted, 0], weights[row, :wanted] = 1, labels == 1, slice_weights[at]
-                whole[row] = float((labels == 1).any())
-                # A single slice answers by its own decision; what nobody looked at may show blood.
-                known = wanted > 1 and (whole[row, 0] == 1 or not (labels == UNKNOWN).any())
+                whole[row] = float((labels == 1).any() or (told[number] == 1 and not is_part))
+                # A single slice answers by its own decision; what nobody looked at may show blood, unless the scan is told to show none.
+                known = wanted > 1 and (whole[row, 0] == 1 or told[number] == 0 or not (labels == UNKNOWN).any())
                 whole_weights[row] = whole_weight(number, is_part) if known else 0.0
             yield {"features": inputs, "present": present}, {"steps": steps, "whole": whole}, {"steps": weights, "whole": whole_weights}
 
