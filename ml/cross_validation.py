@@ -259,8 +259,8 @@ def cross_validate(
                 def report(share: float, metrics: Mapping[str, float], start: float = start, end: float = end, stage: str = stage) -> None:
                     tell(stage, start + share * (end - start), metrics)
 
-                train, weak = np.concatenate([always, split.learn]), np.concatenate([always_weak, split.learn_weak])
-                fitted = material.fit(train, checkpoint / name, report, weak)
+                train, wholes = np.concatenate([always, split.learn]), np.concatenate([always_weak, split.learn_weak])
+                fitted = material.fit(train, checkpoint / name, report, wholes)
                 done = _answers_of(material, fitted, split.held, split.held_weak)
                 if test_heat_maps and repeat == 0:
                     done["heat_maps"] = _heat_maps_of(material, fitted, done["slices"])

@@ -133,7 +133,8 @@ def read_dataset(
     """Read a data set: its labels, every image, and what belongs together.
 
     Layouts: Kaggle's head_ct (`labels.csv` with `id` and `hemorrhage`, `head_ct/NNN.png`, perhaps a `groups.csv`); a
-    manifest with the columns `filename` and `label`, perhaps `patient` and `slice`; or one folder a class.
+    manifest with the columns `filename` and `label`, perhaps `patient`, `slice` and `scan_label`, perhaps with a `patients.csv` that
+    labels whole scans; or one folder a class.
 
     Args:
         root: the folder, or one that holds nothing but that folder.
@@ -146,10 +147,11 @@ def read_dataset(
         DatasetError: no layout fits, an image is missing, a label is unreadable, one class only, or no image is left.
     """
     name = name or root.resolve().name
-    base, layout, examples = find_examples(root, name)
+    base, layout, examples, odd = find_examples(root, name)
     if needs_both_classes and (missing := _missing_class(examples)):
         raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
     looked, thumbnails, problems = _look_at_all(examples, on_image, keeps_bare)
+    problems = odd + problems
     if not looked or (needs_both_classes and _missing_class(looked)):
         raise DatasetError(f"Too many images of {name} are unreadable; the first: {problems[0]}")
     pairs = near_duplicates([example.dhash for example in looked], thumbnails)
@@ -159,7 +161,7 @@ def read_dataset(
         one, other = grouped[first], grouped[second]
         if None not in (one.label, other.label) and one.label != other.label and (not one.patient or one.patient != other.patient):
             problems.append(f"{one.name} and {other.name} look the same but carry different labels.")
-    fingerprint = digest(*sorted(f"{e.name}\t{e.label}\t{e.group}\t{e.sha256}{_types_told(e)}" for e in grouped))
+    fingerprint = digest(*sorted(f"{e.name}\t{e.label}\t{e.group}\t{e.sha256}{_told_more(e)}" for e in grouped))
     duplicates = tuple(
         (grouped[i].name, grouped[j].name) for i, j in pairs if not looked[i].patient or looked[i].patient != looked[j].patient
     )
@@ -168,9 +170,12 @@ def read_dataset(
     return Dataset(name, base, layout, grouped, tuple(problems), fingerprint, duplicates, unread)
 
 
-def _types_told(example: Example) -> str:
-    """Return what the fingerprint holds of the types of bleeding: nothing where there is none, as before there were any."""
-    return "\t" + "|".join(sorted(example.types)) if example.types else ""
+def _told_more(example: Example) -> str:
+    """Return what the fingerprint holds of types of bleeding and of the scan: nothing where nothing was told, as before it could be."""
+    told = "\t" + "|".join(sorted(example.types)) if example.types else ""
+    if example.scan_label is not None:
+        told += f"\tscan {example.scan_label} " + "|".join(sorted(example.scan_types or ()))
+    return told
 
 
 def explore(dataset: Dataset) -> dict[str, object]:
@@ -219,7 +224,7 @@ def contact_sheet(dataset: Dataset, n: int = 24, max_px: int = 160) -> Image.Ima
 
 
 def _missing_class(examples: Sequence[Example]) -> str | None:
-    found = {example.label for example in examples}
+    found = {example.label for example in examples} | {example.scan_label for example in examples}
     return "image with hemorrhage" if 1 not in found else "image without hemorrhage" if 0 not in found else None
 
 

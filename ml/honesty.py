@@ -177,7 +177,7 @@ def _permuted(material: Material, learnt_features: bool, folds: int, folder: Pat
 
 
 def _permuted_wholes(material: Material, random: np.random.Generator) -> dict[int, int]:
-    """Return what is told of the weakly labelled scans, permuted between their groups; of the others slices tell, which are permuted too."""
+    """Return what is told of weakly labelled scans, permuted between their groups; the others have slices, permuted already."""
     weak = material.weak
     labels = permute_between_groups(material.scan_labels[weak], material.groups[material.first_of_scan[weak]], random)
     return dict(zip(weak.tolist(), labels.tolist(), strict=True))

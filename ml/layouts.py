@@ -6,7 +6,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ml.catalogue import BLEEDING_TYPES
@@ -17,6 +17,7 @@ LABELS = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "
 LABEL_COLUMNS = ("label", "hemorrhage", "any")
 NAME_COLUMNS = ("filename", "file", "path", "image", "id")
 PATIENT_COLUMNS = ("patient", "patient_id", "group")
+SCAN_LABEL_COLUMNS = ("scan_label", "study_label", "label", "hemorrhage", "any")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
 MAX_TABLE_MB = 32
 """A table is read whole; one of 50,000 images has a few megabytes."""
@@ -35,6 +36,7 @@ class Example:
     same `group` never stand on both sides of a split. `sha256` and `dhash` identify file and picture. `mask` is a picture of
     the same size in which somebody has outlined the blood: the column `mask` of the table, or the file of that name in `masks/`.
     `types` are those of `ml.catalogue.BLEEDING_TYPES` that the slice shows, None where nobody said: the column `subtypes` of the table.
+    `scan_label` and `scan_types` are what was said of the patient's scan as a whole, None where nobody did or its slices say it all.
     """
 
     path: Path
@@ -51,10 +53,26 @@ class Example:
     mode: str = ""
     mask: Path | None = None
     types: frozenset[str] | None = None
+    scan_label: int | None = None
+    scan_types: frozenset[str] | None = None
 
 
-def find_examples(root: Path, name: str) -> tuple[Path, str, list[Example]]:
-    """Return the folder with the data, the layout, and an entry for each image, none of them opened yet.
+@dataclass(frozen=True)
+class Told:
+    """What was said of a patient's scan as a whole, and where it stands."""
+
+    label: int
+    types: frozenset[str] | None
+    where: str
+
+
+def scan_key(example: Example) -> tuple[str, str, str]:
+    """Return what the slices of one scan share: data set and patient; an image without a patient shares nothing."""
+    return example.dataset, example.patient or "", "" if example.patient else example.name
+
+
+def find_examples(root: Path, name: str) -> tuple[Path, str, list[Example], list[str]]:
+    """Return the folder with the data, the layout, an entry for each image, none of them opened yet, and sentences about what is odd.
 
     `group` is filled in where a patient column or a groups file says something, and empty elsewhere.
 
@@ -67,8 +85,9 @@ def find_examples(root: Path, name: str) -> tuple[Path, str, list[Example]]:
     """
     base = _descend(root)
     manifest = _manifest_of(base)
-    layout, examples = _from_manifest(base, manifest, name) if manifest else _from_folders(base, name)
-    return base, layout, examples
+    if manifest is None:
+        return base, "folders", _from_folders(base, name), []
+    return base, *_from_manifest(base, manifest, name)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -117,10 +136,11 @@ def _column(header: Sequence[str], known: Sequence[str]) -> str | None:
     return next((column for column in known if column in header), None)
 
 
-def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[Example]]:
+def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[Example], list[str]]:
     header, rows = _read_table(manifest)
     name_column, label_column = _column(header, NAME_COLUMNS), _column(header, LABEL_COLUMNS)
-    if name_column is None or label_column is None:
+    told = _read_patients(base / "patients.csv")
+    if name_column is None or (label_column is None and not told and "scan_label" not in header):
         raise DatasetError(f"{manifest.name} needs the columns filename and label (or id and hemorrhage); it has {', '.join(header)}.")
     kaggle = name_column == "id"
     groups = _read_groups(base / "groups.csv")
@@ -130,11 +150,9 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
         given = row.get(name_column, "")
         name = f"head_ct/{int(given):03d}.png" if kaggle and re.fullmatch("[0-9]{1,9}", given) else given
         _require_no_formula(row, (name_column, patient_column, "mask"), f"{manifest.name}, line {number}")
-        if label_column not in row:
+        if label_column is not None and label_column not in row:
             raise DatasetError(f"{manifest.name}, line {number} ({given}): the label is missing.")
-        label_text = row[label_column].lower()
-        if label_text not in LABELS:
-            raise DatasetError(f"{manifest.name}, line {number} ({given}): the label {row[label_column]!r} is neither 0 nor 1 nor empty.")
+        label = _label_of(row.get(label_column or "", ""), "label", f"{manifest.name}, line {number} ({given})")
         path = base / name
         if not given or not _stays_inside(name):
             raise DatasetError(f"{manifest.name}, line {number}: {given[:100]!r} is not the name of a file in the data set.")
@@ -145,7 +163,7 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
         slice_text = row.get("slice", "")
         slice_number = _whole_number(slice_text)
         mask = _mask_of(base, name, row.get("mask", ""), f"{manifest.name}, line {number}")
-        label = LABELS[label_text]
+        _join_told(told, patient, row.get("scan_label", ""), f"{manifest.name}, line {number}")
         types = _types_of(row.get("subtypes"), label, f"{manifest.name}, line {number}")
         examples.append(Example(path, name, label, patient or None, slice_number, group, dataset, mask=mask, types=types))
     strangers = sorted(set(groups) - {row.get(name_column, "") for row in rows})
@@ -154,7 +172,73 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
     most_common, times = Counter(example.name for example in examples).most_common(1)[0]
     if times > 1:
         raise DatasetError(f"{manifest.name} lists {most_common} {times} times.")
-    return ("kaggle head_ct" if kaggle else "manifest"), examples
+    return "kaggle head_ct" if kaggle else "manifest", *with_scan_labels(examples, told)
+
+
+def _label_of(text: str, what: str, where: str) -> int | None:
+    if text.lower() not in LABELS:
+        raise DatasetError(f"{where}: the {what} {text[:60]!r} is neither 0 nor 1 nor empty.")
+    return LABELS[text.lower()]
+
+
+def _read_patients(path: Path) -> dict[str, Told]:
+    """Return what a table of patients says of their scans; nothing where it is not there, or holds no labels."""
+    if not path.is_file():
+        return {}
+    header, rows = _read_table(path)
+    patient_column, label_column = _column(header, PATIENT_COLUMNS), _column(header, SCAN_LABEL_COLUMNS)
+    told: dict[str, Told] = {}
+    if patient_column is None or label_column is None:
+        return told
+    for number, row in enumerate(rows, start=2):
+        where = f"{path.name}, line {number}"
+        label = _join_told(told, row.get(patient_column, ""), row.get(label_column, ""), where)
+        if label is not None:
+            told[row[patient_column]] = Told(label, _types_of(row.get("subtypes"), label, where), where)
+    return told
+
+
+def _join_told(told: dict[str, Told], patient: str, text: str, where: str) -> int | None:
+    """Add what a cell says of a patient's scan, and return it; None where the cell is empty."""
+    label = _label_of(text, "label of the scan", where)
+    if label is None:
+        return None
+    if not patient:
+        raise DatasetError(f"{where}: a label of a scan needs a patient beside it.")
+    before = told.setdefault(patient, Told(label, None, where))
+    if before.label != label:
+        raise DatasetError(f"{where}: the scan of patient {patient[:60]} has the label {label}, and {before.label} in {before.where}.")
+    return label
+
+
+def with_scan_labels(examples: Sequence[Example], told: Mapping[str, Told]) -> tuple[list[Example], list[str]]:
+    """Return the examples with what was told of their patients' scans, and sentences about what does not agree.
+
+    Where the labels of all slices of a scan are known they say it all, so that nothing is added.
+
+    Raises:
+        DatasetError: a scan is told to show no blood, and one of its slices is labelled with it.
+    """
+    of_patient: dict[str, list[Example]] = {}
+    for example in examples:
+        if example.patient and example.patient in told:
+            of_patient.setdefault(example.patient, []).append(example)
+    weak, problems = set(), []
+    for patient, own in of_patient.items():
+        said, labels = told[patient], {example.label for example in own}
+        if said.label == 0 and 1 in labels:
+            positive = next(example.name for example in own if example.label == 1)
+            raise DatasetError(f"{said.where}: the scan of patient {patient[:60]} has the label 0, but its slice {positive} has 1.")
+        if None in labels:
+            weak.add(patient)
+        elif said.label == 1 and 1 not in labels:
+            problems.append(
+                f"{said.where}: the scan of patient {patient[:60]} has the label 1, but all its slices have 0; the slices count."
+            )
+    return [
+        replace(e, scan_label=told[e.patient].label, scan_types=told[e.patient].types) if e.patient and e.patient in weak else e
+        for e in examples
+    ], problems
 
 
 def _types_of(given: str | None, label: int | None, where: str) -> frozenset[str] | None:
@@ -214,7 +298,7 @@ def _read_groups(path: Path) -> Mapping[str, str]:
     return {row.get(name_column, ""): row["group"] for row in rows if row.get("group")}
 
 
-def _from_folders(base: Path, dataset: str) -> tuple[str, list[Example]]:
+def _from_folders(base: Path, dataset: str) -> list[Example]:
     examples = []
     for folder in (p for p in _visible(base) if p.is_dir()):
         word = folder.name.lower().replace(" ", "_").replace("-", "_")
@@ -231,4 +315,4 @@ def _from_folders(base: Path, dataset: str) -> tuple[str, list[Example]]:
             f"{dataset} has neither a table (labels.csv with the columns filename and label) "
             "nor one folder a class (such as hemorrhage and normal)."
         )
-    return "folders", examples
+    return examples

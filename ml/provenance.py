@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.datasets import Dataset, DatasetError, Example
 from ml.files import place_in_series
 from ml.grouping import assign_groups, groups_per_class
+from ml.layouts import scan_key
 from ml.models import UNKNOWN
 
 Marks = tuple[tuple[str, str], ...]
@@ -33,7 +34,8 @@ class Pool:
 
     A scan is what one patient of a data set has, and an image without a patient is a scan of its own. `scans` numbers them 0..s-1. A
     label that nobody knows is `UNKNOWN`: such a slice stands in its scan, and never trains or tests. `unseen` is False for images
-    that the initial weights have seen, or whose patient they have: such an image may train, and never stands in a test fold.
+    that the initial weights have seen, or whose patient they have: such an image may train, and never stands in a test fold. `told` is
+    the label of each scan, by its number, that was labelled as a whole.
     """
 
     examples: tuple[Example, ...]
@@ -43,6 +45,7 @@ class Pool:
     scans: np.ndarray
     unseen: np.ndarray
     notes: tuple[str, ...]
+    told: Mapping[int, int]
 
     @property
     def known(self) -> np.ndarray:
@@ -65,12 +68,16 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
     numbers = assign_groups([[("group", e.group), ("file", e.sha256), ("picture", e.dhash)] for e in everything])
     files, pictures = {file for file, _ in seen}, {picture for _, picture in seen}
     seen_groups = {n for n, e in zip(numbers, everything, strict=True) if e.sha256[:16] in files or e.dhash in pictures}
-    with_a_label = {scan_key(example) for example in everything if example.label is not None}
+    with_a_label = {scan_key(example) for example in everything if (example.label, example.scan_label) != (None, None)}
     kept = [(number, example) for number, example in zip(numbers, everything, strict=True) if scan_key(example) in with_a_label]
     labels = np.array([UNKNOWN if example.label is None else example.label for _, example in kept], np.int64)
     groups = np.array([everything[number].group for number, _ in kept])
     unseen = np.array([number not in seen_groups for number, _ in kept], bool)
     known = labels != UNKNOWN
+    scans = numbered([scan_key(example) for _, example in kept])
+    told = {int(scan): e.scan_label for scan, (_, e) in zip(scans, kept, strict=True) if e.scan_label is not None}
+    if told and not known.any():
+        raise DatasetError("Only whole scans are labelled here, so no slice could be answered for; add a data set with labelled slices.")
     _require_enough(labels[unseen & known], groups[unseen & known], folds, some_seen=not unseen.all())
     notes = []
     if len(kept) < len(everything):
@@ -87,9 +94,10 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
         labels,
         groups,
         np.array([e.dataset for _, e in kept]),
-        numbered([scan_key(example) for _, example in kept]),
+        scans,
         unseen,
         tuple(notes),
+        told,
     )
 
 
@@ -114,11 +122,6 @@ def start_of(init: Path | str, datasets: Sequence[Dataset], folds: int) -> tuple
     pool = pool_datasets(datasets, (), folds)
     note = "The models that ship have seen these images, so the training started from random weights; ImageNet's would serve better."
     return "random", replace(pool, notes=(*pool.notes, note))
-
-
-def scan_key(example: Example) -> tuple[str, str, str]:
-    """Return what the slices of one scan share: data set and patient; an image without a patient shares nothing."""
-    return example.dataset, example.patient or "", "" if example.patient else example.name
 
 
 def in_scan_order(examples: Sequence[Example]) -> list[Example]:
@@ -195,11 +198,11 @@ def seen_among(examples: Sequence[Example], marks: Marks) -> np.ndarray:
     return np.array([e.sha256[:16] in files or e.dhash in pictures for e in examples], bool)
 
 
-def seen_json(examples: Sequence[Example], before: Marks, learnt_features: bool) -> bytes:
-    """Return seen.json of a model trained on `examples` from weights that had seen `before`."""
-    now = {(example.sha256[:16], example.dhash) for example in examples}
+def seen_json(examples: Sequence[Example], before: Marks, learnt_features: bool, weak: Sequence[Example] = ()) -> bytes:
+    """Return seen.json of a model trained on `examples` from weights that had seen `before`; `weak` taught its head alone."""
+    now, whole = ({(example.sha256[:16], example.dhash) for example in part} for part in (examples, weak))
     features = sorted(set(before) | now) if learnt_features else sorted(set(before))
-    return json.dumps({"features": features, "head": sorted(now)}, separators=(",", ":")).encode()
+    return json.dumps({"features": features, "head": sorted(now | whole)}, separators=(",", ":")).encode()
 
 
 def _require_enough(labels: np.ndarray, groups: np.ndarray, folds: int, some_seen: bool) -> None:

@@ -104,7 +104,8 @@ def _rows_of_card(card: Card, protocol: str) -> dict[str, list[Row]]:
     else:
         facts |= {name: card.settings.get(name) for name in ("folds", "repeats")}
     rows = {}
-    for name, slices in card.metrics_by_dataset.items():
+    only_patients: dict[str, Any] = {name: {} for name in card.patient_metrics_by_dataset if name not in card.metrics_by_dataset}
+    for name, slices in (card.metrics_by_dataset | only_patients).items():
         rows[name] = rows_of(facts, "slice", slices) + _of_patients(facts, slices, card.patient_metrics_by_dataset.get(name, {}))
         over = "" if len(card.metrics_by_dataset) == 1 else f" over {' + '.join(card.metrics_by_dataset)}"
         for control in card.controls:
@@ -136,7 +137,8 @@ def _facts(architecture: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_patients(facts: Mapping[str, Any], slices: Mapping[str, Any], patients: Mapping[str, Any]) -> list[Row]:
     """Return the rows of patients, none where each has one slice: their figures are those of the slices."""
-    return rows_of(facts, "patient", patients) if patients and patients["accuracy"]["n"] < slices["accuracy"]["n"] else []
+    same = not patients or (bool(slices) and patients["accuracy"]["n"] == slices["accuracy"]["n"])
+    return [] if same else rows_of(facts, "patient", patients)
 
 
 def _text(value: object) -> str:

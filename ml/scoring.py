@@ -26,9 +26,9 @@ from ml.gate import REFUSED_FROM, Gate, gate
 from ml.grouping import digest
 from ml.images import ImageError, Series, read_series
 from ml.inference import Finding, Predictor
-from ml.layouts import Example
+from ml.layouts import Example, scan_key
 from ml.models import UNKNOWN
-from ml.provenance import all_marks_of, in_scan_order, numbered, scan_key, seen_among
+from ml.provenance import all_marks_of, in_scan_order, numbered, seen_among
 
 PREDICTIONS = ("filename", "label", "patient", "slice", "probability")
 ANSWERS = (*COLUMNS, "not_head_ct")
@@ -258,6 +258,7 @@ def _levels(
     first = np.unique(scans, return_index=True)[1]
     scan_labels = np.full(len(findings), UNKNOWN)
     np.maximum.at(scan_labels, scans, labels)
+    np.maximum.at(scan_labels, scans, [UNKNOWN if example.scan_label is None else example.scan_label for example in examples])
     number_of = {scan_key(examples[position]): number for number, position in enumerate(first)}
     for example in unread:  # a bleed on a slice that cannot be read is still the patient's
         if example.label is not None and (number := number_of.get(scan_key(example))) is not None:

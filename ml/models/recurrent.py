@@ -237,8 +237,8 @@ def _scans_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray, weak: n
     """Draw scans and parts of scans, read upwards or downwards.
 
     Within a data set slices of both classes weigh the same, and so do scans; where all its scans are of one class only parts of scans teach
-    the whole's decision, as among them there are both. The scans `weak` are drawn whole, however long: a part of one that bleeds may show no
-    blood, and parts of the others alone would teach that parts never do.
+    the whole's decision, as among them there are both. The scans `weak` are drawn whole, however long: a part of one that bleeds may show
+    no blood, and parts of the others alone would teach that parts never do.
     """
     scans = np.union1d(task.scans[learn], weak)
     places = [np.flatnonzero(task.scans == scan) for scan in scans]

@@ -106,7 +106,9 @@ def run_paper(
             spec = InputSpec.from_settings(cell.settings)
             inputs = read_inputs(pool.examples, spec, out_dir / "cache", reading)
             arrays = inputs.images, inputs.masks, pool.labels, pool.groups, pool.sources, pool.scans, pool.unseen
-            bench = _Bench(Material(cell.architecture, cell.settings, seed, start, *arrays, shared=out_dir / "cache", told=pool.told), spec, {})
+            bench = _Bench(
+                Material(cell.architecture, cell.settings, seed, start, *arrays, shared=out_dir / "cache", told=pool.told), spec, {}
+            )
         began = (READING_S + behind_s) / whole_s
         tell_cell = meter.between(began, began + cell.expected_s / whole_s)
 
