@@ -44,8 +44,10 @@ def fit_with(decide: Callable[[FitTask], np.ndarray], tasks: list[FitTask], lear
         decisions = decide(task)
         of_scans = np.full(int(task.scans.max()) + 1, -np.inf)
         np.maximum.at(of_scans, task.scans, decisions)
+        for scan, label in task.told.items():
+            of_scans[scan] = max(of_scans[scan], 2.0 * label - 1)
         held = task.train[task.held_out_allowed[task.train]]
-        scans = np.unique(task.scans[held])
+        scans = np.union1d(task.scans[held], task.weak)
 
         def export(of_slices: Platt, of_scans: Platt) -> dict[str, bytes]:
             raise NotImplementedError
@@ -59,5 +61,5 @@ def fit_with(decide: Callable[[FitTask], np.ndarray], tasks: list[FitTask], lear
 
 
 def truth(task: FitTask) -> np.ndarray:
-    """Decide what the task's own labels say: +1, -1, and 0 where nobody knows."""
-    return np.where(task.labels == 1, 1.0, np.where(task.labels == UNKNOWN, 0.0, -1.0))
+    """Decide what the task's own labels say: +1, -1, and -2 where nobody knows."""
+    return np.where(task.labels == 1, 1.0, np.where(task.labels == UNKNOWN, -2.0, -1.0))

@@ -105,3 +105,45 @@ def test_what_the_initial_weights_saw_trains_in_every_fold_and_is_never_judged(t
 def test_some_folds_alone_answer_for_their_own_slices(tasks: list[FitTask], tmp_path: Path) -> None:
     found = cross_validate(material_of([0, 1] * 8, tmp_path), 4, 1, tmp_path, ignore, only=[2])
     assert len(tasks) == 1 and len(found.slices.at) == 4 and set(found.slices.folds[0]) == {2}
+
+
+def test_a_scan_that_is_labelled_as_a_whole_is_judged_once_and_leaves_the_folds_of_the_others(tasks: list[FitTask], tmp_path: Path) -> None:
+    # Eight patients with labelled slices, and four of two slices each without.
+    labels, scans = [0, 1] * 8 + [UNKNOWN] * 8, [n // 2 for n in range(24)]
+    told = {8: 1, 9: 0, 10: 1, 11: 0}
+    without = cross_validate(material_of(labels[:16], tmp_path, scans[:16]), 4, 1, tmp_path / "without", ignore)
+    plain = [task.train.tolist() for task in tasks]
+    tasks.clear()
+    found = cross_validate(material_of(labels, tmp_path, scans, told=told), 4, 1, tmp_path / "with", ignore)
+    assert [task.train.tolist() for task in tasks] == plain and found.slices.at.tolist() == without.slices.at.tolist()
+    assert found.scans.at.tolist() == list(range(12)) and found.scans.labels.tolist() == [1] * 8 + [1, 0, 1, 0]
+    assert found.scans.predicted[0].tolist() == [True] * 8 + [True, False, True, False]
+    held = [set(range(8, 12)) - set(task.weak.tolist()) for task in tasks]
+    assert [len(one) for one in held] == [1, 1, 1, 1] and set.union(*held) == set(range(8, 12))
+    assert [found.scans.folds[0][scan] for scan in range(8, 12)] == [held.index({scan}) for scan in range(8, 12)]
+
+
+def test_a_weakly_labelled_scan_goes_where_its_group_goes(tasks: list[FitTask], tmp_path: Path) -> None:
+    labels, scans = [0, 1] * 8 + [UNKNOWN] * 4, [n // 2 for n in range(20)]
+    groups = np.array([f"g{scan:03d}" for scan in scans])
+    groups[16:18] = "g003"
+    found = cross_validate(material_of(labels, tmp_path, scans, told={8: 1, 9: 0}, groups=groups), 4, 1, tmp_path, ignore)
+    assert found.scans.folds[0][8] == found.scans.folds[0][3]
+    for task in tasks:
+        assert not set(task.groups[np.isin(task.scans, task.weak)]) & (set(groups) - set(task.groups[task.train]) - {"g009"})
+
+
+def test_a_data_set_of_labelled_scans_alone_is_judged_by_what_learnt_from_the_others(tasks: list[FitTask], tmp_path: Path) -> None:
+    labels, scans = [0, 1] * 8 + [UNKNOWN] * 8, [n // 2 for n in range(24)]
+    sources = np.array(["a"] * 8 + ["b"] * 8 + ["wholes"] * 8)
+    material = material_of(labels, tmp_path, scans, {"folds_by": "data set"}, told={8: 1, 9: 0, 10: 1, 11: 0}, sources=sources)
+    found = cross_validate(material, 3, 1, tmp_path, ignore)
+    assert [len(task.weak) for task in tasks] == [4, 4, 0] and tasks[2].train.tolist() == list(range(16))
+    assert found.scans.among(found.scans.sources == "wholes").predicted[0].tolist() == [True, False, True, False]
+
+
+def test_what_the_initial_weights_saw_of_a_weakly_labelled_scan_is_never_judged(tasks: list[FitTask], tmp_path: Path) -> None:
+    labels, scans = [0, 1] * 8 + [UNKNOWN] * 4, [n // 2 for n in range(20)]
+    unseen = np.array([True] * 18 + [False] * 2)
+    found = cross_validate(material_of(labels, tmp_path, scans, told={8: 1, 9: 0}, unseen=unseen), 4, 1, tmp_path, ignore)
+    assert found.scans.at.tolist() == list(range(9)) and all(9 in task.weak for task in tasks)

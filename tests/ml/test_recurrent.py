@@ -10,7 +10,7 @@ import pytest
 from ml.calibration import Platt
 from ml.evaluation import auroc
 from ml.models import UNKNOWN, FitTask, Fitted, fit_of
-from ml.models.recurrent import rows_of
+from ml.models.recurrent import _scans_drawn, rows_of
 from tests.ml.tasks import largest_difference, task_of
 
 SMALL: dict[str, object] = {"layer": "conv3", "epochs": 2, "units": 4, "projection": 4}
@@ -101,3 +101,53 @@ def test_a_slice_that_nobody_labelled_stands_in_its_scan_and_teaches_nothing(tmp
 def test_rows_are_averages_and_maxima_along_the_width() -> None:
     maps = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
     assert rows_of(maps).tolist() == [[[1, 2, 2, 3], [5, 6, 6, 7]]]
+
+
+@pytest.mark.parametrize("bright_bleeds", [0, 1])
+def test_scans_that_are_labelled_as_wholes_teach_the_answer_for_a_scan(bright_bleeds: int, tmp_path: Path) -> None:
+    # Twelve scans with labelled slices, and eight without, which are bright or striped: what that means is told of whole scans alone.
+    base = task_on_scans("cnn_gru", tmp_path)
+    weak_scans = np.repeat(np.arange(12, 20), 2)
+    pictures = np.random.default_rng(2).random((16, 63, 63, 1), np.float32) * 0.2
+    bright = weak_scans % 2 == 0
+    pictures[bright] += 0.4
+    pictures[~bright, ::4] += 0.8
+    scans = np.concatenate([base.scans, weak_scans])
+    settings = {"epochs": 25, "units": 8, "projection": 32, "dropout": 0.0, "learning_rate": 0.01}
+    told = {scan: bright_bleeds if scan % 2 == 0 else 1 - bright_bleeds for scan in range(12, 20)}
+    task = task_on_scans(
+        "cnn_gru",
+        tmp_path / str(bright_bleeds),
+        settings,
+        images=np.concatenate([base.images, pictures]),
+        labels=np.concatenate([base.labels, np.full(16, UNKNOWN)]),
+        groups=np.array([f"g{scan:02d}" for scan in scans]),
+        scans=scans,
+        sources=np.full(48, "a"),
+        masks=np.full((48, 14, 14), 255, np.uint8),
+        held_out_allowed=np.ones(48, bool),
+        told=told,
+        weak=np.arange(12, 20),
+    )
+    found = fit_of("cnn_gru")(task)
+    assert auroc(np.array(list(told.values())), found.scan_decisions[12:]) > 0.9
+    assert set(found.held_out.scans.tolist()) & set(range(12, 20)), "some of them calibrate"
+    assert not set(found.held_out.slices.tolist()) & set(range(32, 48)), "nobody knows of their slices"
+
+
+def test_a_scan_that_is_labelled_as_a_whole_is_never_drawn_in_parts(tmp_path: Path) -> None:
+    scans = np.repeat([0, 1, 2, 3], [4, 4, 70, 3])
+    labels = np.array([0, 1, 0, 0, *[0] * 4, *[UNKNOWN] * 73])
+    sizes = {"groups": scans.astype(str), "sources": np.full(81, "a"), "images": np.zeros((81, 63, 63, 1)), "masks": np.zeros((81, 2, 2))}
+    task = task_of("cnn_gru", tmp_path, labels=labels, scans=scans, train=np.arange(8), told={2: 1, 3: 0}, weak=np.array([2, 3]), **sizes)
+    features = np.broadcast_to(scans[None, :, None], (1, 81, 1)).astype(np.float32)
+    _, draw = _scans_drawn(task, features, task.train, task.weak)
+    lengths: dict[int, set[tuple[int, float, bool]]] = {2: set(), 3: set()}
+    for seed in range(20):
+        for inputs, truth, weights in draw(seed):
+            for row, present in enumerate(inputs["present"].sum(axis=1).astype(int)):
+                scan = int(inputs["features"][row, 0, 0])
+                if scan in lengths:
+                    assert not weights["steps"][row].any(), "nobody knows of its slices"
+                    lengths[scan].add((int(present), float(truth["whole"][row, 0]), bool(weights["whole"][row] > 0)))
+    assert lengths == {2: {(70, 1.0, True)}, 3: {(3, 0.0, True)}}
