@@ -51,7 +51,7 @@ def _rows(answers: Answers, examples: Sequence[Example], level: str, material: M
                 "dataset": example.dataset,
                 "filename": "" if whole else example.name,
                 "label": int(answers.labels[column]),
-                "patient": example.patient or "",
+                "patient": example.scan_name,
                 "slice": "" if whole or example.slice is None else example.slice,
                 "group": answers.groups[column],
                 "repeat": repeat,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from ml.calibration import OperatingPoint, operating_point, zones
 from ml.checkpoints import load_json, save_json
 from ml.evaluation import auroc
-from ml.grouping import dealt_folds, stratified_group_folds
+from ml.folds import splits
 from ml.models import UNKNOWN, FitTask, Fitted, HeldOut, fit_of
 from ml.pointing import judge_heat_maps
 
@@ -245,7 +245,7 @@ def cross_validate(
     heat_maps: list[Mapping[str, Any]] = []
     chosen: list[Mapping[str, Any]] = []
     for repeat in range(repeats):
-        for fold, split in enumerate(_splits(material, folds, repeat)):
+        for fold, split in enumerate(splits(material, folds, repeat)):
             if fold not in wanted:
                 continue
             number = repeat * len(wanted) + list(wanted).index(fold)
@@ -283,42 +283,6 @@ def cross_validate(
         heat_maps=heat_maps,
         chosen=chosen,
     )
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Positions of slices to learn from and to judge, and numbers of weakly labelled scans."""
-
-    learn: np.ndarray
-    held: np.ndarray
-    learn_weak: np.ndarray
-    held_weak: np.ndarray
-
-
-def _splits(material: Material, folds: int, repeat: int) -> Iterator[_Split]:
-    """Yield folds by group, or one fold for each data set that is then never learnt from.
-
-    The folds of the slices are what they are without weakly labelled scans, which are dealt to them.
-    """
-    judged, first = material.judged, material.first_of_scan
-    weak = material.weak[material.unseen[first[material.weak]]]
-    groups, weak_groups = material.groups[judged], material.groups[first[weak]]
-    if material.settings.get("folds_by") != "data set":
-        seed = material.seed + repeat
-        fold_of = dealt_folds(material.scan_labels[weak], weak_groups, folds, seed)
-        splits = list(stratified_group_folds(material.labels[judged], groups, folds, seed))
-        for fold, (_, held) in enumerate(splits):
-            fold_of[np.isin(weak_groups, groups[held])] = fold
-        for fold, (learn, held) in enumerate(splits):
-            yield _Split(judged[learn], judged[held], weak[fold_of != fold], weak[fold_of == fold])
-        return
-    sources, weak_sources = material.sources[judged], material.sources[first[weak]]
-    for source in np.union1d(sources, weak_sources):
-        held, held_weak = sources == source, weak_sources == source
-        # A picture that stands in both data sets joins their groups, and must not be learnt from either.
-        there = np.concatenate([groups[held], weak_groups[held_weak]])
-        learn, learn_weak = ~held & ~np.isin(groups, there), ~held_weak & ~np.isin(weak_groups, there)
-        yield _Split(judged[learn], judged[held], weak[learn_weak], weak[held_weak])
 
 
 def _answers_of(material: Material, fitted: Fitted, test: np.ndarray, weak: np.ndarray) -> dict[str, Any]:

@@ -6,7 +6,6 @@ the set stays usable, listed in `Dataset.problems`.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import stat
 import zipfile
@@ -18,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ml.examples import Example, sha256_of, slice_of
 from ml.grouping import assign_groups, digest, look_at, near_duplicates
-from ml.images import BareImageError, ImageError, read_series, render
-from ml.layouts import DatasetError, Example, find_examples
+from ml.images import BareImageError, ImageError, render
+from ml.layouts import DatasetError, find_examples
 
 __all__ = ["Dataset", "DatasetError", "Example", "contact_sheet", "explore", "read_dataset", "unpack"]
 
@@ -134,7 +134,7 @@ def read_dataset(
 
     Layouts: Kaggle's head_ct (`labels.csv` with `id` and `hemorrhage`, `head_ct/NNN.png`, perhaps a `groups.csv`); a
     manifest with the columns `filename` and `label`, perhaps `patient`, `slice` and `scan_label`, perhaps with a `patients.csv` that
-    labels whole scans; or one folder a class.
+    labels whole scans; one folder a class; the RSNA's of 2019 (`ml.rsna`); CQ500's (`ml.cq500`).
 
     Args:
         root: the folder, or one that holds nothing but that folder.
@@ -218,7 +218,7 @@ def contact_sheet(dataset: Dataset, n: int = 24, max_px: int = 160) -> Image.Ima
     sheet = Image.new("L", (columns * max_px, len(rows_of_tiles) * max_px))
     for row, tiles in enumerate(rows_of_tiles):
         for column, example in enumerate(tiles):
-            tile = render(read_series([example.path]).slices[0], max_px)
+            tile = render(slice_of(example), max_px)
             sheet.paste(tile, (column * max_px + (max_px - tile.width) // 2, row * max_px + (max_px - tile.height) // 2))
     return sheet
 
@@ -237,28 +237,24 @@ def _look_at_all(
     for done, example in enumerate(examples, start=1):
         try:
             try:
-                slices = read_series([example.path]).slices
+                shown = slice_of(example)
             except BareImageError as err:
                 if not keeps_bare or not example.patient:
                     raise
-                slices = read_series([example.path], may_be_bare=True).slices
+                shown = slice_of(example, may_be_bare=True)
                 bare[example.name] = str(err)
         except ImageError as err:
             problems.append(f"{example.name} is left out: {err}")
             continue
         finally:
             on_image(done, len(examples))
-        if len(slices) != 1:
-            problems.append(f"{example.name} is left out: it holds {len(slices)} slices, and a data set has one file a slice.")
-            continue
-        dhash, thumbnail = look_at(slices[0])
-        height, width = slices[0].pixels.shape
-        sha256 = hashlib.sha256(example.path.read_bytes()).hexdigest()
-        looked.append(replace(example, sha256=sha256, dhash=dhash, width=width, height=height, mode=_mode(example.path)))
+        dhash, thumbnail = look_at(shown)
+        height, width = shown.pixels.shape
+        looked.append(replace(example, sha256=sha256_of(example), dhash=dhash, width=width, height=height, mode=_mode(example.path)))
         thumbnails.append(thumbnail)
-    shown = {example.patient for example in looked if example.name not in bare}
-    kept = [number for number, example in enumerate(looked) if example.name not in bare or example.patient in shown]
-    problems += [f"{e.name} is left out: {bare[e.name]}" for e in looked if e.name in bare and e.patient not in shown]
+    with_others = {example.patient for example in looked if example.name not in bare}
+    kept = [number for number, example in enumerate(looked) if example.name not in bare or example.patient in with_others]
+    problems += [f"{e.name} is left out: {bare[e.name]}" for e in looked if e.name in bare and e.patient not in with_others]
     return [looked[number] for number in kept], [thumbnails[number] for number in kept], problems
 
 

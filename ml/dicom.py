@@ -64,7 +64,7 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int) -> list[Pla
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom warns of every odd value, and may quote it
-            _require_known_transfer_syntax(file)
+            require_known_transfer_syntax(file)
             file.seek(0)
             header = pydicom.dcmread(file, specific_tags=list(TAGS))
             frames = _require_ct_frames(header, max_pixels, max_slices)
@@ -76,7 +76,12 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int) -> list[Pla
         raise ImageError("The DICOM file is damaged or incomplete and cannot be decoded.") from err
 
 
-def _require_known_transfer_syntax(file: BinaryIO) -> None:
+def require_known_transfer_syntax(file: BinaryIO) -> None:
+    """Refuse a DICOM file whose pixels, or whose header, are coded in a way that is not read.
+
+    Raises:
+        ImageError: they are.
+    """
     file.seek(132)  # preamble and "DICM"; `dcmread` would inflate a deflated data set before anybody could refuse it
     meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag.group != 2)
     syntax = meta.get("TransferSyntaxUID")
@@ -93,7 +98,7 @@ def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int
     modality = str(header.get("Modality") or "") or ("CT" if header.get("SOPClassUID") in CT_SOP_CLASSES else "unknown")
     if modality != "CT":
         raise NoSliceError(f"The DICOM file is not a CT image: its modality is {_printable(modality)}.")
-    if "LOCALIZER" in [str(word).upper() for word in _values(header, "ImageType")]:
+    if "LOCALIZER" in [str(word).upper() for word in values_of(header, "ImageType")]:
         raise NoSliceError("The DICOM file is a localizer (scout view), not an axial slice.")
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise NoSliceError("The DICOM file is a colour picture, not a CT slice.")
@@ -136,7 +141,7 @@ def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> Plane:
     require_a_picture(stored.astype(np.float32))
     notes: list[str] = []
     unit = "hu" if int(header.BitsStored) > 8 else "display"
-    spacing = _numbers(header, "PixelSpacing", 2)
+    spacing = numbers_of(header, "PixelSpacing", 2)
     spacing_mm = (spacing[0], spacing[1]) if spacing is not None and min(spacing) > 0 and max(spacing) < FURTHEST_MM else None
     if unit == "display":  # eight bits cannot hold a head's HU: somebody has windowed it already
         notes.append("The DICOM file has 8-bit pixels, so it was read as a picture without Hounsfield units.")
@@ -145,8 +150,8 @@ def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> Plane:
             pixels = 1 - pixels
     else:
         pixels = _to_hu(header, stored, notes)
-    orientation = _numbers(header, "ImageOrientationPatient", 6)
-    position = _numbers(header, "ImagePositionPatient", 3)
+    orientation = numbers_of(header, "ImageOrientationPatient", 6)
+    position = numbers_of(header, "ImagePositionPatient", 3)
     if position is not None and max(map(abs, position)) >= FURTHEST_MM:
         position = None
     normal = None
@@ -162,7 +167,7 @@ def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> Plane:
     part = _printable(str(header.get("BodyPartExamined") or "")).upper()
     if part and not any(known in part for known in HEAD_PARTS):
         notes.append(f"The DICOM file says that it shows {part}, not a head.")
-    number = _numbers(header, "InstanceNumber", 1)
+    number = numbers_of(header, "InstanceNumber", 1)
     return Plane(
         Slice(np.ascontiguousarray(pixels, np.float32), "hu" if unit == "hu" else "display", spacing_mm),
         None if position is None else np.array(position),
@@ -181,7 +186,7 @@ def _to_hu(header: pydicom.Dataset, stored: NDArray[np.int64], notes: list[str])
     if rescale_type not in HU_TYPES:
         raise ImageError(f"The DICOM file's values are {_printable(rescale_type)}, not Hounsfield units.")
     padding = _padding(header, stored)
-    slope, intercept = _numbers(header, "RescaleSlope", 1), _numbers(header, "RescaleIntercept", 1)
+    slope, intercept = numbers_of(header, "RescaleSlope", 1), numbers_of(header, "RescaleIntercept", 1)
     if header.get("PhotometricInterpretation") == "MONOCHROME1" and _air_is_brightest(stored):
         # MONOCHROME1 speaks of display only (PS3.3 C.7.6.3.1.2), but some exporters turn the values over as well.
         stored = (-1 if signed else 2**bits - 1) - stored
@@ -206,7 +211,7 @@ def _to_hu(header: pydicom.Dataset, stored: NDArray[np.int64], notes: list[str])
 
 def _padding(header: pydicom.Dataset, stored: NDArray[np.int64]) -> NDArray[np.bool_] | None:
     """Return where the file says that nothing was scanned; None where it says nothing."""
-    value, limit = _numbers(header, "PixelPaddingValue", 1), _numbers(header, "PixelPaddingRangeLimit", 1)
+    value, limit = numbers_of(header, "PixelPaddingValue", 1), numbers_of(header, "PixelPaddingRangeLimit", 1)
     if value is None:
         return None
     low, high = sorted((value[0], value[0] if limit is None else limit[0]))
@@ -241,17 +246,18 @@ def _printable(value: str) -> str:
     return "".join(character for character in value if character.isascii() and character.isprintable())[:64]
 
 
-def _values(header: pydicom.Dataset, name: str) -> list[object]:
+def values_of(header: pydicom.Dataset, name: str) -> list[object]:
+    """Return the values of a tag, none where it is missing or empty."""
     value = header.get(name)
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, pydicom.multival.MultiValue) else [value]
 
 
-def _numbers(header: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
+def numbers_of(header: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
     """Return a tag's numbers; None where it is missing, has another count, or is not all finite numbers."""
     try:
-        numbers = tuple(float(str(value)) for value in _values(header, name))
+        numbers = tuple(float(str(value)) for value in values_of(header, name))
     except ValueError:
         return None
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else None

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ml.datasets import Dataset, contact_sheet
+from ml.examples import slice_of
 from ml.exploration import GREYS
-from ml.images import read_series, render
+from ml.images import render
 from ml.layouts import Example
 from ml.preprocessing import InputSpec, to_input
 
@@ -254,7 +255,7 @@ def _pairs(dataset: Dataset) -> Image.Image:
     sheet = Image.new("L", (TILE_PX * len(pairs), TILE_PX * 2))
     for column, pair in enumerate(pairs):
         for row, name in enumerate(pair):
-            tile = render(read_series([by_name[name].path]).slices[0], TILE_PX)
+            tile = render(slice_of(by_name[name]), TILE_PX)
             sheet.paste(tile, (column * TILE_PX, row * TILE_PX))
     return sheet
 
@@ -268,7 +269,7 @@ def _steps(examples: Sequence[Example]) -> Figure:
     figure = Figure((1.3 * len(STEPS), 1.3 * len(chosen) + 0.3), layout="constrained")
     grid = figure.subplots(len(chosen), len(STEPS), squeeze=False)
     for row, example in enumerate(chosen):
-        slice_ = read_series([example.path]).slices[0]
+        slice_ = slice_of(example)
         for column, (name, spec) in enumerate(STEPS.items()):
             axes = grid[row, column]
             axes.imshow(to_input(slice_, spec)[0][..., 0], cmap="gray", vmin=0, vmax=1)

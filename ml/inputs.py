@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ml.checkpoints import load_json, save_json
+from ml.examples import slice_of
 from ml.grouping import digest
-from ml.images import ImageError, read_series
+from ml.images import ImageError
 from ml.layouts import DatasetError, Example
 from ml.preprocessing import Frame, InputSpec, cut, to_input
 
@@ -72,7 +73,7 @@ def _digest(examples: Sequence[Example]) -> str:
 
 def _input_and_mask(example: Example, spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
     try:
-        slice_ = read_series([example.path]).slices[0]
+        slice_ = slice_of(example)
     except ImageError as err:
         raise DatasetError(f"{example.name}: {err}") from err
     pixels, frame = to_input(slice_, spec)

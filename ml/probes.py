@@ -16,8 +16,9 @@ from PIL import Image, UnidentifiedImageError
 from sklearn.ensemble import RandomForestClassifier
 
 from ml.evaluation import metrics_with_intervals
+from ml.examples import slice_of
 from ml.grouping import groups_per_class, stratified_group_folds
-from ml.images import FloatArray, read_series, window
+from ml.images import FloatArray, window
 from ml.layouts import Example
 from ml.preprocessing import InputSpec, to_input
 
@@ -58,7 +59,7 @@ def measure(example: Example) -> Measured:
     Raises:
         ImageError: it cannot be read.
     """
-    slice_ = read_series([example.path]).slices[0]
+    slice_ = slice_of(example)
     whole = window(slice_.pixels, 40, 80) if slice_.unit == "hu" else slice_.pixels
     small = cv2.resize(np.ascontiguousarray(whole, np.float32), (SMALL_PX, SMALL_PX), interpolation=cv2.INTER_AREA)
     outer = np.ones((SMALL_PX, SMALL_PX), bool)

@@ -19,9 +19,9 @@ import numpy as np
 from ml.artifacts import SEEN, ArtifactError, read_card
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.datasets import Dataset, DatasetError, Example
+from ml.examples import scan_key
 from ml.files import place_in_series
 from ml.grouping import assign_groups, groups_per_class
-from ml.layouts import scan_key
 from ml.models import UNKNOWN
 
 Marks = tuple[tuple[str, str], ...]

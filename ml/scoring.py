@@ -22,11 +22,11 @@ from ml.catalogue import SettingError
 from ml.checkpoints import load_json, save_json
 from ml.datasets import Dataset
 from ml.evaluation import metrics_with_intervals, undefined_metrics
+from ml.examples import Example, scan_key, slice_of
 from ml.gate import REFUSED_FROM, Gate, gate
 from ml.grouping import digest
-from ml.images import ImageError, Series, read_series
+from ml.images import ImageError, Series
 from ml.inference import Finding, Predictor
-from ml.layouts import Example, scan_key
 from ml.models import UNKNOWN
 from ml.provenance import all_marks_of, in_scan_order, numbered, seen_among
 
@@ -225,7 +225,7 @@ def _kept(path: Path) -> dict[str, Any]:
 def _answer(predictor: Predictor, judge: Gate | None, examples: Sequence[Example]) -> dict[str, Any]:
     try:
         # Whether a patient's slices show enough was decided when the data set was read.
-        slices = tuple(read_series([example.path], may_be_bare=True).slices[0] for example in examples)
+        slices = tuple(slice_of(example, may_be_bare=True) for example in examples)
     except ImageError as err:  # it was readable when the data set was read
         raise ImageError(f"{examples[0].name} and the slices after it: {err}") from err
     finding: Finding = predictor.predict(Series(slices))
@@ -284,7 +284,7 @@ def _write_predictions(path: Path, examples: Sequence[Example], probabilities: n
         table = csv.writer(file)
         table.writerow(PREDICTIONS)
         for example in in_scan_order([*examples, *unread]):
-            row = [example.name, example.label, example.patient, example.slice, probability_of.get(example.name)]
+            row = [example.name, example.label, example.scan_name, example.slice, probability_of.get(example.name)]
             table.writerow(["" if value is None else value for value in row])
     unfinished.replace(path)
 
@@ -302,7 +302,7 @@ def _rows(examples: Sequence[Example], scans: np.ndarray, slices: Level, patient
                     "dataset": example.dataset,
                     "filename": "" if whole else example.name,
                     "label": "" if level.labels[number] == UNKNOWN else int(level.labels[number]),
-                    "patient": example.patient or "",
+                    "patient": example.scan_name,
                     "slice": "" if whole or example.slice is None else example.slice,
                     "group": level.groups[number],
                     "probability": repr(float(level.probabilities[number])),

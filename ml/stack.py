@@ -27,16 +27,8 @@ class Slabs(Sequence[Slice]):
 
     def __init__(self, series: Series) -> None:
         self._slices = series.slices
-        count = len(series.slices)
         even = series.distance_mm if series.distance_mm is not None else THIN_MM
-        steps_mm = np.array(series.steps_mm or [even] * (count - 1))
-        ends = [*(np.flatnonzero(steps_mm >= THIN_MM) + 1), count]
-        starts: list[int] = []
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):  # a run of thin slices, or one slice
-            thickness_mm = float(np.median(steps_mm[start : end - 1])) if end - start > 1 else SLAB_MM
-            slabs = max(round((end - start) * thickness_mm / SLAB_MM), 1)
-            starts += [int(first) for first in np.linspace(start, end, slabs + 1).round()[:-1]]
-        self._starts = np.array([*starts, count])
+        self._starts = slab_starts(np.array(series.steps_mm or [even] * (len(series.slices) - 1)))
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -52,10 +44,7 @@ class Slabs(Sequence[Slice]):
         members = self._slices[self._starts[index] : self._starts[index + 1]]
         if len(members) == 1:
             return members[0]
-        mean: FloatArray = np.zeros_like(members[0].pixels)
-        for member in members:
-            mean += member.pixels
-        return Slice(mean / np.float32(len(members)), members[0].unit, members[0].spacing_mm)
+        return mean_of(members)
 
     def number_of(self, slice_index: int) -> int:
         """Return the index of the slab to which a slice belongs."""
@@ -72,6 +61,26 @@ class Slabs(Sequence[Slice]):
     def per_slice(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return values of slabs (slabs,) as values of slices (slices,)."""
         return np.repeat(values, np.diff(self._starts))
+
+
+def slab_starts(steps_mm: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the index of each slab's first slice, and at last the number of slices; `steps_mm` is how far each lies from the next."""
+    count = len(steps_mm) + 1
+    ends = [*(np.flatnonzero(steps_mm >= THIN_MM) + 1), count]
+    starts: list[int] = []
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):  # a run of thin slices, or one slice
+        thickness_mm = float(np.median(steps_mm[start : end - 1])) if end - start > 1 else SLAB_MM
+        slabs = max(round((end - start) * thickness_mm / SLAB_MM), 1)
+        starts += [int(first) for first in np.linspace(start, end, slabs + 1).round()[:-1]]
+    return np.array([*starts, count])
+
+
+def mean_of(slices: Sequence[Slice]) -> Slice:
+    """Return the mean of neighbouring slices of one size and unit."""
+    mean: FloatArray = np.zeros_like(slices[0].pixels)
+    for one in slices:
+        mean += one.pixels
+    return Slice(mean / np.float32(len(slices)), slices[0].unit, slices[0].spacing_mm)
 
 
 def look_first(probabilities: NDArray[np.float32], threshold: float) -> list[int]:

@@ -25,6 +25,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ml.datasets import DatasetError, read_dataset
+from ml.examples import slice_of
 from ml.gate import AUTOENCODER, CARD, JUDGE, REFUSED_FROM, session
 from ml.gate.features import look_at, measure
 from ml.gate.network import IR_VERSION, OPSET, fit_judge, judge_to_onnx
@@ -33,7 +34,7 @@ from ml.gate.oddities.counterexamples import of_head
 from ml.gate.oddities.heads import phantom_heads, varied
 from ml.gate.results import Measured, intervals, write_results
 from ml.gate.views import VIEW_PX, errors, view_of
-from ml.images import FloatArray, ImageError, Slice, read_series
+from ml.images import FloatArray, ImageError, Slice
 from ml.models.reconstruction import Weights, fit_autoencoder, onnx_nodes
 
 MADE_EACH = 24  # pictures of a made family
@@ -83,7 +84,7 @@ def see_heads(folders: Sequence[Path]) -> tuple[list[Seen], list[Seen]]:
         dataset = read_dataset(folder)
         for number, example in enumerate(dataset.examples):
             try:
-                slice = read_series([example.path]).slices[0]
+                slice = slice_of(example)
             except ImageError:
                 continue  # blank slices above the crown
             plain.append(see(slice, dataset.name, "head CT"))

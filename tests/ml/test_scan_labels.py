@@ -71,7 +71,7 @@ def test_the_fingerprint_changes_with_the_label_of_a_scan(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("rows", "header", "patients", "sentence"),
     [
-        (LABELLED, "filename,label,patient", "patient,scan_label\np0,0\n", r"patients\.csv, line 2: .* has the label 0, but its slice p0-0"),
+        (LABELLED, "filename,label,patient", "patient,scan_label\np0,0\n", r"patients\.csv, line 2: .* has the label 0, but its slice p0"),
         ([("a.png", "", "1")], "filename,patient,scan_label", "", r"labels\.csv, line 2: a label of a scan needs a patient"),
         ([("a.png", "p", "1"), ("b.png", "p", "0")], "filename,patient,scan_label", "", "line 3: .* p has the label 0, and 1 in labels"),
         (WEAK, "filename,label,patient", "patient,scan_label\nw0,maybe\n", "the label of the scan 'maybe' is neither 0 nor 1"),
