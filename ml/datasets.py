@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ml.examples import Example, sha256_of, slice_of
+from ml.catalogue import BLEEDING_TYPES
+from ml.examples import Example, scan_key, sha256_of, slice_of
 from ml.grouping import assign_groups, digest, look_at, near_duplicates
 from ml.images import BareImageError, ImageError, render
 from ml.layouts import DatasetError, find_examples
@@ -179,7 +180,13 @@ def _told_more(example: Example) -> str:
 
 
 def explore(dataset: Dataset) -> dict[str, object]:
-    """Describe a data set for a page or a terminal; every value can be written as JSON."""
+    """Describe a data set for a page or a terminal; every value can be written as JSON.
+
+    Among the facts are:
+        scan_labels: how many scans are {"positive", "negative", "unknown"}, and of how many only the whole is labelled ("as_wholes"). An
+            image without a patient is a scan.
+        types: {type of bleeding: {"slices": n, "patients": n}}, empty where the data set tells of none.
+    """
     examples = dataset.examples
     widths, heights = np.array([e.width for e in examples]), np.array([e.height for e in examples])
     modes = sorted({example.mode for example in examples})
@@ -193,6 +200,8 @@ def explore(dataset: Dataset) -> dict[str, object]:
         "unknown": sum(example.label is None for example in examples),
         "patients": len({example.patient for example in examples if example.patient}),
         "groups": len({example.group for example in examples}),
+        **_scans_counted(examples),
+        "types": _types_counted(examples),
         "near_duplicates": [list(pair) for pair in dataset.near_duplicates],
         "sizes": {
             side: {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}
@@ -201,6 +210,30 @@ def explore(dataset: Dataset) -> dict[str, object]:
         "modes": {mode: sum(example.mode == mode for example in examples) for mode in modes},
         "problems": list(dataset.problems),
     }
+
+
+def _scans_counted(examples: Sequence[Example]) -> dict[str, object]:
+    labels: dict[object, set[int | None]] = {}
+    wholes: dict[object, int] = {}
+    for example in examples:
+        labels.setdefault(scan_key(example), set()).add(example.label)
+        if example.scan_label is not None:
+            wholes[scan_key(example)] = example.scan_label
+    of_scans = [max((one for one in (*found, wholes.get(key)) if one is not None), default=None) for key, found in labels.items()]
+    counts = {name: of_scans.count(label) for name, label in (("positive", 1), ("negative", 0), ("unknown", None))}
+    return {"scans": len(labels), "scan_labels": counts | {"as_wholes": sum(labels[key] == {None} for key in wholes)}}
+
+
+def _types_counted(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
+    if all(example.types is None and example.scan_types is None for example in examples):
+        return {}
+    counted = {}
+    for name in BLEEDING_TYPES:
+        showing = [example for example in examples if name in (example.types or ())]
+        of_scans = [example for example in examples if name in (example.scan_types or ())]
+        patients = {example.patient or example.name for example in (*showing, *of_scans)}
+        counted[name] = {"slices": len(showing), "patients": len(patients)}
+    return counted
 
 
 def contact_sheet(dataset: Dataset, n: int = 24, max_px: int = 160) -> Image.Image:

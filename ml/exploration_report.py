@@ -153,6 +153,8 @@ def _facts(found: Mapping[str, Any]) -> str:
         "Without": found["negative"],
         "Without a label": found["unknown"],
         "Patients": found["patients"] or "not told",
+        "Scans": f"{found['scans']}: {_of_scans(found['scan_labels'])}",
+        "Types of bleeding": _of_types(found["types"]) or "not told",
         "Slices of a patient": f"{per_patient['min']}–{per_patient['max']}, median {per_patient['median']:g}"
         if per_patient
         else "not told",
@@ -167,6 +169,15 @@ def _facts(found: Mapping[str, Any]) -> str:
         + "".join(f'<tr><th scope="row">{name}</th><td>{escape(str(value))}</td></tr>' for name, value in rows.items())
         + "</table>"
     )
+
+
+def _of_scans(labels: Mapping[str, int]) -> str:
+    said = f"{labels['positive']} with hemorrhage, {labels['negative']} without, {labels['unknown']} without a label"
+    return f"{said}; {labels['as_wholes']} are labelled as wholes only" if labels["as_wholes"] else said
+
+
+def _of_types(types: Mapping[str, Mapping[str, int]]) -> str:
+    return ", ".join(f"{name}: {count['slices']} slices, {count['patients']} patients" for name, count in types.items())
 
 
 def _figure(path: Path, title: str, sentence: str) -> str:

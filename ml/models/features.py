@@ -150,8 +150,8 @@ def features_of(
     # slices of which nobody knows whether they bleed.
     wanted = task.train if learnt else np.flatnonzero(task.labels >= 0)
     if by_scan:
-        weak = task.weak if learnt else sorted(task.told)
-        wanted = np.flatnonzero(np.isin(task.scans, [*task.scans[wanted], *weak]))
+        weak = task.weak if learnt else np.array(sorted(task.told), np.int64)
+        wanted = np.flatnonzero(np.isin(task.scans, np.union1d(task.scans[wanted], weak)))
     model: keras.Model | None = None
     found = []
     for number in range(copies):

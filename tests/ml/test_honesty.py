@@ -169,3 +169,14 @@ def test_scans_of_a_series_architecture_are_copied_whole(tmp_path: Path, monkeyp
     leaked = leak(material, 3, tmp_path / "leaked", ignore)
     assert leaked.scans.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert leaked.labels.tolist() == [0, 1, 0, 0] * 3 and leaked.scan_labels.tolist() == [1, 0] * 3
+
+
+def test_labels_of_whole_scans_are_permuted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = patch(monkeypatch, honest)
+    told = {8 + scan: scan % 2 for scan in range(8)}
+    material = material_of([0, 1] * 8 + [UNKNOWN] * 16, tmp_path, [n // 2 for n in range(32)], {"controls": "cheap"}, told=told)
+    run_controls(material, examples_of(tmp_path, 16), False, 2, tmp_path, ignore)
+    found = [dict(task.told) for task in tasks]
+    assert all(set(one) == set(told) and sum(one.values()) == 4 for one in found)
+    assert any(one != told for one in found)
+    assert not leak(material, 2, tmp_path, ignore).told, "of scans without labelled slices no copy is made"

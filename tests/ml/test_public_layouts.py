@@ -8,7 +8,7 @@ import pytest
 
 import ml.rsna
 from ml.catalogue import BLEEDING_TYPES
-from ml.datasets import DatasetError, read_dataset
+from ml.datasets import DatasetError, explore, read_dataset
 from ml.examples import slice_of
 from ml.headers import read_header
 from ml.images import ImageError
@@ -221,3 +221,12 @@ def test_scans_of_cq500_stand_in_a_pool_beside_labelled_slices(cq500: Path, rsna
     pool = pool_datasets([read_dataset(rsna), read_dataset(cq500)], (), 0)
     assert len(pool.labels) == 6 + 14 and pool.told == {3: 1, 4: 0}
     assert not pool.known[6:].any() and pool.known[:6].all()
+
+
+def test_an_exploration_counts_scans_and_types(cq500: Path, rsna: Path) -> None:
+    of_slices, of_wholes = explore(read_dataset(rsna)), explore(read_dataset(cq500))
+    assert of_slices["scans"] == 3 and of_slices["scan_labels"] == {"positive": 1, "negative": 2, "unknown": 0, "as_wholes": 0}
+    assert of_slices["patients"] == 2 and of_slices["types"]["subdural"] == {"slices": 2, "patients": 1}
+    assert of_slices["types"]["intraventricular"] == {"slices": 0, "patients": 0}
+    assert of_wholes["scans"] == 2 and of_wholes["scan_labels"] == {"positive": 1, "negative": 1, "unknown": 0, "as_wholes": 2}
+    assert of_wholes["types"]["subdural"] == {"slices": 0, "patients": 1}

@@ -136,3 +136,8 @@ def test_the_command_writes_a_table_for_each_data_set(
     assert "head_ct.csv: 3 rows" in capsys.readouterr().out
     assert main([str(model), "--out", str(tmp_path)]) == 2
     assert "A run needs a protocol" in capsys.readouterr().err
+
+
+def test_a_set_of_labelled_scans_alone_has_rows_of_patients_only(tiny_model: Callable[..., Path]) -> None:
+    model = tiny_model(metrics_by_dataset={"slices": figures(0.9)}, patient_metrics_by_dataset={"wholes": figures(0.8, 40)})
+    assert {row["level"] for row in rows_of_run(model, "5-fold by patient")["wholes"]} == {"patient"}

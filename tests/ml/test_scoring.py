@@ -356,3 +356,14 @@ def test_a_damaged_table_of_answers_is_named(patients: Path, tiny_model: Model, 
     table.write_text(table.read_text()[:-30])
     with pytest.raises(DatasetError, match="is a damaged table of answers"):
         compare([tmp_path / "out"])
+
+
+def test_a_patient_without_labelled_slices_is_judged_by_the_label_of_the_scan(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    table = patients / "labels.csv"
+    table.write_text(table.read_text().replace("4.png,1,", "4.png,,").replace("5.png,1,", "5.png,,"))
+    (patients / "patients.csv").write_text("patient,scan_label\nc,1\nd,0\n")
+    result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
+    assert result["slice"]["auroc"]["n"] == 5 and result["patient"]["auroc"]["n"] == 4
+    assert result["patient"]["auroc"]["value"] == 1.0, "as where the slices of c are labelled"
+    of_patients = {row["patient"]: row["label"] for row in rows_of(tmp_path / "out" / "answers.csv") if row["level"] == "patient"}
+    assert of_patients == {"a": "1", "b": "0", "c": "1", "d": "0"}

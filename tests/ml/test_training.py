@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ from ml.artifacts import ArtifactError, read_card, write_model
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, SettingError
 from ml.cross_validation import Material
 from ml.datasets import Dataset, DatasetError, read_dataset
+from ml.examples import Example
 from ml.images import read_series
 from ml.inference import Predictor
 from ml.models import UNKNOWN
@@ -275,3 +277,32 @@ def test_an_autoencoder_starts_from_random_weights_whatever_is_given(
     with pytest.raises(TrainingStopped):
         train(TrainConfig("autoencoder", {"folds": "2"}, init="starter"), [phantoms], tmp_path / "out")
     assert started[0].init == "random" and started[0].unseen.all()
+
+
+def labelled_as_wholes(phantoms: Dataset) -> Dataset:
+    """Sixteen patients of two slices each: of the last six only the whole is labelled."""
+
+    def in_a_scan(number: int) -> Example:
+        example, scan = phantoms.examples[number], number // 4 * 2 + number % 2
+        told = {"label": None, "scan_label": scan % 2} if scan >= 10 else {}
+        return replace(example, patient=f"s{scan:02d}", slice=number // 2 % 2, group=f"phantoms/s{scan:02d}", **told)
+
+    return replace(phantoms, examples=tuple(in_a_scan(number) for number in range(PHANTOMS)))
+
+
+@pytest.mark.parametrize(("architecture", "quick"), [("cnn_gru", {"epochs": "1", "units": "4", "projection": "8"}), ("alexnet_svm", {})])
+def test_scans_that_are_labelled_as_wholes_are_judged_as_patients_by_every_architecture(
+    phantoms: Dataset, tmp_path: Path, architecture: str, quick: dict[str, str]
+) -> None:
+    settings = {"folds": "2", "layer": "conv3", "augmentation": "1", "controls": "none", "input_size": "160", **quick}
+    dataset = labelled_as_wholes(phantoms)
+    card = train(TrainConfig(architecture, settings, init="random"), [dataset], tmp_path)
+    assert card.metrics["auroc"]["n"] == 20 and card.patient_metrics["auroc"]["n"] == 16 == card.data["scans"]
+    seen = {picture for picture, _ in json.loads((tmp_path / "model" / "seen.json").read_bytes())["head"]}
+    weak = {example.sha256[:16] for example in dataset.examples if example.scan_label is not None}
+    what = "teach the answer for a scan" if architecture == "cnn_gru" else "taught nothing, since this architecture learns from slices"
+    assert f"6 scans are labelled as wholes only: they {what}, are judged as patients, and are in no slice figure." in card.notes
+    assert len(weak) == 12 and (weak <= seen if architecture == "cnn_gru" else not weak & seen)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        patients = {row["patient"]: row["label"] for row in csv.DictReader(file) if row["level"] == "patient"}
+    assert patients["s10"] == "0" and patients["s15"] == "1"

@@ -42,7 +42,10 @@ class ImportDatasetForm(FlaskForm):
     archive = FileField(
         "ZIP file",
         validators=[FileRequired("Choose a ZIP file.")],
-        description="Kaggle's head_ct layout, a manifest (filename, label and perhaps patient and slice), or one folder a class.",
+        description=(
+            "A manifest (filename, label and perhaps patient, slice, scan_label), one folder a class, or the layout of Kaggle's head_ct, "
+            "of the RSNA's challenge of 2019, or of CQ500."
+        ),
     )
 
 

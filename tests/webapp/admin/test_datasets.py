@@ -127,6 +127,9 @@ class TestDatasets:
         explored = {
             **EXPLORATION,
             "slices_per_patient": {"min": 1, "median": 2.5, "max": 4},
+            "scans": 9,
+            "scan_labels": {"positive": 4, "negative": 3, "unknown": 2, "as_wholes": 5},
+            "types": {"epidural": {"slices": 6, "patients": 2}},
             "histograms": {"positive": [0.25, 0.75], "negative": []},
             "probes": [
                 {"name": "file <size>", "auroc": figure, "accuracy": figure, "majority": 0.58, "suspicious": True},
@@ -137,6 +140,7 @@ class TestDatasets:
             id = add_dataset("mine", exploration=explored)
         page = admin.get(f"/admin/datasets/{id}").text
         shown = ("file &lt;size&gt;", "0.830<br>", "(0.750–0.900)", "0.580", "fewer than two groups of a class", "1–4, median 2.5")
+        shown += ("9: 4 with hemorrhage, 3 without, 2 without a label; 5 are labelled as wholes only", "6 slices, 2 patients")
         for part in shown:
             assert part in page
         assert page.count("above chance</td>") == 1
