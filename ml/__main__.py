@@ -114,6 +114,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             "probability": None,
             "threshold": predictor.card.threshold,
             "positive": None,
+            "types": None,
             "error": None,
         }
         try:
@@ -124,6 +125,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             if finding.refused:
                 sys.stderr.write(f"{path}: {NOT_HEAD_CT}\n")
             row |= {"probability": finding.probability, "threshold": finding.threshold, "positive": finding.positive}
+            row["types"] = dict(finding.types)
         except ImageError as err:
             row["error"] = str(err)
         rows.append(row)

@@ -4,6 +4,8 @@
     features.onnx    "images" float32 (N, size, size, 1) -> "maps" float32 (N, h, w, c)
     head.onnx        "maps" float32 (N, h, w, c), the slices of one scan in order
                      -> "slice_probability" float32 (N,), "scan_probability" float32 (1,), both calibrated
+    types.onnx       optional: "maps", "slice_probability", "scan_probability" of one scan
+                     -> "slice_types" float32 (N, k), "scan_types" float32 (k,): the types of bleeding that the card names
     seen.json        optional: {"images": [[sha256 first 16 hex, dhash 16 hex], ...]}, every image that training saw
 
 The card names the sha256 of every other file and of itself, and the model's id is made of the files', so a folder that was cut short, mixed
@@ -22,14 +24,16 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ml.catalogue import BLEEDING_TYPES
+
 FORMAT = 1
-CARD, FEATURES, HEAD, SEEN = "card.json", "features.onnx", "head.onnx", "seen.json"
+CARD, FEATURES, HEAD, TYPES, SEEN = "card.json", "features.onnx", "head.onnx", "types.onnx", "seen.json"
 MAX_CARD_BYTES = 8 * 2**20
 READS = ("slice", "series")
 ABSENT = -1.0
 LATER_FIELDS = frozenset(
     ("scan_threshold", "scan_uncertain_low", "scan_uncertain_high", "patient_metrics", "patient_metrics_by_dataset", "band", "controls")
-) | {"blocked_because", "seconds", "heat_maps", "checksum"}
+) | {"blocked_because", "seconds", "heat_maps", "checksum", "types"}
 """Fields that cards of the first versions do not have; they are read with their defaults."""
 
 
@@ -57,6 +61,10 @@ class Card:
         band: {"slice", "patient"}: how often answers outside the uncertain band were right, `ml.calibration.trust_in_zones`.
         controls: what `ml.honesty` found.
         heat_maps: how often those of rightly found hemorrhages, out of fold, held `ml.pointing`'s tests.
+        types: where the data tell types of bleeding, for each of `ml.catalogue.BLEEDING_TYPES`: "given", whether the model tells it;
+            "slices" and "patients" that show it, of "of_slices" and "of_patients" whose types are known; then either "slice" and
+            "patient" with "auroc", "ece" and "auroc_among_bleeding" out of fold, or, where few patients show it, "scores": each one's
+            "probability" and "rank" among "of" patients, null where its fold told no such type.
         blocked_because: a sentence if the controls forbid promotion, else empty.
         roc: [false positive rate, true positive rate] pairs of slices, at most 200 (of the first repeat).
         confusion: tp, fp, tn, fn of slices at the folds' thresholds (of the first repeat).
@@ -93,6 +101,7 @@ class Card:
     band: dict[str, Any] = field(default_factory=dict)
     controls: list[dict[str, Any]] = field(default_factory=list)
     heat_maps: dict[str, Any] = field(default_factory=dict)
+    types: dict[str, Any] = field(default_factory=dict)
     blocked_because: str = ""
     seconds: float = 0.0
     command: str = ""
@@ -138,9 +147,16 @@ class Card:
                 raise ArtifactError(
                     f"The model's threshold {threshold} and uncertain band {low} to {high} must lie in order within 0 and 1."
                 )
+        if not all(isinstance(found, dict) for found in card.types.values()):
+            raise ArtifactError(f"The model's {CARD} does not say which types of bleeding it tells.")
         if card.checksum and card.checksum != _checksum(read):
             raise ArtifactError(f"The model's {CARD} is not what was written: its sha256 differs from the one in it.")
         return card
+
+    @property
+    def told_types(self) -> tuple[str, ...]:
+        """The types of bleeding that types.onnx tells, in its order."""
+        return tuple(name for name in BLEEDING_TYPES if self.types.get(name, {}).get("given"))
 
     def point_of(self, slices: int) -> tuple[float, float, float]:
         """Return threshold and uncertain band (low, high) for a scan of that many slices."""

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from ml.calibration import OperatingPoint, operating_point, zones
+from ml.catalogue import BLEEDING_TYPES
 from ml.checkpoints import load_json, save_json
 from ml.evaluation import auroc
 from ml.folds import splits
+from ml.known_types import KnownTypes
 from ml.models import UNKNOWN, FitTask, Fitted, HeldOut, fit_of
+from ml.models.bleeding_types import fit_types, of_scan
 from ml.pointing import judge_heat_maps
 
 MOST_HEAT_MAPS = 50  # tested in a fold: they take about ten seconds
@@ -28,7 +31,10 @@ Tell = Callable[[str, float, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Material:
-    """What all fits of a cross-validation have in common, as in `ml.models.FitTask`; `unseen` is its `held_out_allowed`."""
+    """What all fits of a cross-validation have in common, as in `ml.models.FitTask`; `unseen` is its `held_out_allowed`.
+
+    `types` is what is known of types of bleeding; None where nobody asks about them.
+    """
 
     architecture: str
     settings: Mapping[str, Any]
@@ -44,6 +50,7 @@ class Material:
     shared: Path
     reuse: Path | None = None
     told: Mapping[int, int] = field(default_factory=dict)
+    types: KnownTypes | None = None
 
     @property
     def judged(self) -> np.ndarray:
@@ -140,6 +147,7 @@ class Answers:
         at: (n,) position of the slice, or number of the scan.
         labels, groups, sources: (n,).
         probabilities, predicted, zones, folds: (repeats, n); a zone is -1 below, 0 in, 1 above the fold's uncertain band.
+        types: (repeats, n, 5) probabilities of the types of bleeding; NaN where the fold's model does not tell them.
     """
 
     at: np.ndarray
@@ -150,10 +158,11 @@ class Answers:
     predicted: np.ndarray
     zones: np.ndarray
     folds: np.ndarray
+    types: np.ndarray
 
     def among(self, chosen: np.ndarray) -> Answers:
         """Return the answers where `chosen`, bool (n,), is true."""
-        rows = (self.probabilities, self.predicted, self.zones, self.folds)
+        rows = (self.probabilities, self.predicted, self.zones, self.folds, self.types)
         one = (self.at, self.labels, self.groups, self.sources)
         return Answers(*(values[chosen] for values in one), *(values[:, chosen] for values in rows))
 
@@ -196,6 +205,7 @@ class _Level:
             "predicted": np.zeros(shape, bool),
             "zones": np.zeros(shape, np.int64),
             "folds": np.full(shape, -1),
+            "types": np.full((*shape, len(BLEEDING_TYPES)), np.nan),
         }
 
     def write(self, repeat: int, fold: int, answers: Mapping[str, Sequence[float]]) -> None:
@@ -203,6 +213,8 @@ class _Level:
         for name in ("decisions", "probabilities", "predicted", "zones"):
             self.columns[name][repeat, places] = answers[name]
         self.columns["folds"][repeat, places] = fold
+        if "types" in answers:
+            self.columns["types"][repeat, places] = answers["types"]
 
     def answers(self, labels: np.ndarray, groups: np.ndarray, sources: np.ndarray) -> Answers:
         there = np.asarray((self.columns["folds"] >= 0).all(axis=0))
@@ -262,6 +274,8 @@ def cross_validate(
                 train, wholes = np.concatenate([always, split.learn]), np.concatenate([always_weak, split.learn_weak])
                 fitted = material.fit(train, checkpoint / name, report, wholes)
                 done = _answers_of(material, fitted, split.held, split.held_weak)
+                if material.types is not None:
+                    _add_types(done, material, material.types, fitted, train)
                 if test_heat_maps and repeat == 0:
                     done["heat_maps"] = _heat_maps_of(material, fitted, done["slices"])
                 done |= {"seconds": time.monotonic() - began, "learnt_features": fitted.learnt_features, "chosen": dict(fitted.chosen)}
@@ -298,6 +312,21 @@ def _answers_of(material: Material, fitted: Fitted, test: np.ndarray, weak: np.n
         "threshold": of_slices.threshold,
         "scan_threshold": of_scans.threshold,
     }
+
+
+def _add_types(answers: dict[str, Any], material: Material, types: KnownTypes, fitted: Fitted, part: np.ndarray) -> None:
+    """Add to a fold's answers what a head fitted to the training part tells of the types of bleeding."""
+    of_slices, _ = material.operating_points(fitted)
+    found = fit_types(fitted.descriptions, types.slices, material.groups, part).of_slices(
+        fitted.descriptions, of_slices.platt(fitted.decisions)
+    )
+    slices, scans = answers["slices"], answers["scans"]
+    slices["types"] = found[slices["at"]].tolist()
+    ends = np.append(material.first_of_scan, len(found))
+    scans["types"] = [
+        of_scan(found[ends[scan] : ends[scan + 1]], probability).tolist()
+        for scan, probability in zip(scans["at"], scans["probabilities"], strict=True)
+    ]
 
 
 def _heat_maps_of(material: Material, fitted: Fitted, answers: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:

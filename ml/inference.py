@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
-from ml.artifacts import FEATURES, HEAD, ArtifactError, read_card
+from ml.artifacts import FEATURES, HEAD, TYPES, ArtifactError, read_card
 from ml.explain import occlusion, place
 from ml.gate import REFUSED_FROM, gate
 from ml.graphs import require_self_contained
@@ -19,6 +19,7 @@ from ml.preprocessing import Frame, InputSpec, to_input
 from ml.stack import Slabs, look_first
 
 NOT_HEAD_CT = "This does not look like a head CT, and what a model answers about anything else means nothing."
+NO_PROBABILITIES = "The model's answer is no probability for each slice and one for the scan."
 CHUNK = 16  # slices in one run of the convolutions: more is no faster on one core and only costs memory
 NEIGHBOURS = 4
 """Slices to each side among which a series model's heat map is made. Further ones do not move it (on six scans of ct_ich the maps correlate
@@ -42,6 +43,8 @@ class Finding:
         not_head_ct: how little the scan looks like a head CT, 0..1, whatever the model; 0 where nobody asked.
         refused: it looks so little like one that the answer means nothing; a warning says so.
         first_slices: the indices of up to five slices to look at first, the most probable one first (`ml.stack.look_first`).
+        types: the probability of each type of bleeding that the model tells, by its name; none is above that of a hemorrhage.
+        slice_types: the same for each slice, by the type's name.
     """
 
     probability: float
@@ -53,6 +56,8 @@ class Finding:
     not_head_ct: float = 0.0
     refused: bool = False
     first_slices: tuple[int, ...] = ()
+    types: Mapping[str, float] = field(default_factory=dict)
+    slice_types: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class Predictor:
@@ -74,8 +79,14 @@ class Predictor:
             self.spec = InputSpec.from_dict(self.card.preprocessing)
         except ValueError as err:
             raise ArtifactError(str(err)) from err
-        self._features = _load(model_dir / FEATURES, threads, "images", ("maps",))
-        self._head = _load(model_dir / HEAD, threads, "maps", ("slice_probability", "scan_probability"))
+        self._features = _load(model_dir / FEATURES, threads, ("images",), ("maps",))
+        answers = ("slice_probability", "scan_probability")
+        self._head = _load(model_dir / HEAD, threads, ("maps",), answers)
+        self._types: onnxruntime.InferenceSession | None = None
+        if self.card.told_types:
+            if TYPES not in self.card.files:
+                raise ArtifactError(f"The model's card names types of bleeding that it tells, but no {TYPES}.")
+            self._types = _load(model_dir / TYPES, threads, ("maps", *answers), ("slice_types", "scan_types"))
 
     def predict(
         self,
@@ -195,17 +206,27 @@ class Predictor:
     def _answer(self, maps: FloatArray) -> tuple[FloatArray, float]:
         """Return the probability of each slice (n,) and of the scan, from the maps (n, h, w, c) of one scan."""
         slices, scan = self._head.run(["slice_probability", "scan_probability"], {"maps": maps})
-        slices, scan = np.asarray(slices, np.float32), np.asarray(scan, np.float32)
-        answers = np.append(slices, scan)
-        # Half a millionth of rounding is forgiven; NaN fails both comparisons.
-        if slices.shape != (len(maps),) or scan.shape != (1,) or not ((answers >= -1e-6) & (answers <= 1 + 1e-6)).all():
-            raise ArtifactError("The model's answer is no probability for each slice and one for the scan.")
-        return np.clip(slices, 0, 1), float(np.clip(scan[0], 0, 1))
+        if slices.shape != (len(maps),) or scan.shape != (1,):
+            raise ArtifactError(NO_PROBABILITIES)
+        return _probabilities(slices), float(_probabilities(scan)[0])
+
+    def _types_of(self, maps: FloatArray, slices: FloatArray, probability: float) -> tuple[FloatArray, FloatArray]:
+        """Return the probability of each type in each slice (n, k) and in the scan (k,), where those of a hemorrhage are given."""
+        told = len(self.card.told_types)
+        if self._types is None:
+            return np.zeros((len(maps), 0), np.float32), np.zeros(0, np.float32)
+        given = {"maps": maps, "slice_probability": slices, "scan_probability": np.array([probability], np.float32)}
+        of_slices, of_scan = self._types.run(["slice_types", "scan_types"], given)
+        if of_slices.shape != (len(maps), told) or of_scan.shape != (told,):
+            raise ArtifactError(NO_PROBABILITIES)
+        return _probabilities(of_slices), _probabilities(of_scan)
 
     def _finding(self, series: Series, stack: Slabs, maps: FloatArray, headless: int, notes: Sequence[str]) -> Finding:
         answers, probability = self._answer(maps)
         if len(answers) == 1:
             probability = float(answers[0])
+        slice_types, types = self._types_of(maps, answers, probability)
+        slice_types = stack.per_slice(slice_types)
         threshold, low, high = self.card.point_of(len(answers))
         warnings = [*series.warnings, *notes]
         if headless == len(maps):  # the lowest and highest slices of a series often show none, and that is no news
@@ -223,10 +244,19 @@ class Predictor:
             not_head_ct=not_head_ct,
             refused=refused,
             first_slices=tuple(stack.middle_of(number) for number in look_first(answers, self.card.threshold)),
+            types=dict(zip(self.card.told_types, types.tolist(), strict=True)),
+            slice_types={name: tuple(slice_types[:, number].tolist()) for number, name in enumerate(self.card.told_types)},
         )
 
 
-def _load(path: Path, threads: int, takes: str, gives: tuple[str, ...]) -> onnxruntime.InferenceSession:
+def _probabilities(answers: FloatArray) -> FloatArray:
+    # Half a millionth of rounding is forgiven; NaN fails both comparisons.
+    if not ((answers >= -1e-6) & (answers <= 1 + 1e-6)).all():
+        raise ArtifactError(NO_PROBABILITIES)
+    return np.clip(np.asarray(answers, np.float32), 0, 1)
+
+
+def _load(path: Path, threads: int, takes: tuple[str, ...], gives: tuple[str, ...]) -> onnxruntime.InferenceSession:
     require_self_contained(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -241,6 +271,7 @@ def _load(path: Path, threads: int, takes: str, gives: tuple[str, ...]) -> onnxr
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
         raise ArtifactError(f"The model's {path.name} is no graph that ONNX Runtime can load.") from err
-    if [item.name for item in session.get_inputs()] != [takes] or not set(gives) <= {item.name for item in session.get_outputs()}:
-        raise ArtifactError(f"The model's {path.name} must take {takes!r} and give {' and '.join(map(repr, gives))}.")
+    if tuple(item.name for item in session.get_inputs()) != takes or not set(gives) <= {item.name for item in session.get_outputs()}:
+        taken, given = (" and ".join(map(repr, names)) for names in (takes, gives))
+        raise ArtifactError(f"The model's {path.name} must take {taken} and give {given}.")
     return session

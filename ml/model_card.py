@@ -58,6 +58,7 @@ def _lines(card: Card) -> Iterator[str]:
     yield f"of those without, {counts['tn']} were called negative and {counts['fp']} positive."
     yield from _band(card.band)
     yield from _heat_maps(card.heat_maps)
+    yield from _types(card.types)
     yield ""
     check = card.export_check
     yield f"Exported graphs and what was trained differ by at most {check['largest_difference']:.1e} (limit {check['limit']:.0e})."
@@ -102,6 +103,33 @@ def _heat_maps(heat_maps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield "Heat maps of hemorrhages that were found, out of fold:"
         yield ""
         yield from (f"- {HEAT_MAPS[name]}: {_cell(found)} of {found['n']}." for name, found in heat_maps.items())
+
+
+def _types(types: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield how well each type of bleeding is told, out of fold; of a type that few patients show, what each of them got."""
+    if not types:
+        return
+    yield ""
+    yield "Type of bleeding, on slices and patients whose types are known, those without blood among them:"
+    yield ""
+    yield "| type | told | slices | patients | AUROC of slices | of patients | of patients who bleed | calibration error of patients |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name, found in types.items():
+        counts = f"{found['slices']} of {found['of_slices']} | {found['patients']} of {found['of_patients']}"
+        figures = ["few patients", "–", "–", "–"]
+        if "slice" in found:
+            of_patients = found["patient"]
+            shown = found["slice"]["auroc"], of_patients["auroc"], of_patients["auroc_among_bleeding"], of_patients["ece"]
+            figures = [_cell(entry) for entry in shown]
+        yield f"| {name} | {'yes' if found['given'] else 'no'} | {counts} | {' | '.join(figures)} |"
+    for name, found in types.items():
+        if found.get("scores"):
+            scores = ", ".join(
+                "no answer" if score["rank"] is None else f"{score['probability']:.3f} (rank {score['rank']} of {score['of']})"
+                for score in found["scores"]
+            )
+            yield ""
+            yield f"Patients with {name} bleeding: {scores}."
 
 
 def _controls(card: Card) -> Iterator[str]:

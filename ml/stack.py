@@ -59,8 +59,8 @@ class Slabs(Sequence[Slice]):
         return int(self._starts[index] + self._starts[index + 1] - 1) // 2
 
     def per_slice(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return values of slabs (slabs,) as values of slices (slices,)."""
-        return np.repeat(values, np.diff(self._starts))
+        """Return values of slabs (slabs, ...) as values of slices (slices, ...)."""
+        return np.repeat(values, np.diff(self._starts), axis=0)
 
 
 def slab_starts(steps_mm: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -12,36 +12,37 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime
 
 from ml import evaluation
 from ml.answers import write_predictions
-from ml.artifacts import FEATURES, HEAD, SEEN, Card, read_card, write_model
-from ml.calibration import Platt, trust_in_zones
+from ml.artifacts import SEEN, TYPES, Card, read_card, write_model
+from ml.calibration import trust_in_zones
 from ml.catalogue import SettingError, architecture_named
 from ml.checkpoints import load_json, save_json
 from ml.cross_validation import Answers, Judgement, Material, cross_validate
 from ml.datasets import Dataset
+from ml.export_check import check_export
 from ml.grouping import digest
 from ml.honesty import blocked_because, run_controls
 from ml.inputs import read_inputs
-from ml.models import Fitted
+from ml.known_types import known_types
+from ml.models.bleeding_types import fit_types
 from ml.models.weights import load_weights
 from ml.pointing import summary
 from ml.preprocessing import InputSpec
 from ml.progress import Meter, Progress, TrainingStopped
 from ml.provenance import describe_weights, marks_of, seen_json, start_of
+from ml.type_figures import figures_of_types, write_types
 
 __all__ = ["Progress", "TrainConfig", "TrainingStopped", "train"]
 
-EXPORT_LIMIT = 1e-4
 PROBE_IMAGES = 16
 LIBRARIES = ("numpy", "keras", "tensorflow", "scikit-learn", "onnx", "onnxruntime", "skl2onnx", "opencv-python-headless")
 LICENCE_NOTES = ("Research, non-commercial use only; not for diagnosis.",)
@@ -87,8 +88,8 @@ def train(
     Args:
         config: what to train.
         datasets: their images are pooled; slices with unknown labels stand in their scans and never train.
-        out_dir: gets `model` and `predictions.csv` (every out-of-fold answer, see `ml.answers`); `checkpoint` and `cache` in it
-            hold what is needed to continue and vanish at the end.
+        out_dir: gets `model`, `predictions.csv` (every out-of-fold answer, see `ml.answers`) and, where the data tell types of bleeding,
+            `types.csv` (those about types); `checkpoint` and `cache` in it hold what is needed to continue and vanish at the end.
         on_progress: told after every step.
         should_stop: asked at least every batch.
 
@@ -133,9 +134,11 @@ def train(
         shared=checkpoint,
         reuse=config.reuse,
         told=pool.told,
+        types=known_types(pool.examples, pool.scans),
     )
     judgement = cross_validate(material, folds, repeats, checkpoint, meter.between(*parts["folds"]), test_heat_maps=True)
-    controls = run_controls(material, pool.examples, judgement.learnt_features, folds, checkpoint, meter.between(*parts["controls"]))
+    of_labels = replace(material, types=None)  # controls ask about hemorrhage alone
+    controls = run_controls(of_labels, pool.examples, judgement.learnt_features, folds, checkpoint, meter.between(*parts["controls"]))
     began = time.monotonic()
     final_progress = meter.between(*parts["final"])
 
@@ -147,8 +150,13 @@ def train(
     of_slices, of_scans = material.operating_points(final)
     meter.tell("export", 0.97, {})
     files = final.export(of_slices.platt, of_scans.platt)
+    types = None
+    if material.types is not None:
+        types = fit_types(final.descriptions, material.types.slices, material.groups, material.learnable)
+        if types.names:
+            files[TYPES] = types.to_onnx()
     probe = np.linspace(0, len(inputs.images) - 1, min(PROBE_IMAGES, len(inputs.images))).astype(int)
-    export_check = check_export(files, final, of_slices.platt, of_scans.platt, np.asarray(inputs.images[probe]))
+    export_check = check_export(files, final, of_slices.platt, of_scans.platt, types, np.asarray(inputs.images[probe]))
     taught_whole = [pool.examples[at] for at in np.flatnonzero(np.isin(pool.scans, weak))] if architecture.reads == "series" else []
     files[SEEN] = seen_json([e for e in pool.examples if e.label is not None], seen, final.learnt_features, taught_whole)
     meter.tell("figures", 0.98, {})
@@ -186,6 +194,7 @@ def train(
         band={level: trust_in_zones(found.labels, found.zones) for level, found in _levels(judgement)},
         controls=controls,
         heat_maps=summary(judgement.heat_maps, material.groups, config.seed),
+        types=figures_of_types(material, judgement, types.names if types else ()),
         blocked_because=blocked_because(controls) or "",
         roc=evaluation.roc_points(judgement.slices.labels, judgement.slices.probabilities[0]),
         confusion=evaluation.confusion(judgement.slices.labels, judgement.slices.predicted[0]),
@@ -197,6 +206,7 @@ def train(
         notes=[*pool.notes, *_notes_on_weak(weak, architecture.reads), *config.notes],
     )
     write_predictions(out_dir / "predictions.csv", pool.examples, material, judgement)
+    write_types(out_dir / "types.csv", pool.examples, material, judgement)
     written = write_model(out_dir / "model", card, files)
     _clear(out_dir)
     meter.end()
@@ -253,24 +263,6 @@ def _claim_folder(out_dir: Path, identity: str) -> Card | None:
 def _clear(out_dir: Path) -> None:
     for name in ("checkpoint", "cache"):
         shutil.rmtree(out_dir / name, ignore_errors=True)
-
-
-def check_export(files: Mapping[str, bytes], final: Fitted, of_slices: Platt, of_scans: Platt, images: np.ndarray) -> dict[str, Any]:
-    """Compare what ONNX Runtime computes from the exported graphs with Keras and scikit-learn.
-
-    The images are read as one scan, and the first alone. Probabilities differ as they are, maps as a share of their largest value, since
-    single precision is relative.
-    """
-    features, head = (onnxruntime.InferenceSession(files[name]) for name in (FEATURES, HEAD))
-    largest = 0.0
-    for scan in (images, images[:1]):
-        maps, slices, whole = final.reference(scan, of_slices, of_scans)
-        found_maps = features.run(["maps"], {"images": scan})[0]
-        found_slices, found_whole = head.run(["slice_probability", "scan_probability"], {"maps": found_maps})
-        of_maps = float(np.abs(maps - found_maps).max() / max(float(np.abs(maps).max()), 1.0))
-        of_whole = abs(float(found_whole[0]) - float(whole))
-        largest = max(largest, of_maps, float(np.abs(slices - found_slices).max()), of_whole)
-    return {"largest_difference": largest, "limit": EXPORT_LIMIT, "passed": largest <= EXPORT_LIMIT}
 
 
 def _levels(judgement: Judgement) -> tuple[tuple[str, Answers], tuple[str, Answers]]:

@@ -101,6 +101,8 @@ class Fitted:
         reference: images of one scan, both calibrations -> (maps, slice probabilities, scan probability) as Keras and scikit-learn
             compute them: what the export must equal.
         learnt_features: True if the convolutions learnt from the training images.
+        descriptions: float32 (n, 2c), average and maximum of the maps of each slice, as `features.onnx` gives them; what tells types of
+            bleeding apart (`ml.models.bleeding_types`).
     """
 
     decisions: np.ndarray
@@ -110,6 +112,7 @@ class Fitted:
     export: Callable[[Platt, Platt], dict[str, bytes]]
     reference: Callable[[np.ndarray, Platt, Platt], tuple[np.ndarray, np.ndarray, float]]
     learnt_features: bool
+    descriptions: np.ndarray
 
 
 def fit_of(architecture: str) -> Callable[[FitTask], Fitted]:

@@ -21,7 +21,7 @@ from ml.calibration import Platt
 from ml.checkpoints import load_arrays, save_arrays
 from ml.models import FitTask, Fitted, reconstruction
 from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
-from ml.models.convolutions import IR_VERSION, OPSET, convolved, set_weights, weights_of
+from ml.models.convolutions import IR_VERSION, OPSET, convolved, pooled, set_weights, weights_of
 from ml.models.features import Extractor, child, restructuring_of
 from ml.models.fine_tuning import balanced_draws
 from ml.models.inner_folds import inner_folds
@@ -66,11 +66,13 @@ def fit(task: FitTask) -> Fitted:
         scores = np.asarray(head.predict_on_batch(maps), np.float64)
         return np.asarray(scores[:, 1] - scores[:, 0])
 
-    parts = []
+    parts, descriptions = [], []
     for begin in range(0, len(task.images), CHUNK):
         done = begin / len(task.images)
         task.report(MAPS_SHARE + TUNING_SHARE + (1 - MAPS_SHARE - TUNING_SHARE) * done, {})
-        parts.append(decided(features.predict_on_batch(np.asarray(task.images[begin : begin + CHUNK], np.float32))))
+        found_maps = np.asarray(features.predict_on_batch(np.asarray(task.images[begin : begin + CHUNK], np.float32)))
+        parts.append(decided(found_maps))
+        descriptions.append(pooled(found_maps, "both"))
     decisions = np.concatenate(parts)
     held_out = task.held_out or held_out_of(decisions, held, task.scans)
 
@@ -94,6 +96,7 @@ def fit(task: FitTask) -> Fitted:
         export=export,
         reference=reference,
         learnt_features=frozen < 5 or restructuring is not None,
+        descriptions=np.concatenate(descriptions),
     )
 
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from ml.calibration import Platt
 from ml.models import FitTask, Fitted
 from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
-from ml.models.convolutions import IR_VERSION, OPSET, mirrored
+from ml.models.convolutions import IR_VERSION, OPSET, mirrored, pooled
 from ml.models.features import Extractor
 from ml.models.fine_tuning import Tuned, slice_decisions
 from ml.models.inner_folds import inner_folds
@@ -33,10 +33,12 @@ def fit(task: FitTask) -> Fitted:
     tuned = tuned_convolutions(task, learn, LAYER, epochs, lambda share, figures: task.report(TUNING_SHARE * share, figures))
     extractor = Extractor(tuned.convolutions, LAYER, task.images.shape[1], normalises(task), None, learnt=True)
     features = mirrored(extractor.build())
-    parts = []
+    parts, descriptions = [], []
     for start in range(0, len(task.images), CHUNK):
         task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(task.images), {})
-        parts.append(_decided(features.predict_on_batch(np.asarray(task.images[start : start + CHUNK], np.float32)), tuned))
+        maps = np.asarray(features.predict_on_batch(np.asarray(task.images[start : start + CHUNK], np.float32)))
+        parts.append(_decided(maps, tuned))
+        descriptions.append(pooled(maps, "both"))
     decisions = np.concatenate(parts)
     held_out = task.held_out or held_out_of(decisions, held, task.scans)
 
@@ -57,6 +59,7 @@ def fit(task: FitTask) -> Fitted:
         export=export,
         reference=reference,
         learnt_features=extractor.learnt,
+        descriptions=np.concatenate(descriptions),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, product
 from typing import Any, Protocol
 
@@ -142,6 +142,7 @@ def answer(task: FitTask, source: Source, features: Features, choice: Choice, he
         export=export,
         reference=reference,
         learnt_features=source.learnt,
+        descriptions=features.of(replace(choice, pooling="both"))[0],
     )
 
 

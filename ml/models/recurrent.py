@@ -132,12 +132,19 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         export=export,
         reference=reference,
         learnt_features=extractor.learnt,
+        descriptions=pooled_rows(features[0]) if by_rows else features[0],
     )
 
 
 def rows_of(maps: np.ndarray) -> np.ndarray:
     """Return each row's average and maximum, float32 (n, h, 2c), from maps (n, h, w, c)."""
     return np.concatenate([maps.mean(axis=2), maps.max(axis=2)], axis=-1)
+
+
+def pooled_rows(rows: np.ndarray) -> np.ndarray:
+    """Return the average and maximum of whole maps, float32 (n, 2c), from those of their rows (n, h, 2c)."""
+    average, largest = np.split(rows, 2, axis=-1)
+    return np.concatenate([average.mean(axis=1), largest.max(axis=1)], axis=-1)
 
 
 def answers_of(network: Network, features: np.ndarray, scans: np.ndarray, by_rows: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -84,6 +84,34 @@ def head_graph(row: int = 2, column: int = 5, gain: float = 8.0, context: float 
     return _graph(nodes, {"maps": ["N", CELLS, CELLS, 1]}, {"slice_probability": ["N"], "scan_probability": [1]}, constants)
 
 
+def types_graph() -> bytes:
+    """Of what bleeds three quarters are epidural and a quarter is subdural bleeding; the scan has the largest slice's, within its own."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["slice_probability", "line"], ["bleeds"]),
+        helper.make_node("Mul", ["bleeds", "shares"], ["slice_types"]),
+        helper.make_node("ReduceMax", ["slice_types"], ["most"], axes=[0], keepdims=0),
+        helper.make_node("Min", ["most", "scan_probability"], ["scan_types"]),
+    ]
+    takes: dict[str, list[object]] = {"maps": ["N", CELLS, CELLS, 1], "slice_probability": ["N"], "scan_probability": [1]}
+    constants = {"line": np.array([1], np.int64), "shares": np.array([[0.75, 0.25]], np.float32)}
+    return _graph(nodes, takes, {"slice_types": ["N", 2], "scan_types": [2]}, constants)
+
+
+def types_judged() -> dict[str, dict[str, object]]:
+    """What a card says of types: epidural and subdural are told, the second of four patients, and the others are not."""
+    auroc, ece = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 40}, {"value": 0.05, "low": 0.02, "high": 0.1, "n": 40}
+    figures = {"auroc": auroc, "ece": ece, "auroc_among_bleeding": {"value": 0.6, "low": 0.5, "high": 0.7, "n": 20}}
+    counts = {"of_slices": 80, "of_patients": 40}
+    scores = [{"probability": 0.5, "rank": rank, "of": 40} for rank in (2, 7)] + [{"probability": None, "rank": None, "of": 40}]
+    found: dict[str, dict[str, object]] = {
+        "epidural": {"given": True, "slices": 12, "patients": 12, "slice": figures, "patient": figures},
+        "subdural": {"given": True, "slices": 4, "patients": 3, "scores": scores},
+    }
+    for name in ("subarachnoid", "intraparenchymal", "intraventricular"):
+        found[name] = {"given": False, "slices": 0, "patients": 0, "scores": []}
+    return {name: {**one, **counts} for name, one in found.items()}
+
+
 def _graph(nodes: list[object], takes: dict[str, list[object]], gives: dict[str, list[object]], constants: dict[str, np.ndarray]) -> bytes:
     def described(values: dict[str, list[object]]) -> list[object]:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in values.items()]
@@ -95,12 +123,16 @@ def _graph(nodes: list[object], takes: dict[str, list[object]], gives: dict[str,
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Callable[..., Path]:
-    """`tiny_model(head={...}, **card)` writes a model folder whose answer hangs on the brightness of one cell, and returns it."""
+    """`tiny_model(head={...}, **card)` writes a model folder whose answer hangs on the brightness of one cell, and returns it.
 
-    def write(head: dict[str, float] | bytes | None = None, **card: object) -> Path:
+    `types_onnx` is its graph of types, if it shall have one.
+    """
+
+    def write(head: dict[str, float] | bytes | None = None, types_onnx: bytes | None = None, **card: object) -> Path:
         folder = tmp_path / f"model-{len(list(tmp_path.iterdir()))}"
         head_bytes = head if isinstance(head, bytes) else head_graph(**(head or {}))
-        write_model(folder, a_card(**card), {"features.onnx": features_graph(), "head.onnx": head_bytes})
+        more = {} if types_onnx is None else {"types.onnx": types_onnx}
+        write_model(folder, a_card(**card), {"features.onnx": features_graph(), "head.onnx": head_bytes, **more})
         return folder
 
     return write

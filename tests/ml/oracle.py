@@ -36,8 +36,21 @@ def material_of(
     return Material(**given)  # type: ignore[arg-type]
 
 
-def fit_with(decide: Callable[[FitTask], np.ndarray], tasks: list[FitTask], learnt_features: bool = False) -> Callable[[FitTask], Fitted]:
-    """Return a `fit` whose raw decisions are those of `decide`; a scan's is its largest slice's. Its tasks are written to `tasks`."""
+def nothing(task: FitTask) -> np.ndarray:
+    """Describe each slice by zeros."""
+    return np.zeros((len(task.labels), 2), np.float32)
+
+
+def fit_with(
+    decide: Callable[[FitTask], np.ndarray],
+    tasks: list[FitTask],
+    learnt_features: bool = False,
+    describe: Callable[[FitTask], np.ndarray] = nothing,
+) -> Callable[[FitTask], Fitted]:
+    """Return a `fit` whose raw decisions are those of `decide`; a scan's is its largest slice's. Its tasks are written to `tasks`.
+
+    `describe` gives what types of bleeding are told from.
+    """
 
     def fit(task: FitTask) -> Fitted:
         tasks.append(task)
@@ -55,7 +68,8 @@ def fit_with(decide: Callable[[FitTask], np.ndarray], tasks: list[FitTask], lear
         def reference(images: np.ndarray, of_slices: Platt, of_scans: Platt) -> tuple[np.ndarray, np.ndarray, float]:
             raise NotImplementedError
 
-        return Fitted(decisions, of_scans, HeldOut(held, decisions[held], scans, of_scans[scans]), {}, export, reference, learnt_features)
+        held_out = HeldOut(held, decisions[held], scans, of_scans[scans])
+        return Fitted(decisions, of_scans, held_out, {}, export, reference, learnt_features, describe(task))
 
     return fit
 

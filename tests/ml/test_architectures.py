@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from ml.calibration import Platt
 from ml.catalogue import ARCHITECTURES
 from ml.models import Fitted, features, fit_of
+from ml.models.convolutions import pooled
 from ml.progress import TrainingStopped
 from tests.ml.tasks import largest_difference, task_of
 
@@ -51,6 +54,10 @@ def test_the_exported_graphs_answer_as_what_was_judged(name: str, fitted: dict[s
     found = fit(name, tmp_path, fitted)
     task = task_of(name, tmp_path)
     assert largest_difference(found, [task.images[:1], task.images[:5]]) < 1e-4
+    graph = onnxruntime.InferenceSession(found.export(Platt(1, 0), Platt(1, 0))["features.onnx"])
+    maps = graph.run(["maps"], {"images": task.images[:5]})[0]
+    np.testing.assert_allclose(found.descriptions[:5], pooled(maps, "both"), rtol=1e-3, atol=1e-3 * float(np.abs(maps).max()))
+    assert found.descriptions.shape == (32, 2 * maps.shape[-1])
     assert found.decisions.shape == found.scan_decisions.shape == (32,)
     assert set(found.held_out.slices.tolist()) <= set(range(24)) and set(task.labels[found.held_out.slices]) == {0, 1}
 

@@ -14,6 +14,7 @@ from ml.images import FloatArray, ImageError, Series, Slice, read_series, render
 from ml.inference import NOT_HEAD_CT, Predictor, Stopped
 from ml.phantoms import phantom
 from ml.preprocessing import NOT_STRIPPED, InputSpec
+from tests.ml.conftest import head_graph, types_graph, types_judged
 
 TinyModel = Callable[..., Path]
 CELL = 8  # px of the tiny model's input for one cell; it reads cell (2, 5) unless told otherwise
@@ -110,6 +111,25 @@ def test_a_single_thin_slab_is_judged_as_a_single_slice(tiny_model: TinyModel) -
     three = tuple(with_bright_cell(0.9) for _ in range(3))
     assert predictor.predict(Series(three, (), 1.0)).threshold == 0.5
     assert predictor.predict(Series(three, (), 5.0)).threshold == 0.99
+
+
+def test_types_of_bleeding_are_told_for_the_scan_and_each_slice(tiny_model: TinyModel) -> None:
+    series = Series((with_bright_cell(0.75), with_bright_cell(0.25)))
+    found = Predictor(tiny_model(types=types_judged(), types_onnx=types_graph())).predict(series)
+    assert found.types == {"epidural": pytest.approx(0.75 * found.probability), "subdural": pytest.approx(0.25 * found.probability)}
+    expected = [0.75 * value for value in found.slice_probabilities]
+    assert found.slice_types["epidural"] == pytest.approx(expected) and list(found.slice_types) == ["epidural", "subdural"]
+
+
+def test_each_thin_slice_has_the_types_of_its_slab(tiny_model: TinyModel) -> None:
+    thin = Series(tuple(with_bright_cell(brightness) for brightness in [0.8] * 5 + [0.1] * 5), (), 1.0)
+    found = Predictor(tiny_model(types=types_judged(), types_onnx=types_graph())).predict(thin)
+    assert found.slice_types["subdural"] == pytest.approx([0.25 * value for value in found.slice_probabilities])
+
+
+def test_a_model_without_types_tells_none(tiny_model: TinyModel) -> None:
+    found = Predictor(tiny_model()).predict(Series((with_bright_cell(0.75),)))
+    assert found.types == found.slice_types == {}
 
 
 def test_progress_is_told_in_slices_and_a_stop_is_obeyed_between_chunks(tiny_model: TinyModel) -> None:
@@ -219,6 +239,16 @@ def test_a_graph_with_other_names_is_an_artifact_error(tmp_path: Path, tiny_mode
     write_model(tmp_path / "mixed", make_card(), {"features.onnx": features, "head.onnx": features})
     with pytest.raises(ArtifactError, match=r"head\.onnx must take 'maps'"):
         Predictor(tmp_path / "mixed")
+
+
+def test_a_card_whose_types_have_no_graph_or_another_is_an_artifact_error(tiny_model: TinyModel) -> None:
+    with pytest.raises(ArtifactError, match=r"names types of bleeding that it tells, but no types\.onnx"):
+        Predictor(tiny_model(types=types_judged()))
+    with pytest.raises(ArtifactError, match=r"types\.onnx must take 'maps' and 'slice_probability' and 'scan_probability'"):
+        Predictor(tiny_model(types=types_judged(), types_onnx=head_graph()))
+    three = {**types_judged(), "intraventricular": {"given": True}}
+    with pytest.raises(ArtifactError, match="no probability for each slice"):
+        Predictor(tiny_model(types=three, types_onnx=types_graph())).predict(Series((with_bright_cell(0.75),)))
 
 
 def test_unknown_preprocessing_is_an_artifact_error(tiny_model: TinyModel) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from ml.artifacts import ArtifactError, Card
 from ml.model_card import model_card
+from tests.ml.conftest import types_judged
 
 MakeCard = Callable[..., Card]
 
@@ -57,6 +58,16 @@ def test_patients_thresholds_band_and_failures_are_told(make_card: MakeCard) -> 
     assert "weakest on b (AUROC of slices 0.700)" in text and "Not to be promoted" not in text
 
 
+def test_types_of_bleeding_are_told_with_their_figures_and_few_patients_one_by_one(make_card: MakeCard) -> None:
+    text = model_card(a_full_card(make_card, types=types_judged()))
+    figures = "0.800 (0.700 to 0.900) | 0.800 (0.700 to 0.900) | 0.600 (0.500 to 0.700) | 0.050 (0.020 to 0.100)"
+    assert f"| epidural | yes | 12 of 80 | 12 of 40 | {figures} |" in text
+    assert "| subdural | yes | 4 of 80 | 3 of 40 | few patients | – | – | – |" in text
+    assert "Patients with subdural bleeding: 0.500 (rank 2 of 40), 0.500 (rank 7 of 40), no answer." in text
+    assert "| intraventricular | no | 0 of 80 | 0 of 40 | few patients |" in text
+    assert "Type of bleeding" not in model_card(a_full_card(make_card))
+
+
 def test_a_blocked_model_says_so_first(make_card: MakeCard) -> None:
     assert "- **Not to be promoted.** It leaks." in model_card(a_full_card(make_card, blocked_because="It leaks."))
 
@@ -65,10 +76,11 @@ def test_a_card_of_the_first_version_is_read_and_judges_series_as_before(make_ca
     old = json.loads(a_full_card(make_card).to_json())
     for name in ("scan_threshold", "scan_uncertain_low", "scan_uncertain_high", "patient_metrics", "patient_metrics_by_dataset"):
         del old[name]
-    for name in ("band", "controls", "blocked_because", "seconds"):
+    for name in ("band", "controls", "blocked_because", "seconds", "types"):
         del old[name]
     card = Card.from_json(json.dumps(old))
     assert card.point_of(1) == card.point_of(30) == (0.5, 0.4, 0.6) and card.controls == []
+    assert card.types == {} and card.told_types == ()
     assert "## Controls" not in model_card(card) and "By patient" not in model_card(card)
     del old["threshold"]
     with pytest.raises(ArtifactError, match="does not give 'threshold'"):

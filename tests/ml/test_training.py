@@ -32,11 +32,13 @@ QUICK = {"folds": "2", "layer": "conv3", "pooling": "average"}
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Sixteen patients with hemorrhage, sixteen without, one slice each."""
     root = tmp_path_factory.mktemp("phantoms")
-    rows = ["filename,label,patient"]
+    rows = ["filename,label,patient,subtypes"]
     for seed in range(PHANTOMS):
         # From 36 on no two of these simple heads are so alike that they would be joined as the same picture.
         write_png(phantom(36 + seed, hemorrhage=seed % 2 == 1, size=128), root / f"{seed:02d}.png")
-        rows.append(f"{seed:02d}.png,{seed % 2},p{seed}")
+        rows.append(
+            f"{seed:02d}.png,{seed % 2},p{seed},{'' if seed % 2 == 0 else 'subdural' if seed % 6 == 5 or seed == 1 else 'epidural'}"
+        )
     (root / "labels.csv").write_text("\n".join(rows))
     return read_dataset(root, "phantoms")
 
@@ -51,7 +53,7 @@ def trained(phantoms: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def test_a_training_leaves_a_model_and_nothing_else(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
     out, _ = trained
-    assert sorted(path.name for path in out.iterdir()) == ["model", "predictions.csv"]
+    assert sorted(path.name for path in out.iterdir()) == ["model", "predictions.csv", "types.csv"]
     card = read_card(out / "model")
     assert card.architecture == "alexnet_svm" and card.reads == "slice" and card.seed == 1
     assert card.data["datasets"] == ["phantoms"]
@@ -67,6 +69,16 @@ def test_a_training_leaves_a_model_and_nothing_else(trained: tuple[Path, list[Pr
 def test_the_exported_model_computes_what_was_trained(trained: tuple[Path, list[Progress]]) -> None:
     check = read_card(trained[0] / "model").export_check
     assert check["passed"] and check["largest_difference"] <= check["limit"] == 1e-4
+
+
+def test_types_of_bleeding_are_judged_exported_and_served(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
+    card = read_card(trained[0] / "model")
+    assert card.told_types == ("epidural", "subdural") and "types.onnx" in card.files
+    assert card.types["epidural"]["patients"] == 10 and card.types["epidural"]["patient"]["auroc"]["n"] == 32
+    assert card.types["subdural"]["patients"] == 6 == len(card.types["subdural"]["scores"])
+    found = Predictor(trained[0] / "model").predict(read_series([phantoms.examples[1].path]))
+    assert found.types == {name: of_slices[0] for name, of_slices in found.slice_types.items()}
+    assert found.types["subdural"] < found.types["epidural"] < found.probability
 
 
 def test_the_model_is_served_and_tells_its_phantoms_apart(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
@@ -113,7 +125,7 @@ def test_a_finished_training_called_again_returns_its_card(trained: tuple[Path, 
     config = TrainConfig("alexnet_svm", QUICK, seed=1, init="random", command="python -m ml train …")
     (trained[0] / "cache").mkdir()
     assert train(config, [phantoms], trained[0]) == read_card(trained[0] / "model")
-    assert sorted(path.name for path in trained[0].iterdir()) == ["model", "predictions.csv"]
+    assert sorted(path.name for path in trained[0].iterdir()) == ["model", "predictions.csv", "types.csv"]
 
 
 def test_a_finished_model_is_never_written_over(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
