@@ -132,6 +132,8 @@ class Prediction(db.Model):
     slices: Mapped[list[float]] = mapped_column(JSON)  # A probability for each slice, in anatomical order.
     # Which of a series' slices to look at first; counted from 0.
     first_slices: Mapped[list[int] | None] = mapped_column(JSON)
+    # The types of bleeding that its model tells: name -> {"probability": of the scan, "slices": one for each slice}; none in what has none.
+    types: Mapped[dict[str, dict[str, Any]] | None] = mapped_column(JSON)
     seconds: Mapped[float]  # This scan's share of its batch's time in the model.
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     scan: Mapped[Scan] = relationship(back_populates="prediction")
@@ -170,6 +172,7 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
     prediction = scan.prediction
     if prediction is None:
         return None
+    types = prediction.types or {}
     return {
         "verdict": prediction.verdict,
         "positive": prediction.positive,
@@ -178,7 +181,11 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
         "threshold": prediction.threshold,
         "warnings": prediction.warnings,
         "model_version": {"id": prediction.model_version_id, "architecture": prediction.model_version.architecture},
-        "slices": [{"index": index, "probability": value} for index, value in enumerate(prediction.slices)],
+        "types": {name: told["probability"] for name, told in types.items()},
+        "slices": [
+            {"index": index, "probability": value, "types": {name: told["slices"][index] for name, told in types.items()}}
+            for index, value in enumerate(prediction.slices)
+        ],
         "first_slices": prediction.first_slices or [],
         "heatmap_slices": (prediction.heatmap and prediction.heatmap.slices) or [],
     }
