@@ -16,6 +16,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from webapp.audit import record, whose_request
+from webapp.bleeding import typed
 from webapp.deletion import delete_scan
 from webapp.extensions import db, limiter
 from webapp.forms import PhantomForm, ScanForm, is_id, page_number
@@ -81,7 +82,7 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
 def show(scan_id: str) -> str:
     """Show a scan and what is known of it by now."""
     scan = _own_scan(scan_id)
-    return render_template("scans/show.html", scan=scan, **_standing(scan), **_pictured(scan))
+    return render_template("scans/show.html", scan=scan, **_standing(scan), **_pictured(scan), **typed(scan.prediction))
 
 
 @blueprint.get("/scans/<scan_id>/progress")
@@ -92,7 +93,7 @@ def progress(scan_id: str) -> Response:
     standing = _standing(scan)
     if standing["open"] and standing["state"] == request.args.get("seen"):
         return Response(status=204)
-    page = Response(render_template("scans/_result.html", scan=scan, **standing, **_pictured(scan)))
+    page = Response(render_template("scans/_result.html", scan=scan, **standing, **_pictured(scan), **typed(scan.prediction)))
     if not standing["open"]:
         page.status_code = STOP_POLLING
     page.headers["Cache-Control"] = "no-store"

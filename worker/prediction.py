@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from flask import current_app
@@ -202,6 +203,7 @@ def write_verdicts(
             "warnings": list(finding.warnings),
             "slices": list(finding.slice_probabilities),
             "first_slices": list(finding.first_slices),
+            "types": types_of(finding),
             "seconds": seconds,
         }
         for scan_id, finding in findings.items()
@@ -218,6 +220,14 @@ def write_verdicts(
         leases.write(Scan, owner, odd, not_head_ct=by_scan(odd))
     leases.fail(Scan, owner, refused)
     return owned
+
+
+def types_of(finding: Finding) -> dict[str, dict[str, Any]]:
+    """Return what `Prediction.types` holds; to four digits, since a series has a thousand of these and no page shows more."""
+    return {
+        name: {"probability": round(probability, 4), "slices": [round(value, 4) for value in finding.slice_types[name]]}
+        for name, probability in finding.types.items()
+    }
 
 
 def by_scan(values: Mapping[str, float]) -> ColumnElement[float] | None:

@@ -20,6 +20,7 @@ from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.gate import GATE_DIR
 from ml.images import read_series
 from ml.phantoms import phantom, write_dicom, write_png
+from tests.ml.conftest import types_graph, types_judged
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +154,16 @@ def test_predict_never_refuses_what_is_no_head_ct_and_says_so(
     assert main(["predict", str(tiny_model()), str(tmp_path / "bars.png"), "--format", "json"]) == 0
     said = capsys.readouterr()
     (row,) = json.loads(said.out)
-    assert 0 <= row["probability"] <= 1 and row["error"] is None
+    assert 0 <= row["probability"] <= 1 and row["error"] is None and row["types"] == {}
     assert "does not look like a head CT" in said.err
+
+
+def test_predict_tells_the_types_of_bleeding(tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_png(phantom(1, hemorrhage=True, size=128), tmp_path / "a.png")
+    model = tiny_model(types=types_judged(), types_onnx=types_graph())
+    assert main(["predict", str(model), str(tmp_path / "a.png"), "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["types"] == pytest.approx({"epidural": 0.75 * row["probability"], "subdural": 0.25 * row["probability"]}, abs=1e-6)
 
 
 def test_predict_writes_a_table_with_a_series_as_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

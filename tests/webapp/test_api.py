@@ -272,11 +272,24 @@ def test_a_verdict_is_told_in_full(app: Flask, ann: FlaskClient) -> None:
         "threshold": 0.5,
         "warnings": ["Small."],
         "model_version": {"id": version_id, "architecture": "alexnet_svm"},
-        "slices": [{"index": 0, "probability": 0.75}],
+        "types": {},
+        "slices": [{"index": 0, "probability": 0.75, "types": {}}],
         "first_slices": [],
         "heatmap_slices": [],
         "heatmap_url": f"http://localhost/api/v1/scans/{scan_id}/heatmap.png",
     }
+
+
+def test_types_of_bleeding_are_told_of_the_scan_and_of_each_slice(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id)
+    with app.app_context():
+        told = {name: {"probability": value, "slices": [value]} for name, value in (("epidural", 0.5), ("subdural", 0.25))}
+        db.session.query(Prediction).update({"types": told})
+        db.session.commit()
+    result = ann.get(f"/api/v1/scans/{scan_id}").json["result"]
+    assert result["types"] == {"epidural": 0.5, "subdural": 0.25}
+    assert result["slices"] == [{"index": 0, "probability": 0.75, "types": {"epidural": 0.5, "subdural": 0.25}}]
 
 
 def test_a_heat_map_that_could_not_be_drawn_has_no_url(app: Flask, ann: FlaskClient) -> None:

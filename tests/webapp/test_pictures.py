@@ -200,7 +200,7 @@ def test_a_program_waits_a_moment_for_a_slices_heat_map(app: Flask, hu: NDArray[
 def test_a_program_is_told_every_slice_and_which_to_look_at_first(app: Flask, hu: NDArray[np.int16]) -> None:
     program = client_of(app, "ann")
     told = program.get(f"/api/v1/scans/{add_series(app, hu)}").json["result"]
-    assert told["slices"] == [{"index": index, "probability": index / 5} for index in range(SLICES)]
+    assert told["slices"] == [{"index": index, "probability": index / 5, "types": {}} for index in range(SLICES)]
     assert told["first_slices"] == [5, 4, 3, 2, 1]
     assert told["heatmap_slices"] == [0, 5]
 

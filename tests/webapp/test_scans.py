@@ -56,7 +56,8 @@ def add_verdict(app: Flask, scan_id: str, drawing: JobStatus | None = JobStatus.
         scan.started_at = scan.created_at + timedelta(seconds=1)
         scan.finished_at = scan.created_at + timedelta(seconds=1.5)
         scan.image_key, scan.thumbnail_key = f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"
-        version = ModelVersion(card_id="0123456789ab", architecture="alexnet_svm", reads="slice", storage_prefix="models/none", card={})
+        card = columns.pop("card", {})
+        version = ModelVersion(card_id="0123456789ab", architecture="alexnet_svm", reads="slice", storage_prefix="models/none", card=card)
         told = {"probability": 0.9731, "threshold": 0.412, "positive": True, "uncertain": False, "warnings": []} | columns
         scan.prediction = Prediction(model_version=version, slices=[0.9731], seconds=0.12, **told)
         for key in (scan.image_key, scan.thumbnail_key, f"heatmaps/{scan_id}.png"):
@@ -303,6 +304,58 @@ def test_no_hemorrhage_and_uncertainty_are_said(app: Flask, ann: FlaskClient) ->
     page = ann.get(f"/scans/{scan_id}").text
     assert "<h1>No Brain Hemorrhage Detected.</h1>" in page
     assert "Uncertain." in page
+
+
+TYPES = {
+    "epidural": {"probability": 0.213, "slices": [0.213]},
+    "subdural": {"probability": 0.642, "slices": [0.642]},
+    "subarachnoid": {"probability": 0.05, "slices": [0.05]},
+}
+JUDGED = {
+    "epidural": {"given": True, "patients": 12, "patient": {"auroc": {"value": 0.736, "low": 0.584, "high": 0.856, "n": 49}}},
+    "subdural": {"given": True, "patients": 4, "scores": []},
+    "subarachnoid": {
+        "given": True,
+        "patients": 20,
+        "patient": {
+            "auroc": {"value": 0.9, "low": 0.8, "high": 0.95, "n": 49},
+            "auroc_among_bleeding": {"value": 0.6, "low": None, "high": None, "n": 24},
+        },
+    },
+    "intraparenchymal": {"given": False, "patients": 2, "scores": []},
+    "intraventricular": {"given": False, "patients": 1, "scores": []},
+}
+
+
+def test_types_of_bleeding_stand_below_a_positive_verdict_with_how_far_to_trust_them(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id, types=TYPES, card={"types": JUDGED})
+    page = ann.get(f"/scans/{scan_id}").text
+    assert 0 < page.index("Brain Hemorrhage Detected.</h1>") < page.index("Which type, if it bleeds") < page.index("About this scan")
+    places = [page.index(text) for text in ("Subdural", "64 %", "Epidural", "21 %", "Subarachnoid", "5 %")]
+    assert places == sorted(places), "the most probable type comes first"
+    assert "Few patients: only 4 with this type" in page
+    assert "Told with AUROC 0.74 (0.58 to 0.86) from other patients, 12 with this type." in page
+    assert "20 with this type; from other bleedings with 0.60." in page
+    assert "does not tell intraparenchymal or intraventricular bleeding" in page
+    assert "most in slice" not in page, "there is only one"
+    assert "Which type, if it bleeds" in ann.get(f"/scans/{scan_id}/progress").text
+
+
+def test_the_slice_that_shows_a_type_most_is_named_and_a_card_without_types_says_nobody_tested(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id, types={"epidural": {"probability": 0.4, "slices": [0.1, 0.4, 0.2]}})
+    page = ann.get(f"/scans/{scan_id}").text
+    assert "most in slice 2" in page and "Nobody has tested this." in page and "does not tell" not in page
+
+
+def test_types_are_shown_where_the_verdict_is_uncertain_and_not_where_it_is_a_plain_no(app: Flask, ann: FlaskClient) -> None:
+    pages = []
+    for uncertain in (True, False):
+        scan_id = add_scan(app)
+        add_verdict(app, scan_id, types=TYPES, positive=False, uncertain=uncertain, probability=0.3)
+        pages.append(ann.get(f"/scans/{scan_id}").text)
+    assert ["Which type, if it bleeds" in page for page in pages] == [True, False]
 
 
 def test_admins_get_a_link_to_the_model(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:

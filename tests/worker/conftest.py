@@ -23,7 +23,7 @@ from sqlalchemy import select
 
 from ml.artifacts import write_model
 from tests.conftest import app_on, make_user
-from tests.ml.conftest import a_card, features_graph, head_graph
+from tests.ml.conftest import a_card, features_graph, head_graph, types_graph, types_judged
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
 from webapp.models import ModelVersion, Promotion, Scan, User, Worker, new_id
@@ -57,13 +57,18 @@ def picture(brightness: int = 40, *, side: int = 64) -> bytes:
     return content.getvalue()
 
 
-def install_model(*, live: bool = True, gain: float = 8.0, reads: str = "slice", storage_prefix: str | None = None) -> ModelVersion:
+def install_model(
+    *, live: bool = True, gain: float = 8.0, reads: str = "slice", storage_prefix: str | None = None, tells_types: bool = False
+) -> ModelVersion:
     """Store a tiny model and make its version, promoted unless `live` is false."""
+    types = types_judged() if tells_types else {}
     version_id = new_id()
     prefix = storage_prefix or f"models/{version_id}"
     with tempfile.TemporaryDirectory() as folder:
         card = write_model(
-            Path(folder) / "model", a_card(reads=reads), {"features.onnx": features_graph(), "head.onnx": head_graph(gain=gain)}
+            Path(folder) / "model",
+            a_card(reads=reads, types=types),
+            {"features.onnx": features_graph(), "head.onnx": head_graph(gain=gain), **({"types.onnx": types_graph()} if types else {})},
         )
         for path in (Path(folder) / "model").iterdir():
             storage.put(f"{prefix}/{path.name}", path)

@@ -62,6 +62,7 @@ def test_a_series_has_an_answer_for_each_slice_and_pictures_of_all(any_worker_ap
     assert (done.status, verdict.model_version_id, len(verdict.slices)) == ("done", version.id, 7)
     assert verdict.first_slices is not None and verdict.first_slices[:2] == [2, 4]
     assert [value >= verdict.threshold for value in verdict.slices] == [False, False, True, False, True, False, False]
+    assert not verdict.types
     volume = open_volume(done.volume_key or "")
     assert len(volume.starts) == 7
     assert Image.open(io.BytesIO(volume.png(2))).size == (64, 64)
@@ -73,6 +74,17 @@ def test_a_series_has_an_answer_for_each_slice_and_pictures_of_all(any_worker_ap
     assert drawn.image_key == heatmap_key(drawn.id, 2)
     assert all(storage.exists(heatmap_key(drawn.id, index)) for index in drawn.slices)
     assert not any(presence().folder.iterdir())
+
+
+def test_types_of_bleeding_are_kept_with_the_verdict_of_a_model_that_tells_them(any_worker_app: Flask) -> None:
+    install_model(reads="series", tells_types=True)
+    scan = submit_zip(pictures(0, 255, 0))
+    tasks.predict_scans()
+    verdict = read(scan).prediction
+    assert verdict is not None and verdict.types is not None
+    for name, share in (("epidural", 0.75), ("subdural", 0.25)):
+        assert verdict.types[name]["probability"] == pytest.approx(share * verdict.probability, abs=1e-4)
+        assert verdict.types[name]["slices"] == pytest.approx([share * value for value in verdict.slices], abs=1e-4)
 
 
 def test_every_positive_slice_has_a_heat_map_up_to_twenty(worker_app: Flask) -> None:

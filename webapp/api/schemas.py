@@ -44,6 +44,12 @@ class SliceSchema(Schema):
 
     index = fields.Integer(required=True)
     probability = fields.Float(required=True)
+    types = fields.Dict(
+        keys=fields.String(),
+        values=fields.Float(),
+        required=True,
+        metadata={"description": "The probability of each type of bleeding in this slice, as far as the model tells any."},
+    )
 
 
 class ResultSchema(Schema):
@@ -56,6 +62,15 @@ class ResultSchema(Schema):
     threshold = fields.Float(required=True)
     warnings = fields.List(fields.String(), required=True)
     model_version = fields.Nested(ModelVersionSchema, required=True)
+    types = fields.Dict(
+        keys=fields.String(),
+        values=fields.Float(),
+        required=True,
+        metadata={
+            "description": "The probability of each type of bleeding, as far as the model tells any. They are less certain than the "
+            "verdict, and none is above `probability`."
+        },
+    )
     slices = fields.List(fields.Nested(SliceSchema), required=True)
     first_slices = fields.List(
         fields.Integer(), required=True, metadata={"description": "Which slices of a series to look at first; empty for a single slice."}

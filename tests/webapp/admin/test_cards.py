@@ -27,6 +27,14 @@ BAND = {
 HEAT_MAPS = {"hottest_beats_random": figure(0.912, low=0.85, high=0.96), "hottest_in_or_beside_mask": figure(None, reason="no outlines")}
 
 
+TYPES = {
+    "epidural": {"given": True, "slices": 96, "of_slices": 1492, "patients": 12, "of_patients": 49}
+    | {"slice": {"auroc": figure(0.814)}, "patient": {"auroc": figure(0.736), "auroc_among_bleeding": figure(0.49), "ece": figure(0.099)}},
+    "subdural": {"given": False, "slices": 9, "of_slices": 1492, "patients": 2, "of_patients": 49}
+    | {"scores": [{"probability": 0.341, "rank": 2, "of": 49}, {"probability": None, "rank": None, "of": 49}]},
+}
+
+
 def full_card(**changes: Any) -> dict[str, Any]:
     """A card with everything that a training of today writes."""
     patients = {"auroc": figure(0.777, low=0.7, high=0.85, n=20), "sensitivity": figure(None, reason="there is no image with hemorrhage")}
@@ -37,6 +45,7 @@ def full_card(**changes: Any) -> dict[str, Any]:
             "controls": CONTROLS,
             "band": BAND,
             "heat_maps": HEAT_MAPS,
+            "types": TYPES,
             "scan_threshold": 0.222,
             "scan_uncertain_low": 0.111,
             "scan_uncertain_high": 0.333,
@@ -58,6 +67,16 @@ def pages(app: Flask, admin: FlaskClient) -> tuple[str, str]:
         run = add_run(JobStatus.DONE)
         version = add_version("card-one", run_id=run, card=full_card())
     return admin.get(f"/admin/models/{version}").text, admin.get(f"/admin/runs/{run}").text
+
+
+def test_types_of_bleeding_stand_with_figures_and_few_patients_one_by_one(app: Flask, admin: FlaskClient, pages: tuple[str, str]) -> None:
+    for page in pages:
+        text = text_of(page)
+        assert "Epidural 96 of 1492 12 of 49 0.814 0.736 0.490 0.099" in text
+        assert "Subdural not told 9 of 1492 2 of 49 Few patients. Each one’s probability: 34.1 % (rank 2 of 49), no answer." in text
+    with app.app_context():
+        without = add_version("card-two", card=a_card())
+    assert "Type of bleeding" not in admin.get(f"/admin/models/{without}").text
 
 
 def test_figures_stand_by_slice_and_by_patient_for_each_data_set(pages: tuple[str, str]) -> None:

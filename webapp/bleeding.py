@@ -1,0 +1,52 @@
+"""What a scan's page says about types of bleeding: how likely each is, and how far the model's own test lets one trust that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import select
+
+from webapp.extensions import db
+from webapp.models import ModelVersion, Prediction
+
+
+def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
+    """Return `types`, the most probable first, and `untold_types`; none where the verdict is a plain no, or the model tells none.
+
+    Each type has `name`, `probability`, `trust` (a sentence) and `slice`, where it is most probable in a series (else None).
+    """
+    if prediction is None or not prediction.types or not (prediction.positive or prediction.uncertain):
+        return {"types": [], "untold_types": []}
+    judged = db.session.scalar(select(ModelVersion.card["types"]).where(ModelVersion.id == prediction.model_version_id)) or {}
+    types = [
+        {
+            "name": name,
+            "probability": told["probability"],
+            "slice": told["slices"].index(max(told["slices"])) if len(told["slices"]) > 1 else None,
+            "trust": trust_in(judged.get(name, {})),
+        }
+        for name, told in prediction.types.items()
+    ]
+    types.sort(key=lambda type: -type["probability"])
+    return {"types": types, "untold_types": [name for name, found in judged.items() if not found.get("given")]}
+
+
+def trust_in(judged: Mapping[str, Any]) -> str:
+    """Return what a version's card says of one type, as a sentence."""
+    if not judged:
+        return "Nobody has tested this."
+    patients = judged["patients"]
+    if "patient" not in judged:
+        return f"Few patients: only {patients} with this type were there to learn from and to test on, so it may well be wrong."
+    auroc, apart = (judged["patient"].get(figure, {}) for figure in ("auroc", "auroc_among_bleeding"))
+    told = f"Told with AUROC {_figure(auroc)} from other patients, {patients} with this type"
+    return told + (f"; from other bleedings with {_figure(apart)}." if apart.get("value") is not None else ".")
+
+
+def _figure(found: Mapping[str, Any]) -> str:
+    if found.get("value") is None:
+        return "unknown"
+    if found.get("low") is None:
+        return f"{found['value']:.2f}"
+    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
