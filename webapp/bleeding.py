@@ -40,8 +40,8 @@ def trust_in(judged: Mapping[str, Any]) -> str:
     if "patient" not in judged:
         return f"Few patients: only {patients} with this type were there to learn from and to test on, so it may well be wrong."
     auroc, apart = (judged["patient"].get(figure, {}) for figure in ("auroc", "auroc_among_bleeding"))
-    told = f"Told with AUROC {_figure(auroc)} from other patients, {patients} with this type"
-    return told + (f"; from other bleedings with {_figure(apart)}." if apart.get("value") is not None else ".")
+    told = f"AUROC {_figure(auroc)} among all patients of its test, {patients} of whom have this type"
+    return told + (f"; {_figure(apart)} among those who bleed." if apart.get("value") is not None else ".")
 
 
 def _figure(found: Mapping[str, Any]) -> str:

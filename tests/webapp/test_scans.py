@@ -335,8 +335,8 @@ def test_types_of_bleeding_stand_below_a_positive_verdict_with_how_far_to_trust_
     places = [page.index(text) for text in ("Subdural", "64 %", "Epidural", "21 %", "Subarachnoid", "5 %")]
     assert places == sorted(places), "the most probable type comes first"
     assert "Few patients: only 4 with this type" in page
-    assert "Told with AUROC 0.74 (0.58 to 0.86) from other patients, 12 with this type." in page
-    assert "20 with this type; from other bleedings with 0.60." in page
+    assert "AUROC 0.74 (0.58 to 0.86) among all patients of its test, 12 of whom have this type." in page
+    assert "20 of whom have this type; 0.60 among those who bleed." in page
     assert "does not tell intraparenchymal or intraventricular bleeding" in page
     assert "most in slice" not in page, "there is only one"
     assert "Which type, if it bleeds" in ann.get(f"/scans/{scan_id}/progress").text
