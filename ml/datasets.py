@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ml.grouping import assign_groups, digest, look_at, near_duplicates
-from ml.images import BareImageError, ImageError, read_series, render
+from ml.images import BareImageError, ImageError, Series, read_series, render
 from ml.layouts import DatasetError, Example, find_examples
 
 __all__ = ["Dataset", "DatasetError", "Example", "contact_sheet", "explore", "read_dataset", "unpack"]
@@ -129,6 +129,7 @@ def read_dataset(
     on_image: Callable[[int, int], None] = lambda done, total: None,
     needs_both_classes: bool = True,
     keeps_bare: bool = False,
+    decode: Callable[..., Series] = read_series,
 ) -> Dataset:
     """Read a data set: its labels, every image, and what belongs together.
 
@@ -141,6 +142,7 @@ def read_dataset(
         on_image: told (images read, images in all) after each.
         needs_both_classes: False where the set is only scored, or judged as far as its labels go.
         keeps_bare: keep a slice that shows next to nothing, such as air above the crown, where its patient has others that do not.
+        decode: what reads every image and outline here first: `ml.images.read_series`, or the same elsewhere under limits.
 
     Raises:
         DatasetError: no layout fits, an image is missing, a label is unreadable, one class only, or no image is left.
@@ -149,7 +151,7 @@ def read_dataset(
     base, layout, examples = find_examples(root, name)
     if needs_both_classes and (missing := _missing_class(examples)):
         raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
-    looked, thumbnails, problems = _look_at_all(examples, on_image, keeps_bare)
+    looked, thumbnails, problems = _look_at_all(examples, on_image, keeps_bare, decode)
     if not looked or (needs_both_classes and _missing_class(looked)):
         raise DatasetError(f"Too many images of {name} are unreadable; the first: {problems[0]}")
     pairs = near_duplicates([example.dhash for example in looked], thumbnails)
@@ -224,7 +226,7 @@ def _missing_class(examples: Sequence[Example]) -> str | None:
 
 
 def _look_at_all(
-    examples: Sequence[Example], on_image: Callable[[int, int], None], keeps_bare: bool
+    examples: Sequence[Example], on_image: Callable[[int, int], None], keeps_bare: bool, decode: Callable[..., Series]
 ) -> tuple[list[Example], list[np.ndarray], list[str]]:
     """Decode every image once; return the readable ones with their facts, their thumbnails, and what was wrong."""
     looked, thumbnails, problems = [], [], []
@@ -232,11 +234,11 @@ def _look_at_all(
     for done, example in enumerate(examples, start=1):
         try:
             try:
-                slices = read_series([example.path]).slices
+                slices = decode([example.path]).slices
             except BareImageError as err:
                 if not keeps_bare or not example.patient:
                     raise
-                slices = read_series([example.path], may_be_bare=True).slices
+                slices = decode([example.path], may_be_bare=True).slices
                 bare[example.name] = str(err)
         except ImageError as err:
             problems.append(f"{example.name} is left out: {err}")
@@ -246,6 +248,12 @@ def _look_at_all(
         if len(slices) != 1:
             problems.append(f"{example.name} is left out: it holds {len(slices)} slices, and a data set has one file a slice.")
             continue
+        if example.mask is not None:
+            try:
+                decode([example.mask], may_be_bare=True)
+            except ImageError as err:
+                problems.append(f"The outline of {example.name} is left out: {err}")
+                example = replace(example, mask=None)
         dhash, thumbnail = look_at(slices[0])
         height, width = slices[0].pixels.shape
         sha256 = hashlib.sha256(example.path.read_bytes()).hexdigest()
@@ -260,7 +268,7 @@ def _look_at_all(
 def _mode(path: Path) -> str:
     """Return the file's kind of pixels as Pillow names it ("L", "RGBA"), or "DICOM"."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:  # what a DICOM file's preamble claims to be is not tried
             return str(image.mode)
     except UnidentifiedImageError:
         return "DICOM"
