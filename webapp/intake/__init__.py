@@ -21,8 +21,8 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from werkzeug.datastructures import FileStorage
 
-from webapp.audit import record
-from webapp.extensions import db
+from webapp.audit import record, whose_request
+from webapp.extensions import db, limiter
 from webapp.forms import MAX_TITLE, text_problem
 from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, members
 from webapp.intake.incoming import incoming_folder
@@ -35,7 +35,7 @@ from webapp.storage import StorageError, new_key, storage
 
 log = logging.getLogger(__name__)
 
-__all__ = ["PACKED", "Choices", "UploadRejected", "accept_dataset", "accept_scans"]
+__all__ = ["PACKED", "Choices", "UploadRejected", "accept_dataset", "accept_scans", "within_rate"]
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "dicom": ".dcm", "nifti": ".nii"}
 PACKED = ".zip"
@@ -43,6 +43,12 @@ MOST_PACKED = 20
 """NIfTI files of one upload that are inflated: a hostile one takes seconds."""
 HELD_IN_MEMORY = 2**20
 """Originals up to this size go to the storage from memory; larger ones by way of a file, so that memory stays flat."""
+
+
+within_rate = limiter.shared_limit(
+    lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute", scope="uploads", key_func=lambda: str(whose_request())
+)
+"""Decorates what takes uploads in: a person's are counted together, whichever of their tokens and browsers they come by."""
 
 
 @dataclass(frozen=True)
