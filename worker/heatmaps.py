@@ -11,7 +11,7 @@ from webapp import logs
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction
 from webapp.pictures import heatmap_key
-from webapp.storage import storage
+from webapp.storage import StorageAway, storage
 from worker import leases
 from worker.patience import committed, stored
 from worker.predictors import predictor_for
@@ -46,7 +46,7 @@ def draw_next_heatmap() -> bool:
     with mine.holding(Heatmap, [heatmap.id]), logs.about(scan_ids=[heatmap.prediction.scan_id]):
         try:
             drawn = draw(heatmap)
-        except Stopped:
+        except (Stopped, StorageAway):
             committed(lambda: leases.hand_back(Heatmap, mine.owner, [heatmap.id]))
             return False
         except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.

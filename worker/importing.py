@@ -17,7 +17,7 @@ from ml.datasets import DatasetError
 from ml.images import Series
 from webapp.extensions import db
 from webapp.models import Dataset, JobStatus
-from webapp.storage import StorageError, storage
+from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
 from worker.decoder import BeyondLimits, decode
 from worker.leases import LeaseLost
@@ -53,7 +53,7 @@ def import_next_dataset() -> bool:
             if not committed(lambda: leases.finish(Dataset, mine.owner, [dataset.id], **found)):
                 raise LeaseLost
             log.info("dataset=%s imported", dataset.id)
-        except ImportStopped:
+        except (ImportStopped, StorageAway):
             committed(lambda: leases.hand_back(Dataset, mine.owner, [dataset.id]))
         except LeaseLost:
             let_go(dataset)

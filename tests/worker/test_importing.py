@@ -17,7 +17,7 @@ from ml.phantoms import phantom, write_png
 from tests.ml.scans import nifti, packed
 from webapp.extensions import db
 from webapp.models import Dataset, JobStatus, cancel
-from webapp.storage import Storage, storage
+from webapp.storage import Storage, StorageError, storage
 from worker import decoder, importing, leases, tasks
 from worker.decoder import BEYOND_LIMITS, Decoder
 from worker.presence import presence
@@ -127,6 +127,24 @@ def test_a_worker_that_is_to_stop_hands_the_data_set_back(worker_app: Flask, tmp
     dataset = import_archive(archive_of(tmp_path, "filename,label\n0.png,0\n1.png,1\n2.png,0\n3.png,1\n"))
     assert (dataset.status, dataset.attempts, dataset.counted_deaths, dataset.lease_owner) == ("queued", 0, 0, None)
     assert storage.exists(dataset.archive_key)
+
+
+def test_a_data_set_waits_for_a_storage_that_is_away(worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Storage, key: str, path: Path) -> None:
+        raise StorageError("A stored file cannot be read.")
+
+    answers = iter([True])  # When the worker looks for work; then no more.
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "fetch", refuse)
+        patch.setattr(Storage, "answers", lambda self: next(answers, False))
+        dataset = import_archive(archive_of(tmp_path, LABELS))
+    assert (dataset.status, dataset.attempts, dataset.counted_deaths, dataset.lease_owner) == ("queued", 0, 0, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "answers", lambda self: False)
+        tasks.train_model()
+    assert db.session.scalars(select(Dataset.started_at)).one() == dataset.started_at  # Nobody claimed it.
+    tasks.train_model()
+    assert db.session.scalars(select(Dataset.status)).one() == "done"
 
 
 @pytest.mark.parametrize("part", importing.PARTS)
