@@ -173,10 +173,9 @@ def test_a_heat_map_of_a_scan_that_was_deleted_meanwhile_is_not_kept(any_worker_
     (scan_id,) = submit(picture())
     prediction.answer_next_scans()
 
-    def late(heatmap: Heatmap) -> dict[int, str]:
+    def late(heatmap: Heatmap) -> None:
         delete_scan(scan_id)
         storage.put(f"heatmaps/{heatmap.id}.png", b"drawn after the deletion")
-        return {0: f"heatmaps/{heatmap.id}.png"}
 
     monkeypatch.setattr(heatmaps, "draw", late)
     assert heatmaps.draw_next_heatmap()
@@ -295,9 +294,8 @@ def test_one_persons_heat_maps_do_not_make_anothers_wait(any_worker_app: Flask) 
     prediction.answer_next_scans()
     drawn: list[str] = []
 
-    def note(heatmap: Heatmap) -> dict[int, str]:
+    def note(heatmap: Heatmap) -> None:
         drawn.append(heatmap.prediction.scan_id)
-        return {0: f"heatmaps/{heatmap.id}.png"}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heatmaps, "draw", note)
@@ -368,7 +366,7 @@ def test_the_model_computes_outside_any_transaction(any_worker_app: Flask, monke
         in_transaction.append(db.session().in_transaction())
         return real_predict(self, series)
 
-    def draw(self: Predictor, series: Series, indices: Sequence[int]) -> object:
+    def draw(self: Predictor, series: Series, indices: Sequence[int], *watch: Any) -> object:
         in_transaction.append(db.session().in_transaction())
         return real_heatmap(self, series, indices)
 
@@ -492,7 +490,7 @@ def test_a_heat_map_that_cannot_be_drawn_leaves_the_verdict(worker_app: Flask, m
     (scan_id,) = submit(picture())
     prediction.answer_next_scans()
 
-    def fails(self: Predictor, series: Series, indices: Sequence[int]) -> object:
+    def fails(self: Predictor, *_: object) -> object:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(Predictor, "heatmaps", fails)
