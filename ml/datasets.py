@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from ml.catalogue import BLEEDING_TYPES
 from ml.examples import Example, scan_key, sha256_of, slice_of
 from ml.grouping import assign_groups, digest, look_at, near_duplicates
-from ml.images import BareImageError, ImageError, render
+from ml.images import BareImageError, ImageError, Series, read_series, render
 from ml.layouts import DatasetError, find_examples
 
 __all__ = ["Dataset", "DatasetError", "Example", "contact_sheet", "explore", "read_dataset", "unpack"]
@@ -130,6 +130,7 @@ def read_dataset(
     on_image: Callable[[int, int], None] = lambda done, total: None,
     needs_both_classes: bool = True,
     keeps_bare: bool = False,
+    decode: Callable[..., Series] = read_series,
 ) -> Dataset:
     """Read a data set: its labels, every image, and what belongs together.
 
@@ -143,6 +144,7 @@ def read_dataset(
         on_image: told (images read, images in all) after each.
         needs_both_classes: False where the set is only scored, or judged as far as its labels go.
         keeps_bare: keep a slice that shows next to nothing, such as air above the crown, where its patient has others that do not.
+        decode: what reads every image and outline here first: `ml.images.read_series`, or the same elsewhere under limits.
 
     Raises:
         DatasetError: no layout fits, an image is missing, a label is unreadable, one class only, or no image is left.
@@ -151,7 +153,7 @@ def read_dataset(
     base, layout, examples, odd = find_examples(root, name)
     if needs_both_classes and (missing := _missing_class(examples)):
         raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
-    looked, thumbnails, problems = _look_at_all(examples, on_image, keeps_bare)
+    looked, thumbnails, problems = _look_at_all(examples, on_image, keeps_bare, decode)
     problems = odd + problems
     if not looked or (needs_both_classes and _missing_class(looked)):
         raise DatasetError(f"Too many images of {name} are unreadable; the first: {problems[0]}")
@@ -262,7 +264,7 @@ def _missing_class(examples: Sequence[Example]) -> str | None:
 
 
 def _look_at_all(
-    examples: Sequence[Example], on_image: Callable[[int, int], None], keeps_bare: bool
+    examples: Sequence[Example], on_image: Callable[[int, int], None], keeps_bare: bool, decode: Callable[..., Series]
 ) -> tuple[list[Example], list[np.ndarray], list[str]]:
     """Decode every image once; return the readable ones with their facts, their thumbnails, and what was wrong."""
     looked, thumbnails, problems = [], [], []
@@ -270,17 +272,23 @@ def _look_at_all(
     for done, example in enumerate(examples, start=1):
         try:
             try:
-                shown = slice_of(example)
+                shown = slice_of(example, decode=decode)
             except BareImageError as err:
                 if not keeps_bare or not example.patient:
                     raise
-                shown = slice_of(example, may_be_bare=True)
+                shown = slice_of(example, may_be_bare=True, decode=decode)
                 bare[example.name] = str(err)
         except ImageError as err:
             problems.append(f"{example.name} is left out: {err}")
             continue
         finally:
             on_image(done, len(examples))
+        if example.mask is not None:
+            try:
+                decode([example.mask], may_be_bare=True)
+            except ImageError as err:
+                problems.append(f"The outline of {example.name} is left out: {err}")
+                example = replace(example, mask=None)
         dhash, thumbnail = look_at(shown)
         height, width = shown.pixels.shape
         looked.append(replace(example, sha256=sha256_of(example), dhash=dhash, width=width, height=height, mode=_mode(example.path)))
@@ -294,7 +302,7 @@ def _look_at_all(
 def _mode(path: Path) -> str:
     """Return the file's kind of pixels as Pillow names it ("L", "RGBA"), or "DICOM"."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:  # what a DICOM file's preamble claims to be is not tried
             return str(image.mode)
     except UnidentifiedImageError:
         return "DICOM"

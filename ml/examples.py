@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ml.images import ImageError, Slice, read_series
+from ml.images import ImageError, Series, Slice, read_series
 from ml.stack import mean_of
 
 
@@ -52,13 +53,13 @@ def scan_key(example: Example) -> tuple[str, str, str]:
     return example.dataset, example.patient or "", example.scan if example.patient else example.name
 
 
-def slice_of(example: Example, *, may_be_bare: bool = False) -> Slice:
-    """Read an example: its file's slice, or the mean of a slab's.
+def slice_of(example: Example, *, may_be_bare: bool = False, decode: Callable[..., Series] = read_series) -> Slice:
+    """Read an example by `decode`: its file's slice, or the mean of a slab's.
 
     Raises:
         ImageError: it cannot be read, or is a file of several slices.
     """
-    slices = read_series([example.path, *example.beside], may_be_bare=may_be_bare).slices
+    slices = decode([example.path, *example.beside], may_be_bare=may_be_bare).slices
     if len(slices) > 1 and not example.beside:
         raise ImageError(f"it holds {len(slices)} slices, and a data set has one file a slice.")
     return mean_of(slices) if example.beside else slices[0]

@@ -207,7 +207,7 @@ def metadata_control(facts: np.ndarray, labels: np.ndarray, groups: np.ndarray, 
 def file_facts(example: Example) -> list[float]:
     """Return what a file tells without its anatomy: bytes, width, height, kind of pixels, colour cast (0..1)."""
     try:
-        with Image.open(example.path) as opened:
+        with Image.open(example.path, formats=("PNG", "JPEG")) as opened:
             pixels = np.asarray(opened.convert("RGB").resize((64, 64)), np.float32) / 255
     except (UnidentifiedImageError, OSError):
         pixels = np.zeros((1, 1, 3), np.float32)  # DICOM: grey

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,9 +127,7 @@ class Predictor:
         headless = [0] * len(series)
         notes: list[list[str]] = [[] for _ in series]
         findings: list[Finding] = []
-        for start in range(0, len(jobs), CHUNK):
-            if should_stop():
-                raise Stopped("The prediction was stopped.")
+        for start in _unless(should_stop, range(0, len(jobs), CHUNK)):
             chunk = jobs[start : start + CHUNK]
             inputs = [to_input(stacks[owner][index], self.spec) for owner, index in chunk]
             for (owner, index), (_, frame), slice_maps in zip(chunk, inputs, self._maps([pixels for pixels, _ in inputs]), strict=True):
@@ -146,16 +144,17 @@ class Predictor:
         """Return what speaks for a hemorrhage in one slice; see `heatmaps`."""
         return self.heatmaps(series, [index])[0]
 
-    def heatmaps(self, series: Series, indices: Sequence[int]) -> list[FloatArray]:
+    def heatmaps(self, series: Series, indices: Sequence[int], should_stop: Callable[[], bool] = lambda: False) -> list[FloatArray]:
         """Return what speaks for a hemorrhage in slices of one scan, in the order asked for.
 
         Each is float32 (H, W) of that slice as it came, 0..1, 0 outside the model's frame. It is occlusion in feature space (see
         `ml.explain`). A slice model is asked about that slice alone; a series model, which reads a slice among its neighbours, about
         that slice among the nearest four to each side. The convolutions run once for each slice that is needed, and thin slices of
-        one slab share its map.
+        one slab share its map. `should_stop` is asked before each chunk of these and before each slice.
 
         Raises:
             IndexError: the scan has no slice of such an index.
+            Stopped: it was asked to stop.
         """
         for index in indices:
             if not 0 <= index < len(series.slices):
@@ -166,11 +165,11 @@ class Predictor:
         wanted = sorted({stack.number_of(index) for index in indices})
         around = {number: self._around(number, len(stack)) for number in wanted}
         needed = sorted(set().union(*around.values()))
-        parts = (needed[start : start + CHUNK] for start in range(0, len(needed), CHUNK))
+        parts = (needed[start : start + CHUNK] for start in _unless(should_stop, range(0, len(needed), CHUNK)))
         runs = (self._maps([pixels for pixels, _ in self._inputs(stack, part)]) for part in parts)
         maps = dict(zip(needed, itertools.chain.from_iterable(runs), strict=True))
         cells, frames = {}, {}
-        for number, (pixels, frames[number]) in zip(wanted, self._inputs(stack, wanted), strict=True):
+        for number, (pixels, frames[number]) in zip(_unless(should_stop, wanted), self._inputs(stack, wanted), strict=True):
             score = self._score_among(np.stack([maps[other] for other in around[number]]), around[number].index(number))
             cells[number] = occlusion(maps[number], score, pixels)
         numbers = [stack.number_of(index) for index in indices]
@@ -247,6 +246,18 @@ class Predictor:
             types=dict(zip(self.card.told_types, types.tolist(), strict=True)),
             slice_types={name: tuple(slice_types[:, number].tolist()) for number, name in enumerate(self.card.told_types)},
         )
+
+
+def _unless(should_stop: Callable[[], bool], numbers: Iterable[int]) -> Iterator[int]:
+    """Yield these numbers, and ask before each whether to stop.
+
+    Raises:
+        Stopped: so it is.
+    """
+    for number in numbers:
+        if should_stop():
+            raise Stopped("The prediction was stopped.")
+        yield number
 
 
 def _probabilities(answers: FloatArray) -> FloatArray:

@@ -91,7 +91,7 @@ def read_mask(example: Example, shape: tuple[int, ...]) -> np.ndarray:
         DatasetError: it is no picture, or not of the image's shape.
     """
     try:
-        with Image.open(str(example.mask)) as opened:
+        with Image.open(str(example.mask), formats=("PNG", "JPEG")) as opened:
             drawn = np.asarray(opened.convert("L")) > 0
     except (OSError, UnidentifiedImageError) as err:
         raise DatasetError(f"The outline of {example.name} is not a readable picture.") from err

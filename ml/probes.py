@@ -156,7 +156,9 @@ def _columns(measured: Sequence[Measured], what: Sequence[str]) -> np.ndarray:
 def _colours(example: Example) -> tuple[float, float, float]:
     """Return the share of coloured pixels, and how much redder and bluer than grey the picture is on average."""
     try:
-        with Image.open(example.path) as picture:
+        with Image.open(example.path, formats=("PNG", "JPEG")) as picture:  # whatever the preamble of a DICOM file claims to be
+            if picture.mode == "L":
+                return 0.0, 0.0, 0.0
             rgb = np.asarray(picture.convert("RGB").resize((64, 64), Image.Resampling.BOX), np.float32) / 255
     except UnidentifiedImageError:  # DICOM has no colours
         return 0.0, 0.0, 0.0

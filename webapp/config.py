@@ -83,7 +83,7 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # The longest series, and its pixels in all: 570 slices of 512 x 512, which a worker holds in 600 MB.
         "MAX_SLICES": number("MAX_SLICES", 2000),
         "MAX_SERIES_PIXELS": number("MAX_SERIES_PIXELS", 150_000_000),
-        # What one person's originals may take in all; 0 sets no limit.
+        # What one person's submitted files may take in all, not counting what the workers make of them; 0 sets no limit.
         "QUOTA_MB": number("QUOTA_MB", 20_000),
         "UPLOADS_PER_MINUTE": number("UPLOADS_PER_MINUTE", 600),
         # A person's urgent scans that wait at once: if all were urgent, nobody's would be.

@@ -15,13 +15,13 @@ from sqlalchemy.orm import joinedload, selectinload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from webapp.audit import record, whose_request
+from webapp.audit import record
 from webapp.bleeding import typed
 from webapp.deletion import delete_scan
-from webapp.extensions import db, limiter
+from webapp.extensions import db
 from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
-from webapp.intake import Choices, UploadRejected, accept_scans
+from webapp.intake import Choices, UploadRejected, accept_scans, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import ORIGINAL_REMOVED, Act, JobStatus, ModelVersion, Order, Prediction, Scan, cancel, force, retry
 from webapp.storage import StorageError
@@ -52,7 +52,7 @@ def history() -> str:
 
 
 @blueprint.post("/scans")
-@limiter.limit(lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute", key_func=lambda: f"uploads {whose_request()}")
+@within_rate
 @login_required
 def submit() -> tuple[str, int] | WerkzeugResponse:
     """Take in slices and series, each a scan of its own."""
@@ -66,6 +66,7 @@ def submit() -> tuple[str, int] | WerkzeugResponse:
 
 
 @blueprint.post("/scans/phantom")
+@within_rate
 @login_required
 def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
     """Take in one of the phantoms that are offered."""

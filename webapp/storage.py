@@ -30,6 +30,10 @@ class StorageError(RuntimeError):
     """The storage refused to read or write; the text is a sentence without the file's content or address."""
 
 
+class StorageAway(StorageError):
+    """The storage as a whole is not there: what failed says nothing about the file that was asked for."""
+
+
 class MissingFile(StorageError):
     """The storage answers, and has no such file: asking again is of no use."""
 
@@ -116,7 +120,7 @@ class Storage:
             try:
                 yield
             except FileNotFoundError as err:
-                if self.exists(""):
+                if self.answers():
                     raise MissingFile("A stored file is not there any more.") from err
                 raise
 
@@ -148,6 +152,16 @@ class Storage:
         """
         with self._reading():
             self._files.get_file(self._path(key), str(path))
+
+    def answers(self) -> bool:
+        """True if the storage is there: a folder, or a bucket that can be reached, and something in it.
+
+        What a network folder is mounted over is a folder too, and empty.
+        """
+        try:
+            return bool(self._files.ls(self._root, detail=False))
+        except self._failures:
+            return False
 
     def exists(self, key: str) -> bool:
         """True if there is something under `key`.

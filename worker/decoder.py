@@ -36,6 +36,13 @@ GRACE_S = 10
 """So much later than this process would, the child kills itself: in case nobody waits for it any more."""
 
 
+class BeyondLimits(ImageError):
+    """What a file is shows only to somebody with more time or memory; or the child died over it."""
+
+    def __init__(self) -> None:
+        super().__init__(BEYOND_LIMITS)
+
+
 class Decoder:
     """A child process that decodes. Not to be shared across a fork.
 
@@ -58,7 +65,7 @@ class Decoder:
         request = {"paths": [str(path) for path in paths], "folder": str(folder), "limit_s": self.limit_s + GRACE_S, "limits": limits}
         answer = self._ask(json.dumps(request).encode() + b"\n")
         if answer is None or answer.get("error", "") is None:
-            raise ImageError(BEYOND_LIMITS)
+            raise BeyondLimits
         if "error" in answer:
             raise ImageError(answer["error"])
         if "full" in answer:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
@@ -11,7 +14,7 @@ from webapp import logs
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction
 from webapp.pictures import heatmap_key
-from webapp.storage import storage
+from webapp.storage import StorageAway, storage
 from worker import leases
 from worker.patience import committed, stored
 from worker.predictors import predictor_for
@@ -21,11 +24,12 @@ from worker.scans import IMAGE_PX, png, read_original, sentence_for, shown_slice
 MOST_HEATMAPS = 20
 """Slices of one series that are drawn; each takes as long as a verdict."""
 DRAWN_TOGETHER = 5
-"""A worker that is asked to stop finishes so many: they share what the convolutions see."""
+"""So many share what the convolutions see."""
+LOOK_S = 1.0
 
 
 def draw_next_heatmap() -> bool:
-    """Claim one heat map and draw it; False if none was queued. One at a time, because verdicts go before maps."""
+    """Claim one heat map and draw it; False if none was queued, or it was handed back. One at a time: verdicts go before maps."""
     mine = presence()
 
     def claim() -> Heatmap | None:
@@ -43,43 +47,64 @@ def draw_next_heatmap() -> bool:
     heatmap = committed(claim)
     if heatmap is None:
         return False
+    keys = keys_of(heatmap)
+    goes_on = True
     with mine.holding(Heatmap, [heatmap.id]), logs.about(scan_ids=[heatmap.prediction.scan_id]):
         try:
-            drawn = draw(heatmap)
-        except Stopped:
-            committed(lambda: leases.hand_back(Heatmap, mine.owner, [heatmap.id]))
-            return False
+            draw(heatmap)
+        except (Stopped, StorageAway):
+            held = committed(lambda: leases.hand_back(Heatmap, mine.owner, [heatmap.id]))
+            goes_on = not held
         except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
             sentence = sentence_for(err, heatmap)
-            committed(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
+            held = committed(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
         else:
-            columns = {"image_key": next(iter(drawn.values())), "slices": list(drawn) if len(heatmap.prediction.slices) > 1 else None}
-            committed(lambda: leases.finish(Heatmap, mine.owner, [heatmap.id], **columns))
-            if not committed(lambda: db.session.scalar(select(Heatmap.id).where(Heatmap.id == heatmap.id))):
-                for key in drawn.values():
-                    storage.discard(key)  # Its scan was deleted meanwhile.
-    return True
+            columns = {"image_key": next(iter(keys.values())), "slices": list(keys) if len(heatmap.prediction.slices) > 1 else None}
+            held = committed(lambda: leases.finish(Heatmap, mine.owner, [heatmap.id], **columns))
+        if not held and not committed(lambda: db.session.scalar(select(Heatmap.id).where(Heatmap.id == heatmap.id))):
+            for key in keys.values():
+                storage.discard(key)  # Its scan was deleted meanwhile.
+    return goes_on
 
 
-def draw(heatmap: Heatmap) -> dict[int, str]:
-    """Store pictures of where the version that gave the verdict looked, and return their keys by slice, that of the shown slice first.
+def draw(heatmap: Heatmap) -> None:
+    """Store pictures of where the version that gave the verdict looked.
 
     Raises:
-        Stopped: the worker was asked to stop before all were drawn.
+        Stopped: the worker was asked to stop before all were drawn, or nobody asks for them any more.
     """
-    prediction = heatmap.prediction
-    predictor = predictor_for(prediction.model_version)
-    series = read_original(prediction.scan)
-    indices = drawn_slices(prediction)
-    keys = {index: heatmap_key(heatmap.id, index) if len(series.slices) > 1 else f"heatmaps/{heatmap.id}.png" for index in indices}
-    for start in range(0, len(indices), DRAWN_TOGETHER):
-        if presence().stopping():
-            raise Stopped("The heat maps are left to another worker.")
-        some = indices[start : start + DRAWN_TOGETHER]
-        for index, heat in zip(some, predictor.heatmaps(series, some), strict=True):
+    predictor = predictor_for(heatmap.prediction.model_version)
+    series = read_original(heatmap.prediction.scan)
+    keys, is_over = keys_of(heatmap), _watch(heatmap.id)
+    for start in range(0, len(keys), DRAWN_TOGETHER):
+        some = list(keys)[start : start + DRAWN_TOGETHER]
+        for index, heat in zip(some, predictor.heatmaps(series, some, is_over), strict=True):
             content = png(overlay(heat, IMAGE_PX))
             stored(lambda index=index, content=content: storage.put(keys[index], content))  # type: ignore[misc]
-    return keys
+
+
+def _watch(heatmap_id: str) -> Callable[[], bool]:
+    """Return what tells whether to draw no further; the row is looked at no more often than once a second."""
+    mine = presence()
+    looked_at = time.monotonic()
+
+    def is_over() -> bool:
+        nonlocal looked_at
+        if mine.stopping():
+            return True
+        if time.monotonic() - looked_at < LOOK_S:
+            return False
+        looked_at = time.monotonic()
+        return not committed(lambda: leases.renew(Heatmap, mine.owner, [heatmap_id]))
+
+    return is_over
+
+
+def keys_of(heatmap: Heatmap) -> dict[int, str]:
+    """Return where the slices that get a heat map are drawn, by slice, the shown one first."""
+    indices = drawn_slices(heatmap.prediction)
+    is_series = len(heatmap.prediction.slices) > 1
+    return {index: heatmap_key(heatmap.id, index) if is_series else f"heatmaps/{heatmap.id}.png" for index in indices}
 
 
 def drawn_slices(prediction: Prediction) -> list[int]:

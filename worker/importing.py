@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -14,12 +14,14 @@ from sqlalchemy import select
 
 from ml import datasets, exploration
 from ml.datasets import DatasetError
+from ml.images import Series
 from webapp.extensions import db
 from webapp.models import Dataset, JobStatus
-from webapp.storage import StorageError, storage
+from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
+from worker.decoder import BeyondLimits, decode
 from worker.leases import LeaseLost
-from worker.patience import committed, stored
+from worker.patience import committed, kept, stored
 from worker.presence import presence
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ Told = Callable[[str, int, int], None]
 """Hears what goes on, how many parts of it are done, and of how many."""
 
 UNPACKING, READING, MEASURING, PROBING = PARTS = ("Unpacking file", "Reading image", "Measuring image", "Trying shortcut")
+MOST_BEYOND_LIMITS = 10
+"""Images of one data set that may take longer than is allowed: an archive of such would keep a worker for days."""
 LOOK_S = 1.0
 """How often progress is written and the lease looked at: an import that was cancelled ends within a second and a part."""
 
@@ -49,7 +53,7 @@ def import_next_dataset() -> bool:
             if not committed(lambda: leases.finish(Dataset, mine.owner, [dataset.id], **found)):
                 raise LeaseLost
             log.info("dataset=%s imported", dataset.id)
-        except ImportStopped:
+        except (ImportStopped, StorageAway):
             committed(lambda: leases.hand_back(Dataset, mine.owner, [dataset.id]))
         except LeaseLost:
             let_go(dataset)
@@ -115,6 +119,8 @@ def sheet_key(dataset: Dataset) -> str:
 def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dataset:
     """Fetch a data set's archive, unpack it in `folder` and read it; `on_part` hears of files and images.
 
+    An image that harms whoever decodes it is left out like any that cannot be read. What is decoded again later was read here first.
+
     Raises:
         DatasetError: it cannot be used.
         StorageError: it cannot be fetched.
@@ -124,4 +130,22 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dat
     max_bytes = current_app.config["MAX_DATASET_MB"] * 2**20
     root = datasets.unpack(archive, folder / dataset.id, max_bytes=max_bytes, on_file=partial(on_part, UNPACKING))
     archive.unlink()
-    return datasets.read_dataset(root, dataset.name, partial(on_part, READING))
+    return datasets.read_dataset(root, dataset.name, partial(on_part, READING), decode=_reader_with_limits())
+
+
+def _reader_with_limits() -> Callable[..., Series]:
+    """Return what reads the images of one data set as `ml.images.read_series` does, in the decoder's child."""
+    beyond = 0
+
+    def read(paths: Sequence[Path], **limits: int) -> Series:
+        nonlocal beyond
+        try:
+            return kept(lambda: decode(paths, **limits))
+        except BeyondLimits as err:
+            beyond += 1
+            if beyond > MOST_BEYOND_LIMITS:
+                many = f"More than {MOST_BEYOND_LIMITS} images, {paths[0].name} the last,"
+                raise DatasetError(f"{many} could not be decoded within the limits on time and memory.") from err
+            raise
+
+    return read

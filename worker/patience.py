@@ -1,4 +1,7 @@
-"""What may pass by itself (a storage or a database that is away for a moment) is tried again, at most three times."""
+"""What may pass by itself (a storage or a database that is away for a moment) is tried again, at most three times.
+
+A storage that stays away is nobody's verdict: what needs it returns to the queue, and nothing is claimed until it is back.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import TypeVar
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from webapp.extensions import db
-from webapp.storage import MissingFile, StorageError
+from webapp.storage import MissingFile, StorageAway, StorageError, storage
+from worker.presence import presence
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +29,32 @@ def stored(action: Callable[[], Result]) -> Result:
 
     Raises:
         MissingFile: there is no such file.
+        StorageAway: it failed three times, and the storage does not answer at all.
         StorageError: it failed four times.
     """
-    return _patiently(action, (StorageError,))
+
+    def once_more() -> Result:
+        # Asked before the last try, so that a storage that comes back now is not held against the file.
+        if not storage.answers():
+            presence().misses_storage = True
+            raise StorageAway("The storage cannot be reached at the moment.")
+        return action()
+
+    return _patiently(action, (StorageError,), once_more)
+
+
+def storage_is_back() -> bool:
+    """False while a storage that this process missed does not answer yet: what is claimed now could only be handed back."""
+    mine = presence()
+    mine.misses_storage = mine.misses_storage and not storage.answers()
+    return not mine.misses_storage
 
 
 def kept(action: Callable[[], Result]) -> Result:
     """Return what `action` makes of files that it writes to this machine's disk, which may be full for a while.
 
     Raises:
-        StorageError: it failed four times.
+        StorageError: it failed four times; a `StorageAway`, if the storage is away too.
     """
 
     def once() -> Result:
@@ -62,10 +82,10 @@ def committed(action: Callable[[], Result]) -> Result:
             raise
         return result
 
-    return _patiently(once, (OperationalError, InterfaceError))
+    return _patiently(once, (OperationalError, InterfaceError), once)
 
 
-def _patiently(action: Callable[[], Result], passing: tuple[type[Exception], ...]) -> Result:
+def _patiently(action: Callable[[], Result], passing: tuple[type[Exception], ...], at_last: Callable[[], Result]) -> Result:
     for wait_s in WAITS_S:
         try:
             return action()
@@ -74,4 +94,4 @@ def _patiently(action: Callable[[], Result], passing: tuple[type[Exception], ...
         except passing as err:
             log.warning("%s, trying again in %.1f s", type(err).__name__, wait_s)
             time.sleep(wait_s)
-    return action()
+    return at_last()

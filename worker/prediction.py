@@ -19,7 +19,7 @@ from ml.inference import Finding, Predictor, Stopped
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
-from webapp.storage import StorageError
+from webapp.storage import StorageAway, StorageError
 from worker import leases
 from worker.patience import committed
 from worker.predictors import predictor_for
@@ -36,7 +36,7 @@ NO_MODEL = "No model is live; ask an administrator to promote one."
 
 
 def answer_next_scans() -> bool:
-    """Claim a batch of queued scans and end each in a verdict or a sentence; False if none was queued."""
+    """Claim a batch of queued scans and end each in a verdict or a sentence, or hand them back; False if none was queued."""
     mine = presence()
 
     def claim() -> tuple[list[Scan], ModelVersion | None, ModelVersion | None]:
@@ -48,11 +48,16 @@ def answer_next_scans() -> bool:
     if not scans:
         return False
     scans = _as_many_as_memory_holds(scans)
-    with mine.holding(Scan, [scan.id for scan in scans]):
+    ids = [scan.id for scan in scans]
+    with mine.holding(Scan, ids):
         if of_slices is None or of_series is None:  # Each kind stands in for the other: without one there is none.
-            committed(lambda: leases.fail(Scan, mine.owner, {scan.id: NO_MODEL for scan in scans}))
-        else:
+            committed(lambda: leases.fail(Scan, mine.owner, dict.fromkeys(ids, NO_MODEL)))
+            return True
+        try:
             answer(scans, of_slices, of_series)
+        except StorageAway:
+            committed(lambda: leases.hand_back(Scan, mine.owner, ids))
+            log.warning("scans=%s handed back: the storage is away", ",".join(ids))
     return True
 
 
@@ -79,7 +84,11 @@ def _as_many_as_memory_holds(scans: list[Scan]) -> list[Scan]:
 
 
 def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) -> None:
-    """Read, score and render a batch, each scan by the version for so many slices, then write all its verdicts in one transaction."""
+    """Read, score and render a batch, each scan by the version for so many slices, then write all its verdicts in one transaction.
+
+    Raises:
+        StorageAway: nothing was written about any of them.
+    """
     refused: dict[str, str] = {}
     series: dict[str, Series] = {}
     for scan in scans:
@@ -98,6 +107,8 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
         try:
             findings |= score(predictor_for(version), chosen, refused, Watch(list(chosen)))
             answered_by |= dict.fromkeys(chosen, version.id)
+        except StorageAway:
+            raise
         except (StorageError, ArtifactError) as err:
             log.error("version=%s cannot be loaded: %s", version.id, err)
             refused.update(dict.fromkeys(chosen, "The model that is live cannot be loaded; ask an administrator to look at it."))

@@ -45,6 +45,8 @@ class Presence:
         """Whose scan was read last: the others are next, where not all that are claimed can be read together."""
         self.last_drawn_for = ""
         """Whose heat map was drawn last: the others are next."""
+        self.misses_storage = False
+        """True since the storage was found to be away: nothing is claimed before it answers (`worker.patience`)."""
         self.folder = work_folder_of(app) / self.owner
         self._app = app
         self._held: tuple[type[Leased], Collection[str]] | None = None

@@ -19,7 +19,7 @@ from webapp import logs
 from webapp.extensions import db
 from webapp.intake import PACKED
 from webapp.models import ORIGINAL_REMOVED, Heatmap, Scan
-from webapp.storage import MissingFile, StorageError, storage
+from webapp.storage import MissingFile, StorageAway, StorageError, storage
 from worker.decoder import decode
 from worker.patience import committed, kept, stored
 from worker.presence import presence
@@ -81,7 +81,13 @@ def png(picture: Image.Image) -> bytes:
 
 
 def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
-    """Return what the user is told; what nobody expected goes into the log with the row's id."""
+    """Return what the user is told; what nobody expected goes into the log with the row's id.
+
+    Raises:
+        StorageAway: that is what happened, and no failure of this row.
+    """
+    if isinstance(err, StorageAway):
+        raise err
     if isinstance(err, ImageError | ArtifactError | StorageError):
         return str(err)
     table, row_id = (Scan, row) if isinstance(row, str) else (type(row), row.id)

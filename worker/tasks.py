@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from flask import current_app
 
+from webapp.storage import storage
 from worker.presence import presence
 
 
 def predict_scans() -> None:
     """Answer scans until none is queued, then draw heat maps; verdicts go before maps."""
     from worker.heatmaps import draw_next_heatmap
+    from worker.patience import storage_is_back
     from worker.prediction import answer_next_scans
 
-    while not presence().stopping() and (answer_next_scans() or draw_next_heatmap()):
+    while not presence().stopping() and storage_is_back() and (answer_next_scans() or draw_next_heatmap()):
         pass
 
 
@@ -24,7 +26,8 @@ def train_model() -> None:
     """Import one data set or, where none is queued, train one run: then the pool renews this process."""
     from worker.importing import import_next_dataset
 
-    if presence().stopping() or import_next_dataset():
+    # This process may be a new one, which has not missed the storage yet.
+    if presence().stopping() or not storage.answers() or import_next_dataset():
         return
     from worker.training import train_next_run  # Here, because it loads TensorFlow, which an import does not need.
 

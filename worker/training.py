@@ -20,7 +20,7 @@ from ml.datasets import DatasetError
 from ml.training import Progress, TrainConfig, TrainingStopped, train
 from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
-from webapp.storage import MissingFile, StorageError, storage
+from webapp.storage import MissingFile, StorageAway, StorageError, storage
 from worker import leases
 from worker.comparing import compare_with_earlier
 from worker.importing import fetch_dataset
@@ -72,14 +72,14 @@ class Training:
         self._progress: dict[str, Any] = {"stage": "Fetching the data"}
 
     def carry_through(self) -> None:
-        """Train; the row ends as done or failed, or returns to the queue with its checkpoint kept."""
+        """Train; the row ends as done or failed, or returns to the queue with its checkpoint kept, as far as the storage is there."""
         try:
             card = self._train()
             version_id = self._store_model(card)
             log.info("run=%s done version=%s", self.run.id, version_id)
         except LeaseLost:
             self._let_go()
-        except TrainingStopped:
+        except (TrainingStopped, StorageAway):
             if self.is_lost:
                 self._let_go()
                 return

@@ -21,7 +21,8 @@ from bench.chaos.stack import LEASES_S, STACKS, STOP_S, Stack
 from bench.service import descendants
 from webapp import jobs
 
-STORAGE_AWAY_S = (1.0, 2.5)
+STORAGE_AWAY_S = (1.0, 8.0)  # Workers try again for 4.2 s, then hand back.
+DISK_FULL_S = (1.0, 2.5)  # What is refused for longer fails.
 """Less than the 4.2 s for which a worker tries again (`worker.patience`): what is refused longer is an honest failure of the scan."""
 FULL_DISK_BYTES = 20_000
 """A file may grow to this size, so that a picture stops half way."""
@@ -203,7 +204,7 @@ def fill_disk(stack: Stack, rng: random.Random) -> str:
     """A worker's writes end in an error half way (a limit on the size of files stands for a full disk; it holds for root too)."""
     name = rng.choice(("worker-predict", "worker-predict-2"))
     limit_files(stack.programs[name].pid, FULL_DISK_BYTES)
-    time.sleep(rng.uniform(*STORAGE_AWAY_S))
+    time.sleep(rng.uniform(*DISK_FULL_S))
     limit_files(stack.programs[name].pid, resource.RLIM_INFINITY)
     return name
 

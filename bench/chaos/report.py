@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from math import ceil
 
 from bench.chaos.campaign import GAP_S
-from bench.chaos.faults import STORAGE_AWAY_S
+from bench.chaos.faults import DISK_FULL_S, STORAGE_AWAY_S
 from bench.chaos.stack import LEASES_S, TRAIN_LEASE_S
 from bench.chaos.trainings import ARCHITECTURE, KILLS
 from bench.chaos.verdict import Outcome
@@ -25,8 +25,9 @@ INTRODUCTION = """# Chaos: what was broken, and what came of it
 Each stack is the Procfile's processes and a second predict worker, on servers of its own; a supervisor starts again what ended. Scans
 come in over HTTP from a client that sends each until it is accepted. A fault begins {gap[0]:g} to {gap[1]:g} s after the one before,
 whether that is over or not. Leases are short, so that this ends in time: {leases}; the train worker, which TensorFlow
-holds still for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored at once (`CHECKPOINT_S=0`). The storage refuses for
-{away[0]:g} to {away[1]:g} s at a time: workers try again for 4.2 s, and what is refused longer fails honestly. Poisoned scans kill the
+holds still for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored at once (`CHECKPOINT_S=0`). The storage is away for
+{away[0]:g} to {away[1]:g} s at a time: workers try again for 4.2 s, then hand back. A disk is full for {full[0]:g} to {full[1]:g} s: what
+is refused for longer than 4.2 s fails honestly. Poisoned scans kill the
 process that reads them. The clock of the second predict worker is off by a minute all the time.
 
 *Recovery* is the time from the beginning of a fault, its own duration included, until every sound scan that waited or was being read
@@ -45,6 +46,7 @@ def report(outcomes: Sequence[Outcome], given: argparse.Namespace) -> str:
         leases=", ".join(f"`{name}={value}`" for name, value in LEASES_S.items()),
         train_lease=TRAIN_LEASE_S,
         away=STORAGE_AWAY_S,
+        full=DISK_FULL_S,
     )
     return f"{introduction}{''.join(map(_of_stack, outcomes))}\n{verdict(outcomes)}\n"
 

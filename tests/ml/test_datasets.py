@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from PIL import Image
 from ml.datasets import DatasetError, contact_sheet, explore, read_dataset, unpack
 from ml.grouping import assign_groups, near_duplicates, stratified_group_folds
 from ml.phantoms import phantom, write_png
+from tests.ml.scans import write_series
 
 SMALL_PX = 96
 Maker = Callable[..., Path]
@@ -215,6 +217,25 @@ def test_an_unreadable_image_is_named_and_left_out(manifest: Maker) -> None:
     found = read_dataset(root)
     assert len(found.examples) == 7
     assert len(found.problems) == 1 and found.problems[0].startswith("7.png is left out: ")
+
+
+def test_an_unreadable_outline_is_named_and_left_out_and_its_image_stays(manifest: Maker) -> None:
+    root = manifest([["0.png", "1", "drawn.png"], ["1.png", "1", "0.png"], *([*row, ""] for row in ROWS[2:])], "filename,label,mask")
+    (root / "drawn.png").write_bytes((root / "0.png").read_bytes()[:200])
+    found = read_dataset(root)
+    assert [example.name for example in found.examples if example.mask] == ["1.png"]
+    assert len(found.examples) == 8
+    assert found.problems == ("The outline of 0.png is left out: The picture is damaged or incomplete and cannot be decoded.",)
+
+
+def test_what_the_preamble_of_a_dicom_file_claims_to_be_is_not_believed(manifest: Maker, tmp_path: Path) -> None:
+    content = bytearray(write_series(tmp_path / "slices", 1)[0].read_bytes())
+    gif = io.BytesIO()
+    Image.new("L", (3, 1), 7).save(gif, "GIF")
+    content[: len(gif.getvalue())] = gif.getvalue()
+    root = manifest([*ROWS, ["slice.dcm", "0"]])
+    (root / "slice.dcm").write_bytes(content)
+    assert read_dataset(root).examples[-1].mode == "DICOM"
 
 
 def test_a_folder_without_labels_is_refused(tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ SHARED = {"folds": "2", "controls": "none", "input_size": "160"}
 SETTINGS = {
     "alexnet": {**SHARED, "epochs": "2", "frozen": "5", "fully_connected": "16"},
     "alexnet_svm": {**SHARED, "layer": "conv3", "pooling": "average"},
+    "cnn_gru": {**SHARED, "layer": "conv3", "epochs": "2", "units": "4", "projection": "4", "bidirectional": "no"},
 }
-FEWEST_CHECKPOINTS = {"alexnet": 9, "alexnet_svm": 3}
-"""Two epochs and an end of each of three fits; features and an end of each of two folds."""
+FEWEST_CHECKPOINTS = {"alexnet": 9, "alexnet_svm": 3, "cnn_gru": 12}
+"""Two epochs and an end of each of three fits; features and an end of each of two folds; two epochs of both networks of three fits."""
 
 
 def config_of(architecture: str) -> TrainConfig:

@@ -6,6 +6,7 @@ import io
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +14,14 @@ from flask import Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import validate
 from PIL import Image
-from sqlalchemy import event
+from sqlalchemy import event, select
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse, encode_multipart
 
-from tests.conftest import make_user
+from tests.conftest import PASSWORD, app_on, make_user
 from webapp.api import pictures
 from webapp.extensions import db, utc_now
-from webapp.models import ORIGINAL_REMOVED, ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan
+from webapp.models import ORIGINAL_REMOVED, ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, User
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.storage import storage
 
@@ -111,6 +112,27 @@ def test_a_login_in_a_browser_is_no_token(logged_in: Callable[..., FlaskClient])
     browser = logged_in("ann")
     problem_of(browser.get("/api/v1/scans"), 401)
     problem_of(browser.post("/api/v1/scans", data={"file": (io.BytesIO(png()), "a.png")}), 401)
+
+
+def test_a_persons_uploads_are_counted_together_by_whichever_token_or_browser_they_come(tmp_path: Path) -> None:
+    app = app_on(f"sqlite:///{tmp_path / 'test.db'}", tmp_path, RATELIMIT_ENABLED=True, UPLOADS_PER_MINUTE=3)
+    ann = client_of(app, "ann")
+    with app.app_context():
+        ann_id = db.session.scalars(select(User.id)).one()
+    other = app.test_client()
+    other.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {make_token(app, ann_id)}"
+    browser = app.test_client()
+    browser.post("/login", data={"username": "ann", "password": PASSWORD})
+
+    def send(client: FlaskClient, path: str) -> int:
+        return client.post(path, data={"file": (io.BytesIO(png()), "a.png")}).status_code
+
+    assert [send(ann, "/api/v1/scans"), send(other, "/api/v1/scans"), send(browser, "/scans")] == [202, 202, 302]
+    assert [send(ann, "/api/v1/scans"), send(other, "/api/v1/scans"), send(browser, "/scans")] == [429, 429, 429]
+    assert send(client_of(app, "bob"), "/api/v1/scans") == 202
+    with app.app_context():
+        db.session.remove()
+        db.engine.dispose()
 
 
 def test_the_api_sets_no_cookie(ann: FlaskClient) -> None:

@@ -20,7 +20,7 @@ from tests.conftest import PASSWORD, make_user
 from webapp import scans
 from webapp.extensions import database_now, db, utc_now
 from webapp.jobs import PREDICT, PREDICT_SCANS
-from webapp.models import ORIGINAL_REMOVED, Heatmap, JobStatus, ModelVersion, Prediction, Role, Scan, User, Worker
+from webapp.models import IN_ITS_TURN, ORIGINAL_REMOVED, Heatmap, JobStatus, ModelVersion, Prediction, Role, Scan, User, Worker
 from webapp.storage import Storage, StorageError, storage
 
 NO_ID = "0" * 32
@@ -440,6 +440,22 @@ def test_an_open_scan_is_cancelled_and_can_be_tried_again(
     with any_database_app.app_context():
         scan = db.session.get_one(Scan, scan_id)
         assert (scan.status, scan.attempts, scan.counted_deaths, scan.finished_at) == ("queued", 2, 0, None)
+
+
+@pytest.mark.parametrize(("waiting", "urgent"), [(0, True), (1, False)])
+@pytest.mark.parametrize("verb", ["retry", "score-anyway"])
+def test_an_urgent_scan_that_is_asked_for_again_is_urgent_only_if_few_are(
+    app: Flask, ann: FlaskClient, verb: str, waiting: int, urgent: bool
+) -> None:
+    app.config["MAX_STAT"] = 1
+    scan_id = add_scan(app, status=JobStatus.FAILED, not_head_ct=0.9, stat=True, notes=["One file is left out."])
+    for _ in range(waiting):
+        add_scan(app, stat=True)
+    ann.post(f"/scans/{scan_id}/{verb}")
+    with app.app_context():
+        scan = db.session.get_one(Scan, scan_id)
+        assert (scan.status, scan.stat) == (JobStatus.QUEUED, urgent)
+        assert scan.notes == ["One file is left out.", *([] if urgent else [IN_ITS_TURN])]
 
 
 def test_a_deleted_scan_leaves_no_row_and_no_byte(any_database_app: Flask, tmp_path: Path) -> None:

@@ -74,6 +74,17 @@ def test_a_folder_that_is_away_is_no_missing_file(tmp_path: Path) -> None:
     assert not isinstance(refusal.value, MissingFile)
 
 
+def test_a_storage_with_something_in_it_answers(storage: Storage) -> None:
+    storage.put("originals/a.png", b"x")
+    assert storage.answers()
+
+
+def test_a_folder_over_which_nothing_is_mounted_does_not_answer(tmp_path: Path) -> None:
+    assert not Storage(f"file://{tmp_path / 'unmounted'}").answers()
+    (tmp_path / "unmounted").mkdir()
+    assert not Storage(f"file://{tmp_path / 'unmounted'}").answers()
+
+
 def test_when_a_file_was_written_is_told(storage: Storage) -> None:
     storage.put("originals/just-now.png", b"x")
     assert abs((datetime.now(UTC) - storage.written("originals")["originals/just-now.png"]).total_seconds()) < 60
@@ -95,6 +106,7 @@ def test_an_s3_that_does_not_answer_is_a_sentence(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(StorageError):
         getattr(away, ask)("originals/a.png", *([b"x"] if ask == "put" else []))
     assert not away.discard("originals/a.png")
+    assert not away.answers()
 
 
 def test_a_missing_bucket_is_a_sentence(s3_url: str) -> None:

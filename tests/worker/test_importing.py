@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flask import Flask
 from PIL import Image
 from sqlalchemy import UpdateBase, delete, select, update
 
 from ml.phantoms import phantom, write_png
+from tests.ml.scans import nifti, packed
 from webapp.extensions import db
 from webapp.models import Dataset, JobStatus, cancel
-from webapp.storage import Storage, storage
-from worker import importing, leases, tasks
+from webapp.storage import Storage, StorageError, storage
+from worker import decoder, importing, leases, tasks
+from worker.decoder import BEYOND_LIMITS, Decoder
 from worker.presence import presence
 
 LABELS = "filename,label,patient\n0.png,0,a\n1.png,1,b\n2.png,0,c\n3.png,1,d\n"
@@ -84,12 +88,63 @@ def test_a_data_set_that_trips_a_bug_fails_with_a_neutral_sentence(worker_app: F
     )
 
 
+@pytest.fixture
+def with_a_swelling_image(tmp_path: Path) -> bytes:
+    """A ZIP of four phantoms and a file of 1 MB that needs 600 MB; the decoder of these tests has less."""
+    content = io.BytesIO(archive_of(tmp_path, LABELS + "4.nii.gz,0,e\n"))
+    with zipfile.ZipFile(content, "a") as archive:
+        archive.writestr("set/4.nii.gz", packed(nifti(np.zeros((512, 512, 400), np.int16), np.eye(4))))
+    return content.getvalue()
+
+
+@pytest.fixture
+def small_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
+    child = Decoder(300, 60)
+    monkeypatch.setattr(decoder, "_decoder", child)
+    yield child
+    child.close()
+
+
+def test_an_image_that_swells_is_named_and_left_out(worker_app: Flask, with_a_swelling_image: bytes, small_decoder: Decoder) -> None:
+    dataset = import_archive(with_a_swelling_image)
+    assert (dataset.status, dataset.error) == ("done", None)
+    assert dataset.exploration is not None and dataset.exploration["images"] == 4
+    assert dataset.exploration["problems"] == [f"4.nii.gz is left out: {BEYOND_LIMITS}"]
+
+
+def test_a_data_set_of_many_such_images_fails_with_a_sentence(
+    worker_app: Flask, with_a_swelling_image: bytes, small_decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "MOST_BEYOND_LIMITS", 0)
+    dataset = import_archive(with_a_swelling_image)
+    assert dataset.status == "failed"
+    assert dataset.error == "More than 0 images, 4.nii.gz the last, could not be decoded within the limits on time and memory."
+
+
 def test_a_worker_that_is_to_stop_hands_the_data_set_back(worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = iter([False])  # The worker is asked to stop when it has begun.
     monkeypatch.setattr(presence(), "stopping", lambda: next(asked, True))
     dataset = import_archive(archive_of(tmp_path, "filename,label\n0.png,0\n1.png,1\n2.png,0\n3.png,1\n"))
     assert (dataset.status, dataset.attempts, dataset.counted_deaths, dataset.lease_owner) == ("queued", 0, 0, None)
     assert storage.exists(dataset.archive_key)
+
+
+def test_a_data_set_waits_for_a_storage_that_is_away(worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Storage, key: str, path: Path) -> None:
+        raise StorageError("A stored file cannot be read.")
+
+    answers = iter([True])  # When the worker looks for work; then no more.
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "fetch", refuse)
+        patch.setattr(Storage, "answers", lambda self: next(answers, False))
+        dataset = import_archive(archive_of(tmp_path, LABELS))
+    assert (dataset.status, dataset.attempts, dataset.counted_deaths, dataset.lease_owner) == ("queued", 0, 0, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "answers", lambda self: False)
+        tasks.train_model()
+    assert db.session.scalars(select(Dataset.started_at)).one() == dataset.started_at  # Nobody claimed it.
+    tasks.train_model()
+    assert db.session.scalars(select(Dataset.status)).one() == "done"
 
 
 @pytest.mark.parametrize("part", importing.PARTS)

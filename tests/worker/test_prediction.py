@@ -173,10 +173,9 @@ def test_a_heat_map_of_a_scan_that_was_deleted_meanwhile_is_not_kept(any_worker_
     (scan_id,) = submit(picture())
     prediction.answer_next_scans()
 
-    def late(heatmap: Heatmap) -> dict[int, str]:
+    def late(heatmap: Heatmap) -> None:
         delete_scan(scan_id)
         storage.put(f"heatmaps/{heatmap.id}.png", b"drawn after the deletion")
-        return {0: f"heatmaps/{heatmap.id}.png"}
 
     monkeypatch.setattr(heatmaps, "draw", late)
     assert heatmaps.draw_next_heatmap()
@@ -295,9 +294,8 @@ def test_one_persons_heat_maps_do_not_make_anothers_wait(any_worker_app: Flask) 
     prediction.answer_next_scans()
     drawn: list[str] = []
 
-    def note(heatmap: Heatmap) -> dict[int, str]:
+    def note(heatmap: Heatmap) -> None:
         drawn.append(heatmap.prediction.scan_id)
-        return {0: f"heatmaps/{heatmap.id}.png"}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heatmaps, "draw", note)
@@ -368,7 +366,7 @@ def test_the_model_computes_outside_any_transaction(any_worker_app: Flask, monke
         in_transaction.append(db.session().in_transaction())
         return real_predict(self, series)
 
-    def draw(self: Predictor, series: Series, indices: Sequence[int]) -> object:
+    def draw(self: Predictor, series: Series, indices: Sequence[int], *watch: Any) -> object:
         in_transaction.append(db.session().in_transaction())
         return real_heatmap(self, series, indices)
 
@@ -412,7 +410,61 @@ def test_a_storage_that_is_away_for_a_moment_costs_nothing(worker_app: Flask, mo
     assert scan(scan_id).status == "done"
 
 
-def test_a_storage_that_stays_away_fails_the_scan_with_a_sentence(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def take_storage_away(app: Flask) -> Callable[[], object]:
+    """Let the folder of the storage be away, as one that is unmounted; return what brings it back."""
+    files = Path(app.config["STORAGE_URL"].removeprefix("file://"))
+    elsewhere = files.with_name("elsewhere")
+    files.rename(elsewhere)
+    return lambda: elsewhere.rename(files)
+
+
+@pytest.mark.parametrize("when", ["before it is read", "before its pictures are stored"])
+def test_a_storage_that_stays_away_sends_scans_back_until_it_is_there(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    install_model()
+    prediction.warm_up()
+    ids = submit(picture(), picture(), b"no picture")
+    real, claims, come_back = leases.claim, [], []
+
+    def note(table: type[Scan], *given: object, **more: object) -> list[Scan]:
+        claims.append(table)
+        return real(table, *given, **more)  # type: ignore[arg-type]
+
+    def go_away(*_: object) -> None:
+        if not come_back:
+            come_back.append(take_storage_away(worker_app))
+        raise StorageError("The storage did not accept a file; please try again later.")
+
+    monkeypatch.setattr(leases, "claim", note)
+    with monkeypatch.context() as patch:
+        if when == "before it is read":
+            come_back.append(take_storage_away(worker_app))
+        else:
+            patch.setattr(Storage, "put", go_away)
+        tasks.predict_scans()
+        assert [(scan(id).status, scan(id).attempts, scan(id).counted_deaths, scan(id).error) for id in ids] == [("queued", 0, 0, None)] * 3
+        tasks.predict_scans()
+        assert claims == [Scan]  # Nothing is claimed as long as it is away.
+    come_back[0]()
+    tasks.predict_scans()
+    assert [scan(id).status for id in ids] == ["done", "done", "failed"]
+
+
+def test_a_heat_map_waits_for_a_storage_that_is_away(worker_app: Flask) -> None:
+    install_model()
+    submit(picture())
+    prediction.answer_next_scans()
+    come_back = take_storage_away(worker_app)
+    tasks.predict_scans()
+    heatmap = db.session.scalars(select(Heatmap), execution_options={"populate_existing": True}).one()
+    assert (heatmap.status, heatmap.attempts, heatmap.error) == ("queued", 0, None)
+    come_back()
+    tasks.predict_scans()
+    assert db.session.scalars(select(Heatmap.status)).one() == "done"
+
+
+def test_a_storage_that_refuses_writes_fails_the_scan_with_a_sentence(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     install_model()
     (scan_id,) = submit(picture())
 
@@ -438,7 +490,7 @@ def test_a_heat_map_that_cannot_be_drawn_leaves_the_verdict(worker_app: Flask, m
     (scan_id,) = submit(picture())
     prediction.answer_next_scans()
 
-    def fails(self: Predictor, series: Series, indices: Sequence[int]) -> object:
+    def fails(self: Predictor, *_: object) -> object:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(Predictor, "heatmaps", fails)

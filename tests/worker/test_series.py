@@ -15,6 +15,7 @@ from PIL import Image
 from sqlalchemy import select, update
 from werkzeug.datastructures import FileStorage
 
+from ml import inference
 from ml.images import Series
 from ml.inference import Finding, Predictor
 from tests.ml.scans import change, write_series
@@ -261,19 +262,47 @@ def test_a_lost_lease_leaves_the_series_to_its_new_owner(worker_app: Flask, monk
     assert (read(scan).status, read(scan).lease_owner, read(scan).prediction) == ("running", "another", None)
 
 
+def note_slices(monkeypatch: pytest.MonkeyPatch, note: Callable[[], object]) -> None:
+    """Call `note` whenever the heat map of a slice is computed."""
+    real = inference.occlusion
+
+    def occlusion(*given: Any) -> Any:
+        note()
+        return real(*given)
+
+    monkeypatch.setattr(inference, "occlusion", occlusion)
+
+
 def test_heat_maps_of_a_worker_that_is_asked_to_stop_are_left_to_another(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     install_model(reads="series")
     scan = submit_zip(pictures(*[255] * 12))
     prediction.answer_next_scans()
-    stopping: list[bool] = []
-    real = Predictor.heatmaps
-
-    def draw(self: Predictor, series: Series, indices: Sequence[int]) -> Any:
-        stopping.append(True)
-        return real(self, series, indices)
-
-    monkeypatch.setattr(Predictor, "heatmaps", draw)
-    monkeypatch.setattr(presence(), "stopping", lambda: bool(stopping))
+    drawn_slices: list[object] = []
+    note_slices(monkeypatch, lambda: drawn_slices.append(None))
+    monkeypatch.setattr(presence(), "stopping", lambda: len(drawn_slices) == 2)
     assert not heatmaps.draw_next_heatmap()
+    assert len(drawn_slices) == 2  # Of five that share what the convolutions see.
     drawn = read(scan).prediction.heatmap  # type: ignore[union-attr]
     assert drawn is not None and (drawn.status, drawn.attempts, drawn.image_key) == ("queued", 0, None)
+
+
+def test_heat_maps_of_a_scan_that_is_deleted_meanwhile_end_and_leave_nothing(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from webapp.deletion import delete_scan
+
+    install_model(reads="series")
+    scan = submit_zip(pictures(*[255] * 12))
+    prediction.answer_next_scans()
+    drawn_slices: list[object] = []
+
+    def delete_at_the_seventh() -> None:
+        drawn_slices.append(None)
+        if len(drawn_slices) == 7:
+            assert len(storage.keys("heatmaps")) == 5
+            delete_scan(scan.id)
+
+    note_slices(monkeypatch, delete_at_the_seventh)
+    monkeypatch.setattr(heatmaps, "LOOK_S", 0)
+    assert heatmaps.draw_next_heatmap()
+    assert (len(drawn_slices), storage.keys("heatmaps")) == (7, [])

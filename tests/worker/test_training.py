@@ -225,6 +225,27 @@ def test_a_checkpoint_that_cannot_be_stored_does_not_end_the_run(
     assert counts == [True, True, True]
 
 
+def test_a_finished_training_waits_for_a_storage_that_is_away(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(tmp_path)
+    real = Storage.put
+
+    def refuse(self: Storage, key: str, content: bytes | Path) -> None:
+        if key.startswith("models/"):
+            raise StorageError("The storage did not accept a file; please try again later.")
+        real(self, key, content)
+
+    answers = iter([True])  # When the worker looks for work; then no more.
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "put", refuse)
+        patch.setattr(Storage, "answers", lambda self: next(answers, False))
+        train_model()
+    assert (the_run().status, the_run().attempts, the_run().error) == ("queued", 0, None)
+    train_model()
+    assert (the_run().status, stub.steps) == ("done", [0, 1, 2])  # From its checkpoint.
+
+
 def test_a_run_that_was_lost_stops_and_writes_nothing(any_worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
     launch(tmp_path)
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flask import current_app, g, request, url_for
+from flask import g, request, url_for
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import joinedload, selectinload
 from werkzeug.exceptions import Conflict, NotFound, UnprocessableEntity, UnsupportedMediaType
 
 from webapp import intake
-from webapp.api.access import NO_SUCH_SCAN, bearer, blueprint, documented_problems, is_own, require_own
+from webapp.api.access import NO_SUCH_SCAN, blueprint, documented_problems, is_own, require_own
 from webapp.api.schemas import JobSchema, ScanSchema, ScansPageSchema, ScansQuerySchema, SubmissionSchema
 from webapp.audit import record
 from webapp.deletion import delete_scan
-from webapp.extensions import db, limiter
+from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import ORIGINAL_REMOVED, Act, JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
-from webapp.models.accounts import secret_hash
 
 
 @blueprint.post("/scans")
-@limiter.limit(lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute", key_func=lambda: f"uploads {secret_hash(bearer())}")
+@intake.within_rate
 @blueprint.doc(
     requestBody={
         "required": True,

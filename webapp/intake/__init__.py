@@ -21,8 +21,8 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from werkzeug.datastructures import FileStorage
 
-from webapp.audit import record
-from webapp.extensions import db
+from webapp.audit import record, whose_request
+from webapp.extensions import db, limiter
 from webapp.forms import MAX_TITLE, text_problem
 from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, members
 from webapp.intake.incoming import incoming_folder
@@ -30,12 +30,12 @@ from webapp.intake.nifti import GZIP
 from webapp.intake.series import LeftOut, SeriesFiles, printable, sentences_about, series_of
 from webapp.intake.taking import Taken, UploadRejected, take
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
-from webapp.models import Act, Dataset, JobStatus, Scan, new_id
+from webapp.models import IN_ITS_TURN, Act, Dataset, JobStatus, Scan, new_id, urgent_room
 from webapp.storage import StorageError, new_key, storage
 
 log = logging.getLogger(__name__)
 
-__all__ = ["PACKED", "Choices", "UploadRejected", "accept_dataset", "accept_scans"]
+__all__ = ["PACKED", "Choices", "UploadRejected", "accept_dataset", "accept_scans", "within_rate"]
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "dicom": ".dcm", "nifti": ".nii"}
 PACKED = ".zip"
@@ -43,6 +43,12 @@ MOST_PACKED = 20
 """NIfTI files of one upload that are inflated: a hostile one takes seconds."""
 HELD_IN_MEMORY = 2**20
 """Originals up to this size go to the storage from memory; larger ones by way of a file, so that memory stays flat."""
+
+
+within_rate = limiter.shared_limit(
+    lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute", scope="uploads", key_func=lambda: str(whose_request())
+)
+"""Decorates what takes uploads in: a person's are counted together, whichever of their tokens and browsers they come by."""
 
 
 @dataclass(frozen=True)
@@ -87,27 +93,30 @@ def accept_scans(
     if problem:
         raise UploadRejected(f"The title is not accepted. {problem}")
     _require_files(files)
-    may_be_stat = _room(user_id)
+    _require_room(user_id)
     db.session.commit()  # No transaction, on SQLite the write lock, is open while files are read and stored.
     scans: list[Scan] = []
     with _disk_has_room(), TemporaryDirectory(dir=incoming_folder()) as folder:
         all_series, notes = _taken(files, Path(folder), choices)
         try:
             for one in all_series:
-                urgent = choices.stat and len(scans) < may_be_stat
-                late = ["Too many of your urgent scans wait already; this one is read in its turn."] if choices.stat and not urgent else []
                 scan = Scan(
                     id=new_id(),
                     user_id=user_id,
                     title=_title(title, one, several=len(all_series) > 1, keep_names=choices.keep_names),
                     kind=one.files[0].kind,
                     slice_count=one.slice_count,
-                    stat=urgent,
-                    notes=[*notes, *one.notes, *late],
+                    stat=choices.stat,
+                    notes=[*notes, *one.notes],
                 )
                 scan.original_key = f"originals/{scan.id}{PACKED if len(one.files) > 1 else SUFFIXES[scan.kind]}"
                 scans.append(scan)
                 scan.size = _store(scan.original_key, one)
+            # Asked once more where other uploads of that person wait for this one to be committed.
+            may_be_stat = urgent_room(user_id)
+            _require_room(user_id, sum(scan.size for scan in scans))
+            for scan in scans[may_be_stat:] if choices.stat else []:
+                scan.stat, scan.notes = False, [*(scan.notes or []), IN_ITS_TURN]
             db.session.add_all(scans)
             for scan in scans:
                 record(Act.SCAN_SUBMITTED, scan.id, actor_id=user_id)
@@ -181,19 +190,19 @@ def _require_files(files: Sequence[FileStorage]) -> None:
         raise UploadRejected(f"The upload has {len(files)} files; at most {most} are accepted at once.")
 
 
-def _room(user_id: str) -> int:
-    """Return how many more urgent scans that person may have.
+def _require_room(user_id: str, more: int = 0) -> None:
+    """Refuse `more` bytes, or any, of a person who has stored as much as one may.
 
     Raises:
-        UploadRejected: they have stored as much as one may.
+        UploadRejected: so it is.
     """
     most_mb = current_app.config["QUOTA_MB"]
-    stored = db.session.scalar(select(func.sum(Scan.size)).where(Scan.user_id == user_id)) or 0
+    stored = int(db.session.scalar(select(func.sum(Scan.size)).where(Scan.user_id == user_id)) or 0)
     if most_mb and stored >= most_mb * 2**20:
         raise UploadRejected(f"Your scans take {stored >> 20} MB, and {most_mb} MB is the most; please delete some.")
-    is_open = Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
-    urgent = db.session.scalar(select(func.count()).select_from(Scan).where(Scan.user_id == user_id, Scan.stat, is_open)) or 0
-    return int(max(0, current_app.config["MAX_STAT"] - urgent))
+    if most_mb and stored + more > most_mb * 2**20:
+        with_it = -(-(stored + more) >> 20)
+        raise UploadRejected(f"With this upload your scans would take {with_it} MB, and {most_mb} MB is the most; please delete some.")
 
 
 def _taken(files: Sequence[FileStorage], folder: Path, choices: Choices) -> tuple[list[SeriesFiles], list[str]]:

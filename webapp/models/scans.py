@@ -6,7 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ColumnElement, ForeignKey, Index, String, false, text
+from flask import current_app
+from sqlalchemy import JSON, BigInteger, ColumnElement, ForeignKey, Index, String, false, func, select, text
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
@@ -15,6 +16,7 @@ from webapp.models.learning import ModelVersion
 from webapp.models.leased import Attempt, JobStatus, Leased, new_id, queue_again
 
 _QUEUED = text("status = 'queued'")
+IN_ITS_TURN = "Too many of your urgent scans wait already; this one is read in its turn."
 ORIGINAL_REMOVED = "The submitted file is not kept any longer, so it cannot be read again."
 
 
@@ -99,15 +101,31 @@ Index("ix_scan_risk", Scan.user_id, Scan.stat.desc(), Scan.risk.desc(), Scan.cre
 Index("ix_scan_margin", Scan.user_id, Scan.stat.desc(), Scan.margin, Scan.created_at.desc(), Scan.id)
 
 
+def urgent_room(user_id: str) -> int:
+    """Return how many more urgent scans that person may have waiting: as many until the caller commits, for their row is locked."""
+    # Without keys: rows that refer to this person may be written meanwhile. SQLite has one writer at a time.
+    db.session.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
+    waits = Scan.stat & Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
+    urgent = db.session.scalar(select(func.count()).select_from(Scan).where(Scan.user_id == user_id, waits)) or 0
+    return int(max(0, current_app.config["MAX_STAT"] - urgent))
+
+
+def _in_turn(scan_id: str) -> dict[str, Any]:
+    """Return the columns of a scan that is asked for again: it is urgent no more if its owner has too many such by now."""
+    scan = db.session.execute(select(Scan.user_id, Scan.stat, Scan.notes).where(Scan.id == scan_id)).one_or_none()
+    if scan is None or not scan.stat or urgent_room(scan.user_id):
+        return {}
+    return {"stat": False, "notes": [*(scan.notes or []), IN_ITS_TURN]}
+
+
 def force(scan_id: str, user_id: str) -> bool:
     """Queue a refused scan of that user again, to be scored whatever it looks like; False where there is nothing to overrule.
 
     The caller commits and nudges.
     """
     refused = (Scan.status == JobStatus.FAILED) & Scan.not_head_ct.is_not(None) & Scan.forced_at.is_(None)
-    return queue_again(
-        Scan, Scan.id == scan_id, Scan.user_id == user_id, Scan.original_removed_at.is_(None), refused, forced_at=database_now()
-    )
+    may_be_read = (Scan.user_id == user_id) & Scan.original_removed_at.is_(None)
+    return queue_again(Scan, Scan.id == scan_id, may_be_read, refused, forced_at=database_now(), **_in_turn(scan_id))
 
 
 def retry(scan_id: str) -> bool:
@@ -115,7 +133,7 @@ def retry(scan_id: str) -> bool:
 
     The caller commits and nudges.
     """
-    return queue_again(Scan, Scan.id == scan_id, Scan.original_removed_at.is_(None), not_head_ct=None)
+    return queue_again(Scan, Scan.id == scan_id, Scan.original_removed_at.is_(None), not_head_ct=None, **_in_turn(scan_id))
 
 
 class Prediction(db.Model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,8 @@ from webapp.extensions import db
 from webapp.intake import Choices, UploadRejected, accept_dataset, accept_scans
 from webapp.intake.incoming import empty_incoming
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS
-from webapp.models import Dataset, JobStatus, Scan
-from webapp.storage import StorageError, storage
+from webapp.models import IN_ITS_TURN, Dataset, JobStatus, Scan
+from webapp.storage import Storage, StorageError, storage
 
 REFUSED = [
     (b"", "The file is empty."),
@@ -229,8 +230,9 @@ def test_no_transaction_is_open_while_a_file_is_stored(ann: str, monkeypatch: py
     assert db.session().in_transaction()
     seen = []
 
-    def look(*_: object) -> None:
+    def look(*_: object) -> int:
         seen.append(db.session().in_transaction())
+        return 0
 
     monkeypatch.setattr(intake, "_store", look)
     accept_scans(ann, [upload(picture()), upload(picture())])
@@ -400,10 +402,53 @@ def test_urgent_scans_are_few(app: Flask, ann: str, nudges: list[str]) -> None:
 
 
 def test_whoever_has_stored_as_much_as_one_may_deletes_first(app: Flask, ann: str, nudges: list[str]) -> None:
-    app.config["QUOTA_MB"] = 1
+    app.config["QUOTA_MB"] = 2
     accept_scans(ann, [upload(nifti_file((512, 512, 3)))])
+    with pytest.raises(UploadRejected, match=r"With this upload your scans would take 4 MB, and 2 MB is the most; please delete some."):
+        accept_scans(ann, [upload(nifti_file((512, 512, 3)))])
+    assert len(storage.keys("originals")) == 1
+    app.config["QUOTA_MB"] = 1
     with pytest.raises(UploadRejected, match=r"Your scans take 1 MB, and 1 MB is the most; please delete some."):
         accept_scans(ann, [upload(picture())])
+
+
+@pytest.mark.parametrize("limit", ["MAX_STAT", "QUOTA_MB"])
+def test_uploads_at_the_same_time_keep_to_the_limits_together(
+    any_database_app: Flask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str
+) -> None:
+    """All are stored before the first of them is committed."""
+    ann = make_user(any_database_app, "ann")
+    any_database_app.config |= {limit: 2}
+    monkeypatch.setattr(intake, "nudge", lambda task: True)
+    real, all_stored = Storage.put, threading.Barrier(4)
+    refused: list[str] = []
+
+    def put(self: Storage, key: str, content: bytes | Path) -> None:
+        real(self, key, content)
+        all_stored.wait(30)
+
+    monkeypatch.setattr(Storage, "put", put)
+
+    def send() -> None:
+        with any_database_app.test_request_context():
+            try:
+                accept_scans(ann, [upload(nifti_file((512, 512, 2)))], choices=Choices(stat=True))
+            except UploadRejected as err:
+                refused.append(str(err))
+
+    uploads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in uploads:
+        thread.start()
+    for thread in uploads:
+        thread.join()
+    with any_database_app.app_context():
+        scans = db.session.scalars(select(Scan)).all()
+        if limit == "MAX_STAT":
+            assert (sorted(scan.stat for scan in scans), refused) == ([False, False, True, True], [])
+            assert sorted(scan.notes or [] for scan in scans) == [[], [], [IN_ITS_TURN], [IN_ITS_TURN]]
+        else:
+            assert sum(scan.size for scan in scans) <= 2 * 2**20
+            assert (len(scans), len(refused), len(storage.keys("originals"))) == (1, 3, 1)
 
 
 def test_nothing_that_names_a_patient_is_kept(
