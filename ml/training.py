@@ -26,13 +26,14 @@ from ml.artifacts import SEEN, TYPES, Card, read_card, write_model
 from ml.calibration import trust_in_zones
 from ml.catalogue import SettingError, architecture_named
 from ml.checkpoints import load_json, save_json
-from ml.cross_validation import Answers, Judgement, Material, cross_validate
+from ml.cross_validation import Answers, Judgement, cross_validate
 from ml.datasets import Dataset
 from ml.export_check import check_export
 from ml.grouping import digest
 from ml.honesty import blocked_because, run_controls
 from ml.inputs import read_inputs
 from ml.known_types import known_types
+from ml.material import Material
 from ml.models.bleeding_types import fit_types
 from ml.models.weights import load_weights
 from ml.pointing import summary

@@ -14,11 +14,11 @@ import pytest
 from ml import provenance, training
 from ml.artifacts import ArtifactError, read_card, write_model
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, SettingError
-from ml.cross_validation import Material
 from ml.datasets import Dataset, DatasetError, read_dataset
 from ml.examples import Example
 from ml.images import read_series
 from ml.inference import Predictor
+from ml.material import Material
 from ml.models import UNKNOWN
 from ml.phantoms import phantom, write_png
 from ml.provenance import Pool, marks_of, pool_datasets, seen_json
