@@ -22,6 +22,8 @@ from ml.tables import LABELS, MOST_IMAGES, DatasetError, require_no_formula
 
 MAX_TABLE_MB = 256
 """The whole table has 4.5 million rows and 120 MB; it is read row by row, and takes about as much memory."""
+MOST_ABSENT = 1_000_000
+"""Of other images whose rows a table may hold: their names are kept, to be counted."""
 FACTS = (*BLEEDING_TYPES, "any")
 ROW = re.compile(rf"([A-Za-z0-9][A-Za-z0-9_.-]{{0,99}})_({'|'.join(FACTS)})")
 SUFFIX = ".dcm"
@@ -67,6 +69,7 @@ def from_rsna(base: Path, table: Path, dataset: str) -> tuple[str, list[Example]
         for place, header in enumerate(slices, start=1):
             label, types = told[header.path.stem]
             name = header.path.relative_to(base).as_posix()
+            require_no_formula({"filename": name}, ("filename",), dataset)
             group = f"patient {patient}" if patient else ""
             examples.append(Example(header.path, name, label, patient or None, place, group, dataset, types=types, scan=scan))
     return "RSNA 2019", examples, problems
@@ -101,6 +104,8 @@ def _read(table: Path, wanted: Mapping[str, Path]) -> tuple[dict[str, tuple[int,
                 name, fact = found.groups()
                 if name not in wanted:
                     absent.add(name)
+                    if len(absent) > MOST_ABSENT:
+                        raise DatasetError(f"{table.name} names more than {MOST_ABSENT:,} images that are not here.")
                 elif said.setdefault(name, {}).setdefault(fact, label) != label:
                     raise DatasetError(f"{table.name}, line {number}: {row[0].strip()} has the label {label}, and another one above.")
     except (UnicodeDecodeError, csv.Error) as err:

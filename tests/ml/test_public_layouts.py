@@ -117,6 +117,21 @@ def test_a_wrong_row_of_rsnas_table_is_named(rsna: Path, row: str, sentence: str
         find_examples(rsna, "rsna")
 
 
+def test_a_folder_whose_name_is_a_formula_to_a_spreadsheet_is_refused(rsna: Path) -> None:
+    (rsna / "stage_2_train").rename(rsna / "=cmd")
+    with pytest.raises(DatasetError, match="the filename '=cmd/ID_bb.dcm' is a formula to a spreadsheet"):
+        find_examples(rsna, "rsna")
+
+
+def test_a_table_of_endless_images_that_are_not_here_is_refused(rsna: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ml.rsna, "MOST_ABSENT", 1)
+    assert len(find_examples(rsna, "rsna")[2]) == 6
+    with (rsna / "stage_2_train.csv").open("a") as table:
+        table.write("ID_another_any,0\n")
+    with pytest.raises(DatasetError, match=r"stage_2_train\.csv names more than 1 images that are not here"):
+        find_examples(rsna, "rsna")
+
+
 def test_more_images_than_are_read_are_refused_with_what_to_do(rsna: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ml.rsna, "MOST_IMAGES", 5)
     with pytest.raises(DatasetError, match="rsna holds 6 images; at most 5 are read. Keep a part of the patients"):
