@@ -154,9 +154,9 @@ def read_dataset(
     if needs_both_classes and (missing := _missing_class(examples)):
         raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
     looked, thumbnails, problems = _look_at_all(examples, on_image, keeps_bare, decode)
-    problems = odd + problems
     if not looked or (needs_both_classes and _missing_class(looked)):
-        raise DatasetError(f"Too many images of {name} are unreadable; the first: {problems[0]}")
+        raise DatasetError(f"Too many images of {name} are unreadable; the first: {(problems or odd)[0]}")
+    problems = odd + problems
     pairs = near_duplicates([example.dhash for example in looked], thumbnails)
     numbers = assign_groups([[("group", example.group)] if example.group else [] for example in looked], pairs)
     grouped = tuple(replace(example, group=f"{name}/{looked[number].name}") for example, number in zip(looked, numbers, strict=True))

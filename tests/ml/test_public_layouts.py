@@ -132,6 +132,13 @@ def test_a_table_of_endless_images_that_are_not_here_is_refused(rsna: Path, monk
         find_examples(rsna, "rsna")
 
 
+def test_what_is_said_where_nothing_can_be_read_is_why_and_not_what_else_is_odd(rsna: Path) -> None:
+    for path in (rsna / "stage_2_train").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DatasetError, match=r"Too many images of rsna are unreadable; the first: .*\.dcm is left out"):
+        read_dataset(rsna)
+
+
 def test_more_images_than_are_read_are_refused_with_what_to_do(rsna: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ml.rsna, "MOST_IMAGES", 5)
     with pytest.raises(DatasetError, match="rsna holds 6 images; at most 5 are read. Keep a part of the patients"):
