@@ -221,9 +221,18 @@ def test_a_scan_that_readers_do_not_agree_about_is_left_out(cq500: Path) -> None
     table.write_text("\n".join([header, ",".join(cells), *rest]) + "\n")
     _, _, examples, problems = find_examples(cq500, "cq500")
     assert {e.patient for e in examples} == {"CQ500-CT-1"}
-    assert problems[0] == (
-        "reads.csv, line 2 (CQ500-CT-0): as many readers see a hemorrhage as do not, or nobody told; the scan is left out."
-    )
+    assert "CQ500-CT-0 is left out: as many readers see a hemorrhage as do not, or nobody told." in problems
+
+
+def test_a_long_name_and_undecided_scans_that_are_not_here_make_no_long_sentences(cq500: Path) -> None:
+    table = cq500 / "reads.csv"
+    undecided = [f"CQ500-CT-{number} {'x' * 500}," + "," * len(READS) for number in range(100, 110)]
+    table.write_text(table.read_text() + "\n".join(undecided) + "\n")
+    problems = find_examples(cq500, "cq500")[3]
+    assert problems[0].startswith("11 scans of reads.csv are not here") and len(problems) == 2
+    table.write_text(table.read_text() + undecided[0].replace(",,", ",,maybe", 1) + "\n")
+    with pytest.raises(DatasetError, match=r"CQ500-CT-100 stands in the table twice\.$"):
+        find_examples(cq500, "cq500")
 
 
 def test_a_wrong_row_of_cq500s_table_is_named(cq500: Path) -> None:
