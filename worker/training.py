@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from sqlalchemy.orm import selectinload
 from ml.artifacts import ArtifactError, Card
 from ml.catalogue import IMAGENET_WEIGHTS, STARTER_SERIES_DIR, SettingError
 from ml.datasets import DatasetError
-from ml.training import Progress, TrainConfig, TrainingStopped, train
+from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped, train
 from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
 from webapp.storage import MissingFile, StorageAway, StorageError, storage
@@ -110,19 +111,21 @@ class Training:
         init = self._initial_weights()
         opened = [fetch_dataset(dataset, self.folder, self._on_part) for dataset in run.datasets]
         self._fetch_checkpoint()
-        return train(
-            TrainConfig(
-                architecture=run.architecture,
-                settings=run.settings,
-                seed=run.seed,
-                init=init,
-                command=f"Training run {run.id}, launched in the browser from the initial weights {run.initial_weights!r}.",
-            ),
-            opened,
-            self.out_dir,
-            self._on_progress,
-            self._should_stop,
+        config = TrainConfig(
+            architecture=run.architecture,
+            settings=run.settings,
+            seed=run.seed,
+            init=init,
+            command=f"Training run {run.id}, launched in the browser from the initial weights {run.initial_weights!r}.",
         )
+        try:
+            return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
+        except OtherTraining:
+            # A run has one setting and data for ever, but a newer version of this software may read them otherwise.
+            log.warning("run=%s begins anew: its checkpoint is of an earlier version", run.id)
+            shutil.rmtree(self.out_dir)
+            self._kept, self._kept_at = frozenset(), float("-inf")
+            return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
 
     def _initial_weights(self) -> Path | Literal["random", "starter"]:
         match self.run.initial_weights.partition(":"):

@@ -15,7 +15,7 @@ from ml.answers import write_answers
 from ml.artifacts import Card, write_model
 from ml.catalogue import IMAGENET_WEIGHTS, SettingError
 from ml.datasets import Dataset as Opened
-from ml.training import Progress, TrainConfig, TrainingStopped
+from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped
 from tests.ml.conftest import a_card, features_graph, head_graph
 from tests.worker.conftest import install_model, wait_for
 from tests.worker.test_importing import archive_of
@@ -279,6 +279,30 @@ def test_a_run_that_is_cancelled_stops_at_its_next_step_and_can_be_launched_agai
     stub.after_step = lambda step: None
     train_model()
     assert (the_run().status, stub.steps) == ("done", [0, 0, 1, 2])
+
+
+def test_a_run_whose_checkpoint_is_of_an_earlier_version_begins_anew(
+    any_worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(tmp_path)
+
+    def stop(step: int) -> None:
+        raise TrainingStopped
+
+    stub.after_step = stop
+    train_model()
+    assert the_run().status == "queued" and len(storage.keys("checkpoints")) == 1
+    stub.after_step = lambda step: None
+
+    def of_a_newer_version(config: TrainConfig, datasets: Sequence[Opened], out_dir: Path, on_progress: Say, should_stop: Ask) -> Card:
+        if out_dir.exists():
+            raise OtherTraining("It had other data.")
+        return stub(config, datasets, out_dir, on_progress, should_stop)
+
+    monkeypatch.setattr(training, "train", of_a_newer_version)
+    train_model()
+    assert (the_run().status, stub.steps) == ("done", [0, 0, 1, 2])
+    assert storage.keys("checkpoints") == []
 
 
 @pytest.mark.parametrize("ends_by", [TrainingStopped, SettingError])
