@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import ml.headers
 import ml.rsna
 from ml.catalogue import BLEEDING_TYPES
 from ml.datasets import DatasetError, explore, read_dataset
@@ -152,6 +153,14 @@ def test_a_header_is_read_without_its_pixels(tmp_path: Path) -> None:
     assert header.place_mm == pytest.approx(-0.6 * 10 + 0.8 * 20) and header.is_axial_ct and header.patient == "PHANTOM"
     path.write_bytes(b"no DICOM file at all" * 10)
     with pytest.raises(ImageError):
+        read_header(path)
+
+
+def test_a_header_whose_text_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_image(tmp_path / "one.dcm", 1, PatientID="x" * 64)
+    assert read_header(path).patient == "x" * 64
+    monkeypatch.setattr(ml.headers, "LONGEST_TEXT", 63)
+    with pytest.raises(ImageError, match="holds a text that is far too long"):
         read_header(path)
 
 
