@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import log
@@ -55,8 +55,12 @@ def is_cq500(table: Path) -> bool:
     return {"name", "r1:ich"} <= set(header)
 
 
-def from_cq500(base: Path, table: Path, dataset: str) -> tuple[str, list[Example], list[str]]:
+def from_cq500(
+    base: Path, table: Path, dataset: str, on_header: Callable[[int], None] = lambda total: None
+) -> tuple[str, list[Example], list[str]]:
     """Return the layout's name, an example for each slice or slab of a scan, and sentences about scans that are left out.
+
+    `on_header` is as in `ml.layouts.find_examples`.
 
     Raises:
         DatasetError: a row is wrong, there are too many files, or no scan is left.
@@ -71,7 +75,9 @@ def from_cq500(base: Path, table: Path, dataset: str) -> tuple[str, list[Example
     if strangers := sorted(set(folders) - set(told)):
         problems.append(f"{len(strangers):,} scans have no label in {table.name} and are left out; the first is CQ500-CT-{strangers[0]}.")
     examples: list[Example] = []
-    for number in sorted(set(told) & set(folders)):
+    here = sorted(set(told) & set(folders))
+    for number in here:
+        on_header(len(here))
         name = f"CQ500-CT-{number}"
         label, types = told[number]
         if label is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ml.catalogue import BLEEDING_TYPES
@@ -38,10 +38,12 @@ def is_rsna(table: Path) -> bool:
     return [word.strip().lower() for word in head[0].split(",")] == ["id", "label"] and bool(ROW.fullmatch(head[1].split(",")[0]))
 
 
-def from_rsna(base: Path, table: Path, dataset: str) -> tuple[str, list[Example], list[str]]:
+def from_rsna(
+    base: Path, table: Path, dataset: str, on_header: Callable[[int], None] = lambda total: None
+) -> tuple[str, list[Example], list[str]]:
     """Return the layout's name, an example for each image that is here and has rows, and sentences about the others.
 
-    A patient's second series is a scan of its own.
+    A patient's second series is a scan of its own. `on_header` is as in `ml.layouts.find_examples`.
 
     Raises:
         DatasetError: the table is too large or a row of it wrong, there are too many images, or none has a row.
@@ -59,6 +61,7 @@ def from_rsna(base: Path, table: Path, dataset: str) -> tuple[str, list[Example]
         raise DatasetError(f"None of the {len(paths):,} images of {dataset} has a row in {table.name}.")
     headers = []
     for name in sorted(told):
+        on_header(len(told))
         try:
             headers.append(read_header(paths[name]))
         except ImageError as err:

@@ -263,6 +263,19 @@ def test_scans_of_cq500_stand_in_a_pool_beside_labelled_slices(cq500: Path, rsna
     assert not pool.known[6:].any() and pool.known[:6].all()
 
 
+def test_who_reads_a_data_set_may_stop_while_headers_are_read(cq500: Path, rsna: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        told.append((done, total))
+        raise InterruptedError
+
+    for root in (rsna, cq500):
+        with pytest.raises(InterruptedError):
+            read_dataset(root, on_image=stop, decode=lambda *_, **__: pytest.fail("a picture was read"))
+    assert told == [(0, 6), (0, 3)]
+
+
 def test_an_exploration_counts_scans_and_types(cq500: Path, rsna: Path) -> None:
     of_slices, of_wholes = explore(read_dataset(rsna)), explore(read_dataset(cq500))
     assert of_slices["scans"] == 3 and of_slices["scan_labels"] == {"positive": 1, "negative": 2, "unknown": 0, "as_wholes": 0}
