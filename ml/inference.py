@@ -21,6 +21,7 @@ from ml.stack import Slabs, look_first
 NOT_HEAD_CT = "This does not look like a head CT, and what a model answers about anything else means nothing."
 NO_PROBABILITIES = "The model's answer is no probability for each slice and one for the scan."
 CHUNK = 16  # slices in one run of the convolutions: more is no faster on one core and only costs memory
+SINGLE_PRECISION = "tensor(float)"  # ONNX Runtime's word for it
 NEIGHBOURS = 4
 """Slices to each side among which a series model's heat map is made. Further ones do not move it (on six scans of ct_ich the maps correlate
 with those made among all slices by .996 or more, with the same peak), and 200 of them would cost a minute."""
@@ -285,4 +286,7 @@ def _load(path: Path, threads: int, takes: tuple[str, ...], gives: tuple[str, ..
     if tuple(item.name for item in session.get_inputs()) != takes or not set(gives) <= {item.name for item in session.get_outputs()}:
         taken, given = (" and ".join(map(repr, names)) for names in (takes, gives))
         raise ArtifactError(f"The model's {path.name} must take {taken} and give {given}.")
+    read = [item for item in (*session.get_inputs(), *session.get_outputs()) if item.name in takes + gives]
+    if odd := [item.name for item in read if item.type != SINGLE_PRECISION]:
+        raise ArtifactError(f"The model's {path.name} must hold {odd[0]!r} as numbers of single precision.")
     return session
