@@ -13,7 +13,7 @@ from flask import current_app
 from ml.artifacts import ArtifactError, read_card
 from ml.inference import Predictor
 from webapp.models import ModelVersion
-from webapp.storage import storage
+from webapp.storage import StorageError, storage
 from worker.patience import stored
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def model_folder(version: ModelVersion) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fetched = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder.parent))
     try:
-        for key in stored(lambda: storage.keys(version.storage_prefix)):
+        for key in stored(lambda: _files_of(version)):
             if (name := key.rsplit("/", 1)[-1]) != PREDICTIONS:
                 stored(lambda key=key, name=name: storage.fetch(key, fetched / name))  # type: ignore[misc]
         if read_card(fetched).id != version.card_id:
@@ -78,3 +78,11 @@ def model_folder(version: ModelVersion) -> Path:
     finally:
         shutil.rmtree(fetched, ignore_errors=True)
     return folder
+
+
+def _files_of(version: ModelVersion) -> list[str]:
+    """Return the keys of a version's files; none is a failure to read them: a folder that is not mounted lists nothing."""
+    keys = storage.keys(version.storage_prefix)
+    if not keys:
+        raise StorageError(f"There are no files of model version {version.id} in the storage.")
+    return keys
