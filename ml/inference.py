@@ -88,6 +88,9 @@ class Predictor:
             if TYPES not in self.card.files:
                 raise ArtifactError(f"The model's card names types of bleeding that it tells, but no {TYPES}.")
             self._types = _load(model_dir / TYPES, threads, ("maps", *answers), ("slice_types", "scan_types"))
+        for name, reader in ((HEAD, self._head), (TYPES, self._types)):
+            if reader is not None:
+                _require_same_channels(self._features, reader, name)
 
     def predict(
         self,
@@ -266,6 +269,16 @@ def _probabilities(answers: FloatArray) -> FloatArray:
     if not ((answers >= -1e-6) & (answers <= 1 + 1e-6)).all():
         raise ArtifactError(NO_PROBABILITIES)
     return np.clip(np.asarray(answers, np.float32), 0, 1)
+
+
+def _require_same_channels(features: onnxruntime.InferenceSession, reader: onnxruntime.InferenceSession, name: str) -> None:
+    given = next(item.shape for item in features.get_outputs() if item.name == "maps")
+    taken = next(item.shape for item in reader.get_inputs() if item.name == "maps")
+    ends = given[-1:], taken[-1:]
+    if (
+        all(isinstance(size, int) for end in ends for size in end) and ends[0] != ends[1]
+    ):  # What a graph does not declare is a word or None.
+        raise ArtifactError(f"The model's {name} reads maps of {taken}, and its {FEATURES} makes maps of {given}.")
 
 
 def _load(path: Path, threads: int, takes: tuple[str, ...], gives: tuple[str, ...]) -> onnxruntime.InferenceSession:

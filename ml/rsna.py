@@ -48,11 +48,18 @@ def from_rsna(
     Raises:
         DatasetError: the table is too large or a row of it wrong, there are too many images, or none has a row.
     """
-    paths = {path.stem: path for path in _images(base)}
+    paths: dict[str, Path] = {}
+    doubled = set()
+    for path in _images(base):
+        if path.stem in paths:
+            doubled.add(path.stem)
+        paths[path.stem] = path
     if len(paths) > MOST_IMAGES:
         raise DatasetError(f"{dataset} holds {len(paths):,} images; at most {MOST_IMAGES:,} are read. Keep a part of the patients.")
     told, absent = _read(table, paths)
     problems = []
+    if doubled:
+        problems.append(f"{len(doubled):,} images lie in more than one folder, and the last is read; the first is {min(doubled)}{SUFFIX}.")
     if absent:
         problems.append(f"{absent:,} images of {table.name} are not here; their rows were passed over.")
     if strangers := sorted(set(paths) - set(told)):

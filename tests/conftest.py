@@ -109,6 +109,7 @@ def app_on(database_url: str, home: Path, **config: object) -> Flask:
     )
     with app.app_context():
         db.create_all()
+        app.extensions["storage"].start()
     return app
 
 

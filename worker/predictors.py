@@ -19,6 +19,7 @@ from worker.patience import stored
 log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.csv"
+ANSWERS = (PREDICTIONS, "types.csv")
 """What a training answered out of fold, stored beside its model; no part of it, and read by comparisons only."""
 
 MOST_LOADED = 3
@@ -65,7 +66,7 @@ def model_folder(version: ModelVersion) -> Path:
     fetched = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder.parent))
     try:
         for key in stored(lambda: _files_of(version)):
-            if (name := key.rsplit("/", 1)[-1]) != PREDICTIONS:
+            if (name := key.rsplit("/", 1)[-1]) not in ANSWERS:
                 stored(lambda key=key, name=name: storage.fetch(key, fetched / name))  # type: ignore[misc]
         if read_card(fetched).id != version.card_id:
             raise ArtifactError(f"The stored files of model version {version.id} belong to another model.")

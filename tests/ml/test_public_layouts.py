@@ -74,6 +74,14 @@ def test_rsnas_rows_become_slices_in_the_order_of_their_headers(rsna: Path) -> N
     assert found.problems == ("1 images of stage_2_train.csv are not here; their rows were passed over.",)
 
 
+def test_an_image_in_two_folders_is_read_once_and_said(rsna: Path) -> None:
+    write_image(rsna / "stage_1_train" / "ID_aa.dcm", 1)
+    write_image(rsna / "stage_1_train" / "ID_ee.dcm", 2)
+    _, _, examples, problems = find_examples(rsna, "rsna")
+    assert sorted(example.name for example in examples) == [f"stage_2_train/ID_{letter * 2}.dcm" for letter in "abcdef"]
+    assert problems[0] == "2 images lie in more than one folder, and the last is read; the first is ID_aa.dcm."
+
+
 def test_an_image_without_a_row_and_a_damaged_one_are_left_out_and_said(rsna: Path) -> None:
     write_image(rsna / "stage_2_train" / "ID_zz.dcm", 1)
     whole = (rsna / "stage_2_train" / "ID_dd.dcm").read_bytes()
