@@ -22,6 +22,7 @@ def test_it_learns_what_the_pictures_show(tmp_path: Path) -> None:
     assert found.learnt_features and found.chosen["learnt_from"] + found.chosen["calibrated_on"] == 24
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("frozen", [0, 3, 5])
 @pytest.mark.parametrize("restructure", ["none", "autoencoder"])
 def test_the_graphs_are_what_was_judged_however_much_is_frozen(
@@ -35,6 +36,7 @@ def test_the_graphs_are_what_was_judged_however_much_is_frozen(
     assert found.learnt_features is (frozen < 5 or restructure == "autoencoder")
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_layout_of_2012_with_its_normalisation_and_groups(groups: int, tmp_path: Path) -> None:
     pictures = np.pad(learning_pictures()[0], ((0, 0), (8, 8), (8, 8), (0, 0)))
@@ -46,6 +48,7 @@ def test_the_layout_of_2012_with_its_normalisation_and_groups(groups: int, tmp_p
     assert b"LRN" in operators
 
 
+@pytest.mark.usefixtures("untraced")
 def test_frozen_convolutions_stay_as_they_were(tmp_path: Path) -> None:
     task = task_of("alexnet", tmp_path, {**SMALL, "frozen": 3})
     alexnet.fit(task)

@@ -17,6 +17,8 @@ from ml.models.convolutions import pooled
 from ml.progress import TrainingStopped
 from tests.ml.tasks import largest_difference, task_of
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 QUICK: Mapping[str, dict[str, object]] = {
     "alexnet_svm": {"layer": "auto", "kernel": "auto", "pca": "auto", "restructure": "autoencoder", "augmentation": 2},
     "alexnet": {"epochs": 2, "fully_connected": 16, "restructure": "autoencoder", "augmentation": 2},

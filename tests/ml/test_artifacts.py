@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,16 +158,18 @@ def test_a_field_of_a_later_version_is_left_out(folder: Path) -> None:
 def test_one_flipped_bit_anywhere_is_refused_or_says_the_same(folder: Path, name: str) -> None:
     before, content = read_card(folder), (folder / name).read_bytes()
     refused = 0
-    for place in range(8 * len(content)):
-        flipped = bytearray(content)
-        flipped[place // 8] ^= 1 << place % 8
-        (folder / name).write_bytes(flipped)
-        try:
-            assert (
-                dataclasses.replace(read_card(folder), checksum=before.checksum) == before
-            )  # A blank is a tab now, or the checksum has another name.
-        except ArtifactError:
-            refused += 1
+    with (folder / name).open("r+b", buffering=0) as file:  # Writing a byte in its place is far quicker than the whole file anew.
+        for place in range(8 * len(content)):
+            at = place // 8
+            os.pwrite(file.fileno(), bytes([content[at] ^ 1 << place % 8]), at)
+            try:
+                assert (
+                    dataclasses.replace(read_card(folder), checksum=before.checksum) == before
+                )  # A blank is a tab now, or the checksum has another name.
+            except ArtifactError:
+                refused += 1
+            os.pwrite(file.fileno(), content[at : at + 1], at)
+    assert (folder / name).read_bytes() == content
     assert refused >= 8 * len(content) * 0.85
 
 

@@ -66,6 +66,7 @@ def test_the_graph_draws_what_keras_draws_also_where_the_size_holds_no_whole_cel
     np.testing.assert_allclose(exported(weights, size, images), drawn, atol=1e-5)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_an_interrupted_fit_ends_with_the_same_weights(heads: np.ndarray, tmp_path: Path) -> None:
     learn = np.arange(20)
     whole = reconstruction.fit_autoencoder(heads, learn, 1, 3, tmp_path / "whole.npz", quiet)
@@ -82,6 +83,7 @@ def test_an_interrupted_fit_ends_with_the_same_weights(heads: np.ndarray, tmp_pa
         np.testing.assert_allclose(continued.weights[key], values, atol=1e-3, err_msg=key)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_images_outside_the_training_part_change_nothing(heads: np.ndarray, tmp_path: Path) -> None:
     learn = np.arange(8)
     others = heads.copy()
@@ -94,6 +96,7 @@ def test_images_outside_the_training_part_change_nothing(heads: np.ndarray, tmp_
         np.testing.assert_allclose(second.weights[key], values, atol=1e-3, err_msg=key)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_its_weights_survive_half_precision(heads: np.ndarray, tmp_path: Path) -> None:
     learnt = reconstruction.fit_autoencoder(heads, np.arange(4), 0, 1, tmp_path / "state.npz", quiet)
 
@@ -109,6 +112,7 @@ def test_the_architecture_tells_pictures_apart_by_the_bottleneck(tmp_path: Path)
     assert sorted(found.held_out.slices.tolist()) == list(range(24)), "its folds choose and calibrate within the training part"
 
 
+@pytest.mark.usefixtures("untraced")
 def test_no_label_shapes_the_bottleneck(tmp_path: Path) -> None:
     first = task_of("autoencoder", tmp_path / "one", {"epochs": 1})
     second = task_of("autoencoder", tmp_path / "two", {"epochs": 1}, labels=1 - first.labels)

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from ml.calibration import Platt
-from ml.models import FitTask, alexnet_cells
+from ml.models import FitTask, alexnet_cells, fine_tuning
 from ml.models.fine_tuning import POSITIVE_SHARE, _bloody_cells, balanced_draws, fine_tune
 from ml.models.loop import _ahead
 from ml.models.weights import random_weights
@@ -22,6 +22,13 @@ SIZE = 63
 @pytest.fixture(scope="module")
 def weights() -> dict[str, np.ndarray]:
     return random_weights(0)
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch is two batches of eight pictures: enough where it counts that something learnt, not how well."""
+    monkeypatch.setattr(fine_tuning, "BATCH", 8)
+    monkeypatch.setattr(fine_tuning, "MOST_BATCHES", 2)
 
 
 def learning_pictures() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -61,6 +68,7 @@ def test_cells_of_a_hemorrhage_that_nobody_outlined_are_unknown() -> None:
     assert (_bloody_cells(np.zeros((8, 8), np.uint8), 1, 4) == -1).all(), "its outline was moved out of the picture"
 
 
+@pytest.mark.usefixtures("untraced", "small_batches")
 def test_fine_tuning_that_was_interrupted_ends_with_the_same_weights(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     data = (*learning_pictures(), np.arange(32), "conv3")
 
@@ -81,6 +89,7 @@ def test_fine_tuning_that_was_interrupted_ends_with_the_same_weights(weights: di
     assert np.array_equal(straight.convolutions["conv5_W"], weights["conv5_W"]), "what the layer does not use is left alone"
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_half_the_bits_learn_too(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     data = (*learning_pictures(), np.arange(32), "conv3")
     tuned = fine_tune(weights, *data, 1, 5, tmp_path / "a.npz", lambda share, metrics: None, precision="bfloat16")
@@ -121,6 +130,7 @@ def a_task(tmp_path: Path, **changed: object) -> FitTask:
     return FitTask(**given)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("untraced", "small_batches")
 def test_the_exported_cells_answer_as_those_of_keras(tmp_path: Path) -> None:
     task = a_task(tmp_path)
     fitted = alexnet_cells.fit(task)
@@ -136,6 +146,7 @@ def test_the_exported_cells_answer_as_those_of_keras(tmp_path: Path) -> None:
         assert found == pytest.approx(slices, abs=1e-4) and found_scan == pytest.approx([scan], abs=1e-4)
 
 
+@pytest.mark.usefixtures("untraced", "small_batches")
 def test_what_is_not_in_the_training_part_changes_nothing(tmp_path: Path) -> None:
     task = a_task(tmp_path / "one")
     other_labels, other_masks = task.labels.copy(), task.masks.copy()

@@ -75,6 +75,7 @@ def test_the_order_of_the_slices_counts(fitted: tuple[FitTask, Fitted]) -> None:
     assert not np.allclose(upwards, downwards[::-1], atol=1e-6), "the two directions have weights of their own"
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("name", ["cnn_lstm", "cnn_gru"])
 def test_one_direction_exports_too(name: str, tmp_path: Path) -> None:
     task = task_on_scans(name, tmp_path, {"bidirectional": "no"})
@@ -90,6 +91,7 @@ def test_single_pictures_are_read_row_by_row(name: str, tmp_path: Path) -> None:
     assert largest_difference(found, [task.images[:1], task.images[:5]]) < 1e-4
 
 
+@pytest.mark.usefixtures("untraced")
 def test_a_slice_that_nobody_labelled_stands_in_its_scan_and_teaches_nothing(tmp_path: Path) -> None:
     labels = task_on_scans("cnn_gru", tmp_path).labels.copy()
     labels[2] = UNKNOWN

@@ -14,6 +14,8 @@ from ml.models.fine_tuning import Tuned
 from ml.models.tuned import tuned_convolutions
 from tests.ml.tasks import task_of
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 SHARING: dict[str, dict[str, object]] = {
     "alexnet_cells": {"epochs": 1},
     "alexnet_svm": {"fine_tune_epochs": 1, "pooling": "average"},
