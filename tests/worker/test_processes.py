@@ -47,6 +47,8 @@ def is_delivered(queue: str) -> bool:
 def newest_worker(queue: str) -> Worker | None:
     """Return the row of the worker of `queue` that started last."""
     found = db.session.scalar(select(Worker).where(Worker.queue == queue).order_by(Worker.started_at.desc()).limit(1))
+    if found is not None:
+        db.session.expunge(found)  # A worker that ends takes its row along: what was read of it stays.
     db.session.commit()
     return found
 
