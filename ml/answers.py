@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml.cross_validation import Answers, Judgement, Material
+from ml.cross_validation import Answers, Judgement
 from ml.layouts import Example
+from ml.material import Material
 
 COLUMNS = (
     *("fold", "repeat", "filename", "label", "patient", "slice", "probability", "predicted", "level"),

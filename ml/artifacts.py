@@ -147,8 +147,8 @@ class Card:
                 raise ArtifactError(
                     f"The model's threshold {threshold} and uncertain band {low} to {high} must lie in order within 0 and 1."
                 )
-        if not all(isinstance(found, dict) for found in card.types.values()):
-            raise ArtifactError(f"The model's {CARD} does not say which types of bleeding it tells.")
+        for name, found in card.types.items():
+            _require_judged(name, found)
         if card.checksum and card.checksum != _checksum(read):
             raise ArtifactError(f"The model's {CARD} is not what was written: its sha256 differs from the one in it.")
         return card
@@ -166,6 +166,30 @@ class Card:
 
 
 _JSON_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "dict": (dict,), "list": (list,)}
+
+
+TYPE_FIGURES = {"slice": ("auroc",), "patient": ("auroc", "auroc_among_bleeding", "ece")}
+
+
+def _require_judged(name: str, found: Any) -> None:
+    """Refuse what a card says of a type of bleeding, unless all is there that those read who show it."""
+    complete = isinstance(found, dict) and isinstance(found.get("given"), bool)
+    complete = complete and all(type(found.get(count)) is int for count in ("slices", "of_slices", "patients", "of_patients"))
+    if complete and found.keys() & TYPE_FIGURES.keys():
+        complete = all(
+            _has_all(_has_all(found.get(level), figures) and found[level][figure], ("value", "low", "high"))
+            for level, figures in TYPE_FIGURES.items()
+            for figure in figures
+        )
+    elif complete:
+        scores = found.get("scores")
+        complete = isinstance(scores, list) and all(_has_all(score, ("probability", "rank", "of")) for score in scores)
+    if not complete:
+        raise ArtifactError(f"The model's {CARD} does not give all that belongs to {name[:40]!r} in 'types'.")
+
+
+def _has_all(value: Any, names: tuple[str, ...]) -> bool:
+    return isinstance(value, dict) and all(name in value for name in names)
 
 
 def write_model(out_dir: Path, card: Card, files: Mapping[str, Path | bytes]) -> Card:

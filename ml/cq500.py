@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import log
@@ -55,13 +55,18 @@ def is_cq500(table: Path) -> bool:
     return {"name", "r1:ich"} <= set(header)
 
 
-def from_cq500(base: Path, table: Path, dataset: str) -> tuple[str, list[Example], list[str]]:
+def from_cq500(
+    base: Path, table: Path, dataset: str, on_header: Callable[[int], None] = lambda total: None
+) -> tuple[str, list[Example], list[str]]:
     """Return the layout's name, an example for each slice or slab of a scan, and sentences about scans that are left out.
+
+    `on_header` is as in `ml.layouts.find_examples`.
 
     Raises:
         DatasetError: a row is wrong, there are too many files, or no scan is left.
     """
-    told, problems = _read(table)
+    told = _read(table)
+    problems = []
     folders: dict[int, list[Path]] = {}
     for number, folder in _scan_folders(base):
         folders.setdefault(number, []).append(folder)
@@ -70,13 +75,18 @@ def from_cq500(base: Path, table: Path, dataset: str) -> tuple[str, list[Example
     if strangers := sorted(set(folders) - set(told)):
         problems.append(f"{len(strangers):,} scans have no label in {table.name} and are left out; the first is CQ500-CT-{strangers[0]}.")
     examples: list[Example] = []
-    for number in sorted(set(told) & set(folders)):
+    here = sorted(set(told) & set(folders))
+    for number in here:
+        on_header(len(here))
         name = f"CQ500-CT-{number}"
+        label, types = told[number]
+        if label is None:
+            problems.append(f"{name} is left out: as many readers see a hemorrhage as do not, or nobody told.")
+            continue
         chosen = _chosen_series([series for folder in folders[number] for series in _series_in(folder)])
         if chosen is None:
             problems.append(f"{name} is left out: it has no axial series without contrast agent that is not made for bone.")
             continue
-        label, types = told[number]
         slabs, damaged = _slabs_of(chosen)
         if damaged:
             problems.append(f"{name}: {damaged} files of {chosen.folder.relative_to(base).as_posix()} cannot be read.")
@@ -115,26 +125,22 @@ class _Series:
         return abs(log(thickness_mm / SLAB_MM)) if thickness_mm and thickness_mm > 0 else float("inf")
 
 
-def _read(table: Path) -> tuple[dict[int, tuple[int, frozenset[str] | None]], list[str]]:
-    """Return label and types of each scan by its number, and sentences about scans that readers do not agree about."""
+def _read(table: Path) -> dict[int, tuple[int | None, frozenset[str] | None]]:
+    """Return label and types of each scan by its number, both None where readers do not agree about a hemorrhage."""
     header, rows = read_table(table)
-    told: dict[int, tuple[int, frozenset[str] | None]] = {}
-    problems = []
+    told: dict[int, tuple[int | None, frozenset[str] | None]] = {}
     for line, row in enumerate(rows, start=2):
         found = SCAN.match(row.get("name", ""))
         if found is None:
             raise DatasetError(f"{table.name}, line {line}: {row.get('name', '')[:60]!r} is no name such as CQ500-CT-0.")
         number = int(found.group(1))
         if number in told:
-            raise DatasetError(f"{table.name}, line {line}: {row['name']} stands in the table twice.")
-        where = f"{table.name}, line {line} ({row['name']})"
+            raise DatasetError(f"{table.name}, line {line}: CQ500-CT-{number} stands in the table twice.")
+        where = f"{table.name}, line {line} (CQ500-CT-{number})"
         label = _majority(row, "ich", where)
-        if label is None:
-            problems.append(f"{where}: as many readers see a hemorrhage as do not, or nobody told; the scan is left out.")
-            continue
         types = frozenset(name for column, name in TYPES.items() if f"r1:{column}" in header and _majority(row, column, where) == 1)
-        told[number] = label, (types or None) if label else frozenset()
-    return told, problems
+        told[number] = label, None if label is None else (types or None) if label else frozenset()
+    return told
 
 
 def _majority(row: Mapping[str, str], fact: str, where: str) -> int | None:

@@ -141,7 +141,7 @@ def read_dataset(
     Args:
         root: the folder, or one that holds nothing but that folder.
         name: what the set is called; the folder's name if left out.
-        on_image: told (images read, images in all) after each.
+        on_image: told (images read, images in all) after each, and before where their headers are read first; raises to stop.
         needs_both_classes: False where the set is only scored, or judged as far as its labels go.
         keeps_bare: keep a slice that shows next to nothing, such as air above the crown, where its patient has others that do not.
         decode: what reads every image and outline here first: `ml.images.read_series`, or the same elsewhere under limits.
@@ -150,13 +150,13 @@ def read_dataset(
         DatasetError: no layout fits, an image is missing, a label is unreadable, one class only, or no image is left.
     """
     name = name or root.resolve().name
-    base, layout, examples, odd = find_examples(root, name)
+    base, layout, examples, odd = find_examples(root, name, lambda total: on_image(0, total))
     if needs_both_classes and (missing := _missing_class(examples)):
         raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
     looked, thumbnails, problems = _look_at_all(examples, on_image, keeps_bare, decode)
-    problems = odd + problems
     if not looked or (needs_both_classes and _missing_class(looked)):
-        raise DatasetError(f"Too many images of {name} are unreadable; the first: {problems[0]}")
+        raise DatasetError(f"Too many images of {name} are unreadable; the first: {(problems or odd)[0]}")
+    problems = odd + problems
     pairs = near_duplicates([example.dhash for example in looked], thumbnails)
     numbers = assign_groups([[("group", example.group)] if example.group else [] for example in looked], pairs)
     grouped = tuple(replace(example, group=f"{name}/{looked[number].name}") for example, number in zip(looked, numbers, strict=True))

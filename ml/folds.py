@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ml.grouping import dealt_folds, stratified_group_folds
-
-if TYPE_CHECKING:
-    from ml.cross_validation import Material
+from ml.material import Material
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ml.images import Slice, window
+from ml.tables import DatasetError
 
 THUMBNAIL_PX = 32
 DUPLICATE_BITS = 8
@@ -25,6 +26,9 @@ DUPLICATE_CORRELATION = 0.975
 Chosen on head_ct, where it joins seven of the eleven duplicate pairs known by eye (the others are cropped differently), and on
 CT-ICH and PHE-SICH, where it joins no two patients; at 0.97 it joins the first.
 """
+
+MOST_PAIRS, MOST_PAIRS_EACH = 100_000, 20
+"""Pairs that may be found, and so many more for each image: those of thousands of copies of one picture would fill the memory."""
 
 
 def look_at(slice_: Slice) -> tuple[str, np.ndarray]:
@@ -55,6 +59,9 @@ def near_duplicates(dhashes: Sequence[str], thumbnails: Sequence[np.ndarray]) ->
     """Return the pairs (i, j), i < j, that show nearly the same picture.
 
     Pictures without contrast (an empty frame) resemble each other and say nothing about a patient: they are left out.
+
+    Raises:
+        DatasetError: they are copies of each other, hundreds of them.
     """
     if not dhashes:
         return []
@@ -64,7 +71,7 @@ def near_duplicates(dhashes: Sequence[str], thumbnails: Sequence[np.ndarray]) ->
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     informative = length[:, 0] > 1.0
     flat /= np.maximum(length, 1e-6)
-    pairs = []
+    pairs, most = [], MOST_PAIRS + MOST_PAIRS_EACH * len(bits)
     for first in range(len(bits)):
         if not informative[first]:
             continue
@@ -72,6 +79,8 @@ def near_duplicates(dhashes: Sequence[str], thumbnails: Sequence[np.ndarray]) ->
         for second in first + 1 + np.flatnonzero((differing <= DUPLICATE_BITS) & informative[first + 1 :]):
             if float(flat[first] @ flat[second]) >= DUPLICATE_CORRELATION:
                 pairs.append((first, int(second)))
+        if len(pairs) > most:
+            raise DatasetError(f"More than {most:,} pairs of images show nearly the same; please leave the copies out.")
     return pairs
 
 

@@ -24,6 +24,9 @@ TAGS = [
     "ContrastBolusAgent", "SliceThickness", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
 ]  # fmt: skip
 
+LONGEST_TEXT = 1000
+"""Of a value: DICOM allows 64 letters, and what is kept of 50,000 files must not fill the memory."""
+
 
 @dataclass(frozen=True)
 class Header:
@@ -87,7 +90,10 @@ def from_foot_to_head(headers: Sequence[Header]) -> list[Header]:
 
 def _header_of(path: Path, header: pydicom.Dataset) -> Header:
     def text(name: str) -> str:
-        return " ".join(str(value).strip() for value in values_of(header, name))
+        found = " ".join(str(value).strip() for value in values_of(header, name))
+        if len(found) > LONGEST_TEXT:
+            raise ImageError("The header of the DICOM file holds a text that is far too long.")
+        return found
 
     def number(name: str) -> float | None:
         found = numbers_of(header, name, 1)

@@ -24,10 +24,11 @@ from sklearn.ensemble import RandomForestClassifier
 from ml.augmentation import children
 from ml.catalogue import architecture_named
 from ml.checkpoints import load_json, save_json
-from ml.cross_validation import Answers, Material, Tell, cross_validate
+from ml.cross_validation import Answers, Tell, cross_validate
 from ml.evaluation import auroc, lower_bound_of_mean, metrics_with_intervals
 from ml.grouping import stratified_group_folds
 from ml.layouts import DatasetError, Example
+from ml.material import Material
 from ml.models import UNKNOWN
 
 CHEAP_PERMUTATIONS, DEAR_PERMUTATIONS = 20, 5

@@ -21,6 +21,7 @@ from ml.stack import Slabs, look_first
 NOT_HEAD_CT = "This does not look like a head CT, and what a model answers about anything else means nothing."
 NO_PROBABILITIES = "The model's answer is no probability for each slice and one for the scan."
 CHUNK = 16  # slices in one run of the convolutions: more is no faster on one core and only costs memory
+SINGLE_PRECISION = "tensor(float)"  # ONNX Runtime's word for it
 NEIGHBOURS = 4
 """Slices to each side among which a series model's heat map is made. Further ones do not move it (on six scans of ct_ich the maps correlate
 with those made among all slices by .996 or more, with the same peak), and 200 of them would cost a minute."""
@@ -87,6 +88,9 @@ class Predictor:
             if TYPES not in self.card.files:
                 raise ArtifactError(f"The model's card names types of bleeding that it tells, but no {TYPES}.")
             self._types = _load(model_dir / TYPES, threads, ("maps", *answers), ("slice_types", "scan_types"))
+        for name, reader in ((HEAD, self._head), (TYPES, self._types)):
+            if reader is not None:
+                _require_same_channels(self._features, reader, name)
 
     def predict(
         self,
@@ -267,6 +271,16 @@ def _probabilities(answers: FloatArray) -> FloatArray:
     return np.clip(np.asarray(answers, np.float32), 0, 1)
 
 
+def _require_same_channels(features: onnxruntime.InferenceSession, reader: onnxruntime.InferenceSession, name: str) -> None:
+    given = next(item.shape for item in features.get_outputs() if item.name == "maps")
+    taken = next(item.shape for item in reader.get_inputs() if item.name == "maps")
+    ends = given[-1:], taken[-1:]
+    if (
+        all(isinstance(size, int) for end in ends for size in end) and ends[0] != ends[1]
+    ):  # What a graph does not declare is a word or None.
+        raise ArtifactError(f"The model's {name} reads maps of {taken}, and its {FEATURES} makes maps of {given}.")
+
+
 def _load(path: Path, threads: int, takes: tuple[str, ...], gives: tuple[str, ...]) -> onnxruntime.InferenceSession:
     require_self_contained(path)
     options = onnxruntime.SessionOptions()
@@ -285,4 +299,7 @@ def _load(path: Path, threads: int, takes: tuple[str, ...], gives: tuple[str, ..
     if tuple(item.name for item in session.get_inputs()) != takes or not set(gives) <= {item.name for item in session.get_outputs()}:
         taken, given = (" and ".join(map(repr, names)) for names in (takes, gives))
         raise ArtifactError(f"The model's {path.name} must take {taken} and give {given}.")
+    read = [item for item in (*session.get_inputs(), *session.get_outputs()) if item.name in takes + gives]
+    if odd := [item.name for item in read if item.type != SINGLE_PRECISION]:
+        raise ArtifactError(f"The model's {path.name} must hold {odd[0]!r} as numbers of single precision.")
     return session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ml.cq500 import from_cq500, is_cq500
@@ -32,7 +32,9 @@ NAME_COLUMNS = ("filename", "file", "path", "image", "id")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
 
 
-def find_examples(root: Path, name: str) -> tuple[Path, str, list[Example], list[str]]:
+def find_examples(
+    root: Path, name: str, on_header: Callable[[int], None] = lambda total: None
+) -> tuple[Path, str, list[Example], list[str]]:
     """Return the folder with the data, the layout, an entry for each image, none of them opened yet, and sentences about what is odd.
 
     `group` is filled in where a patient column or a groups file says something, and empty elsewhere.
@@ -40,6 +42,7 @@ def find_examples(root: Path, name: str) -> tuple[Path, str, list[Example], list
     Args:
         root: the folder, or one that holds nothing but that folder.
         name: what the data set is called.
+        on_header: where headers tell what a data set holds, asked before those of each image or scan, of how many; raises to stop.
 
     Raises:
         DatasetError: no layout fits, a file is missing, or a label is unreadable.
@@ -47,9 +50,9 @@ def find_examples(root: Path, name: str) -> tuple[Path, str, list[Example], list
     base = _descend(root)
     for table in (path for path in _visible(base) if path.suffix.lower() == ".csv" and path.is_file()):
         if is_rsna(table):
-            return base, *from_rsna(base, table, name)
+            return base, *from_rsna(base, table, name, on_header)
         if is_cq500(table):
-            return base, *from_cq500(base, table, name)
+            return base, *from_cq500(base, table, name, on_header)
     manifest = _manifest_of(base)
     if manifest is None:
         return base, "folders", _from_folders(base, name), []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ml.catalogue import BLEEDING_TYPES
@@ -22,6 +22,8 @@ from ml.tables import LABELS, MOST_IMAGES, DatasetError, require_no_formula
 
 MAX_TABLE_MB = 256
 """The whole table has 4.5 million rows and 120 MB; it is read row by row, and takes about as much memory."""
+MOST_ABSENT = 1_000_000
+"""Of other images whose rows a table may hold: their names are kept, to be counted."""
 FACTS = (*BLEEDING_TYPES, "any")
 ROW = re.compile(rf"([A-Za-z0-9][A-Za-z0-9_.-]{{0,99}})_({'|'.join(FACTS)})")
 SUFFIX = ".dcm"
@@ -36,19 +38,28 @@ def is_rsna(table: Path) -> bool:
     return [word.strip().lower() for word in head[0].split(",")] == ["id", "label"] and bool(ROW.fullmatch(head[1].split(",")[0]))
 
 
-def from_rsna(base: Path, table: Path, dataset: str) -> tuple[str, list[Example], list[str]]:
+def from_rsna(
+    base: Path, table: Path, dataset: str, on_header: Callable[[int], None] = lambda total: None
+) -> tuple[str, list[Example], list[str]]:
     """Return the layout's name, an example for each image that is here and has rows, and sentences about the others.
 
-    A patient's second series is a scan of its own.
+    A patient's second series is a scan of its own. `on_header` is as in `ml.layouts.find_examples`.
 
     Raises:
         DatasetError: the table is too large or a row of it wrong, there are too many images, or none has a row.
     """
-    paths = {path.stem: path for path in _images(base)}
+    paths: dict[str, Path] = {}
+    doubled = set()
+    for path in _images(base):
+        if path.stem in paths:
+            doubled.add(path.stem)
+        paths[path.stem] = path
     if len(paths) > MOST_IMAGES:
         raise DatasetError(f"{dataset} holds {len(paths):,} images; at most {MOST_IMAGES:,} are read. Keep a part of the patients.")
     told, absent = _read(table, paths)
     problems = []
+    if doubled:
+        problems.append(f"{len(doubled):,} images lie in more than one folder, and the last is read; the first is {min(doubled)}{SUFFIX}.")
     if absent:
         problems.append(f"{absent:,} images of {table.name} are not here; their rows were passed over.")
     if strangers := sorted(set(paths) - set(told)):
@@ -57,6 +68,7 @@ def from_rsna(base: Path, table: Path, dataset: str) -> tuple[str, list[Example]
         raise DatasetError(f"None of the {len(paths):,} images of {dataset} has a row in {table.name}.")
     headers = []
     for name in sorted(told):
+        on_header(len(told))
         try:
             headers.append(read_header(paths[name]))
         except ImageError as err:
@@ -67,6 +79,7 @@ def from_rsna(base: Path, table: Path, dataset: str) -> tuple[str, list[Example]
         for place, header in enumerate(slices, start=1):
             label, types = told[header.path.stem]
             name = header.path.relative_to(base).as_posix()
+            require_no_formula({"filename": name}, ("filename",), dataset)
             group = f"patient {patient}" if patient else ""
             examples.append(Example(header.path, name, label, patient or None, place, group, dataset, types=types, scan=scan))
     return "RSNA 2019", examples, problems
@@ -101,6 +114,8 @@ def _read(table: Path, wanted: Mapping[str, Path]) -> tuple[dict[str, tuple[int,
                 name, fact = found.groups()
                 if name not in wanted:
                     absent.add(name)
+                    if len(absent) > MOST_ABSENT:
+                        raise DatasetError(f"{table.name} names more than {MOST_ABSENT:,} images that are not here.")
                 elif said.setdefault(name, {}).setdefault(fact, label) != label:
                     raise DatasetError(f"{table.name}, line {number}: {row[0].strip()} has the label {label}, and another one above.")
     except (UnicodeDecodeError, csv.Error) as err:

@@ -32,9 +32,16 @@ def read_patients(path: Path) -> dict[str, Told]:
         return told
     for number, row in enumerate(rows, start=2):
         where = f"{path.name}, line {number}"
+        before = told.get(row.get(patient_column, ""))
         label = join_told(told, row.get(patient_column, ""), row.get(label_column, ""), where)
-        if label is not None:
-            told[row[patient_column]] = Told(label, types_of(row.get("subtypes"), label, where), where)
+        if label is None:
+            continue
+        types = types_of(row.get("subtypes"), label, where)
+        if before is not None and before.types is not None and types is not None and types != before.types:
+            patient = row[patient_column][:60]
+            raise DatasetError(f"{where}: the scan of patient {patient} shows other types of bleeding than in {before.where}.")
+        if before is None or before.types is None:
+            told[row[patient_column]] = Told(label, types, where)
     return told
 
 

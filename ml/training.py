@@ -26,13 +26,14 @@ from ml.artifacts import SEEN, TYPES, Card, read_card, write_model
 from ml.calibration import trust_in_zones
 from ml.catalogue import SettingError, architecture_named
 from ml.checkpoints import load_json, save_json
-from ml.cross_validation import Answers, Judgement, Material, cross_validate
+from ml.cross_validation import Answers, Judgement, cross_validate
 from ml.datasets import Dataset
 from ml.export_check import check_export
 from ml.grouping import digest
 from ml.honesty import blocked_because, run_controls
 from ml.inputs import read_inputs
 from ml.known_types import known_types
+from ml.material import Material
 from ml.models.bleeding_types import fit_types
 from ml.models.weights import load_weights
 from ml.pointing import summary
@@ -41,11 +42,15 @@ from ml.progress import Meter, Progress, TrainingStopped
 from ml.provenance import describe_weights, marks_of, seen_json, start_of
 from ml.type_figures import figures_of_types, write_types
 
-__all__ = ["Progress", "TrainConfig", "TrainingStopped", "train"]
+__all__ = ["OtherTraining", "Progress", "TrainConfig", "TrainingStopped", "train"]
 
 PROBE_IMAGES = 16
 LIBRARIES = ("numpy", "keras", "tensorflow", "scikit-learn", "onnx", "onnxruntime", "skl2onnx", "opencv-python-headless")
 LICENCE_NOTES = ("Research, non-commercial use only; not for diagnosis.",)
+
+
+class OtherTraining(SettingError):
+    """What a folder holds of an unfinished training cannot be continued: it had other settings or data."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def train(
 
     Raises:
         DatasetError: the data cannot be trained or tested on.
-        SettingError: a setting is wrong, or the folder holds another training.
+        SettingError: a setting is wrong, or the folder holds another training; an `OtherTraining` if that is unfinished.
         ArtifactError: the initial weights are unusable.
         TrainingStopped: `should_stop` said so.
     """
@@ -256,7 +261,7 @@ def _claim_folder(out_dir: Path, identity: str) -> Card | None:
     if found is None:
         save_json(owner, {"identity": identity})
     elif found["identity"] != identity:
-        raise SettingError(f"The folder {out_dir.name} holds an unfinished training with other settings or data; give another folder.")
+        raise OtherTraining(f"The folder {out_dir.name} holds an unfinished training with other settings or data; give another folder.")
     return None
 
 

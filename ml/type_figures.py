@@ -14,10 +14,11 @@ import numpy as np
 
 from ml.answers import write_answers
 from ml.catalogue import BLEEDING_TYPES
-from ml.cross_validation import Answers, Judgement, Material
+from ml.cross_validation import Answers, Judgement
 from ml.evaluation import metrics_with_intervals
 from ml.examples import Example
 from ml.known_types import KnownTypes
+from ml.material import Material
 from ml.models import UNKNOWN
 
 FEW_PATIENTS = 10

@@ -150,9 +150,10 @@ def app_on(database_url: str, home: Path, *, tables: bool = False, **config: obj
             **config,
         }
     )
-    if not file:
-        with app.app_context():
+    with app.app_context():
+        if not file:
             db.create_all()
+        app.extensions["storage"].start()
     return app
 
 

@@ -24,7 +24,7 @@ from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp.audit import record
 from webapp.extensions import db
 from webapp.forms import MAX_EMAIL, MAX_NAME, MAX_PHONE, MAX_TOKEN_NAME, text_problem, username_problem
-from webapp.models import Act, ApiToken, Dataset, JobStatus, LoginSession, ModelVersion, Role, User, live_version, new_id, promote
+from webapp.models import Act, ApiToken, Dataset, JobStatus, LoginSession, ModelVersion, Role, Scan, User, live_version, new_id, promote
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.passwords import password_problem
 from webapp.storage import StorageError, storage
@@ -40,6 +40,7 @@ def setup() -> None:
     with one_at_a_time():
         flask_migrate.upgrade()
         ensure_admin()
+        start_storage()
         install_starter(STARTER_DIR)
         if STARTER_SERIES_DIR.is_dir():
             install_starter(STARTER_SERIES_DIR)
@@ -83,6 +84,16 @@ def ensure_admin() -> None:
     click.echo(
         f"The first admin is {FIRST_ADMIN!r} with the password {password} - it is shown only now; please change it after the first login."
     )
+
+
+def start_storage() -> None:
+    """Start the storage of a new installation. Where rows name files an empty folder is one that is not mounted: it is left so."""
+    named = [db.session.scalar(select(table.id).limit(1)) for table in (ModelVersion, Scan, Dataset)]
+    db.session.commit()
+    if not any(named):
+        storage.start()
+    elif not storage.answers():
+        click.echo("The storage is away or empty, although the database names files in it; nothing is stored until it is back.", err=True)
 
 
 def install_starter(folder: Path) -> None:

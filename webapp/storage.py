@@ -26,6 +26,10 @@ READ_AHEAD = 4 * 2**20
 """Bytes of an open file that are fetched from S3 at once; its library would hold fifty million for each reader."""
 
 
+STARTED = ".started"
+"""The empty folder that setup makes in a new storage, which is then told from the bare mount point of one that is away."""
+
+
 class StorageError(RuntimeError):
     """The storage refused to read or write; the text is a sentence without the file's content or address."""
 
@@ -88,12 +92,26 @@ class Storage:
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
+    def start(self) -> None:
+        """Make the folder of a new storage, and something in it, without which nothing is put there; a bucket needs none.
+
+        Raises:
+            StorageError: it could not be made.
+        """
+        if self._protocol == "file":
+            with self._asking("The storage's folder cannot be made."):
+                self._files.makedirs(self._path(STARTED), exist_ok=True)
+
     def put(self, key: str, content: bytes | Path) -> None:
         """Store bytes, or a local file, under `key`.
 
         Raises:
+            StorageAway: the folder is not there or empty: on the disk under a mount point the file would be lost to all others, and
+                whatever lies there makes a storage that is away look like one that has lost its files.
             StorageError: it could not be written; nothing is left behind.
         """
+        if self._protocol == "file" and not self.answers():
+            raise StorageAway("The storage cannot be reached at the moment.")
         # S3 shows an object only when it is complete; a folder needs a second name and a rename for that.
         target = self._path(key)
         written = target if self._protocol == "s3" else f"{target}.{new_id()}.part"

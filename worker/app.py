@@ -44,6 +44,9 @@ BEAT_LOOK_S = 1.0
 _stop = mmap.mmap(-1, 1)
 """One byte that the parent shares with its children: 1 once they are to stop. A signal would meet a child in the middle of things."""
 
+_storage_away = mmap.mmap(-1, 1)
+"""Another byte: 1 while the storage is missed, which is told once and not by each child anew."""
+
 
 def stopping() -> bool:
     """True once this worker was asked to stop."""
@@ -113,7 +116,7 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         with app.app_context():
             db.engine.dispose(close=False)
             (queue,) = celery.amqp.queues.consume_from
-            app.extensions["presence"] = Presence(app, queue, stopping)
+            app.extensions["presence"] = Presence(app, queue, stopping, _storage_away)
             logs.name_worker(app.extensions["presence"].owner)
             if queue == jobs.PREDICT:
                 prepare_to_predict()

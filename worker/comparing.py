@@ -13,7 +13,7 @@ from ml.comparison import DIFFERENCES, LEVELS, compare
 from ml.datasets import DatasetError
 from webapp.extensions import db
 from webapp.models import ModelVersion, live_version
-from webapp.storage import StorageError, storage
+from webapp.storage import MissingFile, StorageError, storage
 from worker.patience import committed, stored
 from worker.predictors import PREDICTIONS
 
@@ -55,11 +55,11 @@ def _versions_before() -> list[ModelVersion]:
 def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, Any]:
     key = f"{version.storage_prefix}/{PREDICTIONS}"
     try:
-        if not stored(lambda: storage.exists(key)):
-            return {"reason": "It keeps no answers that it gave out of fold."}
         answers.mkdir(parents=True)
         stored(lambda: storage.fetch(key, answers / PREDICTIONS))
         found = compare([answers, run])
+    except MissingFile:
+        return {"reason": "It keeps no answers that it gave out of fold."}
     except (DatasetError, StorageError) as err:
         return {"reason": str(err)}
     except Exception:

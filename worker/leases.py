@@ -165,13 +165,16 @@ def hand_back(table: type[Row], owner: str, ids: Collection[str]) -> frozenset[s
 def reap(table: type[Row], what: str) -> dict[str, JobStatus]:
     """Take back every row whose lease expired; return what became of each.
 
-    It is queued again, or failed after the third death that counts: "The worker stopped three times while it `what`."
+    One that is locked is left to the next sweep: a worker that stands still in the midst of a transaction holds no other rows up. A row is
+    queued again, or failed after the third death that counts: "The worker stopped three times while it `what`."
     """
     deaths = table.counted_deaths + case((table.death_counts, 1), else_=0)
     is_last = deaths >= MOST_DEATHS
+    is_expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
+    expired = select(table.id).where(is_expired).with_for_update(skip_locked=True)
     returned = db.session.execute(
         update(table)
-        .where(table.status == JobStatus.RUNNING, table.lease_expires_at < database_now())
+        .where(table.id.in_(expired))
         .values(
             attempts=table.attempts + 1,
             counted_deaths=deaths,

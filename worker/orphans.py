@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, select, true
+from sqlalchemy import ColumnElement, or_, select, true
 from sqlalchemy.orm import InstrumentedAttribute
 
-from webapp.extensions import db
+from webapp.extensions import database_now, db
 from webapp.models import Dataset, Heatmap, JobStatus, ModelVersion, Scan, TrainingRun
 from webapp.storage import StorageError, storage
 
@@ -38,6 +38,8 @@ def folder_of(key: str) -> str:
 
 
 OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
+MAY_CONTINUE = (TrainingRun.status == JobStatus.FAILED) & (TrainingRun.finished_at > database_now(-7 * 24 * 3600))
+"""A run that failed only because its model could not be stored has kept its checkpoint, for whoever tries it again within a week."""
 OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], ColumnElement[bool]]] = {
     "originals": (Scan.id, id_in, Scan.original_removed_at.is_(None)),
     "images": (Scan.id, id_in, true()),
@@ -46,7 +48,7 @@ OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], Column
     "heatmaps": (Heatmap.id, id_in, true()),
     "datasets": (Dataset.archive_key, str, Dataset.status.in_((*OPEN, JobStatus.DONE))),
     "sheets": (Dataset.id, id_in, Dataset.status.in_((*OPEN, JobStatus.DONE))),
-    "checkpoints": (TrainingRun.id, id_in, TrainingRun.status.in_(OPEN)),
+    "checkpoints": (TrainingRun.id, id_in, or_(TrainingRun.status.in_(OPEN), MAY_CONTINUE)),
     "models": (ModelVersion.storage_prefix, folder_of, true()),
 }
 """By kind of file the column that names its owners, what stands there of a file's key, and which rows still need their files."""

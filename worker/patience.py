@@ -35,8 +35,7 @@ def stored(action: Callable[[], Result]) -> Result:
 
     def once_more() -> Result:
         # Asked before the last try, so that a storage that comes back now is not held against the file.
-        if not storage.answers():
-            presence().misses_storage = True
+        if not storage_answers():
             raise StorageAway("The storage cannot be reached at the moment.")
         return action()
 
@@ -45,9 +44,18 @@ def stored(action: Callable[[], Result]) -> Result:
 
 def storage_is_back() -> bool:
     """False while a storage that this process missed does not answer yet: what is claimed now could only be handed back."""
-    mine = presence()
-    mine.misses_storage = mine.misses_storage and not storage.answers()
-    return not mine.misses_storage
+    return not presence().misses_storage or storage_answers()
+
+
+def storage_answers() -> bool:
+    """True if the storage is there; the log tells when it goes and when it comes back, and not each time that somebody asks."""
+    mine, answers = presence(), storage.answers()
+    if mine.misses_storage and answers:
+        log.info("the storage answers again")
+    elif not mine.misses_storage and not answers:
+        log.warning("the storage does not answer; nothing is claimed until it does")
+    mine.misses_storage = not answers
+    return answers
 
 
 def kept(action: Callable[[], Result]) -> Result:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from itertools import accumulate
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -234,11 +235,18 @@ def write_verdicts(
 
 
 def types_of(finding: Finding) -> dict[str, dict[str, Any]]:
-    """Return what `Prediction.types` holds; to four digits, since a series has a thousand of these and no page shows more."""
+    """Return what `Prediction.types` holds; to four digits, since a series has a thousand of these and no page shows more.
+
+    They are rounded down: no type may be likelier than the hemorrhage, whose probability is kept as it is.
+    """
     return {
-        name: {"probability": round(probability, 4), "slices": [round(value, 4) for value in finding.slice_types[name]]}
+        name: {"probability": _rounded(probability), "slices": [_rounded(value) for value in finding.slice_types[name]]}
         for name, probability in finding.types.items()
     }
+
+
+def _rounded(probability: float) -> float:
+    return floor(probability * 10_000) / 10_000
 
 
 def by_scan(values: Mapping[str, float]) -> ColumnElement[float] | None:

@@ -13,12 +13,13 @@ from flask import current_app
 from ml.artifacts import ArtifactError, read_card
 from ml.inference import Predictor
 from webapp.models import ModelVersion
-from webapp.storage import storage
+from webapp.storage import StorageError, storage
 from worker.patience import stored
 
 log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.csv"
+ANSWERS = (PREDICTIONS, "types.csv")
 """What a training answered out of fold, stored beside its model; no part of it, and read by comparisons only."""
 
 MOST_LOADED = 3
@@ -64,8 +65,8 @@ def model_folder(version: ModelVersion) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fetched = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder.parent))
     try:
-        for key in stored(lambda: storage.keys(version.storage_prefix)):
-            if (name := key.rsplit("/", 1)[-1]) != PREDICTIONS:
+        for key in stored(lambda: _files_of(version)):
+            if (name := key.rsplit("/", 1)[-1]) not in ANSWERS:
                 stored(lambda key=key, name=name: storage.fetch(key, fetched / name))  # type: ignore[misc]
         if read_card(fetched).id != version.card_id:
             raise ArtifactError(f"The stored files of model version {version.id} belong to another model.")
@@ -78,3 +79,11 @@ def model_folder(version: ModelVersion) -> Path:
     finally:
         shutil.rmtree(fetched, ignore_errors=True)
     return folder
+
+
+def _files_of(version: ModelVersion) -> list[str]:
+    """Return the keys of a version's files; none is a failure to read them: a folder that is not mounted lists nothing."""
+    keys = storage.keys(version.storage_prefix)
+    if not keys:
+        raise StorageError(f"There are no files of model version {version.id} in the storage.")
+    return keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ class Presence:
     Made in the pool's child, never in the Celery parent, because it holds a thread and a database connection.
     """
 
-    def __init__(self, app: Flask, queue: str, stopping: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, app: Flask, queue: str, stopping: Callable[[], bool] = lambda: False, storage_away: mmap.mmap | None = None) -> None:
         host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())[:50]
         self.queue = queue
         self.host = host
@@ -45,13 +46,21 @@ class Presence:
         """Whose scan was read last: the others are next, where not all that are claimed can be read together."""
         self.last_drawn_for = ""
         """Whose heat map was drawn last: the others are next."""
-        self.misses_storage = False
-        """True since the storage was found to be away: nothing is claimed before it answers (`worker.patience`)."""
+        self._storage_away = storage_away or mmap.mmap(-1, 1)
         self.folder = work_folder_of(app) / self.owner
         self._app = app
         self._held: tuple[type[Leased], Collection[str]] | None = None
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+
+    @property
+    def misses_storage(self) -> bool:
+        """True since the storage was found to be away: nothing is claimed before it answers (`worker.patience`)."""
+        return self._storage_away[0] != 0
+
+    @misses_storage.setter
+    def misses_storage(self, misses: bool) -> None:
+        self._storage_away[0] = int(misses)
 
     def start(self) -> None:
         """Show up in the database and keep saying so."""

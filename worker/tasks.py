@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from flask import current_app
 
-from webapp.storage import storage
 from worker.presence import presence
 
 
@@ -25,9 +24,10 @@ def predict_scans() -> None:
 def train_model() -> None:
     """Import one data set or, where none is queued, train one run: then the pool renews this process."""
     from worker.importing import import_next_dataset
+    from worker.patience import storage_answers
 
-    # This process may be a new one, which has not missed the storage yet.
-    if presence().stopping() or not storage.answers() or import_next_dataset():
+    # A training fetches much before it would miss the storage.
+    if presence().stopping() or not storage_answers() or import_next_dataset():
         return
     from worker.training import train_next_run  # Here, because it loads TensorFlow, which an import does not need.
 

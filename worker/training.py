@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from sqlalchemy.orm import selectinload
 from ml.artifacts import ArtifactError, Card
 from ml.catalogue import IMAGENET_WEIGHTS, STARTER_SERIES_DIR, SettingError
 from ml.datasets import DatasetError
-from ml.training import Progress, TrainConfig, TrainingStopped, train
+from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped, train
 from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
 from webapp.storage import MissingFile, StorageAway, StorageError, storage
@@ -25,8 +26,8 @@ from worker import leases
 from worker.comparing import compare_with_earlier
 from worker.importing import fetch_dataset
 from worker.leases import LeaseLost
-from worker.patience import committed, stored
-from worker.predictors import PREDICTIONS, model_folder
+from worker.patience import NO_ROOM, committed, stored
+from worker.predictors import ANSWERS, model_folder
 from worker.presence import presence
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Training:
         self.out_dir = folder / "out"
         self.checkpoint_key = f"checkpoints/{run.id}.zip"
         self.is_lost = False
+        self._is_trained = False
         self._owner = presence().owner
         self._written_at = time.monotonic()
         self._kept_at = float("-inf")
@@ -75,6 +77,7 @@ class Training:
         """Train; the row ends as done or failed, or returns to the queue with its checkpoint kept, as far as the storage is there."""
         try:
             card = self._train()
+            self._is_trained = True
             version_id = self._store_model(card)
             log.info("run=%s done version=%s", self.run.id, version_id)
         except LeaseLost:
@@ -88,8 +91,11 @@ class Training:
                 log.info("run=%s handed back", self.run.id)
             else:
                 self._let_go()
-        except (DatasetError, SettingError, ArtifactError, StorageError) as err:
+        except (DatasetError, SettingError, ArtifactError) as err:
             self._fail(str(err))
+        except StorageError as err:
+            # The storage refused a model that is trained: whoever tries the run again need not wait for all of it once more.
+            self._fail(str(err), keeps_checkpoint=self._is_trained)
         except Exception:
             log.error("run=%s failed unexpectedly", self.run.id)
             self._fail("Something unexpected went wrong in this training; the log has the details.")
@@ -110,19 +116,21 @@ class Training:
         init = self._initial_weights()
         opened = [fetch_dataset(dataset, self.folder, self._on_part) for dataset in run.datasets]
         self._fetch_checkpoint()
-        return train(
-            TrainConfig(
-                architecture=run.architecture,
-                settings=run.settings,
-                seed=run.seed,
-                init=init,
-                command=f"Training run {run.id}, launched in the browser from the initial weights {run.initial_weights!r}.",
-            ),
-            opened,
-            self.out_dir,
-            self._on_progress,
-            self._should_stop,
+        config = TrainConfig(
+            architecture=run.architecture,
+            settings=run.settings,
+            seed=run.seed,
+            init=init,
+            command=f"Training run {run.id}, launched in the browser from the initial weights {run.initial_weights!r}.",
         )
+        try:
+            return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
+        except OtherTraining:
+            # A run has one setting and data for ever, but a newer version of this software may read them otherwise.
+            log.warning("run=%s begins anew: its checkpoint is of an earlier version", run.id)
+            shutil.rmtree(self.out_dir)
+            self._kept, self._kept_at = frozenset(), float("-inf")
+            return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
 
     def _initial_weights(self) -> Path | Literal["random", "starter"]:
         match self.run.initial_weights.partition(":"):
@@ -190,16 +198,16 @@ class Training:
         if not files or reached == self._kept:
             return
         packed = self.folder / "checkpoint.zip"
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-            for path in files:
-                archive.write(path, path.relative_to(checkpoint))
         try:
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+                for path in files:
+                    archive.write(path, path.relative_to(checkpoint))
             storage.put(self.checkpoint_key, packed)
-        except StorageError as err:
-            log.warning("run=%s checkpoint could not be stored: %s", self.run.id, err)
+        except (OSError, StorageError) as err:  # This machine's disk may be full: the run can be handed back all the same.
+            log.warning("run=%s checkpoint could not be stored: %s", self.run.id, err if isinstance(err, StorageError) else NO_ROOM)
             return
         finally:
-            packed.unlink()
+            packed.unlink(missing_ok=True)
         self._kept, self._kept_at = reached, time.monotonic()
         # A death after a new checkpoint does not speak against the run.
         self._write_columns(death_counts=False)
@@ -232,7 +240,8 @@ class Training:
         self._write()
         comparisons = compare_with_earlier(self.out_dir, self.folder)
         try:
-            for path in [*sorted((self.out_dir / "model").iterdir()), self.out_dir / PREDICTIONS]:
+            answers = [path for name in ANSWERS if (path := self.out_dir / name).is_file()]
+            for path in [*sorted((self.out_dir / "model").iterdir()), *answers]:
                 stored(lambda path=path: storage.put(f"{prefix}/{path.name}", path))  # type: ignore[misc]
             committed(lambda: self._write_version(card, comparisons, version_id, prefix))
         except (LeaseLost, StorageError):
@@ -265,8 +274,10 @@ class Training:
             )
         )
 
-    def _fail(self, sentence: str) -> None:
-        if committed(lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})):
-            storage.discard(self.checkpoint_key)
-        else:
+    def _fail(self, sentence: str, keeps_checkpoint: bool = False) -> None:
+        if keeps_checkpoint:
+            self._keep_checkpoint()
+        if not committed(lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})):
             self._let_go()
+        elif not keeps_checkpoint:
+            storage.discard(self.checkpoint_key)

@@ -2,10 +2,11 @@
 
     python -m bench.fuzz [--inputs 10000] [--requests 50] [--seed 1] [--report FILE] [--keep FOLDER]
 
-So many uploads are sound files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to three places spoiled; the worker then reads what
-was accepted, with the models that ship. So many requests of each operation of the API and each of two ways, as its OpenAPI document
-allows and as it does not, come from schemathesis. All in one process, on SQLite; only decoding has a process of its own, as always.
-The same seed sends the same. Linux only. The last line is the verdict; the exit status is 1 where the promise is broken.
+So many uploads are sound files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to three places spoiled, every fourth by the form of
+the pages, with odd texts; the worker then reads what was accepted, with the models that ship, and its pages are opened. So many requests
+of each operation of the API and each of two ways, as its OpenAPI document allows and as it does not, come from schemathesis. All in one
+process, on SQLite; only decoding has a process of its own, as always. The same seed sends the same. Linux only. The last line is the
+verdict; the exit status is 1 where the promise is broken.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import time
 from pathlib import Path
 
 from bench.fuzz.api import ask_everything
-from bench.fuzz.campaign import Tally, service, upload_spoiled_files
+from bench.fuzz.campaign import upload_spoiled_files
 from bench.fuzz.report import report
+from bench.fuzz.service import Tally, service
 
 
 def main() -> int:

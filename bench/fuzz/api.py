@@ -12,7 +12,7 @@ from hypothesis import strategies
 from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
 
-from bench.fuzz.campaign import Service, Tally
+from bench.fuzz.service import Service, Tally
 from tests.webapp.intake.made import nifti_file, picture, png_of
 from worker.heatmaps import draw_next_heatmap
 from worker.prediction import answer_next_scans

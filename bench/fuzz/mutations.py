@@ -31,6 +31,8 @@ WORDS = (
     b"\x08\0", b"\x10\0", b"\xff\xff", b"\0\0", b"\x01\0", b"\x20\0",
 )  # fmt: skip
 NAMES = ("../x", "/etc/x", "C:\\x", "a/../../b", "é" * 40, "x" * 300, ".hidden", "a\0b", "\u202eb", "", "__MACOSX/1", "CON", "1\n2")
+FILE_NAMES = ("slice.dcm", "", "../../etc/passwd", "Doe^John.png", "\u202e.zip", "x" * 300, "a\tb;c", "é.jpg")
+"""What a client may call the file that it sends."""
 PLACES = (1, 1, 1, 2, 3)
 
 Change = Callable[[random.Random, bytearray], None]

@@ -10,16 +10,17 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.fuzz.campaign import Tally
+from bench.fuzz.service import Tally
 
 INTRODUCTION = """# Fuzzing: what was sent, and what came of it
 
 `{command}` on {date}; {machine}; {minutes:.0f} minutes.
 
 Sound files of each format (phantoms, pydicom's test files and, where they are, those of `../shared`) are spoiled in one to three places and
-sent to the API, one an upload. The worker reads what was accepted, with the models that ship, and every scan is deleted again. After
-each batch of eight every scan has one verdict, the storage holds what rows name and nothing else, and the spool and work folders are
-empty. An error in the log counts as broken, and so does an exception in the decoder that is no sentence. A ZIP may become several scans.
+sent to the API, or every fourth by the form of the pages and with odd texts, one an upload. The worker reads what was accepted, with the
+models that ship; the page of every scan is opened, and the scan deleted again. After each batch of eight every scan has one verdict, the
+storage holds what rows name and nothing else, and the spool and work folders are empty. An error in the log counts as broken, and so do
+an exception in the decoder that is no sentence and a text that a page shows as markup. A ZIP may become several scans.
 """
 OUTCOMES = ("refused", "done", "failed")
 TOLD = 12

@@ -25,12 +25,13 @@ import numpy as np
 
 from ml.catalogue import SettingError, architecture_named
 from ml.checkpoints import load_json, save_json
-from ml.cross_validation import Answers, Judgement, Material, Tell, cross_validate
+from ml.cross_validation import Answers, Judgement, Tell, cross_validate
 from ml.datasets import Dataset
 from ml.evaluation import metrics_with_intervals
 from ml.grouping import digest
 from ml.honesty import leak
 from ml.inputs import read_inputs
+from ml.material import Material
 from ml.models.features import usual_epochs
 from ml.paper.cells import EFFORTS, Cell, expected_left_s, plan
 from ml.preprocessing import InputSpec

@@ -30,7 +30,7 @@ from webapp.cli import install_starter
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
 
-READY_S = 60
+READY_S = 180
 STOP_S = 25
 
 Found = TypeVar("Found")

@@ -56,7 +56,7 @@ class ApiClient(requests.Session):
             told: dict[str, Any] = answer.json()
             return told if told["status"] in ("done", "failed", "cancelled") else None
 
-        return self.service.eventually(look, f"{url} has a verdict", within_s=60)
+        return self.service.eventually(look, f"{url} has a verdict", within_s=120)
 
     def picture(self, url: str) -> Image.Image:
         """Fetch a picture; 202 says to come again."""
@@ -69,7 +69,7 @@ class ApiClient(requests.Session):
             assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png"), answer.text
             return Image.open(io.BytesIO(answer.content))
 
-        return self.service.eventually(look, f"{url} is drawn", within_s=30)
+        return self.service.eventually(look, f"{url} is drawn", within_s=120)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ml.calibration import Platt
-from ml.cross_validation import Material
+from ml.material import Material
 from ml.models import UNKNOWN, FitTask, Fitted, HeldOut
 
 

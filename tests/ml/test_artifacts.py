@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ml.artifacts import ArtifactError, Card, read_card, write_model
+from tests.ml.conftest import a_card, types_judged
 
 MakeCard = Callable[..., Card]
 FILES = {"features.onnx": b"features", "head.onnx": b"head"}
@@ -113,6 +114,25 @@ def test_a_card_with_a_wrong_value_is_refused_and_the_value_named(folder: Path, 
     rewrite(folder, **changed)
     with pytest.raises(ArtifactError, match=sentence):
         read_card(folder)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "yes",
+        {"given": True},
+        {"given": 1, "slices": 4, "of_slices": 9, "patients": 2, "of_patients": 3, "scores": []},
+        {"given": True, "slices": 4, "of_slices": 9, "patients": "2", "of_patients": 3, "scores": []},
+        {"given": True, "slices": 4, "of_slices": 9, "patients": 2, "of_patients": 3},
+        {"given": True, "slices": 4, "of_slices": 9, "patients": 2, "of_patients": 3, "scores": [{"rank": 1}]},
+        {**types_judged()["epidural"], "patient": {"auroc": {"value": 0.5, "low": 0.4, "high": 0.6}}},
+        {**types_judged()["epidural"], "slice": {"auroc": 0.5}},
+    ],
+)
+def test_a_card_that_says_half_of_a_type_of_bleeding_is_refused(found: object) -> None:
+    assert Card.from_json(a_card(types=types_judged()).to_json()).types == types_judged()
+    with pytest.raises(ArtifactError, match="does not give all that belongs to 'epidural' in 'types'"):
+        Card.from_json(a_card(types={**types_judged(), "epidural": found}).to_json())
 
 
 def test_a_card_cannot_point_out_of_its_folder(folder: Path) -> None:

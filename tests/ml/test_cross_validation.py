@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ml.cross_validation
+import ml.material
 from ml.cross_validation import Judgement, cross_validate
 from ml.models import UNKNOWN, FitTask
 from ml.progress import TrainingStopped
@@ -19,7 +19,7 @@ from tests.ml.oracle import fit_with, material_of, truth
 def tasks(monkeypatch: pytest.MonkeyPatch) -> list[FitTask]:
     """The architecture knows the answers; its tasks are gathered here."""
     gathered: list[FitTask] = []
-    monkeypatch.setattr(ml.cross_validation, "fit_of", lambda architecture: fit_with(truth, gathered))
+    monkeypatch.setattr(ml.material, "fit_of", lambda architecture: fit_with(truth, gathered))
     return gathered
 
 

@@ -267,6 +267,12 @@ def test_flat_pictures_are_nobodys_duplicates() -> None:
     assert near_duplicates(["0" * 16, "0" * 16], [flat, flat]) == []
 
 
+def test_hundreds_of_copies_of_one_picture_are_refused_before_their_pairs_fill_the_memory() -> None:
+    picture = np.tile(np.arange(32, dtype=np.uint8), (32, 1))
+    with pytest.raises(DatasetError, match=r"^More than 110,000 pairs of images show nearly the same; please leave the copies out\.$"):
+        near_duplicates(["0" * 16] * 500, [picture] * 500)
+
+
 def test_folds_never_split_a_group_and_are_the_same_for_the_same_seed() -> None:
     groups = np.repeat([f"g{n}" for n in range(30)], 4)
     labels = np.repeat(np.arange(30) % 3 == 0, 4).astype(int)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import ml.cross_validation
+import ml.material
 from ml.honesty import blocked_because, control_names, file_facts, leak, metadata_control, permute_between_groups, run_controls
 from ml.layouts import Example
 from ml.models import UNKNOWN, FitTask
@@ -40,7 +40,7 @@ def honest(task: FitTask) -> np.ndarray:
 
 def patch(monkeypatch: pytest.MonkeyPatch, decide: object, learnt: bool = False) -> list[FitTask]:
     tasks: list[FitTask] = []
-    monkeypatch.setattr(ml.cross_validation, "fit_of", lambda architecture: fit_with(decide, tasks, learnt))  # type: ignore[arg-type]
+    monkeypatch.setattr(ml.material, "fit_of", lambda architecture: fit_with(decide, tasks, learnt))  # type: ignore[arg-type]
     return tasks
 
 

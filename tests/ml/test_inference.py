@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, load_from_string
 
-from ml.artifacts import ArtifactError, Card, write_model
+from ml.artifacts import FEATURES, HEAD, TYPES, ArtifactError, Card, write_model
 from ml.gate import REFUSED_FROM
 from ml.images import FloatArray, ImageError, Series, Slice, read_series, render
 from ml.inference import NOT_HEAD_CT, Predictor, Stopped
 from ml.phantoms import phantom
 from ml.preprocessing import NOT_STRIPPED, InputSpec
-from tests.ml.conftest import head_graph, types_graph, types_judged
+from tests.ml.conftest import CELLS, a_card, features_graph, head_graph, types_graph, types_judged
 
 TinyModel = Callable[..., Path]
 CELL = 8  # px of the tiny model's input for one cell; it reads cell (2, 5) unless told otherwise
@@ -246,9 +247,35 @@ def test_a_card_whose_types_have_no_graph_or_another_is_an_artifact_error(tiny_m
         Predictor(tiny_model(types=types_judged()))
     with pytest.raises(ArtifactError, match=r"types\.onnx must take 'maps' and 'slice_probability' and 'scan_probability'"):
         Predictor(tiny_model(types=types_judged(), types_onnx=head_graph()))
-    three = {**types_judged(), "intraventricular": {"given": True}}
+    three = {name: {**found, "given": found["given"] or name == "intraventricular"} for name, found in types_judged().items()}
     with pytest.raises(ArtifactError, match="no probability for each slice"):
         Predictor(tiny_model(types=three, types_onnx=types_graph())).predict(Series((with_bright_cell(0.75),)))
+
+
+@pytest.mark.parametrize(("odd", "name"), [(HEAD, "head"), (TYPES, "types")])
+def test_graphs_that_disagree_on_the_channels_of_maps_are_an_artifact_error(tmp_path: Path, odd: str, name: str) -> None:
+    graphs = {HEAD: head_graph(), TYPES: types_graph()}
+    model = load_from_string(graphs[odd])
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 3
+    graphs[odd] = model.SerializeToString()
+    write_model(tmp_path / "odd", a_card(types=types_judged()), {FEATURES: features_graph(), **graphs})
+    with pytest.raises(ArtifactError, match=rf"{name}\.onnx reads maps of \['N', 8, 8, 3\], and its features\.onnx makes maps of .* 1\]"):
+        Predictor(tmp_path / "odd")
+
+
+def test_a_graph_whose_answers_are_no_numbers_is_an_artifact_error(tiny_model: TinyModel) -> None:
+    words = [helper.make_tensor(name, TensorProto.STRING, shape, [b"a"]) for name, shape in (("one", [1, 1]), ("other", [1]))]
+    takes: dict[str, list[object]] = {"maps": ["N", CELLS, CELLS, 1], "slice_probability": ["N"], "scan_probability": [1]}
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["one"], ["slice_types"]), helper.make_node("Identity", ["other"], ["scan_types"])],
+        "words",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in takes.items()],
+        [helper.make_tensor_value_info(name, TensorProto.STRING, shape) for name, shape in (("slice_types", [1, 1]), ("scan_types", [1]))],
+        words,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(ArtifactError, match=r"types\.onnx must hold 'slice_types' as numbers of single precision"):
+        Predictor(tiny_model(types=types_judged(), types_onnx=model.SerializeToString()))
 
 
 def test_unknown_preprocessing_is_an_artifact_error(tiny_model: TinyModel) -> None:

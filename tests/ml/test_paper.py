@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ml.cross_validation
+import ml.material
 import ml.models.features
 import ml.paper
 from ml.__main__ import main
@@ -55,7 +55,7 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> list[FitTask]:
     def decide(task: FitTask) -> np.ndarray:
         return np.asarray(task.images, np.float64).mean(axis=(1, 2, 3))
 
-    monkeypatch.setattr(ml.cross_validation, "fit_of", lambda architecture: fit_with(decide, gathered))
+    monkeypatch.setattr(ml.material, "fit_of", lambda architecture: fit_with(decide, gathered))
     return gathered
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import ml.headers
 import ml.rsna
 from ml.catalogue import BLEEDING_TYPES
 from ml.datasets import DatasetError, explore, read_dataset
@@ -73,6 +74,14 @@ def test_rsnas_rows_become_slices_in_the_order_of_their_headers(rsna: Path) -> N
     assert found.problems == ("1 images of stage_2_train.csv are not here; their rows were passed over.",)
 
 
+def test_an_image_in_two_folders_is_read_once_and_said(rsna: Path) -> None:
+    write_image(rsna / "stage_1_train" / "ID_aa.dcm", 1)
+    write_image(rsna / "stage_1_train" / "ID_ee.dcm", 2)
+    _, _, examples, problems = find_examples(rsna, "rsna")
+    assert sorted(example.name for example in examples) == [f"stage_2_train/ID_{letter * 2}.dcm" for letter in "abcdef"]
+    assert problems[0] == "2 images lie in more than one folder, and the last is read; the first is ID_aa.dcm."
+
+
 def test_an_image_without_a_row_and_a_damaged_one_are_left_out_and_said(rsna: Path) -> None:
     write_image(rsna / "stage_2_train" / "ID_zz.dcm", 1)
     whole = (rsna / "stage_2_train" / "ID_dd.dcm").read_bytes()
@@ -117,6 +126,28 @@ def test_a_wrong_row_of_rsnas_table_is_named(rsna: Path, row: str, sentence: str
         find_examples(rsna, "rsna")
 
 
+def test_a_folder_whose_name_is_a_formula_to_a_spreadsheet_is_refused(rsna: Path) -> None:
+    (rsna / "stage_2_train").rename(rsna / "=cmd")
+    with pytest.raises(DatasetError, match="the filename '=cmd/ID_bb.dcm' is a formula to a spreadsheet"):
+        find_examples(rsna, "rsna")
+
+
+def test_a_table_of_endless_images_that_are_not_here_is_refused(rsna: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ml.rsna, "MOST_ABSENT", 1)
+    assert len(find_examples(rsna, "rsna")[2]) == 6
+    with (rsna / "stage_2_train.csv").open("a") as table:
+        table.write("ID_another_any,0\n")
+    with pytest.raises(DatasetError, match=r"stage_2_train\.csv names more than 1 images that are not here"):
+        find_examples(rsna, "rsna")
+
+
+def test_what_is_said_where_nothing_can_be_read_is_why_and_not_what_else_is_odd(rsna: Path) -> None:
+    for path in (rsna / "stage_2_train").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DatasetError, match=r"Too many images of rsna are unreadable; the first: .*\.dcm is left out"):
+        read_dataset(rsna)
+
+
 def test_more_images_than_are_read_are_refused_with_what_to_do(rsna: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ml.rsna, "MOST_IMAGES", 5)
     with pytest.raises(DatasetError, match="rsna holds 6 images; at most 5 are read. Keep a part of the patients"):
@@ -130,6 +161,14 @@ def test_a_header_is_read_without_its_pixels(tmp_path: Path) -> None:
     assert header.place_mm == pytest.approx(-0.6 * 10 + 0.8 * 20) and header.is_axial_ct and header.patient == "PHANTOM"
     path.write_bytes(b"no DICOM file at all" * 10)
     with pytest.raises(ImageError):
+        read_header(path)
+
+
+def test_a_header_whose_text_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_image(tmp_path / "one.dcm", 1, PatientID="x" * 64)
+    assert read_header(path).patient == "x" * 64
+    monkeypatch.setattr(ml.headers, "LONGEST_TEXT", 63)
+    with pytest.raises(ImageError, match="holds a text that is far too long"):
         read_header(path)
 
 
@@ -199,9 +238,18 @@ def test_a_scan_that_readers_do_not_agree_about_is_left_out(cq500: Path) -> None
     table.write_text("\n".join([header, ",".join(cells), *rest]) + "\n")
     _, _, examples, problems = find_examples(cq500, "cq500")
     assert {e.patient for e in examples} == {"CQ500-CT-1"}
-    assert problems[0] == (
-        "reads.csv, line 2 (CQ500-CT-0): as many readers see a hemorrhage as do not, or nobody told; the scan is left out."
-    )
+    assert "CQ500-CT-0 is left out: as many readers see a hemorrhage as do not, or nobody told." in problems
+
+
+def test_a_long_name_and_undecided_scans_that_are_not_here_make_no_long_sentences(cq500: Path) -> None:
+    table = cq500 / "reads.csv"
+    undecided = [f"CQ500-CT-{number} {'x' * 500}," + "," * len(READS) for number in range(100, 110)]
+    table.write_text(table.read_text() + "\n".join(undecided) + "\n")
+    problems = find_examples(cq500, "cq500")[3]
+    assert problems[0].startswith("11 scans of reads.csv are not here") and len(problems) == 2
+    table.write_text(table.read_text() + undecided[0].replace(",,", ",,maybe", 1) + "\n")
+    with pytest.raises(DatasetError, match=r"CQ500-CT-100 stands in the table twice\.$"):
+        find_examples(cq500, "cq500")
 
 
 def test_a_wrong_row_of_cq500s_table_is_named(cq500: Path) -> None:
@@ -221,6 +269,19 @@ def test_scans_of_cq500_stand_in_a_pool_beside_labelled_slices(cq500: Path, rsna
     pool = pool_datasets([read_dataset(rsna), read_dataset(cq500)], (), 0)
     assert len(pool.labels) == 6 + 14 and pool.told == {3: 1, 4: 0}
     assert not pool.known[6:].any() and pool.known[:6].all()
+
+
+def test_who_reads_a_data_set_may_stop_while_headers_are_read(cq500: Path, rsna: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        told.append((done, total))
+        raise InterruptedError
+
+    for root in (rsna, cq500):
+        with pytest.raises(InterruptedError):
+            read_dataset(root, on_image=stop, decode=lambda *_, **__: pytest.fail("a picture was read"))
+    assert told == [(0, 6), (0, 3)]
 
 
 def test_an_exploration_counts_scans_and_types(cq500: Path, rsna: Path) -> None:

@@ -54,6 +54,12 @@ def test_where_every_slice_is_labelled_the_slices_say_it_all(tmp_path: Path) -> 
     assert found.problems == ("patients.csv, line 4: the scan of patient p5 has the label 1, but all its slices have 0; the slices count.",)
 
 
+def test_a_patient_who_stands_twice_with_the_same_is_fine_and_a_row_that_names_no_types_takes_none_away(tmp_path: Path) -> None:
+    patients = "patient,scan_label,subtypes\nw0,1,subdural|epidural\nw0,1,epidural|subdural\nw0,1,\nw1,0,\n"
+    found = read_dataset(write_set(tmp_path / "set", [*LABELLED, *WEAK], patients=patients))
+    assert found.examples[8].scan_types == {"subdural", "epidural"}
+
+
 def test_a_table_of_patients_without_labels_is_no_matter(tmp_path: Path) -> None:
     found = read_dataset(write_set(tmp_path / "set", LABELLED, patients="patient,age\np0,70\n"))
     assert set(told(found).values()) == {None}
@@ -76,6 +82,7 @@ def test_the_fingerprint_changes_with_the_label_of_a_scan(tmp_path: Path) -> Non
         ([("a.png", "p", "1"), ("b.png", "p", "0")], "filename,patient,scan_label", "", "line 3: .* p has the label 0, and 1 in labels"),
         (WEAK, "filename,label,patient", "patient,scan_label\nw0,maybe\n", "the label of the scan 'maybe' is neither 0 nor 1"),
         (WEAK, "filename,label,patient", "patient,scan_label,subtypes\nw0,1,bruise\n", "'bruise' is no type of bleeding"),
+        (WEAK, "filename,label,patient", "patient,any,subtypes\nw0,1,epidural\nw0,1,subdural\n", "line 3: .* w0 shows other types"),
     ],
 )  # fmt: skip
 def test_what_does_not_agree_is_said(tmp_path: Path, rows: list[tuple[str, ...]], header: str, patients: str, sentence: str) -> None:

@@ -14,15 +14,15 @@ import pytest
 from ml import provenance, training
 from ml.artifacts import ArtifactError, read_card, write_model
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, SettingError
-from ml.cross_validation import Material
 from ml.datasets import Dataset, DatasetError, read_dataset
 from ml.examples import Example
 from ml.images import read_series
 from ml.inference import Predictor
+from ml.material import Material
 from ml.models import UNKNOWN
 from ml.phantoms import phantom, write_png
 from ml.provenance import Pool, marks_of, pool_datasets, seen_json
-from ml.training import Progress, TrainConfig, TrainingStopped, train
+from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped, train
 
 PHANTOMS = 32
 QUICK = {"folds": "2", "layer": "conv3", "pooling": "average", "input_size": "160"}
@@ -122,7 +122,7 @@ def test_a_folder_is_not_mixed_with_another_training(phantoms: Dataset, tmp_path
     config = TrainConfig("alexnet_svm", QUICK, init="random")
     with pytest.raises(TrainingStopped):
         train(config, [phantoms], tmp_path, should_stop=lambda: True)
-    with pytest.raises(SettingError, match="unfinished training with other settings or data"):
+    with pytest.raises(OtherTraining, match="unfinished training with other settings or data"):
         train(replace(config, seed=9), [phantoms], tmp_path)
 
 

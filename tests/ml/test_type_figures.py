@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ml.cross_validation
+import ml.material
 from ml.catalogue import BLEEDING_TYPES
-from ml.cross_validation import Judgement, Material, cross_validate
+from ml.cross_validation import Judgement, cross_validate
 from ml.examples import Example
 from ml.known_types import KnownTypes
+from ml.material import Material
 from ml.models import FitTask
 from ml.type_figures import figures_of_types, write_types
 from tests.ml.oracle import fit_with, material_of, truth
@@ -34,7 +35,7 @@ def material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Material:
     def describe(task: FitTask) -> np.ndarray:
         return np.tile(types, 40).astype(np.float32)  # so many channels that the penalty hardly holds them back
 
-    monkeypatch.setattr(ml.cross_validation, "fit_of", lambda architecture: fit_with(truth, [], describe=describe))
+    monkeypatch.setattr(ml.material, "fit_of", lambda architecture: fit_with(truth, [], describe=describe))
     return material_of([0, 0, 0, 1] * (PATIENTS // 2), tmp_path, [n // 2 for n in range(2 * PATIENTS)], types=known)
 
 

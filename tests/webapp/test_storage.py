@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from webapp.storage import MissingFile, Storage, StorageError, new_key
+from webapp.storage import MissingFile, Storage, StorageAway, StorageError, new_key
 
 
 @pytest.fixture(params=["folder", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """An empty storage of each kind."""
-    return Storage(f"file://{tmp_path / 'files'}" if request.param == "folder" else str(request.getfixturevalue("s3_url")))
+    """A new storage of each kind."""
+    new = Storage(f"file://{tmp_path / 'files'}" if request.param == "folder" else str(request.getfixturevalue("s3_url")))
+    new.start()
+    return new
 
 
 def test_what_was_put_is_read_back(storage: Storage, tmp_path: Path) -> None:
@@ -83,6 +85,28 @@ def test_a_folder_over_which_nothing_is_mounted_does_not_answer(tmp_path: Path) 
     assert not Storage(f"file://{tmp_path / 'unmounted'}").answers()
     (tmp_path / "unmounted").mkdir()
     assert not Storage(f"file://{tmp_path / 'unmounted'}").answers()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_nothing_is_put_under_a_mount_point_so_that_the_storage_stays_away(tmp_path: Path, is_there: bool) -> None:
+    if is_there:
+        (tmp_path / "unmounted").mkdir()
+    away = Storage(f"file://{tmp_path / 'unmounted'}")
+
+    with pytest.raises(StorageAway, match="The storage cannot be reached"):
+        away.put("originals/a.png", b"x")
+
+    assert not [path for path in tmp_path.rglob("*") if path.name != "unmounted"]
+    assert not away.answers()
+
+
+def test_a_new_storage_that_was_started_answers_and_holds_no_file(tmp_path: Path) -> None:
+    new = Storage(f"file://{tmp_path / 'new' / 'files'}")
+    new.start()
+    new.start()
+
+    assert new.answers()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_when_a_file_was_written_is_told(storage: Storage) -> None:

@@ -60,6 +60,15 @@ def test_versions_that_judged_other_images_say_so(worker_app: Flask, tmp_path: P
     assert found["reason"] == "These runs have no image in common."
 
 
+def test_a_storage_that_is_away_is_the_reason(worker_app: Flask, tmp_path: Path) -> None:
+    trained(tmp_path, GOOD, 3.0)
+    files = Path(worker_app.config["STORAGE_URL"].removeprefix("file://"))
+    files.rename(files.with_name("elsewhere"))
+    files.mkdir()
+    (found,) = compared(tmp_path, GOOD)
+    assert found["reason"] == "The storage cannot be reached at the moment."
+
+
 def test_only_the_newest_are_compared(worker_app: Flask, tmp_path: Path) -> None:
     made = [trained(tmp_path, GOOD, gain) for gain in range(1, 8)]
     assert {found["version_id"] for found in compared(tmp_path, GOOD)} == {version.id for version in made[2:]}
@@ -76,4 +85,6 @@ def test_a_bug_in_a_comparison_costs_no_training(worker_app: Flask, tmp_path: Pa
 
 
 def test_answers_are_no_part_of_the_model_that_workers_fetch(worker_app: Flask, tmp_path: Path) -> None:
-    assert "predictions.csv" not in {path.name for path in model_folder(trained(tmp_path, GOOD, 3.0)).iterdir()}
+    version = trained(tmp_path, GOOD, 3.0)
+    storage.put(f"{version.storage_prefix}/types.csv", b"level\n")
+    assert not {"predictions.csv", "types.csv"} & {path.name for path in model_folder(version).iterdir()}

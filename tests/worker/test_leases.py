@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
 
 from tests.conftest import app_on, make_user
 from tests.plans import rows_touched, statements
@@ -224,6 +224,22 @@ def test_a_lease_that_was_renewed_is_not_reaped(any_worker_app: Flask) -> None:
     assert leases.renew(Scan, "one", [scan_id]) == {scan_id}
     db.session.commit()
     assert reap() == {}
+
+
+def test_a_row_that_a_halted_worker_has_locked_holds_no_other_up(postgres_url: str, tmp_path: Path) -> None:
+    app = app_on(postgres_url, tmp_path)
+    make_user(app, "ann")
+    with app.app_context():
+        ids = queue(2)
+        claim("a")
+        expire(ids)
+        with db.engine.connect() as halted:
+            halted.execute(select(Scan.id).where(Scan.id == ids[0]).with_for_update())
+            db.session.execute(text("SET LOCAL lock_timeout = '2s'"))
+            assert reap() == {ids[1]: "queued"}
+        assert reap() == {ids[0]: "queued"}
+        db.session.remove()
+        db.engine.dispose()
 
 
 def test_handing_back_keeps_the_place_and_is_no_attempt(any_worker_app: Flask) -> None:

@@ -6,12 +6,13 @@ import logging
 import os
 import threading
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import boto3
 import pytest
 from flask import Flask
+from sqlalchemy import update
 
 from tests.conftest import app_on, make_user
 from tests.worker.conftest import install_model, picture, submit, wait_for
@@ -56,14 +57,21 @@ def test_what_a_deletion_could_not_remove_is_removed_later(any_worker_app: Flask
     assert len(keys()) == 4 and sum(kept in key for key in keys()) == 3
 
 
-def test_only_open_runs_need_their_checkpoints(any_worker_app: Flask, tmp_path: Path) -> None:
+def test_open_runs_need_their_checkpoints_and_failed_ones_for_a_week(any_worker_app: Flask, tmp_path: Path) -> None:
     install_model()
     ids = {status: new_id() for status in JobStatus}
     for status, run_id in ids.items():
-        db.session.add(TrainingRun(id=run_id, architecture="alexnet", settings={}, initial_weights="random", seed=0, status=status))
+        run = TrainingRun(id=run_id, architecture="alexnet", settings={}, initial_weights="random", seed=0, status=status)
+        run.finished_at = datetime.now(UTC) if status.is_final else None
+        db.session.add(run)
         storage.put(f"checkpoints/{run_id}.zip", b"half a model")
     db.session.commit()
     age(tmp_path / "files")
+    orphans.remove_orphans()
+    assert set(keys()) == {f"checkpoints/{ids[status]}.zip" for status in (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)}
+
+    db.session.execute(update(TrainingRun).values(finished_at=datetime.now(UTC) - timedelta(days=8)))
+    db.session.commit()
     orphans.remove_orphans()
     assert set(keys()) == {f"checkpoints/{ids[status]}.zip" for status in (JobStatus.QUEUED, JobStatus.RUNNING)}
 

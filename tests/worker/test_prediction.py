@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from webapp.deletion import delete_account, delete_scan
 from webapp.extensions import database_now, db
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan, User, cancel, force, retry
 from webapp.storage import Storage, StorageError, storage
-from worker import heatmaps, leases, prediction, tasks
+from worker import heatmaps, leases, prediction, predictors, tasks
 from worker import scans as files
 from worker.patience import NO_ROOM
 from worker.presence import presence
@@ -459,6 +460,22 @@ def test_a_heat_map_waits_for_a_storage_that_is_away(worker_app: Flask) -> None:
     tasks.predict_scans()
     heatmap = db.session.scalars(select(Heatmap), execution_options={"populate_existing": True}).one()
     assert (heatmap.status, heatmap.attempts, heatmap.error) == ("queued", 0, None)
+    come_back()
+    tasks.predict_scans()
+    assert db.session.scalars(select(Heatmap.status)).one() == "done"
+
+
+def test_a_heat_map_whose_model_is_in_a_storage_that_is_away_waits_for_it(worker_app: Flask) -> None:
+    """A folder that is not mounted lists no files of a model, which is no failure of the model."""
+    install_model()
+    submit(picture())
+    prediction.answer_next_scans()
+    predictors._loaded.clear()
+    shutil.rmtree(Path(worker_app.config["HEMOSCAN_HOME"]) / "cache")
+    come_back = take_storage_away(worker_app)
+    tasks.predict_scans()
+    heatmap = db.session.scalars(select(Heatmap), execution_options={"populate_existing": True}).one()
+    assert (heatmap.status, heatmap.error) == ("queued", None)
     come_back()
     tasks.predict_scans()
     assert db.session.scalars(select(Heatmap.status)).one() == "done"

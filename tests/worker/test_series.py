@@ -88,6 +88,12 @@ def test_types_of_bleeding_are_kept_with_the_verdict_of_a_model_that_tells_them(
         assert verdict.types[name]["slices"] == pytest.approx([share * value for value in verdict.slices], abs=1e-4)
 
 
+def test_no_type_that_is_kept_is_likelier_than_a_hemorrhage() -> None:
+    told = {"types": {"epidural": 0.96346}, "slice_types": {"epidural": (0.96346, 0.00009)}}
+    finding = Finding(0.96346, 0.5, True, False, (0.96346, 0.00009), (), **told)  # type: ignore[arg-type]
+    assert prediction.types_of(finding) == {"epidural": {"probability": 0.9634, "slices": [0.9634, 0.0]}}
+
+
 def test_every_positive_slice_has_a_heat_map_up_to_twenty(worker_app: Flask) -> None:
     install_model(reads="series")
     scan = submit_zip(pictures(*[0, *range(255, 195, -2), 0]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ from ml.answers import write_answers
 from ml.artifacts import Card, write_model
 from ml.catalogue import IMAGENET_WEIGHTS, SettingError
 from ml.datasets import Dataset as Opened
-from ml.training import Progress, TrainConfig, TrainingStopped
+from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped
 from tests.ml.conftest import a_card, features_graph, head_graph
 from tests.worker.conftest import install_model, wait_for
 from tests.worker.test_importing import archive_of
@@ -230,20 +232,75 @@ def test_a_finished_training_waits_for_a_storage_that_is_away(
 ) -> None:
     launch(tmp_path)
     real = Storage.put
+    gone: list[str] = []
+
+    def refuse(self: Storage, key: str, content: bytes | Path) -> None:
+        if key.startswith("models/"):
+            gone.append(key)
+            raise StorageError("The storage did not accept a file; please try again later.")
+        real(self, key, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "put", refuse)
+        patch.setattr(Storage, "answers", lambda self: not gone)
+        train_model()
+    assert (the_run().status, the_run().attempts, the_run().error) == ("queued", 0, None)
+    train_model()
+    assert (the_run().status, stub.steps) == ("done", [0, 1, 2, 1, 2])  # From the last checkpoint that it took.
+
+
+def test_a_run_whose_model_the_storage_refuses_fails_and_continues_when_it_is_tried_again(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = launch(tmp_path)
+    real = Storage.put
 
     def refuse(self: Storage, key: str, content: bytes | Path) -> None:
         if key.startswith("models/"):
             raise StorageError("The storage did not accept a file; please try again later.")
         real(self, key, content)
 
-    answers = iter([True])  # When the worker looks for work; then no more.
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "put", refuse)
-        patch.setattr(Storage, "answers", lambda self: next(answers, False))
+        train_model()
+    assert (the_run().status, the_run().error) == ("failed", "The storage did not accept a file; please try again later.")
+    queue_again(TrainingRun, TrainingRun.id == run_id)
+    db.session.commit()
+    train_model()
+    assert (the_run().status, stub.steps) == ("done", [0, 1, 2])
+
+
+def test_a_worker_whose_own_disk_is_full_hands_the_run_back_all_the_same(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    launch(tmp_path)
+    presence().stopping = lambda: bool(stub.steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "write", full)
         train_model()
     assert (the_run().status, the_run().attempts, the_run().error) == ("queued", 0, None)
+    assert not storage.exists(f"checkpoints/{the_run().id}.zip")
+
+
+def test_a_storage_that_is_away_is_told_once_when_it_goes_and_once_when_it_is_back(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="worker.patience")
+    launch(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "answers", lambda self: False)
+        train_model()
+        train_model()
+    assert the_run().status == "queued"
     train_model()
-    assert (the_run().status, stub.steps) == ("done", [0, 1, 2])  # From its checkpoint.
+    assert [record.getMessage() for record in caplog.records if record.name == "worker.patience"] == [
+        "the storage does not answer; nothing is claimed until it does",
+        "the storage answers again",
+    ]
+    assert the_run().status == "done"
 
 
 def test_a_run_that_was_lost_stops_and_writes_nothing(any_worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
@@ -279,6 +336,30 @@ def test_a_run_that_is_cancelled_stops_at_its_next_step_and_can_be_launched_agai
     stub.after_step = lambda step: None
     train_model()
     assert (the_run().status, stub.steps) == ("done", [0, 0, 1, 2])
+
+
+def test_a_run_whose_checkpoint_is_of_an_earlier_version_begins_anew(
+    any_worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(tmp_path)
+
+    def stop(step: int) -> None:
+        raise TrainingStopped
+
+    stub.after_step = stop
+    train_model()
+    assert the_run().status == "queued" and len(storage.keys("checkpoints")) == 1
+    stub.after_step = lambda step: None
+
+    def of_a_newer_version(config: TrainConfig, datasets: Sequence[Opened], out_dir: Path, on_progress: Say, should_stop: Ask) -> Card:
+        if out_dir.exists():
+            raise OtherTraining("It had other data.")
+        return stub(config, datasets, out_dir, on_progress, should_stop)
+
+    monkeypatch.setattr(training, "train", of_a_newer_version)
+    train_model()
+    assert (the_run().status, stub.steps) == ("done", [0, 0, 1, 2])
+    assert storage.keys("checkpoints") == []
 
 
 @pytest.mark.parametrize("ends_by", [TrainingStopped, SettingError])

@@ -1,0 +1,133 @@
+"""Hemoscan as it is fuzzed, and the notes of what came of all that was sent."""
+
+from __future__ import annotations
+
+import logging
+import resource
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flask.testing import FlaskClient
+
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
+from webapp import create_app
+from webapp.cli import install_starter, start_storage
+from webapp.extensions import db
+from webapp.models import ApiToken, User
+from webapp.models.accounts import new_secret, secret_hash
+from worker import decoder
+from worker.presence import Presence
+
+BATCH = 8
+"""Uploads between two rounds of the worker: what it claims at once."""
+USERNAME, PASSWORD = "fuzz", "whoever fuzzes logs in with it"
+UNHANDLED = 1
+"""Exit status of a child that met an exception which nobody expected. Signals are what limits and crashing decoders end in."""
+
+
+@dataclass
+class Tally:
+    """What came of everything that was sent.
+
+    Attributes:
+        outcomes: by kind of the file that was spoiled, then "refused" uploads, and scans by status.
+        sentences: what people were told, by kind, numbers left out.
+        statuses: of the answers of API and pages, by operation.
+        deaths: of the child that decodes, by exit status; a new one took its place.
+    """
+
+    broken: list[str] = field(default_factory=list)
+    inputs: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    sentences: Counter[tuple[str, str]] = field(default_factory=Counter)
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    deaths: Counter[int] = field(default_factory=Counter)
+    upload_mb: float = 0.0
+    decoder_mb: float = 0.0
+
+    def check(self, holds: bool, complaint: str) -> None:
+        """Note `complaint` unless it holds."""
+        if not holds:
+            self.broken.append(complaint)
+
+
+class Overheard(logging.Handler):
+    """Hears what the log says: an error is broken by itself, and a child that died is counted."""
+
+    def __init__(self, tally: Tally) -> None:
+        super().__init__(logging.WARNING)
+        self.tally = tally
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take in one line of the log."""
+        if record.name == decoder.__name__ and isinstance(record.args, tuple) and record.args:
+            self.tally.deaths[int(str(record.args[0]))] += 1
+            self.tally.check(record.args[0] != UNHANDLED, "a file met an exception in the decoder that nobody expected")
+        if record.levelno >= logging.ERROR:
+            self.tally.broken.append(f"the log says: {self.format(record)}")
+
+
+class Service:
+    """Hemoscan in this process, on SQLite in a folder, with the models that ship; its queue is asked directly."""
+
+    def __init__(self, home: Path) -> None:
+        self.app = create_app(
+            {
+                "SECRET_KEY": "of the fuzzer",
+                "HEMOSCAN_HOME": home,
+                "DATABASE_URL": f"sqlite:///{home / 'fuzz.db'}",
+                "BROKER_URL": f"redis+socket://{home / 'nobody.sock'}",
+                "STORAGE_URL": f"file://{home / 'files'}",
+                "RATELIMIT_ENABLED": False,
+                "QUOTA_MB": 0,
+                "CHECK_HEAD_CT": "0",  # What can be read is scored, whatever it shows: that is a longer way.
+            }
+        )
+        self.home = home
+        self.app.config["PREDICT_BATCH"] = BATCH
+        self.token = new_secret()
+        with self.app.app_context():
+            db.create_all()
+            start_storage()
+            for folder in (STARTER_DIR, STARTER_SERIES_DIR):
+                install_starter(folder)
+            user = User(username=USERNAME, password=PASSWORD)
+            db.session.add(user)
+            db.session.flush()
+            db.session.add(ApiToken(user_id=user.id, name="fuzz", secret_hash=secret_hash(self.token)))
+            db.session.commit()
+        self.app.extensions["presence"] = Presence(self.app, "predict")
+
+    def client(self) -> FlaskClient:
+        """Return a client of the API."""
+        client = self.app.test_client()
+        client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {self.token}"
+        return client
+
+    def files(self) -> set[str]:
+        """Return the keys of all files in the storage but the models'."""
+        root = self.home / "files"
+        found = (str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+        return {key for key in found if not key.startswith(("models/", "databases/"))}
+
+
+@contextmanager
+def service(home: Path, tally: Tally) -> Iterator[Service]:
+    """Give the service; what its log says and what its children took goes into `tally`."""
+    overheard = Overheard(tally)
+    root = logging.getLogger()
+    given = Service(home)
+    root.addHandler(overheard)
+    try:
+        yield given
+    finally:
+        root.removeHandler(overheard)
+        if decoder._decoder is not None:
+            decoder._decoder.close()
+        tally.decoder_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        tally.check(tally.decoder_mb <= given.app.config["DECODE_MEMORY_MB"], f"the decoder took {tally.decoder_mb:.0f} MB")
+        with given.app.app_context():
+            db.engine.dispose()
