@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import boto3
@@ -17,6 +19,8 @@ from argon2 import PasswordHasher
 from flask import Flask
 from flask.testing import FlaskClient
 from moto.server import ThreadedMotoServer
+from psycopg import sql
+from sqlalchemy import make_url
 
 from webapp import create_app
 from webapp.extensions import db
@@ -49,6 +53,7 @@ def empty_postgres_database() -> Iterator[str]:
     name = f"hemoscan_test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(f"{POSTGRES}/postgres", autocommit=True) as admin:
         admin.execute(f'CREATE DATABASE "{name}"')
+        admin.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')  # Nobody misses it after a power cut.
         try:
             yield f"{POSTGRES}/{name}"
         finally:
@@ -72,6 +77,38 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("postgres_url"))
 
 
+@cache
+def empty_sqlite_database() -> bytes:
+    """Return the file of an SQLite database with all tables and no row: copied for each test, as making the tables takes longer."""
+    with tempfile.TemporaryDirectory() as folder:
+        app = app_on(f"sqlite:///{folder}/made.db", Path(folder), tables=True)
+        with app.app_context():
+            db.engine.dispose()  # The last connection moves the write-ahead log into the file.
+        return (Path(folder) / "made.db").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def postgres_with_tables() -> Iterator[str]:
+    """A PostgreSQL database for one test after the other, dropped at last: making one takes longer than most tests."""
+    if not answers(POSTGRES):
+        unreachable("PostgreSQL")
+    with empty_postgres_database() as url:
+        yield url
+
+
+def remove_all_rows(postgres_url: str) -> None:
+    """Leave nothing in a PostgreSQL database but its tables, whatever the last test did; ids begin again at 1."""
+    with psycopg.connect(postgres_url) as connection:
+        others = "datname = current_database() AND pid <> pg_backend_pid()"
+        connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+        tables = [name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+        if tables:  # Not by DELETE: what is left of rows, and what is known of how many there were, would change plans of queries.
+            connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(sql.SQL(", ").join(map(sql.Identifier, tables))))
+            connection.execute(
+                "DELETE FROM pg_statistic WHERE starelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)"
+            )
+
+
 @pytest.fixture
 def s3_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of a real S3 server in this process."""
@@ -91,8 +128,14 @@ def s3_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def app_on(database_url: str, home: Path, **config: object) -> Flask:
-    """Return an application with all tables on that database and no broker."""
+def app_on(database_url: str, home: Path, *, tables: bool = False, **config: object) -> Flask:
+    """Return an application with all tables on that database and no broker.
+
+    Where there is no file of an SQLite database yet, it is a copy of one with tables; `tables` has them made instead.
+    """
+    file = make_url(database_url).database if database_url.startswith("sqlite") and not tables else None
+    if file and not Path(file).exists():
+        Path(file).write_bytes(empty_sqlite_database())
     app = create_app(
         {
             "TESTING": True,
@@ -108,7 +151,8 @@ def app_on(database_url: str, home: Path, **config: object) -> Flask:
         }
     )
     with app.app_context():
-        db.create_all()
+        if not file:
+            db.create_all()
         app.extensions["storage"].start()
     return app
 
@@ -123,10 +167,15 @@ def app(tmp_path: Path) -> Iterator[Flask]:
         db.engine.dispose()
 
 
-@pytest.fixture
-def any_database_app(database_url: str, tmp_path: Path) -> Iterator[Flask]:
-    """An application on SQLite, then one on PostgreSQL."""
-    app = app_on(database_url, tmp_path)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_database_app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Flask]:
+    """An application on SQLite, then one on PostgreSQL, without a row."""
+    if request.param == "sqlite":
+        app = app_on(f"sqlite:///{tmp_path / 'test.db'}", tmp_path)
+    else:
+        url = request.getfixturevalue("postgres_with_tables")
+        remove_all_rows(url)
+        app = app_on(url, tmp_path)
     yield app
     with app.app_context():
         db.session.remove()

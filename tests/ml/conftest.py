@@ -138,6 +138,19 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="module")
+def few_repetitions() -> Iterator[None]:
+    """What a training repeats for the sake of its figures it does but once or twice: controls and heat maps take most of its time."""
+    from ml import cross_validation, honesty
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(honesty, "CHEAP_PERMUTATIONS", 2)
+        patch.setattr(honesty, "DEAR_PERMUTATIONS", 2)
+        patch.setattr(honesty, "TREES", 20)
+        patch.setattr(cross_validation, "MOST_HEAT_MAPS", 1)
+        yield
+
+
 @pytest.fixture
 def untraced() -> Iterator[None]:
     """Keras computes batch by batch as it is told, without a graph.

@@ -44,10 +44,10 @@ def archive(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(archive: Path, few_repetitions: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "run"
     arguments = ["train", str(archive), "--architecture", "alexnet_svm", "--out", str(out), "--init", "random", "--seed", "3"]
-    assert main([*arguments, "--set", "folds=2", "--set", "layer=conv3", "--note", "Made by a test."]) == 0
+    assert main([*arguments, "--set", "folds=2", "--set", "layer=conv3", "--set", "input_size=160", "--note", "Made by a test."]) == 0
     return out / "model"
 
 

@@ -104,7 +104,6 @@ def test_a_worker_is_ready_and_answers_at_once_while_its_parent_stays_bare(share
 
 def test_the_parent_of_a_train_worker_stays_bare_and_renews_its_child_after_each_run(shared_app: Flask, start_worker: StartWorker) -> None:
     with shared_app.app_context():
-        storage.put("datasets/1.zip", b"")  # An empty storage is taken for one that is away.
         db.session.add(TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="nobody", seed=0))
         db.session.commit()
         with start_worker("train", "--max-tasks-per-child", "1") as parent:
