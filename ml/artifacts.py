@@ -177,7 +177,7 @@ def _require_judged(name: str, found: Any) -> None:
     complete = complete and all(type(found.get(count)) is int for count in ("slices", "of_slices", "patients", "of_patients"))
     if complete and found.keys() & TYPE_FIGURES.keys():
         complete = all(
-            _has_all(_has_all(found.get(level), figures) and found[level][figure], ("value", "low", "high"))
+            isinstance(found.get(level), dict) and _has_all(found[level].get(figure), ("value", "low", "high"))
             for level, figures in TYPE_FIGURES.items()
             for figure in figures
         )
@@ -189,7 +189,8 @@ def _require_judged(name: str, found: Any) -> None:
 
 
 def _has_all(value: Any, names: tuple[str, ...]) -> bool:
-    return isinstance(value, dict) and all(name in value for name in names)
+    """True if it is an object with a number, or null where nobody knows one, for each of the names."""
+    return isinstance(value, dict) and all(name in value and type(value[name]) in (int, float, type(None)) for name in names)
 
 
 def write_model(out_dir: Path, card: Card, files: Mapping[str, Path | bytes]) -> Card:

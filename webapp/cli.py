@@ -40,10 +40,10 @@ def setup() -> None:
     with one_at_a_time():
         flask_migrate.upgrade()
         ensure_admin()
-        start_storage()
-        install_starter(STARTER_DIR)
-        if STARTER_SERIES_DIR.is_dir():
-            install_starter(STARTER_SERIES_DIR)
+        if has_storage():
+            install_starter(STARTER_DIR)
+            if STARTER_SERIES_DIR.is_dir():
+                install_starter(STARTER_SERIES_DIR)
     click.echo("Hemoscan is set up.")
 
 
@@ -86,14 +86,24 @@ def ensure_admin() -> None:
     )
 
 
-def start_storage() -> None:
-    """Start the storage of a new installation. Where rows name files an empty folder is one that is not mounted: it is left so."""
+def has_storage() -> bool:
+    """True if the storage is there; that of a new installation is started.
+
+    Where rows name files an empty folder is one that is not mounted: it is left so.
+    """
     named = [db.session.scalar(select(table.id).limit(1)) for table in (ModelVersion, Scan, Dataset)]
     db.session.commit()
     if not any(named):
         storage.start()
-    elif not storage.answers():
-        click.echo("The storage is away or empty, although the database names files in it; nothing is stored until it is back.", err=True)
+        return True
+    if storage.answers():
+        return True
+    click.echo(
+        "The storage is away or empty, although the database names files in it; nothing is stored until it is back. "
+        "Run setup again then: starter models that this version brings are not installed.",
+        err=True,
+    )
+    return False
 
 
 def install_starter(folder: Path) -> None:

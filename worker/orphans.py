@@ -39,7 +39,7 @@ def folder_of(key: str) -> str:
 
 OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
 MAY_CONTINUE = (TrainingRun.status == JobStatus.FAILED) & (TrainingRun.finished_at > database_now(-7 * 24 * 3600))
-"""A run that failed only because its model could not be stored has kept its checkpoint, for whoever tries it again within a week."""
+"""A run that failed may have kept its last checkpoint, for whoever tries it again within a week."""
 OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], ColumnElement[bool]]] = {
     "originals": (Scan.id, id_in, Scan.original_removed_at.is_(None)),
     "images": (Scan.id, id_in, true()),

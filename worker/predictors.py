@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.csv"
 ANSWERS = (PREDICTIONS, "types.csv")
-"""What a training answered out of fold, stored beside its model; no part of it, and read by comparisons only."""
+"""What a training answered out of fold, stored beside its model and no part of it; comparisons read the first, people the second."""
 
 MOST_LOADED = 3
 """The live models of slices and of series, and one before, whose heat maps may still be waiting."""

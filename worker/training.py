@@ -94,7 +94,7 @@ class Training:
         except (DatasetError, SettingError, ArtifactError) as err:
             self._fail(str(err))
         except StorageError as err:
-            # The storage refused a model that is trained: whoever tries the run again need not wait for all of it once more.
+            # The storage refused a model that is trained: whoever tries the run again goes on from the checkpoint that was stored last.
             self._fail(str(err), keeps_checkpoint=self._is_trained)
         except Exception:
             log.error("run=%s failed unexpectedly", self.run.id)
@@ -275,8 +275,6 @@ class Training:
         )
 
     def _fail(self, sentence: str, keeps_checkpoint: bool = False) -> None:
-        if keeps_checkpoint:
-            self._keep_checkpoint()
         if not committed(lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})):
             self._let_go()
         elif not keeps_checkpoint:

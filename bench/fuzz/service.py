@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp import create_app
-from webapp.cli import install_starter, start_storage
+from webapp.cli import has_storage, install_starter
 from webapp.extensions import db
 from webapp.models import ApiToken, User
 from webapp.models.accounts import new_secret, secret_hash
@@ -91,7 +91,7 @@ class Service:
         self.token = new_secret()
         with self.app.app_context():
             db.create_all()
-            start_storage()
+            has_storage()
             for folder in (STARTER_DIR, STARTER_SERIES_DIR):
                 install_starter(folder)
             user = User(username=USERNAME, password=PASSWORD)

@@ -127,6 +127,7 @@ def test_a_card_with_a_wrong_value_is_refused_and_the_value_named(folder: Path, 
         {"given": True, "slices": 4, "of_slices": 9, "patients": 2, "of_patients": 3, "scores": [{"rank": 1}]},
         {**types_judged()["epidural"], "patient": {"auroc": {"value": 0.5, "low": 0.4, "high": 0.6}}},
         {**types_judged()["epidural"], "slice": {"auroc": 0.5}},
+        {**types_judged()["epidural"], "slice": {"auroc": {"value": "x", "low": None, "high": None}}},
     ],
 )
 def test_a_card_that_says_half_of_a_type_of_bleeding_is_refused(found: object) -> None:

@@ -103,16 +103,23 @@ def test_setup_again_changes_nothing_and_shows_no_password(new_app: Flask, start
         assert db.session.scalar(select(func.count()).select_from(Promotion)) == 1
 
 
-def test_setup_leaves_the_bare_mount_point_of_an_older_installation_alone(new_app: Flask, starter: Path, tmp_path: Path) -> None:
+def test_setup_leaves_the_bare_mount_point_of_an_older_installation_alone(
+    new_app: Flask, starter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(new_app, "setup")
     (tmp_path / "files").rename(tmp_path / "elsewhere")
     (tmp_path / "files").mkdir()
+    write_model(tmp_path / "newer", a_card(), {"features.onnx": features_graph(), "head.onnx": head_graph(gain=3.0)})
+    monkeypatch.setattr(cli, "STARTER_DIR", tmp_path / "newer")
 
     again = run(new_app, "setup")
 
     assert again.exit_code == 0
     assert "The storage is away or empty, although the database names files in it" in again.output
     assert not list((tmp_path / "files").iterdir())
+    (tmp_path / "files").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "files")
+    assert "is installed" in run(new_app, "setup").output, "what was left out then is made up for"
 
 
 def test_setup_makes_a_starter_for_series_live_for_series(
@@ -137,7 +144,7 @@ def test_two_setups_at_once_do_the_work_once(new_app: Flask, starter: Path) -> N
             if not db.inspect(db.engine).has_table("user"):
                 db.create_all()
             cli.ensure_admin()
-            cli.start_storage()
+            cli.has_storage()
             cli.install_starter(starter)
 
     with ThreadPoolExecutor(3) as pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,7 +78,9 @@ class StubTraining:
             self.after_step(step)
         check = {"largest_difference": 3e-4 if not self.passed else 0.0, "limit": 1e-4, "passed": self.passed}
         card = a_card(export_check=check, blocked_because=self.blocked_because)
-        write_answers(out_dir / "predictions.csv", answers_of(self.probabilities))
+        for name in ("predictions.csv", "types.csv"):
+            write_answers(out_dir / name, answers_of(self.probabilities))
+        shutil.rmtree(checkpoint)
         return write_model(out_dir / "model", card, {"features.onnx": features_graph(), "head.onnx": head_graph()})
 
 
@@ -117,7 +120,7 @@ def test_a_run_becomes_a_version(any_worker_app: Flask, stub: StubTraining, tmp_
     assert (version.run_id, version.architecture, version.reads, version.blocked_because) == (run_id, "alexnet_svm", "slice", None)
     assert version.card["id"] == version.card_id
     assert sorted(storage.keys(version.storage_prefix)) == [
-        f"models/{version.id}/{name}" for name in ("card.json", "features.onnx", "head.onnx", "predictions.csv")
+        f"models/{version.id}/{name}" for name in ("card.json", "features.onnx", "head.onnx", "predictions.csv", "types.csv")
     ]
     assert stub.config is not None
     assert (stub.config.seed, stub.config.settings, stub.config.init) == (5, {"kernel": "linear"}, "random")
@@ -267,7 +270,7 @@ def test_a_run_whose_model_the_storage_refuses_fails_and_continues_when_it_is_tr
     queue_again(TrainingRun, TrainingRun.id == run_id)
     db.session.commit()
     train_model()
-    assert (the_run().status, stub.steps) == ("done", [0, 1, 2])
+    assert (the_run().status, stub.steps) == ("done", [0, 1, 2, 1, 2]), "from the checkpoint that was stored last: one in five minutes is"
 
 
 def test_a_worker_whose_own_disk_is_full_hands_the_run_back_all_the_same(
