@@ -28,7 +28,9 @@ from webapp.extensions import db
 from webapp.models import Scan, User
 from worker import leases
 
-QUEUED, BATCH, CLAIMS = 10_000, 8, 40
+QUEUED, FINISHED, BATCH, CLAIMS = 10_000, 100_000, 8, 40
+MOST_MS = 20.0
+"""What a claim may take on PostgreSQL, where teams have several workers."""
 
 
 @contextmanager
@@ -53,6 +55,8 @@ def claim_ms(database: str, home: Path, people: int) -> list[float]:
         db.session.flush()
         owners = [users[number % people if number % 2 else 0].id for number in range(QUEUED)]
         db.session.execute(insert(Scan), [{"user_id": owner, "kind": "png", "original_key": "none"} for owner in owners])
+        done = [{"user_id": owners[number % QUEUED], "kind": "png", "original_key": "none", "status": "done"} for number in range(FINISHED)]
+        db.session.execute(insert(Scan), done)
         db.session.commit()
         took = []
         for number in range(CLAIMS):
@@ -70,7 +74,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=20, help="among whom the scans are (default 20)")
     people = parser.parse_args().people
-    sys.stdout.write(f"{platform.machine()}, {os.cpu_count()} cores; {CLAIMS} claims of {BATCH} among {QUEUED} scans of {people} people\n")
+    sys.stdout.write(
+    among = f"{QUEUED} queued scans of {people} people, {FINISHED} finished"
+    sys.stdout.write(f"{platform.machine()}, {os.cpu_count()} cores; {CLAIMS} claims of {BATCH} among {among}\n")
+    )
 
     def tell(kind: str, took: list[float]) -> None:
         middle, worst = statistics.median(took), max(took)
@@ -80,7 +87,9 @@ def main() -> int:
         tell("SQLite", claim_ms(f"sqlite:///{home}/bench.db", Path(home), people))
         if server := os.environ.get("BENCH_POSTGRES"):
             with postgres_database(server) as database:
-                tell("PostgreSQL", claim_ms(database, Path(home), people))
+                took = claim_ms(database, Path(home), people)
+            tell("PostgreSQL", took)
+            return int(statistics.median(took) > MOST_MS)
     return 0
 
 

@@ -169,6 +169,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float
 
 
 TYPE_FIGURES = {"slice": ("auroc",), "patient": ("auroc", "auroc_among_bleeding", "ece")}
+"""Of those that `ml.type_figures` writes, the ones that cards and pages read of a type that enough patients show."""
 
 
 def _require_judged(name: str, found: Any) -> None:

@@ -274,10 +274,9 @@ def _probabilities(answers: FloatArray) -> FloatArray:
 def _require_same_channels(features: onnxruntime.InferenceSession, reader: onnxruntime.InferenceSession, name: str) -> None:
     given = next(item.shape for item in features.get_outputs() if item.name == "maps")
     taken = next(item.shape for item in reader.get_inputs() if item.name == "maps")
-    ends = given[-1:], taken[-1:]
-    if (
-        all(isinstance(size, int) for end in ends for size in end) and ends[0] != ends[1]
-    ):  # What a graph does not declare is a word or None.
+    channels = [shape[-1] for shape in (given, taken) if shape]
+    declared = [size for size in channels if isinstance(size, int)]  # what a graph does not declare is a word or None
+    if len(set(declared)) > 1:
         raise ArtifactError(f"The model's {name} reads maps of {taken}, and its {FEATURES} makes maps of {given}.")
 
 

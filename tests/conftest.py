@@ -27,6 +27,7 @@ from webapp.extensions import db
 from webapp.models import Role, User
 
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+# A superuser: the tests empty the tables and the statistics of a database that they share.
 POSTGRES = os.environ.get("TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432")
 REDIS = os.environ.get("TEST_REDIS", "redis://127.0.0.1:6379")
 PASSWORD = "a long enough password"

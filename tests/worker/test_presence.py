@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 from flask import Flask
 from sqlalchemy import select, update
@@ -32,6 +34,15 @@ def test_a_worker_shows_up_and_signs_off(any_worker_app: Flask) -> None:
     mine.stop()
     assert seen_s_ago(mine.owner) is None
     assert not mine.folder.exists()
+
+
+def test_what_one_child_found_of_the_storage_its_successor_knows(worker_app: Flask) -> None:
+    shared = mmap.mmap(-1, 1)
+    first, second, stranger = (Presence(worker_app, "train", storage_away=byte) for byte in (shared, shared, None))
+    first.misses_storage = True
+    assert (second.misses_storage, stranger.misses_storage) == (True, False)
+    second.misses_storage = False
+    assert not first.misses_storage
 
 
 def test_the_heartbeat_goes_on_by_itself_and_renews_what_is_held(any_worker_app: Flask) -> None:
