@@ -74,10 +74,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=20, help="among whom the scans are (default 20)")
     people = parser.parse_args().people
-    sys.stdout.write(
     among = f"{QUEUED} queued scans of {people} people, {FINISHED} finished"
     sys.stdout.write(f"{platform.machine()}, {os.cpu_count()} cores; {CLAIMS} claims of {BATCH} among {among}\n")
-    )
 
     def tell(kind: str, took: list[float]) -> None:
         middle, worst = statistics.median(took), max(took)

@@ -26,7 +26,8 @@ from webapp.extensions import db
 from webapp.intake import Choices, UploadRejected, accept_dataset, accept_scans
 from webapp.intake.incoming import empty_incoming
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS
-from webapp.models import IN_ITS_TURN, Dataset, JobStatus, Scan
+from webapp.models import IN_ITS_TURN, ApiToken, Dataset, JobStatus, Scan
+from webapp.models.accounts import new_secret, secret_hash
 from webapp.storage import Storage, StorageError, storage
 
 REFUSED = [
@@ -460,10 +461,19 @@ def test_nothing_that_names_a_patient_is_kept(
         {f"PLANT910X/{place}/PLANT911X.dcm": one for place, one in enumerate([*series(StudyDescription="PLANT912X"), content])}
     )
     accept_scans(ann, [upload(content, "PLANT913X.dcm"), upload(volume, "PLANT914X.nii.gz"), upload(archive, "PLANT915X.zip")])
-    assert db.session.scalar(select(func.count()).select_from(Scan)) == 3
+    secret = new_secret()
+    db.session.add(ApiToken(user_id=ann, name="a test", secret_hash=secret_hash(secret)))
+    db.session.commit()
+    ids = db.session.scalars(select(Scan.id)).all()
+    assert len(ids) == 3
     db.session.remove()
+    client = app.test_client()
+    addresses = ["/api/v1/scans", *(f"/api/v1/scans/{scan_id}" for scan_id in ids)]
+    answers = [client.get(address, headers={"Authorization": f"Bearer {secret}"}) for address in addresses]
+    assert [answer.status_code for answer in answers] == [200] * 4
     db.engine.dispose()
     everything = b"".join(path.read_bytes() for path in files_under(tmp_path)) + caplog.text.encode()
+    everything += b"".join(answer.data for answer in answers)
     assert len(secrets) >= 60
     assert b"PLANT" not in everything
     assert ann.encode() in everything
