@@ -10,12 +10,13 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flask import Flask, current_app
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import logs
@@ -26,7 +27,7 @@ from worker import leases
 log = logging.getLogger(__name__)
 
 ABANDONED_S = 600
-"""A worker that is silent for so long will not come back for its folder."""
+"""A worker that has not touched its folder for so long will not come back for it."""
 
 
 class Presence:
@@ -82,6 +83,9 @@ class Presence:
 
     def beat(self) -> None:
         """Write that this process lives, and renew the leases it holds; a database that is away is tried at the next beat."""
+        # Told by the folder itself: a worker that started beside a database that was away has no row yet, and reads all the same.
+        with suppress(OSError):  # no work folder yet
+            os.utime(self.folder)
         with self._app.app_context():
             try:
                 alive = db.session.scalar(
@@ -138,11 +142,7 @@ def work_folder_of(app: Flask) -> Path:
 def remove_abandoned_folders() -> None:
     """Remove the work folders on this machine whose workers were killed."""
     root = work_folder_of(current_app)
-    found = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-    if not found:
-        return
-    alive = set(db.session.scalars(select(Worker.id).where(Worker.seen_at > database_now(-ABANDONED_S))))
-    db.session.commit()
-    for path in found:
-        if path.name not in alive:
-            shutil.rmtree(path, ignore_errors=True)
+    for path in root.iterdir() if root.is_dir() else ():
+        with suppress(FileNotFoundError):  # its worker left, or another sweep was here
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import os
+import time
 
 import pytest
 from flask import Flask
@@ -13,7 +15,12 @@ from tests.worker.conftest import install_model, picture, submit, wait_for
 from webapp.extensions import database_now, db
 from webapp.models import Scan, Worker
 from worker import leases
-from worker.presence import Presence, presence, remove_abandoned_folders
+from worker.presence import ABANDONED_S, Presence, presence, remove_abandoned_folders
+
+
+def away(*_: object) -> None:
+    """Stand in for a database that cannot be reached."""
+    raise OperationalError("UPDATE", {}, OSError("gone"))
 
 
 def seen_s_ago(owner: str) -> float | None:
@@ -77,10 +84,6 @@ def test_a_row_that_was_swept_away_comes_back(worker_app: Flask) -> None:
 
 def test_a_database_that_is_away_does_not_stop_the_heart(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = presence()
-
-    def away(*_: object) -> None:
-        raise OperationalError("UPDATE", {}, OSError("gone"))
-
     with monkeypatch.context() as patched:
         patched.setattr("worker.presence.update", away)
         mine.beat()
@@ -88,10 +91,18 @@ def test_a_database_that_is_away_does_not_stop_the_heart(worker_app: Flask, monk
     assert seen_s_ago(mine.owner) is not None
 
 
-def test_only_folders_of_workers_that_are_gone_are_removed(worker_app: Flask) -> None:
+def test_only_folders_of_workers_that_are_gone_are_removed(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     mine, killed = presence(), Presence(worker_app, "predict")
-    mine.beat()
+    long_ago = time.time() - 2 * ABANDONED_S
     with mine.work_folder() as folder, killed.work_folder():
         remove_abandoned_folders()
         assert folder.is_dir()
+        assert killed.folder.is_dir(), "a worker that only just started may have no row yet"
+        for of in (mine, killed):
+            os.utime(of.folder, (long_ago, long_ago))
+        with monkeypatch.context() as patched:
+            patched.setattr("worker.presence.update", away)
+            mine.beat()
+        remove_abandoned_folders()
+        assert folder.is_dir(), "its heart beats, though the database was away all the time"
         assert not killed.folder.exists()
