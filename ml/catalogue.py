@@ -197,8 +197,8 @@ CONVOLUTIONS = (
         "contrasts",
         "choice",
         "auto",
-        "both: two of three channels show the picture with its soft tissue at one grey, whatever window it came in; auto as the initial "
-        "weights were trained.",
+        "both: two of three channels show the picture with its soft tissue at one grey, whatever window it came in, one of them without "
+        "bone; auto as the initial weights were trained.",
         choices=("auto", "both"),
     ),
     Setting(

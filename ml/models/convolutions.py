@@ -3,8 +3,8 @@
 The graph takes grey pictures; replication to three channels and the normalisation that the weights were trained with are part of it. The
 layout is that of the weights (`ml.models.weights`).
 
-Weights that have "soft_tissue" (level, spread) see in their second and third channel the picture with its soft tissue brought to that level
-and that spread, whatever window, screen or photograph it came through; the first channel stays as it came.
+Weights that have "soft_tissue" see other contrasts of the picture in their second and third channel (`ml.models.contrasts`); the first
+stays as it came.
 
 Where an autoencoder stands before the convolutions they see each picture and its reconstruction; the maps of both are joined by channel.
 """
@@ -12,7 +12,6 @@ Where an autoencoder stands before the convolutions they see each picture and it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -20,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ml.models import reconstruction
+from ml.models.contrasts import contrasts, contrasts_nodes
 from ml.models.weights import LAYERS, OWT, SOFT_TISSUE, Layout, Weights, groups_of, layout_of, rounded
 
 OPSET = 17
@@ -29,9 +29,6 @@ IR_VERSION = 8
 # Local response normalisation over 5 channels, as Caffe has it: alpha divided by the number of channels, k = 1.
 NEIGHBOURS, ALPHA, BETA, K = 5, 1e-4, 0.75, 1.0
 NORMALISED = ("conv1", "conv2")
-BLACK, NOTHING = 0.05, 0.01  # greys: soft tissue is lighter than the first; nothing is shown below the second
-WHITE, PATCH_PX = 0.88, 4  # soft tissue is darker than that share of the whitest patch, which is bone, however white that is shown
-LEAST_SPREAD = 0.03  # of soft tissue; less is noise, which must not be blown up
 
 
 def build(
@@ -61,8 +58,8 @@ def build_several(
     """
     layout = layout_of(weights)
     pictures = keras.Input((size, size, 1), name="images")
-    other = levelled(pictures, weights[SOFT_TISSUE]) if SOFT_TISSUE in weights else pictures
-    x = keras.layers.Concatenate(name="grey_to_rgb")([pictures, other, other])
+    others = contrasts(pictures, weights[SOFT_TISSUE]) if SOFT_TISSUE in weights else (pictures, pictures)
+    x = keras.layers.Concatenate(name="grey_to_rgb")([pictures, *others])
     x = keras.layers.Normalization(mean=layout.mean, variance=tuple(std**2 for std in layout.std), name="imagenet")(x)
     maps: dict[str, keras.KerasTensor] = {}
     for layer in LAYERS[: LAYERS.index(layers[-1]) + 1]:
@@ -102,66 +99,6 @@ def convolved(x: keras.KerasTensor, weights: Weights, names: Sequence[str], norm
         if normalises and each.name in NORMALISED:
             x = locally_normalised(x)
     return x
-
-
-def levelled(pictures: keras.KerasTensor, target: np.ndarray) -> keras.KerasTensor:
-    """Return pictures (n, s, s, 1) with their soft tissue at the level and the spread of `target`, clipped to 0..1; black stays black.
-
-    Soft tissue is what is neither black nor white, and then what lies within two standard deviations of that: brain, mostly.
-    """
-    ops = keras.ops
-
-    def moments(region: keras.KerasTensor) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-        count = ops.sum(region, axis=(1, 2, 3), keepdims=True) + 1.0
-        mean = ops.sum(pictures * region, axis=(1, 2, 3), keepdims=True) / count
-        variance = ops.sum(ops.square(pictures - mean) * region, axis=(1, 2, 3), keepdims=True) / count
-        return mean, ops.sqrt(variance + 1e-6)
-
-    whitest = ops.max(ops.average_pool(pictures, PATCH_PX, PATCH_PX), axis=(1, 2, 3), keepdims=True)
-    grey = ops.cast(ops.logical_and(pictures > BLACK, pictures < WHITE * whitest), "float32")
-    mean, spread = moments(grey)
-    mean, spread = moments(grey * ops.cast(ops.abs(pictures - mean) < 2 * spread, "float32"))
-    scaled = (pictures - mean) / ops.maximum(spread, LEAST_SPREAD) * float(target[1]) + float(target[0])
-    return ops.clip(scaled, 0.0, 1.0) * ops.cast(pictures > NOTHING, "float32")
-
-
-def levelled_nodes(target: np.ndarray, takes: str, gives: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Return ONNX nodes and constants that compute `levelled` of `takes` (N, 1, s, s) into `gives`; opset 17."""
-    numbers = {"black": BLACK, "white": WHITE, "nothing": NOTHING, "least_spread": LEAST_SPREAD, "two": 2.0, "more": 1.0, "tiny": 1e-6}
-    numbers |= {"lowest": 0.0, "highest": 1.0}
-    constants = [numpy_helper.from_array(np.array(value, np.float32), f"levelled_{name}") for name, value in numbers.items()]
-    constants.append(numpy_helper.from_array(np.asarray(target, np.float32), SOFT_TISSUE))
-    constants += [numpy_helper.from_array(np.array([at], np.int64), f"levelled_{at}") for at in (0, 1)]
-    constants.append(numpy_helper.from_array(np.array([1, 2, 3], np.int64), "levelled_axes"))
-    nodes: list[onnx.NodeProto] = []
-
-    def add(kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        named = [each if each in (takes, SOFT_TISSUE) else f"levelled_{each}" for each in inputs]
-        nodes.append(helper.make_node(kind, named, [gives if name == "result" else f"levelled_{name}"], **attributes))
-        return name
-
-    def moments(region: str, number: int) -> tuple[str, str]:
-        count = add("Add", [add("ReduceSum", [region, "axes"], f"inside_{number}", keepdims=1), "more"], f"count_{number}")
-        total = add("ReduceSum", [add("Mul", [takes, region], f"shown_{number}"), "axes"], f"total_{number}", keepdims=1)
-        mean = add("Div", [total, count], f"mean_{number}")
-        off = add("Sub", [takes, mean], f"off_{number}")
-        squares = add("Mul", [add("Mul", [off, off], f"squared_{number}"), region], f"squares_{number}")
-        variance = add("Div", [add("ReduceSum", [squares, "axes"], f"sum_{number}", keepdims=1), count], f"variance_{number}")
-        return mean, add("Sqrt", [add("Add", [variance, "tiny"], f"above_zero_{number}")], f"spread_{number}")
-
-    patches = add("AveragePool", [takes], "patches", kernel_shape=[PATCH_PX] * 2, strides=[PATCH_PX] * 2)
-    bone = add("Mul", [add("ReduceMax", [patches], "whitest", axes=[1, 2, 3], keepdims=1), "white"], "bone")
-    between = add("And", [add("Greater", [takes, "black"], "not_black"), add("Less", [takes, bone], "not_white")], "between")
-    soft = add("Cast", [between], "soft", to=TensorProto.FLOAT)
-    mean, spread = moments(soft, 1)
-    away = add("Abs", [add("Sub", [takes, mean], "from_mean")], "away")
-    near = add("Less", [away, add("Mul", [spread, "two"], "twice")], "near")
-    mean, spread = moments(add("Mul", [soft, add("Cast", [near], "near_float", to=TensorProto.FLOAT)], "brain"), 2)
-    standard = add("Div", [add("Sub", [takes, mean], "less_mean"), add("Max", [spread, "least_spread"], "divisor")], "standard")
-    level, width = (add("Gather", [SOFT_TISSUE, str(at)], name) for at, name in ((0, "level"), (1, "width")))
-    scaled = add("Clip", [add("Add", [add("Mul", [standard, width], "wide"), level], "moved"), "lowest", "highest"], "clipped")
-    add("Mul", [scaled, add("Cast", [add("Greater", [takes, "nothing"], "is_shown")], "shown", to=TensorProto.FLOAT)], "result")
-    return nodes, constants
 
 
 def locally_normalised(x: keras.KerasTensor) -> keras.KerasTensor:
@@ -243,12 +180,12 @@ def to_onnx(
         nodes, constants = nodes + more_nodes, constants + more_constants
         nodes.append(helper.make_node("Concat", [x, "reconstructed"], ["pictures"], axis=0))
         x = "pictures"
-    other = x
+    others = x, x
     if SOFT_TISSUE in weights:
-        more_nodes, more_constants = levelled_nodes(weights[SOFT_TISSUE], x, "levelled")
-        nodes, constants, other = nodes + more_nodes, constants + more_constants, "levelled"
+        more_nodes, more_constants, others = contrasts_nodes(weights[SOFT_TISSUE], x)
+        nodes, constants = nodes + more_nodes, constants + more_constants
     nodes += [
-        helper.make_node("Concat", [x, other, other], ["rgb"], axis=1),
+        helper.make_node("Concat", [x, *others], ["rgb"], axis=1),
         helper.make_node("Sub", ["rgb", "imagenet_mean"], ["centred"]),
         helper.make_node("Div", ["centred", "imagenet_std"], ["normalised"]),
     ]

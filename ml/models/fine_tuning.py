@@ -2,7 +2,7 @@
 
 A slice's answer is the log-sum-exp of its cells, a smooth maximum, as in multiple-instance learning (P. Pinheiro, R. Collobert 2015,
 "From image-level to pixel-level labeling"). Where outlines of the blood exist they teach the cells directly, and bleeds drawn or moved into
-slices that have none (`ml.augmentation`) teach rare shapes and places. A second head on pooled maps learns along, so that they carry blood
+slices that have none (`ml.lesions`) teach rare shapes and places. A second head on pooled maps learns along, so that they carry blood
 for an SVM as well; alone it learnt the level of the slice and the source instead (docs/results/journal.md).
 """
 
@@ -16,7 +16,8 @@ import cv2
 import keras
 import numpy as np
 
-from ml.augmentation import NOT_DRAWN, vary, with_drawn_bleed, with_moved_bleed
+from ml.augmentation import NOT_DRAWN, vary
+from ml.lesions import with_decoy, with_drawn_bleed, with_moved_bleed
 from ml.models.convolutions import build, weights_of
 from ml.models.loop import Batch, run_epochs
 from ml.models.weights import Weights, rounded
@@ -29,11 +30,12 @@ MAP_DROPOUT = 0.08  # of whole channels
 POOLED_DROPOUT = 0.2
 LOSS_WEIGHTS = {"cells": 1.0, "slice": 1.0, "pooled": 0.3}
 POSITIVE_SHARE = 0.42  # of a batch, before bleeds are made
-MADE_SHARE = 0.35  # of the slices without hemorrhage get a made bleed
-MOVED_SHARE = 0.5  # of the made bleeds come from another patient, where outlines allow it; the rest is drawn
+MADE_SHARE = 0.42  # of the slices without hemorrhage get a made bleed
+DECOY_SHARE = 0.3  # of all slices get something that is no blood
+MOVED_SHARE = 0.4  # of the made bleeds come from another patient, where outlines allow it; the rest is drawn
 BLOODY_SHARE = 0.12  # of a cell's area that must be outlined for the cell to count as bloody
 BLOODY_WEIGHT = 5.0  # of a bloody cell against any other, as they are few
-RECIPE = 2  # to be raised whenever `fine_tune` computes something else: what `ml.models.tuned` has kept is then made anew
+RECIPE = 3  # to be raised whenever `fine_tune` computes something else: what `ml.models.tuned` has kept is then made anew
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ def _batches(
         pictures, cells, answers = [], [], []
         for position in learn[balanced_draws(labels[learn], sources[learn], BATCH, random)]:
             picture, outline, label = np.asarray(images[position, :, :, 0], np.float32), masks[position], int(labels[position])
+            if random.random() < DECOY_SHARE:
+                picture = with_decoy(picture, random)
             if label == 0 and random.random() < MADE_SHARE:
                 made = None
                 if len(outlined) and random.random() < MOVED_SHARE:

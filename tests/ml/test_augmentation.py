@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ml.augmentation import FULL, NOT_DRAWN, Strength, children, inside_of_skull, vary, with_drawn_bleed, with_moved_bleed
+from ml.augmentation import FULL, NOT_DRAWN, Strength, children, vary
 from ml.images import Slice
 from ml.phantoms import phantom
 from ml.preprocessing import InputSpec, to_input
@@ -72,54 +72,6 @@ def test_children_begin_with_the_picture_itself_and_are_the_same_for_the_same_se
     np.testing.assert_array_equal(ten, children(head, 10, seed=3))
     assert not np.array_equal(ten[1], children(head, 10, seed=4)[1])
     assert all(not np.array_equal(ten[i], ten[j]) for i in range(10) for j in range(i))
-
-
-def test_the_inside_of_a_phantoms_skull_is_its_brain() -> None:
-    head = a_head()
-    inside = inside_of_skull(head)
-    assert 0.2 < inside.mean() < 0.7
-    assert inside[SIZE // 2, SIZE // 2] and not inside[0, 0]
-    assert np.mean(head[inside] > 0.93) < 0.02
-
-
-def test_without_a_closed_skull_nothing_is_drawn() -> None:
-    no_bone = np.clip(a_head(), 0, 0.6)
-    assert not inside_of_skull(no_bone).any()
-    assert with_drawn_bleed(no_bone, NOTHING, np.random.default_rng(0)) is None
-    assert with_moved_bleed(no_bone, NOTHING, a_head(2, True), np.ones((28, 28), np.uint8), np.random.default_rng(0)) is None
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_a_drawn_bleed_is_bright_inside_the_skull_and_outlined(seed: int) -> None:
-    head = a_head(seed % 3)
-    before = head.copy()
-    made = with_drawn_bleed(head, NOTHING, np.random.default_rng(seed))
-    np.testing.assert_array_equal(head, before)
-    if made is None:  # a shape that found no room
-        return
-    drawn, outline = made
-    assert not np.any((drawn != head) & ~cv2.dilate(inside_of_skull(head).astype(np.uint8), np.ones((15, 15), np.uint8)).astype(bool))
-    blood = cv2.resize(outline.astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_NEAREST) > 0
-    if blood.any():
-        assert (drawn - head)[blood].mean() > 0.03
-        assert np.abs(drawn - head)[blood].mean() > 5 * np.abs(drawn - head)[~blood].mean()
-
-
-def test_most_phantoms_have_room_for_a_bleed_of_every_seed() -> None:
-    made = [with_drawn_bleed(a_head(seed % 4), NOTHING, np.random.default_rng(seed)) for seed in range(30)]
-    assert sum(one is not None and one[1].any() for one in made) >= 20
-
-
-def test_a_moved_bleed_brings_blood_and_outline_to_another_head() -> None:
-    donor, healthy_donor, head = a_head(5, True), a_head(5), a_head(6)
-    outline = (cv2.resize((donor - healthy_donor > 0.15).astype(np.float32), (28, 28), interpolation=cv2.INTER_AREA) > 0.4).astype(np.uint8)
-    assert outline.any()
-    made = with_moved_bleed(head, NOTHING, donor, outline, np.random.default_rng(0))
-    assert made is not None
-    drawn, moved = made
-    blood = cv2.resize(moved.astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_NEAREST) > 0
-    assert blood.any() and (drawn - head)[blood].mean() > 0.15
-    assert 0.5 < moved.sum() / outline.sum() < 2
 
 
 def test_an_unknown_outline_becomes_known_only_where_blood_was_drawn() -> None:

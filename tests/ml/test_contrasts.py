@@ -1,0 +1,45 @@
+"""The picture in other contrasts: its soft tissue levelled, and the same without bone."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from ml.models.contrasts import contrasts
+from tests.ml.test_convolutions import TARGET, head
+
+
+def test_soft_tissue_gets_the_level_and_the_spread() -> None:
+    picture = np.zeros((1, 20, 20, 1), np.float32)
+    picture[0, :8, :, 0], picture[0, 8:16, :, 0], picture[0, 16:, :, 0] = 0.2, 0.4, 0.9  # mean 0.3, standard deviation 0.1; bone
+    found = np.asarray(contrasts(keras.ops.convert_to_tensor(picture), TARGET)[0])
+    assert np.allclose(found[0, :8], 0.28, atol=2e-3) and np.allclose(found[0, 8:16], 0.52, atol=2e-3) and (found[0, 16:] == 1).all()
+
+
+def test_black_stays_black_and_an_empty_picture_is_no_division_by_zero() -> None:
+    found = np.asarray(contrasts(keras.ops.zeros((2, 8, 8, 1)), TARGET)[0])
+    assert (found == 0).all()
+
+
+def test_the_levelled_picture_hardly_depends_on_the_window() -> None:
+    picture = head()
+    darker = np.clip(0.75 * picture - 0.02, 0, 1)
+    one, other = (np.asarray(contrasts(keras.ops.convert_to_tensor(each), TARGET)[0]) for each in (picture, darker))
+    inside = (picture > 0.2) & (picture < 0.8)
+    assert np.abs(one - other)[inside].mean() < 0.01 < np.abs(picture - darker)[inside].mean()
+
+
+def test_without_bone_a_thin_bleed_stands_alone() -> None:
+    picture = np.full((1, 32, 32, 1), 0.4, np.float32)
+    picture[0, ::2] = 0.42  # brain is not of one grey
+    picture[0, :, 20:24], picture[0, :, 24:28], picture[0, :, 28:] = 0.6, 1.0, 0.0  # blood, bone, air
+    levelled, boneless = (np.asarray(each)[0, :, :, 0] for each in contrasts(keras.ops.convert_to_tensor(picture), TARGET))
+    assert (levelled[:, 24:28] == 1).all() and not levelled[:, 28:].any()
+    np.testing.assert_allclose(boneless[:, 23:], TARGET[0], atol=1e-6)  # bone, the pixel beside it, and air
+    np.testing.assert_array_equal(boneless[:, :23], levelled[:, :23])
+    assert (boneless[:, 20:23] > boneless[:, :20].max() + 0.1).all()
+
+
+def test_bone_that_is_shown_grey_is_bone() -> None:
+    boneless = [np.asarray(contrasts(keras.ops.convert_to_tensor(share * head()), TARGET)[1]) for share in (1.0, 0.7)]
+    assert np.abs(boneless[0] - boneless[1]).mean() < 0.02 and boneless[1].max() <= 1
