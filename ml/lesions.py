@@ -18,7 +18,10 @@ FAINTEST = 0.05
 """A drawn bleed is at least so much brighter than what was there: blood that nobody could see must not be called blood."""
 
 TRIES = 4
-"""At drawing a bleed: thin ones, which are rare among patients, would be the first to fail."""
+"""At drawing a shape: thin ones are often too faint, and would become rare."""
+
+RIM_PX = 4.0
+"""So deep below the bone, in pixels of a picture 224 wide, its partial volume is still bright."""
 
 PUSHED_SHARE = 0.5
 """Of the crescents along the bone push the brain inwards."""
@@ -56,17 +59,20 @@ def with_drawn_bleed(image: FloatArray, mask: Mask, random: np.random.Generator)
     (epidural), an uneven ball with a dark rim (intraparenchymal), blood in what was dark fluid (subarachnoid, intraventricular).
     """
     space = inside_of_skull(image)
+    shape = SHAPES[int(random.integers(len(SHAPES)))]
     for _ in range(TRIES if space.any() else 0):
-        drawn = _drawn(image, mask, space, random)
+        drawn = _drawn(shape, image, mask, space, random)
         if drawn is not None:
             return drawn
     return None
 
 
-def _drawn(image: FloatArray, mask: Mask, space: NDArray[np.bool_], random: np.random.Generator) -> tuple[FloatArray, Mask] | None:
-    """Return what `with_drawn_bleed` does; None where this shape turned out too small or too faint."""
+def _drawn(
+    shape: Callable[..., FloatArray], image: FloatArray, mask: Mask, space: NDArray[np.bool_], random: np.random.Generator
+) -> tuple[FloatArray, Mask] | None:
+    """Return what `with_drawn_bleed` does; None where the shape turned out too small or too faint."""
     image = image.copy()
-    amount = SHAPES[int(random.integers(len(SHAPES)))](image, space, random)
+    amount = shape(image, space, random)
     amount = as_float(cv2.GaussianBlur(amount, (0, 0), random.uniform(0.5, 1.3) * image.shape[0] / 224) * space)
     if float(amount.sum()) < 25 * (image.shape[0] / 224) ** 2:
         return None
@@ -113,7 +119,7 @@ def with_moved_bleed(
 def with_decoy(image: FloatArray, random: np.random.Generator) -> FloatArray:
     """Return the picture with something that is no blood: calcifications, a dark lesion, or the streaks of a hard beam.
 
-    What is brighter than brain stays as bright, so that a bleed that is there remains visible.
+    Nothing clearly brighter than brain is darkened, and streaks are faint: a bleed that is there remains brighter than what lies beside it.
     """
     space = inside_of_skull(image)
     if not space.any():
@@ -159,11 +165,15 @@ def _crescent(image: FloatArray, space: NDArray[np.bool_], random: np.random.Gen
 
 
 def _push_inwards(image: FloatArray, space: NDArray[np.bool_], depth: FloatArray, reach: FloatArray) -> None:
-    """Move the brain away from the bone by `reach` pixels, less the deeper it lies: what a subdural bleed displaces is not lost."""
+    """Move the brain away from the bone by `reach` pixels, less the deeper it lies: what a subdural bleed displaces is not lost.
+
+    The rim of bone, whose grey falls off over a pixel or two, stays where it is.
+    """
     size = image.shape[0]
     down, right = np.gradient(cv2.GaussianBlur(depth, (0, 0), 2 * size / 224))
     reach = as_float(cv2.GaussianBlur(reach, (0, 0), 2 * size / 224))
     shift = reach * np.exp(-np.clip(depth - reach, 0, None) / (3 * max(float(reach.max()), 1.0)))
+    shift = np.minimum(shift, np.clip(depth - RIM_PX * size / 224, 0, None))
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     pushed = cv2.remap(image, as_float(columns - right * shift), as_float(rows - down * shift), cv2.INTER_LINEAR)
     brain = space & (depth >= reach)
@@ -243,7 +253,7 @@ def _darkened(image: FloatArray, space: NDArray[np.bool_], random: np.random.Gen
     region = _blob(size, (float(row), float(column)), random.uniform(6, 35) * size / 224, random) * space
     region = as_float(cv2.GaussianBlur(region, (0, 0), random.uniform(1, 4) * size / 224))
     brain = float(np.median(image[space]))
-    return as_float(image - region * np.float32(random.uniform(0.04, 0.25)) * (image < brain + 0.1) * (image > 0.05))
+    return as_float(image - region * np.float32(random.uniform(0.04, 0.25)) * np.clip(1 - (image - brain) / 0.08, 0, 1) * (image > 0.05))
 
 
 def _streaked(image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator) -> FloatArray:

@@ -34,6 +34,7 @@ from ml.honesty import blocked_because, run_controls
 from ml.inputs import read_inputs
 from ml.known_types import known_types
 from ml.material import Material
+from ml.models import RECIPE
 from ml.models.bleeding_types import fit_types
 from ml.models.weights import load_weights
 from ml.pointing import summary
@@ -114,7 +115,7 @@ def train(
     if init != "random":
         load_weights(init, config.seed, "conv1")  # unusable ones are said before the folder is claimed
     data_fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
-    identity = digest(config.architecture, json.dumps([settings, config.seed, start_from], sort_keys=True), data_fingerprint)
+    identity = digest(config.architecture, json.dumps([RECIPE, settings, config.seed, start_from], sort_keys=True), data_fingerprint)
     finished = _claim_folder(out_dir, identity)
     if finished:
         return finished

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flask import Flask, current_app
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import logs
@@ -140,9 +140,23 @@ def work_folder_of(app: Flask) -> Path:
 
 
 def remove_abandoned_folders() -> None:
-    """Remove the work folders on this machine whose workers were killed."""
+    """Remove the work folders on this machine whose workers were killed: neither the folder nor the database has heard of them for long.
+
+    Either alone errs: a worker that started beside a database that was away has no row yet, and this machine's clock may be set.
+    """
     root = work_folder_of(current_app)
-    for path in root.iterdir() if root.is_dir() else ():
-        with suppress(FileNotFoundError):  # its worker left, or another sweep was here
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
+    silent = [path for path in root.iterdir() if _age_s(path) > ABANDONED_S] if root.is_dir() else []
+    if not silent:
+        return
+    alive = set(db.session.scalars(select(Worker.id).where(Worker.seen_at > database_now(-ABANDONED_S))))
+    db.session.commit()
+    for path in silent:
+        if path.name not in alive:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _age_s(folder: Path) -> float:
+    try:
+        return time.time() - folder.stat().st_mtime
+    except OSError:  # its worker left, or another sweep was here
+        return 0.0

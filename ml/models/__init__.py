@@ -19,6 +19,9 @@ import numpy as np
 
 from ml.calibration import Platt
 
+RECIPE = 3
+"""To be raised whenever a fit computes something else from the same settings: nothing that an older one left is then gone on from."""
+
 UNKNOWN = -1
 """The label of a slice whose label nobody knows: it never trains and never tests, but it stands in its scan."""
 

@@ -27,7 +27,7 @@ def contrasts(pictures: keras.KerasTensor, target: np.ndarray) -> tuple[keras.Ke
 
     Levelled: soft tissue has the level and the spread of `target`; black stays black. Soft tissue is what is neither black nor white, and
     then what lies within two standard deviations of that: brain, mostly. Without bone: the same, and bone, a pixel around it, and what is
-    black have the level of soft tissue.
+    black have the level of soft tissue; where `target` has no third number, as in weights that learnt before, the levelled one again.
     """
     ops = keras.ops
 
@@ -44,9 +44,11 @@ def contrasts(pictures: keras.KerasTensor, target: np.ndarray) -> tuple[keras.Ke
     scaled = (pictures - mean) / ops.maximum(spread, LEAST_SPREAD) * float(target[1]) + float(target[0])
     shown = ops.cast(pictures > NOTHING, "float32")
     clipped = ops.clip(scaled, 0.0, 1.0) * shown
-    bone = ops.cast(pictures >= WHITE * whitest, "float32")
-    soft = shown * (1.0 - ops.max_pool(bone, 3, 1, padding="same"))
-    return clipped, clipped * soft + float(target[0]) * (1.0 - soft)
+    if len(target) < 3:
+        return clipped, clipped
+    white = ops.cast(pictures >= WHITE * whitest, "float32")
+    kept = shown * (1.0 - ops.max_pool(white, 3, 1, padding="same"))
+    return clipped, clipped * kept + float(target[0]) * (1.0 - kept)
 
 
 def contrasts_nodes(target: np.ndarray, takes: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], tuple[str, str]]:
@@ -59,8 +61,9 @@ def contrasts_nodes(target: np.ndarray, takes: str) -> tuple[list[onnx.NodeProto
         "two": 2.0,
         "more": 1.0,
         "tiny": 1e-6,
+        "lowest": 0.0,
+        "highest": 1.0,
     }
-    numbers |= {"lowest": 0.0, "highest": 1.0}
     constants = [numpy_helper.from_array(np.array(value, np.float32), f"contrast_{name}") for name, value in numbers.items()]
     constants.append(numpy_helper.from_array(np.asarray(target, np.float32), SOFT_TISSUE))
     constants += [numpy_helper.from_array(np.array([at], np.int64), f"contrast_{at}") for at in (0, 1)]
@@ -82,8 +85,8 @@ def contrasts_nodes(target: np.ndarray, takes: str) -> tuple[list[onnx.NodeProto
         return mean, add("Sqrt", [add("Add", [variance, "tiny"], f"above_zero_{number}")], f"spread_{number}")
 
     patches = add("AveragePool", [takes], "patches", kernel_shape=[PATCH_PX] * 2, strides=[PATCH_PX] * 2)
-    bone = add("Mul", [add("ReduceMax", [patches], "whitest", axes=[1, 2, 3], keepdims=1), "white_share"], "bone")
-    between = add("And", [add("Greater", [takes, "black"], "not_black"), add("Less", [takes, bone], "not_white")], "between")
+    least_bone = add("Mul", [add("ReduceMax", [patches], "whitest", axes=[1, 2, 3], keepdims=1), "white_share"], "least_bone")
+    between = add("And", [add("Greater", [takes, "black"], "not_black"), add("Less", [takes, least_bone], "not_white")], "between")
     soft = add("Cast", [between], "soft", to=TensorProto.FLOAT)
     mean, spread = moments(soft, 1)
     away = add("Abs", [add("Sub", [takes, mean], "from_mean")], "away")
@@ -94,7 +97,9 @@ def contrasts_nodes(target: np.ndarray, takes: str) -> tuple[list[onnx.NodeProto
     scaled = add("Clip", [add("Add", [add("Mul", [standard, width], "wide"), level], "moved"), "lowest", "highest"], "clipped")
     shown = add("Cast", [add("Greater", [takes, "nothing"], "is_shown")], "shown", to=TensorProto.FLOAT)
     levelled = add("Mul", [scaled, shown], "levelled")
-    white = add("Cast", [add("GreaterOrEqual", [takes, "bone"], "is_white")], "white", to=TensorProto.FLOAT)
+    if len(target) < 3:
+        return nodes, constants, (f"contrast_{levelled}", f"contrast_{levelled}")
+    white = add("Cast", [add("GreaterOrEqual", [takes, least_bone], "is_white")], "white", to=TensorProto.FLOAT)
     beside = add("MaxPool", [white], "beside", kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1])
     kept = add("Mul", [shown, add("Sub", ["more", beside], "not_beside")], "kept")
     filled = add("Mul", [level, add("Sub", ["more", kept], "left_out")], "filled")

@@ -31,11 +31,10 @@ POOLED_DROPOUT = 0.2
 LOSS_WEIGHTS = {"cells": 1.0, "slice": 1.0, "pooled": 0.3}
 POSITIVE_SHARE = 0.42  # of a batch, before bleeds are made
 MADE_SHARE = 0.42  # of the slices without hemorrhage get a made bleed
-DECOY_SHARE = 0.3  # of all slices get something that is no blood
+DECOY_SHARE = 0.3  # of all slices that show a skull get something that is no blood
 MOVED_SHARE = 0.4  # of the made bleeds come from another patient, where outlines allow it; the rest is drawn
 BLOODY_SHARE = 0.12  # of a cell's area that must be outlined for the cell to count as bloody
 BLOODY_WEIGHT = 5.0  # of a bloody cell against any other, as they are few
-RECIPE = 3  # to be raised whenever `fine_tune` computes something else: what `ml.models.tuned` has kept is then made anew
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ml.checkpoints import load_arrays, save_arrays
-from ml.models import FitTask
-from ml.models.fine_tuning import RECIPE, Tuned, fine_tune
-from ml.models.weights import LEVEL_AND_SPREAD, SOFT_TISSUE, Weights, load_weights
+from ml.models import RECIPE, FitTask
+from ml.models.fine_tuning import Tuned, fine_tune
+from ml.models.weights import CONTRASTS, SOFT_TISSUE, Weights, load_weights
 
 CHUNK = 64
 
@@ -31,7 +31,7 @@ def initial_weights(task: FitTask, layer: str) -> Weights:
     layout = str(task.settings.get("layout", "owt"))
     weights = load_weights(task.init, task.seed, layer, layout=layout, groups=None if groups is None else int(groups))
     if task.settings.get("contrasts") == "both":
-        weights = {SOFT_TISSUE: np.array(LEVEL_AND_SPREAD, np.float16).astype(np.float32), **weights}
+        weights = {**weights, SOFT_TISSUE: np.array(CONTRASTS, np.float16).astype(np.float32)}
     return weights
 
 

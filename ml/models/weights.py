@@ -27,8 +27,9 @@ Weights = dict[str, np.ndarray]
 """`conv1_W` ... `conv5_W` float32 (height, width, in / groups, out) and `conv1_b` ... `conv5_b` float32 (out,); perhaps `SOFT_TISSUE`."""
 
 SOFT_TISSUE = "soft_tissue"
-"""Level and spread (2,) that soft tissue has in the second and third channel of weights that learnt so (`ml.models.convolutions`)."""
-LEVEL_AND_SPREAD = (0.4, 0.12)
+"""What the second and third channel show to weights that learnt so (`ml.models.contrasts`): the level and the spread of soft tissue (2,); a
+third number says that the third channel has no bone."""
+CONTRASTS = (0.4, 0.12, 1.0)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

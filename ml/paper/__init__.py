@@ -32,6 +32,7 @@ from ml.grouping import digest
 from ml.honesty import leak
 from ml.inputs import read_inputs
 from ml.material import Material
+from ml.models import RECIPE
 from ml.models.features import usual_epochs
 from ml.paper.cells import EFFORTS, Cell, expected_left_s, plan
 from ml.preprocessing import InputSpec
@@ -81,7 +82,7 @@ def run_paper(
     """
     start, pool = start_of(init, [dataset], max(cell.folds for cell in cells))
     facts: dict[str, Any] = {
-        "identity": digest(dataset.fingerprint, seed, json.dumps(describe_weights(start), sort_keys=True)),
+        "identity": digest(dataset.fingerprint, seed, json.dumps([RECIPE, describe_weights(start)], sort_keys=True)),
         "dataset": dataset.name,
         "images": int(pool.known.sum()),
         "groups": len(np.unique(pool.groups[pool.known])),

@@ -13,7 +13,7 @@ from ml.phantoms import phantom
 from ml.preprocessing import InputSpec, to_input
 
 SIZE = 96
-TARGET = np.array([0.4, 0.12], np.float32)
+TARGET = np.array([0.4, 0.12, 1.0], np.float32)
 
 
 @pytest.mark.parametrize("both_ways", [False, True])

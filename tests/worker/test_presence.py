@@ -106,3 +106,7 @@ def test_only_folders_of_workers_that_are_gone_are_removed(worker_app: Flask, mo
         remove_abandoned_folders()
         assert folder.is_dir(), "its heart beats, though the database was away all the time"
         assert not killed.folder.exists()
+        mine.beat()
+        os.utime(mine.folder, (long_ago, long_ago))
+        remove_abandoned_folders()
+        assert folder.is_dir(), "the database has heard of it, whatever this machine's clock says"
