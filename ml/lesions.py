@@ -24,7 +24,7 @@ RIM_PX = 4.0
 """So deep below the bone, in pixels of a picture 224 wide, its partial volume is still bright."""
 
 PUSHED_SHARE = 0.5
-"""Of the crescents along the bone push the brain inwards."""
+"""This share of the crescents along the bone pushes the brain inwards."""
 
 
 def inside_of_skull(image: FloatArray) -> NDArray[np.bool_]:
@@ -71,7 +71,7 @@ def _drawn(
     shape: Callable[..., FloatArray], image: FloatArray, mask: Mask, space: NDArray[np.bool_], random: np.random.Generator
 ) -> tuple[FloatArray, Mask] | None:
     """Return what `with_drawn_bleed` does; None where the shape turned out too small or too faint."""
-    image = image.copy()
+    before, image = image, image.copy()
     amount = shape(image, space, random)
     amount = as_float(cv2.GaussianBlur(amount, (0, 0), random.uniform(0.5, 1.3) * image.shape[0] / 224) * space)
     if float(amount.sum()) < 25 * (image.shape[0] / 224) ** 2:
@@ -83,7 +83,7 @@ def _drawn(
     blood = np.clip(brain + random.uniform(0.12, 0.42), 0, 0.97) + texture + grain
     drawn = np.clip(image * (1 - amount) + np.maximum(blood, image) * amount, 0, 1).astype(np.float32)
     shown = amount > 0.4
-    if not shown.any() or float((drawn - image)[shown].mean()) < FAINTEST:
+    if not shown.any() or float((drawn - before)[shown].mean()) < FAINTEST:
         return None
     return drawn, _outlined(shown, mask)
 

@@ -51,7 +51,7 @@ LICENCE_NOTES = ("Research, non-commercial use only; not for diagnosis.",)
 
 
 class OtherTraining(SettingError):
-    """What a folder holds of an unfinished training cannot be continued: it had other settings or data."""
+    """What a folder holds of an unfinished training cannot be continued: it had other settings or data, or another version began it."""
 
 
 @dataclass(frozen=True)
@@ -259,10 +259,13 @@ def _claim_folder(out_dir: Path, identity: str) -> Card | None:
         return card
     owner = out_dir / "checkpoint" / "training.json"
     found = load_json(owner)
-    if found is None:
+    if found is None and not any(owner.parent.glob("*")):
         save_json(owner, {"identity": identity})
-    elif found["identity"] != identity:
-        raise OtherTraining(f"The folder {out_dir.name} holds an unfinished training with other settings or data; give another folder.")
+    elif found is None or found["identity"] != identity:
+        raise OtherTraining(
+            f"The folder {out_dir.name} holds an unfinished training with other settings or data, or of another version; "
+            "give another folder."
+        )
     return None
 
 

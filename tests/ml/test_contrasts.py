@@ -64,11 +64,9 @@ def test_weights_that_learnt_before_see_what_they_learnt_with() -> None:
 
 @pytest.mark.parametrize("folder", [STARTER_DIR, STARTER_SERIES_DIR], ids=["starter", "starter_series"])
 def test_a_model_that_ships_is_rebuilt_from_its_weights_as_it_is_served(folder: Path) -> None:
-    pictures = np.concatenate(
-        [np.asarray(to_input(Slice(phantom(3, hemorrhage=True, size=256).astype(np.float32), "hu"), InputSpec())[0])[None]]
-    )
-    settings = read_card(folder).settings
-    both_ways = read_card(folder).architecture == "alexnet_cells"
-    rebuilt = to_onnx(load_weights(folder, 0, "conv5"), "conv5", int(settings["input_size"]), both_ways=both_ways)
+    card = read_card(folder)
+    pixels = phantom(3, hemorrhage=True, size=256).astype(np.float32)
+    pictures = to_input(Slice(pixels, "hu"), InputSpec.from_settings(card.settings))[0][np.newaxis]
+    rebuilt = to_onnx(load_weights(folder, 0, "conv5"), "conv5", pictures.shape[1], both_ways=card.architecture == "alexnet_cells")
     wanted, found = (onnxruntime.InferenceSession(each).run(["maps"], {"images": pictures})[0] for each in (folder / FEATURES, rebuilt))
     np.testing.assert_allclose(found, wanted, atol=1e-4 * float(np.abs(wanted).max()))

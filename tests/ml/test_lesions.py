@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from ml import lesions
+from ml.images import Slice
 from ml.lesions import inside_of_skull, with_decoy, with_drawn_bleed, with_moved_bleed
+from ml.phantoms import phantom
+from ml.preprocessing import InputSpec, to_input
 from tests.ml.test_augmentation import NOTHING, SIZE, a_head
 
 
@@ -30,16 +33,14 @@ def test_without_a_closed_skull_nothing_is_drawn() -> None:
 def test_a_drawn_bleed_is_bright_inside_the_skull_and_outlined(seed: int) -> None:
     head = a_head(seed % 3)
     before = head.copy()
-    made = with_drawn_bleed(head, NOTHING, np.random.default_rng(seed))
+    made = with_drawn_bleed(head, np.zeros((56, 56), np.uint8), np.random.default_rng(seed))  # as many cells a head as training has
     np.testing.assert_array_equal(head, before)
-    if made is None:  # a shape that found no room
-        return
+    assert made is not None
     drawn, outline = made
     assert not np.any((drawn != head) & ~cv2.dilate(inside_of_skull(head).astype(np.uint8), np.ones((15, 15), np.uint8)).astype(bool))
     blood = cv2.resize(outline.astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_NEAREST) > 0
-    if blood.any():
-        assert (drawn - head)[blood].mean() > 0.015  # the outline is coarse, the blood may be thin
-        assert np.abs(drawn - head)[blood].mean() > 5 * np.abs(drawn - head)[~blood].mean()
+    assert blood.any() and (drawn - head)[blood].mean() > 0.03
+    assert np.abs(drawn - head)[blood].mean() > 5 * np.abs(drawn - head)[~blood].mean()
 
 
 def test_most_phantoms_have_room_for_a_bleed_of_every_seed() -> None:
@@ -67,17 +68,18 @@ def test_every_shape_is_drawn(shape: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_a_bleed_pushes_inwards_is_the_brain_that_lay_along_the_bone() -> None:
-    space = inside_of_skull(a_head(1))
+    head = to_input(Slice(phantom(1, False, size=512).astype(np.float32), "hu"), InputSpec(size=224))[0][..., 0]
+    space = inside_of_skull(head)
     depth = cv2.distanceTransform(space.astype(np.uint8), cv2.DIST_L2, 5)
-    bone = np.where(space & (depth > 1.1), 0.3, 1.0).astype(np.float32)
-    band = np.where(space & (depth > 2) & (depth < 6), 0.6, bone).astype(np.float32)
-    pushed = band.copy()
-    lesions._push_inwards(pushed, space, depth, np.full_like(depth, 5.0))
-    np.testing.assert_array_equal(pushed[~space], band[~space])
-    deeper = space & (depth > 7) & (depth < 8)
-    assert band[deeper].max() < 0.4 and pushed[deeper].mean() > 0.5
-    assert np.quantile(pushed[space & (depth > 5)], 0.995) < 0.7, "bone is not moved along"
-    assert np.abs(pushed - band)[space & (depth > 25)].mean() < 0.01, "far from the bone nothing moves"
+    rim = np.where(space & (depth > 2.1), 0.3, 1.0).astype(np.float32)
+    cortex = np.where(space & (depth > 4) & (depth < 10), 0.6, rim).astype(np.float32)
+    pushed = cortex.copy()
+    lesions._push_inwards(pushed, space, depth, np.full_like(depth, 6.0))
+    np.testing.assert_array_equal(pushed[~space], cortex[~space])
+    deeper = space & (depth > 11) & (depth < 13)
+    assert cortex[deeper].max() < 0.4 and pushed[deeper].mean() > 0.5
+    assert pushed[space & (depth >= 6)].max() < 0.61, "bone is not moved along"
+    assert np.abs(pushed - cortex)[space & (depth > 50)].mean() < 0.01, "far from the bone nothing moves"
 
 
 @pytest.mark.parametrize("decoy", lesions.DECOYS)

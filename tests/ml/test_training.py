@@ -118,12 +118,19 @@ def test_an_interrupted_training_continues_and_ends_with_the_same_model(
     assert continued.id == straight.id and continued.metrics == straight.metrics
 
 
-def test_a_folder_is_not_mixed_with_another_training(phantoms: Dataset, tmp_path: Path) -> None:
+def test_a_folder_is_not_mixed_with_another_training(phantoms: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig("alexnet_svm", QUICK, init="random")
     with pytest.raises(TrainingStopped):
         train(config, [phantoms], tmp_path, should_stop=lambda: True)
     with pytest.raises(OtherTraining, match="unfinished training with other settings or data"):
         train(replace(config, seed=9), [phantoms], tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(OtherTraining, match="or of another version"):
+        patched.setattr("ml.training.RECIPE", 0)
+        train(config, [phantoms], tmp_path)
+    (tmp_path / "checkpoint" / "training.json").unlink()
+    (tmp_path / "checkpoint" / "fold-0").mkdir()
+    with pytest.raises(OtherTraining):
+        train(config, [phantoms], tmp_path)
 
 
 def test_a_finished_training_called_again_returns_its_card(trained: tuple[Path, list[Progress]], phantoms: Dataset) -> None:
