@@ -219,6 +219,14 @@ FINE_TUNE_EPOCHS = Setting(
     low=0,
     high=60,
 )
+INITIAL_SHARE = Setting(
+    "initial_share",
+    "float",
+    0.2,
+    "So much of the initial weights is mixed into those that learnt, unless they were random: scans of unknown hospitals are read better.",
+    low=0,
+    high=0.9,
+)
 LAYERS = ("conv3", "conv4", "conv5", "pool5")
 LAYER_HELP = "The convolution whose maps are the features; pool5 is conv5 after its max-pooling."
 
@@ -242,6 +250,14 @@ MACHINE = (
 """How features are classified by a support vector machine."""
 
 RECURRENT = (
+    Setting(
+        "reads",
+        "choice",
+        "cells",
+        "cells: what the cells of each slice say, where fine-tuning has taught them, and corrects it by the slices beside: that crosses "
+        "hospitals. maps: pooled maps, as the paper's networks do.",
+        choices=("cells", "maps"),
+    ),
     Setting("layer", "choice", "conv5", LAYER_HELP, choices=LAYERS),
     Setting("units", "int", 64, "Units of the recurrent layer, in each direction.", low=4, high=512),
     Setting("projection", "int", 64, "To how many numbers the features of a slice are brought before they are read.", low=4, high=1024),
@@ -250,6 +266,7 @@ RECURRENT = (
     Setting("epochs", "int", 40, "Of the recurrent network; each draws at most 48 batches and takes a few seconds.", low=1, high=400),
     Setting("learning_rate", "float", 0.001, "Of the recurrent network at its beginning; it falls to nothing.", low=1e-6, high=0.1),
     FINE_TUNE_EPOCHS,
+    INITIAL_SHARE,
     *ENRICHMENT,
     *CONVOLUTIONS,
     *JUDGING,
@@ -268,6 +285,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 Setting("layer", "choice", "conv5", LAYER_HELP, choices=(*LAYERS, "auto")),
                 *MACHINE,
                 FINE_TUNE_EPOCHS,
+                INITIAL_SHARE,
                 *ENRICHMENT,
                 *CONVOLUTIONS,
                 *JUDGING,
@@ -327,6 +345,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             reads="slice",
             settings=(
                 Setting("epochs", "int", 30, "Each draws 1,024 pictures and takes 12 to 30 seconds on two cores.", low=1, high=200),
+                INITIAL_SHARE,
                 *CONVOLUTIONS,
                 *JUDGING,
                 *PREPROCESSING,

@@ -46,7 +46,7 @@ from ml.type_figures import figures_of_types, write_types
 __all__ = ["OtherTraining", "Progress", "TrainConfig", "TrainingStopped", "train"]
 
 PROBE_IMAGES = 16
-LIBRARIES = ("numpy", "keras", "tensorflow", "scikit-learn", "onnx", "onnxruntime", "skl2onnx", "opencv-python-headless")
+LIBRARIES = ("numpy", "keras", "scikit-learn", "onnx", "onnxruntime", "skl2onnx", "opencv-python-headless")
 LICENCE_NOTES = ("Research, non-commercial use only; not for diagnosis.",)
 
 
@@ -206,7 +206,7 @@ def train(
         confusion=evaluation.confusion(judgement.slices.labels, judgement.slices.predicted[0]),
         protocol=_protocol(material, folds, repeats),
         export_check=export_check,
-        versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        versions=_versions(),
         seconds=round(judgement.seconds + sum(control["seconds"] for control in controls) + time.monotonic() - began, 1),
         command=config.command,
         notes=[*pool.notes, *_notes_on_weak(weak, architecture.reads), *config.notes],
@@ -247,6 +247,12 @@ def _shares(fits: int, learns: bool, has_controls: bool) -> dict[str, tuple[floa
     return {
         name: (float(end - 0.96 * size / sum(parts.values())), float(end)) for (name, size), end in zip(parts.items(), ends, strict=True)
     }
+
+
+def _versions() -> dict[str, str]:
+    from keras.backend import backend  # whatever Keras computes with here; a program that trains nothing need not load it
+
+    return {"python": platform.python_version(), **{name: version(name) for name in (*LIBRARIES, backend())}}
 
 
 def _claim_folder(out_dir: Path, identity: str) -> Card | None:

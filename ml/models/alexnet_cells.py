@@ -7,17 +7,17 @@ final network learns from all groups and takes the calibration of the cross-vali
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 import onnx
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import TensorProto, compose, helper
 
 from ml.calibration import Platt
 from ml.models import FitTask, Fitted
 from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
 from ml.models.convolutions import IR_VERSION, OPSET, mirrored, pooled
+from ml.models.evidence import decision_nodes, decisions_of
 from ml.models.features import Extractor
-from ml.models.fine_tuning import Tuned, slice_decisions
+from ml.models.fine_tuning import Tuned
 from ml.models.inner_folds import inner_folds
 from ml.models.tuned import normalises, tuned_convolutions
 
@@ -37,7 +37,7 @@ def fit(task: FitTask) -> Fitted:
     for start in range(0, len(task.images), CHUNK):
         task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(task.images), {})
         maps = np.asarray(features.predict_on_batch(np.asarray(task.images[start : start + CHUNK], np.float32)))
-        parts.append(_decided(maps, tuned))
+        parts.append(decisions_of(maps, tuned))
         descriptions.append(pooled(maps, "both"))
     decisions = np.concatenate(parts)
     held_out = task.held_out or held_out_of(decisions, held, task.scans)
@@ -48,14 +48,14 @@ def fit(task: FitTask) -> Fitted:
 
     def reference(images: np.ndarray, platt: Platt, scan_platt: Platt) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
-        found = _decided(maps, tuned)
+        found = decisions_of(maps, tuned)
         return maps, platt(found), scan_probability(found, platt, scan_platt)
 
     return Fitted(
         decisions=decisions,
         scan_decisions=aggregate_scans(decisions, task.scans),
         held_out=held_out,
-        chosen={"learnt_from": len(learn), "calibrated_on": len(held_out.slices)},
+        chosen={"learnt_from": len(learn), "calibrated_on": len(held_out.slices), "tuned_by": tuned.by},
         export=export,
         reference=reference,
         learnt_features=extractor.learnt,
@@ -65,35 +65,16 @@ def fit(task: FitTask) -> Fitted:
 
 def head_to_onnx(tuned: Tuned, platt: Platt, scan_platt: Platt, side: int, channels: int) -> bytes:
     """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability" (1,)."""
-    values: dict[str, np.ndarray] = {
-        "cell_W": tuned.cell_weights.astype(np.float32).reshape(channels, 1),
-        "cell_b": np.array([tuned.cell_bias], np.float32),
-        "cells_of_a_slice": np.array([-1, side * side], np.int64),
-        "typical": np.array(np.log(10.0), np.float32),
-    }
-    nodes = [
-        helper.make_node("MatMul", ["maps", "cell_W"], ["weighed"]),
-        helper.make_node("Add", ["weighed", "cell_b"], ["cells"]),
-        helper.make_node("Reshape", ["cells", "cells_of_a_slice"], ["flat_cells"]),
-        helper.make_node("ReduceLogSumExp", ["flat_cells"], ["summed"], axes=[1], keepdims=1),
-        helper.make_node("Sub", ["summed", "typical"], ["cells_decision"]),
-    ]
+    nodes, constants = decision_nodes(tuned, side, channels)
     graph = helper.make_graph(
         nodes,
         "cells",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
         [helper.make_tensor_value_info("cells_decision", TensorProto.FLOAT, ["N", 1])],
-        [numpy_helper.from_array(value, name) for name, value in values.items()],
+        constants,
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
     cells = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     whole = compose.merge_models(cells, answer_graph(platt, scan_platt), io_map=[("cells_decision", "decision")])
     onnx.checker.check_model(whole, full_check=True)
     return bytes(whole.SerializeToString())
-
-
-def _decided(maps: np.ndarray, tuned: Tuned) -> np.ndarray:
-    """Return the decisions of slices (n,) from their maps (n, h, w, c)."""
-    cells = np.asarray(maps, np.float32) @ tuned.cell_weights.astype(np.float32) + np.float32(tuned.cell_bias)
-    flat = keras.ops.convert_to_tensor(cells.reshape(len(cells), -1))
-    return np.asarray(slice_decisions(flat), np.float64)[:, 0]

@@ -47,9 +47,9 @@ def fit(task: FitTask) -> Fitted:
     )
     features = Features(values, {name: replace(extractor, layer=name).shape[1] for name in layers})
     if usual and task.held_out is not None:
-        return answer(task, replace(extractor, layer=usual.layer), features, usual, task.held_out, {})
+        return answer(task, replace(extractor, layer=usual.layer), features, usual, task.held_out, extractor.tuned_by)
     choice, score, decisions = choose(
         task, features, folds, lambda share, figures: task.report(FEATURES_SHARE + (1 - FEATURES_SHARE) * share, figures)
     )
     held_out = held_out_of(decisions, np.flatnonzero(np.isfinite(decisions)), task.scans)
-    return answer(task, replace(extractor, layer=choice.layer), features, choice, held_out, {"inner_auroc": score})
+    return answer(task, replace(extractor, layer=choice.layer), features, choice, held_out, {"inner_auroc": score, **extractor.tuned_by})

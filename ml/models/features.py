@@ -18,6 +18,7 @@ from ml.checkpoints import load_arrays, save_arrays
 from ml.grouping import digest
 from ml.models import FitTask, reconstruction
 from ml.models.convolutions import build, build_several, maps_shape, to_onnx
+from ml.models.fine_tuning import Tuned
 from ml.models.tuned import initial_weights, normalises, tuned_convolutions
 from ml.models.weights import Weights, layout_of
 
@@ -31,7 +32,8 @@ Report = Callable[[float, Mapping[str, float]], None]
 class Extractor:
     """Convolutions up to a layer, and what stands before them.
 
-    `learnt` says that they, or the autoencoder, learnt from images of one fit; the rest are arguments of `ml.models.convolutions.build`.
+    `learnt` says that they, or the autoencoder, learnt from images of one fit, `tuned` is what fine-tuning made of them, its head of cells
+    too; the rest are arguments of `ml.models.convolutions.build`.
     """
 
     weights: Weights
@@ -40,6 +42,12 @@ class Extractor:
     normalises: bool | None
     restructuring: reconstruction.Weights | None
     learnt: bool = False
+    tuned: Tuned | None = None
+
+    @property
+    def tuned_by(self) -> dict[str, str]:
+        """What the card says of who computed the fine-tuning: nothing where there was none."""
+        return {"tuned_by": self.tuned.by} if self.tuned else {}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,7 +85,7 @@ def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -
         start = initial_weights(task, layer)
         return Extractor(start, layer, size, normalises(task), restructuring, learnt=restructuring is not None)
     tuned = tuned_convolutions(task, learn, layer, epochs, lambda share, figures: report(0.3 + 0.7 * share, figures))
-    return Extractor(tuned.convolutions, layer, size, normalises(task), restructuring, learnt=True)
+    return Extractor(tuned.convolutions, layer, size, normalises(task), restructuring, learnt=True, tuned=tuned)
 
 
 def restructuring_of(task: FitTask, learn: np.ndarray, report: Report) -> reconstruction.Weights | None:

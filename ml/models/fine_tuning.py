@@ -9,7 +9,8 @@ for an SVM as well; alone it learnt the level of the slice and the source instea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
@@ -39,22 +40,36 @@ BLOODY_WEIGHT = 5.0  # of a bloody cell against any other, as they are few
 
 @dataclass(frozen=True)
 class Tuned:
-    """Convolutions that learnt, and the head they learnt with: a cell's decision is `cell_weights` (c,) · its maps + `cell_bias`."""
+    """Convolutions that learnt, and the head they learnt with: a cell's decision is `cell_weights` (c,) · its maps + `cell_bias`.
+
+    `by` says what computed it, for the card.
+    """
 
     convolutions: Weights
     cell_weights: np.ndarray
     cell_bias: float
+    by: str = ""
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return it as named arrays, the convolutions in half precision, which they are rounded to."""
         halved = {name: values.astype(np.float16) for name, values in self.convolutions.items()}
-        return {**halved, "cell_W": self.cell_weights, "cell_b": np.array(self.cell_bias)}
+        return {**halved, "cell_W": self.cell_weights, "cell_b": np.array(self.cell_bias), "by": np.array(self.by)}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Tuned:
         """Return what `arrays` wrote."""
-        convolutions = {name: values.astype(np.float32) for name, values in arrays.items() if not name.startswith("cell_")}
-        return cls(convolutions, np.asarray(arrays["cell_W"]), float(arrays["cell_b"]))
+        head = {"cell_W", "cell_b", "by"}
+        convolutions = {name: values.astype(np.float32) for name, values in arrays.items() if name not in head}
+        return cls(convolutions, np.asarray(arrays["cell_W"]), float(arrays["cell_b"]), str(arrays.get("by", "")))
+
+    def mixed_with(self, initial: Weights, share: float) -> Tuned:
+        """Return it with `share` (0..1) of the initial convolutions in its own, rounded to half precision.
+
+        What fine-tuning unlearns of the pretrained network is what scans unlike those it learnt from would have needed
+        (M. Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+        """
+        mixed = {name: share * initial[name] + (1 - share) * values for name, values in self.convolutions.items()}
+        return replace(self, convolutions=rounded(mixed))
 
 
 def fine_tune(
@@ -114,7 +129,13 @@ def fine_tune(
         report=report,
     )
     weights, bias = (np.asarray(values) for values in network.get_layer("cell").get_weights())
-    return Tuned(rounded(weights_of(convolutions, start)), weights.reshape(-1), float(bias[0]))
+    return Tuned(rounded(weights_of(convolutions, start)), weights.reshape(-1), float(bias[0]), computed_by())
+
+
+def computed_by() -> str:
+    """Return what computes here: Keras's backend and its version. Another rounds and draws otherwise, and learns as well."""
+    backend = keras.backend.backend()
+    return f"{backend} {version(backend)}"
 
 
 def balanced_draws(labels: np.ndarray, sources: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:

@@ -1,9 +1,10 @@
 """A recurrent network over the slices of a scan: what `cnn_lstm` and `cnn_gru` have in common.
 
-Features of a slice are its pooled maps; they are standardised, projected, and read in anatomical order by an LSTM (S. Hochreiter, J.
-Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each slice has a decision, and the scan has one: the
-smooth maximum (log mean exp) of a second decision for each slice. Both learn together, from labels of slices and from whether any slice
-shows blood. A scan that was labelled as a whole, and no slice of it, teaches the second alone.
+Features of a slice are its pooled maps, or what its cells say where fine-tuning has taught them (`ml.models.evidence`): then the network
+corrects the decision of the cells instead of making one of its own. Features are standardised, projected, and read in anatomical order by
+an LSTM (S. Hochreiter, J. Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each slice has a decision, and
+the scan has one: the smooth maximum (log mean exp) of a second decision for each slice. Both learn together, from labels of slices and
+from whether any slice shows blood. A scan that was labelled as a whole, and no slice of it, teaches the second alone.
 
 Where no scan that may be learnt from has more than one slice, the sequence is the slice's maps read row by row, the smooth maximum over the
 rows is the slice's decision, and scans are aggregated as those of any slice architecture.
@@ -23,6 +24,7 @@ from ml.checkpoints import load_arrays, save_arrays
 from ml.models import UNKNOWN, FitTask, Fitted, HeldOut
 from ml.models.aggregation import aggregate_scans, held_out_of, scan_probability
 from ml.models.convolutions import pooled
+from ml.models.evidence import evidence_of
 from ml.models.features import extractor_of, features_of
 from ml.models.fine_tuning import balanced_draws
 from ml.models.inner_folds import inner_folds, split_weak
@@ -38,6 +40,7 @@ WHOLE_SHARE = 0.5  # of the sequences that are learnt from; the rest are parts o
 AVERAGING = 0.98
 STEP = 16  # lengths are padded to multiples of it, so that few shapes are compiled
 FEATURES_SHARE = 0.6  # of a fit's time
+NOISE = 1.0  # standard deviations of the cells' evidence, while a network learns to correct it
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,26 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     learn_weak, held_weak = (task.weak, task.weak[:0]) if task.held_out else split_weak(task, learn, held)
     by_rows = int(np.bincount(task.scans[task.train]).max()) == 1 and not (np.bincount(task.scans)[task.weak] > 1).any()
     extractor = extractor_of(task, layer, learn, lambda share, figures: task.report(0.5 * FEATURES_SHARE * share, figures))
-    features = features_of(
+    # A reconstruction's maps have no cells, and rows none of their own.
+    reads_cells = task.settings["reads"] == "cells" and extractor.restructuring is None and not by_rows
+    cells = extractor.tuned if reads_cells else None
+
+    def summarised(maps: np.ndarray) -> np.ndarray:
+        if cells is not None:
+            return np.concatenate([evidence_of(maps, cells), pooled(maps, "both")], axis=1)
+        return rows_of(maps) if by_rows else pooled(maps, "both")
+
+    kept = features_of(
         task,
         extractor.build,
-        rows_of if by_rows else lambda maps: pooled(maps, "both"),
+        summarised,
         int(task.settings["augmentation"]),
         lambda share, figures: task.report((0.5 + 0.5 * share) * FEATURES_SHARE, figures),
         learnt=extractor.learnt,
         by_scan=True,
     )
+    width = 2 * extractor.shape[1]
+    features = kept[..., :-width] if cells is not None else kept
 
     def trained(name: str, at: np.ndarray, weak: np.ndarray, begin: float, end: float) -> tuple[Network, np.ndarray, np.ndarray]:
         """Return a network that learnt from the slices at `at` and the scans `weak`, and its decisions for all slices and scans."""
@@ -93,7 +107,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         def report(share: float, figures: Mapping[str, float]) -> None:
             task.report(FEATURES_SHARE + (1 - FEATURES_SHARE) * (begin + share * (end - begin)), figures)
 
-        network = _trained(task, cell, features, at, weak, by_rows, name, report)
+        network = _trained(task, cell, features, at, weak, name, report, by_rows=by_rows, corrects=cells is not None)
         return network, *answers_of(network, features[0], task.scans, by_rows)
 
     held_out = task.held_out
@@ -113,13 +127,14 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
         arrays = network.model.get_layer("reader").get_weights()
         dense = {name: network.model.get_layer(name).get_weights() for name in ("projection", "step", "evidence")}
-        head = head_to_onnx(cell, arrays, dense, network.mean, network.spread, platt, scan_platt, model.output_shape[1:], by_rows=by_rows)
+        how = cell, arrays, dense, network.mean, network.spread, platt, scan_platt, model.output_shape[1:]
+        head = head_to_onnx(*how, by_rows=by_rows, cells=cells)
         return {"features.onnx": extractor.to_onnx(), "head.onnx": head}
 
     def reference(images: np.ndarray, platt: Platt, scan_platt: Platt) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(model.predict_on_batch(np.asarray(images, np.float32)))
-        summary = rows_of(maps) if by_rows else pooled(maps, "both")
-        found, whole = answers_of(network, summary, np.zeros(len(maps), int), by_rows)
+        summary = summarised(maps)
+        found, whole = answers_of(network, summary[..., :-width] if cells is not None else summary, np.zeros(len(maps), int), by_rows)
         if by_rows:
             return maps, platt(found), scan_probability(found, platt, scan_platt)
         return maps, platt(found), float((platt if len(found) == 1 else scan_platt)(whole)[0])
@@ -128,11 +143,16 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         decisions=decisions,
         scan_decisions=scan_decisions,
         held_out=held_out,
-        chosen={"sequence": "rows" if by_rows else "slices", "learnt_from": len(task.train if not learns or task.held_out else learn)},
+        chosen={
+            "sequence": "rows" if by_rows else "slices",
+            "read": "maps" if cells is None else "cells",
+            "learnt_from": len(task.train if not learns or task.held_out else learn),
+            **extractor.tuned_by,
+        },
         export=export,
         reference=reference,
         learnt_features=extractor.learnt,
-        descriptions=pooled_rows(features[0]) if by_rows else features[0],
+        descriptions=pooled_rows(features[0]) if by_rows else kept[0, :, -width:],
     )
 
 
@@ -163,9 +183,11 @@ def _trained(
     features: np.ndarray,
     learn: np.ndarray,
     weak: np.ndarray,
-    by_rows: bool,
     name: str,
     report: Callable[[float, Mapping[str, float]], None],
+    *,
+    by_rows: bool,
+    corrects: bool,
 ) -> Network:
     axes = tuple(range(features.ndim - 2))
     shown = np.concatenate([learn, np.flatnonzero(np.isin(task.scans, weak))])
@@ -173,7 +195,8 @@ def _trained(
     spread = features[0, shown].std(axis=axes) + np.float32(1e-3)
     path, state = task.own / f"{name}.npz", task.own / f"{name}-state.npz"
     keras.utils.set_random_seed(task.seed)
-    model = build_network(cell, len(mean), task.settings, task.seed)
+    own = (float(mean[0]), float(spread[0])) if corrects else None
+    model = build_network(cell, len(mean), task.settings, task.seed, own)
     kept = load_arrays(path)
     if kept is None:
         standard = (features - mean) / spread
@@ -197,13 +220,19 @@ def _trained(
     return Network(model, mean, spread)
 
 
-def build_network(cell: Cell, width: int, settings: Mapping[str, object], seed: int) -> keras.Model:
-    """Return the model: "features" (b, t, width), "present" (b, t) of 0 and 1 -> "steps" (b, t, 1), "whole" (b, 1), both logits."""
+def build_network(cell: Cell, width: int, settings: Mapping[str, object], seed: int, own: tuple[float, float] | None = None) -> keras.Model:
+    """Return the model: "features" (b, t, width), "present" (b, t) of 0 and 1 -> "steps" (b, t, 1), "whole" (b, 1), both logits.
+
+    Where `own` is given, the first feature is a slice's own decision, standardised by that mean and spread, and the network corrects it,
+    from nothing at the beginning. It learns from slices that the cells learnt from too, whose evidence is clearer than any other, so
+    noise makes it as uncertain as that of strangers: what neighbours say then counts.
+    """
     layers, ops = keras.layers, keras.ops
     features = keras.Input((None, width), name="features")
     present = keras.Input((None,), name="present")
     dropout = float(str(settings["dropout"]))
-    x = layers.Dropout(dropout, seed=seed)(features)
+    seen = features if own is None else layers.GaussianNoise(NOISE, seed=seed + 3)(features)
+    x = layers.Dropout(dropout, seed=seed)(seen)
     x = layers.Dense(int(str(settings["projection"])), activation="relu", name="projection")(x)
     x = layers.Dropout(dropout, seed=seed + 1)(x)
     kind = {"lstm": layers.LSTM, "gru": layers.GRU}[cell]
@@ -212,8 +241,12 @@ def build_network(cell: Cell, width: int, settings: Mapping[str, object], seed: 
         reader = layers.Bidirectional(reader, name="reader")
     states = reader(x, mask=ops.greater(present, 0.5))
     states = layers.Dropout(dropout, seed=seed + 2)(states)
-    steps = layers.Dense(1, name="step")(states)
-    evidence = layers.Dense(1, name="evidence")(states)
+    begin = "glorot_uniform" if own is None else "zeros"
+    steps = layers.Dense(1, kernel_initializer=begin, name="step")(states)
+    evidence = layers.Dense(1, kernel_initializer=begin, name="evidence")(states)
+    if own is not None:
+        decisions = seen[..., :1] * own[1] + own[0]
+        steps, evidence = steps + decisions, evidence + decisions
     there = ops.expand_dims(present, -1)
     whole = ops.logsumexp(evidence + (there - 1) * 1e9, axis=1) - ops.log(ops.sum(there, axis=1))
     return keras.Model({"features": features, "present": present}, {"steps": steps, "whole": whole})

@@ -16,6 +16,8 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from ml.calibration import Platt
 from ml.models.aggregation import answer_graph, calibration_graph
 from ml.models.convolutions import IR_VERSION, OPSET
+from ml.models.evidence import evidence_nodes
+from ml.models.fine_tuning import Tuned
 
 ML_OPSET = 1
 
@@ -31,6 +33,7 @@ def head_to_onnx(
     maps: Sequence[int],
     *,
     by_rows: bool,
+    cells: Tuned | None = None,
 ) -> bytes:
     """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability" (1,).
 
@@ -38,10 +41,11 @@ def head_to_onnx(
         cell: "lstm" or "gru".
         reader: Keras's kernel, recurrent kernel and bias, of one direction or of two.
         dense: kernel and bias of the layers "projection", "step" and "evidence".
-        mean, spread: (2c,) of the standardisation.
+        mean, spread: (f,) of the standardisation.
         platt, scan_platt: calibrations of slices and scans.
         maps: h, w, c.
         by_rows: the sequence is the rows of each slice, not the slices.
+        cells: those whose evidence is read and corrected (`ml.models.evidence`); None where pooled maps are read.
     """
     values: dict[str, np.ndarray] = {"mean": mean, "spread": spread, **_gates(cell, reader)}
     for name, (kernel, bias) in dense.items():
@@ -53,10 +57,17 @@ def head_to_onnx(
     axes = [2] if by_rows else [1, 2]
     more: dict[str, Any] = {"lstm": {}, "gru": {"linear_before_reset": 1}}[cell]
     direction = "bidirectional" if directions == 2 else "forward"
-    nodes = [
-        helper.make_node("ReduceMean", ["maps"], ["average"], axes=axes, keepdims=0),
-        helper.make_node("ReduceMax", ["maps"], ["highest_value"], axes=axes, keepdims=0),
-        helper.make_node("Concat", ["average", "highest_value"], ["features"], axis=-1),
+    if cells is None:
+        nodes = [
+            helper.make_node("ReduceMean", ["maps"], ["average"], axes=axes, keepdims=0),
+            helper.make_node("ReduceMax", ["maps"], ["highest_value"], axes=axes, keepdims=0),
+            helper.make_node("Concat", ["average", "highest_value"], ["features"], axis=-1),
+        ]
+    else:
+        nodes, more_constants = evidence_nodes(cells, maps[0], maps[2])
+        nodes.append(helper.make_node("Unsqueeze", ["cells_decision", "one"], ["corrected"]))
+        constants += more_constants
+    nodes += [
         helper.make_node("Sub", ["features", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "spread"], ["standard"]),
         helper.make_node("MatMul", ["standard", "projection_W"], ["projection_product"]),
@@ -69,8 +80,7 @@ def head_to_onnx(
         helper.make_node(cell.upper(), ["sequence", "W", "R", "B"], ["Y"], hidden_size=units, direction=direction, **more),
         helper.make_node("Transpose", ["Y"], ["both_directions"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["both_directions", "each_step"], ["states"]),
-        helper.make_node("MatMul", ["states", "evidence_W"], ["evidence_product"]),
-        helper.make_node("Add", ["evidence_product", "evidence_b"], ["evidence"]),
+        *_decided("evidence", cells),
         helper.make_node("ReduceLogSumExp", ["evidence"], ["summed"], axes=[0], keepdims=0),
         helper.make_node("Shape", ["states"], ["shape"], start=0, end=1),
         helper.make_node("Cast", ["shape"], ["steps"], to=TensorProto.FLOAT),
@@ -80,9 +90,8 @@ def head_to_onnx(
     outputs: list[tuple[str, Sequence[str | int]]] = [("whole", ["N", 1])]
     if not by_rows:
         nodes += [
-            helper.make_node("MatMul", ["states", "step_W"], ["step_product"]),
-            helper.make_node("Add", ["step_product", "step_b"], ["step_decisions"]),
-            helper.make_node("Reshape", ["step_decisions", "line"], ["own"]),
+            *_decided("step", cells),
+            helper.make_node("Reshape", ["step", "line"], ["own"]),
             helper.make_node("Equal", ["shape", "single"], ["stands_alone"]),
             helper.make_node("ReduceMax", ["own"], ["largest_own"], axes=[0, 1], keepdims=0),
             helper.make_node("Squeeze", ["whole"], ["whole_number"]),
@@ -107,6 +116,15 @@ def head_to_onnx(
         whole = compose.merge_models(model, answers, io_map=[("reader_own", "decision"), ("reader_scan", "scan_decision")])
     onnx.checker.check_model(whole, full_check=True)
     return bytes(whole.SerializeToString())
+
+
+def _decided(name: str, cells: Tuned | None) -> list[onnx.NodeProto]:
+    """Return nodes "states" (N, 1, units) -> `name` (N, 1, 1): a dense layer, which corrects what the cells decided if there are any."""
+    product = helper.make_node("MatMul", ["states", f"{name}_W"], [f"{name}_product"])
+    if cells is None:
+        return [product, helper.make_node("Add", [f"{name}_product", f"{name}_b"], [name])]
+    correction = helper.make_node("Add", [f"{name}_product", f"{name}_b"], [f"{name}_correction"])
+    return [product, correction, helper.make_node("Add", [f"{name}_correction", "corrected"], [name])]
 
 
 def _gates(cell: str, reader: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

@@ -43,7 +43,9 @@ def normalises(task: FitTask) -> bool | None:
 def tuned_convolutions(
     task: FitTask, learn: np.ndarray, layer: str, epochs: int, report: Callable[[float, Mapping[str, float]], None]
 ) -> Tuned:
-    """Return the initial convolutions of the task after they have learnt, rounded to half precision.
+    """Return the initial convolutions of the task after they have learnt, some of the initial ones mixed in; rounded to half precision.
+
+    How much of them is mixed in is no part of what a folder for reuse keeps.
 
     Args:
         task: what is being fitted.
@@ -53,9 +55,9 @@ def tuned_convolutions(
         report: told the share done; raises to stop.
     """
     path, state = task.own / "tuned.npz", task.own / "state.npz"
-    kept = load_arrays(path)
+    kept, start = load_arrays(path), initial_weights(task, layer)
     if kept is None:
-        start, precision = initial_weights(task, layer), str(task.settings["precision"])
+        precision = str(task.settings["precision"])
         name = f"tuned-{_digest(task, start, learn, layer, epochs, precision)[:32]}.npz" if task.reuse else ""
         kept = load_arrays(task.reuse / name) if task.reuse else None
         if kept is None:
@@ -66,7 +68,8 @@ def tuned_convolutions(
                 save_arrays(task.reuse / name, kept)
         save_arrays(path, kept)
         state.unlink(missing_ok=True)
-    return Tuned.of_arrays(kept)
+    share = 0.0 if task.init == "random" else float(task.settings["initial_share"])
+    return Tuned.of_arrays(kept).mixed_with(start, share)
 
 
 def _digest(task: FitTask, start: Weights, learn: np.ndarray, layer: str, epochs: int, precision: str) -> str:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 from ml.calibration import Platt
 from ml.evaluation import auroc
 from ml.models import UNKNOWN, FitTask, Fitted, fit_of
-from ml.models.recurrent import _scans_drawn, rows_of
+from ml.models.aggregation import aggregate
+from ml.models.convolutions import IR_VERSION, OPSET
+from ml.models.evidence import evidence_nodes, evidence_of
+from ml.models.fine_tuning import Tuned, computed_by
+from ml.models.recurrent import Network, _scans_drawn, build_network, rows_of
 from tests.ml.tasks import largest_difference, task_of
 
 SMALL: dict[str, object] = {"layer": "conv3", "epochs": 2, "units": 4, "projection": 4}
@@ -80,6 +86,53 @@ def test_the_order_of_the_slices_counts(fitted: tuple[FitTask, Fitted]) -> None:
 def test_one_direction_exports_too(name: str, tmp_path: Path) -> None:
     task = task_on_scans(name, tmp_path, {"bidirectional": "no"})
     assert largest_difference(fit_of(name)(task), [task.images[:1], task.images[:4]]) < 1e-4
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize(
+    ("settings", "read"),
+    [
+        ({}, "cells"),
+        ({"bidirectional": "no", "layer": "conv4"}, "cells"),
+        ({"reads": "maps"}, "maps"),
+        ({"restructure": "autoencoder"}, "maps"),
+    ],
+)
+def test_fine_tuned_cells_are_read_and_corrected_where_that_is_asked(settings: dict[str, object], read: str, tmp_path: Path) -> None:
+    found = fit_of("cnn_lstm")(task_on_scans("cnn_lstm", tmp_path, {"fine_tune_epochs": 1, "learning_rate": 0.05, **settings}))
+    assert found.chosen["read"] == read and found.chosen["tuned_by"] == computed_by()
+    images = task_on_scans("cnn_lstm", tmp_path).images
+    assert largest_difference(found, [images[:length] for length in (1, 2, 19)]) < 1e-4
+    channels = 384 if settings.get("layer") != "conv4" else 256
+    assert found.descriptions.shape == (32, 2 * channels * (2 if "restructure" in settings else 1)), "types are told from maps"
+
+
+def test_a_network_that_corrects_begins_with_what_the_cells_say() -> None:
+    settings = {"units": 4, "projection": 4, "bidirectional": "yes", "dropout": 0.4}
+    network = Network(build_network("lstm", 3, settings, 0, own=(-2.0, 4.0)), np.array([-2.0, 0, 0]), np.array([4.0, 1, 1]))
+    evidence = np.random.default_rng(0).normal(0, 3, (5, 3)).astype(np.float32)
+    steps, wholes = network.decide([evidence])
+    np.testing.assert_allclose(steps[0], evidence[:, 0], atol=1e-5)
+    assert wholes[0] == pytest.approx(aggregate(evidence[:, 0]), abs=1e-5)
+
+
+@pytest.mark.parametrize("side", [1, 3, 4, 5, 13, 27])
+def test_evidence_is_the_decision_and_the_most_of_each_region(side: int) -> None:
+    random = np.random.default_rng(side)
+    maps, tuned = random.random((6, side, side, 8), np.float32), Tuned({}, random.normal(size=8), -1.0)
+    nodes, constants = evidence_nodes(tuned, side, 8)
+    outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", "f"])]
+    given = [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, 8])]
+    graph = helper.make_graph(nodes, "evidence", given, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    found = evidence_of(maps, tuned)
+    by_graph = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"maps": maps})[0]
+    np.testing.assert_allclose(by_graph, found, atol=1e-5)
+    cells = maps @ tuned.cell_weights - 1.0
+    parts = min(4, side)
+    assert found.shape == (6, 1 + parts**2)
+    np.testing.assert_allclose(found[:, 0], np.log(np.exp(cells).sum(axis=(1, 2))) - np.log(10), atol=1e-5)
+    np.testing.assert_allclose(found[:, 1:].max(axis=1), cells.max(axis=(1, 2)), atol=1e-5, err_msg="no cell is in no region")
 
 
 @pytest.mark.parametrize("name", ["cnn_lstm", "cnn_gru"])

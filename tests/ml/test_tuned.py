@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from ml.models import FitTask, HeldOut, fit_of, tuned
-from ml.models.fine_tuning import Tuned
+from ml.models.fine_tuning import Tuned, computed_by
 from ml.models.tuned import tuned_convolutions
+from ml.models.weights import load_weights, random_weights, rounded
 from tests.ml.tasks import task_of
 
 pytestmark = pytest.mark.usefixtures("untraced")
@@ -98,3 +99,23 @@ def test_whatever_the_fine_tuning_hangs_on_makes_it_another(
     assert kept_after(changed(settings={**task.settings, "local_response_normalisation": "yes"})) == 8
     assert kept_after(changed(), epochs=2) == 9
     assert kept_after(changed(), layer="conv4") == 10
+
+
+def test_some_of_the_initial_weights_stay_unless_they_were_random(tunings: list[np.ndarray], tmp_path: Path) -> None:
+    np.savez(tmp_path / "initial.npz", **random_weights(1))  # type: ignore[arg-type]
+    initial = load_weights(tmp_path / "initial.npz", 0, "conv3")
+
+    def tuned_with(share: float, init: Path | str = tmp_path / "initial.npz") -> Tuned:
+        settings = {"initial_share": share}
+        task = task_of("alexnet_cells", tmp_path / f"{share} {Path(init).name}", settings, init=init, reuse=tmp_path / "kept")
+        return tuned_convolutions(task, np.arange(20), "conv3", 1, lambda share, figures: None)
+
+    learnt, half = tuned_with(0.0), tuned_with(0.5)
+    assert len(tunings) == 1, "the share is mixed in afterwards"
+    for name, values in half.convolutions.items():
+        np.testing.assert_array_equal(values, rounded({name: 0.5 * initial[name] + 0.5 * learnt.convolutions[name]})[name])
+    assert not np.array_equal(half.convolutions["conv3_W"], learnt.convolutions["conv3_W"])
+    assert np.array_equal(half.cell_weights, learnt.cell_weights)
+    assert half.by == learnt.by == computed_by()
+    for name, values in tuned_with(0.0, "random").convolutions.items():
+        np.testing.assert_array_equal(values, tuned_with(0.5, "random").convolutions[name])
