@@ -66,7 +66,7 @@ class TrainConfig:
             a file or a model folder.
         command: how a person repeats this; goes into the card.
         reuse: folder where fine-tuned convolutions are looked for and kept, so that trainings that ask for the same fine-tuning do it once;
-            it changes no number.
+            it changes no number, but for the rounding and the draws of whatever Keras computed with (`tuned_by` in the card).
         licence_notes, notes: sentences for the card.
     """
 

@@ -1,7 +1,7 @@
 """What the cells of a slice say: their decision, and a few numbers more that mean the same in every hospital; in numpy and in ONNX.
 
 Pooled maps tell the scanner and the level of the slice as well as blood, and a network over slices that learns from few patients takes up
-all of it (docs/results/journal.md, "What a series model learns from maps").
+all of it (docs/results/journal.md, "What fine-tuning unlearns").
 """
 
 from __future__ import annotations

@@ -99,7 +99,12 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         by_scan=True,
     )
     width = 2 * extractor.shape[1]
-    features = kept[..., :-width] if cells is not None else kept
+
+    def read(summary: np.ndarray) -> np.ndarray:
+        """Return what the network reads of it: pooled maps stand behind the evidence only to describe slices."""
+        return summary[..., :-width] if cells is not None else summary
+
+    features = read(kept)
 
     def trained(name: str, at: np.ndarray, weak: np.ndarray, begin: float, end: float) -> tuple[Network, np.ndarray, np.ndarray]:
         """Return a network that learnt from the slices at `at` and the scans `weak`, and its decisions for all slices and scans."""
@@ -133,8 +138,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
 
     def reference(images: np.ndarray, platt: Platt, scan_platt: Platt) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(model.predict_on_batch(np.asarray(images, np.float32)))
-        summary = summarised(maps)
-        found, whole = answers_of(network, summary[..., :-width] if cells is not None else summary, np.zeros(len(maps), int), by_rows)
+        found, whole = answers_of(network, read(summarised(maps)), np.zeros(len(maps), int), by_rows)
         if by_rows:
             return maps, platt(found), scan_probability(found, platt, scan_platt)
         return maps, platt(found), float((platt if len(found) == 1 else scan_platt)(whole)[0])

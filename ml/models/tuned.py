@@ -2,7 +2,8 @@
 
 Several architectures ask for the same fine-tuning, and it takes minutes to hours, so they ask in one place. A fit keeps what it got, so
 that it continues after an interruption. Where a training is given a folder for reuse, other trainings take it from there; the name of the
-file is a hash of everything that the fine-tuning hangs on, so no number changes.
+file is a hash of everything that the fine-tuning hangs on, so no number changes. What Keras computes with is no part of it, so that a
+machine with a GPU can do the fine-tunings of another; it rounds and draws otherwise, and the card says which it was.
 """
 
 from __future__ import annotations
