@@ -254,8 +254,8 @@ RECURRENT = (
         "reads",
         "choice",
         "cells",
-        "cells: what the cells of each slice say, where fine-tuning has taught them, and corrects it by the slices beside: that crosses "
-        "hospitals. maps: pooled maps, as the paper's networks do.",
+        "cells: what the cells of each slice say, where fine-tuning has taught them; the network corrects it. maps: pooled maps, as the "
+        "paper's networks do, which lose more in an unknown hospital.",
         choices=("cells", "maps"),
     ),
     Setting("layer", "choice", "conv5", LAYER_HELP, choices=LAYERS),

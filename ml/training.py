@@ -265,7 +265,7 @@ def _claim_folder(out_dir: Path, identity: str) -> Card | None:
         return card
     owner = out_dir / "checkpoint" / "training.json"
     found = load_json(owner)
-    if found is None and not any(owner.parent.glob("*")):
+    if found is None and not any(owner.parent.glob("[!.]*")):  # what was being written when it was killed is hidden
         save_json(owner, {"identity": identity})
     elif found is None or found["identity"] != identity:
         raise OtherTraining(

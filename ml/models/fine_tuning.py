@@ -48,7 +48,7 @@ class Tuned:
     convolutions: Weights
     cell_weights: np.ndarray
     cell_bias: float
-    by: str = ""
+    by: str
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return it as named arrays, the convolutions in half precision, which they are rounded to."""
@@ -60,7 +60,7 @@ class Tuned:
         """Return what `arrays` wrote."""
         head = {"cell_W", "cell_b", "by"}
         convolutions = {name: values.astype(np.float32) for name, values in arrays.items() if name not in head}
-        return cls(convolutions, np.asarray(arrays["cell_W"]), float(arrays["cell_b"]), str(arrays.get("by", "")))
+        return cls(convolutions, np.asarray(arrays["cell_W"]), float(arrays["cell_b"]), str(arrays.get("by", "an older version")))
 
     def mixed_with(self, initial: Weights, share: float) -> Tuned:
         """Return it with `share` (0..1) of the initial convolutions in its own, rounded to half precision.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import keras
 import numpy as np
 import onnxruntime
 import pytest
@@ -16,7 +17,8 @@ from ml.models.aggregation import aggregate
 from ml.models.convolutions import IR_VERSION, OPSET
 from ml.models.evidence import evidence_nodes, evidence_of
 from ml.models.fine_tuning import Tuned, computed_by
-from ml.models.recurrent import Network, _scans_drawn, build_network, rows_of
+from ml.models.recurrent import NOISE, Network, build_network, rows_of
+from ml.models.sequences import scans_drawn
 from tests.ml.tasks import largest_difference, task_of
 
 SMALL: dict[str, object] = {"layer": "conv3", "epochs": 2, "units": 4, "projection": 4}
@@ -116,10 +118,24 @@ def test_a_network_that_corrects_begins_with_what_the_cells_say() -> None:
     assert wholes[0] == pytest.approx(aggregate(evidence[:, 0]), abs=1e-5)
 
 
+def test_noise_falls_on_what_is_read_and_not_on_what_is_corrected() -> None:
+    model = build_network("lstm", 2, {"units": 4, "projection": 4, "bidirectional": "yes", "dropout": 0.0}, 0, own=(0.0, 3.0))
+    given = {"features": np.ones((1, 40, 2), np.float32), "present": np.ones((1, 40), np.float32)}
+
+    def largest_change() -> float:
+        clean, learning = (keras.ops.convert_to_numpy(model(given, training=training)["steps"]) for training in (False, True))
+        return float(np.abs(clean - learning).max())
+
+    assert NOISE > 0 and largest_change() == 0, "an untrained correction is nothing"
+    kernel, bias = model.get_layer("step").get_weights()
+    model.get_layer("step").set_weights([kernel + 1, bias])
+    assert largest_change() > 0.01, "the correction reads noise while it learns"
+
+
 @pytest.mark.parametrize("side", [1, 3, 4, 5, 13, 27])
 def test_evidence_is_the_decision_and_the_most_of_each_region(side: int) -> None:
     random = np.random.default_rng(side)
-    maps, tuned = random.random((6, side, side, 8), np.float32), Tuned({}, random.normal(size=8), -1.0)
+    maps, tuned = random.random((6, side, side, 8), np.float32), Tuned({}, random.normal(size=8), -1.0, "a test")
     nodes, constants = evidence_nodes(tuned, side, 8)
     outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", "f"])]
     given = [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, 8])]
@@ -196,7 +212,7 @@ def test_a_scan_that_is_labelled_as_a_whole_is_never_drawn_in_parts(tmp_path: Pa
     sizes = {"groups": scans.astype(str), "sources": np.full(81, "a"), "images": np.zeros((81, 63, 63, 1)), "masks": np.zeros((81, 2, 2))}
     task = task_of("cnn_gru", tmp_path, labels=labels, scans=scans, train=np.arange(8), told={2: 1, 3: 0}, weak=np.array([2, 3]), **sizes)
     features = np.broadcast_to(scans[None, :, None], (1, 81, 1)).astype(np.float32)
-    _, draw = _scans_drawn(task, features, task.train, task.weak)
+    _, draw = scans_drawn(task, features, task.train, task.weak)
     lengths: dict[int, set[tuple[int, float, bool]]] = {2: set(), 3: set()}
     for seed in range(20):
         for inputs, truth, weights in draw(seed):

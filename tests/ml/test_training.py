@@ -127,8 +127,11 @@ def test_a_folder_is_not_mixed_with_another_training(phantoms: Dataset, tmp_path
     with monkeypatch.context() as patched, pytest.raises(OtherTraining, match="or of another version"):
         patched.setattr("ml.training.RECIPE", 0)
         train(config, [phantoms], tmp_path)
+    (tmp_path / "checkpoint" / "training.json").rename(tmp_path / "checkpoint" / ".training.json")
+    with pytest.raises(TrainingStopped):  # killed before its first file was there: the folder is still its own
+        train(config, [phantoms], tmp_path, should_stop=lambda: True)
     (tmp_path / "checkpoint" / "training.json").unlink()
-    (tmp_path / "checkpoint" / "fold-0").mkdir()
+    (tmp_path / "checkpoint" / "fold-0").mkdir(exist_ok=True)
     with pytest.raises(OtherTraining):
         train(config, [phantoms], tmp_path)
 

@@ -73,7 +73,7 @@ def test_whatever_the_fine_tuning_hangs_on_makes_it_another(
     monkeypatch: pytest.MonkeyPatch, tunings: list[np.ndarray], tmp_path: Path
 ) -> None:
     def instead(start: dict[str, np.ndarray], *given: object, **named: object) -> Tuned:
-        return Tuned(start, np.zeros(384, np.float32), 0.0)
+        return Tuned(start, np.zeros(384, np.float32), 0.0, "a test")
 
     monkeypatch.setattr(tuned, "fine_tune", instead)
     task = task_of("alexnet_cells", tmp_path, reuse=tmp_path / "kept")
