@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ml.calibration import OperatingPoint, operating_point
+from ml.inputs import Inputs
 from ml.known_types import KnownTypes
-from ml.models import UNKNOWN, FitTask, Fitted, HeldOut, fit_of
+from ml.models import UNKNOWN, Basis, FitTask, Fitted, HeldOut, fit_of
+from ml.provenance import Pool
 
 
-@dataclass(frozen=True)
-class Material:
-    """What all fits of a cross-validation have in common, as in `ml.models.FitTask`; `unseen` is its `held_out_allowed`.
-
-    `types` is what is known of types of bleeding; None where nobody asks about them.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Material(Basis):
+    """The basis of a run, the architecture that is fitted, and what is known of types of bleeding: None where nobody asks about them."""
 
     architecture: str
-    settings: Mapping[str, Any]
-    seed: int
-    init: Path | str
-    images: np.ndarray
-    masks: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-    sources: np.ndarray
-    scans: np.ndarray
-    unseen: np.ndarray
-    shared: Path
-    reuse: Path | None = None
-    told: Mapping[int, int] = field(default_factory=dict)
     types: KnownTypes | None = None
+
+    @classmethod
+    def of(cls, pool: Pool, inputs: Inputs, **more: Any) -> Material:
+        """Return that of pooled data sets and their pictures as the model reads them; `more` are the fields that these do not know."""
+        known: dict[str, Any] = {
+            "labels": pool.labels,
+            "groups": pool.groups,
+            "sources": pool.sources,
+            "scans": pool.scans,
+            "unseen": pool.unseen,
+        }
+        return cls(images=inputs.images, masks=inputs.masks, told=pool.told, **known, **more)
 
     @property
     def judged(self) -> np.ndarray:
@@ -81,27 +79,8 @@ class Material:
         chosen: Sequence[Mapping[str, Any]] = (),
     ) -> Fitted:
         """Fit the architecture on the slices at `train` and the scans `weak`; see `ml.models` for the rest."""
-        task = FitTask(
-            images=self.images,
-            labels=self.labels,
-            groups=self.groups,
-            sources=self.sources,
-            scans=self.scans,
-            masks=self.masks,
-            held_out_allowed=self.unseen,
-            train=train,
-            settings=self.settings,
-            seed=self.seed,
-            init=self.init,
-            shared=self.shared,
-            own=own,
-            report=report,
-            held_out=held_out,
-            chosen=chosen,
-            reuse=self.reuse,
-            told=self.told,
-            weak=weak,
-        )
+        basis = {part.name: getattr(self, part.name) for part in fields(Basis)}
+        task = FitTask(**basis, train=train, own=own, report=report, held_out=held_out, chosen=chosen, weak=weak)
         return fit_of(self.architecture)(task)
 
     def operating_points(self, fitted: Fitted) -> tuple[OperatingPoint, OperatingPoint]:

@@ -125,21 +125,15 @@ def train(
     learns = bool(settings.get("fine_tune_epochs") or settings.get("epochs"))
     parts = _shares(folds * repeats, learns, has_controls=settings.get("controls", "cheap") != "none")
     inputs = read_inputs(pool.examples, spec, out_dir / "cache", meter.within("reading images", *parts["reading"]))
-    material = Material(
+    material = Material.of(
+        pool,
+        inputs,
         architecture=config.architecture,
         settings=settings,
         seed=config.seed,
         init=init,
-        images=inputs.images,
-        masks=inputs.masks,
-        labels=pool.labels,
-        groups=pool.groups,
-        sources=pool.sources,
-        scans=pool.scans,
-        unseen=pool.unseen,
         shared=checkpoint,
         reuse=config.reuse,
-        told=pool.told,
         types=known_types(pool.examples, pool.scans),
     )
     judgement = cross_validate(material, folds, repeats, checkpoint, meter.between(*parts["folds"]), test_heat_maps=True)

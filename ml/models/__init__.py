@@ -43,9 +43,9 @@ class HeldOut:
     scan_decisions: np.ndarray
 
 
-@dataclass(frozen=True)
-class FitTask:
-    """What one fit may use.
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """What all fits of a run have in common.
 
     Attributes:
         images: float32 (n, size, size, 1) in 0..1, of all data sets together; those of a scan are neighbours, from foot to head.
@@ -53,21 +53,13 @@ class FitTask:
         groups, sources: (n,) what belongs together; the data set each image is from.
         scans: (n,) number of the scan each image belongs to, 0..s-1, never falling.
         masks: uint8 (n, m, m), 1 where an outline shows blood, 0 where it shows none, 255 where nobody drew; in the frame of `images`.
-        held_out_allowed: (n,) False where the initial weights have seen the image: it may train, and never tests anything.
-        train: positions that this fit may learn from, all with known labels; a scan is wholly in or wholly out.
+        unseen: (n,) False where the initial weights have seen the image: it may train, and never tests anything.
         settings: all settings of the architecture.
         seed: of everything random.
         init: initial weights: a file, a model folder, or "random".
-        shared: folder for what all fits of a run share (features of frozen convolutions).
-        own: folder for what this fit alone keeps, so that it continues after an interruption.
-        report: told the share of this fit that is done and figures to show, at least every batch; raises to stop the fit.
-        held_out: for the final fit, the cross-validation's decisions on what it learns from: a fit that takes them for its calibration
-            need not keep images back, and learns from all.
-        chosen: for the final fit, what each fit of the cross-validation chose.
+        shared: folder for what all fits share (features of frozen convolutions).
         reuse: folder where fine-tuned convolutions are kept for other trainings (`ml.models.tuned`).
         told: the label, 0 or 1, of each scan that was labelled as a whole, by its number.
-        weak: numbers of scans that this fit may learn from, though nobody labelled a slice of theirs; what was told of them is in `told`.
-            An architecture that learns from slices alone leaves them out.
     """
 
     images: np.ndarray
@@ -76,18 +68,35 @@ class FitTask:
     sources: np.ndarray
     scans: np.ndarray
     masks: np.ndarray
-    held_out_allowed: np.ndarray
-    train: np.ndarray
+    unseen: np.ndarray
     settings: Mapping[str, Any]
     seed: int
     init: Path | str
     shared: Path
+    reuse: Path | None = None
+    told: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTask(Basis):
+    """What one fit may use.
+
+    Attributes:
+        train: positions that this fit may learn from, all with known labels; a scan is wholly in or wholly out.
+        own: folder for what this fit alone keeps, so that it continues after an interruption.
+        report: told the share of this fit that is done and figures to show, at least every batch; raises to stop the fit.
+        held_out: for the final fit, the cross-validation's decisions on what it learns from: a fit that takes them for its calibration
+            need not keep images back, and learns from all.
+        chosen: for the final fit, what each fit of the cross-validation chose.
+        weak: numbers of scans that this fit may learn from, though nobody labelled a slice of theirs; what was told of them is in `told`.
+            An architecture that learns from slices alone leaves them out.
+    """
+
+    train: np.ndarray
     own: Path
     report: Callable[[float, Mapping[str, float]], None]
     held_out: HeldOut | None = None
     chosen: Sequence[Mapping[str, Any]] = ()
-    reuse: Path | None = None
-    told: Mapping[int, int] = field(default_factory=dict)
     weak: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 

@@ -25,8 +25,8 @@ def inner_folds(task: FitTask, one_split: bool) -> Sequence[tuple[np.ndarray, np
     Raises:
         DatasetError: no fold would hold out both classes.
     """
-    judged = task.train[task.held_out_allowed[task.train]]
-    always = task.train[~task.held_out_allowed[task.train]]
+    judged = task.train[task.unseen[task.train]]
+    always = task.train[~task.unseen[task.train]]
     labels, groups = task.labels[judged], task.groups[judged]
     fewest = min(groups_per_class(labels, groups).values())
     parts = PARTS_OF_MANY if fewest >= MANY_GROUPS else PARTS
@@ -47,5 +47,5 @@ def split_weak(task: FitTask, learn: np.ndarray, held: np.ndarray) -> tuple[np.n
     groups = task.groups[first]
     labels = np.array([task.told[int(scan)] for scan in task.weak], np.int64)
     is_held = dealt_folds(labels, groups, PARTS, task.seed) == 0
-    is_held = (is_held & ~np.isin(groups, task.groups[learn]) & task.held_out_allowed[first]) | np.isin(groups, task.groups[held])
+    is_held = (is_held & ~np.isin(groups, task.groups[learn]) & task.unseen[first]) | np.isin(groups, task.groups[held])
     return task.weak[~is_held], task.weak[is_held]

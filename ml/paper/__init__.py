@@ -107,10 +107,8 @@ def run_paper(
             reading = meter.within("reading images", behind_s / whole_s, (behind_s + READING_S) / whole_s)
             spec = InputSpec.from_settings(cell.settings)
             inputs = read_inputs(pool.examples, spec, out_dir / "cache", reading)
-            arrays = inputs.images, inputs.masks, pool.labels, pool.groups, pool.sources, pool.scans, pool.unseen
-            bench = _Bench(
-                Material(cell.architecture, cell.settings, seed, start, *arrays, shared=out_dir / "cache", told=pool.told), spec, {}
-            )
+            how = {"architecture": cell.architecture, "settings": cell.settings, "seed": seed, "init": start, "shared": out_dir / "cache"}
+            bench = _Bench(Material.of(pool, inputs, **how), spec, {})
         began = (READING_S + behind_s) / whole_s
         tell_cell = meter.between(began, began + cell.expected_s / whole_s)
 

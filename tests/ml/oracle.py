@@ -59,7 +59,7 @@ def fit_with(
         np.maximum.at(of_scans, task.scans, decisions)
         for scan, label in task.told.items():
             of_scans[scan] = max(of_scans[scan], 2.0 * label - 1)
-        held = task.train[task.held_out_allowed[task.train]]
+        held = task.train[task.unseen[task.train]]
         scans = np.union1d(task.scans[held], task.weak)
 
         def export(of_slices: Platt, of_scans: Platt) -> dict[str, bytes]:

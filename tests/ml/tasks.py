@@ -35,7 +35,7 @@ def task_of(architecture: str, folder: Path, settings: dict[str, object] | None 
         "sources": sources,
         "scans": np.arange(32),
         "masks": outlines,
-        "held_out_allowed": np.ones(32, bool),
+        "unseen": np.ones(32, bool),
         "train": np.arange(24),
         "settings": architecture_named(architecture).parse_settings(settings or {}),
         "seed": 0,

@@ -202,7 +202,7 @@ def test_data_sets_weigh_by_their_groups_and_their_classes_evenly() -> None:
 def test_inner_folds_stay_in_the_training_part_and_judge_only_unseen_images(tmp_path: Path) -> None:
     labels, groups = np.tile([0, 1], 30), np.repeat([f"g{n}" for n in range(20)], 3)
     allowed, train = np.arange(60) >= 12, np.arange(48)
-    task = task_of("alexnet_svm", tmp_path, train=train, held_out_allowed=allowed, labels=labels, groups=groups, sources=np.full(60, "a"))
+    task = task_of("alexnet_svm", tmp_path, train=train, unseen=allowed, labels=labels, groups=groups, sources=np.full(60, "a"))
     folds = inner_folds(task, one_split=False)
     assert len(folds) == 5
     assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(12, 48))

@@ -117,7 +117,7 @@ def a_task(tmp_path: Path, **changed: object) -> FitTask:
         "sources": sources,
         "scans": np.repeat(np.arange(16), 2),
         "masks": outlines,
-        "held_out_allowed": np.ones(32, bool),
+        "unseen": np.ones(32, bool),
         "train": np.arange(24),
         "settings": {"epochs": 2, "precision": "float32"},
         "seed": 0,

@@ -196,7 +196,7 @@ def test_scans_that_are_labelled_as_wholes_teach_the_answer_for_a_scan(bright_bl
         scans=scans,
         sources=np.full(48, "a"),
         masks=np.full((48, 14, 14), 255, np.uint8),
-        held_out_allowed=np.ones(48, bool),
+        unseen=np.ones(48, bool),
         told=told,
         weak=np.arange(12, 20),
     )
