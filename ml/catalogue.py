@@ -70,13 +70,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class Architecture:
-    """An entry of the catalogue. `reads` is what one prediction takes: a slice or a whole series."""
+    """An entry of the catalogue.
+
+    `reads` is what one prediction takes: a slice or a whole series. `learns_scans` says that labels of whole scans teach it too; every
+    architecture learns from labels of slices.
+    """
 
     name: str
     title: str
     summary: str
     reads: Literal["slice", "series"]
     settings: tuple[Setting, ...]
+    learns_scans: bool = False
 
     def parse_settings(self, given: Mapping[str, object]) -> dict[str, int | float | str]:
         """Return every setting of this architecture, defaults filled in.
@@ -273,6 +278,14 @@ RECURRENT = (
     *PREPROCESSING,
 )
 
+CELLS = (
+    Setting("epochs", "int", 30, "Each draws 1,024 pictures and takes 12 to 30 seconds on two cores.", low=1, high=200),
+    INITIAL_SHARE,
+    *CONVOLUTIONS,
+    *JUDGING,
+    *PREPROCESSING,
+)
+
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
@@ -315,6 +328,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             summary="Features of each slice, read in anatomical order by an LSTM: an answer for each slice and for the scan.",
             reads="series",
             settings=RECURRENT,
+            learns_scans=True,
         ),
         Architecture(
             name="cnn_gru",
@@ -322,6 +336,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             summary="Features of each slice, read in anatomical order by a GRU: an answer for each slice and for the scan.",
             reads="series",
             settings=RECURRENT,
+            learns_scans=True,
         ),
         Architecture(
             name="autoencoder",
@@ -343,13 +358,15 @@ ARCHITECTURES: dict[str, Architecture] = {
             summary="Fine-tuned convolutions of AlexNet; each of 13 x 13 cells says whether blood is there, and outlines teach it where. "
             "Ours, not the paper's: it always augments and never restructures.",
             reads="slice",
-            settings=(
-                Setting("epochs", "int", 30, "Each draws 1,024 pictures and takes 12 to 30 seconds on two cores.", low=1, high=200),
-                INITIAL_SHARE,
-                *CONVOLUTIONS,
-                *JUDGING,
-                *PREPROCESSING,
-            ),
+            settings=CELLS,
+        ),
+        Architecture(
+            name="alexnet_cells_series",
+            title="AlexNet, cell by cell, over the slices",
+            summary="The same over the slices of a scan in anatomical order: half of what a slice says is what its two neighbours say. "
+            "Ours, not the paper's.",
+            reads="series",
+            settings=CELLS,
         ),
     )
 }

@@ -157,7 +157,7 @@ def train(
             files[TYPES] = types.to_onnx()
     probe = np.linspace(0, len(inputs.images) - 1, min(PROBE_IMAGES, len(inputs.images))).astype(int)
     export_check = check_export(files, final, of_slices.platt, of_scans.platt, types, np.asarray(inputs.images[probe]))
-    taught_whole = [pool.examples[at] for at in np.flatnonzero(np.isin(pool.scans, weak))] if architecture.reads == "series" else []
+    taught_whole = [pool.examples[at] for at in np.flatnonzero(np.isin(pool.scans, weak))] if architecture.learns_scans else []
     files[SEEN] = seen_json([e for e in pool.examples if e.label is not None], seen, final.learnt_features, taught_whole)
     meter.tell("figures", 0.98, {})
     known = pool.known
@@ -203,7 +203,7 @@ def train(
         versions=_versions(),
         seconds=round(judgement.seconds + sum(control["seconds"] for control in controls) + time.monotonic() - began, 1),
         command=config.command,
-        notes=[*pool.notes, *_notes_on_weak(weak, architecture.reads), *config.notes],
+        notes=[*pool.notes, *_notes_on_weak(weak, architecture.learns_scans), *config.notes],
     )
     write_predictions(out_dir / "predictions.csv", pool.examples, material, judgement)
     write_types(out_dir / "types.csv", pool.examples, material, judgement)
@@ -213,10 +213,10 @@ def train(
     return written
 
 
-def _notes_on_weak(weak: np.ndarray, reads: str) -> list[str]:
+def _notes_on_weak(weak: np.ndarray, learnt: bool) -> list[str]:
     if not len(weak):
         return []
-    taught = "teach the answer for a scan" if reads == "series" else "taught nothing, since this architecture learns from slices"
+    taught = "teach the answer for a scan" if learnt else "taught nothing, since this architecture learns from slices"
     return [f"{len(weak)} scans are labelled as wholes only: they {taught}, are judged as patients, and are in no slice figure."]
 
 

@@ -2,7 +2,8 @@
 
 The scan's decision is the logarithm of the mean of its slices' odds (log-mean-exp, a smooth maximum that does not grow with the number of
 slices): blood that shows clearly in few slices counts, and so does blood that shows faintly in many. A scan of one slice has that slice's
-decision and its calibration. Other rules were compared: docs/results/journal.md.
+decision and its calibration. An architecture for series may first let neighbouring slices decide along: blood seldom ends within a slice.
+Other rules were compared: docs/results/journal.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,19 @@ from ml.models import HeldOut
 
 OPSET = 17
 IR_VERSION = 8
+KERNEL = np.array([0.25, 0.5, 0.25])
+"""What the slice before, a slice itself and the slice after weigh in its smoothed decision."""
+
+
+def smoothed(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
+    """Return decisions of slices (n,) averaged with those of their neighbours in the scan, float64 (n,).
+
+    The first and the last slice stand in for the neighbour that they lack, so a single slice keeps its decision. `scans` (n,) numbers the
+    scans, never falling.
+    """
+    starts = np.flatnonzero(np.diff(scans) != 0) + 1
+    parts = np.split(np.asarray(decisions, np.float64), starts)
+    return np.concatenate([np.convolve(np.pad(part, 1, mode="edge"), KERNEL, "valid") for part in parts])
 
 
 def aggregate(decisions: np.ndarray) -> float:
@@ -40,6 +54,20 @@ def held_out_of(decisions: np.ndarray, at: np.ndarray, scans: np.ndarray) -> Hel
 def scan_probability(decisions: np.ndarray, platt: Platt, scan_platt: Platt) -> float:
     """Return the probability of the scan whose slices have these decisions (n,)."""
     return float((platt if len(decisions) == 1 else scan_platt)(np.array([aggregate(decisions)]))[0])
+
+
+def smoothing_nodes(decision: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Return what computes `smoothed` of one scan in ONNX: `decision` (N, 1) -> "smoothed" (N, 1), and its constants."""
+    shapes = {"one_line": [1, 1, -1], "beside": [0, 0, 1, 0, 0, 1], "one_column": [-1, 1]}
+    constants = [numpy_helper.from_array(np.array(shape, np.int64), name) for name, shape in shapes.items()]
+    constants.append(numpy_helper.from_array(KERNEL.astype(np.float32).reshape(1, 1, 3), "kernel"))
+    nodes = [
+        helper.make_node("Reshape", [decision, "one_line"], ["line"]),
+        helper.make_node("Pad", ["line", "beside"], ["padded"], mode="edge"),
+        helper.make_node("Conv", ["padded", "kernel"], ["averaged"]),
+        helper.make_node("Reshape", ["averaged", "one_column"], ["smoothed"]),
+    ]
+    return nodes, constants
 
 
 def answer_graph(platt: Platt, scan_platt: Platt) -> onnx.ModelProto:

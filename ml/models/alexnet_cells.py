@@ -3,6 +3,8 @@
 A slice's decision is the log-sum-exp of its cells (see `ml.models.fine_tuning`). The maps of a picture and of its mirror image are
 averaged, so that left and right are read alike. A part of the training part's groups, which the network never saw, calibrates; the
 final network learns from all groups and takes the calibration of the cross-validation's answers.
+
+`alexnet_cells_series` is the same network for whole scans.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from onnx import TensorProto, compose, helper
 
 from ml.calibration import Platt
 from ml.models import FitTask, Fitted
-from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
+from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability, smoothed, smoothing_nodes
 from ml.models.convolutions import IR_VERSION, OPSET, mirrored, pooled
 from ml.models.evidence import decision_nodes, decisions_of
 from ml.models.features import Extractor
@@ -28,6 +30,11 @@ CHUNK = 64
 
 def fit(task: FitTask) -> Fitted:
     """Fit the architecture on `task.train`; see `ml.models`."""
+    return fit_cells(task, smooths=False)
+
+
+def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
+    """Fit on `task.train`; where it `smooths`, neighbouring slices of a scan decide along (`ml.models.aggregation`)."""
     learn, held = (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
     epochs = int(task.settings["epochs"])
     tuned = tuned_convolutions(task, learn, LAYER, epochs, lambda share, figures: task.report(TUNING_SHARE * share, figures))
@@ -39,16 +46,17 @@ def fit(task: FitTask) -> Fitted:
         maps = np.asarray(features.predict_on_batch(np.asarray(task.images[start : start + CHUNK], np.float32)))
         parts.append(decisions_of(maps, tuned))
         descriptions.append(pooled(maps, "both"))
-    decisions = np.concatenate(parts)
+    decisions = smoothed(np.concatenate(parts), task.scans) if smooths else np.concatenate(parts)
     held_out = task.held_out or held_out_of(decisions, held, task.scans)
 
     def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
-        head = head_to_onnx(tuned, platt, scan_platt, *extractor.shape)
+        head = head_to_onnx(tuned, platt, scan_platt, *extractor.shape, smooths=smooths)
         return {"features.onnx": extractor.to_onnx(both_ways=True), "head.onnx": head}
 
     def reference(images: np.ndarray, platt: Platt, scan_platt: Platt) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
         found = decisions_of(maps, tuned)
+        found = smoothed(found, np.zeros(len(found), int)) if smooths else found
         return maps, platt(found), scan_probability(found, platt, scan_platt)
 
     return Fitted(
@@ -63,18 +71,22 @@ def fit(task: FitTask) -> Fitted:
     )
 
 
-def head_to_onnx(tuned: Tuned, platt: Platt, scan_platt: Platt, side: int, channels: int) -> bytes:
+def head_to_onnx(tuned: Tuned, platt: Platt, scan_platt: Platt, side: int, channels: int, *, smooths: bool) -> bytes:
     """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability" (1,)."""
     nodes, constants = decision_nodes(tuned, side, channels)
+    decided = "cells_decision"
+    if smooths:
+        more_nodes, more_constants = smoothing_nodes(decided)
+        nodes, constants, decided = nodes + more_nodes, constants + more_constants, "smoothed"
     graph = helper.make_graph(
         nodes,
         "cells",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
-        [helper.make_tensor_value_info("cells_decision", TensorProto.FLOAT, ["N", 1])],
+        [helper.make_tensor_value_info(decided, TensorProto.FLOAT, ["N", 1])],
         constants,
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
     cells = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-    whole = compose.merge_models(cells, answer_graph(platt, scan_platt), io_map=[("cells_decision", "decision")])
+    whole = compose.merge_models(cells, answer_graph(platt, scan_platt), io_map=[(decided, "decision")])
     onnx.checker.check_model(whole, full_check=True)
     return bytes(whole.SerializeToString())

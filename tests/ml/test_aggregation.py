@@ -8,7 +8,18 @@ import onnxruntime
 import pytest
 
 from ml.calibration import Platt
-from ml.models.aggregation import aggregate, aggregate_scans, answer_graph, calibration_graph, held_out_of, scan_probability
+from ml.models.aggregation import (
+    IR_VERSION,
+    OPSET,
+    aggregate,
+    aggregate_scans,
+    answer_graph,
+    calibration_graph,
+    held_out_of,
+    scan_probability,
+    smoothed,
+    smoothing_nodes,
+)
 
 PLATT, SCAN_PLATT = Platt(2.0, -0.5), Platt(0.7, 1.0)
 
@@ -46,6 +57,23 @@ def test_held_out_slices_give_held_out_scans() -> None:
     held = held_out_of(np.array([9.0, 1, 1, 1, 4]), np.array([3, 1, 2]), np.array([0, 1, 1, 1, 2]))
     assert held.slices.tolist() == [1, 2, 3] and held.scans.tolist() == [1]
     assert held.scan_decisions.tolist() == pytest.approx([1.0])
+
+
+def test_neighbours_of_the_same_scan_decide_along() -> None:
+    decisions, scans = np.array([4.0, 0, 0, 8, 3, 1, 2]), np.array([0, 0, 0, 0, 1, 2, 2])
+    assert smoothed(decisions, scans).tolist() == [3, 1, 2, 6, 3, 1.25, 1.75]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 40])
+def test_the_graph_smooths_as_numpy_does(length: int) -> None:
+    nodes, constants = smoothing_nodes("decision")
+    shapes = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 1]) for name in ("decision", "smoothed")]
+    graph = onnx.helper.make_graph(nodes, "smoothing", shapes[:1], shapes[1:], constants)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    decisions = np.random.default_rng(length).normal(0, 2, length).astype(np.float32)
+    found = onnxruntime.InferenceSession(model.SerializeToString()).run(["smoothed"], {"decision": decisions[:, np.newaxis]})[0]
+    assert found[:, 0] == pytest.approx(smoothed(decisions, np.zeros(length, int)), abs=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 40])

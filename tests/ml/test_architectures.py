@@ -26,6 +26,7 @@ QUICK: Mapping[str, dict[str, object]] = {
     "cnn_gru": {"epochs": 2, "units": 4, "projection": 4, "fine_tune_epochs": 1},
     "autoencoder": {"epochs": 2, "kernel": "rbf", "augmentation": 2},
     "alexnet_cells": {"epochs": 2},
+    "alexnet_cells_series": {"epochs": 2},
 }
 
 

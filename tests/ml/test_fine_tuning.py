@@ -7,16 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from ml.calibration import Platt
-from ml.models import FitTask, alexnet_cells, fine_tuning
+from ml.models import FitTask, alexnet_cells, alexnet_cells_series, fine_tuning
+from ml.models.aggregation import aggregate, smoothed
 from ml.models.fine_tuning import POSITIVE_SHARE, _bloody_cells, balanced_draws, fine_tune
 from ml.models.loop import _ahead
 from ml.models.weights import random_weights
-
-SIZE = 63
+from tests.ml.tasks import largest_difference, learning_pictures, task_of
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +28,6 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch is two batches of eight pictures: enough where it counts that something learnt, not how well."""
     monkeypatch.setattr(fine_tuning, "BATCH", 8)
     monkeypatch.setattr(fine_tuning, "MOST_BATCHES", 2)
-
-
-def learning_pictures() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pictures, labels, sources and outlines: those with label 1 have a bright square in the middle."""
-    random = np.random.default_rng(0)
-    labels = np.tile([0, 1], 16)
-    pictures = random.random((32, SIZE, SIZE, 1), np.float32) * 0.2
-    pictures[labels == 1, 20:40, 20:40] += 0.7
-    outlines = np.zeros((32, 14, 14), np.uint8)
-    outlines[labels == 1, 4:9, 4:9] = 1
-    return pictures, labels, np.full(32, "a"), outlines
 
 
 def test_hemorrhages_have_the_same_share_within_each_source() -> None:
@@ -108,51 +96,26 @@ def test_an_error_while_drawing_reaches_the_training() -> None:
         next(ahead)
 
 
-def a_task(tmp_path: Path, **changed: object) -> FitTask:
-    pictures, labels, sources, outlines = learning_pictures()
-    given: dict[str, object] = {
-        "images": pictures,
-        "labels": labels,
-        "groups": np.array([f"g{n // 2}" for n in range(32)]),
-        "sources": sources,
-        "scans": np.repeat(np.arange(16), 2),
-        "masks": outlines,
-        "unseen": np.ones(32, bool),
-        "train": np.arange(24),
-        "settings": {"epochs": 2, "precision": "float32"},
-        "seed": 0,
-        "init": "random",
-        "shared": tmp_path / "shared",
-        "own": tmp_path / "own",
-        "report": lambda share, metrics: None,
-        **changed,
-    }
-    return FitTask(**given)  # type: ignore[arg-type]
+def a_task(tmp_path: Path, scan: int = 2, **changed: object) -> FitTask:
+    """Return a task for two epochs of cells, `scan` slices to a scan and group."""
+    scans = np.arange(32) // scan
+    given: dict[str, object] = {"scans": scans, "groups": np.array([f"g{number}" for number in scans]), **changed}
+    return task_of("alexnet_cells", tmp_path, {"epochs": 2}, **given)
 
 
 @pytest.mark.usefixtures("untraced", "small_batches")
-def test_the_exported_cells_answer_as_those_of_keras(tmp_path: Path) -> None:
-    task = a_task(tmp_path)
-    fitted = alexnet_cells.fit(task)
-    assert set(fitted.held_out.slices.tolist()) < set(range(24)) and fitted.learnt_features
-    platt, scan_platt = Platt(1.0, 0.0), Platt(0.5, 0.2)
-    files = fitted.export(platt, scan_platt)
-    for images in (task.images[:1], task.images[:5]):
-        maps, slices, scan = fitted.reference(images, platt, scan_platt)
-        found_maps = onnxruntime.InferenceSession(files["features.onnx"]).run(["maps"], {"images": images})[0]
-        session = onnxruntime.InferenceSession(files["head.onnx"])
-        found, found_scan = session.run(["slice_probability", "scan_probability"], {"maps": found_maps})
-        assert np.abs(found_maps - maps).max() <= 1e-4 * max(1.0, np.abs(maps).max())
-        assert found == pytest.approx(slices, abs=1e-4) and found_scan == pytest.approx([scan], abs=1e-4)
-
-
-@pytest.mark.usefixtures("untraced", "small_batches")
-def test_what_is_not_in_the_training_part_changes_nothing(tmp_path: Path) -> None:
-    task = a_task(tmp_path / "one")
-    other_labels, other_masks = task.labels.copy(), task.masks.copy()
-    other_labels[24:], other_masks[24:] = 1 - other_labels[24:], 1
-    first = alexnet_cells.fit(task)
-    second = alexnet_cells.fit(
-        replace(task, labels=other_labels, masks=other_masks, own=tmp_path / "two" / "own", shared=tmp_path / "two" / "shared")
-    )
-    np.testing.assert_array_equal(first.decisions, second.decisions)
+def test_over_a_scan_neighbouring_slices_decide_along_in_what_is_judged_and_in_what_is_exported(tmp_path: Path) -> None:
+    task = a_task(tmp_path, scan=4, reuse=tmp_path / "kept")
+    alone = alexnet_cells.fit(task)
+    assert alone.learnt_features and set(alone.held_out.slices.tolist()) < set(range(24))
+    fitted = alexnet_cells_series.fit(replace(task, own=tmp_path / "other"))
+    expected = smoothed(alone.decisions, task.scans)
+    np.testing.assert_allclose(fitted.decisions, expected, atol=1e-6)
+    np.testing.assert_allclose(fitted.held_out.decisions, expected[fitted.held_out.slices], atol=1e-6)
+    np.testing.assert_allclose(fitted.scan_decisions, [aggregate(part) for part in np.split(expected, 8)], atol=1e-6)
+    assert not np.allclose(fitted.decisions, alone.decisions, atol=1e-3)
+    first = [task.images[:1], task.images[:4]]
+    assert largest_difference(fitted, first) < 1e-4
+    one, whole = (fitted.reference(images, Platt(1.0, 0.0), Platt(1.0, 0.0)) for images in first)
+    np.testing.assert_allclose(np.log(one[1] / (1 - one[1])), alone.decisions[:1], atol=1e-3)
+    np.testing.assert_allclose(np.log(whole[1] / (1 - whole[1])), expected[:4], atol=1e-3)

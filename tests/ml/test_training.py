@@ -318,11 +318,18 @@ def labelled_as_wholes(phantoms: Dataset) -> Dataset:
     return replace(phantoms, examples=tuple(in_a_scan(number) for number in range(PHANTOMS)))
 
 
-@pytest.mark.parametrize(("architecture", "quick"), [("cnn_gru", {"epochs": "1", "units": "4", "projection": "8"}), ("alexnet_svm", {})])
+@pytest.mark.parametrize(
+    ("architecture", "quick"),
+    [
+        ("cnn_gru", {"layer": "conv3", "epochs": "1", "units": "4", "projection": "8"}),
+        ("alexnet_svm", {"layer": "conv3"}),
+        ("alexnet_cells_series", {"epochs": "1"}),
+    ],
+)
 def test_scans_that_are_labelled_as_wholes_are_judged_as_patients_by_every_architecture(
     phantoms: Dataset, tmp_path: Path, architecture: str, quick: dict[str, str]
 ) -> None:
-    settings = {"folds": "2", "layer": "conv3", "augmentation": "1", "controls": "none", "input_size": "160", **quick}
+    settings = {"folds": "2", "controls": "none", "input_size": "160", **quick}
     dataset = labelled_as_wholes(phantoms)
     card = train(TrainConfig(architecture, settings, init="random"), [dataset], tmp_path)
     assert card.metrics["auroc"]["n"] == 20 and card.patient_metrics["auroc"]["n"] == 16 == card.data["scans"]
