@@ -34,7 +34,7 @@ from ml.honesty import blocked_because, run_controls
 from ml.inputs import read_inputs
 from ml.known_types import known_types
 from ml.material import Material
-from ml.models import RECIPE
+from ml.models import RECIPE, Fitted
 from ml.models.bleeding_types import fit_types
 from ml.models.weights import load_weights
 from ml.pointing import summary
@@ -203,7 +203,7 @@ def train(
         versions=_versions(),
         seconds=round(judgement.seconds + sum(control["seconds"] for control in controls) + time.monotonic() - began, 1),
         command=config.command,
-        notes=[*pool.notes, *_notes_on_weak(weak, architecture.learns_scans), *config.notes],
+        notes=[*pool.notes, *_notes_on_weak(weak, architecture.learns_scans), *_notes_on_tuning(judgement, final), *config.notes],
     )
     write_predictions(out_dir / "predictions.csv", pool.examples, material, judgement)
     write_types(out_dir / "types.csv", pool.examples, material, judgement)
@@ -218,6 +218,11 @@ def _notes_on_weak(weak: np.ndarray, learnt: bool) -> list[str]:
         return []
     taught = "teach the answer for a scan" if learnt else "taught nothing, since this architecture learns from slices"
     return [f"{len(weak)} scans are labelled as wholes only: they {taught}, are judged as patients, and are in no slice figure."]
+
+
+def _notes_on_tuning(judgement: Judgement, final: Fitted) -> list[str]:
+    names = sorted({chosen["tuned_by"] for chosen in (*judgement.chosen, final.chosen) if "tuned_by" in chosen})
+    return [f"Folds and final model were fine-tuned by {' and '.join(names)}, which round and draw otherwise."] if len(names) > 1 else []
 
 
 def _folds_and_repeats(settings: Mapping[str, Any], datasets: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from ml.material import Material
 from ml.models import UNKNOWN
 from ml.phantoms import phantom, write_png
 from ml.provenance import Pool, marks_of, pool_datasets, seen_json
-from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped, train
+from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped, _notes_on_tuning, train
 
 PHANTOMS = 32
 QUICK = {"folds": "2", "layer": "conv3", "pooling": "average", "input_size": "160"}
@@ -341,3 +342,14 @@ def test_scans_that_are_labelled_as_wholes_are_judged_as_patients_by_every_archi
     with (tmp_path / "predictions.csv").open(newline="") as file:
         patients = {row["patient"]: row["label"] for row in csv.DictReader(file) if row["level"] == "patient"}
     assert patients["s10"] == "0" and patients["s15"] == "1"
+
+
+def test_a_card_says_where_folds_were_fine_tuned_by_another_library_than_the_final_model() -> None:
+    def notes(*by: str) -> list[str]:
+        folds, final = ({"tuned_by": name} for name in by[:-1]), {"tuned_by": by[-1]}
+        return _notes_on_tuning(SimpleNamespace(chosen=[*folds, {}]), SimpleNamespace(chosen=final))  # type: ignore[arg-type]
+
+    assert notes("torch 2", "torch 2", "torch 2") == []
+    assert notes("torch 2", "tensorflow 2", "torch 2") == [
+        "Folds and final model were fine-tuned by tensorflow 2 and torch 2, which round and draw otherwise."
+    ]
