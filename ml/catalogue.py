@@ -210,7 +210,8 @@ CONVOLUTIONS = (
         "precision",
         "choice",
         "float32",
-        "bfloat16 learns up to twice as fast on processors that compute in it (recent AMD and Intel servers), and slower on others.",
+        "bfloat16 learns up to twice as fast where a processor multiplies in it at full rate (AMD since 2022, Intel with AMX), and slower "
+        "elsewhere.",
         choices=("float32", "bfloat16"),
     ),
 )
