@@ -21,7 +21,7 @@ from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.datasets import Dataset, DatasetError, Example
 from ml.examples import scan_key
 from ml.files import place_in_series
-from ml.grouping import assign_groups, groups_per_class
+from ml.grouping import assign_groups, groups_per_class, is_telling
 from ml.models import UNKNOWN
 
 Marks = tuple[tuple[str, str], ...]
@@ -65,9 +65,8 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
         raise DatasetError(f"Two data sets are called {max(names, key=names.count)}; give them different names.")
     everything = [example for dataset in datasets for example in in_scan_order(dataset.examples)]
     # The same file or picture in two data sets joins their groups.
-    numbers = assign_groups([[("group", e.group), ("file", e.sha256), ("picture", e.dhash)] for e in everything])
-    files, pictures = {file for file, _ in seen}, {picture for _, picture in seen}
-    seen_groups = {n for n, e in zip(numbers, everything, strict=True) if e.sha256[:16] in files or e.dhash in pictures}
+    numbers = assign_groups([[("group", e.group), *_recognised_by(e)] for e in everything])
+    seen_groups = set(np.array(numbers)[seen_among(everything, seen)].tolist())
     with_a_label = {scan_key(example) for example in everything if (example.label, example.scan_label) != (None, None)}
     kept = [(number, example) for number, example in zip(numbers, everything, strict=True) if scan_key(example) in with_a_label]
     labels = np.array([UNKNOWN if example.label is None else example.label for _, example in kept], np.int64)
@@ -193,9 +192,14 @@ def all_marks_of(model_dir: Path) -> Marks:
 
 
 def seen_among(examples: Sequence[Example], marks: Marks) -> np.ndarray:
-    """Return which examples are among the marks, bool (n,): the same file, or the same picture."""
+    """Return which examples are among the marks, bool (n,): the same file, or the same picture; an empty slice is nobody's."""
     files, pictures = {file for file, _ in marks}, {picture for _, picture in marks}
-    return np.array([e.sha256[:16] in files or e.dhash in pictures for e in examples], bool)
+    return np.array([is_telling(e.dhash) and (e.sha256[:16] in files or e.dhash in pictures) for e in examples], bool)
+
+
+def _recognised_by(example: Example) -> list[tuple[str, str]]:
+    """Return what two data sets know an image by: its file and its picture, where that shows enough."""
+    return [("file", example.sha256), ("picture", example.dhash)] if is_telling(example.dhash) else []
 
 
 def seen_json(examples: Sequence[Example], before: Marks, learnt_features: bool, weak: Sequence[Example] = ()) -> bytes:

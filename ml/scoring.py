@@ -78,8 +78,10 @@ def evaluate(
 
     Raises:
         ArtifactError: the model is unusable.
-        SettingError: the folder holds another evaluation.
+        SettingError: the folder holds another evaluation, or a training.
     """
+    if any((out_dir / name).exists() for name in ("model", "checkpoint")):
+        raise SettingError(f"The folder {out_dir.name} holds a training, whose answers this evaluation would replace; give another folder.")
     predictor = Predictor(model_dir, threads, judges_pictures=False)  # each image is judged once, below
     judge, notes = _judge()
     examples = in_scan_order(dataset.examples)

@@ -183,7 +183,9 @@ def test_an_image_that_cannot_be_read_is_named_and_its_patient_scored_with_the_r
 
 
 def a_model_that_saw(dataset_root: Path, names: set[str], tmp_path: Path) -> Path:
-    marks = [[e.sha256[:16], e.dhash] for e in read_dataset(dataset_root, needs_both_classes=False).examples if e.name in names]
+    marks = [
+        [e.sha256[:16], e.dhash] for e in read_dataset(dataset_root, needs_both_classes=False, keeps_bare=True).examples if e.name in names
+    ]
     seen = json.dumps({"features": [], "head": marks}).encode()
     card = read_card(tmp_path / "plain")
     files = {"features.onnx": features_graph(), "head.onnx": head_graph(), "seen.json": seen}
@@ -274,6 +276,32 @@ def test_a_black_slice_is_scored_with_its_patient_and_left_out_alone(patients: P
     assert result["slice"]["auroc"]["n"] == 8 and result["patient"]["auroc"]["n"] == 4
     by_name = {row["filename"]: row["probability"] for row in rows_of(tmp_path / "out" / "predictions.csv")}
     assert 0 <= float(by_name["8.png"]) <= 1 and by_name["9.png"] == ""
+
+
+def test_empty_slices_that_training_saw_too_leave_no_patient_out(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    for number, name in enumerate(("8.png", "9.png")):
+        Image.fromarray(np.full((64, 64), number, np.uint8)).save(patients / name)
+    with (patients / "labels.csv").open("a") as table:
+        table.write("\n8.png,0,a,3\n9.png,0,b,3")
+    tiny_model().rename(tmp_path / "plain")
+    model = a_model_that_saw(patients, {"8.png"}, tmp_path)
+    dataset = read_dataset(patients, keeps_bare=True)
+    assert len({example.dhash for example in dataset.examples if example.name in ("8.png", "9.png")}) == 1
+    assert len({example.group for example in dataset.examples}) == 4
+    result = evaluate(model, dataset, tmp_path / "out")
+    assert (result["overlap"], result["left_out"]) == (0, 0) and result["slice"]["auroc"]["n"] == 9
+
+
+def test_the_answers_of_a_training_are_not_written_over(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
+    model = tiny_model()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "predictions.csv").write_text("out of fold")
+    for name in ("model", "checkpoint"):
+        (tmp_path / "run" / name).mkdir()
+        with pytest.raises(SettingError, match="holds a training, whose answers this evaluation would replace"):
+            evaluate(model, read_dataset(patients), tmp_path / "run")
+        (tmp_path / "run" / name).rmdir()
+    assert (tmp_path / "run" / "predictions.csv").read_text() == "out of fold"
 
 
 def test_a_folder_is_not_mixed_with_another_evaluation(
