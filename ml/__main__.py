@@ -16,11 +16,13 @@ from typing import Any
 
 from ml.arguments import parser
 from ml.artifacts import ArtifactError, read_card
-from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, SettingError
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, SettingError, architecture_named
 from ml.files import files_of_series
 from ml.images import ORDER_GIVEN, ImageError, read_series
 from ml.terminal import Counter, Trail, figure, minutes, say, say_figures
 from ml.triage import Department, scans_of, sentences, simulate
+
+BY_NAME = "The pictures carry no position; they were put in order by the last number in their names."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +77,7 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
     from ml.training import LICENCE_NOTES, TrainConfig, train
 
     settings = dict(_key_and_value(text) for text in options.set)
+    architecture_named(options.architecture).parse_settings(settings)  # a wrong one is said before a data set is read
     config = TrainConfig(
         architecture=options.architecture,
         settings=settings,
@@ -104,7 +107,7 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
 
 def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Predict scans; a folder is one series. One line each, a scan that cannot be read among them; it is an error if none can."""
-    from ml.inference import NOT_HEAD_CT, Predictor
+    from ml.inference import Predictor
 
     predictor = Predictor(_model_folder(options.model))
     rows: list[dict[str, Any]] = []
@@ -115,15 +118,14 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             "threshold": predictor.card.threshold,
             "positive": None,
             "types": None,
+            "warnings": [],
             "error": None,
         }
         try:
             series = read_series(files_of_series(path))
             finding = predictor.predict(series)
-            if path.is_dir() and ORDER_GIVEN in series.warnings:
-                sys.stderr.write(f"{path}: the pictures carry no position; they were put in order by the last number in their names.\n")
-            if finding.refused:
-                sys.stderr.write(f"{path}: {NOT_HEAD_CT}\n")
+            row["warnings"] = [BY_NAME if warning == ORDER_GIVEN and path.is_dir() else warning for warning in finding.warnings]
+            sys.stderr.writelines(f"{path}: {warning}\n" for warning in row["warnings"])
             row |= {"probability": finding.probability, "threshold": finding.threshold, "positive": finding.positive}
             row["types"] = dict(finding.types)
         except ImageError as err:

@@ -10,6 +10,7 @@ import shutil
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from ml.catalogue import BLEEDING_TYPES
 from ml.examples import Example, scan_key, sha256_of, slice_of
 from ml.grouping import assign_groups, digest, look_at, near_duplicates
-from ml.images import BareImageError, ImageError, Series, read_series, render
+from ml.images import ORDER_GIVEN, BareImageError, ImageError, Series, read_series, render
 from ml.layouts import DatasetError, find_examples
 
 __all__ = ["Dataset", "DatasetError", "Example", "contact_sheet", "explore", "read_dataset", "unpack"]
@@ -34,7 +35,7 @@ MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024
 class Dataset:
     """A data set that was read whole. `fingerprint` changes with any label, type of bleeding, group, name or file.
 
-    `unread` are the images that cannot be read; `problems` says why.
+    `unread` are the images that cannot be read; `problems` says why, and what had to be assumed of the others.
     """
 
     name: str
@@ -266,17 +267,24 @@ def _missing_class(examples: Sequence[Example]) -> str | None:
 def _look_at_all(
     examples: Sequence[Example], on_image: Callable[[int, int], None], keeps_bare: bool, decode: Callable[..., Series]
 ) -> tuple[list[Example], list[np.ndarray], list[str]]:
-    """Decode every image once; return the readable ones with their facts, their thumbnails, and what was wrong."""
+    """Decode every image once; return the readable ones with their facts, their thumbnails, and what was wrong or had to be assumed."""
     looked, thumbnails, problems = [], [], []
     bare: dict[str, str] = {}
+    assumed: Counter[str] = Counter()
+
+    def noting(paths: Sequence[Path], **how: bool) -> Series:
+        series = decode(paths, **how)
+        assumed.update(set(series.warnings) - {ORDER_GIVEN})
+        return series
+
     for done, example in enumerate(examples, start=1):
         try:
             try:
-                shown = slice_of(example, decode=decode)
+                shown = slice_of(example, decode=noting)
             except BareImageError as err:
                 if not keeps_bare or not example.patient:
                     raise
-                shown = slice_of(example, may_be_bare=True, decode=decode)
+                shown = slice_of(example, may_be_bare=True, decode=noting)
                 bare[example.name] = str(err)
         except ImageError as err:
             problems.append(f"{example.name} is left out: {err}")
@@ -296,6 +304,7 @@ def _look_at_all(
     with_others = {example.patient for example in looked if example.name not in bare}
     kept = [number for number, example in enumerate(looked) if example.name not in bare or example.patient in with_others]
     problems += [f"{e.name} is left out: {bare[e.name]}" for e in looked if e.name in bare and e.patient not in with_others]
+    problems += [f"{count} of {len(examples)} images: {sentence}" for sentence, count in assumed.most_common()]
     return [looked[number] for number in kept], [thumbnails[number] for number in kept], problems
 
 

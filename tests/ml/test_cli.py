@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -155,7 +156,25 @@ def test_predict_never_refuses_what_is_no_head_ct_and_says_so(
     said = capsys.readouterr()
     (row,) = json.loads(said.out)
     assert 0 <= row["probability"] <= 1 and row["error"] is None and row["types"] == {}
-    assert "does not look like a head CT" in said.err
+    assert "does not look like a head CT" in said.err and "does not look like a head CT" in " ".join(row["warnings"])
+
+
+def test_predict_and_evaluate_say_what_they_had_to_assume(
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set").mkdir()
+    colours = np.zeros((96, 96, 3), np.uint8)
+    colours[..., 2] = np.random.default_rng(0).integers(0, 256, (96, 96))
+    for number in range(2):
+        Image.fromarray(colours).save(tmp_path / "set" / f"{number}.png")
+    (tmp_path / "set" / "labels.csv").write_text("filename,label\n0.png,1\n1.png,0\n")
+    assert main(["predict", str(tiny_model()), str(tmp_path / "set" / "0.png"), "--format", "json"]) == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)
+    sentence = next(warning for warning in row["warnings"] if "colo" in warning)
+    assert f"{tmp_path / 'set' / '0.png'}: {sentence}\n" in said.err
+    assert main(["evaluate", str(tiny_model()), str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert f"2 of 2 images: {sentence}" in json.loads(capsys.readouterr().out)["problems"]
 
 
 def test_predict_tells_the_types_of_bleeding(tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
