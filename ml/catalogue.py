@@ -62,9 +62,9 @@ class Setting:
             number = int(str(value)) if self.kind == "int" else float(str(value))
         except ValueError as err:
             noun = "a whole number" if self.kind == "int" else "a number"
-            raise SettingError(f"{self.name} must be {noun}, not {value!r}.") from err
+            raise SettingError(f"{self.name} must be {noun}, not {value!r:.40}.") from err
         if (self.low is not None and not self.low <= number) or (self.high is not None and not number <= self.high):
-            raise SettingError(f"{self.name} must lie between {self.low:g} and {self.high:g}, not {number:g}.")
+            raise SettingError(f"{self.name} must lie between {self.low:g} and {self.high:g}, not {number!s:.40}.")
         return number
 
 
@@ -365,7 +365,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             name="alexnet_cells_series",
             title="AlexNet, cell by cell, over the slices",
             summary="The same over the slices of a scan in anatomical order: half of what a slice says is what its two neighbours say. "
-            "Ours, not the paper's.",
+            "Ours, not the paper's: it always augments and never restructures.",
             reads="series",
             settings=CELLS,
         ),

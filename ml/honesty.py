@@ -263,7 +263,7 @@ def _random_weights(material: Material, learnt_features: bool, folds: int, folde
         raise DatasetError("The run itself started from random weights.")
     start = replace(material, init="random", shared=folder / "shared")
     answers = cross_validate(start, folds, 1, folder, tell, [0] if learnt_features else None)
-    how = f"The same settings from random initial weights; {_once(learnt_features, folds)}."
+    how = f"The same settings from random initial weights, none of which are mixed in at the end; {_once(learnt_features, folds)}."
     return {**_figures(answers.slices, material.seed), "seconds": answers.seconds, "how": how}
 
 

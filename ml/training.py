@@ -113,7 +113,8 @@ def train(
     seen = marks_of(init)
     start_from = describe_weights(init)
     if init != "random":
-        load_weights(init, config.seed, "conv1")  # unusable ones are said before the folder is claimed
+        groups = settings.get("groups")  # unusable weights are said before the folder is claimed
+        load_weights(init, config.seed, "conv2", groups=None if groups is None else int(groups))
     data_fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
     identity = digest(config.architecture, json.dumps([RECIPE, settings, config.seed, start_from], sort_keys=True), data_fingerprint)
     finished = _claim_folder(out_dir, identity)
@@ -157,7 +158,8 @@ def train(
             files[TYPES] = types.to_onnx()
     probe = np.linspace(0, len(inputs.images) - 1, min(PROBE_IMAGES, len(inputs.images))).astype(int)
     export_check = check_export(files, final, of_slices.platt, of_scans.platt, types, np.asarray(inputs.images[probe]))
-    taught_whole = [pool.examples[at] for at in np.flatnonzero(np.isin(pool.scans, weak))] if architecture.learns_scans else []
+    calibrating = np.intersect1d(weak, final.held_out.scans)
+    taught_whole = [pool.examples[at] for at in np.flatnonzero(np.isin(pool.scans, weak if architecture.learns_scans else calibrating))]
     files[SEEN] = seen_json([e for e in pool.examples if e.label is not None], seen, final.learnt_features, taught_whole)
     meter.tell("figures", 0.98, {})
     known = pool.known
@@ -203,7 +205,12 @@ def train(
         versions=_versions(),
         seconds=round(judgement.seconds + sum(control["seconds"] for control in controls) + time.monotonic() - began, 1),
         command=config.command,
-        notes=[*pool.notes, *_notes_on_weak(weak, architecture.learns_scans), *_notes_on_tuning(judgement, final), *config.notes],
+        notes=[
+            *pool.notes,
+            *_notes_on_weak(weak, architecture.learns_scans, len(calibrating)),
+            *_notes_on_tuning(judgement, final),
+            *config.notes,
+        ],
     )
     write_predictions(out_dir / "predictions.csv", pool.examples, material, judgement)
     write_types(out_dir / "types.csv", pool.examples, material, judgement)
@@ -213,10 +220,12 @@ def train(
     return written
 
 
-def _notes_on_weak(weak: np.ndarray, learnt: bool) -> list[str]:
+def _notes_on_weak(weak: np.ndarray, learnt: bool, calibrating: int) -> list[str]:
     if not len(weak):
         return []
-    taught = "teach the answer for a scan" if learnt else "taught nothing, since this architecture learns from slices"
+    taught = "taught nothing, since this architecture learns from slices"
+    if learnt or calibrating:
+        taught = "teach the answer for a scan" if learnt else "calibrate the answer for a scan and teach no slice"
     return [f"{len(weak)} scans are labelled as wholes only: they {taught}, are judged as patients, and are in no slice figure."]
 
 

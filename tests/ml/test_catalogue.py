@@ -23,6 +23,7 @@ def test_defaults_fill_what_is_not_given_and_texts_become_numbers() -> None:
         ({"folds": 2.5}, "folds must be a whole number, not 2.5."),
         ({"target_sensitivity": "high"}, "target_sensitivity must be a number, not 'high'."),
         ({"target_sensitivity": "nan"}, "target_sensitivity must lie between 0.5 and 0.999, not nan."),
+        ({"folds": 10**400}, "folds must lie between 2 and 10, not 1000000000000000000000000000000000000000."),
         ({"kernel": "poly"}, "kernel must be one of linear, rbf, auto, not 'poly'."),
     ],
 )
