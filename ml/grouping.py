@@ -28,8 +28,8 @@ CT-ICH and PHE-SICH, where it joins no two patients; at 0.97 it joins the first.
 """
 
 LEAST_BITS = 12
-"""Of the 64 bits of a hash: fewer are set where a picture shows air or a speck, which are anybody's. Of 2,403 slices of our three sets four
-have fewer, and no two people share a hash that has as many but the known duplicates of head_ct."""
+"""Of the 64 bits of a hash: fewer are set where a picture shows air or a speck, which are anybody's. Of the 2,353 pictures
+that the starter has seen four have fewer (`tests/ml/test_training.py` counts them)."""
 
 MOST_PAIRS, MOST_PAIRS_EACH = 100_000, 20
 """Pairs that may be found, and so many more for each image: those of thousands of copies of one picture would fill the memory."""

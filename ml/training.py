@@ -223,9 +223,12 @@ def train(
 def _notes_on_weak(weak: np.ndarray, learnt: bool, calibrating: int) -> list[str]:
     if not len(weak):
         return []
-    taught = "taught nothing, since this architecture learns from slices"
-    if learnt or calibrating:
-        taught = "teach the answer for a scan" if learnt else "calibrate the answer for a scan and teach no slice"
+    if learnt:
+        taught = "teach the answer for a scan"
+    elif calibrating:
+        taught = "calibrate the answer for a scan and teach no slice"
+    else:
+        taught = "taught nothing, since this architecture learns from slices"
     return [f"{len(weak)} scans are labelled as wholes only: they {taught}, are judged as patients, and are in no slice figure."]
 
 

@@ -21,14 +21,18 @@ KERNEL = np.array([0.25, 0.5, 0.25])
 """What the slice before, a slice itself and the slice after weigh in its smoothed decision."""
 
 
+def by_scan(values: np.ndarray, scans: np.ndarray) -> list[np.ndarray]:
+    """Return the values of slices (n, ...) scan by scan; `scans` (n,) numbers them, never falling."""
+    return np.split(values, np.flatnonzero(np.diff(scans) != 0) + 1)
+
+
 def smoothed(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
     """Return decisions of slices (n,) averaged with those of their neighbours in the scan, float64 (n,).
 
     The first and the last slice stand in for the neighbour that they lack, so a single slice keeps its decision. `scans` (n,) numbers the
     scans, never falling.
     """
-    starts = np.flatnonzero(np.diff(scans) != 0) + 1
-    parts = np.split(np.asarray(decisions, np.float64), starts)
+    parts = by_scan(np.asarray(decisions, np.float64), scans)
     return np.concatenate([np.convolve(np.pad(part, 1, mode="edge"), KERNEL, "valid") for part in parts])
 
 
@@ -41,8 +45,7 @@ def aggregate(decisions: np.ndarray) -> float:
 
 def aggregate_scans(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
     """Return the decision of each scan, float64 (s,), from those of all slices (n,); `scans` (n,) numbers them 0..s-1, never falling."""
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(scans) != 0]))
-    return np.array([aggregate(part) for part in np.split(np.asarray(decisions), starts[1:])])
+    return np.array([aggregate(part) for part in by_scan(np.asarray(decisions), scans)])
 
 
 def held_out_of(decisions: np.ndarray, at: np.ndarray, scans: np.ndarray) -> HeldOut:

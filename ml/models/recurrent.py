@@ -22,7 +22,7 @@ import numpy as np
 from ml.calibration import Platt
 from ml.checkpoints import load_arrays, save_arrays
 from ml.models import FitTask, Fitted, HeldOut
-from ml.models.aggregation import aggregate_scans, held_out_of, scan_probability
+from ml.models.aggregation import aggregate_scans, by_scan, held_out_of, scan_probability
 from ml.models.convolutions import pooled
 from ml.models.evidence import evidence_of
 from ml.models.features import extractor_of, features_of
@@ -171,8 +171,7 @@ def answers_of(network: Network, features: np.ndarray, scans: np.ndarray, by_row
     if by_rows:
         decisions = network.decide(list(features))[1]
         return decisions, aggregate_scans(decisions, scans)
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(scans) != 0]))
-    steps, wholes = network.decide(np.split(features, starts[1:]))
+    steps, wholes = network.decide(by_scan(features, scans))
     return np.concatenate(steps), np.array([own[0] if len(own) == 1 else whole for own, whole in zip(steps, wholes, strict=True)])
 
 

@@ -17,13 +17,14 @@ from ml.artifacts import ArtifactError, read_card, write_model
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, SettingError
 from ml.datasets import Dataset, DatasetError, read_dataset
 from ml.examples import Example
+from ml.grouping import is_telling
 from ml.images import read_series
 from ml.inference import Predictor
 from ml.material import Material
 from ml.models import UNKNOWN
 from ml.models.weights import random_weights
 from ml.phantoms import phantom, write_png
-from ml.provenance import Pool, marks_of, pool_datasets, seen_json
+from ml.provenance import Pool, all_marks_of, marks_of, pool_datasets, seen_json
 from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped, _notes_on_tuning, train
 
 PHANTOMS = 32
@@ -225,6 +226,12 @@ def test_empty_slices_join_no_patients_and_are_nobodys(phantoms: Dataset) -> Non
     one = replace(phantoms, examples=(replace(phantoms.examples[0], dhash=empty), *phantoms.examples[1:]))
     pool = pool_datasets([one, replace(phantoms, name="other", examples=examples)], (("", empty),), folds=2)
     assert pool.groups[0] != pool.groups[32] and pool.unseen.all()
+
+
+def test_few_of_the_pictures_that_the_starter_has_seen_are_empty() -> None:
+    pictures = [picture for _, picture in all_marks_of(STARTER_DIR)]
+    empty = [picture for picture in pictures if not is_telling(picture)]
+    assert "0" * 16 in empty and len(empty) < 0.005 * len(pictures)
 
 
 def test_two_data_sets_of_one_name_are_refused(phantoms: Dataset) -> None:
