@@ -6,7 +6,7 @@
                      -> "slice_probability" float32 (N,), "scan_probability" float32 (1,), both calibrated
     types.onnx       optional: "maps", "slice_probability", "scan_probability" of one scan
                      -> "slice_types" float32 (N, k), "scan_types" float32 (k,): the types of bleeding that the card names
-    seen.json        optional: {"images": [[sha256 first 16 hex, dhash 16 hex], ...]}, every image that training saw
+    seen.json        optional: {"features": [[sha256 first 16 hex, dhash 64 hex], ...], "head": [...]}: what training saw (`ml.provenance`)
 
 The card names the sha256 of every other file and of itself, and the model's id is made of the files', so a folder that was cut short, mixed
 up or damaged is refused. What a graph may hold is for `ml.graphs` to say.

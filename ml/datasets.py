@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from PIL import Image, UnidentifiedImageError
 from ml.catalogue import BLEEDING_TYPES
 from ml.examples import Example, scan_key, sha256_of, slice_of
 from ml.grouping import assign_groups, digest, look_at, near_duplicates
+from ml.headers import Header, read_header
 from ml.images import ORDER_GIVEN, BareImageError, ImageError, Series, read_series, render
 from ml.layouts import DatasetError, find_examples
+from ml.ordering import SAME_PLACE_MM
 
 __all__ = ["Dataset", "DatasetError", "Example", "contact_sheet", "explore", "read_dataset", "unpack"]
 
@@ -158,6 +161,7 @@ def read_dataset(
     if not looked or (needs_both_classes and _missing_class(looked)):
         raise DatasetError(f"Too many images of {name} are unreadable; the first: {(problems or odd)[0]}")
     problems = odd + problems
+    looked = _placed(looked)
     pairs = near_duplicates([example.dhash for example in looked], thumbnails)
     numbers = assign_groups([[("group", example.group)] if example.group else [] for example in looked], pairs)
     grouped = tuple(replace(example, group=f"{name}/{looked[number].name}") for example, number in zip(looked, numbers, strict=True))
@@ -306,6 +310,24 @@ def _look_at_all(
     problems += [f"{e.name} is left out: {bare[e.name]}" for e in looked if e.name in bare and e.patient not in with_others]
     problems += [f"{count} of {len(examples)} images: {sentence}" for sentence, count in assumed.most_common()]
     return [looked[number] for number in kept], [thumbnails[number] for number in kept], problems
+
+
+def _placed(examples: Sequence[Example]) -> list[Example]:
+    """Return the examples, with their places where the DICOM files of a whole scan know them, are of one series and lie apart."""
+    headers: dict[tuple[str, str, str], list[Header]] = {}
+    for example in examples:
+        own = headers.setdefault(scan_key(example), [])
+        if example.mode == "DICOM" and not example.beside:
+            with suppress(ImageError):
+                own.append(read_header(example.path))
+    count = Counter(map(scan_key, examples))
+    places: dict[Path, float] = {}
+    for key, found in headers.items():
+        known = {header.path: header.place_mm for header in found if header.place_mm is not None}
+        lie_apart = len(known) > 1 and np.diff(sorted(known.values())).min() > SAME_PLACE_MM
+        if len(known) == count[key] and len({header.series for header in found}) == 1 and lie_apart:
+            places |= known
+    return [replace(example, place_mm=places.get(example.path)) for example in examples]
 
 
 def _mode(path: Path) -> str:

@@ -21,6 +21,7 @@ class Example:
     `types` are those of `ml.catalogue.BLEEDING_TYPES` that the slice shows, None where nobody said: the column `subtypes` of the table.
     `scan_label` and `scan_types` are what was said of the patient's scan as a whole, None where nobody did or its slices say it all.
     `scan` tells a patient's scans apart, empty for the first. `beside` are thin neighbours, averaged with it to a slab (`ml.stack`).
+    `place_mm` is how far towards the head it lies, known for all slices of a scan, each another, or for none.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Example:
     scan_types: frozenset[str] | None = None
     scan: str = ""
     beside: tuple[Path, ...] = ()
+    place_mm: float | None = None
 
     @property
     def scan_name(self) -> str:

@@ -17,34 +17,44 @@ from sklearn.model_selection import StratifiedGroupKFold
 from ml.images import Slice, window
 from ml.tables import DatasetError
 
-THUMBNAIL_PX = 32
-DUPLICATE_BITS = 8
-"""Two pictures are compared further when their 64-bit hashes differ in no more bits than this."""
+THUMBNAIL_PX, BORDERS_PX = 32, 256
+HASH_PX = 16
+"""The side of the miniature that is hashed, in pairs of neighbours: the hash has 256 bits, a quarter as many hex digits."""
+HASH_DIGITS = HASH_PX * HASH_PX // 4
+CANDIDATE = 0.5
+"""Thumbnails are compared where hashes are so alike (`likeness`); those of duplicates in our sets are from 0.55 on."""
 DUPLICATE_CORRELATION = 0.975
 """From this correlation of their thumbnails on two candidates are the same picture.
 
-Chosen on head_ct, where it joins seven of the eleven duplicate pairs known by eye (the others are cropped differently), and on
-CT-ICH and PHE-SICH, where it joins no two patients; at 0.97 it joins the first.
+Chosen on head_ct, where it and `SAME_PICTURE` join seven of the eleven duplicate pairs known by eye (the others are cropped
+differently), and on CT-ICH and PHE-SICH, where they join no two patients; at 0.974 it would.
 """
 
-LEAST_BITS = 12
-"""Of the 64 bits of a hash: fewer are set where a picture shows air or a speck, which are anybody's. Of the 2,353 pictures
-that the starter has seen four have fewer (`tests/ml/test_training.py` counts them)."""
+SAME_PICTURE = 0.88
+"""From this likeness of their hashes on, a picture is one that a model has seen, or that stands in another data set, saved anew: as
+JPEG, smaller, darker, with another margin (`tests/ml/test_grouping.py`). Pictures of two patients of our three sets reach 0.85."""
+
+LEAST_BITS = 32
+"""Of the 256 bits of a hash: fewer are set where a picture shows air or a speck, which are anybody's. Nine of the 2,407 pictures of our
+three sets have fewer."""
+
+CHUNK = 512
+"""Hashes that are compared with all others at a time."""
 
 MOST_PAIRS, MOST_PAIRS_EACH = 100_000, 20
 """Pairs that may be found, and so many more for each image: those of thousands of copies of one picture would fill the memory."""
 
 
 def look_at(slice_: Slice) -> tuple[str, np.ndarray]:
-    """Return the perceptual hash (16 hex digits) and the thumbnail, uint8 (32, 32), of what a slice shows.
+    """Return the perceptual hash (`HASH_DIGITS` hex digits) and the thumbnail, uint8 (32, 32), of what a slice shows.
 
     Empty borders are cut off first, so that the same picture with another margin is recognised. The hash is the difference
-    hash of N. Krawetz ("Kind of like that", 2013): one bit for each horizontal neighbour in a 9 x 8 miniature, so that size,
+    hash of N. Krawetz ("Kind of like that", 2013): one bit for each horizontal neighbour in a 17 x 16 miniature, so that size,
     contrast and compression of the file hardly matter.
     """
     grey = window(slice_.pixels, 40, 80) if slice_.unit == "hu" else slice_.pixels
     shown = _without_borders(np.ascontiguousarray(grey, dtype=np.float32))
-    small = cv2.resize(shown, (9, 8), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(shown, (HASH_PX + 1, HASH_PX), interpolation=cv2.INTER_AREA)
     bits = (small[:, 1:] > small[:, :-1] + 0.01).ravel()  # the margin keeps compression noise in black borders out
     thumbnail = cv2.resize(shown, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
     return np.packbits(bits).tobytes().hex(), np.clip(thumbnail * 255, 0, 255).astype(np.uint8)
@@ -55,13 +65,44 @@ def is_telling(dhash: str) -> bool:
     return int(dhash or "0", 16).bit_count() >= LEAST_BITS
 
 
+def likeness(bits: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return how alike hashes are, float32 (n, m): the bits that both set of those that either sets (Tanimoto's coefficient).
+
+    What is black in both says nothing. Both are bits of hashes, float32 (n, 256) and (m, 256).
+    """
+    shared = bits @ others.T
+    either = bits.sum(axis=1)[:, None] + others.sum(axis=1) - shared
+    return np.asarray(shared / np.maximum(either, 1), np.float32)
+
+
+def most_alike(dhashes: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of `others` each hash is most like, int (n,), and how much, float32 (n,); there must be others."""
+    bits, of_others = _bits(dhashes), _bits(others)
+    which, how_much = np.zeros(len(bits), np.int64), np.zeros(len(bits), np.float32)
+    for start in range(0, len(bits), CHUNK):
+        alike = likeness(bits[start : start + CHUNK], of_others)
+        which[start : start + CHUNK], how_much[start : start + CHUNK] = alike.argmax(axis=1), alike.max(axis=1)
+    return which, how_much
+
+
+def _bits(dhashes: Sequence[str]) -> np.ndarray:
+    return np.unpackbits(np.array([list(bytes.fromhex(value)) for value in dhashes], np.uint8), axis=1).astype(np.float32)
+
+
 def _without_borders(grey: np.ndarray) -> np.ndarray:
-    """Return the smallest rectangle whose outer rows and columns show something (2 % of them brighter than 0.15)."""
-    bright = cv2.blur(grey, (5, 5)) > 0.15
+    """Return the smallest rectangle whose outer rows and columns show something (2 % of them brighter than 0.15).
+
+    It is found in a picture of one size, so that a smaller copy is cut alike.
+    """
+    shape = np.array(grey.shape)
+    height, width = np.maximum((shape * BORDERS_PX / shape.max()).round().astype(int), 1)
+    bright = cv2.blur(cv2.resize(grey, (int(width), int(height)), interpolation=cv2.INTER_AREA), (3, 3)) > 0.15
     rows, columns = np.flatnonzero(bright.mean(axis=1) > 0.02), np.flatnonzero(bright.mean(axis=0) > 0.02)
     if not len(rows) or not len(columns):
         return grey
-    return np.ascontiguousarray(grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    top, bottom = (np.array([rows[0], rows[-1] + 1]) * shape[0] / height).round().astype(int)
+    left, right = (np.array([columns[0], columns[-1] + 1]) * shape[1] / width).round().astype(int)
+    return np.ascontiguousarray(grey[top:bottom, left:right])
 
 
 def near_duplicates(dhashes: Sequence[str], thumbnails: Sequence[np.ndarray]) -> list[tuple[int, int]]:
@@ -74,7 +115,7 @@ def near_duplicates(dhashes: Sequence[str], thumbnails: Sequence[np.ndarray]) ->
     """
     if not dhashes:
         return []
-    bits = np.unpackbits(np.array([list(bytes.fromhex(value)) for value in dhashes], dtype=np.uint8), axis=1).astype(np.int32)
+    bits = _bits(dhashes)
     flat = np.stack([thumbnail.ravel() for thumbnail in thumbnails]).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
@@ -84,9 +125,9 @@ def near_duplicates(dhashes: Sequence[str], thumbnails: Sequence[np.ndarray]) ->
     for first in range(len(bits)):
         if not informative[first]:
             continue
-        differing = np.abs(bits[first + 1 :] - bits[first]).sum(axis=1)
-        for second in first + 1 + np.flatnonzero((differing <= DUPLICATE_BITS) & informative[first + 1 :]):
-            if float(flat[first] @ flat[second]) >= DUPLICATE_CORRELATION:
+        alike = likeness(bits[first : first + 1], bits[first + 1 :])[0]
+        for second in first + 1 + np.flatnonzero((alike >= CANDIDATE) & informative[first + 1 :]):
+            if alike[second - first - 1] >= SAME_PICTURE or float(flat[first] @ flat[second]) >= DUPLICATE_CORRELATION:
                 pairs.append((first, int(second)))
         if len(pairs) > most:
             raise DatasetError(f"More than {most:,} pairs of images show nearly the same; please leave the copies out.")

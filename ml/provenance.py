@@ -1,8 +1,8 @@
 """Which images shaped which weights, so that no model is tested on what its features have already learnt.
 
 `seen.json` of a model folder holds no names, only what recognises an image again: the first 16 hex digits of the file's SHA-256, and
-the perceptual hash of the picture. "features" lists the images that shaped the convolutions (also those of the weights they
-started from); "head" lists those that shaped the rest, which a later training throws away.
+the perceptual hash of the picture, which a copy that was saved anew still has, or nearly. "features" lists the images that shaped the
+convolutions (also those of the weights they started from); "head" lists those that shaped the rest, which a later training throws away.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.datasets import Dataset, DatasetError, Example
 from ml.examples import scan_key
 from ml.files import place_in_series
-from ml.grouping import assign_groups, groups_per_class, is_telling
+from ml.grouping import HASH_DIGITS, SAME_PICTURE, assign_groups, groups_per_class, is_telling, most_alike
 from ml.models import UNKNOWN
 
 Marks = tuple[tuple[str, str], ...]
-"""(first 16 hex digits of the SHA-256, perceptual hash) of each image."""
+"""(first 16 hex digits of the SHA-256, perceptual hash of 64) of each image; lists of earlier versions have hashes of 16."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
         raise DatasetError(f"Two data sets are called {max(names, key=names.count)}; give them different names.")
     everything = [example for dataset in datasets for example in in_scan_order(dataset.examples)]
     # The same file or picture in two data sets joins their groups.
-    numbers = assign_groups([[("group", e.group), *_recognised_by(e)] for e in everything])
+    files = [[("file", e.sha256)] if is_telling(e.dhash) else [] for e in everything]
+    numbers = assign_groups([[("group", e.group), *own] for e, own in zip(everything, files, strict=True)], _same_in_two_sets(everything))
     seen_groups = set(np.array(numbers)[seen_among(everything, seen)].tolist())
     with_a_label = {scan_key(example) for example in everything if (example.label, example.scan_label) != (None, None)}
     kept = [(number, example) for number, example in zip(numbers, everything, strict=True) if scan_key(example) in with_a_label]
@@ -78,7 +79,7 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
     if told and not known.any():
         raise DatasetError("Only whole scans are labelled here, so no slice could be answered for; add a data set with labelled slices.")
     _require_enough(labels[unseen & known], groups[unseen & known], folds, some_seen=not unseen.all())
-    notes = []
+    notes = notes_on_marks(seen)
     if len(kept) < len(everything):
         notes.append(f"{len(everything) - len(kept)} images with unknown labels were left out.")
     if not known.all():
@@ -126,15 +127,16 @@ def start_of(init: Path | str, datasets: Sequence[Dataset], folds: int) -> tuple
 def in_scan_order(examples: Sequence[Example]) -> list[Example]:
     """Return the examples scan by scan in the order of their first slices, each scan from foot to head.
 
-    That is the order of its `slice` column, or else of the numbers in its files' names.
+    That is the order of their places, of its `slice` column, or else of the numbers in its files' names.
     """
     first: dict[tuple[str, str, str], int] = {}
     for position, example in enumerate(examples):
         first.setdefault(scan_key(example), position)
+    unplaced = {scan_key(example) for example in examples if example.place_mm is None}
 
     def place(example: Example) -> tuple[Any, ...]:
-        number = float("inf") if example.slice is None else example.slice
-        return first[scan_key(example)], number, place_in_series(Path(example.name))
+        number = example.slice if scan_key(example) in unplaced else example.place_mm
+        return first[scan_key(example)], float("inf") if number is None else number, place_in_series(Path(example.name))
 
     return sorted(examples, key=place)
 
@@ -191,15 +193,34 @@ def all_marks_of(model_dir: Path) -> Marks:
     return tuple({(str(file), str(picture)) for part in ("features", "head") for file, picture in listed[part]})
 
 
+def notes_on_marks(marks: Marks) -> list[str]:
+    """Return a sentence where pictures are listed by the 64-bit hash of earlier versions, which is not compared."""
+    earlier = any(picture and len(picture) != HASH_DIGITS for _, picture in marks)
+    return ["The model lists the pictures it has seen as earlier versions did: only unchanged files are recognised."] if earlier else []
+
+
 def seen_among(examples: Sequence[Example], marks: Marks) -> np.ndarray:
-    """Return which examples are among the marks, bool (n,): the same file, or the same picture; an empty slice is nobody's."""
-    files, pictures = {file for file, _ in marks}, {picture for _, picture in marks}
-    return np.array([is_telling(e.dhash) and (e.sha256[:16] in files or e.dhash in pictures) for e in examples], bool)
+    """Return which examples are among the marks, bool (n,): the same file, or nearly the same picture; an empty slice is nobody's."""
+    files = {file for file, _ in marks}
+    pictures = [picture for _, picture in marks if len(picture) == HASH_DIGITS]
+    telling = np.array([is_telling(example.dhash) for example in examples], bool)
+    seen: np.ndarray = telling & np.array([example.sha256[:16] in files for example in examples], bool)
+    if pictures and telling.any():
+        seen[telling] |= most_alike([e.dhash for e, tells in zip(examples, telling, strict=True) if tells], pictures)[1] >= SAME_PICTURE
+    return seen
 
 
-def _recognised_by(example: Example) -> list[tuple[str, str]]:
-    """Return what two data sets know an image by: its file and its picture, where that shows enough."""
-    return [("file", example.sha256), ("picture", example.dhash)] if is_telling(example.dhash) else []
+def _same_in_two_sets(examples: Sequence[Example]) -> list[tuple[int, int]]:
+    """Return each picture's position with that of the one most like it in the data sets before, where they show the same."""
+    pairs = []
+    before: list[int] = []
+    for name in dict.fromkeys(example.dataset for example in examples):
+        own = [at for at, example in enumerate(examples) if example.dataset == name and is_telling(example.dhash)]
+        if before and own:
+            which, alike = most_alike([examples[at].dhash for at in own], [examples[at].dhash for at in before])
+            pairs += [(before[which[at]], own[at]) for at in np.flatnonzero(alike >= SAME_PICTURE)]
+        before += own
+    return pairs
 
 
 def seen_json(examples: Sequence[Example], before: Marks, learnt_features: bool, weak: Sequence[Example] = ()) -> bytes:

@@ -25,10 +25,10 @@ from ml.evaluation import metrics_with_intervals, undefined_metrics
 from ml.examples import Example, scan_key, slice_of
 from ml.gate import REFUSED_FROM, Gate, gate
 from ml.grouping import digest
-from ml.images import ImageError, Series
+from ml.images import ImageError, Series, Slice
 from ml.inference import Finding, Predictor
 from ml.models import UNKNOWN
-from ml.provenance import all_marks_of, in_scan_order, numbered, seen_among
+from ml.provenance import all_marks_of, in_scan_order, notes_on_marks, numbered, seen_among
 
 PREDICTIONS = ("filename", "label", "patient", "slice", "probability")
 ANSWERS = (*COLUMNS, "not_head_ct")
@@ -230,7 +230,7 @@ def _answer(predictor: Predictor, judge: Gate | None, examples: Sequence[Example
         slices = tuple(slice_of(example, may_be_bare=True) for example in examples)
     except ImageError as err:  # it was readable when the data set was read
         raise ImageError(f"{examples[0].name} and the slices after it: {err}") from err
-    finding: Finding = predictor.predict(Series(slices))
+    finding: Finding = predictor.predict(Series(slices, steps_mm=_steps_mm(examples, slices)))
     return {
         "probability": finding.probability,
         "positive": finding.positive,
@@ -239,11 +239,19 @@ def _answer(predictor: Predictor, judge: Gate | None, examples: Sequence[Example
     }
 
 
+def _steps_mm(examples: Sequence[Example], slices: Sequence[Slice]) -> tuple[float, ...]:
+    """Return how far the slices of a scan lie apart, which makes slabs of thin ones as in serving; nothing where they do not match."""
+    places = [example.place_mm for example in examples if example.place_mm is not None]
+    are_alike = len({(one.pixels.shape, one.unit) for one in slices}) == 1
+    return tuple(np.diff(places).tolist()) if are_alike and len(places) == len(examples) else ()
+
+
 def _marks(model_dir: Path) -> tuple[Any, list[str]]:
     try:
-        return all_marks_of(model_dir), []
+        marks = all_marks_of(model_dir)
     except ArtifactError as err:
         return (), [str(err)]
+    return marks, notes_on_marks(marks)
 
 
 def _levels(

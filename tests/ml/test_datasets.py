@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from ml.datasets import DatasetError, contact_sheet, explore, read_dataset, unpack
-from ml.grouping import assign_groups, near_duplicates, stratified_group_folds
 from ml.phantoms import phantom, write_png
 from tests.ml.scans import write_series
 
@@ -256,35 +255,6 @@ def test_the_contact_sheet_shows_both_classes(manifest: Maker) -> None:
     sheet = contact_sheet(read_dataset(manifest(ROWS)), n=8, max_px=40)
     assert sheet.size == (8 * 40, 2 * 40)
     assert np.asarray(sheet)[:, :160].max() > 100
-
-
-def test_groups_join_what_shares_a_key_or_is_a_duplicate() -> None:
-    assert assign_groups([["a"], ["b"], ["a", "c"], [], ["c"]], duplicates=[(1, 3)]) == [0, 1, 0, 1, 0]
-
-
-def test_flat_pictures_are_nobodys_duplicates() -> None:
-    flat = np.zeros((32, 32), np.uint8)
-    assert near_duplicates(["0" * 16, "0" * 16], [flat, flat]) == []
-
-
-def test_hundreds_of_copies_of_one_picture_are_refused_before_their_pairs_fill_the_memory() -> None:
-    picture = np.tile(np.arange(32, dtype=np.uint8), (32, 1))
-    with pytest.raises(DatasetError, match=r"^More than 110,000 pairs of images show nearly the same; please leave the copies out\.$"):
-        near_duplicates(["0" * 16] * 500, [picture] * 500)
-
-
-def test_folds_never_split_a_group_and_are_the_same_for_the_same_seed() -> None:
-    groups = np.repeat([f"g{n}" for n in range(30)], 4)
-    labels = np.repeat(np.arange(30) % 3 == 0, 4).astype(int)
-    folds = list(stratified_group_folds(labels, groups, 5, seed=3))
-    assert sorted(np.concatenate([test for _, test in folds]).tolist()) == list(range(120))
-    for train, test in folds:
-        assert not set(groups[train]) & set(groups[test])
-        assert labels[test].sum() == 8
-    again = list(stratified_group_folds(labels, groups, 5, seed=3))
-    assert all(np.array_equal(a[1], b[1]) for a, b in zip(folds, again, strict=True))
-    other = list(stratified_group_folds(labels, groups, 5, seed=4))
-    assert any(not np.array_equal(a[1], b[1]) for a, b in zip(folds, other, strict=True))
 
 
 def zipped(path: Path, files: dict[str, bytes]) -> Path:

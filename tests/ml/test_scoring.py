@@ -18,11 +18,12 @@ from ml.artifacts import ArtifactError, read_card, write_model
 from ml.catalogue import SettingError
 from ml.comparison import compare
 from ml.datasets import DatasetError, read_dataset
-from ml.images import Series, Slice
+from ml.images import Series, Slice, read_series
 from ml.inference import Finding, Predictor
 from ml.plots import bars_plot, write_plots
 from ml.scoring import evaluate
 from tests.ml.conftest import features_graph, head_graph
+from tests.ml.scans import change, write_series
 
 Model = Callable[..., Path]
 FIGURES = {"accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "auroc", "auprc", "brier", "ece"}
@@ -290,6 +291,24 @@ def test_empty_slices_that_training_saw_too_leave_no_patient_out(patients: Path,
     assert len({example.group for example in dataset.examples}) == 4
     result = evaluate(model, dataset, tmp_path / "out")
     assert (result["overlap"], result["left_out"]) == (0, 0) and result["slice"]["auroc"]["n"] == 9
+
+
+def test_thin_dicom_slices_are_answered_for_as_in_serving(tiny_model: Model, tmp_path: Path) -> None:
+    """Their names run from head to foot; each slab of four has one answer, and a second series of the patient makes the place unknown."""
+    paths = write_series(tmp_path / "set", 12, step_mm=1.25, SeriesInstanceUID="1.2.3")
+    names = [path.rename(path.with_name(f"{99 - number}.dcm")).name for number, path in enumerate(paths)]
+    rows = [f"{name},{int(number < 4)},a" for number, name in enumerate(names)]
+    (tmp_path / "set" / "labels.csv").write_text("\n".join(["filename,label,patient", *rows]))
+    model = tiny_model()
+    dataset = read_dataset(tmp_path / "set", needs_both_classes=False)
+    evaluate(model, dataset, tmp_path / "out")
+    table = rows_of(tmp_path / "out" / "predictions.csv")
+    assert [row["filename"] for row in table] == names, "from foot to head"
+    served = Predictor(model).predict(read_series([tmp_path / "set" / name for name in names]))
+    assert [float(row["probability"]) for row in table] == pytest.approx(served.slice_probabilities, abs=1e-6)
+    assert len(set(served.slice_probabilities)) <= 3
+    change(tmp_path / "set" / names[0], SeriesInstanceUID="1.2.4")
+    assert {example.place_mm for example in read_dataset(tmp_path / "set").examples} == {None}
 
 
 def test_the_answers_of_a_training_are_not_written_over(patients: Path, tiny_model: Model, tmp_path: Path) -> None:
