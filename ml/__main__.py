@@ -111,6 +111,8 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
 
     predictor = Predictor(_model_folder(options.model))
     rows: list[dict[str, Any]] = []
+    said: list[str] = []
+    counter = Counter("predicting scan") if len(options.paths) > 1 else None
     for path in options.paths:
         row: dict[str, Any] = {
             "path": str(path),
@@ -125,12 +127,14 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             series = read_series(files_of_series(path))
             finding = predictor.predict(series)
             row["warnings"] = [BY_NAME if warning == ORDER_GIVEN and path.is_dir() else warning for warning in finding.warnings]
-            sys.stderr.writelines(f"{path}: {warning}\n" for warning in row["warnings"])
+            said += [f"{path}: {warning}" for warning in row["warnings"]]
             row |= {"probability": finding.probability, "threshold": finding.threshold, "positive": finding.positive}
             row["types"] = dict(finding.types)
         except ImageError as err:
             row["error"] = str(err)
         rows.append(row)
+        if counter:
+            counter(len(rows), len(options.paths))
     if options.format == "csv":
         table = csv.DictWriter(sys.stdout, ["path", "probability", "threshold", "positive"], extrasaction="ignore")
         table.writeheader()
@@ -140,7 +144,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     unread = [f"{row['path']}: {row['error']}" for row in rows if row["error"]]
     if len(unread) == len(rows):
         raise ImageError("\n".join(unread))
-    sys.stderr.writelines(f"{sentence}\n" for sentence in unread)
+    sys.stderr.writelines(f"{sentence}\n" for sentence in (*said, *unread))
 
 
 def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:

@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("model", help=MODEL_HELP)
     predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="an image, or a folder with one series")
     predict.add_argument("--format", choices=("csv", "json"), default="csv")
+    predict.add_argument("--json", action="store_const", const="json", dest="format", help="as --format json")
     evaluate = commands.add_parser("evaluate", help="score a model on a labelled data set; the same command on the same folder continues")
     evaluate.add_argument("model", help=MODEL_HELP)
     evaluate.add_argument("dataset", type=Path, help="a folder or a ZIP file; labels may be empty")

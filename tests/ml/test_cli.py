@@ -203,7 +203,7 @@ def test_predict_goes_on_after_a_file_that_is_no_image(
 ) -> None:
     (tmp_path / "text.png").write_text("hello")
     image = folder / "normal" / "0.png"
-    assert main(["predict", str(model), str(tmp_path / "text.png"), str(image), "--format", "json"]) == 0
+    assert main(["predict", str(model), str(tmp_path / "text.png"), str(image), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["probability"] is None and rows[0]["error"]
     assert 0 <= rows[1]["probability"] <= 1 and rows[1]["error"] is None
