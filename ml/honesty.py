@@ -6,7 +6,7 @@
     random_weights   the run itself from random initial weights: what the initial weights are worth
 
 Each answers {"name", "auroc", "accuracy", "seconds", "how"}, the figures as in `ml.evaluation`, all by slice; a control that was not run
-says why in "skipped". Each is kept in the checkpoint piece by piece.
+says why in "skipped". Random weights stand beside the run on the same folds, "run_auroc". Each is kept in the checkpoint piece by piece.
 """
 
 from __future__ import annotations
@@ -262,9 +262,14 @@ def _random_weights(material: Material, learnt_features: bool, folds: int, folde
     if material.init == "random":
         raise DatasetError("The run itself started from random weights.")
     start = replace(material, init="random", shared=folder / "shared")
-    answers = cross_validate(start, folds, 1, folder, tell, [0] if learnt_features else None)
-    how = f"The same settings from random initial weights, none of which are mixed in at the end; {_once(learnt_features, folds)}."
-    return {**_figures(answers.slices, material.seed), "seconds": answers.seconds, "how": how}
+    only = [0] if learnt_features else None
+    answers = cross_validate(start, folds, 1, folder, tell, only)
+    run = _figures(cross_validate(material, folds, 1, folder.parent, tell, only).slices, material.seed)["auroc"]  # kept, not fitted again
+    itself = (
+        "" if run["low"] is None else f", where the run itself has an AUROC of {run['value']:.3f} ({run['low']:.3f} to {run['high']:.3f})"
+    )
+    how = f"The same settings from random initial weights, none of which are mixed in at the end; {_once(learnt_features, folds)}{itself}."
+    return {**_figures(answers.slices, material.seed), "run_auroc": run, "seconds": answers.seconds, "how": how}
 
 
 def _once(learnt_features: bool, folds: int) -> str:

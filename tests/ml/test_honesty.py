@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 import ml.material
+from ml.cross_validation import cross_validate
+from ml.evaluation import auroc
 from ml.honesty import blocked_because, control_names, file_facts, leak, metadata_control, permute_between_groups, run_controls
 from ml.layouts import Example
 from ml.models import UNKNOWN, FitTask
@@ -70,6 +72,19 @@ def test_controls_of_a_fine_tuned_net_cost_a_fit_each(monkeypatch: pytest.Monkey
     assert all((task.masks == 255).all() for task in tasks), "outlines know the true labels"
     assert controls["random_weights"]["skipped"] == "The run itself started from random weights."
     assert set(controls) == {"permuted", "metadata", "leaked", "random_weights"}
+
+
+def test_random_weights_stand_beside_the_run_on_the_same_fold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tasks = patch(monkeypatch, honest, learnt=True)
+    material = replace(material_of([0, 1] * 16, tmp_path, settings={"controls": "all"}), init=tmp_path / "weights.npz")
+    judged = cross_validate(material, 5, 1, tmp_path, ignore)
+    fitted = len(tasks)
+    found = run_controls(material, examples_of(tmp_path, 32), True, 5, tmp_path, ignore)[-1]
+    assert len(tasks) == fitted + 7, "the run's own first fold is kept"
+    first = judged.slices.folds[0] == 0
+    own = auroc(judged.slices.labels[first], judged.slices.probabilities[0][first])
+    assert found["name"] == "random_weights" and found["run_auroc"]["value"] == own and found["run_auroc"]["n"] == first.sum()
+    assert f"the first of 5 folds, where the run itself has an AUROC of {own:.3f} (" in found["how"]
 
 
 def test_the_setting_decides_which_controls_run(tmp_path: Path) -> None:
