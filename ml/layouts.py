@@ -93,6 +93,7 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
     groups = _read_groups(base / "groups.csv")
     patient_column = column_of(header, PATIENT_COLUMNS)
     examples = []
+    odd_slices: list[str] = []
     for number, row in enumerate(rows, start=2):
         given = row.get(name_column, "")
         name = f"head_ct/{int(given):03d}.png" if kaggle and re.fullmatch("[0-9]{1,9}", given) else given
@@ -107,8 +108,9 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
             raise DatasetError(f"{manifest.name}, line {number}: the image {name} is missing.")
         patient = row.get(patient_column, "") if patient_column else ""
         group = f"patient {patient}" if patient else f"row {groups[given]}" if given in groups else ""
-        slice_text = row.get("slice", "")
-        slice_number = whole_number(slice_text)
+        slice_number = whole_number(row.get("slice", ""))
+        if row.get("slice") and slice_number is None:
+            odd_slices.append(f"{row['slice'][:40]!r} of {name}")
         mask = _mask_of(base, name, row.get("mask", ""), f"{manifest.name}, line {number}")
         join_told(told, patient, row.get("scan_label", ""), f"{manifest.name}, line {number}")
         types = types_of(row.get("subtypes"), label, f"{manifest.name}, line {number}")
@@ -119,7 +121,10 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
     most_common, times = Counter(example.name for example in examples).most_common(1)[0]
     if times > 1:
         raise DatasetError(f"{manifest.name} lists {most_common} {times} times.")
-    return "kaggle head_ct" if kaggle else "manifest", *with_scan_labels(examples, told)
+    examples, odd = with_scan_labels(examples, told)
+    if odd_slices:
+        odd.append(f"Slices without a whole number: {len(odd_slices)}, such as {odd_slices[0]}; they stand after the others of their scan.")
+    return "kaggle head_ct" if kaggle else "manifest", examples, odd
 
 
 def _mask_of(base: Path, name: str, given: str, where: str) -> Path | None:

@@ -23,15 +23,20 @@ class DatasetError(ValueError):
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return header and rows, column names and values stripped; Kaggle's header has a space after its comma."""
+    """Return header and rows, column names and values stripped; Kaggle's header has a space after its comma.
+
+    Where a header has semicolons and no comma, as spreadsheets write in half of Europe, they separate the columns.
+    """
     if path.stat().st_size > MAX_TABLE_MB * 2**20:
         raise DatasetError(f"{path.name} is larger than {MAX_TABLE_MB} MB.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as err:
         raise DatasetError(f"{path.name} is not a text file in UTF-8.") from err
+    lines = text.splitlines()
+    semicolons = lines and ";" in lines[0] and "," not in lines[0]
     try:
-        rows = [row for row in csv.reader(text.splitlines()) if row]
+        rows = [row for row in csv.reader(lines, delimiter=";" if semicolons else ",") if row]
     except csv.Error as err:
         raise DatasetError(f"{path.name} is not a readable table: {err}.") from err
     if len(rows) < 2:

@@ -59,6 +59,15 @@ def test_a_manifest_is_read_with_patients_and_slices(manifest: Maker) -> None:
     assert found.problems == ()
 
 
+def test_a_table_with_semicolons_is_read_and_an_odd_slice_is_told(manifest: Maker) -> None:
+    root = manifest([])
+    lines = [";".join([*row, f"p{n // 2}", "3.5" if n == 5 else str(n)]) for n, row in enumerate(ROWS)]
+    (root / "labels.csv").write_text("\n".join(["filename;label;patient;slice", *lines]))
+    found = read_dataset(root)
+    assert [e.slice for e in found.examples] == [0, 1, 2, 3, 4, None, 6, 7]
+    assert found.problems == ("Slices without a whole number: 1, such as '3.5' of 5.png; they stand after the others of their scan.",)
+
+
 def test_types_of_bleeding_are_read_where_a_table_names_them(manifest: Maker) -> None:
     told = ["epidural", "Subdural | epidural", "", "intraventricular"]
     found = read_dataset(manifest([[*row, told[n] if n < 4 else ""] for n, row in enumerate(ROWS)], "filename,label,subtypes"))
