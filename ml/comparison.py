@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ml.answers import COLUMNS
-from ml.evaluation import metrics_with_intervals, paired_differences
+from ml.evaluation import auroc_within, metrics_with_intervals, paired_differences
 from ml.layouts import DatasetError
 
 LEVELS = ("slice", "patient")
@@ -26,6 +26,7 @@ class _Answer:
     group: str
     probabilities: Sequence[float]
     predicted: Sequence[bool]
+    folds: Sequence[int]
 
 
 def compare(runs: Sequence[Path]) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
 
     Returns:
         {"slice" and "patient": {"n", "runs": [{"run", "metrics"}], "differences": [{"run", "minus", "auroc", "accuracy"}]}}; where
-        several data sets were answered for also "by_dataset", the same for each.
+        several data sets were answered for also "by_dataset", the same for each. Metrics of a cross-validation hold
+        "auroc within folds" too.
 
     Raises:
         DatasetError: a folder holds no answers, two runs disagree about a label, or they have nothing in common.
@@ -61,11 +63,14 @@ def _compared(
 ) -> dict[str, Any]:
     labels, groups = _facts(tables, level, keys, names)
     answers = [_arrays(table[level], keys) for table in tables]
+    metrics = [metrics_with_intervals(labels, *own, groups, SEED) for own in answers]
+    for of_run, table, (probabilities, _) in zip(metrics, tables, answers, strict=True):
+        folds = np.array([table[level][key].folds for key in keys]).T
+        if folds.size:
+            of_run["auroc within folds"] = auroc_within(labels, probabilities, folds, groups, SEED)
     return {
         "n": len(keys),
-        "runs": [
-            {"run": name, "metrics": metrics_with_intervals(labels, *own, groups, SEED)} for name, own in zip(names, answers, strict=True)
-        ],
+        "runs": [{"run": name, "metrics": of_run} for name, of_run in zip(names, metrics, strict=True)],
         "differences": [
             {"run": name, "minus": names[0], **_differences(labels, answers[0], own, groups)}
             for name, own in zip(names[1:], answers[1:], strict=True)
@@ -101,7 +106,8 @@ def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
 def _answer(rows: Sequence[Mapping[str, str]]) -> _Answer:
     ordered = sorted(rows, key=lambda row: int(row["repeat"] or 0))
     probabilities, predicted = [float(row["probability"]) for row in ordered], [row["predicted"] == "1" for row in ordered]
-    return _Answer(int(rows[0]["label"]), rows[0]["group"], probabilities, predicted)
+    folds = [int(row["fold"]) for row in ordered if row["fold"]]  # none where a finished model was evaluated
+    return _Answer(int(rows[0]["label"]), rows[0]["group"], probabilities, predicted, folds)
 
 
 def _facts(

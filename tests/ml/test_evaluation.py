@@ -10,6 +10,7 @@ import ml.evaluation
 from ml.calibration import Platt, fit_platt, threshold_at_sensitivity, trust_in_zones, uncertain_band, zones
 from ml.evaluation import (
     auroc,
+    auroc_within,
     confusion,
     lower_bound_of_mean,
     metrics_with_intervals,
@@ -164,6 +165,18 @@ def test_a_large_set_is_weighed_in_chunks_with_the_same_interval(monkeypatch: py
     monkeypatch.setattr(ml.evaluation, "MOST_WEIGHTS", 24)
     chunked = metrics_with_intervals(LABELS, PROBABILITIES, PROBABILITIES >= 0.5, OWN_GROUPS, seed=1)
     assert all(chunked[name] == pytest.approx(entry) for name, entry in whole.items())  # sums of other lengths round otherwise
+
+
+def test_ranking_within_folds_does_not_hang_on_how_folds_compare() -> None:
+    labels, folds = np.array([0, 0, 1, 1] * 10), np.array([0, 1] * 20)
+    scores = np.where(folds == 0, 0.5 + 0.1 * labels, 0.1 + 0.1 * labels)
+    groups = np.arange(40) // 2
+    pooled = auroc(labels, scores)
+    assert pooled == 0.75
+    found = auroc_within(labels, np.stack([scores, scores]), np.stack([folds, np.zeros(40)]), groups, 0)
+    assert found["value"] == (1 + pooled) / 2 and found["low"] <= found["value"] <= found["high"] and found["n"] == 40
+    apart = auroc_within(labels, scores[None], labels[None], groups, 0)
+    assert apart["value"] is None and apart["reason"], "no fold holds both classes"
 
 
 def test_a_paired_difference_cancels_what_is_hard_for_both() -> None:

@@ -360,6 +360,7 @@ def test_two_models_are_compared_on_what_they_share(patients: Path, tiny_model: 
     (difference,) = found["slice"]["differences"]
     assert difference["auroc"]["value"] == pytest.approx(noise - good) and difference["minus"] == "good"
     assert difference["auroc"]["low"] <= difference["auroc"]["value"] <= difference["auroc"]["high"]
+    assert "auroc within folds" not in found["slice"]["runs"][0]["metrics"], "there are none"
 
 
 def test_runs_over_several_data_sets_are_compared_in_each_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -373,7 +374,7 @@ def test_runs_over_several_data_sets_are_compared_in_each_too(tmp_path: Path, ca
                     "dataset": dataset,
                     "filename": f"{number}.png",
                     "label": number % 2,
-                    "group": f"{dataset}{number}",
+                    "fold": number // 2,
                 }
                 rows.append({**facts, "group": f"{dataset}{number}", "probability": probability, "predicted": int(probability >= 0.5)})
         write_answers(tmp_path / run / "answers.csv", rows)
@@ -381,6 +382,7 @@ def test_runs_over_several_data_sets_are_compared_in_each_too(tmp_path: Path, ca
     assert found["n"] == 8 and {name: own["n"] for name, own in found["by_dataset"].items()} == {"a": 4, "all": 4}
     (same,), (reversed_,) = (found["by_dataset"][name]["differences"] for name in ("a", "all"))
     assert same["auroc"]["value"] == 0 and reversed_["auroc"]["value"] == -1
+    assert found["runs"][1]["metrics"]["auroc within folds"]["value"] == 0.625, "5 of 8 pairs, 4 in each fold"
     assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
     said = capsys.readouterr().out
     assert [f"{which}, second minus first" in said for which in ("all, 8 in common", "a, 4 in common", "all, 4 in common")] == [True] * 3
