@@ -2,7 +2,7 @@
 
 `seen.json` of a model folder holds no names, only what recognises an image again: the first 16 hex digits of the file's SHA-256, and
 the perceptual hash of the picture, which a copy that was saved anew still has, or nearly. "features" lists the images that shaped the
-convolutions (also those of the weights they started from); "head" lists those that shaped the rest, which a later training throws away.
+convolutions (also those of the weights they started from); "head" lists others that shaped the rest, which a later training throws away.
 """
 
 from __future__ import annotations
@@ -226,8 +226,8 @@ def _same_in_two_sets(examples: Sequence[Example]) -> list[tuple[int, int]]:
 def seen_json(examples: Sequence[Example], before: Marks, learnt_features: bool, weak: Sequence[Example] = ()) -> bytes:
     """Return seen.json of a model trained on `examples` from weights that had seen `before`; `weak` taught its head alone."""
     now, whole = ({(example.sha256[:16], example.dhash) for example in part} for part in (examples, weak))
-    features = sorted(set(before) | now) if learnt_features else sorted(set(before))
-    return json.dumps({"features": features, "head": sorted(now | whole)}, separators=(",", ":")).encode()
+    features = set(before) | now if learnt_features else set(before)
+    return json.dumps({"features": sorted(features), "head": sorted((now | whole) - features)}, separators=(",", ":")).encode()
 
 
 def _require_enough(labels: np.ndarray, groups: np.ndarray, folds: int, some_seen: bool) -> None:
