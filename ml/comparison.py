@@ -17,6 +17,8 @@ from ml.layouts import DatasetError
 LEVELS = ("slice", "patient")
 DIFFERENCES = ("auroc", "accuracy")
 SEED = 0
+NO_FOLD = -1
+"""Where a finished model was evaluated."""
 Key = tuple[str, str, str]
 
 
@@ -66,7 +68,7 @@ def _compared(
     metrics = [metrics_with_intervals(labels, *own, groups, SEED) for own in answers]
     for of_run, table, (probabilities, _) in zip(metrics, tables, answers, strict=True):
         folds = np.array([table[level][key].folds for key in keys]).T
-        if folds.size:
+        if folds.size and (folds != NO_FOLD).all():
             of_run["auroc within folds"] = auroc_within(labels, probabilities, folds, groups, SEED)
     return {
         "n": len(keys),
@@ -106,7 +108,7 @@ def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
 def _answer(rows: Sequence[Mapping[str, str]]) -> _Answer:
     ordered = sorted(rows, key=lambda row: int(row["repeat"] or 0))
     probabilities, predicted = [float(row["probability"]) for row in ordered], [row["predicted"] == "1" for row in ordered]
-    folds = [int(row["fold"]) for row in ordered if row["fold"]]  # none where a finished model was evaluated
+    folds = [int(row["fold"] or NO_FOLD) for row in ordered]
     return _Answer(int(rows[0]["label"]), rows[0]["group"], probabilities, predicted, folds)
 
 

@@ -11,7 +11,7 @@ import stat
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,6 @@ from ml.grouping import assign_groups, digest, look_at, near_duplicates
 from ml.headers import Header, read_header
 from ml.images import ORDER_GIVEN, BareImageError, ImageError, Series, read_series, render
 from ml.layouts import DatasetError, find_examples
-from ml.ordering import SAME_PLACE_MM
 
 __all__ = ["Dataset", "DatasetError", "Example", "contact_sheet", "explore", "read_dataset", "unpack"]
 
@@ -157,11 +156,11 @@ def read_dataset(
     base, layout, examples, odd = find_examples(root, name, lambda total: on_image(0, total))
     if needs_both_classes and (missing := _missing_class(examples)):
         raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
-    looked, thumbnails, problems = _look_at_all(examples, on_image, keeps_bare, decode)
+    looked, thumbnails, headers, problems = _look_at_all(examples, on_image, keeps_bare, decode)
     if not looked or (needs_both_classes and _missing_class(looked)):
         raise DatasetError(f"Too many images of {name} are unreadable; the first: {(problems or odd)[0]}")
     problems = odd + problems
-    looked = _placed(looked)
+    looked = _placed(looked, headers)
     pairs = near_duplicates([example.dhash for example in looked], thumbnails)
     numbers = assign_groups([[("group", example.group)] if example.group else [] for example in looked], pairs)
     grouped = tuple(replace(example, group=f"{name}/{looked[number].name}") for example, number in zip(looked, numbers, strict=True))
@@ -270,9 +269,14 @@ def _missing_class(examples: Sequence[Example]) -> str | None:
 
 def _look_at_all(
     examples: Sequence[Example], on_image: Callable[[int, int], None], keeps_bare: bool, decode: Callable[..., Series]
-) -> tuple[list[Example], list[np.ndarray], list[str]]:
-    """Decode every image once; return the readable ones with their facts, their thumbnails, and what was wrong or had to be assumed."""
+) -> tuple[list[Example], list[np.ndarray], dict[str, Header], list[str]]:
+    """Decode every image once.
+
+    Returns the readable ones with their facts, their thumbnails, by name what the DICOM files of patients say of their places, and what
+    was wrong or had to be assumed.
+    """
     looked, thumbnails, problems = [], [], []
+    headers: dict[str, Header] = {}
     bare: dict[str, str] = {}
     assumed: Counter[str] = Counter()
 
@@ -303,31 +307,27 @@ def _look_at_all(
                 example = replace(example, mask=None)
         dhash, thumbnail = look_at(shown)
         height, width = shown.pixels.shape
-        looked.append(replace(example, sha256=sha256_of(example), dhash=dhash, width=width, height=height, mode=_mode(example.path)))
+        mode = _mode(example.path)
+        looked.append(replace(example, sha256=sha256_of(example), dhash=dhash, width=width, height=height, mode=mode))
         thumbnails.append(thumbnail)
+        if mode == "DICOM" and example.patient and not example.beside:
+            with suppress(ImageError):
+                headers[example.name] = read_header(example.path)
     with_others = {example.patient for example in looked if example.name not in bare}
     kept = [number for number, example in enumerate(looked) if example.name not in bare or example.patient in with_others]
     problems += [f"{e.name} is left out: {bare[e.name]}" for e in looked if e.name in bare and e.patient not in with_others]
     problems += [f"{count} of {len(examples)} images: {sentence}" for sentence, count in assumed.most_common()]
-    return [looked[number] for number in kept], [thumbnails[number] for number in kept], problems
+    return [looked[number] for number in kept], [thumbnails[number] for number in kept], headers, problems
 
 
-def _placed(examples: Sequence[Example]) -> list[Example]:
-    """Return the examples, with their places where the DICOM files of a whole scan know them, are of one series and lie apart."""
-    headers: dict[tuple[str, str, str], list[Header]] = {}
+def _placed(examples: Sequence[Example], headers: Mapping[str, Header]) -> list[Example]:
+    """Return the examples, with their places where the DICOM files of a whole scan know them and are of one series."""
+    of_scan: dict[tuple[str, str, str], list[Header | None]] = {}
     for example in examples:
-        own = headers.setdefault(scan_key(example), [])
-        if example.mode == "DICOM" and not example.beside:
-            with suppress(ImageError):
-                own.append(read_header(example.path))
-    count = Counter(map(scan_key, examples))
-    places: dict[Path, float] = {}
-    for key, found in headers.items():
-        known = {header.path: header.place_mm for header in found if header.place_mm is not None}
-        lie_apart = len(known) > 1 and np.diff(sorted(known.values())).min() > SAME_PLACE_MM
-        if len(known) == count[key] and len({header.series for header in found}) == 1 and lie_apart:
-            places |= known
-    return [replace(example, place_mm=places.get(example.path)) for example in examples]
+        of_scan.setdefault(scan_key(example), []).append(headers.get(example.name))
+    series = {key: {(one.series, one.place_mm is None) if one else None for one in found} for key, found in of_scan.items()}
+    known = {key for key, found in series.items() if len(found) == 1 and all(one and not one[1] for one in found)}
+    return [replace(example, place_mm=headers[example.name].place_mm) if scan_key(example) in known else example for example in examples]
 
 
 def _mode(path: Path) -> str:

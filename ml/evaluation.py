@@ -6,7 +6,7 @@ image that was scored by a model which never saw its group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ml.calibration import Platt, fit_platt, threshold_at_sensitivity, uncertain
 __all__ = [
     "Platt",
     "auroc",
+    "auroc_within",
     "confusion",
     "fit_platt",
     "lower_bound_of_mean",
@@ -116,20 +117,22 @@ def auroc_within(labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarra
     one fold compare with those of another (A. Airola et al. 2011). `probabilities` and `folds` are (repeats, n).
     """
     truth = np.asarray(labels, np.float64)
-    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    weights = np.concatenate([np.ones((1, len(truth))), drawn[:, group_of]])
-    areas = []
-    for scores, fold_of in zip(probabilities, folds, strict=True):
-        right, pairs = np.zeros(len(weights)), np.zeros(len(weights))
-        for fold in np.unique(fold_of):
-            own = fold_of == fold
-            of_fold = (weights[:, own] @ truth[own]) * (weights[:, own] @ (1 - truth[own]))
-            right += np.where(of_fold > 0, _ranking_figures(truth[own], scores[own], weights[:, own])[0], 0) * of_fold
-            pairs += of_fold
-        areas.append(_ratio(right, pairs))
-    once, *sampled = np.mean(areas, axis=0)
-    return _entry(float(once), np.array(sampled), len(truth), UNDEFINED["auroc"])
+
+    def areas(weights: np.ndarray) -> np.ndarray:
+        """Return the mean over the repeats for each row of weights (samples, n)."""
+        found = []
+        for scores, fold_of in zip(probabilities, folds, strict=True):
+            right, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+            for fold in np.unique(fold_of):
+                own = fold_of == fold
+                of_fold = (weights[:, own] @ truth[own]) * (weights[:, own] @ (1 - truth[own]))
+                right += np.where(of_fold > 0, _ranking_figures(truth[own], scores[own], weights[:, own])[0], 0) * of_fold
+                pairs += of_fold
+            found.append(_ratio(right, pairs))
+        return np.asarray(np.mean(found, axis=0))
+
+    sampled = [areas(weights) for weights in _drawn_weights(groups, seed, RESAMPLES)]
+    return _entry(float(areas(np.ones((1, len(truth))))[0]), np.concatenate(sampled), len(truth), "no fold holds both classes")
 
 
 def share_with_interval(holds: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -164,18 +167,22 @@ def _sampled_figures(
 
     Samples are drawn and weighed a chunk at a time, so that a large set needs no (samples, images) array at once.
     """
-    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     once = {name: float(values[0]) for name, values in _mean_figures(labels, probabilities, predicted, np.ones((1, len(labels)))).items()}
-    if not len(names):
+    if not len(labels):
         return once, {name: np.zeros(0) for name in once}
+    parts = [_mean_figures(labels, probabilities, predicted, weights) for weights in _drawn_weights(groups, seed, resamples)]
+    return once, {name: np.concatenate([part[name] for part in parts]) for name in once}
+
+
+def _drawn_weights(groups: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """Yield how often each image (n,) counts in bootstrap samples of groups, a chunk (samples, n) at a time."""
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     random = np.random.default_rng(seed)
     share = np.full(len(names), 1 / len(names))
-    rows = max(1, min(resamples, MOST_WEIGHTS // len(labels)))
-    parts = []
+    rows = max(1, min(resamples, MOST_WEIGHTS // len(group_of)))
     for start in range(0, resamples, rows):
         drawn = random.multinomial(len(names), share, size=min(rows, resamples - start))
-        parts.append(_mean_figures(labels, probabilities, predicted, drawn[:, group_of].astype(np.float64)))
-    return once, {name: np.concatenate([part[name] for part in parts]) for name in once}
+        yield drawn[:, group_of].astype(np.float64)
 
 
 def _mean_figures(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ class Example:
     `types` are those of `ml.catalogue.BLEEDING_TYPES` that the slice shows, None where nobody said: the column `subtypes` of the table.
     `scan_label` and `scan_types` are what was said of the patient's scan as a whole, None where nobody did or its slices say it all.
     `scan` tells a patient's scans apart, empty for the first. `beside` are thin neighbours, averaged with it to a slab (`ml.stack`).
-    `place_mm` is how far towards the head it lies, known for all slices of a scan, each another, or for none.
+    `place_mm` is how far towards the head it lies, known for all readable slices of a scan or for none.
     """
 
     path: Path

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -75,18 +75,18 @@ def likeness(bits: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.asarray(shared / np.maximum(either, 1), np.float32)
 
 
-def most_alike(dhashes: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of `others` each hash is most like, int (n,), and how much, float32 (n,); there must be others."""
-    bits, of_others = _bits(dhashes), _bits(others)
-    which, how_much = np.zeros(len(bits), np.int64), np.zeros(len(bits), np.float32)
+def same_pictures(dhashes: Sequence[str], others: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the positions of each hash and of each of the others that are of the same picture."""
+    bits, of_others = bits_of(dhashes), bits_of(others)
     for start in range(0, len(bits), CHUNK):
-        alike = likeness(bits[start : start + CHUNK], of_others)
-        which[start : start + CHUNK], how_much[start : start + CHUNK] = alike.argmax(axis=1), alike.max(axis=1)
-    return which, how_much
+        alike = likeness(bits[start : start + CHUNK], of_others) >= SAME_PICTURE
+        yield from ((start + int(one), int(other)) for one, other in np.argwhere(alike))
 
 
-def _bits(dhashes: Sequence[str]) -> np.ndarray:
-    return np.unpackbits(np.array([list(bytes.fromhex(value)) for value in dhashes], np.uint8), axis=1).astype(np.float32)
+def bits_of(dhashes: Sequence[str]) -> np.ndarray:
+    """Return the bits of hashes, float32 (n, 256)."""
+    rows = np.array([list(bytes.fromhex(value)) for value in dhashes], np.uint8).reshape(len(dhashes), HASH_DIGITS // 2)
+    return np.unpackbits(rows, axis=1).astype(np.float32)
 
 
 def _without_borders(grey: np.ndarray) -> np.ndarray:
@@ -102,7 +102,7 @@ def _without_borders(grey: np.ndarray) -> np.ndarray:
         return grey
     top, bottom = (np.array([rows[0], rows[-1] + 1]) * shape[0] / height).round().astype(int)
     left, right = (np.array([columns[0], columns[-1] + 1]) * shape[1] / width).round().astype(int)
-    return np.ascontiguousarray(grey[top:bottom, left:right])
+    return np.ascontiguousarray(grey[top : max(bottom, top + 1), left : max(right, left + 1)])  # a speck may round to nothing
 
 
 def near_duplicates(dhashes: Sequence[str], thumbnails: Sequence[np.ndarray]) -> list[tuple[int, int]]:
@@ -115,26 +115,26 @@ def near_duplicates(dhashes: Sequence[str], thumbnails: Sequence[np.ndarray]) ->
     """
     if not dhashes:
         return []
-    bits = _bits(dhashes)
+    bits = bits_of(dhashes)
     flat = np.stack([thumbnail.ravel() for thumbnail in thumbnails]).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     informative = length[:, 0] > 1.0
     flat /= np.maximum(length, 1e-6)
-    pairs, most = [], MOST_PAIRS + MOST_PAIRS_EACH * len(bits)
-    for first in range(len(bits)):
-        if not informative[first]:
-            continue
-        alike = likeness(bits[first : first + 1], bits[first + 1 :])[0]
-        for second in first + 1 + np.flatnonzero((alike >= CANDIDATE) & informative[first + 1 :]):
-            if alike[second - first - 1] >= SAME_PICTURE or float(flat[first] @ flat[second]) >= DUPLICATE_CORRELATION:
-                pairs.append((first, int(second)))
-        if len(pairs) > most:
+    pairs: list[tuple[int, int]] = []
+    most = MOST_PAIRS + MOST_PAIRS_EACH * len(bits)
+    for start in range(0, len(bits), CHUNK):
+        own = slice(start, start + CHUNK)
+        alike, correlation = likeness(bits[own], bits[start:]), flat[own] @ flat[start:].T
+        same = (alike >= SAME_PICTURE) | ((alike >= CANDIDATE) & (correlation >= DUPLICATE_CORRELATION))
+        found = np.argwhere(np.triu(same & np.outer(informative[own], informative[start:]), 1)) + start
+        if len(pairs) + len(found) > most:
             raise DatasetError(f"More than {most:,} pairs of images show nearly the same; please leave the copies out.")
+        pairs += [(int(first), int(second)) for first, second in found]
     return pairs
 
 
-def assign_groups(keys: Sequence[Sequence[Hashable]], duplicates: Sequence[tuple[int, int]] = ()) -> list[int]:
+def assign_groups(keys: Sequence[Sequence[Hashable]], duplicates: Iterable[tuple[int, int]] = ()) -> list[int]:
     """Return a group number for each image: images that share a key, or are duplicates of each other, share a group.
 
     Args:

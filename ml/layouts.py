@@ -123,7 +123,7 @@ def _from_manifest(base: Path, manifest: Path, dataset: str) -> tuple[str, list[
         raise DatasetError(f"{manifest.name} lists {most_common} {times} times.")
     examples, odd = with_scan_labels(examples, told)
     if odd_slices:
-        odd.append(f"Slices without a whole number: {len(odd_slices)}, such as {odd_slices[0]}; they stand after the others of their scan.")
+        odd.append(f"Slices without a whole number: {len(odd_slices)}, such as {odd_slices[0]}; they count as unknown.")
     return "kaggle head_ct" if kaggle else "manifest", examples, odd
 
 

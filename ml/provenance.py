@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.datasets import Dataset, DatasetError, Example
 from ml.examples import scan_key
 from ml.files import place_in_series
-from ml.grouping import HASH_DIGITS, SAME_PICTURE, assign_groups, groups_per_class, is_telling, most_alike
+from ml.grouping import HASH_DIGITS, assign_groups, groups_per_class, is_telling, same_pictures
 from ml.models import UNKNOWN
 
 Marks = tuple[tuple[str, str], ...]
@@ -132,10 +132,10 @@ def in_scan_order(examples: Sequence[Example]) -> list[Example]:
     first: dict[tuple[str, str, str], int] = {}
     for position, example in enumerate(examples):
         first.setdefault(scan_key(example), position)
-    unplaced = {scan_key(example) for example in examples if example.place_mm is None}
+    placed = {scan_key(example) for example in examples if example.place_mm is not None}
 
     def place(example: Example) -> tuple[Any, ...]:
-        number = example.slice if scan_key(example) in unplaced else example.place_mm
+        number = example.place_mm if scan_key(example) in placed else example.slice
         return first[scan_key(example)], float("inf") if number is None else number, place_in_series(Path(example.name))
 
     return sorted(examples, key=place)
@@ -195,38 +195,38 @@ def all_marks_of(model_dir: Path) -> Marks:
 
 def notes_on_marks(marks: Marks) -> list[str]:
     """Return a sentence where pictures are listed by the 64-bit hash of earlier versions, which is not compared."""
-    earlier = any(picture and len(picture) != HASH_DIGITS for _, picture in marks)
-    return ["The model lists the pictures it has seen as earlier versions did: only unchanged files are recognised."] if earlier else []
+    earlier = sum(bool(picture) and len(picture) != HASH_DIGITS for _, picture in marks)
+    listed = f"An earlier version listed {earlier} of the pictures that training has seen; of these only unchanged files are recognised."
+    return [listed] if earlier else []
 
 
 def seen_among(examples: Sequence[Example], marks: Marks) -> np.ndarray:
     """Return which examples are among the marks, bool (n,): the same file, or nearly the same picture; an empty slice is nobody's."""
     files = {file for file, _ in marks}
     pictures = [picture for _, picture in marks if len(picture) == HASH_DIGITS]
-    telling = np.array([is_telling(example.dhash) for example in examples], bool)
-    seen: np.ndarray = telling & np.array([example.sha256[:16] in files for example in examples], bool)
-    if pictures and telling.any():
-        seen[telling] |= most_alike([e.dhash for e, tells in zip(examples, telling, strict=True) if tells], pictures)[1] >= SAME_PICTURE
+    telling = [at for at, example in enumerate(examples) if is_telling(example.dhash)]
+    seen = np.zeros(len(examples), bool)
+    seen[telling] = [examples[at].sha256[:16] in files for at in telling]
+    seen[[telling[one] for one, _ in same_pictures([examples[at].dhash for at in telling], pictures)]] = True
     return seen
 
 
-def _same_in_two_sets(examples: Sequence[Example]) -> list[tuple[int, int]]:
-    """Return each picture's position with that of the one most like it in the data sets before, where they show the same."""
-    pairs = []
+def _same_in_two_sets(examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
+    """Yield the positions of pictures that show the same in two data sets."""
     before: list[int] = []
     for name in dict.fromkeys(example.dataset for example in examples):
         own = [at for at, example in enumerate(examples) if example.dataset == name and is_telling(example.dhash)]
-        if before and own:
-            which, alike = most_alike([examples[at].dhash for at in own], [examples[at].dhash for at in before])
-            pairs += [(before[which[at]], own[at]) for at in np.flatnonzero(alike >= SAME_PICTURE)]
+        for one, other in same_pictures([examples[at].dhash for at in own], [examples[at].dhash for at in before]):
+            yield before[other], own[one]
         before += own
-    return pairs
 
 
 def seen_json(examples: Sequence[Example], before: Marks, learnt_features: bool, weak: Sequence[Example] = ()) -> bytes:
     """Return seen.json of a model trained on `examples` from weights that had seen `before`; `weak` taught its head alone."""
     now, whole = ({(example.sha256[:16], example.dhash) for example in part} for part in (examples, weak))
-    features = set(before) | now if learnt_features else set(before)
+    features = set(before) | (now if learnt_features else set())
+    renewed = {file for file, picture in features if len(picture) == HASH_DIGITS}
+    features = {(file, picture) for file, picture in features if len(picture) == HASH_DIGITS or file not in renewed}
     return json.dumps({"features": sorted(features), "head": sorted((now | whole) - features)}, separators=(",", ":")).encode()
 
 

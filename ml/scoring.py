@@ -17,7 +17,7 @@ import numpy as np
 
 from ml.answers import COLUMNS, write_answers
 from ml.artifacts import ArtifactError
-from ml.calibration import trust_in_zones, zones
+from ml.calibration import ABOVE, BELOW, UNCERTAIN, trust_in_zones, zones
 from ml.catalogue import SettingError
 from ml.checkpoints import load_json, save_json
 from ml.datasets import Dataset
@@ -113,9 +113,7 @@ def evaluate(
     if odd := int((oddness >= REFUSED_FROM).sum()):
         notes.append(f"{odd} of {len(oddness)} images do not look like head CT (not_head_ct in answers.csv); they are scored all the same.")
     counted = patients.labels != UNKNOWN
-    several = np.bincount(scans) > 1
-    points = [card.point_of(2 if more else 1) for more in several]
-    zone = np.array([int(zones(p, low, high)) for p, (_, low, high) in zip(patients.probabilities, points, strict=True)])
+    zone = np.array([UNCERTAIN if finding["uncertain"] else ABOVE if finding["positive"] else BELOW for finding in findings])
     slice_zone = zones(slices.probabilities, card.uncertain_low, card.uncertain_high)
     known, fresh = slices.labels != UNKNOWN, ~slices.seen
     result: dict[str, Any] = {
@@ -126,7 +124,7 @@ def evaluate(
         "dataset": dataset.name,
         "fingerprint": dataset.fingerprint,
         "images": len(examples),
-        "scans": len(several),
+        "scans": len(findings),
         "unknown": unknown,
         "unread": len(dataset.unread),
         "not_head_ct": _oddness_block(oddness, judge),
@@ -193,7 +191,7 @@ def _score(
 ) -> list[dict[str, Any]]:
     """Return the answer for each scan; what is there already is not computed again."""
     partial = out_dir / "partial.json"
-    order = digest(*(example.name for example in examples), *scans)
+    order = digest(*((example.name, example.place_mm) for example in examples), *scans)
     kept = _kept(partial)
     if any(found and found.get("identity") != identity for found in (kept, _kept(out_dir / "metrics.json"))):
         raise SettingError(f"The folder {out_dir.name} holds the evaluation of another model or data set; give another folder.")
@@ -234,6 +232,7 @@ def _answer(predictor: Predictor, judge: Gate | None, examples: Sequence[Example
     return {
         "probability": finding.probability,
         "positive": finding.positive,
+        "uncertain": finding.uncertain,
         "slices": list(finding.slice_probabilities),
         "not_head_ct": [judge.score(one) for one in slices] if judge else [],
     }

@@ -34,7 +34,8 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     except UnicodeDecodeError as err:
         raise DatasetError(f"{path.name} is not a text file in UTF-8.") from err
     lines = text.splitlines()
-    semicolons = lines and ";" in lines[0] and "," not in lines[0]
+    first = next((line for line in lines if line.strip()), "")
+    semicolons = ";" in first and "," not in first
     try:
         rows = [row for row in csv.reader(lines, delimiter=";" if semicolons else ",") if row]
     except csv.Error as err:

@@ -116,7 +116,10 @@ def train(
         groups = settings.get("groups")  # unusable weights are said before the folder is claimed
         load_weights(init, config.seed, "conv2", groups=None if groups is None else int(groups))
     data_fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
-    identity = digest(config.architecture, json.dumps([RECIPE, settings, config.seed, start_from], sort_keys=True), data_fingerprint)
+    placed = [example.name for example in pool.examples if example.place_mm is not None]  # their files decide the order
+    identity = digest(
+        config.architecture, json.dumps([RECIPE, settings, config.seed, start_from], sort_keys=True), data_fingerprint, *placed
+    )
     finished = _claim_folder(out_dir, identity)
     if finished:
         return finished

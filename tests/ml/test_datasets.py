@@ -65,7 +65,7 @@ def test_a_table_with_semicolons_is_read_and_an_odd_slice_is_told(manifest: Make
     (root / "labels.csv").write_text("\n".join(["filename;label;patient;slice", *lines]))
     found = read_dataset(root)
     assert [e.slice for e in found.examples] == [0, 1, 2, 3, 4, None, 6, 7]
-    assert found.problems == ("Slices without a whole number: 1, such as '3.5' of 5.png; they stand after the others of their scan.",)
+    assert found.problems == ("Slices without a whole number: 1, such as '3.5' of 5.png; they count as unknown.",)
 
 
 def test_types_of_bleeding_are_read_where_a_table_names_them(manifest: Maker) -> None:

@@ -14,13 +14,15 @@ from ml.grouping import (
     HASH_DIGITS,
     SAME_PICTURE,
     assign_groups,
+    bits_of,
     is_telling,
+    likeness,
     look_at,
-    most_alike,
     near_duplicates,
+    same_pictures,
     stratified_group_folds,
 )
-from ml.images import read_series
+from ml.images import Slice, read_series
 from ml.phantoms import phantom, write_png
 
 PICTURES = 40
@@ -45,8 +47,8 @@ def copies_of(pictures: Sequence[Path], edit: str, folder: Path) -> tuple[np.nda
     for path in pictures:
         EDITS[edit](Image.open(path).convert("L"), folder / "copy")
         copies.append(hash_of(folder / "copy"))
-    which, alike = most_alike(copies, known)
-    return which == np.arange(len(known)), alike
+    alike = likeness(bits_of(copies), bits_of(known))
+    return alike.argmax(axis=1) == np.arange(len(known)), alike.max(axis=1)
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -70,7 +72,25 @@ def test_no_slice_of_one_patient_counts_as_anothers(shared_data: Path) -> None:
     assert len(examples) - len(telling) == 9
     for group in {example.group for example in telling}:
         own, others = ([e.dhash for e in telling if (e.group == group) == is_own] for is_own in (True, False))
-        assert most_alike(own, others)[1].max() < SAME_PICTURE
+        assert list(same_pictures(own, others)) == []
+
+
+def test_a_speck_in_a_small_picture_is_looked_at_like_any_other() -> None:
+    for row in range(0, 128, 3):
+        dark = np.full((128, 90), 0.01, np.float32)
+        dark[row : row + 2, 40:42] = 0.4
+        dhash, thumbnail = look_at(Slice(dark, "display"))
+        assert len(dhash) == HASH_DIGITS and thumbnail.shape == (32, 32)
+
+
+def test_near_duplicates_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [look_at(Slice(phantom(seed % 7, hemorrhage=False, size=96).astype(np.float32), "hu")) for seed in range(21)]
+    dhashes, thumbnails = [dhash for dhash, _ in looks], [thumbnail for _, thumbnail in looks]
+    whole = near_duplicates(dhashes, thumbnails)
+    monkeypatch.setattr("ml.grouping.CHUNK", 4)
+    assert near_duplicates(dhashes, thumbnails) == whole
+    assert set(whole) == {(one, other) for one in range(21) for other in range(one + 1, 21) if one % 7 == other % 7}
+    assert list(same_pictures(dhashes[:1], dhashes)) == [(0, 0), (0, 7), (0, 14)]
 
 
 def test_groups_join_what_shares_a_key_or_is_a_duplicate() -> None:

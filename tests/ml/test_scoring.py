@@ -307,8 +307,25 @@ def test_thin_dicom_slices_are_answered_for_as_in_serving(tiny_model: Model, tmp
     served = Predictor(model).predict(read_series([tmp_path / "set" / name for name in names]))
     assert [float(row["probability"]) for row in table] == pytest.approx(served.slice_probabilities, abs=1e-6)
     assert len(set(served.slice_probabilities)) <= 3
+    (tmp_path / "set" / "1.dcm").write_bytes((tmp_path / "set" / names[5]).read_bytes())  # lies where another one lies
+    (tmp_path / "set" / "2.dcm").write_bytes(b"no slice")
+    (tmp_path / "set" / "labels.csv").write_text("\n".join(["filename,label,patient", *rows, "1.dcm,0,a", "2.dcm,0,a"]))
+    evaluate(model, read_dataset(tmp_path / "set", needs_both_classes=False), tmp_path / "doubled")
+    table = rows_of(tmp_path / "doubled" / "predictions.csv")
+    assert [row["filename"] for row in table if row["filename"] not in ("1.dcm", "2.dcm")] == names
+    assert (table[-1]["filename"], table[-1]["probability"]) == ("2.dcm", "")
+    assert float(table[0]["probability"]) == pytest.approx(served.slice_probabilities[0], abs=1e-6)
     change(tmp_path / "set" / names[0], SeriesInstanceUID="1.2.4")
     assert {example.place_mm for example in read_dataset(tmp_path / "set").examples} == {None}
+
+
+def test_thin_slices_of_one_slab_are_judged_as_the_slice_they_are(tiny_model: Model, tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "set", 3, step_mm=1.25)
+    (tmp_path / "set" / "labels.csv").write_text("\n".join(["filename,label,patient", *(f"{path.name},1,a" for path in paths)]))
+    model = tiny_model(uncertain_low=0.0, uncertain_high=1.0, scan_threshold=0.5, scan_uncertain_low=0.5, scan_uncertain_high=0.5)
+    evaluate(model, read_dataset(tmp_path / "set", needs_both_classes=False), tmp_path / "out")
+    band = json.loads((tmp_path / "out" / "metrics.json").read_text())["band"]["patient"]
+    assert Predictor(model).predict(read_series(paths)).uncertain and band["uncertain"]["value"] == 1.0
 
 
 def test_the_answers_of_a_training_are_not_written_over(patients: Path, tiny_model: Model, tmp_path: Path) -> None:

@@ -242,7 +242,10 @@ def test_pictures_listed_by_an_earlier_version_are_known_by_their_files_alone(ph
     first, second, *_ = phantoms.examples
     pool = pool_datasets([phantoms], ((first.sha256[:16], "0123456789abcdef"), ("", second.dhash[:16])), folds=2)
     assert np.flatnonzero(~pool.unseen).tolist() == [0]
-    assert "The model lists the pictures it has seen as earlier versions did: only unchanged files are recognised." in pool.notes
+    said = "An earlier version listed 2 of the pictures that training has seen; of these only unchanged files are recognised."
+    assert said in pool.notes
+    renewed = json.loads(seen_json([first], ((first.sha256[:16], "0123456789abcdef"),), learnt_features=True))
+    assert renewed["features"] == [[first.sha256[:16], first.dhash]]
 
 
 def test_two_data_sets_of_one_name_are_refused(phantoms: Dataset) -> None:
