@@ -43,17 +43,23 @@ MODES = ("L", "LA", "P", "RGB", "RGBA", "I;16", "DICOM")
 NAMES = ("permuted", "metadata", "leaked", "random_weights")
 
 
-def control_names(material: Material, learnt_features: bool) -> tuple[str, ...]:
+def control_names(settings: Mapping[str, Any], learnt_features: bool) -> tuple[str, ...]:
     """Return the controls that the setting `controls` asks for: "all", "cheap" (what takes no fine-tuning) or "none".
 
     Where the convolutions learn, the leaked split and the random weights are judged on the first fold: they take a fit each.
     """
-    wanted = str(material.settings.get("controls", "cheap"))
+    wanted = str(settings.get("controls", "cheap"))
     if wanted == "all":
         return NAMES
     if wanted == "none":
         return ()
     return ("metadata",) if learnt_features else ("permuted", "metadata")
+
+
+def fits_of_controls(names: Sequence[str], learnt_features: bool, images: int) -> tuple[float, ...]:
+    """Return about how many fits of a fold each control takes, which is what its progress goes by; heads alone are not told apart."""
+    fits = {"permuted": DEAR_PERMUTATIONS, "metadata": 0.1, "leaked": _copies(images), "random_weights": 1}
+    return tuple(float(fits[name]) if learnt_features else 1.0 for name in names)
 
 
 def run_controls(
@@ -71,12 +77,22 @@ def run_controls(
         checkpoint: folder; controls and folds that are finished there are not run again.
         tell: told the progress.
     """
-    names = control_names(material, learnt_features)
+    names = control_names(material.settings, learnt_features)
+    fits = fits_of_controls(names, learnt_features, len(material.labels))
     results = []
     for number, name in enumerate(names):
+        before, own, of_all = sum(fits[:number]), fits[number], sum(fits)
 
-        def within(stage: str, share: float, metrics: Mapping[str, float], number: int = number, name: str = name) -> None:
-            tell(f"control {name.replace('_', ' ')}: {stage}", (number + share) / len(names), metrics)
+        def within(
+            stage: str,
+            share: float,
+            metrics: Mapping[str, float],
+            name: str = name,
+            before: float = before,
+            own: float = own,
+            of_all: float = of_all,
+        ) -> None:
+            tell(f"control {name.replace('_', ' ')}: {stage}", (before + share * own) / of_all, metrics)
 
         kept = checkpoint / f"control-{name}.json"
         result = load_json(kept)
@@ -218,12 +234,17 @@ def file_facts(example: Example) -> list[float]:
 
 
 def _leaked(material: Material, learnt_features: bool, folds: int, folder: Path, tell: Tell) -> dict[str, Any]:
-    copies = max(2, min(MOST_COPIES, MOST_LEAKED_IMAGES // len(material.labels)))
+    copies = _copies(len(material.labels))
     leaked = replace(leak(material, copies, folder, tell), shared=folder / "shared")
     only = [0] if learnt_features else None
     answers = cross_validate(leaked, folds, 1, folder, lambda stage, share, metrics: tell(stage, 0.2 + 0.8 * share, metrics), only)
     how = f"Every picture and {copies - 1} augmented copies, split without regard to picture or patient; {_once(learnt_features, folds)}."
     return {**_figures(answers.slices, material.seed), "seconds": answers.seconds, "how": how}
+
+
+def _copies(images: int) -> int:
+    """Return how often each picture stands among those of the leaked split."""
+    return max(2, min(MOST_COPIES, MOST_LEAKED_IMAGES // images))
 
 
 def leak(material: Material, copies: int, folder: Path, tell: Tell) -> Material:

@@ -30,7 +30,7 @@ from ml.cross_validation import Answers, Judgement, cross_validate
 from ml.datasets import Dataset
 from ml.export_check import check_export
 from ml.grouping import digest
-from ml.honesty import blocked_because, run_controls
+from ml.honesty import blocked_because, control_names, fits_of_controls, run_controls
 from ml.inputs import read_inputs
 from ml.known_types import known_types
 from ml.material import Material
@@ -127,7 +127,11 @@ def train(
     spec = InputSpec.from_settings(settings)
     checkpoint = out_dir / "checkpoint"
     learns = bool(settings.get("fine_tune_epochs") or settings.get("epochs"))
-    parts = _shares(folds * repeats, learns, has_controls=settings.get("controls", "cheap") != "none")
+    controls_to_run = control_names(settings, learns)
+    of_controls = (
+        sum(fits_of_controls(controls_to_run, learns, len(pool.labels))) if learns else bool(controls_to_run) * folds * repeats / 2
+    )
+    parts = _shares(folds * repeats, learns, of_controls)
     inputs = read_inputs(pool.examples, spec, out_dir / "cache", meter.within("reading images", *parts["reading"]))
     material = Material.of(
         pool,
@@ -248,15 +252,10 @@ def _folds_and_repeats(settings: Mapping[str, Any], datasets: int) -> tuple[int,
     return datasets, 1
 
 
-def _shares(fits: int, learns: bool, has_controls: bool) -> dict[str, tuple[float, float]]:
+def _shares(fits: int, learns: bool, fits_of_controls: float) -> dict[str, tuple[float, float]]:
     """Return from where to where each part of a training moves its progress, by about how long it takes."""
-    parts = {
-        "reading": 1.0 if learns else 5.0,
-        "folds": fits * (10.0 if learns else 3.0),
-        "controls": 0.0,
-        "final": 10.0 if learns else 3.0,
-    }
-    parts["controls"] = 0.5 * parts["folds"] if has_controls else 0.0
+    fit = 10.0 if learns else 3.0
+    parts = {"reading": 1.0 if learns else 5.0, "folds": fits * fit, "controls": fits_of_controls * fit, "final": fit}
     ends = np.cumsum(list(parts.values())) / sum(parts.values()) * 0.96
     return {
         name: (float(end - 0.96 * size / sum(parts.values())), float(end)) for (name, size), end in zip(parts.items(), ends, strict=True)

@@ -12,7 +12,16 @@ from PIL import Image
 import ml.material
 from ml.cross_validation import cross_validate
 from ml.evaluation import auroc
-from ml.honesty import blocked_because, control_names, file_facts, leak, metadata_control, permute_between_groups, run_controls
+from ml.honesty import (
+    blocked_because,
+    control_names,
+    file_facts,
+    fits_of_controls,
+    leak,
+    metadata_control,
+    permute_between_groups,
+    run_controls,
+)
 from ml.layouts import Example
 from ml.models import UNKNOWN, FitTask
 from ml.progress import TrainingStopped
@@ -87,12 +96,23 @@ def test_random_weights_stand_beside_the_run_on_the_same_fold(monkeypatch: pytes
     assert f"the first of 5 folds, where the run itself has an AUROC of {own:.3f} (" in found["how"]
 
 
-def test_the_setting_decides_which_controls_run(tmp_path: Path) -> None:
+def test_the_setting_decides_which_controls_run() -> None:
     def names(controls: str, learnt: bool) -> tuple[str, ...]:
-        return control_names(material_of([0, 1], tmp_path, settings={"controls": controls}), learnt)
+        return control_names({"controls": controls}, learnt)
 
     assert names("cheap", False) == ("permuted", "metadata") and names("cheap", True) == ("metadata",)
     assert names("none", False) == () and len(names("all", True)) == 4
+
+
+def test_progress_goes_by_how_many_fits_a_control_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    patch(monkeypatch, honest, learnt=True)
+    material = replace(material_of([0, 1] * 16, tmp_path, settings={"controls": "all"}), init=tmp_path / "weights.npz")
+    told: list[tuple[str, float]] = []
+    run_controls(material, examples_of(tmp_path, 32), True, 5, tmp_path, lambda stage, share, metrics: told.append((stage, share)))
+    ends = [max(share for stage, share in told if stage.startswith(f"control {name}")) for name in ("permuted", "metadata", "leaked")]
+    assert fits_of_controls(("permuted", "leaked", "random_weights"), True, 2353) == (5, 2, 1)
+    assert ends == pytest.approx([5 / 16.1, 5.1 / 16.1, 15.1 / 16.1], abs=0.01), "32 pictures leak by ten copies"
+    assert [share for _, share in told] == sorted(share for _, share in told)
 
 
 def test_interrupted_controls_continue_piece_by_piece(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
