@@ -119,14 +119,15 @@ def near_duplicates(dhashes: Sequence[str], thumbnails: Sequence[np.ndarray]) ->
     flat = np.stack([thumbnail.ravel() for thumbnail in thumbnails]).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
-    informative = length[:, 0] > 1.0
+    informative, telling = length[:, 0] > 1.0, bits.sum(axis=1) >= LEAST_BITS
     flat /= np.maximum(length, 1e-6)
     pairs: list[tuple[int, int]] = []
     most = MOST_PAIRS + MOST_PAIRS_EACH * len(bits)
     for start in range(0, len(bits), CHUNK):
         own = slice(start, start + CHUNK)
         alike, correlation = likeness(bits[own], bits[start:]), flat[own] @ flat[start:].T
-        same = (alike >= SAME_PICTURE) | ((alike >= CANDIDATE) & (correlation >= DUPLICATE_CORRELATION))
+        same = (alike >= SAME_PICTURE) & np.outer(telling[own], telling[start:])
+        same |= (alike >= CANDIDATE) & (correlation >= DUPLICATE_CORRELATION)
         found = np.argwhere(np.triu(same & np.outer(informative[own], informative[start:]), 1)) + start
         if len(pairs) + len(found) > most:
             raise DatasetError(f"More than {most:,} pairs of images show nearly the same; please leave the copies out.")
