@@ -311,7 +311,7 @@ def _look_at_all(
         looked.append(replace(example, sha256=sha256_of(example), dhash=dhash, width=width, height=height, mode=mode))
         thumbnails.append(thumbnail)
         if mode == "DICOM" and example.patient and not example.beside:
-            with suppress(ImageError):
+            with suppress(ImageError):  # its pixels were read all the same; its scan has no places then
                 headers[example.name] = read_header(example.path)
     with_others = {example.patient for example in looked if example.name not in bare}
     kept = [number for number, example in enumerate(looked) if example.name not in bare or example.patient in with_others]
@@ -325,9 +325,12 @@ def _placed(examples: Sequence[Example], headers: Mapping[str, Header]) -> list[
     of_scan: dict[tuple[str, str, str], list[Header | None]] = {}
     for example in examples:
         of_scan.setdefault(scan_key(example), []).append(headers.get(example.name))
-    series = {key: {(one.series, one.place_mm is None) if one else None for one in found} for key, found in of_scan.items()}
-    known = {key for key, found in series.items() if len(found) == 1 and all(one and not one[1] for one in found)}
-    return [replace(example, place_mm=headers[example.name].place_mm) if scan_key(example) in known else example for example in examples]
+    places: dict[Path, float] = {}
+    for found in of_scan.values():
+        known = {header.path: header.place_mm for header in found if header and header.place_mm is not None}
+        if len(known) == len(found) and len({header.series for header in found if header}) == 1:
+            places |= known
+    return [replace(example, place_mm=places.get(example.path)) for example in examples]
 
 
 def _mode(path: Path) -> str:
