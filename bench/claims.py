@@ -2,8 +2,9 @@
 
     python -m bench.claims [--people 20]
 
-On a fresh SQLite file, and on a fresh database of the PostgreSQL server of `BENCH_POSTGRES` where that is set
-(postgresql://user@host:port; the database is dropped afterwards). It reports; it has no limit that it breaks.
+On a fresh SQLite file, and on a fresh database of the PostgreSQL server of `BENCH_POSTGRES` where
+that is set (postgresql://user@host:port; the database is dropped afterwards). It reports; it has no
+limit that it breaks.
 """
 
 from __future__ import annotations
@@ -46,16 +47,36 @@ def postgres_database(server: str) -> Iterator[str]:
 
 
 def claim_ms(database: str, home: Path, people: int) -> list[float]:
-    """Return the milliseconds of each claim, commit included; every other scan is of the first person."""
-    app = create_app({"SECRET_KEY": "bench", "HEMOSCAN_HOME": home, "DATABASE_URL": database, "BROKER_URL": "redis://127.0.0.1:9"})
+    """Return the milliseconds of each claim, commit included; every other scan is of the first
+    person.
+    """
+    app = create_app(
+        {
+            "SECRET_KEY": "bench",
+            "HEMOSCAN_HOME": home,
+            "DATABASE_URL": database,
+            "BROKER_URL": "redis://127.0.0.1:9",
+        }
+    )
     with app.app_context():
         db.create_all()
         users = [User(username=f"person {number}", password="bench") for number in range(people)]
         db.session.add_all(users)
         db.session.flush()
         owners = [users[number % people if number % 2 else 0].id for number in range(QUEUED)]
-        db.session.execute(insert(Scan), [{"user_id": owner, "kind": "png", "original_key": "none"} for owner in owners])
-        done = [{"user_id": owners[number % QUEUED], "kind": "png", "original_key": "none", "status": "done"} for number in range(FINISHED)]
+        db.session.execute(
+            insert(Scan),
+            [{"user_id": owner, "kind": "png", "original_key": "none"} for owner in owners],
+        )
+        done = [
+            {
+                "user_id": owners[number % QUEUED],
+                "kind": "png",
+                "original_key": "none",
+                "status": "done",
+            }
+            for number in range(FINISHED)
+        ]
         db.session.execute(insert(Scan), done)
         db.session.commit()
         took = []
@@ -71,15 +92,23 @@ def claim_ms(database: str, home: Path, people: int) -> list[float]:
 
 def main() -> int:
     """Measure and print a line a database."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--people", type=int, default=20, help="among whom the scans are (default 20)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--people", type=int, default=20, help="among whom the scans are (default 20)"
+    )
     people = parser.parse_args().people
     among = f"{QUEUED} queued scans of {people} people, {FINISHED} finished"
-    sys.stdout.write(f"{platform.machine()}, {os.cpu_count()} cores; {CLAIMS} claims of {BATCH} among {among}\n")
+    sys.stdout.write(
+        f"{platform.machine()}, {os.cpu_count()} cores; {CLAIMS} claims of {BATCH} among {among}\n"
+    )
 
     def tell(kind: str, took: list[float]) -> None:
         middle, worst = statistics.median(took), max(took)
-        sys.stdout.write(f"{kind:12} median {middle:6.1f} ms   first {took[0]:6.1f} ms   worst {worst:6.1f} ms\n")
+        sys.stdout.write(
+            f"{kind:12} median {middle:6.1f} ms   first {took[0]:6.1f} ms   worst {worst:6.1f} ms\n"
+        )
 
     with tempfile.TemporaryDirectory() as home:
         tell("SQLite", claim_ms(f"sqlite:///{home}/bench.db", Path(home), people))

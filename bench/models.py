@@ -1,9 +1,11 @@
-"""How fast a shipped model answers on one core, and what it takes: loading, one slice, its heat map, a series, memory.
+"""How fast a shipped model answers on one core, and what it takes: loading, one slice, its heat
+map, a series, memory.
 
     python -m bench.models [MODEL_FOLDER ...]
 
-Each model is measured in a process of its own that is bound to one core where the system allows it. The last line is the verdict; the exit
-status is 1 where a limit is broken. Pictures are phantoms, so the figures hold for any picture of their size. Linux only.
+Each model is measured in a process of its own that is bound to one core where the system allows it.
+The last line is the verdict; the exit status is 1 where a limit is broken. Pictures are phantoms,
+so the figures hold for any picture of their size. Linux only.
 """
 
 from __future__ import annotations
@@ -66,9 +68,16 @@ def measure(folder: Path) -> Figures:
 def main() -> int:
     """Measure each model, write the figures, say whether the limits hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("models", type=Path, nargs="*", default=[PROJECT_ROOT / "ml" / "starter", PROJECT_ROOT / "ml" / "starter_series"])
+    parser.add_argument(
+        "models",
+        type=Path,
+        nargs="*",
+        default=[PROJECT_ROOT / "ml" / "starter", PROJECT_ROOT / "ml" / "starter_series"],
+    )
     models: list[Path] = parser.parse_args().models
-    return judge("models", measure, {folder.name: (folder,) for folder in models}, lambda _case: LIMITS)
+    return judge(
+        "models", measure, {folder.name: (folder,) for folder in models}, lambda _case: LIMITS
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Whether workers add up, and what it costs that many people watch: efficiency of 1, 2 and 4 predict workers, 200 clients that poll.
+"""Whether workers add up, and what it costs that many people watch: efficiency of 1, 2 and 4
+predict workers, 200 clients that poll.
 
     python -m bench.scale [--scans 240] [--seconds 15]
 
-The workers' model sleeps 50 ms a slice (`slow_model.py`), so that the system is measured and not the processor: the efficiency of n workers
-is what they answer a second against n times what one does. On a fresh SQLite
-file, and on a fresh database of the PostgreSQL server of `BENCH_POSTGRES` where that is set (postgresql://user@host:port; the database
-is dropped afterwards), each with a broker of its own. The last line is the verdict; the exit status is 1 where a limit is broken.
-Linux only (processor time is read from /proc).
+The workers' model sleeps 50 ms a slice (`slow_model.py`), so that the system is measured and not
+the processor: the efficiency of n workers is what they answer a second against n times what one
+does. On a fresh SQLite file, and on a fresh database of the PostgreSQL server of `BENCH_POSTGRES`
+where that is set (postgresql://user@host:port; the database is dropped afterwards), each with a
+broker of its own. The last line is the verdict; the exit status is 1 where a limit is broken. Linux
+only (processor time is read from /proc).
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Service:
-    """A database, a broker and a storage of this benchmark's own, and the application on them in this process."""
+    """A database, a broker and a storage of this benchmark's own, and the application on them in
+    this process.
+    """
 
     def __init__(self, home: Path, database: str) -> None:
         self.port = free_port()
@@ -66,12 +70,22 @@ class Service:
             "STORAGE_URL": f"file://{home}/files",
             "SECRET_KEY": "bench",
         }
-        self.environ = {**os.environ, **self.settings, "PORT": str(self.port), "PYTHONWARNINGS": "ignore"}
+        self.environ = {
+            **os.environ,
+            **self.settings,
+            "PORT": str(self.port),
+            "PYTHONWARNINGS": "ignore",
+        }
         self.app: Flask = create_app(self.settings)
 
     def run(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a Python module as the Procfile does."""
-        return subprocess.Popen([sys.executable, "-m", *arguments], cwd=PROJECT_ROOT, env=self.environ, stdout=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=PROJECT_ROOT,
+            env=self.environ,
+            stdout=subprocess.DEVNULL,
+        )
 
     def count(self, table: type[Scan] | type[Worker], *which: object) -> int:
         """Return how many rows there are."""
@@ -87,7 +101,15 @@ class Service:
             ids = [new_id() for _ in range(count)]
             for scan_id in ids:
                 storage.put(f"originals/{scan_id}.png", content.getvalue())
-            rows = [{"id": scan_id, "user_id": owner, "kind": "png", "original_key": f"originals/{scan_id}.png"} for scan_id in ids]
+            rows = [
+                {
+                    "id": scan_id,
+                    "user_id": owner,
+                    "kind": "png",
+                    "original_key": f"originals/{scan_id}.png",
+                }
+                for scan_id in ids
+            ]
             db.session.execute(insert(Scan), rows)
             db.session.commit()
         return ids
@@ -95,7 +117,9 @@ class Service:
 
 @contextmanager
 def a_service(database: str | None) -> Iterator[Service]:
-    """Set up a service on SQLite or that database; nothing runs yet but the broker. Afterwards nothing is left."""
+    """Set up a service on SQLite or that database; nothing runs yet but the broker. Afterwards
+    nothing is left.
+    """
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hemoscan-scale-")))
         broker = ValkeyServer(port=0, data_dir=home, persist=False, unix_socket_path=home / "s")
@@ -120,11 +144,24 @@ def a_service(database: str | None) -> Iterator[Service]:
 def answered(service: Service, workers: int, scans: int) -> tuple[float, float]:
     """Queue `scans` at once for that many workers.
 
-    Return how many they answer a second, from the first claim to the last verdict, and the milliseconds of processor time for each.
+    Return how many they answer a second, from the first claim to the last verdict, and the
+    milliseconds of processor time for each.
     """
     started = [
         service.run(
-            *("celery", "-A", "bench.slow_model", "--quiet", "worker", "-Q", "predict", "-c", "1", "-n", f"{new_id()}@%h"),
+            *(
+                "celery",
+                "-A",
+                "bench.slow_model",
+                "--quiet",
+                "worker",
+                "-Q",
+                "predict",
+                "-c",
+                "1",
+                "-n",
+                f"{new_id()}@%h",
+            ),
             *("--without-mingle", "--without-gossip", "--without-heartbeat"),
         )
         for _ in range(workers)
@@ -142,7 +179,11 @@ def answered(service: Service, workers: int, scans: int) -> tuple[float, float]:
             pause.wait(0.5)
         used = processor_s(service, started) - before
         with service.app.app_context():
-            first, last = db.session.execute(select(func.min(Scan.started_at), func.max(Scan.finished_at)).where(Scan.id.in_(ids))).one()
+            first, last = db.session.execute(
+                select(func.min(Scan.started_at), func.max(Scan.finished_at)).where(
+                    Scan.id.in_(ids)
+                )
+            ).one()
         if (done := service.count(Scan, Scan.id.in_(ids), Scan.status == JobStatus.DONE)) != scans:
             raise RuntimeError(f"Only {done} of {scans} scans were answered.")
         if first is None or last is None:
@@ -161,7 +202,9 @@ def stop(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def cores_for_polling(service: Service, seconds: float) -> dict[str, float]:
-    """Return how many cores the web application and its database sessions take while all clients poll a page, then the API."""
+    """Return how many cores the web application and its database sessions take while all clients
+    poll a page, then the API.
+    """
     ids = service.queue(CLIENTS)
     made = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "webapp", "create-token", "admin"],
@@ -177,45 +220,82 @@ def cores_for_polling(service: Service, seconds: float) -> dict[str, float]:
         seconds_until(lambda: is_ready(service.port, "/healthz"), 60)
         cookie = logged_in(service.port)
         return {
-            "page": cores(service, web, Polling(service.port, ids, seconds, "/scans/{}/progress", {"Cookie": cookie})),
-            "API": cores(service, web, Polling(service.port, ids, seconds, "/api/v1/scans/{}", {"Authorization": f"Bearer {token}"})),
+            "page": cores(
+                service,
+                web,
+                Polling(service.port, ids, seconds, "/scans/{}/progress", {"Cookie": cookie}),
+            ),
+            "API": cores(
+                service,
+                web,
+                Polling(
+                    service.port,
+                    ids,
+                    seconds,
+                    "/api/v1/scans/{}",
+                    {"Authorization": f"Bearer {token}"},
+                ),
+            ),
         }
     finally:
         stop([web])
         with service.app.app_context():  # They are no part of what is measured next.
-            db.session.execute(update(Scan).where(Scan.id.in_(ids)).values(status=JobStatus.CANCELLED))
+            db.session.execute(
+                update(Scan).where(Scan.id.in_(ids)).values(status=JobStatus.CANCELLED)
+            )
             db.session.commit()
 
 
 class Polling:
-    """Clients that ask about a scan each, over connections that stay open, once a second, and know what they were told last."""
+    """Clients that ask about a scan each, over connections that stay open, once a second, and know
+    what they were told last.
+    """
 
-    def __init__(self, port: int, ids: list[str], seconds: float, path: str, headers: dict[str, str]) -> None:
-        self.port, self.ids, self.seconds, self.path, self.headers = port, ids, seconds, path, headers
+    def __init__(
+        self, port: int, ids: list[str], seconds: float, path: str, headers: dict[str, str]
+    ) -> None:
+        self.port, self.ids, self.seconds, self.path, self.headers = (
+            port,
+            ids,
+            seconds,
+            path,
+            headers,
+        )
         self.asked = 0
         self.answers: dict[int, int] = {}
         self._counting = threading.Lock()
 
     def __call__(self) -> None:
         """Poll for so many seconds."""
-        threads = [threading.Thread(target=self._poll, args=(self.ids[number::POLLING_THREADS],)) for number in range(POLLING_THREADS)]
+        threads = [
+            threading.Thread(target=self._poll, args=(self.ids[number::POLLING_THREADS],))
+            for number in range(POLLING_THREADS)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
     def _poll(self, ids: list[str]) -> None:
-        connections = {scan_id: http.client.HTTPConnection("127.0.0.1", self.port, timeout=30) for scan_id in ids}
+        connections = {
+            scan_id: http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            for scan_id in ids
+        }
         known: dict[str, tuple[str, dict[str, str]]] = dict.fromkeys(ids, ("", {}))
         began, pause = time.monotonic(), threading.Event()
         for round_ in range(round(self.seconds / POLL_EVERY_S)):
             for number, (scan_id, connection) in enumerate(connections.items()):
-                pause.wait(max(0.0, began + (round_ + number / len(ids)) * POLL_EVERY_S - time.monotonic()))
+                pause.wait(
+                    max(0.0, began + (round_ + number / len(ids)) * POLL_EVERY_S - time.monotonic())
+                )
                 query, tag = known[scan_id]
                 try:
-                    connection.request("GET", self.path.format(scan_id) + query, headers={**self.headers, **tag})
+                    connection.request(
+                        "GET", self.path.format(scan_id) + query, headers={**self.headers, **tag}
+                    )
                     answer = connection.getresponse()
-                except (http.client.RemoteDisconnected, ConnectionError):  # The server had closed it: the next request opens it anew.
+                # The server had closed it: the next request opens it anew.
+                except (http.client.RemoteDisconnected, ConnectionError):
                     connection.close()
                     continue
                 body = answer.read().decode()
@@ -224,13 +304,18 @@ class Polling:
                 if answer.status == 200:
                     seen = re.search(r'name="seen" value="(\w+)"', body)
                     etag = answer.headers["ETag"]
-                    known[scan_id] = (f"?seen={seen[1]}" if seen else "", {"If-None-Match": etag} if etag else {})
+                    known[scan_id] = (
+                        f"?seen={seen[1]}" if seen else "",
+                        {"If-None-Match": etag} if etag else {},
+                    )
         for connection in connections.values():
             connection.close()
 
 
 def cores(service: Service, web: subprocess.Popen[bytes], polling: Polling) -> float:
-    """Return how many cores it takes to answer; complain where an answer is not the short one that a client may expect."""
+    """Return how many cores it takes to answer; complain where an answer is not the short one that
+    a client may expect.
+    """
     before, began = processor_s(service, [web]), time.monotonic()
     polling()
     used = (processor_s(service, [web]) - before) / (time.monotonic() - began)
@@ -241,11 +326,17 @@ def cores(service: Service, web: subprocess.Popen[bytes], polling: Polling) -> f
 
 
 def processor_s(service: Service, processes: list[subprocess.Popen[bytes]]) -> float:
-    """Return the seconds of processor time that these, their children and, on PostgreSQL, all sessions of the database have taken."""
+    """Return the seconds of processor time that these, their children and, on PostgreSQL, all
+    sessions of the database have taken.
+    """
     pids = {pid for process in processes for pid in descendants(process.pid)}
     with service.app.app_context():
         if db.engine.dialect.name == "postgresql":
-            pids |= set(db.session.scalars(text("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")))
+            pids |= set(
+                db.session.scalars(
+                    text("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")
+                )
+            )
     ticks = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -262,23 +353,40 @@ def logged_in(port: int) -> str:
     if token is None:
         raise RuntimeError("The login page has no form.")
     cookie = str(page.headers["Set-Cookie"]).partition(";")[0]
-    form = urllib.parse.urlencode({"csrf_token": html.unescape(token[1]), "username": "admin", "password": PASSWORD})
-    connection.request("POST", "/login", form, {"Cookie": cookie, "Content-Type": "application/x-www-form-urlencoded"})
+    form = urllib.parse.urlencode(
+        {"csrf_token": html.unescape(token[1]), "username": "admin", "password": PASSWORD}
+    )
+    connection.request(
+        "POST",
+        "/login",
+        form,
+        {"Cookie": cookie, "Content-Type": "application/x-www-form-urlencoded"},
+    )
     answer = connection.getresponse()
     answer.read()
-    return "; ".join(value.partition(";")[0] for value in answer.headers.get_all("Set-Cookie", [cookie]))
+    return "; ".join(
+        value.partition(";")[0] for value in answer.headers.get_all("Set-Cookie", [cookie])
+    )
 
 
 def main() -> int:
     """Measure, print a line a figure and the verdict; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scans", type=int, default=240, help="for each worker to answer (default 240)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--scans", type=int, default=240, help="for each worker to answer (default 240)"
+    )
     parser.add_argument("--seconds", type=float, default=15, help="of polling (default 15)")
     arguments = parser.parse_args()
-    sys.stdout.write(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    sys.stdout.write(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n"
+    )
     broken = []
 
-    def tell(kind: str, what: str, value: float, holds: Callable[[float], bool], limit: str) -> None:
+    def tell(
+        kind: str, what: str, value: float, holds: Callable[[float], bool], limit: str
+    ) -> None:
         sys.stdout.write(f"{kind:11} {what:75} {value:6.2f}   ({limit})\n")
         sys.stdout.flush()
         if not holds(value):
@@ -294,10 +402,25 @@ def main() -> int:
                 for workers in WORKERS:
                     rate, processor_ms = answered(service, workers, arguments.scans * workers)
                     of_one = of_one or rate
-                    what = f"{workers} workers, {rate:.1f} scans a second, {processor_ms:.0f} ms of processor a scan: efficiency"
-                    tell(kind, what, rate / (workers * of_one), lambda share: share >= LEAST_EFFICIENCY, f"at least {LEAST_EFFICIENCY:g}")
+                    what = (
+                        f"{workers} workers, {rate:.1f} scans a second, {processor_ms:.0f} ms of"
+                        " processor a scan: efficiency"
+                    )
+                    tell(
+                        kind,
+                        what,
+                        rate / (workers * of_one),
+                        lambda share: share >= LEAST_EFFICIENCY,
+                        f"at least {LEAST_EFFICIENCY:g}",
+                    )
                 for what, used in cores_for_polling(service, arguments.seconds).items():
-                    tell(kind, f"cores while {CLIENTS} poll the {what}", used, lambda cores: cores < MOST_CORES, f"below {MOST_CORES:g}")
+                    tell(
+                        kind,
+                        f"cores while {CLIENTS} poll the {what}",
+                        used,
+                        lambda cores: cores < MOST_CORES,
+                        f"below {MOST_CORES:g}",
+                    )
     sys.stdout.write(f"broken: {', '.join(broken)}\n" if broken else "all limits held\n")
     return 1 if broken else 0
 

@@ -1,10 +1,12 @@
-"""How fast a whole series is answered, from its files to the verdict, and what memory it takes: the path of a predict worker.
+"""How fast a whole series is answered, from its files to the verdict, and what memory it takes: the
+path of a predict worker.
 
     python -m bench.series [MODEL_FOLDER ...]
 
-Files are decoded by the child process, as in the service; then come the verdict, the volume that a page scrolls, and the heat maps of the
-slices to look at first. Each scan is measured in a process of its own that is bound to two cores where the system allows it. The last line
-is the verdict; the exit status is 1 where a limit is broken. Slices are phantoms of 512 x 512. Linux only.
+Files are decoded by the child process, as in the service; then come the verdict, the volume that a
+page scrolls, and the heat maps of the slices to look at first. Each scan is measured in a process
+of its own that is bound to two cores where the system allows it. The last line is the verdict; the
+exit status is 1 where a limit is broken. Slices are phantoms of 512 x 512. Linux only.
 """
 
 from __future__ import annotations
@@ -58,13 +60,17 @@ def measure(folder: Path, slices: int, distance_mm: float | None) -> Figures:
         decoder.close()
         finding = predictor.predict(series)
         lap("predict_s")
-        figures["files_to_verdict_cpu_s"] = sum(os.times()[:4]) - began_cpu  # of this process and the child: the same on a busy machine
+        # of this process and the child: the same on a busy machine
+        figures["files_to_verdict_cpu_s"] = sum(os.times()[:4]) - began_cpu
         write_volume(series, Path(scratch) / "volume.nii.gz")
         lap("volume_s")
         predictor.heatmaps(series, finding.first_slices)
         lap("heat_maps_s")
     figures["files_to_verdict_s"] = figures["decode_s"] + figures["predict_s"]
-    for name, who in (("memory_mb", resource.RUSAGE_SELF), ("decoder_memory_mb", resource.RUSAGE_CHILDREN)):
+    for name, who in (
+        ("memory_mb", resource.RUSAGE_SELF),
+        ("decoder_memory_mb", resource.RUSAGE_CHILDREN),
+    ):
         figures[name] = resource.getrusage(who).ru_maxrss / 1024
     return figures
 
@@ -72,11 +78,25 @@ def measure(folder: Path, slices: int, distance_mm: float | None) -> Figures:
 def main() -> int:
     """Measure each model on each scan, write the figures, say whether the limits hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("models", type=Path, nargs="*", default=[PROJECT_ROOT / "ml" / "starter", PROJECT_ROOT / "ml" / "starter_series"])
+    parser.add_argument(
+        "models",
+        type=Path,
+        nargs="*",
+        default=[PROJECT_ROOT / "ml" / "starter", PROJECT_ROOT / "ml" / "starter_series"],
+    )
     models: list[Path] = parser.parse_args().models
-    cases = {f"{folder.name}, {name}": (folder, *scan) for folder in models for name, scan in SCANS.items()}
+    cases = {
+        f"{folder.name}, {name}": (folder, *scan)
+        for folder in models
+        for name, scan in SCANS.items()
+    }
     memory = {"memory_mb": MEMORY_MB, "decoder_memory_mb": MEMORY_MB}
-    return judge("series", measure, cases, lambda case: {"files_to_verdict_s": LIMITS[cases[case][1]], **memory})
+    return judge(
+        "series",
+        measure,
+        cases,
+        lambda case: {"files_to_verdict_s": LIMITS[cases[case][1]], **memory},
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python -m bench.service [--requests 200]
 
-Starts `make run`'s own process set on an empty folder and a free port, measures, stops it. The last line is the verdict;
-the exit status is 1 where a limit is broken. Linux only (memory is read from /proc).
+Starts `make run`'s own process set on an empty folder and a free port, measures, stops it. The last
+line is the verdict; the exit status is 1 where a limit is broken. Linux only (memory is read from
+/proc).
 """
 
 from __future__ import annotations
@@ -56,7 +57,13 @@ class Client:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         self.headers = {"Authorization": f"Bearer {token}"}
 
-    def call(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         """Return the JSON answer.
 
         Raises:
@@ -76,7 +83,12 @@ class Client:
         disposition = f'Content-Disposition: form-data; name="file"; filename="{name}"'
         head = f"--{boundary}\r\n{disposition}\r\nContent-Type: application/octet-stream\r\n\r\n"
         body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-        return self.call("POST", "/api/v1/scans", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+        return self.call(
+            "POST",
+            "/api/v1/scans",
+            body,
+            {"Content-Type": f"multipart/form-data; boundary={boundary}"},
+        )
 
 
 def free_port() -> int:
@@ -98,7 +110,9 @@ def seconds_until(condition: Any, limit_s: float) -> float:
 
 
 def is_ready(port: int, path: str = "/readyz") -> bool:
-    """True once database, broker and a predict worker answer; with `/healthz`, once the web application does."""
+    """True once database, broker and a predict worker answer; with `/healthz`, once the web
+    application does.
+    """
     try:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         connection.request("GET", path)
@@ -114,7 +128,9 @@ def commands() -> dict[int, tuple[int, str]]:
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                parent = int(re.search(r"^PPid:\s+(\d+)", (entry / "status").read_text(), re.M).group(1))  # type: ignore[union-attr]
+                parent = int(
+                    re.search(r"^PPid:\s+(\d+)", (entry / "status").read_text(), re.M).group(1)
+                )  # type: ignore[union-attr]
             except (OSError, AttributeError):
                 continue
             found[int(entry.name)] = (parent, command)
@@ -133,7 +149,10 @@ def descendants(root_pid: int) -> dict[int, str]:
 
 def rss_mb(pid: int) -> float:
     """Return the resident memory of a process."""
-    return int(re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M).group(1)) / 1024  # type: ignore[union-attr]
+    return (
+        int(re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M).group(1))
+        / 1024
+    )  # type: ignore[union-attr]
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -148,8 +167,15 @@ def measure(requests: int) -> dict[str, float]:
     for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL"):
         environ.pop(name, None)
     flask = [sys.executable, "-m", "flask", "--app", "webapp"]
-    subprocess.run([*flask, "setup"], cwd=PROJECT_ROOT, env=environ, check=True, stdout=subprocess.DEVNULL)
-    service = subprocess.Popen([sys.executable, "-m", "webapp.embedded"], cwd=PROJECT_ROOT, env=environ, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*flask, "setup"], cwd=PROJECT_ROOT, env=environ, check=True, stdout=subprocess.DEVNULL
+    )
+    service = subprocess.Popen(
+        [sys.executable, "-m", "webapp.embedded"],
+        cwd=PROJECT_ROOT,
+        env=environ,
+        stdout=subprocess.DEVNULL,
+    )
     try:
         figures = {"ready_s": seconds_until(lambda: is_ready(port), 60)}
         subprocess.run(
@@ -159,13 +185,27 @@ def measure(requests: int) -> dict[str, float]:
             check=True,
             capture_output=True,
         )
-        made = subprocess.run([*flask, "create-token", "bench"], cwd=PROJECT_ROOT, env=environ, check=True, capture_output=True, text=True)
+        made = subprocess.run(
+            [*flask, "create-token", "bench"],
+            cwd=PROJECT_ROOT,
+            env=environ,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         client = Client(port, made.stdout.strip().splitlines()[-1])
-        slice_file = sorted((PROJECT_ROOT / "webapp" / "static" / "phantoms").glob("*.png"))[0].read_bytes()
+        slice_file = sorted((PROJECT_ROOT / "webapp" / "static" / "phantoms").glob("*.png"))[
+            0
+        ].read_bytes()
 
         begin = time.perf_counter()
         scan = client.upload("slice.png", slice_file)
-        seconds_until(lambda: client.call("GET", f"/api/v1/scans/{scan['id']}")["status"] in ("done", "failed"), 30)
+        seconds_until(
+            lambda: (
+                client.call("GET", f"/api/v1/scans/{scan['id']}")["status"] in ("done", "failed")
+            ),
+            30,
+        )
         figures["first_verdict_s"] = time.perf_counter() - begin
 
         for slices, distance_mm in SERIES.items():
@@ -173,9 +213,17 @@ def measure(requests: int) -> dict[str, float]:
             begin = time.perf_counter()
             scan = client.upload("series.zip", archive)
             figures[f"series_of_{slices}_reply_s"] = time.perf_counter() - begin
-            seconds_until(lambda scan=scan: client.call("GET", f"/api/v1/scans/{scan['id']}")["status"] in ("done", "failed"), 60)
+            seconds_until(
+                lambda scan=scan: (
+                    client.call("GET", f"/api/v1/scans/{scan['id']}")["status"]
+                    in ("done", "failed")
+                ),
+                60,
+            )
             figures[f"series_of_{slices}_verdict_s"] = time.perf_counter() - begin
-            seconds_until(lambda scan=scan: is_drawn(client.call("GET", f"/api/v1/scans/{scan['id']}")), 120)
+            seconds_until(
+                lambda scan=scan: is_drawn(client.call("GET", f"/api/v1/scans/{scan['id']}")), 120
+            )
 
         replies, last = [], ""
         begin = time.perf_counter()
@@ -183,13 +231,17 @@ def measure(requests: int) -> dict[str, float]:
             sent = time.perf_counter()
             last = client.upload("slice.png", slice_file)["id"]
             replies.append((time.perf_counter() - sent) * 1000)
-        seconds_until(lambda: client.call("GET", f"/api/v1/scans/{last}")["status"] in ("done", "failed"), 120)
+        seconds_until(
+            lambda: client.call("GET", f"/api/v1/scans/{last}")["status"] in ("done", "failed"), 120
+        )
         figures["upload_median_ms"] = statistics.median(replies)
         figures["upload_p95_ms"] = percentile(replies, 0.95)
         figures["scans_per_s"] = requests / (time.perf_counter() - begin)
 
         processes = descendants(service.pid)
-        figures["web_rss_mb"] = max(rss_mb(pid) for pid, command in processes.items() if "gunicorn" in command)
+        figures["web_rss_mb"] = max(
+            rss_mb(pid) for pid, command in processes.items() if "gunicorn" in command
+        )
         predict = [pid for pid, command in processes.items() if "-Q predict" in command]
         figures["predict_rss_mb"] = max(map(rss_mb, predict))
         figures["predict_ready_s"] = predict_worker_ready_s(environ)
@@ -203,10 +255,15 @@ def series(slices: int, distance_mm: float) -> bytes:
     """Return phantoms of 512 x 512 as DICOM files of one series in a ZIP."""
     heads = [phantom(number, hemorrhage=number % 2 == 0) for number in range(HEADS)]
     content = io.BytesIO()
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
         for number in range(slices):
             path = Path(folder) / f"{number:03}.dcm"
-            write_dicom(heads[number % HEADS], path, number=number, position_mm=number * distance_mm)
+            write_dicom(
+                heads[number % HEADS], path, number=number, position_mm=number * distance_mm
+            )
             archive.write(path, path.name)
     return content.getvalue()
 
@@ -218,16 +275,37 @@ def is_drawn(scan: dict[str, Any]) -> bool:
 
 
 def predict_worker_ready_s(environ: dict[str, str]) -> float:
-    """Return how long a second predict worker takes from its start until it says in the database that it is at work."""
+    """Return how long a second predict worker takes from its start until it says in the database
+    that it is at work.
+    """
     database = Path(environ["HEMOSCAN_HOME"]) / "hemoscan.db"
 
     def workers() -> int:
         with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-            return int(connection.execute("SELECT count(*) FROM worker WHERE queue = 'predict'").fetchone()[0])
+            return int(
+                connection.execute(
+                    "SELECT count(*) FROM worker WHERE queue = 'predict'"
+                ).fetchone()[0]
+            )
 
     before = workers()
-    command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-Q", "predict", "-c", "1", "-n", "bench@%h"]
-    worker = subprocess.Popen(command, cwd=PROJECT_ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "worker.app",
+        "worker",
+        "-Q",
+        "predict",
+        "-c",
+        "1",
+        "-n",
+        "bench@%h",
+    ]
+    worker = subprocess.Popen(
+        command, cwd=PROJECT_ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         return seconds_until(lambda: workers() > before, 60)
     finally:
@@ -237,10 +315,14 @@ def predict_worker_ready_s(environ: dict[str, str]) -> float:
 
 def main() -> int:
     """Measure, print a line a figure and the verdict; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=200, help="uploads to send (default 200)")
     figures = measure(parser.parse_args().requests)
-    sys.stdout.write(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    sys.stdout.write(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n"
+    )
     for name, value in figures.items():
         limit = f"  (limit {LIMITS[name]:g})" if name in LIMITS else ""
         sys.stdout.write(f"{name:24} {value:9.2f}{limit}\n")

@@ -1,6 +1,8 @@
-"""The workers' Celery application with a model that takes 50 ms a slice and no processor: `python -m celery -A bench.slow_model worker …`.
+"""The workers' Celery application with a model that takes 50 ms a slice and no processor: `python
+-m celery -A bench.slow_model worker …`.
 
-What is left is the system around the model, which two cores can run for many workers. For `bench/scale.py` alone.
+What is left is the system around the model, which two cores can run for many workers. For
+`bench/scale.py` alone.
 """
 
 from __future__ import annotations

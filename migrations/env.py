@@ -1,4 +1,6 @@
-"""Runs migrations on the application's database, inside `flask --app webapp setup` or `flask --app webapp db …`."""
+"""Runs migrations on the application's database, inside `flask --app webapp setup` or `flask --app
+webapp db …`.
+"""
 
 from typing import Any, Literal
 
@@ -11,13 +13,21 @@ extension = current_app.extensions["migrate"]
 
 
 def render_item(kind: str, item: Any, _: Any) -> str | Literal[False]:
-    """Write our own type as what it is in the database, so that a migration never depends on today's code."""
+    """Write our own type as what it is in the database, so that a migration never depends on
+    today's code.
+    """
     return "sa.DateTime()" if kind == "type" and isinstance(item, UtcDateTime) else False
 
 
 with extension.db.engine.connect() as connection:
-    context.configure(connection=connection, target_metadata=extension.db.metadata, render_item=render_item, **extension.configure_args)
-    # SQLite's driver is told in webapp/extensions.py to leave transactions to us, so its tables change all or nothing too.
+    context.configure(
+        connection=connection,
+        target_metadata=extension.db.metadata,
+        render_item=render_item,
+        **extension.configure_args,
+    )
+    # SQLite's driver is told in webapp/extensions.py to leave transactions to us, so its tables
+    # change all or nothing too.
     context.get_context().impl.transactional_ddl = True
     with context.begin_transaction():
         context.run_migrations()

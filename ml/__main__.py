@@ -22,11 +22,15 @@ from ml.images import ORDER_GIVEN, ImageError, read_series
 from ml.terminal import Counter, Trail, figure, minutes, say, say_figures
 from ml.triage import Department, scans_of, sentences, simulate
 
-BY_NAME = "The pictures carry no position; they were put in order by the last number in their names."
+BY_NAME = (
+    "The pictures carry no position; they were put in order by the last number in their names."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0, or 2 after a sentence on standard error, or 130 when interrupted."""
+    """Run one command; return the exit status: 0, or 2 after a sentence on standard error, or 130
+    when interrupted.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(given)
     try:
@@ -36,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nStopped; the same command continues.\n")
         return 130
     except ValueError as err:
-        if not isinstance(err, (ArtifactError, ImageError, SettingError)) and type(err).__name__ != "DatasetError":
+        if (
+            not isinstance(err, (ArtifactError, ImageError, SettingError))
+            and type(err).__name__ != "DatasetError"
+        ):
             raise
         sys.stderr.write(f"{err}\n")
         return 2
@@ -52,8 +59,15 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     """Describe data sets, and, of several, how well one can tell them apart."""
     from ml.exploration import compare_sources, explore, measure_all
 
-    opened = [_dataset(path, stack, needs_both_classes=False, on_image=Counter(f"reading {path.name}: image")) for path in options.datasets]
-    measured = [measure_all(dataset, Counter(f"measuring {dataset.name}: image")) for dataset in opened]
+    opened = [
+        _dataset(
+            path, stack, needs_both_classes=False, on_image=Counter(f"reading {path.name}: image")
+        )
+        for path in options.datasets
+    ]
+    measured = [
+        measure_all(dataset, Counter(f"measuring {dataset.name}: image")) for dataset in opened
+    ]
     facts = [explore(dataset, of_one) for dataset, of_one in zip(opened, measured, strict=True)]
     sources = compare_sources(opened, measured)
     if options.out:
@@ -66,7 +80,10 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     for of_one in facts:
         for name, value in of_one.items():
             if name not in ("probes", "histograms"):
-                say(f"{name.replace('_', ' ')}: {value if isinstance(value, (str, int)) else json.dumps(value)}")
+                say(
+                    f"{name.replace('_', ' ')}:"
+                    f" {value if isinstance(value, (str, int)) else json.dumps(value)}"
+                )
         _say_probes("told from the labels by", of_one["probes"])
     for pair in sources:
         _say_probes(f"{' told from '.join(pair['sources'])} by", pair["probes"])
@@ -77,7 +94,8 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
     from ml.training import LICENCE_NOTES, TrainConfig, train
 
     settings = dict(_key_and_value(text) for text in options.set)
-    architecture_named(options.architecture).parse_settings(settings)  # a wrong one is said before a data set is read
+    # a wrong one is said before a data set is read
+    architecture_named(options.architecture).parse_settings(settings)
     config = TrainConfig(
         architecture=options.architecture,
         settings=settings,
@@ -98,7 +116,10 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
         say(f"{level}:")
         say_figures(metrics)
     for control in card.controls:
-        say(f"control {control['name'].replace('_', ' ')}: " + (control.get("skipped") or f"AUROC {figure(control['auroc'])}"))
+        say(
+            f"control {control['name'].replace('_', ' ')}: "
+            + (control.get("skipped") or f"AUROC {figure(control['auroc'])}")
+        )
     if card.blocked_because:
         say(card.blocked_because)
     for sentence in (card.protocol, *card.notes):
@@ -106,7 +127,9 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
 
 
 def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Predict scans; a folder is one series. One line each, a scan that cannot be read among them; it is an error if none can."""
+    """Predict scans; a folder is one series. One line each, a scan that cannot be read among them;
+    it is an error if none can.
+    """
     from ml.inference import Predictor
 
     predictor = Predictor(_model_folder(options.model))
@@ -126,9 +149,16 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
         try:
             series = read_series(files_of_series(path))
             finding = predictor.predict(series)
-            row["warnings"] = [BY_NAME if warning == ORDER_GIVEN and path.is_dir() else warning for warning in finding.warnings]
+            row["warnings"] = [
+                BY_NAME if warning == ORDER_GIVEN and path.is_dir() else warning
+                for warning in finding.warnings
+            ]
             said += [f"{path}: {warning}" for warning in row["warnings"]]
-            row |= {"probability": finding.probability, "threshold": finding.threshold, "positive": finding.positive}
+            row |= {
+                "probability": finding.probability,
+                "threshold": finding.threshold,
+                "positive": finding.positive,
+            }
             row["types"] = dict(finding.types)
         except ImageError as err:
             row["error"] = str(err)
@@ -136,7 +166,9 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
         if counter:
             counter(len(rows), len(options.paths))
     if options.format == "csv":
-        table = csv.DictWriter(sys.stdout, ["path", "probability", "threshold", "positive"], extrasaction="ignore")
+        table = csv.DictWriter(
+            sys.stdout, ["path", "probability", "threshold", "positive"], extrasaction="ignore"
+        )
         table.writeheader()
         table.writerows(rows)
     else:
@@ -154,8 +186,16 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[
 
     model = _model_folder(options.model)
     read_card(model)  # a model that is none is said before a data set is read
-    dataset = _dataset(options.dataset, stack, needs_both_classes=False, keeps_bare=True, on_image=Counter("reading image"))
-    result = evaluate(model, dataset, options.out, Counter("scoring image"), threads=os.cpu_count() or 1)
+    dataset = _dataset(
+        options.dataset,
+        stack,
+        needs_both_classes=False,
+        keeps_bare=True,
+        on_image=Counter("reading image"),
+    )
+    result = evaluate(
+        model, dataset, options.out, Counter("scoring image"), threads=os.cpu_count() or 1
+    )
     write_plots(options.out)
     if options.json:
         return _write_json(result)
@@ -178,17 +218,36 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
         say(f"{level}: {found['n']} in common")
         width = max(len(run["run"]) for run in found["runs"])
         for run in found["runs"]:
-            say(f"  {run['run']:{width}}  " + "  ".join(f"{name} {figure(entry)}" for name, entry in run["metrics"].items()))
-        for dataset, those in [("all", found), *found.get("by_dataset", {}).items()]:  # a data set may be called all, too
+            say(
+                f"  {run['run']:{width}}  "
+                + "  ".join(f"{name} {figure(entry)}" for name, entry in run["metrics"].items())
+            )
+        # a data set may be called all, too
+        for dataset, those in [("all", found), *found.get("by_dataset", {}).items()]:
             for difference in those["differences"]:
-                shown = "  ".join(f"{name} {figure(difference[name], signed=True)}" for name in ("auroc", "accuracy"))
-                say(f"  {dataset}, {those['n']} in common, {difference['run']} minus {difference['minus']}: {shown}")
+                shown = "  ".join(
+                    f"{name} {figure(difference[name], signed=True)}"
+                    for name in ("auroc", "accuracy")
+                )
+                say(
+                    f"  {dataset}, {those['n']} in common, {difference['run']} minus"
+                    f" {difference['minus']}: {shown}"
+                )
 
 
 def triage_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Simulate how much sooner hemorrhages are looked at where a model's answers order the worklist."""
-    department = Department(**{name: getattr(options, name) for name in Department.__dataclass_fields__})
-    result = simulate(scans_of(_model_folder(options.run_or_model), options.dataset), department, options.seed, Counter("simulating day"))
+    """Simulate how much sooner hemorrhages are looked at where a model's answers order the
+    worklist.
+    """
+    department = Department(
+        **{name: getattr(options, name) for name in Department.__dataclass_fields__}
+    )
+    result = simulate(
+        scans_of(_model_folder(options.run_or_model), options.dataset),
+        department,
+        options.seed,
+        Counter("simulating day"),
+    )
     if options.json:
         return _write_json(result)
     for sentence in sentences(result):
@@ -204,7 +263,10 @@ def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str
     cells = plan(len(dataset.examples), *([options.only] if options.only else []))
 
     def say_plan(total: int, done: int, seconds: float) -> None:
-        sys.stderr.write(f"{done} of {total} cells done" + (f"; the rest takes about {minutes(seconds)}\n" if done < total else "\n"))
+        sys.stderr.write(
+            f"{done} of {total} cells done"
+            + (f"; the rest takes about {minutes(seconds)}\n" if done < total else "\n")
+        )
 
     command = shlex.join(["python", "-m", "ml", *given])
     init = _initial(options.init)
@@ -242,8 +304,14 @@ def _model_folder(name: str) -> Path:
 
 
 def _deciding(given: list[str]) -> list[str]:
-    """Return the arguments that decide what is computed; the sentences for the card stand in the card already."""
-    return [word for before, word in zip(["", *given], given, strict=False) if not {before, word} & {"--note", "--licence", "--reuse"}]
+    """Return the arguments that decide what is computed; the sentences for the card stand in the
+    card already.
+    """
+    return [
+        word
+        for before, word in zip(["", *given], given, strict=False)
+        if not {before, word} & {"--note", "--licence", "--reuse"}
+    ]
 
 
 def _dataset(path: Path, stack: ExitStack, **how: Any) -> Any:
@@ -260,7 +328,11 @@ def _dataset(path: Path, stack: ExitStack, **how: Any) -> Any:
 def _say_probes(what: str, probes: Sequence[dict[str, Any]]) -> None:
     for probe in probes:
         auroc, warning = probe["auroc"], "  above chance" if probe["suspicious"] else ""
-        shown = auroc["reason"] if auroc["value"] is None else f"AUROC {auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
+        shown = (
+            auroc["reason"]
+            if auroc["value"] is None
+            else f"AUROC {auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
+        )
         say(f"{what} {probe['name']}: {shown}{warning}")
 
 

@@ -1,15 +1,20 @@
-"""The model folder: a card and ONNX graphs, written whole or not at all, read without executing anything.
+"""The model folder: a card and ONNX graphs, written whole or not at all, read without executing
+anything.
 
     card.json        everything about the model (`Card`)
     features.onnx    "images" float32 (N, size, size, 1) -> "maps" float32 (N, h, w, c)
     head.onnx        "maps" float32 (N, h, w, c), the slices of one scan in order
-                     -> "slice_probability" float32 (N,), "scan_probability" float32 (1,), both calibrated
+                     -> "slice_probability" float32 (N,), "scan_probability" float32 (1,), both
+                     calibrated
     types.onnx       optional: "maps", "slice_probability", "scan_probability" of one scan
-                     -> "slice_types" float32 (N, k), "scan_types" float32 (k,): the types of bleeding that the card names
-    seen.json        optional: {"features": [[sha256 first 16 hex, dhash 64 hex], ...], "head": [...]}: what training saw (`ml.provenance`)
+                     -> "slice_types" float32 (N, k), "scan_types" float32 (k,): the types of
+                     bleeding that the card names
+    seen.json        optional: {"features": [[sha256 first 16 hex, dhash 64 hex], ...], "head":
+    [...]}: what training saw (`ml.provenance`)
 
-The card names the sha256 of every other file and of itself, and the model's id is made of the files', so a folder that was cut short, mixed
-up or damaged is refused. What a graph may hold is for `ml.graphs` to say.
+The card names the sha256 of every other file and of itself, and the model's id is made of the
+files', so a folder that was cut short, mixed up or damaged is refused. What a graph may hold is for
+`ml.graphs` to say.
 """
 
 from __future__ import annotations
@@ -27,12 +32,26 @@ from typing import Any
 from ml.catalogue import BLEEDING_TYPES
 
 FORMAT = 1
-CARD, FEATURES, HEAD, TYPES, SEEN = "card.json", "features.onnx", "head.onnx", "types.onnx", "seen.json"
+CARD, FEATURES, HEAD, TYPES, SEEN = (
+    "card.json",
+    "features.onnx",
+    "head.onnx",
+    "types.onnx",
+    "seen.json",
+)
 MAX_CARD_BYTES = 8 * 2**20
 READS = ("slice", "series")
 ABSENT = -1.0
 LATER_FIELDS = frozenset(
-    ("scan_threshold", "scan_uncertain_low", "scan_uncertain_high", "patient_metrics", "patient_metrics_by_dataset", "band", "controls")
+    (
+        "scan_threshold",
+        "scan_uncertain_low",
+        "scan_uncertain_high",
+        "patient_metrics",
+        "patient_metrics_by_dataset",
+        "band",
+        "controls",
+    )
 ) | {"blocked_because", "seconds", "heat_maps", "checksum", "types"}
 """Fields that cards of the first versions do not have; they are read with their defaults."""
 
@@ -52,28 +71,37 @@ class Card:
         preprocessing: `InputSpec.to_dict()`.
         threshold: a slice, or a scan of one slice, is positive from this probability on.
         uncertain_low, uncertain_high: low <= probability < high is uncertain.
-        scan_threshold, scan_uncertain_low, scan_uncertain_high: the same for a scan of several slices; negative in a card that was
-            written before there were any, and then those above serve.
+        scan_threshold, scan_uncertain_low, scan_uncertain_high: the same for a scan of several
+            slices; negative in a card that was written before there were any, and then those above
+            serve.
         data: datasets, fingerprint, images, positive, negative, groups, licence_notes.
-        metrics: pooled out-of-fold, each {"value", "low", "high", "n"}; where undefined these are null and "reason" says why.
+        metrics: pooled out-of-fold, each {"value", "low", "high", "n"}; where undefined these are
+            null and "reason" says why.
         metrics_by_dataset: the same for each data set.
         patient_metrics, patient_metrics_by_dataset: the same by scan.
-        band: {"slice", "patient"}: how often answers outside the uncertain band were right, `ml.calibration.trust_in_zones`.
+        band: {"slice", "patient"}: how often answers outside the uncertain band were right,
+            `ml.calibration.trust_in_zones`.
         controls: what `ml.honesty` found.
-        heat_maps: how often those of rightly found hemorrhages, out of fold, held `ml.pointing`'s tests.
-        types: where the data tell types of bleeding, for each of `ml.catalogue.BLEEDING_TYPES`: "given", whether the model tells it;
-            "slices" and "patients" that show it, of "of_slices" and "of_patients" whose types are known; then either "slice" and
-            "patient" with "auroc", "ece" and "auroc_among_bleeding" out of fold, or, where few patients show it, "scores": each one's
-            "probability" and "rank" among "of" patients, null where its fold told no such type.
+        heat_maps: how often those of rightly found hemorrhages, out of fold, held `ml.pointing`'s
+            tests.
+        types: where the data tell types of bleeding, for each of `ml.catalogue.BLEEDING_TYPES`:
+            "given", whether the model tells it; "slices" and "patients" that show it, of
+            "of_slices" and "of_patients" whose types are known; then either "slice" and "patient"
+            with "auroc", "ece" and "auroc_among_bleeding" out of fold, or, where few patients show
+            it, "scores": each one's "probability" and "rank" among "of" patients, null where its
+            fold told no such type.
         blocked_because: a sentence if the controls forbid promotion, else empty.
-        roc: [false positive rate, true positive rate] pairs of slices, at most 200 (of the first repeat).
+        roc: [false positive rate, true positive rate] pairs of slices, at most 200 (of the first
+            repeat).
         confusion: tp, fp, tn, fn of slices at the folds' thresholds (of the first repeat).
         protocol: how the metrics were made, in a sentence.
         export_check: largest_difference, limit, passed: the ONNX graphs against what was trained.
         seconds: how long cross-validation, controls and final fit took.
         command: what was run.
-        id, files: filled in by `write_model`: the first 12 hex of a sha256 over all files, and the sha256 of each.
-        checksum: filled in by `write_model`: the sha256 of all other fields; empty in a card that was written before there was any.
+        id, files: filled in by `write_model`: the first 12 hex of a sha256 over all files, and the
+            sha256 of each.
+        checksum: filled in by `write_model`: the sha256 of all other fields; empty in a card that
+            was written before there was any.
     """
 
     architecture: str
@@ -129,28 +157,41 @@ class Card:
         if not isinstance(read, dict):
             raise ArtifactError(f"The model's {CARD} is not a JSON object.")
         if read.get("format") != FORMAT:
-            raise ArtifactError(f"The model's format is {read.get('format')!r}; this version reads format {FORMAT}.")
+            raise ArtifactError(
+                f"The model's format is {read.get('format')!r}; this version reads format {FORMAT}."
+            )
         known = {}
         for item in fields(cls):
             if item.name not in read and item.name in LATER_FIELDS:
                 continue
             if item.name not in read:
                 raise ArtifactError(f"The model's {CARD} does not give {item.name!r}.")
-            if not isinstance(read[item.name], _JSON_TYPES[str(item.type).split("[")[0]]) or isinstance(read[item.name], bool):
-                raise ArtifactError(f"The model's {CARD} gives {item.name!r} as {str(read[item.name])[:40]!r}, not as {item.type}.")
+            if not isinstance(
+                read[item.name], _JSON_TYPES[str(item.type).split("[")[0]]
+            ) or isinstance(read[item.name], bool):
+                raise ArtifactError(
+                    f"The model's {CARD} gives {item.name!r} as {str(read[item.name])[:40]!r}, not"
+                    f" as {item.type}."
+                )
             known[item.name] = read[item.name]
         card = cls(**known)
         if card.reads not in READS:
-            raise ArtifactError(f"The model reads {card.reads!r}; it must be one of {', '.join(READS)}.")
+            raise ArtifactError(
+                f"The model reads {card.reads!r}; it must be one of {', '.join(READS)}."
+            )
         for threshold, low, high in (card.point_of(1), card.point_of(2)):
             if not 0 <= threshold <= 1 or not 0 <= low <= high <= 1:
                 raise ArtifactError(
-                    f"The model's threshold {threshold} and uncertain band {low} to {high} must lie in order within 0 and 1."
+                    f"The model's threshold {threshold} and uncertain band {low} to {high} must lie"
+                    " in order within 0 and 1."
                 )
         for name, found in card.types.items():
             _require_judged(name, found)
         if card.checksum and card.checksum != _checksum(read):
-            raise ArtifactError(f"The model's {CARD} is not what was written: its sha256 differs from the one in it.")
+            raise ArtifactError(
+                f"The model's {CARD} is not what was written: its sha256 differs from the one"
+                " in it."
+            )
         return card
 
     @property
@@ -165,33 +206,55 @@ class Card:
         return self.scan_threshold, self.scan_uncertain_low, self.scan_uncertain_high
 
 
-_JSON_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "dict": (dict,), "list": (list,)}
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "dict": (dict,),
+    "list": (list,),
+}
 
 
 TYPE_FIGURES = {"slice": ("auroc",), "patient": ("auroc", "auroc_among_bleeding", "ece")}
-"""Of those that `ml.type_figures` writes, the ones that cards and pages read of a type that enough patients show."""
+"""Of those that `ml.type_figures` writes, the ones that cards and pages read of a type that enough
+patients show.
+"""
 
 
 def _require_judged(name: str, found: Any) -> None:
-    """Refuse what a card says of a type of bleeding, unless all is there that those read who show it."""
+    """Refuse what a card says of a type of bleeding, unless all is there that those read who show
+    it.
+    """
     complete = isinstance(found, dict) and isinstance(found.get("given"), bool)
-    complete = complete and all(type(found.get(count)) is int for count in ("slices", "of_slices", "patients", "of_patients"))
+    complete = complete and all(
+        type(found.get(count)) is int
+        for count in ("slices", "of_slices", "patients", "of_patients")
+    )
     if complete and found.keys() & TYPE_FIGURES.keys():
         complete = all(
-            isinstance(found.get(level), dict) and _has_all(found[level].get(figure), ("value", "low", "high"))
+            isinstance(found.get(level), dict)
+            and _has_all(found[level].get(figure), ("value", "low", "high"))
             for level, figures in TYPE_FIGURES.items()
             for figure in figures
         )
     elif complete:
         scores = found.get("scores")
-        complete = isinstance(scores, list) and all(_has_all(score, ("probability", "rank", "of")) for score in scores)
+        complete = isinstance(scores, list) and all(
+            _has_all(score, ("probability", "rank", "of")) for score in scores
+        )
     if not complete:
-        raise ArtifactError(f"The model's {CARD} does not give all that belongs to {name[:40]!r} in 'types'.")
+        raise ArtifactError(
+            f"The model's {CARD} does not give all that belongs to {name[:40]!r} in 'types'."
+        )
 
 
 def _has_all(value: Any, names: tuple[str, ...]) -> bool:
-    """True if it is an object with a number, or null where nobody knows one, for each of the names."""
-    return isinstance(value, dict) and all(name in value and type(value[name]) in (int, float, type(None)) for name in names)
+    """True if it is an object with a number, or null where nobody knows one, for each of the
+    names.
+    """
+    return isinstance(value, dict) and all(
+        name in value and type(value[name]) in (int, float, type(None)) for name in names
+    )
 
 
 def write_model(out_dir: Path, card: Card, files: Mapping[str, Path | bytes]) -> Card:
@@ -214,7 +277,9 @@ def write_model(out_dir: Path, card: Card, files: Mapping[str, Path | bytes]) ->
     for name in files:
         _require_plain_name(name)
     if out_dir.exists():
-        raise ArtifactError(f"The folder {out_dir.name} exists already; a model is never written over another.")
+        raise ArtifactError(
+            f"The folder {out_dir.name} exists already; a model is never written over another."
+        )
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
     try:
@@ -231,7 +296,8 @@ def write_model(out_dir: Path, card: Card, files: Mapping[str, Path | bytes]) ->
         (unfinished / CARD).write_text(text, encoding="utf-8")
         for path in unfinished.iterdir():
             _flush_to_disk(path)
-        unfinished.chmod(0o755)  # mkdtemp makes a private folder, but the web process may run as another user
+        # mkdtemp makes a private folder, but the web process may run as another user
+        unfinished.chmod(0o755)
         unfinished.rename(out_dir)
         _flush_to_disk(out_dir.parent)
     finally:
@@ -240,7 +306,8 @@ def write_model(out_dir: Path, card: Card, files: Mapping[str, Path | bytes]) ->
 
 
 def read_card(model_dir: Path) -> Card:
-    """Return the card of a model folder after checking that every file is there and is the one that was written.
+    """Return the card of a model folder after checking that every file is there and is the one that
+    was written.
 
     Raises:
         ArtifactError: a file is missing or altered, or the format is unknown.
@@ -263,14 +330,19 @@ def read_card(model_dir: Path) -> Card:
         except OSError as err:
             raise ArtifactError(f"The model's {name} is missing.") from err
         if found != digest:
-            raise ArtifactError(f"The model's {name} is not the file that was written: its sha256 differs from the card's.")
+            raise ArtifactError(
+                f"The model's {name} is not the file that was written: its sha256 differs from the"
+                " card's."
+            )
     if card.id != _model_id(card.files):
         raise ArtifactError(f"The model's id {card.id[:12]!r} does not belong to its files.")
     return card
 
 
 def _checksum(card: Mapping[str, Any]) -> str:
-    """Return the sha256 of a card's fields without the checksum itself, however they are spaced and ordered."""
+    """Return the sha256 of a card's fields without the checksum itself, however they are spaced and
+    ordered.
+    """
     others = {name: value for name, value in card.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
@@ -287,7 +359,11 @@ def _sha256(path: Path) -> str:
 
 def _require_plain_name(name: str) -> None:
     """Refuse a name that could lead out of the model folder, or hide in it."""
-    if name == CARD or name.startswith(".") or not name.replace(".", "").replace("_", "").replace("-", "").isalnum():
+    if (
+        name == CARD
+        or name.startswith(".")
+        or not name.replace(".", "").replace("_", "").replace("-", "").isalnum()
+    ):
         raise ArtifactError(f"A model's file cannot be named {name[:40]!r}.")
 
 

@@ -1,4 +1,6 @@
-"""Compare runs on the slices and patients that all of them answered for: their figures, and paired differences to the first."""
+"""Compare runs on the slices and patients that all of them answered for: their figures, and paired
+differences to the first.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,17 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
     """Return for each level what the runs share and how they differ.
 
     Args:
-        runs: folders that `train` or `evaluate` wrote; the first is what the others are compared with.
+        runs: folders that `train` or `evaluate` wrote; the first is what the others are compared
+            with.
 
     Returns:
-        {"slice" and "patient": {"n", "runs": [{"run", "metrics"}], "differences": [{"run", "minus", "auroc", "accuracy"}]}}; where
-        several data sets were answered for also "by_dataset", the same for each. Metrics of a cross-validation hold
-        "auroc within folds" too.
+        {"slice" and "patient": {"n", "runs": [{"run", "metrics"}], "differences": [{"run", "minus",
+        "auroc", "accuracy"}]}}; where several data sets were answered for also "by_dataset", the
+        same for each. Metrics of a cross-validation hold "auroc within folds" too.
 
     Raises:
-        DatasetError: a folder holds no answers, two runs disagree about a label, or they have nothing in common.
+        DatasetError: a folder holds no answers, two runs disagree about a label, or they have
+            nothing in common.
     """
     tables = [read_answers(run) for run in runs]
     names = [_name(run, runs) for run in runs]
@@ -56,12 +60,17 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
         datasets = sorted({dataset for dataset, _, _ in keys})
         if len(datasets) > 1:
             of_each = {dataset: [key for key in keys if key[0] == dataset] for dataset in datasets}
-            result[level]["by_dataset"] = {dataset: _compared(tables, level, own, names) for dataset, own in of_each.items()}
+            result[level]["by_dataset"] = {
+                dataset: _compared(tables, level, own, names) for dataset, own in of_each.items()
+            }
     return result
 
 
 def _compared(
-    tables: Sequence[Mapping[str, Mapping[Key, _Answer]]], level: str, keys: Sequence[Key], names: Sequence[str]
+    tables: Sequence[Mapping[str, Mapping[Key, _Answer]]],
+    level: str,
+    keys: Sequence[Key],
+    names: Sequence[str],
 ) -> dict[str, Any]:
     labels, groups = _facts(tables, level, keys, names)
     answers = [_arrays(table[level], keys) for table in tables]
@@ -72,7 +81,9 @@ def _compared(
             of_run["auroc within folds"] = auroc_within(labels, probabilities, folds, groups, SEED)
     return {
         "n": len(keys),
-        "runs": [{"run": name, "metrics": of_run} for name, of_run in zip(names, metrics, strict=True)],
+        "runs": [
+            {"run": name, "metrics": of_run} for name, of_run in zip(names, metrics, strict=True)
+        ],
         "differences": [
             {"run": name, "minus": names[0], **_differences(labels, answers[0], own, groups)}
             for name, own in zip(names[1:], answers[1:], strict=True)
@@ -81,12 +92,15 @@ def _compared(
 
 
 def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
-    """Return the answers of a run by level and by (data set, patient, file); those without label and those that training saw left out.
+    """Return the answers of a run by level and by (data set, patient, file); those without label
+    and those that training saw left out.
 
     Raises:
         DatasetError: the folder holds none.
     """
-    path = next((run / name for name in ("answers.csv", "predictions.csv") if (run / name).is_file()), None)
+    path = next(
+        (run / name for name in ("answers.csv", "predictions.csv") if (run / name).is_file()), None
+    )
     if path is None:
         raise DatasetError(f"{run} holds no answers; give a folder that train or evaluate wrote.")
     found: dict[str, dict[Key, list[Mapping[str, str]]]] = {level: {} for level in LEVELS}
@@ -97,8 +111,13 @@ def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
                 raise DatasetError(f"{path} is no table of answers.")
             for row in table:
                 if row["label"] and row["overlap"] != "1":
-                    found[row["level"]].setdefault((row["dataset"], row["patient"], row["filename"]), []).append(row)
-        return {level: {key: _answer(rows) for key, rows in keyed.items()} for level, keyed in found.items()}
+                    found[row["level"]].setdefault(
+                        (row["dataset"], row["patient"], row["filename"]), []
+                    ).append(row)
+        return {
+            level: {key: _answer(rows) for key, rows in keyed.items()}
+            for level, keyed in found.items()
+        }
     except DatasetError:
         raise
     except (ValueError, KeyError, TypeError, csv.Error) as err:  # cut short, or edited
@@ -107,31 +126,48 @@ def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
 
 def _answer(rows: Sequence[Mapping[str, str]]) -> _Answer:
     ordered = sorted(rows, key=lambda row: int(row["repeat"] or 0))
-    probabilities, predicted = [float(row["probability"]) for row in ordered], [row["predicted"] == "1" for row in ordered]
+    probabilities, predicted = (
+        [float(row["probability"]) for row in ordered],
+        [row["predicted"] == "1" for row in ordered],
+    )
     folds = [int(row["fold"] or NO_FOLD) for row in ordered]
     return _Answer(int(rows[0]["label"]), rows[0]["group"], probabilities, predicted, folds)
 
 
 def _facts(
-    tables: Sequence[Mapping[str, Mapping[Key, _Answer]]], level: str, keys: Sequence[Key], names: Sequence[str]
+    tables: Sequence[Mapping[str, Mapping[Key, _Answer]]],
+    level: str,
+    keys: Sequence[Key],
+    names: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
     first = tables[0][level]
     for table, name in zip(tables, names, strict=True):
         for key in keys:
             if table[level][key].label != first[key].label:
-                raise DatasetError(f"{names[0]} and {name} disagree about the label of {' '.join(filter(None, key))}.")
-    return np.array([first[key].label for key in keys]), np.array([first[key].group for key in keys])
+                raise DatasetError(
+                    f"{names[0]} and {name} disagree about the label of"
+                    f" {' '.join(filter(None, key))}."
+                )
+    return np.array([first[key].label for key in keys]), np.array(
+        [first[key].group for key in keys]
+    )
 
 
 def _arrays(answers: Mapping[Key, _Answer], keys: Sequence[Key]) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities and calls, (repeats, n)."""
     if not keys:
         return np.zeros((1, 0)), np.zeros((1, 0), bool)
-    return np.array([answers[key].probabilities for key in keys]).T, np.array([answers[key].predicted for key in keys]).T
+    return (
+        np.array([answers[key].probabilities for key in keys]).T,
+        np.array([answers[key].predicted for key in keys]).T,
+    )
 
 
 def _differences(
-    labels: np.ndarray, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], groups: np.ndarray
+    labels: np.ndarray,
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    groups: np.ndarray,
 ) -> dict[str, Any]:
     found = paired_differences(labels, first, second, groups, SEED)
     return {name: found[name] for name in DIFFERENCES}

@@ -16,14 +16,17 @@ COVERED = "What lies beside the head was covered."
 def covered(series: Series) -> Series:
     """Return the series with air, or black, beside the head.
 
-    In the brain window, the head is the largest bright body with what it encloses (`ml.preprocessing.find_head`). Slices that show none,
-    as above the crown, are left as they are, and a sentence says how many.
+    In the brain window, the head is the largest bright body with what it encloses
+    (`ml.preprocessing.find_head`). Slices that show none, as above the crown, are left as they are,
+    and a sentence says how many.
     """
     slices = [_covered(slice) for slice in series.slices]
     without = sum(new is old for new, old in zip(slices, series.slices, strict=True))
     notes = [COVERED] if without < len(slices) else []
     if without:
-        notes.append(f"In {without} of {len(slices)} slices no head was found, so nothing was covered there.")
+        notes.append(
+            f"In {without} of {len(slices)} slices no head was found, so nothing was covered there."
+        )
     return replace(series, slices=tuple(slices), warnings=(*series.warnings, *notes))
 
 
@@ -32,4 +35,7 @@ def _covered(slice: Slice) -> Slice:
     head = find_head(grey)
     if head is None:
         return slice
-    return replace(slice, pixels=np.where(head, slice.pixels, np.float32(AIR_HU if slice.unit == "hu" else BLACK)))
+    return replace(
+        slice,
+        pixels=np.where(head, slice.pixels, np.float32(AIR_HU if slice.unit == "hu" else BLACK)),
+    )

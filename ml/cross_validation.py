@@ -1,6 +1,8 @@
-"""Judge an architecture by grouped cross-validation: every slice and scan is answered for by a model that never saw its group.
+"""Judge an architecture by grouped cross-validation: every slice and scan is answered for by a
+model that never saw its group.
 
-Calibration, threshold and uncertain band of a fold come from what was held out inside its training part, for slices and for scans.
+Calibration, threshold and uncertain band of a fold come from what was held out inside its training
+part, for slices and for scans.
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ class Answers:
     Attributes:
         at: (n,) position of the slice, or number of the scan.
         labels, groups, sources: (n,).
-        probabilities, predicted, zones, folds: (repeats, n); a zone is -1 below, 0 in, 1 above the fold's uncertain band.
-        types: (repeats, n, 5) probabilities of the types of bleeding; NaN where the fold's model does not tell them.
+        probabilities, predicted, zones, folds: (repeats, n); a zone is -1 below, 0 in, 1 above the
+            fold's uncertain band.
+        types: (repeats, n, 5) probabilities of the types of bleeding; NaN where the fold's model
+            does not tell them.
     """
 
     at: np.ndarray
@@ -67,7 +71,8 @@ class Judgement:
         held_out: the raw decisions of the first repeat.
         learnt_features: whether the convolutions learnt.
         seconds: what all its fits took.
-        heat_maps: the tests of `ml.pointing`, of the first repeat; empty where they were not asked for.
+        heat_maps: the tests of `ml.pointing`, of the first repeat; empty where they were not asked
+            for.
         chosen: what each fit chose inside its training part.
     """
 
@@ -135,7 +140,8 @@ def cross_validate(
         folds, repeats: each repeat has folds of its own seed.
         checkpoint: folder; a fold that is finished there is not fitted again.
         tell: told the progress.
-        only: the folds to do; all if left out. The others' slices and scans are left out of the answers.
+        only: the folds to do; all if left out. The others' slices and scans are left out of the
+            answers.
         test_heat_maps: test the heat maps of rightly found hemorrhages in the first repeat.
     """
     judged, weak = material.judged, material.weak
@@ -153,23 +159,40 @@ def cross_validate(
                 continue
             number = repeat * len(wanted) + list(wanted).index(fold)
             start, end = (n / (repeats * len(wanted)) for n in (number, number + 1))
-            stage = f"fold {fold + 1} of {folds}" if repeats == 1 else f"repeat {repeat + 1} of {repeats}, fold {fold + 1} of {folds}"
+            stage = (
+                f"fold {fold + 1} of {folds}"
+                if repeats == 1
+                else f"repeat {repeat + 1} of {repeats}, fold {fold + 1} of {folds}"
+            )
             name = f"fold-{fold}" if repeat == 0 else f"repeat-{repeat}-fold-{fold}"
             done = load_json(checkpoint / f"{name}.json")
             if done is None:
                 began = time.monotonic()
 
-                def report(share: float, metrics: Mapping[str, float], start: float = start, end: float = end, stage: str = stage) -> None:
+                def report(
+                    share: float,
+                    metrics: Mapping[str, float],
+                    start: float = start,
+                    end: float = end,
+                    stage: str = stage,
+                ) -> None:
                     tell(stage, start + share * (end - start), metrics)
 
-                train, wholes = np.concatenate([always, split.learn]), np.concatenate([always_weak, split.learn_weak])
+                train, wholes = (
+                    np.concatenate([always, split.learn]),
+                    np.concatenate([always_weak, split.learn_weak]),
+                )
                 fitted = material.fit(train, checkpoint / name, report, wholes)
                 done = _answers_of(material, fitted, split.held, split.held_weak)
                 if material.types is not None:
                     _add_types(done, material, material.types, fitted, train)
                 if test_heat_maps and repeat == 0:
                     done["heat_maps"] = _heat_maps_of(material, fitted, done["slices"])
-                done |= {"seconds": time.monotonic() - began, "learnt_features": fitted.learnt_features, "chosen": dict(fitted.chosen)}
+                done |= {
+                    "seconds": time.monotonic() - began,
+                    "learnt_features": fitted.learnt_features,
+                    "chosen": dict(fitted.chosen),
+                }
                 save_json(checkpoint / f"{name}.json", done)
                 shutil.rmtree(checkpoint / name, ignore_errors=True)
             levels[0].write(repeat, fold, done["slices"])
@@ -177,11 +200,24 @@ def cross_validate(
             seconds, learnt = seconds + done["seconds"], learnt or done["learnt_features"]
             heat_maps.extend(done.get("heat_maps", []))
             chosen.append(done.get("chosen", {}))
-            tell(stage, end, {"fold_auroc": auroc(material.labels[done["slices"]["at"]], np.asarray(done["slices"]["probabilities"]))})
+            tell(
+                stage,
+                end,
+                {
+                    "fold_auroc": auroc(
+                        material.labels[done["slices"]["at"]],
+                        np.asarray(done["slices"]["probabilities"]),
+                    )
+                },
+            )
     first = material.first_of_scan[known_scans]
     return Judgement(
-        slices=levels[0].answers(material.labels[judged], material.groups[judged], material.sources[judged]),
-        scans=levels[1].answers(material.scan_labels[known_scans], material.groups[first], material.sources[first]),
+        slices=levels[0].answers(
+            material.labels[judged], material.groups[judged], material.sources[judged]
+        ),
+        scans=levels[1].answers(
+            material.scan_labels[known_scans], material.groups[first], material.sources[first]
+        ),
         held_out=HeldOut(*levels[0].first_decisions(), *levels[1].first_decisions()),
         learnt_features=learnt,
         seconds=seconds,
@@ -190,23 +226,43 @@ def cross_validate(
     )
 
 
-def _answers_of(material: Material, fitted: Fitted, test: np.ndarray, weak: np.ndarray) -> dict[str, Any]:
-    """Return a fold's answers for the slices at `test`, their scans and the scans `weak`, as JSON. A scan of one slice is judged as one."""
+def _answers_of(
+    material: Material, fitted: Fitted, test: np.ndarray, weak: np.ndarray
+) -> dict[str, Any]:
+    """Return a fold's answers for the slices at `test`, their scans and the scans `weak`, as JSON.
+    A scan of one slice is judged as one.
+    """
     of_slices, of_scans = material.operating_points(fitted)
     test = np.sort(test)
     scans = np.union1d(material.scans[test], weak)
     single = material.scan_sizes[scans] == 1
-    own, whole = _judge(of_slices, fitted.scan_decisions[scans]), _judge(of_scans, fitted.scan_decisions[scans])
+    own, whole = (
+        _judge(of_slices, fitted.scan_decisions[scans]),
+        _judge(of_scans, fitted.scan_decisions[scans]),
+    )
     return {
-        "slices": {"at": test.tolist(), **{name: values.tolist() for name, values in _judge(of_slices, fitted.decisions[test]).items()}},
-        "scans": {"at": scans.tolist(), **{name: np.where(single, own[name], whole[name]).tolist() for name in own}},
+        "slices": {
+            "at": test.tolist(),
+            **{
+                name: values.tolist()
+                for name, values in _judge(of_slices, fitted.decisions[test]).items()
+            },
+        },
+        "scans": {
+            "at": scans.tolist(),
+            **{name: np.where(single, own[name], whole[name]).tolist() for name in own},
+        },
         "threshold": of_slices.threshold,
         "scan_threshold": of_scans.threshold,
     }
 
 
-def _add_types(answers: dict[str, Any], material: Material, types: KnownTypes, fitted: Fitted, part: np.ndarray) -> None:
-    """Add to a fold's answers what a head fitted to the training part tells of the types of bleeding."""
+def _add_types(
+    answers: dict[str, Any], material: Material, types: KnownTypes, fitted: Fitted, part: np.ndarray
+) -> None:
+    """Add to a fold's answers what a head fitted to the training part tells of the types of
+    bleeding.
+    """
     of_slices, _ = material.operating_points(fitted)
     found = fit_types(fitted.descriptions, types.slices, material.groups, part).of_slices(
         fitted.descriptions, of_slices.platt(fitted.decisions)
@@ -220,15 +276,29 @@ def _add_types(answers: dict[str, Any], material: Material, types: KnownTypes, f
     ]
 
 
-def _heat_maps_of(material: Material, fitted: Fitted, answers: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Test the heat maps of a fold's true positives, at most `MOST_HEAT_MAPS`, those with outlines first."""
+def _heat_maps_of(
+    material: Material, fitted: Fitted, answers: Mapping[str, Sequence[float]]
+) -> list[dict[str, Any]]:
+    """Test the heat maps of a fold's true positives, at most `MOST_HEAT_MAPS`, those with outlines
+    first.
+    """
     at = np.asarray(answers["at"], int)
     found = at[(material.labels[at] == 1) & np.asarray(answers["predicted"], bool)]
     random = np.random.default_rng([material.seed, len(found)])
-    outlined = (np.asarray(material.masks[found]) == 1).any(axis=(1, 2)) if len(found) else np.zeros(0, bool)
+    outlined = (
+        (np.asarray(material.masks[found]) == 1).any(axis=(1, 2))
+        if len(found)
+        else np.zeros(0, bool)
+    )
     tested = found[np.lexsort((random.random(len(found)), ~outlined))][:MOST_HEAT_MAPS]
     of_slices, of_scans = material.operating_points(fitted)
-    return judge_heat_maps(fitted.export(of_slices.platt, of_scans.platt), material.images, material.masks, tested.tolist(), material.seed)
+    return judge_heat_maps(
+        fitted.export(of_slices.platt, of_scans.platt),
+        material.images,
+        material.masks,
+        tested.tolist(),
+        material.seed,
+    )
 
 
 def _judge(point: OperatingPoint, decisions: np.ndarray) -> dict[str, np.ndarray]:

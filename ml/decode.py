@@ -1,14 +1,18 @@
-"""Decode scans in a process of their own, so that a hostile file can harm nothing else: `python -m ml.decode MEMORY_MB`.
+"""Decode scans in a process of their own, so that a hostile file can harm nothing else: `python -m
+ml.decode MEMORY_MB`.
 
-A request is a line of JSON on standard input, its answer a line on standard output; the end of the input ends the process.
+A request is a line of JSON on standard input, its answer a line on standard output; the end of the
+input ends the process.
 
     {"paths": [...], "folder": "...", "limit_s": 60, "limits": {"max_pixels": ...}}
-    {"unit": "hu", "spacing_mm": [[0.5, 0.5], ...], "distance_mm": 5.0, "steps_mm": [...], "warnings": [...]}    pixels in folder/pixels.npy
-    {"error": "The file is empty."}                                                              what an ImageError says
-    {"error": null}                                                                              the memory did not suffice
-    {"full": "No space left on device"}                                                          the folder took no more
+    {"unit": "hu", "spacing_mm": [[0.5, 0.5], ...], "distance_mm": 5.0, "steps_mm": [...],
+    "warnings": [...]}    pixels in folder/pixels.npy {"error": "The file is empty."}
+    what an ImageError says {"error": null}
+    the memory did not suffice {"full": "No space left on device"}
+    the folder took no more
 
-`limits` are those of `ml.images.read_series`. What goes wrong in any other way ends the process, and so does a scan that takes longer.
+`limits` are those of `ml.images.read_series`. What goes wrong in any other way ends the process,
+and so does a scan that takes longer.
 """
 
 from __future__ import annotations
@@ -33,14 +37,16 @@ PIXELS = "pixels.npy"
 def main(arguments: list[str]) -> int:
     """Answer requests until there are no more."""
     bound_memory(int(arguments[0]) * 2**20)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what a crash would leave on the disk is a patient's picture
+    # what a crash would leave on the disk is a patient's picture
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A library that prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
-        # Not caught anywhere, the alarm kills this process even inside a decoder that hangs, whoever is left to wait for it.
+        # Not caught anywhere, the alarm kills this process even inside a decoder that hangs,
+        # whoever is left to wait for it.
         signal.alarm(request["limit_s"])
         answer = answer_to(request)
         signal.alarm(0)
@@ -52,9 +58,10 @@ def main(arguments: list[str]) -> int:
 def bound_memory(limit_bytes: int) -> None:
     """Let allocations beyond the limit fail.
 
-    RLIMIT_DATA, not RLIMIT_AS: it counts what is written to and nobody else has (heap, anonymous mappings), so the limit means the
-    same whatever libraries are mapped and however large the file is in which the pixels go out. Linux counts so since 4.7; where a
-    system does not enforce it, as macOS, the time limit is all there is.
+    RLIMIT_DATA, not RLIMIT_AS: it counts what is written to and nobody else has (heap, anonymous
+    mappings), so the limit means the same whatever libraries are mapped and however large the file
+    is in which the pixels go out. Linux counts so since 4.7; where a system does not enforce it, as
+    macOS, the time limit is all there is.
     """
     with contextlib.suppress(ValueError):  # a lower limit was set from outside
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
@@ -85,7 +92,9 @@ def write_pixels(series: Series, path: Path) -> None:
     """Write all slices as one array, float32 (n, height, width), a slice at a time."""
     shape = (len(series.slices), *series.slices[0].pixels.shape)
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
         for slice in series.slices:
             file.write(slice.pixels.astype("<f4", order="C", copy=False).data)
 

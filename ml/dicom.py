@@ -1,6 +1,8 @@
-"""Read CT slices from DICOM files, single-frame or multi-frame: Hounsfield units, upright, with their place in the patient.
+"""Read CT slices from DICOM files, single-frame or multi-frame: Hounsfield units, upright, with
+their place in the patient.
 
-Tags are from DICOM PS3.3 (C.7.6.2 image plane, C.7.6.3 image pixel, C.8.2.1 CT image). No tag that names a patient is read.
+Tags are from DICOM PS3.3 (C.7.6.2 image plane, C.7.6.3 image pixel, C.8.2.1 CT image). No tag that
+names a patient is read.
 """
 
 from __future__ import annotations
@@ -17,34 +19,67 @@ from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset
 from pydicom.pixels.utils import iter_pixels
 
-from ml.images import FloatArray, ImageError, NoSliceError, Slice, require_a_picture, require_fewer_pixels, require_fewer_slices
+from ml.images import (
+    FloatArray,
+    ImageError,
+    NoSliceError,
+    Slice,
+    require_a_picture,
+    require_fewer_pixels,
+    require_fewer_slices,
+)
 from ml.multiframe import PER_FRAME, SHARED, frame_headers
 from ml.ordering import AXIAL, FURTHEST_MM, Plane
 
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote what stands in tags, and a log may not
+# its warnings quote what stands in tags, and a log may not
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 AIR_HU = -1000.0
-LOWEST_HU, HIGHEST_HU = -1024.0, 4095.0  # what 12 bits of CT can say; beyond lie markers of pixels outside the scanned circle
+# what 12 bits of CT can say; beyond lie markers of pixels outside the scanned circle
+LOWEST_HU, HIGHEST_HU = -1024.0, 4095.0
 
 NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
 COMPRESSED = {
     "1.2.840.10008.1.2.5",  # RLE
-    *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)),  # JPEG, JPEG-LS, JPEG 2000
+    # JPEG, JPEG-LS, JPEG 2000
+    *(
+        f"1.2.840.10008.1.2.4.{number}"
+        for number in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)
+    ),
 }
-"""The transfer syntaxes that are read. The deflated ones are not among them: inflating has no limit in pydicom."""
+"""The transfer syntaxes that are read. The deflated ones are not among them: inflating has no limit
+in pydicom.
+"""
 
 CT_SOP_CLASSES = {f"1.2.840.10008.5.1.4.1.1.2{kind}" for kind in ("", ".1", ".2")}
 """CT, Enhanced CT, and Enhanced CT converted from single slices."""
-SHORTEST_NORMAL = 0.5  # of the unit: directions of rows and columns that are no right angle at all span no plane
+# of the unit: directions of rows and columns that are no right angle at all span no plane
+SHORTEST_NORMAL = 0.5
 
-HU_TYPES = {"HU", "HU_MOD", "US"}  # US is "unspecified"; iodine maps, electron densities and the like say what they are (C.11.1.1.2)
-HEAD_PARTS = ("HEAD", "BRAIN", "SKULL", "NECK", "FACE", "ORBIT", "SINUS", "IAC", "EAR", "CEREB", "WHOLEBODY")
+# US is "unspecified"; iodine maps, electron densities and the like say what they are (C.11.1.1.2)
+HU_TYPES = {"HU", "HU_MOD", "US"}
+HEAD_PARTS = (
+    "HEAD",
+    "BRAIN",
+    "SKULL",
+    "NECK",
+    "FACE",
+    "ORBIT",
+    "SINUS",
+    "IAC",
+    "EAR",
+    "CEREB",
+    "WHOLEBODY",
+)
 
 TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "ImageType", "Modality", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient",
+    "SOPClassUID", "SOPInstanceUID", "ImageType", "Modality", "SeriesInstanceUID",
+    "InstanceNumber", "ImagePositionPatient",
     "ImageOrientationPatient",
-    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored",
-    "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept",
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
+    "PixelSpacing", "BitsAllocated", "BitsStored",
+    "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "RescaleIntercept",
     "RescaleSlope", "RescaleType", "BodyPartExamined", SHARED, PER_FRAME, "PixelData",
 ]  # fmt: skip
 
@@ -72,7 +107,8 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int) -> list[Pla
             return [_to_plane(own, stored.astype(np.int64)) for own, stored in pairs]
     except (ImageError, MemoryError):
         raise
-    except Exception as err:  # a damaged file makes pydicom and its decoders raise anything, RecursionError included
+    # a damaged file makes pydicom and its decoders raise anything, RecursionError included
+    except Exception as err:
         raise ImageError("The DICOM file is damaged or incomplete and cannot be decoded.") from err
 
 
@@ -82,44 +118,73 @@ def require_known_transfer_syntax(file: BinaryIO) -> None:
     Raises:
         ImageError: they are.
     """
-    file.seek(132)  # preamble and "DICM"; `dcmread` would inflate a deflated data set before anybody could refuse it
-    meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag.group != 2)
+    # preamble and "DICM"; `dcmread` would inflate a deflated data set before anybody could refuse
+    # it
+    file.seek(132)
+    meta = read_dataset(
+        file,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, vr, length: tag.group != 2,
+    )
     syntax = meta.get("TransferSyntaxUID")
     if syntax is None:
-        raise ImageError("The DICOM file does not say how its pixels are coded (no transfer syntax).")
+        raise ImageError(
+            "The DICOM file does not say how its pixels are coded (no transfer syntax)."
+        )
     if syntax not in NATIVE | COMPRESSED:
-        raise ImageError(f"The DICOM file is coded in a way that is not read: transfer syntax {_printable(pydicom.uid.UID(syntax).name)}.")
+        raise ImageError(
+            "The DICOM file is coded in a way that is not read: transfer syntax"
+            f" {_printable(pydicom.uid.UID(syntax).name)}."
+        )
 
 
 def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int) -> int:
     """Return how many frames of CT the file holds, 1 or more, before any is decoded."""
     if "PixelData" not in header or not header.PixelData:
         raise NoSliceError("The DICOM file has no picture in it.")
-    modality = str(header.get("Modality") or "") or ("CT" if header.get("SOPClassUID") in CT_SOP_CLASSES else "unknown")
+    modality = str(header.get("Modality") or "") or (
+        "CT" if header.get("SOPClassUID") in CT_SOP_CLASSES else "unknown"
+    )
     if modality != "CT":
-        raise NoSliceError(f"The DICOM file is not a CT image: its modality is {_printable(modality)}.")
+        raise NoSliceError(
+            f"The DICOM file is not a CT image: its modality is {_printable(modality)}."
+        )
     if "LOCALIZER" in [str(word).upper() for word in values_of(header, "ImageType")]:
         raise NoSliceError("The DICOM file is a localizer (scout view), not an axial slice.")
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise NoSliceError("The DICOM file is a colour picture, not a CT slice.")
     photometric = str(header.get("PhotometricInterpretation") or "MONOCHROME2")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise NoSliceError(f"The DICOM file is a colour picture ({_printable(photometric)}), not a CT slice.")
-    rows, columns, frames = int(header.Rows), int(header.Columns), int(header.get("NumberOfFrames") or 1)
+        raise NoSliceError(
+            f"The DICOM file is a colour picture ({_printable(photometric)}), not a CT slice."
+        )
+    rows, columns, frames = (
+        int(header.Rows),
+        int(header.Columns),
+        int(header.get("NumberOfFrames") or 1),
+    )
     require_fewer_pixels(columns, rows, max_pixels)
     require_fewer_slices(frames, rows * columns, max_slices)
     if header.file_meta.TransferSyntaxUID in COMPRESSED:
         for frame in generate_frames(header.PixelData, number_of_frames=frames):
             coded = _coded_size(frame)
-            # A decoder believes the compressed stream, so a small header must not hide a huge picture.
+            # A decoder believes the compressed stream, so a small header must not hide a huge
+            # picture.
             if coded is not None and coded != (rows, columns):
-                raise ImageError(f"The DICOM file announces {columns} x {rows} pixels, but {coded[1]} x {coded[0]} are coded.")
+                raise ImageError(
+                    f"The DICOM file announces {columns} x {rows} pixels, but {coded[1]} x"
+                    f" {coded[0]} are coded."
+                )
     return frames
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:
-    """Return (rows, columns) from the head of a JPEG, JPEG-LS or JPEG 2000 stream; None for RLE, which has none."""
-    if frame.startswith(b"\xff\x4f\xff\x51"):  # JPEG 2000: SOC, then SIZ with the corners of the image area
+    """Return (rows, columns) from the head of a JPEG, JPEG-LS or JPEG 2000 stream; None for RLE,
+    which has none.
+    """
+    # JPEG 2000: SOC, then SIZ with the corners of the image area
+    if frame.startswith(b"\xff\x4f\xff\x51"):
         right, bottom, left, top = struct.unpack_from(">4I", frame, 8)
         return bottom - top, right - left
     if not frame.startswith(b"\xff\xd8"):
@@ -130,7 +195,8 @@ def _coded_size(frame: bytes) -> tuple[int, int] | None:
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # a start of frame
+        # a start of frame
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             rows, columns = struct.unpack_from(">2H", frame, at + 5)
             return rows, columns
         at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
@@ -142,9 +208,15 @@ def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> Plane:
     notes: list[str] = []
     unit = "hu" if int(header.BitsStored) > 8 else "display"
     spacing = numbers_of(header, "PixelSpacing", 2)
-    spacing_mm = (spacing[0], spacing[1]) if spacing is not None and min(spacing) > 0 and max(spacing) < FURTHEST_MM else None
+    spacing_mm = (
+        (spacing[0], spacing[1])
+        if spacing is not None and min(spacing) > 0 and max(spacing) < FURTHEST_MM
+        else None
+    )
     if unit == "display":  # eight bits cannot hold a head's HU: somebody has windowed it already
-        notes.append("The DICOM file has 8-bit pixels, so it was read as a picture without Hounsfield units.")
+        notes.append(
+            "The DICOM file has 8-bit pixels, so it was read as a picture without Hounsfield units."
+        )
         pixels = (stored / 255).astype(np.float32)
         if header.get("PhotometricInterpretation") == "MONOCHROME1":
             pixels = 1 - pixels
@@ -159,9 +231,13 @@ def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> Plane:
         across, down = np.array(orientation[:3]), np.array(orientation[3:])
         normal = np.cross(across, down)
         length = float(np.linalg.norm(normal))
-        normal = normal / length * (1 if normal[2] >= 0 else -1) if length > SHORTEST_NORMAL else None
+        normal = (
+            normal / length * (1 if normal[2] >= 0 else -1) if length > SHORTEST_NORMAL else None
+        )
     if normal is None:
-        notes.append("The DICOM file does not say how the patient lies; the forehead is assumed at the top.")
+        notes.append(
+            "The DICOM file does not say how the patient lies; the forehead is assumed at the top."
+        )
     elif normal[2] >= AXIAL:
         pixels, spacing_mm = _turn_upright(pixels, spacing_mm, across, down)
     part = _printable(str(header.get("BodyPartExamined") or "")).upper()
@@ -169,7 +245,11 @@ def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> Plane:
         notes.append(f"The DICOM file says that it shows {part}, not a head.")
     number = numbers_of(header, "InstanceNumber", 1)
     return Plane(
-        Slice(np.ascontiguousarray(pixels, np.float32), "hu" if unit == "hu" else "display", spacing_mm),
+        Slice(
+            np.ascontiguousarray(pixels, np.float32),
+            "hu" if unit == "hu" else "display",
+            spacing_mm,
+        ),
         None if position is None else np.array(position),
         normal,
         None if number is None else int(number[0]),
@@ -184,22 +264,34 @@ def _to_hu(header: pydicom.Dataset, stored: NDArray[np.int64], notes: list[str])
     bits, signed = int(header.BitsStored), int(header.PixelRepresentation) == 1
     rescale_type = str(header.get("RescaleType") or "HU")
     if rescale_type not in HU_TYPES:
-        raise ImageError(f"The DICOM file's values are {_printable(rescale_type)}, not Hounsfield units.")
+        raise ImageError(
+            f"The DICOM file's values are {_printable(rescale_type)}, not Hounsfield units."
+        )
     padding = _padding(header, stored)
-    slope, intercept = numbers_of(header, "RescaleSlope", 1), numbers_of(header, "RescaleIntercept", 1)
+    slope, intercept = (
+        numbers_of(header, "RescaleSlope", 1),
+        numbers_of(header, "RescaleIntercept", 1),
+    )
     if header.get("PhotometricInterpretation") == "MONOCHROME1" and _air_is_brightest(stored):
-        # MONOCHROME1 speaks of display only (PS3.3 C.7.6.3.1.2), but some exporters turn the values over as well.
+        # MONOCHROME1 speaks of display only (PS3.3 C.7.6.3.1.2), but some exporters turn the values
+        # over as well.
         stored = (-1 if signed else 2**bits - 1) - stored
         notes.append("The DICOM file's grey values were upside down; they were turned over.")
     if slope is not None and slope[0] == 0:
-        raise ImageError("The DICOM file's rescale slope is 0, so its pixels have no Hounsfield units.")
+        raise ImageError(
+            "The DICOM file's rescale slope is 0, so its pixels have no Hounsfield units."
+        )
     if intercept is None:
-        # CT requires the tag. Values that are never negative are stored from -1024 HU on, by all but universal habit.
+        # CT requires the tag. Values that are never negative are stored from -1024 HU on, by all
+        # but universal habit.
         assumed = 0.0 if stored.min() < 0 else -1024.0
-        notes.append(f"The DICOM file has no rescale values; an intercept of {assumed:g} HU was assumed.")
+        notes.append(
+            f"The DICOM file has no rescale values; an intercept of {assumed:g} HU was assumed."
+        )
         intercept = (assumed,)
     elif bits == 12 and not signed and intercept[0] == 0 and stored.max() >= 3096:
-        # Some scanners' files hold signed HU in unsigned 12 bits and lost the intercept: air shows as 3096 (RSNA 2019 has hundreds).
+        # Some scanners' files hold signed HU in unsigned 12 bits and lost the intercept: air shows
+        # as 3096 (RSNA 2019 has hundreds).
         stored = np.where(stored >= 3096, stored - 4096, stored)
         notes.append("The DICOM file's negative values were wrapped around; they were put right.")
     values = stored * (1.0 if slope is None else slope[0]) + intercept[0]
@@ -211,7 +303,10 @@ def _to_hu(header: pydicom.Dataset, stored: NDArray[np.int64], notes: list[str])
 
 def _padding(header: pydicom.Dataset, stored: NDArray[np.int64]) -> NDArray[np.bool_] | None:
     """Return where the file says that nothing was scanned; None where it says nothing."""
-    value, limit = numbers_of(header, "PixelPaddingValue", 1), numbers_of(header, "PixelPaddingRangeLimit", 1)
+    value, limit = (
+        numbers_of(header, "PixelPaddingValue", 1),
+        numbers_of(header, "PixelPaddingRangeLimit", 1),
+    )
     if value is None:
         return None
     low, high = sorted((value[0], value[0] if limit is None else limit[0]))
@@ -225,11 +320,16 @@ def _air_is_brightest(stored: NDArray[np.int64]) -> bool:
 
 
 def _turn_upright(
-    pixels: FloatArray, spacing_mm: tuple[float, float] | None, across: NDArray[np.float64], down: NDArray[np.float64]
+    pixels: FloatArray,
+    spacing_mm: tuple[float, float] | None,
+    across: NDArray[np.float64],
+    down: NDArray[np.float64],
 ) -> tuple[FloatArray, tuple[float, float] | None]:
-    """Turn an axial slice as radiologists read it: forehead at the top, the patient's left on the right.
+    """Turn an axial slice as radiologists read it: forehead at the top, the patient's left on the
+    right.
 
-    `across` and `down` are the directions of a row and a column in patient coordinates (x to the left, y to the back).
+    `across` and `down` are the directions of a row and a column in patient coordinates (x to the
+    left, y to the back).
     """
     if abs(across[1]) > abs(across[0]):
         pixels, across, down = pixels.T, down, across
@@ -243,7 +343,9 @@ def _turn_upright(
 
 def _printable(value: str) -> str:
     """Return a file's own word, safe to quote in a sentence."""
-    return "".join(character for character in value if character.isascii() and character.isprintable())[:64]
+    return "".join(
+        character for character in value if character.isascii() and character.isprintable()
+    )[:64]
 
 
 def values_of(header: pydicom.Dataset, name: str) -> list[object]:
@@ -255,7 +357,9 @@ def values_of(header: pydicom.Dataset, name: str) -> list[object]:
 
 
 def numbers_of(header: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """Return a tag's numbers; None where it is missing, has another count, or is not all finite numbers."""
+    """Return a tag's numbers; None where it is missing, has another count, or is not all finite
+    numbers.
+    """
     try:
         numbers = tuple(float(str(value)) for value in values_of(header, name))
     except ValueError:

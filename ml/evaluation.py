@@ -1,7 +1,7 @@
 """Figures that a reviewer can check: metrics with intervals, thresholds, calibration.
 
-Labels are 0 or 1, probabilities lie in 0..1, groups name what belongs together (a patient). All arrays have one entry for each
-image that was scored by a model which never saw its group.
+Labels are 0 or 1, probabilities lie in 0..1, groups name what belongs together (a patient). All
+arrays have one entry for each image that was scored by a model which never saw its group.
 """
 
 from __future__ import annotations
@@ -48,24 +48,36 @@ UNDEFINED = {
 
 
 def metrics_with_intervals(
-    labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, Any]]:
     """Return each metric as {"value", "low", "high", "n"}: the figure and its 95 % interval.
 
-    The interval holds the middle 95 % of the figure over bootstrap samples of whole groups, since images of a patient are
-    no independent evidence. A figure that cannot be computed is None and carries a "reason". `n` counts what the figure is a share
-    of: the hemorrhages for the sensitivity, the positive calls for the PPV (their mean over repeats).
+    The interval holds the middle 95 % of the figure over bootstrap samples of whole groups, since
+    images of a patient are no independent evidence. A figure that cannot be computed is None and
+    carries a "reason". `n` counts what the figure is a share
+    of: the hemorrhages for the sensitivity, the positive calls for the PPV (their mean over
+    repeats).
 
     Args:
         labels, groups: as the module says.
-        probabilities: (n,), or (repeats, n) where a cross-validation was repeated: a figure is then its mean over the repeats, and a
-            bootstrap sample draws the same groups in each of them, since repeats are no new patients.
-        predicted: booleans of the same shape; separate from the probabilities, as each fold has its own threshold.
+        probabilities: (n,), or (repeats, n) where a cross-validation was repeated: a figure is then
+            its mean over the repeats, and a bootstrap sample draws the same groups in each of them,
+            since repeats are no new patients.
+        predicted: booleans of the same shape; separate from the probabilities, as each fold has its
+            own threshold.
         seed: of the bootstrap.
         resamples: how many bootstrap samples.
     """
     truth = np.asarray(labels, np.float64)
-    rows, called = np.atleast_2d(np.asarray(probabilities, np.float64)), np.atleast_2d(np.asarray(predicted, bool))
+    rows, called = (
+        np.atleast_2d(np.asarray(probabilities, np.float64)),
+        np.atleast_2d(np.asarray(predicted, bool)),
+    )
     once, sampled = _sampled_figures(truth, rows, called, groups, seed, resamples)
     counts = [confusion(truth, row) for row in called]
 
@@ -78,12 +90,20 @@ def metrics_with_intervals(
         "ppv": mean_count("tp", "fp"),
         "npv": mean_count("tn", "fn"),
     }
-    return {name: _entry(once[name], sampled[name], own_n.get(name, len(truth)), UNDEFINED[name]) for name in once}
+    return {
+        name: _entry(once[name], sampled[name], own_n.get(name, len(truth)), UNDEFINED[name])
+        for name in once
+    }
 
 
 def undefined_metrics(reason: str) -> dict[str, dict[str, Any]]:
-    """Return what `metrics_with_intervals` returns where nothing may be counted, for that reason."""
-    return {name: {"value": None, "low": None, "high": None, "n": 0, "reason": reason} for name in UNDEFINED}
+    """Return what `metrics_with_intervals` returns where nothing may be counted, for that
+    reason.
+    """
+    return {
+        name: {"value": None, "low": None, "high": None, "n": 0, "reason": reason}
+        for name in UNDEFINED
+    }
 
 
 def paired_differences(
@@ -94,27 +114,45 @@ def paired_differences(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, Any]]:
-    """Return for each metric the second model's minus the first's on the same images, with the difference's 95 % interval.
+    """Return for each metric the second model's minus the first's on the same images, with the
+    difference's 95 % interval.
 
-    Both are computed on the same bootstrap samples of groups, so what makes a patient hard for both cancels out. Each model is given as
-    (probabilities, predicted), (n,) or (repeats, n); see `metrics_with_intervals`.
+    Both are computed on the same bootstrap samples of groups, so what makes a patient hard for both
+    cancels out. Each model is given as (probabilities, predicted), (n,) or (repeats, n); see
+    `metrics_with_intervals`.
     """
     truth = np.asarray(labels, np.float64)
     found = [
-        _sampled_figures(truth, np.atleast_2d(np.asarray(p, np.float64)), np.atleast_2d(np.asarray(called, bool)), groups, seed, resamples)
+        _sampled_figures(
+            truth,
+            np.atleast_2d(np.asarray(p, np.float64)),
+            np.atleast_2d(np.asarray(called, bool)),
+            groups,
+            seed,
+            resamples,
+        )
         for p, called in (first, second)
     ]
     return {
-        name: _entry(found[1][0][name] - found[0][0][name], found[1][1][name] - found[0][1][name], len(truth), UNDEFINED[name])
+        name: _entry(
+            found[1][0][name] - found[0][0][name],
+            found[1][1][name] - found[0][1][name],
+            len(truth),
+            UNDEFINED[name],
+        )
         for name in found[0][0]
     }
 
 
-def auroc_within(labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return the area under the ROC curve over pairs of one fold, with its 95 % interval by bootstrap over groups (n,).
+def auroc_within(
+    labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray, groups: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """Return the area under the ROC curve over pairs of one fold, with its 95 % interval by
+    bootstrap over groups (n,).
 
-    Folds have models and calibrations of their own. This says how well they rank, where the pooled area also says how well answers of
-    one fold compare with those of another (A. Airola et al. 2011). `probabilities` and `folds` are (repeats, n).
+    Folds have models and calibrations of their own. This says how well they rank, where the pooled
+    area also says how well answers of one fold compare with those of another (A. Airola et al.
+    2011). `probabilities` and `folds` are (repeats, n).
     """
     truth = np.asarray(labels, np.float64)
 
@@ -126,26 +164,57 @@ def auroc_within(labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarra
             for fold in np.unique(fold_of):
                 own = fold_of == fold
                 of_fold = (weights[:, own] @ truth[own]) * (weights[:, own] @ (1 - truth[own]))
-                right += np.where(of_fold > 0, _ranking_figures(truth[own], scores[own], weights[:, own])[0], 0) * of_fold
+                right += (
+                    np.where(
+                        of_fold > 0,
+                        _ranking_figures(truth[own], scores[own], weights[:, own])[0],
+                        0,
+                    )
+                    * of_fold
+                )
                 pairs += of_fold
             found.append(_ratio(right, pairs))
         return np.asarray(np.mean(found, axis=0))
 
     sampled = [areas(weights) for weights in _drawn_weights(groups, seed, RESAMPLES)]
-    return _entry(float(areas(np.ones((1, len(truth))))[0]), np.concatenate(sampled), len(truth), "no fold holds both classes")
+    return _entry(
+        float(areas(np.ones((1, len(truth))))[0]),
+        np.concatenate(sampled),
+        len(truth),
+        "no fold holds both classes",
+    )
 
 
-def share_with_interval(holds: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Return how often something holds, (n,) 0 or 1, as {"value", "low", "high", "n"}: its interval by bootstrap over groups (n,)."""
+def share_with_interval(
+    holds: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Return how often something holds, (n,) 0 or 1, as {"value", "low", "high", "n"}: its interval
+    by bootstrap over groups (n,).
+    """
     if not len(holds):
-        return {"value": None, "low": None, "high": None, "n": 0, "reason": "there is nothing to count"}
+        return {
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": 0,
+            "reason": "there is nothing to count",
+        }
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)[:, group_of]
-    return _entry(float(np.mean(holds)), _ratio(drawn @ np.asarray(holds, np.float64), drawn.sum(axis=1)), len(holds), "")
+    drawn = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=resamples
+    )[:, group_of]
+    return _entry(
+        float(np.mean(holds)),
+        _ratio(drawn @ np.asarray(holds, np.float64), drawn.sum(axis=1)),
+        len(holds),
+        "",
+    )
 
 
 def lower_bound_of_mean(values: Sequence[float], level: float = 0.99) -> float:
-    """Return the one-sided lower confidence bound of the mean of independent values (Student's t); -inf for fewer than two."""
+    """Return the one-sided lower confidence bound of the mean of independent values (Student's t);
+    -inf for fewer than two.
+    """
     if len(values) < 2:
         return float("-inf")
     spread = float(np.std(values, ddof=1)) / float(np.sqrt(len(values)))
@@ -156,26 +225,45 @@ def _entry(value: float, sampled: np.ndarray, n: int, reason: str) -> dict[str, 
     if not np.isfinite(value):
         return {"value": None, "low": None, "high": None, "n": n, "reason": reason}
     defined = sampled[np.isfinite(sampled)]
-    low, high = (float(q) for q in np.quantile(defined, [0.025, 0.975])) if len(defined) else (None, None)
+    low, high = (
+        (float(q) for q in np.quantile(defined, [0.025, 0.975])) if len(defined) else (None, None)
+    )
     return {"value": float(value), "low": low, "high": high, "n": n}
 
 
 def _sampled_figures(
-    labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int, resamples: int
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    resamples: int,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Return each figure, and the same over bootstrap samples of groups; both are means over the rows (repeats).
+    """Return each figure, and the same over bootstrap samples of groups; both are means over the
+    rows (repeats).
 
-    Samples are drawn and weighed a chunk at a time, so that a large set needs no (samples, images) array at once.
+    Samples are drawn and weighed a chunk at a time, so that a large set needs no (samples, images)
+    array at once.
     """
-    once = {name: float(values[0]) for name, values in _mean_figures(labels, probabilities, predicted, np.ones((1, len(labels)))).items()}
+    once = {
+        name: float(values[0])
+        for name, values in _mean_figures(
+            labels, probabilities, predicted, np.ones((1, len(labels)))
+        ).items()
+    }
     if not len(labels):
         return once, {name: np.zeros(0) for name in once}
-    parts = [_mean_figures(labels, probabilities, predicted, weights) for weights in _drawn_weights(groups, seed, resamples)]
+    parts = [
+        _mean_figures(labels, probabilities, predicted, weights)
+        for weights in _drawn_weights(groups, seed, resamples)
+    ]
     return once, {name: np.concatenate([part[name] for part in parts]) for name in once}
 
 
 def _drawn_weights(groups: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """Yield how often each image (n,) counts in bootstrap samples of groups, a chunk (samples, n) at a time."""
+    """Yield how often each image (n,) counts in bootstrap samples of groups, a chunk (samples, n)
+    at a time.
+    """
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     random = np.random.default_rng(seed)
     share = np.full(len(names), 1 / len(names))
@@ -185,19 +273,28 @@ def _drawn_weights(groups: np.ndarray, seed: int, resamples: int) -> Iterator[np
         yield drawn[:, group_of].astype(np.float64)
 
 
-def _mean_figures(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    repeats = [_figures(labels, row, called, weights) for row, called in zip(probabilities, predicted, strict=True)]
+def _mean_figures(
+    labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    repeats = [
+        _figures(labels, row, called, weights)
+        for row, called in zip(probabilities, predicted, strict=True)
+    ]
     return {name: np.mean([figures[name] for figures in repeats], axis=0) for name in repeats[0]}
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Return the area under the ROC curve, ties counted half; NaN if a class is missing."""
     labels = np.asarray(labels, np.float64)
-    return float(_ranking_figures(labels, np.asarray(scores, np.float64), np.ones((1, len(labels))))[0][0])
+    return float(
+        _ranking_figures(labels, np.asarray(scores, np.float64), np.ones((1, len(labels))))[0][0]
+    )
 
 
 def roc_points(labels: np.ndarray, probabilities: np.ndarray, most: int = 200) -> list[list[float]]:
-    """Return [false positive rate, sensitivity] along the ROC curve from [0, 0] to [1, 1], at most `most` points."""
+    """Return [false positive rate, sensitivity] along the ROC curve from [0, 0] to [1, 1], at most
+    `most` points.
+    """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     thresholds = np.unique(probabilities)[::-1]
     positives, negatives = np.sort(probabilities[labels == 1]), np.sort(probabilities[labels == 0])
@@ -220,15 +317,22 @@ def confusion(labels: np.ndarray, predicted: np.ndarray) -> dict[str, int]:
     }
 
 
-def _figures(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
-    """Return each metric for each row of `weights` (samples, images): how often an image counts. NaN where undefined."""
+def _figures(
+    labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, weights: np.ndarray
+) -> Mapping[str, np.ndarray]:
+    """Return each metric for each row of `weights` (samples, images): how often an image counts.
+    NaN where undefined.
+    """
     truth, called = labels == 1, predicted
     tp, fp = weights @ (truth & called), weights @ (~truth & called)
     tn, fn = weights @ (~truth & ~called), weights @ (truth & ~called)
     total = tp + fp + tn + fn
     area, precision = _ranking_figures(labels, probabilities, weights)
     bins = np.minimum((probabilities * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = sum(np.abs(weights[:, bins == one] @ (labels - probabilities)[bins == one]) for one in range(CALIBRATION_BINS))
+    gaps = sum(
+        np.abs(weights[:, bins == one] @ (labels - probabilities)[bins == one])
+        for one in range(CALIBRATION_BINS)
+    )
     return {
         "accuracy": _ratio(tp + tn, total),
         "sensitivity": _ratio(tp, tp + fn),
@@ -243,8 +347,12 @@ def _figures(labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarra
     }
 
 
-def _ranking_figures(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return AUROC (Mann-Whitney, ties half) and AUPRC (average precision) for each row of `weights`."""
+def _ranking_figures(
+    labels: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return AUROC (Mann-Whitney, ties half) and AUPRC (average precision) for each row of
+    `weights`.
+    """
     if not len(labels):
         return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
     order = np.argsort(-scores, kind="stable")
@@ -260,7 +368,9 @@ def _ranking_figures(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    ratio: np.ndarray = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
+    ratio: np.ndarray = np.divide(
+        above, below, out=np.full(np.shape(above), np.nan), where=below > 0
+    )
     return ratio
 
 

@@ -15,13 +15,16 @@ from ml.stack import mean_of
 class Example:
     """One labelled slice.
 
-    `name` is the path inside the data set, `label` 1 for hemorrhage, 0 for none, None for unknown. Images with the
-    same `group` never stand on both sides of a split. `sha256` and `dhash` identify file and picture. `mask` is a picture of
-    the same size in which somebody has outlined the blood: the column `mask` of the table, or the file of that name in `masks/`.
-    `types` are those of `ml.catalogue.BLEEDING_TYPES` that the slice shows, None where nobody said: the column `subtypes` of the table.
-    `scan_label` and `scan_types` are what was said of the patient's scan as a whole, None where nobody did or its slices say it all.
-    `scan` tells a patient's scans apart, empty for the first. `beside` are thin neighbours, averaged with it to a slab (`ml.stack`).
-    `place_mm` is how far towards the head it lies, known for all readable slices of a scan or for none.
+    `name` is the path inside the data set, `label` 1 for hemorrhage, 0 for none, None for unknown.
+    Images with the same `group` never stand on both sides of a split. `sha256` and `dhash` identify
+    file and picture. `mask` is a picture of
+    the same size in which somebody has outlined the blood: the column `mask` of the table, or the
+    file of that name in `masks/`. `types` are those of `ml.catalogue.BLEEDING_TYPES` that the slice
+    shows, None where nobody said: the column `subtypes` of the table. `scan_label` and `scan_types`
+    are what was said of the patient's scan as a whole, None where nobody did or its slices say it
+    all. `scan` tells a patient's scans apart, empty for the first. `beside` are thin neighbours,
+    averaged with it to a slab (`ml.stack`). `place_mm` is how far towards the head it lies, known
+    for all readable slices of a scan or for none.
     """
 
     path: Path
@@ -46,16 +49,24 @@ class Example:
 
     @property
     def scan_name(self) -> str:
-        """What tables of answers call its scan: the patient, and which one, where that has several; empty without a patient."""
-        return f"{self.patient} scan {self.scan}" if self.patient and self.scan else self.patient or ""
+        """What tables of answers call its scan: the patient, and which one, where that has several;
+        empty without a patient.
+        """
+        return (
+            f"{self.patient} scan {self.scan}" if self.patient and self.scan else self.patient or ""
+        )
 
 
 def scan_key(example: Example) -> tuple[str, str, str]:
-    """Return what the slices of one scan share: data set, patient and scan; an image without a patient shares nothing."""
+    """Return what the slices of one scan share: data set, patient and scan; an image without a
+    patient shares nothing.
+    """
     return example.dataset, example.patient or "", example.scan if example.patient else example.name
 
 
-def slice_of(example: Example, *, may_be_bare: bool = False, decode: Callable[..., Series] = read_series) -> Slice:
+def slice_of(
+    example: Example, *, may_be_bare: bool = False, decode: Callable[..., Series] = read_series
+) -> Slice:
     """Read an example by `decode`: its file's slice, or the mean of a slab's.
 
     Raises:

@@ -1,4 +1,6 @@
-"""Look into a data set before anything is trained on it: what it holds, how it looks, and which shortcuts it offers."""
+"""Look into a data set before anything is trained on it: what it holds, how it looks, and which
+shortcuts it offers.
+"""
 
 from __future__ import annotations
 
@@ -26,41 +28,61 @@ def measure_all(dataset: Dataset, on_image: Told = lambda done, total: None) -> 
     return measured
 
 
-def explore(dataset: Dataset, measured: Sequence[Measured] | None = None, on_probe: Told = lambda done, total: None) -> dict[str, Any]:
+def explore(
+    dataset: Dataset,
+    measured: Sequence[Measured] | None = None,
+    on_probe: Told = lambda done, total: None,
+) -> dict[str, Any]:
     """Describe a data set for a page, a report or a terminal; every value can be written as JSON.
 
     `on_probe` hears (probes tried, probes in all).
 
     To the facts of `ml.datasets.explore` come:
         slices_per_patient: {"min", "median", "max"}, or None where no patient is named.
-        histograms: {"positive": [...], "negative": [...]}, the mean share of 32 greys from black to white inside the heads of
+        histograms: {"positive": [...], "negative": [...]}, the mean share of 32 greys from black to
+        white inside the heads of
             each class, in the brain window; a class without images has an empty list.
         probes: see `ml.probes.class_probes`.
     """
     measured = measure_all(dataset) if measured is None else measured
     counts = np.array(sorted(Counter(e.patient for e in dataset.examples if e.patient).values()))
-    per_patient = {"min": int(counts[0]), "median": float(np.median(counts)), "max": int(counts[-1])} if len(counts) else None
+    per_patient = (
+        {"min": int(counts[0]), "median": float(np.median(counts)), "max": int(counts[-1])}
+        if len(counts)
+        else None
+    )
     return {
         **datasets.explore(dataset),
         "slices_per_patient": per_patient,
-        "histograms": {name: _mean_greys(dataset.examples, measured, label) for name, label in (("positive", 1), ("negative", 0))},
+        "histograms": {
+            name: _mean_greys(dataset.examples, measured, label)
+            for name, label in (("positive", 1), ("negative", 0))
+        },
         "probes": class_probes(dataset.examples, measured, on_probe=on_probe),
     }
 
 
-def compare_sources(opened: Sequence[Dataset], measured: Sequence[Sequence[Measured]]) -> list[dict[str, Any]]:
-    """Return for each pair of data sets how well simple facts tell them apart: [{"sources": [name, name], "probes": [...]}, ...]."""
+def compare_sources(
+    opened: Sequence[Dataset], measured: Sequence[Sequence[Measured]]
+) -> list[dict[str, Any]]:
+    """Return for each pair of data sets how well simple facts tell them apart: [{"sources": [name,
+    name], "probes": [...]}, ...].
+    """
     pairs = combinations(zip(opened, measured, strict=True), 2)
     return [
         {
             "sources": [one.name, other.name],
-            "probes": source_probes((one.name, other.name), (one.examples, other.examples), (of_one, of_other)),
+            "probes": source_probes(
+                (one.name, other.name), (one.examples, other.examples), (of_one, of_other)
+            ),
         }
         for (one, of_one), (other, of_other) in pairs
     ]
 
 
-def _mean_greys(examples: Sequence[Example], measured: Sequence[Measured], label: int) -> list[float]:
+def _mean_greys(
+    examples: Sequence[Example], measured: Sequence[Measured], label: int
+) -> list[float]:
     greys = [m.greys for e, m in zip(examples, measured, strict=True) if e.label == label]
     return [round(float(share), 6) for share in np.mean(greys, axis=0)] if greys else []
 

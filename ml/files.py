@@ -1,4 +1,6 @@
-"""The files of one scan: opened within limits, left out where they cannot be read, in order by the numbers in their names."""
+"""The files of one scan: opened within limits, left out where they cannot be read, in order by the
+numbers in their names.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ NAMED = 5  # files that get a sentence of their own
 
 
 class LeftOut:
-    """The files of a scan that are not read, each with a sentence: damaged ones, up to a fifth, and those that are no slices."""
+    """The files of a scan that are not read, each with a sentence: damaged ones, up to a fifth, and
+    those that are no slices.
+    """
 
     def __init__(self, files: int) -> None:
         self._files = files
@@ -29,7 +33,8 @@ class LeftOut:
         """Catch an `ImageError` raised inside, unless the file is the only one.
 
         Raises:
-            ImageError: it is, or too many were caught; among several files the sentence begins with the name of one.
+            ImageError: it is, or too many were caught; among several files the sentence begins with
+                the name of one.
         """
         try:
             yield
@@ -38,9 +43,15 @@ class LeftOut:
         except ImageError as err:
             if self._files == 1:
                 raise
-            (self._others if isinstance(err, NoSliceError) else self._damaged).append(f"{name}: {err}")
+            (self._others if isinstance(err, NoSliceError) else self._damaged).append(
+                f"{name}: {err}"
+            )
             if len(self._damaged) > DAMAGED_SHARE * self._files:
-                more = f" {len(self._damaged)} or more of the {self._files} files cannot be read." if len(self._damaged) > 1 else ""
+                more = (
+                    f" {len(self._damaged)} or more of the {self._files} files cannot be read."
+                    if len(self._damaged) > 1
+                    else ""
+                )
                 raise ImageError(self._damaged[0] + more) from err
 
     def require_others(self, read: Sequence[object]) -> None:
@@ -56,7 +67,11 @@ class LeftOut:
         """Return a sentence for each of the first files, and one for the rest."""
         sentences = self._damaged + self._others
         said = [f"A file was left out: {sentence}" for sentence in sentences[:NAMED]]
-        return [*said, f"{len(sentences) - NAMED} further files were left out."] if len(sentences) > NAMED else said
+        return (
+            [*said, f"{len(sentences) - NAMED} further files were left out."]
+            if len(sentences) > NAMED
+            else said
+        )
 
 
 @contextmanager
@@ -80,19 +95,31 @@ def opened(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
 
 
 def files_of_series(path: Path) -> list[Path]:
-    """Return the images of a folder that is one series, in the order of the numbers in their names; of a file, itself."""
+    """Return the images of a folder that is one series, in the order of the numbers in their names;
+    of a file, itself.
+    """
     if not path.is_dir():
         return [path]
-    images = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in IMAGES_OF_A_FOLDER)
+    images = (
+        p
+        for p in path.rglob("*")
+        if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in IMAGES_OF_A_FOLDER
+    )
     # A DICOMDIR is the table of contents of a disc.
     return sorted((p for p in images if p.name.upper() != "DICOMDIR"), key=place_in_series)
 
 
 def place_in_series(path: Path) -> tuple[int, list[tuple[int, str]], str]:
-    """Return what puts a picture in its place: the last number in its name, then the name with its numbers read as numbers.
+    """Return what puts a picture in its place: the last number in its name, then the name with its
+    numbers read as numbers.
 
-    So slice_2 comes before slice_10, and 2_of_30 before 10_of_30. DICOM files are ordered by position later, whatever their names.
+    So slice_2 comes before slice_10, and 2_of_30 before 10_of_30. DICOM files are ordered by
+    position later, whatever their names.
     """
     numbers = re.findall(r"\d+", path.stem)
-    words = [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", path.stem) if word]
+    words = [
+        (int(word), "") if word.isdigit() else (-1, word)
+        for word in re.split(r"(\d+)", path.stem)
+        if word
+    ]
     return int(numbers[-1]) if numbers else -1, words, path.as_posix()

@@ -24,7 +24,8 @@ class Split:
 def splits(material: Material, folds: int, repeat: int) -> Iterator[Split]:
     """Yield folds by group, or one fold for each data set that is then never learnt from.
 
-    The folds of the slices are what they are without weakly labelled scans, which are dealt to them.
+    The folds of the slices are what they are without weakly labelled scans, which are dealt to
+    them.
     """
     judged, first = material.judged, material.first_of_scan
     weak = material.weak[material.unseen[first[material.weak]]]
@@ -41,7 +42,11 @@ def splits(material: Material, folds: int, repeat: int) -> Iterator[Split]:
     sources, weak_sources = material.sources[judged], material.sources[first[weak]]
     for source in np.union1d(sources, weak_sources):
         held, held_weak = sources == source, weak_sources == source
-        # A picture that stands in both data sets joins their groups, and must not be learnt from either.
+        # A picture that stands in both data sets joins their groups, and must not be learnt from
+        # either.
         there = np.concatenate([groups[held], weak_groups[held_weak]])
-        learn, learn_weak = ~held & ~np.isin(groups, there), ~held_weak & ~np.isin(weak_groups, there)
+        learn, learn_weak = (
+            ~held & ~np.isin(groups, there),
+            ~held_weak & ~np.isin(weak_groups, there),
+        )
         yield Split(judged[learn], judged[held], weak[learn_weak], weak[held_weak])

@@ -1,8 +1,9 @@
-"""Whether an ONNX graph holds all that it needs: read from its bytes, before anything is loaded or computed.
+"""Whether an ONNX graph holds all that it needs: read from its bytes, before anything is loaded or
+computed.
 
-A graph may name files that its weights lie in, and operators that only somebody's library knows. Neither is wanted in a model folder. What
-protobuf writes is a run of (field number, kind, value), so following the few fields that can say such a thing needs no library; serving
-has none for it.
+A graph may name files that its weights lie in, and operators that only somebody's library knows.
+Neither is wanted in a model folder. What protobuf writes is a run of (field number, kind, value),
+so following the few fields that can say such a thing needs no library; serving has none for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ _LEADS_TO = {
     "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
     "node": {5: "attribute", 7: "domain"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        22: "sparse tensor",
+        23: "sparse tensor",
+    },
     "sparse tensor": {1: "tensor", 2: "tensor"},
     "tensor": {13: "outside", 14: "location"},
     "opset": {1: "domain"},
@@ -35,7 +43,8 @@ def require_self_contained(path: Path) -> None:
     """Refuse a graph that needs more than itself and ONNX's own operators.
 
     Raises:
-        ArtifactError: its weights lie elsewhere, an operator or function is not ONNX's own, or it is no graph at all.
+        ArtifactError: its weights lie elsewhere, an operator or function is not ONNX's own, or it
+            is no graph at all.
         OSError: the file cannot be read.
     """
     try:
@@ -57,9 +66,15 @@ def _follow(message: memoryview, kind: str, name: str, depth: int) -> None:
         if inner is None:
             continue
         if inner == "functions":
-            raise ArtifactError(f"The model's {name} brings functions of its own; only ONNX's own operators are computed.")
+            raise ArtifactError(
+                f"The model's {name} brings functions of its own; only ONNX's own operators are"
+                " computed."
+            )
         if inner == "outside" or (inner == "location" and value != 0):
-            raise ArtifactError(f"The model's {name} keeps weights in another file; a graph must hold all that it needs.")
+            raise ArtifactError(
+                f"The model's {name} keeps weights in another file; a graph must hold all that it"
+                " needs."
+            )
         if inner == "location":
             continue
         if isinstance(value, int):
@@ -67,7 +82,10 @@ def _follow(message: memoryview, kind: str, name: str, depth: int) -> None:
         if inner == "domain":
             domain = str(value, "utf-8")
             if domain not in DOMAINS:
-                raise ArtifactError(f"The model's {name} uses operators of {domain[:60]!r}; only ONNX's own are computed.")
+                raise ArtifactError(
+                    f"The model's {name} uses operators of {domain[:60]!r}; only ONNX's own are"
+                    " computed."
+                )
         else:
             _follow(value, inner, name, depth + 1)
 

@@ -1,6 +1,8 @@
-"""What the headers of the DICOM files of a public data set say: whose they are, of which series, and where they lie.
+"""What the headers of the DICOM files of a public data set say: whose they are, of which series,
+and where they lie.
 
-The pixels are not read, so that a folder of many thousands is sorted in minutes. Here, unlike in `ml.dicom`, the number of a patient is
+The pixels are not read, so that a folder of many thousands is sorted in minutes. Here, unlike in
+`ml.dicom`, the number of a patient is
 read: folds must not divide one, and the publisher of a data set has replaced the real one.
 """
 
@@ -20,12 +22,15 @@ from ml.images import MAX_BYTES, ImageError
 from ml.ordering import AXIAL
 
 TAGS = [
-    "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "ImageType", "SeriesDescription", "ConvolutionKernel",
-    "ContrastBolusAgent", "SliceThickness", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
+    "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "ImageType",
+    "SeriesDescription", "ConvolutionKernel",
+    "ContrastBolusAgent", "SliceThickness", "InstanceNumber", "ImagePositionPatient",
+    "ImageOrientationPatient",
 ]  # fmt: skip
 
 LONGEST_TEXT = 1000
-"""Of a value: DICOM allows 64 letters, and what is kept of 50,000 files must not fill the memory."""
+"""Of a value: DICOM allows 64 letters, and what is kept of 50,000 files must not fill the memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Header:
         place_mm: how far along its normal the slice lies, towards the head.
         number: the instance number.
         thickness_mm: of the slice.
-        description, kernel, contrast: of the series, what reconstructed it, and the contrast agent given.
+        description, kernel, contrast: of the series, what reconstructed it, and the contrast agent
+            given.
         is_axial_ct: False for other modalities, localizers, and slices in other directions.
     """
 
@@ -77,7 +83,9 @@ def read_header(path: Path) -> Header:
 
 
 def from_foot_to_head(headers: Sequence[Header]) -> list[Header]:
-    """Return the files of one series in order: by place where all know theirs, else by instance number, else by name."""
+    """Return the files of one series in order: by place where all know theirs, else by instance
+    number, else by name.
+    """
     named = sorted(headers, key=lambda one: place_in_series(one.path))
     places = [one.place_mm for one in named if one.place_mm is not None]
     numbers = [one.number for one in named if one.number is not None]
@@ -99,7 +107,10 @@ def _header_of(path: Path, header: pydicom.Dataset) -> Header:
         found = numbers_of(header, name, 1)
         return found[0] if found else None
 
-    directions, corner = numbers_of(header, "ImageOrientationPatient", 6), numbers_of(header, "ImagePositionPatient", 3)
+    directions, corner = (
+        numbers_of(header, "ImageOrientationPatient", 6),
+        numbers_of(header, "ImagePositionPatient", 3),
+    )
     place_mm, is_axial = None, True
     if directions is not None:
         normal = np.cross(directions[:3], directions[3:])
@@ -118,5 +129,7 @@ def _header_of(path: Path, header: pydicom.Dataset) -> Header:
         text("SeriesDescription"),
         text("ConvolutionKernel"),
         text("ContrastBolusAgent"),
-        is_axial and text("Modality") in ("CT", "") and "LOCALIZER" not in text("ImageType").upper(),
+        is_axial
+        and text("Modality") in ("CT", "")
+        and "LOCALIZER" not in text("ImageType").upper(),
     )

@@ -1,7 +1,8 @@
 """Read what a user submits: PNG, JPEG, DICOM and NIfTI files become slices in anatomical order.
 
-What a file is, is decided by its first bytes, never by its name. Every file is hostile until it is read: sizes are checked
-before anything is decoded, and whatever goes wrong becomes an `ImageError` whose text is one sentence for the user.
+What a file is, is decided by its first bytes, never by its name. Every file is hostile until it is
+read: sizes are checked before anything is decoded, and whatever goes wrong becomes an `ImageError`
+whose text is one sentence for the user.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ MAX_PIXELS = 16_000_000  # 4000 x 4000; a CT slice has 512 x 512
 MAX_SLICES = 1_000  # a head at a fifth of a millimetre
 MAX_VOXELS = MAX_SLICES * 512 * 512  # in all: 1 GiB as float32
 MIN_SIDE_PX = 32
-MOST_ELONGATED = 4  # a slice is about square, and every picture is padded to a square: a thin one would take its length in both ways
+# a slice is about square, and every picture is padded to a square: a thin one would take its length
+# in both ways
+MOST_ELONGATED = 4
 
 ORDER_GIVEN = "Pictures carry no position; they were read in the order given."
 
@@ -35,9 +38,14 @@ FEWEST_GREYS = 16  # a drawing, a mask or a fax has fewer; the plainest slice of
 DARK = 0.5  # of white, for the brightest hundredth of a picture: bone is white in the brain window
 LEAST_SOFT_TISSUE = 0.05  # of what is not air, in the slice of a scan that shows most of it
 
-HEAD_BYTES = 16 * 1024  # by which a file is known; the header of a packed NIfTI file is among them whatever its packer writes first
+# by which a file is known; the header of a packed NIfTI file is among them whatever its packer
+# writes first
+HEAD_BYTES = 16 * 1024
 
-DARK_NOTE = "The picture is darker than a CT slice in a brain window; the models have not learnt such pictures."
+DARK_NOTE = (
+    "The picture is darker than a CT slice in a brain window; the models have not learnt such"
+    " pictures."
+)
 
 
 class ImageError(ValueError):
@@ -45,7 +53,9 @@ class ImageError(ValueError):
 
 
 class BareImageError(ImageError):
-    """A scan shows too little to be read, though each of its slices might stand in a scan that shows more."""
+    """A scan shows too little to be read, though each of its slices might stand in a scan that
+    shows more.
+    """
 
 
 class TooLargeError(ImageError):
@@ -61,9 +71,11 @@ class Slice:
     """One CT slice.
 
     Attributes:
-        pixels: float32 (height, width): Hounsfield units if `unit` is "hu", grey 0..1 as a viewer shows it if "display".
+        pixels: float32 (height, width): Hounsfield units if `unit` is "hu", grey 0..1 as a viewer
+            shows it if "display".
         unit: what `pixels` holds.
-        spacing_mm: distance of neighbouring rows and columns in mm, None where the file does not say.
+        spacing_mm: distance of neighbouring rows and columns in mm, None where the file does not
+            say.
     """
 
     pixels: FloatArray
@@ -78,8 +90,10 @@ class Series:
     Attributes:
         slices: all of one size and unit, where `read_series` made them.
         warnings: sentences for the user about what had to be assumed, removed or left out.
-        distance_mm: the usual distance of neighbouring slices, None where the files do not say or there is one slice.
-        steps_mm: how far each slice but the last lies from the next; empty where they are even or unknown.
+        distance_mm: the usual distance of neighbouring slices, None where the files do not say or
+            there is one slice.
+        steps_mm: how far each slice but the last lies from the next; empty where they are even or
+            unknown.
     """
 
     slices: tuple[Slice, ...]
@@ -89,31 +103,49 @@ class Series:
 
 
 def window(values_hu: FloatArray, level: float, width: float) -> FloatArray:
-    """Map Hounsfield units linearly to float32 0..1 and clip: level - width/2 becomes 0, level + width/2 becomes 1.
+    """Map Hounsfield units linearly to float32 0..1 and clip: level - width/2 becomes 0, level +
+    width/2 becomes 1.
 
     The brain window 40/80 maps 0 HU to 0, 40 HU to 0.5 and 80 HU to 1.
     """
     lowest = level - width / 2
-    shown: FloatArray = np.clip((np.asarray(values_hu, np.float32) - np.float32(lowest)) / np.float32(width), 0, 1)
+    shown: FloatArray = np.clip(
+        (np.asarray(values_hu, np.float32) - np.float32(lowest)) / np.float32(width), 0, 1
+    )
     return shown
 
 
 def rendered_size(shape: tuple[int, ...], max_px: int) -> tuple[int, int]:
-    """Return (width, height) of an array of that shape (height, width) shown with its longer side at most `max_px`, never enlarged."""
+    """Return (width, height) of an array of that shape (height, width) shown with its longer side
+    at most `max_px`, never enlarged.
+    """
     height, width = shape[:2]
     scale = min(1.0, max_px / max(height, width))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def render(slice: Slice, max_px: int, window_level: float = 40, window_width: float = 80) -> Image.Image:
-    """Return the slice as an 8-bit grey picture for a page: aspect kept, longer side at most `max_px`, never enlarged.
+def render(
+    slice: Slice, max_px: int, window_level: float = 40, window_width: float = 80
+) -> Image.Image:
+    """Return the slice as an 8-bit grey picture for a page: aspect kept, longer side at most
+    `max_px`, never enlarged.
 
     Hounsfield units are shown through the window (HU); display values are shown as they are.
     """
-    grey = window(slice.pixels, window_level, window_width) if slice.unit == "hu" else np.clip(slice.pixels, 0, 1)
+    grey = (
+        window(slice.pixels, window_level, window_width)
+        if slice.unit == "hu"
+        else np.clip(slice.pixels, 0, 1)
+    )
     picture = Image.fromarray(np.round(grey * 255).astype(np.uint8))
     size = rendered_size(grey.shape, max_px)
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.BOX if max_px < 128 else Image.Resampling.LANCZOS)
+    return (
+        picture
+        if picture.size == size
+        else picture.resize(
+            size, Image.Resampling.BOX if max_px < 128 else Image.Resampling.LANCZOS
+        )
+    )
 
 
 def read_series(
@@ -127,20 +159,24 @@ def read_series(
 ) -> Series:
     """Read the files of one scan.
 
-    That is PNG or JPEG pictures, which carry no position and stay in the order given; or DICOM files of one series, single-frame or
-    multi-frame, which are put in order by their position along its normal; or one NIfTI file. Of several files, damaged ones are
-    left out with a warning, up to a fifth of them, and so is what is no axial slice.
+    That is PNG or JPEG pictures, which carry no position and stay in the order given; or DICOM
+    files of one series, single-frame or multi-frame, which are put in order by their position along
+    its normal; or one NIfTI file. Of several files, damaged ones are left out with a warning, up to
+    a fifth of them, and so is what is no axial slice.
 
     Args:
-        paths: the files; their names mean nothing, but what is said of one file among several begins with its name.
+        paths: the files; their names mean nothing, but what is said of one file among several
+            begins with its name.
         max_bytes: the largest file that is opened.
         max_pixels: the largest picture (height x width) that is decoded.
         max_slices: the longest series.
-        may_be_bare: True reads what shows next to nothing; it must belong to a scan that shows more.
+        may_be_bare: True reads what shows next to nothing; it must belong to a scan that shows
+            more.
         cover: True covers what lies beside the head (`ml.covering`).
 
     Raises:
-        ImageError: a file is not readable as a head CT, too large, of an unclear range of values, or does not belong to the others.
+        ImageError: a file is not readable as a head CT, too large, of an unclear range of values,
+            or does not belong to the others.
     """
     if not paths:
         raise ImageError("There is no file to read.")
@@ -154,7 +190,9 @@ def read_series(
         with left_out.if_unreadable(path.name), opened(path, max_bytes) as file:
             kinds.append((path, _kind(file.read(HEAD_BYTES))))
     if len(different := sorted({kind for _, kind in kinds})) > 1:
-        raise ImageError(f"The scan mixes {' and '.join(different)} files; one scan is of one kind.")
+        raise ImageError(
+            f"The scan mixes {' and '.join(different)} files; one scan is of one kind."
+        )
     if different == ["DICOM"]:
         from ml.dicom import read_planes  # A PNG does not need pydicom.
         from ml.ordering import arrange
@@ -170,11 +208,16 @@ def read_series(
         from ml.nifti import read_nifti
 
         if len(kinds) > 1:
-            raise ImageError(f"There are {len(kinds)} NIfTI files; each holds a whole scan, so give them one by one.")
+            raise ImageError(
+                f"There are {len(kinds)} NIfTI files; each holds a whole scan, so give them one by"
+                " one."
+            )
         with opened(kinds[0][0], max_bytes) as file:
             series = read_nifti(file, max_pixels=max_pixels, max_slices=max_slices)
     else:
-        series = _read_pictures([path for path, _ in kinds], left_out, max_bytes, max_pixels, max_slices)
+        series = _read_pictures(
+            [path for path, _ in kinds], left_out, max_bytes, max_pixels, max_slices
+        )
     if not may_be_bare:
         _require_contrast(series)
     series = replace(series, warnings=(*left_out.notes(), *series.warnings))
@@ -185,7 +228,9 @@ def read_series(
     return series
 
 
-def _read_pictures(paths: Sequence[Path], left_out: LeftOut, max_bytes: int, max_pixels: int, max_slices: int) -> Series:
+def _read_pictures(
+    paths: Sequence[Path], left_out: LeftOut, max_bytes: int, max_pixels: int, max_slices: int
+) -> Series:
     from ml.files import opened
     from ml.ordering import of_one_size
     from ml.pictures import read_picture
@@ -205,7 +250,10 @@ def _read_pictures(paths: Sequence[Path], left_out: LeftOut, max_bytes: int, max
     if all(slice.unit == "display" and np.percentile(slice.pixels, 99) < DARK for slice in slices):
         notes.append(DARK_NOTE)
     if len({slice.unit for slice in slices}) > 1:
-        raise ImageError("Some pictures of the scan hold Hounsfield units and some do not; one scan is of one kind.")
+        raise ImageError(
+            "Some pictures of the scan hold Hounsfield units and some do not; one scan is of one"
+            " kind."
+        )
     return Series(tuple(slices), tuple(dict.fromkeys(notes)))
 
 
@@ -213,13 +261,20 @@ def require_a_picture(pixels: FloatArray) -> None:
     """Refuse what cannot be a slice.
 
     Raises:
-        ImageError: the picture is smaller than 32 px on a side, far from square, or holds values that are no numbers.
+        ImageError: the picture is smaller than 32 px on a side, far from square, or holds values
+            that are no numbers.
     """
     height, width = pixels.shape
     if min(height, width) < MIN_SIDE_PX:
-        raise ImageError(f"The picture is too small: {width} x {height} pixels, at least {MIN_SIDE_PX} x {MIN_SIDE_PX} are needed.")
+        raise ImageError(
+            f"The picture is too small: {width} x {height} pixels, at least {MIN_SIDE_PX} x"
+            f" {MIN_SIDE_PX} are needed."
+        )
     if max(height, width) > MOST_ELONGATED * min(height, width):
-        raise ImageError(f"The picture is {width} x {height} pixels; a slice is at most {MOST_ELONGATED} times as long as it is wide.")
+        raise ImageError(
+            f"The picture is {width} x {height} pixels; a slice is at most {MOST_ELONGATED} times"
+            " as long as it is wide."
+        )
     if not np.isfinite(pixels).all():
         raise ImageError("The picture holds values that are no numbers.")
 
@@ -231,7 +286,10 @@ def require_fewer_pixels(width: int, height: int, max_pixels: int) -> None:
         ImageError: it has more than `max_pixels`.
     """
     if width * height > max_pixels:
-        raise ImageError(f"The picture is too large: {width} x {height} pixels, at most {max_pixels / 1e6:g} million are read.")
+        raise ImageError(
+            f"The picture is too large: {width} x {height} pixels, at most {max_pixels / 1e6:g}"
+            " million are read."
+        )
 
 
 def require_fewer_slices(slices: int, pixels: int, max_slices: int) -> None:
@@ -243,23 +301,44 @@ def require_fewer_slices(slices: int, pixels: int, max_slices: int) -> None:
     if slices > max_slices:
         raise TooLargeError(f"The scan has {slices} slices; at most {max_slices} are read.")
     if slices * pixels > MAX_VOXELS:
-        raise TooLargeError(f"The scan is too large: at most {MAX_VOXELS / 1e6:.0f} million pixels are read in all.")
+        raise TooLargeError(
+            f"The scan is too large: at most {MAX_VOXELS / 1e6:.0f} million pixels are read in all."
+        )
 
 
 def _require_contrast(series: Series) -> None:
-    """Refuse a scan that shows nothing. A single slice of a series may: those above the crown hold air only."""
+    """Refuse a scan that shows nothing. A single slice of a series may: those above the crown hold
+    air only.
+    """
     if all(slice.pixels.min() == slice.pixels.max() for slice in series.slices):
         raise BareImageError("The picture is blank: all its pixels have the same value.")
-    lowest, highest = min(float(slice.pixels.min()) for slice in series.slices), max(float(slice.pixels.max()) for slice in series.slices)
+    lowest, highest = (
+        min(float(slice.pixels.min()) for slice in series.slices),
+        max(float(slice.pixels.max()) for slice in series.slices),
+    )
     if series.slices[0].unit == "display":
-        if len(set().union(*(np.unique(np.round(slice.pixels * 65535)) for slice in series.slices))) < FEWEST_GREYS:
-            raise BareImageError(f"The picture has fewer than {FEWEST_GREYS} shades of grey, so it is no CT slice.")
+        if (
+            len(
+                set().union(*(np.unique(np.round(slice.pixels * 65535)) for slice in series.slices))
+            )
+            < FEWEST_GREYS
+        ):
+            raise BareImageError(
+                f"The picture has fewer than {FEWEST_GREYS} shades of grey, so it is no CT slice."
+            )
     elif highest < 0 or lowest > 80:
-        raise BareImageError(f"The scan shows no brain: its values run from {lowest:g} to {highest:g} HU.")
+        raise BareImageError(
+            f"The scan shows no brain: its values run from {lowest:g} to {highest:g} HU."
+        )
     elif lowest >= 0 and highest <= 255:
-        raise ImageError(f"The scan holds no Hounsfield units: its values run from {lowest:g} to {highest:g}, like those of a picture.")
+        raise ImageError(
+            f"The scan holds no Hounsfield units: its values run from {lowest:g} to {highest:g},"
+            " like those of a picture."
+        )
     elif max(soft_tissue_share(slice.pixels) for slice in series.slices) < LEAST_SOFT_TISSUE:
-        raise BareImageError("The scan shows no soft tissue: next to none of its values lies between -20 and 100 HU.")
+        raise BareImageError(
+            "The scan shows no soft tissue: next to none of its values lies between -20 and 100 HU."
+        )
 
 
 def _kind(head: bytes) -> str:

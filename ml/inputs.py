@@ -1,4 +1,6 @@
-"""What a training computes with: all images of its pool as model inputs, and the outlines of blood in the same frames."""
+"""What a training computes with: all images of its pool as model inputs, and the outlines of blood
+in the same frames.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,24 @@ from ml.preprocessing import Frame, InputSpec, cut, to_input
 MASK_PX = 56
 BLOOD, NO_BLOOD, NOT_DRAWN = 1, 0, 255
 SHARE_OF_A_CELL = 0.25
-"""A cell of the small outline shows blood if at least this share of it does: a thin subdural bleed must not vanish."""
+"""A cell of the small outline shows blood if at least this share of it does: a thin subdural bleed
+must not vanish.
+"""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`images` float32 (n, size, size, 1) in 0..1, `masks` uint8 (n, 56, 56); files stand in memory's place."""
+    """`images` float32 (n, size, size, 1) in 0..1, `masks` uint8 (n, 56, 56); files stand in
+    memory's place.
+    """
 
     images: np.ndarray
     masks: np.ndarray
 
 
-def read_inputs(examples: Sequence[Example], spec: InputSpec, cache: Path, report: Callable[[float], None]) -> Inputs:
+def read_inputs(
+    examples: Sequence[Example], spec: InputSpec, cache: Path, report: Callable[[float], None]
+) -> Inputs:
     """Return inputs and outlines of all examples, from `cache` if they were made before.
 
     Args:
@@ -42,18 +50,23 @@ def read_inputs(examples: Sequence[Example], spec: InputSpec, cache: Path, repor
         report: told the share that is done after each image; what it raises ends the reading.
 
     Raises:
-        DatasetError: an image or outline is unreadable, or an outline is not of its image's size; or the cache, whose positions a
-            checkpoint counts on, is that of other examples.
+        DatasetError: an image or outline is unreadable, or an outline is not of its image's size;
+            or the cache, whose positions a checkpoint counts on, is that of other examples.
     """
     paths = cache / "images.npy", cache / "masks.npy"
     made_of, owner = _digest(examples), cache / "examples.json"
     if load_json(owner) not in (None, made_of):
-        raise DatasetError(f"Order, outlines or labels of the images changed since {cache.parent.name} was begun; give another folder.")
+        raise DatasetError(
+            f"Order, outlines or labels of the images changed since {cache.parent.name} was begun;"
+            " give another folder."
+        )
     save_json(owner, made_of)
     if not all(path.is_file() for path in paths):
         shapes = (len(examples), spec.size, spec.size, 1), (len(examples), MASK_PX, MASK_PX)
         unfinished = [path.with_name(f".{path.name}") for path in paths]
-        images = np.lib.format.open_memmap(unfinished[0], mode="w+", dtype=np.float32, shape=shapes[0])
+        images = np.lib.format.open_memmap(
+            unfinished[0], mode="w+", dtype=np.float32, shape=shapes[0]
+        )
         masks = np.lib.format.open_memmap(unfinished[1], mode="w+", dtype=np.uint8, shape=shapes[1])
         for position, example in enumerate(examples):
             images[position], masks[position] = _input_and_mask(example, spec)
@@ -68,7 +81,12 @@ def read_inputs(examples: Sequence[Example], spec: InputSpec, cache: Path, repor
 def _digest(examples: Sequence[Example]) -> str:
     """Return the SHA-256 (hex) of which images stand where, with their labels and outlines."""
     masks = (hashlib.sha256(e.mask.read_bytes()).hexdigest() if e.mask else "" for e in examples)
-    return digest(*(f"{e.dataset}\t{e.name}\t{e.sha256}\t{e.label}\t{mask}" for e, mask in zip(examples, masks, strict=True)))
+    return digest(
+        *(
+            f"{e.dataset}\t{e.name}\t{e.sha256}\t{e.label}\t{mask}"
+            for e, mask in zip(examples, masks, strict=True)
+        )
+    )
 
 
 def _input_and_mask(example: Example, spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -97,16 +115,22 @@ def read_mask(example: Example, shape: tuple[int, ...]) -> np.ndarray:
         raise DatasetError(f"The outline of {example.name} is not a readable picture.") from err
     if drawn.shape != shape:
         sizes = f"{drawn.shape[1]} x {drawn.shape[0]}", f"{shape[1]} x {shape[0]}"
-        raise DatasetError(f"The outline of {example.name} is {sizes[0]} pixels large, and its image {sizes[1]}.")
+        raise DatasetError(
+            f"The outline of {example.name} is {sizes[0]} pixels large, and its image {sizes[1]}."
+        )
     return drawn
 
 
 def small_mask(drawn: np.ndarray, frame: Frame) -> np.ndarray:
-    """Return an outline, bool (height, width), as the model's frame shows it: uint8 (56, 56), 1 blood and 0 none.
+    """Return an outline, bool (height, width), as the model's frame shows it: uint8 (56, 56), 1
+    blood and 0 none.
 
-    An outline so small that no cell holds enough of it keeps its fullest cell; one outside the frame says nothing, so all is 255.
+    An outline so small that no cell holds enough of it keeps its fullest cell; one outside the
+    frame says nothing, so all is 255.
     """
-    share = cv2.resize(cut(drawn.astype(np.float32), frame), (MASK_PX, MASK_PX), interpolation=cv2.INTER_AREA)
+    share = cv2.resize(
+        cut(drawn.astype(np.float32), frame), (MASK_PX, MASK_PX), interpolation=cv2.INTER_AREA
+    )
     if share.max() <= 0:
         return np.full((MASK_PX, MASK_PX), NOT_DRAWN, np.uint8)
     return (share >= min(SHARE_OF_A_CELL, float(share.max()))).astype(np.uint8)

@@ -14,7 +14,9 @@ from ml.models import UNKNOWN
 
 @dataclass(frozen=True)
 class KnownTypes:
-    """The types of slices (n, 5) and scans (s, 5), int8: 0, 1 or `UNKNOWN` for each of `BLEEDING_TYPES`."""
+    """The types of slices (n, 5) and scans (s, 5), int8: 0, 1 or `UNKNOWN` for each of
+    `BLEEDING_TYPES`.
+    """
 
     slices: np.ndarray
     scans: np.ndarray
@@ -23,7 +25,8 @@ class KnownTypes:
 def known_types(examples: Sequence[Example], scans: np.ndarray) -> KnownTypes | None:
     """Return what the examples name, None where no slice is said to show any type.
 
-    A scan shows what any of its slices shows, or what was told of it as a whole. Where its blood is of unknown types, so is what is left.
+    A scan shows what any of its slices shows, or what was told of it as a whole. Where its blood is
+    of unknown types, so is what is left.
 
     Args:
         examples: the slices.
@@ -35,7 +38,10 @@ def known_types(examples: Sequence[Example], scans: np.ndarray) -> KnownTypes | 
     whole = np.array([_row(example.scan_types) for example in examples], np.int8)
     found = np.full((int(scans.max()) + 1, len(BLEEDING_TYPES)), UNKNOWN, np.int8)
     np.maximum.at(found, scans, slices)
-    hides = [(e.label == 1 and e.types is None) or (e.scan_label == 1 and e.scan_types is None) for e in examples]
+    hides = [
+        (e.label == 1 and e.types is None) or (e.scan_label == 1 and e.scan_types is None)
+        for e in examples
+    ]
     hidden = np.zeros(len(found), bool)
     np.logical_or.at(hidden, scans, np.array(hides, bool))
     found[hidden[:, np.newaxis] & (found == 0)] = UNKNOWN

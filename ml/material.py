@@ -1,4 +1,6 @@
-"""What a training has: all slices and what is known of them, how a part of them is fitted, and how its answers are calibrated."""
+"""What a training has: all slices and what is known of them, how a part of them is fitted, and how
+its answers are calibrated.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,18 @@ from ml.provenance import Pool
 
 @dataclass(frozen=True, kw_only=True)
 class Material(Basis):
-    """The basis of a run, the architecture that is fitted, and what is known of types of bleeding: None where nobody asks about them."""
+    """The basis of a run, the architecture that is fitted, and what is known of types of bleeding:
+    None where nobody asks about them.
+    """
 
     architecture: str
     types: KnownTypes | None = None
 
     @classmethod
     def of(cls, pool: Pool, inputs: Inputs, **more: Any) -> Material:
-        """Return that of pooled data sets and their pictures as the model reads them; `more` are the fields that these do not know."""
+        """Return that of pooled data sets and their pictures as the model reads them; `more` are
+        the fields that these do not know.
+        """
         known: dict[str, Any] = {
             "labels": pool.labels,
             "groups": pool.groups,
@@ -52,7 +58,9 @@ class Material(Basis):
 
     @property
     def scan_labels(self) -> np.ndarray:
-        """The label of each scan (s,): 1 if any slice shows blood or somebody said so, 0 if what is known does not, else unknown."""
+        """The label of each scan (s,): 1 if any slice shows blood or somebody said so, 0 if what is
+        known does not, else unknown.
+        """
         labels = np.full(int(self.scans.max()) + 1, UNKNOWN)
         np.maximum.at(labels, self.scans, self.labels)
         for scan, label in self.told.items():
@@ -78,16 +86,27 @@ class Material(Basis):
         held_out: HeldOut | None = None,
         chosen: Sequence[Mapping[str, Any]] = (),
     ) -> Fitted:
-        """Fit the architecture on the slices at `train` and the scans `weak`; see `ml.models` for the rest."""
+        """Fit the architecture on the slices at `train` and the scans `weak`; see `ml.models` for
+        the rest.
+        """
         basis = {part.name: getattr(self, part.name) for part in fields(Basis)}
-        task = FitTask(**basis, train=train, own=own, report=report, held_out=held_out, chosen=chosen, weak=weak)
+        task = FitTask(
+            **basis,
+            train=train,
+            own=own,
+            report=report,
+            held_out=held_out,
+            chosen=chosen,
+            weak=weak,
+        )
         return fit_of(self.architecture)(task)
 
     def operating_points(self, fitted: Fitted) -> tuple[OperatingPoint, OperatingPoint]:
         """Return those of slices and of scans, fitted to what a fit held out.
 
-        The scans are those of several slices, of data sets that have both classes of them: one that sent only bleeding patients says
-        nothing about a threshold. They are few, so the slices' calibration is the prior of theirs; without both classes it serves as is.
+        The scans are those of several slices, of data sets that have both classes of them: one that
+        sent only bleeding patients says nothing about a threshold. They are few, so the slices'
+        calibration is the prior of theirs; without both classes it serves as is.
         """
         one_half = self.settings.get("threshold") == "one half"
         target = None if one_half else float(self.settings.get("target_sensitivity", 0.95))
@@ -96,8 +115,14 @@ class Material(Basis):
         usable = (self.scan_sizes[held.scans] > 1) & (self.scan_labels[held.scans] != UNKNOWN)
         sources = self.sources[self.first_of_scan[held.scans]]
         truth = self.scan_labels[held.scans]
-        mixed = [source for source in np.unique(sources) if len(np.unique(truth[usable & (sources == source)])) == 2]
+        mixed = [
+            source
+            for source in np.unique(sources)
+            if len(np.unique(truth[usable & (sources == source)])) == 2
+        ]
         chosen = usable & np.isin(sources, mixed) if mixed else usable
         if len(np.unique(truth[chosen])) < 2:
             return of_slices, of_slices
-        return of_slices, operating_point(truth[chosen], held.scan_decisions[chosen], target, of_slices.platt)
+        return of_slices, operating_point(
+            truth[chosen], held.scan_decisions[chosen], target, of_slices.platt
+        )

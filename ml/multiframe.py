@@ -1,4 +1,6 @@
-"""The frames of a DICOM file as if each were a file: functional groups of Enhanced CT (PS3.3 C.7.6.16) become ordinary tags."""
+"""The frames of a DICOM file as if each were a file: functional groups of Enhanced CT (PS3.3
+C.7.6.16) become ordinary tags.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,15 @@ GROUPS = {
 
 
 def frame_headers(header: pydicom.Dataset, frames: int) -> Iterator[pydicom.Dataset]:
-    """Yield the tags of each frame, without pixels: those of the file, over them what its functional groups say.
+    """Yield the tags of each frame, without pixels: those of the file, over them what its
+    functional groups say.
 
     A position in the tags of a file of several frames is that of its first, so it counts for none.
     """
     of_file = pydicom.Dataset()
-    of_file.update({tag: element for tag, element in header.items() if tag.group not in (0x5200, 0x7FE0)})
+    of_file.update(
+        {tag: element for tag, element in header.items() if tag.group not in (0x5200, 0x7FE0)}
+    )
     if frames > 1 and "ImagePositionPatient" in of_file:
         del of_file.ImagePositionPatient
     _overlay(of_file, header.get(SHARED) or [])

@@ -1,8 +1,10 @@
-"""Synthetic head CT in Hounsfield units, with and without hemorrhage: for tests and for users without a CT at hand.
+"""Synthetic head CT in Hounsfield units, with and without hemorrhage: for tests and for users
+without a CT at hand.
 
 Ellipses, ripples and noise, no patient. Phantoms never count in a reported result.
 
-    python -m ml.phantoms OUT_DIR       writes the demonstration files and their index.json; the same bytes each time
+    python -m ml.phantoms OUT_DIR       writes the demonstration files and their index.json; the
+    same bytes each time
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ NOISE_HU = 6.0
 SEED_OF_BLOOD = 7919  # apart from the head's, so that one seed is one head, with or without blood
 
 
-def phantom(seed: int, hemorrhage: bool, kind: Kind = "intraparenchymal", size: int = 512) -> NDArray[np.int16]:
-    """Return an axial slice at the height of the lateral ventricles, int16 (size, size) HU, 230 mm wide, forehead at the top.
+def phantom(
+    seed: int, hemorrhage: bool, kind: Kind = "intraparenchymal", size: int = 512
+) -> NDArray[np.int16]:
+    """Return an axial slice at the height of the lateral ventricles, int16 (size, size) HU, 230 mm
+    wide, forehead at the top.
 
     Args:
         seed: the head, and where its blood is.
@@ -47,7 +52,9 @@ def phantom(seed: int, hemorrhage: bool, kind: Kind = "intraparenchymal", size: 
         ValueError: the kind is unknown, or the size too small.
     """
     if kind not in get_args(Kind):
-        raise ValueError(f"There is no phantom with {kind!r} hemorrhage; there is {', '.join(get_args(Kind))}.")
+        raise ValueError(
+            f"There is no phantom with {kind!r} hemorrhage; there is {', '.join(get_args(Kind))}."
+        )
     if size < 64:
         raise ValueError(f"A phantom has at least 64 pixels on a side, not {size}.")
     rng = np.random.default_rng(seed)
@@ -63,7 +70,9 @@ def phantom(seed: int, hemorrhage: bool, kind: Kind = "intraparenchymal", size: 
     hu = np.full((size, size), AIR_HU, np.float32)
     hu[depth > -6.5] = SCALP_HU
     hu[depth > -4.5] = FAT_HU
-    bone_mm = 6.5 + 1.2 * np.sin(2 * angle + ripple[0]) + 1.5 * np.clip(np.abs(np.sin(angle)) - 0.8, 0, 1)
+    bone_mm = (
+        6.5 + 1.2 * np.sin(2 * angle + ripple[0]) + 1.5 * np.clip(np.abs(np.sin(angle)) - 0.8, 0, 1)
+    )
     hu[depth > 0] = TABLE_HU
     hu[(depth > 1.8) & (depth < bone_mm - 1.8)] = DIPLOE_HU
     inside = depth - bone_mm  # mm below the inner table
@@ -76,11 +85,17 @@ def phantom(seed: int, hemorrhage: bool, kind: Kind = "intraparenchymal", size: 
     hu[falx] = FALX_HU
     for side in (-1, 1):  # plexus and pineal calcifications are bright and harmless
         if rng.random() < 0.5:
-            hu[np.hypot(x - side * rng.uniform(16, 20), y - 25) < rng.uniform(1.2, 2.2)] = CALCIFIED_HU
+            hu[np.hypot(x - side * rng.uniform(16, 20), y - 25) < rng.uniform(1.2, 2.2)] = (
+                CALCIFIED_HU
+            )
     if hemorrhage:
-        _bleed(np.random.default_rng([seed, SEED_OF_BLOOD]), hu, kind, x, y, inside, angle, ventricles)
-    hu[inside > 0] += (3 * np.exp(-inside / 6))[inside > 0]  # beam hardening brightens the brain below the bone
-    hu = np.asarray(cv2.GaussianBlur(hu, (0, 0), 0.6 / pixel_mm), np.float32)  # the scanner's point spread, about 1.4 mm wide
+        _bleed(
+            np.random.default_rng([seed, SEED_OF_BLOOD]), hu, kind, x, y, inside, angle, ventricles
+        )
+    # beam hardening brightens the brain below the bone
+    hu[inside > 0] += (3 * np.exp(-inside / 6))[inside > 0]
+    # the scanner's point spread, about 1.4 mm wide
+    hu = np.asarray(cv2.GaussianBlur(hu, (0, 0), 0.6 / pixel_mm), np.float32)
     grain = cv2.GaussianBlur(rng.standard_normal((size, size)).astype(np.float32), (0, 0), 0.9)
     hu += np.where(depth > -6.5, grain * np.float32(NOISE_HU / grain.std()), np.float32(0))
     return np.round(np.clip(hu, -1000, 3000)).astype(np.int16)
@@ -88,16 +103,26 @@ def phantom(seed: int, hemorrhage: bool, kind: Kind = "intraparenchymal", size: 
 
 def write_png(hu: NDArray[np.int16], path: Path) -> None:
     """Write HU (height, width) as an 8-bit PNG in the brain window 40/80."""
-    render(Slice(hu.astype(np.float32), "hu"), max(hu.shape)).save(path, format="PNG", optimize=True)
+    render(Slice(hu.astype(np.float32), "hu"), max(hu.shape)).save(
+        path, format="PNG", optimize=True
+    )
 
 
-def write_dicom(hu: NDArray[np.int16], path: Path, *, series: str = "phantom", number: int = 1, position_mm: float = 0.0) -> None:
+def write_dicom(
+    hu: NDArray[np.int16],
+    path: Path,
+    *,
+    series: str = "phantom",
+    number: int = 1,
+    position_mm: float = 0.0,
+) -> None:
     """Write HU (rows, columns) as a CT image of nobody.
 
     Args:
         hu: the slice, 230 mm wide.
         path: the file.
-        series: slices of the same name belong together; UIDs are made of it, so that the same call writes the same bytes.
+        series: slices of the same name belong together; UIDs are made of it, so that the same call
+            writes the same bytes.
         number: the instance number in the series.
         position_mm: how far towards the crown the slice lies.
     """
@@ -112,16 +137,24 @@ def write_dicom(hu: NDArray[np.int16], path: Path, *, series: str = "phantom", n
         "SOPClassUID": CTImageStorage, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
         "StudyInstanceUID": _uid(series, "study"), "SeriesInstanceUID": _uid(series, "series"),
         "FrameOfReferenceUID": _uid(series, "frame"),
-        "PatientName": "Phantom^Synthetic", "PatientID": "PHANTOM", "PatientBirthDate": "", "PatientSex": "",
+        "PatientName": "Phantom^Synthetic", "PatientID": "PHANTOM", "PatientBirthDate": "",
+        "PatientSex": "",
         "PatientIdentityRemoved": "YES", "DeidentificationMethod": "Synthetic image, no patient",
-        "StudyDate": "", "StudyTime": "", "StudyID": "", "AccessionNumber": "", "ReferringPhysicianName": "",
-        "Modality": "CT", "Manufacturer": "Hemoscan phantom", "PositionReferenceIndicator": "", "BodyPartExamined": "HEAD",
-        "SeriesNumber": 1, "AcquisitionNumber": 1, "InstanceNumber": number, "ImageType": ["DERIVED", "SECONDARY", "AXIAL"],
+        "StudyDate": "", "StudyTime": "", "StudyID": "", "AccessionNumber": "",
+        "ReferringPhysicianName": "",
+        "Modality": "CT", "Manufacturer": "Hemoscan phantom", "PositionReferenceIndicator": "",
+        "BodyPartExamined": "HEAD",
+        "SeriesNumber": 1, "AcquisitionNumber": 1, "InstanceNumber": number,
+        "ImageType": ["DERIVED", "SECONDARY", "AXIAL"],
         "PatientPosition": "HFS", "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
-        "ImagePositionPatient": [-FIELD_MM / 2, -FIELD_MM / 2, position_mm], "SliceThickness": 5, "KVP": "",
-        "PixelSpacing": [pixel_mm, pixel_mm], "Rows": rows, "Columns": columns, "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
-        "RescaleIntercept": 0, "RescaleSlope": 1, "RescaleType": "HU", "WindowCenter": 40, "WindowWidth": 80,
+        "ImagePositionPatient": [-FIELD_MM / 2, -FIELD_MM / 2, position_mm], "SliceThickness": 5,
+        "KVP": "",
+        "PixelSpacing": [pixel_mm, pixel_mm], "Rows": rows, "Columns": columns,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16,
+        "HighBit": 15, "PixelRepresentation": 1,
+        "RescaleIntercept": 0, "RescaleSlope": 1, "RescaleType": "HU", "WindowCenter": 40,
+        "WindowWidth": 80,
     }  # fmt: skip
     for name, value in tags.items():
         setattr(file, name, value)
@@ -130,7 +163,9 @@ def write_dicom(hu: NDArray[np.int16], path: Path, *, series: str = "phantom", n
 
 
 def write_demonstration(out_dir: Path) -> list[Path]:
-    """Write the phantoms that the web application offers, and index.json: [{"file", "title"}, ...]. Returns the files written."""
+    """Write the phantoms that the web application offers, and index.json: [{"file", "title"}, ...].
+    Returns the files written.
+    """
     out_dir.mkdir(parents=True, exist_ok=True)
     index = []
     for file, title, seed, kind in DEMONSTRATION:
@@ -146,7 +181,8 @@ def write_demonstration(out_dir: Path) -> list[Path]:
     return [*(out_dir / file for file, *_ in DEMONSTRATION), out_dir / "index.json"]
 
 
-# Seeds whose heads the shipped model answers clearly: these show the pages at work and prove nothing about the model.
+# Seeds whose heads the shipped model answers clearly: these show the pages at work and prove
+# nothing about the model.
 DEMONSTRATION: tuple[tuple[str, str, int, Kind | None], ...] = (
     ("phantom-1.png", "Phantom 1: bleeding inside the brain (PNG)", 17, "intraparenchymal"),
     ("phantom-2.png", "Phantom 2: no bleeding (PNG)", 13, None),
@@ -154,33 +190,66 @@ DEMONSTRATION: tuple[tuple[str, str, int, Kind | None], ...] = (
     ("phantom-4.png", "Phantom 4: no bleeding (PNG)", 19, None),
     ("phantom-5.dcm", "Phantom 5: bleeding inside the brain (DICOM)", 29, "intraparenchymal"),
     ("phantom-6.dcm", "Phantom 6: no bleeding (DICOM)", 14, None),
-    ("phantom-7.zip", "Phantom 7: bleeding in some slices of a series (ZIP of DICOM)", 3, "intraparenchymal"),
+    (
+        "phantom-7.zip",
+        "Phantom 7: bleeding in some slices of a series (ZIP of DICOM)",
+        3,
+        "intraparenchymal",
+    ),
 )
 SERIES_SLICES, SERIES_BLEEDS, SERIES_SIZE_PX = 20, range(8, 12), 128
 
 
 def _write_zip(seed: int, kind: Kind, path: Path) -> None:
-    """Write a head as a series of slices 5 mm apart, of which a few show blood; all are alike otherwise."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, tempfile.TemporaryDirectory() as folder:
+    """Write a head as a series of slices 5 mm apart, of which a few show blood; all are alike
+    otherwise.
+    """
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         for index in range(SERIES_SLICES):
             slice_path = Path(folder) / f"{index + 1:02}.dcm"
             hu = phantom(seed, index in SERIES_BLEEDS, kind, SERIES_SIZE_PX)
             write_dicom(hu, slice_path, series=path.name, number=index + 1, position_mm=5.0 * index)
-            archive.writestr(zipfile.ZipInfo(slice_path.name), slice_path.read_bytes(), zipfile.ZIP_DEFLATED)
+            archive.writestr(
+                zipfile.ZipInfo(slice_path.name), slice_path.read_bytes(), zipfile.ZIP_DEFLATED
+            )
 
 
-def _depth(x: FloatArray, y: FloatArray, half_x: float, half_y: float, angle: FloatArray, ripple: NDArray[np.float64]) -> FloatArray:
-    """Return about how many mm a point lies below the outer table of an uneven oval; negative outside."""
-    uneven = 1 + 0.012 * ripple[1] * np.cos(3 * angle) + 0.01 * ripple[2] * np.sin(2 * angle) + 0.03 * np.sin(angle)
+def _depth(
+    x: FloatArray,
+    y: FloatArray,
+    half_x: float,
+    half_y: float,
+    angle: FloatArray,
+    ripple: NDArray[np.float64],
+) -> FloatArray:
+    """Return about how many mm a point lies below the outer table of an uneven oval; negative
+    outside.
+    """
+    uneven = (
+        1
+        + 0.012 * ripple[1] * np.cos(3 * angle)
+        + 0.01 * ripple[2] * np.sin(2 * angle)
+        + 0.03 * np.sin(angle)
+    )
     radius = np.hypot(x / half_x, y / half_y) / uneven
-    # Dividing by the slope of the radius turns it into mm (first order), so that bone is as thick at the side as at the back.
-    slope = np.hypot(x / half_x**2, y / half_y**2) / np.maximum(np.hypot(x / half_x, y / half_y), 1e-3)
+    # Dividing by the slope of the radius turns it into mm (first order), so that bone is as thick
+    # at the side as at the back.
+    slope = np.hypot(x / half_x**2, y / half_y**2) / np.maximum(
+        np.hypot(x / half_x, y / half_y), 1e-3
+    )
     return np.asarray((1 - radius) / np.maximum(slope, 1e-3), np.float32)
 
 
-def _brain(rng: np.random.Generator, x: FloatArray, y: FloatArray, inside: FloatArray, angle: FloatArray) -> FloatArray:
+def _brain(
+    rng: np.random.Generator, x: FloatArray, y: FloatArray, inside: FloatArray, angle: FloatArray
+) -> FloatArray:
     """Return grey and white matter and the sulci, HU."""
-    folds = 0.5 + 0.5 * np.sin(rng.integers(20, 26) * angle + 2.5 * np.sin(5 * angle + rng.uniform(0, 6)))
+    folds = 0.5 + 0.5 * np.sin(
+        rng.integers(20, 26) * angle + 2.5 * np.sin(5 * angle + rng.uniform(0, 6))
+    )
     cortex = 4.5 + 7 * folds
     hu = np.where(inside < cortex, GREY_HU, WHITE_HU)
     for side in (-1, 1):  # thalamus with the lentiform nucleus, and the head of the caudate
@@ -215,15 +284,22 @@ def _bleed(
     if kind == "intraparenchymal":
         middle_x, middle_y = side * rng.uniform(24, 32), rng.uniform(-12, 18)
         around = np.arctan2(y - middle_y, x - middle_x)
-        edge_mm = rng.uniform(13, 18) * (1 + 0.14 * np.sin(3 * around + rng.uniform(0, 6)) + 0.08 * np.sin(7 * around + rng.uniform(0, 6)))
+        edge_mm = rng.uniform(13, 18) * (
+            1
+            + 0.14 * np.sin(3 * around + rng.uniform(0, 6))
+            + 0.08 * np.sin(7 * around + rng.uniform(0, 6))
+        )
         away = np.hypot(x - middle_x, (y - middle_y) / 1.35)
         hu[(away < edge_mm + rng.uniform(4, 7)) & (inside > 3)] = EDEMA_HU
         hu[(away < edge_mm) & (inside > 3)] = BLOOD_HU
         return
-    # Along the inner table: a subdural is a long crescent, an epidural a short lens (its edges end at the sutures).
+    # Along the inner table: a subdural is a long crescent, an epidural a short lens (its edges end
+    # at the sutures).
     towards = 0 if side > 0 else np.pi
     off = np.abs(np.angle(np.exp(1j * (angle - towards - side * rng.uniform(-0.3, 0.3)))))
-    reach, thick_mm = (1.25, rng.uniform(9, 12)) if kind == "subdural" else (0.55, rng.uniform(18, 24))
+    reach, thick_mm = (
+        (1.25, rng.uniform(9, 12)) if kind == "subdural" else (0.55, rng.uniform(18, 24))
+    )
     profile = np.clip(1 - (off / reach) ** 2, 0, 1) ** (0.5 if kind == "subdural" else 1.0)
     hu[(inside > 0) & (inside < thick_mm * profile)] = BLOOD_HU
 

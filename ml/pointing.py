@@ -1,12 +1,15 @@
-"""Do heat maps point at the blood? Two tests of a model on slices it never saw and rightly called positive.
+"""Do heat maps point at the blood? Two tests of a model on slices it never saw and rightly called
+positive.
 
-    deletion   covering the hottest tenth of the picture must lower the answer more than covering a random tenth of the head
-               (W. Samek et al. 2017, doi 10.1109/TNNLS.2016.2599820); a covered cell becomes the grey of that head's median
+    deletion   covering the hottest tenth of the picture must lower the answer more than covering a
+    random tenth of the head
+               (W. Samek et al. 2017, doi 10.1109/TNNLS.2016.2599820); a covered cell becomes the
+               grey of that head's median
     pointing   the hottest cell must lie in the outlined blood or beside it, within one cell
                (J. Zhang et al. 2018, doi 10.1007/s11263-017-1059-x)
 
-Both use the exported graphs and `ml.explain`, the code that draws the heat maps people see. A slice is read alone, also by a
-model of series.
+Both use the exported graphs and `ml.explain`, the code that draws the heat maps people see. A slice
+is read alone, also by a model of series.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ FACTS = ("hottest_beats_random", "hottest_in_or_beside_mask")
 def judge_heat_maps(
     files: Mapping[str, bytes], images: np.ndarray, masks: np.ndarray, at: Sequence[int], seed: int
 ) -> list[dict[str, bool | int | None]]:
-    """Return {"at", "hottest_beats_random", "hottest_in_or_beside_mask"} for each slice; the last is None where nobody outlined blood.
+    """Return {"at", "hottest_beats_random", "hottest_in_or_beside_mask"} for each slice; the last
+    is None where nobody outlined blood.
 
     Args:
         files: the exported graphs by name.
@@ -47,7 +51,10 @@ def judge_heat_maps(
 
     def score(maps: FloatArray) -> FloatArray:
         # One by one: a head may read what comes together as one scan.
-        return np.array([head.run(["slice_probability"], {"maps": one[np.newaxis]})[0][0] for one in maps], np.float32)
+        return np.array(
+            [head.run(["slice_probability"], {"maps": one[np.newaxis]})[0][0] for one in maps],
+            np.float32,
+        )
 
     found: list[dict[str, bool | int | None]] = []
     for position in at:
@@ -55,8 +62,13 @@ def judge_heat_maps(
         maps = maps_of(image[np.newaxis])[0]
         heat = occlusion(maps, score, image)
         random = np.random.default_rng([seed, int(position)])
-        covers = [hottest_cells(heat), *(random_cells(image, heat.shape, random) for _ in range(RANDOM_COVERS))]
-        answers = log_odds(score(maps_of(np.stack([image, *(covered(image, cells) for cells in covers)]))))
+        covers = [
+            hottest_cells(heat),
+            *(random_cells(image, heat.shape, random) for _ in range(RANDOM_COVERS)),
+        ]
+        answers = log_odds(
+            score(maps_of(np.stack([image, *(covered(image, cells) for cells in covers)])))
+        )
         drops = answers[0] - answers[1:]
         found.append(
             {
@@ -69,12 +81,16 @@ def judge_heat_maps(
 
 
 def summary(tested: Sequence[Mapping[str, Any]], groups: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return {"hottest_beats_random", "hottest_in_or_beside_mask"} as figures of `ml.evaluation`; groups (n,) of all the run's slices."""
+    """Return {"hottest_beats_random", "hottest_in_or_beside_mask"} as figures of `ml.evaluation`;
+    groups (n,) of all the run's slices.
+    """
     figures = {}
     for fact in FACTS:
         known = [entry for entry in tested if entry[fact] is not None]
         values = np.array([float(entry[fact]) for entry in known])
-        figures[fact] = share_with_interval(values, groups[[entry["at"] for entry in known]] if known else groups[:0], seed)
+        figures[fact] = share_with_interval(
+            values, groups[[entry["at"] for entry in known]] if known else groups[:0], seed
+        )
     return figures
 
 
@@ -86,9 +102,15 @@ def hottest_cells(heat: FloatArray) -> np.ndarray:
     return chosen.reshape(heat.shape)
 
 
-def random_cells(image: FloatArray, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    """Return bool `shape`: as many cells as `hottest_cells` takes, drawn among those that are mostly head."""
-    shown = cv2.resize((image[..., 0] > AIR).astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
+def random_cells(
+    image: FloatArray, shape: tuple[int, ...], random: np.random.Generator
+) -> np.ndarray:
+    """Return bool `shape`: as many cells as `hottest_cells` takes, drawn among those that are
+    mostly head.
+    """
+    shown = cv2.resize(
+        (image[..., 0] > AIR).astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA
+    )
     count = max(1, round(COVERED_SHARE * shown.size))
     order = np.argsort(-(shown > 0.5).astype(int) - random.random(shape), axis=None)
     chosen = np.zeros(shown.size, bool)
@@ -97,15 +119,21 @@ def random_cells(image: FloatArray, shape: tuple[int, ...], random: np.random.Ge
 
 
 def covered(image: FloatArray, cells: np.ndarray) -> FloatArray:
-    """Return the picture (size, size, 1) with the cells, bool (h, w), painted in the median grey of what it shows."""
+    """Return the picture (size, size, 1) with the cells, bool (h, w), painted in the median grey of
+    what it shows.
+    """
     inside = image > AIR
     grey = float(np.median(image[inside])) if inside.any() else 0.0
-    painted = cv2.resize(cells.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
+    painted = cv2.resize(
+        cells.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST
+    ).astype(bool)
     return np.where(painted[..., np.newaxis] & inside, np.float32(grey), image)
 
 
 def points_at(heat: FloatArray, mask: np.ndarray) -> bool | None:
-    """Return whether the hottest cell of (h, w) or one of its neighbours holds outlined blood of the mask, uint8 (m, m)."""
+    """Return whether the hottest cell of (h, w) or one of its neighbours holds outlined blood of
+    the mask, uint8 (m, m).
+    """
     bloody = mask == 1
     if not bloody.any():
         return None

@@ -13,7 +13,9 @@ class TrainingStopped(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is: `fraction` (0..1) never falls; `eta_s` is None until something can be said."""
+    """Where a training is: `fraction` (0..1) never falls; `eta_s` is None until something can be
+    said.
+    """
 
     stage: str
     fraction: float
@@ -22,9 +24,13 @@ class Progress:
 
 
 class Meter:
-    """Turns steps into `Progress`: never backwards, with the time left at the speed since this call began."""
+    """Turns steps into `Progress`: never backwards, with the time left at the speed since this call
+    began.
+    """
 
-    def __init__(self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
+    ) -> None:
         self._on_progress, self._should_stop = on_progress, should_stop
         self._began, self._first, self._fraction = time.monotonic(), -1.0, 0.0
 
@@ -35,7 +41,9 @@ class Meter:
             TrainingStopped: the training was asked to stop.
         """
         if self._should_stop():
-            raise TrainingStopped("The training was stopped; called again on the same folder it continues.")
+            raise TrainingStopped(
+                "The training was stopped; called again on the same folder it continues."
+            )
         self._report(stage, fraction, metrics)
 
     def end(self) -> None:
@@ -52,9 +60,15 @@ class Meter:
         self._on_progress(Progress(stage, self._fraction, eta, dict(metrics)))
 
     def within(self, stage: str, start: float, end: float) -> Callable[[float], None]:
-        """Return a function to tell the share of one stage, which moves the whole from `start` to `end`."""
+        """Return a function to tell the share of one stage, which moves the whole from `start` to
+        `end`.
+        """
         return lambda share: self.tell(stage, start + share * (end - start), {})
 
-    def between(self, start: float, end: float) -> Callable[[str, float, Mapping[str, float]], None]:
+    def between(
+        self, start: float, end: float
+    ) -> Callable[[str, float, Mapping[str, float]], None]:
         """Return a `tell` for a part of the training that moves the whole from `start` to `end`."""
-        return lambda stage, share, metrics: self.tell(stage, start + share * (end - start), metrics)
+        return lambda stage, share, metrics: self.tell(
+            stage, start + share * (end - start), metrics
+        )

@@ -1,6 +1,7 @@
 """What the values of a picture give away about how it was saved, and what can be put right safely.
 
-Nothing here guesses: where two readings fit, neither is taken, and the caller refuses the picture with a sentence.
+Nothing here guesses: where two readings fit, neither is taken, and the caller refuses the picture
+with a sentence.
 """
 
 from __future__ import annotations
@@ -29,14 +30,20 @@ def soft_tissue_share(values_hu: FloatArray) -> float:
 
 
 def hounsfield_in_16_bits(stored: NDArray[np.int64]) -> tuple[FloatArray | None, bool]:
-    """Return the HU that a 16-bit picture's values (height, width) hold, and whether they are CT values at all.
+    """Return the HU that a 16-bit picture's values (height, width) hold, and whether they are CT
+    values at all.
 
-    Programs save HU as signed numbers read as unsigned ones, or with 1024, 1000 or 32768 added. What was added follows from air,
-    which lies at -1000 HU. Values of CT whose air is cut off at zero fit 1024 (a padded circle) as well as 1000, and the 24 HU
-    between these are the difference between brain and blood: then the HU are None though the second answer is True.
+    Programs save HU as signed numbers read as unsigned ones, or with 1024, 1000 or 32768 added.
+    What was added follows from air, which lies at -1000 HU. Values of CT whose air is cut off at
+    zero fit 1024 (a padded circle) as well as 1000, and the 24 HU
+    between these are the difference between brain and blood: then the HU are None though the second
+    answer is True.
     """
     unclear = False
-    candidates = [np.where(stored >= 32768, stored - 65536, stored), *(stored - offset for offset in OFFSETS)]
+    candidates = [
+        np.where(stored >= 32768, stored - 65536, stored),
+        *(stored - offset for offset in OFFSETS),
+    ]
     for number, candidate in enumerate(candidates):
         values = np.clip(candidate, -1024, MOST_12_BIT).astype(np.float32)
         if (candidate > MOST_12_BIT).any() or soft_tissue_share(values) < LEAST_SOFT:
@@ -45,7 +52,10 @@ def hounsfield_in_16_bits(stored: NDArray[np.int64]) -> tuple[FloatArray | None,
         above = candidate[(candidate > lowest) & (candidate < -700)]
         # Unsigned numbers that begin at 0 may have been cut off there.
         air_is_lowest = (number == 0 or stored.min() > 0) and abs(lowest - AIR_HU) <= AIR_REACH_HU
-        air_is_above = above.size >= 0.01 * stored.size and abs(float(np.median(above)) - AIR_HU) <= AIR_REACH_HU
+        air_is_above = (
+            above.size >= 0.01 * stored.size
+            and abs(float(np.median(above)) - AIR_HU) <= AIR_REACH_HU
+        )
         if air_is_lowest or air_is_above:
             return values, True
         unclear = unclear or (number in (1, 2) and stored.max() <= MOST_12_BIT)
@@ -53,14 +63,19 @@ def hounsfield_in_16_bits(stored: NDArray[np.int64]) -> tuple[FloatArray | None,
 
 
 def on_black(grey: FloatArray) -> tuple[FloatArray | None, str]:
-    """Return a picture (height, width) in 0..1 with its background black, and a sentence about what was done to it.
+    """Return a picture (height, width) in 0..1 with its background black, and a sentence about what
+    was done to it.
 
-    A dark background is left as it is. Of a white one, a margin around a dark picture becomes black; a picture turned over (a black
-    skull under the scalp) is turned back. Anything else, None: where white bone lies on white paper, the head has no outline.
+    A dark background is left as it is. Of a white one, a margin around a dark picture becomes
+    black; a picture turned over (a black skull under the scalp) is turned back. Anything else,
+    None: where white bone lies on white paper, the head has no outline.
     """
     if _rim_median(grey) < WHITE:
         return grey, ""
-    white_rows, white_columns = (grey >= WHITE).mean(axis=1) >= WHITE_LINE, (grey >= WHITE).mean(axis=0) >= WHITE_LINE
+    white_rows, white_columns = (
+        (grey >= WHITE).mean(axis=1) >= WHITE_LINE,
+        (grey >= WHITE).mean(axis=0) >= WHITE_LINE,
+    )
     rows, columns = np.flatnonzero(~white_rows), np.flatnonzero(~white_columns)
     if not rows.size or not columns.size:
         return None, ""
@@ -69,16 +84,23 @@ def on_black(grey: FloatArray) -> tuple[FloatArray | None, str]:
         framed = np.zeros_like(grey)
         framed[inner] = grey[inner]
         return framed, "The picture had a white margin; it was made black."
-    outlines, _ = cv2.findContours((grey < WHITE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    outlines, _ = cv2.findContours(
+        (grey < WHITE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )
     body = np.zeros(grey.shape, np.uint8)
     cv2.drawContours(body, [max(outlines, key=cv2.contourArea)], -1, 1, thickness=cv2.FILLED)
     depth = np.asarray(cv2.distanceTransform(np.pad(body, 1), cv2.DIST_L2, 5))[1:-1, 1:-1]
     zone = (depth > 0) & (depth <= SKULL_DEPTH * depth.max())
     black, white = zone & (grey < BLACK), zone & (grey >= WHITE)
-    # From outside come skin, fat and bone. Fat is black and bone white as a CT shows them, and the other way round when turned over.
-    bone_is_black = not white.any() or depth[black].mean() > depth[white].mean() if black.any() else False
+    # From outside come skin, fat and bone. Fat is black and bone white as a CT shows them, and the
+    # other way round when turned over.
+    bone_is_black = (
+        not white.any() or depth[black].mean() > depth[white].mean() if black.any() else False
+    )
     if black.sum() > SKULL_SHARE * zone.sum() and bone_is_black:
-        return np.asarray(1 - grey, np.float32), "The picture's greys were upside down; they were turned over."
+        return np.asarray(
+            1 - grey, np.float32
+        ), "The picture's greys were upside down; they were turned over."
     return None, ""
 
 

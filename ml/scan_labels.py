@@ -1,4 +1,6 @@
-"""Labels of whole scans, where nobody labelled each slice: a table of patients, or a column beside the slices."""
+"""Labels of whole scans, where nobody labelled each slice: a table of patients, or a column beside
+the slices.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,16 @@ class Told:
 
 
 def read_patients(path: Path) -> dict[str, Told]:
-    """Return what a table of patients says of their scans; nothing where it is not there, or holds no labels."""
+    """Return what a table of patients says of their scans; nothing where it is not there, or holds
+    no labels.
+    """
     if not path.is_file():
         return {}
     header, rows = read_table(path)
-    patient_column, label_column = column_of(header, PATIENT_COLUMNS), column_of(header, SCAN_LABEL_COLUMNS)
+    patient_column, label_column = (
+        column_of(header, PATIENT_COLUMNS),
+        column_of(header, SCAN_LABEL_COLUMNS),
+    )
     told: dict[str, Told] = {}
     if patient_column is None or label_column is None:
         return told
@@ -37,9 +44,17 @@ def read_patients(path: Path) -> dict[str, Told]:
         if label is None:
             continue
         types = types_of(row.get("subtypes"), label, where)
-        if before is not None and before.types is not None and types is not None and types != before.types:
+        if (
+            before is not None
+            and before.types is not None
+            and types is not None
+            and types != before.types
+        ):
             patient = row[patient_column][:60]
-            raise DatasetError(f"{where}: the scan of patient {patient} shows other types of bleeding than in {before.where}.")
+            raise DatasetError(
+                f"{where}: the scan of patient {patient} shows other types of bleeding than in"
+                f" {before.where}."
+            )
         if before is None or before.types is None:
             told[row[patient_column]] = Told(label, types, where)
     return told
@@ -54,12 +69,18 @@ def join_told(told: dict[str, Told], patient: str, text: str, where: str) -> int
         raise DatasetError(f"{where}: a label of a scan needs a patient beside it.")
     before = told.setdefault(patient, Told(label, None, where))
     if before.label != label:
-        raise DatasetError(f"{where}: the scan of patient {patient[:60]} has the label {label}, and {before.label} in {before.where}.")
+        raise DatasetError(
+            f"{where}: the scan of patient {patient[:60]} has the label {label}, and {before.label}"
+            f" in {before.where}."
+        )
     return label
 
 
-def with_scan_labels(examples: Sequence[Example], told: Mapping[str, Told]) -> tuple[list[Example], list[str]]:
-    """Return the examples with what was told of their patients' scans, and sentences about what does not agree.
+def with_scan_labels(
+    examples: Sequence[Example], told: Mapping[str, Told]
+) -> tuple[list[Example], list[str]]:
+    """Return the examples with what was told of their patients' scans, and sentences about what
+    does not agree.
 
     Where the labels of all slices of a scan are known they say it all, so that nothing is added.
 
@@ -75,14 +96,22 @@ def with_scan_labels(examples: Sequence[Example], told: Mapping[str, Told]) -> t
         said, labels = told[patient], {example.label for example in own}
         if said.label == 0 and 1 in labels:
             positive = next(example.name for example in own if example.label == 1)
-            raise DatasetError(f"{said.where}: the scan of patient {patient[:60]} has the label 0, but its slice {positive} has 1.")
+            raise DatasetError(
+                f"{said.where}: the scan of patient {patient[:60]} has the label 0, but its slice"
+                f" {positive} has 1."
+            )
         if None in labels:
             weak.add(patient)
         elif said.label == 1 and 1 not in labels:
             problems.append(
-                f"{said.where}: the scan of patient {patient[:60]} has the label 1, but all its slices have 0; the slices count."
+                f"{said.where}: the scan of patient {patient[:60]} has the label 1, but all its"
+                " slices have 0; the slices count."
             )
     return [
-        replace(e, scan_label=told[e.patient].label, scan_types=told[e.patient].types) if e.patient and e.patient in weak else e
+        (
+            replace(e, scan_label=told[e.patient].label, scan_types=told[e.patient].types)
+            if e.patient and e.patient in weak
+            else e
+        )
         for e in examples
     ], problems

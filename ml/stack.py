@@ -1,7 +1,8 @@
 """What a model sees of a stack of slices, and how its answers go back to them.
 
-The models learnt slices of about 5 mm. A thin one shows less blood against more noise, so thin neighbours are averaged to slabs of that
-thickness, as a scanner's own thick reconstruction does. A viewer shows the slices themselves; each has the answer of its slab.
+The models learnt slices of about 5 mm. A thin one shows less blood against more noise, so thin
+neighbours are averaged to slabs of that thickness, as a scanner's own thick reconstruction does. A
+viewer shows the slices themselves; each has the answer of its slab.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from ml.images import FloatArray, Series, Slice
 
 SLAB_MM = 5.0
-THIN_MM = 2.5  # the distance below which slices are averaged: from there on, half of a slab would be one slice
+# the distance below which slices are averaged: from there on, half of a slab would be one slice
+THIN_MM = 2.5
 MOST_FIRST = 5
 
 
 class Slabs(Sequence[Slice]):
-    """The slabs of a series from foot to head, each averaged when it is asked for; where slices are not thin, each is one.
+    """The slabs of a series from foot to head, each averaged when it is asked for; where slices are
+    not thin, each is one.
 
     No slab reaches across a gap, or from thin slices into thick ones.
     """
@@ -64,7 +67,9 @@ class Slabs(Sequence[Slice]):
 
 
 def slab_starts(steps_mm: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the index of each slab's first slice, and at last the number of slices; `steps_mm` is how far each lies from the next."""
+    """Return the index of each slab's first slice, and at last the number of slices; `steps_mm` is
+    how far each lies from the next.
+    """
     count = len(steps_mm) + 1
     ends = [*(np.flatnonzero(steps_mm >= THIN_MM) + 1), count]
     starts: list[int] = []
@@ -84,10 +89,12 @@ def mean_of(slices: Sequence[Slice]) -> Slice:
 
 
 def look_first(probabilities: NDArray[np.float32], threshold: float) -> list[int]:
-    """Return the indices of up to five slices (or slabs) to look at first, the most probable one first.
+    """Return the indices of up to five slices (or slabs) to look at first, the most probable one
+    first.
 
-    Neighbours show the same blood. So each stretch of positive slices sends its peak before any sends a second one; then come other
-    positive slices that are no neighbours of those chosen, then whatever is most probable.
+    Neighbours show the same blood. So each stretch of positive slices sends its peak before any
+    sends a second one; then come other positive slices that are no neighbours of those chosen, then
+    whatever is most probable.
 
     Args:
         probabilities: (n,) from foot to head.
@@ -104,6 +111,10 @@ def look_first(probabilities: NDArray[np.float32], threshold: float) -> list[int
     for apart in (2, 1):  # at least so many slices from those chosen
         for index in by_probability:
             is_candidate = positive[index] or apart == 1
-            if len(chosen) < MOST_FIRST and is_candidate and all(abs(index - other) >= apart for other in chosen):
+            if (
+                len(chosen) < MOST_FIRST
+                and is_candidate
+                and all(abs(index - other) >= apart for other in chosen)
+            ):
                 chosen.append(index)
     return sorted(chosen, key=by_probability.index)

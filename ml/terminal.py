@@ -13,8 +13,8 @@ EVERY_S, EVERY_S_IN_A_LOG = 0.2, 10.0
 
 
 class Counter:
-    """Says how many of something are done and how long the rest will take, on standard error: one line that is
-    written over at a terminal, a line every ten seconds in a log."""
+    """Says how many of something are done and how long the rest will take, on standard error: one
+    line that is written over at a terminal, a line every ten seconds in a log."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -28,27 +28,40 @@ class Counter:
             return
         self._shown_at = now
         gained = done - self._first
-        left = f", {minutes((now - self._began) / gained * (total - done))} left" if gained > 0 and done < total else ""
+        left = (
+            f", {minutes((now - self._began) / gained * (total - done))} left"
+            if gained > 0 and done < total
+            else ""
+        )
         line = f"{self._doing} {done} of {total}{left}"
-        sys.stderr.write(f"\r\033[K{line}" + ("\n" if done == total else "") if watched else line + "\n")
+        sys.stderr.write(
+            f"\r\033[K{line}" + ("\n" if done == total else "") if watched else line + "\n"
+        )
         sys.stderr.flush()
 
 
 class Trail:
-    """Says where a training is, on standard error: one line that is written over at a terminal, a line every ten seconds in a log."""
+    """Says where a training is, on standard error: one line that is written over at a terminal, a
+    line every ten seconds in a log.
+    """
 
     def __init__(self) -> None:
         self._shown_at = float("-inf")
 
     def __call__(self, progress: Progress) -> None:
         now, watched = time.monotonic(), sys.stderr.isatty()
-        if now - self._shown_at < (EVERY_S if watched else EVERY_S_IN_A_LOG) and progress.fraction < 1:
+        if (
+            now - self._shown_at < (EVERY_S if watched else EVERY_S_IN_A_LOG)
+            and progress.fraction < 1
+        ):
             return
         self._shown_at = now
         left = "" if progress.eta_s is None else f", {minutes(progress.eta_s)} left"
         figures = "".join(f"  {name} {value:.3g}" for name, value in progress.metrics.items())
         line = f"{progress.fraction:4.0%} {progress.stage}{left}{figures}"
-        sys.stderr.write(f"\r\033[K{line}" + ("\n" if progress.fraction >= 1 else "") if watched else line + "\n")
+        sys.stderr.write(
+            f"\r\033[K{line}" + ("\n" if progress.fraction >= 1 else "") if watched else line + "\n"
+        )
         sys.stderr.flush()
 
 
@@ -65,7 +78,10 @@ def say(line: str) -> None:
 def say_figures(metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Write one line a metric."""
     for name, entry in metrics.items():
-        say(f"  {name:12} {figure(entry)}" + ("" if entry["value"] is None else f", n = {entry['n']}"))
+        say(
+            f"  {name:12} {figure(entry)}"
+            + ("" if entry["value"] is None else f", n = {entry['n']}")
+        )
 
 
 def figure(entry: Mapping[str, Any], signed: bool = False) -> str:
@@ -75,4 +91,7 @@ def figure(entry: Mapping[str, Any], signed: bool = False) -> str:
     sign = "+" if signed else ""
     if entry["low"] is None:
         return f"{entry['value']:{sign}.3f}"
-    return f"{entry['value']:{sign}.3f} (95 % interval {entry['low']:{sign}.3f} to {entry['high']:{sign}.3f})"
+    return (
+        f"{entry['value']:{sign}.3f} (95 % interval {entry['low']:{sign}.3f} to"
+        f" {entry['high']:{sign}.3f})"
+    )

@@ -1,8 +1,9 @@
-"""Train a model on labelled slices and judge it: grouped cross-validation, calibration, export, card.
+"""Train a model on labelled slices and judge it: grouped cross-validation, calibration, export,
+card.
 
-Everything that is fitted (features, scaler, SVM, its C, calibration, threshold) is fitted inside the training part of a fold; the
-figures are made of the pooled decisions on images that no part of the fold's model had seen. The final model is then fitted on
-all images in the same way.
+Everything that is fitted (features, scaler, SVM, its C, calibration, threshold) is fitted inside
+the training part of a fold; the figures are made of the pooled decisions on images that no part of
+the fold's model had seen. The final model is then fitted on all images in the same way.
 """
 
 from __future__ import annotations
@@ -46,12 +47,22 @@ from ml.type_figures import figures_of_types, write_types
 __all__ = ["OtherTraining", "Progress", "TrainConfig", "TrainingStopped", "train"]
 
 PROBE_IMAGES = 16
-LIBRARIES = ("numpy", "keras", "scikit-learn", "onnx", "onnxruntime", "skl2onnx", "opencv-python-headless")
+LIBRARIES = (
+    "numpy",
+    "keras",
+    "scikit-learn",
+    "onnx",
+    "onnxruntime",
+    "skl2onnx",
+    "opencv-python-headless",
+)
 LICENCE_NOTES = ("Research, non-commercial use only; not for diagnosis.",)
 
 
 class OtherTraining(SettingError):
-    """What a folder holds of an unfinished training cannot be continued: it had other settings or data, or another version began it."""
+    """What a folder holds of an unfinished training cannot be continued: it had other settings or
+    data, or another version began it.
+    """
 
 
 @dataclass(frozen=True)
@@ -62,11 +73,12 @@ class TrainConfig:
         architecture: a name of `ml.catalogue`.
         settings: any of its settings; the others have their defaults.
         seed: of everything random.
-        init: initial weights: "random", "starter" (the convolutions of a shipped model that has not seen the images, else random ones),
-            a file or a model folder.
+        init: initial weights: "random", "starter" (the convolutions of a shipped model that has not
+            seen the images, else random ones), a file or a model folder.
         command: how a person repeats this; goes into the card.
-        reuse: folder where fine-tuned convolutions are looked for and kept, so that trainings that ask for the same fine-tuning do it once;
-            it changes no number, but for the rounding and the draws of whatever Keras computed with (`tuned_by` in the card).
+        reuse: folder where fine-tuned convolutions are looked for and kept, so that trainings that
+            ask for the same fine-tuning do it once; it changes no number, but for the rounding and
+            the draws of whatever Keras computed with (`tuned_by` in the card).
         licence_notes, notes: sentences for the card.
     """
 
@@ -89,19 +101,23 @@ def train(
 ) -> Card:
     """Train and judge a model; afterwards `out_dir/model` is its folder.
 
-    Called again on the same folder with the same configuration and data it continues where it was, and ends with the same numbers.
+    Called again on the same folder with the same configuration and data it continues where it was,
+    and ends with the same numbers.
 
     Args:
         config: what to train.
-        datasets: their images are pooled; slices with unknown labels stand in their scans and never train.
-        out_dir: gets `model`, `predictions.csv` (every out-of-fold answer, see `ml.answers`) and, where the data tell types of bleeding,
-            `types.csv` (those about types); `checkpoint` and `cache` in it hold what is needed to continue and vanish at the end.
+        datasets: their images are pooled; slices with unknown labels stand in their scans and never
+            train.
+        out_dir: gets `model`, `predictions.csv` (every out-of-fold answer, see `ml.answers`) and,
+            where the data tell types of bleeding, `types.csv` (those about types); `checkpoint` and
+            `cache` in it hold what is needed to continue and vanish at the end.
         on_progress: told after every step.
         should_stop: asked at least every batch.
 
     Raises:
         DatasetError: the data cannot be trained or tested on.
-        SettingError: a setting is wrong, or the folder holds another training; an `OtherTraining` if that is unfinished.
+        SettingError: a setting is wrong, or the folder holds another training; an `OtherTraining`
+            if that is unfinished.
         ArtifactError: the initial weights are unusable.
         TrainingStopped: `should_stop` said so.
     """
@@ -116,9 +132,13 @@ def train(
         groups = settings.get("groups")  # unusable weights are said before the folder is claimed
         load_weights(init, config.seed, "conv2", groups=None if groups is None else int(groups))
     data_fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
-    placed = [example.name for example in pool.examples if example.place_mm is not None]  # their files decide the order
+    # their files decide the order
+    placed = [example.name for example in pool.examples if example.place_mm is not None]
     identity = digest(
-        config.architecture, json.dumps([RECIPE, settings, config.seed, start_from], sort_keys=True), data_fingerprint, *placed
+        config.architecture,
+        json.dumps([RECIPE, settings, config.seed, start_from], sort_keys=True),
+        data_fingerprint,
+        *placed,
     )
     finished = _claim_folder(out_dir, identity)
     if finished:
@@ -129,10 +149,14 @@ def train(
     learns = bool(settings.get("fine_tune_epochs") or settings.get("epochs"))
     controls_to_run = control_names(settings, learns)
     of_controls = (
-        sum(fits_of_controls(controls_to_run, learns, len(pool.labels))) if learns else bool(controls_to_run) * folds * repeats / 2
+        sum(fits_of_controls(controls_to_run, learns, len(pool.labels)))
+        if learns
+        else bool(controls_to_run) * folds * repeats / 2
     )
     parts = _shares(folds * repeats, learns, of_controls)
-    inputs = read_inputs(pool.examples, spec, out_dir / "cache", meter.within("reading images", *parts["reading"]))
+    inputs = read_inputs(
+        pool.examples, spec, out_dir / "cache", meter.within("reading images", *parts["reading"])
+    )
     material = Material.of(
         pool,
         inputs,
@@ -144,9 +168,18 @@ def train(
         reuse=config.reuse,
         types=known_types(pool.examples, pool.scans),
     )
-    judgement = cross_validate(material, folds, repeats, checkpoint, meter.between(*parts["folds"]), test_heat_maps=True)
+    judgement = cross_validate(
+        material, folds, repeats, checkpoint, meter.between(*parts["folds"]), test_heat_maps=True
+    )
     of_labels = replace(material, types=None)  # controls ask about hemorrhage alone
-    controls = run_controls(of_labels, pool.examples, judgement.learnt_features, folds, checkpoint, meter.between(*parts["controls"]))
+    controls = run_controls(
+        of_labels,
+        pool.examples,
+        judgement.learnt_features,
+        folds,
+        checkpoint,
+        meter.between(*parts["controls"]),
+    )
     began = time.monotonic()
     final_progress = meter.between(*parts["final"])
 
@@ -154,20 +187,40 @@ def train(
         final_progress("final model", share, metrics)
 
     weak = material.weak
-    final = material.fit(material.learnable, checkpoint / "final", tell_final, weak, judgement.held_out, judgement.chosen)
+    final = material.fit(
+        material.learnable,
+        checkpoint / "final",
+        tell_final,
+        weak,
+        judgement.held_out,
+        judgement.chosen,
+    )
     of_slices, of_scans = material.operating_points(final)
     meter.tell("export", 0.97, {})
     files = final.export(of_slices.platt, of_scans.platt)
     types = None
     if material.types is not None:
-        types = fit_types(final.descriptions, material.types.slices, material.groups, material.learnable)
+        types = fit_types(
+            final.descriptions, material.types.slices, material.groups, material.learnable
+        )
         if types.names:
             files[TYPES] = types.to_onnx()
-    probe = np.linspace(0, len(inputs.images) - 1, min(PROBE_IMAGES, len(inputs.images))).astype(int)
-    export_check = check_export(files, final, of_slices.platt, of_scans.platt, types, np.asarray(inputs.images[probe]))
+    probe = np.linspace(0, len(inputs.images) - 1, min(PROBE_IMAGES, len(inputs.images))).astype(
+        int
+    )
+    export_check = check_export(
+        files, final, of_slices.platt, of_scans.platt, types, np.asarray(inputs.images[probe])
+    )
     calibrating = np.intersect1d(weak, final.held_out.scans)
-    taught_whole = [pool.examples[at] for at in np.flatnonzero(np.isin(pool.scans, weak if architecture.learns_scans else calibrating))]
-    files[SEEN] = seen_json([e for e in pool.examples if e.label is not None], seen, final.learnt_features, taught_whole)
+    taught_whole = [
+        pool.examples[at]
+        for at in np.flatnonzero(
+            np.isin(pool.scans, weak if architecture.learns_scans else calibrating)
+        )
+    ]
+    files[SEEN] = seen_json(
+        [e for e in pool.examples if e.label is not None], seen, final.learnt_features, taught_whole
+    )
     meter.tell("figures", 0.98, {})
     known = pool.known
     card = Card(
@@ -200,7 +253,9 @@ def train(
         metrics_by_dataset=_metrics_by_dataset(judgement.slices, config.seed),
         patient_metrics=_metrics(judgement.scans, config.seed),
         patient_metrics_by_dataset=_metrics_by_dataset(judgement.scans, config.seed),
-        band={level: trust_in_zones(found.labels, found.zones) for level, found in _levels(judgement)},
+        band={
+            level: trust_in_zones(found.labels, found.zones) for level, found in _levels(judgement)
+        },
         controls=controls,
         heat_maps=summary(judgement.heat_maps, material.groups, config.seed),
         types=figures_of_types(material, judgement, types.names if types else ()),
@@ -210,7 +265,13 @@ def train(
         protocol=_protocol(material, folds, repeats),
         export_check=export_check,
         versions=_versions(),
-        seconds=round(judgement.seconds + sum(control["seconds"] for control in controls) + time.monotonic() - began, 1),
+        seconds=round(
+            judgement.seconds
+            + sum(control["seconds"] for control in controls)
+            + time.monotonic()
+            - began,
+            1,
+        ),
         command=config.command,
         notes=[
             *pool.notes,
@@ -236,12 +297,24 @@ def _notes_on_weak(weak: np.ndarray, learnt: bool, calibrating: int) -> list[str
         taught = "calibrate the answer for a scan and teach no slice"
     else:
         taught = "taught nothing, since this architecture learns from slices"
-    return [f"{len(weak)} scans are labelled as wholes only: they {taught}, are judged as patients, and are in no slice figure."]
+    return [
+        f"{len(weak)} scans are labelled as wholes only: they {taught}, are judged as patients, and"
+        " are in no slice figure."
+    ]
 
 
 def _notes_on_tuning(judgement: Judgement, final: Fitted) -> list[str]:
-    names = sorted({chosen["tuned_by"] for chosen in (*judgement.chosen, final.chosen) if "tuned_by" in chosen})
-    return [f"Folds and final model were fine-tuned by {' and '.join(names)}, which round and draw otherwise."] if len(names) > 1 else []
+    names = sorted(
+        {chosen["tuned_by"] for chosen in (*judgement.chosen, final.chosen) if "tuned_by" in chosen}
+    )
+    return (
+        [
+            f"Folds and final model were fine-tuned by {' and '.join(names)}, which round and draw"
+            " otherwise."
+        ]
+        if len(names) > 1
+        else []
+    )
 
 
 def _folds_and_repeats(settings: Mapping[str, Any], datasets: int) -> tuple[int, int]:
@@ -253,37 +326,55 @@ def _folds_and_repeats(settings: Mapping[str, Any], datasets: int) -> tuple[int,
 
 
 def _shares(fits: int, learns: bool, fits_of_controls: float) -> dict[str, tuple[float, float]]:
-    """Return from where to where each part of a training moves its progress, by about how long it takes."""
+    """Return from where to where each part of a training moves its progress, by about how long it
+    takes.
+    """
     fit = 10.0 if learns else 3.0
-    parts = {"reading": 1.0 if learns else 5.0, "folds": fits * fit, "controls": fits_of_controls * fit, "final": fit}
+    parts = {
+        "reading": 1.0 if learns else 5.0,
+        "folds": fits * fit,
+        "controls": fits_of_controls * fit,
+        "final": fit,
+    }
     ends = np.cumsum(list(parts.values())) / sum(parts.values()) * 0.96
     return {
-        name: (float(end - 0.96 * size / sum(parts.values())), float(end)) for (name, size), end in zip(parts.items(), ends, strict=True)
+        name: (float(end - 0.96 * size / sum(parts.values())), float(end))
+        for (name, size), end in zip(parts.items(), ends, strict=True)
     }
 
 
 def _versions() -> dict[str, str]:
-    from keras.backend import backend  # whatever Keras computes with here; a program that trains nothing need not load it
+    # whatever Keras computes with here; a program that trains nothing need not load it
+    from keras.backend import backend
 
-    return {"python": platform.python_version(), **{name: version(name) for name in (*LIBRARIES, backend())}}
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in (*LIBRARIES, backend())},
+    }
 
 
 def _claim_folder(out_dir: Path, identity: str) -> Card | None:
-    """Mark the folder as this training's own, or return the card if this training has ended there already."""
+    """Mark the folder as this training's own, or return the card if this training has ended there
+    already.
+    """
     if (out_dir / "model").exists():
         card = read_card(out_dir / "model")
         if card.data.get("training") != identity:
-            raise SettingError(f"The folder {out_dir.name} holds the model of another training; give another folder.")
+            raise SettingError(
+                f"The folder {out_dir.name} holds the model of another training; give another"
+                " folder."
+            )
         _clear(out_dir)
         return card
     owner = out_dir / "checkpoint" / "training.json"
     found = load_json(owner)
-    if found is None and not any(owner.parent.glob("[!.]*")):  # what was being written when it was killed is hidden
+    # what was being written when it was killed is hidden
+    if found is None and not any(owner.parent.glob("[!.]*")):
         save_json(owner, {"identity": identity})
     elif found is None or found["identity"] != identity:
         raise OtherTraining(
-            f"The folder {out_dir.name} holds an unfinished training with other settings or data, or of another version; "
-            "give another folder."
+            f"The folder {out_dir.name} holds an unfinished training with other settings or data,"
+            " or of another version; give another folder."
         )
     return None
 
@@ -298,24 +389,39 @@ def _levels(judgement: Judgement) -> tuple[tuple[str, Answers], tuple[str, Answe
 
 
 def _metrics(answers: Answers, seed: int) -> dict[str, dict[str, Any]]:
-    return evaluation.metrics_with_intervals(answers.labels, answers.probabilities, answers.predicted, answers.groups, seed)
+    return evaluation.metrics_with_intervals(
+        answers.labels, answers.probabilities, answers.predicted, answers.groups, seed
+    )
 
 
 def _metrics_by_dataset(answers: Answers, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    return {str(source): _metrics(answers.among(answers.sources == source), seed) for source in np.unique(answers.sources)}
+    return {
+        str(source): _metrics(answers.among(answers.sources == source), seed)
+        for source in np.unique(answers.sources)
+    }
 
 
 def _protocol(material: Material, folds: int, repeats: int) -> str:
     target = f"sensitivity {float(material.settings.get('target_sensitivity', 0.95)):g}"
     if material.settings.get("threshold") == "one half":
         target = "probability one half"
-    repeated = f", repeated {repeats} times with other folds (figures are means over the repeats)" if repeats > 1 else ""
-    split = f"Stratified {folds}-fold cross-validation by group (patients and near-duplicates){repeated}"
+    repeated = (
+        f", repeated {repeats} times with other folds (figures are means over the repeats)"
+        if repeats > 1
+        else ""
+    )
+    split = (
+        f"Stratified {folds}-fold cross-validation by group (patients and"
+        f" near-duplicates){repeated}"
+    )
     if material.settings.get("folds_by") == "data set":
-        split = f"Across sources: each of {folds} data sets answered for by a model that learnt from the others only,"
+        split = (
+            f"Across sources: each of {folds} data sets answered for by a model that learnt from"
+            " the others only,"
+        )
     return (
-        f"{split} on {len(material.judged)} of "
-        f"{len(material.learnable)} images, which the initial weights had not seen; everything that learns, calibrations and thresholds "
-        f"({target}) fitted inside each training part; pooled out-of-fold answers by slice and by patient; "
-        "95 % intervals by bootstrap over groups."
+        f"{split} on {len(material.judged)} of {len(material.learnable)} images, which the initial"
+        f" weights had not seen; everything that learns, calibrations and thresholds ({target})"
+        " fitted inside each training part; pooled out-of-fold answers by slice and by patient; 95"
+        " % intervals by bootstrap over groups."
     )

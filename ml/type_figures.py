@@ -1,7 +1,8 @@
-"""How well types of bleeding are told: from out-of-fold answers, on slices and scans whose types are known.
+"""How well types of bleeding are told: from out-of-fold answers, on slices and scans whose types
+are known.
 
-A type that fewer than ten patients show has no AUROC, which would say more about those patients than about the type. In its place stands
-what each of them got, and how many patients got more.
+A type that fewer than ten patients show has no AUROC, which would say more about those patients
+than about the type. In its place stands what each of them got, and how many patients got more.
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ from ml.material import Material
 from ml.models import UNKNOWN
 
 FEW_PATIENTS = 10
-FIGURES = ("auroc", "ece")  # and the AUROC among what bleeds: how well the type is told from the others, not from no blood
+# and the AUROC among what bleeds: how well the type is told from the others, not from no blood
+FIGURES = ("auroc", "ece")
 COLUMNS = (
     *("level", "dataset", "filename", "patient", "slice", "group", "repeat", "fold"),
     *(column for name in BLEEDING_TYPES for column in (name, f"{name}_probability")),
 )
 
 
-def figures_of_types(material: Material, judgement: Judgement, given: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return what the card says of each type, see `ml.artifacts.Card`; nothing where the data tell no types.
+def figures_of_types(
+    material: Material, judgement: Judgement, given: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Return what the card says of each type, see `ml.artifacts.Card`; nothing where the data tell
+    no types.
 
     Args:
         material: what was judged.
@@ -39,30 +44,50 @@ def figures_of_types(material: Material, judgement: Judgement, given: Collection
     """
     if material.types is None:
         return {}
-    levels = [(name, answers, _truth(material.types, name)[answers.at]) for name, answers in _levels(judgement)]
-    return {name: {"given": name in given, **_of_type(number, levels, material.seed)} for number, name in enumerate(BLEEDING_TYPES)}
+    levels = [
+        (name, answers, _truth(material.types, name)[answers.at])
+        for name, answers in _levels(judgement)
+    ]
+    return {
+        name: {"given": name in given, **_of_type(number, levels, material.seed)}
+        for number, name in enumerate(BLEEDING_TYPES)
+    }
 
 
-def write_types(path: Path, examples: Sequence[Example], material: Material, judgement: Judgement) -> None:
-    """Write all out-of-fold answers about types as a table, beside what is known; nothing where the data tell no types."""
+def write_types(
+    path: Path, examples: Sequence[Example], material: Material, judgement: Judgement
+) -> None:
+    """Write all out-of-fold answers about types as a table, beside what is known; nothing where the
+    data tell no types.
+    """
     if material.types is not None:
-        rows = (row for name, answers in _levels(judgement) for row in _rows(name, answers, examples, material, material.types))
+        rows = (
+            row
+            for name, answers in _levels(judgement)
+            for row in _rows(name, answers, examples, material, material.types)
+        )
         write_answers(path, rows, COLUMNS)
 
 
-def _of_type(number: int, levels: Sequence[tuple[str, Answers, np.ndarray]], seed: int) -> dict[str, Any]:
+def _of_type(
+    number: int, levels: Sequence[tuple[str, Answers, np.ndarray]], seed: int
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, answers, truth in levels:
         known = truth[:, number] != UNKNOWN
         shown = truth[:, number] == 1
-        found[f"{name}s"] = len(np.unique(answers.groups[shown])) if name == "patient" else int(shown.sum())
+        found[f"{name}s"] = (
+            len(np.unique(answers.groups[shown])) if name == "patient" else int(shown.sum())
+        )
         found[f"of_{name}s"] = int(known.sum())
     for name, answers, truth in levels:
         probabilities = answers.types[:, :, number]
         answered = np.isfinite(probabilities).all(axis=0) & (truth[:, number] != UNKNOWN)
         if found["patients"] >= FEW_PATIENTS:
             rows, labels = probabilities[:, answered], truth[answered, number]
-            metrics = metrics_with_intervals(labels, rows, rows >= 0.5, answers.groups[answered], seed)
+            metrics = metrics_with_intervals(
+                labels, rows, rows >= 0.5, answers.groups[answered], seed
+            )
             found[name] = {figure: metrics[figure] for figure in FIGURES}
             bleeds = answered & (truth == 1).any(axis=1)
             rows, labels = probabilities[:, bleeds], truth[bleeds, number]
@@ -73,16 +98,25 @@ def _of_type(number: int, levels: Sequence[tuple[str, Answers, np.ndarray]], see
     return found
 
 
-def _scores(probabilities: np.ndarray, shown: np.ndarray, answered: np.ndarray) -> list[dict[str, Any]]:
-    """Return the probability of each patient who shows a type, and its rank among all that were answered for; the highest first.
+def _scores(
+    probabilities: np.ndarray, shown: np.ndarray, answered: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return the probability of each patient who shows a type, and its rank among all that were
+    answered for; the highest first.
 
     Both are null where the patient's fold had too few others to learn the type from.
     """
     ranks = [
-        {"probability": float(value), "rank": int((probabilities[answered] > value).sum()) + 1, "of": int(answered.sum())}
+        {
+            "probability": float(value),
+            "rank": int((probabilities[answered] > value).sum()) + 1,
+            "of": int(answered.sum()),
+        }
         for value in sorted(probabilities[shown & answered], reverse=True)
     ]
-    return ranks + [{"probability": None, "rank": None, "of": int(answered.sum())}] * int((shown & ~answered).sum())
+    return ranks + [{"probability": None, "rank": None, "of": int(answered.sum())}] * int(
+        (shown & ~answered).sum()
+    )
 
 
 def _levels(judgement: Judgement) -> tuple[tuple[str, Answers], tuple[str, Answers]]:
@@ -93,7 +127,9 @@ def _truth(types: KnownTypes, level: str) -> np.ndarray:
     return types.slices if level == "slice" else types.scans
 
 
-def _rows(level: str, answers: Answers, examples: Sequence[Example], material: Material, types: KnownTypes) -> Iterable[dict[str, Any]]:
+def _rows(
+    level: str, answers: Answers, examples: Sequence[Example], material: Material, types: KnownTypes
+) -> Iterable[dict[str, Any]]:
     truth = _truth(types, level)
     positions = answers.at if level == "slice" else material.first_of_scan[answers.at]
     for repeat in range(len(answers.types)):
@@ -111,7 +147,10 @@ def _rows(level: str, answers: Answers, examples: Sequence[Example], material: M
                 "fold": int(answers.folds[repeat, column]),
             }
             for number, name in enumerate(BLEEDING_TYPES):
-                known, probability = int(truth[at, number]), float(answers.types[repeat, column, number])
+                known, probability = (
+                    int(truth[at, number]),
+                    float(answers.types[repeat, column, number]),
+                )
                 row[name] = "" if known == UNKNOWN else known
                 row[f"{name}_probability"] = repr(probability) if np.isfinite(probability) else ""
             yield row

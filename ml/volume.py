@@ -1,8 +1,9 @@
 """Write a series as one NIfTI file that a viewer loads whole and a server reads slice by slice.
 
-The file is an ordinary .nii.gz. As in a dictzip file, its compressor begins afresh at every slice, and an extra field of the gzip
-header (RFC 1952, 2.3.1.1), whose two letters are "HS", says where: a little-endian uint32 for each slice, counted from the file's start.
-From there on a raw inflate gives that slice alone.
+The file is an ordinary .nii.gz. As in a dictzip file, its compressor begins afresh at every slice,
+and an extra field of the gzip header (RFC 1952, 2.3.1.1), whose two letters are "HS", says where: a
+little-endian uint32 for each slice, counted from the file's start. From there on a raw inflate
+gives that slice alone.
 """
 
 from __future__ import annotations
@@ -28,19 +29,23 @@ HEADER_BYTES = 352  # with the four that say that no extension follows
 INDEX = b"HS"
 DISPLAY_STEP = 0.001  # of white, in what holds no Hounsfield units
 UNKNOWN_SPACING_MM, UNKNOWN_DISTANCE_MM = 1.0, 5.0
-INT16, SCANNER, MILLIMETRES = 4, 1, 2  # codes of nifti1.h: the voxels' type, the frame of the affine, the unit
+# codes of nifti1.h: the voxels' type, the frame of the affine, the unit
+INT16, SCANNER, MILLIMETRES = 4, 1, 2
 
 
 def write_volume(series: Series, path: Path) -> None:
-    """Write a series as NIfTI-1, int16, gzipped: HU, or 1000 times a display value with a slope of 0.001.
+    """Write a series as NIfTI-1, int16, gzipped: HU, or 1000 times a display value with a slope of
+    0.001.
 
-    All slices have the size of the first, at most 512 pixels on a side. Voxels run to the right, the front and the head (RAS), so a
-    stored slice is the shown one turned by 180 degrees. Where the series does not say, pixels are 1 mm and slices 5 mm apart.
+    All slices have the size of the first, at most 512 pixels on a side. Voxels run to the right,
+    the front and the head (RAS), so a stored slice is the shown one turned by 180 degrees. Where
+    the series does not say, pixels are 1 mm and slices 5 mm apart.
     """
     size = rendered_size(series.slices[0].pixels.shape, LONGEST_SIDE_PX)
     header = _header(series, size)
     deflated_header = _deflated(header)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, path.open("wb") as file:  # zlib works outside the interpreter's lock
+    # zlib works outside the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool, path.open("wb") as file:
         file.write(_gzip_header([0] * len(series.slices)) + deflated_header)
         checksum, length, starts = zlib.crc32(header), len(header), []
         for start in range(0, len(series.slices), CHUNK):
@@ -49,7 +54,8 @@ def write_volume(series: Series, path: Path) -> None:
                 starts.append(file.tell())
                 file.write(deflated)
                 checksum, length = zlib.crc32(stored, checksum), length + len(stored)
-        file.write(zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS).flush())  # an empty last block
+        # an empty last block
+        file.write(zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS).flush())
         file.write(struct.pack("<2I", checksum, length & 0xFFFFFFFF))
         file.seek(0)
         file.write(_gzip_header(starts))
@@ -61,7 +67,9 @@ def _stored_and_deflated(slice: Slice, size: tuple[int, int]) -> tuple[bytes, by
 
 
 def _voxels(slice: Slice, size: tuple[int, int]) -> NDArray[np.int16]:
-    """Return what is stored of a slice, int16 (height, width): rows to the front, columns to the right."""
+    """Return what is stored of a slice, int16 (height, width): rows to the front, columns to the
+    right.
+    """
     pixels = slice.pixels
     if (pixels.shape[1], pixels.shape[0]) != size:
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.float32)
@@ -79,7 +87,19 @@ def _gzip_header(starts: Sequence[int]) -> bytes:
     index = struct.pack(f"<{len(starts)}I", *starts)
     extra = INDEX + struct.pack("<H", len(index)) + index
     has_extra, no_date, fastest, any_system = 4, 0, 4, 255
-    return struct.pack("<2s2BIBBH", b"\x1f\x8b", zlib.DEFLATED, has_extra, no_date, fastest, any_system, len(extra)) + extra
+    return (
+        struct.pack(
+            "<2s2BIBBH",
+            b"\x1f\x8b",
+            zlib.DEFLATED,
+            has_extra,
+            no_date,
+            fastest,
+            any_system,
+            len(extra),
+        )
+        + extra
+    )
 
 
 def _header(series: Series, size: tuple[int, int]) -> bytes:
@@ -90,7 +110,9 @@ def _header(series: Series, size: tuple[int, int]) -> bytes:
         spacing[0] * first.pixels.shape[0] / height,
         series.distance_mm or UNKNOWN_DISTANCE_MM,
     )
-    corner = tuple(-step * (count - 1) / 2 for step, count in zip(steps, (width, height, slices), strict=True))
+    corner = tuple(
+        -step * (count - 1) / 2 for step, count in zip(steps, (width, height, slices), strict=True)
+    )
     slope, shown = (1.0, (0.0, 80.0)) if first.unit == "hu" else (DISPLAY_STEP, (0.0, 1.0))
     header = bytearray(HEADER_BYTES)
     for at, layout, values in (
@@ -104,7 +126,11 @@ def _header(series: Series, size: tuple[int, int]) -> bytes:
         (148, "80s", (b"Hemoscan",)),
         (252, "2h", (SCANNER, SCANNER)),
         (256, "6f", (0, 0, 0, *corner)),
-        (280, "12f", (steps[0], 0, 0, corner[0], 0, steps[1], 0, corner[1], 0, 0, steps[2], corner[2])),
+        (
+            280,
+            "12f",
+            (steps[0], 0, 0, corner[0], 0, steps[1], 0, corner[1], 0, 0, steps[2], corner[2]),
+        ),
         (344, "4s", (b"n+1\0",)),
     ):
         struct.pack_into(f"<{layout}", header, at, *values)

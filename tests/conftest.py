@@ -54,7 +54,8 @@ def empty_postgres_database() -> Iterator[str]:
     name = f"hemoscan_test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(f"{POSTGRES}/postgres", autocommit=True) as admin:
         admin.execute(f'CREATE DATABASE "{name}"')
-        admin.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')  # Nobody misses it after a power cut.
+        # Nobody misses it after a power cut.
+        admin.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
         try:
             yield f"{POSTGRES}/{name}"
         finally:
@@ -80,7 +81,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @cache
 def empty_sqlite_database() -> bytes:
-    """Return the file of an SQLite database with all tables and no row: copied for each test, as making the tables takes longer."""
+    """Return the file of an SQLite database with all tables and no row: copied for each test, as
+    making the tables takes longer.
+    """
     with tempfile.TemporaryDirectory() as folder:
         app = app_on(f"sqlite:///{folder}/made.db", Path(folder), tables=True)
         with app.app_context():
@@ -90,7 +93,9 @@ def empty_sqlite_database() -> bytes:
 
 @pytest.fixture(scope="session")
 def postgres_with_tables() -> Iterator[str]:
-    """A PostgreSQL database for one test after the other, dropped at last: making one takes longer than most tests."""
+    """A PostgreSQL database for one test after the other, dropped at last: making one takes longer
+    than most tests.
+    """
     if not answers(POSTGRES):
         unreachable("PostgreSQL")
     with empty_postgres_database() as url:
@@ -98,15 +103,29 @@ def postgres_with_tables() -> Iterator[str]:
 
 
 def remove_all_rows(postgres_url: str) -> None:
-    """Leave nothing in a PostgreSQL database but its tables, whatever the last test did; ids begin again at 1."""
+    """Leave nothing in a PostgreSQL database but its tables, whatever the last test did; ids begin
+    again at 1.
+    """
     with psycopg.connect(postgres_url) as connection:
         others = "datname = current_database() AND pid <> pg_backend_pid()"
         connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
-        tables = [name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
-        if tables:  # Not by DELETE: what is left of rows, and what is known of how many there were, would change plans of queries.
-            connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(sql.SQL(", ").join(map(sql.Identifier, tables))))
+        tables = [
+            name
+            for (name,) in connection.execute(
+                "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+            )
+        ]
+        # Not by DELETE: what is left of rows, and what is known of how many there were, would
+        # change plans of queries.
+        if tables:
             connection.execute(
-                "DELETE FROM pg_statistic WHERE starelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)"
+                sql.SQL("TRUNCATE {} RESTART IDENTITY").format(
+                    sql.SQL(", ").join(map(sql.Identifier, tables))
+                )
+            )
+            connection.execute(
+                "DELETE FROM pg_statistic WHERE starelid IN (SELECT oid FROM pg_class WHERE"
+                " relnamespace = 'public'::regnamespace)"
             )
 
 
@@ -123,7 +142,8 @@ def s3_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=30)  # Its buckets outlive a server, in this process.
+    # Its buckets outlive a server, in this process.
+    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=30)
     boto3.client("s3").create_bucket(Bucket="hemoscan")
     yield "s3://hemoscan/some/where"
     server.stop()
@@ -132,9 +152,14 @@ def s3_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def app_on(database_url: str, home: Path, *, tables: bool = False, **config: object) -> Flask:
     """Return an application with all tables on that database and no broker.
 
-    Where there is no file of an SQLite database yet, it is a copy of one with tables; `tables` has them made instead.
+    Where there is no file of an SQLite database yet, it is a copy of one with tables; `tables` has
+    them made instead.
     """
-    file = make_url(database_url).database if database_url.startswith("sqlite") and not tables else None
+    file = (
+        make_url(database_url).database
+        if database_url.startswith("sqlite") and not tables
+        else None
+    )
     if file and not Path(file).exists():
         Path(file).write_bytes(empty_sqlite_database())
     app = create_app(
@@ -147,7 +172,8 @@ def app_on(database_url: str, home: Path, *, tables: bool = False, **config: obj
             "STORAGE_URL": f"file://{home / 'files'}",
             "WTF_CSRF_ENABLED": False,
             "RATELIMIT_ENABLED": False,
-            "CHECK_HEAD_CT": "0",  # most pictures of the tests are bars and cells; the test of the check switches it on
+            # most pictures of the tests are bars and cells; the test of the check switches it on
+            "CHECK_HEAD_CT": "0",
             **config,
         }
     )
@@ -187,14 +213,23 @@ def any_database_app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator
 def quick_passwords() -> Iterator[None]:
     """Argon2 is slow on purpose, and many tests log somebody in."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("webapp.models.accounts.hasher", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        patch.setattr(
+            "webapp.models.accounts.hasher",
+            PasswordHasher(time_cost=1, memory_cost=8, parallelism=1),
+        )
         yield
 
 
 def make_user(app: Flask, username: str, role: Role = Role.USER) -> str:
     """Create a person whose password is PASSWORD; return the id."""
     with app.app_context():
-        user = User(username=username, password=PASSWORD, email=f"{username}@example.org", name=username.title(), role=role)
+        user = User(
+            username=username,
+            password=PASSWORD,
+            email=f"{username}@example.org",
+            name=username.title(),
+            role=role,
+        )
         db.session.add(user)
         db.session.commit()
         return user.id

@@ -15,7 +15,9 @@ Statement = tuple[str, Any]
 
 @contextmanager
 def statements() -> Iterator[list[Statement]]:
-    """Gather the statements that are sent to the current application's database meanwhile, with their parameters."""
+    """Gather the statements that are sent to the current application's database meanwhile, with
+    their parameters.
+    """
     sent: list[Statement] = []
 
     def note(*asked: Any) -> None:
@@ -29,13 +31,19 @@ def statements() -> Iterator[list[Statement]]:
 
 
 def rows_touched(statement: Statement) -> int:
-    """Return how many rows PostgreSQL makes or throws away for a statement, over all steps of its plan. What it writes is undone."""
+    """Return how many rows PostgreSQL makes or throws away for a statement, over all steps of its
+    plan. What it writes is undone.
+    """
     with db.engine.connect() as connection:
-        (plan,) = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement[0]}", statement[1]).scalar_one()
+        (plan,) = connection.exec_driver_sql(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) {statement[0]}", statement[1]
+        ).scalar_one()
         connection.rollback()
     return _rows_of(plan["Plan"])
 
 
 def _rows_of(node: dict[str, Any]) -> int:
-    each = node["Actual Rows"] + sum(number for name, number in node.items() if name.startswith("Rows Removed"))
+    each = node["Actual Rows"] + sum(
+        number for name, number in node.items() if name.startswith("Rows Removed")
+    )
     return int(each * node["Actual Loops"]) + sum(_rows_of(part) for part in node.get("Plans", []))

@@ -21,7 +21,13 @@ def loaded_by(statement: str, home: Path) -> set[str]:
     script = f"{statement}\nimport sys\nsys.stdout.write('\\n' + ' '.join(sys.modules))"
     environ = {"HEMOSCAN_HOME": str(home), "PATH": "", "KERAS_BACKEND": "tensorflow"}
     said = subprocess.run(
-        [sys.executable, "-c", script], cwd=PROJECT_ROOT, env=environ, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", script],
+        cwd=PROJECT_ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert said.returncode == 0, said.stderr
     return set(said.stdout.splitlines()[-1].split())
@@ -50,8 +56,14 @@ def imports_of(path: Path) -> set[str]:
 
 def modules_of(package: str) -> list[str]:
     """Return the dotted names of a package's modules that can be imported."""
-    names = (".".join(path.relative_to(PROJECT_ROOT).with_suffix("").parts) for path in sources(package))
-    return [name.removesuffix(".__init__") for name in names if not name.endswith((".__main__", ".gunicorn.conf"))]
+    names = (
+        ".".join(path.relative_to(PROJECT_ROOT).with_suffix("").parts) for path in sources(package)
+    )
+    return [
+        name.removesuffix(".__init__")
+        for name in names
+        if not name.endswith((".__main__", ".gunicorn.conf"))
+    ]
 
 
 def test_the_web_application_loads_nothing_that_computes(tmp_path: Path) -> None:
@@ -70,7 +82,9 @@ def test_the_web_application_loads_its_heaviest_libraries_at_first_use_only(tmp_
 def test_no_module_of_the_web_application_names_more_of_ml_than_the_catalogue() -> None:
     for path in sources("webapp"):
         of_ml = {name for name in imports_of(path) if name.split(".")[0] == "ml"}
-        assert of_ml <= {"ml.catalogue"} | {name for name in of_ml if name.startswith("ml.catalogue.")}, path
+        assert of_ml <= {"ml.catalogue"} | {
+            name for name in of_ml if name.startswith("ml.catalogue.")
+        }, path
 
 
 def test_the_catalogue_needs_the_standard_library_only(tmp_path: Path) -> None:
@@ -94,11 +108,17 @@ def test_ml_has_never_heard_of_the_service(tmp_path: Path) -> None:
 def test_ml_never_reads_the_environment() -> None:
     for path in sources("ml"):
         tree = ast.parse(path.read_text())
-        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")], path
+        assert not [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+        ], path
         assert not imports_of(path) & {"os.environ", "os.getenv"}, path
 
 
-@pytest.mark.parametrize("module", ["ml.inference", "ml.explain", "ml.phantoms", "ml.decode", "ml.volume"])
+@pytest.mark.parametrize(
+    "module", ["ml.inference", "ml.explain", "ml.phantoms", "ml.decode", "ml.volume"]
+)
 def test_serving_never_loads_what_training_needs(tmp_path: Path, module: str) -> None:
     assert not roots(loaded_by(f"import {module}", tmp_path)) & LEARNING
 
@@ -110,7 +130,11 @@ def test_the_parent_of_a_predict_worker_stays_bare(tmp_path: Path) -> None:
 
 
 def test_a_predict_workers_child_never_loads_what_training_needs(tmp_path: Path) -> None:
-    loaded = roots(loaded_by("import worker.app, worker.prediction, worker.predictors\nimport ml.inference", tmp_path))
+    loaded = roots(
+        loaded_by(
+            "import worker.app, worker.prediction, worker.predictors\nimport ml.inference", tmp_path
+        )
+    )
 
     assert not loaded & LEARNING
 
@@ -121,5 +145,9 @@ def test_packages_neither_assert_nor_print_nor_swallow_everything(package: str) 
         for node in ast.walk(ast.parse(path.read_text())):
             where = f"{path.relative_to(PROJECT_ROOT)}:{getattr(node, 'lineno', 0)}"
             assert not isinstance(node, ast.Assert), where
-            assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"), where
+            assert not (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "print"
+            ), where
             assert not (isinstance(node, ast.ExceptHandler) and node.type is None), where

@@ -9,7 +9,9 @@ from webapp.config import PROJECT_ROOT
 
 
 def test_every_test_that_the_security_page_names_exists() -> None:
-    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (PROJECT_ROOT / "docs" / "security.md").read_text())
+    named = re.findall(
+        r"`([\w/]+\.py)::(\w+)`", (PROJECT_ROOT / "docs" / "security.md").read_text()
+    )
 
     assert len(named) > 40
     for path, name in named:

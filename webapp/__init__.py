@@ -13,12 +13,27 @@ __version__ = "0.1.0"
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    """Return the application, configured from the environment; `config` goes before it and may add Flask's own settings.
+    """Return the application, configured from the environment; `config` goes before it and may add
+    Flask's own settings.
 
     Raises:
         ConfigurationError: the environment cannot work.
     """
-    from webapp import admin, api, audit, auth, cli, errors, health, jobs, metrics, pictures, policies, scans, storage
+    from webapp import (
+        admin,
+        api,
+        audit,
+        auth,
+        cli,
+        errors,
+        health,
+        jobs,
+        metrics,
+        pictures,
+        policies,
+        scans,
+        storage,
+    )
     from webapp.config import PROJECT_ROOT, settings
     from webapp.extensions import init_extensions
     from webapp.intake.incoming import Request

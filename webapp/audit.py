@@ -1,4 +1,6 @@
-"""The audit log's writer: an event joins the transaction of the act itself, so that neither is kept without the other."""
+"""The audit log's writer: an event joins the transaction of the act itself, so that neither is kept
+without the other.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from webapp.forms import is_id
 from webapp.models import Act, AuditEvent, Scan
 
 SELDOM_S = 60
-"""What is refused is recorded at most this often for each person or address: those who try must not fill the log either."""
+"""What is refused is recorded at most this often for each person or address: those who try must not
+fill the log either.
+"""
 
 
 def init_audit(app: Flask) -> None:
@@ -26,9 +30,14 @@ def record(act: Act, object_id: str | None = None, *, actor_id: str | None = Non
 
     Args:
         object_id: the row that it was done to.
-        actor_id: who did it; the person who is logged in, or whose token this request carries, if left out.
+        actor_id: who did it; the person who is logged in, or whose token this request carries, if
+            left out.
     """
-    db.session.add(AuditEvent(act=act, object_id=object_id, actor_id=actor_id or whose_request(), address=address()))
+    db.session.add(
+        AuditEvent(
+            act=act, object_id=object_id, actor_id=actor_id or whose_request(), address=address()
+        )
+    )
 
 
 def whose_request() -> str | None:
@@ -46,7 +55,9 @@ def address() -> str:
 
 
 def record_refusal(answer: Response) -> Response:
-    """Record that somebody asked for another person's scan or for an administrator's page, which is 404 to them."""
+    """Record that somebody asked for another person's scan or for an administrator's page, which is
+    404 to them.
+    """
     if answer.status_code != 404 or request.endpoint is None or (person := whose_request()) is None:
         return answer
     scan_id = (request.view_args or {}).get("scan_id")
@@ -63,8 +74,15 @@ def record_refusal(answer: Response) -> Response:
 
 
 def record_seldom(act: Act, object_id: str | None, *whose: ColumnElement[bool]) -> None:
-    """Add an event unless there is one of this act, by `whose` condition, of the last minute; the caller commits."""
-    newest = select(AuditEvent.at).where(AuditEvent.act == act, *whose).order_by(AuditEvent.id.desc()).limit(1)
+    """Add an event unless there is one of this act, by `whose` condition, of the last minute; the
+    caller commits.
+    """
+    newest = (
+        select(AuditEvent.at)
+        .where(AuditEvent.act == act, *whose)
+        .order_by(AuditEvent.id.desc())
+        .limit(1)
+    )
     last = db.session.scalar(newest)
     if last is None or last < utc_now() - timedelta(seconds=SELDOM_S):
         record(act, object_id)

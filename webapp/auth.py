@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, abort, flash, make_response, redirect, render_template, request, session, url_for
+from flask import (
+    Blueprint,
+    abort,
+    flash,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    session,
+    url_for,
+)
 from flask_login import current_user, login_required, logout_user
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
@@ -11,8 +21,24 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from webapp.audit import record
 from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, limiter, utc_now
-from webapp.forms import ChangePasswordForm, DeleteAccountForm, LoginForm, NewPasswordForm, SignupForm, TokenForm, is_id
-from webapp.logins import end_logins, has_ended, record_throttling, remember_browser, start_login, user_with_password, who_guesses
+from webapp.forms import (
+    ChangePasswordForm,
+    DeleteAccountForm,
+    LoginForm,
+    NewPasswordForm,
+    SignupForm,
+    TokenForm,
+    is_id,
+)
+from webapp.logins import (
+    end_logins,
+    has_ended,
+    record_throttling,
+    remember_browser,
+    start_login,
+    user_with_password,
+    who_guesses,
+)
 from webapp.models import Act, ApiToken, LoginSession, PasswordReset, User, new_id
 from webapp.models.accounts import new_secret, secret_hash
 
@@ -24,9 +50,17 @@ MAX_TOKENS = 20
 
 
 def local_target(target: str | None) -> str:
-    """Return where to go after logging in: `target` if it is a path of this site, else the history."""
+    """Return where to go after logging in: `target` if it is a path of this site, else the
+    history.
+    """
     # Browsers read "/\\host" as "//host" and drop tabs and line breaks before they look.
-    if target and target.startswith("/") and not target.startswith("//") and target.isprintable() and not set(target) & set("\\ "):
+    if (
+        target
+        and target.startswith("/")
+        and not target.startswith("//")
+        and target.isprintable()
+        and not set(target) & set("\\ ")
+    ):
         return target
     return url_for("scans.history")
 
@@ -41,7 +75,11 @@ def signup() -> str | tuple[str, int] | WerkzeugResponse:
     if not form.validate_on_submit():
         return _page("auth/signup.html", form)
     user = User(
-        username=form.username.data, password=form.password.data, email=form.email.data, name=form.name.data, phone=form.phone.data or ""
+        username=form.username.data,
+        password=form.password.data,
+        email=form.email.data,
+        name=form.name.data,
+        phone=form.phone.data or "",
     )
     db.session.add(user)
     try:
@@ -66,8 +104,17 @@ def has_failed(answer: WerkzeugResponse) -> bool:
 
 
 @blueprint.route("/login", methods=["GET", "POST"])
-@limiter.limit("10 per minute", methods=["POST"], deduct_when=has_failed, on_breach=record_throttling)  # For each address.
-@limiter.limit("20 per 10 minutes", methods=["POST"], key_func=who_guesses, deduct_when=has_failed, on_breach=record_throttling)
+# For each address.
+@limiter.limit(
+    "10 per minute", methods=["POST"], deduct_when=has_failed, on_breach=record_throttling
+)
+@limiter.limit(
+    "20 per 10 minutes",
+    methods=["POST"],
+    key_func=who_guesses,
+    deduct_when=has_failed,
+    on_breach=record_throttling,
+)
 def login() -> str | tuple[str, int] | WerkzeugResponse:
     """Log in with this browser."""
     form = LoginForm(next=request.args.get("next"))
@@ -86,7 +133,11 @@ def login() -> str | tuple[str, int] | WerkzeugResponse:
 def logout() -> WerkzeugResponse:
     """End this login."""
     if current_user.is_authenticated:
-        db.session.execute(delete(LoginSession).where(LoginSession.secret_hash == secret_hash(current_user.get_id())))
+        db.session.execute(
+            delete(LoginSession).where(
+                LoginSession.secret_hash == secret_hash(current_user.get_id())
+            )
+        )
         record(Act.LOGGED_OUT, current_user.id)
         db.session.commit()
     logout_user()
@@ -138,7 +189,11 @@ def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
                 return redirect(url_for("scans.home"))
         else:
             form.your_password.errors = ["This is not your password."]
-    return _account(ChangePasswordForm(current_user.username, formdata=None), TokenForm(formdata=None), deletion_form=form)
+    return _account(
+        ChangePasswordForm(current_user.username, formdata=None),
+        TokenForm(formdata=None),
+        deletion_form=form,
+    )
 
 
 @blueprint.post("/account/logins/<login_id>/end")
@@ -174,17 +229,26 @@ def make_token() -> str | tuple[str, int] | WerkzeugResponse:
     form = TokenForm()
     secret = None
     if form.validate_on_submit():
-        owned = db.session.scalar(select(func.count()).select_from(ApiToken).where(ApiToken.user_id == current_user.id))
+        owned = db.session.scalar(
+            select(func.count()).select_from(ApiToken).where(ApiToken.user_id == current_user.id)
+        )
         if owned is not None and owned >= MAX_TOKENS:
             form.name.errors = [f"You have {MAX_TOKENS} tokens; please revoke one first."]
         else:
             secret = new_secret()
-            token = ApiToken(id=new_id(), user_id=current_user.id, name=form.name.data, secret_hash=secret_hash(secret))
+            token = ApiToken(
+                id=new_id(),
+                user_id=current_user.id,
+                name=form.name.data,
+                secret_hash=secret_hash(secret),
+            )
             db.session.add(token)
             record(Act.TOKEN_MADE, token.id)
             db.session.commit()
             form = TokenForm(formdata=None)
-    page = make_response(_account(ChangePasswordForm(current_user.username, formdata=None), form, secret))
+    page = make_response(
+        _account(ChangePasswordForm(current_user.username, formdata=None), form, secret)
+    )
     page.headers["Cache-Control"] = "no-store"
     return page
 
@@ -195,7 +259,9 @@ def revoke_token(token_id: str) -> WerkzeugResponse:
     """End an API token of one's own."""
     if not is_id(token_id):
         abort(404)
-    token = db.session.scalar(select(ApiToken).where(ApiToken.id == token_id, ApiToken.user_id == current_user.id))
+    token = db.session.scalar(
+        select(ApiToken).where(ApiToken.id == token_id, ApiToken.user_id == current_user.id)
+    )
     if token is None:
         abort(404)
     db.session.delete(token)
@@ -213,7 +279,11 @@ def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
     link = db.session.scalar(
         select(PasswordReset)
         .join(PasswordReset.user)
-        .where(PasswordReset.secret_hash == secret_hash(secret), PasswordReset.expires_at > utc_now(), User.disabled_at.is_(None))
+        .where(
+            PasswordReset.secret_hash == secret_hash(secret),
+            PasswordReset.expires_at > utc_now(),
+            User.disabled_at.is_(None),
+        )
     )
     if link is None:
         abort(404, spent)
@@ -223,7 +293,9 @@ def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
         return _page("auth/reset.html", form, username=user.username)
     db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
     user.set_password(form.password.data)
-    used = db.session.scalars(delete(PasswordReset).where(PasswordReset.user_id == user.id).returning(PasswordReset.id)).all()
+    used = db.session.scalars(
+        delete(PasswordReset).where(PasswordReset.user_id == user.id).returning(PasswordReset.id)
+    ).all()
     if link.id not in used:  # Somebody was faster with the same link.
         abort(404, spent)
     end_logins(user)
@@ -233,18 +305,29 @@ def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
     return remember_browser(user, redirect(url_for("auth.login")))
 
 
-def _page(template: str, form: SignupForm | LoginForm | NewPasswordForm, **context: object) -> str | tuple[str, int]:
+def _page(
+    template: str, form: SignupForm | LoginForm | NewPasswordForm, **context: object
+) -> str | tuple[str, int]:
     """Return the form's page: 200 if it is fresh, 400 if it was refused."""
     page = render_template(template, form=form, **context)
     return (page, 400) if form.is_submitted() else page
 
 
 def _account(
-    password_form: ChangePasswordForm, token_form: TokenForm, secret: str | None = None, deletion_form: DeleteAccountForm | None = None
+    password_form: ChangePasswordForm,
+    token_form: TokenForm,
+    secret: str | None = None,
+    deletion_form: DeleteAccountForm | None = None,
 ) -> str | tuple[str, int]:
     deletion_form = deletion_form or DeleteAccountForm(formdata=None)
-    tokens = db.session.scalars(select(ApiToken).where(ApiToken.user_id == current_user.id).order_by(ApiToken.created_at)).all()
-    own = select(LoginSession).where(LoginSession.user_id == current_user.id, ~has_ended()).order_by(LoginSession.used_at.desc())
+    tokens = db.session.scalars(
+        select(ApiToken).where(ApiToken.user_id == current_user.id).order_by(ApiToken.created_at)
+    ).all()
+    own = (
+        select(LoginSession)
+        .where(LoginSession.user_id == current_user.id, ~has_ended())
+        .order_by(LoginSession.used_at.desc())
+    )
     page = render_template(
         "auth/account.html",
         form=password_form,
@@ -255,4 +338,6 @@ def _account(
         tokens=tokens,
         secret=secret,
     )
-    return (page, 400) if password_form.errors or token_form.errors or deletion_form.errors else page
+    return (
+        (page, 400) if password_form.errors or token_form.errors or deletion_form.errors else page
+    )

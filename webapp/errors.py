@@ -7,7 +7,13 @@ import traceback
 
 from flask import Flask, Response, current_app, json, render_template, request
 from flask_wtf.csrf import CSRFError
-from werkzeug.exceptions import HTTPException, InternalServerError, NotFound, RequestEntityTooLarge, ServiceUnavailable
+from werkzeug.exceptions import (
+    HTTPException,
+    InternalServerError,
+    NotFound,
+    RequestEntityTooLarge,
+    ServiceUnavailable,
+)
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import RoutingException
 
@@ -29,11 +35,15 @@ SENTENCES = {
 }
 EXPIRED_FORM = "This form has expired; please go back, reload the page and send it again."
 DRAINED = 4
-"""Times the largest upload that is read of an even larger one, so that its sender gets to see the answer."""
+"""Times the largest upload that is read of an even larger one, so that its sender gets to see the
+answer.
+"""
 
 
 def init_errors(app: Flask) -> None:
-    """Answer every error of `app` with a sentence: a page for people, problem+json under the API's prefix."""
+    """Answer every error of `app` with a sentence: a page for people, problem+json under the API's
+    prefix.
+    """
     app.register_error_handler(HTTPException, refuse)
     app.register_error_handler(StorageError, refuse_for_storage)
     app.register_error_handler(Exception, fail)
@@ -52,22 +62,33 @@ def refuse(error: HTTPException) -> Response | HTTPException:
     sentence, more = _sentence(error), _details(error)
     if request.path.startswith(current_app.config["OPENAPI_URL_PREFIX"] + "/"):
         title = HTTP_STATUS_CODES.get(error.code, "Error")
-        problem = {"type": "about:blank", "title": title, "status": error.code, "detail": sentence, **more}
+        problem = {
+            "type": "about:blank",
+            "title": title,
+            "status": error.code,
+            "detail": sentence,
+            **more,
+        }
         response.set_data(json.dumps(problem))
         response.content_type = "application/problem+json"
     elif error.code >= 500:
-        # Without context processors: they would ask the database who is logged in, and it may be the one that failed.
+        # Without context processors: they would ask the database who is logged in, and it may be
+        # the one that failed.
         template = current_app.jinja_env.get_template("errors/failure.html")
         response.set_data(template.render(sentence=sentence, home=request.script_root + "/"))
         response.content_type = "text/html; charset=utf-8"
     else:
-        response.set_data(render_template("errors/error.html", sentence=sentence, status=error.code))
+        response.set_data(
+            render_template("errors/error.html", sentence=sentence, status=error.code)
+        )
         response.content_type = "text/html; charset=utf-8"
     return response
 
 
 def refuse_for_storage(error: StorageError) -> Response | HTTPException:
-    """Answer a storage that does not, or a file that is gone from it: its own sentence, and a line in the log."""
+    """Answer a storage that does not, or a file that is gone from it: its own sentence, and a line
+    in the log.
+    """
     db.session.rollback()
     if isinstance(error, MissingFile):
         log.error("A file that a row names is gone, at %s", request.endpoint)
@@ -78,10 +99,13 @@ def refuse_for_storage(error: StorageError) -> Response | HTTPException:
 
 def fail(error: Exception) -> Response | HTTPException:
     """Answer what nobody expected: a neutral sentence, and where it happened in the log."""
-    if current_app.config["PROPAGATE_EXCEPTIONS"] or (current_app.config["PROPAGATE_EXCEPTIONS"] is None and current_app.testing):
+    if current_app.config["PROPAGATE_EXCEPTIONS"] or (
+        current_app.config["PROPAGATE_EXCEPTIONS"] is None and current_app.testing
+    ):
         raise error
     db.session.rollback()
-    # Types and places only: an exception's text may quote a file's name, a patient's tag or a person's data.
+    # Types and places only: an exception's text may quote a file's name, a patient's tag or a
+    # person's data.
     kinds: list[str] = []
     cause: BaseException | None = error
     frames = traceback.format_tb(error.__traceback__)
@@ -93,12 +117,18 @@ def fail(error: Exception) -> Response | HTTPException:
 
 
 def _sentence(error: HTTPException) -> str:
-    """Return what to say: the sentence that was given with the error, else the one of its status."""
+    """Return what to say: the sentence that was given with the error, else the one of its
+    status.
+    """
     if isinstance(error, CSRFError):
         return EXPIRED_FORM
     said = getattr(error, "data", None) or {}  # flask-smorest's and webargs' abort(…, message=…)
     given = said.get("message")
-    if given is None and error.code not in (429, 500) and error.description != type(error).description:
+    if (
+        given is None
+        and error.code not in (429, 500)
+        and error.description != type(error).description
+    ):
         given = error.description
     usual = SENTENCES.get(error.code or 500) or type(error).description or SENTENCES[400]
     return str(given) if given else usual.format_map(current_app.config)
@@ -112,11 +142,16 @@ def _details(error: HTTPException) -> dict[str, object]:
 
 
 def _drain() -> None:
-    """Read on for a while and forget it: a connection that is closed with bytes unread is reset, and the answer is lost with it."""
-    left = min(request.content_length or 0, DRAINED * (current_app.config["MAX_CONTENT_LENGTH"] or 0))
+    """Read on for a while and forget it: a connection that is closed with bytes unread is reset,
+    and the answer is lost with it.
+    """
+    left = min(
+        request.content_length or 0, DRAINED * (current_app.config["MAX_CONTENT_LENGTH"] or 0)
+    )
     source = request.environ["wsgi.input"]
     try:
         while left > 0 and (read := source.read(min(left, 2**16))):
             left -= len(read)
     except (OSError, ValueError):
-        return  # The sender is gone, or the server has closed the body: there is nobody to wait for.
+        # The sender is gone, or the server has closed the body: there is nobody to wait for.
+        return

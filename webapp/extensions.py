@@ -47,7 +47,9 @@ csrf = CSRFProtect()
 limiter = Limiter(get_remote_address)
 
 reads_only: ContextVar[bool] = ContextVar("reads_only", default=False)
-"""True while a request that may not write is answered; SQLite then opens its transactions without the write lock."""
+"""True while a request that may not write is answered; SQLite then opens its transactions without
+the write lock.
+"""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -64,7 +66,9 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class database_now(GenericFunction[datetime]):  # noqa: N801 - named like the SQL function it is
-    """The database's clock in UTC, `database_now(20)` is 20 seconds ahead: leases never trust a worker's clock."""
+    """The database's clock in UTC, `database_now(20)` is 20 seconds ahead: leases never trust a
+    worker's clock.
+    """
 
     type = UtcDateTime()
     inherit_cache = True
@@ -75,13 +79,20 @@ class database_now(GenericFunction[datetime]):  # noqa: N801 - named like the SQ
 
 @compiles(database_now, "postgresql")
 def _postgresql_now(element: database_now, compiler: SQLCompiler, **kwargs: Any) -> str:
-    return f"(timezone('utc', clock_timestamp()) + make_interval(secs => {compiler.process(element.clauses, **kwargs)}))"
+    return (
+        "(timezone('utc', clock_timestamp()) + make_interval(secs =>"
+        f" {compiler.process(element.clauses, **kwargs)}))"
+    )
 
 
 @compiles(database_now, "sqlite")
 def _sqlite_now(element: database_now, compiler: SQLCompiler, **kwargs: Any) -> str:
-    # %f has milliseconds; three more digits make it the text that SQLAlchemy stores, so that comparisons are exact.
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(element.clauses, **kwargs)} || ' seconds')"
+    # %f has milliseconds; three more digits make it the text that SQLAlchemy stores, so that
+    # comparisons are exact.
+    return (
+        f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(element.clauses, **kwargs)} ||"
+        " ' seconds')"
+    )
 
 
 def utc_now() -> datetime:
@@ -93,9 +104,11 @@ def utc_now() -> datetime:
 def noting() -> Iterator[None]:
     """Commit what is written inside, in a request that otherwise reads too.
 
-    What was open before is committed. The answer does not hang on a note: a database that is too busy for it loses it.
+    What was open before is committed. The answer does not hang on a note: a database that is too
+    busy for it loses it.
     """
-    db.session.commit()  # On SQLite a transaction that has read may not write once another process has written.
+    # On SQLite a transaction that has read may not write once another process has written.
+    db.session.commit()
     was_reading = reads_only.get()
     reads_only.set(False)
     try:
@@ -110,23 +123,28 @@ def noting() -> Iterator[None]:
 @event.listens_for(Engine, "connect")
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     if isinstance(connection, SQLiteConnection):
-        connection.isolation_level = None  # The driver must not open transactions of its own: `_begin_sqlite` does.
+        # The driver must not open transactions of its own: `_begin_sqlite` does.
+        connection.isolation_level = None
         connection.execute("PRAGMA busy_timeout = 15000")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA secure_delete = ON")  # What a person deletes is overwritten, not only unlinked.
+        # What a person deletes is overwritten, not only unlinked.
+        connection.execute("PRAGMA secure_delete = ON")
 
 
 @event.listens_for(Engine, "begin")
 def _begin_sqlite(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
-        # A transaction that reads first and writes later fails at once if another process wrote in between.
+        # A transaction that reads first and writes later fails at once if another process wrote in
+        # between.
         connection.exec_driver_sql("BEGIN" if reads_only.get() else "BEGIN IMMEDIATE")
 
 
 def forget_deleted() -> None:
-    """Empty SQLite's write-ahead log, which holds copies of what was deleted; PostgreSQL overwrites by its own vacuum."""
+    """Empty SQLite's write-ahead log, which holds copies of what was deleted; PostgreSQL overwrites
+    by its own vacuum.
+    """
     if db.engine.dialect.name == "sqlite":
         connection = db.engine.raw_connection()
         try:

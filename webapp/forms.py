@@ -20,7 +20,9 @@ required = DataRequired("Please fill in this field.")
 
 
 def is_id(text: str) -> bool:
-    """True if `text` has the form of a row's id. Anything else is never asked of the database: PostgreSQL refuses a NUL."""
+    """True if `text` has the form of a row's id. Anything else is never asked of the database:
+    PostgreSQL refuses a NUL.
+    """
     return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
@@ -32,10 +34,13 @@ def page_number() -> int:
 
 
 def text_problem(text: str, longest: int) -> str | None:
-    """Return why `text` cannot be stored as a line of at most `longest` characters, as a sentence, or None."""
+    """Return why `text` cannot be stored as a line of at most `longest` characters, as a sentence,
+    or None.
+    """
     if len(text) > longest:
         return f"Please use at most {longest} characters."
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):  # PostgreSQL refuses a NUL.
+    # PostgreSQL refuses a NUL.
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         return "Please use only characters that can be printed."
     return None
 
@@ -43,7 +48,10 @@ def text_problem(text: str, longest: int) -> str | None:
 def username_problem(username: str) -> str | None:
     """Return why nobody can have this username, as a sentence, or None."""
     if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{1,{MAX_USERNAME - 1}}}", username):
-        return f"A username has 2 to {MAX_USERNAME} letters, digits, dots, dashes or underscores and begins with a letter or digit."
+        return (
+            f"A username has 2 to {MAX_USERNAME} letters, digits, dots, dashes or underscores and"
+            " begins with a letter or digit."
+        )
     return None
 
 
@@ -67,7 +75,11 @@ class TextField(StringField):
 class SignupForm(FlaskForm):
     """What a new person tells of themselves."""
 
-    username = TextField("Username", [required, at_most(MAX_USERNAME)], render_kw={"autocomplete": "username", "autocapitalize": "none"})
+    username = TextField(
+        "Username",
+        [required, at_most(MAX_USERNAME)],
+        render_kw={"autocomplete": "username", "autocapitalize": "none"},
+    )
     name = TextField("Name", [required, at_most(MAX_NAME)], render_kw={"autocomplete": "name"})
     email = TextField(
         "Email",
@@ -76,7 +88,14 @@ class SignupForm(FlaskForm):
     )
     phone = TextField(
         "Phone number",
-        [Optional(), at_most(MAX_PHONE), Regexp(r"^[0-9+(). /x-]{3,}$", message="A phone number has digits, spaces and + ( ) . / - only.")],
+        [
+            Optional(),
+            at_most(MAX_PHONE),
+            Regexp(
+                r"^[0-9+(). /x-]{3,}$",
+                message="A phone number has digits, spaces and + ( ) . / - only.",
+            ),
+        ],
         description="Optional.",
         render_kw={"autocomplete": "tel", "type": "tel"},
     )
@@ -101,9 +120,15 @@ class SignupForm(FlaskForm):
 
 
 class LoginForm(FlaskForm):
-    """Who is there. Its lengths are not told apart from a wrong password: the answer is always the same."""
+    """Who is there. Its lengths are not told apart from a wrong password: the answer is always the
+    same.
+    """
 
-    username = StringField("Username", [required], render_kw={"autocomplete": "username", "autocapitalize": "none", "autofocus": True})
+    username = StringField(
+        "Username",
+        [required],
+        render_kw={"autocomplete": "username", "autocapitalize": "none", "autofocus": True},
+    )
     password = PasswordField("Password", [required], render_kw={"autocomplete": "current-password"})
     next = HiddenField()
 
@@ -112,7 +137,10 @@ class NewPasswordForm(FlaskForm):
     """A new password for the person whose username is given to the constructor."""
 
     password = PasswordField(
-        "New password", [required], description=f"At least {MIN_PASSWORD} characters.", render_kw={"autocomplete": "new-password"}
+        "New password",
+        [required],
+        description=f"At least {MIN_PASSWORD} characters.",
+        render_kw={"autocomplete": "new-password"},
     )
 
     def __init__(self, username: str, **kwargs: Any) -> None:
@@ -129,19 +157,27 @@ class NewPasswordForm(FlaskForm):
 class ChangePasswordForm(NewPasswordForm):
     """A new password, by somebody who knows the current one."""
 
-    current_password = PasswordField("Current password", [required], render_kw={"autocomplete": "current-password"})
+    current_password = PasswordField(
+        "Current password", [required], render_kw={"autocomplete": "current-password"}
+    )
 
 
 class DeleteAccountForm(FlaskForm):
     """The password once more, so that a browser left open deletes nothing."""
 
-    your_password = PasswordField("Your password", [required], render_kw={"autocomplete": "current-password"})
+    your_password = PasswordField(
+        "Your password", [required], render_kw={"autocomplete": "current-password"}
+    )
 
 
 class TokenForm(FlaskForm):
     """What an API token is for."""
 
-    name = TextField("Name of the token", [required, at_most(MAX_TOKEN_NAME)], description="What will use it, say “research script”.")
+    name = TextField(
+        "Name of the token",
+        [required, at_most(MAX_TOKEN_NAME)],
+        description="What will use it, say “research script”.",
+    )
 
 
 class ScanForm(FlaskForm):
@@ -151,13 +187,26 @@ class ScanForm(FlaskForm):
     file = MultipleFileField(
         "Files",
         [FileRequired("Please choose a PNG, JPEG, DICOM, NIfTI or ZIP file.")],
-        description="A slice as PNG, JPEG or DICOM; a series as DICOM files, NIfTI or a ZIP of slices. Each series becomes one scan.",
+        description=(
+            "A slice as PNG, JPEG or DICOM; a series as DICOM files, NIfTI or a ZIP of slices. Each"
+            " series becomes one scan."
+        ),
     )
-    title = TextField("Title", [Optional(), at_most(MAX_TITLE)], description="Optional. Please do not write the name of a patient here.")
-    together = BooleanField("The pictures are slices of one scan", description="Otherwise each PNG or JPEG is a scan of its own.")
+    title = TextField(
+        "Title",
+        [Optional(), at_most(MAX_TITLE)],
+        description="Optional. Please do not write the name of a patient here.",
+    )
+    together = BooleanField(
+        "The pictures are slices of one scan",
+        description="Otherwise each PNG or JPEG is a scan of its own.",
+    )
     stat = BooleanField("STAT", description="Read before all scans that are not.")
     keep_names = BooleanField(
-        "Keep file names", description="As title and in messages. They may name a patient; without this they are forgotten."
+        "Keep file names",
+        description=(
+            "As title and in messages. They may name a patient; without this they are forgotten."
+        ),
     )
 
 

@@ -6,19 +6,23 @@ from typing import Any
 
 # HOST=0.0.0.0 opens it to the network: only behind a proxy that speaks TLS, or in a container.
 bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or '8000'}"
-# Threads wait for the database and storage side by side; the second process answers while the first one computes.
+# Threads wait for the database and storage side by side; the second process answers while the first
+# one computes.
 workers = int(os.environ.get("WEB_PROCESSES") or 2)
 worker_class = "gthread"
 threads = int(os.environ.get("WEB_THREADS") or 8)
 # Each process opens its own connections; nothing is shared across a fork.
 preload_app = False
-# An upload of the largest size over a slow line must not be cut off: a thread reads it while the process stays responsive.
+# An upload of the largest size over a slow line must not be cut off: a thread reads it while the
+# process stays responsive.
 timeout = 60
 graceful_timeout = 8
 keepalive = 5
-# Heartbeat files in memory where there is such a folder: on a slow disk gunicorn would take its own workers for dead.
+# Heartbeat files in memory where there is such a folder: on a slow disk gunicorn would take its own
+# workers for dead.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-# A second way to command gunicorn, in the user's home folder, that nobody needs and several instances would share.
+# A second way to command gunicorn, in the user's home folder, that nobody needs and several
+# instances would share.
 control_socket_disable = True
 loglevel = "warning"
 if os.environ.get("LOG_FORMAT") == "json":
@@ -26,9 +30,12 @@ if os.environ.get("LOG_FORMAT") == "json":
 
     logconfig_dict = json_logging()
 
-# Each file of an upload is an open one here, and a series has hundreds; the usual limit is 1,024 in all.
+# Each file of an upload is an open one here, and a series has hundreds; the usual limit is 1,024 in
+# all.
 _, most_open = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (min(most_open, 65_536) if most_open > 0 else 65_536, most_open))
+resource.setrlimit(
+    resource.RLIMIT_NOFILE, (min(most_open, 65_536) if most_open > 0 else 65_536, most_open)
+)
 
 
 def on_starting(_server: Any) -> None:

@@ -1,4 +1,6 @@
-"""Whether this process is up and whether the service as a whole can answer: for load balancers and operators."""
+"""Whether this process is up and whether the service as a whole can answer: for load balancers and
+operators.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ log = logging.getLogger(__name__)
 
 @blueprint.get("/healthz")
 def healthz() -> Response:
-    """This process answers; nothing else is asked, so that a slow database does not get it restarted."""
+    """This process answers; nothing else is asked, so that a slow database does not get it
+    restarted.
+    """
     return uncached({"status": "up"}, 200)
 
 
@@ -32,13 +36,16 @@ def readyz() -> Response:
         log.warning("The database cannot be read: %s", type(err).__name__)
         checks = {"database": False, "broker": None, "predict_worker": None}  # None: not known.
     ready = all(checks.values())
-    return uncached({"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503)
+    return uncached(
+        {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503
+    )
 
 
 def checks_by_rows() -> dict[str, bool]:
     """Return what the rows of the workers prove, in one statement and on the database's clock.
 
-    The broker is not asked: a sweep goes through it every few seconds, and a worker notes that it arrived.
+    The broker is not asked: a sweep goes through it every few seconds, and a worker notes that it
+    arrived.
     """
     delivered_after = database_now(-4 * current_app.config["SWEEP_S"])
     seen_after = database_now(-current_app.config["LEASE_S"])

@@ -1,4 +1,6 @@
-"""Logins: how one begins, whose it is, when it was last used, how it ends; and how guessing is slowed down."""
+"""Logins: how one begins, whose it is, when it was last used, how it ends; and how guessing is
+slowed down.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,21 @@ NOTED_S = 60
 """When a login or token was last used is written at most this often."""
 KNOWN_BROWSER = "known"
 KNOWN_BROWSER_DAYS = 400  # The longest that browsers keep a cookie.
-BROWSERS = {"Edg": "Edge", "OPR": "Opera", "Firefox": "Firefox", "Chrome": "Chrome", "Safari": "Safari"}
-SYSTEMS = {"Android": "Android", "iPhone": "iPhone", "iPad": "iPad", "Windows": "Windows", "Mac OS X": "macOS", "Linux": "Linux"}
+BROWSERS = {
+    "Edg": "Edge",
+    "OPR": "Opera",
+    "Firefox": "Firefox",
+    "Chrome": "Chrome",
+    "Safari": "Safari",
+}
+SYSTEMS = {
+    "Android": "Android",
+    "iPhone": "iPhone",
+    "iPad": "iPad",
+    "Windows": "Windows",
+    "Mac OS X": "macOS",
+    "Linux": "Linux",
+}
 
 
 @login_manager.user_loader
@@ -36,22 +51,30 @@ def user_of_login(secret: str) -> User | None:
     found = db.session.execute(
         select(LoginSession, User)
         .join(User, LoginSession.user_id == User.id)
-        .where(LoginSession.secret_hash == secret_hash(secret), ~has_ended(), User.disabled_at.is_(None))
+        .where(
+            LoginSession.secret_hash == secret_hash(secret),
+            ~has_ended(),
+            User.disabled_at.is_(None),
+        )
     ).one_or_none()
     if found is None:
         return None
     login, user = found
     user.login_secret = secret
-    if not request.headers.get("HX-Request"):  # A page that asks by itself, left open, is nobody's use.
+    # A page that asks by itself, left open, is nobody's use.
+    if not request.headers.get("HX-Request"):
         note_use(login)
     return user
 
 
 @login_manager.unauthorized_handler
 def ask_to_log_in() -> WerkzeugResponse:
-    """Send a person without a login to the form, and afterwards back to the page that was asked for."""
+    """Send a person without a login to the form, and afterwards back to the page that was asked
+    for.
+    """
     if request.headers.get("HX-Request"):
-        return Response(status=204, headers={"HX-Refresh": "true"})  # The whole page asks, not a part of it.
+        # The whole page asks, not a part of it.
+        return Response(status=204, headers={"HX-Refresh": "true"})
     flash("Please log in first.", "warning")
     wanted = request.full_path.rstrip("?") if request.method == "GET" else None
     return redirect(url_for("auth.login", next=wanted))
@@ -78,7 +101,9 @@ def note_use(row: LoginSession | ApiToken) -> None:
 def start_login(user: User) -> None:
     """Log `user` in with this browser, and commit; a login that it had before ends."""
     if "_user_id" in session:
-        db.session.execute(delete(LoginSession).where(LoginSession.secret_hash == secret_hash(session["_user_id"])))
+        db.session.execute(
+            delete(LoginSession).where(LoginSession.secret_hash == secret_hash(session["_user_id"]))
+        )
     user.login_secret = new_secret()
     db.session.execute(delete(LoginSession).where(LoginSession.user_id == user.id, has_ended()))
     db.session.add(
@@ -92,7 +117,8 @@ def start_login(user: User) -> None:
     )
     record(Act.LOGGED_IN, user.id, actor_id=user.id)
     db.session.commit()
-    session.clear()  # What an anonymous browser was given must not outlive the login (session fixation).
+    # What an anonymous browser was given must not outlive the login (session fixation).
+    session.clear()
     session.permanent = True
     login_user(user)
 
@@ -107,19 +133,24 @@ def end_logins(user: User, but: str | None = None) -> None:
 
 def browser_name(user_agent: str) -> str:
     """Return what a person calls this browser: "Firefox on Linux"."""
-    browser = next((name for sign, name in BROWSERS.items() if f"{sign}/" in user_agent), "A browser")
+    browser = next(
+        (name for sign, name in BROWSERS.items() if f"{sign}/" in user_agent), "A browser"
+    )
     system = next((name for sign, name in SYSTEMS.items() if sign in user_agent), None)
     return f"{browser} on {system}" if system else browser
 
 
 @cache
 def nobodys_password_hash() -> str:
-    """Return a hash to check against where there is no such user, so that the answer takes as long."""
+    """Return a hash to check against where there is no such user, so that the answer takes as
+    long.
+    """
     return hasher.hash(new_secret())
 
 
 def user_with_password(username: str, password: str) -> User | None:
-    """Return the person with that username and password, or None, in the same time whether or not the username exists.
+    """Return the person with that username and password, or None, in the same time whether or not
+    the username exists.
 
     A disabled person is nobody. What fails is recorded, and committed.
     """
@@ -143,10 +174,11 @@ def user_with_password(username: str, password: str) -> User | None:
 
 
 def who_guesses() -> str:
-    """Return whose failed logins count together: those of a browser that was in this account before, or all others of the account.
+    """Return whose failed logins count together: those of a browser that was in this account
+    before, or all others of the account.
 
-    So strangers, from however many addresses, get few guesses at an account, and do not keep its owner out of it. An account that
-    does not exist is counted alike.
+    So strangers, from however many addresses, get few guesses at an account, and do not keep its
+    owner out of it. An account that does not exist is counted alike.
     """
     username = request.form.get("username", "").strip().lower()[:MAX_USERNAME]
     account = hashlib.sha256(username.encode("utf-8", "replace")).hexdigest()
@@ -160,7 +192,9 @@ def who_guesses() -> str:
 
 
 def remember_browser(user: User, answer: WerkzeugResponse) -> WerkzeugResponse:
-    """Let this browser be known to its person's account, which it was in; it is no login and opens nothing."""
+    """Let this browser be known to its person's account, which it was in; it is no login and opens
+    nothing.
+    """
     account = hashlib.sha256(user.username_key.encode()).hexdigest()
     answer.set_cookie(
         cookie_name(KNOWN_BROWSER),

@@ -1,8 +1,10 @@
-"""Events as lines of JSON, for those who collect them (`LOG_FORMAT=json`); by default they are lines for people.
+"""Events as lines of JSON, for those who collect them (`LOG_FORMAT=json`); by default they are
+lines for people.
 
-Each line is an object with `time`, `level`, `logger` and `message`, the `worker` that wrote it, and the ids of what it is about, always
-as lists: `scan_ids`, `heatmap_ids`, `dataset_ids`, `run_ids`. Nothing else that a library hands to its logger comes along: it might be a
-file's name or a person's.
+Each line is an object with `time`, `level`, `logger` and `message`, the `worker` that wrote it, and
+the ids of what it is about, always
+as lists: `scan_ids`, `heatmap_ids`, `dataset_ids`, `run_ids`. Nothing else that a library hands to
+its logger comes along: it might be a file's name or a person's.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def ids_field(table: type[Leased]) -> str:
 @contextmanager
 def about(**ids: Collection[str]) -> Iterator[None]:
     """Let all events meanwhile, in this thread, tell these ids, by their fields."""
-    token = _about.set({**_about.get({}), **{field: list(of_field) for field, of_field in ids.items()}})
+    token = _about.set(
+        {**_about.get({}), **{field: list(of_field) for field, of_field in ids.items()}}
+    )
     try:
         yield
     finally:
@@ -48,10 +52,16 @@ class JsonLines(JsonFormatter):
     """Writes an event as a line of JSON."""
 
     def __init__(self) -> None:
-        super().__init__(["levelname", "name", "message"], timestamp="time", rename_fields={"levelname": "level", "name": "logger"})
+        super().__init__(
+            ["levelname", "name", "message"],
+            timestamp="time",
+            rename_fields={"levelname": "level", "name": "logger"},
+        )
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        """Return what is told of an event; ids that were logged with it go before those of its surroundings."""
+        """Return what is told of an event; ids that were logged with it go before those of its
+        surroundings.
+        """
         known = {**_process, **_ids_of_request(), **_about.get({}), **log_data}
         return {field: known[field] for field in TOLD if field in known} | {
             field: value for field, value in known.items() if field.endswith("_ids")
@@ -61,11 +71,17 @@ class JsonLines(JsonFormatter):
 def _ids_of_request() -> dict[str, list[str]]:
     """Return the ids in the address that is asked for; a reset link's secret is none."""
     parts = (request.view_args or {}) if has_request_context() else {}
-    return {f"{name}s": [str(value)] for name, value in parts.items() if name.endswith("_id") and is_id(str(value))}
+    return {
+        f"{name}s": [str(value)]
+        for name, value in parts.items()
+        if name.endswith("_id") and is_id(str(value))
+    }
 
 
 def json_logging(level: int | str = "WARNING") -> dict[str, Any]:
-    """Return the configuration for `logging.config.dictConfig`: our own events from INFO on, those of libraries from `level` on."""
+    """Return the configuration for `logging.config.dictConfig`: our own events from INFO on, those
+    of libraries from `level` on.
+    """
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -75,6 +91,7 @@ def json_logging(level: int | str = "WARNING") -> dict[str, Any]:
         "loggers": {
             **{package: {"level": "INFO"} for package in ("webapp", "worker", "ml")},
             "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
-            "gunicorn.access": {"level": "WARNING"},  # Its lines hold addresses, and in these the secrets of reset links.
+            # Its lines hold addresses, and in these the secrets of reset links.
+            "gunicorn.access": {"level": "WARNING"},
         },
     }

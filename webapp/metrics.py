@@ -1,4 +1,6 @@
-"""/metrics for Prometheus, read from SQL at the scrape: every web process gives the same figures, and none keeps any."""
+"""/metrics for Prometheus, read from SQL at the scrape: every web process gives the same figures,
+and none keeps any.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,15 @@ def metrics() -> Response:
     token = current_app.config["METRICS_TOKEN"]
     if not token:
         abort(404)
-    if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()):
-        return Response("A bearer token is needed.\n", 401, {"WWW-Authenticate": "Bearer"}, mimetype="text/plain")
+    if not hmac.compare_digest(
+        request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()
+    ):
+        return Response(
+            "A bearer token is needed.\n",
+            401,
+            {"WWW-Authenticate": "Bearer"},
+            mimetype="text/plain",
+        )
     registry = CollectorRegistry()
     try:
         registry.register(Rows())
@@ -40,7 +49,9 @@ def metrics() -> Response:
     except SQLAlchemyError as err:
         log.warning("The database cannot be read: %s", type(err).__name__)
         return Response("The database cannot be read.\n", 503, mimetype="text/plain")
-    return Response(text, headers={"Cache-Control": "no-store"}, content_type=CONTENT_TYPE_PLAIN_0_0_4)
+    return Response(
+        text, headers={"Cache-Control": "no-store"}, content_type=CONTENT_TYPE_PLAIN_0_0_4
+    )
 
 
 class Rows(Collector):
@@ -52,10 +63,20 @@ class Rows(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read all rows' states, the last hour's durations and the workers."""
-        jobs = GaugeMetricFamily("hemoscan_jobs", "Rows by table and state.", labels=["table", "state"])
-        attempts = GaugeMetricFamily("hemoscan_attempts", "Claims that ended in a worker's death, of the rows there are.", labels=["table"])
+        jobs = GaugeMetricFamily(
+            "hemoscan_jobs", "Rows by table and state.", labels=["table", "state"]
+        )
+        attempts = GaugeMetricFamily(
+            "hemoscan_attempts",
+            "Claims that ended in a worker's death, of the rows there are.",
+            labels=["table"],
+        )
         depth = GaugeMetricFamily("hemoscan_queue_depth", "Queued rows.", labels=["queue"])
-        age = GaugeMetricFamily("hemoscan_queue_oldest_age_seconds", "Age of the oldest queued row, 0 without one.", labels=["queue"])
+        age = GaugeMetricFamily(
+            "hemoscan_queue_oldest_age_seconds",
+            "Age of the oldest queued row, 0 without one.",
+            labels=["queue"],
+        )
         counts: dict[tuple[str, JobStatus], int] = {}
         deaths: dict[str, int] = {}
         ages: dict[str, float] = {}
@@ -85,19 +106,35 @@ class Rows(Collector):
                 jobs.add_metric([_name(table), state.value], counts.get((_name(table), state), 0))
         for queue in dict.fromkeys(QUEUE_OF_TABLE.values()):
             names = [_name(table) for table in QUEUE_OF_TABLE if QUEUE_OF_TABLE[table] == queue]
-            depth.add_metric([queue], sum(counts.get((name, JobStatus.QUEUED), 0) for name in names))
+            depth.add_metric(
+                [queue], sum(counts.get((name, JobStatus.QUEUED), 0) for name in names)
+            )
             age.add_metric([queue], max(ages.get(name, 0.0) for name in names))
         yield from (jobs, attempts, depth, age, *_durations(), _workers())
 
 
 def _durations() -> tuple[Metric, Metric]:
-    """Return count and sum of the last hour's runs; queued within a day, so that the index bounds what is read."""
-    count = GaugeMetricFamily("hemoscan_finished_last_hour", "Jobs done within the hour, queued within the day.", labels=["table"])
-    total = GaugeMetricFamily("hemoscan_seconds_last_hour", "Sum of their seconds from claim to verdict.", labels=["table"])
+    """Return count and sum of the last hour's runs; queued within a day, so that the index bounds
+    what is read.
+    """
+    count = GaugeMetricFamily(
+        "hemoscan_finished_last_hour",
+        "Jobs done within the hour, queued within the day.",
+        labels=["table"],
+    )
+    total = GaugeMetricFamily(
+        "hemoscan_seconds_last_hour",
+        "Sum of their seconds from claim to verdict.",
+        labels=["table"],
+    )
     found = db.session.execute(
         union_all(
             *(
-                select(literal(_name(table)), func.count(), func.coalesce(func.sum(_seconds(table)), 0.0)).where(
+                select(
+                    literal(_name(table)),
+                    func.count(),
+                    func.coalesce(func.sum(_seconds(table)), 0.0),
+                ).where(
                     table.status == JobStatus.DONE,
                     table.queued_at > database_now(-DAY_S),
                     table.finished_at > database_now(-HOUR_S),
@@ -114,8 +151,14 @@ def _durations() -> tuple[Metric, Metric]:
 
 def _workers() -> Metric:
     """Return how many workers of each queue spoke within a lease."""
-    family = GaugeMetricFamily("hemoscan_workers", "Workers that spoke within a lease.", labels=["queue"])
-    alive = select(Worker.queue, func.count()).where(Worker.seen_at > database_now(-current_app.config["LEASE_S"])).group_by(Worker.queue)
+    family = GaugeMetricFamily(
+        "hemoscan_workers", "Workers that spoke within a lease.", labels=["queue"]
+    )
+    alive = (
+        select(Worker.queue, func.count())
+        .where(Worker.seen_at > database_now(-current_app.config["LEASE_S"]))
+        .group_by(Worker.queue)
+    )
     found: dict[str, int] = {row[0]: row[1] for row in db.session.execute(alive)}
     for queue in QUEUES:
         family.add_metric([queue], found.get(queue, 0))

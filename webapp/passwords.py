@@ -1,4 +1,6 @@
-"""Which passwords are refused: too short, too long, or among the first that somebody who guesses tries."""
+"""Which passwords are refused: too short, too long, or among the first that somebody who guesses
+tries.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ SHORTEST_WORD = 4
 def password_problem(username: str, password: str) -> str | None:
     """Return why this password is refused, as a sentence, or None.
 
-    Nothing is asked of its characters. A common password or an expected word is refused with digits and signs around it too, since that is
-    what people add first.
+    Nothing is asked of its characters. A common password or an expected word is refused with digits
+    and signs around it too, since that is what people add first.
     """
     if len(password) < MIN_PASSWORD:
         return f"A password has at least {MIN_PASSWORD} characters."
@@ -31,12 +33,17 @@ def password_problem(username: str, password: str) -> str | None:
     if len(set(whole)) < FEWEST_CHARACTERS:
         return "This password repeats a few characters; please choose another."
     if whole in common_passwords() or word in common_passwords() or word in EXPECTED_WORDS:
-        return "This password is one that many people choose, so it is guessed first; a few words in a row are better."
+        return (
+            "This password is one that many people choose, so it is guessed first; a few words in a"
+            " row are better."
+        )
     return None
 
 
 def core(text: str) -> str:
-    """Return `text` in lower case without the digits and signs at its ends; empty if that is no word."""
+    """Return `text` in lower case without the digits and signs at its ends; empty if that is no
+    word.
+    """
     letters = [place for place, character in enumerate(text) if character.isalpha()]
     word = text[letters[0] : letters[-1] + 1].lower() if letters else ""
     return word if len(word) >= SHORTEST_WORD else ""

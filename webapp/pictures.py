@@ -1,4 +1,6 @@
-"""The pictures of a scan and the slices of a series, for the scan's owner alone: the pages' addresses, and the answers of the API too."""
+"""The pictures of a scan and the slices of a series, for the scan's owner alone: the pages'
+addresses, and the answers of the API too.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +25,32 @@ blueprint = Blueprint("pictures", __name__, url_prefix="/scans/<scan_id>")
 
 
 class WindowSchema(Schema):
-    """The window through which a query wants to see a slice, by name or by `level` and `width` in HU; loaded it is a `Window` or None."""
+    """The window through which a query wants to see a slice, by name or by `level` and `width` in
+    HU; loaded it is a `Window` or None.
+    """
 
-    window = fields.String(validate=validate.OneOf(list(WINDOWS)), metadata={"description": "Where it is left out: brain."})
-    level = fields.Float(validate=validate.Range(-32_768, 32_768), metadata={"description": "HU in the middle of the window; needs width."})
-    width = fields.Float(validate=validate.Range(0.001, 65_536), metadata={"description": "HU from black to white."})
+    window = fields.String(
+        validate=validate.OneOf(list(WINDOWS)),
+        metadata={"description": "Where it is left out: brain."},
+    )
+    level = fields.Float(
+        validate=validate.Range(-32_768, 32_768),
+        metadata={"description": "HU in the middle of the window; needs width."},
+    )
+    width = fields.Float(
+        validate=validate.Range(0.001, 65_536), metadata={"description": "HU from black to white."}
+    )
 
     @post_load
     def chosen(self, query: Mapping[str, Any], **_: object) -> Window | None:
         """Return the window."""
         if len(query) != (1 if "window" in query else 0 if not query else 2):
             raise ValidationError("Name a window, or give its level and its width.", "window")
-        return Window(query["level"], query["width"]) if "level" in query else WINDOWS.get(query.get("window", ""))
+        return (
+            Window(query["level"], query["width"])
+            if "level" in query
+            else WINDOWS.get(query.get("window", ""))
+        )
 
 
 @blueprint.get("/image.png")
@@ -114,7 +130,9 @@ def series_file(volume_key: str | None) -> Response:
     """Return a stored series piece by piece, however long it is; 404 where there is none."""
     if volume_key is None:
         abort(404, "This scan has no series of slices.")
-    answer = _kept_by_the_browser("application/gzip", volume_key, lambda: FileWrapper(storage.open(volume_key), 2**16))
+    answer = _kept_by_the_browser(
+        "application/gzip", volume_key, lambda: FileWrapper(storage.open(volume_key), 2**16)
+    )
     answer.headers.set("Content-Disposition", "attachment", filename=volume_key.rsplit("/", 1)[-1])
     return answer
 
@@ -124,8 +142,11 @@ def heatmap_key(heatmap_id: str, index: int) -> str:
     return f"heatmaps/{heatmap_id}.{index}.png"
 
 
-def _kept_by_the_browser(media: str, name: str, content: Callable[[], bytes | Iterable[bytes]]) -> Response:
-    """Return content for its owner's browser alone, which asks each time whether it may still show its copy; it is made if it may not.
+def _kept_by_the_browser(
+    media: str, name: str, content: Callable[[], bytes | Iterable[bytes]]
+) -> Response:
+    """Return content for its owner's browser alone, which asks each time whether it may still show
+    its copy; it is made if it may not.
 
     What has a `name` never changes.
     """
@@ -137,7 +158,8 @@ def _kept_by_the_browser(media: str, name: str, content: Callable[[], bytes | It
     answer.set_etag(tag)
     if not request.if_none_match.contains(tag):
         made = content()
-        answer.direct_passthrough = not isinstance(made, bytes)  # Nothing may gather the pieces of a long file.
+        # Nothing may gather the pieces of a long file.
+        answer.direct_passthrough = not isinstance(made, bytes)
         answer.response = [made] if isinstance(made, bytes) else made
     answer.make_conditional(request)
     return answer

@@ -22,9 +22,12 @@ POLICIES = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # To ourselves in full, which the check of forms under TLS needs; to others nothing, since a reset link is a secret.
+    # To ourselves in full, which the check of forms under TLS needs; to others nothing, since a
+    # reset link is a secret.
     "Referrer-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Permissions-Policy": (
+        "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()"
+    ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
@@ -32,13 +35,17 @@ STRICT_TRANSPORT_SECURITY = "max-age=31536000; includeSubDomains"
 
 
 def init_policies(app: Flask) -> None:
-    """Send the policies with every answer of `app`, and keep its cookies to TLS wherever there is TLS."""
+    """Send the policies with every answer of `app`, and keep its cookies to TLS wherever there is
+    TLS.
+    """
     app.session_interface = TlsAwareSessions()
     app.after_request(add_policies)
 
 
 def add_policies(answer: Response) -> Response:
-    """Add the policies; a page that says nothing about caches is kept by none, not even by the browser's way back."""
+    """Add the policies; a page that says nothing about caches is kept by none, not even by the
+    browser's way back.
+    """
     answer.headers.update(POLICIES)
     if over_tls():
         answer.headers["Strict-Transport-Security"] = STRICT_TRANSPORT_SECURITY
@@ -48,12 +55,16 @@ def add_policies(answer: Response) -> Response:
 
 
 def over_tls() -> bool:
-    """True if the browser speaks TLS to us or to a proxy: the operator says so, or the request does."""
+    """True if the browser speaks TLS to us or to a proxy: the operator says so, or the request
+    does.
+    """
     return bool(current_app.config["SESSION_COOKIE_SECURE"] or request.is_secure)
 
 
 def cookie_name(name: str) -> str:
-    """Return what a cookie is called; over TLS by a name that a browser takes from this very host alone."""
+    """Return what a cookie is called; over TLS by a name that a browser takes from this very host
+    alone.
+    """
     return f"__Host-{name}" if over_tls() else name
 
 

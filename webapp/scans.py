@@ -8,7 +8,17 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from flask import Blueprint, Response, abort, current_app, flash, redirect, render_template, request, url_for
+from flask import (
+    Blueprint,
+    Response,
+    abort,
+    current_app,
+    flash,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from flask_login import current_user, login_required
 from sqlalchemy import func, select
 from sqlalchemy.orm import joinedload, selectinload
@@ -23,7 +33,18 @@ from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, accept_scans, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import ORIGINAL_REMOVED, Act, JobStatus, ModelVersion, Order, Prediction, Scan, cancel, force, retry
+from webapp.models import (
+    ORIGINAL_REMOVED,
+    Act,
+    JobStatus,
+    ModelVersion,
+    Order,
+    Prediction,
+    Scan,
+    cancel,
+    force,
+    retry,
+)
 from webapp.storage import StorageError
 from webapp.volume import WINDOWS, open_volume
 
@@ -31,7 +52,9 @@ log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
 
 PER_PAGE = 20
-QUEUE_AWAY = "The queue cannot be reached at the moment. Your scan is kept and will be read when it is back."
+QUEUE_AWAY = (
+    "The queue cannot be reached at the moment. Your scan is kept and will be read when it is back."
+)
 STOP_POLLING = 286
 """htmx shows the answer and asks no more."""
 
@@ -59,7 +82,11 @@ def submit() -> tuple[str, int] | WerkzeugResponse:
     form = ScanForm()
     if form.validate_on_submit():
         try:
-            return _submit(form.file.data, form.title.data or "", Choices(form.stat.data, form.together.data, form.keep_names.data))
+            return _submit(
+                form.file.data,
+                form.title.data or "",
+                Choices(form.stat.data, form.together.data, form.keep_names.data),
+            )
         except UploadRejected as err:
             form.file.errors = [str(err)]
     return _history(form), 400
@@ -71,7 +98,11 @@ def submit() -> tuple[str, int] | WerkzeugResponse:
 def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
     """Take in one of the phantoms that are offered."""
     form = PhantomForm()
-    phantom = next((phantom for phantom in phantoms() if phantom["file"] == form.name.data), None) if form.validate_on_submit() else None
+    phantom = (
+        next((phantom for phantom in phantoms() if phantom["file"] == form.name.data), None)
+        if form.validate_on_submit()
+        else None
+    )
     if phantom is None:
         abort(404, "There is no such phantom.")
     with _phantom_folder().joinpath(phantom["file"]).open("rb") as content:
@@ -83,18 +114,26 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
 def show(scan_id: str) -> str:
     """Show a scan and what is known of it by now."""
     scan = _own_scan(scan_id)
-    return render_template("scans/show.html", scan=scan, **_standing(scan), **_pictured(scan), **typed(scan.prediction))
+    return render_template(
+        "scans/show.html", scan=scan, **_standing(scan), **_pictured(scan), **typed(scan.prediction)
+    )
 
 
 @blueprint.get("/scans/<scan_id>/progress")
 @login_required
 def progress(scan_id: str) -> Response:
-    """Show the part of the scan's page that changes; nothing where the page has it already (`seen`)."""
+    """Show the part of the scan's page that changes; nothing where the page has it already
+    (`seen`).
+    """
     scan = _own_scan(scan_id)
     standing = _standing(scan)
     if standing["open"] and standing["state"] == request.args.get("seen"):
         return Response(status=204)
-    page = Response(render_template("scans/_result.html", scan=scan, **standing, **_pictured(scan), **typed(scan.prediction)))
+    page = Response(
+        render_template(
+            "scans/_result.html", scan=scan, **standing, **_pictured(scan), **typed(scan.prediction)
+        )
+    )
     if not standing["open"]:
         page.status_code = STOP_POLLING
     page.headers["Cache-Control"] = "no-store"
@@ -106,7 +145,12 @@ def progress(scan_id: str) -> Response:
 def score_anyway(scan_id: str) -> WerkzeugResponse:
     """Queue a scan again that was refused because it does not look like a head CT."""
     scan = _own_scan(scan_id)
-    return _queued(scan.id, Act.SCAN_FORCED, force(scan.id, current_user.id), "There is nothing to overrule about this scan.")
+    return _queued(
+        scan.id,
+        Act.SCAN_FORCED,
+        force(scan.id, current_user.id),
+        "There is nothing to overrule about this scan.",
+    )
 
 
 @blueprint.post("/scans/<scan_id>/cancel")
@@ -128,7 +172,11 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
 def retry_scan(scan_id: str) -> WerkzeugResponse:
     """Queue a scan again that failed or was cancelled."""
     scan = _own_scan(scan_id)
-    otherwise = ORIGINAL_REMOVED if scan.original_removed_at else "Only a scan that failed or was cancelled can be tried again."
+    otherwise = (
+        ORIGINAL_REMOVED
+        if scan.original_removed_at
+        else "Only a scan that failed or was cancelled can be tried again."
+    )
     return _queued(scan.id, Act.SCAN_RETRIED, retry(scan.id), otherwise)
 
 
@@ -139,14 +187,22 @@ def remove(scan_id: str) -> WerkzeugResponse:
     if delete_scan(_own_scan(scan_id).id):
         flash("The scan and everything that was made of it are deleted.", "success")
     else:
-        flash("The scan is deleted. Some of its files could not be removed now; they will be within hours.", "warning")
+        flash(
+            "The scan is deleted. Some of its files could not be removed now; they will be within"
+            " hours.",
+            "warning",
+        )
     return redirect(url_for("scans.history"))
 
 
 def phantoms() -> list[dict[str, str]]:
-    """Return the phantoms that are offered: `file` in static/phantoms and `title`; none where none are installed."""
+    """Return the phantoms that are offered: `file` in static/phantoms and `title`; none where none
+    are installed.
+    """
     try:
-        offered: list[dict[str, str]] = json.loads(_phantom_folder().joinpath("index.json").read_text("utf-8"))
+        offered: list[dict[str, str]] = json.loads(
+            _phantom_folder().joinpath("index.json").read_text("utf-8")
+        )
     except FileNotFoundError:
         return []
     return offered
@@ -157,14 +213,18 @@ def _phantom_folder() -> Path:
 
 
 def _own_scan(scan_id: str) -> Scan:
-    """Return that scan of the person who asks, with all that belongs to it; to anybody else there is nothing."""
+    """Return that scan of the person who asks, with all that belongs to it; to anybody else there
+    is nothing.
+    """
     prediction = joinedload(Scan.prediction)
     scan = is_id(scan_id) and db.session.scalar(
         select(Scan)
         .where(Scan.id == scan_id, Scan.user_id == current_user.id)
         .options(
             prediction.joinedload(Prediction.heatmap),
-            prediction.joinedload(Prediction.model_version).load_only(ModelVersion.architecture, ModelVersion.card_id),
+            prediction.joinedload(Prediction.model_version).load_only(
+                ModelVersion.architecture, ModelVersion.card_id
+            ),
         )
     )
     if not scan:
@@ -175,19 +235,29 @@ def _own_scan(scan_id: str) -> Scan:
 def _standing(scan: Scan) -> dict[str, object]:
     """Return what a page needs to know of where a scan stands.
 
-    `open`: something will still change; `drawing`: of these, the heat map; `state`: another text whenever something to see changed;
+    `open`: something will still change; `drawing`: of these, the heat map; `state`: another text
+    whenever something to see changed;
     `nobody_reads`: the scan waits and no predict worker is there.
     """
     heatmap = scan.prediction.heatmap if scan.prediction else None
     drawing = heatmap is not None and not heatmap.status.is_final
     nobody_reads = scan.status == JobStatus.QUEUED and not checks_by_rows()["predict_worker"]
-    seen = f"{scan.status} {scan.progress:.2f} {scan.stage} {scan.image_key} {scan.volume_key} {heatmap and heatmap.status} {nobody_reads}"
+    seen = (
+        f"{scan.status} {scan.progress:.2f} {scan.stage} {scan.image_key} {scan.volume_key}"
+        f" {heatmap and heatmap.status} {nobody_reads}"
+    )
     state = hashlib.sha256(seen.encode()).hexdigest()[:16]
-    return {"open": drawing or not scan.status.is_final, "drawing": drawing, "state": state, "nobody_reads": nobody_reads}
+    return {
+        "open": drawing or not scan.status.is_final,
+        "drawing": drawing,
+        "state": state,
+        "nobody_reads": nobody_reads,
+    }
 
 
 def _pictured(scan: Scan) -> dict[str, object]:
-    """Return what the viewer of a series shows: `series`, where the scan is one, `drawn_slices`, which have a heat map, and `windows`.
+    """Return what the viewer of a series shows: `series`, where the scan is one, `drawn_slices`,
+    which have a heat map, and `windows`.
 
     While the storage is away the page is there too, with the slice that stands for the scan.
     """
@@ -196,13 +266,21 @@ def _pictured(scan: Scan) -> dict[str, object]:
         try:
             series = open_volume(scan.volume_key)
         except StorageError as err:
-            log.error("scan=%s its slices cannot be shown: %s", scan.id, type(err.__cause__).__name__)
+            log.error(
+                "scan=%s its slices cannot be shown: %s", scan.id, type(err.__cause__).__name__
+            )
     heatmap = scan.prediction.heatmap if scan.prediction else None
-    return {"series": series, "drawn_slices": (heatmap and heatmap.slices) or [], "windows": WINDOWS}
+    return {
+        "series": series,
+        "drawn_slices": (heatmap and heatmap.slices) or [],
+        "windows": WINDOWS,
+    }
 
 
 def _queued(scan_id: str, act: Act, queued: bool, otherwise: str) -> WerkzeugResponse:
-    """Commit what was queued again, wake a worker and go to the scan's page, which says `otherwise` where nothing was queued."""
+    """Commit what was queued again, wake a worker and go to the scan's page, which says `otherwise`
+    where nothing was queued.
+    """
     if queued:
         record(act, scan_id)
     db.session.commit()
@@ -232,16 +310,26 @@ def _history(form: ScanForm) -> str:
     pages = max(1, -(-total // PER_PAGE))
     page = min(page_number(), pages)
     order = order_asked()
-    # A second statement for the verdicts: joined before the page is cut out, those of everybody might be read.
+    # A second statement for the verdicts: joined before the page is cut out, those of everybody
+    # might be read.
     shown = select(Scan).where(own).options(selectinload(Scan.prediction)).order_by(*order.columns)
     scans = db.session.scalars(shown.limit(PER_PAGE).offset((page - 1) * PER_PAGE)).all()
     return render_template(
-        "scans/history.html", form=form, scans=scans, total=total, page=page, pages=pages, order=order, phantoms=phantoms()
+        "scans/history.html",
+        form=form,
+        scans=scans,
+        total=total,
+        page=page,
+        pages=pages,
+        order=order,
+        phantoms=phantoms(),
     )
 
 
 def order_asked() -> Order:
-    """Return the order that the query asks for, newest first where it asks for none that there is."""
+    """Return the order that the query asks for, newest first where it asks for none that there
+    is.
+    """
     try:
         return Order(request.args.get("order", ""))
     except ValueError:

@@ -19,23 +19,33 @@ from webapp.models.leased import new_id
 log = logging.getLogger(__name__)
 
 S3_PATIENCE = {"connect_timeout": 2, "read_timeout": 20, "retries": {"max_attempts": 1}}
-"""botocore's: a web request must not hang for minutes on a storage that is away; workers try again by themselves."""
+"""botocore's: a web request must not hang for minutes on a storage that is away; workers try again
+by themselves.
+"""
 
 
 READ_AHEAD = 4 * 2**20
-"""Bytes of an open file that are fetched from S3 at once; its library would hold fifty million for each reader."""
+"""Bytes of an open file that are fetched from S3 at once; its library would hold fifty million for
+each reader.
+"""
 
 
 STARTED = ".started"
-"""The empty folder that setup makes in a new storage, which is then told from the bare mount point of one that is away."""
+"""The empty folder that setup makes in a new storage, which is then told from the bare mount point
+of one that is away.
+"""
 
 
 class StorageError(RuntimeError):
-    """The storage refused to read or write; the text is a sentence without the file's content or address."""
+    """The storage refused to read or write; the text is a sentence without the file's content or
+    address.
+    """
 
 
 class StorageAway(StorageError):
-    """The storage as a whole is not there: what failed says nothing about the file that was asked for."""
+    """The storage as a whole is not there: what failed says nothing about the file that was asked
+    for.
+    """
 
 
 class MissingFile(StorageError):
@@ -51,33 +61,42 @@ class Storage:
     """Files by key under one URL. A file is there whole or not at all."""
 
     def __init__(self, url: str) -> None:
-        """`url` is `file:///folder` or `s3://bucket/prefix`; an S3 endpoint and keys come from the AWS_* environment.
+        """`url` is `file:///folder` or `s3://bucket/prefix`; an S3 endpoint and keys come from the
+        AWS_* environment.
 
         Raises:
             ValueError: the URL is of another kind.
         """
         protocol, _, path = url.partition("://")
         if protocol not in ("file", "s3") or not path:
-            raise ValueError(f"STORAGE_URL must be file:///folder or s3://bucket/prefix, not {url!r}.")
+            raise ValueError(
+                f"STORAGE_URL must be file:///folder or s3://bucket/prefix, not {url!r}."
+            )
         self._protocol = protocol
         self._root = path.rstrip("/")
         self._opened: tuple[int, Any] | None = None
 
     @property
     def _files(self) -> Any:
-        # S3 runs an event loop in a thread, which a fork does not copy: each process opens its own, at first use.
+        # S3 runs an event loop in a thread, which a fork does not copy: each process opens its own,
+        # at first use.
         if self._opened is None or self._opened[0] != os.getpid():
             options = {"config_kwargs": S3_PATIENCE} if self._protocol == "s3" else {}
-            files = fsspec.filesystem(self._protocol, skip_instance_cache=True, use_listings_cache=False, **options)
+            files = fsspec.filesystem(
+                self._protocol, skip_instance_cache=True, use_listings_cache=False, **options
+            )
             self._opened = (os.getpid(), files)
         return self._opened[1]
 
     @property
     def _failures(self) -> tuple[type[Exception], ...]:
-        """What a storage raises that refuses or is away; s3fs turns answers into OSErrors, and lets through that there was none."""
+        """What a storage raises that refuses or is away; s3fs turns answers into OSErrors, and lets
+        through that there was none.
+        """
         if self._protocol != "s3":
             return (OSError,)
-        from botocore.exceptions import BotoCoreError  # here: a folder needs none of it, and it takes 20 MB
+        # here: a folder needs none of it, and it takes 20 MB
+        from botocore.exceptions import BotoCoreError
 
         return (OSError, BotoCoreError)
 
@@ -93,7 +112,8 @@ class Storage:
         return f"{self._root}/{key}"
 
     def start(self) -> None:
-        """Make the folder of a new storage, and something in it, without which nothing is put there; a bucket needs none.
+        """Make the folder of a new storage, and something in it, without which nothing is put
+        there; a bucket needs none.
 
         Raises:
             StorageError: it could not be made.
@@ -106,13 +126,15 @@ class Storage:
         """Store bytes, or a local file, under `key`.
 
         Raises:
-            StorageAway: the folder is not there or empty: on the disk under a mount point the file would be lost to all others, and
-                whatever lies there makes a storage that is away look like one that has lost its files.
+            StorageAway: the folder is not there or empty: on the disk under a mount point the file
+                would be lost to all others, and whatever lies there makes a storage that is away
+                look like one that has lost its files.
             StorageError: it could not be written; nothing is left behind.
         """
         if self._protocol == "file" and not self.answers():
             raise StorageAway("The storage cannot be reached at the moment.")
-        # S3 shows an object only when it is complete; a folder needs a second name and a rename for that.
+        # S3 shows an object only when it is complete; a folder needs a second name and a rename for
+        # that.
         target = self._path(key)
         written = target if self._protocol == "s3" else f"{target}.{new_id()}.part"
         try:
@@ -133,7 +155,9 @@ class Storage:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Tell a file that is not there from a storage that is away: its folder is unmounted, its bucket cannot be reached."""
+        """Tell a file that is not there from a storage that is away: its folder is unmounted, its
+        bucket cannot be reached.
+        """
         with self._asking("A stored file cannot be read."):
             try:
                 yield
@@ -143,7 +167,8 @@ class Storage:
                 raise
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return the content under `key`, or its bytes from `start` to before `stop`: nothing else is read or sent.
+        """Return the content under `key`, or its bytes from `start` to before `stop`: nothing else
+        is read or sent.
 
         Raises:
             StorageError: it cannot be read.
@@ -172,7 +197,8 @@ class Storage:
             self._files.get_file(self._path(key), str(path))
 
     def answers(self) -> bool:
-        """True if the storage is there: a folder, or a bucket that can be reached, and something in it.
+        """True if the storage is there: a folder, or a bucket that can be reached, and something in
+        it.
 
         What a network folder is mounted over is a folder too, and empty.
         """
@@ -208,7 +234,9 @@ class Storage:
         with self._asking("The storage cannot be read."):
             found = self._files.find(root, detail=True) if self._files.exists(root) else {}
         return {
-            str(path)[str(path).index(f"{self._root}/") + len(self._root) + 1 :]: about["LastModified"]
+            str(path)[str(path).index(f"{self._root}/") + len(self._root) + 1 :]: about[
+                "LastModified"
+            ]
             if self._protocol == "s3"
             else datetime.fromtimestamp(about["mtime"], UTC)
             for path, about in found.items()
@@ -226,7 +254,9 @@ class Storage:
                 self._files.rm(path, recursive=True)
 
     def discard(self, key: str) -> bool:
-        """Remove what nobody needs any more; False where that is left to `worker.orphans`, as the storage is away."""
+        """Remove what nobody needs any more; False where that is left to `worker.orphans`, as the
+        storage is away.
+        """
         try:
             self.delete(key)
         except StorageError as err:

@@ -1,7 +1,9 @@
-"""A stored series, of which one slice is read and shown at a time: `ml/volume.py` writes what this reads.
+"""A stored series, of which one slice is read and shown at a time: `ml/volume.py` writes what this
+reads.
 
-The file is NIfTI-1 (int16, gzip) and says in its gzip header where each slice's compressed data begins, so that a slice costs two short
-reads of the storage whatever the series' length. A web process has no numpy; a look-up table over the 65,536 values of a voxel does.
+The file is NIfTI-1 (int16, gzip) and says in its gzip header where each slice's compressed data
+begins, so that a slice costs two short reads of the storage whatever the series' length. A web
+process has no numpy; a look-up table over the 65,536 values of a voxel does.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from typing import NamedTuple
 from webapp.storage import StorageError, storage
 
 HEAD_BYTES = 2**14
-"""Holds the positions of 2,000 slices and the NIfTI header behind them; a series has no more slices."""
+"""Holds the positions of 2,000 slices and the NIfTI header behind them; a series has no more
+slices.
+"""
 NIFTI_BYTES = 348
 SUBFIELD = Struct("<2sH")
 POSITIONS = b"HS"
@@ -26,7 +30,9 @@ FAST = 1
 
 
 class Window(NamedTuple):
-    """The range of values that is shown from black to white, as radiologists say it: HU, or 0..1 where a series has no HU."""
+    """The range of values that is shown from black to white, as radiologists say it: HU, or 0..1
+    where a series has no HU.
+    """
 
     level: float
     width: float
@@ -38,7 +44,9 @@ AS_SUBMITTED = Window(0.5, 1)
 
 @dataclass(frozen=True)
 class Volume:
-    """What the head of a stored series says; `starts` are the positions of the slices in the file, in anatomical order."""
+    """What the head of a stored series says; `starts` are the positions of the slices in the file,
+    in anatomical order.
+    """
 
     key: str
     columns: int
@@ -56,12 +64,14 @@ class Volume:
         return self.slope == 1
 
     def png(self, index: int, window: Window | None = None) -> bytes:
-        """Return a slice as an 8-bit grey PNG as radiologists look at it: the forehead up, the patient's left on the right.
+        """Return a slice as an 8-bit grey PNG as radiologists look at it: the forehead up, the
+        patient's left on the right.
 
         Args:
             index: counts from 0 in anatomical order.
-            window: what is shown; where it is left out the brain window. Of pictures without HU the greys are shown as they were
-                submitted, unless a window other than those for HU is given.
+            window: what is shown; where it is left out the brain window. Of pictures without HU the
+                greys are shown as they were submitted, unless a window other than those for HU is
+                given.
 
         Raises:
             IndexError: there is no such slice.
@@ -72,7 +82,12 @@ class Volume:
         stop = self.starts[index + 1] if index + 1 < len(self.starts) else None
         stored = storage.get(self.key, self.starts[index], stop)
         try:
-            voxels = array("H", zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, 2 * self.columns * self.rows))
+            voxels = array(
+                "H",
+                zlib.decompressobj(-zlib.MAX_WBITS).decompress(
+                    stored, 2 * self.columns * self.rows
+                ),
+            )
         except (zlib.error, ValueError) as err:
             raise StorageError("A stored series is damaged.") from err
         if len(voxels) != self.columns * self.rows:
@@ -83,7 +98,8 @@ class Volume:
             window = WINDOWS["brain"] if self.is_hu else AS_SUBMITTED
         grey = grey_of(window, self.slope, self.intercept)
         shown = bytes([grey[voxel] for voxel in voxels])
-        # Stored to the right and to the front (RAS), looked at from the foot end with the face up: turned by 180 degrees.
+        # Stored to the right and to the front (RAS), looked at from the foot end with the face up:
+        # turned by 180 degrees.
         return png(shown[::-1], self.columns)
 
 
@@ -101,8 +117,12 @@ def open_volume(key: str) -> Volume:
         while name != POSITIONS:
             extra = extra[SUBFIELD.size + length :]
             name, length = SUBFIELD.unpack_from(extra)
-        starts = tuple(start for (start,) in iter_unpack("<I", extra[SUBFIELD.size : SUBFIELD.size + length]))
-        nifti = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head[12 + extra_bytes :], NIFTI_BYTES)
+        starts = tuple(
+            start for (start,) in iter_unpack("<I", extra[SUBFIELD.size : SUBFIELD.size + length])
+        )
+        nifti = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
+            head[12 + extra_bytes :], NIFTI_BYTES
+        )
         _, columns, rows, slices = unpack_from("<4h", nifti, 40)
         column_mm, row_mm, slice_mm = unpack_from("<3f", nifti, 80)
         slope, intercept = unpack_from("<2f", nifti, 112)
@@ -117,11 +137,15 @@ def open_volume(key: str) -> Volume:
 
 @lru_cache(maxsize=16)
 def grey_of(window: Window, slope: float, intercept: float) -> bytes:
-    """Return the grey of each value of a voxel, by its 16 bits read without sign: black below the window, white above."""
+    """Return the grey of each value of a voxel, by its 16 bits read without sign: black below the
+    window, white above.
+    """
     low = (window.level - window.width / 2 - intercept) / slope
     span = window.width / slope
     first, last = (min(max(int(edge), -32768), 32768) for edge in (low, low + span + 1))
-    ramp = bytes([min(max(round(255 * (value - low) / span), 0), 255) for value in range(first, last)])
+    ramp = bytes(
+        [min(max(round(255 * (value - low) / span), 0), 255) for value in range(first, last)]
+    )
     greys = bytes(first + 32768) + ramp + b"\xff" * (32768 - last)
     return greys[32768:] + greys[:32768]
 
@@ -131,7 +155,12 @@ def png(greys: bytes, columns: int) -> bytes:
     rows = [greys[start : start + columns] for start in range(0, len(greys), columns)]
     header = pack(">2I5B", columns, len(rows), 8, 0, 0, 0, 0)
     pixels = zlib.compress(b"".join([b"\0" + row for row in rows]), FAST)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header)
+        + _chunk(b"IDAT", pixels)
+        + _chunk(b"IEND", b"")
+    )
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:

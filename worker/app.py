@@ -1,11 +1,13 @@
-"""The workers' Celery application. The parent process stays bare; everything that cannot be forked is made in its child.
+"""The workers' Celery application. The parent process stays bare; everything that cannot be forked
+is made in its child.
 
     python -m celery -A worker.app worker -Q predict -c 1 QUIET
     python -m celery -A worker.app worker -Q train -c 1 --max-tasks-per-child 1 QUIET
     python -m celery -A worker.app worker -Q maintenance -c 1 -B QUIET
 
-where QUIET is `--without-mingle --without-gossip --without-heartbeat`, and `-n predict-2@%h` names a second one of a machine.
-A worker that does not mingle is ready a second sooner. SIGTERM or SIGINT, to the parent or to its whole process group, stops a
+where QUIET is `--without-mingle --without-gossip --without-heartbeat`, and `-n predict-2@%h` names
+a second one of a machine. A worker that does not mingle is ready a second sooner. SIGTERM or
+SIGINT, to the parent or to its whole process group, stops a
 worker in order: a batch is finished, a training is handed back with its checkpoint.
 """
 
@@ -42,7 +44,9 @@ BROKER_S = 10.0
 BEAT_LOOK_S = 1.0
 
 _stop = mmap.mmap(-1, 1)
-"""One byte that the parent shares with its children: 1 once they are to stop. A signal would meet a child in the middle of things."""
+"""One byte that the parent shares with its children: 1 once they are to stop. A signal would meet a
+child in the middle of things.
+"""
 
 _storage_away = mmap.mmap(-1, 1)
 """Another byte: 1 while the storage is missed, which is told once and not by each child anew."""
@@ -58,7 +62,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Celery:
     app = webapp.create_app(config)
     celery: Celery = app.extensions["celery"]
     celery.conf.update(
-        # The sweep runs even where every nudge was lost. One that could not be delivered in time is of no use later.
+        # The sweep runs even where every nudge was lost. One that could not be delivered in time is
+        # of no use later.
         beat_schedule={
             task: {"task": task, "schedule": every_s, "options": {"expires": every_s}}
             for task, every_s in ((jobs.SWEEP, app.config["SWEEP_S"]), (jobs.TIDY, TIDY_S))
@@ -66,7 +71,10 @@ def create_app(config: Mapping[str, Any] | None = None) -> Celery:
         # The schedule is above; a shelve file would only be something to lose and to lock.
         beat_scheduler="celery.beat:Scheduler",
         # A worker has more patience with a busy broker than a web request may have.
-        broker_transport_options={**celery.conf.broker_transport_options, "socket_timeout": BROKER_S},
+        broker_transport_options={
+            **celery.conf.broker_transport_options,
+            "socket_timeout": BROKER_S,
+        },
         # Workers are seen in SQL, so nobody asks them by broker.
         worker_enable_remote_control=False,
     )
@@ -99,8 +107,12 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
     def refuse_wrong_queue(**_: Any) -> None:
         queues = set(celery.amqp.queues.consume_from)
         if len(queues) != 1 or not queues <= set(jobs.QUEUES):
-            raise SystemExit(f"A worker serves one queue: -Q {', -Q '.join(jobs.QUEUES[:-1])} or -Q {jobs.QUEUES[-1]}.")
-        # Where the platform would start a fresh interpreter (macOS), the child would lack this application.
+            raise SystemExit(
+                f"A worker serves one queue: -Q {', -Q '.join(jobs.QUEUES[:-1])} or -Q"
+                f" {jobs.QUEUES[-1]}."
+            )
+        # Where the platform would start a fresh interpreter (macOS), the child would lack this
+        # application.
         billiard.set_start_method("fork", force=True)
 
     def write_json(loglevel: int = logging.WARNING, **_: Any) -> None:
@@ -111,7 +123,8 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         _stop[0] = 1
 
     def begin(**_: Any) -> None:
-        # The parent decides when a child ends; a signal to the whole process group must not interrupt a batch.
+        # The parent decides when a child ends; a signal to the whole process group must not
+        # interrupt a batch.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with app.app_context():
             db.engine.dispose(close=False)
@@ -126,19 +139,23 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         app.extensions["presence"].stop()
 
     def sweep_at_once(**_: Any) -> None:
-        # Beat's first tick comes after a whole interval; until a sweep has run, nothing says that the broker delivers, and a
-        # service that is stopped every evening would seldom tidy.
+        # Beat's first tick comes after a whole interval; until a sweep has run, nothing says that
+        # the broker delivers, and a service that is stopped every evening would seldom tidy.
         with app.app_context():
             jobs.nudge(jobs.SWEEP)
             jobs.nudge(jobs.TIDY)
 
     def end_with_beat(sender: Any, **_: Any) -> None:
-        # Celery does not start a beat process again that was killed: without it nothing would be swept, and nobody would notice.
+        # Celery does not start a beat process again that was killed: without it nothing would be
+        # swept, and nobody would notice.
         beat: Any = sender.controller.beat
 
         def look() -> None:
             if not beat.is_alive() and state.should_stop is None:
-                log.error("The beat process has died, so this worker ends; its supervisor starts both again.")
+                log.error(
+                    "The beat process has died, so this worker ends; its supervisor starts both"
+                    " again."
+                )
                 state.should_stop = EX_FAILURE
 
         if beat is not None:
@@ -146,7 +163,8 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
 
     # weak=False: these functions have no other owner.
     if app.config["LOG_FORMAT"] == "json":
-        signals.celeryd_init.connect(write_json, weak=False)  # Celery warns of a superuser before it sets up logging.
+        # Celery warns of a superuser before it sets up logging.
+        signals.celeryd_init.connect(write_json, weak=False)
         signals.setup_logging.connect(write_json, weak=False)
     signals.celeryd_after_setup.connect(refuse_wrong_queue, weak=False)
     signals.worker_shutting_down.connect(tell_children, weak=False)
@@ -157,7 +175,9 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
 
 
 def prepare_to_predict() -> None:
-    """Load the live model, so that the first scan need not wait; without it the worker starts all the same."""
+    """Load the live model, so that the first scan need not wait; without it the worker starts all
+    the same.
+    """
     from worker.prediction import warm_up
 
     try:

@@ -1,4 +1,6 @@
-"""How a new version compares with those before it: paired differences on what both answered out of fold."""
+"""How a new version compares with those before it: paired differences on what both answered out of
+fold.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,17 @@ def compare_with_earlier(run: Path, folder: Path) -> list[dict[str, Any]]:
         folder: where the others' answers may lie for a while.
 
     Returns:
-        For each version {"version_id", "card_id"} and either {"slice" and "patient": {"n", "auroc", "accuracy"}}, each difference
-        (this training minus that version) as {"value", "low", "high", "n"}, or {"reason"}, a sentence why there is none. Whatever goes
+        For each version {"version_id", "card_id"} and either {"slice" and "patient": {"n", "auroc",
+        "accuracy"}}, each difference (this training minus that version) as {"value", "low", "high",
+        "n"}, or {"reason"}, a sentence why there is none. Whatever goes
         wrong is such a reason: a comparison must not cost a training.
     """
     return [
-        {"version_id": version.id, "card_id": version.card_id, **_difference(version, run, folder / "earlier" / version.card_id)}
+        {
+            "version_id": version.id,
+            "card_id": version.card_id,
+            **_difference(version, run, folder / "earlier" / version.card_id),
+        }
         for version in committed(_versions_before)
     ]
 
@@ -64,5 +71,13 @@ def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, An
         return {"reason": str(err)}
     except Exception:
         log.exception("version=%s could not be compared", version.id)
-        return {"reason": "Something unexpected went wrong in this comparison; the log has the details."}
-    return {level: {"n": found[level]["n"], **{name: found[level]["differences"][0][name] for name in DIFFERENCES}} for level in LEVELS}
+        return {
+            "reason": "Something unexpected went wrong in this comparison; the log has the details."
+        }
+    return {
+        level: {
+            "n": found[level]["n"],
+            **{name: found[level]["differences"][0][name] for name in DIFFERENCES},
+        }
+        for level in LEVELS
+    }

@@ -1,8 +1,10 @@
-"""Users' files are decoded by a child process with limits (`ml.decode`): a file that crashes, hangs or swells ends its own scan alone.
+"""Users' files are decoded by a child process with limits (`ml.decode`): a file that crashes, hangs
+or swells ends its own scan alone.
 
-One child serves a worker process as long as it lives: starting one takes longer than most decodes. It is started at the first scan,
-inherits no secret and no open file, and ends with its worker, whose end closes the child's input. `multiprocessing` would not do: it
-refuses to start a process inside a Celery child.
+One child serves a worker process as long as it lives: starting one takes longer than most decodes.
+It is started at the first scan, inherits no secret and no open file, and ends with its worker,
+whose end closes the child's input. `multiprocessing` would not do: it refuses to start a process
+inside a Celery child.
 """
 
 from __future__ import annotations
@@ -29,11 +31,18 @@ from worker.presence import presence
 
 log = logging.getLogger(__name__)
 
-BEYOND_LIMITS = "The file could not be decoded within the limits on time and memory; it may be damaged or far too large."
+BEYOND_LIMITS = (
+    "The file could not be decoded within the limits on time and memory; it may be damaged or far"
+    " too large."
+)
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV")
-"""What the child may know of this process's environment; the rest is nothing that a hostile file should find."""
+"""What the child may know of this process's environment; the rest is nothing that a hostile file
+should find.
+"""
 GRACE_S = 10
-"""So much later than this process would, the child kills itself: in case nobody waits for it any more."""
+"""So much later than this process would, the child kills itself: in case nobody waits for it any
+more.
+"""
 
 
 class BeyondLimits(ImageError):
@@ -56,13 +65,19 @@ class Decoder:
         self._child: subprocess.Popen[bytes] | None = None
 
     def decode(self, paths: Sequence[Path], folder: Path, **limits: int) -> Series:
-        """Return the series that these files are; its pixels lie in a file in `folder`, which may be removed afterwards.
+        """Return the series that these files are; its pixels lie in a file in `folder`, which may
+        be removed afterwards.
 
         Raises:
             ImageError: they cannot be read, or not within the limits.
             OSError: the folder takes no more.
         """
-        request = {"paths": [str(path) for path in paths], "folder": str(folder), "limit_s": self.limit_s + GRACE_S, "limits": limits}
+        request = {
+            "paths": [str(path) for path in paths],
+            "folder": str(folder),
+            "limit_s": self.limit_s + GRACE_S,
+            "limits": limits,
+        }
         answer = self._ask(json.dumps(request).encode() + b"\n")
         if answer is None or answer.get("error", "") is None:
             raise BeyondLimits
@@ -73,9 +88,15 @@ class Decoder:
         # Copied where it is written to, so that a series is as good as one read here.
         pixels = np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)
         slices = [
-            Slice(plane, answer["unit"], spacing and tuple(spacing)) for plane, spacing in zip(pixels, answer["spacing_mm"], strict=True)
+            Slice(plane, answer["unit"], spacing and tuple(spacing))
+            for plane, spacing in zip(pixels, answer["spacing_mm"], strict=True)
         ]
-        return Series(tuple(slices), tuple(answer["warnings"]), answer["distance_mm"], tuple(answer["steps_mm"]))
+        return Series(
+            tuple(slices),
+            tuple(answer["warnings"]),
+            answer["distance_mm"],
+            tuple(answer["steps_mm"]),
+        )
 
     def close(self) -> None:
         """End the child, if there is one."""
@@ -88,8 +109,12 @@ class Decoder:
             self._child = None
 
     def _ask(self, request: bytes) -> dict[str, Any] | None:
-        """Return the child's answer; None if there came none in time, and the next request gets a new child."""
-        child = self._child if self._child is not None and self._child.poll() is None else self._start()
+        """Return the child's answer; None if there came none in time, and the next request gets a
+        new child.
+        """
+        child = (
+            self._child if self._child is not None and self._child.poll() is None else self._start()
+        )
         answer = b""
         try:
             child.stdin.write(request)  # type: ignore[union-attr]
@@ -121,7 +146,8 @@ class Decoder:
     def _start(self) -> subprocess.Popen[bytes]:
         self.close()
         known = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        # A process group of its own: a signal to the worker's must not interrupt a batch. One thread: of many, each costs memory.
+        # A process group of its own: a signal to the worker's must not interrupt a batch. One
+        # thread: of many, each costs memory.
         self._child = subprocess.Popen(
             [sys.executable, "-m", "ml.decode", str(self.memory_mb)],
             stdin=subprocess.PIPE,
@@ -137,7 +163,8 @@ _decoder: Decoder | None = None
 
 
 def decode(paths: Sequence[Path], **limits: int) -> Series:
-    """Return the series that these files are, decoded by this process's child; `limits` are those of `ml.images.read_series`.
+    """Return the series that these files are, decoded by this process's child; `limits` are those
+    of `ml.images.read_series`.
 
     Raises:
         ImageError: they cannot be read, or not within the limits.

@@ -29,7 +29,9 @@ LOOK_S = 1.0
 
 
 def draw_next_heatmap() -> bool:
-    """Claim one heat map and draw it; False if none was queued, or it was handed back. One at a time: verdicts go before maps."""
+    """Claim one heat map and draw it; False if none was queued, or it was handed back. One at a
+    time: verdicts go before maps.
+    """
     mine = presence()
 
     def claim() -> Heatmap | None:
@@ -41,7 +43,9 @@ def draw_next_heatmap() -> bool:
         return db.session.scalar(
             select(Heatmap)
             .where(Heatmap.id == claimed[0].id)
-            .options(joined.joinedload(Prediction.scan), joined.joinedload(Prediction.model_version))
+            .options(
+                joined.joinedload(Prediction.scan), joined.joinedload(Prediction.model_version)
+            )
         )
 
     heatmap = committed(claim)
@@ -59,9 +63,14 @@ def draw_next_heatmap() -> bool:
             sentence = sentence_for(err, heatmap)
             held = committed(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
         else:
-            columns = {"image_key": next(iter(keys.values())), "slices": list(keys) if len(heatmap.prediction.slices) > 1 else None}
+            columns = {
+                "image_key": next(iter(keys.values())),
+                "slices": list(keys) if len(heatmap.prediction.slices) > 1 else None,
+            }
             held = committed(lambda: leases.finish(Heatmap, mine.owner, [heatmap.id], **columns))
-        if not held and not committed(lambda: db.session.scalar(select(Heatmap.id).where(Heatmap.id == heatmap.id))):
+        if not held and not committed(
+            lambda: db.session.scalar(select(Heatmap.id).where(Heatmap.id == heatmap.id))
+        ):
             for key in keys.values():
                 storage.discard(key)  # Its scan was deleted meanwhile.
     return goes_on
@@ -71,7 +80,8 @@ def draw(heatmap: Heatmap) -> None:
     """Store pictures of where the version that gave the verdict looked.
 
     Raises:
-        Stopped: the worker was asked to stop before all were drawn, or nobody asks for them any more.
+        Stopped: the worker was asked to stop before all were drawn, or nobody asks for them any
+            more.
     """
     predictor = predictor_for(heatmap.prediction.model_version)
     series = read_original(heatmap.prediction.scan)
@@ -84,7 +94,9 @@ def draw(heatmap: Heatmap) -> None:
 
 
 def _watch(heatmap_id: str) -> Callable[[], bool]:
-    """Return what tells whether to draw no further; the row is looked at no more often than once a second."""
+    """Return what tells whether to draw no further; the row is looked at no more often than once a
+    second.
+    """
     mine = presence()
     looked_at = time.monotonic()
 
@@ -104,12 +116,21 @@ def keys_of(heatmap: Heatmap) -> dict[int, str]:
     """Return where the slices that get a heat map are drawn, by slice, the shown one first."""
     indices = drawn_slices(heatmap.prediction)
     is_series = len(heatmap.prediction.slices) > 1
-    return {index: heatmap_key(heatmap.id, index) if is_series else f"heatmaps/{heatmap.id}.png" for index in indices}
+    return {
+        index: heatmap_key(heatmap.id, index) if is_series else f"heatmaps/{heatmap.id}.png"
+        for index in indices
+    }
 
 
 def drawn_slices(prediction: Prediction) -> list[int]:
-    """Return which slices get a heat map: those to look at first, the shown one among them, then the most probable positive ones."""
-    by_probability = sorted(range(len(prediction.slices)), key=lambda index: -prediction.slices[index])
-    positive = [index for index in by_probability if prediction.slices[index] >= prediction.threshold]
+    """Return which slices get a heat map: those to look at first, the shown one among them, then
+    the most probable positive ones.
+    """
+    by_probability = sorted(
+        range(len(prediction.slices)), key=lambda index: -prediction.slices[index]
+    )
+    positive = [
+        index for index in by_probability if prediction.slices[index] >= prediction.threshold
+    ]
     first = prediction.first_slices or [shown_slice(prediction.first_slices)]
     return list(dict.fromkeys([*first, *positive]))[:MOST_HEATMAPS]

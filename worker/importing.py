@@ -29,11 +29,20 @@ log = logging.getLogger(__name__)
 Told = Callable[[str, int, int], None]
 """Hears what goes on, how many parts of it are done, and of how many."""
 
-UNPACKING, READING, MEASURING, PROBING = PARTS = ("Unpacking file", "Reading image", "Measuring image", "Trying shortcut")
+UNPACKING, READING, MEASURING, PROBING = PARTS = (
+    "Unpacking file",
+    "Reading image",
+    "Measuring image",
+    "Trying shortcut",
+)
 MOST_BEYOND_LIMITS = 10
-"""Images of one data set that may take longer than is allowed: an archive of such would keep a worker for days."""
+"""Images of one data set that may take longer than is allowed: an archive of such would keep a
+worker for days.
+"""
 LOOK_S = 1.0
-"""How often progress is written and the lease looked at: an import that was cancelled ends within a second and a part."""
+"""How often progress is written and the lease looked at: an import that was cancelled ends within a
+second and a part.
+"""
 
 
 class ImportStopped(Exception):
@@ -41,7 +50,9 @@ class ImportStopped(Exception):
 
 
 def import_next_dataset() -> bool:
-    """Claim one queued data set and end it as ready or with a sentence, or hand it back; False if none was queued."""
+    """Claim one queued data set and end it as ready or with a sentence, or hand it back; False if
+    none was queued.
+    """
     mine = presence()
     claimed = committed(lambda: leases.claim(Dataset, mine.owner))
     if not claimed:
@@ -59,19 +70,28 @@ def import_next_dataset() -> bool:
             let_go(dataset)
         except (DatasetError, StorageError) as err:
             sentence = str(err)
-            if committed(lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence})) and isinstance(err, DatasetError):
+            if committed(
+                lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence})
+            ) and isinstance(err, DatasetError):
                 stored(lambda: storage.delete(dataset.archive_key))  # It will never be read again.
         except Exception:
             log.error("dataset=%s failed unexpectedly", dataset.id)
-            sentence = "Something unexpected went wrong while this data set was read; the log has the details."
+            sentence = (
+                "Something unexpected went wrong while this data set was read; the log has the"
+                " details."
+            )
             committed(lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence}))
             raise
     return True
 
 
 def let_go(dataset: Dataset) -> None:
-    """Leave a data set that this worker no longer holds; of one that was cancelled, and perhaps deleted, nothing stays."""
-    status = committed(lambda: db.session.scalar(select(Dataset.status).where(Dataset.id == dataset.id)))
+    """Leave a data set that this worker no longer holds; of one that was cancelled, and perhaps
+    deleted, nothing stays.
+    """
+    status = committed(
+        lambda: db.session.scalar(select(Dataset.status).where(Dataset.id == dataset.id))
+    )
     if status in (JobStatus.CANCELLED, None):
         storage.discard(sheet_key(dataset))
         log.info("dataset=%s was cancelled", dataset.id)
@@ -96,7 +116,10 @@ def look_into(dataset: Dataset) -> dict[str, object]:
         if mine.stopping():
             raise ImportStopped
         if time.monotonic() - looked_at >= LOOK_S:
-            columns = {"progress": (PARTS.index(what) + done / total) / len(PARTS), "stage": f"{what} {done} of {total}"}
+            columns = {
+                "progress": (PARTS.index(what) + done / total) / len(PARTS),
+                "stage": f"{what} {done} of {total}",
+            }
             if not committed(lambda: leases.write(Dataset, mine.owner, [dataset.id], **columns)):
                 raise LeaseLost
             looked_at = time.monotonic()
@@ -108,7 +131,11 @@ def look_into(dataset: Dataset) -> dict[str, object]:
         measured = exploration.measure_all(opened, partial(tell, MEASURING))
         explored = exploration.explore(opened, measured, partial(tell, PROBING))
     stored(lambda: storage.put(sheet_key(dataset), sheet.getvalue()))
-    return {"fingerprint": opened.fingerprint, "exploration": explored, "contact_sheet_key": sheet_key(dataset)}
+    return {
+        "fingerprint": opened.fingerprint,
+        "exploration": explored,
+        "contact_sheet_key": sheet_key(dataset),
+    }
 
 
 def sheet_key(dataset: Dataset) -> str:
@@ -117,9 +144,11 @@ def sheet_key(dataset: Dataset) -> str:
 
 
 def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dataset:
-    """Fetch a data set's archive, unpack it in `folder` and read it; `on_part` hears of files and images.
+    """Fetch a data set's archive, unpack it in `folder` and read it; `on_part` hears of files and
+    images.
 
-    An image that harms whoever decodes it is left out like any that cannot be read. What is decoded again later was read here first.
+    An image that harms whoever decodes it is left out like any that cannot be read. What is decoded
+    again later was read here first.
 
     Raises:
         DatasetError: it cannot be used.
@@ -128,13 +157,19 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dat
     archive = folder / "archive.zip"
     stored(lambda: storage.fetch(dataset.archive_key, archive))
     max_bytes = current_app.config["MAX_DATASET_MB"] * 2**20
-    root = datasets.unpack(archive, folder / dataset.id, max_bytes=max_bytes, on_file=partial(on_part, UNPACKING))
+    root = datasets.unpack(
+        archive, folder / dataset.id, max_bytes=max_bytes, on_file=partial(on_part, UNPACKING)
+    )
     archive.unlink()
-    return datasets.read_dataset(root, dataset.name, partial(on_part, READING), decode=_reader_with_limits())
+    return datasets.read_dataset(
+        root, dataset.name, partial(on_part, READING), decode=_reader_with_limits()
+    )
 
 
 def _reader_with_limits() -> Callable[..., Series]:
-    """Return what reads the images of one data set as `ml.images.read_series` does, in the decoder's child."""
+    """Return what reads the images of one data set as `ml.images.read_series` does, in the
+    decoder's child.
+    """
     beyond = 0
 
     def read(paths: Sequence[Path], **limits: int) -> Series:
@@ -145,7 +180,9 @@ def _reader_with_limits() -> Callable[..., Series]:
             beyond += 1
             if beyond > MOST_BEYOND_LIMITS:
                 many = f"More than {MOST_BEYOND_LIMITS} images, {paths[0].name} the last,"
-                raise DatasetError(f"{many} could not be decoded within the limits on time and memory.") from err
+                raise DatasetError(
+                    f"{many} could not be decoded within the limits on time and memory."
+                ) from err
             raise
 
     return read

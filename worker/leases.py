@@ -1,7 +1,8 @@
 """Who owns a queued row: claim, renew, finish, hand back, reap.
 
-A row is `running` while a worker holds its lease, and every write about it is conditional on still holding it. So a worker
-that was presumed dead can never overwrite what its successor did. All times are the database's; the caller commits.
+A row is `running` while a worker holds its lease, and every write about it is conditional on still
+holding it. So a worker that was presumed dead can never overwrite what its successor did. All times
+are the database's; the caller commits.
 """
 
 from __future__ import annotations
@@ -10,7 +11,21 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from flask import current_app
-from sqlalchemy import CTE, ColumnElement, Select, case, func, insert, literal, literal_column, null, or_, select, true, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Select,
+    case,
+    func,
+    insert,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.orm import InstrumentedAttribute
 
 from webapp.extensions import database_now, db
@@ -21,7 +36,9 @@ MOST_DEATHS = 3
 """The third death that counts is the last: the row fails."""
 
 MOST_CLAIMED_AHEAD = 16
-"""A claim looks at so many times its limit: as many claims at the same moment find rows that no other has locked."""
+"""A claim looks at so many times its limit: as many claims at the same moment find rows that no
+other has locked.
+"""
 
 Row = TypeVar("Row", bound=Leased)
 
@@ -33,30 +50,48 @@ class LeaseLost(Exception):
 def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None) -> list[Row]:
     """Take the next queued rows, up to `limit`, in one statement; no other worker gets them.
 
-    The oldest are next; where rows belong to people (`Leased.in_turn_of`), the oldest of each person in turn, whoever has fewest at
-    work first, so that one's single scan waits for one batch and not behind another's thousands. Urgent rows (`Leased.urgency`)
-    go before all others, among themselves in the same turns.
+    The oldest are next; where rows belong to people (`Leased.in_turn_of`), the oldest of each
+    person in turn, whoever has fewest at work first, so that one's single scan waits for one batch
+    and not behind another's thousands. Urgent rows (`Leased.urgency`) go before all others, among
+    themselves in the same turns.
 
-    A claim of one row sees no turns but those of rows at work, so whoever makes many such claims says whose row was the last
-    (`after`): the people go round by their ids then, and one's thousands of older rows are no reason to come first.
+    A claim of one row sees no turns but those of rows at work, so whoever makes many such claims
+    says whose row was the last (`after`): the people go round by their ids then, and one's
+    thousands of older rows are no reason to come first.
 
-    A row whose batch died before is claimed alone, so that the next death tells who causes it. Only deaths while alone count.
+    A row whose batch died before is claimed alone, so that the next death tells who causes it. Only
+    deaths while alone count.
     """
     turns = _turns(table, limit, after)
     order = ("turn",) if after is None else ("turn", "is_passed", "person")
-    next_rows = select(turns).order_by(*_in_order(table, turns.c, *(turns.c[name] for name in order))).limit(limit)
+    next_rows = (
+        select(turns)
+        .order_by(*_in_order(table, turns.c, *(turns.c[name] for name in order)))
+        .limit(limit)
+    )
     if _on_postgresql():  # SQLite has one writer at a time.
-        # Locked one by one, by key. The status is asked here too, and again once there is a row that another claim had locked.
-        free = select(table.id).where(table.id == turns.c.id, table.status == JobStatus.QUEUED).with_for_update(skip_locked=True)
+        # Locked one by one, by key. The status is asked here too, and again once there is a row
+        # that another claim had locked.
+        free = (
+            select(table.id)
+            .where(table.id == turns.c.id, table.status == JobStatus.QUEUED)
+            .with_for_update(skip_locked=True)
+        )
         next_rows = next_rows.join(free.lateral("free"), true())
     following = next_rows.cte("following")
-    in_turn = select(following).order_by(*_in_order(table, following.c, *(following.c[name] for name in order))).limit(1)
+    in_turn = (
+        select(following)
+        .order_by(*_in_order(table, following.c, *(following.c[name] for name in order)))
+        .limit(1)
+    )
     first = in_turn.with_only_columns(following.c.id).scalar_subquery()
     deaths_of_first = in_turn.with_only_columns(following.c.attempts).scalar_subquery()
     fresh_company = (following.c.attempts == 0) & (deaths_of_first == 0)
     claimed = db.session.scalars(
         update(table)
-        .where(table.id.in_(select(following.c.id).where(or_(following.c.id == first, fresh_company))))
+        .where(
+            table.id.in_(select(following.c.id).where(or_(following.c.id == first, fresh_company)))
+        )
         .values(
             status=JobStatus.RUNNING,
             lease_owner=owner,
@@ -71,15 +106,23 @@ def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None
 
 
 def _turns(table: type[Row], limit: int, after: str | None) -> CTE:
-    """Return the queued rows that a claim of `limit` looks at, each with its turn: 1 for the oldest of a person who has none at work,
-    and so on. Where nobody owns rows every turn is 0.
+    """Return the queued rows that a claim of `limit` looks at, each with its turn: 1 for the oldest
+    of a person who has none at work, and so on. Where nobody owns rows every turn is 0.
     """
     person = table.in_turn_of()
     most = MOST_CLAIMED_AHEAD * limit
     if person is None:
         return _oldest(table, literal(0).label("turn")).limit(most).cte("turns")
-    rows = (_oldest_of_each(table, person, limit) if _on_postgresql() else _oldest(table, person.label("person"))).subquery("rows")
-    at_work = select(person.label("person"), func.count().label("rows")).where(table.status == JobStatus.RUNNING).group_by(person)
+    rows = (
+        _oldest_of_each(table, person, limit)
+        if _on_postgresql()
+        else _oldest(table, person.label("person"))
+    ).subquery("rows")
+    at_work = (
+        select(person.label("person"), func.count().label("rows"))
+        .where(table.status == JobStatus.RUNNING)
+        .group_by(person)
+    )
     busy = at_work.subquery("busy")
     place = func.row_number().over(partition_by=rows.c.person, order_by=_in_order(table, rows.c))
     turn = (place + func.coalesce(busy.c.rows, 0)).label("turn")
@@ -89,35 +132,54 @@ def _turns(table: type[Row], limit: int, after: str | None) -> CTE:
     return turns.order_by(*_in_order(table, rows.c, *order)).limit(most).cte("turns")
 
 
-def _oldest_of_each(table: type[Row], person: InstrumentedAttribute[str], limit: int) -> Select[Any]:
-    """Return the queued rows of each person that a claim of `limit` may come to, in the words of PostgreSQL (SQLite has no LATERAL).
+def _oldest_of_each(
+    table: type[Row], person: InstrumentedAttribute[str], limit: int
+) -> Select[Any]:
+    """Return the queued rows of each person that a claim of `limit` may come to, in the words of
+    PostgreSQL (SQLite has no LATERAL).
 
-    It goes from person to person through the index of the queue, so its cost hangs on the number of people and not of rows: of each it
-    looks at `limit`, and at an equal share of those that other claims may have locked.
+    It goes from person to person through the index of the queue, so its cost hangs on the number of
+    people and not of rows: of each it looks at `limit`, and at an equal share of those that other
+    claims may have locked.
     """
     first = select(func.min(person).label("person")).where(_is_queued(table))
     people = first.cte("people", recursive=True)
     following = first.where(person > people.c.person).scalar_subquery()
     people = people.union_all(select(following).where(people.c.person.is_not(None)))
     number = select(func.count()).select_from(people).correlate(None).scalar_subquery()
-    oldest = _oldest(table, person.label("person")).where(person == people.c.person).limit(limit + MOST_CLAIMED_AHEAD * limit // number)
+    oldest = (
+        _oldest(table, person.label("person"))
+        .where(person == people.c.person)
+        .limit(limit + MOST_CLAIMED_AHEAD * limit // number)
+    )
     some = oldest.lateral("oldest")
     return select(some).select_from(people.join(some, true()))
 
 
 def _oldest(table: type[Row], *columns: ColumnElement[Any]) -> Select[Any]:
-    """Return the queued rows with what their order hangs on and these columns, in the order of a queue without people."""
+    """Return the queued rows with what their order hangs on and these columns, in the order of a
+    queue without people.
+    """
     own = table.__table__.c  # type: ignore[attr-defined]
     needed = (own.id, own.attempts, own.queued_at, *table.urgency())
     return select(*needed, *columns).where(_is_queued(table)).order_by(*_in_order(table, own))
 
 
-def _in_order(table: type[Row], columns: Any, *turn: ColumnElement[int]) -> list[ColumnElement[Any]]:
-    return [*(columns[column.key].desc() for column in table.urgency()), *turn, columns.queued_at, columns.id]
+def _in_order(
+    table: type[Row], columns: Any, *turn: ColumnElement[int]
+) -> list[ColumnElement[Any]]:
+    return [
+        *(columns[column.key].desc() for column in table.urgency()),
+        *turn,
+        columns.queued_at,
+        columns.id,
+    ]
 
 
 def _is_queued(table: type[Row]) -> ColumnElement[bool]:
-    """Return the condition of the index of the queue, word for word: a parameter could have any value."""
+    """Return the condition of the index of the queue, word for word: a parameter could have any
+    value.
+    """
     return table.status == literal_column(f"'{JobStatus.QUEUED}'")
 
 
@@ -126,7 +188,9 @@ def _on_postgresql() -> bool:
 
 
 def write(table: type[Row], owner: str, ids: Collection[str], **columns: Any) -> frozenset[str]:
-    """Set columns of rows that `owner` still holds; return the ids of these, and leave the others alone."""
+    """Set columns of rows that `owner` still holds; return the ids of these, and leave the others
+    alone.
+    """
     if not ids:
         return frozenset()
     return frozenset(
@@ -146,7 +210,9 @@ def renew(table: type[Row], owner: str, ids: Collection[str]) -> frozenset[str]:
 
 
 def finish(table: type[Row], owner: str, ids: Collection[str], **columns: Any) -> frozenset[str]:
-    """End rows as done and set `columns`, which may be SQL; return the ids that `owner` still held: only these have the verdict."""
+    """End rows as done and set `columns`, which may be SQL; return the ids that `owner` still held:
+    only these have the verdict.
+    """
     return write(table, owner, ids, **_ended(JobStatus.DONE), progress=1.0, error=None, **columns)
 
 
@@ -154,19 +220,35 @@ def fail(table: type[Row], owner: str, sentences: Mapping[str, str]) -> frozense
     """End rows as failed, each with its sentence; return the ids that `owner` still held."""
     if not sentences:
         return frozenset()
-    return write(table, owner, sentences, **_ended(JobStatus.FAILED), error=case(dict(sentences), value=table.id))
+    return write(
+        table,
+        owner,
+        sentences,
+        **_ended(JobStatus.FAILED),
+        error=case(dict(sentences), value=table.id),
+    )
 
 
 def hand_back(table: type[Row], owner: str, ids: Collection[str]) -> frozenset[str]:
     """Queue rows again at their place; that is no attempt."""
-    return write(table, owner, ids, status=JobStatus.QUEUED, stage=None, lease_owner=None, lease_expires_at=None)
+    return write(
+        table,
+        owner,
+        ids,
+        status=JobStatus.QUEUED,
+        stage=None,
+        lease_owner=None,
+        lease_expires_at=None,
+    )
 
 
 def reap(table: type[Row], what: str) -> dict[str, JobStatus]:
     """Take back every row whose lease expired; return what became of each.
 
-    One that is locked is left to the next sweep: a worker that stands still in the midst of a transaction holds no other rows up. A row is
-    queued again, or failed after the third death that counts: "The worker stopped three times while it `what`."
+    One that is locked is left to the next sweep: a worker that stands still in the midst of a
+    transaction holds no other rows up. A row is
+    queued again, or failed after the third death that counts: "The worker stopped three times while
+    it `what`."
     """
     deaths = table.counted_deaths + case((table.death_counts, 1), else_=0)
     is_last = deaths >= MOST_DEATHS
@@ -189,10 +271,24 @@ def reap(table: type[Row], what: str) -> dict[str, JobStatus]:
         execution_options={"synchronize_session": False},
     ).all()
     if (column := table.in_attempt()) is not None and returned:
-        lost = [{column: row.id, "started_at": row.started_at, "ended_at": database_now(), "outcome": LOST} for row in returned]
+        lost = [
+            {
+                column: row.id,
+                "started_at": row.started_at,
+                "ended_at": database_now(),
+                "outcome": LOST,
+            }
+            for row in returned
+        ]
         db.session.execute(insert(Attempt).values(lost))
     return {row.id: JobStatus(row.status) for row in returned}
 
 
 def _ended(status: JobStatus) -> dict[str, Any]:
-    return {"status": status, "finished_at": database_now(), "stage": None, "lease_owner": None, "lease_expires_at": None}
+    return {
+        "status": status,
+        "finished_at": database_now(),
+        "stage": None,
+        "lease_owner": None,
+        "lease_expires_at": None,
+    }

@@ -1,4 +1,6 @@
-"""Files that no row names: what a deletion could not remove, or a process that was killed between file and row left behind."""
+"""Files that no row names: what a deletion could not remove, or a process that was killed between
+file and row left behind.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,16 @@ ABANDONED_AFTER = timedelta(hours=1)
 ASKED_AT_ONCE = 500
 
 FILE = re.compile(r"[a-z]+/[0-9a-f]{32}\.[^/]+|models/[0-9a-f]{32}/[^/]+")
-"""What is removed looks like this: a kind and a name that begins with a row's id, or a model's folder. Anything else in the storage is
-not ours."""
+"""What is removed looks like this: a kind and a name that begins with a row's id, or a model's
+folder. Anything else in the storage is not ours."""
 DATABASES = "databases"
 """Under this name a database leaves its mark in the storage whose orphans it removes."""
 
 
 def id_in(key: str) -> str:
-    """Return the id that the name of a file begins with: `originals/3f…c2.dcm` is of the scan 3f…c2."""
+    """Return the id that the name of a file begins with: `originals/3f…c2.dcm` is of the scan
+    3f…c2.
+    """
     return key.rsplit("/", 1)[-1].split(".", 1)[0]
 
 
@@ -38,7 +42,9 @@ def folder_of(key: str) -> str:
 
 
 OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
-MAY_CONTINUE = (TrainingRun.status == JobStatus.FAILED) & (TrainingRun.finished_at > database_now(-7 * 24 * 3600))
+MAY_CONTINUE = (TrainingRun.status == JobStatus.FAILED) & (
+    TrainingRun.finished_at > database_now(-7 * 24 * 3600)
+)
 """A run that failed may have kept its last checkpoint, for whoever tries it again within a week."""
 OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], ColumnElement[bool]]] = {
     "originals": (Scan.id, id_in, Scan.original_removed_at.is_(None)),
@@ -51,11 +57,15 @@ OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], Column
     "checkpoints": (TrainingRun.id, id_in, or_(TrainingRun.status.in_(OPEN), MAY_CONTINUE)),
     "models": (ModelVersion.storage_prefix, folder_of, true()),
 }
-"""By kind of file the column that names its owners, what stands there of a file's key, and which rows still need their files."""
+"""By kind of file the column that names its owners, what stands there of a file's key, and which
+rows still need their files.
+"""
 
 
 def remove_orphans() -> None:
-    """Remove the files that nobody needs; a storage that is away is asked again at the next time."""
+    """Remove the files that nobody needs; a storage that is away is asked again at the next
+    time.
+    """
     try:
         if not storage_is_ours():
             return
@@ -65,12 +75,22 @@ def remove_orphans() -> None:
     before = datetime.now(UTC) - ABANDONED_AFTER
     for kind, (column, name_in, needs) in OWNERS.items():
         try:
-            old = [key for key, written in storage.written(kind).items() if written < before and FILE.fullmatch(key)]
+            old = [
+                key
+                for key, written in storage.written(kind).items()
+                if written < before and FILE.fullmatch(key)
+            ]
         except StorageError as err:
             log.warning("orphans of %s could not be looked for: %s", kind, type(err).__name__)
             continue
-        for keys in (old[first : first + ASKED_AT_ONCE] for first in range(0, len(old), ASKED_AT_ONCE)):
-            needed = set(db.session.scalars(select(column).where(column.in_({name_in(key) for key in keys}), needs)))
+        for keys in (
+            old[first : first + ASKED_AT_ONCE] for first in range(0, len(old), ASKED_AT_ONCE)
+        ):
+            needed = set(
+                db.session.scalars(
+                    select(column).where(column.in_({name_in(key) for key in keys}), needs)
+                )
+            )
             db.session.commit()
             for key in keys:
                 # A part is what a process was writing when it was killed.
@@ -82,10 +102,13 @@ def remove_orphans() -> None:
 def storage_is_ours() -> bool:
     """True where this database alone has left its mark in the storage, now or earlier.
 
-    A new database, a mistaken address or a copy for tests knows none of the rows that the files belong to, and would remove them all.
-    A database is known by its first model version, which setup makes.
+    A new database, a mistaken address or a copy for tests knows none of the rows that the files
+    belong to, and would remove them all. A database is known by its first model version, which
+    setup makes.
     """
-    ours = db.session.scalar(select(ModelVersion.id).order_by(ModelVersion.created_at, ModelVersion.id).limit(1))
+    ours = db.session.scalar(
+        select(ModelVersion.id).order_by(ModelVersion.created_at, ModelVersion.id).limit(1)
+    )
     db.session.commit()
     if ours is None:
         return False
@@ -93,6 +116,9 @@ def storage_is_ours() -> bool:
     if not marks:
         storage.put(f"{DATABASES}/{ours}", b"")
     elif marks != {ours}:
-        log.error("orphans are not removed: the storage belongs to another database, as %s/ in it says", DATABASES)
+        log.error(
+            "orphans are not removed: the storage belongs to another database, as %s/ in it says",
+            DATABASES,
+        )
         return False
     return True

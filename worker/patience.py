@@ -1,6 +1,8 @@
-"""What may pass by itself (a storage or a database that is away for a moment) is tried again, at most three times.
+"""What may pass by itself (a storage or a database that is away for a moment) is tried again, at
+most three times.
 
-A storage that stays away is nobody's verdict: what needs it returns to the queue, and nothing is claimed until it is back.
+A storage that stays away is nobody's verdict: what needs it returns to the queue, and nothing is
+claimed until it is back.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ def stored(action: Callable[[], Result]) -> Result:
     """
 
     def once_more() -> Result:
-        # Asked before the last try, so that a storage that comes back now is not held against the file.
+        # Asked before the last try, so that a storage that comes back now is not held against the
+        # file.
         if not storage_answers():
             raise StorageAway("The storage cannot be reached at the moment.")
         return action()
@@ -43,12 +46,16 @@ def stored(action: Callable[[], Result]) -> Result:
 
 
 def storage_is_back() -> bool:
-    """False while a storage that this process missed does not answer yet: what is claimed now could only be handed back."""
+    """False while a storage that this process missed does not answer yet: what is claimed now could
+    only be handed back.
+    """
     return not presence().misses_storage or storage_answers()
 
 
 def storage_answers() -> bool:
-    """True if the storage is there; the log tells when it goes and when it comes back, and not each time that somebody asks."""
+    """True if the storage is there; the log tells when it goes and when it comes back, and not each
+    time that somebody asks.
+    """
     mine, answers = presence(), storage.answers()
     if mine.misses_storage and answers:
         log.info("the storage answers again")
@@ -59,7 +66,8 @@ def storage_answers() -> bool:
 
 
 def kept(action: Callable[[], Result]) -> Result:
-    """Return what `action` makes of files that it writes to this machine's disk, which may be full for a while.
+    """Return what `action` makes of files that it writes to this machine's disk, which may be full
+    for a while.
 
     Raises:
         StorageError: it failed four times; a `StorageAway`, if the storage is away too.
@@ -93,7 +101,11 @@ def committed(action: Callable[[], Result]) -> Result:
     return _patiently(once, (OperationalError, InterfaceError), once)
 
 
-def _patiently(action: Callable[[], Result], passing: tuple[type[Exception], ...], at_last: Callable[[], Result]) -> Result:
+def _patiently(
+    action: Callable[[], Result],
+    passing: tuple[type[Exception], ...],
+    at_last: Callable[[], Result],
+) -> Result:
     for wait_s in WAITS_S:
         try:
             return action()

@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.csv"
 ANSWERS = (PREDICTIONS, "types.csv")
-"""What a training answered out of fold, stored beside its model and no part of it; comparisons read the first, people the second."""
+"""What a training answered out of fold, stored beside its model and no part of it; comparisons read
+the first, people the second.
+"""
 
 MOST_LOADED = 3
 """The live models of slices and of series, and one before, whose heat maps may still be waiting."""
@@ -38,7 +40,11 @@ def predictor_for(version: ModelVersion) -> Predictor:
     predictor = _loaded.get(version.card_id)
     if predictor is None:
         config = current_app.config
-        predictor = Predictor(model_folder(version), threads=config["PREDICT_THREADS"], judges_pictures=config["CHECK_HEAD_CT"])
+        predictor = Predictor(
+            model_folder(version),
+            threads=config["PREDICT_THREADS"],
+            judges_pictures=config["CHECK_HEAD_CT"],
+        )
         _loaded[version.card_id] = predictor
         if len(_loaded) > MOST_LOADED:
             _loaded.popitem(last=False)
@@ -48,7 +54,8 @@ def predictor_for(version: ModelVersion) -> Predictor:
 
 
 def model_folder(version: ModelVersion) -> Path:
-    """Return the folder of that version on this machine: its files are those that its card names, or are fetched anew.
+    """Return the folder of that version on this machine: its files are those that its card names,
+    or are fetched anew.
 
     Raises:
         StorageError: they cannot be fetched.
@@ -60,7 +67,9 @@ def model_folder(version: ModelVersion) -> Path:
             if read_card(folder).id == version.card_id:
                 return folder
         except ArtifactError as err:
-            log.warning("version=%s the cached model is damaged and is fetched again: %s", version.id, err)
+            log.warning(
+                "version=%s the cached model is damaged and is fetched again: %s", version.id, err
+            )
         shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fetched = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder.parent))
@@ -69,7 +78,9 @@ def model_folder(version: ModelVersion) -> Path:
             if (name := key.rsplit("/", 1)[-1]) not in ANSWERS:
                 stored(lambda key=key, name=name: storage.fetch(key, fetched / name))  # type: ignore[misc]
         if read_card(fetched).id != version.card_id:
-            raise ArtifactError(f"The stored files of model version {version.id} belong to another model.")
+            raise ArtifactError(
+                f"The stored files of model version {version.id} belong to another model."
+            )
         try:
             fetched.rename(folder)
         except OSError:
@@ -82,7 +93,9 @@ def model_folder(version: ModelVersion) -> Path:
 
 
 def _files_of(version: ModelVersion) -> list[str]:
-    """Return the keys of a version's files; none is a failure to read them: a folder that is not mounted lists nothing."""
+    """Return the keys of a version's files; none is a failure to read them: a folder that is not
+    mounted lists nothing.
+    """
     keys = storage.keys(version.storage_prefix)
     if not keys:
         raise StorageError(f"There are no files of model version {version.id} in the storage.")

@@ -1,4 +1,6 @@
-"""A worker process that is alive says so: its row, its heartbeat, the leases it holds and its folder."""
+"""A worker process that is alive says so: its row, its heartbeat, the leases it holds and its
+folder.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,17 @@ ABANDONED_S = 600
 class Presence:
     """This process as the database knows it; `owner` is written into its leases.
 
-    Made in the pool's child, never in the Celery parent, because it holds a thread and a database connection.
+    Made in the pool's child, never in the Celery parent, because it holds a thread and a database
+    connection.
     """
 
-    def __init__(self, app: Flask, queue: str, stopping: Callable[[], bool] = lambda: False, storage_away: mmap.mmap | None = None) -> None:
+    def __init__(
+        self,
+        app: Flask,
+        queue: str,
+        stopping: Callable[[], bool] = lambda: False,
+        storage_away: mmap.mmap | None = None,
+    ) -> None:
         host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())[:50]
         self.queue = queue
         self.host = host
@@ -44,7 +53,9 @@ class Presence:
         self.stopping = stopping
         """True once the worker was asked to stop: finish the batch or hand back, then return."""
         self.last_read_for = ""
-        """Whose scan was read last: the others are next, where not all that are claimed can be read together."""
+        """Whose scan was read last: the others are next, where not all that are claimed can be read
+        together.
+        """
         self.last_drawn_for = ""
         """Whose heat map was drawn last: the others are next."""
         self._storage_away = storage_away or mmap.mmap(-1, 1)
@@ -56,7 +67,9 @@ class Presence:
 
     @property
     def misses_storage(self) -> bool:
-        """True since the storage was found to be away: nothing is claimed before it answers (`worker.patience`)."""
+        """True since the storage was found to be away: nothing is claimed before it answers
+        (`worker.patience`).
+        """
         return self._storage_away[0] != 0
 
     @misses_storage.setter
@@ -82,19 +95,34 @@ class Presence:
                 log.warning("worker=%s could not sign off: %s", self.owner, type(err).__name__)
 
     def beat(self) -> None:
-        """Write that this process lives, and renew the leases it holds; a database that is away is tried at the next beat."""
-        # Told by the folder itself: a worker that started beside a database that was away has no row yet, and reads all the same.
+        """Write that this process lives, and renew the leases it holds; a database that is away is
+        tried at the next beat.
+        """
+        # Told by the folder itself: a worker that started beside a database that was away has no
+        # row yet, and reads all the same.
         with suppress(OSError):  # no work folder yet
             os.utime(self.folder)
         with self._app.app_context():
             try:
                 alive = db.session.scalar(
-                    update(Worker).where(Worker.id == self.owner).values(seen_at=database_now()).returning(Worker.id),
+                    update(Worker)
+                    .where(Worker.id == self.owner)
+                    .values(seen_at=database_now())
+                    .returning(Worker.id),
                     execution_options={"synchronize_session": False},
                 )
                 if alive is None:
                     now = database_now()
-                    db.session.add(Worker(id=self.owner, queue=self.queue, host=self.host, pid=os.getpid(), started_at=now, seen_at=now))
+                    db.session.add(
+                        Worker(
+                            id=self.owner,
+                            queue=self.queue,
+                            host=self.host,
+                            pid=os.getpid(),
+                            started_at=now,
+                            seen_at=now,
+                        )
+                    )
                 held = self._held
                 if held is not None:
                     leases.renew(held[0], self.owner, held[1])
@@ -118,7 +146,9 @@ class Presence:
 
     @contextmanager
     def work_folder(self) -> Iterator[Path]:
-        """A fresh folder of this process, removed afterwards; if the process is killed, a sweep removes it."""
+        """A fresh folder of this process, removed afterwards; if the process is killed, a sweep
+        removes it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             yield Path(folder)
@@ -140,15 +170,21 @@ def work_folder_of(app: Flask) -> Path:
 
 
 def remove_abandoned_folders() -> None:
-    """Remove the work folders on this machine whose workers were killed: neither the folder nor the database has heard of them for long.
+    """Remove the work folders on this machine whose workers were killed: neither the folder nor the
+    database has heard of them for long.
 
-    Either alone errs: a worker that started beside a database that was away has no row yet, and this machine's clock may be set.
+    Either alone errs: a worker that started beside a database that was away has no row yet, and
+    this machine's clock may be set.
     """
     root = work_folder_of(current_app)
-    silent = [path for path in root.iterdir() if _age_s(path) > ABANDONED_S] if root.is_dir() else []
+    silent = (
+        [path for path in root.iterdir() if _age_s(path) > ABANDONED_S] if root.is_dir() else []
+    )
     if not silent:
         return
-    alive = set(db.session.scalars(select(Worker.id).where(Worker.seen_at > database_now(-ABANDONED_S))))
+    alive = set(
+        db.session.scalars(select(Worker.id).where(Worker.seen_at > database_now(-ABANDONED_S)))
+    )
     db.session.commit()
     for path in silent:
         if path.name not in alive:

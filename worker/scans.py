@@ -1,4 +1,6 @@
-"""A scan's files as a worker handles them: what was submitted, what is made of it, and what its owner is told of a failure."""
+"""A scan's files as a worker handles them: what was submitted, what is made of it, and what its
+owner is told of a failure.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def read_original(scan: Scan) -> Series:
     """Return what the user submitted.
 
     Raises:
-        StorageError: it cannot be fetched, is not kept any longer, or finds no room on this machine.
+        StorageError: it cannot be fetched, is not kept any longer, or finds no room on this
+            machine.
         ImageError: it is no readable head CT.
     """
     if scan.original_removed_at is not None:
@@ -42,24 +45,37 @@ def read_original(scan: Scan) -> Series:
     with presence().work_folder() as folder:
         original = folder / "original"
         stored(lambda: storage.fetch(scan.original_key, original))
-        paths = kept(lambda: _unpack(original)) if scan.original_key.endswith(PACKED) else [original]
+        paths = (
+            kept(lambda: _unpack(original)) if scan.original_key.endswith(PACKED) else [original]
+        )
         config = current_app.config
-        limits = {"max_bytes": config["MAX_UPLOAD_MB"] * 2**20, "max_pixels": config["MAX_PIXELS"], "max_slices": config["MAX_SLICES"]}
+        limits = {
+            "max_bytes": config["MAX_UPLOAD_MB"] * 2**20,
+            "max_pixels": config["MAX_PIXELS"],
+            "max_slices": config["MAX_SLICES"],
+        }
         limits["cover"] = config["COVER_BESIDE_HEAD"]
         return kept(lambda: decode(paths, **limits))
 
 
 def _unpack(original: Path) -> list[Path]:
-    """Return the files of a series in the order in which they were sent; `webapp.intake` packed them, uncompressed."""
+    """Return the files of a series in the order in which they were sent; `webapp.intake` packed
+    them, uncompressed.
+    """
     with zipfile.ZipFile(original) as packed:
         packed.extractall(original.parent)
         return [original.parent / name for name in packed.namelist()]
 
 
 def store_pictures(scan_id: str, series: Series, index: int) -> None:
-    """Store that slice as the pages show it, large and small, and all slices of a series as a volume."""
+    """Store that slice as the pages show it, large and small, and all slices of a series as a
+    volume.
+    """
     shown = series.slices[index]
-    for key, max_px in ((f"images/{scan_id}.png", IMAGE_PX), (f"thumbnails/{scan_id}.png", THUMBNAIL_PX)):
+    for key, max_px in (
+        (f"images/{scan_id}.png", IMAGE_PX),
+        (f"thumbnails/{scan_id}.png", THUMBNAIL_PX),
+    ):
         content = png(render(shown, max_px))
         stored(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
     if len(series.slices) > 1:
@@ -91,12 +107,16 @@ def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
     if isinstance(err, ImageError | ArtifactError | StorageError):
         return str(err)
     table, row_id = (Scan, row) if isinstance(row, str) else (type(row), row.id)
-    log.error("row=%s failed unexpectedly", row_id, exc_info=err, extra={logs.ids_field(table): [row_id]})
+    log.error(
+        "row=%s failed unexpectedly", row_id, exc_info=err, extra={logs.ids_field(table): [row_id]}
+    )
     return "Something unexpected went wrong with this scan; the administrators find it in the log."
 
 
 def discard_pictures_of_deleted(lost: Collection[str]) -> None:
-    """Remove the pictures of those scans among `lost` that were deleted meanwhile; of the others another worker may have made its own."""
+    """Remove the pictures of those scans among `lost` that were deleted meanwhile; of the others
+    another worker may have made its own.
+    """
     if not lost:
         return
     there = committed(lambda: set(db.session.scalars(select(Scan.id).where(Scan.id.in_(lost)))))

@@ -1,4 +1,6 @@
-"""What brings work back: rows whose worker died return to the queue, and a queue whose nudges were lost gets new ones."""
+"""What brings work back: rows whose worker died return to the queue, and a queue whose nudges were
+lost gets new ones.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,13 @@ def sweep() -> None:
         db.session.commit()
         for row_id, status in reaped.items():
             told = {logs.ids_field(table): [row_id]}
-            log.warning("%s=%s lost its worker and is %s", table.__name__.lower(), row_id, status, extra=told)
+            log.warning(
+                "%s=%s lost its worker and is %s",
+                table.__name__.lower(),
+                row_id,
+                status,
+                extra=told,
+            )
     for queue in NUDGE_OF_QUEUE:
         if not top_up(queue):
             break
@@ -46,15 +54,23 @@ def sweep() -> None:
 
 
 def note_delivery() -> None:
-    """Write that the broker brought this worker a message: the readiness check reads it instead of asking the broker."""
-    db.session.execute(update(Worker).where(Worker.id == presence().owner).values(delivered_at=database_now()))
+    """Write that the broker brought this worker a message: the readiness check reads it instead of
+    asking the broker.
+    """
+    db.session.execute(
+        update(Worker).where(Worker.id == presence().owner).values(delivered_at=database_now())
+    )
     db.session.commit()
 
 
 def top_up(queue: str) -> bool:
-    """Send nudges until min(queued rows, 2 x live workers) wait in `queue`; False if the broker cannot be reached."""
+    """Send nudges until min(queued rows, 2 x live workers) wait in `queue`; False if the broker
+    cannot be reached.
+    """
     live = (
-        select(func.count()).select_from(Worker).where(Worker.queue == queue, Worker.seen_at > database_now(-current_app.config["LEASE_S"]))
+        select(func.count())
+        .select_from(Worker)
+        .where(Worker.queue == queue, Worker.seen_at > database_now(-current_app.config["LEASE_S"]))
     )
     most = max(1, 2 * (db.session.scalar(live) or 0))
     queued = 0
@@ -72,7 +88,9 @@ def top_up(queue: str) -> bool:
 
 
 def nudges_in(queue: str) -> int | None:
-    """Return how many messages wait in the broker, so that an idle minute does not pile them up; None if it cannot be reached."""
+    """Return how many messages wait in the broker, so that an idle minute does not pile them up;
+    None if it cannot be reached.
+    """
     celery: Celery = current_app.extensions["celery"]
     with celery.connection_for_write() as connection:
         try:

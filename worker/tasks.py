@@ -1,7 +1,8 @@
-"""The tasks: each looks into the database for all that its queue is for. A task of this module is one line; the work is beside it.
+"""The tasks: each looks into the database for all that its queue is for. A task of this module is
+one line; the work is beside it.
 
-The modules that do the work are imported by the task, in the child, because they load numpy, ONNX Runtime or TensorFlow, and
-a Celery parent that had loaded these could not fork.
+The modules that do the work are imported by the task, in the child, because they load numpy, ONNX
+Runtime or TensorFlow, and a Celery parent that had loaded these could not fork.
 """
 
 from __future__ import annotations
@@ -17,19 +18,26 @@ def predict_scans() -> None:
     from worker.patience import storage_is_back
     from worker.prediction import answer_next_scans
 
-    while not presence().stopping() and storage_is_back() and (answer_next_scans() or draw_next_heatmap()):
+    while (
+        not presence().stopping()
+        and storage_is_back()
+        and (answer_next_scans() or draw_next_heatmap())
+    ):
         pass
 
 
 def train_model() -> None:
-    """Import one data set or, where none is queued, train one run: then the pool renews this process."""
+    """Import one data set or, where none is queued, train one run: then the pool renews this
+    process.
+    """
     from worker.importing import import_next_dataset
     from worker.patience import storage_answers
 
     # A training fetches much before it would miss the storage.
     if presence().stopping() or not storage_answers() or import_next_dataset():
         return
-    from worker.training import train_next_run  # Here, because it loads TensorFlow, which an import does not need.
+    # Here, because it loads TensorFlow, which an import does not need.
+    from worker.training import train_next_run
 
     train_next_run()
 

@@ -1,4 +1,6 @@
-"""What goes once an hour: scans and originals that were kept for as long as the operator wants, then the files that no row names."""
+"""What goes once an hour: scans and originals that were kept for as long as the operator wants,
+then the files that no row names.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,17 @@ _tidying = threading.Lock()
 
 
 def tidy_meanwhile(app: Flask) -> None:
-    """Tidy in a thread, so that no sweep waits for a slow storage; not while that is going on already."""
+    """Tidy in a thread, so that no sweep waits for a slow storage; not while that is going on
+    already.
+    """
 
     def tidy() -> None:
         with _tidying, app.app_context():
             for remove in (remove_expired, remove_orphans):
                 try:
                     remove()
-                except Exception:  # The other one is not to suffer from it; both are tried again in an hour.
+                # The other one is not to suffer from it; both are tried again in an hour.
+                except Exception:
                     db.session.rollback()
                     log.exception("%s failed", remove.__name__)
 
@@ -42,11 +47,15 @@ def tidy_meanwhile(app: Flask) -> None:
 
 
 def remove_expired() -> None:
-    """Remove what ended longer ago than `KEEP_SCANS_DAYS` and `KEEP_ORIGINALS_DAYS`; any number of processes may do so at once.
+    """Remove what ended longer ago than `KEEP_SCANS_DAYS` and `KEEP_ORIGINALS_DAYS`; any number of
+    processes may do so at once.
 
     A scan that waits or is read is never touched, however old.
     """
-    removals: dict[str, Callable[[ColumnElement[bool]], int]] = {"KEEP_SCANS_DAYS": remove_scans, "KEEP_ORIGINALS_DAYS": remove_originals}
+    removals: dict[str, Callable[[ColumnElement[bool]], int]] = {
+        "KEEP_SCANS_DAYS": remove_scans,
+        "KEEP_ORIGINALS_DAYS": remove_originals,
+    }
     for setting, remove in removals.items():
         days = current_app.config[setting]
         if not days:
@@ -69,10 +78,18 @@ def remove_scans(which: ColumnElement[bool]) -> int:
 
 def remove_originals(which: ColumnElement[bool]) -> int:
     """Remove some of these scans' submitted files, after their rows say so; return how many."""
-    some = select(Scan.id).where(which, Scan.original_removed_at.is_(None)).limit(AT_ONCE).with_for_update(skip_locked=True)
+    some = (
+        select(Scan.id)
+        .where(which, Scan.original_removed_at.is_(None))
+        .limit(AT_ONCE)
+        .with_for_update(skip_locked=True)
+    )
     keys = committed(
         lambda: db.session.scalars(
-            update(Scan).where(Scan.id.in_(some)).values(original_removed_at=database_now(), size=0).returning(Scan.original_key),
+            update(Scan)
+            .where(Scan.id.in_(some))
+            .values(original_removed_at=database_now(), size=0)
+            .returning(Scan.original_key),
             execution_options={"synchronize_session": False},
         ).all()
     )

@@ -1,4 +1,6 @@
-"""One training run: from its row to a model version, continuing from its checkpoint wherever it was interrupted."""
+"""One training run: from its row to a model version, continuing from its checkpoint wherever it was
+interrupted.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,20 @@ WRITE_EVERY_S = 1.0
 
 
 def train_next_run() -> bool:
-    """Claim one queued run and train it to a verdict, or hand it back when the worker stops; False if none was queued."""
+    """Claim one queued run and train it to a verdict, or hand it back when the worker stops; False
+    if none was queued.
+    """
     mine = presence()
 
     def claim() -> TrainingRun | None:
         claimed = leases.claim(TrainingRun, mine.owner)
         if not claimed:
             return None
-        return db.session.scalar(select(TrainingRun).where(TrainingRun.id == claimed[0].id).options(selectinload(TrainingRun.datasets)))
+        return db.session.scalar(
+            select(TrainingRun)
+            .where(TrainingRun.id == claimed[0].id)
+            .options(selectinload(TrainingRun.datasets))
+        )
 
     run = committed(claim)
     if run is None:
@@ -56,8 +64,8 @@ def train_next_run() -> bool:
 class Training:
     """A claimed run while this process works on it.
 
-    The checkpoint in storage, not a folder that some machine has kept, says where the run stands: any machine may have
-    continued it since.
+    The checkpoint in storage, not a folder that some machine has kept, says where the run stands:
+    any machine may have continued it since.
     """
 
     def __init__(self, run: TrainingRun, folder: Path) -> None:
@@ -74,7 +82,9 @@ class Training:
         self._progress: dict[str, Any] = {"stage": "Fetching the data"}
 
     def carry_through(self) -> None:
-        """Train; the row ends as done or failed, or returns to the queue with its checkpoint kept, as far as the storage is there."""
+        """Train; the row ends as done or failed, or returns to the queue with its checkpoint kept,
+        as far as the storage is there.
+        """
         try:
             card = self._train()
             self._is_trained = True
@@ -94,7 +104,8 @@ class Training:
         except (DatasetError, SettingError, ArtifactError) as err:
             self._fail(str(err))
         except StorageError as err:
-            # The storage refused a model that is trained: whoever tries the run again goes on from the checkpoint that was stored last.
+            # The storage refused a model that is trained: whoever tries the run again goes on from
+            # the checkpoint that was stored last.
             self._fail(str(err), keeps_checkpoint=self._is_trained)
         except Exception:
             log.error("run=%s failed unexpectedly", self.run.id)
@@ -102,8 +113,14 @@ class Training:
             raise
 
     def _let_go(self) -> None:
-        """Leave a run that this worker no longer holds; of one that was cancelled no checkpoint stays."""
-        status = committed(lambda: db.session.scalar(select(TrainingRun.status).where(TrainingRun.id == self.run.id)))
+        """Leave a run that this worker no longer holds; of one that was cancelled no checkpoint
+        stays.
+        """
+        status = committed(
+            lambda: db.session.scalar(
+                select(TrainingRun.status).where(TrainingRun.id == self.run.id)
+            )
+        )
         if status == JobStatus.CANCELLED:
             storage.discard(self.checkpoint_key)
             log.info("run=%s was cancelled", self.run.id)
@@ -121,12 +138,16 @@ class Training:
             settings=run.settings,
             seed=run.seed,
             init=init,
-            command=f"Training run {run.id}, launched in the browser from the initial weights {run.initial_weights!r}.",
+            command=(
+                f"Training run {run.id}, launched in the browser from the initial weights"
+                f" {run.initial_weights!r}."
+            ),
         )
         try:
             return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
         except OtherTraining:
-            # A run has one setting and data for ever, but a newer version of this software may read them otherwise.
+            # A run has one setting and data for ever, but a newer version of this software may read
+            # them otherwise.
             log.warning("run=%s begins anew: its checkpoint is of an earlier version", run.id)
             shutil.rmtree(self.out_dir)
             self._kept, self._kept_at = frozenset(), float("-inf")
@@ -143,7 +164,10 @@ class Training:
             case ("imagenet", ":", name) if name in IMAGENET_WEIGHTS:
                 weights = Path(current_app.config["WEIGHTS_DIR"]) / name
                 if not weights.is_file():
-                    raise SettingError(f"The ImageNet weights are not on this worker: its WEIGHTS_DIR has no {name}.")
+                    raise SettingError(
+                        "The ImageNet weights are not on this worker: its WEIGHTS_DIR has no"
+                        f" {name}."
+                    )
                 return weights
             case ("version", ":", version_id):
                 version = committed(lambda: db.session.get(ModelVersion, version_id))
@@ -161,8 +185,10 @@ class Training:
             "stage": progress.stage,
             "progress": progress.fraction,
             "eta_s": progress.eta_s,
-            "current_metrics": {name: float(value) for name, value in progress.metrics.items()}
-            or self._progress.get("current_metrics", {}),
+            "current_metrics": (
+                {name: float(value) for name, value in progress.metrics.items()}
+                or self._progress.get("current_metrics", {})
+            ),
         }
         self._write_now_and_then()
         if time.monotonic() - self._kept_at >= current_app.config["CHECKPOINT_S"]:
@@ -177,7 +203,9 @@ class Training:
             self._write()
 
     def _write(self) -> None:
-        """Write the progress; a database that is away for a while does not end a training, a lost lease does."""
+        """Write the progress; a database that is away for a while does not end a training, a lost
+        lease does.
+        """
         self._written_at = time.monotonic()
         self._write_columns(**self._progress)
 
@@ -193,8 +221,14 @@ class Training:
     def _keep_checkpoint(self) -> None:
         """Store what the training has reached, if that is more than what is stored."""
         checkpoint = self.out_dir / "checkpoint"
-        files = [path for path in checkpoint.rglob("*") if path.is_file() and not path.name.startswith(".")]
-        reached = frozenset((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+        files = [
+            path
+            for path in checkpoint.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        ]
+        reached = frozenset(
+            (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files
+        )
         if not files or reached == self._kept:
             return
         packed = self.folder / "checkpoint.zip"
@@ -203,8 +237,13 @@ class Training:
                 for path in files:
                     archive.write(path, path.relative_to(checkpoint))
             storage.put(self.checkpoint_key, packed)
-        except (OSError, StorageError) as err:  # This machine's disk may be full: the run can be handed back all the same.
-            log.warning("run=%s checkpoint could not be stored: %s", self.run.id, err if isinstance(err, StorageError) else NO_ROOM)
+        # This machine's disk may be full: the run can be handed back all the same.
+        except (OSError, StorageError) as err:
+            log.warning(
+                "run=%s checkpoint could not be stored: %s",
+                self.run.id,
+                err if isinstance(err, StorageError) else NO_ROOM,
+            )
             return
         finally:
             packed.unlink(missing_ok=True)
@@ -223,13 +262,16 @@ class Training:
             archive.extractall(checkpoint)
         packed.unlink()
         self._kept = frozenset(
-            (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.rglob("*") if path.is_file()
+            (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+            for path in checkpoint.rglob("*")
+            if path.is_file()
         )
         self._kept_at = time.monotonic()
         log.info("run=%s continues from its checkpoint", self.run.id)
 
     def _store_model(self, card: Card) -> str:
-        """Store the model folder and its answers, compare them with others', then write version and verdict in one transaction.
+        """Store the model folder and its answers, compare them with others', then write version and
+        verdict in one transaction.
 
         Raises:
             LeaseLost: another worker has the run; nothing of this model stays.
@@ -250,14 +292,19 @@ class Training:
         storage.discard(self.checkpoint_key)
         return version_id
 
-    def _write_version(self, card: Card, comparisons: list[dict[str, Any]], version_id: str, prefix: str) -> None:
+    def _write_version(
+        self, card: Card, comparisons: list[dict[str, Any]], version_id: str, prefix: str
+    ) -> None:
         if db.session.get(ModelVersion, version_id) is not None:
             return  # It was committed, and only the answer to that was lost.
         check = card.export_check
         blocked_because = card.blocked_because or None
         if not check.get("passed"):
             found, limit = check.get("largest_difference"), check.get("limit")
-            blocked_because = f"The exported model differs from the trained one by {found}; at most {limit} is allowed."
+            blocked_because = (
+                f"The exported model differs from the trained one by {found}; at most {limit} is"
+                " allowed."
+            )
         if not leases.finish(TrainingRun, self._owner, [self.run.id], eta_s=None):
             raise LeaseLost
         db.session.execute(

@@ -1,10 +1,13 @@
-"""Break everything that may break, and see that every scan and every training ends in exactly one verdict.
+"""Break everything that may break, and see that every scan and every training ends in exactly one
+verdict.
 
-    python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 1] [--seed 1] [--stack postgres|embedded] [--report FILE]
+    python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 1] [--seed 1] [--stack
+    postgres|embedded] [--report FILE]
 
-Starts Hemoscan on PostgreSQL and Redis servers of its own, then on the embedded default, each time with so many scans, faults and
-trainings. The same seed draws the same faults, victims and times; what they meet depends on the machine. Linux only. The last line
-is the verdict; the exit status is 1 where the promise is broken.
+Starts Hemoscan on PostgreSQL and Redis servers of its own, then on the embedded default, each time
+with so many scans, faults and trainings. The same seed draws the same faults, victims and times;
+what they meet depends on the machine. Linux only. The last line is the verdict; the exit status is
+1 where the promise is broken.
 """
 
 from __future__ import annotations
@@ -25,20 +28,38 @@ from bench.chaos.verdict import Outcome, judge
 
 
 def main() -> int:
-    """Run the stacks one after the other; print the report and the verdict; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the stacks one after the other; print the report and the verdict; return the exit
+    status.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scans", type=int, default=1000, help="scans a stack (default 1000)")
     parser.add_argument("--faults", type=int, default=60, help="faults a stack (default 60)")
-    parser.add_argument("--trainings", type=int, default=1, help="trainings a stack, each killed three times (default 1)")
-    parser.add_argument("--seed", type=int, default=1, help="draws faults, victims and times (default 1)")
+    parser.add_argument(
+        "--trainings",
+        type=int,
+        default=1,
+        help="trainings a stack, each killed three times (default 1)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="draws faults, victims and times (default 1)"
+    )
     parser.add_argument("--stack", choices=STACKS, help="only this one (default both)")
     parser.add_argument(
-        "--within", type=float, default=60, metavar="S", help="seconds from the last fault to the last verdict (default 60)"
+        "--within",
+        type=float,
+        default=60,
+        metavar="S",
+        help="seconds from the last fault to the last verdict (default 60)",
     )
     parser.add_argument("--report", type=Path, help="also write the report into this file")
-    parser.add_argument("--keep", action="store_true", help="keep the folder with logs, database and files")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the folder with logs, database and files"
+    )
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # So that both end everything that was started.
+    # So that both end everything that was started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         outcomes = [suffer(kind, given) for kind in ([given.stack] if given.stack else STACKS)]
     except NotInstalled as err:
@@ -64,7 +85,9 @@ def suffer(kind: str, given: argparse.Namespace) -> Outcome:
     try:
         stack = Stack(kind, folder, rng)
         with stack.running():
-            outcome = judge(carry_out(stack, given.scans, given.faults, given.trainings, rng), given.within)
+            outcome = judge(
+                carry_out(stack, given.scans, given.faults, given.trainings, rng), given.within
+            )
         left = stack.leftovers()
         outcome.check(not left, f"processes are left: {left}")
         sys.stdout.write(f"{kind}: {verdict([outcome])}\n")

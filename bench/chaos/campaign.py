@@ -91,7 +91,9 @@ class Campaign:
         return max([self.began, *(fault.ended for fault in self.injector.faults)])
 
 
-def carry_out(stack: Stack, scans: int, faults: int, trainings: int, rng: random.Random) -> Campaign:
+def carry_out(
+    stack: Stack, scans: int, faults: int, trainings: int, rng: random.Random
+) -> Campaign:
     """Submit, break, and wait until all is settled or has had time enough."""
     runs = Trainings(stack, trainings, stack.folder)
     if trainings:
@@ -103,7 +105,9 @@ def carry_out(stack: Stack, scans: int, faults: int, trainings: int, rng: random
     kinds = schedule(stack.kind, faults, rng)
     pictures = pictures_of(scans, stack.folder, rng)
     for number, kind in enumerate(kinds):
-        campaign.submitter.submit(pictures[number * scans // faults : (number + 1) * scans // faults])
+        campaign.submitter.submit(
+            pictures[number * scans // faults : (number + 1) * scans // faults]
+        )
         time.sleep(rng.uniform(0.1, 1.0))
         campaign.injector.begin(kind, random.Random(rng.random()))
         time.sleep(rng.uniform(*GAP_S))
@@ -120,13 +124,20 @@ def unsettled() -> int:
     """Return how many rows of all queues wait or are at work."""
     open_rows = (JobStatus.QUEUED, JobStatus.RUNNING)
     return sum(
-        db.session.scalar(select(func.count()).select_from(table).where(table.status.in_(open_rows))) or 0 for table in QUEUE_OF_TABLE
+        db.session.scalar(
+            select(func.count()).select_from(table).where(table.status.in_(open_rows))
+        )
+        or 0
+        for table in QUEUE_OF_TABLE
     )
 
 
 def pictures_of(count: int, folder: Path, rng: random.Random) -> list[bytes]:
     """Return so many pictures, some of them in the first half poisoned."""
-    good = [path.read_bytes() for path in sorted((PROJECT_ROOT / "webapp" / "static" / "phantoms").glob("phantom-*"))]
+    good = [
+        path.read_bytes()
+        for path in sorted((PROJECT_ROOT / "webapp" / "static" / "phantoms").glob("phantom-*"))
+    ]
     write_png(phantom(1, hemorrhage=True, size=POISON_PX), folder / "poison.png")
     poison = (folder / "poison.png").read_bytes()
     poisoned = set(rng.sample(range((count + 1) // 2), max(1, count // SCANS_A_POISON)))

@@ -1,4 +1,6 @@
-"""What goes wrong: one function a kind of fault. Each returns when the fault is over, with a word on what it met."""
+"""What goes wrong: one function a kind of fault. Each returns when the fault is over, with a word
+on what it met.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from webapp import jobs
 
 STORAGE_AWAY_S = (1.0, 8.0)  # Workers try again for 4.2 s, then hand back.
 DISK_FULL_S = (1.0, 2.5)  # What is refused for longer fails.
-"""Less than the 4.2 s for which a worker tries again (`worker.patience`): what is refused longer is an honest failure of the scan."""
+"""Less than the 4.2 s for which a worker tries again (`worker.patience`): what is refused longer is
+an honest failure of the scan.
+"""
 FULL_DISK_BYTES = 20_000
 """A file may grow to this size, so that a picture stops half way."""
 
@@ -32,7 +36,9 @@ Inject = Callable[[Stack, random.Random], str]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault: what it holds while it lasts, so that two never meet there, and where it is possible."""
+    """A kind of fault: what it holds while it lasts, so that two never meet there, and where it is
+    possible.
+    """
 
     inject: Inject
     holds: str = ""
@@ -51,7 +57,9 @@ class Fault:
 
 @dataclass
 class Injector:
-    """Injects faults into a stack, each in a thread of its own, so that they overlap; tells of each when it is over."""
+    """Injects faults into a stack, each in a thread of its own, so that they overlap; tells of each
+    when it is over.
+    """
 
     stack: Stack
     began: float = field(default_factory=time.time)
@@ -82,7 +90,9 @@ class Injector:
             except Exception as err:  # noqa: BLE001 - a fault that could not be injected is told at the end.
                 self.errors.append(f"{fault.kind}: {type(err).__name__}: {err}")
             fault.ended = time.time()
-            sys.stdout.write(f"{fault.began - self.began:7.1f} s  {fault.kind}{fault.met and f': {fault.met}'}\n")
+            sys.stdout.write(
+                f"{fault.began - self.began:7.1f} s  {fault.kind}{fault.met and f': {fault.met}'}\n"
+            )
             sys.stdout.flush()
 
 
@@ -112,7 +122,9 @@ def pause_worker(stack: Stack, rng: random.Random) -> str:
 
 
 def ask_worker_to_stop(stack: Stack, rng: random.Random) -> str:
-    """SIGTERM, and SIGKILL to one that does not end within the time that docker-compose.yml gives."""
+    """SIGTERM, and SIGKILL to one that does not end within the time that docker-compose.yml
+    gives.
+    """
     name = rng.choice(("worker-train", *VICTIMS))
     program = stack.programs[name]
     starts, deadline = program.starts, time.monotonic() + STOP_S
@@ -193,7 +205,9 @@ def restart_database(stack: Stack, rng: random.Random) -> str:
 
 
 def take_storage_away(stack: Stack, rng: random.Random) -> str:
-    """The folder is not there, as a network folder that is unmounted: nothing can be read or written."""
+    """The folder is not there, as a network folder that is unmounted: nothing can be read or
+    written.
+    """
     point_files_to(stack, stack.folder / "nowhere")
     time.sleep(rng.uniform(*STORAGE_AWAY_S))
     point_files_to(stack, stack.volume)
@@ -201,7 +215,9 @@ def take_storage_away(stack: Stack, rng: random.Random) -> str:
 
 
 def fill_disk(stack: Stack, rng: random.Random) -> str:
-    """A worker's writes end in an error half way (a limit on the size of files stands for a full disk; it holds for root too)."""
+    """A worker's writes end in an error half way (a limit on the size of files stands for a full
+    disk; it holds for root too).
+    """
     name = rng.choice(("worker-predict", "worker-predict-2"))
     limit_files(stack.programs[name].pid, FULL_DISK_BYTES)
     time.sleep(rng.uniform(*DISK_FULL_S))
@@ -210,7 +226,9 @@ def fill_disk(stack: Stack, rng: random.Random) -> str:
 
 
 def limit_files(root_pid: int, size: int) -> None:
-    """Limit the size of the files that a process and its children may write; the parent first, so that new children inherit it."""
+    """Limit the size of the files that a process and its children may write; the parent first, so
+    that new children inherit it.
+    """
     for pid in (root_pid, *descendants(root_pid)):
         try:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -226,7 +244,9 @@ def point_files_to(stack: Stack, target: Path) -> None:
 
 
 VICTIMS = ("worker-predict", "worker-predict-2", "beat")
-"""The train worker is killed by `bench.chaos.trainings`, each time after a new checkpoint: other deaths count against a run."""
+"""The train worker is killed by `bench.chaos.trainings`, each time after a new checkpoint: other
+deaths count against a run.
+"""
 
 KINDS = {
     "worker killed": Kind(kill_worker),

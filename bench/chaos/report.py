@@ -1,4 +1,6 @@
-"""What chaos tells: a page of Markdown with the figures of each stack, and one line as the verdict."""
+"""What chaos tells: a page of Markdown with the figures of each stack, and one line as the
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +18,42 @@ from bench.chaos.trainings import ARCHITECTURE, KILLS
 from bench.chaos.verdict import Outcome
 from bench.service import percentile
 
-TITLE_OF = {"postgres": "PostgreSQL and Redis", "embedded": "The embedded default: SQLite and the embedded broker"}
+TITLE_OF = {
+    "postgres": "PostgreSQL and Redis",
+    "embedded": "The embedded default: SQLite and the embedded broker",
+}
 
 INTRODUCTION = """# Chaos: what was broken, and what came of it
 
 `{command}` on {date}; {machine}.
 
-Each stack is the Procfile's processes and a second predict worker, on servers of its own; a supervisor starts again what ended. Scans
-come in over HTTP from a client that sends each until it is accepted. A fault begins {gap[0]:g} to {gap[1]:g} s after the one before,
-whether that is over or not. Leases are short, so that this ends in time: {leases}; the train worker, which TensorFlow
-holds still for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored at once (`CHECKPOINT_S=0`). The storage is away for
-{away[0]:g} to {away[1]:g} s at a time: workers try again for 4.2 s, then hand back. A disk is full for {full[0]:g} to {full[1]:g} s: what
-is refused for longer than 4.2 s fails honestly. Poisoned scans kill the
-process that reads them. The clock of the second predict worker is off by a minute all the time.
+Each stack is the Procfile's processes and a second predict worker, on servers of its own; a
+supervisor starts again what ended. Scans come in over HTTP from a client that sends each until it
+is accepted. A fault begins {gap[0]:g} to {gap[1]:g} s after the one before, whether that is over or
+not. Leases are short, so that this ends in time: {leases}; the train worker, which TensorFlow holds
+still for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored at once (`CHECKPOINT_S=0`).
+The storage is away for {away[0]:g} to {away[1]:g} s at a time: workers try again for 4.2 s, then
+hand back. A disk is full for {full[0]:g} to {full[1]:g} s: what is refused for longer than 4.2 s
+fails honestly. Poisoned scans kill the process that reads them. The clock of the second predict
+worker is off by a minute all the time.
 
-*Recovery* is the time from the beginning of a fault, its own duration included, until every sound scan that waited or was being read
-at that moment has its verdict. A fault that met no such scan has none.
+*Recovery* is the time from the beginning of a fault, its own duration included, until every sound
+scan that waited or was being read at that moment has its verdict. A fault that met no such scan has
+none.
 """
-HEAD = "| fault | times | met waiting scans | recovery, median (s) | longest (s) |\n|---|---|---|---|---|\n"
+HEAD = (
+    "| fault | times | met waiting scans | recovery, median (s) | longest (s)"
+    " |\n|---|---|---|---|---|\n"
+)
 
 
 def report(outcomes: Sequence[Outcome], given: argparse.Namespace) -> str:
     """Return the page, which ends in the verdict."""
     introduction = INTRODUCTION.format(
-        command=f"python -m bench.chaos --scans {given.scans} --faults {given.faults} --trainings {given.trainings} --seed {given.seed}",
+        command=(
+            f"python -m bench.chaos --scans {given.scans} --faults {given.faults} --trainings"
+            f" {given.trainings} --seed {given.seed}"
+        ),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         gap=GAP_S,
@@ -53,10 +67,15 @@ def report(outcomes: Sequence[Outcome], given: argparse.Namespace) -> str:
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
     """Return the one line."""
-    broken = [f"{outcome.stack}: {complaint}" for outcome in outcomes for complaint in outcome.broken]
+    broken = [
+        f"{outcome.stack}: {complaint}" for outcome in outcomes for complaint in outcome.broken
+    ]
     if broken:
         return f"BROKEN: {'; '.join(broken)}."
-    scans, runs = sum(outcome.scans for outcome in outcomes), sum(outcome.runs for outcome in outcomes)
+    scans, runs = (
+        sum(outcome.scans for outcome in outcomes),
+        sum(outcome.runs for outcome in outcomes),
+    )
     faults = sum(outcome.faults.total() for outcome in outcomes)
     last_s = max(outcome.last_verdict_s for outcome in outcomes)
     trained = f"; {runs} trainings, each killed {KILLS} times, made {runs} versions" if runs else ""
@@ -69,25 +88,44 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
 def _of_stack(outcome: Outcome) -> str:
     recovery = [seconds for each in outcome.recoveries_s.values() for seconds in each]
     pace = outcome.scans / outcome.submitting_s * 60
-    judged = f"**broken**: {'; '.join(outcome.broken)}." if outcome.broken else "each has one verdict, and only the poisoned failed."
+    judged = (
+        f"**broken**: {'; '.join(outcome.broken)}."
+        if outcome.broken
+        else "each has one verdict, and only the poisoned failed."
+    )
     lines = [
         f"{outcome.scans} scans, {outcome.poisoned} of them poisoned: {judged}",
         f"Recovery: {_spread(recovery)}.",
         f"The last verdict came {outcome.last_verdict_s:.1f} s after the last fault.",
-        f"Throughput: {pace:.0f} scans a minute from the first upload to the last verdict, as fast as they came in.",
+        (
+            f"Throughput: {pace:.0f} scans a minute from the first upload to the last verdict, as"
+            " fast as they came in."
+        ),
         f"Upload replies: {_spread(outcome.replies_s)}.",
         f"Uploads that were refused or cut off, and sent again: {outcome.refusals}.",
-        f"Scans that were stored although the answer to their upload was lost, beside those sent again: {outcome.unanswered}.",
-        f"Scans that came back because their worker had died or seemed dead, counted each time: {outcome.attempts}.",
-        f"Restarts by the supervisor: {', '.join(f'{name} {count}' for name, count in outcome.restarts.items())}.",
-        f"Files that were left without a row, and were removed by the service's own tidying: {outcome.orphans}.",
+        (
+            "Scans that were stored although the answer to their upload was lost, beside those"
+            f" sent again: {outcome.unanswered}."
+        ),
+        (
+            "Scans that came back because their worker had died or seemed dead, counted each time:"
+            f" {outcome.attempts}."
+        ),
+        (
+            "Restarts by the supervisor:"
+            f" {', '.join(f'{name} {count}' for name, count in outcome.restarts.items())}."
+        ),
+        (
+            "Files that were left without a row, and were removed by the service's own tidying:"
+            f" {outcome.orphans}."
+        ),
         *outcome.notes,
     ]
     if outcome.runs:
         attempts = ", ".join(map(str, outcome.run_attempts))
         lines.append(
-            f"Trainings (`{ARCHITECTURE}` on phantoms): {outcome.runs}, each killed {KILLS} times after a new checkpoint; "
-            f"attempts that ended in a death: {attempts}."
+            f"Trainings (`{ARCHITECTURE}` on phantoms): {outcome.runs}, each killed {KILLS} times"
+            f" after a new checkpoint; attempts that ended in a death: {attempts}."
         )
     listed = "\n".join(f"- {line}" for line in lines)
     table = "".join(
@@ -99,7 +137,10 @@ def _of_stack(outcome: Outcome) -> str:
 
 
 def _spread(times: Sequence[float]) -> str:
-    return f"median {_seconds(times, 0.5)} s, 95th percentile {_seconds(times, 0.95)} s, longest {_seconds(times, 1)} s"
+    return (
+        f"median {_seconds(times, 0.5)} s, 95th percentile {_seconds(times, 0.95)} s, longest"
+        f" {_seconds(times, 1)} s"
+    )
 
 
 def _seconds(times: Sequence[float], share: float) -> str:

@@ -1,4 +1,6 @@
-"""The servers that chaos stops and starts: PostgreSQL and Redis of this run's own, on free ports; nobody else's is touched."""
+"""The servers that chaos stops and starts: PostgreSQL and Redis of this run's own, on free ports;
+nobody else's is touched.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,12 @@ class Server:
         """Start it and return when it answers."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **options
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **options,
             )
         seconds_until(self._ready, START_S)
 
@@ -70,7 +77,9 @@ class Server:
 
 
 class Postgres:
-    """A PostgreSQL cluster; where we are root it belongs to an unprivileged user, since it refuses root."""
+    """A PostgreSQL cluster; where we are root it belongs to an unprivileged user, since it refuses
+    root.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Raises NotInstalled."""
@@ -83,15 +92,31 @@ class Postgres:
         self._data.mkdir(mode=0o700)
         if self._as_user:
             shutil.chown(self._data, self._as_user["user"], self._as_user["group"])
-        initdb = [str(self._programs / "initdb"), "--auth=trust", "--username=hemoscan", "--encoding=UTF8", "--pgdata", str(self._data)]
+        initdb = [
+            str(self._programs / "initdb"),
+            "--auth=trust",
+            "--username=hemoscan",
+            "--encoding=UTF8",
+            "--pgdata",
+            str(self._data),
+        ]
         subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, cwd=folder, **self._as_user)
 
     def start(self) -> None:
         """Start it and return when it answers."""
-        options = {"port": self._port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self._data}
+        options = {
+            "port": self._port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": self._data,
+        }
         command = [str(self._programs / "postgres"), "-D", str(self._data)]
         self._server.launch(
-            [*command, *(word for name, value in options.items() for word in ("-c", f"{name}={value}"))], cwd=self._data, **self._as_user
+            [
+                *command,
+                *(word for name, value in options.items() for word in ("-c", f"{name}={value}")),
+            ],
+            cwd=self._data,
+            **self._as_user,
         )
 
     def stop(self, *, crash: bool = False) -> None:
@@ -183,7 +208,9 @@ def postgres_programs() -> Path:
     Raises:
         NotInstalled: there is none.
     """
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3])
+    )
     on_path = shutil.which("postgres")
     if found or on_path:
         return found[-1].parent if found else Path(str(on_path)).parent

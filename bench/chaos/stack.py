@@ -1,4 +1,6 @@
-"""Hemoscan under chaos: the Procfile's processes on servers of their own, and a supervisor that restarts those that die."""
+"""Hemoscan under chaos: the Procfile's processes on servers of their own, and a supervisor that
+restarts those that die.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from webapp.extensions import db, reads_only
 STACKS = ("postgres", "embedded")
 LEASES_S = {"LEASE_S": 5, "HEARTBEAT_S": 1, "SWEEP_S": 1}
 TRAIN_LEASE_S = 20
-"""TensorFlow holds a process still for seconds while it is loaded on a slow machine; its worker must not be taken for dead."""
+"""TensorFlow holds a process still for seconds while it is loaded on a slow machine; its worker
+must not be taken for dead.
+"""
 READY_S, STOP_S, RESTART_AFTER_S = 120, 30, 0.5
 POISON_PX = 251
 INSIDE = Path(__file__).resolve().parent / "inside"
@@ -36,7 +40,9 @@ Found = TypeVar("Found")
 
 
 class Program:
-    """A line of the Procfile, the leader of a process group of its own; `starts` counts how often it was started."""
+    """A line of the Procfile, the leader of a process group of its own; `starts` counts how often
+    it was started.
+    """
 
     def __init__(self, name: str, command: str, environ: dict[str, str], log: Path) -> None:
         self.name = name
@@ -53,7 +59,9 @@ class Program:
         return self._process.pid if self._process else 0
 
     def keep_alive(self) -> None:
-        """Start it unless it runs; what an earlier one left running is ended first, as systemd and containers do."""
+        """Start it unless it runs; what an earlier one left running is ended first, as systemd and
+        containers do.
+        """
         with self._lock:
             if self._process is not None:
                 if self._process.poll() is None:
@@ -73,14 +81,20 @@ class Program:
             self.starts += 1
 
     def send(self, number: signal.Signals, to: str = "parent") -> None:
-        """Send a signal to "parent", "children", or "all" of them; where it has ended meanwhile, to nobody."""
+        """Send a signal to "parent", "children", or "all" of them; where it has ended meanwhile, to
+        nobody.
+        """
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 return
             if to == "all":
                 self._signal_group(number)
                 return
-            for pid in [self.pid] if to == "parent" else [pid for pid in descendants(self.pid) if pid != self.pid]:
+            for pid in (
+                [self.pid]
+                if to == "parent"
+                else [pid for pid in descendants(self.pid) if pid != self.pid]
+            ):
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
 
@@ -105,7 +119,9 @@ class Program:
 
 
 class Stack:
-    """One installation of Hemoscan in `folder`; `app` is the same application in this process, to look at the rows."""
+    """One installation of Hemoscan in `folder`; `app` is the same application in this process, to
+    look at the rows.
+    """
 
     def __init__(self, kind: str, folder: Path, rng: random.Random) -> None:
         """Raises NotInstalled."""
@@ -115,18 +131,37 @@ class Stack:
         self.volume = folder / "volume"
         self.home.mkdir()
         self.volume.mkdir()
-        self.files.symlink_to(self.volume)  # So that the storage can be taken away and given back in one step.
+        # So that the storage can be taken away and given back in one step.
+        self.files.symlink_to(self.volume)
         self.database = Postgres(folder) if kind == "postgres" else None
         self.broker: Broker = Redis(folder) if kind == "postgres" else Embedded(self.home)
         self.clock_s = rng.choice((-60, 60))
         self.port = free_port()
-        own = {"HEMOSCAN_HOME": str(self.home), **{name: str(value) for name, value in LEASES_S.items()}, "CHECKPOINT_S": "0"}
+        own = {
+            "HEMOSCAN_HOME": str(self.home),
+            **{name: str(value) for name, value in LEASES_S.items()},
+            "CHECKPOINT_S": "0",
+        }
         if self.database:
-            own |= {"DATABASE_URL": self.database.url, "BROKER_URL": str(self.broker.url), "SECRET_KEY": uuid.uuid4().hex}
+            own |= {
+                "DATABASE_URL": self.database.url,
+                "BROKER_URL": str(self.broker.url),
+                "SECRET_KEY": uuid.uuid4().hex,
+            }
             own |= {"STORAGE_URL": f"file://{self.files}"}
-        inherited = {name: value for name, value in os.environ.items() if not name.endswith("_URL") and name != "SECRET_KEY"}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.endswith("_URL") and name != "SECRET_KEY"
+        }
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        self._environ = {**inherited, **own, "PATH": path, "PORT": str(self.port), "WEB_PROCESSES": "1"}
+        self._environ = {
+            **inherited,
+            **own,
+            "PATH": path,
+            "PORT": str(self.port),
+            "WEB_PROCESSES": "1",
+        }
         self.programs = self._programs()
         self._over = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
@@ -142,7 +177,9 @@ class Stack:
         lines = parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes
         lines["worker-predict-2"] = lines["worker-predict"].replace("predict@", "predict-2@")
         poisoned = {
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(INSIDE), os.environ.get("PYTHONPATH")))),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (str(INSIDE), os.environ.get("PYTHONPATH")))
+            ),
             "CHAOS_POISON_PX": str(POISON_PX),
         }
         extra = {
@@ -151,7 +188,9 @@ class Stack:
             "worker-train": {"LEASE_S": str(TRAIN_LEASE_S)},
         }
         return {
-            name: Program(name, command, {**self._environ, **extra.get(name, {})}, self.folder / f"{name}.log")
+            name: Program(
+                name, command, {**self._environ, **extra.get(name, {})}, self.folder / f"{name}.log"
+            )
             for name, command in lines.items()
         }
 
@@ -178,7 +217,9 @@ class Stack:
         for program in self.programs.values():
             program.send(signal.SIGCONT, "all")
             program.send(signal.SIGTERM)
-        self.killed_at_the_end = [name for name, program in self.programs.items() if not program.stop()]
+        self.killed_at_the_end = [
+            name for name, program in self.programs.items() if not program.stop()
+        ]
         with self.app.app_context():
             db.session.remove()
             db.engine.dispose()
@@ -195,7 +236,9 @@ class Stack:
         """Run a command of `flask --app webapp` and return what it prints."""
         command = [sys.executable, "-m", "flask", "--app", "webapp", *arguments]
         environ = {**self._environ, "HEMOSCAN_PASSWORD": uuid.uuid4().hex}
-        return subprocess.run(command, cwd=PROJECT_ROOT, env=environ, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            command, cwd=PROJECT_ROOT, env=environ, check=True, capture_output=True, text=True
+        ).stdout
 
     def client(self) -> Client:
         """Return a connection to the API."""
@@ -219,6 +262,10 @@ class Stack:
         found = []
         for entry in Path("/proc").iterdir():
             with suppress(OSError):
-                if entry.name.isdigit() and f"HEMOSCAN_HOME={self.home}\0".encode() in (entry / "environ").read_bytes() + b"\0":
+                if (
+                    entry.name.isdigit()
+                    and f"HEMOSCAN_HOME={self.home}\0".encode()
+                    in (entry / "environ").read_bytes() + b"\0"
+                ):
                     found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         return found

@@ -19,13 +19,22 @@ from webapp.models import Dataset, JobStatus, TrainingRun
 
 KILLS = 3
 ARCHITECTURE = "cnn_gru"
-SETTINGS = {"folds": 2, "epochs": 3, "units": 8, "projection": 8, "input_size": 160, "controls": "none"}
+SETTINGS = {
+    "folds": 2,
+    "epochs": 3,
+    "units": 8,
+    "projection": 8,
+    "input_size": 160,
+    "controls": "none",
+}
 MARK = "training.json"
 """Says whose checkpoint it is; alone it is none."""
 
 
 class Trainings(threading.Thread):
-    """So many runs on phantoms; `kills` says how often the worker of each was killed, `errors` what went wrong in here."""
+    """So many runs on phantoms; `kills` says how often the worker of each was killed, `errors` what
+    went wrong in here.
+    """
 
     def __init__(self, stack: Stack, count: int, folder: Path) -> None:
         super().__init__(name="trainings", daemon=True)
@@ -38,7 +47,9 @@ class Trainings(threading.Thread):
 
     def import_phantoms(self) -> None:
         """Import the data set that all train on."""
-        self.stack.flask("import-dataset", str(phantom_dataset(self.folder)), "--name", "phantoms", "--wait")
+        self.stack.flask(
+            "import-dataset", str(phantom_dataset(self.folder)), "--name", "phantoms", "--wait"
+        )
 
     def run(self) -> None:
         """Launch all runs, and kill the worker of each three times."""
@@ -46,7 +57,13 @@ class Trainings(threading.Thread):
             with self.stack.app.app_context():
                 phantoms = db.session.scalars(select(Dataset)).one()
                 runs = [
-                    TrainingRun(architecture=ARCHITECTURE, settings=SETTINGS, initial_weights="random", seed=seed, datasets=[phantoms])
+                    TrainingRun(
+                        architecture=ARCHITECTURE,
+                        settings=SETTINGS,
+                        initial_weights="random",
+                        seed=seed,
+                        datasets=[phantoms],
+                    )
                     for seed in range(self.count)
                 ]
                 db.session.add_all(runs)
@@ -63,7 +80,8 @@ class Trainings(threading.Thread):
         look = select(TrainingRun.id, TrainingRun.status, TrainingRun.death_counts)
         runs = self.stack.ask(lambda: db.session.execute(look).all())
         for run_id, status, death_counts in runs or ():
-            # The row says whether the worker that has it now stored a new checkpoint: only then its death does not count.
+            # The row says whether the worker that has it now stored a new checkpoint: only then its
+            # death does not count.
             if status == JobStatus.RUNNING and not death_counts and self.kills[run_id] < KILLS:
                 reached = self._checkpoint_of(run_id)
                 if reached - self._seen[run_id]:
@@ -73,9 +91,15 @@ class Trainings(threading.Thread):
         return runs is None or not all(status.is_final for _, status, _ in runs)
 
     def _checkpoint_of(self, run_id: str) -> frozenset[tuple[str, int]]:
-        """Return the files of the stored checkpoint; none where there is none or the storage is away."""
+        """Return the files of the stored checkpoint; none where there is none or the storage is
+        away.
+        """
         try:
             with zipfile.ZipFile(self.stack.files / "checkpoints" / f"{run_id}.zip") as stored:
-                return frozenset((entry.filename, entry.CRC) for entry in stored.infolist() if entry.filename != MARK)
+                return frozenset(
+                    (entry.filename, entry.CRC)
+                    for entry in stored.infolist()
+                    if entry.filename != MARK
+                )
         except OSError:
             return frozenset()

@@ -27,7 +27,9 @@ STOPPED_THREE_TIMES = "The worker stopped three times while it read this scan."
 
 @dataclass
 class Outcome:
-    """What came of a campaign: `broken` are the ways in which the promise did not hold; by kind of fault its number and the recoveries."""
+    """What came of a campaign: `broken` are the ways in which the promise did not hold; by kind of
+    fault its number and the recoveries.
+    """
 
     stack: str
     broken: list[str] = field(default_factory=list)
@@ -60,13 +62,20 @@ def judge(campaign: Campaign, within_s: float) -> Outcome:
     outcome.refusals, outcome.replies_s = campaign.submitter.refusals, campaign.submitter.replies_s
     outcome.restarts = {name: program.starts - 1 for name, program in stack.programs.items()}
     outcome.faults = Counter(fault.kind for fault in injected)
-    outcome.notes = [f"{fault.kind}: {fault.met}." for fault in injected if "did not end" in fault.met]
+    outcome.notes = [
+        f"{fault.kind}: {fault.met}." for fault in injected if "did not end" in fault.met
+    ]
     with stack.app.app_context():
         scans = db.session.scalars(select(Scan)).all()
-        poisoned = {scan.id for scan in scans if width_of(stack.volume / scan.original_key) == POISON_PX}
+        poisoned = {
+            scan.id for scan in scans if width_of(stack.volume / scan.original_key) == POISON_PX
+        }
         judge_scans(scans, poisoned, campaign.submitter.accepted, outcome)
         judge_times(scans, poisoned, campaign, outcome)
-        outcome.check(outcome.last_verdict_s <= within_s, f"the last verdict came {outcome.last_verdict_s:.0f} s after the last fault")
+        outcome.check(
+            outcome.last_verdict_s <= within_s,
+            f"the last verdict came {outcome.last_verdict_s:.0f} s after the last fault",
+        )
         judge_runs(campaign, outcome)
         waiting = unsettled()
         outcome.check(waiting == 0, f"{waiting} rows are still queued or running")
@@ -74,13 +83,19 @@ def judge(campaign: Campaign, within_s: float) -> Outcome:
     return outcome
 
 
-def judge_scans(scans: Sequence[Scan], poisoned: AbstractSet[str], accepted: Sequence[str], outcome: Outcome) -> None:
+def judge_scans(
+    scans: Sequence[Scan], poisoned: AbstractSet[str], accepted: Sequence[str], outcome: Outcome
+) -> None:
     """Check that each scan has exactly one verdict."""
     ids = {scan.id for scan in scans}
     done = {scan.id for scan in scans if scan.status == JobStatus.DONE}
     failed = {scan.id: scan.error for scan in scans if scan.status == JobStatus.FAILED}
     predictions = Counter(db.session.scalars(select(Prediction.scan_id)))
-    drawn = set(db.session.scalars(select(Prediction.scan_id).join(Heatmap).where(Heatmap.status == JobStatus.DONE)))
+    drawn = set(
+        db.session.scalars(
+            select(Prediction.scan_id).join(Heatmap).where(Heatmap.status == JobStatus.DONE)
+        )
+    )
     outcome.scans, outcome.poisoned = len(scans), len(poisoned)
     outcome.attempts = sum(scan.attempts for scan in scans)
     outcome.unanswered = len(ids - set(accepted))
@@ -88,7 +103,10 @@ def judge_scans(scans: Sequence[Scan], poisoned: AbstractSet[str], accepted: Seq
     lost = set(accepted) - ids
     outcome.check(not lost, f"{len(lost)} accepted scans are in no row")
     apart = set(predictions) ^ done
-    outcome.check(not apart, f"{len(apart)} scans are done without a prediction, or have one without being done")
+    outcome.check(
+        not apart,
+        f"{len(apart)} scans are done without a prediction, or have one without being done",
+    )
     doubled = [scan_id for scan_id, count in predictions.items() if count > 1]
     outcome.check(not doubled, f"{len(doubled)} scans have two predictions")
     innocent = {error for scan_id, error in failed.items() if scan_id not in poisoned}
@@ -96,26 +114,44 @@ def judge_scans(scans: Sequence[Scan], poisoned: AbstractSet[str], accepted: Seq
     spared = poisoned - set(failed)
     outcome.check(not spared, f"{len(spared)} poisoned scans did not fail")
     otherwise = {failed[scan_id] for scan_id in poisoned - spared} - {STOPPED_THREE_TIMES}
-    outcome.check(not otherwise, f"poisoned scans failed for another reason: {sorted(map(str, otherwise))}")
+    outcome.check(
+        not otherwise, f"poisoned scans failed for another reason: {sorted(map(str, otherwise))}"
+    )
     outcome.check(drawn == done, f"{len(done - drawn)} done scans have no heat map")
 
 
-def judge_times(scans: Sequence[Scan], poisoned: AbstractSet[str], campaign: Campaign, outcome: Outcome) -> None:
-    """Note how fast scans and faults were over, by the database's clock, which is this machine's."""
-    spans = {scan.id: (scan.created_at.timestamp(), scan.finished_at.timestamp()) for scan in scans if scan.finished_at}
+def judge_times(
+    scans: Sequence[Scan], poisoned: AbstractSet[str], campaign: Campaign, outcome: Outcome
+) -> None:
+    """Note how fast scans and faults were over, by the database's clock, which is this
+    machine's.
+    """
+    spans = {
+        scan.id: (scan.created_at.timestamp(), scan.finished_at.timestamp())
+        for scan in scans
+        if scan.finished_at
+    }
     sound = [span for scan_id, span in spans.items() if scan_id not in poisoned]
     found: dict[str, list[float]] = {kind: [] for kind in outcome.faults}
     for fault in campaign.injector.faults:
         met = [end for begin, end in sound if begin <= fault.began < end]
         found[fault.kind] += [max(met) - fault.began] if met else []
     outcome.recoveries_s = found
-    outcome.last_verdict_s = max([0.0, *(end - campaign.last_fault_ended for _, end in spans.values())])
-    outcome.submitting_s = max(end for _, end in spans.values()) - min(begin for begin, _ in spans.values()) if spans else 0.0
+    outcome.last_verdict_s = max(
+        [0.0, *(end - campaign.last_fault_ended for _, end in spans.values())]
+    )
+    outcome.submitting_s = (
+        max(end for _, end in spans.values()) - min(begin for begin, _ in spans.values())
+        if spans
+        else 0.0
+    )
 
 
 def judge_runs(campaign: Campaign, outcome: Outcome) -> None:
     """Check that each training was killed as often as it should be and made exactly one version."""
-    versions = Counter(db.session.scalars(select(ModelVersion.run_id).where(ModelVersion.run_id.is_not(None))))
+    versions = Counter(
+        db.session.scalars(select(ModelVersion.run_id).where(ModelVersion.run_id.is_not(None)))
+    )
     runs = db.session.scalars(select(TrainingRun)).all()
     outcome.runs, outcome.run_attempts = len(runs), [run.attempts for run in runs]
     outcome.check(len(runs) == campaign.trainings.count, f"{len(runs)} training runs were launched")
@@ -123,11 +159,16 @@ def judge_runs(campaign: Campaign, outcome: Outcome) -> None:
         outcome.check(run.status == JobStatus.DONE, f"a training run is {run.status}: {run.error}")
         outcome.check(versions[run.id] == 1, f"a training run made {versions[run.id]} versions")
         kills = campaign.trainings.kills.get(run.id, 0)
-        outcome.check(kills == KILLS, f"a training run ended after {kills} kills, before it could be killed {KILLS} times")
+        outcome.check(
+            kills == KILLS,
+            f"a training run ended after {kills} kills, before it could be killed {KILLS} times",
+        )
 
 
 def judge_files(stack: Stack, outcome: Outcome) -> None:
-    """Let the files look two hours old and the service tidy up; then each file is named by a row, and each named file is there."""
+    """Let the files look two hours old and the service tidy up; then each file is named by a row,
+    and each named file is there.
+    """
     before = orphans(stack)
     outcome.orphans = len(before)
     long_ago = time.time() - TWO_HOURS_S
@@ -139,28 +180,46 @@ def judge_files(stack: Stack, outcome: Outcome) -> None:
         time.sleep(0.2)
     outcome.check(not left, f"{len(left)} files belong to no row: {sorted(left)[:5]}")
     missing = [key for key in named_files() if not (stack.volume / key).is_file()]
-    outcome.check(not missing, f"{len(missing)} files that rows name are not there: {sorted(missing)[:5]}")
+    outcome.check(
+        not missing, f"{len(missing)} files that rows name are not there: {sorted(missing)[:5]}"
+    )
 
 
 def named_files() -> set[str]:
     """Return the keys of all files that rows name."""
-    columns = [column for table in QUEUE_OF_TABLE for column in inspect(table).columns if column.name.endswith("_key")]
+    columns = [
+        column
+        for table in QUEUE_OF_TABLE
+        for column in inspect(table).columns
+        if column.name.endswith("_key")
+    ]
     keys = {key for column in columns for key in db.session.scalars(select(column)) if key}
     for version in db.session.scalars(select(ModelVersion)):
-        keys |= {f"{version.storage_prefix}/{name}" for name in (*version.card["files"], "card.json")}
+        keys |= {
+            f"{version.storage_prefix}/{name}" for name in (*version.card["files"], "card.json")
+        }
     db.session.rollback()
     return keys
 
 
 def orphans(stack: Stack) -> set[str]:
-    """Return the keys of files that no row names and that do not carry a row's id; the storage's mark is nobody's."""
-    there = {str(path.relative_to(stack.volume)) for path in stack.volume.rglob("*") if path.is_file()}
-    ids = {row_id for table in (Scan, Heatmap, Dataset, ModelVersion) for row_id in db.session.scalars(select(table.id))}
+    """Return the keys of files that no row names and that do not carry a row's id; the storage's
+    mark is nobody's.
+    """
+    there = {
+        str(path.relative_to(stack.volume)) for path in stack.volume.rglob("*") if path.is_file()
+    }
+    ids = {
+        row_id
+        for table in (Scan, Heatmap, Dataset, ModelVersion)
+        for row_id in db.session.scalars(select(table.id))
+    }
     named = named_files()
     return {
         key
         for key in there - named
-        if key.endswith(".part") or not (key.startswith("databases/") or ids.intersection(re.findall("[0-9a-f]{32}", key)))
+        if key.endswith(".part")
+        or not (key.startswith("databases/") or ids.intersection(re.findall("[0-9a-f]{32}", key)))
     }
 
 

@@ -1,12 +1,15 @@
-"""Send what is spoiled, and see that Hemoscan refuses it, reads it or says in a sentence why not, and never more.
+"""Send what is spoiled, and see that Hemoscan refuses it, reads it or says in a sentence why not,
+and never more.
 
     python -m bench.fuzz [--inputs 10000] [--requests 50] [--seed 1] [--report FILE] [--keep FOLDER]
 
-So many uploads are sound files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to three places spoiled, every fourth by the form of
-the pages, with odd texts; the worker then reads what was accepted, with the models that ship, and its pages are opened. So many requests
-of each operation of the API and each of two ways, as its OpenAPI document allows and as it does not, come from schemathesis. All in one
-process, on SQLite; only decoding has a process of its own, as always. The same seed sends the same. Linux only. The last line is the
-verdict; the exit status is 1 where the promise is broken.
+So many uploads are sound files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to three
+places spoiled, every fourth by the form of the pages, with odd texts; the worker then reads what
+was accepted, with the models that ship, and its pages are opened. So many requests of each
+operation of the API and each of two ways, as its OpenAPI document allows and as it does not, come
+from schemathesis. All in one process, on SQLite; only decoding has a process of its own, as always.
+The same seed sends the same. Linux only. The last line is the verdict; the exit status is 1 where
+the promise is broken.
 """
 
 from __future__ import annotations
@@ -25,17 +28,30 @@ from bench.fuzz.service import Tally, service
 
 def main() -> int:
     """Send uploads and requests; print the report and the verdict; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=10_000, help="spoiled uploads (default 10000)")
-    parser.add_argument("--requests", type=int, default=50, help="requests of each operation and way (default 50)")
-    parser.add_argument("--seed", type=int, default=1, help="draws files, places and requests (default 1)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--inputs", type=int, default=10_000, help="spoiled uploads (default 10000)"
+    )
+    parser.add_argument(
+        "--requests", type=int, default=50, help="requests of each operation and way (default 50)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="draws files, places and requests (default 1)"
+    )
     parser.add_argument("--report", type=Path, help="also write the report into this file")
-    parser.add_argument("--keep", type=Path, help="leave the uploads that broke something in this folder")
+    parser.add_argument(
+        "--keep", type=Path, help="leave the uploads that broke something in this folder"
+    )
     given = parser.parse_args()
     if given.keep:
         given.keep.mkdir(parents=True, exist_ok=True)
     tally, began = Tally(), time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="hemoscan-fuzz-") as home, service(Path(home), tally) as hemoscan:
+    with (
+        tempfile.TemporaryDirectory(prefix="hemoscan-fuzz-") as home,
+        service(Path(home), tally) as hemoscan,
+    ):
         upload_spoiled_files(hemoscan, given.inputs, given.seed, tally, given.keep)
         ask_everything(hemoscan, given.requests, given.seed, tally)
     page = report(tally, given, time.monotonic() - began)

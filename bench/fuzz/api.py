@@ -1,4 +1,6 @@
-"""Requests that schemathesis makes of the OpenAPI document, such as it allows and such as it does not."""
+"""Requests that schemathesis makes of the OpenAPI document, such as it allows and such as it does
+not.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def ask_everything(given: Service, requests: int, seed: int, tally: Tally) -> No
         if not isinstance(found, Ok):
             tally.broken.append(f"the OpenAPI document is not understood: {found.err()}")
             continue
-        operation, scans = found.ok(), _scans(given)  # Afresh: the operation before may have deleted them.
+        # Afresh: the operation before may have deleted them.
+        operation, scans = found.ok(), _scans(given)
         for mode in GenerationMode:
 
             @hypothesis.seed(seed)
@@ -38,13 +41,19 @@ def ask_everything(given: Service, requests: int, seed: int, tally: Tally) -> No
                 phases=[hypothesis.Phase.generate],
                 suppress_health_check=list(hypothesis.HealthCheck),
             )
-            @hypothesis.given(case=operation.as_strategy(generation_mode=mode), scan_id=strategies.none() | strategies.sampled_from(scans))
+            @hypothesis.given(
+                case=operation.as_strategy(generation_mode=mode),
+                scan_id=strategies.none() | strategies.sampled_from(scans),
+            )
             def ask(case: Case[Any], scan_id: str | None) -> None:
                 if scan_id is not None and "scan_id" in case.path_parameters:
                     case.path_parameters["scan_id"] = scan_id
                 answer = case.call(headers={"Authorization": f"Bearer {given.token}"})
                 tally.statuses[case.operation.label, answer.status_code] += 1
-                tally.check(answer.status_code < 500, f"{case.operation.label} was answered with {answer.status_code}")
+                tally.check(
+                    answer.status_code < 500,
+                    f"{case.operation.label} was answered with {answer.status_code}",
+                )
 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -52,11 +61,15 @@ def ask_everything(given: Service, requests: int, seed: int, tally: Tally) -> No
 
 
 def _scans(given: Service) -> list[str]:
-    """Return the ids of a slice and a series with verdict and heat maps, of a scan that failed, and of one that waits."""
+    """Return the ids of a slice and a series with verdict and heat maps, of a scan that failed, and
+    of one that waits.
+    """
     client, ids = given.client(), []
 
     def send(content: bytes) -> None:
-        ids.append(client.post("/api/v1/scans", data={"file": (io.BytesIO(content), "1")}).get_json()["id"])
+        ids.append(
+            client.post("/api/v1/scans", data={"file": (io.BytesIO(content), "1")}).get_json()["id"]
+        )
 
     for content in (picture(), nifti_file(), png_of(64, 64)):
         send(content)

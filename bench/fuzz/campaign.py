@@ -1,4 +1,6 @@
-"""Spoiled files go the whole way of an upload: API or form, intake, storage, worker, child that decodes, verdict, pages, deletion."""
+"""Spoiled files go the whole way of an upload: API or form, intake, storage, worker, child that
+decodes, verdict, pages, deletion.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,22 @@ from worker.presence import work_folder_of
 
 REFUSALS = (413, 415, 422)
 UPLOAD_MB = 32
-"""What one upload may add to the memory of the process that takes it in; it streams, whatever the file says of itself."""
+"""What one upload may add to the memory of the process that takes it in; it streams, whatever the
+file says of itself.
+"""
 BY_FORM = 0.25
 """The share of uploads that come by the form of the pages, the others by the API."""
 
 
-def upload_spoiled_files(given: Service, inputs: int, seed: int, tally: Tally, keep: Path | None) -> None:
-    """Send so many files, let the worker answer, look at every row and file, and delete all that came of them.
+def upload_spoiled_files(
+    given: Service, inputs: int, seed: int, tally: Tally, keep: Path | None
+) -> None:
+    """Send so many files, let the worker answer, look at every row and file, and delete all that
+    came of them.
 
     Args:
-        keep: where the files of a batch that broke something are left; their numbers begin their names.
+        keep: where the files of a batch that broke something are left; their numbers begin their
+            names.
     """
     by_kind: dict[str, list[Seed]] = {}
     for one in seeds():
@@ -44,7 +52,9 @@ def upload_spoiled_files(given: Service, inputs: int, seed: int, tally: Tally, k
         for number in range(first, min(first + BATCH, inputs)):
             rng = random.Random(f"{seed} {number}")
             kind = rng.choice(list(by_kind))
-            batch.append((f"{number}.{kind}", spoiled(rng.choice(by_kind[kind]), by_kind[kind], rng)))
+            batch.append(
+                (f"{number}.{kind}", spoiled(rng.choice(by_kind[kind]), by_kind[kind], rng))
+            )
             accepted = _upload(given, client, browser, kind, batch[-1][1], rng, tally)
             kinds |= dict.fromkeys(accepted, kind)
         with given.app.app_context():
@@ -53,7 +63,10 @@ def upload_spoiled_files(given: Service, inputs: int, seed: int, tally: Tally, k
             _judge(given, kinds, tally)
         for scan_id in kinds:
             browser.look_at(scan_id, tally)
-            tally.check(client.delete(f"/api/v1/scans/{scan_id}").status_code == 204, "a scan could not be deleted")
+            tally.check(
+                client.delete(f"/api/v1/scans/{scan_id}").status_code == 204,
+                "a scan could not be deleted",
+            )
         tally.check(not given.files(), "files are left of deleted scans")
         if tally.broken[before:]:
             where = f" (uploads {first} to {first + len(batch) - 1})"
@@ -63,7 +76,13 @@ def upload_spoiled_files(given: Service, inputs: int, seed: int, tally: Tally, k
 
 
 def _upload(
-    given: Service, client: FlaskClient, browser: Browser, kind: str, content: bytes, rng: random.Random, tally: Tally
+    given: Service,
+    client: FlaskClient,
+    browser: Browser,
+    kind: str,
+    content: bytes,
+    rng: random.Random,
+    tally: Tally,
 ) -> list[str]:
     """Send one file and return the ids of its scans, none where it was refused."""
     tally.inputs[kind] += 1
@@ -82,9 +101,17 @@ def _upload(
     return ids
 
 
-def _send(client: FlaskClient, content: bytes, rng: random.Random, tally: Tally) -> tuple[list[str], str]:
-    """Send one file to the API; return the ids of its scans, none where it was refused, and what was told then."""
-    form = {"file": FileStorage(io.BytesIO(content), rng.choice(FILE_NAMES)), "together": rng.choice("01"), "keep_names": rng.choice("01")}
+def _send(
+    client: FlaskClient, content: bytes, rng: random.Random, tally: Tally
+) -> tuple[list[str], str]:
+    """Send one file to the API; return the ids of its scans, none where it was refused, and what
+    was told then.
+    """
+    form = {
+        "file": FileStorage(io.BytesIO(content), rng.choice(FILE_NAMES)),
+        "together": rng.choice("01"),
+        "keep_names": rng.choice("01"),
+    }
     answer = client.post("/api/v1/scans", data=form)
     if answer.status_code == 202:
         return [scan["id"] for scan in answer.get_json()["scans"]], ""
@@ -93,9 +120,13 @@ def _send(client: FlaskClient, content: bytes, rng: random.Random, tally: Tally)
 
 
 def _judge(given: Service, kinds: dict[str, str], tally: Tally) -> None:
-    """Check that each scan has one verdict, done or a sentence, and that the storage holds what rows name and nothing else."""
+    """Check that each scan has one verdict, done or a sentence, and that the storage holds what
+    rows name and nothing else.
+    """
     scans = db.session.scalars(select(Scan)).all()
-    tally.check({scan.id for scan in scans} == set(kinds), "there are other scans than were accepted")
+    tally.check(
+        {scan.id for scan in scans} == set(kinds), "there are other scans than were accepted"
+    )
     named: set[str] = set()
     for scan in scans:
         kind = kinds.get(scan.id, "")
@@ -103,23 +134,41 @@ def _judge(given: Service, kinds: dict[str, str], tally: Tally) -> None:
         tally.check(scan.status in (JobStatus.DONE, JobStatus.FAILED), f"a scan is {scan.status}")
         named.add(scan.original_key)
         if scan.status == JobStatus.DONE:
-            tally.check(scan.prediction is not None and 0 <= scan.prediction.probability <= 1, "a scan is done without a probability")
+            tally.check(
+                scan.prediction is not None and 0 <= scan.prediction.probability <= 1,
+                "a scan is done without a probability",
+            )
             named |= {key for key in (scan.image_key, scan.thumbnail_key, scan.volume_key) if key}
         else:
             _note_sentence(kind, scan.error or "", tally)
     db.session.rollback()
     there = given.files()
-    tally.check(there == named, f"{len(there - named)} files without a row, {len(named - there)} rows without a file")
+    tally.check(
+        there == named,
+        f"{len(there - named)} files without a row, {len(named - there)} rows without a file",
+    )
     work = work_folder_of(given.app)
-    tally.check(not any(path.is_file() for path in work.rglob("*")), "files are left in the work folder")
+    tally.check(
+        not any(path.is_file() for path in work.rglob("*")), "files are left in the work folder"
+    )
 
 
 def _note_sentence(kind: str, sentence: str, tally: Tally) -> None:
     is_one = (
-        sentence.endswith(".") and len(sentence) < 400 and "Traceback" not in sentence and not re.search("Error|Exception|0x", sentence)
+        sentence.endswith(".")
+        and len(sentence) < 400
+        and "Traceback" not in sentence
+        and not re.search("Error|Exception|0x", sentence)
     )
     tally.check(is_one, f"this is no sentence: {sentence[:200]!r}")
-    tally.sentences[kind, re.sub(r"“.*”: |[0-9][0-9.e+]*", lambda found: "" if found[0].startswith("“") else "N", sentence)] += 1
+    tally.sentences[
+        kind,
+        re.sub(
+            r"“.*”: |[0-9][0-9.e+]*",
+            lambda found: "" if found[0].startswith("“") else "N",
+            sentence,
+        ),
+    ] += 1
 
 
 def memory_mb(what: str) -> float:

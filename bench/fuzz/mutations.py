@@ -1,6 +1,7 @@
 """How a sound file is spoiled: blindly, and where its format keeps what it says of itself.
 
-A format's checksums are put right most of the time, or else what stands behind them would never be reached.
+A format's checksums are put right most of the time, or else what stands behind them would never be
+reached.
 """
 
 from __future__ import annotations
@@ -22,16 +23,71 @@ from webapp.intake.nifti import GZIP
 PNG_SIGNATURE_BYTES = 8
 NIFTI_HEADER_BYTES = 544
 PATIENT_ID = 0x00100020
-EXTREMES = (0, 1, 2, 7, 8, 16, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
-EXTREME_REALS = (0.0, -0.0, 1e-45, 1e-6, 1e30, -1e30, 3.4e38, float("nan"), float("inf"), float("-inf"), -1.0, 1e5)
+EXTREMES = (
+    0,
+    1,
+    2,
+    7,
+    8,
+    16,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFE,
+    0xFFFFFFFF,
+)
+EXTREME_REALS = (
+    0.0,
+    -0.0,
+    1e-45,
+    1e-6,
+    1e30,
+    -1e30,
+    3.4e38,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    -1.0,
+    1e5,
+)
 WORDS = (
-    b"", b" ", b"0", b"-1", b"+", b"e", b"1", b"2", b"1e300", b"-1e300", b"1e-300", b"1e309", b"nan", b"inf", b"9" * 5000, b"1" * 90,
-    b"1\\2\\3", b"0\\0\\0\\0\\0\\0", b"1\\0\\0\\0\\1\\0", b"1e300\\1e300", b"0.5\\0.5", b"-5\\5", b"1_0", b"\xff\xfe", b"\0", b"HEAD",
+    b"", b" ", b"0", b"-1", b"+", b"e", b"1", b"2", b"1e300", b"-1e300", b"1e-300", b"1e309",
+    b"nan", b"inf", b"9" * 5000, b"1" * 90,
+    b"1\\2\\3", b"0\\0\\0\\0\\0\\0", b"1\\0\\0\\0\\1\\0", b"1e300\\1e300", b"0.5\\0.5", b"-5\\5",
+    b"1_0", b"\xff\xfe", b"\0", b"HEAD",
     b"YES", b"MONOCHROME1", b"RGB", b"US", b"CT", b"..\\..\\x", b"1.2." * 16,
     b"\x08\0", b"\x10\0", b"\xff\xff", b"\0\0", b"\x01\0", b"\x20\0",
 )  # fmt: skip
-NAMES = ("../x", "/etc/x", "C:\\x", "a/../../b", "é" * 40, "x" * 300, ".hidden", "a\0b", "\u202eb", "", "__MACOSX/1", "CON", "1\n2")
-FILE_NAMES = ("slice.dcm", "", "../../etc/passwd", "Doe^John.png", "\u202e.zip", "x" * 300, "a\tb;c", "é.jpg")
+NAMES = (
+    "../x",
+    "/etc/x",
+    "C:\\x",
+    "a/../../b",
+    "é" * 40,
+    "x" * 300,
+    ".hidden",
+    "a\0b",
+    "\u202eb",
+    "",
+    "__MACOSX/1",
+    "CON",
+    "1\n2",
+)
+FILE_NAMES = (
+    "slice.dcm",
+    "",
+    "../../etc/passwd",
+    "Doe^John.png",
+    "\u202e.zip",
+    "x" * 300,
+    "a\tb;c",
+    "é.jpg",
+)
 """What a client may call the file that it sends."""
 PLACES = (1, 1, 1, 2, 3)
 
@@ -39,7 +95,9 @@ Change = Callable[[random.Random, bytearray], None]
 
 
 def spoiled(seed: Seed, others: Sequence[Seed], rng: random.Random) -> bytes:
-    """Return the file spoiled in one to three places; `others` are of its kind, and may give parts."""
+    """Return the file spoiled in one to three places; `others` are of its kind, and may give
+    parts.
+    """
     if seed.kind == "ZIP" and rng.random() < 0.6:
         return _archive_spoiled(seed.content, rng)
     if seed.kind == "DICOM" and rng.random() < 0.5:
@@ -50,13 +108,21 @@ def spoiled(seed: Seed, others: Sequence[Seed], rng: random.Random) -> bytes:
     if rng.random() < 0.1:
         _splice(content, rng.choice(others).content, rng)
     _somewhere(content, rng)
-    return _with_checksums(bytes(content)) if seed.kind == "PNG" and rng.random() < 0.8 else bytes(content)
+    return (
+        _with_checksums(bytes(content))
+        if seed.kind == "PNG" and rng.random() < 0.8
+        else bytes(content)
+    )
 
 
 def _somewhere(content: bytearray, rng: random.Random, within: int | None = None) -> None:
     for _ in range(rng.choice(PLACES)):
         if content:
-            rng.choice(CHANGES)(rng, content) if within is None else _overwrite(content, rng.randrange(min(within, len(content))), rng)
+            (
+                rng.choice(CHANGES)(rng, content)
+                if within is None
+                else _overwrite(content, rng.randrange(min(within, len(content))), rng)
+            )
 
 
 def _place(rng: random.Random, content: bytearray) -> int:
@@ -75,7 +141,10 @@ def _overwrite(content: bytearray, at: int, rng: random.Random) -> None:
         number = struct.pack(order + rng.choice("fd"), rng.choice(EXTREME_REALS))
     else:
         layout, bits = rng.choice((("B", 8), ("H", 16), ("I", 32), ("Q", 64)))
-        number = struct.pack(order + layout, rng.choice((rng.choice(EXTREMES), rng.getrandbits(bits))) & ((1 << bits) - 1))
+        number = struct.pack(
+            order + layout,
+            rng.choice((rng.choice(EXTREMES), rng.getrandbits(bits))) & ((1 << bits) - 1),
+        )
     content[at : at + len(number)] = number[: len(content) - at]
 
 
@@ -99,10 +168,26 @@ def _double(rng: random.Random, content: bytearray) -> None:
 
 def _insert(rng: random.Random, content: bytearray) -> None:
     at = _place(rng, content)
-    content[at:at] = rng.choice((rng.randbytes(rng.choice((1, 2, 3, 50))), bytes(rng.choice((1, 4, 2000))), rng.choice(WORDS)))
+    content[at:at] = rng.choice(
+        (
+            rng.randbytes(rng.choice((1, 2, 3, 50))),
+            bytes(rng.choice((1, 4, 2000))),
+            rng.choice(WORDS),
+        )
+    )
 
 
-CHANGES: tuple[Change, ...] = (_flip, _flip, _put_number, _put_number, _put_number, _cut_off, _take_out, _double, _insert)
+CHANGES: tuple[Change, ...] = (
+    _flip,
+    _flip,
+    _put_number,
+    _put_number,
+    _put_number,
+    _cut_off,
+    _take_out,
+    _double,
+    _insert,
+)
 
 
 def _splice(content: bytearray, other: bytes, rng: random.Random) -> None:
@@ -122,7 +207,9 @@ def _with_checksums(content: bytes) -> bytes:
 
 
 def _elements_spoiled(content: bytes, rng: random.Random) -> bytes:
-    """Return a DICOM file in which elements that are kept or decide have values that they should not: the last of a tag counts."""
+    """Return a DICOM file in which elements that are kept or decide have values that they should
+    not: the last of a tag counts.
+    """
     order = ">" if b"1.2.840.10008.1.2.2\0" in content[:1000] else "<"
     implicit = b"1.2.840.10008.1.2\0" in content[:1000]
     at = content.find(struct.pack(f"{order}HH", PIXELS >> 16, PIXELS & 0xFFFF))
@@ -138,7 +225,9 @@ def _elements_spoiled(content: bytes, rng: random.Random) -> bytes:
 
 
 def _volume_spoiled(content: bytes, rng: random.Random) -> bytes:
-    """Return a NIfTI file spoiled inside of its gzip, or outside, or in the fields of its header."""
+    """Return a NIfTI file spoiled inside of its gzip, or outside, or in the fields of its
+    header.
+    """
     packed = content.startswith(GZIP)
     if packed and rng.random() < 0.2:
         spoiled = bytearray(content)
@@ -176,7 +265,13 @@ def _zip(members: Sequence[tuple[str, bytes]], rng: random.Random) -> bytes:
         warnings.simplefilter("ignore")  # Of a name that is there twice.
         for name, content in members:
             info = zipfile.ZipInfo(name)
-            info.external_attr = (0o600 if rng.random() < 0.98 else rng.choice((0o120777, 0o40755))) << 16
-            info.compress_type = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)) if rng.random() < 0.98 else zipfile.ZIP_BZIP2
+            info.external_attr = (
+                0o600 if rng.random() < 0.98 else rng.choice((0o120777, 0o40755))
+            ) << 16
+            info.compress_type = (
+                rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+                if rng.random() < 0.98
+                else zipfile.ZIP_BZIP2
+            )
             archive.writestr(info, content)
     return file.getvalue()

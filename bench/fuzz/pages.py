@@ -1,4 +1,6 @@
-"""The form of the pages: spoiled files and odd texts, sent as a browser sends them, and the pages that show what came of them."""
+"""The form of the pages: spoiled files and odd texts, sent as a browser sends them, and the pages
+that show what came of them.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ class Browser:
     def __init__(self, given: Service) -> None:
         self.given = given
         self.client: FlaskClient = given.app.test_client()
-        self.client.post("/login", data={"username": USERNAME, "password": PASSWORD, "csrf_token": self._token("/login")})
+        self.client.post(
+            "/login",
+            data={"username": USERNAME, "password": PASSWORD, "csrf_token": self._token("/login")},
+        )
         self._csrf_token = self._token("/scans")
 
     def _token(self, page: str) -> str:
@@ -52,27 +57,41 @@ class Browser:
         return found[1]
 
     def upload(self, content: bytes, rng: random.Random, tally: Tally) -> tuple[list[str], str]:
-        """Send one file by the form; return the ids of its scans, none where it was refused, and what was told then."""
+        """Send one file by the form; return the ids of its scans, none where it was refused, and
+        what was told then.
+        """
         with self.given.app.app_context():
             before = set(db.session.scalars(select(Scan.id)))
         form = {
             "csrf_token": self._csrf_token,
             "file": FileStorage(io.BytesIO(content), rng.choice(FILE_NAMES)),
             "title": rng.choice(TITLES),
-            **{name: rng.choice(CHOICES) for name in ("together", "stat", "keep_names") if rng.random() < 0.5},
+            **{
+                name: rng.choice(CHOICES)
+                for name in ("together", "stat", "keep_names")
+                if rng.random() < 0.5
+            },
         }
         answer = self.client.post("/scans", data=form)
         self._note("POST /scans (the form)", answer.status_code, answer.text, tally)
         with self.given.app.app_context():
             ids = sorted(set(db.session.scalars(select(Scan.id))) - before)
-        tally.check(answer.status_code in (302, 400), f"the form was answered with {answer.status_code}")
-        tally.check((answer.status_code == 302) == bool(ids), "the form was refused and made a scan, or the other way round")
+        tally.check(
+            answer.status_code in (302, 400), f"the form was answered with {answer.status_code}"
+        )
+        tally.check(
+            (answer.status_code == 302) == bool(ids),
+            "the form was refused and made a scan, or the other way round",
+        )
         said = " ".join(REFUSAL.findall(answer.text))
         return ids, unescape(said)
 
     def look_at(self, scan_id: str, tally: Tally) -> None:
         """Open the page of a scan and the history."""
-        for page, name in ((f"/scans/{scan_id}", "GET /scans/{scan_id} (the page)"), ("/scans", "GET /scans (the page)")):
+        for page, name in (
+            (f"/scans/{scan_id}", "GET /scans/{scan_id} (the page)"),
+            ("/scans", "GET /scans (the page)"),
+        ):
             answer = self.client.get(page)
             self._note(name, answer.status_code, answer.text, tally)
             tally.check(answer.status_code == 200, f"a page was answered with {answer.status_code}")

@@ -1,4 +1,6 @@
-"""What fuzzing tells: a page of Markdown with counts by format and outcome, and one line as the verdict."""
+"""What fuzzing tells: a page of Markdown with counts by format and outcome, and one line as the
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,13 @@ INTRODUCTION = """# Fuzzing: what was sent, and what came of it
 
 `{command}` on {date}; {machine}; {minutes:.0f} minutes.
 
-Sound files of each format (phantoms, pydicom's test files and, where they are, those of `../shared`) are spoiled in one to three places and
-sent to the API, or every fourth by the form of the pages and with odd texts, one an upload. The worker reads what was accepted, with the
-models that ship; the page of every scan is opened, and the scan deleted again. After each batch of eight every scan has one verdict, the
-storage holds what rows name and nothing else, and the spool and work folders are empty. An error in the log counts as broken, and so do
-an exception in the decoder that is no sentence and a text that a page shows as markup. A ZIP may become several scans.
+Sound files of each format (phantoms, pydicom's test files and, where they are, those of
+`../shared`) are spoiled in one to three places and sent to the API, or every fourth by the form of
+the pages and with odd texts, one an upload. The worker reads what was accepted, with the models
+that ship; the page of every scan is opened, and the scan deleted again. After each batch of eight
+every scan has one verdict, the storage holds what rows name and nothing else, and the spool and
+work folders are empty. An error in the log counts as broken, and so do an exception in the decoder
+that is no sentence and a text that a page shows as markup. A ZIP may become several scans.
 """
 OUTCOMES = ("refused", "done", "failed")
 TOLD = 12
@@ -30,9 +34,15 @@ TOLD = 12
 def report(tally: Tally, given: argparse.Namespace, took_s: float) -> str:
     """Return the page, which ends in the verdict."""
     introduction = INTRODUCTION.format(
-        command=f"python -m bench.fuzz --inputs {given.inputs} --requests {given.requests} --seed {given.seed}",
+        command=(
+            f"python -m bench.fuzz --inputs {given.inputs} --requests {given.requests} --seed"
+            f" {given.seed}"
+        ),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
-        machine=f"{platform.machine()}{_vectors()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        machine=(
+            f"{platform.machine()}{_vectors()}, {os.cpu_count()} cores, Python"
+            f" {platform.python_version()}"
+        ),
         minutes=took_s / 60,
     )
     return f"{introduction}{_uploads(tally)}{_requests(tally)}\n{verdict(tally)}\n"
@@ -43,42 +53,76 @@ def verdict(tally: Tally) -> str:
     requests = tally.statuses.total()
     if tally.broken:
         kinds = Counter(complaint.splitlines()[0] for complaint in tally.broken)
-        said = "; ".join(f"{complaint} ({count})" if count > 1 else complaint for complaint, count in kinds.most_common(5))
+        said = "; ".join(
+            f"{complaint} ({count})" if count > 1 else complaint
+            for complaint, count in kinds.most_common(5)
+        )
         return f"BROKEN in {len(tally.broken)} places: {said}."
     return (
-        f"Held: {tally.inputs.total()} uploads, {requests} requests, no answer of 500 or more, no orphan file, every scan with a verdict "
-        f"or a sentence; an upload took at most {tally.upload_mb:.0f} MB, the decoder {tally.decoder_mb:.0f} MB."
+        f"Held: {tally.inputs.total()} uploads, {requests} requests, no answer of 500 or more, no"
+        " orphan file, every scan with a verdict or a sentence; an upload took at most"
+        f" {tally.upload_mb:.0f} MB, the decoder {tally.decoder_mb:.0f} MB."
     )
 
 
 def _uploads(tally: Tally) -> str:
-    lines = ["\n## Uploads\n", "| format | uploads | refused | scans done | scans failed, with a sentence |", "|---|---|---|---|---|"]
+    lines = [
+        "\n## Uploads\n",
+        "| format | uploads | refused | scans done | scans failed, with a sentence |",
+        "|---|---|---|---|---|",
+    ]
     for kind in sorted(tally.inputs):
         counts = " | ".join(str(tally.outcomes[kind, outcome]) for outcome in OUTCOMES)
         lines.append(f"| {kind} | {tally.inputs[kind]} | {counts} |")
-    deaths = ", ".join(f"{count} with status {status}" for status, count in sorted(tally.deaths.items())) or "none"
+    deaths = (
+        ", ".join(f"{count} with status {status}" for status, count in sorted(tally.deaths.items()))
+        or "none"
+    )
     lines += [
         "",
-        f"- Memory: an upload added at most {tally.upload_mb:.0f} MB to its process; the child that decodes took at most "
-        f"{tally.decoder_mb:.0f} MB, resident.",
-        f"- Children that decode and had to be replaced: {deaths}. Their scans failed with a sentence.",
+        (
+            f"- Memory: an upload added at most {tally.upload_mb:.0f} MB to its process; the child"
+            f" that decodes took at most {tally.decoder_mb:.0f} MB, resident."
+        ),
+        (
+            f"- Children that decode and had to be replaced: {deaths}. Their scans failed with a"
+            " sentence."
+        ),
         "\nWhat people were told, the commonest of each format; figures are left out:\n",
     ]
     for kind in sorted(tally.inputs):
-        said = [(count, sentence) for (of_kind, sentence), count in tally.sentences.most_common() if of_kind == kind]
+        said = [
+            (count, sentence)
+            for (of_kind, sentence), count in tally.sentences.most_common()
+            if of_kind == kind
+        ]
         lines += [f"- {kind}, {count} times: {sentence}" for count, sentence in said[:TOLD]]
     return "\n".join(lines) + "\n"
 
 
 def _requests(tally: Tally) -> str:
     statuses = sorted({status for _, status in tally.statuses})
-    lines = ["\n## Requests\n", f"| operation | {' | '.join(map(str, statuses))} |", "|---" * (len(statuses) + 1) + "|"]
+    lines = [
+        "\n## Requests\n",
+        f"| operation | {' | '.join(map(str, statuses))} |",
+        "|---" * (len(statuses) + 1) + "|",
+    ]
     for operation in sorted({operation for operation, _ in tally.statuses}):
-        lines.append(f"| `{operation}` | {' | '.join(str(tally.statuses[operation, status] or '') for status in statuses)} |")
+        lines.append(
+            f"| `{operation}` |"
+            f" {' | '.join(str(tally.statuses[operation, status] or '') for status in statuses)} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def _vectors() -> str:
     """Return the widest vector instructions of this processor: decoders and models run by them."""
     known = Path("/proc/cpuinfo").read_text()
-    return next((f" with {name.upper()}" for name in ("avx512f", "avx2") if re.search(rf"\b{name}\b", known)), "")
+    return next(
+        (
+            f" with {name.upper()}"
+            for name in ("avx512f", "avx2")
+            if re.search(rf"\b{name}\b", known)
+        ),
+        "",
+    )

@@ -14,7 +14,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from PIL import Image
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from ml.phantoms import phantom, write_dicom, write_png
 from tests.ml.scans import nifti, one_file_of, write_series
@@ -25,7 +30,9 @@ from webapp.intake.dicom import DicomFile
 SHARED = PROJECT_ROOT.parent / "shared" / "data"
 PYDICOMS_OWN = Path(pydicom.__file__).parent / "data" / "test_files"
 LARGEST = 300_000
-"""Bytes of pydicom's and the shared files that are taken: it is headers that are spoiled, and ten thousand uploads are to end in time."""
+"""Bytes of pydicom's and the shared files that are taken: it is headers that are spoiled, and ten
+thousand uploads are to end in time.
+"""
 SIDE = 128
 MODALITY = re.compile(rb"(\x08\0\x60\0(?:CS\x02\0|\x02\0\0\0))[A-Z]{2}")
 """Its element, little-endian with and without the value representation."""
@@ -40,10 +47,18 @@ class Seed:
 
 
 def seeds() -> list[Seed]:
-    """Return all of them, the same on every machine but for those of `../shared`, which has not everybody."""
+    """Return all of them, the same on every machine but for those of `../shared`, which has not
+    everybody.
+    """
     with tempfile.TemporaryDirectory(prefix="hemoscan-fuzz-") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Some of pydicom's own files are odd on purpose, and it says so.
-        return [*_pictures(Path(folder)), *_dicom(Path(folder)), *_nifti(), *_archives(Path(folder))]
+        # Some of pydicom's own files are odd on purpose, and it says so.
+        warnings.simplefilter("ignore")
+        return [
+            *_pictures(Path(folder)),
+            *_dicom(Path(folder)),
+            *_nifti(),
+            *_archives(Path(folder)),
+        ]
 
 
 def _pictures(folder: Path) -> Iterator[Seed]:
@@ -51,7 +66,11 @@ def _pictures(folder: Path) -> Iterator[Seed]:
     shown = Image.open(folder / "phantom.png")
     turned = Image.Exif()
     turned[0x0112] = 6
-    deep = Image.fromarray((phantom(4, hemorrhage=False, size=SIDE).astype(np.int32) + 1024).clip(0, 4095).astype(np.uint16))
+    deep = Image.fromarray(
+        (phantom(4, hemorrhage=False, size=SIDE).astype(np.int32) + 1024)
+        .clip(0, 4095)
+        .astype(np.uint16)
+    )
     for kind, image, options in (
         ("PNG", shown, {}),
         ("PNG", shown.convert("RGB"), {"exif": turned}),
@@ -68,7 +87,11 @@ def _pictures(folder: Path) -> Iterator[Seed]:
         yield Seed(kind, file.getvalue())
     yield Seed("PNG", picture())
     yield Seed("JPEG", picture("JPEG"))
-    for pattern, kind in (("head_ct/**/*.png", "PNG"), ("ct_ich/images/*/*.jpg", "JPEG"), ("phe_sich/images/**/*.png", "PNG")):
+    for pattern, kind in (
+        ("head_ct/**/*.png", "PNG"),
+        ("ct_ich/images/*/*.jpg", "JPEG"),
+        ("phe_sich/images/**/*.png", "PNG"),
+    ):
         yield from (Seed(kind, path.read_bytes()) for path in sorted(SHARED.glob(pattern))[:3])
 
 
@@ -78,7 +101,12 @@ def _dicom(folder: Path) -> Iterator[Seed]:
         yield Seed("DICOM", planted_everywhere(syntax, undefined=True)[0])
     paths = write_series(folder / "series", 4)
     for functional_groups in (False, True):
-        yield Seed("DICOM", one_file_of(paths, folder / "frames.dcm", functional_groups=functional_groups).read_bytes())
+        yield Seed(
+            "DICOM",
+            one_file_of(
+                paths, folder / "frames.dcm", functional_groups=functional_groups
+            ).read_bytes(),
+        )
     write_dicom(phantom(5, hemorrhage=True, size=SIDE), folder / "phantom.dcm")
     yield Seed("DICOM", (folder / "phantom.dcm").read_bytes())
     packed = pydicom.dcmread(folder / "phantom.dcm")
@@ -96,7 +124,9 @@ def _dicom(folder: Path) -> Iterator[Seed]:
 
 
 def _made_ct(content: bytes) -> bytes:
-    """Return the file as if it were CT, so that its pixels are decoded: it may be coded as no other is."""
+    """Return the file as if it were CT, so that its pixels are decoded: it may be coded as no other
+    is.
+    """
     return MODALITY.sub(rb"\1CT", content, count=1)
 
 
@@ -108,12 +138,33 @@ def _nifti() -> Iterator[Seed]:
             yield Seed("NIfTI", nifti(head, affine, version=version, order=order))
         yield Seed("NIfTI", nifti_file(version=version, packed=True, secrets=True))
     for kind in ("u1", "u2", "f4", "f8"):
-        yield Seed("NIfTI", gzip.compress(nifti(head.clip(0, 255).astype(kind), None, slope=1.5, intercept=-20), 1))
+        yield Seed(
+            "NIfTI",
+            gzip.compress(nifti(head.clip(0, 255).astype(kind), None, slope=1.5, intercept=-20), 1),
+        )
 
 
 def _archives(folder: Path) -> Iterator[Seed]:
     slices = {f"scan/{path.name}": path.read_bytes() for path in write_series(folder / "packed", 6)}
     yield Seed("ZIP", zip_of(slices))
-    yield Seed("ZIP", zip_of(slices | {"readme.txt": b"text", "DICOMDIR": b"x", "odd/1.dcm": dicom_file(Modality="MR")}))
-    yield Seed("ZIP", zip_of({f"{number}.png": picture(side=64 + number) for number in range(4)}, compression=0))
-    yield Seed("ZIP", zip_of({"a/é.jpg": picture("JPEG"), "volume.nii.gz": nifti_file(packed=True), "b/1.png": picture()}))
+    yield Seed(
+        "ZIP",
+        zip_of(
+            slices
+            | {"readme.txt": b"text", "DICOMDIR": b"x", "odd/1.dcm": dicom_file(Modality="MR")}
+        ),
+    )
+    yield Seed(
+        "ZIP",
+        zip_of({f"{number}.png": picture(side=64 + number) for number in range(4)}, compression=0),
+    )
+    yield Seed(
+        "ZIP",
+        zip_of(
+            {
+                "a/é.jpg": picture("JPEG"),
+                "volume.nii.gz": nifti_file(packed=True),
+                "b/1.png": picture(),
+            }
+        ),
+    )

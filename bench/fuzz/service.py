@@ -25,7 +25,9 @@ BATCH = 8
 """Uploads between two rounds of the worker: what it claims at once."""
 USERNAME, PASSWORD = "fuzz", "whoever fuzzes logs in with it"
 UNHANDLED = 1
-"""Exit status of a child that met an exception which nobody expected. Signals are what limits and crashing decoders end in."""
+"""Exit status of a child that met an exception which nobody expected. Signals are what limits and
+crashing decoders end in.
+"""
 
 
 @dataclass
@@ -65,13 +67,18 @@ class Overheard(logging.Handler):
         """Take in one line of the log."""
         if record.name == decoder.__name__ and isinstance(record.args, tuple) and record.args:
             self.tally.deaths[int(str(record.args[0]))] += 1
-            self.tally.check(record.args[0] != UNHANDLED, "a file met an exception in the decoder that nobody expected")
+            self.tally.check(
+                record.args[0] != UNHANDLED,
+                "a file met an exception in the decoder that nobody expected",
+            )
         if record.levelno >= logging.ERROR:
             self.tally.broken.append(f"the log says: {self.format(record)}")
 
 
 class Service:
-    """Hemoscan in this process, on SQLite in a folder, with the models that ship; its queue is asked directly."""
+    """Hemoscan in this process, on SQLite in a folder, with the models that ship; its queue is
+    asked directly.
+    """
 
     def __init__(self, home: Path) -> None:
         self.app = create_app(
@@ -83,7 +90,8 @@ class Service:
                 "STORAGE_URL": f"file://{home / 'files'}",
                 "RATELIMIT_ENABLED": False,
                 "QUOTA_MB": 0,
-                "CHECK_HEAD_CT": "0",  # What can be read is scored, whatever it shows: that is a longer way.
+                # What can be read is scored, whatever it shows: that is a longer way.
+                "CHECK_HEAD_CT": "0",
             }
         )
         self.home = home
@@ -97,7 +105,9 @@ class Service:
             user = User(username=USERNAME, password=PASSWORD)
             db.session.add(user)
             db.session.flush()
-            db.session.add(ApiToken(user_id=user.id, name="fuzz", secret_hash=secret_hash(self.token)))
+            db.session.add(
+                ApiToken(user_id=user.id, name="fuzz", secret_hash=secret_hash(self.token))
+            )
             db.session.commit()
         self.app.extensions["presence"] = Presence(self.app, "predict")
 
@@ -128,6 +138,9 @@ def service(home: Path, tally: Tally) -> Iterator[Service]:
         if decoder._decoder is not None:
             decoder._decoder.close()
         tally.decoder_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        tally.check(tally.decoder_mb <= given.app.config["DECODE_MEMORY_MB"], f"the decoder took {tally.decoder_mb:.0f} MB")
+        tally.check(
+            tally.decoder_mb <= given.app.config["DECODE_MEMORY_MB"],
+            f"the decoder took {tally.decoder_mb:.0f} MB",
+        )
         with given.app.app_context():
             db.engine.dispose()

@@ -53,7 +53,9 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=80), nullable=False),
         sa.Column("secret_hash", sa.String(length=64), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
-        sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("fk_api_token_user_id_user"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["user.id"], name=op.f("fk_api_token_user_id_user"), ondelete="CASCADE"
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_token")),
         sa.UniqueConstraint("secret_hash", name=op.f("uq_api_token_secret_hash")),
     )
@@ -71,7 +73,16 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column(
             "status",
-            sa.Enum("queued", "running", "done", "failed", "cancelled", name="jobstatus", native_enum=False, length=16),
+            sa.Enum(
+                "queued",
+                "running",
+                "done",
+                "failed",
+                "cancelled",
+                name="jobstatus",
+                native_enum=False,
+                length=16,
+            ),
             nullable=False,
         ),
         sa.Column("attempts", sa.Integer(), nullable=False),
@@ -85,12 +96,19 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("started_at", sa.DateTime(), nullable=True),
         sa.Column("finished_at", sa.DateTime(), nullable=True),
-        sa.ForeignKeyConstraint(["imported_by_id"], ["user.id"], name=op.f("fk_dataset_imported_by_id_user"), ondelete="SET NULL"),
+        sa.ForeignKeyConstraint(
+            ["imported_by_id"],
+            ["user.id"],
+            name=op.f("fk_dataset_imported_by_id_user"),
+            ondelete="SET NULL",
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_dataset")),
         sa.UniqueConstraint("name", name=op.f("uq_dataset_name")),
     )
     with op.batch_alter_table("dataset", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_dataset_status"), ["status", "created_at"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_dataset_status"), ["status", "created_at"], unique=False
+        )
 
     op.create_table(
         "login_session",
@@ -99,7 +117,9 @@ def upgrade() -> None:
         sa.Column("secret_hash", sa.String(length=64), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("expires_at", sa.DateTime(), nullable=False),
-        sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("fk_login_session_user_id_user"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["user.id"], name=op.f("fk_login_session_user_id_user"), ondelete="CASCADE"
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_login_session")),
         sa.UniqueConstraint("secret_hash", name=op.f("uq_login_session_secret_hash")),
     )
@@ -114,8 +134,18 @@ def upgrade() -> None:
         sa.Column("secret_hash", sa.String(length=64), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("expires_at", sa.DateTime(), nullable=False),
-        sa.ForeignKeyConstraint(["made_by_id"], ["user.id"], name=op.f("fk_password_reset_made_by_id_user"), ondelete="SET NULL"),
-        sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("fk_password_reset_user_id_user"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["made_by_id"],
+            ["user.id"],
+            name=op.f("fk_password_reset_made_by_id_user"),
+            ondelete="SET NULL",
+        ),
+        sa.ForeignKeyConstraint(
+            ["user_id"],
+            ["user.id"],
+            name=op.f("fk_password_reset_user_id_user"),
+            ondelete="CASCADE",
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_password_reset")),
         sa.UniqueConstraint("secret_hash", name=op.f("uq_password_reset_secret_hash")),
     )
@@ -133,7 +163,16 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column(
             "status",
-            sa.Enum("queued", "running", "done", "failed", "cancelled", name="jobstatus", native_enum=False, length=16),
+            sa.Enum(
+                "queued",
+                "running",
+                "done",
+                "failed",
+                "cancelled",
+                name="jobstatus",
+                native_enum=False,
+                length=16,
+            ),
             nullable=False,
         ),
         sa.Column("attempts", sa.Integer(), nullable=False),
@@ -147,12 +186,16 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("started_at", sa.DateTime(), nullable=True),
         sa.Column("finished_at", sa.DateTime(), nullable=True),
-        sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("fk_scan_user_id_user"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["user.id"], name=op.f("fk_scan_user_id_user"), ondelete="CASCADE"
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_scan")),
     )
     with op.batch_alter_table("scan", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_scan_status"), ["status", "created_at"], unique=False)
-        batch_op.create_index(batch_op.f("ix_scan_user_id"), ["user_id", "created_at"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_scan_user_id"), ["user_id", "created_at"], unique=False
+        )
 
     op.create_table(
         "training_run",
@@ -166,7 +209,16 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column(
             "status",
-            sa.Enum("queued", "running", "done", "failed", "cancelled", name="jobstatus", native_enum=False, length=16),
+            sa.Enum(
+                "queued",
+                "running",
+                "done",
+                "failed",
+                "cancelled",
+                name="jobstatus",
+                native_enum=False,
+                length=16,
+            ),
             nullable=False,
         ),
         sa.Column("attempts", sa.Integer(), nullable=False),
@@ -180,11 +232,18 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("started_at", sa.DateTime(), nullable=True),
         sa.Column("finished_at", sa.DateTime(), nullable=True),
-        sa.ForeignKeyConstraint(["launched_by_id"], ["user.id"], name=op.f("fk_training_run_launched_by_id_user"), ondelete="SET NULL"),
+        sa.ForeignKeyConstraint(
+            ["launched_by_id"],
+            ["user.id"],
+            name=op.f("fk_training_run_launched_by_id_user"),
+            ondelete="SET NULL",
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_training_run")),
     )
     with op.batch_alter_table("training_run", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_training_run_status"), ["status", "created_at"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_training_run_status"), ["status", "created_at"], unique=False
+        )
 
     op.create_table(
         "model_version",
@@ -197,7 +256,9 @@ def upgrade() -> None:
         sa.Column("card", sa.JSON(), nullable=False),
         sa.Column("blocked_because", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(), nullable=False),
-        sa.ForeignKeyConstraint(["run_id"], ["training_run.id"], name=op.f("fk_model_version_run_id_training_run")),
+        sa.ForeignKeyConstraint(
+            ["run_id"], ["training_run.id"], name=op.f("fk_model_version_run_id_training_run")
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_model_version")),
         sa.UniqueConstraint("run_id", name=op.f("uq_model_version_run_id")),
     )
@@ -208,11 +269,18 @@ def upgrade() -> None:
         "training_run_dataset",
         sa.Column("training_run_id", sa.String(length=32), nullable=False),
         sa.Column("dataset_id", sa.String(length=32), nullable=False),
-        sa.ForeignKeyConstraint(["dataset_id"], ["dataset.id"], name=op.f("fk_training_run_dataset_dataset_id_dataset")),
         sa.ForeignKeyConstraint(
-            ["training_run_id"], ["training_run.id"], name=op.f("fk_training_run_dataset_training_run_id_training_run"), ondelete="CASCADE"
+            ["dataset_id"], ["dataset.id"], name=op.f("fk_training_run_dataset_dataset_id_dataset")
         ),
-        sa.PrimaryKeyConstraint("training_run_id", "dataset_id", name=op.f("pk_training_run_dataset")),
+        sa.ForeignKeyConstraint(
+            ["training_run_id"],
+            ["training_run.id"],
+            name=op.f("fk_training_run_dataset_training_run_id_training_run"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint(
+            "training_run_id", "dataset_id", name=op.f("pk_training_run_dataset")
+        ),
     )
     op.create_table(
         "prediction",
@@ -227,8 +295,14 @@ def upgrade() -> None:
         sa.Column("slices", sa.JSON(), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
-        sa.ForeignKeyConstraint(["model_version_id"], ["model_version.id"], name=op.f("fk_prediction_model_version_id_model_version")),
-        sa.ForeignKeyConstraint(["scan_id"], ["scan.id"], name=op.f("fk_prediction_scan_id_scan"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["model_version_id"],
+            ["model_version.id"],
+            name=op.f("fk_prediction_model_version_id_model_version"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["scan_id"], ["scan.id"], name=op.f("fk_prediction_scan_id_scan"), ondelete="CASCADE"
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_prediction")),
         sa.UniqueConstraint("scan_id", name=op.f("uq_prediction_scan_id")),
     )
@@ -240,8 +314,12 @@ def upgrade() -> None:
         sa.Column("by_id", sa.String(length=32), nullable=True),
         sa.Column("at", sa.DateTime(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(["by_id"], ["user.id"], name=op.f("fk_promotion_by_id_user"), ondelete="SET NULL"),
-        sa.ForeignKeyConstraint(["version_id"], ["model_version.id"], name=op.f("fk_promotion_version_id_model_version")),
+        sa.ForeignKeyConstraint(
+            ["by_id"], ["user.id"], name=op.f("fk_promotion_by_id_user"), ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["version_id"], ["model_version.id"], name=op.f("fk_promotion_version_id_model_version")
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_promotion")),
     )
     with op.batch_alter_table("promotion", schema=None) as batch_op:
@@ -254,7 +332,16 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column(
             "status",
-            sa.Enum("queued", "running", "done", "failed", "cancelled", name="jobstatus", native_enum=False, length=16),
+            sa.Enum(
+                "queued",
+                "running",
+                "done",
+                "failed",
+                "cancelled",
+                name="jobstatus",
+                native_enum=False,
+                length=16,
+            ),
             nullable=False,
         ),
         sa.Column("attempts", sa.Integer(), nullable=False),
@@ -268,12 +355,19 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("started_at", sa.DateTime(), nullable=True),
         sa.Column("finished_at", sa.DateTime(), nullable=True),
-        sa.ForeignKeyConstraint(["prediction_id"], ["prediction.id"], name=op.f("fk_heatmap_prediction_id_prediction"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["prediction_id"],
+            ["prediction.id"],
+            name=op.f("fk_heatmap_prediction_id_prediction"),
+            ondelete="CASCADE",
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_heatmap")),
         sa.UniqueConstraint("prediction_id", name=op.f("uq_heatmap_prediction_id")),
     )
     with op.batch_alter_table("heatmap", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_heatmap_status"), ["status", "created_at"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_heatmap_status"), ["status", "created_at"], unique=False
+        )
 
     # ### end Alembic commands ###
 

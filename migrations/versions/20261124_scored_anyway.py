@@ -13,7 +13,8 @@ down_revision = "f203e6f3101d"
 branch_labels = None
 depends_on = None
 
-# Plain statements, not batches: to alter in a batch, SQLite makes the table anew, and dropping the old one would take the verdicts along.
+# Plain statements, not batches: to alter in a batch, SQLite makes the table anew, and dropping the
+# old one would take the verdicts along.
 
 
 def upgrade() -> None:

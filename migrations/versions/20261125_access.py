@@ -41,18 +41,18 @@ def upgrade() -> None:
         op.create_index(op.f(f"ix_audit_event_{column}"), "audit_event", [column, "id"])
     if op.get_bind().dialect.name == "postgresql":
         op.execute(
-            f"CREATE FUNCTION refuse_to_change_audit_event() RETURNS trigger LANGUAGE plpgsql "
+            "CREATE FUNCTION refuse_to_change_audit_event() RETURNS trigger LANGUAGE plpgsql "
             f"AS $$ BEGIN RAISE EXCEPTION '{REFUSAL}'; END $$"
         )
         op.execute(
-            "CREATE TRIGGER audit_event_is_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_event "
-            "FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_audit_event()"
+            "CREATE TRIGGER audit_event_is_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON"
+            " audit_event FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_audit_event()"
         )
     else:
         for change in ("UPDATE", "DELETE"):
             op.execute(
-                f"CREATE TRIGGER audit_event_refuses_{change.lower()} BEFORE {change} ON audit_event "
-                f"BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END"
+                f"CREATE TRIGGER audit_event_refuses_{change.lower()} BEFORE {change} ON"
+                f" audit_event BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END"
             )
 
 
@@ -75,7 +75,9 @@ def create_login_session(*more: sa.Column) -> None:
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("expires_at", sa.DateTime(), nullable=False),
         *more,
-        sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("fk_login_session_user_id_user"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["user.id"], name=op.f("fk_login_session_user_id_user"), ondelete="CASCADE"
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_login_session")),
         sa.UniqueConstraint("secret_hash", name=op.f("uq_login_session_secret_hash")),
     )

@@ -23,8 +23,15 @@ def upgrade() -> None:
         sa.Column("started_at", sa.DateTime(), nullable=True),
         sa.Column("ended_at", sa.DateTime(), nullable=False),
         sa.Column("outcome", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(["scan_id"], ["scan.id"], name=op.f("fk_attempt_scan_id_scan"), ondelete="CASCADE"),
-        sa.ForeignKeyConstraint(["run_id"], ["training_run.id"], name=op.f("fk_attempt_run_id_training_run"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["scan_id"], ["scan.id"], name=op.f("fk_attempt_scan_id_scan"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["run_id"],
+            ["training_run.id"],
+            name=op.f("fk_attempt_run_id_training_run"),
+            ondelete="CASCADE",
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_attempt")),
     )
     op.create_index(op.f("ix_attempt_scan_id"), "attempt", ["scan_id"])

@@ -14,13 +14,25 @@ branch_labels = None
 depends_on = None
 
 QUEUED = sa.text("status = 'queued'")
-OWNER = "SELECT scan.user_id FROM scan JOIN prediction ON prediction.scan_id = scan.id WHERE prediction.id = heatmap.prediction_id"
+OWNER = (
+    "SELECT scan.user_id FROM scan JOIN prediction ON prediction.scan_id = scan.id WHERE"
+    " prediction.id = heatmap.prediction_id"
+)
 
 
 def upgrade() -> None:
-    op.add_column("heatmap", sa.Column("user_id", sa.String(length=32), nullable=False, server_default=sa.text("''")))
+    op.add_column(
+        "heatmap",
+        sa.Column("user_id", sa.String(length=32), nullable=False, server_default=sa.text("''")),
+    )
     op.execute(sa.text(f"UPDATE heatmap SET user_id = ({OWNER})"))
-    op.create_index("ix_heatmap_queue", "heatmap", ["user_id", "queued_at", "id"], postgresql_where=QUEUED, sqlite_where=QUEUED)
+    op.create_index(
+        "ix_heatmap_queue",
+        "heatmap",
+        ["user_id", "queued_at", "id"],
+        postgresql_where=QUEUED,
+        sqlite_where=QUEUED,
+    )
 
 
 def downgrade() -> None:

@@ -13,7 +13,8 @@ down_revision = "5b0e7c92a1f3"
 branch_labels = None
 depends_on = None
 
-# Plain statements, not batches: to alter in a batch, SQLite makes the table anew, and dropping the old one would take the verdicts along.
+# Plain statements, not batches: to alter in a batch, SQLite makes the table anew, and dropping the
+# old one would take the verdicts along.
 
 OF_ITS_PREDICTION = "(SELECT {} FROM prediction WHERE prediction.scan_id = scan.id)"
 SCORED = "EXISTS (SELECT 1 FROM prediction WHERE prediction.scan_id = scan.id)"
@@ -22,10 +23,14 @@ SCORED = "EXISTS (SELECT 1 FROM prediction WHERE prediction.scan_id = scan.id)"
 def upgrade() -> None:
     op.add_column("scan", sa.Column("risk", sa.Double(), nullable=False, server_default="0"))
     op.add_column("scan", sa.Column("margin", sa.Double(), nullable=False, server_default="1"))
-    risk, margin = (OF_ITS_PREDICTION.format(told) for told in ("probability", "abs(probability - threshold)"))
+    risk, margin = (
+        OF_ITS_PREDICTION.format(told) for told in ("probability", "abs(probability - threshold)")
+    )
     op.execute(f"UPDATE scan SET risk = {risk}, margin = {margin} WHERE {SCORED}")
     newest = (sa.text("created_at DESC"), "id")
-    op.create_index("ix_scan_risk", "scan", ["user_id", sa.text("stat DESC"), sa.text("risk DESC"), *newest])
+    op.create_index(
+        "ix_scan_risk", "scan", ["user_id", sa.text("stat DESC"), sa.text("risk DESC"), *newest]
+    )
     op.create_index("ix_scan_margin", "scan", ["user_id", sa.text("stat DESC"), "margin", *newest])
 
 

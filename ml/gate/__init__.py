@@ -1,8 +1,10 @@
-"""Does a picture look like a head CT at all? Loaded once a process; numpy, OpenCV and ONNX Runtime only.
+"""Does a picture look like a head CT at all? Loaded once a process; numpy, OpenCV and ONNX Runtime
+only.
 
-Three witnesses are heard: measurements of shape, rim, inside and surroundings (`ml.gate.features`); the error of an autoencoder that
-learnt to draw head CT and nothing else, normalised by local contrast; and a small network that sees the picture. The second and the
-third see the square around the largest body, 128 x 128.
+Three witnesses are heard: measurements of shape, rim, inside and surroundings (`ml.gate.features`);
+the error of an autoencoder that learnt to draw head CT and nothing else, normalised by local
+contrast; and a small network that sees the picture. The second and the third see the square around
+the largest body, 128 x 128.
 """
 
 from __future__ import annotations
@@ -39,17 +41,24 @@ class Gate:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
             contents = {name: (folder / name).read_bytes() for name in (AUTOENCODER, JUDGE)}
         except (OSError, ValueError) as err:
-            raise ArtifactError("The check for pictures that are no head CT is incomplete.") from err
+            raise ArtifactError(
+                "The check for pictures that are no head CT is incomplete."
+            ) from err
         for name, content in contents.items():
             if hashlib.sha256(content).hexdigest() != card["files"][name]:
-                raise ArtifactError(f"The {name} of the check for pictures that are no head CT is not the file that was written.")
+                raise ArtifactError(
+                    f"The {name} of the check for pictures that are no head CT is not the file that"
+                    " was written."
+                )
         self.card = card
         self._measures: list[str] = card["measures"]
         self._autoencoder = session(contents[AUTOENCODER])
         self._judge = session(contents[JUDGE])
 
     def score(self, slice: Slice) -> float:
-        """Return how little a picture looks like a head CT, 0..1; `REFUSED_FROM` on it is refused. 1 where it shows no body at all."""
+        """Return how little a picture looks like a head CT, 0..1; `REFUSED_FROM` on it is refused.
+        1 where it shows no body at all.
+        """
         look = look_at(slice)
         measures = measure(look)
         if not measures:
@@ -62,8 +71,12 @@ class Gate:
         return float(np.clip(answer.ravel()[0], 0, 1))
 
     def score_series(self, slices: Sequence[Slice]) -> float:
-        """Return the median over the slices of a scan, at most 15 of them, evenly spread: some slices of a series may be odd."""
-        chosen = np.unique(np.linspace(0, len(slices) - 1, min(len(slices), MOST_SLICES)).round().astype(int))
+        """Return the median over the slices of a scan, at most 15 of them, evenly spread: some
+        slices of a series may be odd.
+        """
+        chosen = np.unique(
+            np.linspace(0, len(slices) - 1, min(len(slices), MOST_SLICES)).round().astype(int)
+        )
         return float(np.median([self.score(slices[index]) for index in chosen]))
 
 
@@ -82,4 +95,6 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
-        raise ArtifactError("The check for pictures that are no head CT is no graph that ONNX Runtime can load.") from err
+        raise ArtifactError(
+            "The check for pictures that are no head CT is no graph that ONNX Runtime can load."
+        ) from err

@@ -1,7 +1,8 @@
-"""What can be measured on a picture to tell a head CT from anything else: shape, rim, inside, symmetry, surroundings.
+"""What can be measured on a picture to tell a head CT from anything else: shape, rim, inside,
+symmetry, surroundings.
 
-A head in CT is one upright oval body with a closed shell of bone, bright in every window, around a grey inside with little contrast.
-numpy and OpenCV only; a picture takes some milliseconds.
+A head in CT is one upright oval body with a closed shell of bone, bright in every window, around a
+grey inside with little contrast. numpy and OpenCV only; a picture takes some milliseconds.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from ml.images import FloatArray, Slice, window
 from ml.preprocessing import find_head
 
 WORK_PX = 256  # pictures are looked at with this longer side
-ANGLES, DEPTHS = 72, 32  # the head unrolled: rays from its middle, steps from its outline (0) inwards
-RIM, CORE = 13, 18  # of DEPTHS: a skull lies in the first; the inside of a head begins at the second
-PLAIN_EDGE = 0.03  # of white: rows and columns at a picture's edge whose greys spread less are margin
+# the head unrolled: rays from its middle, steps from its outline (0) inwards
+ANGLES, DEPTHS = 72, 32
+# of DEPTHS: a skull lies in the first; the inside of a head begins at the second
+RIM, CORE = 13, 18
+# of white: rows and columns at a picture's edge whose greys spread less are margin
+PLAIN_EDGE = 0.03
 BACKGROUND_HU = (40.0, 80.0)
 HARMONICS = 4
 
@@ -38,11 +42,15 @@ class Look:
 
 def look_at(slice: Slice) -> Look:
     """Return the picture prepared for measuring; HU through the brain window."""
-    grey = window(slice.pixels, *BACKGROUND_HU) if slice.unit == "hu" else np.clip(slice.pixels, 0, 1)
+    grey = (
+        window(slice.pixels, *BACKGROUND_HU) if slice.unit == "hu" else np.clip(slice.pixels, 0, 1)
+    )
     scale = min(1.0, WORK_PX / max(grey.shape))
     if scale < 1:
         size = max(8, round(grey.shape[1] * scale)), max(8, round(grey.shape[0] * scale))
-        shrunk = cv2.resize(np.ascontiguousarray(grey, np.float32), size, interpolation=cv2.INTER_AREA)
+        shrunk = cv2.resize(
+            np.ascontiguousarray(grey, np.float32), size, interpolation=cv2.INTER_AREA
+        )
         grey = np.asarray(shrunk, np.float32)
     grey = np.ascontiguousarray(_without_margins(grey), np.float32)
     return Look(grey, find_head(grey))
@@ -66,7 +74,9 @@ def measure(look: Look) -> dict[str, float]:
 
 
 def _without_margins(grey: FloatArray) -> FloatArray:
-    """Return the picture without rows and columns of one grey at its edges, as pages and figures have them."""
+    """Return the picture without rows and columns of one grey at its edges, as pages and figures
+    have them.
+    """
     rows = np.flatnonzero(np.ptp(grey, axis=1) > PLAIN_EDGE)
     columns = np.flatnonzero(np.ptp(grey, axis=0) > PLAIN_EDGE)
     if len(rows) < 8 or len(columns) < 8:
@@ -78,7 +88,9 @@ def _without_margins(grey: FloatArray) -> FloatArray:
 
 
 def _unrolled(grey: FloatArray, head: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
-    """Return the head unrolled, float32 (ANGLES, DEPTHS), and the distance of its outline from its middle in each direction, px."""
+    """Return the head unrolled, float32 (ANGLES, DEPTHS), and the distance of its outline from its
+    middle in each direction, px.
+    """
     down, across = np.nonzero(head)
     middle_y, middle_x = float(down.mean()), float(across.mean())
     reach = float(np.hypot(*head.shape))
@@ -96,14 +108,23 @@ def _unrolled(grey: FloatArray, head: NDArray[np.bool_]) -> tuple[FloatArray, Fl
     return np.asarray(cv2.remap(grey, map_x, map_y, cv2.INTER_LINEAR)), radii.astype(np.float32)
 
 
-def _shape(head: NDArray[np.bool_], outline: NDArray[np.int32], radii: FloatArray) -> dict[str, float]:
-    """Size, oblongness, solidity, roundness, and how much of the outline lies on the picture's edge."""
+def _shape(
+    head: NDArray[np.bool_], outline: NDArray[np.int32], radii: FloatArray
+) -> dict[str, float]:
+    """Size, oblongness, solidity, roundness, and how much of the outline lies on the picture's
+    edge.
+    """
     area = float(head.sum())
     hull = max(float(cv2.contourArea(cv2.convexHull(outline))), 1.0)
     (_, (minor, major), _) = cv2.fitEllipse(outline)
     points = outline[:, 0]
     height, width = head.shape
-    on_edge = (points[:, 0] <= 1) | (points[:, 1] <= 1) | (points[:, 0] >= width - 2) | (points[:, 1] >= height - 2)
+    on_edge = (
+        (points[:, 0] <= 1)
+        | (points[:, 1] <= 1)
+        | (points[:, 0] >= width - 2)
+        | (points[:, 1] >= height - 2)
+    )
     waves = np.abs(np.fft.rfft(radii / radii.mean())) / len(radii)
     top, bottom = points[:, 1].min(), points[:, 1].max()
     left, right = points[:, 0].min(), points[:, 0].max()
@@ -133,7 +154,9 @@ def _rim(unrolled: FloatArray) -> dict[str, float]:
         "peak_over_inside_low": np.percentile(peak, 15) - inside,
         "peak_over_inside": np.median(peak) - inside,
         "peak_over_core_white": np.median(peak) - np.percentile(core, 97),
-        "closed": (peak > inside + 0.5 * (np.percentile(peak, 75) - inside)).mean() if np.percentile(peak, 75) > inside + 0.1 else 0.0,
+        "closed": (peak > inside + 0.5 * (np.percentile(peak, 75) - inside)).mean()
+        if np.percentile(peak, 75) > inside + 0.1
+        else 0.0,
         "peak_depth": np.median(at) / DEPTHS,
         "peak_depth_spread": np.percentile(at, 85) / DEPTHS - np.percentile(at, 15) / DEPTHS,
         "thickness": np.median((rim > (peak[:, None] + inside) / 2).sum(axis=1)) / DEPTHS,
@@ -158,7 +181,9 @@ def _inside(grey: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> 
         values = grey[head]
         eroded = head
     smooth = cv2.GaussianBlur(grey, (0, 0), 1.5)
-    gradient = np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)) / 8
+    gradient = (
+        np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)) / 8
+    )
     grain = np.abs(grey - cv2.blur(grey, (3, 3)))
     low, middle, high = np.percentile(values, [5, 50, 95])
     return {
@@ -180,7 +205,9 @@ def _inside(grey: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> 
 
 
 def _surroundings(grey: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]:
-    """What lies beside the head: little, in CT; and how much of the picture is edges and how many greys it has."""
+    """What lies beside the head: little, in CT; and how much of the picture is edges and how many
+    greys it has.
+    """
     around = ~cv2.dilate(head.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
     values = grey[around]
     if len(values) < 32:

@@ -22,8 +22,16 @@ LEARNING_RATE, AVERAGING = 2e-3, 0.98
 OPSET, IR_VERSION = 17, 8
 
 
-def fit_judge(views: np.ndarray, measures: np.ndarray, odd: np.ndarray, weights: np.ndarray, seed: int, state: Path) -> keras.Model:
-    """Return the network: views (N, 128, 128, 1) and measures (N, k) -> two logits (N, 1) each, of the picture and of the measures.
+def fit_judge(
+    views: np.ndarray,
+    measures: np.ndarray,
+    odd: np.ndarray,
+    weights: np.ndarray,
+    seed: int,
+    state: Path,
+) -> keras.Model:
+    """Return the network: views (N, 128, 128, 1) and measures (N, k) -> two logits (N, 1) each, of
+    the picture and of the measures.
 
     Args:
         views: float32 (n, 128, 128, 1).
@@ -35,14 +43,18 @@ def fit_judge(views: np.ndarray, measures: np.ndarray, odd: np.ndarray, weights:
     """
     keras.utils.set_random_seed(seed)
     network = _network(measures)
-    shares = [np.where(odd == kind, weights, 0) / weights[odd == kind].sum() for kind in (False, True)]
+    shares = [
+        np.where(odd == kind, weights, 0) / weights[odd == kind].sum() for kind in (False, True)
+    ]
 
     def draw(epoch_seed: int) -> Iterator[Batch]:
         random = np.random.default_rng(epoch_seed)
         for _ in range(BATCHES):
             at = np.concatenate([random.choice(len(odd), BATCH // 2, p=share) for share in shares])
             targets = odd[at].astype(np.float32)[:, np.newaxis]
-            noisy = measures[at] + random.normal(0, 0.1, (BATCH, measures.shape[1])) * measures.std(axis=0)
+            noisy = measures[at] + random.normal(0, 0.1, (BATCH, measures.shape[1])) * measures.std(
+                axis=0
+            )
             yield [_varied(views[at], random), noisy.astype(np.float32)], [targets, targets]
 
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.02)
@@ -62,7 +74,9 @@ def fit_judge(views: np.ndarray, measures: np.ndarray, odd: np.ndarray, weights:
 
 
 def judge_to_onnx(network: keras.Model, gain: float, offset: float) -> bytes:
-    """Return "views" (N, 128, 128, 1), "measures" (N, k) -> "score" (N,): sigmoid(gain * (sum of both logits - offset))."""
+    """Return "views" (N, 128, 128, 1), "measures" (N, k) -> "score" (N,): sigmoid(gain * (sum of
+    both logits - offset)).
+    """
     nodes = [
         helper.make_node("Transpose", ["views"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("AveragePool", ["planes"], ["half"], kernel_shape=[2, 2], strides=[2, 2]),
@@ -75,25 +89,54 @@ def judge_to_onnx(network: keras.Model, gain: float, offset: float) -> bytes:
 
     x = "half"
     for number in range(len(CHANNELS)):
-        kernel, bias = (np.asarray(values) for values in network.get_layer(f"conv{number}").get_weights())
-        inputs = [x, constant(f"conv{number}_W", kernel.transpose(3, 2, 0, 1)), constant(f"conv{number}_b", bias)]
+        kernel, bias = (
+            np.asarray(values) for values in network.get_layer(f"conv{number}").get_weights()
+        )
+        inputs = [
+            x,
+            constant(f"conv{number}_W", kernel.transpose(3, 2, 0, 1)),
+            constant(f"conv{number}_b", bias),
+        ]
         nodes.append(helper.make_node("Conv", inputs, [f"conv{number}_linear"], pads=[1, 1, 1, 1]))
         nodes.append(helper.make_node("Relu", [f"conv{number}_linear"], [f"conv{number}"]))
-        nodes.append(helper.make_node("MaxPool", [f"conv{number}"], [f"pool{number}"], kernel_shape=[2, 2], strides=[2, 2]))
+        nodes.append(
+            helper.make_node(
+                "MaxPool", [f"conv{number}"], [f"pool{number}"], kernel_shape=[2, 2], strides=[2, 2]
+            )
+        )
         x = f"pool{number}"
     nodes.append(helper.make_node("ReduceMean", [x], ["average"], axes=[2, 3], keepdims=0))
     nodes.append(helper.make_node("ReduceMax", [x], ["largest"], axes=[2, 3], keepdims=0))
     nodes.append(helper.make_node("Concat", ["average", "largest"], ["pooled"], axis=1))
-    for name, takes in (("of_picture", "pooled"), ("hidden", "standard"), ("of_measures", "hidden_positive")):
+    for name, takes in (
+        ("of_picture", "pooled"),
+        ("hidden", "standard"),
+        ("of_measures", "hidden_positive"),
+    ):
         if name == "hidden":
             scaler = network.get_layer("standardised")
             mean, spread = np.asarray(scaler.mean), np.sqrt(np.asarray(scaler.variance))
-            nodes.append(helper.make_node("Sub", ["measures", constant("mean", mean.reshape(1, -1))], ["centred"]))
-            nodes.append(helper.make_node("Div", ["centred", constant("spread", spread.reshape(1, -1))], ["scaled"]))
-            limits = [constant("lowest", np.array(-MOST_DEVIATIONS)), constant("highest", np.array(MOST_DEVIATIONS))]
+            nodes.append(
+                helper.make_node(
+                    "Sub", ["measures", constant("mean", mean.reshape(1, -1))], ["centred"]
+                )
+            )
+            nodes.append(
+                helper.make_node(
+                    "Div", ["centred", constant("spread", spread.reshape(1, -1))], ["scaled"]
+                )
+            )
+            limits = [
+                constant("lowest", np.array(-MOST_DEVIATIONS)),
+                constant("highest", np.array(MOST_DEVIATIONS)),
+            ]
             nodes.append(helper.make_node("Clip", ["scaled", *limits], ["standard"]))
         kernel, bias = (np.asarray(values) for values in network.get_layer(name).get_weights())
-        nodes.append(helper.make_node("Gemm", [takes, constant(f"{name}_W", kernel), constant(f"{name}_b", bias)], [name]))
+        nodes.append(
+            helper.make_node(
+                "Gemm", [takes, constant(f"{name}_W", kernel), constant(f"{name}_b", bias)], [name]
+            )
+        )
         if name == "hidden":
             nodes.append(helper.make_node("Relu", ["hidden"], ["hidden_positive"]))
     nodes += [
@@ -114,7 +157,9 @@ def judge_to_onnx(network: keras.Model, gain: float, offset: float) -> bytes:
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"])],
         constants,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 
@@ -130,10 +175,16 @@ def _network(measures: np.ndarray) -> keras.Model:
     of_picture = layers.Dense(1, name="of_picture")(layers.Dropout(0.3)(x))
     numbers = keras.Input((measures.shape[1],), name="measures")
     spread = np.maximum(measures.std(axis=0), 1e-3)
-    y = layers.Normalization(mean=measures.mean(axis=0), variance=spread**2, name="standardised")(numbers)
+    y = layers.Normalization(mean=measures.mean(axis=0), variance=spread**2, name="standardised")(
+        numbers
+    )
     y = keras.ops.clip(y, -MOST_DEVIATIONS, MOST_DEVIATIONS)
-    y = layers.Dense(HIDDEN, activation="relu", kernel_regularizer=keras.regularizers.L2(1e-3), name="hidden")(layers.Dropout(0.2)(y))
-    of_measures = layers.Dense(1, kernel_regularizer=keras.regularizers.L2(1e-3), name="of_measures")(layers.Dropout(0.2)(y))
+    y = layers.Dense(
+        HIDDEN, activation="relu", kernel_regularizer=keras.regularizers.L2(1e-3), name="hidden"
+    )(layers.Dropout(0.2)(y))
+    of_measures = layers.Dense(
+        1, kernel_regularizer=keras.regularizers.L2(1e-3), name="of_measures"
+    )(layers.Dropout(0.2)(y))
     return keras.Model([views, numbers], [of_picture, of_measures])
 
 
@@ -142,7 +193,9 @@ def _varied(views: np.ndarray, random: np.random.Generator) -> np.ndarray:
     varied = np.empty_like(views)
     for number, view in enumerate(views[..., 0]):
         turn = random.uniform(-25, 25) if random.random() < 0.5 else 0.0
-        matrix = cv2.getRotationMatrix2D((VIEW_PX / 2, VIEW_PX / 2), turn, random.uniform(0.85, 1.1))
+        matrix = cv2.getRotationMatrix2D(
+            (VIEW_PX / 2, VIEW_PX / 2), turn, random.uniform(0.85, 1.1)
+        )
         matrix = matrix + np.array([[0, 0, random.uniform(-6, 6)], [0, 0, random.uniform(-6, 6)]])
         moved = cv2.warpAffine(view, matrix, (VIEW_PX, VIEW_PX), flags=cv2.INTER_LINEAR)
         moved = moved[:, ::-1] if random.random() < 0.5 else moved

@@ -1,11 +1,14 @@
-"""Fit the check "this does not look like a head CT", and measure it on data sets and on families of pictures that it never met.
+"""Fit the check "this does not look like a head CT", and measure it on data sets and on families of
+pictures that it never met.
 
     python -m ml.gate.training DATASET... [--out DIR] [--results FILE]
 
-With n data sets there are n rounds: each fits on the others and on the families of odd pictures that are not its own, and is measured
-on the data set and the families left out; of each kind some families are known, so a brain in MR may be, if of another weighting. The
-operating point is set by the head CT alone: where the rounds refuse 4.5 % of what they left out; what share of odd pictures is refused
-there is measured, not chosen. Then the gate that ships is fitted on all. Some minutes for each round on two cores.
+With n data sets there are n rounds: each fits on the others and on the families of odd pictures
+that are not its own, and is measured on the data set and the families left out; of each kind some
+families are known, so a brain in MR may be, if of another weighting. The
+operating point is set by the head CT alone: where the rounds refuse 4.5 % of what they left out;
+what share of odd pictures is refused there is measured, not chosen. Then the gate that ships is
+fitted on all. Some minutes for each round on two cores.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ HEADS_REFUSED = 0.045  # of the head CT that the rounds left out
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture as the gate sees it; `measures` is empty where it shows no body, and is refused without a judge."""
+    """A picture as the gate sees it; `measures` is empty where it shows no body, and is refused
+    without a judge.
+    """
 
     source: str
     family: str
@@ -78,7 +83,9 @@ def see(slice: Slice, source: str, family: str) -> Seen:
 
 
 def see_heads(folders: Sequence[Path]) -> tuple[list[Seen], list[Seen]]:
-    """Return the readable pictures of the data sets as they are, and of each a variant: other window, size, margins, tilt."""
+    """Return the readable pictures of the data sets as they are, and of each a variant: other
+    window, size, margins, tilt.
+    """
     plain, variants = [], []
     for folder in folders:
         dataset = read_dataset(folder)
@@ -88,11 +95,19 @@ def see_heads(folders: Sequence[Path]) -> tuple[list[Seen], list[Seen]]:
             except ImageError:
                 continue  # blank slices above the crown
             plain.append(see(slice, dataset.name, "head CT"))
-            variants.append(see(varied(np.random.default_rng([1, number]), slice), dataset.name, "head CT, varied"))
+            variants.append(
+                see(
+                    varied(np.random.default_rng([1, number]), slice),
+                    dataset.name,
+                    "head CT, varied",
+                )
+            )
     return plain, variants
 
 
-def fit_gate(heads: Sequence[Seen], odd: Sequence[Seen], folder: Path, seed: int, refused_above: float = 0.0) -> Fitted:
+def fit_gate(
+    heads: Sequence[Seen], odd: Sequence[Seen], folder: Path, seed: int, refused_above: float = 0.0
+) -> Fitted:
     """Return a gate fitted to heads and to odd pictures; counterexamples are made of the heads.
 
     Args:
@@ -107,7 +122,9 @@ def fit_gate(heads: Sequence[Seen], odd: Sequence[Seen], folder: Path, seed: int
     chosen: list[Seen] = []
     for source in sources:
         of_source = [one for one in heads if one.source == source and one.measures]
-        chosen += [of_source[at] for at in map(int, random.permutation(len(of_source))[: 2 * MOST_HEADS])]
+        chosen += [
+            of_source[at] for at in map(int, random.permutation(len(of_source))[: 2 * MOST_HEADS])
+        ]
     drawn_from = [chosen[at] for at in map(int, random.permutation(len(chosen))[:MOST_HEADS])]
     encoder = fit_autoencoder(
         np.stack([one.view for one in drawn_from]),
@@ -120,15 +137,28 @@ def fit_gate(heads: Sequence[Seen], odd: Sequence[Seen], folder: Path, seed: int
     autoencoder = _autoencoder_graph(encoder.weights)
     bases = [chosen[at] for at in random.integers(len(chosen), size=COUNTEREXAMPLES).tolist()]
     counter = [see(of_head(random, one.view[:, :, 0]), "made", "counterexample") for one in bases]
-    learnt = [*chosen, *(one for one in counter if one.measures), *(one for one in odd if one.measures)]
+    learnt = [
+        *chosen,
+        *(one for one in counter if one.measures),
+        *(one for one in odd if one.measures),
+    ]
     is_odd = np.array([False] * len(chosen) + [True] * (len(learnt) - len(chosen)))
     names, rows = rows_of(learnt, autoencoder)
-    judge = fit_judge(np.stack([one.view for one in learnt]), rows, is_odd, _weights(learnt, is_odd), seed, folder / "judge.npz")
+    judge = fit_judge(
+        np.stack([one.view for one in learnt]),
+        rows,
+        is_odd,
+        _weights(learnt, is_odd),
+        seed,
+        folder / "judge.npz",
+    )
     return Fitted(autoencoder, judge_to_onnx(judge, GAIN, refused_above / GAIN), names)
 
 
 def rows_of(seen: Sequence[Seen], autoencoder: bytes) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the names of all measures, the autoencoder's errors among them, and their values, float32 (n, k)."""
+    """Return the names of all measures, the autoencoder's errors among them, and their values,
+    float32 (n, k).
+    """
     draws = session(autoencoder)
     found = []
     for one in seen:
@@ -147,23 +177,42 @@ def scores_of(fitted: Fitted, seen: Sequence[Seen]) -> np.ndarray:
     judge = session(fitted.judge)
     for start in range(0, len(at), 64):
         chunk = slice(start, start + 64)
-        scores[at[chunk]] = judge.run(["score"], {"views": views[chunk], "measures": rows[chunk]})[0]
+        scores[at[chunk]] = judge.run(["score"], {"views": views[chunk], "measures": rows[chunk]})[
+            0
+        ]
     return scores
 
 
 def rounds(sources: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return which data set and which families each round leaves out: every data set and every family once, of each kind some."""
+    """Return which data set and which families each round leaves out: every data set and every
+    family once, of each kind some.
+    """
     families = [family for kind in KINDS.values() for family in kind]
-    return [(source, tuple(families[number :: len(sources)])) for number, source in enumerate(sources)]
+    return [
+        (source, tuple(families[number :: len(sources)])) for number, source in enumerate(sources)
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, fit, write; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ml.gate.training", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="python -m ml.gate.training", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("datasets", type=Path, nargs="+", metavar="DATASET")
-    parser.add_argument("--out", type=Path, help="folder for the gate that is fitted on all; none is written without it")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the gate that is fitted on all; none is written without it",
+    )
     parser.add_argument("--results", type=Path, help="CSV file for the figures")
-    parser.add_argument("--extra", type=Path, nargs="*", default=[], metavar="DATASET", help="head CT that is only measured")
+    parser.add_argument(
+        "--extra",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="DATASET",
+        help="head CT that is only measured",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
@@ -174,7 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     phantoms = [see(slice, "phantoms", "head phantom") for slice in phantom_heads(PHANTOMS)]
     odd = {
-        family: [see(one.slice, "made", one.family) for one in oddities(family, MADE_EACH, 0)] for kind in KINDS.values() for family in kind
+        family: [see(one.slice, "made", one.family) for one in oddities(family, MADE_EACH, 0)]
+        for kind in KINDS.values()
+        for family in kind
     }
     _say(f"{len(plain)} head CT, {sum(map(len, odd.values()))} odd pictures")
     measured: list[Measured] = []
@@ -184,13 +235,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             heads = [one for one in (*plain, *variants) if one.source != source]
             seen_odd = [one for family in odd if family not in families for one in odd[family]]
             fitted = fit_gate(heads, seen_odd, Path(scratch) / str(number), options.seed)
-            test = [one for one in (*plain, *variants) if one.source == source] + [one for family in families for one in odd[family]]
+            test = [one for one in (*plain, *variants) if one.source == source] + [
+                one for family in families for one in odd[family]
+            ]
             test += [*extra, *phantoms] if number == 0 else []
             scores = scores_of(fitted, test)
-            measured += [Measured(one.source, one.family, float(score)) for one, score in zip(test, scores, strict=True)]
+            measured += [
+                Measured(one.source, one.family, float(score))
+                for one, score in zip(test, scores, strict=True)
+            ]
             _say(f"round {number + 1}: {source} and {', '.join(families)} left out")
         refused_above = operating_logit(measured)
-        measured = [replace(one, score=_sigmoid(_logit(one.score) - refused_above)) for one in measured]
+        measured = [
+            replace(one, score=_sigmoid(_logit(one.score) - refused_above)) for one in measured
+        ]
         for line in write_results(measured, REFUSED_FROM, options.results):
             _say(line)
         if options.out:
@@ -201,18 +259,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.seed,
                 refused_above,
             )
-            command = shlex.join(["python", "-m", "ml.gate.training", *map(str, sys.argv[1:] if arguments is None else arguments)])
-            write_gate(options.out, fitted, sources, intervals(measured, REFUSED_FROM), command, options.seed)
+            command = shlex.join(
+                [
+                    "python",
+                    "-m",
+                    "ml.gate.training",
+                    *map(str, sys.argv[1:] if arguments is None else arguments),
+                ]
+            )
+            write_gate(
+                options.out,
+                fitted,
+                sources,
+                intervals(measured, REFUSED_FROM),
+                command,
+                options.seed,
+            )
     return 0
 
 
 def operating_logit(measured: Sequence[Measured]) -> float:
     """Return the logit of the score above which `HEADS_REFUSED` of the left-out head CT lie."""
-    return _logit(float(np.quantile([one.score for one in measured if one.family == "head CT"], 1 - HEADS_REFUSED)))
+    return _logit(
+        float(
+            np.quantile(
+                [one.score for one in measured if one.family == "head CT"], 1 - HEADS_REFUSED
+            )
+        )
+    )
 
 
-def write_gate(folder: Path, fitted: Fitted, sources: Iterable[str], figures: object, command: str, seed: int) -> None:
-    """Write the gate's folder: two graphs and the card that names their sha256, the data and the command."""
+def write_gate(
+    folder: Path, fitted: Fitted, sources: Iterable[str], figures: object, command: str, seed: int
+) -> None:
+    """Write the gate's folder: two graphs and the card that names their sha256, the data and the
+    command.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = {AUTOENCODER: fitted.autoencoder, JUDGE: fitted.judge}
     for name, content in files.items():
@@ -228,16 +310,21 @@ def write_gate(folder: Path, fitted: Fitted, sources: Iterable[str], figures: ob
         "command": command,
         "figures": figures,
         "protocol": (
-            "Each round is measured on a data set and on families of odd pictures it was not fitted to; 95 % intervals by Wilson. The "
-            f"operating point is where the rounds refuse {HEADS_REFUSED:.1%} of the head CT left out; no odd picture had a part in it."
+            "Each round is measured on a data set and on families of odd pictures it was not"
+            " fitted to; 95 % intervals by Wilson. The operating point is where the rounds refuse"
+            f" {HEADS_REFUSED:.1%} of the head CT left out; no odd picture had a part in it."
         ),
     }
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def _weights(seen: Sequence[Seen], is_odd: np.ndarray) -> np.ndarray:
-    """Return how often each picture is drawn among its like: sources and families by the root of their size; half are counterexamples."""
-    names = np.array([one.family if odd else one.source for one, odd in zip(seen, is_odd, strict=True)])
+    """Return how often each picture is drawn among its like: sources and families by the root of
+    their size; half are counterexamples.
+    """
+    names = np.array(
+        [one.family if odd else one.source for one, odd in zip(seen, is_odd, strict=True)]
+    )
     weights = np.zeros(len(seen))
     for name in np.unique(names):
         weights[names == name] = (names == name).sum() ** -0.5
@@ -253,9 +340,14 @@ def _autoencoder_graph(weights: Weights) -> bytes:
     nodes, constants = onnx_nodes(weights, VIEW_PX, "planes", "drawn_planes")
     nodes.insert(0, helper.make_node("Transpose", ["views"], ["planes"], perm=[0, 3, 1, 2]))
     nodes.append(helper.make_node("Transpose", ["drawn_planes"], ["drawn"], perm=[0, 2, 3, 1]))
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", VIEW_PX, VIEW_PX, 1]) for name in ("views", "drawn")]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", VIEW_PX, VIEW_PX, 1])
+        for name in ("views", "drawn")
+    ]
     graph = helper.make_graph(nodes, "autoencoder", ends[:1], ends[1:], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 

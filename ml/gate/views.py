@@ -1,4 +1,6 @@
-"""What the networks of the gate see: the square around the largest body; and how badly the autoencoder drew it."""
+"""What the networks of the gate see: the square around the largest body; and how badly the
+autoencoder drew it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ LEAST_VARIANCE = 0.003  # of white squared: below, a neighbourhood counts as fla
 
 
 def view_of(look: Look) -> tuple[FloatArray, FloatArray]:
-    """Return the square around the body, float32 (128, 128, 1), black outside the picture, and the share of it that is body (128, 128).
+    """Return the square around the body, float32 (128, 128, 1), black outside the picture, and the
+    share of it that is body (128, 128).
 
     Raises:
         ValueError: there is no body.
@@ -26,7 +29,9 @@ def view_of(look: Look) -> tuple[FloatArray, FloatArray]:
     middle = (columns[0] + columns[-1]) / 2, (rows[0] + rows[-1]) / 2
     side = CONTEXT * (max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1)
     scale = VIEW_PX / side
-    matrix = np.array([[scale, 0, VIEW_PX / 2 - scale * middle[0]], [0, scale, VIEW_PX / 2 - scale * middle[1]]])
+    matrix = np.array(
+        [[scale, 0, VIEW_PX / 2 - scale * middle[0]], [0, scale, VIEW_PX / 2 - scale * middle[1]]]
+    )
     # Shrunk through a blur, since warpAffine takes single pixels.
     grey = cv2.GaussianBlur(look.grey, (0, 0), 0.4 / scale) if scale < 0.8 else look.grey
     size = (VIEW_PX, VIEW_PX)
@@ -36,7 +41,9 @@ def view_of(look: Look) -> tuple[FloatArray, FloatArray]:
 
 
 def errors(pixels: FloatArray, drawn: FloatArray, mask: FloatArray) -> dict[str, float]:
-    """Return how badly the autoencoder drew the view: absolute, and against the contrast of each pixel's neighbourhood."""
+    """Return how badly the autoencoder drew the view: absolute, and against the contrast of each
+    pixel's neighbourhood.
+    """
     squared = (pixels - drawn) ** 2
     around = (LOCAL_PX, LOCAL_PX)
     variance = np.maximum(cv2.blur(pixels**2, around) - cv2.blur(pixels, around) ** 2, 0)
@@ -47,5 +54,7 @@ def errors(pixels: FloatArray, drawn: FloatArray, mask: FloatArray) -> dict[str,
         "error": float(np.log(squared.mean() + 1e-5)),
         "error_normalised": float(np.log(inside.mean() + 1e-3)),
         "error_normalised_high": float(np.log(np.percentile(inside, 90) + 1e-3)),
-        "error_outside": float(np.log(squared[~body].mean() + 1e-5)) if not body.all() else float(np.log(1e-5)),
+        "error_outside": float(np.log(squared[~body].mean() + 1e-5))
+        if not body.all()
+        else float(np.log(1e-5)),
     }

@@ -1,8 +1,11 @@
-"""How a slice architecture answers for a scan, and the calibration of both, once in numpy and once as an ONNX graph.
+"""How a slice architecture answers for a scan, and the calibration of both, once in numpy and once
+as an ONNX graph.
 
-The scan's decision is the logarithm of the mean of its slices' odds (log-mean-exp, a smooth maximum that does not grow with the number of
-slices): blood that shows clearly in few slices counts, and so does blood that shows faintly in many. A scan of one slice has that slice's
-decision and its calibration. An architecture for series may first let neighbouring slices decide along: blood seldom ends within a slice.
+The scan's decision is the logarithm of the mean of its slices' odds (log-mean-exp, a smooth maximum
+that does not grow with the number of slices): blood that shows clearly in few slices counts, and so
+does blood that shows faintly in many. A scan of one slice has that slice's decision and its
+calibration. An architecture for series may first let neighbouring slices decide along: blood seldom
+ends within a slice.
 Other rules were compared: docs/results/journal.md.
 """
 
@@ -22,18 +25,23 @@ KERNEL = np.array([0.25, 0.5, 0.25])
 
 
 def by_scan(values: np.ndarray, scans: np.ndarray) -> list[np.ndarray]:
-    """Return the values of slices (n, ...) scan by scan; `scans` (n,) numbers them, never falling."""
+    """Return the values of slices (n, ...) scan by scan; `scans` (n,) numbers them, never
+    falling.
+    """
     return np.split(values, np.flatnonzero(np.diff(scans) != 0) + 1)
 
 
 def smoothed(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
-    """Return decisions of slices (n,) averaged with those of their neighbours in the scan, float64 (n,).
+    """Return decisions of slices (n,) averaged with those of their neighbours in the scan, float64
+    (n,).
 
-    The first and the last slice stand in for the neighbour that they lack, so a single slice keeps its decision. `scans` (n,) numbers the
-    scans, never falling.
+    The first and the last slice stand in for the neighbour that they lack, so a single slice keeps
+    its decision. `scans` (n,) numbers the scans, never falling.
     """
     parts = by_scan(np.asarray(decisions, np.float64), scans)
-    return np.concatenate([np.convolve(np.pad(part, 1, mode="edge"), KERNEL, "valid") for part in parts])
+    return np.concatenate(
+        [np.convolve(np.pad(part, 1, mode="edge"), KERNEL, "valid") for part in parts]
+    )
 
 
 def aggregate(decisions: np.ndarray) -> float:
@@ -44,25 +52,37 @@ def aggregate(decisions: np.ndarray) -> float:
 
 
 def aggregate_scans(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
-    """Return the decision of each scan, float64 (s,), from those of all slices (n,); `scans` (n,) numbers them 0..s-1, never falling."""
+    """Return the decision of each scan, float64 (s,), from those of all slices (n,); `scans` (n,)
+    numbers them 0..s-1, never falling.
+    """
     return np.array([aggregate(part) for part in by_scan(np.asarray(decisions), scans)])
 
 
 def held_out_of(decisions: np.ndarray, at: np.ndarray, scans: np.ndarray) -> HeldOut:
-    """Return the held-out decisions of a slice architecture: those of the slices at `at` (of all), aggregated by scan."""
+    """Return the held-out decisions of a slice architecture: those of the slices at `at` (of all),
+    aggregated by scan.
+    """
     at = np.sort(at)
-    return HeldOut(at, decisions[at], np.unique(scans[at]), aggregate_scans(decisions[at], scans[at]))
+    return HeldOut(
+        at, decisions[at], np.unique(scans[at]), aggregate_scans(decisions[at], scans[at])
+    )
 
 
 def scan_probability(decisions: np.ndarray, platt: Platt, scan_platt: Platt) -> float:
     """Return the probability of the scan whose slices have these decisions (n,)."""
-    return float((platt if len(decisions) == 1 else scan_platt)(np.array([aggregate(decisions)]))[0])
+    return float(
+        (platt if len(decisions) == 1 else scan_platt)(np.array([aggregate(decisions)]))[0]
+    )
 
 
 def smoothing_nodes(decision: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Return what computes `smoothed` of one scan in ONNX: `decision` (N, 1) -> "smoothed" (N, 1), and its constants."""
+    """Return what computes `smoothed` of one scan in ONNX: `decision` (N, 1) -> "smoothed" (N, 1),
+    and its constants.
+    """
     shapes = {"one_line": [1, 1, -1], "beside": [0, 0, 1, 0, 0, 1], "one_column": [-1, 1]}
-    constants = [numpy_helper.from_array(np.array(shape, np.int64), name) for name, shape in shapes.items()]
+    constants = [
+        numpy_helper.from_array(np.array(shape, np.int64), name) for name, shape in shapes.items()
+    ]
     constants.append(numpy_helper.from_array(KERNEL.astype(np.float32).reshape(1, 1, 3), "kernel"))
     nodes = [
         helper.make_node("Reshape", [decision, "one_line"], ["line"]),
@@ -74,7 +94,9 @@ def smoothing_nodes(decision: str) -> tuple[list[onnx.NodeProto], list[onnx.Tens
 
 
 def answer_graph(platt: Platt, scan_platt: Platt) -> onnx.ModelProto:
-    """Return "decision" (N, 1) -> "slice_probability" (N,), "scan_probability" (1,): aggregation, then both calibrations."""
+    """Return "decision" (N, 1) -> "slice_probability" (N,), "scan_probability" (1,): aggregation,
+    then both calibrations.
+    """
     nodes = [
         helper.make_node("ReduceLogSumExp", ["flat"], ["log_of_sum"], axes=[0], keepdims=1),
         helper.make_node("Cast", ["slices"], ["slices_float"], to=TensorProto.FLOAT),
@@ -85,8 +107,16 @@ def answer_graph(platt: Platt, scan_platt: Platt) -> onnx.ModelProto:
 
 
 def calibration_graph(platt: Platt, scan_platt: Platt) -> onnx.ModelProto:
-    """Return "decision" (N, 1), "scan_decision" (1,) -> both probabilities, for architectures that decide about the scan themselves."""
-    return _calibrated([], [], [helper.make_tensor_value_info("scan_decision", TensorProto.FLOAT, [1])], platt, scan_platt)
+    """Return "decision" (N, 1), "scan_decision" (1,) -> both probabilities, for architectures that
+    decide about the scan themselves.
+    """
+    return _calibrated(
+        [],
+        [],
+        [helper.make_tensor_value_info("scan_decision", TensorProto.FLOAT, [1])],
+        platt,
+        scan_platt,
+    )
 
 
 def _calibrated(
@@ -96,7 +126,9 @@ def _calibrated(
     platt: Platt,
     scan_platt: Platt,
 ) -> onnx.ModelProto:
-    """Return the graph in which `decide` makes "scan_decision" (1,) of "flat" (N,) and "slices" (1,), unless it is an input."""
+    """Return the graph in which `decide` makes "scan_decision" (1,) of "flat" (N,) and "slices"
+    (1,), unless it is an input.
+    """
     for name, value in (
         ("slope", platt.slope),
         ("offset", platt.offset),

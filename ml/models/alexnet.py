@@ -1,10 +1,12 @@
-"""The paper's network: AlexNet (A. Krizhevsky, I. Sutskever, G. Hinton 2012) with an answer for two classes.
+"""The paper's network: AlexNet (A. Krizhevsky, I. Sutskever, G. Hinton 2012) with an answer for two
+classes.
 
-Five convolutions, three overlapping max-poolings, local response normalisation where the weights were trained with it, two fully
-connected layers with dropout, softmax. The softmax of two classes is the logistic function of their difference, which is the raw
-decision. Maps of frozen convolutions, of augmented copies too, are computed once. The features graph ends at conv5, so that a heat map
-has its 13 x 13 cells; the last pooling and the fully connected layers are the head. A part of the training part's groups, which the
-network never saw, calibrates.
+Five convolutions, three overlapping max-poolings, local response normalisation where the weights
+were trained with it, two fully connected layers with dropout, softmax. The softmax of two classes
+is the logistic function of their difference, which is the raw decision. Maps of frozen
+convolutions, of augmented copies too, are computed once. The features graph ends at conv5, so that
+a heat map has its 13 x 13 cells; the last pooling and the fully connected layers are the head. A
+part of the training part's groups, which the network never saw, calibrates.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ BATCH = 32
 MOST_BATCHES = 32  # of an epoch, which is at most 1,024 pictures
 AVERAGING = 0.98
 CHUNK = 64
-MOST_KEPT_BYTES = 3 * 2**30  # of maps of frozen convolutions; beyond that they are computed each time
+# of maps of frozen convolutions; beyond that they are computed each time
+MOST_KEPT_BYTES = 3 * 2**30
 DENSE = ("fc6", "fc7", "fc8")
 MAPS_SHARE, TUNING_SHARE = 0.25, 0.7  # of a fit's time
 Report = Callable[[float, Mapping[str, float]], None]
@@ -42,7 +45,9 @@ Report = Callable[[float, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left: convolutions and fully connected layers, rounded to half precision, as float32."""
+    """What a training left: convolutions and fully connected layers, rounded to half precision, as
+    float32.
+    """
 
     convolutions: Weights
     dense: Weights
@@ -50,9 +55,13 @@ class Trained:
 
 def fit(task: FitTask) -> Fitted:
     """Fit the architecture on `task.train`; see `ml.models`."""
-    learn, held = (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
+    learn, held = (
+        (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
+    )
     size = task.images.shape[1]
-    restructuring = restructuring_of(task, learn, lambda share, figures: task.report(0.5 * MAPS_SHARE * share, figures))
+    restructuring = restructuring_of(
+        task, learn, lambda share, figures: task.report(0.5 * MAPS_SHARE * share, figures)
+    )
     start = initial_weights(task, LAYER)
     source = _Source(task, start, restructuring)
     trained = _trained(task, start, source, learn)
@@ -70,7 +79,9 @@ def fit(task: FitTask) -> Fitted:
     for begin in range(0, len(task.images), CHUNK):
         done = begin / len(task.images)
         task.report(MAPS_SHARE + TUNING_SHARE + (1 - MAPS_SHARE - TUNING_SHARE) * done, {})
-        found_maps = np.asarray(features.predict_on_batch(np.asarray(task.images[begin : begin + CHUNK], np.float32)))
+        found_maps = np.asarray(
+            features.predict_on_batch(np.asarray(task.images[begin : begin + CHUNK], np.float32))
+        )
         parts.append(decided(found_maps))
         descriptions.append(pooled(found_maps, "both"))
     decisions = np.concatenate(parts)
@@ -82,7 +93,9 @@ def fit(task: FitTask) -> Fitted:
             "head.onnx": head_to_onnx(trained.dense, platt, scan_platt, features.output_shape[1:]),
         }
 
-    def reference(images: np.ndarray, platt: Platt, scan_platt: Platt) -> tuple[np.ndarray, np.ndarray, float]:
+    def reference(
+        images: np.ndarray, platt: Platt, scan_platt: Platt
+    ) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
         found = decided(maps)
         return maps, platt(found), scan_probability(found, platt, scan_platt)
@@ -92,7 +105,11 @@ def fit(task: FitTask) -> Fitted:
         decisions=decisions,
         scan_decisions=aggregate_scans(decisions, task.scans),
         held_out=held_out,
-        chosen={"learnt_from": len(learn), "calibrated_on": len(held_out.slices), "layout": layout_of(start).name},
+        chosen={
+            "learnt_from": len(learn),
+            "calibrated_on": len(held_out.slices),
+            "layout": layout_of(start).name,
+        },
         export=export,
         reference=reference,
         learnt_features=frozen < 5 or restructuring is not None,
@@ -101,7 +118,9 @@ def fit(task: FitTask) -> Fitted:
 
 
 class _Source:
-    """Where the trained part of the network takes its inputs from: pictures, or maps of the frozen convolutions, kept in a file."""
+    """Where the trained part of the network takes its inputs from: pictures, or maps of the frozen
+    convolutions, kept in a file.
+    """
 
     def __init__(self, task: FitTask, start: Weights, restructuring: Weights | None) -> None:
         self.task, self.frozen = task, int(task.settings["frozen"])
@@ -109,14 +128,20 @@ class _Source:
         self.restructuring = restructuring
         self.kept: np.ndarray | None = None
         layer = f"conv{self.frozen}" if self.frozen else "conv1"
-        self.front = Extractor(start, layer, task.images.shape[1], normalises(task), restructuring) if self.frozen else None
+        self.front = (
+            Extractor(start, layer, task.images.shape[1], normalises(task), restructuring)
+            if self.frozen
+            else None
+        )
         self.shape: tuple[int, ...] = task.images.shape[1:]
         if self.front:
             self.model = self.front.build()
             self.shape = self.model.output_shape[1:]
 
     def keep(self, report: Report) -> None:
-        """Compute and keep the maps of the frozen convolutions for all that may be learnt from, if they are not too many."""
+        """Compute and keep the maps of the frozen convolutions for all that may be learnt from, if
+        they are not too many.
+        """
         task = self.task
         own = self.restructuring is not None
         n = len(task.images)
@@ -128,7 +153,9 @@ class _Source:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_name(".maps-unfinished.npy")
-            maps = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float16, shape=(self.copies, n, *self.shape))
+            maps = np.lib.format.open_memmap(
+                unfinished, mode="w+", dtype=np.float16, shape=(self.copies, n, *self.shape)
+            )
             for number in range(self.copies):
                 for begin in range(0, len(wanted), CHUNK):
                     report((number + begin / len(wanted)) / self.copies, {})
@@ -139,26 +166,40 @@ class _Source:
         self.kept = np.asarray(np.load(path, mmap_mode="r"))
 
     def inputs(self, at: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Return the inputs (b, ...) of the copies `numbers` (b,) of the images at `at` (b,), float32."""
+        """Return the inputs (b, ...) of the copies `numbers` (b,) of the images at `at` (b,),
+        float32.
+        """
         if self.kept is None:
             return self._computed(at, numbers)
-        return np.stack([self.kept[number, position] for position, number in zip(at, numbers, strict=True)]).astype(np.float32)
+        return np.stack(
+            [self.kept[number, position] for position, number in zip(at, numbers, strict=True)]
+        ).astype(np.float32)
 
     def _computed(self, at: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        pictures = np.stack([child(self.task, int(p), int(c), int(p)) for p, c in zip(at, numbers, strict=True)])
+        pictures = np.stack(
+            [child(self.task, int(p), int(c), int(p)) for p, c in zip(at, numbers, strict=True)]
+        )
         return pictures if self.front is None else np.asarray(self.model.predict_on_batch(pictures))
 
 
 def head_of(maps: tuple[int, ...], width: int, dropout: float, seed: int) -> keras.Model:
-    """Return the last pooling and the fully connected layers: maps (n, h, w, c) -> scores of the two classes (n, 2), before the softmax."""
+    """Return the last pooling and the fully connected layers: maps (n, h, w, c) -> scores of the
+    two classes (n, 2), before the softmax.
+    """
     layers = keras.layers
     given = keras.Input(maps, name="maps")
     x = layers.Flatten(name="flat")(layers.MaxPooling2D(3, 2, name="pool5")(given))
     for number, name in enumerate(DENSE[:2]):
         start = keras.initializers.HeNormal(seed=seed + number)
-        x = layers.Dense(width, activation="relu", kernel_initializer=start, name=name)(layers.Dropout(dropout, seed=seed + number)(x))
+        x = layers.Dense(width, activation="relu", kernel_initializer=start, name=name)(
+            layers.Dropout(dropout, seed=seed + number)(x)
+        )
     start = keras.initializers.GlorotUniform(seed=seed + 2)
-    return keras.Model(given, layers.Dense(2, kernel_initializer=start, dtype="float32", name=DENSE[2])(x), name="head")
+    return keras.Model(
+        given,
+        layers.Dense(2, kernel_initializer=start, dtype="float32", name=DENSE[2])(x),
+        name="head",
+    )
 
 
 def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) -> Trained:
@@ -168,7 +209,9 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
         source.keep(lambda share, figures: task.report((0.5 + 0.5 * share) * MAPS_SHARE, figures))
         keras.utils.set_random_seed(task.seed)
         before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy("mixed_bfloat16" if task.settings["precision"] == "bfloat16" else "float32")
+        keras.config.set_dtype_policy(
+            "mixed_bfloat16" if task.settings["precision"] == "bfloat16" else "float32"
+        )
         try:
             network, back = _network(task, start, source)
         finally:
@@ -196,7 +239,9 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
         head = network.get_layer("head")
         found = weights_of(back, start) if back is not None else dict(start)
         for name in DENSE:
-            found[f"{name}_W"], found[f"{name}_b"] = (np.asarray(values) for values in head.get_layer(name).get_weights())
+            found[f"{name}_W"], found[f"{name}_b"] = (
+                np.asarray(values) for values in head.get_layer(name).get_weights()
+            )
         kept = {name: values.astype(np.float16) for name, values in found.items()}
         save_arrays(path, kept)
         state.unlink()
@@ -207,8 +252,12 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
     )
 
 
-def _network(task: FitTask, start: Weights, source: _Source) -> tuple[keras.Model, keras.Model | None]:
-    """Return the network that learns, from the inputs of `source` to scores, and the convolutions in it that learn, if any do."""
+def _network(
+    task: FitTask, start: Weights, source: _Source
+) -> tuple[keras.Model, keras.Model | None]:
+    """Return the network that learns, from the inputs of `source` to scores, and the convolutions
+    in it that learn, if any do.
+    """
     inputs = keras.Input(source.shape, name="inputs")
     names = [each.name for each in layout_of(start).convolutions][source.frozen :]
     twice = source.restructuring is not None
@@ -225,22 +274,37 @@ def _network(task: FitTask, start: Weights, source: _Source) -> tuple[keras.Mode
     elif names:
         channels = source.shape[-1] // (2 if twice else 1)
         given = keras.Input((*source.shape[:-1], channels))
-        back = keras.Model(given, convolved(given, start, names, normalises(task)), name="learning_convolutions")
+        back = keras.Model(
+            given, convolved(given, start, names, normalises(task)), name="learning_convolutions"
+        )
         set_weights(back, start)
         # Picture and reconstruction go through the same convolutions.
         parts = keras.ops.split(inputs, 2, axis=-1) if twice else [inputs]
         made = [back(part) for part in parts]
         maps = keras.layers.Concatenate()(made) if twice else made[0]
-    head = head_of(maps.shape[1:], int(task.settings["fully_connected"]), float(task.settings["dropout"]), task.seed)
+    head = head_of(
+        maps.shape[1:],
+        int(task.settings["fully_connected"]),
+        float(task.settings["dropout"]),
+        task.seed,
+    )
     return keras.Model(inputs, head(maps)), back
 
 
 def head_to_onnx(dense: Weights, platt: Platt, scan_platt: Platt, maps: tuple[int, ...]) -> bytes:
-    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability" (1,); weights in half precision."""
+    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
+    (1,); weights in half precision.
+    """
     height, width, channels = maps
     nodes = [
         helper.make_node("Transpose", ["maps"], ["maps_by_channel"], perm=[0, 3, 1, 2]),
-        helper.make_node("MaxPool", ["maps_by_channel"], ["pool5_by_channel"], kernel_shape=[3, 3], strides=[2, 2]),
+        helper.make_node(
+            "MaxPool",
+            ["maps_by_channel"],
+            ["pool5_by_channel"],
+            kernel_shape=[3, 3],
+            strides=[2, 2],
+        ),
         helper.make_node("Transpose", ["pool5_by_channel"], ["pool5"], perm=[0, 2, 3, 1]),
         helper.make_node("Reshape", ["pool5", "one_line"], ["flat_maps"]),
     ]
@@ -250,12 +314,16 @@ def head_to_onnx(dense: Weights, platt: Platt, scan_platt: Platt, maps: tuple[in
         for key in (f"{name}_W", f"{name}_b"):
             constants.append(numpy_helper.from_array(dense[key].astype(np.float16), key))
             nodes.append(helper.make_node("Cast", [key], [f"{key}_float"], to=TensorProto.FLOAT))
-        nodes.append(helper.make_node("Gemm", [x, f"{name}_W_float", f"{name}_b_float"], [f"{name}_linear"]))
+        nodes.append(
+            helper.make_node("Gemm", [x, f"{name}_W_float", f"{name}_b_float"], [f"{name}_linear"])
+        )
         x = f"{name}_linear"
         if name != DENSE[-1]:
             nodes.append(helper.make_node("Relu", [x], [name]))
             x = name
-    constants.append(numpy_helper.from_array(np.array([[-1.0], [1.0]], np.float32), "second_less_first"))
+    constants.append(
+        numpy_helper.from_array(np.array([[-1.0], [1.0]], np.float32), "second_less_first")
+    )
     nodes.append(helper.make_node("MatMul", [x, "second_less_first"], ["softmax_decision"]))
     graph = helper.make_graph(
         nodes,
@@ -266,6 +334,8 @@ def head_to_onnx(dense: Weights, platt: Platt, scan_platt: Platt, maps: tuple[in
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
     layers = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-    whole = compose.merge_models(layers, answer_graph(platt, scan_platt), io_map=[("softmax_decision", "decision")])
+    whole = compose.merge_models(
+        layers, answer_graph(platt, scan_platt), io_map=[("softmax_decision", "decision")]
+    )
     onnx.checker.check_model(whole, full_check=True)
     return bytes(whole.SerializeToString())

@@ -1,8 +1,10 @@
-"""AlexNet read cell by cell: its convolutions, fine-tuned, and one linear decision for each cell of the last maps.
+"""AlexNet read cell by cell: its convolutions, fine-tuned, and one linear decision for each cell of
+the last maps.
 
-A slice's decision is the log-sum-exp of its cells (see `ml.models.fine_tuning`). The maps of a picture and of its mirror image are
-averaged, so that left and right are read alike. A part of the training part's groups, which the network never saw, calibrates; the
-final network learns from all groups and takes the calibration of the cross-validation's answers.
+A slice's decision is the log-sum-exp of its cells (see `ml.models.fine_tuning`). The maps of a
+picture and of its mirror image are averaged, so that left and right are read alike. A part of the
+training part's groups, which the network never saw, calibrates; the final network learns from all
+groups and takes the calibration of the cross-validation's answers.
 
 `alexnet_cells_series` is the same network for whole scans.
 """
@@ -15,7 +17,14 @@ from onnx import TensorProto, compose, helper
 
 from ml.calibration import Platt
 from ml.models import FitTask, Fitted
-from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability, smoothed, smoothing_nodes
+from ml.models.aggregation import (
+    aggregate_scans,
+    answer_graph,
+    held_out_of,
+    scan_probability,
+    smoothed,
+    smoothing_nodes,
+)
 from ml.models.convolutions import IR_VERSION, OPSET, mirrored, pooled
 from ml.models.evidence import decision_nodes, decisions_of
 from ml.models.features import Extractor
@@ -34,16 +43,30 @@ def fit(task: FitTask) -> Fitted:
 
 
 def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
-    """Fit on `task.train`; where it `smooths`, neighbouring slices of a scan decide along (`ml.models.aggregation`)."""
-    learn, held = (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
+    """Fit on `task.train`; where it `smooths`, neighbouring slices of a scan decide along
+    (`ml.models.aggregation`).
+    """
+    learn, held = (
+        (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
+    )
     epochs = int(task.settings["epochs"])
-    tuned = tuned_convolutions(task, learn, LAYER, epochs, lambda share, figures: task.report(TUNING_SHARE * share, figures))
-    extractor = Extractor(tuned.convolutions, LAYER, task.images.shape[1], normalises(task), None, learnt=True)
+    tuned = tuned_convolutions(
+        task,
+        learn,
+        LAYER,
+        epochs,
+        lambda share, figures: task.report(TUNING_SHARE * share, figures),
+    )
+    extractor = Extractor(
+        tuned.convolutions, LAYER, task.images.shape[1], normalises(task), None, learnt=True
+    )
     features = mirrored(extractor.build())
     parts, descriptions = [], []
     for start in range(0, len(task.images), CHUNK):
         task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(task.images), {})
-        maps = np.asarray(features.predict_on_batch(np.asarray(task.images[start : start + CHUNK], np.float32)))
+        maps = np.asarray(
+            features.predict_on_batch(np.asarray(task.images[start : start + CHUNK], np.float32))
+        )
         parts.append(decisions_of(maps, tuned))
         descriptions.append(pooled(maps, "both"))
     decisions = smoothed(np.concatenate(parts), task.scans) if smooths else np.concatenate(parts)
@@ -53,7 +76,9 @@ def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
         head = head_to_onnx(tuned, platt, scan_platt, *extractor.shape, smooths=smooths)
         return {"features.onnx": extractor.to_onnx(both_ways=True), "head.onnx": head}
 
-    def reference(images: np.ndarray, platt: Platt, scan_platt: Platt) -> tuple[np.ndarray, np.ndarray, float]:
+    def reference(
+        images: np.ndarray, platt: Platt, scan_platt: Platt
+    ) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
         found = decisions_of(maps, tuned)
         found = smoothed(found, np.zeros(len(found), int)) if smooths else found
@@ -63,7 +88,11 @@ def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
         decisions=decisions,
         scan_decisions=aggregate_scans(decisions, task.scans),
         held_out=held_out,
-        chosen={"learnt_from": len(learn), "calibrated_on": len(held_out.slices), "tuned_by": tuned.by},
+        chosen={
+            "learnt_from": len(learn),
+            "calibrated_on": len(held_out.slices),
+            "tuned_by": tuned.by,
+        },
         export=export,
         reference=reference,
         learnt_features=extractor.learnt,
@@ -71,8 +100,12 @@ def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
     )
 
 
-def head_to_onnx(tuned: Tuned, platt: Platt, scan_platt: Platt, side: int, channels: int, *, smooths: bool) -> bytes:
-    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability" (1,)."""
+def head_to_onnx(
+    tuned: Tuned, platt: Platt, scan_platt: Platt, side: int, channels: int, *, smooths: bool
+) -> bytes:
+    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
+    (1,).
+    """
     nodes, constants = decision_nodes(tuned, side, channels)
     decided = "cells_decision"
     if smooths:
@@ -87,6 +120,8 @@ def head_to_onnx(tuned: Tuned, platt: Platt, scan_platt: Platt, side: int, chann
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
     cells = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-    whole = compose.merge_models(cells, answer_graph(platt, scan_platt), io_map=[(decided, "decision")])
+    whole = compose.merge_models(
+        cells, answer_graph(platt, scan_platt), io_map=[(decided, "decision")]
+    )
     onnx.checker.check_model(whole, full_check=True)
     return bytes(whole.SerializeToString())

@@ -1,10 +1,13 @@
-"""AlexNet features + SVM: convolutions, pooled maps, standardisation, a support vector machine; see `ml.models.machine`.
+"""AlexNet features + SVM: convolutions, pooled maps, standardisation, a support vector machine; see
+`ml.models.machine`.
 
-The convolutions are frozen, or fine-tuned inside each training part. With frozen ones five grouped folds within the training part choose,
-and make the decisions that the calibration is fitted to; an autoencoder before them learns from the whole part, since it sees no label.
-Where the convolutions learn there is one such split, since each fine-tuning takes minutes: they learn from most of the part's groups, and
-the rest, which they never saw, choose and calibrate. The final model's convolutions learn from all; it takes what the fits of the
-cross-validation chose most often, and their answers for its calibration.
+The convolutions are frozen, or fine-tuned inside each training part. With frozen ones five grouped
+folds within the training part choose, and make the decisions that the calibration is fitted to; an
+autoencoder before them learns from the whole part, since it sees no label. Where the convolutions
+learn there is one such split, since each fine-tuning takes minutes: they learn from most of the
+part's groups, and the rest, which they never saw, choose and calibrate. The final model's
+convolutions learn from all; it takes what the fits of the cross-validation chose most often, and
+their answers for its calibration.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from ml.models.machine import Features, answer, choose, summarised, usual_choice
 
 LAYERS = ("conv3", "conv4", "conv5", "pool5")
 LEARNT_LAYER = "conv5"  # up to which convolutions learn where the layer is chosen later
-LEARNING_SHARE, FEATURES_SHARE = 0.7, 0.8  # of a fit's time: when what learns before the features is done, and when they are
+# of a fit's time: when what learns before the features is done, and when they are
+LEARNING_SHARE, FEATURES_SHARE = 0.7, 0.8
 
 
 def fit(task: FitTask) -> Fitted:
@@ -47,9 +51,26 @@ def fit(task: FitTask) -> Fitted:
     )
     features = Features(values, {name: replace(extractor, layer=name).shape[1] for name in layers})
     if usual and task.held_out is not None:
-        return answer(task, replace(extractor, layer=usual.layer), features, usual, task.held_out, extractor.tuned_by)
+        return answer(
+            task,
+            replace(extractor, layer=usual.layer),
+            features,
+            usual,
+            task.held_out,
+            extractor.tuned_by,
+        )
     choice, score, decisions = choose(
-        task, features, folds, lambda share, figures: task.report(FEATURES_SHARE + (1 - FEATURES_SHARE) * share, figures)
+        task,
+        features,
+        folds,
+        lambda share, figures: task.report(FEATURES_SHARE + (1 - FEATURES_SHARE) * share, figures),
     )
     held_out = held_out_of(decisions, np.flatnonzero(np.isfinite(decisions)), task.scans)
-    return answer(task, replace(extractor, layer=choice.layer), features, choice, held_out, {"inner_auroc": score, **extractor.tuned_by})
+    return answer(
+        task,
+        replace(extractor, layer=choice.layer),
+        features,
+        choice,
+        held_out,
+        {"inner_auroc": score, **extractor.tuned_by},
+    )

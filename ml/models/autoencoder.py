@@ -1,7 +1,9 @@
-"""An autoencoder's bottleneck + SVM: what a network that has to draw heads again makes of them, without a label; see `ml.models.machine`.
+"""An autoencoder's bottleneck + SVM: what a network that has to draw heads again makes of them,
+without a label; see `ml.models.machine`.
 
-The autoencoder (`ml.models.reconstruction`) starts from random weights, whatever initial weights are given: it has no layer of AlexNet. It
-learns from the whole training part, and inner folds of that part, with its labels, choose the machine and calibrate.
+The autoencoder (`ml.models.reconstruction`) starts from random weights, whatever initial weights
+are given: it has no layer of AlexNet. It learns from the whole training part, and inner folds of
+that part, with its labels, choose the machine and calibrate.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from ml.models.inner_folds import inner_folds
 from ml.models.machine import Features, answer, choose, summarised
 
 LAYER = "bottleneck"
-LEARNING_SHARE, FEATURES_SHARE = 0.8, 0.9  # of a fit's time: when the autoencoder is done, and when the features are
+# of a fit's time: when the autoencoder is done, and when the features are
+LEARNING_SHARE, FEATURES_SHARE = 0.8, 0.9
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Bottleneck:
     def to_onnx(self) -> bytes:
         """Return the features graph: "images" (N, size, size, 1) -> "maps" (N, h, w, 32)."""
         side, channels = self.shape
-        nodes, constants = reconstruction.encoder_nodes(self.weights, self.size, "grey", "bottleneck")
+        nodes, constants = reconstruction.encoder_nodes(
+            self.weights, self.size, "grey", "bottleneck"
+        )
         graph = helper.make_graph(
             [
                 helper.make_node("Transpose", ["images"], ["grey"], perm=[0, 3, 1, 2]),
@@ -51,7 +56,11 @@ class Bottleneck:
                 helper.make_node("Transpose", ["bottleneck"], ["maps"], perm=[0, 2, 3, 1]),
             ],
             "encoder",
-            [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", self.size, self.size, 1])],
+            [
+                helper.make_tensor_value_info(
+                    "images", TensorProto.FLOAT, ["N", self.size, self.size, 1]
+                )
+            ],
             [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
             constants,
         )
@@ -65,7 +74,10 @@ def fit(task: FitTask) -> Fitted:
     """Fit the architecture on `task.train`; see `ml.models`."""
     folds = inner_folds(task, one_split=False)
     weights = autoencoder_of(
-        task, task.train, int(task.settings["epochs"]), lambda share, figures: task.report(LEARNING_SHARE * share, figures)
+        task,
+        task.train,
+        int(task.settings["epochs"]),
+        lambda share, figures: task.report(LEARNING_SHARE * share, figures),
     )
     source = Bottleneck(weights, task.images.shape[1])
     values = features_of(
@@ -73,12 +85,17 @@ def fit(task: FitTask) -> Fitted:
         source.build,
         lambda maps: summarised([maps]),
         int(task.settings["augmentation"]),
-        lambda share, figures: task.report(LEARNING_SHARE + (FEATURES_SHARE - LEARNING_SHARE) * share, figures),
+        lambda share, figures: task.report(
+            LEARNING_SHARE + (FEATURES_SHARE - LEARNING_SHARE) * share, figures
+        ),
         learnt=source.learnt,
     )
     features = Features(values, {LAYER: source.shape[1]})
     choice, score, decisions = choose(
-        task, features, folds, lambda share, figures: task.report(FEATURES_SHARE + (1 - FEATURES_SHARE) * share, figures)
+        task,
+        features,
+        folds,
+        lambda share, figures: task.report(FEATURES_SHARE + (1 - FEATURES_SHARE) * share, figures),
     )
     held_out = held_out_of(decisions, np.flatnonzero(np.isfinite(decisions)), task.scans)
     return answer(task, source, features, choice, held_out, {"inner_auroc": score})

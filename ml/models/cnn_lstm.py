@@ -1,4 +1,6 @@
-"""AlexNet features of each slice, read in anatomical order by an LSTM; see `ml.models.recurrent`."""
+"""AlexNet features of each slice, read in anatomical order by an LSTM; see
+`ml.models.recurrent`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""What architectures learn their heads on: features of every slice, from convolutions that are frozen or learnt first.
+"""What architectures learn their heads on: features of every slice, from convolutions that are
+frozen or learnt first.
 
-Frozen convolutions see each picture, and each of its augmented copies, once in a run; all fits share what they gave. Convolutions or an
-autoencoder that learn belong to one fit, and so do their features.
+Frozen convolutions see each picture, and each of its augmented copies, once in a run; all fits
+share what they gave. Convolutions or an autoencoder that learn belong to one fit, and so do their
+features.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from ml.models.tuned import initial_weights, normalises, tuned_convolutions
 from ml.models.weights import Weights, layout_of
 
 CHUNK = 64
-PICTURES_TO_RECONSTRUCT = 8_000  # seen by an autoencoder in all; it learns from few pictures more often
+# seen by an autoencoder in all; it learns from few pictures more often
+PICTURES_TO_RECONSTRUCT = 8_000
 MOST_EPOCHS, FEWEST_EPOCHS = 100, 5
 Report = Callable[[float, Mapping[str, float]], None]
 
@@ -32,8 +35,9 @@ Report = Callable[[float, Mapping[str, float]], None]
 class Extractor:
     """Convolutions up to a layer, and what stands before them.
 
-    `learnt` says that they, or the autoencoder, learnt from images of one fit, `tuned` is what fine-tuning made of them, its head of cells
-    too; the rest are arguments of `ml.models.convolutions.build`.
+    `learnt` says that they, or the autoencoder, learnt from images of one fit, `tuned` is what
+    fine-tuning made of them, its head of cells too; the rest are arguments of
+    `ml.models.convolutions.build`.
     """
 
     weights: Weights
@@ -57,20 +61,35 @@ class Extractor:
 
     def build(self) -> keras.Model:
         """Return the Keras model: images -> maps."""
-        return build(self.weights, self.layer, self.size, normalises=self.normalises, restructuring=self.restructuring)
+        return build(
+            self.weights,
+            self.layer,
+            self.size,
+            normalises=self.normalises,
+            restructuring=self.restructuring,
+        )
 
     def build_several(self, layers: Sequence[str]) -> keras.Model:
         """Return the Keras model: images -> a dictionary, the maps of each of these layers."""
-        return build_several(self.weights, layers, self.size, normalises=self.normalises, restructuring=self.restructuring)
+        return build_several(
+            self.weights,
+            layers,
+            self.size,
+            normalises=self.normalises,
+            restructuring=self.restructuring,
+        )
 
     def to_onnx(self, *, both_ways: bool = False) -> bytes:
         """Return the features graph; see `ml.models.convolutions.to_onnx`."""
         how = self.weights, self.layer, self.size
-        return to_onnx(*how, both_ways=both_ways, normalises=self.normalises, restructuring=self.restructuring)
+        return to_onnx(
+            *how, both_ways=both_ways, normalises=self.normalises, restructuring=self.restructuring
+        )
 
 
 def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -> Extractor:
-    """Return the convolutions up to `layer`, after they and the autoencoder have learnt where the settings say so.
+    """Return the convolutions up to `layer`, after they and the autoencoder have learnt where the
+    settings say so.
 
     Args:
         task: what is being fitted.
@@ -80,23 +99,38 @@ def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -
     """
     epochs = int(task.settings.get("fine_tune_epochs", 0))
     size = task.images.shape[1]
-    restructuring = restructuring_of(task, learn, lambda share, figures: report(share * (0.3 if epochs else 1.0), figures))
+    restructuring = restructuring_of(
+        task, learn, lambda share, figures: report(share * (0.3 if epochs else 1.0), figures)
+    )
     if not epochs:
         start = initial_weights(task, layer)
-        return Extractor(start, layer, size, normalises(task), restructuring, learnt=restructuring is not None)
-    tuned = tuned_convolutions(task, learn, layer, epochs, lambda share, figures: report(0.3 + 0.7 * share, figures))
-    return Extractor(tuned.convolutions, layer, size, normalises(task), restructuring, learnt=True, tuned=tuned)
+        return Extractor(
+            start, layer, size, normalises(task), restructuring, learnt=restructuring is not None
+        )
+    tuned = tuned_convolutions(
+        task, learn, layer, epochs, lambda share, figures: report(0.3 + 0.7 * share, figures)
+    )
+    return Extractor(
+        tuned.convolutions, layer, size, normalises(task), restructuring, learnt=True, tuned=tuned
+    )
 
 
-def restructuring_of(task: FitTask, learn: np.ndarray, report: Report) -> reconstruction.Weights | None:
-    """Return the weights of an autoencoder fitted to the images at `learn`, None where the settings ask for none."""
+def restructuring_of(
+    task: FitTask, learn: np.ndarray, report: Report
+) -> reconstruction.Weights | None:
+    """Return the weights of an autoencoder fitted to the images at `learn`, None where the settings
+    ask for none.
+    """
     if task.settings.get("restructure", "none") == "none":
         return None
     return autoencoder_of(task, learn, 0, report)
 
 
-def autoencoder_of(task: FitTask, learn: np.ndarray, epochs: int, report: Report) -> reconstruction.Weights:
-    """Return the weights of an autoencoder fitted to the images at `learn`; 0 epochs are as many as show it `PICTURES_TO_RECONSTRUCT`.
+def autoencoder_of(
+    task: FitTask, learn: np.ndarray, epochs: int, report: Report
+) -> reconstruction.Weights:
+    """Return the weights of an autoencoder fitted to the images at `learn`; 0 epochs are as many as
+    show it `PICTURES_TO_RECONSTRUCT`.
 
     It knows no labels, so fits that learn from the same images share it.
     """
@@ -105,19 +139,24 @@ def autoencoder_of(task: FitTask, learn: np.ndarray, epochs: int, report: Report
     path, state = task.shared / f"{name}.npz", task.own / f"{name}-state.npz"
     kept = load_arrays(path)
     if kept is None:
-        kept = reconstruction.fit_autoencoder(task.images, learn, task.seed, epochs, state, report).weights
+        kept = reconstruction.fit_autoencoder(
+            task.images, learn, task.seed, epochs, state, report
+        ).weights
         save_arrays(path, kept)
         state.unlink()
     return kept
 
 
 def usual_epochs(pictures: int) -> int:
-    """Return how many epochs show an autoencoder `PICTURES_TO_RECONSTRUCT`, where it learns from so many."""
+    """Return how many epochs show an autoencoder `PICTURES_TO_RECONSTRUCT`, where it learns from so
+    many.
+    """
     return int(np.clip(PICTURES_TO_RECONSTRUCT // pictures, FEWEST_EPOCHS, MOST_EPOCHS))
 
 
 def child(task: FitTask, position: int, number: int, of: int) -> np.ndarray:
-    """Return the augmented copy of that number of the image at `position`, float32 (size, size, 1); number 0 is the image itself.
+    """Return the augmented copy of that number of the image at `position`, float32 (size, size, 1);
+    number 0 is the image itself.
 
     Copies that share `of` and `number` are changed alike: slices of a scan stay in place.
     """
@@ -140,8 +179,8 @@ def features_of(
 ) -> np.ndarray:
     """Return the features of each image and of its augmented copies, float32 (copies, n, ...).
 
-    Copies are made of what may be learnt from only; features of other copies are zero. Chunk by chunk, so that a large set's maps never
-    stand in memory, and kept copy by copy.
+    Copies are made of what may be learnt from only; features of other copies are zero. Chunk by
+    chunk, so that a large set's maps never stand in memory, and kept copy by copy.
 
     Args:
         task: what is being fitted.
@@ -149,13 +188,14 @@ def features_of(
         summarise: maps (m, h, w, c), or the dictionary -> features (m, ...).
         copies: with the image itself.
         report: told the share done; raises to stop.
-        learnt: the model, or a part of it, learnt from images of this fit; otherwise all fits of the run share the features.
+        learnt: the model, or a part of it, learnt from images of this fit; otherwise all fits of
+            the run share the features.
         by_scan: change all slices of a scan alike.
     """
     folder = task.own if learnt else task.shared
     n = len(task.images)
-    # What is shared must serve every fit: all labelled images, of which each fit then takes its own part. Scans are copied whole, with
-    # slices of which nobody knows whether they bleed.
+    # What is shared must serve every fit: all labelled images, of which each fit then takes its own
+    # part. Scans are copied whole, with slices of which nobody knows whether they bleed.
     wanted = task.train if learnt else np.flatnonzero(task.labels >= 0)
     if by_scan:
         weak = task.weak if learnt else np.array(sorted(task.told), np.int64)
@@ -172,7 +212,12 @@ def features_of(
             for start in range(0, len(positions), CHUNK):
                 report((number + start / len(positions)) / copies, {})
                 chunk = positions[start : start + CHUNK]
-                pictures = np.stack([child(task, at, number, int(task.scans[at]) if by_scan else int(at)) for at in chunk])
+                pictures = np.stack(
+                    [
+                        child(task, at, number, int(task.scans[at]) if by_scan else int(at))
+                        for at in chunk
+                    ]
+                )
                 parts.append(np.asarray(summarise(model.predict_on_batch(pictures)), np.float32))
             there = np.concatenate(parts)
             whole = np.zeros((n, *there.shape[1:]), np.float32)

@@ -12,15 +12,18 @@ from ml.models import FitTask
 
 INNER_FOLDS = 5
 PARTS, PARTS_OF_MANY = 4, 6
-MANY_GROUPS = 60  # of each class: a sixth of them is enough to calibrate, and leaves more to learn from
+# of each class: a sixth of them is enough to calibrate, and leaves more to learn from
+MANY_GROUPS = 60
 
 
 def inner_folds(task: FitTask, one_split: bool) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-    """Return (learn, held out) positions of grouped folds within the training part, or one such split.
+    """Return (learn, held out) positions of grouped folds within the training part, or one such
+    split.
 
     The one split holds out a quarter of the groups, a sixth where there are many.
 
-    Images that the initial weights have seen always learn: their decisions would look better than they are.
+    Images that the initial weights have seen always learn: their decisions would look better than
+    they are.
 
     Raises:
         DatasetError: no fold would hold out both classes.
@@ -32,14 +35,22 @@ def inner_folds(task: FitTask, one_split: bool) -> Sequence[tuple[np.ndarray, np
     parts = PARTS_OF_MANY if fewest >= MANY_GROUPS else PARTS
     n_folds = max(2, min(parts if one_split else INNER_FOLDS, fewest))
     folds = stratified_group_folds(labels, groups, n_folds, task.seed)
-    usable = [(np.concatenate([always, judged[learn]]), judged[held]) for learn, held in folds if len(np.unique(labels[held])) == 2]
+    usable = [
+        (np.concatenate([always, judged[learn]]), judged[held])
+        for learn, held in folds
+        if len(np.unique(labels[held])) == 2
+    ]
     if not usable:
-        raise DatasetError("Too few groups (patients) of each class are left within a training part to choose C and calibrate.")
+        raise DatasetError(
+            "Too few groups (patients) of each class are left within a training part to choose C"
+            " and calibrate."
+        )
     return usable[:1] if one_split else usable
 
 
 def split_weak(task: FitTask, learn: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (learn, held out), numbers of `task.weak`, beside a split of the slices: a scan goes with the slices of its group.
+    """Return (learn, held out), numbers of `task.weak`, beside a split of the slices: a scan goes
+    with the slices of its group.
 
     Of the other scans a quarter is held out, and none that the initial weights have seen.
     """
@@ -47,5 +58,7 @@ def split_weak(task: FitTask, learn: np.ndarray, held: np.ndarray) -> tuple[np.n
     groups = task.groups[first]
     labels = np.array([task.told[int(scan)] for scan in task.weak], np.int64)
     is_held = dealt_folds(labels, groups, PARTS, task.seed) == 0
-    is_held = (is_held & ~np.isin(groups, task.groups[learn]) & task.unseen[first]) | np.isin(groups, task.groups[held])
+    is_held = (is_held & ~np.isin(groups, task.groups[learn]) & task.unseen[first]) | np.isin(
+        groups, task.groups[held]
+    )
     return task.weak[~is_held], task.weak[is_held]

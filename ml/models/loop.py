@@ -1,7 +1,8 @@
-"""The training loop of every network: epochs that an interruption cannot change, batches drawn while the last one is learnt from.
+"""The training loop of every network: epochs that an interruption cannot change, batches drawn
+while the last one is learnt from.
 
-What an epoch draws depends on the seed and the number of the epoch alone, and the state is written after each, so that an
-interrupted training continues with the same numbers.
+What an epoch draws depends on the seed and the number of the epoch alone, and the state is written
+after each, so that an interrupted training continues with the same numbers.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def run_epochs(
         loss, loss_weights: as `keras.Model.compile` takes them.
         epochs, batches: how many of which length.
         learning_rate: the first one.
-        averaging: momentum of the running average of the weights: scores on unseen sources move by points from epoch to epoch.
+        averaging: momentum of the running average of the weights: scores on unseen sources move by
+            points from epoch to epoch.
         seed: of everything random.
         draw: seed of an epoch -> its batches; runs in a thread of its own, ahead of the training.
         state: the file that keeps the state after each epoch.
@@ -55,17 +57,29 @@ def run_epochs(
     optimizer = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=averaging)
     network.compile(optimizer=optimizer, loss=loss, loss_weights=loss_weights)
     optimizer.build(network.trainable_variables)
-    # Of each layer, so that the state of the dropout's random numbers is among them and the metrics of the model are not.
-    variables = [*(variable for layer in network.layers for variable in layer.variables), *optimizer.variables]
+    # Of each layer, so that the state of the dropout's random numbers is among them and the metrics
+    # of the model are not.
+    variables = [
+        *(variable for layer in network.layers for variable in layer.variables),
+        *optimizer.variables,
+    ]
     first = _restore(state, variables)
     for epoch in range(first, epochs):
-        # Nothing here draws from a global generator, so none is seeded: that would make TensorFlow throw its compiled functions away.
+        # Nothing here draws from a global generator, so none is seeded: that would make TensorFlow
+        # throw its compiled functions away.
         epoch_seed = seed_of(seed, epoch)
         for number, batch in enumerate(_ahead(draw(epoch_seed))):
             found = network.train_on_batch(*batch, return_dict=True)
             network.reset_metrics()  # the loss of this batch, not the mean since the beginning
-            report((epoch + (number + 1) / batches) / epochs, {"loss": float(found["loss"]), "epoch": epoch + 1})
-        save_arrays(state, {"epoch": np.array(epoch + 1)} | {f"v{i}": np.asarray(v) for i, v in enumerate(variables)})
+            report(
+                (epoch + (number + 1) / batches) / epochs,
+                {"loss": float(found["loss"]), "epoch": epoch + 1},
+            )
+        save_arrays(
+            state,
+            {"epoch": np.array(epoch + 1)}
+            | {f"v{i}": np.asarray(v) for i, v in enumerate(variables)},
+        )
     optimizer.finalize_variable_values(network.trainable_variables)
 
 
@@ -75,7 +89,9 @@ def seed_of(seed: int, number: int) -> int:
 
 
 def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches in their order while a thread draws the next ones; its exceptions are raised here."""
+    """Yield the batches in their order while a thread draws the next ones; its exceptions are
+    raised here.
+    """
     waiting: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
     ended = threading.Event()
 

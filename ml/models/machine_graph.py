@@ -1,4 +1,6 @@
-"""The head of a support vector machine as an ONNX graph: pooling, scaler, components and machine, aggregation and calibration."""
+"""The head of a support vector machine as an ONNX graph: pooling, scaler, components and machine,
+aggregation and calibration.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,35 @@ from ml.models.convolutions import IR_VERSION, OPSET
 ML_OPSET = 1
 
 
-def head_to_onnx(machine: Pipeline, platt: Platt, scan_platt: Platt, pooling: str, side: int, channels: int) -> bytes:
-    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability" (1,).
+def head_to_onnx(
+    machine: Pipeline, platt: Platt, scan_platt: Platt, pooling: str, side: int, channels: int
+) -> bytes:
+    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
+    (1,).
 
-    Three graphs in a row: pooling, scaler with components and SVM, and aggregation with calibration.
+    Three graphs in a row: pooling, scaler with components and SVM, and aggregation with
+    calibration.
     """
     width = channels * (2 if pooling == "both" else 1)
     front = _pooling_graph(pooling, side, channels, width)
-    middle = _linear_graph(machine, width) if machine["svm"].kernel == "linear" else _kernel_graph(machine, width)
-    merged = compose.merge_models(front, middle, io_map=[("pooled", "features")], outputs=["svm_decision"])
-    merged = compose.merge_models(merged, answer_graph(platt, scan_platt), io_map=[("svm_decision", "decision")])
+    middle = (
+        _linear_graph(machine, width)
+        if machine["svm"].kernel == "linear"
+        else _kernel_graph(machine, width)
+    )
+    merged = compose.merge_models(
+        front, middle, io_map=[("pooled", "features")], outputs=["svm_decision"]
+    )
+    merged = compose.merge_models(
+        merged, answer_graph(platt, scan_platt), io_map=[("svm_decision", "decision")]
+    )
     onnx.checker.check_model(merged, full_check=True)
     return bytes(merged.SerializeToString())
 
 
 def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
-    """Return "features" (N, width) -> "svm_decision" (N, 1) of a linear SVM: scaler, components and machine are one row of weights.
+    """Return "features" (N, width) -> "svm_decision" (N, 1) of a linear SVM: scaler, components and
+    machine are one row of weights.
 
     skl2onnx would write every support vector out, megabytes in place of kilobytes.
     """
@@ -57,9 +72,12 @@ def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
 
 
 def _kernel_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
-    """Return "features" (N, width) -> "svm_decision" (N, 1) of scaler, components and SVM as skl2onnx converts them."""
+    """Return "features" (N, width) -> "svm_decision" (N, 1) of scaler, components and SVM as
+    skl2onnx converts them.
+    """
     with warnings.catch_warnings():
-        # skl2onnx 1.20 asks scikit-learn 1.9 for probA_ and probB_, which are on their way out and not used here.
+        # skl2onnx 1.20 asks scikit-learn 1.9 for probA_ and probB_, which are on their way out and
+        # not used here.
         warnings.filterwarnings("ignore", message="Attribute `prob", category=FutureWarning)
         converted = sklearn_to_onnx(
             machine,
@@ -75,12 +93,20 @@ def _kernel_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
         [helper.make_tensor_value_info("svm_decision", TensorProto.FLOAT, ["N", 1])],
         [numpy_helper.from_array(np.array([0], np.int64), "column")],
     )
-    return compose.merge_models(converted, first, io_map=[("probabilities", "scores")], outputs=["svm_decision"])
+    return compose.merge_models(
+        converted, first, io_map=[("probabilities", "scores")], outputs=["svm_decision"]
+    )
 
 
 def _pooling_graph(pooling: str, side: int, channels: int, width: int) -> onnx.ModelProto:
-    reductions = {"average": ["ReduceMean"], "max": ["ReduceMax"], "both": ["ReduceMean", "ReduceMax"]}[pooling]
-    nodes = [helper.make_node(kind, ["maps"], [kind], axes=[1, 2], keepdims=0) for kind in reductions]
+    reductions = {
+        "average": ["ReduceMean"],
+        "max": ["ReduceMax"],
+        "both": ["ReduceMean", "ReduceMax"],
+    }[pooling]
+    nodes = [
+        helper.make_node(kind, ["maps"], [kind], axes=[1, 2], keepdims=0) for kind in reductions
+    ]
     nodes.append(helper.make_node("Concat", reductions, ["pooled"], axis=1))
     return _model(
         nodes,

@@ -1,7 +1,8 @@
 """The head of a recurrent architecture as an ONNX graph, written node by node.
 
-ONNX orders the gates of an LSTM as input, output, forget, cell, and Keras as input, forget, cell, output; those of a GRU stand in the same
-order in both, and Keras's reset after the product is ONNX's `linear_before_reset`.
+ONNX orders the gates of an LSTM as input, output, forget, cell, and Keras as input, forget, cell,
+output; those of a GRU stand in the same order in both, and Keras's reset after the product is
+ONNX's `linear_before_reset`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def head_to_onnx(
     by_rows: bool,
     cells: Tuned | None = None,
 ) -> bytes:
-    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability" (1,).
+    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
+    (1,).
 
     Args:
         cell: "lstm" or "gru".
@@ -45,15 +47,27 @@ def head_to_onnx(
         platt, scan_platt: calibrations of slices and scans.
         maps: h, w, c.
         by_rows: the sequence is the rows of each slice, not the slices.
-        cells: those whose evidence is read and corrected (`ml.models.evidence`); None where pooled maps are read.
+        cells: those whose evidence is read and corrected (`ml.models.evidence`); None where pooled
+            maps are read.
     """
     values: dict[str, np.ndarray] = {"mean": mean, "spread": spread, **_gates(cell, reader)}
     for name, (kernel, bias) in dense.items():
         values |= {f"{name}_W": kernel, f"{name}_b": bias}
     units, directions = values["R"].shape[2], values["R"].shape[0]
-    constants = [numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name) for name, value in values.items()]
-    places = (("one", [1]), ("each_step", [0, 0, directions * units]), ("line", [-1, 1]), ("single", [1]), ("zero", [0]))
-    constants += [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in places]
+    constants = [
+        numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name)
+        for name, value in values.items()
+    ]
+    places = (
+        ("one", [1]),
+        ("each_step", [0, 0, directions * units]),
+        ("line", [-1, 1]),
+        ("single", [1]),
+        ("zero", [0]),
+    )
+    constants += [
+        numpy_helper.from_array(np.array(value, np.int64), name) for name, value in places
+    ]
     axes = [2] if by_rows else [1, 2]
     more: dict[str, Any] = {"lstm": {}, "gru": {"linear_before_reset": 1}}[cell]
     direction = "bidirectional" if directions == 2 else "forward"
@@ -73,11 +87,19 @@ def head_to_onnx(
         helper.make_node("MatMul", ["standard", "projection_W"], ["projection_product"]),
         helper.make_node("Add", ["projection_product", "projection_b"], ["projection_sum"]),
         helper.make_node("Relu", ["projection_sum"], ["projected"]),
-        # The reader takes (steps, sequences, numbers): slices are the steps of one sequence, rows those of a sequence for each slice.
+        # The reader takes (steps, sequences, numbers): slices are the steps of one sequence, rows
+        # those of a sequence for each slice.
         helper.make_node("Transpose", ["projected"], ["sequence"], perm=[1, 0, 2])
         if by_rows
         else helper.make_node("Unsqueeze", ["projected", "one"], ["sequence"]),
-        helper.make_node(cell.upper(), ["sequence", "W", "R", "B"], ["Y"], hidden_size=units, direction=direction, **more),
+        helper.make_node(
+            cell.upper(),
+            ["sequence", "W", "R", "B"],
+            ["Y"],
+            hidden_size=units,
+            direction=direction,
+            **more,
+        ),
         helper.make_node("Transpose", ["Y"], ["both_directions"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["both_directions", "each_step"], ["states"]),
         *_decided("evidence", cells),
@@ -108,23 +130,37 @@ def head_to_onnx(
         [constant for constant in constants if constant.name in used],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
-    model = compose.add_prefix(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), "reader_", rename_inputs=False)
+    model = compose.add_prefix(
+        helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION),
+        "reader_",
+        rename_inputs=False,
+    )
     if by_rows:
-        whole = compose.merge_models(model, answer_graph(platt, scan_platt), io_map=[("reader_whole", "decision")])
+        whole = compose.merge_models(
+            model, answer_graph(platt, scan_platt), io_map=[("reader_whole", "decision")]
+        )
     else:
         answers = calibration_graph(platt, scan_platt)
-        whole = compose.merge_models(model, answers, io_map=[("reader_own", "decision"), ("reader_scan", "scan_decision")])
+        whole = compose.merge_models(
+            model, answers, io_map=[("reader_own", "decision"), ("reader_scan", "scan_decision")]
+        )
     onnx.checker.check_model(whole, full_check=True)
     return bytes(whole.SerializeToString())
 
 
 def _decided(name: str, cells: Tuned | None) -> list[onnx.NodeProto]:
-    """Return nodes "states" (N, 1, units) -> `name` (N, 1, 1): a dense layer, which corrects what the cells decided if there are any."""
+    """Return nodes "states" (N, 1, units) -> `name` (N, 1, 1): a dense layer, which corrects what
+    the cells decided if there are any.
+    """
     product = helper.make_node("MatMul", ["states", f"{name}_W"], [f"{name}_product"])
     if cells is None:
         return [product, helper.make_node("Add", [f"{name}_product", f"{name}_b"], [name])]
     correction = helper.make_node("Add", [f"{name}_product", f"{name}_b"], [f"{name}_correction"])
-    return [product, correction, helper.make_node("Add", [f"{name}_correction", "corrected"], [name])]
+    return [
+        product,
+        correction,
+        helper.make_node("Add", [f"{name}_correction", "corrected"], [name]),
+    ]
 
 
 def _gates(cell: str, reader: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,4 +1,6 @@
-"""What a recurrent network learns from in an epoch: slices for their rows, or scans and parts of scans, drawn batch by batch."""
+"""What a recurrent network learns from in an epoch: slices for their rows, or scans and parts of
+scans, drawn batch by batch.
+"""
 
 from __future__ import annotations
 
@@ -29,30 +31,43 @@ def slices_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Draw
         random = np.random.default_rng(seed)
         for _ in range(batches):
             at = learn[balanced_draws(task.labels[learn], task.sources[learn], SLICES, random)]
-            inputs = {"features": features[random.integers(copies, size=SLICES), at], "present": present}
+            inputs = {
+                "features": features[random.integers(copies, size=SLICES), at],
+                "present": present,
+            }
             truth = {"steps": unknown, "whole": task.labels[at].astype(np.float32)[:, np.newaxis]}
             yield inputs, truth, {"steps": unknown[..., 0], "whole": np.ones(SLICES, np.float32)}
 
     return batches, draw
 
 
-def scans_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np.ndarray) -> Drawing:
+def scans_drawn(
+    task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np.ndarray
+) -> Drawing:
     """Draw scans and parts of scans, read upwards or downwards.
 
-    Within a data set slices of both classes weigh the same, and so do scans; where all its scans are of one class only parts of scans teach
-    the whole's decision, as among them there are both. The scans `weak` are drawn whole, however long: a part of one that bleeds may show
-    no blood, and parts of the others alone would teach that parts never do.
+    Within a data set slices of both classes weigh the same, and so do scans; where all its scans
+    are of one class only parts of scans teach the whole's decision, as among them there are both.
+    The scans `weak` are drawn whole, however long: a part of one that bleeds may show no blood, and
+    parts of the others alone would teach that parts never do.
     """
     scans = np.union1d(task.scans[learn], weak)
     places = [np.flatnonzero(task.scans == scan) for scan in scans]
     slice_weights = np.zeros(len(task.labels), np.float32)
-    slice_weights[learn] = sample_weights(task.labels[learn], task.sources[learn], task.groups[learn])
+    slice_weights[learn] = sample_weights(
+        task.labels[learn], task.sources[learn], task.groups[learn]
+    )
     told = [task.told.get(int(scan), UNKNOWN) for scan in scans]
     is_weak = np.isin(scans, weak)
-    truth_of = np.array([max(task.labels[at].max(), said) for at, said in zip(places, told, strict=True)])
+    truth_of = np.array(
+        [max(task.labels[at].max(), said) for at, said in zip(places, told, strict=True)]
+    )
     source_of = np.array([task.sources[at[0]] for at in places])
     share_of = np.array([(truth_of[source_of == source] == 1).mean() for source in source_of])
-    length = max(len(at) if whole else min(len(at), MOST_SLICES) for at, whole in zip(places, is_weak, strict=True))
+    length = max(
+        len(at) if whole else min(len(at), MOST_SLICES)
+        for at, whole in zip(places, is_weak, strict=True)
+    )
     batches = int(np.clip(-(-2 * len(scans) // SCANS), 1, MOST_BATCHES))
     copies, _, width = features.shape
 
@@ -60,18 +75,30 @@ def scans_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np
         if is_part:
             return 1.0
         share = share_of[number]
-        return 0.0 if share in (0, 1) else float(0.5 / (share if truth_of[number] == 1 else 1 - share))
+        return (
+            0.0 if share in (0, 1) else float(0.5 / (share if truth_of[number] == 1 else 1 - share))
+        )
 
     def draw(seed: int) -> Iterator[Batch]:
         random = np.random.default_rng(seed)
         for _ in range(batches):
-            inputs, present = np.zeros((SCANS, length, width), np.float32), np.zeros((SCANS, length), np.float32)
-            steps, weights = np.zeros((SCANS, length, 1), np.float32), np.zeros((SCANS, length), np.float32)
+            inputs, present = (
+                np.zeros((SCANS, length, width), np.float32),
+                np.zeros((SCANS, length), np.float32),
+            )
+            steps, weights = (
+                np.zeros((SCANS, length, 1), np.float32),
+                np.zeros((SCANS, length), np.float32),
+            )
             whole, whole_weights = np.zeros((SCANS, 1), np.float32), np.zeros(SCANS, np.float32)
             for row in range(SCANS):
                 number = int(random.integers(len(scans)))
                 at = places[number]
-                wanted = len(at) if random.random() < WHOLE_SHARE else int(random.integers(1, len(at) + 1))
+                wanted = (
+                    len(at)
+                    if random.random() < WHOLE_SHARE
+                    else int(random.integers(1, len(at) + 1))
+                )
                 wanted = len(at) if is_weak[number] else min(wanted, MOST_SLICES)
                 first = int(random.integers(len(at) - wanted + 1))
                 is_part = wanted < len(at)
@@ -80,11 +107,22 @@ def scans_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np
                     at = at[::-1]
                 labels = task.labels[at]
                 inputs[row, :wanted] = features[random.integers(copies), at]
-                present[row, :wanted], steps[row, :wanted, 0], weights[row, :wanted] = 1, labels == 1, slice_weights[at]
+                present[row, :wanted], steps[row, :wanted, 0], weights[row, :wanted] = (
+                    1,
+                    labels == 1,
+                    slice_weights[at],
+                )
                 whole[row] = float((labels == 1).any() or (told[number] == 1 and not is_part))
-                # A single slice answers by its own decision; what nobody looked at may show blood, unless the scan is told to show none.
-                known = wanted > 1 and (whole[row, 0] == 1 or told[number] == 0 or not (labels == UNKNOWN).any())
+                # A single slice answers by its own decision; what nobody looked at may show blood,
+                # unless the scan is told to show none.
+                known = wanted > 1 and (
+                    whole[row, 0] == 1 or told[number] == 0 or not (labels == UNKNOWN).any()
+                )
                 whole_weights[row] = whole_weight(number, is_part) if known else 0.0
-            yield {"features": inputs, "present": present}, {"steps": steps, "whole": whole}, {"steps": weights, "whole": whole_weights}
+            yield (
+                {"features": inputs, "present": present},
+                {"steps": steps, "whole": whole},
+                {"steps": weights, "whole": whole_weights},
+            )
 
     return batches, draw

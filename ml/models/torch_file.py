@@ -1,9 +1,11 @@
 """Reading of PyTorch's files of weights without running what stands in them.
 
-Such a file is raw numbers and a pickle that names them; a pickle may call anything. The one here is read by an unpickler that knows five
-names, each of which it maps to an inert description, and refuses any other. Two layouts exist: a ZIP archive (`data.pkl` and one
-file for each storage; PyTorch 1.6 and later) and, before it, one stream (magic number, protocol, facts of the machine, the
-pickle, the storages' names, and the storages one after the other). Both are described by `torch/serialization.py`.
+Such a file is raw numbers and a pickle that names them; a pickle may call anything. The one here is
+read by an unpickler that knows five names, each of which it maps to an inert description, and
+refuses any other. Two layouts exist: a ZIP archive (`data.pkl` and one file for each storage;
+PyTorch 1.6 and later) and, before it, one stream (magic number, protocol, facts of the machine, the
+pickle, the storages' names, and the storages one after the other). Both are described by
+`torch/serialization.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,15 @@ MOST_PICKLE_BYTES = 2**22
 KINDS = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "LongStorage": "<i8"}
 # What a pickle that is no pickle, or no description of tensors, may raise while it is read.
 UNREADABLE = (
-    *(pickle.UnpicklingError, EOFError, zipfile.BadZipFile, OSError, MemoryError, RecursionError, NotImplementedError),
+    *(
+        pickle.UnpicklingError,
+        EOFError,
+        zipfile.BadZipFile,
+        OSError,
+        MemoryError,
+        RecursionError,
+        NotImplementedError,
+    ),
     *(ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError),
 )
 
@@ -54,7 +64,8 @@ class _Tensor:
 
 
 def read_tensors(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the named tensors of a file of weights (a `state_dict`), float32; names that it does not have are left out.
+    """Return the named tensors of a file of weights (a `state_dict`), float32; names that it does
+    not have are left out.
 
     Raises:
         ArtifactError: it is no such file, or it asks for code to be run.
@@ -71,7 +82,9 @@ def read_tensors(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 class _Inert(pickle.Unpickler):
-    """Reads a pickle of tensors as descriptions; it never imports anything. `bytes_each` collects how long a storage's numbers are."""
+    """Reads a pickle of tensors as descriptions; it never imports anything. `bytes_each` collects
+    how long a storage's numbers are.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
@@ -88,13 +101,20 @@ class _Inert(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): _unwrapped,
         }
         if (module, name) not in known:
-            raise ArtifactError(f"The file of weights asks for {module[:40]}.{name[:40]}, which is no part of a tensor; it is not opened.")
+            raise ArtifactError(
+                f"The file of weights asks for {module[:40]}.{name[:40]}, which is no part of a"
+                " tensor; it is not opened."
+            )
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Return the description of a storage."""
         word, kind, key, _, numbers = pid[:5]
-        if word != "storage" or not isinstance(kind, _Kind) or not 0 <= int(numbers) <= MOST_NUMBERS:
+        if (
+            word != "storage"
+            or not isinstance(kind, _Kind)
+            or not 0 <= int(numbers) <= MOST_NUMBERS
+        ):
             raise ValueError("no storage of plain numbers")
         self.bytes_each[str(key)] = np.dtype(kind.dtype).itemsize
         return _Storage(kind.dtype, str(key), int(numbers))
@@ -105,13 +125,30 @@ class _Numbers(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuse every name."""
-        raise ArtifactError(f"The file of weights asks for {module[:40]}.{name[:40]}, which is no part of a tensor; it is not opened.")
+        raise ArtifactError(
+            f"The file of weights asks for {module[:40]}.{name[:40]}, which is no part of a tensor;"
+            " it is not opened."
+        )
 
 
-def _described(storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int], *_: Any) -> _Tensor:
-    tensor = _Tensor(storage, int(offset), tuple(int(side) for side in shape), tuple(int(step) for step in strides))
-    last = tensor.offset + sum((side - 1) * step for side, step in zip(tensor.shape, tensor.strides, strict=True))
-    if tensor.offset < 0 or min((0, *tensor.strides)) < 0 or min((1, *tensor.shape)) < 1 or not last < storage.numbers:
+def _described(
+    storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int], *_: Any
+) -> _Tensor:
+    tensor = _Tensor(
+        storage,
+        int(offset),
+        tuple(int(side) for side in shape),
+        tuple(int(step) for step in strides),
+    )
+    last = tensor.offset + sum(
+        (side - 1) * step for side, step in zip(tensor.shape, tensor.strides, strict=True)
+    )
+    if (
+        tensor.offset < 0
+        or min((0, *tensor.strides)) < 0
+        or min((1, *tensor.shape)) < 1
+        or not last < storage.numbers
+    ):
         raise ValueError("a tensor reaches beyond its storage")
     return tensor
 
@@ -122,11 +159,21 @@ def _unwrapped(tensor: _Tensor, *_: Any) -> _Tensor:
 
 def _read_archive(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
-        name = next((name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")), None)
+        name = next(
+            (
+                name
+                for name in archive.namelist()
+                if name.count("/") == 1 and name.endswith("/data.pkl")
+            ),
+            None,
+        )
         if name is None:
             raise ValueError("no pickle of tensors")
         root = name.removesuffix("data.pkl")
-        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+        if (
+            f"{root}byteorder" in archive.namelist()
+            and archive.read(f"{root}byteorder") != b"little"
+        ):
             raise ValueError("numbers are not little-endian")
         if archive.getinfo(name).file_size > MOST_PICKLE_BYTES:
             raise ValueError("the pickle is too large")
@@ -139,7 +186,10 @@ def _read_archive(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
             with archive.open(f"{root}data/{storage.key}") as file:
                 return file.read(size)
 
-        return {name: _numbers_of(tensor, storage_bytes(tensor.storage)) for name, tensor in tensors.items()}
+        return {
+            name: _numbers_of(tensor, storage_bytes(tensor.storage))
+            for name, tensor in tensors.items()
+        }
 
 
 def _read_stream(file: IO[bytes], size: int, wanted: Sequence[str]) -> dict[str, np.ndarray]:
@@ -177,4 +227,6 @@ def _numbers_of(tensor: _Tensor, raw: bytes) -> np.ndarray:
     if len(flat) < tensor.storage.numbers - tensor.offset:
         raise ValueError("a storage is cut short")
     strides = tuple(step * flat.itemsize for step in tensor.strides)
-    return np.array(np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False), np.float32)
+    return np.array(
+        np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False), np.float32
+    )

@@ -1,9 +1,11 @@
 """The convolutions that a task starts from, and what fine-tuning makes of them.
 
-Several architectures ask for the same fine-tuning, and it takes minutes to hours, so they ask in one place. A fit keeps what it got, so
-that it continues after an interruption. Where a training is given a folder for reuse, other trainings take it from there; the name of the
-file is a hash of everything that the fine-tuning hangs on, so no number changes. What Keras computes with is no part of it, so that a
-machine with a GPU can do the fine-tunings of another; it rounds and draws otherwise, and the card says which it was.
+Several architectures ask for the same fine-tuning, and it takes minutes to hours, so they ask in
+one place. A fit keeps what it got, so that it continues after an interruption. Where a training is
+given a folder for reuse, other trainings take it from there; the name of the file is a hash of
+everything that the fine-tuning hangs on, so no number changes. What Keras computes with is no part
+of it, so that a machine with a GPU can do the fine-tunings of another; it rounds and draws
+otherwise, and the card says which it was.
 """
 
 from __future__ import annotations
@@ -30,21 +32,32 @@ def initial_weights(task: FitTask, layer: str) -> Weights:
     """
     groups = task.settings.get("groups")
     layout = str(task.settings.get("layout", "owt"))
-    weights = load_weights(task.init, task.seed, layer, layout=layout, groups=None if groups is None else int(groups))
+    weights = load_weights(
+        task.init, task.seed, layer, layout=layout, groups=None if groups is None else int(groups)
+    )
     if task.settings.get("contrasts") == "both":
         weights = {**weights, SOFT_TISSUE: np.array(CONTRASTS, np.float16).astype(np.float32)}
     return weights
 
 
 def normalises(task: FitTask) -> bool | None:
-    """Return the setting of the local response normalisation; None is what the weights' layout says."""
-    return {"yes": True, "no": False}.get(str(task.settings.get("local_response_normalisation", "auto")))
+    """Return the setting of the local response normalisation; None is what the weights' layout
+    says.
+    """
+    return {"yes": True, "no": False}.get(
+        str(task.settings.get("local_response_normalisation", "auto"))
+    )
 
 
 def tuned_convolutions(
-    task: FitTask, learn: np.ndarray, layer: str, epochs: int, report: Callable[[float, Mapping[str, float]], None]
+    task: FitTask,
+    learn: np.ndarray,
+    layer: str,
+    epochs: int,
+    report: Callable[[float, Mapping[str, float]], None],
 ) -> Tuned:
-    """Return the initial convolutions of the task after they have learnt, some of the initial ones mixed in; rounded to half precision.
+    """Return the initial convolutions of the task after they have learnt, some of the initial ones
+    mixed in; rounded to half precision.
 
     How much of them is mixed in is no part of what a folder for reuse keeps.
 
@@ -59,11 +72,25 @@ def tuned_convolutions(
     kept, start = load_arrays(path), initial_weights(task, layer)
     if kept is None:
         precision = str(task.settings["precision"])
-        name = f"tuned-{_digest(task, start, learn, layer, epochs, precision)[:32]}.npz" if task.reuse else ""
+        name = (
+            f"tuned-{_digest(task, start, learn, layer, epochs, precision)[:32]}.npz"
+            if task.reuse
+            else ""
+        )
         kept = load_arrays(task.reuse / name) if task.reuse else None
         if kept is None:
             data = task.images, task.labels, task.sources, task.masks, learn
-            tuned = fine_tune(start, *data, layer, epochs, task.seed, state, report, precision=precision, normalises=normalises(task))
+            tuned = fine_tune(
+                start,
+                *data,
+                layer,
+                epochs,
+                task.seed,
+                state,
+                report,
+                precision=precision,
+                normalises=normalises(task),
+            )
             kept = tuned.arrays()
             if task.reuse:
                 save_arrays(task.reuse / name, kept)
@@ -73,9 +100,15 @@ def tuned_convolutions(
     return Tuned.of_arrays(kept).mixed_with(start, share)
 
 
-def _digest(task: FitTask, start: Weights, learn: np.ndarray, layer: str, epochs: int, precision: str) -> str:
-    """Return the SHA-256 (hex) of everything that the fine-tuning hangs on; where images stand among others is no part of it."""
-    found = hashlib.sha256(json.dumps([RECIPE, layer, epochs, task.seed, precision, normalises(task)]).encode())
+def _digest(
+    task: FitTask, start: Weights, learn: np.ndarray, layer: str, epochs: int, precision: str
+) -> str:
+    """Return the SHA-256 (hex) of everything that the fine-tuning hangs on; where images stand
+    among others is no part of it.
+    """
+    found = hashlib.sha256(
+        json.dumps([RECIPE, layer, epochs, task.seed, precision, normalises(task)]).encode()
+    )
     found.update(json.dumps([task.labels[learn].tolist(), task.sources[learn].tolist()]).encode())
     for name, values in sorted(start.items()):
         found.update(f"{name} {values.dtype} {values.shape}".encode())

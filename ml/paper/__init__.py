@@ -1,14 +1,20 @@
-"""The paper's experiment made honest: every architecture, plain and restructured, with and without augmentation, under two protocols.
+"""The paper's experiment made honest: every architecture, plain and restructured, with and without
+augmentation, under two protocols.
 
-    honest   grouped k-fold cross-validation: patients and near-duplicates never stand on both sides, and everything that is fitted
-             (augmentation, autoencoder, scaler, C, calibration, threshold) is fitted inside the training part
-    leaked   what a careless protocol reports. Each picture is enlarged to all its copies first, and the copies are split as if each were a
-             patient; without augmentation the pictures themselves are split so. Nothing else is changed: only the split is careless,
-             thresholds still come from the training part. A scan that a series architecture reads stays whole. Intervals take every copy
-             for an independent one, as that protocol would.
+    honest   grouped k-fold cross-validation: patients and near-duplicates never stand on both
+    sides, and everything that is fitted
+             (augmentation, autoencoder, scaler, C, calibration, threshold) is fitted inside the
+             training part
+    leaked   what a careless protocol reports. Each picture is enlarged to all its copies first, and
+    the copies are split as if each were a
+             patient; without augmentation the pictures themselves are split so. Nothing else is
+             changed: only the split is careless, thresholds still come from the training part. A
+             scan that a series architecture reads stays whole. Intervals take every copy for an
+             independent one, as that protocol would.
 
-The architecture `autoencoder` is itself the restructuring, so it is only there restructured. Frozen convolutions see each picture once for
-all cells that agree on them, and an autoencoder that is fitted to the same pictures is fitted once; the first cell that needs it pays.
+The architecture `autoencoder` is itself the restructuring, so it is only there restructured. Frozen
+convolutions see each picture once for all cells that agree on them, and an autoencoder that is
+fitted to the same pictures is fitted once; the first cell that needs it pays.
 """
 
 from __future__ import annotations
@@ -60,29 +66,36 @@ def run_paper(
 ) -> dict[str, Any]:
     """Run the cells that are not done yet and return what is in `out_dir/cells.json`.
 
-    Called again on the same folder it continues: at the next cell, and within a cell at the fold and epoch where it was.
+    Called again on the same folder it continues: at the next cell, and within a cell at the fold
+    and epoch where it was.
 
     Args:
         dataset: slices or scans.
         cells: of `plan`.
-        out_dir: gets `cells.json`, after each cell; `checkpoint` and `cache` in it vanish at the end.
+        out_dir: gets `cells.json`, after each cell; `checkpoint` and `cache` in it vanish at the
+            end.
         init: initial weights: "random", "starter", a file, or a model folder.
         seed: of everything random; the folds of all honest cells are the same.
         command: how a person repeats this.
         on_progress: told after every step.
-        on_plan: told (cells, cells done, expected seconds of the rest) before the first cell and after each.
-        on_cell: given what there is after each cell, so that an experiment of hours shows what it has.
+        on_plan: told (cells, cells done, expected seconds of the rest) before the first cell and
+            after each.
+        on_cell: given what there is after each cell, so that an experiment of hours shows what it
+            has.
         should_stop: asked at least every batch.
 
     Raises:
-        DatasetError: the data cannot be trained or tested on, or the initial weights have seen them.
+        DatasetError: the data cannot be trained or tested on, or the initial weights have seen
+            them.
         SettingError: the folder holds the experiment on other data, weights or seed.
         ArtifactError: the initial weights are unusable.
         TrainingStopped: `should_stop` said so.
     """
     start, pool = start_of(init, [dataset], max(cell.folds for cell in cells))
     facts: dict[str, Any] = {
-        "identity": digest(dataset.fingerprint, seed, json.dumps([RECIPE, describe_weights(start)], sort_keys=True)),
+        "identity": digest(
+            dataset.fingerprint, seed, json.dumps([RECIPE, describe_weights(start)], sort_keys=True)
+        ),
         "dataset": dataset.name,
         "images": int(pool.known.sum()),
         "groups": len(np.unique(pool.groups[pool.known])),
@@ -93,7 +106,10 @@ def run_paper(
     }
     kept: dict[str, Any] = load_json(out_dir / "cells.json") or facts | {"cells": []}
     if kept["identity"] != facts["identity"]:
-        raise SettingError(f"The folder {out_dir.name} holds the experiment on other data, weights or seed; give another folder.")
+        raise SettingError(
+            f"The folder {out_dir.name} holds the experiment on other data, weights or seed; give"
+            " another folder."
+        )
     results: dict[str, dict[str, Any]] = {result["name"]: result for result in kept["cells"]}
     meter = Meter(on_progress, should_stop)
     whole_s = READING_S + sum(cell.expected_s for cell in cells)
@@ -104,29 +120,46 @@ def run_paper(
             behind_s += cell.expected_s
             continue
         if bench is None:
-            reading = meter.within("reading images", behind_s / whole_s, (behind_s + READING_S) / whole_s)
+            reading = meter.within(
+                "reading images", behind_s / whole_s, (behind_s + READING_S) / whole_s
+            )
             spec = InputSpec.from_settings(cell.settings)
             inputs = read_inputs(pool.examples, spec, out_dir / "cache", reading)
-            how = {"architecture": cell.architecture, "settings": cell.settings, "seed": seed, "init": start, "shared": out_dir / "cache"}
+            how = {
+                "architecture": cell.architecture,
+                "settings": cell.settings,
+                "seed": seed,
+                "init": start,
+                "shared": out_dir / "cache",
+            }
             bench = _Bench(Material.of(pool, inputs, **how), spec, {})
         began = (READING_S + behind_s) / whole_s
         tell_cell = meter.between(began, began + cell.expected_s / whole_s)
 
         def tell(
-            stage: str, share: float, figures: Mapping[str, float], cell: Cell = cell, number: int = number, at: Tell = tell_cell
+            stage: str,
+            share: float,
+            figures: Mapping[str, float],
+            cell: Cell = cell,
+            number: int = number,
+            at: Tell = tell_cell,
         ) -> None:
             at(f"cell {number + 1} of {len(cells)}, {cell.name}: {stage}", share, figures)
 
         checkpoint = out_dir / "checkpoint" / cell.identity
         material = bench.material_of(cell, tell)
-        judgement = cross_validate(material, cell.folds, cell.repeats, checkpoint, _later(tell, cell))
+        judgement = cross_validate(
+            material, cell.folds, cell.repeats, checkpoint, _later(tell, cell)
+        )
         results[cell.name] = _result(cell, judgement, _epochs(cell, len(material.learnable)), seed)
         save_json(out_dir / "cells.json", facts | {"cells": _in_order(results)})
         on_cell(facts | {"cells": _in_order(results)})
         shutil.rmtree(checkpoint, ignore_errors=True)
         keras.utils.clear_session()  # some hundred networks are built in one process
         behind_s += cell.expected_s
-        on_plan(len(cells), sum(one.is_in(results) for one in cells), expected_left_s(cells, results))
+        on_plan(
+            len(cells), sum(one.is_in(results) for one in cells), expected_left_s(cells, results)
+        )
     for name in ("checkpoint", "cache"):
         shutil.rmtree(out_dir / name, ignore_errors=True)
     meter.tell("done", 1.0, {})
@@ -135,7 +168,9 @@ def run_paper(
 
 @dataclass(frozen=True)
 class _Bench:
-    """The data set as the cells read it: as it is, and enlarged, which several leaked cells share."""
+    """The data set as the cells read it: as it is, and enlarged, which several leaked cells
+    share.
+    """
 
     pictures: Material
     spec: InputSpec
@@ -145,10 +180,16 @@ class _Bench:
         """Return what a cell learns from and is judged on."""
         if InputSpec.from_settings(cell.settings) != self.spec:
             raise SettingError(
-                f"{cell.architecture} reads its pictures otherwise than the other cells; one experiment has one preprocessing."
+                f"{cell.architecture} reads its pictures otherwise than the other cells; one"
+                " experiment has one preprocessing."
             )
         cache = self.pictures.shared
-        material = replace(self.pictures, architecture=cell.architecture, settings=cell.settings, shared=cache / cell.features_from)
+        material = replace(
+            self.pictures,
+            architecture=cell.architecture,
+            settings=cell.settings,
+            shared=cache / cell.features_from,
+        )
         if cell.protocol == "honest":
             return material
         if cell.augmentation == 1:
@@ -156,13 +197,24 @@ class _Bench:
         name = f"leaked-{architecture_named(cell.architecture).reads}-{cell.augmentation}"
         if name not in self.enlarged:
             self.enlarged[name] = leak(material, cell.augmentation, cache / name, tell)
-        return replace(self.enlarged[name], architecture=cell.architecture, settings=cell.settings, shared=material.shared)
+        return replace(
+            self.enlarged[name],
+            architecture=cell.architecture,
+            settings=cell.settings,
+            shared=material.shared,
+        )
 
 
 def split_by_picture(material: Material) -> Material:
-    """Return the material with groups that no patient holds together: each picture, or each scan of a series architecture, for itself."""
+    """Return the material with groups that no patient holds together: each picture, or each scan of
+    a series architecture, for itself.
+    """
     n = len(material.labels)
-    scans = np.arange(n) if architecture_named(material.architecture).reads == "slice" else material.scans
+    scans = (
+        np.arange(n)
+        if architecture_named(material.architecture).reads == "slice"
+        else material.scans
+    )
     return replace(material, groups=scans.astype(str), scans=scans)
 
 
@@ -174,14 +226,20 @@ def _later(tell: Tell, cell: Cell) -> Tell:
 
 
 def _epochs(cell: Cell, images: int) -> int:
-    """Return for how many epochs the cell's network learnt; an autoencoder's depend on how many pictures a fold learns from."""
+    """Return for how many epochs the cell's network learnt; an autoencoder's depend on how many
+    pictures a fold learns from.
+    """
     if cell.architecture == "autoencoder":
-        return network_epochs(cell.settings) or usual_epochs(images * (cell.folds - 1) // cell.folds)
+        return network_epochs(cell.settings) or usual_epochs(
+            images * (cell.folds - 1) // cell.folds
+        )
     return network_epochs(cell.settings)
 
 
 def _result(cell: Cell, judgement: Judgement, epochs: int, seed: int) -> dict[str, Any]:
-    """Return a cell's results as JSON; patients are a level of their own where their scans have several slices."""
+    """Return a cell's results as JSON; patients are a level of their own where their scans have
+    several slices.
+    """
     levels = {"slice": judgement.slices}
     if len(judgement.scans.at) < len(judgement.slices.at):
         levels["patient"] = judgement.scans
@@ -202,10 +260,20 @@ def _result(cell: Cell, judgement: Judgement, epochs: int, seed: int) -> dict[st
 
 
 def _metrics(answers: Answers, seed: int) -> dict[str, dict[str, Any]]:
-    return metrics_with_intervals(answers.labels, answers.probabilities, answers.predicted, answers.groups, seed)
+    return metrics_with_intervals(
+        answers.labels, answers.probabilities, answers.predicted, answers.groups, seed
+    )
 
 
 def _in_order(results: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the results as a reader wants them: honest and leaked beside each other."""
     order = list(EFFORTS)
-    return sorted(results.values(), key=lambda r: (order.index(r["architecture"]), r["restructured"], r["augmentation"] > 1, r["protocol"]))
+    return sorted(
+        results.values(),
+        key=lambda r: (
+            order.index(r["architecture"]),
+            r["restructured"],
+            r["augmentation"] > 1,
+            r["protocol"],
+        ),
+    )

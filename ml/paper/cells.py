@@ -1,4 +1,6 @@
-"""The cells of the paper's experiment: what each combination computes with, and what it may cost."""
+"""The cells of the paper's experiment: what each combination computes with, and what it may
+cost.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,26 @@ Protocol = Literal["honest", "leaked"]
 IMAGES_TIMED = 200
 """The expected seconds are those of so many pictures on two cores."""
 THRESHOLD = "one half"
-"""The paper's figure is the accuracy, so what is likelier than not is called positive, by the calibration of the training part."""
+"""The paper's figure is the accuracy, so what is likelier than not is called positive, by the
+calibration of the training part.
+"""
 HEADS_ALONE = frozenset(
-    ("epochs", "learning_rate", "dropout", "units", "projection", "bidirectional", "kernel", "pca", "fully_connected", "precision")
+    (
+        "epochs",
+        "learning_rate",
+        "dropout",
+        "units",
+        "projection",
+        "bidirectional",
+        "kernel",
+        "pca",
+        "fully_connected",
+        "precision",
+    )
 )
-"""Settings that frozen features do not hang on: cells that differ in nothing else share what the convolutions gave."""
+"""Settings that frozen features do not hang on: cells that differ in nothing else share what the
+convolutions gave.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,9 +45,11 @@ class Effort:
     Attributes:
         settings: those that are not its defaults.
         fold_s: expected seconds of a fold by (restructured, augmented).
-        repeats: of the honest cross-validation of plain pictures; all others are done once: an autoencoder for each fold is dear.
+        repeats: of the honest cross-validation of plain pictures; all others are done once: an
+            autoencoder for each fold is dear.
         copies, copies_leaked: how many a picture becomes, itself included.
-        epochs_leaked: of enlarged pictures, so that as many are drawn as in an honest cell, whose epochs are shorter.
+        epochs_leaked: of enlarged pictures, so that as many are drawn as in an honest cell, whose
+            epochs are shorter.
         restructured_only: the architecture is the restructuring.
     """
 
@@ -56,19 +75,24 @@ EFFORTS: Mapping[str, Effort] = {
         epochs_leaked=3,
     ),
     "alexnet_svm": Effort(
-        {"layer": "conv3"}, fold_s={(False, False): 0.5, (False, True): 3, (True, False): 24, (True, True): 22}, repeats=5
+        {"layer": "conv3"},
+        fold_s={(False, False): 0.5, (False, True): 3, (True, False): 24, (True, True): 22},
+        repeats=5,
     ),
     "cnn_lstm": RECURRENT,
     "cnn_gru": RECURRENT,
     "autoencoder": Effort({}, fold_s={(True, False): 1, (True, True): 2}, restructured_only=True),
 }
-"""So that all of head_ct takes about three quarters of an hour on two cores. The expected seconds are the processor's of single folds, over
-1.6, as two cores do not halve them; what is shared counts where it is first needed."""
+"""So that all of head_ct takes about three quarters of an hour on two cores. The expected seconds
+are the processor's of single folds, over 1.6, as two cores do not halve them; what is shared counts
+where it is first needed."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination. `augmentation` counts the copies of each picture, itself included; a leaked cell has its copies before the fit."""
+    """One combination. `augmentation` counts the copies of each picture, itself included; a leaked
+    cell has its copies before the fit.
+    """
 
     architecture: str
     restructured: bool
@@ -82,12 +106,17 @@ class Cell:
     @property
     def name(self) -> str:
         """What a person calls it."""
-        return f"{self.architecture} {'restructured' if self.restructured else 'plain'} ×{self.augmentation} {self.protocol}"
+        return (
+            f"{self.architecture} {'restructured' if self.restructured else 'plain'}"
+            f" ×{self.augmentation} {self.protocol}"
+        )
 
     @property
     def identity(self) -> str:
         """What its results hang on, beside data, weights and seed."""
-        return digest(self.name, json.dumps([self.settings, self.folds, self.repeats], sort_keys=True))[:16]
+        return digest(
+            self.name, json.dumps([self.settings, self.folds, self.repeats], sort_keys=True)
+        )[:16]
 
     def is_in(self, results: Mapping[str, Mapping[str, Any]]) -> bool:
         """Return whether the results, by name, have this very cell."""
@@ -95,17 +124,25 @@ class Cell:
 
     @property
     def features_from(self) -> str:
-        """What cells share that may share features and autoencoders: the pictures and the settings that frozen features hang on."""
+        """What cells share that may share features and autoencoders: the pictures and the settings
+        that frozen features hang on.
+        """
         enlarged = self.protocol == "leaked" and self.augmentation > 1
         pictures = f"leaked-{self.augmentation}" if enlarged else "pictures"
         if self.restructured:
-            return f"{pictures}-restructured"  # features belong to one fit then, only autoencoders are shared
+            # features belong to one fit then, only autoencoders are shared
+            return f"{pictures}-restructured"
         kind = "rows" if self.architecture in ("cnn_lstm", "cnn_gru") else self.architecture
         settings = {name: value for name, value in self.settings.items() if name not in HEADS_ALONE}
         return f"{pictures}-{digest(kind, json.dumps(settings, sort_keys=True))[:12]}"
 
 
-def plan(images: int, only: Sequence[str] = tuple(EFFORTS), folds: int = 5, efforts: Mapping[str, Effort] = EFFORTS) -> list[Cell]:
+def plan(
+    images: int,
+    only: Sequence[str] = tuple(EFFORTS),
+    folds: int = 5,
+    efforts: Mapping[str, Effort] = EFFORTS,
+) -> list[Cell]:
     """Return the cells in their order, for so many images.
 
     Raises:
@@ -114,17 +151,27 @@ def plan(images: int, only: Sequence[str] = tuple(EFFORTS), folds: int = 5, effo
     cells = []
     for name in only:
         if name not in efforts:
-            raise SettingError(f"{name} is no architecture of the paper; there is {', '.join(efforts)}.")
+            raise SettingError(
+                f"{name} is no architecture of the paper; there is {', '.join(efforts)}."
+            )
         effort = efforts[name]
         for protocol in ("honest", "leaked"):
             for restructured in (True,) if effort.restructured_only else (False, True):
                 for augmented in (False, True):
-                    cells.append(_cell(name, effort, restructured, augmented, protocol, folds, images))
+                    cells.append(
+                        _cell(name, effort, restructured, augmented, protocol, folds, images)
+                    )
     return cells
 
 
 def _cell(
-    name: str, effort: Effort, restructured: bool, augmented: bool, protocol: Literal["honest", "leaked"], folds: int, images: int
+    name: str,
+    effort: Effort,
+    restructured: bool,
+    augmented: bool,
+    protocol: Literal["honest", "leaked"],
+    folds: int,
+    images: int,
 ) -> Cell:
     leaked = protocol == "leaked"
     copies = (effort.copies_leaked if leaked else effort.copies) if augmented else 1
@@ -135,11 +182,27 @@ def _cell(
         given["restructure"] = "autoencoder" if restructured else "none"
     repeats = 1 if leaked or restructured else effort.repeats
     expected_s = effort.fold_s[restructured, augmented] * folds * repeats * images / IMAGES_TIMED
-    return Cell(name, restructured, copies, protocol, architecture_named(name).parse_settings(given), folds, repeats, expected_s)
+    return Cell(
+        name,
+        restructured,
+        copies,
+        protocol,
+        architecture_named(name).parse_settings(given),
+        folds,
+        repeats,
+        expected_s,
+    )
 
 
 def expected_left_s(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]) -> float:
-    """Return how many seconds the cells that are not done will take, by what those that are done took."""
+    """Return how many seconds the cells that are not done will take, by what those that are done
+    took.
+    """
     done = [cell for cell in cells if cell.is_in(results)]
-    expected, took = sum(cell.expected_s for cell in done), sum(results[cell.name]["seconds"] for cell in done)
-    return sum(cell.expected_s for cell in cells if not cell.is_in(results)) * (took / expected if expected else 1.0)
+    expected, took = (
+        sum(cell.expected_s for cell in done),
+        sum(results[cell.name]["seconds"] for cell in done),
+    )
+    return sum(cell.expected_s for cell in cells if not cell.is_in(results)) * (
+        took / expected if expected else 1.0
+    )

@@ -1,4 +1,6 @@
-"""The real service for the tests of whole journeys: the Procfile's own processes, a broker and a database of their own."""
+"""The real service for the tests of whole journeys: the Procfile's own processes, a broker and a
+database of their own.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def free_port() -> int:
 
 
 class Programs:
-    """Programs that a test started, each the leader of a process group of its own; what they print is kept in `logs`."""
+    """Programs that a test started, each the leader of a process group of its own; what they print
+    is kept in `logs`.
+    """
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
@@ -65,7 +69,13 @@ class Programs:
         line = ["/bin/sh", "-c", f"exec {command}"] if isinstance(command, str) else list(command)
         with (self.logs / f"{name}.log").open("ab") as log:
             self._started[name] = subprocess.Popen(
-                line, cwd=PROJECT_ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                line,
+                cwd=PROJECT_ROOT,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def stop(self) -> None:
@@ -76,7 +86,11 @@ class Programs:
         for name, program in self._started.items():
             try:
                 program.wait(STOP_S)
-                eventually(lambda group=program.pid: not lives(group), "Its children end with it", within_s=5)  # type: ignore[misc]
+                eventually(
+                    lambda group=program.pid: not lives(group),
+                    "Its children end with it",
+                    within_s=5,
+                )  # type: ignore[misc]
             except (subprocess.TimeoutExpired, AssertionError):
                 untidy.append(name)
             with suppress(ProcessLookupError):
@@ -96,7 +110,10 @@ class Programs:
     def tell(self) -> str:
         """Return the end of what each printed, for the message of a test that fails."""
         ended = [name for name, program in self._started.items() if program.poll() is not None]
-        logs = [f"--- {path.stem}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(self.logs.glob("*.log"))]
+        logs = [
+            f"--- {path.stem}\n{path.read_text(errors='replace')[-3000:]}"
+            for path in sorted(self.logs.glob("*.log"))
+        ]
         return "\n".join([f"Ended: {', '.join(ended) or 'none'}", *logs])
 
 
@@ -124,11 +141,17 @@ class Service:
             "STORAGE_URL": f"file://{home / 'files'}",
             "SECRET_KEY": "not a secret",
         }
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HEMOSCAN_", "PYTEST_"))}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HEMOSCAN_", "PYTEST_"))
+        }
         self.environ = {
             **inherited,
             **self.settings,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "PATH": (
+                f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+            ),
             "PORT": str(port),
             "WEB_PROCESSES": "1",
         }
@@ -139,7 +162,15 @@ class Service:
         """Run a command of `flask --app webapp` and return what it prints."""
         command = [sys.executable, "-m", "flask", "--app", "webapp", *arguments]
         environ = {**self.environ, "HEMOSCAN_PASSWORD": PASSWORD}
-        done = subprocess.run(command, cwd=PROJECT_ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command,
+            cwd=PROJECT_ROOT,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -157,7 +188,8 @@ class Service:
         """True if /readyz says so."""
         try:
             return requests.get(f"{self.url}/readyz", timeout=5).status_code == 200
-        except (requests.ConnectionError, requests.Timeout):  # It listens before it has loaded the application.
+        # It listens before it has loaded the application.
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     def eventually(self, look: Callable[[], Found], what: str, within_s: float) -> Found:
@@ -170,7 +202,9 @@ class Service:
 
 @contextmanager
 def a_broker(folder: Path) -> Iterator[str]:
-    """Run a Redis server of one's own and yield its URL; the embedded one where no Redis is installed."""
+    """Run a Redis server of one's own and yield its URL; the embedded one where no Redis is
+    installed.
+    """
     port = free_port()
     installed = shutil.which("redis-server")
     if installed is None:
@@ -178,7 +212,11 @@ def a_broker(folder: Path) -> Iterator[str]:
             yield f"redis://127.0.0.1:{port}/0"
         return
     programs = Programs(folder)
-    programs.start("redis", [installed, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)], dict(os.environ))
+    programs.start(
+        "redis",
+        [installed, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
+        dict(os.environ),
+    )
     try:
         with redis.Redis(port=port) as client:
             eventually(lambda: pings(client), f"Redis answers\n{programs.tell()}", within_s=10)
@@ -197,7 +235,8 @@ def pings(client: redis.Redis) -> bool:
 
 @contextmanager
 def an_empty_service(folder: Path, database_url: str | None = None) -> Iterator[Service]:
-    """Prepare what a service needs, broker and empty database; nothing of it runs yet. Afterwards nothing is left.
+    """Prepare what a service needs, broker and empty database; nothing of it runs yet. Afterwards
+    nothing is left.
 
     The database is PostgreSQL, or SQLite where none is installed.
     """
@@ -207,7 +246,12 @@ def an_empty_service(folder: Path, database_url: str | None = None) -> Iterator[
         if database_url is None and answers(POSTGRES):
             database_url = stack.enter_context(empty_postgres_database())
         programs = Programs(folder)
-        service = Service(home, database_url or f"sqlite:///{home / 'hemoscan.db'}", stack.enter_context(a_broker(folder)), programs)
+        service = Service(
+            home,
+            database_url or f"sqlite:///{home / 'hemoscan.db'}",
+            stack.enter_context(a_broker(folder)),
+            programs,
+        )
         stack.callback(forget_database, service.app)
         stack.callback(programs.stop)
         yield service
@@ -215,7 +259,9 @@ def an_empty_service(folder: Path, database_url: str | None = None) -> Iterator[
 
 @contextmanager
 def a_service(folder: Path, database_url: str | None = None) -> Iterator[Service]:
-    """Prepare a service as an operator would, with `flask setup`; nothing runs yet. Afterwards nothing is left."""
+    """Prepare a service as an operator would, with `flask setup`; nothing runs yet. Afterwards
+    nothing is left.
+    """
     with an_empty_service(folder, database_url) as service:
         service.flask("setup")
         if not (STARTER_DIR / "card.json").exists():
@@ -224,7 +270,9 @@ def a_service(folder: Path, database_url: str | None = None) -> Iterator[Service
 
 
 def install_tiny_model(app: Flask, folder: Path) -> None:
-    """Make a model live whose answer hangs on one cell: these tests are about the way to an answer, not about its worth."""
+    """Make a model live whose answer hangs on one cell: these tests are about the way to an answer,
+    not about its worth.
+    """
     write_model(folder, a_card(), {"features.onnx": features_graph(), "head.onnx": head_graph()})
     with app.app_context():
         install_starter(folder)

@@ -29,14 +29,20 @@ def phantom_dicom(folder: Path, seed: int, hemorrhage: bool, size: int = 256) ->
     return path
 
 
-def phantom_series(folder: Path, seed: int, bleeds: Collection[int], slices: int, size: int = 128) -> Path:
-    """Write a ZIP of DICOM slices from foot to head, of which those in `bleeds` show hemorrhage, in no order; return its path."""
+def phantom_series(
+    folder: Path, seed: int, bleeds: Collection[int], slices: int, size: int = 128
+) -> Path:
+    """Write a ZIP of DICOM slices from foot to head, of which those in `bleeds` show hemorrhage, in
+    no order; return its path.
+    """
     archive = folder / f"series-{seed}.zip"
     with zipfile.ZipFile(archive, "w") as packed:
         for index in sorted(range(slices), key=lambda index: index * 7 % slices):
             path = folder / f"{index}.dcm"
             hu = phantom(seed, index in bleeds, size=size)
-            write_dicom(hu, path, series=archive.name, number=slices - index, position_mm=5.0 * index)
+            write_dicom(
+                hu, path, series=archive.name, number=slices - index, position_mm=5.0 * index
+            )
             packed.write(path, path.name)
     return archive
 
@@ -60,14 +66,26 @@ def png_that_claims(width: int, height: int) -> bytes:
     """Return a PNG of a few hundred bytes whose header announces far more pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(100_000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def phantom_dataset(folder: Path, patients: int = 16, size: int = 192) -> Path:
-    """Write a ZIP of phantoms, two slices a patient, half of the patients with hemorrhage; return its path."""
+    """Write a ZIP of phantoms, two slices a patient, half of the patients with hemorrhage; return
+    its path.
+    """
     kinds = get_args(Kind)
     rows = ["filename,label,patient"]
     archive = folder / "phantoms.zip"
@@ -77,9 +95,17 @@ def phantom_dataset(folder: Path, patients: int = 16, size: int = 192) -> Path:
             for slice_index in range(2):
                 seed = 100 + 2 * patient + slice_index
                 path = folder / f"{seed}.png"
-                write_png(phantom(seed, bool(label), kinds[(patient // 2 + slice_index) % len(kinds)], size), path)
-                # Heads without blood are so alike that they would count as near-duplicates, one group: patients lie askew here.
-                Image.open(path).rotate(360 * patient / patients, Image.Resampling.BILINEAR).save(path)
+                write_png(
+                    phantom(
+                        seed, bool(label), kinds[(patient // 2 + slice_index) % len(kinds)], size
+                    ),
+                    path,
+                )
+                # Heads without blood are so alike that they would count as near-duplicates, one
+                # group: patients lie askew here.
+                Image.open(path).rotate(360 * patient / patients, Image.Resampling.BILINEAR).save(
+                    path
+                )
                 packed.write(path, f"images/{path.name}")
                 rows.append(f"images/{path.name},{label},P{patient}")
         packed.writestr("labels.csv", "\n".join(rows) + "\n")

@@ -41,7 +41,9 @@ class ApiClient(requests.Session):
 
     def submit(self, *files: tuple[str, bytes]) -> requests.Response:
         """Send files in one request."""
-        return self.post(f"{self.service.url}/api/v1/scans", files=[("file", file) for file in files], timeout=10)
+        return self.post(
+            f"{self.service.url}/api/v1/scans", files=[("file", file) for file in files], timeout=10
+        )
 
     def verdict_on(self, url: str) -> dict[str, Any]:
         """Poll as a client does, with the last ETag, until the scan has ended."""
@@ -66,7 +68,9 @@ class ApiClient(requests.Session):
             if answer.status_code == 202:
                 assert answer.headers["Retry-After"] == "1"
                 return None
-            assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png"), answer.text
+            assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png"), (
+                answer.text
+            )
             return Image.open(io.BytesIO(answer.content))
 
         return self.service.eventually(look, f"{url} is drawn", within_s=120)
@@ -94,16 +98,23 @@ def assert_is_answered(client: ApiClient, job: dict[str, str]) -> None:
 
 
 def test_phantoms_as_png_and_dicom_are_answered(ann: ApiClient, tmp_path: Path) -> None:
-    paths = [phantom_png(tmp_path, 1, hemorrhage=True), phantom_dicom(tmp_path, 2, hemorrhage=False)]
+    paths = [
+        phantom_png(tmp_path, 1, hemorrhage=True),
+        phantom_dicom(tmp_path, 2, hemorrhage=False),
+    ]
     answer = ann.submit(*((path.name, path.read_bytes()) for path in paths))
     assert answer.status_code == 202, answer.text
     for job in answer.json()["scans"]:
         assert_is_answered(ann, job)
-    listed = ann.get(f"{ann.service.url}/api/v1/scans", params={"status": "done"}, timeout=10).json()
+    listed = ann.get(
+        f"{ann.service.url}/api/v1/scans", params={"status": "done"}, timeout=10
+    ).json()
     assert {job["id"] for job in answer.json()["scans"]} <= {scan["id"] for scan in listed["items"]}
 
 
-@pytest.mark.parametrize("file", ["head_ct/head_ct/000.png", "head_ct/head_ct/150.png", "dicom_samples/single"])
+@pytest.mark.parametrize(
+    "file", ["head_ct/head_ct/000.png", "head_ct/head_ct/150.png", "dicom_samples/single"]
+)
 def test_a_real_slice_is_answered(ann: ApiClient, file: str) -> None:
     path = SHARED_DATA / file
     if not path.exists():
@@ -122,7 +133,9 @@ def test_another_programs_scan_is_404(service: Service, ann: ApiClient, tmp_path
             assert bob.get(f"{job['url']}{path}", timeout=10).status_code == 404
 
 
-@pytest.mark.parametrize("name", ["empty.png", "text.png", "truncated.png", "huge.png", "no-pixels.dcm"])
+@pytest.mark.parametrize(
+    "name", ["empty.png", "text.png", "truncated.png", "huge.png", "no-pixels.dcm"]
+)
 def test_a_bad_file_ends_in_one_clear_sentence(ann: ApiClient, tmp_path: Path, name: str) -> None:
     answer = ann.submit((name, bad_files(tmp_path)[name]))
     if answer.status_code == 202:
@@ -130,7 +143,10 @@ def test_a_bad_file_ends_in_one_clear_sentence(ann: ApiClient, tmp_path: Path, n
         assert (told["status"], told["result"]) == ("failed", None)
         sentence = told["error"]
     else:
-        assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
+        assert (answer.status_code, answer.headers["Content-Type"]) == (
+            422,
+            "application/problem+json",
+        )
         sentence = answer.json()["detail"]
     assert sentence[0].isupper() or sentence.startswith(name)
     assert sentence.endswith(".")

@@ -1,4 +1,6 @@
-"""What people do with Hemoscan, in a real browser: submit and read; import, train, promote and roll back."""
+"""What people do with Hemoscan, in a real browser: submit and read; import, train, promote and roll
+back.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def chromium_browser(chromium: str) -> Iterator[Browser]:
 def visit(service: Service, chromium_browser: Browser) -> Iterator[Callable[..., Page]]:
     """`visit()` is a page in a browser of its own: cookies are not shared.
 
-    Whatever a page's scripts complain of fails the test, and so does whatever the policies keep the browser from doing.
+    Whatever a page's scripts complain of fails the test, and so does whatever the policies keep the
+    browser from doing.
     """
     contexts = []
     complaints: list[str] = []
@@ -60,7 +63,12 @@ def visit(service: Service, chromium_browser: Browser) -> Iterator[Callable[...,
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if "Content Security Policy" in said.text else None)
+        page.on(
+            "console",
+            lambda said: (
+                complaints.append(said.text) if "Content Security Policy" in said.text else None
+            ),
+        )
         return page
 
     yield open_page
@@ -77,7 +85,12 @@ def send(page: Page, field: str) -> None:
 def sign_up(page: Page, username: str) -> None:
     """Make an account, which logs in."""
     page.goto("/signup")
-    for name, value in {"username": username, "name": "A Person", "email": f"{username}@example.org", "phone": "+49 30 1234"}.items():
+    for name, value in {
+        "username": username,
+        "name": "A Person",
+        "email": f"{username}@example.org",
+        "phone": "+49 30 1234",
+    }.items():
         page.fill(f"[name={name}]", value)
     page.fill("[name=password]", PASSWORD)
     send(page, "username")
@@ -102,7 +115,9 @@ def submit(page: Page, file: Path) -> None:
 
 
 def expect_drawn(images: Locator) -> None:
-    """Wait until pictures have come; the page's policy forbids Playwright's own waiting, which evaluates text there."""
+    """Wait until pictures have come; the page's policy forbids Playwright's own waiting, which
+    evaluates text there.
+    """
     for image in images.all():
         expect(image).to_have_js_property("complete", True)
         assert image.evaluate("image => image.naturalWidth") > 0
@@ -113,10 +128,13 @@ def expect_verdict(page: Page) -> None:
     expect(page.get_by_text(VERDICT).first).to_be_visible(timeout=VERDICT_MS)
 
 
-def test_sign_up_submit_and_read_the_verdict(service: Service, visit: Callable[..., Page], tmp_path: Path) -> None:
+def test_sign_up_submit_and_read_the_verdict(
+    service: Service, visit: Callable[..., Page], tmp_path: Path
+) -> None:
     page = visit()
     sign_up(page, "ann")
-    with service.programs.paused("worker-predict"):  # So that the verdict is certain to come while the page is open.
+    # So that the verdict is certain to come while the page is open.
+    with service.programs.paused("worker-predict"):
         submit(page, phantom_png(tmp_path, 11, hemorrhage=True, size=512))
         page.evaluate("window.neverReloaded = true")
         expect(page.get_by_text(VERDICT)).to_have_count(0)
@@ -149,7 +167,9 @@ def test_sign_up_submit_and_read_the_verdict(service: Service, visit: Callable[.
         assert answer.status == 404
 
 
-def test_a_series_is_submitted_and_its_slices_are_scrolled(service: Service, visit: Callable[..., Page], tmp_path: Path) -> None:
+def test_a_series_is_submitted_and_its_slices_are_scrolled(
+    service: Service, visit: Callable[..., Page], tmp_path: Path
+) -> None:
     page = visit()
     sign_up(page, "dora")
     submit(page, phantom_series(tmp_path, 15, bleeds=range(5, 8), slices=12))
@@ -178,7 +198,9 @@ def test_without_scripts_a_scan_is_answered_too(visit: Callable[..., Page], tmp_
     expect(page.locator("main img").first).to_be_visible()
 
 
-def test_import_train_promote_predict_and_roll_back(service: Service, visit: Callable[..., Page], tmp_path: Path) -> None:
+def test_import_train_promote_predict_and_roll_back(
+    service: Service, visit: Callable[..., Page], tmp_path: Path
+) -> None:
     service.flask("create-admin", "root")
     page = visit()
     log_in(page, "root")

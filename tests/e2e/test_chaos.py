@@ -1,4 +1,6 @@
-"""`make chaos`, short: the same faults on every run, among them a worker that is paused and a database that is restarted."""
+"""`make chaos`, short: the same faults on every run, among them a worker that is paused and a
+database that is restarted.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,12 @@ def test_whatever_dies_every_scan_ends_in_one_verdict(tmp_path: Path) -> None:
         unreachable(str(err))
     report = tmp_path / "chaos.md"
     command = [sys.executable, "-m", "bench.chaos", *SHORT, *PATIENCE, "--report", str(report)]
-    ran = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=280, check=False)
+    ran = subprocess.run(
+        command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=280, check=False
+    )
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stdout.splitlines()[-1].startswith("Held: 24 scans, 3 faults, nothing lost, doubled or stuck")
+    assert ran.stdout.splitlines()[-1].startswith(
+        "Held: 24 scans, 3 faults, nothing lost, doubled or stuck"
+    )
     assert report.read_text(encoding="utf-8").splitlines()[-1] == ran.stdout.splitlines()[-1]

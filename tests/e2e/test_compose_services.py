@@ -1,4 +1,6 @@
-"""docker-compose.yml without containers: its services by their own commands and environments, each in a folder of its own."""
+"""docker-compose.yml without containers: its services by their own commands and environments, each
+in a folder of its own.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,21 @@ from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
 from webapp.intake import accept_dataset
 from webapp.jobs import TRAIN_MODEL, nudge
-from webapp.models import Dataset, Heatmap, JobStatus, ModelVersion, Prediction, Scan, TrainingRun, User, Worker
+from webapp.models import (
+    Dataset,
+    Heatmap,
+    JobStatus,
+    ModelVersion,
+    Prediction,
+    Scan,
+    TrainingRun,
+    User,
+    Worker,
+)
 
-SERVICES: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text())["services"]
+SERVICES: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text())[
+    "services"
+]
 TWO_PREDICT = ("worker-predict-1", "worker-predict-2")
 GIVEN = {"POSTGRES_PASSWORD": "a password", "SECRET_KEY": "not a secret"}
 HOSTS = {
@@ -38,28 +52,48 @@ PATIENCE_S = 240
 
 
 def environment(name: str, service: Service, container: str) -> dict[str, str]:
-    """Return what a process of that container finds in its environment: of this machine's own only where programs are."""
+    """Return what a process of that container finds in its environment: of this machine's own only
+    where programs are.
+    """
     home = service.home / container
     home.mkdir()
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    written = {setting: interpolated(str(value)) for setting, value in SERVICES[name]["environment"].items()}
+    written = {
+        setting: interpolated(str(value))
+        for setting, value in SERVICES[name]["environment"].items()
+    }
     assert HOSTS.items() <= written.items()
     here = {setting: service.settings[setting] for setting in HOSTS}
-    return {"PATH": programs, "HOME": str(home), "HEMOSCAN_HOME": str(home), "PORT": service.environ["PORT"], **written, **here}
+    return {
+        "PATH": programs,
+        "HOME": str(home),
+        "HEMOSCAN_HOME": str(home),
+        "PORT": service.environ["PORT"],
+        **written,
+        **here,
+    }
 
 
 def interpolated(text: str) -> str:
     """Return `text` as Compose reads it: `${NAME:?needed}` and `${NAME:-default}`."""
-    return re.sub(r"\$\{(\w+):([?-])([^}]*)\}", lambda found: GIVEN[found[1]] if found[2] == "?" else found[3], text)
+    return re.sub(
+        r"\$\{(\w+):([?-])([^}]*)\}",
+        lambda found: GIVEN[found[1]] if found[2] == "?" else found[3],
+        text,
+    )
 
 
 def start(name: str, service: Service, container: str | None = None) -> None:
     """Start a container of a service."""
     container = container or name
-    service.programs.start(container, SERVICES[name]["command"], environment(name, service, container))
+    service.programs.start(
+        container, SERVICES[name]["command"], environment(name, service, container)
+    )
 
 
-def have_ended(service: Service, table: type[Scan] | type[Heatmap] | type[Dataset] | type[TrainingRun]) -> bool:
+def have_ended(
+    service: Service, table: type[Scan] | type[Heatmap] | type[Dataset] | type[TrainingRun]
+) -> bool:
     """True if the table has rows and nothing more will happen to any."""
     with service.app.app_context():
         found = set(db.session.scalars(select(table.status)))
@@ -73,7 +107,9 @@ def live_workers(service: Service) -> Counter[str]:
 
 
 def launch_training(service: Service, archive: Path) -> None:
-    """Import a data set and, once it is read, queue a run on it, as the pages of the administration do."""
+    """Import a data set and, once it is read, queue a run on it, as the pages of the administration
+    do.
+    """
 
     def never() -> None:
         raise AssertionError("The broker cannot be reached.")
@@ -86,16 +122,32 @@ def launch_training(service: Service, archive: Path) -> None:
         dataset = db.session.scalars(select(Dataset)).one()
         assert dataset.status == JobStatus.DONE, dataset.error
         settings = {"folds": 2, "input_size": 160, "controls": "none"}
-        db.session.add(TrainingRun(architecture="alexnet_svm", settings=settings, initial_weights="starter", seed=1, datasets=[dataset]))
+        db.session.add(
+            TrainingRun(
+                architecture="alexnet_svm",
+                settings=settings,
+                initial_weights="starter",
+                seed=1,
+                datasets=[dataset],
+            )
+        )
         db.session.commit()
         assert nudge(TRAIN_MODEL)
 
 
 @pytest.mark.timeout(900)
-def test_the_composed_services_answer_scans_and_train_a_version(tmp_path: Path, postgres_url: str) -> None:
+def test_the_composed_services_answer_scans_and_train_a_version(
+    tmp_path: Path, postgres_url: str
+) -> None:
     with an_empty_service(tmp_path, postgres_url) as service:
         migrate = shlex.split(SERVICES["migrate"]["command"])
-        subprocess.run(migrate, cwd=PROJECT_ROOT, env=environment("migrate", service, "migrate"), check=True, timeout=60)
+        subprocess.run(
+            migrate,
+            cwd=PROJECT_ROOT,
+            env=environment("migrate", service, "migrate"),
+            check=True,
+            timeout=60,
+        )
         for name in ("web", "worker-train", "beat"):
             start(name, service)
         for container in TWO_PREDICT:
@@ -104,28 +156,46 @@ def test_the_composed_services_answer_scans_and_train_a_version(tmp_path: Path, 
         launch_training(service, phantom_dataset(tmp_path))
 
         with ApiClient(service, "ann") as ann:
-            pictures = [(f"{seed}.png", phantom_png(tmp_path, seed, hemorrhage=seed % 2 == 0).read_bytes()) for seed in range(6)]
+            pictures = [
+                (f"{seed}.png", phantom_png(tmp_path, seed, hemorrhage=seed % 2 == 0).read_bytes())
+                for seed in range(6)
+            ]
             jobs = ann.submit(*pictures[:4]).json()["scans"]
-            for held, picture in zip(TWO_PREDICT, pictures[4:], strict=True):  # Either worker is enough.
-                # Both are there, and idle: what a paused worker has claimed waits for the end of its lease, and a nudge that it takes
-                # for a sweep.
-                service.eventually(lambda: live_workers(service)["predict"] == 2, "Both predict workers are there", PATIENCE_S)
-                service.eventually(lambda: have_ended(service, Scan), "All scans have verdicts", PATIENCE_S)
-                service.eventually(lambda: have_ended(service, Heatmap), "All heat maps are drawn", PATIENCE_S)
+            # Either worker is enough.
+            for held, picture in zip(TWO_PREDICT, pictures[4:], strict=True):
+                # Both are there, and idle: what a paused worker has claimed waits for the end of
+                # its lease, and a nudge that it takes for a sweep.
+                service.eventually(
+                    lambda: live_workers(service)["predict"] == 2,
+                    "Both predict workers are there",
+                    PATIENCE_S,
+                )
+                service.eventually(
+                    lambda: have_ended(service, Scan), "All scans have verdicts", PATIENCE_S
+                )
+                service.eventually(
+                    lambda: have_ended(service, Heatmap), "All heat maps are drawn", PATIENCE_S
+                )
                 with service.programs.paused(held):
                     jobs.append(ann.submit(picture).json())
                     assert ann.verdict_on(jobs[-1]["url"])["status"] == "done"
             assert {ann.verdict_on(job["url"])["status"] for job in jobs} == {"done"}
 
         service.eventually(lambda: have_ended(service, TrainingRun), "The run ends", PATIENCE_S)
-        service.eventually(lambda: have_ended(service, Heatmap), "All heat maps are drawn", PATIENCE_S)
+        service.eventually(
+            lambda: have_ended(service, Heatmap), "All heat maps are drawn", PATIENCE_S
+        )
         with service.app.app_context():
             run = db.session.scalars(select(TrainingRun)).one()
             assert run.status == JobStatus.DONE, run.error
             assert set(db.session.scalars(select(Heatmap.status))) == {JobStatus.DONE}
-            assert db.session.scalars(select(ModelVersion.run_id).where(ModelVersion.run_id.is_not(None))).all() == [run.id]
+            assert db.session.scalars(
+                select(ModelVersion.run_id).where(ModelVersion.run_id.is_not(None))
+            ).all() == [run.id]
             answered = db.session.scalars(select(Prediction.scan_id)).all()
             assert sorted(answered) == sorted(job["id"] for job in jobs)
         # After each run the train worker has a new child, which takes a while to show up.
         everybody = {"predict": 2, "train": 1, "maintenance": 1}
-        service.eventually(lambda: live_workers(service) == everybody, "Every worker is there", PATIENCE_S)
+        service.eventually(
+            lambda: live_workers(service) == everybody, "Every worker is there", PATIENCE_S
+        )

@@ -13,11 +13,15 @@ from webapp.config import PROJECT_ROOT
 SHORT = ["--inputs", "500", "--requests", "3", "--seed", "7"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Memory is measured as Linux tells it.")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="Memory is measured as Linux tells it."
+)
 def test_whatever_is_sent_is_refused_read_or_told_of_in_a_sentence(tmp_path: Path) -> None:
     report = tmp_path / "fuzz.md"
     command = [sys.executable, "-m", "bench.fuzz", *SHORT, "--report", str(report)]
-    ran = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=280, check=False)
+    ran = subprocess.run(
+        command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=280, check=False
+    )
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.splitlines()[-1].startswith("Held: 500 uploads, ")

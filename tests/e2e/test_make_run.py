@@ -24,14 +24,18 @@ STOP_S = 40
 
 
 class MakeRun:
-    """What `make run` starts, on a folder and port of its own; `said` is what it has told so far."""
+    """What `make run` starts, on a folder and port of its own; `said` is what it has told so
+    far.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home.with_suffix(".log")
-        self.environ = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
+        self.environ = {
+            name: value for name, value in os.environ.items() if not name.endswith("_URL")
+        }
         self.environ |= {"HEMOSCAN_HOME": str(home), "PORT": str(self.port), "WEB_PROCESSES": "1"}
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -51,8 +55,13 @@ class MakeRun:
                 stderr=log,
                 start_new_session=True,
             )
-        # A run that was killed may still answer for a moment, so this one must have said that it is up.
-        eventually(lambda: self.said.count("Hemoscan answers at") > starts and self.is_ready(), "It is ready", READY_S)
+        # A run that was killed may still answer for a moment, so this one must have said that it is
+        # up.
+        eventually(
+            lambda: self.said.count("Hemoscan answers at") > starts and self.is_ready(),
+            "It is ready",
+            READY_S,
+        )
 
     def is_ready(self) -> bool:
         """True if /readyz says so."""
@@ -63,7 +72,9 @@ class MakeRun:
             return False
 
     def stop(self, by: signal.Signals) -> int:
-        """Send the signal as a terminal does, to the whole foreground group; return the exit status."""
+        """Send the signal as a terminal does, to the whole foreground group; return the exit
+        status.
+        """
         assert self.process is not None
         os.killpg(self.process.pid, by)
         status = self.process.wait(STOP_S)
@@ -100,7 +111,11 @@ class MakeRun:
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and f"HEMOSCAN_HOME={self.home}\0".encode() in (entry / "environ").read_bytes() + b"\0":
+                if (
+                    entry.name.isdigit()
+                    and f"HEMOSCAN_HOME={self.home}\0".encode()
+                    in (entry / "environ").read_bytes() + b"\0"
+                ):
                     found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
             except (OSError, ValueError):
                 continue  # It has ended meanwhile.
@@ -128,10 +143,17 @@ def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
         scan = a_phantom_is_answered(make_run, token)
 
     busy = make_run.again(HEMOSCAN_HOME=f"{make_run.home} 2")
-    assert (busy.returncode, busy.stdout) == (1, f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n")
+    assert (busy.returncode, busy.stdout) == (
+        1,
+        f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n",
+    )
     second = make_run.again(PORT=str(free_port()))
     assert second.returncode == 1
-    assert second.stdout == f"Another `make run` is using {make_run.home}; stop it first, or choose another HEMOSCAN_HOME.\n"
+    assert (
+        second.stdout
+        == f"Another `make run` is using {make_run.home}; stop it first, or choose another"
+        " HEMOSCAN_HOME.\n"
+    )
 
     assert make_run.stop(signal.SIGINT) == 0, make_run.said
     assert make_run.remains() == []
@@ -141,7 +163,11 @@ def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
     make_run.start()
     assert make_run.said.count("with the password") == 1
     if (STARTER_DIR / "card.json").exists():
-        found = requests.get(f"{make_run.url}/api/v1/scans/{scan}", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+        found = requests.get(
+            f"{make_run.url}/api/v1/scans/{scan}",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=10,
+        )
         assert found.json()["status"] == "done"
     assert make_run.stop(signal.SIGTERM) == 0
     assert make_run.remains() == []
@@ -165,12 +191,19 @@ def the_first_admin_logs_in(make_run: MakeRun) -> str:
 def a_phantom_is_answered(make_run: MakeRun, token: str) -> str:
     """Upload a phantom through the API and wait for the verdict; return the scan's id."""
     headers = {"Authorization": f"Bearer {token}"}
-    sent = requests.post(f"{make_run.url}/api/v1/scans", headers=headers, files={"file": PHANTOM.read_bytes()}, timeout=10)
+    sent = requests.post(
+        f"{make_run.url}/api/v1/scans",
+        headers=headers,
+        files={"file": PHANTOM.read_bytes()},
+        timeout=10,
+    )
     assert sent.status_code == 202, sent.text
     scan_id: str = sent.json()["id"]
 
     def verdict() -> dict[str, object] | None:
-        scan = requests.get(f"{make_run.url}/api/v1/scans/{scan_id}", headers=headers, timeout=10).json()
+        scan = requests.get(
+            f"{make_run.url}/api/v1/scans/{scan_id}", headers=headers, timeout=10
+        ).json()
         return scan if scan["status"] in ("done", "failed") else None
 
     scan = eventually(verdict, "The phantom gets a verdict", within_s=60)
@@ -178,12 +211,18 @@ def a_phantom_is_answered(make_run: MakeRun, token: str) -> str:
     return scan_id
 
 
-def test_a_run_that_was_killed_takes_its_processes_along_and_frees_the_folder(make_run: MakeRun) -> None:
+def test_a_run_that_was_killed_takes_its_processes_along_and_frees_the_folder(
+    make_run: MakeRun,
+) -> None:
     make_run.start()
     assert make_run.process is not None
     make_run.process.kill()
     make_run.process.wait()
-    eventually(lambda: not make_run.remains(), "Its processes and its broker end by themselves", within_s=30)
+    eventually(
+        lambda: not make_run.remains(),
+        "Its processes and its broker end by themselves",
+        within_s=30,
+    )
 
     make_run.start()
     make_run.process.kill()
@@ -201,7 +240,9 @@ def test_a_process_that_dies_ends_everything(make_run: MakeRun) -> None:
     os.kill(int(web[1] or web[2]), signal.SIGKILL)
 
     assert make_run.process.wait(STOP_S) == 1, make_run.said
-    assert make_run.said.endswith("A process ended by itself (status -9; see above), so all were stopped.\n")
+    assert make_run.said.endswith(
+        "A process ended by itself (status -9; see above), so all were stopped.\n"
+    )
     eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
 
 
@@ -209,14 +250,20 @@ def test_a_process_that_dies_ends_everything(make_run: MakeRun) -> None:
 def test_a_port_that_is_none_is_a_sentence(make_run: MakeRun, port: str) -> None:
     said = make_run.again(PORT=port)
 
-    assert (said.returncode, said.stdout) == (1, f"PORT must be a number from 1 to 65535, not '{port}'.\n")
+    assert (said.returncode, said.stdout) == (
+        1,
+        f"PORT must be a number from 1 to 65535, not '{port}'.\n",
+    )
 
 
 def test_a_port_that_is_taken_is_a_sentence_and_nothing_is_begun(make_run: MakeRun) -> None:
     with socket.create_server(("127.0.0.1", make_run.port)):
         said = make_run.again()
 
-    assert (said.returncode, said.stdout) == (1, f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n")
+    assert (said.returncode, said.stdout) == (
+        1,
+        f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n",
+    )
     assert not (make_run.home / "hemoscan.db").exists()
 
 
@@ -224,4 +271,6 @@ def test_a_missing_key_is_a_sentence(make_run: MakeRun) -> None:
     said = make_run.again(BROKER_URL="redis://127.0.0.1:1")
 
     assert said.returncode == 1
-    assert said.stdout.startswith("DATABASE_URL or BROKER_URL is set, so SECRET_KEY must be set too")
+    assert said.stdout.startswith(
+        "DATABASE_URL or BROKER_URL is set, so SECRET_KEY must be set too"
+    )

@@ -17,12 +17,15 @@ from webapp.models import JobStatus, ModelVersion, Prediction, Scan, Worker, liv
 EACH = 10
 
 
-def test_a_prefork_worker_answers_twenty_scans_each_exactly_once(tmp_path: Path, postgres_url: str) -> None:
+def test_a_prefork_worker_answers_twenty_scans_each_exactly_once(
+    tmp_path: Path, postgres_url: str
+) -> None:
     with a_service(tmp_path, postgres_url) as service:
         user_id = make_user(service.app, "ann")
         early = [phantom_png(tmp_path, seed, hemorrhage=seed % 2 == 0) for seed in range(EACH)]
         late = [phantom_dicom(tmp_path, seed, hemorrhage=seed % 2 == 0) for seed in range(EACH)]
-        submitted = submit(service, user_id, early)  # Their nudge waits in Redis until there is a worker.
+        # Their nudge waits in Redis until there is a worker.
+        submitted = submit(service, user_id, early)
         service.start("worker-predict")
         service.eventually(lambda: verdicts(service) > 0, "The worker answers", within_s=60)
         submitted += submit(service, user_id, late)
@@ -30,7 +33,9 @@ def test_a_prefork_worker_answers_twenty_scans_each_exactly_once(tmp_path: Path,
 
         with service.app.app_context():
             scans = db.session.scalars(select(Scan).where(Scan.id.in_(submitted))).all()
-            assert {scan.status for scan in scans} == {JobStatus.DONE}, [scan.error for scan in scans]
+            assert {scan.status for scan in scans} == {JobStatus.DONE}, [
+                scan.error for scan in scans
+            ]
             live = live_version("slice")
             assert live is not None
             for scan in scans:

@@ -21,7 +21,8 @@ from webapp.extensions import db
 from webapp.models import Heatmap, JobStatus
 
 SLICES = 11
-STEP_HU = 8  # From slice to slice, so that the brain window shows the first black and the last white.
+# From slice to slice, so that the brain window shows the first black and the last white.
+STEP_HU = 8
 DRAWN_MS = 30_000  # A processor that plays a graphics card is slow.
 WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 NO_WEBGL = ("--disable-gpu", "--disable-3d-apis")
@@ -39,7 +40,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def visit(service: Service, chromium: str) -> Iterator[Callable[..., Page]]:
-    """`visit(*flags)` is a page in which Ann is logged in. Whatever the console complains of fails the test."""
+    """`visit(*flags)` is a page in which Ann is logged in. Whatever the console complains of fails
+    the test.
+    """
     complaints: list[str] = []
     with sync_playwright() as playwright:
 
@@ -48,7 +51,10 @@ def visit(service: Service, chromium: str) -> Iterator[Callable[..., Page]]:
             browser = playwright.chromium.launch(executable_path=chromium, args=[*shared, *flags])
             page = browser.new_page(base_url=service.url, **options)  # type: ignore[arg-type]
             page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+            page.on(
+                "console",
+                lambda said: complaints.append(said.text) if said.type == "error" else None,
+            )
             log_in(page, "ann")
             return page
 
@@ -83,8 +89,12 @@ def set_heatmap(service: Service, address: str, **columns: object) -> None:
         db.session.commit()
 
 
-def expect_slice(service: Service, page: Page, index: int, level: float = 40, width: float = 80) -> None:
-    """Wait until that slice is shown through that window, as its grey tells, and all controls say so."""
+def expect_slice(
+    service: Service, page: Page, index: int, level: float = 40, width: float = 80
+) -> None:
+    """Wait until that slice is shown through that window, as its grey tells, and all controls say
+    so.
+    """
     expect(part(page, "place")).to_have_text(re.compile(rf"^{index + 1} of {SLICES}, "))
     expect(part(page, "slider")).to_have_value(str(index + 1))
     expect(part(page, "here")).to_have_attribute("x", str(index))
@@ -95,11 +105,15 @@ def expect_slice(service: Service, page: Page, index: int, level: float = 40, wi
         picture = Image.open(io.BytesIO(part(page, "stage").screenshot())).convert("L")
         return abs(picture.getpixel((picture.width // 2, picture.height // 3)) - grey) <= 3  # type: ignore[operator]
 
-    service.eventually(is_shown, f"Slice {index} at {level}/{width} is of grey {grey:.0f}", DRAWN_MS / 1000)
+    service.eventually(
+        is_shown, f"Slice {index} at {level}/{width} is of grey {grey:.0f}", DRAWN_MS / 1000
+    )
 
 
 @pytest.mark.parametrize("flags", [WEBGL, NO_WEBGL], ids=["WebGL", "pictures"])
-def test_a_series_is_scrolled_and_windowed(service: Service, visit: Callable[..., Page], flags: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_series_is_scrolled_and_windowed(
+    service: Service, visit: Callable[..., Page], flags: tuple[str, ...], tmp_path: Path
+) -> None:
     page = visit(*flags)
     page.goto(a_series(service))
     expect(part(page, "slider")).to_be_visible()
@@ -126,7 +140,9 @@ def test_a_series_is_scrolled_and_windowed(service: Service, visit: Callable[...
     expect_slice(service, page, 5)
     page.locator("#viewer .first-slices a").nth(1).click()
     expect_slice(service, page, SLICES - 2)
-    expect(page.locator("#viewer .first-slices a[aria-current]")).to_contain_text(f"Slice {SLICES - 1}")
+    expect(page.locator("#viewer .first-slices a[aria-current]")).to_contain_text(
+        f"Slice {SLICES - 1}"
+    )
 
     bone = page.get_by_role("button", name="Bone")
     bone.click()
@@ -147,7 +163,9 @@ def test_a_series_is_scrolled_and_windowed(service: Service, visit: Callable[...
     assert canvas.count() == (1 if flags is WEBGL else 0)
 
 
-def test_heat_maps_come_to_the_slice_that_is_being_looked_at(service: Service, visit: Callable[..., Page]) -> None:
+def test_heat_maps_come_to_the_slice_that_is_being_looked_at(
+    service: Service, visit: Callable[..., Page]
+) -> None:
     address = a_series(service)
     set_heatmap(service, address, status=JobStatus.RUNNING, slices=None)
     page = visit(*NO_WEBGL)
@@ -164,7 +182,9 @@ def test_heat_maps_come_to_the_slice_that_is_being_looked_at(service: Service, v
     expect(part(page, "heat")).to_have_css("opacity", "0.2")
 
 
-def test_without_scripts_the_slices_to_look_at_first_are_pictures_and_links(service: Service, visit: Callable[..., Page]) -> None:
+def test_without_scripts_the_slices_to_look_at_first_are_pictures_and_links(
+    service: Service, visit: Callable[..., Page]
+) -> None:
     page = visit(*NO_WEBGL, java_script_enabled=False)
     page.goto(a_series(service))
     expect(part(page, "image")).to_be_visible()

@@ -1,4 +1,6 @@
-"""What the tests of `ml` share: where the real data may lie, and a model folder small enough to know its answers by hand."""
+"""What the tests of `ml` share: where the real data may lie, and a model folder small enough to
+know its answers by hand.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ INPUT_PX = 64
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The real images beside the repository; a test that asks for them is skipped where they are absent."""
+    """The real images beside the repository; a test that asks for them is skipped where they are
+    absent.
+    """
     folder = Path(__file__).resolve().parents[3] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("../shared/data is not here")
@@ -53,14 +57,20 @@ def features_graph() -> bytes:
     """Maps (N, 8, 8, 1): the mean of each 8 x 8 block of the input."""
     nodes = [
         helper.make_node("Transpose", ["images"], ["nchw"], perm=[0, 3, 1, 2]),
-        helper.make_node("AveragePool", ["nchw"], ["pooled"], kernel_shape=[CELLS, CELLS], strides=[CELLS, CELLS]),
+        helper.make_node(
+            "AveragePool", ["nchw"], ["pooled"], kernel_shape=[CELLS, CELLS], strides=[CELLS, CELLS]
+        ),
         helper.make_node("Transpose", ["pooled"], ["maps"], perm=[0, 2, 3, 1]),
     ]
-    return _graph(nodes, {"images": ["N", INPUT_PX, INPUT_PX, 1]}, {"maps": ["N", CELLS, CELLS, 1]}, {})
+    return _graph(
+        nodes, {"images": ["N", INPUT_PX, INPUT_PX, 1]}, {"maps": ["N", CELLS, CELLS, 1]}, {}
+    )
 
 
 def head_graph(row: int = 2, column: int = 5, gain: float = 8.0, context: float = 0.0) -> bytes:
-    """sigmoid(z + context * mean of the scan's z) with z = gain * (the cell - 0.5); the scan's probability is the largest slice's."""
+    """sigmoid(z + context * mean of the scan's z) with z = gain * (the cell - 0.5); the scan's
+    probability is the largest slice's.
+    """
     weights = np.zeros((CELLS * CELLS, 1), np.float32)
     weights[row * CELLS + column] = gain
     constants = {
@@ -81,30 +91,58 @@ def head_graph(row: int = 2, column: int = 5, gain: float = 8.0, context: float 
         helper.make_node("Sigmoid", ["logit"], ["slice_probability"]),
         helper.make_node("ReduceMax", ["slice_probability"], ["scan_probability"], keepdims=1),
     ]
-    return _graph(nodes, {"maps": ["N", CELLS, CELLS, 1]}, {"slice_probability": ["N"], "scan_probability": [1]}, constants)
+    return _graph(
+        nodes,
+        {"maps": ["N", CELLS, CELLS, 1]},
+        {"slice_probability": ["N"], "scan_probability": [1]},
+        constants,
+    )
 
 
 def types_graph() -> bytes:
-    """Of what bleeds three quarters are epidural and a quarter is subdural bleeding; the scan has the largest slice's, within its own."""
+    """Of what bleeds three quarters are epidural and a quarter is subdural bleeding; the scan has
+    the largest slice's, within its own.
+    """
     nodes = [
         helper.make_node("Unsqueeze", ["slice_probability", "line"], ["bleeds"]),
         helper.make_node("Mul", ["bleeds", "shares"], ["slice_types"]),
         helper.make_node("ReduceMax", ["slice_types"], ["most"], axes=[0], keepdims=0),
         helper.make_node("Min", ["most", "scan_probability"], ["scan_types"]),
     ]
-    takes: dict[str, list[object]] = {"maps": ["N", CELLS, CELLS, 1], "slice_probability": ["N"], "scan_probability": [1]}
+    takes: dict[str, list[object]] = {
+        "maps": ["N", CELLS, CELLS, 1],
+        "slice_probability": ["N"],
+        "scan_probability": [1],
+    }
     constants = {"line": np.array([1], np.int64), "shares": np.array([[0.75, 0.25]], np.float32)}
     return _graph(nodes, takes, {"slice_types": ["N", 2], "scan_types": [2]}, constants)
 
 
 def types_judged() -> dict[str, dict[str, object]]:
-    """What a card says of types: epidural and subdural are told, the second of four patients, and the others are not."""
-    auroc, ece = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 40}, {"value": 0.05, "low": 0.02, "high": 0.1, "n": 40}
-    figures = {"auroc": auroc, "ece": ece, "auroc_among_bleeding": {"value": 0.6, "low": 0.5, "high": 0.7, "n": 20}}
+    """What a card says of types: epidural and subdural are told, the second of four patients, and
+    the others are not.
+    """
+    auroc, ece = (
+        {"value": 0.8, "low": 0.7, "high": 0.9, "n": 40},
+        {"value": 0.05, "low": 0.02, "high": 0.1, "n": 40},
+    )
+    figures = {
+        "auroc": auroc,
+        "ece": ece,
+        "auroc_among_bleeding": {"value": 0.6, "low": 0.5, "high": 0.7, "n": 20},
+    }
     counts = {"of_slices": 80, "of_patients": 40}
-    scores = [{"probability": 0.5, "rank": rank, "of": 40} for rank in (2, 7)] + [{"probability": None, "rank": None, "of": 40}]
+    scores = [{"probability": 0.5, "rank": rank, "of": 40} for rank in (2, 7)] + [
+        {"probability": None, "rank": None, "of": 40}
+    ]
     found: dict[str, dict[str, object]] = {
-        "epidural": {"given": True, "slices": 12, "patients": 12, "slice": figures, "patient": figures},
+        "epidural": {
+            "given": True,
+            "slices": 12,
+            "patients": 12,
+            "slice": figures,
+            "patient": figures,
+        },
         "subdural": {"given": True, "slices": 4, "patients": 3, "scores": scores},
     }
     for name in ("subarachnoid", "intraparenchymal", "intraventricular"):
@@ -112,27 +150,46 @@ def types_judged() -> dict[str, dict[str, object]]:
     return {name: {**one, **counts} for name, one in found.items()}
 
 
-def _graph(nodes: list[object], takes: dict[str, list[object]], gives: dict[str, list[object]], constants: dict[str, np.ndarray]) -> bytes:
+def _graph(
+    nodes: list[object],
+    takes: dict[str, list[object]],
+    gives: dict[str, list[object]],
+    constants: dict[str, np.ndarray],
+) -> bytes:
     def described(values: dict[str, list[object]]) -> list[object]:
-        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in values.items()]
+        return [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in values.items()
+        ]
 
     initial = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "tiny", described(takes), described(gives), initial)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    ).SerializeToString()
 
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Callable[..., Path]:
-    """`tiny_model(head={...}, **card)` writes a model folder whose answer hangs on the brightness of one cell, and returns it.
+    """`tiny_model(head={...}, **card)` writes a model folder whose answer hangs on the brightness
+    of one cell, and returns it.
 
     `types_onnx` is its graph of types, if it shall have one.
     """
 
-    def write(head: dict[str, float] | bytes | None = None, types_onnx: bytes | None = None, **card: object) -> Path:
+    def write(
+        head: dict[str, float] | bytes | None = None,
+        types_onnx: bytes | None = None,
+        **card: object,
+    ) -> Path:
         folder = tmp_path / f"model-{len(list(tmp_path.iterdir()))}"
         head_bytes = head if isinstance(head, bytes) else head_graph(**(head or {}))
         more = {} if types_onnx is None else {"types.onnx": types_onnx}
-        write_model(folder, a_card(**card), {"features.onnx": features_graph(), "head.onnx": head_bytes, **more})
+        write_model(
+            folder,
+            a_card(**card),
+            {"features.onnx": features_graph(), "head.onnx": head_bytes, **more},
+        )
         return folder
 
     return write
@@ -140,7 +197,9 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module")
 def few_repetitions() -> Iterator[None]:
-    """What a training repeats for the sake of its figures it does but once or twice: controls and heat maps take most of its time."""
+    """What a training repeats for the sake of its figures it does but once or twice: controls and
+    heat maps take most of its time.
+    """
     from ml import cross_validation, honesty
 
     with pytest.MonkeyPatch.context() as patch:
@@ -155,7 +214,8 @@ def few_repetitions() -> Iterator[None]:
 def untraced() -> Iterator[None]:
     """Keras computes batch by batch as it is told, without a graph.
 
-    Tracing one takes longer than the few batches of most tests. What trains for many epochs, and whole trainings, are traced as for a user.
+    Tracing one takes longer than the few batches of most tests. What trains for many epochs, and
+    whole trainings, are traced as for a user.
     """
     import tensorflow as tf
 

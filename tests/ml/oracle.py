@@ -1,4 +1,6 @@
-"""An architecture for tests of the protocol: it learns nothing from pixels, so every figure can be told in advance."""
+"""An architecture for tests of the protocol: it learns nothing from pixels, so every figure can be
+told in advance.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ from ml.models import UNKNOWN, FitTask, Fitted, HeldOut
 
 
 def material_of(
-    labels: list[int], shared: Path, scans: list[int] | None = None, settings: dict[str, object] | None = None, **changed: object
+    labels: list[int],
+    shared: Path,
+    scans: list[int] | None = None,
+    settings: dict[str, object] | None = None,
+    **changed: object,
 ) -> Material:
     """Return slices of 4 x 4 pixels that are all their own number; every scan is a group."""
     n = len(labels)
@@ -23,7 +29,9 @@ def material_of(
         "settings": {"target_sensitivity": 0.95, **(settings or {})},
         "seed": 0,
         "init": "random",
-        "images": np.broadcast_to((np.arange(n, dtype=np.float32) / n)[:, None, None, None], (n, 4, 4, 1)).copy(),
+        "images": np.broadcast_to(
+            (np.arange(n, dtype=np.float32) / n)[:, None, None, None], (n, 4, 4, 1)
+        ).copy(),
         "masks": np.zeros((n, 2, 2), np.uint8),
         "labels": np.array(labels),
         "groups": np.array([f"g{number:03d}" for number in numbers]),
@@ -47,7 +55,8 @@ def fit_with(
     learnt_features: bool = False,
     describe: Callable[[FitTask], np.ndarray] = nothing,
 ) -> Callable[[FitTask], Fitted]:
-    """Return a `fit` whose raw decisions are those of `decide`; a scan's is its largest slice's. Its tasks are written to `tasks`.
+    """Return a `fit` whose raw decisions are those of `decide`; a scan's is its largest slice's.
+    Its tasks are written to `tasks`.
 
     `describe` gives what types of bleeding are told from.
     """
@@ -65,11 +74,15 @@ def fit_with(
         def export(of_slices: Platt, of_scans: Platt) -> dict[str, bytes]:
             raise NotImplementedError
 
-        def reference(images: np.ndarray, of_slices: Platt, of_scans: Platt) -> tuple[np.ndarray, np.ndarray, float]:
+        def reference(
+            images: np.ndarray, of_slices: Platt, of_scans: Platt
+        ) -> tuple[np.ndarray, np.ndarray, float]:
             raise NotImplementedError
 
         held_out = HeldOut(held, decisions[held], scans, of_scans[scans])
-        return Fitted(decisions, of_scans, held_out, {}, export, reference, learnt_features, describe(task))
+        return Fitted(
+            decisions, of_scans, held_out, {}, export, reference, learnt_features, describe(task)
+        )
 
     return fit
 

@@ -1,4 +1,6 @@
-"""Whole scans of a phantom as hospitals send them: DICOM series, Enhanced CT, NIfTI. Each slice can be told from the others."""
+"""Whole scans of a phantom as hospitals send them: DICOM series, Enhanced CT, NIfTI. Each slice can
+be told from the others.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def head() -> np.ndarray:
 
 
 def slice_hu(number: int) -> np.ndarray:
-    """The head, its corners no longer alike and marked with the number: foremost, at the patient's right."""
+    """The head, its corners no longer alike and marked with the number: foremost, at the patient's
+    right.
+    """
     hu = head().copy()
     hu[0, 0] = number
     hu[0, -1] = 500
@@ -37,8 +41,17 @@ def marks(series: object) -> list[int]:
     return [int(slice.pixels[0, 0]) for slice in series.slices]  # type: ignore[attr-defined]
 
 
-def write_series(folder: Path, count: int, *, step_mm: float = 5.0, places_mm: Sequence[float] | None = None, **tags: object) -> list[Path]:
-    """Write slices 1..count from foot to head as DICOM files NN.dcm; `tags` are set in each, or left out where None."""
+def write_series(
+    folder: Path,
+    count: int,
+    *,
+    step_mm: float = 5.0,
+    places_mm: Sequence[float] | None = None,
+    **tags: object,
+) -> list[Path]:
+    """Write slices 1..count from foot to head as DICOM files NN.dcm; `tags` are set in each, or
+    left out where None.
+    """
     folder.mkdir(exist_ok=True)
     paths = []
     for number in range(1, count + 1):
@@ -107,25 +120,40 @@ def nifti(
     slope: float = 0.0,
     intercept: float = 0.0,
 ) -> bytes:
-    """Return the NIfTI file of voxels (i, j, k), written field by field; `affine` is the sform, `quaternion` b, c, d of the qform."""
-    code, bits = {"u1": (2, 8), "i2": (4, 16), "f4": (16, 32), "f8": (64, 64), "u2": (512, 16)}[voxels.dtype.str[1:]]
+    """Return the NIfTI file of voxels (i, j, k), written field by field; `affine` is the sform,
+    `quaternion` b, c, d of the qform.
+    """
+    code, bits = {"u1": (2, 8), "i2": (4, 16), "f4": (16, 32), "f8": (64, 64), "u2": (512, 16)}[
+        voxels.dtype.str[1:]
+    ]
     dims = [voxels.ndim, *voxels.shape, *([1] * (7 - voxels.ndim))]
-    sizes = [1.0, *(np.linalg.norm(affine[:3, :3], axis=0) if affine is not None else [1.0, 1.0, 1.0]), 0, 0, 0, 0]
+    sizes = [
+        1.0,
+        *(np.linalg.norm(affine[:3, :3], axis=0) if affine is not None else [1.0, 1.0, 1.0]),
+        0,
+        0,
+        0,
+        0,
+    ]
     rows = (affine if affine is not None else np.zeros((4, 4)))[:3]
     forms = (int(quaternion is not None), int(affine is not None and quaternion is None))
     turn = [*(quaternion or (0, 0, 0)), *rows[:, 3]]
     if version == 1:
         header = bytearray(352)
         fields = [
-            (0, "i", [348]), (40, "8h", dims), (70, "2h", [code, bits]), (76, "8f", sizes), (108, "f", [352.0]),
-            (112, "2f", [slope, intercept]), (123, "B", [2]), (252, "2h", forms), (256, "6f", turn), (280, "12f", rows.ravel()),
+            (0, "i", [348]), (40, "8h", dims), (70, "2h", [code, bits]), (76, "8f", sizes), (108,
+            "f", [352.0]),
+            (112, "2f", [slope, intercept]), (123, "B", [2]), (252, "2h", forms), (256, "6f",
+            turn), (280, "12f", rows.ravel()),
         ]  # fmt: skip
         header[344:348] = b"n+1\0"
     else:
         header = bytearray(544)
         fields = [
-            (0, "i", [540]), (12, "2h", [code, bits]), (16, "8q", dims), (104, "8d", sizes), (168, "q", [544]),
-            (176, "2d", [slope, intercept]), (500, "i", [2]), (344, "2i", forms), (352, "6d", turn), (400, "12d", rows.ravel()),
+            (0, "i", [540]), (12, "2h", [code, bits]), (16, "8q", dims), (104, "8d", sizes), (168,
+            "q", [544]),
+            (176, "2d", [slope, intercept]), (500, "i", [2]), (344, "2i", forms), (352, "6d",
+            turn), (400, "12d", rows.ravel()),
         ]  # fmt: skip
         header[4:12] = b"n+2\0\r\n\x1a\n"
     for at, layout, values in fields:

@@ -1,4 +1,6 @@
-"""Small tasks for tests of the architectures: pictures on which a bright square is blood, and outlines that say so."""
+"""Small tasks for tests of the architectures: pictures on which a bright square is blood, and
+outlines that say so.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ SIZE = 63
 
 
 def learning_pictures(n: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return pictures, labels, sources and outlines: those with label 1 have a bright square in the middle."""
+    """Return pictures, labels, sources and outlines: those with label 1 have a bright square in the
+    middle.
+    """
     random = np.random.default_rng(0)
     labels = np.tile([0, 1], n // 2)
     pictures = random.random((n, SIZE, SIZE, 1), np.float32) * 0.2
@@ -25,8 +29,12 @@ def learning_pictures(n: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     return pictures, labels, np.full(n, "a"), outlines
 
 
-def task_of(architecture: str, folder: Path, settings: dict[str, object] | None = None, **changed: object) -> FitTask:
-    """Return a task on 32 pictures, each a group and a scan, of which 24 may be learnt from; settings are the architecture's defaults."""
+def task_of(
+    architecture: str, folder: Path, settings: dict[str, object] | None = None, **changed: object
+) -> FitTask:
+    """Return a task on 32 pictures, each a group and a scan, of which 24 may be learnt from;
+    settings are the architecture's defaults.
+    """
     pictures, labels, sources, outlines = learning_pictures()
     given: dict[str, object] = {
         "images": pictures,
@@ -49,16 +57,31 @@ def task_of(architecture: str, folder: Path, settings: dict[str, object] | None 
 
 
 def largest_difference(fitted: Fitted, scans: list[np.ndarray]) -> float:
-    """Return how far the exported graphs are from what Keras and scikit-learn compute: maps relative to their largest, probabilities."""
+    """Return how far the exported graphs are from what Keras and scikit-learn compute: maps
+    relative to their largest, probabilities.
+    """
     platt, scan_platt = Platt(1.1, 0.1), Platt(0.5, 0.2)
     files = fitted.export(platt, scan_platt)
-    features, head = (onnxruntime.InferenceSession(files[name]) for name in ("features.onnx", "head.onnx"))
+    features, head = (
+        onnxruntime.InferenceSession(files[name]) for name in ("features.onnx", "head.onnx")
+    )
     largest = 0.0
     for images in scans:
         maps, slices, whole = fitted.reference(images, platt, scan_platt)
         found_maps = features.run(["maps"], {"images": images})[0]
-        found, found_whole = head.run(["slice_probability", "scan_probability"], {"maps": found_maps})
-        assert found_maps.shape == maps.shape and found.shape == (len(images),) and found_whole.shape == (1,)
+        found, found_whole = head.run(
+            ["slice_probability", "scan_probability"], {"maps": found_maps}
+        )
+        assert (
+            found_maps.shape == maps.shape
+            and found.shape == (len(images),)
+            and found_whole.shape == (1,)
+        )
         of_maps = np.abs(found_maps - maps).max() / max(1.0, float(np.abs(maps).max()))
-        largest = max(largest, float(of_maps), float(np.abs(found - slices).max()), abs(float(found_whole[0]) - whole))
+        largest = max(
+            largest,
+            float(of_maps),
+            float(np.abs(found - slices).max()),
+            abs(float(found_whole[0]) - whole),
+        )
     return largest

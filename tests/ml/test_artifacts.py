@@ -31,7 +31,9 @@ def folder(tmp_path: Path, make_card: MakeCard) -> Path:
 def test_a_card_is_read_as_it_was_written(tmp_path: Path, make_card: MakeCard) -> None:
     written = write_model(tmp_path / "model", make_card(), FILES)
     assert read_card(tmp_path / "model") == written
-    assert written == dataclasses.replace(make_card(), id=written.id, files=written.files, checksum=written.checksum)
+    assert written == dataclasses.replace(
+        make_card(), id=written.id, files=written.files, checksum=written.checksum
+    )
 
 
 def test_files_come_from_bytes_or_from_paths(tmp_path: Path, make_card: MakeCard) -> None:
@@ -107,10 +109,15 @@ def test_a_card_that_is_no_json_object_is_refused(folder: Path, text: bytes) -> 
         ({"reads": "volume"}, "reads 'volume'"),
         ({"id": "0" * 12}, "does not belong to its files"),
         ({"files": {}}, "does not name features.onnx and head.onnx"),
-        ({"files": {"features.onnx": "", "head.onnx": "", "../../etc/passwd": ""}}, "is not the file that was written"),
+        (
+            {"files": {"features.onnx": "", "head.onnx": "", "../../etc/passwd": ""}},
+            "is not the file that was written",
+        ),
     ],
 )
-def test_a_card_with_a_wrong_value_is_refused_and_the_value_named(folder: Path, changed: dict[str, object], sentence: str) -> None:
+def test_a_card_with_a_wrong_value_is_refused_and_the_value_named(
+    folder: Path, changed: dict[str, object], sentence: str
+) -> None:
     rewrite(folder, **changed)
     with pytest.raises(ArtifactError, match=sentence):
         read_card(folder)
@@ -122,17 +129,39 @@ def test_a_card_with_a_wrong_value_is_refused_and_the_value_named(folder: Path, 
         "yes",
         {"given": True},
         {"given": 1, "slices": 4, "of_slices": 9, "patients": 2, "of_patients": 3, "scores": []},
-        {"given": True, "slices": 4, "of_slices": 9, "patients": "2", "of_patients": 3, "scores": []},
+        {
+            "given": True,
+            "slices": 4,
+            "of_slices": 9,
+            "patients": "2",
+            "of_patients": 3,
+            "scores": [],
+        },
         {"given": True, "slices": 4, "of_slices": 9, "patients": 2, "of_patients": 3},
-        {"given": True, "slices": 4, "of_slices": 9, "patients": 2, "of_patients": 3, "scores": [{"rank": 1}]},
-        {**types_judged()["epidural"], "patient": {"auroc": {"value": 0.5, "low": 0.4, "high": 0.6}}},
+        {
+            "given": True,
+            "slices": 4,
+            "of_slices": 9,
+            "patients": 2,
+            "of_patients": 3,
+            "scores": [{"rank": 1}],
+        },
+        {
+            **types_judged()["epidural"],
+            "patient": {"auroc": {"value": 0.5, "low": 0.4, "high": 0.6}},
+        },
         {**types_judged()["epidural"], "slice": {"auroc": 0.5}},
-        {**types_judged()["epidural"], "slice": {"auroc": {"value": "x", "low": None, "high": None}}},
+        {
+            **types_judged()["epidural"],
+            "slice": {"auroc": {"value": "x", "low": None, "high": None}},
+        },
     ],
 )
 def test_a_card_that_says_half_of_a_type_of_bleeding_is_refused(found: object) -> None:
     assert Card.from_json(a_card(types=types_judged()).to_json()).types == types_judged()
-    with pytest.raises(ArtifactError, match="does not give all that belongs to 'epidural' in 'types'"):
+    with pytest.raises(
+        ArtifactError, match="does not give all that belongs to 'epidural' in 'types'"
+    ):
         Card.from_json(a_card(types={**types_judged(), "epidural": found}).to_json())
 
 
@@ -159,7 +188,8 @@ def test_a_field_of_a_later_version_is_left_out(folder: Path) -> None:
 def test_one_flipped_bit_anywhere_is_refused_or_says_the_same(folder: Path, name: str) -> None:
     before, content = read_card(folder), (folder / name).read_bytes()
     refused = 0
-    with (folder / name).open("r+b", buffering=0) as file:  # Writing a byte in its place is far quicker than the whole file anew.
+    # Writing a byte in its place is far quicker than the whole file anew.
+    with (folder / name).open("r+b", buffering=0) as file:
         for place in range(8 * len(content)):
             at = place // 8
             os.pwrite(file.fileno(), bytes([content[at] ^ 1 << place % 8]), at)

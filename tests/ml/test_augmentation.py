@@ -15,7 +15,18 @@ from ml.preprocessing import InputSpec, to_input
 
 SIZE = 112
 STILL = Strength(
-    flip=0, turn_degrees=0, shift=0, zoom=0, elastic_px=0, contrast=(0, 0), brightness=0, gamma=0, sharpening=0, blur=0, coarse=0, noise=0
+    flip=0,
+    turn_degrees=0,
+    shift=0,
+    zoom=0,
+    elastic_px=0,
+    contrast=(0, 0),
+    brightness=0,
+    gamma=0,
+    sharpening=0,
+    blur=0,
+    coarse=0,
+    noise=0,
 )
 NOTHING = np.zeros((28, 28), np.uint8)
 
@@ -46,7 +57,9 @@ def test_the_outline_moves_with_the_picture(seed: int) -> None:
     spot = np.zeros((SIZE, SIZE), np.float32)
     spot[36:52, 60:76] = 0.8
     outline = (cv2.resize(spot, (28, 28), interpolation=cv2.INTER_AREA) > 0.4).astype(np.uint8)
-    geometry = replace(FULL, contrast=(0, 0), brightness=0, gamma=0, sharpening=0, blur=0, coarse=0, noise=0)
+    geometry = replace(
+        FULL, contrast=(0, 0), brightness=0, gamma=0, sharpening=0, blur=0, coarse=0, noise=0
+    )
     changed, moved = vary(spot, outline, np.random.default_rng(seed), geometry)
     shown = cv2.resize(changed, (28, 28), interpolation=cv2.INTER_AREA) > 0.4
     both = np.logical_and(shown, moved == 1).sum() / np.logical_or(shown, moved == 1).sum()
@@ -57,7 +70,10 @@ def test_what_is_outside_the_head_stays_black_and_greys_stay_in_range() -> None:
     head = a_head()
     for seed in range(5):
         changed, _ = vary(
-            head, NOTHING, np.random.default_rng(seed), replace(STILL, contrast=(-0.3, 0.3), brightness=0.1, gamma=0.25, noise=0.05)
+            head,
+            NOTHING,
+            np.random.default_rng(seed),
+            replace(STILL, contrast=(-0.3, 0.3), brightness=0.1, gamma=0.25, noise=0.05),
         )
         assert changed.dtype == np.float32 and changed.min() >= 0 and changed.max() <= 1
         assert not changed[head <= 0.004].any()

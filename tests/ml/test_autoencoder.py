@@ -26,7 +26,12 @@ SIZE = 64
 def heads() -> np.ndarray:
     """24 phantoms as a model sees them, every other lying on its side, float32 (24, 64, 64, 1)."""
     slices = (Slice(phantom(seed, False, size=96).astype(np.float32), "hu") for seed in range(24))
-    return np.stack([np.rot90(to_input(one, InputSpec(size=SIZE))[0], number % 2) for number, one in enumerate(slices)])
+    return np.stack(
+        [
+            np.rot90(to_input(one, InputSpec(size=SIZE))[0], number % 2)
+            for number, one in enumerate(slices)
+        ]
+    )
 
 
 def quiet(share: float, metrics: Mapping[str, float]) -> None:
@@ -36,16 +41,25 @@ def quiet(share: float, metrics: Mapping[str, float]) -> None:
 def exported(weights: reconstruction.Weights, size: int, images: np.ndarray) -> np.ndarray:
     """Return what ONNX Runtime draws."""
     nodes, constants = reconstruction.onnx_nodes(weights, size, "pictures", "drawn")
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1, size, size]) for name in ("pictures", "drawn")]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1, size, size])
+        for name in ("pictures", "drawn")
+    ]
     graph = helper.make_graph(nodes, "test", ends[:1], ends[1:], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    return np.asarray(session.run(["drawn"], {"pictures": images.transpose(0, 3, 1, 2)})[0]).transpose(0, 2, 3, 1)
+    return np.asarray(
+        session.run(["drawn"], {"pictures": images.transpose(0, 3, 1, 2)})[0]
+    ).transpose(0, 2, 3, 1)
 
 
-def test_it_draws_heads_that_it_never_saw_better_than_their_average(heads: np.ndarray, tmp_path: Path) -> None:
-    learnt = reconstruction.fit_autoencoder(heads, np.arange(16), 0, 200, tmp_path / "state.npz", quiet)
+def test_it_draws_heads_that_it_never_saw_better_than_their_average(
+    heads: np.ndarray, tmp_path: Path
+) -> None:
+    learnt = reconstruction.fit_autoencoder(
+        heads, np.arange(16), 0, 200, tmp_path / "state.npz", quiet
+    )
 
     drawn = np.asarray(reconstruction.build(learnt.weights, SIZE).predict_on_batch(heads[16:]))
 
@@ -55,7 +69,9 @@ def test_it_draws_heads_that_it_never_saw_better_than_their_average(heads: np.nd
 
 
 @pytest.mark.parametrize("size", [64, 70])
-def test_the_graph_draws_what_keras_draws_also_where_the_size_holds_no_whole_cells(size: int) -> None:
+def test_the_graph_draws_what_keras_draws_also_where_the_size_holds_no_whole_cells(
+    size: int,
+) -> None:
     weights = reconstruction.random_weights(3)
     images = np.random.default_rng(0).random((2, size, size, 1), np.float32)
     weights = {key: values.astype(np.float16).astype(np.float32) for key, values in weights.items()}
@@ -98,7 +114,9 @@ def test_images_outside_the_training_part_change_nothing(heads: np.ndarray, tmp_
 
 @pytest.mark.usefixtures("untraced")
 def test_its_weights_survive_half_precision(heads: np.ndarray, tmp_path: Path) -> None:
-    learnt = reconstruction.fit_autoencoder(heads, np.arange(4), 0, 1, tmp_path / "state.npz", quiet)
+    learnt = reconstruction.fit_autoencoder(
+        heads, np.arange(4), 0, 1, tmp_path / "state.npz", quiet
+    )
 
     for values in learnt.weights.values():
         assert np.array_equal(values, values.astype(np.float16).astype(np.float32))
@@ -109,7 +127,9 @@ def test_the_architecture_tells_pictures_apart_by_the_bottleneck(tmp_path: Path)
     found = autoencoder.fit(task)
     assert auroc(task.labels[24:], found.decisions[24:]) > 0.9
     assert found.chosen["layer"] == "bottleneck" and found.learnt_features
-    assert sorted(found.held_out.slices.tolist()) == list(range(24)), "its folds choose and calibrate within the training part"
+    assert sorted(found.held_out.slices.tolist()) == list(range(24)), (
+        "its folds choose and calibrate within the training part"
+    )
 
 
 @pytest.mark.usefixtures("untraced")

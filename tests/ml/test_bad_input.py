@@ -1,4 +1,6 @@
-"""What people send by mistake: each case is put right and said, or refused with a sentence, and never silently scored."""
+"""What people send by mistake: each case is put right and said, or refused with a sentence, and
+never silently scored.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from ml.repairs import hounsfield_in_16_bits
 
 
 def with_skin(hu: np.ndarray) -> np.ndarray:
-    """Return the phantom with skin as thick as a head's: its own is thinner than its blur, and a picture shows none."""
+    """Return the phantom with skin as thick as a head's: its own is thinner than its blur, and a
+    picture shows none.
+    """
     head = (hu > -300).astype(np.uint8)
     skin = cv2.dilate(head, np.ones((7, 7), np.uint8)) - head
     return np.where(skin == 1, 45, hu).astype(hu.dtype)
@@ -56,13 +60,19 @@ PUT_RIGHT: dict[str, tuple[Callable[[], Image.Image], str]] = {
     "colour mode without colours": (lambda: Image.fromarray(COLOURS), ""),
     "16 bits of grey": (lambda: in_16_bits(GREY.astype(np.int64) * 257), ""),
     "8 bits in 16": (lambda: in_16_bits(GREY.astype(np.int64)), "only 8 bits"),
-    "12 bits in 16": (lambda: in_16_bits(np.round(GREY / 255 * 4095).astype(np.int64)), "only 12 bits"),
+    "12 bits in 16": (
+        lambda: in_16_bits(np.round(GREY / 255 * 4095).astype(np.int64)),
+        "only 12 bits",
+    ),
     "HU + 1024 in 16 bits": (lambda: in_16_bits(HU.astype(np.int64) + 1024), "Hounsfield units"),
     "HU + 32768 in 16 bits": (lambda: in_16_bits(HU.astype(np.int64) + 32768), "Hounsfield units"),
     "signed HU in unsigned 16 bits": (lambda: in_16_bits(HU.astype(np.int64)), "Hounsfield units"),
     "upside down": (lambda: Image.fromarray(255 - GREY), "upside down"),
     "non-square": (lambda: Image.fromarray(np.pad(GREY, ((0, 0), (0, 120)))), ""),
-    "huge": (lambda: Image.fromarray(cv2.resize(GREY, (2560, 2560), interpolation=cv2.INTER_NEAREST)), ""),
+    "huge": (
+        lambda: Image.fromarray(cv2.resize(GREY, (2560, 2560), interpolation=cv2.INTER_NEAREST)),
+        "",
+    ),
 }
 
 
@@ -73,14 +83,22 @@ def test_what_is_put_right_becomes_the_same_input_and_is_said(tmp_path: Path, ca
     expected = to_input(Slice(HU.astype(np.float32), "hu"), InputSpec(size=64))[0]
     shown, frame = to_input(series.slices[0], InputSpec(size=64))
     assert frame.shows_head
-    # A picture of another size is searched for its head at another scale, which moves the frame by a pixel.
+    # A picture of another size is searched for its head at another scale, which moves the frame by
+    # a pixel.
     assert np.abs(shown - expected).mean() < 0.03
     assert (said in "".join(series.warnings)) if said else series.warnings == ()
 
 
-@pytest.mark.parametrize(("mode", "kind", "options"), [("CMYK", "JPEG", {}), ("L", "JPEG", {"progressive": True}), ("L", "JPEG", {})])
-def test_a_jpeg_of_another_kind_is_the_same_slice(tmp_path: Path, mode: str, kind: str, options: dict[str, object]) -> None:
-    series = read(tmp_path, Image.fromarray(COLOURS).convert("RGB").convert(mode), kind, quality=95, **options)
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [("CMYK", "JPEG", {}), ("L", "JPEG", {"progressive": True}), ("L", "JPEG", {})],
+)
+def test_a_jpeg_of_another_kind_is_the_same_slice(
+    tmp_path: Path, mode: str, kind: str, options: dict[str, object]
+) -> None:
+    series = read(
+        tmp_path, Image.fromarray(COLOURS).convert("RGB").convert(mode), kind, quality=95, **options
+    )
     assert np.abs(series.slices[0].pixels - GREY / 255).mean() < 0.02
     assert series.warnings == ()
 
@@ -104,22 +122,42 @@ def test_a_cameras_second_picture_is_left_out_and_that_is_said(tmp_path: Path) -
 
 
 def upside_down_animation(folder: Path) -> Series:
-    return read(folder, Image.fromarray(GREY), save_all=True, append_images=[Image.fromarray(255 - GREY)])
+    return read(
+        folder, Image.fromarray(GREY), save_all=True, append_images=[Image.fromarray(255 - GREY)]
+    )
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Series], str]] = {
     "animated PNG": (upside_down_animation, "animated: it holds 2 pictures"),
-    "1 bit": (lambda at: read(at, Image.fromarray(GREY).convert("1")), "fewer than 16 shades of grey"),
-    "almost black": (lambda at: read(at, Image.fromarray(GREY // 64)), "fewer than 16 shades of grey"),
+    "1 bit": (
+        lambda at: read(at, Image.fromarray(GREY).convert("1")),
+        "fewer than 16 shades of grey",
+    ),
+    "almost black": (
+        lambda at: read(at, Image.fromarray(GREY // 64)),
+        "fewer than 16 shades of grey",
+    ),
     "white paper for air": (lambda at: read(at, Image.fromarray(cut_out())), "white background"),
-    "HU + 1000, cut off at air": (lambda at: read(at, in_16_bits(HU.astype(np.int64) + 1000)), "not where their zero lies"),
-    "TIFF of floats": (lambda at: read(at, Image.fromarray(HU.astype(np.float32)), "TIFF"), "not a PNG, JPEG, DICOM or NIfTI"),
+    "HU + 1000, cut off at air": (
+        lambda at: read(at, in_16_bits(HU.astype(np.int64) + 1000)),
+        "not where their zero lies",
+    ),
+    "TIFF of floats": (
+        lambda at: read(at, Image.fromarray(HU.astype(np.float32)), "TIFF"),
+        "not a PNG, JPEG, DICOM or NIfTI",
+    ),
     "GIF": (lambda at: read(at, Image.fromarray(GREY), "GIF"), "not a PNG, JPEG, DICOM or NIfTI"),
     "BMP": (lambda at: read(at, Image.fromarray(GREY), "BMP"), "not a PNG, JPEG, DICOM or NIfTI"),
     "WebP": (lambda at: read(at, Image.fromarray(GREY), "WEBP"), "not a PNG, JPEG, DICOM or NIfTI"),
-    "too large": (lambda at: read(at, Image.fromarray(np.tile(GREY, (20, 20)))), "too large: 5120 x 5120"),
+    "too large": (
+        lambda at: read(at, Image.fromarray(np.tile(GREY, (20, 20)))),
+        "too large: 5120 x 5120",
+    ),
     "tiny": (lambda at: read(at, Image.fromarray(GREY[100:120, 100:120])), "too small: 20 x 20"),
-    "far from square": (lambda at: read(at, Image.fromarray(np.tile(GREY, (6, 1)))), "at most 4 times as long"),
+    "far from square": (
+        lambda at: read(at, Image.fromarray(np.tile(GREY, (6, 1)))),
+        "at most 4 times as long",
+    ),
 }
 
 
@@ -174,11 +212,16 @@ NO_RESCALE = {"RescaleSlope": None, "RescaleIntercept": None}
     ("pixels", "tags", "said"),
     [
         (None, {}, ""),
-        (None, {"WindowCenter": 600, "WindowWidth": 2800}, ""),  # a bone window is for the viewer; the values are the same
+        # a bone window is for the viewer; the values are the same
+        (None, {"WindowCenter": 600, "WindowWidth": 2800}, ""),
         (None, {"RescaleType": "US"}, ""),
         (None, NO_RESCALE, "an intercept of 0 HU was assumed"),
         (GREY, {**EIGHT_BITS, **NO_RESCALE}, "8-bit pixels"),
-        (255 - GREY, {**EIGHT_BITS, **NO_RESCALE, "PhotometricInterpretation": "MONOCHROME1"}, "8-bit pixels"),
+        (
+            255 - GREY,
+            {**EIGHT_BITS, **NO_RESCALE, "PhotometricInterpretation": "MONOCHROME1"},
+            "8-bit pixels",
+        ),
         (None, {"BodyPartExamined": "CHEST"}, "shows CHEST, not a head"),
         (None, {"BodyPartExamined": ""}, ""),
         (None, {"ImageOrientationPatient": None}, "forehead is assumed"),
@@ -189,7 +232,9 @@ def test_a_dicom_that_can_be_read_becomes_the_same_input(
 ) -> None:
     series = dicom(tmp_path, pixels, **tags)
     expected = to_input(Slice(HU.astype(np.float32), "hu"), InputSpec(size=64))[0]
-    np.testing.assert_allclose(to_input(series.slices[0], InputSpec(size=64))[0], expected, atol=0.01)
+    np.testing.assert_allclose(
+        to_input(series.slices[0], InputSpec(size=64))[0], expected, atol=0.01
+    )
     assert (said in "".join(series.warnings)) if said else series.warnings == ()
 
 

@@ -15,7 +15,9 @@ GROUPS = 8  # of each type, and of slices without blood; two slices a group
 
 
 def lit(types: np.ndarray) -> np.ndarray:
-    """Return maps (n, 2, 3, 5) in which one cell of the channel of each type that a slice shows is 1."""
+    """Return maps (n, 2, 3, 5) in which one cell of the channel of each type that a slice shows is
+    1.
+    """
     maps = np.zeros((len(types), 2, 3, len(BLEEDING_TYPES)), np.float32)
     maps[:, 1, 2] = types == 1
     return maps
@@ -30,26 +32,36 @@ def types() -> np.ndarray:
 
 def fitted(types: np.ndarray, learn: np.ndarray | None = None) -> TypesHead:
     groups = np.arange(len(types)) // 2
-    return fit_types(pooled(lit(types), "both"), types, groups, np.arange(len(types)) if learn is None else learn)
+    return fit_types(
+        pooled(lit(types), "both"), types, groups, np.arange(len(types)) if learn is None else learn
+    )
 
 
-def test_each_type_is_told_by_its_channel_and_none_is_likelier_than_a_hemorrhage(types: np.ndarray) -> None:
+def test_each_type_is_told_by_its_channel_and_none_is_likelier_than_a_hemorrhage(
+    types: np.ndarray,
+) -> None:
     head = fitted(types)
     assert head.names == BLEEDING_TYPES
     found = head.of_slices(pooled(lit(types), "both"), np.full(len(types), 0.8))
     bleeding = types.any(axis=1)
     assert (found[bleeding].argmax(axis=1) == types[bleeding].argmax(axis=1)).all()
-    assert (found < 0.8).all() and found[types == 1].min() > found[bleeding][types[bleeding] == 0].max()
+    assert (found < 0.8).all() and found[types == 1].min() > found[bleeding][
+        types[bleeding] == 0
+    ].max()
 
 
-def test_the_mean_answer_is_the_share_of_bleeding_slices_that_show_the_type(types: np.ndarray) -> None:
+def test_the_mean_answer_is_the_share_of_bleeding_slices_that_show_the_type(
+    types: np.ndarray,
+) -> None:
     types[:6, 1] = 1  # three groups show two types
     bleeding = np.flatnonzero(types.any(axis=1))
     found = fitted(types).of_slices(pooled(lit(types), "both"), np.ones(len(types)))[bleeding]
     np.testing.assert_allclose(found.mean(axis=0), types[bleeding].mean(axis=0), atol=1e-3)
 
 
-def test_slices_without_blood_of_unknown_types_and_of_others_teach_nothing(types: np.ndarray) -> None:
+def test_slices_without_blood_of_unknown_types_and_of_others_teach_nothing(
+    types: np.ndarray,
+) -> None:
     learn = np.arange(len(types) - 20)
     expected = fitted(types, learn)
     more = np.concatenate([types, np.full((4, 5), UNKNOWN, np.int8)])
@@ -59,7 +71,9 @@ def test_slices_without_blood_of_unknown_types_and_of_others_teach_nothing(types
     np.testing.assert_array_equal(again.offsets, expected.offsets)
 
 
-def test_a_type_that_two_groups_show_or_that_two_groups_bleed_without_is_not_told(types: np.ndarray) -> None:
+def test_a_type_that_two_groups_show_or_that_two_groups_bleed_without_is_not_told(
+    types: np.ndarray,
+) -> None:
     of_two = types[:36]  # epidural, subdural, and two groups with subarachnoid bleeding
     assert fitted(of_two).names == ("epidural", "subdural")
     assert fitted(types[:20]).names == (), "two groups are all that bleed otherwise"

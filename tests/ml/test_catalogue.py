@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from ml.catalogue import ARCHITECTURES, CONVOLUTIONS, ENRICHMENT, JUDGING, PREPROCESSING, SettingError, architecture_named
+from ml.catalogue import (
+    ARCHITECTURES,
+    CONVOLUTIONS,
+    ENRICHMENT,
+    JUDGING,
+    PREPROCESSING,
+    SettingError,
+    architecture_named,
+)
 
 ALEXNET_SVM = architecture_named("alexnet_svm")
 
@@ -22,8 +30,14 @@ def test_defaults_fill_what_is_not_given_and_texts_become_numbers() -> None:
         ({"folds": 1}, "folds must lie between 2 and 10, not 1."),
         ({"folds": 2.5}, "folds must be a whole number, not 2.5."),
         ({"target_sensitivity": "high"}, "target_sensitivity must be a number, not 'high'."),
-        ({"target_sensitivity": "nan"}, "target_sensitivity must lie between 0.5 and 0.999, not nan."),
-        ({"folds": 10**400}, "folds must lie between 2 and 10, not 1000000000000000000000000000000000000000."),
+        (
+            {"target_sensitivity": "nan"},
+            "target_sensitivity must lie between 0.5 and 0.999, not nan.",
+        ),
+        (
+            {"folds": 10**400},
+            "folds must lie between 2 and 10, not 1000000000000000000000000000000000000000.",
+        ),
         ({"kernel": "poly"}, "kernel must be one of linear, rbf, auto, not 'poly'."),
     ],
 )
@@ -34,18 +48,24 @@ def test_a_wrong_setting_is_said_in_one_sentence(given: dict[str, object], sente
 
 
 def test_an_unknown_setting_names_those_that_exist() -> None:
-    with pytest.raises(SettingError, match="alexnet_svm has no setting 'layers'; it has layer, pooling"):
+    with pytest.raises(
+        SettingError, match="alexnet_svm has no setting 'layers'; it has layer, pooling"
+    ):
         ALEXNET_SVM.parse_settings({"layers": "conv3"})
 
 
 def test_an_unknown_architecture_names_those_that_exist() -> None:
-    with pytest.raises(SettingError, match="There is no architecture 'resnet'; there is alexnet_svm"):
+    with pytest.raises(
+        SettingError, match="There is no architecture 'resnet'; there is alexnet_svm"
+    ):
         architecture_named("resnet")
 
 
 def test_every_default_is_allowed() -> None:
     for architecture in ARCHITECTURES.values():
-        assert architecture.parse_settings({}) == {setting.name: setting.default for setting in architecture.settings}
+        assert architecture.parse_settings({}) == {
+            setting.name: setting.default for setting in architecture.settings
+        }
 
 
 def test_every_architecture_of_the_paper_is_there_and_the_quick_one_is_first() -> None:
@@ -70,11 +90,15 @@ def test_groups_of_settings_are_taken_whole_and_no_name_twice(name: str) -> None
     if name != "autoencoder":
         assert set(CONVOLUTIONS) <= set(settings)
     if name not in ("autoencoder", "alexnet_cells", "alexnet_cells_series"):
-        assert set(ENRICHMENT) <= set(settings), "the paper restructures and augments for every architecture"
+        assert set(ENRICHMENT) <= set(settings), (
+            "the paper restructures and augments for every architecture"
+        )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_default_is_among_its_choices_or_in_its_range(name: str) -> None:
     for setting in ARCHITECTURES[name].settings:
-        assert setting.help.endswith((".", "none.")) and (setting.kind == "choice") == bool(setting.choices)
+        assert setting.help.endswith((".", "none.")) and (setting.kind == "choice") == bool(
+            setting.choices
+        )
         assert setting.kind == "choice" or (setting.low is not None and setting.high is not None)

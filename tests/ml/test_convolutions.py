@@ -1,4 +1,6 @@
-"""AlexNet's convolutions, with the channels of other contrasts, in Keras and in the exported graph."""
+"""AlexNet's convolutions, with the channels of other contrasts, in Keras and in the exported
+graph.
+"""
 
 from __future__ import annotations
 

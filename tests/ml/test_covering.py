@@ -30,7 +30,8 @@ def test_text_beside_the_head_is_gone_and_the_head_is_as_it_was(unit: str) -> No
     given = pixels if unit == "hu" else window(pixels, 40, 80)
     series = covered(Series((Slice(given, unit),)))  # type: ignore[arg-type]
     after = series.slices[0].pixels
-    beside = cv2.dilate((clean > -500).astype(np.uint8), np.ones((61, 61), np.uint8)) == 0  # The head has a rim of some pixels.
+    # The head has a rim of some pixels.
+    beside = cv2.dilate((clean > -500).astype(np.uint8), np.ones((61, 61), np.uint8)) == 0
     assert (pixels[beside] == 3000).any()
     assert (after[beside] == (-1000 if unit == "hu" else 0)).all()
     _, bodies, sizes, _ = cv2.connectedComponentsWithStats((clean > 0).astype(np.uint8))
@@ -42,14 +43,24 @@ def test_text_beside_the_head_is_gone_and_the_head_is_as_it_was(unit: str) -> No
 
 def test_the_models_see_the_same() -> None:
     slice = Slice(phantom(1, hemorrhage=True).astype(np.float32), "hu")
-    np.testing.assert_allclose(to_input(covered(Series((slice,))).slices[0], InputSpec())[0], to_input(slice, InputSpec())[0], atol=0.02)
+    np.testing.assert_allclose(
+        to_input(covered(Series((slice,))).slices[0], InputSpec())[0],
+        to_input(slice, InputSpec())[0],
+        atol=0.02,
+    )
 
 
 def test_a_slice_without_a_head_is_left_and_said() -> None:
-    head, air = phantom(1, hemorrhage=False).astype(np.float32), np.full((512, 512), -1000, np.float32)
+    head, air = (
+        phantom(1, hemorrhage=False).astype(np.float32),
+        np.full((512, 512), -1000, np.float32),
+    )
     series = covered(Series((Slice(head, "hu"), Slice(air, "hu"))))
     assert series.slices[1].pixels is air
-    assert series.warnings == (COVERED, "In 1 of 2 slices no head was found, so nothing was covered there.")
+    assert series.warnings == (
+        COVERED,
+        "In 1 of 2 slices no head was found, so nothing was covered there.",
+    )
 
 
 def test_it_is_done_while_a_scan_is_read_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ def windowed(seed: int, hemorrhage: bool = False, size: int = 256) -> np.ndarray
 
 def turned(picture: np.ndarray, clockwise_deg: float) -> np.ndarray:
     middle = (picture.shape[1] - 1) / 2, (picture.shape[0] - 1) / 2
-    return cv2.warpAffine(picture, cv2.getRotationMatrix2D(middle, -clockwise_deg, 1), picture.shape[::-1])
+    return cv2.warpAffine(
+        picture, cv2.getRotationMatrix2D(middle, -clockwise_deg, 1), picture.shape[::-1]
+    )
 
 
 def head_of(grey: np.ndarray) -> np.ndarray:
@@ -41,7 +43,9 @@ def test_percentiles_of_soft_tissue_land_where_they_should() -> None:
 
 
 def test_a_flat_picture_is_not_blown_up_and_black_stays_black() -> None:
-    picture = np.full((64, 64), 0.4, np.float32) + np.random.default_rng(0).normal(0, 0.002, (64, 64)).astype(np.float32)
+    picture = np.full((64, 64), 0.4, np.float32) + np.random.default_rng(0).normal(
+        0, 0.002, (64, 64)
+    ).astype(np.float32)
     picture[:10] = 0
     shown = normalise(picture, picture > 0, "percentile")
     assert shown[20:].std() < 0.02
@@ -49,7 +53,9 @@ def test_a_flat_picture_is_not_blown_up_and_black_stays_black() -> None:
 
 
 def test_equalising_makes_every_grey_its_rank() -> None:
-    picture = np.repeat(np.array([0.2, 0.4, 0.6, 0.8], np.float32), 16)[np.newaxis].repeat(4, axis=0)
+    picture = np.repeat(np.array([0.2, 0.4, 0.6, 0.8], np.float32), 16)[np.newaxis].repeat(
+        4, axis=0
+    )
     ranks = normalise(picture, np.ones(picture.shape, bool), "equalise")
     np.testing.assert_allclose(ranks[0, ::16], [0.25, 0.5, 0.75, 1])
 
@@ -71,7 +77,9 @@ def test_a_tint_leaves_no_trace_after_normalisation() -> None:
     # A cast multiplies all greys by one factor once its colour is gone.
     plain, tinted = (Slice(windowed(3) * factor, "display") for factor in (0.95, 0.8))
     spec = InputSpec(size=128, normalisation="percentile")
-    left_by_default = np.abs(to_input(plain, InputSpec(size=128))[0] - to_input(tinted, InputSpec(size=128))[0]).max()
+    left_by_default = np.abs(
+        to_input(plain, InputSpec(size=128))[0] - to_input(tinted, InputSpec(size=128))[0]
+    ).max()
     # Bone is cut off at white in one and not in the other: what counts is the soft tissue.
     one, other = to_input(plain, spec)[0], to_input(tinted, spec)[0]
     soft = (one > 0.05) & (one < 0.7)
@@ -94,7 +102,8 @@ def test_the_skull_comes_off_and_the_brain_stays() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "added_hu", "share"),
-    [("subdural", 0, 0.75), ("epidural", 0, 0.8), ("intraparenchymal", 40, 0.99)],  # the last as white as bone
+    # the last as white as bone
+    [("subdural", 0, 0.75), ("epidural", 0, 0.8), ("intraparenchymal", 40, 0.99)],
 )
 def test_blood_is_not_stripped_with_the_skull(kind: Kind, added_hu: int, share: float) -> None:
     healthy, bleeding = (phantom(2, blood, kind, 256).astype(np.float32) for blood in (False, True))
@@ -130,13 +139,17 @@ def test_a_stripped_brain_fills_the_input() -> None:
 def test_a_turned_head_is_measured_to_a_degree(angle: float) -> None:
     grey = windowed(1)
     again = turned(grey, angle)
-    assert tilt_deg(again, head_of(again)) - tilt_deg(grey, head_of(grey)) == pytest.approx(angle, abs=1)
+    assert tilt_deg(again, head_of(again)) - tilt_deg(grey, head_of(grey)) == pytest.approx(
+        angle, abs=1
+    )
 
 
 def test_a_large_bleed_hardly_turns_the_midline() -> None:
     for seed in range(3):
         healthy, bleeding = windowed(seed), windowed(seed, hemorrhage=True)
-        assert tilt_deg(bleeding, head_of(bleeding)) == pytest.approx(tilt_deg(healthy, head_of(healthy)), abs=1.5)
+        assert tilt_deg(bleeding, head_of(bleeding)) == pytest.approx(
+            tilt_deg(healthy, head_of(healthy)), abs=1.5
+        )
 
 
 def test_a_turn_beyond_the_limit_is_not_believed() -> None:
@@ -171,5 +184,7 @@ def test_heat_returns_to_where_it_was_in_a_tilted_slice() -> None:
 def test_a_picture_without_a_head_is_not_turned() -> None:
     picture = np.zeros((100, 100), np.float32)
     picture[3:6, 3:6] = 1
-    _, frame = to_input(Slice(picture, "display"), InputSpec(size=64, upright=True, skull_stripping=True))
+    _, frame = to_input(
+        Slice(picture, "display"), InputSpec(size=64, upright=True, skull_stripping=True)
+    )
     assert (frame.shows_head, frame.angle_deg, frame.notes) == (False, 0, (NOT_STRIPPED,))

@@ -13,7 +13,8 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
 
 
 def test_each_copy_has_the_window_around_its_cell_replaced_by_the_channels_median() -> None:
-    maps = np.array([[[0.0, 5.0], [1.0, 5.0], [1.0, 5.0], [9.0, 6.0]]], np.float32)  # 1 x 4 cells, 2 channels; medians 1 and 5
+    # 1 x 4 cells, 2 channels; medians 1 and 5
+    maps = np.array([[[0.0, 5.0], [1.0, 5.0], [1.0, 5.0], [9.0, 6.0]]], np.float32)
     copies = masked_copies(maps)
     assert copies.shape == (4, 1, 4, 2)
     expected = np.stack([maps] * 4)
@@ -22,11 +23,14 @@ def test_each_copy_has_the_window_around_its_cell_replaced_by_the_channels_media
     np.testing.assert_array_equal(copies, expected)
 
 
-def test_heat_is_the_mean_loss_of_log_odds_over_the_windows_of_a_cell_relative_to_the_largest() -> None:
+def test_heat_is_the_mean_loss_of_log_odds_over_the_windows_of_a_cell_relative_to_the_largest() -> (
+    None
+):
     maps = np.zeros((7, 7, 1), np.float32)
     maps[3, 3] = 2
     heat = occlusion(maps, lambda copies: sigmoid(copies.sum(axis=(1, 2, 3))))
-    share = np.array([1, 2, 3, 2, 1]) / 3  # of its three windows in a row or column, those that hold the marked cell too
+    # of its three windows in a row or column, those that hold the marked cell too
+    share = np.array([1, 2, 3, 2, 1]) / 3
     expected = np.zeros((7, 7))
     expected[1:6, 1:6] = np.outer(share, share)
     np.testing.assert_allclose(heat, expected, atol=1e-5)
@@ -63,7 +67,9 @@ def test_noise_is_not_stretched_to_full_heat() -> None:
 
 
 def test_a_constant_answer_has_no_heat() -> None:
-    assert not occlusion(np.ones((2, 2, 3), np.float32), lambda copies: np.full(len(copies), 0.7, np.float32)).any()
+    assert not occlusion(
+        np.ones((2, 2, 3), np.float32), lambda copies: np.full(len(copies), 0.7, np.float32)
+    ).any()
 
 
 def test_more_cells_than_fit_one_run_are_scored_in_several() -> None:
@@ -90,7 +96,9 @@ def test_heat_lies_in_its_frame_and_nowhere_else() -> None:
 
 
 def test_a_frame_that_reaches_outside_is_cut_at_the_edge() -> None:
-    heat = place(np.ones((3, 3), np.float32), Frame(top=-10, left=-20, height=60, width=60), (30, 100))
+    heat = place(
+        np.ones((3, 3), np.float32), Frame(top=-10, left=-20, height=60, width=60), (30, 100)
+    )
     expected = np.zeros((30, 100), np.float32)
     expected[:, :40] = 1
     np.testing.assert_array_equal(heat, expected)
@@ -99,7 +107,10 @@ def test_a_frame_that_reaches_outside_is_cut_at_the_edge() -> None:
 @pytest.mark.parametrize("shape", [(100, 60), (60, 100), (512, 512), (33, 47)])
 @pytest.mark.parametrize("max_px", [40, 300])
 def test_the_overlay_is_as_large_as_the_render(shape: tuple[int, int], max_px: int) -> None:
-    assert overlay(np.zeros(shape, np.float32), max_px).size == render(Slice(np.zeros(shape, np.float32), "display"), max_px).size
+    assert (
+        overlay(np.zeros(shape, np.float32), max_px).size
+        == render(Slice(np.zeros(shape, np.float32), "display"), max_px).size
+    )
 
 
 def test_the_overlay_is_clear_without_heat_and_light_and_opaque_with_it() -> None:

@@ -23,8 +23,12 @@ from ml.probes import Measured
 HEADS = 24
 
 
-def make(root: Path, tinted: bool = False, letters: bool = False, patients: bool = False) -> Dataset:
-    """A set of phantoms, the odd ones with blood; normals may be blue, hemorrhages may carry a mark in the corner."""
+def make(
+    root: Path, tinted: bool = False, letters: bool = False, patients: bool = False
+) -> Dataset:
+    """A set of phantoms, the odd ones with blood; normals may be blue, hemorrhages may carry a mark
+    in the corner.
+    """
     root.mkdir()
     rows = ["filename,label" + (",patient" if patients else "")]
     for seed in range(HEADS):
@@ -67,19 +71,28 @@ def test_a_tint_and_a_letter_of_one_class_are_found_as_shortcuts(tinted: Explore
     probes = tinted[2]["probes"]
     assert auroc_of(probes, "colour and mode") == 1
     assert auroc_of(probes, "border pixels") == 1
-    assert {probe["name"] for probe in probes if probe["suspicious"]} >= {"colour and mode", "border pixels", "all facts of the file"}
+    assert {probe["name"] for probe in probes if probe["suspicious"]} >= {
+        "colour and mode",
+        "border pixels",
+        "all facts of the file",
+    }
 
 
 def test_where_both_classes_come_alike_no_shortcut_is_seen(plain: Explored) -> None:
     probes = {probe["name"]: probe for probe in plain[2]["probes"]}
-    assert not probes["width and height"]["suspicious"] and not probes["colour and mode"]["suspicious"]
+    assert (
+        not probes["width and height"]["suspicious"] and not probes["colour and mode"]["suspicious"]
+    )
     assert probes["width and height"]["majority"] == 0.5
 
 
 def test_histograms_are_shares_and_blood_adds_light_greys(plain: Explored) -> None:
     histograms = plain[2]["histograms"]
     positive, negative = np.array(histograms["positive"]), np.array(histograms["negative"])
-    assert (positive.sum(), negative.sum()) == (pytest.approx(1, abs=1e-4), pytest.approx(1, abs=1e-4))
+    assert (positive.sum(), negative.sum()) == (
+        pytest.approx(1, abs=1e-4),
+        pytest.approx(1, abs=1e-4),
+    )
     assert positive[24:30].sum() > 1.2 * negative[24:30].sum()
 
 
@@ -110,13 +123,17 @@ class Seen(HTMLParser):
             self.pictures.append(dict(attrs)["src"] or "")
 
 
-def test_the_report_is_a_folder_that_needs_nothing_else(plain: Explored, tinted: Explored, tmp_path: Path) -> None:
+def test_the_report_is_a_folder_that_needs_nothing_else(
+    plain: Explored, tinted: Explored, tmp_path: Path
+) -> None:
     opened, measured, facts = ([one[at] for one in (plain, tinted)] for at in range(3))
     page = write_report(opened, facts, compare_sources(opened, measured), tmp_path / "report")
     text = page.read_text(encoding="utf-8")
     seen = Seen()
     seen.feed(text)
-    assert not seen.tags & {"script", "link", "iframe"} and "http" not in re.sub("http-equiv", "", text)
+    assert not seen.tags & {"script", "link", "iframe"} and "http" not in re.sub(
+        "http-equiv", "", text
+    )
     assert sorted(seen.pictures) == sorted(path.name for path in page.parent.glob("*.png"))
     for name in seen.pictures:
         with Image.open(page.parent / name) as picture:
@@ -127,16 +144,24 @@ def test_the_report_is_a_folder_that_needs_nothing_else(plain: Explored, tinted:
 def test_words_of_a_data_set_are_escaped(plain: Explored, tmp_path: Path) -> None:
     dataset, _, facts = plain
     evil = Dataset(
-        "<script>alert(1)</script>", dataset.root, dataset.layout, dataset.examples, ("<img src=x onerror=alert(2)>",), "f",
+        "<script>alert(1)</script>", dataset.root, dataset.layout, dataset.examples,
+        ("<img src=x onerror=alert(2)>",), "f",
         (("0.png", "2.png"),),
     )  # fmt: skip
-    text = write_report([evil], [{**facts, "problems": list(evil.problems)}], [], tmp_path / "report").read_text(encoding="utf-8")
+    text = write_report(
+        [evil], [{**facts, "problems": list(evil.problems)}], [], tmp_path / "report"
+    ).read_text(encoding="utf-8")
     assert "<script" not in text and "<img src=x" not in text
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "&lt;img src=x onerror=alert(2)&gt;" in text
+    assert (
+        "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+        and "&lt;img src=x onerror=alert(2)&gt;" in text
+    )
 
 
 def test_a_set_without_any_label_has_a_report(plain: Explored, tmp_path: Path) -> None:
-    dataset = replace(plain[0], examples=tuple(replace(example, label=None) for example in plain[0].examples))
+    dataset = replace(
+        plain[0], examples=tuple(replace(example, label=None) for example in plain[0].examples)
+    )
     facts = explore(dataset, plain[1])
     assert {probe["auroc"]["value"] for probe in facts["probes"]} == {None}
     assert write_report([dataset], [facts], [], tmp_path / "out").is_file()

@@ -34,7 +34,9 @@ def a_tensor() -> onnx.TensorProto:
 
 def subgraph(node: onnx.NodeProto) -> onnx.GraphProto:
     """Return a graph of one node."""
-    return helper.make_graph([node], "inner", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    return helper.make_graph(
+        [node], "inner", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    )
 
 
 def with_weights_outside(model: onnx.ModelProto) -> None:
@@ -51,12 +53,16 @@ def with_a_constant_outside(model: onnx.ModelProto) -> None:
 
 def with_a_branch_outside(model: onnx.ModelProto) -> None:
     branch = subgraph(helper.make_node("Constant", [], ["y"], value=outside(a_tensor())))
-    model.graph.node.append(helper.make_node("If", ["maps"], ["y"], then_branch=branch, else_branch=branch))
+    model.graph.node.append(
+        helper.make_node("If", ["maps"], ["y"], then_branch=branch, else_branch=branch)
+    )
 
 
 def with_sparse_weights_outside(model: onnx.ModelProto) -> None:
     indices = numpy_helper.from_array(np.zeros(3, np.int64), "indices")
-    model.graph.sparse_initializer.append(helper.make_sparse_tensor(outside(a_tensor()), indices, [9]))
+    model.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(outside(a_tensor()), indices, [9])
+    )
 
 
 def with_a_foreign_operator(model: onnx.ModelProto) -> None:
@@ -65,7 +71,9 @@ def with_a_foreign_operator(model: onnx.ModelProto) -> None:
 
 def with_a_foreign_operator_in_a_branch(model: onnx.ModelProto) -> None:
     branch = subgraph(helper.make_node("Run", ["maps"], ["y"], domain="com.microsoft"))
-    model.graph.node.append(helper.make_node("If", ["maps"], ["y"], then_branch=branch, else_branch=branch))
+    model.graph.node.append(
+        helper.make_node("If", ["maps"], ["y"], then_branch=branch, else_branch=branch)
+    )
 
 
 def with_a_foreign_set_of_operators(model: onnx.ModelProto) -> None:
@@ -74,7 +82,9 @@ def with_a_foreign_set_of_operators(model: onnx.ModelProto) -> None:
 
 def with_a_function(model: onnx.ModelProto) -> None:
     node = helper.make_node("Relu", ["x"], ["y"])
-    model.functions.append(helper.make_function("", "Mine", ["x"], ["y"], [node], [helper.make_opsetid("", 17)]))
+    model.functions.append(
+        helper.make_function("", "Mine", ["x"], ["y"], [node], [helper.make_opsetid("", 17)])
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +101,9 @@ def with_a_function(model: onnx.ModelProto) -> None:
         (with_a_function, "brings functions of its own"),
     ],
 )
-def test_a_model_that_needs_more_than_itself_is_refused(tiny_model: Callable[..., Path], change: Change, sentence: str) -> None:
+def test_a_model_that_needs_more_than_itself_is_refused(
+    tiny_model: Callable[..., Path], change: Change, sentence: str
+) -> None:
     model = onnx.load_from_string(head_graph())
     change(model)
     with pytest.raises(ArtifactError, match=rf"The model's head\.onnx {sentence}"):
@@ -124,9 +136,20 @@ def length_of(content: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [b"\x3a\x05", b"\x3b", b"\xff" * 11, b"\x38\x01", b"\x42\x02\x0a\xff", nested(DEEPEST), features_graph()[:-1], b"ORTM" * 4],
+    [
+        b"\x3a\x05",
+        b"\x3b",
+        b"\xff" * 11,
+        b"\x38\x01",
+        b"\x42\x02\x0a\xff",
+        nested(DEEPEST),
+        features_graph()[:-1],
+        b"ORTM" * 4,
+    ],
 )
 def test_what_protobuf_does_not_write_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "head.onnx").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"The model's head\.onnx is no graph that can be read\."):
+    with pytest.raises(
+        ArtifactError, match=r"The model's head\.onnx is no graph that can be read\."
+    ):
         require_self_contained(tmp_path / "head.onnx")

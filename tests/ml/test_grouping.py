@@ -1,4 +1,6 @@
-"""What belongs together: groups, duplicates, copies that were saved anew, and folds that divide none of them."""
+"""What belongs together: groups, duplicates, copies that were saved anew, and folds that divide
+none of them.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,23 @@ from ml.phantoms import phantom, write_png
 PICTURES = 40
 EDITS: dict[str, Callable[[Image.Image, Path], None]] = {
     "JPEG of quality 40": lambda picture, path: picture.save(path, "JPEG", quality=40),
-    "half as large": lambda picture, path: picture.resize((picture.width // 2, picture.height // 2)).save(path, "PNG"),
-    "224 pixels": lambda picture, path: picture.resize((224, 224), Image.Resampling.BILINEAR).save(path, "PNG"),
+    "half as large": (
+        lambda picture, path: picture.resize((picture.width // 2, picture.height // 2)).save(
+            path, "PNG"
+        )
+    ),
+    "224 pixels": (
+        lambda picture, path: picture.resize((224, 224), Image.Resampling.BILINEAR).save(
+            path, "PNG"
+        )
+    ),
     "darker": lambda picture, path: ImageEnhance.Brightness(picture).enhance(0.8).save(path, "PNG"),
-    "more contrast": lambda picture, path: ImageEnhance.Contrast(picture).enhance(1.3).save(path, "PNG"),
-    "another margin": lambda picture, path: ImageOps.expand(picture, (20, 30, 40, 10)).save(path, "PNG"),
+    "more contrast": lambda picture, path: (
+        ImageEnhance.Contrast(picture).enhance(1.3).save(path, "PNG")
+    ),
+    "another margin": (
+        lambda picture, path: ImageOps.expand(picture, (20, 30, 40, 10)).save(path, "PNG")
+    ),
 }
 
 
@@ -41,7 +55,9 @@ def hash_of(path: Path) -> str:
 
 
 def copies_of(pictures: Sequence[Path], edit: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return of the edited copy of each picture whether it is most like that picture, and how much like the one it is most like."""
+    """Return of the edited copy of each picture whether it is most like that picture, and how much
+    like the one it is most like.
+    """
     known = [hash_of(path) for path in pictures]
     copies = []
     for path in pictures:
@@ -60,18 +76,30 @@ def test_a_copy_that_was_saved_anew_is_most_like_its_picture(edit: str, tmp_path
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_slice_that_was_saved_anew_is_the_same_picture(shared_data: Path, edit: str, tmp_path: Path) -> None:
-    pictures = [path for path in sorted((shared_data / "ct_ich").rglob("*.jpg"))[10::60] if is_telling(hash_of(path))]
+def test_a_slice_that_was_saved_anew_is_the_same_picture(
+    shared_data: Path, edit: str, tmp_path: Path
+) -> None:
+    pictures = [
+        path
+        for path in sorted((shared_data / "ct_ich").rglob("*.jpg"))[10::60]
+        if is_telling(hash_of(path))
+    ]
     is_its_own, alike = copies_of(pictures, edit, tmp_path)
     assert (is_its_own & (alike >= SAME_PICTURE)).mean() >= 0.9
 
 
 def test_no_slice_of_one_patient_counts_as_anothers(shared_data: Path) -> None:
-    examples = [e for name in ("ct_ich", "phe_sich", "head_ct") for e in read_dataset(shared_data / name, keeps_bare=True).examples]
+    examples = [
+        e
+        for name in ("ct_ich", "phe_sich", "head_ct")
+        for e in read_dataset(shared_data / name, keeps_bare=True).examples
+    ]
     telling = [example for example in examples if is_telling(example.dhash)]
     assert len(examples) - len(telling) == 9
     for group in {example.group for example in telling}:
-        own, others = ([e.dhash for e in telling if (e.group == group) == is_own] for is_own in (True, False))
+        own, others = (
+            [e.dhash for e in telling if (e.group == group) == is_own] for is_own in (True, False)
+        )
         assert list(same_pictures(own, others)) == []
 
 
@@ -84,17 +112,28 @@ def test_a_speck_in_a_small_picture_is_looked_at_like_any_other() -> None:
 
 
 def test_near_duplicates_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = [look_at(Slice(phantom(seed % 7, hemorrhage=False, size=96).astype(np.float32), "hu")) for seed in range(21)]
+    looks = [
+        look_at(Slice(phantom(seed % 7, hemorrhage=False, size=96).astype(np.float32), "hu"))
+        for seed in range(21)
+    ]
     dhashes, thumbnails = [dhash for dhash, _ in looks], [thumbnail for _, thumbnail in looks]
     whole = near_duplicates(dhashes, thumbnails)
     monkeypatch.setattr("ml.grouping.CHUNK", 4)
     assert near_duplicates(dhashes, thumbnails) == whole
-    assert set(whole) == {(one, other) for one in range(21) for other in range(one + 1, 21) if one % 7 == other % 7}
+    assert set(whole) == {
+        (one, other) for one in range(21) for other in range(one + 1, 21) if one % 7 == other % 7
+    }
     assert list(same_pictures(dhashes[:1], dhashes)) == [(0, 0), (0, 7), (0, 14)]
 
 
 def test_groups_join_what_shares_a_key_or_is_a_duplicate() -> None:
-    assert assign_groups([["a"], ["b"], ["a", "c"], [], ["c"]], duplicates=[(1, 3)]) == [0, 1, 0, 1, 0]
+    assert assign_groups([["a"], ["b"], ["a", "c"], [], ["c"]], duplicates=[(1, 3)]) == [
+        0,
+        1,
+        0,
+        1,
+        0,
+    ]
 
 
 def test_flat_pictures_are_nobodys_duplicates() -> None:
@@ -104,7 +143,13 @@ def test_flat_pictures_are_nobodys_duplicates() -> None:
 
 def test_hundreds_of_copies_of_one_picture_are_refused_before_their_pairs_fill_the_memory() -> None:
     picture = np.tile(np.arange(32, dtype=np.uint8), (32, 1))
-    with pytest.raises(DatasetError, match=r"^More than 110,000 pairs of images show nearly the same; please leave the copies out\.$"):
+    with pytest.raises(
+        DatasetError,
+        match=(
+            r"^More than 110,000 pairs of images show nearly the same; please leave the copies"
+            r" out\.$"
+        ),
+    ):
         near_duplicates(["f" * HASH_DIGITS] * 500, [picture] * 500)
 
 

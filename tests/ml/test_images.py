@@ -67,7 +67,9 @@ def test_grey_in_another_mode_is_the_same_picture(tmp_path: Path, mode: str) -> 
 
 def test_a_16_bit_png_keeps_its_full_range(tmp_path: Path) -> None:
     values = RAMP.astype(np.uint16) * 1000
-    np.testing.assert_allclose(pixels_of(saved(tmp_path, Image.fromarray(values))), values / 65535, atol=1e-6)
+    np.testing.assert_allclose(
+        pixels_of(saved(tmp_path, Image.fromarray(values))), values / 65535, atol=1e-6
+    )
 
 
 def test_12_bits_in_a_16_bit_png_are_read_as_its_range_and_said(tmp_path: Path) -> None:
@@ -117,12 +119,19 @@ def test_several_pictures_stay_in_the_order_given(tmp_path: Path) -> None:
 
 def test_a_huge_png_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     for side in (9_000, 12_000, 30_000):  # below, between and above Pillow's own two limits
         header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
         path = tmp_path / str(side)
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", header)
+            + chunk(b"IDAT", b"")
+            + chunk(b"IEND", b"")
+        )
         with pytest.raises(ImageError, match="too large"):
             read_series([path])
 
@@ -139,7 +148,9 @@ def test_a_huge_png_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
         (bytes(128) + b"DICM" + b"\xff" * 500, "The DICOM file"),
     ],
 )
-def test_what_is_no_image_is_refused_in_a_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_what_is_no_image_is_refused_in_a_sentence(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
     (tmp_path / "scan.png").write_bytes(content)
     with pytest.raises(ImageError, match=sentence) as caught:
         read_series([tmp_path / "scan.png"])
@@ -159,9 +170,15 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path, kind: str, hu: np.
             read_series([tmp_path / "cut"])
 
 
-def test_flipped_bytes_give_a_slice_or_an_image_error_and_nothing_else(tmp_path: Path, dicom: Callable[..., Path]) -> None:
+def test_flipped_bytes_give_a_slice_or_an_image_error_and_nothing_else(
+    tmp_path: Path, dicom: Callable[..., Path]
+) -> None:
     rng = np.random.default_rng(5)
-    for source in (saved(tmp_path, Image.fromarray(RAMP)), saved(tmp_path, Image.fromarray(RAMP), "JPEG"), dicom()):
+    for source in (
+        saved(tmp_path, Image.fromarray(RAMP)),
+        saved(tmp_path, Image.fromarray(RAMP), "JPEG"),
+        dicom(),
+    ):
         content = np.frombuffer(source.read_bytes(), np.uint8)
         head = min(len(content), 1800)  # where headers lie
         for _ in range(60):
@@ -183,7 +200,9 @@ def test_a_blank_a_tiny_and_a_too_heavy_picture_are_refused(tmp_path: Path) -> N
         read_series([saved(tmp_path, Image.fromarray(RAMP))], max_bytes=50)
 
 
-def test_no_files_too_many_files_and_mixed_kinds_are_refused(tmp_path: Path, dicom: Callable[..., Path]) -> None:
+def test_no_files_too_many_files_and_mixed_kinds_are_refused(
+    tmp_path: Path, dicom: Callable[..., Path]
+) -> None:
     picture = saved(tmp_path, Image.fromarray(RAMP))
     with pytest.raises(ImageError, match="no file"):
         read_series([])
@@ -195,13 +214,20 @@ def test_no_files_too_many_files_and_mixed_kinds_are_refused(tmp_path: Path, dic
         read_series([tmp_path])
 
 
-def test_the_error_of_one_file_among_several_names_it_and_not_its_folder(tmp_path: Path, dicom: Callable[..., Path]) -> None:
+def test_the_error_of_one_file_among_several_names_it_and_not_its_folder(
+    tmp_path: Path, dicom: Callable[..., Path]
+) -> None:
     picture, slice_ = saved(tmp_path, Image.fromarray(RAMP)), dicom()
     empty, text, cut = (tmp_path / name for name in ("empty.png", "text.png", "cut.png"))
     empty.touch()
     text.write_text("hello")
     cut.write_bytes(picture.read_bytes()[:60])
-    for good, bad in ((picture, empty), (slice_, text), (picture, cut), (picture, tmp_path / "gone.png")):
+    for good, bad in (
+        (picture, empty),
+        (slice_, text),
+        (picture, cut),
+        (picture, tmp_path / "gone.png"),
+    ):
         with pytest.raises(ImageError, match=f"^{bad.name}: The ") as several:
             read_series([good, bad])
         assert str(tmp_path) not in str(several.value)
@@ -221,13 +247,26 @@ def test_a_dicom_is_read_in_hounsfield_units(dicom: Callable[..., Path], hu: np.
 
 
 def test_slope_and_intercept_are_applied(dicom: Callable[..., Path], hu: np.ndarray) -> None:
-    path = dicom(RescaleSlope=2, RescaleIntercept=-1024, PixelData=((hu.astype(np.int32) + 1024) // 2).astype("<i2").tobytes())
+    path = dicom(
+        RescaleSlope=2,
+        RescaleIntercept=-1024,
+        PixelData=((hu.astype(np.int32) + 1024) // 2).astype("<i2").tobytes(),
+    )
     np.testing.assert_allclose(pixels_of(path), hu, atol=1)
 
 
-def test_unsigned_12_bits_in_16_ignore_what_lies_above_them(dicom: Callable[..., Path], hu: np.ndarray) -> None:
-    stored = (hu.astype(np.int32) + 1024).clip(0, 4095) | 0x7000  # an old overlay in the unused bits
-    path = dicom(BitsStored=12, HighBit=11, PixelRepresentation=0, RescaleIntercept=-1024, PixelData=stored.astype("<u2").tobytes())
+def test_unsigned_12_bits_in_16_ignore_what_lies_above_them(
+    dicom: Callable[..., Path], hu: np.ndarray
+) -> None:
+    # an old overlay in the unused bits
+    stored = (hu.astype(np.int32) + 1024).clip(0, 4095) | 0x7000
+    path = dicom(
+        BitsStored=12,
+        HighBit=11,
+        PixelRepresentation=0,
+        RescaleIntercept=-1024,
+        PixelData=stored.astype("<u2").tobytes(),
+    )
     np.testing.assert_array_equal(pixels_of(path), hu)
 
 
@@ -237,24 +276,37 @@ def test_signed_12_bits_in_16_keep_their_sign(dicom: Callable[..., Path], hu: np
     np.testing.assert_array_equal(pixels_of(path), hu)
 
 
-def test_missing_rescale_values_are_assumed_and_said(dicom: Callable[..., Path], hu: np.ndarray) -> None:
+def test_missing_rescale_values_are_assumed_and_said(
+    dicom: Callable[..., Path], hu: np.ndarray
+) -> None:
     signed = read_series([dicom(RescaleSlope=None, RescaleIntercept=None)])
     np.testing.assert_array_equal(signed.slices[0].pixels, hu)
     assert "intercept of 0 HU was assumed" in signed.warnings[0]
     shifted = (hu.astype(np.int32) + 1024).astype("<i2").tobytes()
-    unsigned = read_series([dicom(RescaleSlope=None, RescaleIntercept=None, PixelRepresentation=0, PixelData=shifted)])
+    unsigned = read_series(
+        [dicom(RescaleSlope=None, RescaleIntercept=None, PixelRepresentation=0, PixelData=shifted)]
+    )
     np.testing.assert_array_equal(unsigned.slices[0].pixels, hu)
     assert "intercept of -1024 HU was assumed" in unsigned.warnings[0]
 
 
-def test_negative_values_wrapped_into_12_bits_are_put_right(dicom: Callable[..., Path], hu: np.ndarray) -> None:
-    path = dicom(BitsStored=12, HighBit=11, PixelRepresentation=0, PixelData=(hu.astype(np.int32) & 0x0FFF).astype("<u2").tobytes())
+def test_negative_values_wrapped_into_12_bits_are_put_right(
+    dicom: Callable[..., Path], hu: np.ndarray
+) -> None:
+    path = dicom(
+        BitsStored=12,
+        HighBit=11,
+        PixelRepresentation=0,
+        PixelData=(hu.astype(np.int32) & 0x0FFF).astype("<u2").tobytes(),
+    )
     series = read_series([path])
     np.testing.assert_array_equal(series.slices[0].pixels, hu)
     assert "wrapped around" in series.warnings[0]
 
 
-def test_padding_becomes_air_and_markers_are_clipped(dicom: Callable[..., Path], hu: np.ndarray) -> None:
+def test_padding_becomes_air_and_markers_are_clipped(
+    dicom: Callable[..., Path], hu: np.ndarray
+) -> None:
     marked = hu.copy()
     marked[:10] = 2000
     marked[-10:] = -3000
@@ -268,7 +320,9 @@ def test_padding_becomes_air_and_markers_are_clipped(dicom: Callable[..., Path],
     np.testing.assert_array_equal(pixels[10:-10], hu[10:-10])
 
 
-def test_monochrome1_changes_nothing_unless_the_values_are_upside_down(dicom: Callable[..., Path], hu: np.ndarray) -> None:
+def test_monochrome1_changes_nothing_unless_the_values_are_upside_down(
+    dicom: Callable[..., Path], hu: np.ndarray
+) -> None:
     np.testing.assert_array_equal(pixels_of(dicom(PhotometricInterpretation="MONOCHROME1")), hu)
     stored = 4095 - (hu.astype(np.int32) + 1024)
     path = dicom(
@@ -281,14 +335,18 @@ def test_monochrome1_changes_nothing_unless_the_values_are_upside_down(dicom: Ca
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
-def test_compressed_pixels_are_read(tmp_path: Path, dicom: Callable[..., Path], hu: np.ndarray, syntax: pydicom.uid.UID) -> None:
+def test_compressed_pixels_are_read(
+    tmp_path: Path, dicom: Callable[..., Path], hu: np.ndarray, syntax: pydicom.uid.UID
+) -> None:
     file = pydicom.dcmread(dicom())
     file.compress(syntax)
     file.save_as(tmp_path / "compressed")
     np.testing.assert_array_equal(pixels_of(tmp_path / "compressed"), hu)
 
 
-def test_a_jpeg_coded_dicom_of_8_bits_is_read_as_a_picture(tmp_path: Path, dicom: Callable[..., Path]) -> None:
+def test_a_jpeg_coded_dicom_of_8_bits_is_read_as_a_picture(
+    tmp_path: Path, dicom: Callable[..., Path]
+) -> None:
     coded = io.BytesIO()
     Image.fromarray(np.tile(RAMP, (2, 2))).save(coded, format="JPEG", quality=95)
     file = pydicom.dcmread(dicom(BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0))
@@ -302,7 +360,9 @@ def test_a_jpeg_coded_dicom_of_8_bits_is_read_as_a_picture(tmp_path: Path, dicom
     assert "without Hounsfield units" in series.warnings[0]
 
 
-def test_a_compressed_stream_larger_than_announced_is_refused(tmp_path: Path, dicom: Callable[..., Path]) -> None:
+def test_a_compressed_stream_larger_than_announced_is_refused(
+    tmp_path: Path, dicom: Callable[..., Path]
+) -> None:
     file = pydicom.dcmread(dicom())
     file.compress(JPEG2000Lossless)
     stream = bytearray(file.PixelData)
@@ -331,12 +391,16 @@ def test_a_compressed_stream_larger_than_announced_is_refused(tmp_path: Path, di
         ({"PixelData": bytes(128 * 128 * 2)}, "blank"),
     ],
 )
-def test_a_dicom_that_is_no_ct_slice_is_refused(dicom: Callable[..., Path], changed: dict[str, object], sentence: str) -> None:
+def test_a_dicom_that_is_no_ct_slice_is_refused(
+    dicom: Callable[..., Path], changed: dict[str, object], sentence: str
+) -> None:
     with pytest.raises(ImageError, match=sentence):
         read_series([dicom(**changed)])
 
 
-def test_a_missing_modality_is_forgiven_to_a_ct_image(dicom: Callable[..., Path], hu: np.ndarray) -> None:
+def test_a_missing_modality_is_forgiven_to_a_ct_image(
+    dicom: Callable[..., Path], hu: np.ndarray
+) -> None:
     np.testing.assert_array_equal(pixels_of(dicom(Modality=None)), hu)
 
 
@@ -346,7 +410,9 @@ def test_a_deflated_dicom_is_refused_before_it_is_inflated(
     file = pydicom.dcmread(dicom())
     file.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     file.save_as(tmp_path / "deflated")
-    monkeypatch.setattr("pydicom.filereader.zlib.decompress", lambda *_: pytest.fail("it was inflated"))
+    monkeypatch.setattr(
+        "pydicom.filereader.zlib.decompress", lambda *_: pytest.fail("it was inflated")
+    )
     with pytest.raises(ImageError, match="Deflated Explicit VR Little Endian"):
         read_series([tmp_path / "deflated"])
 
@@ -361,7 +427,9 @@ def test_slices_are_ordered_from_foot_to_head(tmp_path: Path, hu: np.ndarray) ->
     assert series.warnings == ()
 
 
-def test_slices_without_a_position_are_ordered_by_number_and_that_is_said(tmp_path: Path, hu: np.ndarray) -> None:
+def test_slices_without_a_position_are_ordered_by_number_and_that_is_said(
+    tmp_path: Path, hu: np.ndarray
+) -> None:
     for number in (2, 1):
         marked = hu.copy()
         marked[0, 0] = number
@@ -410,10 +478,15 @@ def test_files_of_two_series_are_refused(tmp_path: Path, hu: np.ndarray) -> None
     ],
 )
 def test_a_slice_is_turned_upright(
-    dicom: Callable[..., Path], hu: np.ndarray, orientation: list[int], turned: Callable[[np.ndarray], np.ndarray]
+    dicom: Callable[..., Path],
+    hu: np.ndarray,
+    orientation: list[int],
+    turned: Callable[[np.ndarray], np.ndarray],
 ) -> None:
     stored = np.ascontiguousarray(turned(hu))  # each of these turns undoes itself
-    np.testing.assert_array_equal(pixels_of(dicom(ImageOrientationPatient=orientation, PixelData=stored.tobytes())), hu)
+    np.testing.assert_array_equal(
+        pixels_of(dicom(ImageOrientationPatient=orientation, PixelData=stored.tobytes())), hu
+    )
 
 
 def test_real_slices_are_read(shared_data: Path) -> None:
@@ -429,7 +502,10 @@ def test_real_slices_are_read(shared_data: Path) -> None:
 def test_hu_are_rendered_through_the_window() -> None:
     slice = Slice(np.array([[-50, 0], [40, 100]], np.float32), "hu")
     np.testing.assert_array_equal(np.asarray(render(slice, 10)), np.array([[0, 0], [128, 255]]))
-    np.testing.assert_array_equal(np.asarray(render(slice, 10, window_level=0, window_width=200)), np.array([[64, 128], [178, 255]]))
+    np.testing.assert_array_equal(
+        np.asarray(render(slice, 10, window_level=0, window_width=200)),
+        np.array([[64, 128], [178, 255]]),
+    )
 
 
 def test_a_render_keeps_the_aspect_and_never_enlarges() -> None:

@@ -32,7 +32,9 @@ def series(tmp_path: Path) -> Path:
     """Three slices of one patient, whose names have no leading zeros."""
     (tmp_path / "set").mkdir()
     for number in (1, 2, 10):
-        write_png(phantom(number, hemorrhage=number == 1, size=64), tmp_path / "set" / f"s{number}.png")
+        write_png(
+            phantom(number, hemorrhage=number == 1, size=64), tmp_path / "set" / f"s{number}.png"
+        )
     return tmp_path / "set"
 
 
@@ -52,5 +54,7 @@ def test_slices_without_numbers_are_ordered_by_those_in_their_names(series: Path
 
 
 def test_a_slice_number_may_be_written_as_a_decimal(series: Path) -> None:
-    examples = examples_in(series, "filename,label,patient,slice\ns1.png,1,p,12.0\ns2.png,0,p,-3\ns10.png,0,p,upper\n")
+    examples = examples_in(
+        series, "filename,label,patient,slice\ns1.png,1,p,12.0\ns2.png,0,p,-3\ns10.png,0,p,upper\n"
+    )
     assert [example.slice for example in examples] == [12, -3, None]

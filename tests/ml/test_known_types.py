@@ -13,10 +13,27 @@ from ml.models import UNKNOWN
 HIDDEN = [UNKNOWN] * 5
 
 
-def example(label: int | None, *types: str, known: bool = True, scan: tuple[int, frozenset[str] | None] = (UNKNOWN, None)) -> Example:
-    """A slice that shows these types; `scan` is what was told of its scan as a whole, label and types."""
+def example(
+    label: int | None,
+    *types: str,
+    known: bool = True,
+    scan: tuple[int, frozenset[str] | None] = (UNKNOWN, None),
+) -> Example:
+    """A slice that shows these types; `scan` is what was told of its scan as a whole, label and
+    types.
+    """
     of_scan = {} if scan[0] == UNKNOWN else {"scan_label": scan[0], "scan_types": scan[1]}
-    return Example(Path("x.png"), "x.png", label, "p", 1, "", "set", types=frozenset(types) if known else None, **of_scan)  # type: ignore[arg-type]
+    return Example(
+        Path("x.png"),
+        "x.png",
+        label,
+        "p",
+        1,
+        "",
+        "set",
+        types=frozenset(types) if known else None,
+        **of_scan,
+    )  # type: ignore[arg-type]
 
 
 def test_a_scan_shows_what_any_slice_shows_and_hides_what_a_bleeding_slice_hides() -> None:
@@ -28,7 +45,15 @@ def test_a_scan_shows_what_any_slice_shows_and_hides_what_a_bleeding_slice_hides
     ]
     found = known_types(examples, np.array([0, 0, 1, 1, 2, 2, 3]))
     assert found is not None
-    assert found.slices.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 0, 0, 0, 0], HIDDEN, [0] * 5, HIDDEN, HIDDEN]
+    assert found.slices.tolist() == [
+        [1, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0],
+        [1, 0, 0, 0, 0],
+        HIDDEN,
+        [0] * 5,
+        HIDDEN,
+        HIDDEN,
+    ]
     assert found.scans.tolist() == [[1, 1, 0, 0, 0], [1, *HIDDEN[1:]], [0] * 5, HIDDEN]
 
 

@@ -18,8 +18,17 @@ from ml.images import MIN_SIDE_PX, Slice
 def is_a_picture(slice: Slice) -> bool:
     """A picture as the reader would give it."""
     pixels = slice.pixels
-    in_range = pixels.min() >= 0 and pixels.max() <= 1 if slice.unit == "display" else pixels.min() >= -1024
-    return pixels.ndim == 2 and pixels.dtype == np.float32 and min(pixels.shape) >= MIN_SIDE_PX and bool(in_range)
+    in_range = (
+        pixels.min() >= 0 and pixels.max() <= 1
+        if slice.unit == "display"
+        else pixels.min() >= -1024
+    )
+    return (
+        pixels.ndim == 2
+        and pixels.dtype == np.float32
+        and min(pixels.shape) >= MIN_SIDE_PX
+        and bool(in_range)
+    )
 
 
 def test_every_family_belongs_to_one_kind() -> None:
@@ -47,7 +56,9 @@ def test_an_unknown_family_is_a_key_error() -> None:
 
 
 @pytest.mark.parametrize("maker", sorted(set(MAKERS), key=lambda maker: maker.__name__))
-def test_counterexamples_are_pictures_unlike_the_head_they_are_made_of(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counterexamples_are_pictures_unlike_the_head_they_are_made_of(
+    maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(counterexamples, "MAKERS", (maker,))
     head = cv2.resize(varied(np.random.default_rng(4), next(phantom_heads(1))).pixels, (256, 256))
     made = of_head(np.random.default_rng(2), head)

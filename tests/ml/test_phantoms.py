@@ -38,7 +38,9 @@ def test_tissues_have_the_hounsfield_units_of_a_head() -> None:
 @pytest.mark.parametrize("kind", get_args(Kind))
 @pytest.mark.parametrize("seed", range(5))
 def test_every_kind_of_blood_is_blood_bright_and_large_enough_to_see(seed: int, kind: Kind) -> None:
-    added = phantom(seed, True, kind, size=256)[phantom(seed, True, kind, size=256) != phantom(seed, False, size=256)]
+    added = phantom(seed, True, kind, size=256)[
+        phantom(seed, True, kind, size=256) != phantom(seed, False, size=256)
+    ]
     blood = added[(added > 55) & (added < 85)]
     assert blood.size * (230 / 256) ** 2 > 100  # mm2
     assert np.median(blood) == pytest.approx(68, abs=5)
@@ -63,7 +65,9 @@ def test_a_phantoms_dicom_is_a_ct_slice_of_nobody(tmp_path: Path) -> None:
     np.testing.assert_array_equal(series.slices[0].pixels, hu)
 
 
-def test_the_command_writes_the_demonstration_the_same_each_time_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_demonstration_the_same_each_time_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     once = write_demonstration(tmp_path / "once")
     assert _main([str(tmp_path / "out")]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 8 == len(once)
@@ -72,10 +76,16 @@ def test_the_command_writes_the_demonstration_the_same_each_time_and_says_so(tmp
     assert "usage" in capsys.readouterr().err
 
 
-def test_the_phantoms_offered_to_users_are_small_named_as_phantoms_and_show_a_head(tmp_path: Path) -> None:
+def test_the_phantoms_offered_to_users_are_small_named_as_phantoms_and_show_a_head(
+    tmp_path: Path,
+) -> None:
     index = json.loads((OFFERED / "index.json").read_text())
-    assert {path.name for path in OFFERED.iterdir()} == {entry["file"] for entry in index} | {"index.json"}
-    assert sorted(Path(entry["file"]).suffix for entry in index) == [".dcm"] * 2 + [".png"] * 4 + [".zip"]
+    assert {path.name for path in OFFERED.iterdir()} == {entry["file"] for entry in index} | {
+        "index.json"
+    }
+    assert sorted(Path(entry["file"]).suffix for entry in index) == [".dcm"] * 2 + [".png"] * 4 + [
+        ".zip"
+    ]
     for entry in index:
         path = OFFERED / entry["file"]
         assert "phantom" in entry["title"].lower()

@@ -1,4 +1,6 @@
-"""The tests of heat maps, with a model that looks at one cell and one that looks elsewhere than where the blood is."""
+"""The tests of heat maps, with a model that looks at one cell and one that looks elsewhere than
+where the blood is.
+"""
 
 from __future__ import annotations
 
@@ -76,5 +78,8 @@ def test_the_summary_counts_what_is_known() -> None:
     ]
     found = summary(tested, np.array(["a", "b"]), seed=0)
     assert (found["hottest_beats_random"]["value"], found["hottest_beats_random"]["n"]) == (0.5, 2)
-    assert (found["hottest_in_or_beside_mask"]["value"], found["hottest_in_or_beside_mask"]["n"]) == (1.0, 1)
+    assert (
+        found["hottest_in_or_beside_mask"]["value"],
+        found["hottest_in_or_beside_mask"]["n"],
+    ) == (1.0, 1)
     assert summary([], np.array([]), seed=0)["hottest_beats_random"]["value"] is None

@@ -14,8 +14,15 @@ from ml.preprocessing import CHOICES, Frame, InputSpec, find_head, to_input
 WHOLE = InputSpec(size=64, crop_to_head=False)
 
 
-def a_head(height: int = 300, width: int = 400, middle: tuple[int, int] = (200, 150), half: tuple[int, int] = (70, 90)) -> np.ndarray:
-    """A grey head with a white skull on black, float32 (height, width). `middle` and `half` are (x, y)."""
+def a_head(
+    height: int = 300,
+    width: int = 400,
+    middle: tuple[int, int] = (200, 150),
+    half: tuple[int, int] = (70, 90),
+) -> np.ndarray:
+    """A grey head with a white skull on black, float32 (height, width). `middle` and `half` are (x,
+    y).
+    """
     picture = np.zeros((height, width), np.float32)
     cv2.ellipse(picture, middle, half, 0, 0, 360, 1.0, cv2.FILLED)
     cv2.ellipse(picture, middle, (half[0] - 8, half[1] - 8), 0, 0, 360, 0.4, cv2.FILLED)
@@ -25,7 +32,9 @@ def a_head(height: int = 300, width: int = 400, middle: tuple[int, int] = (200, 
 
 def test_the_brain_window_maps_0_40_and_80_hu() -> None:
     values = np.array([-1000, 0, 20, 40, 80, 3000], np.float32)
-    np.testing.assert_array_equal(window(values, 40, 80), np.array([0, 0, 0.25, 0.5, 1, 1], np.float32))
+    np.testing.assert_array_equal(
+        window(values, 40, 80), np.array([0, 0, 0.25, 0.5, 1, 1], np.float32)
+    )
     assert window(values, 40, 80).dtype == np.float32
 
 
@@ -50,7 +59,9 @@ def test_shrinking_takes_the_mean_of_each_block() -> None:
 
 def test_hu_are_windowed_and_display_values_are_not() -> None:
     assert to_input(Slice(np.full((64, 64), 40, np.float32), "hu"), WHOLE)[0] == pytest.approx(0.5)
-    assert to_input(Slice(np.full((64, 64), 0.25, np.float32), "display"), WHOLE)[0] == pytest.approx(0.25)
+    assert to_input(Slice(np.full((64, 64), 0.25, np.float32), "display"), WHOLE)[
+        0
+    ] == pytest.approx(0.25)
 
 
 def test_the_head_fills_the_input_wherever_it_lies() -> None:
@@ -75,7 +86,10 @@ def test_table_letters_and_margin_are_removed() -> None:
     cv2.ellipse(dressed, (200, 150), (150, 140), 0, 20, 160, 1.0, 3)  # a table below
     dressed[10:40, 10:14] = dressed[36:40, 10:26] = 1  # a panel letter
     dressed[:, 396:] = 0.9
-    np.testing.assert_array_equal(to_input(Slice(dressed, "display"), InputSpec())[0], to_input(Slice(clean, "display"), InputSpec())[0])
+    np.testing.assert_array_equal(
+        to_input(Slice(dressed, "display"), InputSpec())[0],
+        to_input(Slice(clean, "display"), InputSpec())[0],
+    )
 
 
 def test_a_grey_background_becomes_black() -> None:
@@ -86,11 +100,15 @@ def test_a_grey_background_becomes_black() -> None:
 
 def test_jpeg_artefacts_do_not_move_the_crop(tmp_path: Path) -> None:
     _, sharp = to_input(Slice(a_head(), "display"), InputSpec())
-    coded = cv2.imencode(".jpg", (a_head() * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 15])[1]
+    coded = cv2.imencode(".jpg", (a_head() * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 15])[
+        1
+    ]
     (tmp_path / "slice").write_bytes(coded.tobytes())
     _, blocky = to_input(read_series([tmp_path / "slice"]).slices[0], InputSpec())
     np.testing.assert_allclose(
-        [sharp.top, sharp.left, sharp.height, sharp.width], [blocky.top, blocky.left, blocky.height, blocky.width], atol=4
+        [sharp.top, sharp.left, sharp.height, sharp.width],
+        [blocky.top, blocky.left, blocky.height, blocky.width],
+        atol=4,
     )
 
 
@@ -127,7 +145,16 @@ def test_a_dicom_and_its_windowed_png_become_the_same_input(tmp_path: Path) -> N
 
 
 def test_a_spec_survives_the_card() -> None:
-    spec = InputSpec(96, 50, 100, False, normalisation="clahe", skull_stripping=True, upright=True, segmentation="otsu")
+    spec = InputSpec(
+        96,
+        50,
+        100,
+        False,
+        normalisation="clahe",
+        skull_stripping=True,
+        upright=True,
+        segmentation="otsu",
+    )
     assert InputSpec.from_dict(spec.to_dict()) == spec
     assert InputSpec.from_dict({}) == InputSpec()
 
@@ -155,13 +182,25 @@ def test_a_spec_of_another_version_is_refused(given: dict[str, object]) -> None:
 def test_the_card_of_a_model_from_before_the_settings_means_what_it_meant() -> None:
     older = {"size": 96, "window_level": 40.0, "window_width": 80.0, "crop_to_head": True}
     slice = Slice(a_head(), "display")
-    np.testing.assert_array_equal(to_input(slice, InputSpec.from_dict(older))[0], to_input(slice, InputSpec(size=96))[0])
-    assert InputSpec.from_dict(older) == InputSpec(96, normalisation="none", skull_stripping=False, upright=False, segmentation="none")
+    np.testing.assert_array_equal(
+        to_input(slice, InputSpec.from_dict(older))[0], to_input(slice, InputSpec(size=96))[0]
+    )
+    assert InputSpec.from_dict(older) == InputSpec(
+        96, normalisation="none", skull_stripping=False, upright=False, segmentation="none"
+    )
 
 
 def test_settings_of_an_architecture_become_a_spec() -> None:
-    settings = {"layer": "conv5", "input_size": 128, "upright": "yes", "skull_stripping": "no", "normalisation": "percentile"}
-    assert InputSpec.from_settings(settings) == InputSpec(size=128, upright=True, normalisation="percentile")
+    settings = {
+        "layer": "conv5",
+        "input_size": 128,
+        "upright": "yes",
+        "skull_stripping": "no",
+        "normalisation": "percentile",
+    }
+    assert InputSpec.from_settings(settings) == InputSpec(
+        size=128, upright=True, normalisation="percentile"
+    )
     assert InputSpec.from_settings({"folds": 5}) == InputSpec()
     with pytest.raises(ValueError, match="normalisation"):
         InputSpec.from_settings({"normalisation": "yes"})
@@ -170,22 +209,31 @@ def test_settings_of_an_architecture_become_a_spec() -> None:
 def test_the_catalogue_offers_what_a_spec_takes_with_the_same_defaults() -> None:
     defaults = {setting.name: setting.default for setting in PREPROCESSING}
     assert InputSpec.from_settings(defaults) == InputSpec()
-    assert {setting.name: setting.choices for setting in PREPROCESSING if setting.name in CHOICES} == CHOICES
+    assert {
+        setting.name: setting.choices for setting in PREPROCESSING if setting.name in CHOICES
+    } == CHOICES
 
 
 def test_a_tint_becomes_a_shade_of_grey_and_nothing_else(tmp_path: Path) -> None:
     grey = (a_head() * np.linspace(150, 200, 400)).astype(np.uint8)
     tinted = np.stack([grey, grey, grey * 1.25], axis=-1).astype(np.uint8)  # blue
-    for name, picture in (("grey", grey), ("tinted", tinted[..., ::-1])):  # OpenCV writes blue first
+    # OpenCV writes blue first
+    for name, picture in (("grey", grey), ("tinted", tinted[..., ::-1])):
         cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
-    plain, tint = (to_input(read_series([tmp_path / f"{name}.png"]).slices[0], InputSpec())[0] for name in ("grey", "tinted"))
+    plain, tint = (
+        to_input(read_series([tmp_path / f"{name}.png"]).slices[0], InputSpec())[0]
+        for name in ("grey", "tinted")
+    )
     shade = tint[plain > 0.1] / plain[plain > 0.1]
     assert shade.max() - shade.min() < 0.03
     np.testing.assert_array_equal(tint == 0, plain == 0)
 
 
 def test_heads_are_found_in_the_real_sets(shared_data: Path) -> None:
-    paths = [*sorted((shared_data / "head_ct" / "head_ct").glob("*.png"))[::10], *sorted(shared_data.glob("ct_ich/images/*/*"))[10::150]]
+    paths = [
+        *sorted((shared_data / "head_ct" / "head_ct").glob("*.png"))[::10],
+        *sorted(shared_data.glob("ct_ich/images/*/*"))[10::150],
+    ]
     assert len(paths) > 25
     for path in paths:
         slice = read_series([path]).slices[0]

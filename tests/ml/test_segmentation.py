@@ -9,7 +9,16 @@ import pytest
 from ml.images import window
 from ml.phantoms import phantom
 from ml.preprocessing import CHOICES, find_head
-from ml.segmentation import DIMMED, dense, edges, grabcut, otsu_threshold, restructure, soft_tissue, watershed
+from ml.segmentation import (
+    DIMMED,
+    dense,
+    edges,
+    grabcut,
+    otsu_threshold,
+    restructure,
+    soft_tissue,
+    watershed,
+)
 
 EVERYWHERE = np.ones((64, 64), bool)
 
@@ -23,7 +32,9 @@ def two_levels() -> np.ndarray:
 
 
 def two_discs(apart: int) -> np.ndarray:
-    """Two discs with a radius of 20 px, their middles `apart` px from each other, bool (80, 120)."""
+    """Two discs with a radius of 20 px, their middles `apart` px from each other, bool (80,
+    120).
+    """
     picture = np.zeros((80, 120), np.uint8)
     for middle in (60 - apart // 2, 60 + apart // 2):
         cv2.circle(picture, (middle, 40), 20, 1, cv2.FILLED)
@@ -32,7 +43,10 @@ def two_discs(apart: int) -> np.ndarray:
 
 def bleeding_head() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A phantom in the brain window, its head, and where its blood is."""
-    healthy, bleeding = phantom(2, hemorrhage=False, size=224), phantom(2, hemorrhage=True, size=224)
+    healthy, bleeding = (
+        phantom(2, hemorrhage=False, size=224),
+        phantom(2, hemorrhage=True, size=224),
+    )
     grey = window(bleeding.astype(np.float32), 40, 80)
     head = find_head(grey)
     assert head is not None
@@ -66,7 +80,8 @@ def test_soft_tissue_is_neither_bone_nor_air_nor_beside_them() -> None:
 
 def test_watershed_separates_two_touching_discs() -> None:
     mask = two_discs(apart=32)
-    assert cv2.connectedComponents(mask.astype(np.uint8))[0] == 2  # they are one body, and the outside
+    # they are one body, and the outside
+    assert cv2.connectedComponents(mask.astype(np.uint8))[0] == 2
     labels = watershed(mask)
     assert set(np.unique(labels)) == {0, 1, 2}
     assert labels[40, 44] != labels[40, 76]
@@ -99,7 +114,9 @@ def test_the_edge_of_a_square_is_found_where_it_is() -> None:
     found = edges(two_levels(), EVERYWHERE)
     rows, columns = np.nonzero(found[5:])
     rows += 5
-    assert (min(rows), max(rows), min(columns), max(columns)) == pytest.approx((20, 39, 20, 39), abs=1)
+    assert (min(rows), max(rows), min(columns), max(columns)) == pytest.approx(
+        (20, 39, 20, 39), abs=1
+    )
     assert not found[25:35, 25:35].any()
 
 
@@ -116,7 +133,9 @@ def test_watershed_keeps_blood_and_dims_bone() -> None:
     picture, head, blood = bleeding_head()
     restructured = restructure(picture, head, "watershed")
     assert (restructured[blood] == picture[blood]).mean() > 0.8
-    bone = (picture >= 0.98) & ~cv2.dilate(blood.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
+    bone = (picture >= 0.98) & ~cv2.dilate(
+        blood.astype(np.uint8), np.ones((9, 9), np.uint8)
+    ).astype(bool)
     assert (restructured[bone] == DIMMED * picture[bone]).mean() > 0.8
 
 

@@ -26,7 +26,9 @@ def said(series: Series) -> str:
 
 
 def same(one: Series, other: Series) -> bool:
-    alike = all(np.array_equal(a.pixels, b.pixels) for a, b in zip(one.slices, other.slices, strict=True))
+    alike = all(
+        np.array_equal(a.pixels, b.pixels) for a, b in zip(one.slices, other.slices, strict=True)
+    )
     return alike and (one.warnings, one.distance_mm) == (other.warnings, other.distance_mm)
 
 
@@ -57,7 +59,12 @@ def test_a_slice_that_is_there_twice_counts_once_whichever_comes_first(tmp_path:
 def test_a_missing_middle_is_said_with_its_place(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 12)
     series = read_series(paths[:5] + paths[8:])
-    assert series.warnings == ("A part of the scan is missing between slices 5 and 6: they lie 20 mm apart, their neighbours 5 mm.",)
+    assert series.warnings == (
+        (
+            "A part of the scan is missing between slices 5 and 6: they lie 20 mm apart, their"
+            " neighbours 5 mm."
+        ),
+    )
     assert series.distance_mm == 5
 
 
@@ -78,7 +85,9 @@ def test_uneven_spacing_is_said_and_is_no_gap(tmp_path: Path) -> None:
 def test_a_tilted_gantry_is_said_and_the_distance_is_that_across_the_slices(tmp_path: Path) -> None:
     series = read_series(write_series(tmp_path / "s", 6, step_mm=5, ImageOrientationPatient=TILTED))
     assert marks(series) == [1, 2, 3, 4, 5, 6]
-    assert series.warnings == ("The gantry was tilted by 18.5°; the slices stay as they were scanned.",)
+    assert series.warnings == (
+        "The gantry was tilted by 18.5°; the slices stay as they were scanned.",
+    )
     assert series.distance_mm == pytest.approx(5 * 0.9483237, abs=1e-4)
 
 
@@ -87,7 +96,11 @@ def test_one_damaged_slice_among_many_is_named_and_the_rest_is_read(tmp_path: Pa
     paths[3].write_bytes(paths[3].read_bytes()[:2000])
     series = read_series(paths)
     assert marks(series) == [1, 2, 3, 5, 6, 7, 8, 9, 10]
-    assert series.warnings[0] == "A file was left out: 04.dcm: The DICOM file is damaged or incomplete and cannot be decoded."
+    assert (
+        series.warnings[0]
+        == "A file was left out: 04.dcm: The DICOM file is damaged or incomplete and cannot be"
+        " decoded."
+    )
     assert "missing between slices 3 and 4" in series.warnings[1]
     (tmp_path / "s" / "05.dcm").write_bytes(b"no picture")
     assert "05.dcm: The file is not a PNG" in said(read_series(paths))  # two of ten are a fifth
@@ -97,7 +110,10 @@ def test_more_damaged_slices_than_a_fifth_end_the_scan(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 10)
     for path in paths[3:6]:
         path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ImageError, match=r"^04\.dcm: The DICOM file is damaged .* 3 or more of the 10 files cannot be read\.$"):
+    with pytest.raises(
+        ImageError,
+        match=r"^04\.dcm: The DICOM file is damaged .* 3 or more of the 10 files cannot be read\.$",
+    ):
         read_series(paths)
 
 
@@ -119,14 +135,19 @@ def test_many_files_left_out_are_not_all_named(tmp_path: Path) -> None:
         ({"PhotometricInterpretation": "RGB"}, "is a colour picture"),
     ],
 )
-def test_what_is_no_slice_is_left_out_and_said_whatever_its_series(tmp_path: Path, tags: dict[str, object], sentence: str) -> None:
+def test_what_is_no_slice_is_left_out_and_said_whatever_its_series(
+    tmp_path: Path, tags: dict[str, object], sentence: str
+) -> None:
     paths = write_series(tmp_path / "s", 2)
     scout = tmp_path / "scout.dcm"
     write_dicom(head(), scout, series="another")
     change(scout, **tags)
     series = read_series([scout, *paths])
     assert marks(series) == [1, 2]
-    assert series.warnings[0].startswith("A file was left out: scout.dcm: The DICOM file") and sentence in series.warnings[0]
+    assert (
+        series.warnings[0].startswith("A file was left out: scout.dcm: The DICOM file")
+        and sentence in series.warnings[0]
+    )
     with pytest.raises(ImageError, match=r"^scout\.dcm: "):
         read_series([scout, scout])
 
@@ -138,7 +159,10 @@ def test_slices_of_another_direction_and_of_another_size_are_left_out(tmp_path: 
     series = read_series(paths)
     assert marks(series) == [1, 3, 4, 6]
     assert series.warnings[:2] == (
-        "One slice was left out: it is not axial (coronal, sagittal or oblique); the models know axial slices only.",
+        (
+            "One slice was left out: it is not axial (coronal, sagittal or oblique); the models"
+            " know axial slices only."
+        ),
         "One slice was left out: its size differs from 64 x 64 pixels.",
     )
 
@@ -159,7 +183,9 @@ def test_two_patients_are_refused(tmp_path: Path) -> None:
         read_series([*paths, tmp_path / "other"])
 
 
-def test_too_many_slices_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_slices_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ImageError, match="5000 files; at most 1000"):
         read_series([tmp_path / "none"] * 5000)
     paths = write_series(tmp_path / "s", 3)
@@ -182,14 +208,25 @@ def test_pictures_of_another_size_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "order", [lambda paths: paths, lambda paths: paths[::-1], lambda paths: random.Random(3).sample(paths, len(paths))]
+    "order",
+    [
+        lambda paths: paths,
+        lambda paths: paths[::-1],
+        lambda paths: random.Random(3).sample(paths, len(paths)),
+    ],
 )
-def test_enhanced_ct_is_the_same_scan_as_its_slices(tmp_path: Path, order: Callable[[list[Path]], list[Path]]) -> None:
-    paths = write_series(tmp_path / "s", 7, step_mm=4, ImageOrientationPatient=TILTED, RescaleIntercept=-24)
+def test_enhanced_ct_is_the_same_scan_as_its_slices(
+    tmp_path: Path, order: Callable[[list[Path]], list[Path]]
+) -> None:
+    paths = write_series(
+        tmp_path / "s", 7, step_mm=4, ImageOrientationPatient=TILTED, RescaleIntercept=-24
+    )
     whole = one_file_of(order(paths), tmp_path / "whole", functional_groups=True)
     apart, together = read_series(paths), read_series([whole])
     assert same(apart, together)
-    assert [slice.spacing_mm for slice in together.slices] == [slice.spacing_mm for slice in apart.slices]
+    assert [slice.spacing_mm for slice in together.slices] == [
+        slice.spacing_mm for slice in apart.slices
+    ]
 
 
 def test_frames_without_a_place_stay_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -235,7 +272,9 @@ def test_a_real_tilted_series_is_read_whole_in_any_order(shared_data: Path) -> N
     assert same(series, read_series(random.Random(1).sample(paths, len(paths))))
 
 
-def test_real_slices_are_the_same_as_pictures_and_as_a_shuffled_dicom_series(shared_data: Path, tmp_path: Path) -> None:
+def test_real_slices_are_the_same_as_pictures_and_as_a_shuffled_dicom_series(
+    shared_data: Path, tmp_path: Path
+) -> None:
     pictures = sorted((shared_data / "ct_ich" / "images").iterdir())[0]
     paths = sorted(pictures.iterdir(), key=place_in_series)
     wrapped = []
@@ -244,7 +283,10 @@ def test_real_slices_are_the_same_as_pictures_and_as_a_shuffled_dicom_series(sha
         wrapped.append(tmp_path / f"{number}")
         # Grey of the brain window as HU, air below it.
         write_dicom(
-            np.where(grey == 0, -1000, np.round(grey / 255 * 80)).astype(np.int16), wrapped[-1], number=number, position_mm=5.0 * number
+            np.where(grey == 0, -1000, np.round(grey / 255 * 80)).astype(np.int16),
+            wrapped[-1],
+            number=number,
+            position_mm=5.0 * number,
         )
     as_dicom = read_series(random.Random(2).sample(wrapped, len(wrapped)))
     assert as_dicom.distance_mm == 5 and len(as_dicom.slices) == len(paths)
@@ -252,9 +294,15 @@ def test_real_slices_are_the_same_as_pictures_and_as_a_shuffled_dicom_series(sha
         np.testing.assert_allclose(images.window(slice.pixels, 40, 80), picture.pixels, atol=0.007)
 
 
-def test_places_and_sizes_that_cannot_be_are_not_known_and_the_series_is_still_a_volume(tmp_path: Path) -> None:
+def test_places_and_sizes_that_cannot_be_are_not_known_and_the_series_is_still_a_volume(
+    tmp_path: Path,
+) -> None:
     paths = write_series(tmp_path / "s", 3, PixelSpacing=["1e300", "1e300"])
     change(paths[2], ImagePositionPatient=["0", "0", "1e300"])
     series = read_series(paths)
-    assert (series.slices[0].spacing_mm, series.distance_mm, marks(series)) == (None, None, [1, 2, 3])
+    assert (series.slices[0].spacing_mm, series.distance_mm, marks(series)) == (
+        None,
+        None,
+        [1, 2, 3],
+    )
     write_volume(series, tmp_path / "volume")

@@ -1,4 +1,6 @@
-"""PyTorch's files of weights, written by hand: what they hold is read, and what they ask for is not done."""
+"""PyTorch's files of weights, written by hand: what they hold is read, and what they ask for is not
+done.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ TENSORS = {
 
 
 def opcodes(tensors: dict[str, np.ndarray], hook: bytes = b"") -> bytes:
-    """Return the pickle of an ordered dictionary of tensors, opcode by opcode (protocol 2), as `torch.save` writes it."""
+    """Return the pickle of an ordered dictionary of tensors, opcode by opcode (protocol 2), as
+    `torch.save` writes it.
+    """
 
     def text(value: str) -> bytes:
         return b"X" + struct.pack("<I", len(value)) + value.encode()
@@ -36,8 +40,25 @@ def opcodes(tensors: dict[str, np.ndarray], hook: bytes = b"") -> bytes:
     found = b"\x80\x02" + hook + b"ccollections\nOrderedDict\n)R("
     for key, (name, values) in enumerate(tensors.items()):
         strides = tuple(step // values.itemsize for step in values.strides)
-        storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(str(key)) + text("cpu") + number(values.size) + b"tQ"
-        arguments = b"(" + storage + number(0) + line(values.shape) + line(strides) + b"\x89" + b"ccollections\nOrderedDict\n)R" + b"t"
+        storage = (
+            b"("
+            + text("storage")
+            + b"ctorch\nFloatStorage\n"
+            + text(str(key))
+            + text("cpu")
+            + number(values.size)
+            + b"tQ"
+        )
+        arguments = (
+            b"("
+            + storage
+            + number(0)
+            + line(values.shape)
+            + line(strides)
+            + b"\x89"
+            + b"ccollections\nOrderedDict\n)R"
+            + b"t"
+        )
         found += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
     return found + b"u."
 
@@ -67,22 +88,42 @@ def test_the_tensors_of_an_archive_are_read(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "weights.pth", opcodes(TENSORS), TENSORS)
     found = read_tensors(path, [*TENSORS, "classifier.6.weight"])
     assert set(found) == set(TENSORS)
-    assert all(np.array_equal(found[name], values) and found[name].dtype == np.float32 for name, values in TENSORS.items())
+    assert all(
+        np.array_equal(found[name], values) and found[name].dtype == np.float32
+        for name, values in TENSORS.items()
+    )
 
 
 def test_the_tensors_of_the_older_layout_are_read(tmp_path: Path) -> None:
     path = write_stream(tmp_path / "weights.pth", TENSORS)
-    assert np.array_equal(read_tensors(path, ["features.0.bias"])["features.0.bias"], TENSORS["features.0.bias"])
-    assert np.array_equal(read_tensors(path, list(TENSORS))["features.0.weight"], TENSORS["features.0.weight"])
+    assert np.array_equal(
+        read_tensors(path, ["features.0.bias"])["features.0.bias"], TENSORS["features.0.bias"]
+    )
+    assert np.array_equal(
+        read_tensors(path, list(TENSORS))["features.0.weight"], TENSORS["features.0.weight"]
+    )
 
 
 def test_strides_are_followed(tmp_path: Path) -> None:
     turned = {"features.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T}
-    path = write_archive(tmp_path / "weights.pth", opcodes(turned), {"0": np.arange(6, dtype=np.float32)})
-    assert np.array_equal(read_tensors(path, list(turned))["features.0.weight"], turned["features.0.weight"])
+    path = write_archive(
+        tmp_path / "weights.pth", opcodes(turned), {"0": np.arange(6, dtype=np.float32)}
+    )
+    assert np.array_equal(
+        read_tensors(path, list(turned))["features.0.weight"], turned["features.0.weight"]
+    )
 
 
-@pytest.mark.parametrize("call", [b"cos\nsystem\n", b"cposix\nsystem\n", b"cbuiltins\neval\n", b"cbuiltins\ngetattr\n", b"ctorch\nload\n"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"cos\nsystem\n",
+        b"cposix\nsystem\n",
+        b"cbuiltins\neval\n",
+        b"cbuiltins\ngetattr\n",
+        b"ctorch\nload\n",
+    ],
+)
 def test_a_hostile_pickle_is_refused_and_not_run(call: bytes, tmp_path: Path) -> None:
     trace = tmp_path / "was-run"
     command = f"touch {trace}"
@@ -105,9 +146,15 @@ def test_a_hostile_stream_is_refused_and_not_run(tmp_path: Path) -> None:
 
 
 def test_what_is_no_such_file_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    for name, content in {"text": b"not a pickle", "empty": b"", "numbers": pickle.dumps([1, 2])}.items():
+    for name, content in {
+        "text": b"not a pickle",
+        "empty": b"",
+        "numbers": pickle.dumps([1, 2]),
+    }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ArtifactError, match=f"{name} is not a readable PyTorch file of weights"):
+        with pytest.raises(
+            ArtifactError, match=f"{name} is not a readable PyTorch file of weights"
+        ):
             read_tensors(tmp_path / name, list(TENSORS))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -118,7 +165,10 @@ def test_what_is_no_such_file_is_refused_with_a_sentence(tmp_path: Path) -> None
 
 
 def test_a_storage_that_is_cut_short_is_refused(tmp_path: Path) -> None:
-    short = {"features.0.weight": TENSORS["features.0.weight"].reshape(-1)[:5], "features.0.bias": TENSORS["features.0.bias"]}
+    short = {
+        "features.0.weight": TENSORS["features.0.weight"].reshape(-1)[:5],
+        "features.0.bias": TENSORS["features.0.bias"],
+    }
     path = write_archive(tmp_path / "short.pth", opcodes(TENSORS), short)
     with pytest.raises(ArtifactError, match=r"short.pth is not a readable PyTorch file"):
         read_tensors(path, list(TENSORS))

@@ -1,4 +1,6 @@
-"""The simulation of a worklist: exact waits by hand, what no order can change, and who gains and who pays."""
+"""The simulation of a worklist: exact waits by hand, what no order can change, and who gains and
+who pays.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +46,26 @@ def test_one_reader_takes_four_scans_in_the_order_that_is_asked_for() -> None:
         return waits(arrivals, minutes, ORDERS[name](scans), 1).tolist()
 
     assert waited(FIRST_COME) == [0, 9, 18, 27]
-    assert waited(BY_RISK) == [0, 29, 18, 7], "the first is begun before the others are there, and nobody is interrupted"
-    assert waited(THEN_UNCERTAINTY) == [0, 29, 8, 17], "of those called positive the one nearest to the threshold goes first"
+    assert waited(BY_RISK) == [0, 29, 18, 7], (
+        "the first is begun before the others are there, and nobody is interrupted"
+    )
+    assert waited(THEN_UNCERTAINTY) == [0, 29, 8, 17], (
+        "of those called positive the one nearest to the threshold goes first"
+    )
 
 
 def test_a_worklist_that_runs_empty_waits_for_the_next_scan() -> None:
-    assert waits(np.array([5.0, 30, 31]), np.array([10.0, 4, 4]), np.arange(3), 1).tolist() == [0, 0, 3]
+    assert waits(np.array([5.0, 30, 31]), np.array([10.0, 4, 4]), np.arange(3), 1).tolist() == [
+        0,
+        0,
+        3,
+    ]
 
 
 def test_two_readers_who_are_both_idle_take_two_scans_at_once() -> None:
-    assert waits(np.array([0.0, 20, 20, 21]), np.array([1.0, 5, 7, 5]), np.arange(4), 2).tolist() == [0, 0, 0, 4]
+    assert waits(
+        np.array([0.0, 20, 20, 21]), np.array([1.0, 5, 7, 5]), np.arange(4), 2
+    ).tolist() == [0, 0, 0, 4]
 
 
 def test_of_equals_the_first_to_arrive_goes_first() -> None:
@@ -66,13 +78,18 @@ def test_where_every_scan_takes_as_long_no_order_changes_when_readers_begin(read
     rng = np.random.default_rng(5)
     arrivals = np.sort(rng.uniform(0, 600, 200))
     minutes = np.full(200, 3.0 * readers + 1)
-    begun = [np.sort(arrivals + waits(arrivals, minutes, order, readers)) for order in (np.arange(200), rng.permutation(200))]
+    begun = [
+        np.sort(arrivals + waits(arrivals, minutes, order, readers))
+        for order in (np.arange(200), rng.permutation(200))
+    ]
 
     np.testing.assert_allclose(begun[0], begun[1])
 
 
 @pytest.mark.parametrize("readers", [1, 3])
-def test_nobody_is_looked_at_before_they_arrive_and_no_more_at_once_than_there_are_readers(readers: int) -> None:
+def test_nobody_is_looked_at_before_they_arrive_and_no_more_at_once_than_there_are_readers(
+    readers: int,
+) -> None:
     rng = np.random.default_rng(7)
     arrivals = np.sort(rng.uniform(0, 600, 150))
     minutes = rng.lognormal(2, 0.5, 150)
@@ -87,7 +104,10 @@ def test_nobody_is_looked_at_before_they_arrive_and_no_more_at_once_than_there_a
 def test_the_same_seed_gives_the_same_answer_and_another_does_not() -> None:
     department = Department(repetitions=20)
     assert simulate(PERFECT, department, seed=3) == simulate(PERFECT, department, seed=3)
-    assert simulate(PERFECT, department, seed=3)["minutes"] != simulate(PERFECT, department, seed=4)["minutes"]
+    assert (
+        simulate(PERFECT, department, seed=3)["minutes"]
+        != simulate(PERFECT, department, seed=4)["minutes"]
+    )
 
 
 def test_a_model_that_knows_brings_hemorrhages_forward_and_the_others_pay() -> None:
@@ -97,7 +117,9 @@ def test_a_model_that_knows_brings_hemorrhages_forward_and_the_others_pay() -> N
     assert median_of(result, BY_RISK, "hemorrhage", "wait") < 0.5 * first_come
     assert median_of(result, BY_RISK, "hemorrhage", "sooner") > 0
     assert result["minutes"][BY_RISK]["no hemorrhage"]["later"]["95th percentile"]["low"] > 0
-    assert result["minutes"][BY_RISK]["hemorrhage, missed"]["wait"]["median"]["n"] == 0, "this model misses none"
+    assert result["minutes"][BY_RISK]["hemorrhage, missed"]["wait"]["median"]["n"] == 0, (
+        "this model misses none"
+    )
 
 
 def test_a_model_that_knows_nothing_moves_nobody() -> None:
@@ -110,30 +132,45 @@ def test_a_model_that_knows_nothing_moves_nobody() -> None:
 
 
 def test_a_missed_hemorrhage_waits_longer_than_first_in_first_out() -> None:
-    result = simulate(of([1, 1, 0, 0], [0.9, 0.0, 0.2, 0.3]), Department(repetitions=50, arrivals_per_hour=11, prevalence=0.2))
+    result = simulate(
+        of([1, 1, 0, 0], [0.9, 0.0, 0.2, 0.3]),
+        Department(repetitions=50, arrivals_per_hour=11, prevalence=0.2),
+    )
 
     missed = result["minutes"][BY_RISK]["hemorrhage, missed"]["sooner"]
     assert missed["95th percentile"]["low"] <= 0 and missed["median"]["low"] < 0
 
 
-def test_a_day_has_as_many_scans_and_hemorrhages_as_its_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_day_has_as_many_scans_and_hemorrhages_as_its_settings_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     days: list[tuple[int, float]] = []
 
-    def count(arrivals: np.ndarray, minutes: np.ndarray, order: np.ndarray, readers: int) -> np.ndarray:
+    def count(
+        arrivals: np.ndarray, minutes: np.ndarray, order: np.ndarray, readers: int
+    ) -> np.ndarray:
         days.append((len(arrivals), float(minutes.mean())))
         return np.zeros(len(arrivals))
 
     monkeypatch.setattr("ml.triage.waits", count)
-    simulate(PERFECT, Department(arrivals_per_hour=20, hours=24, minutes_a_scan=6, spread=0.5, repetitions=100))
+    simulate(
+        PERFECT,
+        Department(arrivals_per_hour=20, hours=24, minutes_a_scan=6, spread=0.5, repetitions=100),
+    )
 
     n, minutes = np.mean(days, axis=0)
     assert n == pytest.approx(480, rel=0.02) and minutes == pytest.approx(6, rel=0.02)
 
 
-def test_without_any_arrival_or_any_hemorrhage_there_is_no_figure_and_a_dash(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_without_any_arrival_or_any_hemorrhage_there_is_no_figure_and_a_dash(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     write_run(tmp_path)
     assert main(["triage", str(tmp_path), "--prevalence=0", "--repetitions=2"]) == 0
-    assert "  hemorrhage: waits median –, 95th percentile –; sooner by median –, 95th percentile –\n" in capsys.readouterr().out
+    assert (
+        "  hemorrhage: waits median –, 95th percentile –; sooner by median –, 95th percentile –\n"
+        in capsys.readouterr().out
+    )
 
 
 def write_run(folder: Path) -> None:
@@ -141,19 +178,41 @@ def write_run(folder: Path) -> None:
     rows = [
         {**shared, "dataset": "a", "patient": "p1", "label": 1, "repeat": 0, "probability": "0.9"},
         {**shared, "dataset": "a", "patient": "p1", "label": 1, "repeat": 1, "probability": "0.8"},
-        {**shared, "dataset": "a", "patient": "p2", "label": 0, "repeat": 0, "probability": "0.3", "predicted": 0},
+        {
+            **shared,
+            "dataset": "a",
+            "patient": "p2",
+            "label": 0,
+            "repeat": 0,
+            "probability": "0.3",
+            "predicted": 0,
+        },
         {**shared, "dataset": "b", "patient": "p3", "label": 1, "repeat": 0, "probability": "0.7"},
-        {**shared, "dataset": "b", "patient": "p4", "label": 1, "repeat": 0, "probability": "0.6", "overlap": 1},
+        {
+            **shared,
+            "dataset": "b",
+            "patient": "p4",
+            "label": 1,
+            "repeat": 0,
+            "probability": "0.6",
+            "overlap": 1,
+        },
     ]
     write_answers(folder / "predictions.csv", rows)
 
 
-def test_the_scans_are_the_first_answers_to_patients_that_training_had_not_seen(tmp_path: Path) -> None:
+def test_the_scans_are_the_first_answers_to_patients_that_training_had_not_seen(
+    tmp_path: Path,
+) -> None:
     write_run(tmp_path)
 
     everyone, of_a = scans_of(tmp_path), scans_of(tmp_path, "a")
 
-    assert (everyone.labels.tolist(), everyone.probabilities.tolist(), everyone.called.tolist()) == (
+    assert (
+        everyone.labels.tolist(),
+        everyone.probabilities.tolist(),
+        everyone.called.tolist(),
+    ) == (
         [1, 0, 1],
         [0.9, 0.3, 0.7],
         [True, False, True],
@@ -164,29 +223,48 @@ def test_the_scans_are_the_first_answers_to_patients_that_training_had_not_seen(
 @pytest.mark.parametrize("dataset", ["b", "c"])
 def test_a_data_set_without_both_kinds_of_scans_is_a_sentence(dataset: str, tmp_path: Path) -> None:
     write_run(tmp_path)
-    with pytest.raises(SettingError, match=r"Scans with and without hemorrhage are needed; .* of a, b\."):
+    with pytest.raises(
+        SettingError, match=r"Scans with and without hemorrhage are needed; .* of a, b\."
+    ):
         scans_of(tmp_path, dataset)
 
 
-def test_of_a_model_folder_scans_are_made_that_have_the_figures_of_its_card(tiny_model: Callable[..., Path]) -> None:
-    figures = {"auroc": metric(0.875, 490), "sensitivity": metric(0.7, 240), "specificity": metric(0.88, 250)}
+def test_of_a_model_folder_scans_are_made_that_have_the_figures_of_its_card(
+    tiny_model: Callable[..., Path],
+) -> None:
+    figures = {
+        "auroc": metric(0.875, 490),
+        "sensitivity": metric(0.7, 240),
+        "specificity": metric(0.88, 250),
+    }
     without = {"auroc": metric(None), "sensitivity": metric(0.9, 25), "specificity": metric(None)}
-    model = tiny_model(patient_metrics=figures, patient_metrics_by_dataset={"mixed": figures, "bleeding": without})
+    model = tiny_model(
+        patient_metrics=figures, patient_metrics_by_dataset={"mixed": figures, "bleeding": without}
+    )
 
     scans = scans_of(model, "mixed")
 
     assert np.bincount(scans.labels).tolist() == [250, 240]
     assert roc_auc_score(scans.labels, scans.probabilities) == pytest.approx(0.875, abs=0.005)
-    assert scans.called[scans.labels == 1].mean() == pytest.approx(0.7) and scans.called[scans.labels == 0].mean() == pytest.approx(0.12)
-    assert scans.probabilities[(scans.labels == 1) & scans.called].min() > scans.probabilities[(scans.labels == 1) & ~scans.called].max()
+    assert scans.called[scans.labels == 1].mean() == pytest.approx(0.7) and scans.called[
+        scans.labels == 0
+    ].mean() == pytest.approx(0.12)
+    assert (
+        scans.probabilities[(scans.labels == 1) & scans.called].min()
+        > scans.probabilities[(scans.labels == 1) & ~scans.called].max()
+    )
     assert "which a model folder does not keep" in scans.source
     with pytest.raises(SettingError, match="the model's card has no AUROC of patients there"):
         scans_of(model, "bleeding")
-    with pytest.raises(SettingError, match="has no figures of elsewhere; it has those of mixed, bleeding"):
+    with pytest.raises(
+        SettingError, match="has no figures of elsewhere; it has those of mixed, bleeding"
+    ):
         scans_of(model, "elsewhere")
 
 
-def test_the_command_says_and_writes_the_same_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_and_writes_the_same_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_run(tmp_path)
     settings = [
         "triage",
@@ -206,7 +284,10 @@ def test_the_command_says_and_writes_the_same_figures(tmp_path: Path, capsys: py
 
     wait = written["minutes"][BY_RISK]["hemorrhage"]["wait"]["median"]
     assert written["settings"]["readers"] == 2 and written["load"] == pytest.approx(22 * 5 / 60 / 2)
-    assert f"hemorrhage: waits median {wait['value']:.1f} ({wait['low']:.1f} to {wait['high']:.1f})" in said.partition("by risk:")[2]
+    assert (
+        f"hemorrhage: waits median {wait['value']:.1f} ({wait['low']:.1f} to {wait['high']:.1f})"
+        in said.partition("by risk:")[2]
+    )
     assert all(sentence in said for sentence in written["assumptions"]) and "simulation" in said
 
 
@@ -218,12 +299,16 @@ def test_the_command_says_and_writes_the_same_figures(tmp_path: Path, capsys: py
         ("--spread=nan", "spread must lie between 0 and 3, not nan."),
     ],
 )
-def test_a_department_that_cannot_be_is_a_sentence(setting: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_department_that_cannot_be_is_a_sentence(
+    setting: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["triage", "starter-series", setting]) == 2
     assert capsys.readouterr().err == sentence + "\n"
 
 
-def test_more_scans_than_can_be_read_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_scans_than_can_be_read_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_run(tmp_path)
     assert main(["triage", str(tmp_path), "--arrivals-per-hour=13", "--repetitions=2"]) == 0
     assert "the worklist grows all day" in capsys.readouterr().out

@@ -40,12 +40,21 @@ def tunings(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     return found
 
 
-def test_architectures_share_one_fine_tuning_and_it_changes_no_number(tunings: list[np.ndarray], tmp_path: Path) -> None:
-    alone = {name: fit_of(name)(task_of(name, tmp_path / name, settings)) for name, settings in SHARING.items()}
-    assert len(tunings) == len(SHARING) and all(np.array_equal(learn, tunings[0]) for learn in tunings)
+def test_architectures_share_one_fine_tuning_and_it_changes_no_number(
+    tunings: list[np.ndarray], tmp_path: Path
+) -> None:
+    alone = {
+        name: fit_of(name)(task_of(name, tmp_path / name, settings))
+        for name, settings in SHARING.items()
+    }
+    assert len(tunings) == len(SHARING) and all(
+        np.array_equal(learn, tunings[0]) for learn in tunings
+    )
     tunings.clear()
     for name, settings in SHARING.items():
-        together = fit_of(name)(task_of(name, tmp_path / f"{name}-again", settings, reuse=tmp_path / "kept"))
+        together = fit_of(name)(
+            task_of(name, tmp_path / f"{name}-again", settings, reuse=tmp_path / "kept")
+        )
         np.testing.assert_array_equal(together.decisions, alone[name].decisions)
         np.testing.assert_array_equal(together.held_out.decisions, alone[name].held_out.decisions)
     assert len(tunings) == 1 and len(list((tmp_path / "kept").iterdir())) == 1
@@ -54,9 +63,14 @@ def test_architectures_share_one_fine_tuning_and_it_changes_no_number(tunings: l
 def test_the_final_model_of_each_learns_from_all(tunings: list[np.ndarray], tmp_path: Path) -> None:
     scans = np.arange(24)
     before = HeldOut(scans, np.linspace(-1, 1, 24), scans, np.linspace(-1, 1, 24))
-    chosen = [{"layer": "conv5", "pooling": "average", "kernel": "linear", "pca": "no", "C": cost} for cost in (0.01, 0.003, 0.01)]
+    chosen = [
+        {"layer": "conv5", "pooling": "average", "kernel": "linear", "pca": "no", "C": cost}
+        for cost in (0.01, 0.003, 0.01)
+    ]
     for name, settings in SHARING.items():
-        task = task_of(name, tmp_path / name, settings, reuse=tmp_path / "kept", held_out=before, chosen=chosen)
+        task = task_of(
+            name, tmp_path / name, settings, reuse=tmp_path / "kept", held_out=before, chosen=chosen
+        )
         found = fit_of(name)(task)
         assert found.held_out is before
         if name == "alexnet_svm":
@@ -83,7 +97,9 @@ def test_whatever_the_fine_tuning_hangs_on_makes_it_another(
     def changed(**values: object) -> FitTask:
         return replace(task, own=tmp_path / f"own-{next(numbers)}", **values)  # type: ignore[arg-type]
 
-    images, labels, masks, sources = (values.copy() for values in (task.images, task.labels, task.masks, task.sources))
+    images, labels, masks, sources = (
+        values.copy() for values in (task.images, task.labels, task.masks, task.sources)
+    )
     assert kept_after(changed()) == kept_after(changed()) == 1
     images[25], labels[25] = 0, 1 - labels[25]
     assert kept_after(changed(images=images, labels=labels)) == 1, "what is not learnt from"
@@ -97,24 +113,36 @@ def test_whatever_the_fine_tuning_hangs_on_makes_it_another(
     assert kept_after(changed(sources=sources)) == 5
     assert kept_after(changed(seed=1)) == 6
     assert kept_after(changed(settings={**task.settings, "precision": "bfloat16"})) == 7
-    assert kept_after(changed(settings={**task.settings, "local_response_normalisation": "yes"})) == 8
+    assert (
+        kept_after(changed(settings={**task.settings, "local_response_normalisation": "yes"})) == 8
+    )
     assert kept_after(changed(), epochs=2) == 9
     assert kept_after(changed(), layer="conv4") == 10
 
 
-def test_some_of_the_initial_weights_stay_unless_they_were_random(tunings: list[np.ndarray], tmp_path: Path) -> None:
+def test_some_of_the_initial_weights_stay_unless_they_were_random(
+    tunings: list[np.ndarray], tmp_path: Path
+) -> None:
     np.savez(tmp_path / "initial.npz", **random_weights(1))  # type: ignore[arg-type]
     initial = load_weights(tmp_path / "initial.npz", 0, "conv3")
 
     def tuned_with(share: float, init: Path | str = tmp_path / "initial.npz") -> Tuned:
         settings = {"initial_share": share}
-        task = task_of("alexnet_cells", tmp_path / f"{share} {Path(init).name}", settings, init=init, reuse=tmp_path / "kept")
+        task = task_of(
+            "alexnet_cells",
+            tmp_path / f"{share} {Path(init).name}",
+            settings,
+            init=init,
+            reuse=tmp_path / "kept",
+        )
         return tuned_convolutions(task, np.arange(20), "conv3", 1, lambda share, figures: None)
 
     learnt, half = tuned_with(0.0), tuned_with(0.5)
     assert len(tunings) == 1, "the share is mixed in afterwards"
     for name, values in half.convolutions.items():
-        np.testing.assert_array_equal(values, rounded({name: 0.5 * initial[name] + 0.5 * learnt.convolutions[name]})[name])
+        np.testing.assert_array_equal(
+            values, rounded({name: 0.5 * initial[name] + 0.5 * learnt.convolutions[name]})[name]
+        )
     assert not np.array_equal(half.convolutions["conv3_W"], learnt.convolutions["conv3_W"])
     assert np.array_equal(half.cell_weights, learnt.cell_weights)
     assert half.by == learnt.by == computed_by()

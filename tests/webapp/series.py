@@ -23,9 +23,13 @@ Unit = Literal["hu", "display"]
 
 
 def stored_series(slices: NDArray[Any], unit: Unit = "hu") -> bytes:
-    """Return slices (slices, rows, columns), as they are looked at, as the file that the worker stores."""
+    """Return slices (slices, rows, columns), as they are looked at, as the file that the worker
+    stores.
+    """
     pixels = slices.astype(np.float32)
-    series = Series(tuple(Slice(each, unit, spacing_mm=(0.5, 0.5)) for each in pixels), distance_mm=5.0)
+    series = Series(
+        tuple(Slice(each, unit, spacing_mm=(0.5, 0.5)) for each in pixels), distance_mm=5.0
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "series.nii.gz"
         write_volume(series, path)
@@ -33,26 +37,57 @@ def stored_series(slices: NDArray[Any], unit: Unit = "hu") -> bytes:
 
 
 def heat(index: int) -> bytes:
-    """Return the heat map of a slice: a picture of another color for each, through which one sees."""
+    """Return the heat map of a slice: a picture of another color for each, through which one
+    sees.
+    """
     file = io.BytesIO()
     Image.new("RGBA", (2, 2), (255, index, 0, 1)).save(file, "PNG")
     return file.getvalue()
 
 
-def add_series(app: Flask, slices: NDArray[Any], username: str = "ann", *, unit: Unit = "hu") -> str:
-    """Add a series of that person with its verdict, and heat maps of its first and last slice; return its id.
+def add_series(
+    app: Flask, slices: NDArray[Any], username: str = "ann", *, unit: Unit = "hu"
+) -> str:
+    """Add a series of that person with its verdict, and heat maps of its first and last slice;
+    return its id.
 
     Slices become ever more suspicious.
     """
     last = len(slices) - 1
     with app.app_context():
         user_id = db.session.scalars(select(User.id).where(User.username == username)).one()
-        version = ModelVersion(card_id="0123456789ab", architecture="cnn_gru", reads="series", storage_prefix="models/none", card={})
-        scan = Scan(user_id=user_id, kind="dicom", original_key="originals/none.dcm", status=JobStatus.DONE, finished_at=utc_now())
-        told = {"probability": 0.9, "threshold": 0.4, "positive": True, "uncertain": False, "warnings": [], "seconds": 0.5}
+        version = ModelVersion(
+            card_id="0123456789ab",
+            architecture="cnn_gru",
+            reads="series",
+            storage_prefix="models/none",
+            card={},
+        )
+        scan = Scan(
+            user_id=user_id,
+            kind="dicom",
+            original_key="originals/none.dcm",
+            status=JobStatus.DONE,
+            finished_at=utc_now(),
+        )
+        told = {
+            "probability": 0.9,
+            "threshold": 0.4,
+            "positive": True,
+            "uncertain": False,
+            "warnings": [],
+            "seconds": 0.5,
+        }
         suspicious = [round(index / max(last, 1), 3) for index in range(last + 1)]
-        scan.prediction = Prediction(model_version=version, slices=suspicious, first_slices=list(range(last, last - 5, -1)), **told)
-        scan.prediction.heatmap = Heatmap(status=JobStatus.DONE, slices=[0, last], finished_at=utc_now())
+        scan.prediction = Prediction(
+            model_version=version,
+            slices=suspicious,
+            first_slices=list(range(last, last - 5, -1)),
+            **told,
+        )
+        scan.prediction.heatmap = Heatmap(
+            status=JobStatus.DONE, slices=[0, last], finished_at=utc_now()
+        )
         db.session.add_all([version, scan])
         db.session.flush()
         scan.volume_key, scan.image_key = f"volumes/{scan.id}.nii.gz", f"images/{scan.id}.png"

@@ -21,7 +21,16 @@ from werkzeug.test import TestResponse, encode_multipart
 from tests.conftest import PASSWORD, app_on, make_user
 from webapp.api import pictures
 from webapp.extensions import db, utc_now
-from webapp.models import ORIGINAL_REMOVED, ApiToken, Heatmap, JobStatus, ModelVersion, Prediction, Scan, User
+from webapp.models import (
+    ORIGINAL_REMOVED,
+    ApiToken,
+    Heatmap,
+    JobStatus,
+    ModelVersion,
+    Prediction,
+    Scan,
+    User,
+)
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.storage import storage
 
@@ -45,7 +54,9 @@ def make_token(app: Flask, user_id: str) -> str:
 def client_of(app: Flask, username: str) -> FlaskClient:
     """Return an API client that acts for a new person."""
     client = app.test_client()
-    client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {make_token(app, make_user(app, username))}"
+    client.environ_base["HTTP_AUTHORIZATION"] = (
+        f"Bearer {make_token(app, make_user(app, username))}"
+    )
     return client
 
 
@@ -58,17 +69,27 @@ def ann(app: Flask) -> FlaskClient:
 def add_scan(app: Flask, username: str = "ann", **columns: Any) -> str:
     """Add a scan of that person; return its id."""
     with app.app_context():
-        user_id = db.session.execute(db.text("SELECT id FROM user WHERE username = :name"), {"name": username}).scalar_one()
+        user_id = db.session.execute(
+            db.text("SELECT id FROM user WHERE username = :name"), {"name": username}
+        ).scalar_one()
         scan = Scan(user_id=user_id, kind="png", original_key="originals/none.png", **columns)
         db.session.add(scan)
         db.session.commit()
         return scan.id
 
 
-def add_verdict(app: Flask, scan_id: str, *, drawing: JobStatus = JobStatus.QUEUED, **heatmap: str | None) -> str:
+def add_verdict(
+    app: Flask, scan_id: str, *, drawing: JobStatus = JobStatus.QUEUED, **heatmap: str | None
+) -> str:
     """Add the verdict on a scan and the row of its heat map; return the model version's id."""
     with app.app_context():
-        version = ModelVersion(card_id="0" * 12, architecture="alexnet_svm", reads="slice", storage_prefix="models/none", card={})
+        version = ModelVersion(
+            card_id="0" * 12,
+            architecture="alexnet_svm",
+            reads="slice",
+            storage_prefix="models/none",
+            card={},
+        )
         scan = db.session.get_one(Scan, scan_id)
         scan.status, scan.progress, scan.finished_at = JobStatus.DONE, 1.0, utc_now()
         scan.prediction = Prediction(
@@ -100,7 +121,13 @@ def problem_of(answer: TestResponse, status: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "header", [{}, {"Authorization": "Basic YTpi"}, {"Authorization": "Bearer "}, {"Authorization": "Bearer nonsense"}]
+    "header",
+    [
+        {},
+        {"Authorization": "Basic YTpi"},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer nonsense"},
+    ],
 )
 def test_without_a_known_token_there_is_nothing(app: Flask, header: dict[str, str]) -> None:
     answer = app.test_client().get("/api/v1/scans", headers=header)
@@ -114,8 +141,12 @@ def test_a_login_in_a_browser_is_no_token(logged_in: Callable[..., FlaskClient])
     problem_of(browser.post("/api/v1/scans", data={"file": (io.BytesIO(png()), "a.png")}), 401)
 
 
-def test_a_persons_uploads_are_counted_together_by_whichever_token_or_browser_they_come(tmp_path: Path) -> None:
-    app = app_on(f"sqlite:///{tmp_path / 'test.db'}", tmp_path, RATELIMIT_ENABLED=True, UPLOADS_PER_MINUTE=3)
+def test_a_persons_uploads_are_counted_together_by_whichever_token_or_browser_they_come(
+    tmp_path: Path,
+) -> None:
+    app = app_on(
+        f"sqlite:///{tmp_path / 'test.db'}", tmp_path, RATELIMIT_ENABLED=True, UPLOADS_PER_MINUTE=3
+    )
     ann = client_of(app, "ann")
     with app.app_context():
         ann_id = db.session.scalars(select(User.id)).one()
@@ -127,8 +158,16 @@ def test_a_persons_uploads_are_counted_together_by_whichever_token_or_browser_th
     def send(client: FlaskClient, path: str) -> int:
         return client.post(path, data={"file": (io.BytesIO(png()), "a.png")}).status_code
 
-    assert [send(ann, "/api/v1/scans"), send(other, "/api/v1/scans"), send(browser, "/scans")] == [202, 202, 302]
-    assert [send(ann, "/api/v1/scans"), send(other, "/api/v1/scans"), send(browser, "/scans")] == [429, 429, 429]
+    assert [send(ann, "/api/v1/scans"), send(other, "/api/v1/scans"), send(browser, "/scans")] == [
+        202,
+        202,
+        302,
+    ]
+    assert [send(ann, "/api/v1/scans"), send(other, "/api/v1/scans"), send(browser, "/scans")] == [
+        429,
+        429,
+        429,
+    ]
     assert send(client_of(app, "bob"), "/api/v1/scans") == 202
     with app.app_context():
         db.session.remove()
@@ -144,7 +183,10 @@ def test_another_users_scan_is_404_everywhere(app: Flask, ann: FlaskClient) -> N
     add_verdict(app, scan_id)
     bob = client_of(app, "bob")
     for path in ("", "/image.png", "/heatmap.png"):
-        refusals = {problem_of(bob.get(f"/api/v1/scans/{id}{path}"), 404) for id in (scan_id, "0" * 32, "nonsense", "%00")}
+        refusals = {
+            problem_of(bob.get(f"/api/v1/scans/{id}{path}"), 404)
+            for id in (scan_id, "0" * 32, "nonsense", "%00")
+        }
         assert refusals == {"You have no such scan."}
     assert bob.get("/api/v1/scans").json["total"] == 0
     assert ann.get("/api/v1/scans").json["total"] == 1
@@ -154,7 +196,9 @@ def test_another_users_scan_is_404_everywhere(app: Flask, ann: FlaskClient) -> N
 
 
 def test_a_picture_is_accepted_at_once(app: Flask, ann: FlaskClient) -> None:
-    answer = ann.post("/api/v1/scans", data={"file": (io.BytesIO(png()), "a.png"), "title": "Monday"})
+    answer = ann.post(
+        "/api/v1/scans", data={"file": (io.BytesIO(png()), "a.png"), "title": "Monday"}
+    )
     assert answer.status_code == 202, answer.text
     assert set(answer.json) == {"id", "status", "url", "scans"}
     first = {name: answer.json[name] for name in ("id", "status", "url")}
@@ -176,13 +220,19 @@ def test_no_transaction_is_open_while_an_upload_comes_in(ann: FlaskClient) -> No
             return super().readinto(buffer)
 
     boundary, body = encode_multipart({"file": FileStorage(io.BytesIO(png()), "a.png")})
-    answer = ann.post("/api/v1/scans", input_stream=Line(body), content_type=f"multipart/form-data; boundary={boundary}")
+    answer = ann.post(
+        "/api/v1/scans",
+        input_stream=Line(body),
+        content_type=f"multipart/form-data; boundary={boundary}",
+    )
     assert answer.status_code == 202, answer.text
     assert set(open_while_read) == {False}
 
 
 def test_several_pictures_become_several_scans_in_their_order(ann: FlaskClient) -> None:
-    answer = ann.post("/api/v1/scans", data={"file": [(io.BytesIO(png(64 + i)), f"{i}.png") for i in range(3)]})
+    answer = ann.post(
+        "/api/v1/scans", data={"file": [(io.BytesIO(png(64 + i)), f"{i}.png") for i in range(3)]}
+    )
     assert answer.status_code == 202, answer.text
     assert len({job["id"] for job in answer.json["scans"]}) == 3
     assert answer.json["id"] == answer.json["scans"][0]["id"]
@@ -193,8 +243,13 @@ def test_several_pictures_become_several_scans_in_their_order(ann: FlaskClient) 
     [(b"", "empty.png"), (b"This is a text.", "text.png"), (png()[:40], "truncated.png")],
     ids=["empty", "text", "truncated"],
 )
-def test_a_bad_file_is_refused_with_a_sentence_and_nothing_is_kept(app: Flask, ann: FlaskClient, content: bytes, name: str) -> None:
-    answer = ann.post("/api/v1/scans", data={"file": [(io.BytesIO(png()), "good.png"), (io.BytesIO(content), name)]})
+def test_a_bad_file_is_refused_with_a_sentence_and_nothing_is_kept(
+    app: Flask, ann: FlaskClient, content: bytes, name: str
+) -> None:
+    answer = ann.post(
+        "/api/v1/scans",
+        data={"file": [(io.BytesIO(png()), "good.png"), (io.BytesIO(content), name)]},
+    )
     assert problem_of(answer, 422).endswith(".")
     assert ann.get("/api/v1/scans").json["total"] == 0
     with app.app_context():
@@ -202,18 +257,29 @@ def test_a_bad_file_is_refused_with_a_sentence_and_nothing_is_kept(app: Flask, a
 
 
 def test_no_file_is_told(ann: FlaskClient) -> None:
-    assert "file" in problem_of(ann.post("/api/v1/scans", data={"title": "none"}, content_type="multipart/form-data"), 422)
+    assert "file" in problem_of(
+        ann.post("/api/v1/scans", data={"title": "none"}, content_type="multipart/form-data"), 422
+    )
     assert "file" in problem_of(ann.post("/api/v1/scans"), 422)
 
 
-@pytest.mark.parametrize("media", ["application/json", "image/png", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize(
+    "media", ["application/json", "image/png", "application/x-www-form-urlencoded"]
+)
 def test_a_body_that_is_not_multipart_is_told(ann: FlaskClient, media: str) -> None:
-    assert "multipart/form-data" in problem_of(ann.post("/api/v1/scans", data=b"{}", content_type=media), 415)
+    assert "multipart/form-data" in problem_of(
+        ann.post("/api/v1/scans", data=b"{}", content_type=media), 415
+    )
 
 
 def test_a_body_over_the_limit_is_413(app: Flask, ann: FlaskClient) -> None:
     app.config["MAX_CONTENT_LENGTH"] = 2**20
-    problem_of(ann.post("/api/v1/scans", data=bytes(3 * 2**20), content_type="multipart/form-data; boundary=x"), 413)
+    problem_of(
+        ann.post(
+            "/api/v1/scans", data=bytes(3 * 2**20), content_type="multipart/form-data; boundary=x"
+        ),
+        413,
+    )
     assert ann.get("/api/v1/scans").json["total"] == 0
 
 
@@ -224,26 +290,59 @@ def test_a_queued_scan_has_no_result(app: Flask, ann: FlaskClient) -> None:
     told = ann.get(f"/api/v1/scans/{add_scan(app)}").json
     assert set(told) == {
         *("id", "status", "progress", "error", "title", "kind", "slice_count", "stat", "notes"),
-        *("created_at", "finished_at", "original_removed_at", "score_anyway_url", "earlier_attempts", "result"),
+        *(
+            "created_at",
+            "finished_at",
+            "original_removed_at",
+            "score_anyway_url",
+            "earlier_attempts",
+            "result",
+        ),
     }
-    assert (told["status"], told["progress"], told["error"], told["finished_at"], told["result"]) == ("queued", 0.0, None, None, None)
+    assert (
+        told["status"],
+        told["progress"],
+        told["error"],
+        told["finished_at"],
+        told["result"],
+    ) == ("queued", 0.0, None, None, None)
     assert told["created_at"].endswith("+00:00")
 
 
 def test_a_failed_scan_tells_why(app: Flask, ann: FlaskClient) -> None:
-    scan_id = add_scan(app, status=JobStatus.FAILED, error="The picture is empty.", finished_at=utc_now())
+    scan_id = add_scan(
+        app, status=JobStatus.FAILED, error="The picture is empty.", finished_at=utc_now()
+    )
     told = ann.get(f"/api/v1/scans/{scan_id}").json
-    assert (told["status"], told["error"], told["result"]) == ("failed", "The picture is empty.", None)
+    assert (told["status"], told["error"], told["result"]) == (
+        "failed",
+        "The picture is empty.",
+        None,
+    )
 
 
-def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(app: Flask, ann: FlaskClient) -> None:
-    refused = {"status": JobStatus.FAILED, "error": "This does not look like a head CT.", "not_head_ct": 0.97, "finished_at": utc_now()}
-    scan_id, other = add_scan(app, **refused), add_scan(app, status=JobStatus.FAILED, error="The picture is empty.")
+def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(
+    app: Flask, ann: FlaskClient
+) -> None:
+    refused = {
+        "status": JobStatus.FAILED,
+        "error": "This does not look like a head CT.",
+        "not_head_ct": 0.97,
+        "finished_at": utc_now(),
+    }
+    scan_id, other = (
+        add_scan(app, **refused),
+        add_scan(app, status=JobStatus.FAILED, error="The picture is empty."),
+    )
     url = ann.get(f"/api/v1/scans/{scan_id}").json["score_anyway_url"]
     assert url.endswith(f"/api/v1/scans/{scan_id}/score-anyway")
     problem_of(client_of(app, "eve").post(url), 404)
     answer = ann.post(url)
-    assert (answer.status_code, answer.json["id"], answer.json["status"]) == (202, scan_id, "queued")
+    assert (answer.status_code, answer.json["id"], answer.json["status"]) == (
+        202,
+        scan_id,
+        "queued",
+    )
     told = ann.get(f"/api/v1/scans/{scan_id}").json
     assert (told["status"], told["error"], told["score_anyway_url"]) == ("queued", None, None)
     problem_of(ann.post(url), 409)
@@ -256,7 +355,10 @@ def test_a_scan_is_cancelled_tried_again_and_deleted(app: Flask, ann: FlaskClien
         problem_of(client_of(app, f"eve-{verb}").post(f"{url}/{verb}"), 404)
     problem_of(client_of(app, "eve").delete(url), 404)
     problem_of(ann.post(f"{url}/retry"), 409)
-    assert (ann.post(f"{url}/cancel").status_code, ann.get(url).json["status"]) == (200, "cancelled")
+    assert (ann.post(f"{url}/cancel").status_code, ann.get(url).json["status"]) == (
+        200,
+        "cancelled",
+    )
     problem_of(ann.post(f"{url}/cancel"), 409)
     assert (ann.post(f"{url}/retry").status_code, ann.get(url).json["status"]) == (202, "queued")
     gone = ann.delete(url)
@@ -265,7 +367,9 @@ def test_a_scan_is_cancelled_tried_again_and_deleted(app: Flask, ann: FlaskClien
     problem_of(ann.delete(url), 404)
 
 
-def test_a_scan_whose_original_is_not_kept_tells_so_and_cannot_be_tried_again(app: Flask, ann: FlaskClient) -> None:
+def test_a_scan_whose_original_is_not_kept_tells_so_and_cannot_be_tried_again(
+    app: Flask, ann: FlaskClient
+) -> None:
     kept = add_scan(app)
     assert ann.get(f"/api/v1/scans/{kept}").json["original_removed_at"] is None
     scan_id = add_scan(app, status=JobStatus.FAILED, not_head_ct=0.9, original_removed_at=utc_now())
@@ -275,7 +379,9 @@ def test_a_scan_whose_original_is_not_kept_tells_so_and_cannot_be_tried_again(ap
     assert problem_of(ann.post(f"/api/v1/scans/{scan_id}/score-anyway"), 409)
 
 
-def test_a_heat_map_that_could_not_be_drawn_answers_with_its_sentence(app: Flask, ann: FlaskClient) -> None:
+def test_a_heat_map_that_could_not_be_drawn_answers_with_its_sentence(
+    app: Flask, ann: FlaskClient
+) -> None:
     scan_id = add_scan(app)
     add_verdict(app, scan_id, drawing=JobStatus.FAILED, error=ORIGINAL_REMOVED)
     assert problem_of(ann.get(f"/api/v1/scans/{scan_id}/heatmap.png"), 404) == ORIGINAL_REMOVED
@@ -302,16 +408,23 @@ def test_a_verdict_is_told_in_full(app: Flask, ann: FlaskClient) -> None:
     }
 
 
-def test_types_of_bleeding_are_told_of_the_scan_and_of_each_slice(app: Flask, ann: FlaskClient) -> None:
+def test_types_of_bleeding_are_told_of_the_scan_and_of_each_slice(
+    app: Flask, ann: FlaskClient
+) -> None:
     scan_id = add_scan(app)
     add_verdict(app, scan_id)
     with app.app_context():
-        told = {name: {"probability": value, "slices": [value]} for name, value in (("epidural", 0.5), ("subdural", 0.25))}
+        told = {
+            name: {"probability": value, "slices": [value]}
+            for name, value in (("epidural", 0.5), ("subdural", 0.25))
+        }
         db.session.query(Prediction).update({"types": told})
         db.session.commit()
     result = ann.get(f"/api/v1/scans/{scan_id}").json["result"]
     assert result["types"] == {"epidural": 0.5, "subdural": 0.25}
-    assert result["slices"] == [{"index": 0, "probability": 0.75, "types": {"epidural": 0.5, "subdural": 0.25}}]
+    assert result["slices"] == [
+        {"index": 0, "probability": 0.75, "types": {"epidural": 0.5, "subdural": 0.25}}
+    ]
 
 
 def test_a_heat_map_that_could_not_be_drawn_has_no_url(app: Flask, ann: FlaskClient) -> None:
@@ -328,7 +441,12 @@ def test_polling_an_unchanged_scan_is_304_until_it_changes(app: Flask, ann: Flas
     assert (again.status_code, again.data) == (304, b"")
     assert again.headers["ETag"] == first.headers["ETag"]
     add_verdict(app, scan_id)
-    assert ann.get(f"/api/v1/scans/{scan_id}", headers={"If-None-Match": first.headers["ETag"]}).status_code == 200
+    assert (
+        ann.get(
+            f"/api/v1/scans/{scan_id}", headers={"If-None-Match": first.headers["ETag"]}
+        ).status_code
+        == 200
+    )
 
 
 def test_polling_is_two_statements_and_reads_no_card(app: Flask, ann: FlaskClient) -> None:
@@ -363,7 +481,17 @@ def test_the_list_can_be_limited_to_a_status(app: Flask, ann: FlaskClient) -> No
     assert ([scan["id"] for scan in page["items"]], page["total"]) == ([failed], 1)
 
 
-@pytest.mark.parametrize("query", ["page=0", "page=x", "page=99999999999999999999", "per_page=0", "per_page=101", "status=finished"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "page=0",
+        "page=x",
+        "page=99999999999999999999",
+        "per_page=0",
+        "per_page=101",
+        "status=finished",
+    ],
+)
 def test_a_nonsensical_query_is_422_and_names_the_parameter(ann: FlaskClient, query: str) -> None:
     assert problem_of(ann.get(f"/api/v1/scans?{query}"), 422).startswith(query.split("=")[0])
 
@@ -377,26 +505,37 @@ def test_a_heat_map_is_sent_once_drawn(app: Flask, ann: FlaskClient) -> None:
     with app.app_context():
         storage.put("heatmaps/x.png", b"\x89PNG...")
     answer = ann.get(f"/api/v1/scans/{scan_id}/heatmap.png")
-    assert (answer.status_code, answer.data, answer.content_type) == (200, b"\x89PNG...", "image/png")
+    assert (answer.status_code, answer.data, answer.content_type) == (
+        200,
+        b"\x89PNG...",
+        "image/png",
+    )
     assert "private" in answer.headers["Cache-Control"]
 
 
-def test_a_request_for_a_heat_map_waits_until_it_is_drawn(app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_for_a_heat_map_waits_until_it_is_drawn(
+    app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scan_id = add_scan(app)
     add_verdict(app, scan_id)
     with app.app_context():
         storage.put("heatmaps/x.png", b"drawn")
 
     def draw_meanwhile(_seconds: float) -> None:
-        with app.app_context():  # Another process; it could not write here if the request held a transaction.
-            db.session.query(Heatmap).update({"status": JobStatus.DONE, "image_key": "heatmaps/x.png"})
+        # Another process; it could not write here if the request held a transaction.
+        with app.app_context():
+            db.session.query(Heatmap).update(
+                {"status": JobStatus.DONE, "image_key": "heatmaps/x.png"}
+            )
             db.session.commit()
 
     monkeypatch.setattr(time, "sleep", draw_meanwhile)
     assert ann.get(f"/api/v1/scans/{scan_id}/heatmap.png").data == b"drawn"
 
 
-def test_a_heat_map_that_takes_longer_is_202_with_the_time_to_wait(app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heat_map_that_takes_longer_is_202_with_the_time_to_wait(
+    app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pictures, "HEATMAP_WAIT_S", 0)
     scan_id = add_scan(app)
     add_verdict(app, scan_id)
@@ -406,7 +545,9 @@ def test_a_heat_map_that_takes_longer_is_202_with_the_time_to_wait(app: Flask, a
     assert "no-cache" in answer.headers["Cache-Control"]
 
 
-def test_before_the_verdict_a_heat_map_is_not_waited_for(app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_the_verdict_a_heat_map_is_not_waited_for(
+    app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("It waited."))
     problem_of(ann.get(f"/api/v1/scans/{add_scan(app)}/heatmap.png"), 202)
 
@@ -421,7 +562,10 @@ def test_the_picture_is_202_until_made_and_then_sent(app: Flask, ann: FlaskClien
     problem_of(ann.get(f"/api/v1/scans/{add_scan(app)}/image.png"), 202)
     with app.app_context():
         storage.put("images/x.png", b"made")
-    assert ann.get(f"/api/v1/scans/{add_scan(app, image_key='images/x.png')}/image.png").data == b"made"
+    assert (
+        ann.get(f"/api/v1/scans/{add_scan(app, image_key='images/x.png')}/image.png").data
+        == b"made"
+    )
 
 
 # --- errors and the document
@@ -450,7 +594,12 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
     assert document["security"] == [{"token": []}]
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
     submit = document["paths"]["/api/v1/scans"]["post"]
-    assert submit["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"]["type"] == "array"
+    assert (
+        submit["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"][
+            "type"
+        ]
+        == "array"
+    )
     assert set(submit["responses"]) == {"202", "401", "413", "415", "422", "429", "503"}
     assert set(submit["responses"]["422"]["content"]) == {"application/problem+json"}
     page = document["components"]["schemas"]["ScansPage"]["properties"]
@@ -458,7 +607,9 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
 
 
 def test_how_earlier_attempts_ended_is_told(app: Flask, ann: FlaskClient) -> None:
-    scan_id = add_scan(app, status=JobStatus.FAILED, error="The file is empty.", finished_at=utc_now())
+    scan_id = add_scan(
+        app, status=JobStatus.FAILED, error="The file is empty.", finished_at=utc_now()
+    )
     assert ann.post(f"/api/v1/scans/{scan_id}/retry").status_code == 202
     (attempt,) = ann.get(f"/api/v1/scans/{scan_id}").json["earlier_attempts"]
     assert (attempt["outcome"], attempt["started_at"]) == ("The file is empty.", None)

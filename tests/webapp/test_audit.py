@@ -17,7 +17,17 @@ from tests.conftest import PASSWORD, make_user
 from tests.webapp.admin.conftest import NOBODY, add_dataset, add_run, add_version, zip_of
 from webapp import create_app
 from webapp.extensions import db, utc_now
-from webapp.models import Act, ApiToken, AuditEvent, Dataset, JobStatus, LoginSession, Role, Scan, User
+from webapp.models import (
+    Act,
+    ApiToken,
+    AuditEvent,
+    Dataset,
+    JobStatus,
+    LoginSession,
+    Role,
+    Scan,
+    User,
+)
 
 PHANTOM = "phantom-1.png"
 
@@ -53,7 +63,9 @@ def test_what_happens_to_an_account_is_kept(any_database_app: Flask) -> None:
     person = {"username": "ann", "name": "Ann", "email": "ann@example.org", "password": PASSWORD}
     client.post("/signup", data=person)
     ann = only_id(app, User)
-    client.post("/account", data={"current_password": PASSWORD, "password": "another long password"})
+    client.post(
+        "/account", data={"current_password": PASSWORD, "password": "another long password"}
+    )
     client.post("/account/tokens", data={"name": "a script"})
     token = only_id(app, ApiToken)
     client.post(f"/account/tokens/{token}/revoke")
@@ -75,10 +87,13 @@ def test_what_happens_to_an_account_is_kept(any_database_app: Flask) -> None:
     with app.app_context():
         kept = str([vars(event) for event in db.session.scalars(select(AuditEvent))])
     assert "127.0.0.1" in kept
-    assert "example.org" not in kept and "nobody" not in kept  # People type passwords into the field for the username.
+    # People type passwords into the field for the username.
+    assert "example.org" not in kept and "nobody" not in kept
 
 
-def test_what_happens_to_a_scan_is_kept_whether_a_browser_or_a_token_asks(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_what_happens_to_a_scan_is_kept_whether_a_browser_or_a_token_asks(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     browser = logged_in("ann")
     ann = only_id(app, User)
     answer = browser.post("/account/tokens", data={"name": "a script"})
@@ -101,7 +116,9 @@ def test_what_happens_to_a_scan_is_kept_whether_a_browser_or_a_token_asks(app: F
         for refused in ("cancel", "retry", "score-anyway"):
             client.post(f"{path}/{scan}/{refused}")
         assert events(app) == before  # What was refused did not happen.
-        client.delete(f"{path}/{scan}") if client is program else client.post(f"{path}/{scan}/delete")
+        client.delete(f"{path}/{scan}") if client is program else client.post(
+            f"{path}/{scan}/delete"
+        )
         assert newest(app) == (Act.SCAN_DELETED, ann, scan)
 
 
@@ -116,16 +133,26 @@ def test_what_an_admin_does_is_kept(app: Flask, logged_in: Callable[..., FlaskCl
         (f"/admin/users/{ann}/reset-link", {}, (Act.RESET_LINK_MADE, root, ann)),
         (f"/admin/users/{ann}/disable", {}, (Act.USER_DISABLED, root, ann)),
         (f"/admin/users/{ann}/enable", {}, (Act.USER_ENABLED, root, ann)),
-        (f"/admin/models/{version}/promote", {"reason": "better"}, (Act.VERSION_PROMOTED, root, version)),
+        (
+            f"/admin/models/{version}/promote",
+            {"reason": "better"},
+            (Act.VERSION_PROMOTED, root, version),
+        ),
         (f"/admin/runs/{run}/cancel", {}, (Act.RUN_CANCELLED, root, run)),
         (f"/admin/runs/{run}/retry", {}, (Act.RUN_RETRIED, root, run)),
     ):
         assert admin.post(path, data=data).status_code in (200, 302)
         assert newest(app) == expected
     form = {"name": "mine", "archive": (zip_of(a="b"), "x.zip")}
-    assert admin.post("/admin/datasets", data=form, content_type="multipart/form-data").status_code == 302
+    assert (
+        admin.post("/admin/datasets", data=form, content_type="multipart/form-data").status_code
+        == 302
+    )
     dataset = only_id(app, Dataset)
-    assert events(app)[-2:] == [(Act.DATASET_DELETED, root, failed), (Act.DATASET_IMPORTED, root, dataset)]
+    assert events(app)[-2:] == [
+        (Act.DATASET_DELETED, root, failed),
+        (Act.DATASET_IMPORTED, root, dataset),
+    ]
     for path, expected in (
         (f"/admin/datasets/{dataset}/cancel", (Act.IMPORT_CANCELLED, root, dataset)),
         (f"/admin/datasets/{dataset}/delete", (Act.DATASET_DELETED, root, dataset)),
@@ -135,7 +162,9 @@ def test_what_an_admin_does_is_kept(app: Flask, logged_in: Callable[..., FlaskCl
         assert newest(app) == expected
 
 
-def test_what_is_done_at_the_command_line_is_kept(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_done_at_the_command_line_is_kept(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HEMOSCAN_PASSWORD", PASSWORD)
     commands = app.test_cli_runner()
     assert commands.invoke(args=["create-admin", "root"]).exit_code == 0
@@ -164,14 +193,18 @@ def test_who_asks_for_what_is_not_theirs_is_kept_once_a_minute(any_database_app:
         assert other.get(path).status_code == 404
     assert events(app)[len(before) :] == [(Act.ACCESS_REFUSED, bob, scan)]
     with app.app_context():
-        past = AuditEvent(act=Act.ACCESS_REFUSED, actor_id=bob, address="", at=utc_now() - timedelta(seconds=61))
+        past = AuditEvent(
+            act=Act.ACCESS_REFUSED, actor_id=bob, address="", at=utc_now() - timedelta(seconds=61)
+        )
         db.session.add(past)
         db.session.commit()
     assert other.post("/admin/runs/new").status_code == 404
     assert newest(app) == (Act.ACCESS_REFUSED, bob, None)
 
 
-def test_an_act_that_is_not_committed_leaves_no_event(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_act_that_is_not_committed_leaves_no_event(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_user(app, "ann")
     client = app.test_client()
 
@@ -186,9 +219,16 @@ def test_an_act_that_is_not_committed_leaves_no_event(app: Flask, monkeypatch: p
         assert db.session.scalars(select(LoginSession)).all() == []
 
 
-def test_the_database_refuses_to_change_or_delete_an_event(database_url: str, tmp_path: Path) -> None:
+def test_the_database_refuses_to_change_or_delete_an_event(
+    database_url: str, tmp_path: Path
+) -> None:
     app = create_app(
-        {"SECRET_KEY": "x", "HEMOSCAN_HOME": tmp_path, "DATABASE_URL": database_url, "BROKER_URL": f"redis+socket://{tmp_path / 'none'}"}
+        {
+            "SECRET_KEY": "x",
+            "HEMOSCAN_HOME": tmp_path,
+            "DATABASE_URL": database_url,
+            "BROKER_URL": f"redis+socket://{tmp_path / 'none'}",
+        }
     )
     with app.app_context():
         flask_migrate.upgrade()
@@ -222,14 +262,26 @@ class TestPage:
         assert shown("object=ann") == shown(f"object={ann}") == ["user disabled", "logged in"]
         assert shown("by=root&object=ann") == ["user disabled"]
         assert len(shown("address=127.0.0.1")) == 3
-        for nothing in ("by=nobody", "address=%00", "address=192.0.2.1", "object=%00", "by=' OR 1=1 --", "before=0"):
+        for nothing in (
+            "by=nobody",
+            "address=%00",
+            "address=192.0.2.1",
+            "object=%00",
+            "by=' OR 1=1 --",
+            "before=0",
+        ):
             assert shown(nothing) == [], nothing
         assert shown("act=no-such-act&before=x") == shown("")
 
-    def test_a_long_log_is_paged_and_no_page_counts_it(self, app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+    def test_a_long_log_is_paged_and_no_page_counts_it(
+        self, app: Flask, logged_in: Callable[..., FlaskClient]
+    ) -> None:
         admin = logged_in("root", Role.ADMIN)
         with app.app_context():
-            db.session.add_all(AuditEvent(act=Act.SCAN_SUBMITTED, address="192.0.2.1", object_id=f"{number:032}") for number in range(60))
+            db.session.add_all(
+                AuditEvent(act=Act.SCAN_SUBMITTED, address="192.0.2.1", object_id=f"{number:032}")
+                for number in range(60)
+            )
             db.session.commit()
         page = admin.get("/admin/audit?act=scan+submitted").text
         assert page.count("192.0.2.1") == 50
@@ -239,7 +291,9 @@ class TestPage:
         assert f"{9:032}" in rest and f"{10:032}" not in rest
         assert 'rel="next"' not in rest
 
-    def test_a_deleted_person_stays_in_the_log_by_id_alone(self, app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+    def test_a_deleted_person_stays_in_the_log_by_id_alone(
+        self, app: Flask, logged_in: Callable[..., FlaskClient]
+    ) -> None:
         ann = make_user(app, "ann")
         app.test_client().post("/login", data={"username": "ann", "password": PASSWORD})
         with app.app_context():

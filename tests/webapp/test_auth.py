@@ -18,7 +18,13 @@ from webapp.extensions import db, utc_now
 from webapp.models import ApiToken, LoginSession, PasswordReset, User
 from webapp.models.accounts import new_secret, secret_hash
 
-ANN = {"username": "Ann", "name": "Ann Lee", "email": "Ann@example.org", "phone": "+49 30 1234", "password": PASSWORD}
+ANN = {
+    "username": "Ann",
+    "name": "Ann Lee",
+    "email": "Ann@example.org",
+    "phone": "+49 30 1234",
+    "password": PASSWORD,
+}
 
 
 def count(app: Flask, table: type[db.Model]) -> int:  # type: ignore[name-defined]
@@ -43,7 +49,13 @@ def reset_link(app: Flask, user_id: str, hours: float = 24) -> str:
     """Return the path of a link that sets a new password."""
     secret = new_secret()
     with app.app_context():
-        db.session.add(PasswordReset(user_id=user_id, secret_hash=secret_hash(secret), expires_at=utc_now() + timedelta(hours=hours)))
+        db.session.add(
+            PasswordReset(
+                user_id=user_id,
+                secret_hash=secret_hash(secret),
+                expires_at=utc_now() + timedelta(hours=hours),
+            )
+        )
         db.session.commit()
     return f"/reset/{secret}"
 
@@ -68,10 +80,15 @@ def test_signing_up_makes_an_account_and_logs_in(any_database_app: Flask) -> Non
     ("second", "sentence"),
     [
         ({"username": "ANN", "email": "other@example.org"}, "This username is taken"),
-        ({"username": "bob", "email": "aNN@example.org"}, "There is an account with this email address already."),
+        (
+            {"username": "bob", "email": "aNN@example.org"},
+            "There is an account with this email address already.",
+        ),
     ],
 )
-def test_username_and_email_are_unique_without_regard_to_case(any_database_app: Flask, second: dict[str, str], sentence: str) -> None:
+def test_username_and_email_are_unique_without_regard_to_case(
+    any_database_app: Flask, second: dict[str, str], sentence: str
+) -> None:
     assert any_database_app.test_client().post("/signup", data=ANN).status_code == 302
     answer = any_database_app.test_client().post("/signup", data={**ANN, **second})
     assert answer.status_code == 400
@@ -98,7 +115,9 @@ def test_username_and_email_are_unique_without_regard_to_case(any_database_app: 
         ({"username": "annabella-lee", "password": "Annabella-Lee"}, "must not be the username"),
     ],
 )
-def test_what_cannot_be_stored_is_refused_with_a_sentence(any_database_app: Flask, wrong: dict[str, str], sentence: str) -> None:
+def test_what_cannot_be_stored_is_refused_with_a_sentence(
+    any_database_app: Flask, wrong: dict[str, str], sentence: str
+) -> None:
     answer = any_database_app.test_client().post("/signup", data={**ANN, **wrong})
     assert answer.status_code == 400
     assert sentence in answer.text
@@ -118,7 +137,9 @@ def test_a_name_is_shown_as_text(app: Flask) -> None:
 # --- logging in and out
 
 
-def test_a_login_is_a_row_with_only_a_hash(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_a_login_is_a_row_with_only_a_hash(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     client = logged_in("ann")
     with client.session_transaction() as cookie, app.app_context():
         row = db.session.scalars(select(LoginSession)).one()
@@ -128,7 +149,12 @@ def test_a_login_is_a_row_with_only_a_hash(app: Flask, logged_in: Callable[..., 
 
 def test_the_username_is_matched_without_regard_to_case(app: Flask) -> None:
     make_user(app, "ann")
-    assert app.test_client().post("/login", data={"username": " ANN ", "password": PASSWORD}).status_code == 302
+    assert (
+        app.test_client()
+        .post("/login", data={"username": " ANN ", "password": PASSWORD})
+        .status_code
+        == 302
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,7 +168,9 @@ def test_the_username_is_matched_without_regard_to_case(app: Flask) -> None:
         ("ann", "x" * 100_000),
     ],
 )
-def test_a_refused_login_does_not_tell_why(any_database_app: Flask, username: str, password: str) -> None:
+def test_a_refused_login_does_not_tell_why(
+    any_database_app: Flask, username: str, password: str
+) -> None:
     make_user(any_database_app, "ann")
     client = any_database_app.test_client()
     answer = client.post("/login", data={"username": username, "password": password})
@@ -152,7 +180,9 @@ def test_a_refused_login_does_not_tell_why(any_database_app: Flask, username: st
     assert not is_logged_in(client)
 
 
-def test_an_unknown_username_costs_an_argon2_check_too(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_username_costs_an_argon2_check_too(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from webapp import logins
 
     checks = []
@@ -162,7 +192,9 @@ def test_an_unknown_username_costs_an_argon2_check_too(app: Flask, monkeypatch: 
     assert checks == [1]
 
 
-def test_logging_out_ends_the_login_on_the_server(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_logging_out_ends_the_login_on_the_server(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     client = logged_in("ann")
     with client.session_transaction() as cookie:
         stolen = dict(cookie)
@@ -210,7 +242,9 @@ def test_a_page_that_needs_a_login_is_shown_after_it(app: Flask) -> None:
     assert asked.status_code == 302
     form = client.get(asked.location)
     assert 'value="/scans?page=2"' in form.text
-    answer = client.post("/login", data={"username": "ann", "password": PASSWORD, "next": "/scans?page=2"})
+    answer = client.post(
+        "/login", data={"username": "ann", "password": PASSWORD, "next": "/scans?page=2"}
+    )
     assert answer.location == "/scans?page=2"
 
 
@@ -229,7 +263,9 @@ def test_a_page_that_needs_a_login_is_shown_after_it(app: Flask) -> None:
 )
 def test_a_login_leads_to_no_other_site(app: Flask, target: str) -> None:
     make_user(app, "ann")
-    answer = app.test_client().post("/login", data={"username": "ann", "password": PASSWORD, "next": target})
+    answer = app.test_client().post(
+        "/login", data={"username": "ann", "password": PASSWORD, "next": target}
+    )
     assert (answer.status_code, answer.location) == (302, "/scans")
 
 
@@ -249,9 +285,13 @@ def test_too_many_failed_logins_are_slowed_down(tmp_path: Path) -> None:
     make_user(app, "ann")
     client = app.test_client()
     for _ in range(12):  # Those that succeed do not count.
-        assert client.post("/login", data={"username": "ann", "password": PASSWORD}).status_code == 302
+        assert (
+            client.post("/login", data={"username": "ann", "password": PASSWORD}).status_code == 302
+        )
     for _ in range(10):
-        assert client.post("/login", data={"username": "ann", "password": "wrong"}).status_code == 400
+        assert (
+            client.post("/login", data={"username": "ann", "password": "wrong"}).status_code == 400
+        )
     answer = client.post("/login", data={"username": "ann", "password": "wrong"})
     assert answer.status_code == 429
     assert "Too many tries" in answer.text
@@ -259,10 +299,20 @@ def test_too_many_failed_logins_are_slowed_down(tmp_path: Path) -> None:
         db.engine.dispose()
 
 
-def test_forms_without_a_csrf_token_are_refused(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_forms_without_a_csrf_token_are_refused(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     client = logged_in("ann")
     app.config["WTF_CSRF_ENABLED"] = True
-    for path in ("/login", "/signup", "/logout", "/account", "/account/tokens", "/scans", "/scans/phantom"):
+    for path in (
+        "/login",
+        "/signup",
+        "/logout",
+        "/account",
+        "/account/tokens",
+        "/scans",
+        "/scans/phantom",
+    ):
         answer = client.post(path, data=ANN)
         assert answer.status_code == 400, path
         assert "This form has expired" in answer.text
@@ -273,17 +323,26 @@ def test_forms_without_a_csrf_token_are_refused(app: Flask, logged_in: Callable[
 # --- passwords
 
 
-def test_changing_the_password_ends_the_other_logins(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_changing_the_password_ends_the_other_logins(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     here = logged_in("ann")
     elsewhere = app.test_client()
     elsewhere.post("/login", data={"username": "ann", "password": PASSWORD})
-    answer = here.post("/account", data={"current_password": PASSWORD, "password": "another long password"})
+    answer = here.post(
+        "/account", data={"current_password": PASSWORD, "password": "another long password"}
+    )
     assert answer.status_code == 302
     assert is_logged_in(here)
     assert not is_logged_in(elsewhere)
     fresh = app.test_client()
     assert fresh.post("/login", data={"username": "ann", "password": PASSWORD}).status_code == 400
-    assert fresh.post("/login", data={"username": "ann", "password": "another long password"}).status_code == 302
+    assert (
+        fresh.post(
+            "/login", data={"username": "ann", "password": "another long password"}
+        ).status_code
+        == 302
+    )
 
 
 @pytest.mark.parametrize(
@@ -294,12 +353,19 @@ def test_changing_the_password_ends_the_other_logins(app: Flask, logged_in: Call
         (PASSWORD, "", "Please fill in this field."),
     ],
 )
-def test_a_password_is_not_changed_without_reason(logged_in: Callable[..., FlaskClient], current: str, new: str, sentence: str) -> None:
+def test_a_password_is_not_changed_without_reason(
+    logged_in: Callable[..., FlaskClient], current: str, new: str, sentence: str
+) -> None:
     client = logged_in("ann")
     answer = client.post("/account", data={"current_password": current, "password": new})
     assert answer.status_code == 400
     assert sentence in answer.text
-    assert client.post("/account", data={"current_password": PASSWORD, "password": "another long password"}).status_code == 302
+    assert (
+        client.post(
+            "/account", data={"current_password": PASSWORD, "password": "another long password"}
+        ).status_code
+        == 302
+    )
 
 
 def test_a_reset_link_works_once_and_ends_all_logins(any_database_app: Flask) -> None:
@@ -317,7 +383,12 @@ def test_a_reset_link_works_once_and_ends_all_logins(any_database_app: Flask) ->
     for spent in (first, second):
         assert "has been used or has expired" in stranger.get(spent).text
         assert stranger.post(spent, data={"password": "yet another password"}).status_code == 404
-    assert stranger.post("/login", data={"username": "ann", "password": "another long password"}).status_code == 302
+    assert (
+        stranger.post(
+            "/login", data={"username": "ann", "password": "another long password"}
+        ).status_code
+        == 302
+    )
 
 
 @pytest.mark.parametrize("secret", ["nonsense", "%00", "x" * 5000])
@@ -327,13 +398,17 @@ def test_an_unknown_reset_link_is_404(any_database_app: Flask, secret: str) -> N
 
 def test_a_reset_link_expires(app: Flask) -> None:
     link = reset_link(app, make_user(app, "ann"), hours=-0.001)
-    assert app.test_client().post(link, data={"password": "another long password"}).status_code == 404
+    assert (
+        app.test_client().post(link, data={"password": "another long password"}).status_code == 404
+    )
 
 
 # --- API tokens
 
 
-def test_a_token_is_shown_once_and_only_its_hash_is_kept(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_a_token_is_shown_once_and_only_its_hash_is_kept(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     client = logged_in("ann")
     answer = client.post("/account/tokens", data={"name": "a script"})
     assert answer.status_code == 200
@@ -345,7 +420,12 @@ def test_a_token_is_shown_once_and_only_its_hash_is_kept(app: Flask, logged_in: 
     again = client.get("/account").text
     assert "a script" in again
     assert shown[1] not in again
-    assert app.test_client().get("/api/v1/scans", headers={"Authorization": f"Bearer {shown[1]}"}).status_code == 200
+    assert (
+        app.test_client()
+        .get("/api/v1/scans", headers={"Authorization": f"Bearer {shown[1]}"})
+        .status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize("name", ["", "x" * 81, "a\x00b"])
@@ -358,11 +438,15 @@ def test_there_is_an_end_to_tokens(app: Flask, logged_in: Callable[..., FlaskCli
     client = logged_in("ann")
     for _ in range(20):
         assert client.post("/account/tokens", data={"name": "a script"}).status_code == 200
-    assert "please revoke one first" in client.post("/account/tokens", data={"name": "a script"}).text
+    assert (
+        "please revoke one first" in client.post("/account/tokens", data={"name": "a script"}).text
+    )
     assert count(app, ApiToken) == 20
 
 
-def test_a_token_is_revoked_by_its_owner_only(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_a_token_is_revoked_by_its_owner_only(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     ann, bob = logged_in("ann"), logged_in("bob")
     ann.post("/account/tokens", data={"name": "a script"})
     with app.app_context():

@@ -85,7 +85,9 @@ def test_setup_makes_tables_an_admin_and_a_live_model(new_app: Flask, starter: P
         assert storage.keys(live.storage_prefix) == [
             f"{live.storage_prefix}/{name}" for name in ("card.json", "features.onnx", "head.onnx")
         ]
-        assert storage.get(f"{live.storage_prefix}/head.onnx") == (starter / "head.onnx").read_bytes()
+        assert (
+            storage.get(f"{live.storage_prefix}/head.onnx") == (starter / "head.onnx").read_bytes()
+        )
 
 
 def test_setup_again_changes_nothing_and_shows_no_password(new_app: Flask, starter: Path) -> None:
@@ -109,7 +111,11 @@ def test_setup_leaves_the_bare_mount_point_of_an_older_installation_alone(
     run(new_app, "setup")
     (tmp_path / "files").rename(tmp_path / "elsewhere")
     (tmp_path / "files").mkdir()
-    write_model(tmp_path / "newer", a_card(), {"features.onnx": features_graph(), "head.onnx": head_graph(gain=3.0)})
+    write_model(
+        tmp_path / "newer",
+        a_card(),
+        {"features.onnx": features_graph(), "head.onnx": head_graph(gain=3.0)},
+    )
     monkeypatch.setattr(cli, "STARTER_DIR", tmp_path / "newer")
 
     again = run(new_app, "setup")
@@ -126,7 +132,11 @@ def test_setup_makes_a_starter_for_series_live_for_series(
     new_app: Flask, starter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "starter_series"
-    write_model(folder, a_card(reads="series"), {"features.onnx": features_graph(), "head.onnx": head_graph(gain=3.0)})
+    write_model(
+        folder,
+        a_card(reads="series"),
+        {"features.onnx": features_graph(), "head.onnx": head_graph(gain=3.0)},
+    )
     monkeypatch.setattr(cli, "STARTER_SERIES_DIR", folder)
 
     said = run(new_app, "setup")
@@ -155,10 +165,16 @@ def test_two_setups_at_once_do_the_work_once(new_app: Flask, starter: Path) -> N
         assert db.session.scalar(select(func.count()).select_from(ModelVersion)) == 1
 
 
-def test_a_new_starter_replaces_the_old_one_but_not_a_trained_version(app: Flask, starter: Path, tmp_path: Path) -> None:
+def test_a_new_starter_replaces_the_old_one_but_not_a_trained_version(
+    app: Flask, starter: Path, tmp_path: Path
+) -> None:
     newer, newest = tmp_path / "newer", tmp_path / "newest"
     for gain, folder in ((5.0, newer), (6.0, newest)):
-        write_model(folder, a_card(), {"features.onnx": features_graph(), "head.onnx": head_graph(gain=gain)})
+        write_model(
+            folder,
+            a_card(),
+            {"features.onnx": features_graph(), "head.onnx": head_graph(gain=gain)},
+        )
     with app.app_context():
         cli.install_starter(starter)
         first = live_version("slice")
@@ -168,7 +184,12 @@ def test_a_new_starter_replaces_the_old_one_but_not_a_trained_version(app: Flask
 
         run_of_a_person = a_training_run()
         trained = ModelVersion(
-            run_id=run_of_a_person, card_id="t", architecture="alexnet_svm", reads="slice", storage_prefix="models/t", card={"id": "t"}
+            run_id=run_of_a_person,
+            card_id="t",
+            architecture="alexnet_svm",
+            reads="slice",
+            storage_prefix="models/t",
+            card={"id": "t"},
         )
         db.session.add(trained)
         promote(trained, None, "better on our scans")
@@ -179,23 +200,36 @@ def test_a_new_starter_replaces_the_old_one_but_not_a_trained_version(app: Flask
 
 def a_training_run() -> str:
     """Return the id of a finished run."""
-    run = TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="starter", seed=1, status=JobStatus.DONE)
+    run = TrainingRun(
+        architecture="alexnet_svm",
+        settings={},
+        initial_weights="starter",
+        seed=1,
+        status=JobStatus.DONE,
+    )
     db.session.add(run)
     db.session.commit()
     return run.id
 
 
-def test_setup_without_a_starter_model_warns(new_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setup_without_a_starter_model_warns(
+    new_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cli, "STARTER_DIR", tmp_path / "none")
     monkeypatch.setattr(cli, "STARTER_SERIES_DIR", tmp_path / "none")
 
     said = run(new_app, "setup")
 
     assert said.exit_code == 0
-    assert "There is no starter model, so uploads will fail until an admin trains and promotes one." in said.output
+    assert (
+        "There is no starter model, so uploads will fail until an admin trains and promotes one."
+        in said.output
+    )
 
 
-def test_setup_does_not_touch_somebody_elses_account_named_admin(app: Flask, capsys: pytest.CaptureFixture[str]) -> None:
+def test_setup_does_not_touch_somebody_elses_account_named_admin(
+    app: Flask, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_user(app, "Admin")
     with app.app_context():
         cli.ensure_admin()
@@ -205,7 +239,16 @@ def test_setup_does_not_touch_somebody_elses_account_named_admin(app: Flask, cap
 
 def test_create_admin_takes_the_password_from_the_environment(app: Flask) -> None:
     said = run(
-        app, "create-admin", "Eve", "--email", "Eve@example.org", "--name", "Eve Lee", "--phone", "+49 30 1", HEMOSCAN_PASSWORD=PASSWORD
+        app,
+        "create-admin",
+        "Eve",
+        "--email",
+        "Eve@example.org",
+        "--name",
+        "Eve Lee",
+        "--phone",
+        "+49 30 1",
+        HEMOSCAN_PASSWORD=PASSWORD,
     )
 
     assert said.exit_code == 0, said.output
@@ -222,7 +265,11 @@ def test_create_admin_takes_the_password_from_the_environment(app: Flask) -> Non
 
 
 def test_create_admin_asks_for_the_password_twice(app: Flask) -> None:
-    said = app.test_cli_runner().invoke(args=["create-admin", "eve"], input=f"{PASSWORD}\n{PASSWORD}\n", env={"HEMOSCAN_PASSWORD": ""})
+    said = app.test_cli_runner().invoke(
+        args=["create-admin", "eve"],
+        input=f"{PASSWORD}\n{PASSWORD}\n",
+        env={"HEMOSCAN_PASSWORD": ""},
+    )
 
     assert said.exit_code == 0, said.output
     assert PASSWORD not in said.output
@@ -247,9 +294,14 @@ def test_create_admin_makes_an_existing_account_an_admins_and_ends_its_logins(ap
 
 @pytest.mark.parametrize(
     ("username", "password", "sentence"),
-    [("eve", "short", "A password has at least 10 characters."), ("e ve", PASSWORD, "A username has 2 to 64")],
+    [
+        ("eve", "short", "A password has at least 10 characters."),
+        ("e ve", PASSWORD, "A username has 2 to 64"),
+    ],
 )
-def test_create_admin_refuses_what_the_sign_up_page_refuses(app: Flask, username: str, password: str, sentence: str) -> None:
+def test_create_admin_refuses_what_the_sign_up_page_refuses(
+    app: Flask, username: str, password: str, sentence: str
+) -> None:
     said = run(app, "create-admin", username, HEMOSCAN_PASSWORD=password)
 
     assert said.exit_code == 1
@@ -265,7 +317,9 @@ def test_create_admin_says_whose_email_address_it_is(app: Flask) -> None:
     assert "Another account has the email address ANN@example.org." in said.output
 
 
-def test_create_token_prints_the_token_alone_on_the_last_line_and_keeps_its_hash(app: Flask) -> None:
+def test_create_token_prints_the_token_alone_on_the_last_line_and_keeps_its_hash(
+    app: Flask,
+) -> None:
     make_user(app, "ann")
 
     said = run(app, "create-token", "Ann")
@@ -303,7 +357,9 @@ def test_import_dataset_takes_a_zip_and_a_name(app: Flask, tmp_path: Path) -> No
     with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
         archive.writestr("normal/1.png", b"one")
 
-    assert run(app, "import-dataset", str(tmp_path / "some.zip"), "--name", "Head CT").exit_code == 0
+    assert (
+        run(app, "import-dataset", str(tmp_path / "some.zip"), "--name", "Head CT").exit_code == 0
+    )
     again = run(app, "import-dataset", str(tmp_path / "some.zip"), "--name", "Head CT")
 
     assert again.exit_code == 1
@@ -328,10 +384,17 @@ def test_import_dataset_refuses_what_is_no_archive(app: Flask, tmp_path: Path) -
     ],
 )
 def test_waiting_ends_with_the_workers_verdict(
-    app: Flask, capsys: pytest.CaptureFixture[str], status: JobStatus, error: str | None, exit_code: int, sentence: str
+    app: Flask,
+    capsys: pytest.CaptureFixture[str],
+    status: JobStatus,
+    error: str | None,
+    exit_code: int,
+    sentence: str,
 ) -> None:
     with app.app_context():
-        dataset = Dataset(id=new_id(), name="x", archive_key="datasets/x.zip", status=status, error=error)
+        dataset = Dataset(
+            id=new_id(), name="x", archive_key="datasets/x.zip", status=status, error=error
+        )
         db.session.add(dataset)
         db.session.commit()
         try:
@@ -343,7 +406,9 @@ def test_waiting_ends_with_the_workers_verdict(
             assert sentence in capsys.readouterr().out
 
 
-def test_a_worker_can_write_while_somebody_waits_for_it(app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_can_write_while_somebody_waits_for_it(
+    app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def be_the_worker(_seconds: float) -> None:
         with sqlite3.connect(tmp_path / "test.db", timeout=0) as worker:
             worker.execute("UPDATE dataset SET status = 'done'")
@@ -357,12 +422,21 @@ def test_a_worker_can_write_while_somebody_waits_for_it(app: Flask, tmp_path: Pa
         cli.wait_for_dataset(dataset.id)
 
 
-def test_a_corrected_data_set_takes_the_place_of_one_that_failed(app: Flask, tmp_path: Path) -> None:
+def test_a_corrected_data_set_takes_the_place_of_one_that_failed(
+    app: Flask, tmp_path: Path
+) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("normal/1.png", b"one")
     with app.app_context():
         storage.put("datasets/failed.zip", b"bytes")
-        db.session.add(Dataset(name="x", archive_key="datasets/failed.zip", status=JobStatus.FAILED, error="It has one class."))
+        db.session.add(
+            Dataset(
+                name="x",
+                archive_key="datasets/failed.zip",
+                status=JobStatus.FAILED,
+                error="It has one class.",
+            )
+        )
         db.session.commit()
 
     said = run(app, "import-dataset", str(tmp_path / "x.zip"))

@@ -1,7 +1,7 @@
 """The compose file and the Dockerfile against their published rules; no container runs here.
 
-The compose file is checked by the compose specification's own JSON schema, which `check-jsonschema` ships; the Dockerfile by
-hadolint, which parses it and holds it to Docker's best practices.
+The compose file is checked by the compose specification's own JSON schema, which `check-jsonschema`
+ships; the Dockerfile by hadolint, which parses it and holds it to Docker's best practices.
 """
 
 from __future__ import annotations
@@ -36,21 +36,35 @@ def stages() -> dict[str, str]:
 
 
 def locked(package: str) -> dict[str, set[str]]:
-    """Return the versions (more than one where they differ by Python) that a requirements file locks, by library."""
+    """Return the versions (more than one where they differ by Python) that a requirements file
+    locks, by library.
+    """
     versions: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([a-z0-9._-]+)==(\S+)", (PROJECT_ROOT / package / "requirements.txt").read_text(), re.M):
+    for name, version in re.findall(
+        r"^([a-z0-9._-]+)==(\S+)", (PROJECT_ROOT / package / "requirements.txt").read_text(), re.M
+    ):
         versions.setdefault(name, set()).add(version)
     return versions
 
 
 def test_the_compose_file_obeys_the_compose_specification() -> None:
-    schema = json.loads((files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text())
+    schema = json.loads(
+        (files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text()
+    )
 
     jsonschema.validate(COMPOSE, schema)
 
 
 def test_every_part_of_the_service_is_there() -> None:
-    assert set(SERVICES) == {"db", "redis", "migrate", "web", "worker-predict", "worker-train", "beat"}
+    assert set(SERVICES) == {
+        "db",
+        "redis",
+        "migrate",
+        "web",
+        "worker-predict",
+        "worker-train",
+        "beat",
+    }
 
 
 def test_compose_and_the_procfile_start_the_same_commands() -> None:
@@ -79,8 +93,13 @@ def test_every_container_is_confined(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_no_command_line_holds_a_secret_where_everybody_on_the_machine_could_read_it(name: str) -> None:
-    commands = [SERVICES[name].get("command", ""), SERVICES[name].get("healthcheck", {}).get("test", "")]
+def test_no_command_line_holds_a_secret_where_everybody_on_the_machine_could_read_it(
+    name: str,
+) -> None:
+    commands = [
+        SERVICES[name].get("command", ""),
+        SERVICES[name].get("healthcheck", {}).get("test", ""),
+    ]
 
     assert not re.search(r"\$|://[^/ ]*@|(?i:password|secret|token)", str(commands))
 
@@ -91,12 +110,18 @@ def test_our_containers_write_to_their_volumes_and_nowhere_else(name: str) -> No
 
     assert service["tmpfs"] == ["/tmp"]
     assert service["restart"] in ("unless-stopped", "on-failure")
-    assert {volume.partition(":")[0] for volume in service["volumes"]} - {"/var/hemoscan"} <= set(COMPOSE["volumes"])
+    assert {volume.partition(":")[0] for volume in service["volumes"]} - {"/var/hemoscan"} <= set(
+        COMPOSE["volumes"]
+    )
 
 
 def test_our_containers_share_database_broker_storage_and_key() -> None:
     shared = [
-        {name: SERVICES[ours]["environment"][name] for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL", "SECRET_KEY")} for ours in OURS
+        {
+            name: SERVICES[ours]["environment"][name]
+            for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL", "SECRET_KEY")
+        }
+        for ours in OURS
     ]
 
     assert all(each == shared[0] for each in shared)
@@ -113,14 +138,24 @@ def test_every_image_is_a_stage_that_drops_its_privileges(name: str) -> None:
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
 
-    said = subprocess.run([hadolint, PROJECT_ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        [hadolint, PROJECT_ROOT / "Dockerfile"], capture_output=True, text=True, check=False
+    )
 
     assert (said.returncode, said.stdout) == (0, "")
 
 
 def test_everything_that_the_dockerfile_copies_exists_and_is_not_ignored() -> None:
-    allowed = {line[1:] for line in (PROJECT_ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    sources = [source for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.M) for source in line.split()[:-1]]
+    allowed = {
+        line[1:]
+        for line in (PROJECT_ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    sources = [
+        source
+        for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.M)
+        for source in line.split()[:-1]
+    ]
 
     assert sources
     for source in sources:
@@ -168,4 +203,6 @@ def test_every_requirement_has_a_hash_and_no_address() -> None:
 def test_the_root_requirements_are_those_of_the_three_packages() -> None:
     lines = (PROJECT_ROOT / "requirements.txt").read_text().splitlines()
 
-    assert [line for line in lines if not line.startswith("#")] == [f"-r {package}/requirements.txt" for package in REQUIREMENTS[:3]]
+    assert [line for line in lines if not line.startswith("#")] == [
+        f"-r {package}/requirements.txt" for package in REQUIREMENTS[:3]
+    ]

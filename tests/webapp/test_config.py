@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from webapp import create_app
-from webapp.config import LONGEST_SOCKET_PATH, ConfigurationError, database_url, limiter_url, settings, socket_path
+from webapp.config import (
+    LONGEST_SOCKET_PATH,
+    ConfigurationError,
+    database_url,
+    limiter_url,
+    settings,
+    socket_path,
+)
 
 
 def test_without_any_setting_everything_lies_in_one_folder(tmp_path: Path) -> None:
@@ -57,7 +64,9 @@ def test_both_databases_are_understood(url: str, understood: str) -> None:
 
 @pytest.mark.parametrize("url", ["mysql://db/x", "hemoscan.db"])
 def test_another_database_is_refused_in_a_sentence(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="DATABASE_URL must begin with sqlite:// or postgresql://"):
+    with pytest.raises(
+        ConfigurationError, match="DATABASE_URL must begin with sqlite:// or postgresql://"
+    ):
         database_url(url)
 
 
@@ -69,12 +78,18 @@ def test_a_number_that_is_none_is_refused_with_its_name(tmp_path: Path) -> None:
 def test_what_is_kept_is_kept_for_ever_unless_a_number_of_days_is_given(tmp_path: Path) -> None:
     home = {"HEMOSCAN_HOME": str(tmp_path)}
     for setting in ("KEEP_ORIGINALS_DAYS", "KEEP_SCANS_DAYS"):
-        assert (settings(home)[setting], settings({**home, setting: "0"})[setting], settings({**home, setting: "30"})[setting]) == (
+        assert (
+            settings(home)[setting],
+            settings({**home, setting: "0"})[setting],
+            settings({**home, setting: "30"})[setting],
+        ) == (
             0,
             0,
             30,
         )
-        with pytest.raises(ConfigurationError, match=f"{setting} must be a number of days, or 0 for ever, not -1."):
+        with pytest.raises(
+            ConfigurationError, match=f"{setting} must be a number of days, or 0 for ever, not -1."
+        ):
             settings({**home, setting: "-1"})
 
 
@@ -90,10 +105,16 @@ def test_a_home_with_a_long_path_gets_a_short_socket(tmp_path: Path) -> None:
     assert socket_path(deep) != socket_path(deep / "other")
 
 
-def test_what_is_given_to_create_app_goes_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_given_to_create_app_goes_before_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MAX_FILES_PER_UPLOAD", "7")
     monkeypatch.setenv("LEASE_S", "7")
 
     app = create_app({"HEMOSCAN_HOME": tmp_path, "SECRET_KEY": "x", "LEASE_S": 3, "TESTING": True})
 
-    assert (app.config["LEASE_S"], app.config["MAX_FILES_PER_UPLOAD"], app.config["TESTING"]) == (3, 7, True)
+    assert (app.config["LEASE_S"], app.config["MAX_FILES_PER_UPLOAD"], app.config["TESTING"]) == (
+        3,
+        7,
+        True,
+    )

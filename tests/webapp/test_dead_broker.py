@@ -1,4 +1,6 @@
-"""A broker that is gone, or hangs: pages answer all the same, what was accepted waits in its row, and limits are kept in memory."""
+"""A broker that is gone, or hangs: pages answer all the same, what was accepted waits in its row,
+and limits are kept in memory.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ ANSWERED_WITHIN_S = 1.0
 
 @pytest.fixture(params=["gone", "silent"])
 def dead_broker_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """An address at which nobody listens, then one at which connections are accepted and nothing is ever answered."""
+    """An address at which nobody listens, then one at which connections are accepted and nothing is
+    ever answered.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
         if request.param == "gone":
@@ -34,7 +38,12 @@ def dead_broker_url(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def cut_off_app(tmp_path: Path, dead_broker_url: str) -> Iterator[Flask]:
     """An application with that broker, whose limits are on; ann has an account."""
-    app = app_on(f"sqlite:///{tmp_path / 'test.db'}", tmp_path, BROKER_URL=dead_broker_url, RATELIMIT_ENABLED=True)
+    app = app_on(
+        f"sqlite:///{tmp_path / 'test.db'}",
+        tmp_path,
+        BROKER_URL=dead_broker_url,
+        RATELIMIT_ENABLED=True,
+    )
     make_user(app, "ann")
     yield app
     with app.app_context():
@@ -57,18 +66,23 @@ def test_an_upload_is_answered_within_a_second_and_waits_in_its_row(cut_off_app:
     took = {}
     for what in ("page", "api"):
         times = []
-        for _ in range(3):  # The fastest counts: what hangs does so each time, and this machine may be busy.
+        # The fastest counts: what hangs does so each time, and this machine may be busy.
+        for _ in range(3):
             began = time.monotonic()
             if what == "page":
                 answer = browser.post("/scans", data=form(png()))
                 assert answer.status_code == 302
             else:
-                answer = cut_off_app.test_client().post("/api/v1/scans", data=form(png()), headers=headers)
+                answer = cut_off_app.test_client().post(
+                    "/api/v1/scans", data=form(png()), headers=headers
+                )
                 assert answer.status_code == 202
             times.append(time.monotonic() - began)
         took[what] = min(times)
     assert max(took.values()) < ANSWERED_WITHIN_S, took
-    assert "The queue cannot be reached at the moment. Your scan is kept" in browser.get("/scans").text
+    assert (
+        "The queue cannot be reached at the moment. Your scan is kept" in browser.get("/scans").text
+    )
     with cut_off_app.app_context():
         assert db.session.scalars(select(Scan.status)).all() == [JobStatus.QUEUED] * 6
 

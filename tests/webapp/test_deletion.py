@@ -58,7 +58,10 @@ def everything_kept(app: Flask, home: Path) -> bytes:
     with app.app_context():
         if db.engine.dialect.name == "postgresql":
             for table in db.inspect(db.engine).get_table_names():
-                kept += [row.encode() for row in db.session.scalars(text(f'SELECT "{table}"::text FROM "{table}"'))]
+                kept += [
+                    row.encode()
+                    for row in db.session.scalars(text(f'SELECT "{table}"::text FROM "{table}"'))
+                ]
         db.session.rollback()
     return b"\n".join(kept)
 
@@ -76,12 +79,16 @@ def sign_up(app: Flask) -> FlaskClient:
     return client
 
 
-def test_nothing_that_a_person_gave_is_left_in_database_or_storage(any_database_app: Flask, tmp_path: Path) -> None:
+def test_nothing_that_a_person_gave_is_left_in_database_or_storage(
+    any_database_app: Flask, tmp_path: Path
+) -> None:
     app = any_database_app
     make_user(app, "root", Role.ADMIN)
     sally = sign_up(app)
     submitted = noise()
-    scan_id = sally.post("/scans", data=form(submitted, title="Monday, bed 12")).location.rsplit("/", 1)[-1]
+    scan_id = sally.post("/scans", data=form(submitted, title="Monday, bed 12")).location.rsplit(
+        "/", 1
+    )[-1]
     add_verdict(app, scan_id)
     assert sally.post("/account/tokens", data={"name": "my script"}).status_code == 200
     admin = app.test_client()
@@ -90,7 +97,12 @@ def test_nothing_that_a_person_gave_is_left_in_database_or_storage(any_database_
         user_id = db.session.scalars(select(User.id).where(User.username == "Sally-Quux")).one()
     assert admin.post(f"/admin/users/{user_id}/reset-link").status_code == 200
     # Ids stay in the audit log, which holds no names.
-    traces = [*(SALLY[field] for field in ("username", "name", "email", "phone")), "sally-quux", "Monday, bed 12", "my script"]
+    traces = [
+        *(SALLY[field] for field in ("username", "name", "email", "phone")),
+        "sally-quux",
+        "Monday, bed 12",
+        "my script",
+    ]
     with app.app_context():
         pixels = storage.get(f"originals/{scan_id}.png")[2000:2400]
     searched = [*(trace.encode() for trace in traces), pixels]
@@ -110,17 +122,43 @@ def test_what_an_administrator_did_stays_by_nobody(any_database_app: Flask) -> N
     app = any_database_app
     other, leaving = make_user(app, "root", Role.ADMIN), make_user(app, "adam", Role.ADMIN)
     with app.app_context():
-        version = ModelVersion(card_id="0123456789ab", architecture="alexnet_svm", reads="slice", storage_prefix="models/none", card={})
-        run = TrainingRun(architecture="alexnet", settings={}, initial_weights="random", seed=0, launched_by_id=leaving)
-        db.session.add_all([run, Dataset(name="head_ct", archive_key="datasets/1.zip", imported_by_id=leaving)])
-        db.session.add(Promotion(version=version, reads="slice", by_id=leaving, reason="The best so far."))
-        db.session.add(PasswordReset(user_id=other, made_by_id=leaving, secret_hash="x", expires_at=func.now()))
+        version = ModelVersion(
+            card_id="0123456789ab",
+            architecture="alexnet_svm",
+            reads="slice",
+            storage_prefix="models/none",
+            card={},
+        )
+        run = TrainingRun(
+            architecture="alexnet",
+            settings={},
+            initial_weights="random",
+            seed=0,
+            launched_by_id=leaving,
+        )
+        db.session.add_all(
+            [run, Dataset(name="head_ct", archive_key="datasets/1.zip", imported_by_id=leaving)]
+        )
+        db.session.add(
+            Promotion(version=version, reads="slice", by_id=leaving, reason="The best so far.")
+        )
+        db.session.add(
+            PasswordReset(user_id=other, made_by_id=leaving, secret_hash="x", expires_at=func.now())
+        )
         db.session.commit()
     browser = app.test_client()
     browser.post("/login", data={"username": "root", "password": PASSWORD})
-    assert "The account adam and all its scans are deleted." in browser.post(f"/admin/users/{leaving}/delete", follow_redirects=True).text
+    assert (
+        "The account adam and all its scans are deleted."
+        in browser.post(f"/admin/users/{leaving}/delete", follow_redirects=True).text
+    )
     with app.app_context():
-        authors = (Dataset.imported_by_id, TrainingRun.launched_by_id, Promotion.by_id, PasswordReset.made_by_id)
+        authors = (
+            Dataset.imported_by_id,
+            TrainingRun.launched_by_id,
+            Promotion.by_id,
+            PasswordReset.made_by_id,
+        )
         assert [db.session.scalars(select(author)).all() for author in authors] == [[None]] * 4
         assert db.session.scalars(select(Promotion.reason)).all() == ["The best so far."]
     for page in ("/admin", "/admin/datasets", "/admin/runs", "/admin/models", "/admin/users"):
@@ -133,11 +171,19 @@ def test_other_peoples_scans_stay(app: Flask, logged_in: Callable[..., FlaskClie
     assert ann.post("/account/delete", data={"your_password": PASSWORD}).status_code == 302
     assert (ann.get(gone).status_code, bob.get(kept).status_code) == (302, 200)
     with app.app_context():
-        assert [key for key in storage.keys("originals") if kept.rsplit("/", 1)[-1] not in key] == []
-    assert app.test_client().post("/login", data={"username": "ann", "password": PASSWORD}).status_code == 400
+        assert [
+            key for key in storage.keys("originals") if kept.rsplit("/", 1)[-1] not in key
+        ] == []
+    assert (
+        app.test_client().post("/login", data={"username": "ann", "password": PASSWORD}).status_code
+        == 400
+    )
 
 
-@pytest.mark.parametrize(("password", "sentence"), [("wrong", "This is not your password."), ("", "Please fill in this field.")])
+@pytest.mark.parametrize(
+    ("password", "sentence"),
+    [("wrong", "This is not your password."), ("", "Please fill in this field.")],
+)
 def test_an_account_is_not_deleted_without_its_password(
     app: Flask, logged_in: Callable[..., FlaskClient], password: str, sentence: str
 ) -> None:
@@ -162,7 +208,9 @@ def test_the_last_administrator_cannot_be_deleted(any_database_app: Flask) -> No
         assert set(db.session.scalars(select(User.username))) == {"ann", "second"}
 
 
-def test_administrators_delete_themselves_by_password_only(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_administrators_delete_themselves_by_password_only(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     root = logged_in("root", Role.ADMIN)
     second = make_user(app, "second", Role.ADMIN)
     with app.app_context():
@@ -183,11 +231,16 @@ def test_files_that_cannot_be_removed_at_once_are_told(
 
     monkeypatch.setattr(Storage, "delete", away)
     page = ann.post("/account/delete", data={"your_password": PASSWORD}, follow_redirects=True).text
-    assert "Your account and all your scans are deleted." in page and "they will be within hours" in page
+    assert (
+        "Your account and all your scans are deleted." in page
+        and "they will be within hours" in page
+    )
     assert rows(app, User, Scan) == [0, 0]
 
 
-def test_a_request_does_not_remove_files_for_ever(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_does_not_remove_files_for_ever(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     user_id = make_user(app, "ann")
     for _ in range(2):
         add_scan(app, status=JobStatus.DONE)
@@ -199,7 +252,9 @@ def test_a_request_does_not_remove_files_for_ever(app: Flask, monkeypatch: pytes
     assert rows(app, User, Scan) == [0, 0]
 
 
-def test_a_deletion_that_meets_a_deadlock_is_tried_again(any_database_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deletion_that_meets_a_deadlock_is_tried_again(
+    any_database_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     user_id = make_user(any_database_app, "ann")
     real, failures = deletion.files_of, iter([True, True])
 
@@ -223,7 +278,11 @@ def test_the_files_of_a_series_go_too(app: Flask, logged_in: Callable[..., Flask
         heatmap.slices = [0, 17]
         db.session.get_one(Scan, scan_id).volume_key = f"volumes/{scan_id}.nii.gz"
         db.session.commit()
-        for key in (f"volumes/{scan_id}.nii.gz", f"heatmaps/{heatmap.id}.0.png", f"heatmaps/{heatmap.id}.17.png"):
+        for key in (
+            f"volumes/{scan_id}.nii.gz",
+            f"heatmaps/{heatmap.id}.0.png",
+            f"heatmaps/{heatmap.id}.17.png",
+        ):
             storage.put(key, png())
         assert deletion.delete_scan(scan_id)
         assert storage.keys("") == []

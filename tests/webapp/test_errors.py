@@ -1,4 +1,6 @@
-"""Every error is a sentence: a page for people, problem+json for programs, and never an internal."""
+"""Every error is a sentence: a page for people, problem+json for programs, and never an
+internal.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def broken(tmp_path: Path) -> Iterator[FlaskClient]:
         raise MissingFile("A stored file is not there any more.") from FileNotFoundError(SECRET)
 
     def storage_fails() -> None:
-        raise StorageError("The storage did not accept a file; please try again later.") from OSError(SECRET)
+        raise StorageError(
+            "The storage did not accept a file; please try again later."
+        ) from OSError(SECRET)
 
     def unavailable() -> None:
         raise ServiceUnavailable
@@ -83,7 +87,9 @@ def test_people_get_a_page(broken: FlaskClient, path: str, status: int, sentence
 
 
 @pytest.mark.parametrize(("path", "status", "sentence"), PAGES)
-def test_programs_get_problem_json(broken: FlaskClient, path: str, status: int, sentence: str) -> None:
+def test_programs_get_problem_json(
+    broken: FlaskClient, path: str, status: int, sentence: str
+) -> None:
     answer = broken.get(f"/api/v1/{path}")
     assert answer.status_code == status
     assert answer.mimetype == "application/problem+json"
@@ -98,7 +104,9 @@ def test_a_schemas_refusals_are_passed_on(broken: FlaskClient) -> None:
     assert broken.get("/api/v1/teapot").get_json(force=True)["errors"] == {"pot": ["round"]}
 
 
-def test_the_log_says_where_and_what_but_quotes_nothing(broken: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_where_and_what_but_quotes_nothing(
+    broken: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO):
         broken.get(f"/surprise?file={SECRET}")
         broken.get("/database_fails")
@@ -112,7 +120,15 @@ def test_the_log_says_where_and_what_but_quotes_nothing(broken: FlaskClient, cap
 
 def test_a_failure_is_told_although_the_database_is_gone(broken: FlaskClient) -> None:
     app = broken.application
-    broken.post("/signup", data={"username": "ann", "name": "Ann", "email": "ann@example.org", "password": "a long enough password"})
+    broken.post(
+        "/signup",
+        data={
+            "username": "ann",
+            "name": "Ann",
+            "email": "ann@example.org",
+            "password": "a long enough password",
+        },
+    )
     with app.app_context():
         db.drop_all()
     for path in ("/scans", "/surprise"):
@@ -139,25 +155,53 @@ def test_a_wrong_method_names_the_right_ones(app: Flask) -> None:
 def test_an_upload_over_the_limit_is_413_with_the_limit(tmp_path: Path) -> None:
     app = app_on(f"sqlite:///{tmp_path / 'test.db'}", tmp_path, MAX_UPLOAD_MB=1)
     client = app.test_client()
-    client.post("/signup", data={"username": "ann", "name": "Ann", "email": "ann@example.org", "password": "a long enough password"})
-    answer = client.post("/scans", data=bytes(3 * 2**20), content_type="multipart/form-data; boundary=x")
+    client.post(
+        "/signup",
+        data={
+            "username": "ann",
+            "name": "Ann",
+            "email": "ann@example.org",
+            "password": "a long enough password",
+        },
+    )
+    answer = client.post(
+        "/scans", data=bytes(3 * 2**20), content_type="multipart/form-data; boundary=x"
+    )
     assert answer.status_code == 413
     assert "larger than 1 MB" in answer.text
     close(app)
 
 
-def test_a_refused_upload_is_read_to_its_end_so_that_the_sender_gets_the_answer(tmp_path: Path) -> None:
-    app = app_on(f"sqlite:///{tmp_path / 'test.db'}", tmp_path, MAX_UPLOAD_MB=1, WTF_CSRF_ENABLED=True)
+def test_a_refused_upload_is_read_to_its_end_so_that_the_sender_gets_the_answer(
+    tmp_path: Path,
+) -> None:
+    app = app_on(
+        f"sqlite:///{tmp_path / 'test.db'}", tmp_path, MAX_UPLOAD_MB=1, WTF_CSRF_ENABLED=True
+    )
     body = io.BytesIO(bytes(3 * 2**20))
-    answer = app.test_client().post("/signup", input_stream=body, content_type="multipart/form-data; boundary=x", content_length=3 * 2**20)
+    answer = app.test_client().post(
+        "/signup",
+        input_stream=body,
+        content_type="multipart/form-data; boundary=x",
+        content_length=3 * 2**20,
+    )
     assert answer.status_code == 413
     assert body.read() == b""
     close(app)
 
 
 def test_a_field_that_fills_the_memory_is_413(app: Flask) -> None:
-    body = b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\n' + b"x" * 1_000_000 + b"\r\n--x--\r\n"
-    assert app.test_client().post("/signup", data=body, content_type="multipart/form-data; boundary=x").status_code == 413
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\n'
+        + b"x" * 1_000_000
+        + b"\r\n--x--\r\n"
+    )
+    assert (
+        app.test_client()
+        .post("/signup", data=body, content_type="multipart/form-data; boundary=x")
+        .status_code
+        == 413
+    )
 
 
 def test_an_error_page_knows_who_is_logged_in(logged_in: Callable[..., FlaskClient]) -> None:

@@ -1,7 +1,9 @@
-"""Every route, asked by everybody, against the table in `access.csv`; and no page shows a person's text as anything but text.
+"""Every route, asked by everybody, against the table in `access.csv`; and no page shows a person's
+text as anything but text.
 
-A cell of the table is the status of an answer to an otherwise empty request; `login` is a redirection to the login. The owner is whose the
-scan, the token, the login and the reset link in the address are.
+A cell of the table is the status of an answer to an otherwise empty request; `login` is a
+redirection to the login. The owner is whose the scan, the token, the login and the reset link in
+the address are.
 """
 
 from __future__ import annotations
@@ -26,7 +28,19 @@ from tests.conftest import app_on, make_user
 from tests.webapp.admin.conftest import EXPLORATION, add_dataset, add_run, add_version
 from tests.webapp.series import heat, stored_series
 from webapp.extensions import db, utc_now
-from webapp.models import ApiToken, Heatmap, JobStatus, LoginSession, ModelVersion, PasswordReset, Prediction, Role, Scan, User, promote
+from webapp.models import (
+    ApiToken,
+    Heatmap,
+    JobStatus,
+    LoginSession,
+    ModelVersion,
+    PasswordReset,
+    Prediction,
+    Role,
+    Scan,
+    User,
+    promote,
+)
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.pictures import heatmap_key
 from webapp.policies import POLICIES
@@ -42,7 +56,8 @@ HOSTILE = """<script>alert(1)</script>'"><img src=x onerror=alert(1)>"""
 class World:
     """An application with a row of everything, and who asks it.
 
-    `addresses`: what stands for each variable part of a route; `secrets`: the login and the token of each role.
+    `addresses`: what stands for each variable part of a route; `secrets`: the login and the token
+    of each role.
     """
 
     app: Flask
@@ -76,20 +91,46 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The world that all tests of this module ask, each time as it was made."""
     home = tmp_path_factory.mktemp("home")
     app = app_on(f"sqlite:///{home / 'test.db'}", home)
-    users = {role: make_user(app, role, Role.ADMIN if role == "admin" else Role.USER) for role in ROLES[1:5]}
+    users = {
+        role: make_user(app, role, Role.ADMIN if role == "admin" else Role.USER)
+        for role in ROLES[1:5]
+    }
     secrets = {role: (new_secret(), new_secret()) for role in ROLES[1:]}
     link = new_secret()
     with app.app_context():
         soon = utc_now() + timedelta(days=1)
         for role, user_id in users.items():
-            db.session.add(LoginSession(user_id=user_id, secret_hash=secret_hash(secrets[role][0]), expires_at=soon))
-            db.session.add(ApiToken(user_id=user_id, secret_hash=secret_hash(secrets[role][1]), name="a script"))
+            db.session.add(
+                LoginSession(
+                    user_id=user_id, secret_hash=secret_hash(secrets[role][0]), expires_at=soon
+                )
+            )
+            db.session.add(
+                ApiToken(
+                    user_id=user_id, secret_hash=secret_hash(secrets[role][1]), name="a script"
+                )
+            )
         db.session.get_one(User, users["disabled"]).disabled_at = utc_now()
-        db.session.add(PasswordReset(user_id=users["owner"], secret_hash=secret_hash(link), expires_at=soon))
-        for key in ("images/1.png", "thumbnails/1.png", "heatmaps/1.png", "originals/1.png", "sheets/1.png"):
+        db.session.add(
+            PasswordReset(user_id=users["owner"], secret_hash=secret_hash(link), expires_at=soon)
+        )
+        for key in (
+            "images/1.png",
+            "thumbnails/1.png",
+            "heatmaps/1.png",
+            "originals/1.png",
+            "sheets/1.png",
+        ):
             storage.put(key, b"a picture")
-        dataset_id = add_dataset("mine", exploration=EXPLORATION, contact_sheet_key="sheets/1.png", imported_by_id=users["admin"])
-        run_id = add_run(JobStatus.DONE, launched_by_id=users["admin"], current_metrics={"auroc": 0.5})
+        dataset_id = add_dataset(
+            "mine",
+            exploration=EXPLORATION,
+            contact_sheet_key="sheets/1.png",
+            imported_by_id=users["admin"],
+        )
+        run_id = add_run(
+            JobStatus.DONE, launched_by_id=users["admin"], current_metrics={"auroc": 0.5}
+        )
         version_id = add_version("card-one", run_id=run_id)
         promote(db.session.get_one(ModelVersion, version_id), users["admin"], "a reason")
         columns = {"user_id": users["owner"], "kind": "png", "original_key": "originals/1.png"}
@@ -102,16 +143,31 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             volume_key="volumes/1.nii.gz",
             thumbnail_key="thumbnails/1.png",
         )
-        facts = {"probability": 0.9, "threshold": 0.5, "positive": True, "uncertain": False, "seconds": 1.0}
-        scan.prediction = Prediction(model_version_id=version_id, warnings=["a warning"], slices=[0.9], **facts)
-        scan.prediction.heatmap = Heatmap(status=JobStatus.DONE, image_key="heatmaps/1.png", slices=[0])
-        failed = Scan(**columns, status=JobStatus.FAILED, error="It cannot be read.", not_head_ct=0.9)
+        facts = {
+            "probability": 0.9,
+            "threshold": 0.5,
+            "positive": True,
+            "uncertain": False,
+            "seconds": 1.0,
+        }
+        scan.prediction = Prediction(
+            model_version_id=version_id, warnings=["a warning"], slices=[0.9], **facts
+        )
+        scan.prediction.heatmap = Heatmap(
+            status=JobStatus.DONE, image_key="heatmaps/1.png", slices=[0]
+        )
+        failed = Scan(
+            **columns, status=JobStatus.FAILED, error="It cannot be read.", not_head_ct=0.9
+        )
         db.session.add_all((scan, failed))
         db.session.flush()
         storage.put(scan.volume_key, stored_series(np.zeros((2, 4, 4))))
         storage.put(heatmap_key(scan.prediction.heatmap.id, 0), heat(0))
         db.session.commit()
-        of_owner = {table: db.session.scalar(select(table.id).where(table.user_id == users["owner"])) for table in (ApiToken, LoginSession)}
+        of_owner = {
+            table: db.session.scalar(select(table.id).where(table.user_id == users["owner"]))
+            for table in (ApiToken, LoginSession)
+        }
         addresses = {
             "scan_id": scan.id,
             "token_id": str(of_owner[ApiToken]),
@@ -148,14 +204,20 @@ def address_of(world: World, rule: Rule) -> str:
     unknown = rule.arguments - set(world.addresses)
     assert not unknown, f"{rule.rule}: say in `world` what {unknown} is"
     with world.app.test_request_context():
-        return world.app.url_for(rule.endpoint, **{name: world.addresses[name] for name in rule.arguments})
+        return world.app.url_for(
+            rule.endpoint, **{name: world.addresses[name] for name in rule.arguments}
+        )
 
 
 def rows(app: Flask) -> dict[str, list[Any]]:
-    """Return everything in the database but when logins and tokens were last used, and that somebody was refused."""
+    """Return everything in the database but when logins and tokens were last used, and that
+    somebody was refused.
+    """
     with app.app_context():
         return {
-            table.name: db.session.execute(select(*(column for column in table.c if column.name != "used_at"))).all()
+            table.name: db.session.execute(
+                select(*(column for column in table.c if column.name != "used_at"))
+            ).all()
             for table in db.metadata.sorted_tables
             if table.name != "audit_event"
         }
@@ -166,13 +228,20 @@ def answer_to(world: World, role: str, method: str, address: str) -> str:
     with world.client(role).open(address, method=method) as answer:
         assert {name: answer.headers.get(name) for name in POLICIES} == POLICIES
         assert answer.status_code != 500
-        return "login" if answer.status_code == 302 and answer.location.partition("?")[0] == "/login" else str(answer.status_code)
+        return (
+            "login"
+            if answer.status_code == 302 and answer.location.partition("?")[0] == "/login"
+            else str(answer.status_code)
+        )
 
 
 def expected() -> dict[tuple[str, str], dict[str, str]]:
     """Return the table: for each method and route the answer for each role."""
     with TABLE.open(newline="") as file:
-        return {(row["method"], row["route"]): {role: row[role] for role in ROLES} for row in csv.DictReader(file)}
+        return {
+            (row["method"], row["route"]): {role: row[role] for role in ROLES}
+            for row in csv.DictReader(file)
+        }
 
 
 def test_the_table_has_a_row_for_every_route_and_for_nothing_else(app: Flask) -> None:
@@ -180,7 +249,9 @@ def test_the_table_has_a_row_for_every_route_and_for_nothing_else(app: Flask) ->
 
 
 @pytest.mark.parametrize(("method", "route"), sorted(expected()))
-def test_everybody_gets_the_answer_of_the_table_and_who_is_refused_changes_nothing(world: World, method: str, route: str) -> None:
+def test_everybody_gets_the_answer_of_the_table_and_who_is_refused_changes_nothing(
+    world: World, method: str, route: str
+) -> None:
     address = address_of(world, routes(world.app)[method, route])
     answers = {}
     world.restore()
@@ -194,21 +265,30 @@ def test_everybody_gets_the_answer_of_the_table_and_who_is_refused_changes_nothi
     assert answers == expected()[method, route]
 
 
-def test_no_change_is_made_for_a_page_of_another_site(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_change_is_made_for_a_page_of_another_site(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(world.app.config, "WTF_CSRF_ENABLED", True)
     world.restore()
     before = rows(world.app)
-    changes = [rule for (method, route), rule in routes(world.app).items() if method != "GET" and not route.startswith("/api/")]
+    changes = [
+        rule
+        for (method, route), rule in routes(world.app).items()
+        if method != "GET" and not route.startswith("/api/")
+    ]
     assert len(changes) > 20
     for rule in changes:
         for role in ("owner", "admin"):
             status = answer_to(world, role, "POST", address_of(world, rule))
-            assert status == "400" or (role, status) == ("owner", "404"), rule.rule  # To who is no admin there is nothing anyway.
+            # To who is no admin there is nothing anyway.
+            assert status == "400" or (role, status) == ("owner", "404"), rule.rule
             assert rows(world.app) == before, rule.rule
 
 
 class Markup(HTMLParser):
-    """What a browser would see in a page that it must not: scripts without a file, handlers, pictures from nowhere."""
+    """What a browser would see in a page that it must not: scripts without a file, handlers,
+    pictures from nowhere.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,7 +296,11 @@ class Markup(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         names = dict(attrs)
-        if (tag == "script" and "src" not in names) or names.get("src") == "x" or any(name.startswith("on") for name in names):
+        if (
+            (tag == "script" and "src" not in names)
+            or names.get("src") == "x"
+            or any(name.startswith("on") for name in names)
+        ):
             self.foreign.append(self.get_starttag_text() or tag)
 
 
@@ -230,7 +314,9 @@ def made_hostile(value: Any) -> Any:
 
 
 def plant(app: Flask) -> None:
-    """Put a script into every column of text that is not an id, a key, a secret or one of a few words."""
+    """Put a script into every column of text that is not an id, a key, a secret or one of a few
+    words.
+    """
     kept = {
         "status",
         "role",
@@ -247,11 +333,20 @@ def plant(app: Flask) -> None:
     with app.app_context():
         for table in db.metadata.sorted_tables:
             for column in table.c:
-                if column.primary_key or column.foreign_keys or column.name in kept or column.name.endswith(("_id", "_key")):
+                if (
+                    column.primary_key
+                    or column.foreign_keys
+                    or column.name in kept
+                    or column.name.endswith(("_id", "_key"))
+                ):
                     continue
                 if isinstance(column.type, JSON):
                     for key, value in db.session.execute(select(table.c.id, column)).all():
-                        db.session.execute(update(table).where(table.c.id == key).values({column.name: made_hostile(value)}))
+                        db.session.execute(
+                            update(table)
+                            .where(table.c.id == key)
+                            .values({column.name: made_hostile(value)})
+                        )
                 elif isinstance(column.type, String):
                     text = HOSTILE + table.c.id if column.unique else HOSTILE
                     db.session.execute(update(table).values({column.name: text}))

@@ -10,7 +10,9 @@ from sqlalchemy import text
 from webapp.extensions import db
 
 
-def test_what_runs_after_a_reading_request_takes_the_write_lock_at_its_first_statement(app: Flask, tmp_path: Path) -> None:
+def test_what_runs_after_a_reading_request_takes_the_write_lock_at_its_first_statement(
+    app: Flask, tmp_path: Path
+) -> None:
     assert app.test_client().get("/login").status_code == 200
     with app.app_context(), sqlite3.connect(tmp_path / "test.db", timeout=0) as other:
         db.session.execute(text("SELECT 1"))

@@ -14,13 +14,25 @@ from webapp.extensions import database_now, db, utc_now
 from webapp.models import Worker
 
 
-def add_worker(app: Flask, queue: str, *, seen_s_ago: float = 0, delivered_s_ago: float | None = None) -> None:
+def add_worker(
+    app: Flask, queue: str, *, seen_s_ago: float = 0, delivered_s_ago: float | None = None
+) -> None:
     """Add the row of a worker, its times on the database's clock."""
     with app.app_context():
         now = db.session.scalar(db.select(database_now(-seen_s_ago)))
-        delivered = None if delivered_s_ago is None else db.session.scalar(db.select(database_now(-delivered_s_ago)))
+        delivered = (
+            None
+            if delivered_s_ago is None
+            else db.session.scalar(db.select(database_now(-delivered_s_ago)))
+        )
         row = Worker(
-            id=f"{queue}@host:{delivered_s_ago}", queue=queue, host="host", pid=1, started_at=utc_now(), seen_at=now, delivered_at=delivered
+            id=f"{queue}@host:{delivered_s_ago}",
+            queue=queue,
+            host="host",
+            pid=1,
+            started_at=utc_now(),
+            seen_at=now,
+            delivered_at=delivered,
         )
         db.session.add(row)
         db.session.commit()
@@ -35,17 +47,29 @@ def test_ready_when_a_predict_worker_lives_and_a_message_arrived(any_database_ap
     add_worker(any_database_app, "predict")
     add_worker(any_database_app, "maintenance", delivered_s_ago=1)
     answer = any_database_app.test_client().get("/readyz")
-    assert answer.json == {"status": "ready", "checks": {"database": True, "broker": True, "predict_worker": True}}
+    assert answer.json == {
+        "status": "ready",
+        "checks": {"database": True, "broker": True, "predict_worker": True},
+    }
     assert answer.status_code == 200
     assert answer.headers["Cache-Control"] == "no-store"
 
 
 @pytest.mark.parametrize(
     ("queue", "seen_s_ago", "delivered_s_ago", "missing"),
-    [("predict", 60, 1, "predict_worker"), ("train", 0, 1, "predict_worker"), ("predict", 0, 60, "broker"), ("predict", 0, None, "broker")],
+    [
+        ("predict", 60, 1, "predict_worker"),
+        ("train", 0, 1, "predict_worker"),
+        ("predict", 0, 60, "broker"),
+        ("predict", 0, None, "broker"),
+    ],
 )
 def test_not_ready_names_what_is_missing(
-    any_database_app: Flask, queue: str, seen_s_ago: float, delivered_s_ago: float | None, missing: str
+    any_database_app: Flask,
+    queue: str,
+    seen_s_ago: float,
+    delivered_s_ago: float | None,
+    missing: str,
 ) -> None:
     add_worker(any_database_app, queue, seen_s_ago=seen_s_ago, delivered_s_ago=delivered_s_ago)
     answer = any_database_app.test_client().get("/readyz")
@@ -62,13 +86,22 @@ def test_readiness_is_one_statement(app: Flask) -> None:
 
 
 @pytest.mark.parametrize("database", ["a closed port", "a folder"])
-def test_a_dead_database_is_told_at_once_and_without_a_traceback(database: str, tmp_path: Path) -> None:
-    url = "postgresql://nobody@127.0.0.1:9/none" if database == "a closed port" else f"sqlite:///{tmp_path}"
+def test_a_dead_database_is_told_at_once_and_without_a_traceback(
+    database: str, tmp_path: Path
+) -> None:
+    url = (
+        "postgresql://nobody@127.0.0.1:9/none"
+        if database == "a closed port"
+        else f"sqlite:///{tmp_path}"
+    )
     broken = app_without_tables(url, tmp_path)
     began = time.monotonic()
     answer = broken.test_client().get("/readyz")
     assert answer.status_code == 503
-    assert answer.json == {"status": "not ready", "checks": {"database": False, "broker": None, "predict_worker": None}}
+    assert answer.json == {
+        "status": "not ready",
+        "checks": {"database": False, "broker": None, "predict_worker": None},
+    }
     assert time.monotonic() - began < 5
     assert broken.test_client().get("/healthz").status_code == 200
 
@@ -76,7 +109,12 @@ def test_a_dead_database_is_told_at_once_and_without_a_traceback(database: str, 
 def app_without_tables(database_url: str, home: Path) -> Flask:
     """Return an application whose database was never reached."""
     return create_app(
-        {"SECRET_KEY": "not a secret", "HEMOSCAN_HOME": home, "DATABASE_URL": database_url, "BROKER_URL": "redis://127.0.0.1:9"}
+        {
+            "SECRET_KEY": "not a secret",
+            "HEMOSCAN_HOME": home,
+            "DATABASE_URL": database_url,
+            "BROKER_URL": "redis://127.0.0.1:9",
+        }
     )
 
 

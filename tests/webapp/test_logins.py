@@ -1,4 +1,6 @@
-"""Logins in the database: how they are named, when they end, who may end them; and how guessing is slowed down."""
+"""Logins in the database: how they are named, when they end, who may end them; and how guessing is
+slowed down.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,19 @@ from webapp.models import Act, ApiToken, AuditEvent, LoginSession
 from webapp.models.accounts import secret_hash
 
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
-EDGE = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36 Edg/140.0.0.0"
+EDGE = (
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko)"
+    " Chrome/140.0.0.0 Safari/537.36 Edg/140.0.0.0"
+)
 
 
-def log_in(client: FlaskClient, username: str = "ann", password: str = PASSWORD, **headers: str) -> int:
+def log_in(
+    client: FlaskClient, username: str = "ann", password: str = PASSWORD, **headers: str
+) -> int:
     """Try to log in; return the status, 302 if it worked."""
-    return client.post("/login", data={"username": username, "password": password}, headers=headers).status_code
+    return client.post(
+        "/login", data={"username": username, "password": password}, headers=headers
+    ).status_code
 
 
 def is_logged_in(client: FlaskClient) -> bool:
@@ -37,7 +46,9 @@ def is_logged_in(client: FlaskClient) -> bool:
 def set_back(app: Flask, table: type, **ago: timedelta) -> None:
     """Let the rows of `table` have been made or used so long ago."""
     with app.app_context():
-        db.session.execute(update(table).values({column: utc_now() - time for column, time in ago.items()}))
+        db.session.execute(
+            update(table).values({column: utc_now() - time for column, time in ago.items()})
+        )
         db.session.commit()
 
 
@@ -50,7 +61,9 @@ def used_at(app: Flask, table: type) -> Any:
 # --- how logins end
 
 
-def test_a_login_that_is_not_used_for_a_day_ends(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_a_login_that_is_not_used_for_a_day_ends(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     client = logged_in("ann")
     set_back(app, LoginSession, used_at=timedelta(hours=23, minutes=59))
     assert is_logged_in(client)
@@ -58,26 +71,36 @@ def test_a_login_that_is_not_used_for_a_day_ends(app: Flask, logged_in: Callable
     assert not is_logged_in(client)
 
 
-def test_a_login_in_daily_use_ends_after_its_last_day(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_a_login_in_daily_use_ends_after_its_last_day(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     client = logged_in("ann")
     with app.app_context():
         login = db.session.scalars(select(LoginSession)).one()
-        assert login.expires_at - login.created_at == pytest.approx(timedelta(days=app.config["LOGIN_DAYS"]), abs=timedelta(seconds=5))
+        assert login.expires_at - login.created_at == pytest.approx(
+            timedelta(days=app.config["LOGIN_DAYS"]), abs=timedelta(seconds=5)
+        )
     set_back(app, LoginSession, expires_at=timedelta(seconds=1))
     assert not is_logged_in(client)
 
 
-def test_logging_in_again_makes_a_new_login_and_ends_the_one_before(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_logging_in_again_makes_a_new_login_and_ends_the_one_before(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     client = logged_in("ann")
     with client.session_transaction() as cookie:
         before = cookie["_user_id"]
     assert log_in(client) == 302
     with client.session_transaction() as cookie, app.app_context():
         assert cookie["_user_id"] != before
-        assert db.session.scalars(select(LoginSession.secret_hash)).all() == [secret_hash(cookie["_user_id"])]
+        assert db.session.scalars(select(LoginSession.secret_hash)).all() == [
+            secret_hash(cookie["_user_id"])
+        ]
 
 
-def test_a_person_sees_logins_by_browser_address_and_time_and_ends_one_or_all_others(app: Flask) -> None:
+def test_a_person_sees_logins_by_browser_address_and_time_and_ends_one_or_all_others(
+    app: Flask,
+) -> None:
     make_user(app, "ann")
     here, there, elsewhere = (app.test_client() for _ in range(3))
     log_in(there, **{"User-Agent": EDGE})
@@ -95,7 +118,9 @@ def test_a_person_sees_logins_by_browser_address_and_time_and_ends_one_or_all_ot
     assert [is_logged_in(client) for client in (here, there, elsewhere)] == [True, False, False]
 
 
-def test_nobody_ends_the_login_of_another(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_nobody_ends_the_login_of_another(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     ann = logged_in("ann")
     with app.app_context():
         login_id = db.session.scalars(select(LoginSession.id)).one()
@@ -107,7 +132,13 @@ def test_nobody_ends_the_login_of_another(app: Flask, logged_in: Callable[..., F
 
 @pytest.mark.parametrize(
     ("user_agent", "name"),
-    [(FIREFOX, "Firefox on Linux"), (EDGE, "Edge on Windows"), ("curl/8.0", "A browser"), ("<script>", "A browser"), ("", "A browser")],
+    [
+        (FIREFOX, "Firefox on Linux"),
+        (EDGE, "Edge on Windows"),
+        ("curl/8.0", "A browser"),
+        ("<script>", "A browser"),
+        ("", "A browser"),
+    ],
 )
 def test_a_browser_is_called_by_what_people_call_it(user_agent: str, name: str) -> None:
     assert browser_name(user_agent) == name
@@ -119,13 +150,20 @@ def test_a_browser_is_called_by_what_people_call_it(user_agent: str, name: str) 
 @pytest.fixture
 def program(app: Flask, logged_in: Callable[..., FlaskClient]) -> FlaskClient:
     """A client with a token of ann's."""
-    secret = logged_in("ann").post("/account/tokens", data={"name": "a script"}).text.split('id="token">')[1].split("<")[0]
+    secret = (
+        logged_in("ann")
+        .post("/account/tokens", data={"name": "a script"})
+        .text.split('id="token">')[1]
+        .split("<")[0]
+    )
     client = app.test_client()
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {secret}"
     return client
 
 
-def test_the_last_use_of_a_token_is_noted_at_most_once_a_minute(app: Flask, program: FlaskClient) -> None:
+def test_the_last_use_of_a_token_is_noted_at_most_once_a_minute(
+    app: Flask, program: FlaskClient
+) -> None:
     assert used_at(app, ApiToken) is None
     program.get("/api/v1/scans")
     first = used_at(app, ApiToken)
@@ -147,7 +185,9 @@ def test_a_page_notes_the_use_of_its_login_although_it_only_reads(any_database_a
     assert utc_now() - used_at(app, LoginSession) < timedelta(seconds=30)
 
 
-def test_a_page_that_is_left_open_keeps_no_login_alive(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_a_page_that_is_left_open_keeps_no_login_alive(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     client = logged_in("ann")
     set_back(app, LoginSession, used_at=timedelta(hours=1))
     before = used_at(app, LoginSession)
@@ -155,7 +195,9 @@ def test_a_page_that_is_left_open_keeps_no_login_alive(app: Flask, logged_in: Ca
     assert used_at(app, LoginSession) == before
 
 
-def test_a_page_is_shown_although_its_use_cannot_be_noted(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+def test_a_page_is_shown_although_its_use_cannot_be_noted(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
     client = logged_in("ann")
     set_back(app, LoginSession, used_at=timedelta(hours=1))
 
@@ -197,7 +239,9 @@ def guesses(app: Flask, username: str, number: int) -> list[int]:
 
 
 @pytest.mark.parametrize("username", ["ann", "ANN ", "nobody"])
-def test_an_account_is_guarded_from_many_addresses_whether_or_not_it_exists(guarded: Flask, username: str) -> None:
+def test_an_account_is_guarded_from_many_addresses_whether_or_not_it_exists(
+    guarded: Flask, username: str
+) -> None:
     assert guesses(guarded, username, 22) == [400] * 20 + [429] * 2
 
 
@@ -211,7 +255,8 @@ def test_guessing_does_not_keep_an_owner_out_who_was_here_before(guarded: Flask)
     for _ in range(10):
         owner.post("/logout")
         assert log_in(owner, password="wrong") == 400
-    assert log_in(owner, "bob", "wrong") == 429  # The address has its own limit, whatever it is known for.
+    # The address has its own limit, whatever it is known for.
+    assert log_in(owner, "bob", "wrong") == 429
 
 
 def test_a_browser_is_known_to_the_account_that_it_was_in_and_to_no_other(guarded: Flask) -> None:
@@ -229,7 +274,10 @@ def test_a_forged_cookie_makes_no_browser_known(guarded: Flask) -> None:
     assert known is not None
     with guarded.app_context():
         content = known_browsers().loads(known.value)
-    forger.set_cookie("known", str(URLSafeTimedSerializer("another key", salt="hemoscan known browser").dumps(content)))
+    forger.set_cookie(
+        "known",
+        str(URLSafeTimedSerializer("another key", salt="hemoscan known browser").dumps(content)),
+    )
     assert guesses(guarded, "ann", 21)[-1] == 429
     assert log_in(forger) == 429
 

@@ -27,7 +27,15 @@ SCAN, OTHER = "a" * 32, "b" * 32
 
 def line_of(message: str = "It is done.", **parts: Any) -> dict[str, Any]:
     """Return what is written of an event."""
-    record = logging.LogRecord("webapp.scans", logging.WARNING, "a.py", 1, message, parts.pop("args", ()), parts.pop("exc_info", None))
+    record = logging.LogRecord(
+        "webapp.scans",
+        logging.WARNING,
+        "a.py",
+        1,
+        message,
+        parts.pop("args", ()),
+        parts.pop("exc_info", None),
+    )
     record.__dict__.update(parts)
     written = logs.JsonLines().format(record)
     assert "\n" not in written
@@ -41,12 +49,18 @@ def test_an_event_tells_when_how_bad_where_and_what() -> None:
     assert told == {"level": "WARNING", "logger": "webapp.scans", "message": "2 scans are done."}
 
 
-def test_an_event_tells_its_worker_and_the_jobs_that_are_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_tells_its_worker_and_the_jobs_that_are_at_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(logs, "_process", {})
     logs.name_worker("predict-host-1-abc")
     with logs.about(heatmap_ids=[OTHER]), logs.about(scan_ids=(SCAN, OTHER)):
         told, its_own = line_of(), line_of(scan_ids=[SCAN])
-    assert (told["worker"], told["scan_ids"], told["heatmap_ids"]) == ("predict-host-1-abc", [SCAN, OTHER], [OTHER])
+    assert (told["worker"], told["scan_ids"], told["heatmap_ids"]) == (
+        "predict-host-1-abc",
+        [SCAN, OTHER],
+        [OTHER],
+    )
     assert its_own["scan_ids"] == [SCAN]
     assert "scan_ids" not in line_of()
 
@@ -82,31 +96,49 @@ def test_a_request_tells_ids_of_its_address_and_no_secret(app: Flask) -> None:
 
 def test_another_format_is_refused_in_a_sentence(tmp_path: Path) -> None:
     home = {"HEMOSCAN_HOME": str(tmp_path)}
-    assert (settings(home)["LOG_FORMAT"], settings({**home, "LOG_FORMAT": "json"})["LOG_FORMAT"]) == ("text", "json")
+    assert (
+        settings(home)["LOG_FORMAT"],
+        settings({**home, "LOG_FORMAT": "json"})["LOG_FORMAT"],
+    ) == ("text", "json")
     with pytest.raises(ConfigurationError, match="LOG_FORMAT must be text or json, not 'xml'."):
         settings({**home, "LOG_FORMAT": "xml"})
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
-def test_the_web_processes_write_nothing_but_lines_of_json_where_these_are_wanted(tmp_path: Path, log_format: str) -> None:
+def test_the_web_processes_write_nothing_but_lines_of_json_where_these_are_wanted(
+    tmp_path: Path, log_format: str
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environ = {
         **os.environ,
         "HEMOSCAN_HOME": str(tmp_path),
-        "DATABASE_URL": f"sqlite:///{tmp_path}/nowhere/none.db",  # A probe of /readyz is an event then.
+        # A probe of /readyz is an event then.
+        "DATABASE_URL": f"sqlite:///{tmp_path}/nowhere/none.db",
         "SECRET_KEY": "not a secret",
         "LOG_FORMAT": log_format,
         "PORT": str(port),
         "WEB_PROCESSES": "1",
     }
-    command = [sys.executable, "-m", "gunicorn", "--config", "webapp/gunicorn.conf.py", "webapp:create_app()"]
-    with (tmp_path / "log").open("wb") as sink, subprocess.Popen(command, cwd=PROJECT_ROOT, env=environ, stdout=sink, stderr=sink) as web:
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "--config",
+        "webapp/gunicorn.conf.py",
+        "webapp:create_app()",
+    ]
+    with (
+        (tmp_path / "log").open("wb") as sink,
+        subprocess.Popen(command, cwd=PROJECT_ROOT, env=environ, stdout=sink, stderr=sink) as web,
+    ):
 
         def answers() -> bool:
             try:
-                return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=20).status_code == 503
+                return (
+                    requests.get(f"http://127.0.0.1:{port}/readyz", timeout=20).status_code == 503
+                )
             except requests.ConnectionError:
                 return False
 
@@ -122,4 +154,6 @@ def test_the_web_processes_write_nothing_but_lines_of_json_where_these_are_wante
         assert not said[0].startswith("{")
     else:
         events = [json.loads(line) for line in lines]
-        assert {event["logger"] for event in events if "database" in event["message"]} == {"webapp.health"}
+        assert {event["logger"] for event in events if "database" in event["message"]} == {
+            "webapp.health"
+        }

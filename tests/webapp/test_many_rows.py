@@ -1,4 +1,6 @@
-"""What pages and scrapes read of a database with 100,000 finished and 10,000 queued scans: rows, not milliseconds."""
+"""What pages and scrapes read of a database with 100,000 finished and 10,000 queued scans: rows,
+not milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ from flask import Flask
 from sqlalchemy import JSON, Text, case, cast, false, func, insert, literal, select, text
 from sqlalchemy.dialects.postgresql import array
 
-from tests.conftest import PASSWORD, POSTGRES, answers, app_on, empty_postgres_database, make_user, unreachable
+from tests.conftest import (
+    PASSWORD,
+    POSTGRES,
+    answers,
+    app_on,
+    empty_postgres_database,
+    make_user,
+    unreachable,
+)
 from tests.plans import rows_touched, statements
 from webapp.extensions import database_now, db
 from webapp.models import ApiToken, JobStatus, ModelVersion, Prediction, Role, Scan
@@ -23,12 +33,17 @@ OWN = (FINISHED + QUEUED) // PEOPLE
 
 @pytest.fixture(scope="module")
 def full_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
-    """An application on PostgreSQL in which a hundred people have a thousand verdicts each, and a hundred scans that wait."""
+    """An application on PostgreSQL in which a hundred people have a thousand verdicts each, and a
+    hundred scans that wait.
+    """
     if not answers(POSTGRES):
         unreachable("PostgreSQL")
     with empty_postgres_database() as url:
         app = app_on(url, tmp_path_factory.mktemp("home"), METRICS_TOKEN=TOKEN)
-        people = [make_user(app, f"person-{number}", Role.USER if number else Role.ADMIN) for number in range(PEOPLE)]
+        people = [
+            make_user(app, f"person-{number}", Role.USER if number else Role.ADMIN)
+            for number in range(PEOPLE)
+        ]
         with app.app_context():
             db.session.add(ApiToken(user_id=people[0], name="test", secret_hash=secret_hash(TOKEN)))
             fill(people)
@@ -38,8 +53,12 @@ def full_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
 
 
 def fill(people: list[str]) -> None:
-    """Insert the rows, oldest first, in a few statements; the planner's statistics are those of a database in use."""
-    version = ModelVersion(card_id="a card", architecture="alexnet", reads="slice", storage_prefix="models/x", card={})
+    """Insert the rows, oldest first, in a few statements; the planner's statistics are those of a
+    database in use.
+    """
+    version = ModelVersion(
+        card_id="a card", architecture="alexnet", reads="slice", storage_prefix="models/x", card={}
+    )
     db.session.add(version)
     db.session.flush()
     number = func.generate_series(1, FINISHED + QUEUED).column_valued("number")
@@ -65,14 +84,20 @@ def fill(people: list[str]) -> None:
         "slices": literal([0.1], JSON),
         "seconds": literal(0.1),
     }
-    db.session.execute(insert(Prediction).from_select([*prediction], select(*prediction.values()).where(Scan.status == JobStatus.DONE)))
+    db.session.execute(
+        insert(Prediction).from_select(
+            [*prediction], select(*prediction.values()).where(Scan.status == JobStatus.DONE)
+        )
+    )
     db.session.commit()
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE scan, prediction"))
 
 
 def rows_for(app: Flask, path: str) -> int:
-    """Return how many rows PostgreSQL touches to answer a request of the first person, who is an admin and has a token."""
+    """Return how many rows PostgreSQL touches to answer a request of the first person, who is an
+    admin and has a token.
+    """
     client = app.test_client()
     client.post("/login", data={"username": "person-0", "password": PASSWORD})
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {TOKEN}"
@@ -82,7 +107,14 @@ def rows_for(app: Flask, path: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "path", ["/scans", "/scans?page=50", "/scans?page=50&order=risk", "/api/v1/scans", "/api/v1/scans?page=10&per_page=100&status=done"]
+    "path",
+    [
+        "/scans",
+        "/scans?page=50",
+        "/scans?page=50&order=risk",
+        "/api/v1/scans",
+        "/api/v1/scans?page=10&per_page=100&status=done",
+    ],
 )
 def test_a_persons_history_reads_no_scan_of_anybody_else(full_app: Flask, path: str) -> None:
     assert rows_for(full_app, path) < 10 * OWN
@@ -90,17 +122,25 @@ def test_a_persons_history_reads_no_scan_of_anybody_else(full_app: Flask, path: 
 
 def test_a_scans_page_reads_a_handful_of_rows(full_app: Flask) -> None:
     (waiting,) = db.session.scalars(
-        select(Scan.id).where(Scan.status == JobStatus.QUEUED).join(Scan.user).filter_by(username="person-0").limit(1)
+        select(Scan.id)
+        .where(Scan.status == JobStatus.QUEUED)
+        .join(Scan.user)
+        .filter_by(username="person-0")
+        .limit(1)
     )
     for path in (f"/scans/{waiting}", f"/scans/{waiting}/progress"):
         assert rows_for(full_app, path) < 20
 
 
-def test_the_operations_page_reads_the_queue_once_and_nothing_that_has_ended(full_app: Flask) -> None:
+def test_the_operations_page_reads_the_queue_once_and_nothing_that_has_ended(
+    full_app: Flask,
+) -> None:
     assert rows_for(full_app, "/admin") < 3 * QUEUED
 
 
-@pytest.mark.parametrize("path", ["/admin/users", "/admin/runs", "/admin/datasets", "/admin/models"])
+@pytest.mark.parametrize(
+    "path", ["/admin/users", "/admin/runs", "/admin/datasets", "/admin/models"]
+)
 def test_the_lists_of_the_administration_read_no_scan(full_app: Flask, path: str) -> None:
     assert rows_for(full_app, path) < 10 * PEOPLE
 

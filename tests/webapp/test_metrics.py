@@ -31,23 +31,44 @@ def test_a_scrape_reads_exact_figures_in_three_statements(any_database_app: Flas
         assert now is not None
 
         def add(name: str, status: JobStatus, made_s: float, **columns: object) -> None:
-            db.session.add(Dataset(name=name, archive_key=name, status=status, queued_at=now - timedelta(seconds=made_s), **columns))
+            db.session.add(
+                Dataset(
+                    name=name,
+                    archive_key=name,
+                    status=status,
+                    queued_at=now - timedelta(seconds=made_s),
+                    **columns,
+                )
+            )
 
         add("a", JobStatus.QUEUED, 1000, attempts=2)
         add("b", JobStatus.QUEUED, 10)
-        ended = {"started_at": now - timedelta(seconds=70), "finished_at": now - timedelta(seconds=57.5)}
+        ended = {
+            "started_at": now - timedelta(seconds=70),
+            "finished_at": now - timedelta(seconds=57.5),
+        }
         add("c", JobStatus.DONE, 600, attempts=1, **ended)
         add("d", JobStatus.DONE, 600, **ended)
-        add("e", JobStatus.DONE, 9000, started_at=now - timedelta(seconds=8000), finished_at=now - timedelta(seconds=7000))
+        add(
+            "e",
+            JobStatus.DONE,
+            9000,
+            started_at=now - timedelta(seconds=8000),
+            finished_at=now - timedelta(seconds=7000),
+        )
         add("f", JobStatus.FAILED, 600, **ended)
         for name, seen_s in (("one", 0), ("two", 1), ("gone", 60)):
             seen = now - timedelta(seconds=seen_s)
-            db.session.add(Worker(id=name, queue="train", host="host", pid=1, started_at=seen, seen_at=seen))
+            db.session.add(
+                Worker(id=name, queue="train", host="host", pid=1, started_at=seen, seen_at=seen)
+            )
         db.session.commit()
         statements: list[str] = []
         event.listen(db.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
     found = figures(any_database_app)
-    assert [text.split()[0] for text in statements if not text.startswith("BEGIN")] == ["SELECT"] * 3
+    assert [text.split()[0] for text in statements if not text.startswith("BEGIN")] == [
+        "SELECT"
+    ] * 3
     assert 1000 <= found.pop('hemoscan_queue_oldest_age_seconds{queue="train"}') < 1100
     assert {name: value for name, value in found.items() if value} == {
         'hemoscan_jobs{state="queued",table="dataset"}': 2,
@@ -63,10 +84,14 @@ def test_a_scrape_reads_exact_figures_in_three_statements(any_database_app: Flas
 
 
 def test_without_a_token_set_there_is_nothing(app: Flask) -> None:
-    assert app.test_client().get("/metrics", headers={"Authorization": "Bearer "}).status_code == 404
+    assert (
+        app.test_client().get("/metrics", headers={"Authorization": "Bearer "}).status_code == 404
+    )
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic sesame"}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic sesame"}]
+)
 def test_a_wrong_token_is_401(app: Flask, headers: dict[str, str]) -> None:
     app.config["METRICS_TOKEN"] = "sesame"
     answer = app.test_client().get("/metrics", headers=headers)
@@ -76,6 +101,11 @@ def test_a_wrong_token_is_401(app: Flask, headers: dict[str, str]) -> None:
 
 def test_a_database_that_is_away_is_503(tmp_path: Path) -> None:
     url = "postgresql://nobody@127.0.0.1:9/none"
-    settings = {"SECRET_KEY": "not a secret", "HEMOSCAN_HOME": tmp_path, "DATABASE_URL": url, "BROKER_URL": "redis://127.0.0.1:9"}
+    settings = {
+        "SECRET_KEY": "not a secret",
+        "HEMOSCAN_HOME": tmp_path,
+        "DATABASE_URL": url,
+        "BROKER_URL": "redis://127.0.0.1:9",
+    }
     broken = create_app({**settings, "METRICS_TOKEN": "sesame"})
     assert broken.test_client().get("/metrics", headers=TOKEN).status_code == 503

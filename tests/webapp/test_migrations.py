@@ -19,7 +19,12 @@ from webapp.extensions import db
 def empty_app(database_url: str, tmp_path: Path) -> Iterator[Flask]:
     """An application whose database has no tables."""
     app = create_app(
-        {"SECRET_KEY": "x", "HEMOSCAN_HOME": tmp_path, "DATABASE_URL": database_url, "BROKER_URL": f"redis+socket://{tmp_path / 'none'}"}
+        {
+            "SECRET_KEY": "x",
+            "HEMOSCAN_HOME": tmp_path,
+            "DATABASE_URL": database_url,
+            "BROKER_URL": f"redis+socket://{tmp_path / 'none'}",
+        }
     )
     with app.app_context():
         yield app
@@ -29,7 +34,9 @@ def empty_app(database_url: str, tmp_path: Path) -> Iterator[Flask]:
 def differences() -> list[object]:
     """Return what the database lacks or has too much, by the models."""
     with db.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
         return list(compare_metadata(context, db.metadata))
 
 
@@ -48,7 +55,9 @@ def test_the_migrations_go_down_to_nothing_and_up_again(empty_app: Flask) -> Non
     assert differences() == []
 
 
-def test_a_migration_that_fails_leaves_nothing_half_done(empty_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_fails_leaves_nothing_half_done(
+    empty_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from alembic.operations import Operations
 
     monkeypatch.setattr(Operations, "batch_alter_table", fail)

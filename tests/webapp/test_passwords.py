@@ -24,7 +24,9 @@ GUESSED_FIRST = "This password is one that many people choose"
         "123hospital!!",
     ],
 )
-def test_what_many_choose_is_refused_whatever_digits_and_signs_stand_around_it(password: str) -> None:
+def test_what_many_choose_is_refused_whatever_digits_and_signs_stand_around_it(
+    password: str,
+) -> None:
     problem = password_problem("ann", password)
     assert problem is not None and problem.startswith(GUESSED_FIRST)
 
@@ -36,12 +38,23 @@ def test_the_username_with_digits_and_signs_is_refused(password: str) -> None:
 
 @pytest.mark.parametrize("password", ["1212121212", "eeeeeeeeeeee", "zxzxzxzxzxzx"])
 def test_a_few_characters_over_and_over_are_refused(password: str) -> None:
-    assert password_problem("ann", password) == "This password repeats a few characters; please choose another."
+    assert (
+        password_problem("ann", password)
+        == "This password repeats a few characters; please choose another."
+    )
 
 
 @pytest.mark.parametrize(
     "password",
-    [PASSWORD, "correct horse battery", "sunshine over hospital", "Straße nach Süden", "7261940358", "x" * 30 + "yz!", "t8#Lq.w2Zk"],
+    [
+        PASSWORD,
+        "correct horse battery",
+        "sunshine over hospital",
+        "Straße nach Süden",
+        "7261940358",
+        "x" * 30 + "yz!",
+        "t8#Lq.w2Zk",
+    ],
 )
 def test_nothing_else_is_asked_of_a_password(password: str) -> None:
     assert password_problem("ann", password) is None
@@ -55,7 +68,12 @@ def test_the_list_is_in_the_form_that_passwords_are_compared_in() -> None:
 
 
 def test_a_common_password_is_refused_when_signing_up(app: Flask) -> None:
-    person = {"username": "ann", "name": "Ann", "email": "ann@example.org", "password": "Password1234"}
+    person = {
+        "username": "ann",
+        "name": "Ann",
+        "email": "ann@example.org",
+        "password": "Password1234",
+    }
     answer = app.test_client().post("/signup", data=person)
     assert answer.status_code == 400
     assert GUESSED_FIRST in answer.text

@@ -35,7 +35,9 @@ def hu() -> NDArray[np.int16]:
 
 
 @pytest.fixture(params=["page", "program"])
-def client(request: pytest.FixtureRequest, app: Flask, logged_in: Callable[..., FlaskClient]) -> tuple[FlaskClient, str]:
+def client(
+    request: pytest.FixtureRequest, app: Flask, logged_in: Callable[..., FlaskClient]
+) -> tuple[FlaskClient, str]:
     """Ann's browser and the address of her scans, then a program that acts for her."""
     if request.param == "page":
         return logged_in("ann"), "/scans"
@@ -80,9 +82,14 @@ def test_each_slice_is_shown_through_the_window_that_is_asked_for(
         "level=40.5&width=5e-324",
     ],
 )
-def test_a_window_that_makes_no_sense_is_refused(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], query: str) -> None:
+def test_a_window_that_makes_no_sense_is_refused(
+    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], query: str
+) -> None:
     browser, scans = client
-    assert browser.get(f"{scans}/{add_series(app, hu)}/slices/0.png?{query}").status_code in (400, 422)
+    assert browser.get(f"{scans}/{add_series(app, hu)}/slices/0.png?{query}").status_code in (
+        400,
+        422,
+    )
 
 
 def test_the_named_windows_leave_pictures_as_they_were_submitted(
@@ -108,7 +115,9 @@ def test_the_whole_series_is_sent_as_one_file_in_pieces(
     assert gzip.decompress(answer.data)[352:] == noise[:, ::-1, ::-1].tobytes()
 
 
-def test_a_slices_heat_map_is_sent_where_one_is_drawn(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16]) -> None:
+def test_a_slices_heat_map_is_sent_where_one_is_drawn(
+    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16]
+) -> None:
     browser, scans = client
     address = f"{scans}/{add_series(app, hu)}"
     assert browser.get(f"{address}/slices/0/heatmap.png").data == heat(0)
@@ -117,12 +126,23 @@ def test_a_slices_heat_map_is_sent_where_one_is_drawn(app: Flask, client: tuple[
     assert browser.get(f"{address}/slices/3/heatmap.png").status_code == 404
 
 
-PATHS = ("volume", "slices/0.png", "slices/0.png?window=bone", "slices/0/heatmap.png", "image.png", "heatmap.png")
+PATHS = (
+    "volume",
+    "slices/0.png",
+    "slices/0.png?window=bone",
+    "slices/0/heatmap.png",
+    "image.png",
+    "heatmap.png",
+)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_an_unchanged_answer_is_304_and_reads_no_file(
-    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], path: str, monkeypatch: pytest.MonkeyPatch
+    app: Flask,
+    client: tuple[FlaskClient, str],
+    hu: NDArray[np.int16],
+    path: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     browser, scans = client
     address = f"{scans}/{add_series(app, hu)}/{path}"
@@ -135,16 +155,26 @@ def test_an_unchanged_answer_is_304_and_reads_no_file(
     assert (again.status_code, again.data) == (304, b"")
 
 
-def test_no_two_pictures_have_the_same_etag(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16]) -> None:
+def test_no_two_pictures_have_the_same_etag(
+    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16]
+) -> None:
     browser, scans = client
     scan_id = add_series(app, hu)
-    paths = (*PATHS[:2], *PATHS[2:5], "slices/1.png", "slices/0.png?level=1&width=2", "slices/5/heatmap.png")
+    paths = (
+        *PATHS[:2],
+        *PATHS[2:5],
+        "slices/1.png",
+        "slices/0.png?level=1&width=2",
+        "slices/5/heatmap.png",
+    )
     tags = [browser.get(f"{scans}/{scan_id}/{path}").headers["ETag"] for path in paths]
     assert len(set(tags)) == len(paths)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_somebody_elses_series_is_404(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], path: str) -> None:
+def test_somebody_elses_series_is_404(
+    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], path: str
+) -> None:
     browser, scans = client
     make_user(app, "bob")
     bobs = add_series(app, hu, "bob")
@@ -154,7 +184,9 @@ def test_somebody_elses_series_is_404(app: Flask, client: tuple[FlaskClient, str
         assert "You have no such scan." in answer.text
 
 
-def test_there_is_no_slice_beyond_the_last(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16]) -> None:
+def test_there_is_no_slice_beyond_the_last(
+    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16]
+) -> None:
     browser, scans = client
     scan_id = add_series(app, hu)
     for index in (SLICES, 10**30, -1, "x"):
@@ -163,7 +195,9 @@ def test_there_is_no_slice_beyond_the_last(app: Flask, client: tuple[FlaskClient
 
 
 @pytest.mark.parametrize("path", ["volume", "slices/0.png", "slices/0/heatmap.png"])
-def test_a_single_slice_has_no_series(app: Flask, client: tuple[FlaskClient, str], path: str) -> None:
+def test_a_single_slice_has_no_series(
+    app: Flask, client: tuple[FlaskClient, str], path: str
+) -> None:
     browser, scans = client
     scan_id = add_scan(app, status=JobStatus.DONE)
     assert browser.get(f"{scans}/{scan_id}/{path}").status_code == 404
@@ -177,7 +211,9 @@ def test_a_program_that_asks_too_early_is_told_to_wait(app: Flask, path: str) ->
     assert answer.headers["Retry-After"] == "1"
 
 
-def test_a_program_waits_a_moment_for_a_slices_heat_map(app: Flask, hu: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_waits_a_moment_for_a_slices_heat_map(
+    app: Flask, hu: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = client_of(app, "ann")
     scan_id = add_series(app, hu)
     with app.app_context():
@@ -188,7 +224,9 @@ def test_a_program_waits_a_moment_for_a_slices_heat_map(app: Flask, hu: NDArray[
 
     def draw_meanwhile(_seconds: float) -> None:
         with app.app_context():
-            db.session.query(Heatmap).update({"status": JobStatus.DONE, "image_key": key, "slices": [0, 5]})
+            db.session.query(Heatmap).update(
+                {"status": JobStatus.DONE, "image_key": key, "slices": [0, 5]}
+            )
             db.session.commit()
 
     monkeypatch.setattr(time, "sleep", draw_meanwhile)
@@ -197,15 +235,21 @@ def test_a_program_waits_a_moment_for_a_slices_heat_map(app: Flask, hu: NDArray[
     problem_of(program.get(f"/api/v1/scans/{scan_id}/slices/1/heatmap.png"), 404)
 
 
-def test_a_program_is_told_every_slice_and_which_to_look_at_first(app: Flask, hu: NDArray[np.int16]) -> None:
+def test_a_program_is_told_every_slice_and_which_to_look_at_first(
+    app: Flask, hu: NDArray[np.int16]
+) -> None:
     program = client_of(app, "ann")
     told = program.get(f"/api/v1/scans/{add_series(app, hu)}").json["result"]
-    assert told["slices"] == [{"index": index, "probability": index / 5, "types": {}} for index in range(SLICES)]
+    assert told["slices"] == [
+        {"index": index, "probability": index / 5, "types": {}} for index in range(SLICES)
+    ]
     assert told["first_slices"] == [5, 4, 3, 2, 1]
     assert told["heatmap_slices"] == [0, 5]
 
 
-def test_deleting_a_series_leaves_no_byte(app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], tmp_path: Path) -> None:
+def test_deleting_a_series_leaves_no_byte(
+    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], tmp_path: Path
+) -> None:
     browser, scans = client
     scan_id = add_series(app, hu)
     assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()]

@@ -23,12 +23,25 @@ def log_in(app: Flask, base_url: str) -> tuple[FlaskClient, list[str]]:
     """Let ann log in by that address; return the browser and the cookies as they were set."""
     make_user(app, "ann")
     client = app.test_client()
-    answer = client.post("/login", data={"username": "ann", "password": PASSWORD}, base_url=base_url)
+    answer = client.post(
+        "/login", data={"username": "ann", "password": PASSWORD}, base_url=base_url
+    )
     assert answer.status_code == 302
     return client, answer.headers.getlist("Set-Cookie")
 
 
-@pytest.mark.parametrize("path", ["/", "/login", "/nowhere", "/api/v1/scans", "/api/v1/openapi.json", "/static/hemoscan.js", "/healthz"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/login",
+        "/nowhere",
+        "/api/v1/scans",
+        "/api/v1/openapi.json",
+        "/static/hemoscan.js",
+        "/healthz",
+    ],
+)
 def test_every_kind_of_answer_carries_the_policies(app: Flask, path: str) -> None:
     with app.test_client().get(path) as answer:
         assert {name: answer.headers.get(name) for name in POLICIES} == POLICIES
@@ -36,8 +49,16 @@ def test_every_kind_of_answer_carries_the_policies(app: Flask, path: str) -> Non
 
 
 def test_no_source_of_scripts_or_styles_but_our_own_files_is_allowed() -> None:
-    directives = dict(directive.split(" ", 1) for directive in POLICIES["Content-Security-Policy"].split("; "))
-    assert directives["default-src"] == directives["object-src"] == directives["base-uri"] == directives["frame-ancestors"] == "'none'"
+    directives = dict(
+        directive.split(" ", 1) for directive in POLICIES["Content-Security-Policy"].split("; ")
+    )
+    assert (
+        directives["default-src"]
+        == directives["object-src"]
+        == directives["base-uri"]
+        == directives["frame-ancestors"]
+        == "'none'"
+    )
     assert directives["script-src"] == directives["style-src"] == "'self'"
     assert "unsafe" not in POLICIES["Content-Security-Policy"]
 
@@ -45,13 +66,22 @@ def test_no_source_of_scripts_or_styles_but_our_own_files_is_allowed() -> None:
 def test_no_template_has_a_script_a_style_or_a_handler_of_its_own() -> None:
     for path in TEMPLATES.rglob("*.html"):
         text = path.read_text()
-        assert not re.search(r"<style|\bstyle=|\son[a-z]+=|javascript:|<script(?![^>]*\bsrc=)", text), path.name
+        assert not re.search(
+            r"<style|\bstyle=|\son[a-z]+=|javascript:|<script(?![^>]*\bsrc=)", text
+        ), path.name
         assert "|safe" not in text.replace(" ", "") and "autoescape" not in text, path.name
 
 
 def test_htmx_neither_evaluates_text_nor_writes_styles_nor_keeps_pages(app: Flask) -> None:
-    config = json.loads(re.findall("name=\"htmx-config\" content='([^']+)'", app.test_client().get("/").text)[0])
-    assert config["includeIndicatorStyles"] is config["allowEval"] is config["allowScriptTags"] is False
+    config = json.loads(
+        re.findall("name=\"htmx-config\" content='([^']+)'", app.test_client().get("/").text)[0]
+    )
+    assert (
+        config["includeIndicatorStyles"]
+        is config["allowEval"]
+        is config["allowScriptTags"]
+        is False
+    )
     assert config["selfRequestsOnly"] is True
     assert config["historyCacheSize"] == 0
 
@@ -69,7 +99,9 @@ def test_over_plain_http_cookies_are_hidden_from_scripts_and_other_sites(app: Fl
     assert {cookie.partition("=")[0] for cookie in cookies} == {"session", "known"}
     for cookie in cookies:
         attributes = cookie.split("; ")
-        assert "HttpOnly" in attributes and "SameSite=Lax" in attributes and "Secure" not in attributes
+        assert (
+            "HttpOnly" in attributes and "SameSite=Lax" in attributes and "Secure" not in attributes
+        )
 
 
 def test_over_tls_cookies_belong_to_this_host_alone_and_travel_by_tls_only(app: Flask) -> None:
@@ -99,7 +131,9 @@ def test_only_as_many_proxies_are_believed_as_the_operator_says(tmp_path: Path) 
         home = tmp_path / str(proxies)
         home.mkdir()
         app = app_on(f"sqlite:///{home / 'test.db'}", home, TRUSTED_PROXIES=proxies)
-        assert ("Strict-Transport-Security" in app.test_client().get("/", headers=forged).headers) is bool(proxies)
+        assert (
+            "Strict-Transport-Security" in app.test_client().get("/", headers=forged).headers
+        ) is bool(proxies)
         with app.app_context():
             db.engine.dispose()
 
@@ -108,7 +142,9 @@ def test_over_tls_a_form_from_another_site_is_refused_and_our_own_is_accepted(ap
     app.config["WTF_CSRF_ENABLED"] = True
     make_user(app, "ann")
     client = app.test_client()
-    token = re.findall(r'name="csrf_token" value="([^"]+)"', client.get("/login", base_url=TLS).text)[0]
+    token = re.findall(
+        r'name="csrf_token" value="([^"]+)"', client.get("/login", base_url=TLS).text
+    )[0]
     form = {"username": "ann", "password": PASSWORD, "csrf_token": token}
     for referrer, status in (("https://evil.example/", 400), (f"{TLS}/login", 302)):
         answer = client.post("/login", data=form, base_url=TLS, headers={"Referer": referrer})

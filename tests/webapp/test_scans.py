@@ -20,7 +20,18 @@ from tests.conftest import PASSWORD, make_user
 from webapp import scans
 from webapp.extensions import database_now, db, utc_now
 from webapp.jobs import PREDICT, PREDICT_SCANS
-from webapp.models import IN_ITS_TURN, ORIGINAL_REMOVED, Heatmap, JobStatus, ModelVersion, Prediction, Role, Scan, User, Worker
+from webapp.models import (
+    IN_ITS_TURN,
+    ORIGINAL_REMOVED,
+    Heatmap,
+    JobStatus,
+    ModelVersion,
+    Prediction,
+    Role,
+    Scan,
+    User,
+    Worker,
+)
 from webapp.storage import Storage, StorageError, storage
 
 NO_ID = "0" * 32
@@ -35,7 +46,10 @@ def png(side: int = 64) -> bytes:
 
 def form(*contents: bytes, **fields: str) -> dict[str, Any]:
     """Return what a browser posts."""
-    return {"file": [(io.BytesIO(content), f"{i}.png") for i, content in enumerate(contents)], **fields}
+    return {
+        "file": [(io.BytesIO(content), f"{i}.png") for i, content in enumerate(contents)],
+        **fields,
+    }
 
 
 def add_scan(app: Flask, username: str = "ann", **columns: Any) -> str:
@@ -48,8 +62,12 @@ def add_scan(app: Flask, username: str = "ann", **columns: Any) -> str:
         return scan.id
 
 
-def add_verdict(app: Flask, scan_id: str, drawing: JobStatus | None = JobStatus.DONE, **columns: Any) -> str:
-    """Add the verdict on a scan, with its pictures, and a heat map in that status; return the model version's id."""
+def add_verdict(
+    app: Flask, scan_id: str, drawing: JobStatus | None = JobStatus.DONE, **columns: Any
+) -> str:
+    """Add the verdict on a scan, with its pictures, and a heat map in that status; return the model
+    version's id.
+    """
     with app.app_context():
         scan = db.session.get_one(Scan, scan_id)
         scan.status, scan.progress = JobStatus.DONE, 1.0
@@ -57,15 +75,29 @@ def add_verdict(app: Flask, scan_id: str, drawing: JobStatus | None = JobStatus.
         scan.finished_at = scan.created_at + timedelta(seconds=1.5)
         scan.image_key, scan.thumbnail_key = f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"
         card = columns.pop("card", {})
-        version = ModelVersion(card_id="0123456789ab", architecture="alexnet_svm", reads="slice", storage_prefix="models/none", card=card)
-        told = {"probability": 0.9731, "threshold": 0.412, "positive": True, "uncertain": False, "warnings": []} | columns
+        version = ModelVersion(
+            card_id="0123456789ab",
+            architecture="alexnet_svm",
+            reads="slice",
+            storage_prefix="models/none",
+            card=card,
+        )
+        told = {
+            "probability": 0.9731,
+            "threshold": 0.412,
+            "positive": True,
+            "uncertain": False,
+            "warnings": [],
+        } | columns
         scan.prediction = Prediction(model_version=version, slices=[0.9731], seconds=0.12, **told)
         for key in (scan.image_key, scan.thumbnail_key, f"heatmaps/{scan_id}.png"):
             storage.put(key, png())
         if drawing:
             drawn = f"heatmaps/{scan_id}.png" if drawing == JobStatus.DONE else None
             scan.prediction.heatmap = Heatmap(
-                status=drawing, image_key=drawn, error="Its drawing stopped." if drawing == "failed" else None
+                status=drawing,
+                image_key=drawn,
+                error="Its drawing stopped." if drawing == "failed" else None,
             )
         db.session.add(version)
         db.session.commit()
@@ -114,7 +146,9 @@ def test_no_page_has_scripts_or_styles_inside(app: Flask, ann: FlaskClient) -> N
         assert "Research use only, never a diagnosis" in page
 
 
-def test_admins_find_their_pages_and_others_do_not(logged_in: Callable[..., FlaskClient], ann: FlaskClient) -> None:
+def test_admins_find_their_pages_and_others_do_not(
+    logged_in: Callable[..., FlaskClient], ann: FlaskClient
+) -> None:
     assert "/admin" not in ann.get("/scans").text
     assert 'href="/admin/datasets"' in logged_in("root", Role.ADMIN).get("/scans").text
 
@@ -144,7 +178,10 @@ def test_several_slices_become_several_scans(app: Flask, ann: FlaskClient) -> No
 
 def test_a_queue_that_cannot_be_reached_is_said_and_the_scan_is_kept(ann: FlaskClient) -> None:
     answer = ann.post("/scans", data=form(png()))
-    assert "The queue cannot be reached at the moment. Your scan is kept" in ann.get(answer.location).text
+    assert (
+        "The queue cannot be reached at the moment. Your scan is kept"
+        in ann.get(answer.location).text
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +195,9 @@ def test_a_queue_that_cannot_be_reached_is_said_and_the_scan_is_kept(ann: FlaskC
     ],
     ids=["nothing", "empty", "text", "long title", "NUL"],
 )
-def test_a_refusal_is_a_sentence_on_the_form(app: Flask, ann: FlaskClient, data: dict[str, Any], sentence: str) -> None:
+def test_a_refusal_is_a_sentence_on_the_form(
+    app: Flask, ann: FlaskClient, data: dict[str, Any], sentence: str
+) -> None:
     answer = ann.post("/scans", data=data, content_type="multipart/form-data")
     assert answer.status_code == 400
     assert sentence in answer.text
@@ -167,7 +206,16 @@ def test_a_refusal_is_a_sentence_on_the_form(app: Flask, ann: FlaskClient, data:
         assert db.session.scalar(select(func.count()).select_from(Scan)) == 0
 
 
-@pytest.mark.parametrize("path", ["/scans", f"/scans/{NO_ID}", f"/scans/{NO_ID}/progress", f"/scans/{NO_ID}/image.png", "/account"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/scans",
+        f"/scans/{NO_ID}",
+        f"/scans/{NO_ID}/progress",
+        f"/scans/{NO_ID}/image.png",
+        "/account",
+    ],
+)
 def test_strangers_are_asked_to_log_in(app: Flask, path: str) -> None:
     answer = app.test_client().get(path)
     assert answer.status_code == 302
@@ -178,10 +226,14 @@ def test_strangers_are_asked_to_log_in(app: Flask, path: str) -> None:
 # --- phantoms
 
 
-def test_a_phantom_can_be_tried(app: Flask, ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phantom_can_be_tried(
+    app: Flask, ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scans, "_phantom_folder", lambda: tmp_path)
     (tmp_path / "phantom-1.png").write_bytes(png())
-    (tmp_path / "index.json").write_text(json.dumps([{"file": "phantom-1.png", "title": "A <small> bleeding"}]))
+    (tmp_path / "index.json").write_text(
+        json.dumps([{"file": "phantom-1.png", "title": "A <small> bleeding"}])
+    )
     assert "A &lt;small&gt; bleeding" in ann.get("/scans").text
     answer = ann.post("/scans/phantom", data={"name": "phantom-1.png"})
     assert answer.status_code == 302
@@ -191,7 +243,9 @@ def test_a_phantom_can_be_tried(app: Flask, ann: FlaskClient, tmp_path: Path, mo
         assert ann.post("/scans/phantom", data={"name": name}).status_code == 404
 
 
-def test_without_phantoms_none_are_offered(ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_phantoms_none_are_offered(
+    ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scans, "_phantom_folder", lambda: tmp_path)
     page = ann.get("/scans")
     assert page.status_code == 200
@@ -208,7 +262,9 @@ def test_every_phantom_that_is_shipped_is_accepted(app: Flask, ann: FlaskClient)
 # --- follow
 
 
-def test_a_waiting_scan_is_polled_and_the_page_works_without_scripts(app: Flask, ann: FlaskClient) -> None:
+def test_a_waiting_scan_is_polled_and_the_page_works_without_scripts(
+    app: Flask, ann: FlaskClient
+) -> None:
     a_worker(app)
     scan_id = add_scan(app)
     page = ann.get(f"/scans/{scan_id}").text
@@ -223,7 +279,10 @@ def test_a_waiting_scan_is_polled_and_the_page_works_without_scripts(app: Flask,
 
 def test_a_scan_that_nobody_can_read_now_says_so(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app)
-    assert "No predict worker is running at the moment. Your scan is kept" in ann.get(f"/scans/{scan_id}").text
+    assert (
+        "No predict worker is running at the moment. Your scan is kept"
+        in ann.get(f"/scans/{scan_id}").text
+    )
 
 
 def test_an_unchanged_part_is_not_sent_again(app: Flask, ann: FlaskClient) -> None:
@@ -260,7 +319,9 @@ def test_polling_goes_on_until_the_heat_map_is_drawn(app: Flask, ann: FlaskClien
 
 
 @pytest.mark.parametrize("drawing", [JobStatus.FAILED, None])
-def test_polling_stops_without_a_heat_map_too(app: Flask, ann: FlaskClient, drawing: JobStatus | None) -> None:
+def test_polling_stops_without_a_heat_map_too(
+    app: Flask, ann: FlaskClient, drawing: JobStatus | None
+) -> None:
     scan_id = add_scan(app)
     add_verdict(app, scan_id, drawing=drawing)
     part = ann.get(f"/scans/{scan_id}/progress")
@@ -312,7 +373,11 @@ TYPES = {
     "subarachnoid": {"probability": 0.05, "slices": [0.05]},
 }
 JUDGED = {
-    "epidural": {"given": True, "patients": 12, "patient": {"auroc": {"value": 0.736, "low": 0.584, "high": 0.856, "n": 49}}},
+    "epidural": {
+        "given": True,
+        "patients": 12,
+        "patient": {"auroc": {"value": 0.736, "low": 0.584, "high": 0.856, "n": 49}},
+    },
     "subdural": {"given": True, "patients": 4, "scores": []},
     "subarachnoid": {
         "given": True,
@@ -327,29 +392,49 @@ JUDGED = {
 }
 
 
-def test_types_of_bleeding_stand_below_a_positive_verdict_with_how_far_to_trust_them(app: Flask, ann: FlaskClient) -> None:
+def test_types_of_bleeding_stand_below_a_positive_verdict_with_how_far_to_trust_them(
+    app: Flask, ann: FlaskClient
+) -> None:
     scan_id = add_scan(app)
     add_verdict(app, scan_id, types=TYPES, card={"types": JUDGED})
     page = ann.get(f"/scans/{scan_id}").text
-    assert 0 < page.index("Brain Hemorrhage Detected.</h1>") < page.index("Which type, if it bleeds") < page.index("About this scan")
-    places = [page.index(text) for text in ("Subdural", "64 %", "Epidural", "21 %", "Subarachnoid", "5 %")]
+    assert (
+        0
+        < page.index("Brain Hemorrhage Detected.</h1>")
+        < page.index("Which type, if it bleeds")
+        < page.index("About this scan")
+    )
+    places = [
+        page.index(text) for text in ("Subdural", "64 %", "Epidural", "21 %", "Subarachnoid", "5 %")
+    ]
     assert places == sorted(places), "the most probable type comes first"
     assert "Few patients: only 4 with this type" in page
-    assert "AUROC 0.74 (0.58 to 0.86) among all patients of its test, 12 of whom have this type." in page
+    assert (
+        "AUROC 0.74 (0.58 to 0.86) among all patients of its test, 12 of whom have this type."
+        in page
+    )
     assert "20 of whom have this type; 0.60 among those who bleed." in page
     assert "does not tell intraparenchymal or intraventricular bleeding" in page
     assert "most in slice" not in page, "there is only one"
     assert "Which type, if it bleeds" in ann.get(f"/scans/{scan_id}/progress").text
 
 
-def test_the_slice_that_shows_a_type_most_is_named_and_a_card_without_types_says_nobody_tested(app: Flask, ann: FlaskClient) -> None:
+def test_the_slice_that_shows_a_type_most_is_named_and_a_card_without_types_says_nobody_tested(
+    app: Flask, ann: FlaskClient
+) -> None:
     scan_id = add_scan(app)
     add_verdict(app, scan_id, types={"epidural": {"probability": 0.4, "slices": [0.1, 0.4, 0.2]}})
     page = ann.get(f"/scans/{scan_id}").text
-    assert "most in slice 2" in page and "Nobody has tested this." in page and "does not tell" not in page
+    assert (
+        "most in slice 2" in page
+        and "Nobody has tested this." in page
+        and "does not tell" not in page
+    )
 
 
-def test_types_are_shown_where_the_verdict_is_uncertain_and_not_where_it_is_a_plain_no(app: Flask, ann: FlaskClient) -> None:
+def test_types_are_shown_where_the_verdict_is_uncertain_and_not_where_it_is_a_plain_no(
+    app: Flask, ann: FlaskClient
+) -> None:
     pages = []
     for uncertain in (True, False):
         scan_id = add_scan(app)
@@ -366,7 +451,9 @@ def test_admins_get_a_link_to_the_model(app: Flask, logged_in: Callable[..., Fla
 
 
 def test_a_failed_scan_tells_its_sentence(app: Flask, ann: FlaskClient) -> None:
-    scan_id = add_scan(app, status=JobStatus.FAILED, error="No model is live; ask an administrator to promote one.")
+    scan_id = add_scan(
+        app, status=JobStatus.FAILED, error="No model is live; ask an administrator to promote one."
+    )
     page = ann.get(f"/scans/{scan_id}").text
     assert "No model is live; ask an administrator to promote one." in page
     assert "hx-get" not in page
@@ -382,31 +469,62 @@ def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(
     browser.post("/login", data={"username": "ann", "password": PASSWORD})
     nudged: list[str] = []
     monkeypatch.setattr(scans, "nudge", lambda task: nudged.append(task) or True)
-    scan_id = add_scan(any_database_app, status=JobStatus.FAILED, error="This does not look like a head CT.", not_head_ct=0.97)
+    scan_id = add_scan(
+        any_database_app,
+        status=JobStatus.FAILED,
+        error="This does not look like a head CT.",
+        not_head_ct=0.97,
+    )
     page = browser.get(f"/scans/{scan_id}").text
-    assert "This scan was not scored." in page and "This does not look like a head CT." in page and "Score anyway" in page
+    assert (
+        "This scan was not scored." in page
+        and "This does not look like a head CT." in page
+        and "Score anyway" in page
+    )
 
     for _ in range(2):
         answer = browser.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True)
         assert answer.status_code == 200
-    assert "There is nothing to overrule about this scan." in answer.text and "Score anyway" not in answer.text
+    assert (
+        "There is nothing to overrule about this scan." in answer.text
+        and "Score anyway" not in answer.text
+    )
     assert nudged == [PREDICT_SCANS]
     with any_database_app.app_context():
         scan = db.session.get_one(Scan, scan_id)
-        assert (scan.status, scan.error, scan.finished_at) == ("queued", None, None) and scan.forced_at is not None
+        assert (scan.status, scan.error, scan.finished_at) == (
+            "queued",
+            None,
+            None,
+        ) and scan.forced_at is not None
 
 
-@pytest.mark.parametrize("columns", [{"status": JobStatus.QUEUED}, {"status": JobStatus.FAILED, "error": "The picture is damaged."}])
-def test_nothing_else_can_be_scored_anyway(app: Flask, ann: FlaskClient, columns: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"status": JobStatus.QUEUED},
+        {"status": JobStatus.FAILED, "error": "The picture is damaged."},
+    ],
+)
+def test_nothing_else_can_be_scored_anyway(
+    app: Flask, ann: FlaskClient, columns: dict[str, Any]
+) -> None:
     scan_id = add_scan(app, **columns)
     assert "Score anyway" not in ann.get(f"/scans/{scan_id}").text
-    assert "nothing to overrule" in ann.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True).text
+    assert (
+        "nothing to overrule"
+        in ann.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True).text
+    )
     with app.app_context():
         assert db.session.get_one(Scan, scan_id).forced_at is None
 
 
-def test_nobody_else_can_have_a_scan_scored_anyway(app: Flask, ann: FlaskClient, logged_in: Callable[..., FlaskClient]) -> None:
-    scan_id = add_scan(app, status=JobStatus.FAILED, error="This does not look like a head CT.", not_head_ct=0.97)
+def test_nobody_else_can_have_a_scan_scored_anyway(
+    app: Flask, ann: FlaskClient, logged_in: Callable[..., FlaskClient]
+) -> None:
+    scan_id = add_scan(
+        app, status=JobStatus.FAILED, error="This does not look like a head CT.", not_head_ct=0.97
+    )
     assert logged_in("eve").post(f"/scans/{scan_id}/score-anyway").status_code == 404
     assert app.test_client().post(f"/scans/{scan_id}/score-anyway").status_code in (302, 401)
     with app.app_context():
@@ -427,19 +545,40 @@ def test_an_open_scan_is_cancelled_and_can_be_tried_again(
     browser.post("/login", data={"username": "ann", "password": PASSWORD})
     nudged: list[str] = []
     monkeypatch.setattr(scans, "nudge", lambda task: nudged.append(task) or True)
-    scan_id = add_scan(any_database_app, status=status, attempts=2, counted_deaths=2, lease_owner="worker", stage="Reading")
+    scan_id = add_scan(
+        any_database_app,
+        status=status,
+        attempts=2,
+        counted_deaths=2,
+        lease_owner="worker",
+        stage="Reading",
+    )
     assert "Cancel</button>" in browser.get(f"/scans/{scan_id}").text
-    assert "This scan was cancelled." in browser.post(f"/scans/{scan_id}/cancel", follow_redirects=True).text
-    assert "has ended already" in browser.post(f"/scans/{scan_id}/cancel", follow_redirects=True).text
+    assert (
+        "This scan was cancelled."
+        in browser.post(f"/scans/{scan_id}/cancel", follow_redirects=True).text
+    )
+    assert (
+        "has ended already" in browser.post(f"/scans/{scan_id}/cancel", follow_redirects=True).text
+    )
     with any_database_app.app_context():
         scan = db.session.get_one(Scan, scan_id)
-        assert (scan.status, scan.lease_owner, scan.stage) == ("cancelled", None, None) and scan.finished_at is not None
+        assert (scan.status, scan.lease_owner, scan.stage) == (
+            "cancelled",
+            None,
+            None,
+        ) and scan.finished_at is not None
     for _ in range(2):
         answer = browser.post(f"/scans/{scan_id}/retry", follow_redirects=True)
     assert "Only a scan that failed or was cancelled" in answer.text and nudged == [PREDICT_SCANS]
     with any_database_app.app_context():
         scan = db.session.get_one(Scan, scan_id)
-        assert (scan.status, scan.attempts, scan.counted_deaths, scan.finished_at) == ("queued", 2, 0, None)
+        assert (scan.status, scan.attempts, scan.counted_deaths, scan.finished_at) == (
+            "queued",
+            2,
+            0,
+            None,
+        )
 
 
 @pytest.mark.parametrize(("waiting", "urgent"), [(0, True), (1, False)])
@@ -448,7 +587,9 @@ def test_an_urgent_scan_that_is_asked_for_again_is_urgent_only_if_few_are(
     app: Flask, ann: FlaskClient, verb: str, waiting: int, urgent: bool
 ) -> None:
     app.config["MAX_STAT"] = 1
-    scan_id = add_scan(app, status=JobStatus.FAILED, not_head_ct=0.9, stat=True, notes=["One file is left out."])
+    scan_id = add_scan(
+        app, status=JobStatus.FAILED, not_head_ct=0.9, stat=True, notes=["One file is left out."]
+    )
     for _ in range(waiting):
         add_scan(app, stat=True)
     ann.post(f"/scans/{scan_id}/{verb}")
@@ -475,39 +616,56 @@ def test_a_deleted_scan_leaves_no_row_and_no_byte(any_database_app: Flask, tmp_p
     assert "are deleted" in answer.text and browser.get(f"/scans/{scan_id}").status_code == 404
     assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
     with any_database_app.app_context():
-        assert [db.session.scalar(select(func.count()).select_from(table)) for table in (Scan, Prediction, Heatmap)] == [0, 0, 0]
+        assert [
+            db.session.scalar(select(func.count()).select_from(table))
+            for table in (Scan, Prediction, Heatmap)
+        ] == [0, 0, 0]
 
 
-def test_files_that_a_deletion_could_not_remove_are_told(app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_a_deletion_could_not_remove_are_told(
+    app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scan_id = add_scan(app)
 
     def away(self: Storage, key: str) -> None:
         raise StorageError("A stored file cannot be removed.")
 
     monkeypatch.setattr(Storage, "delete", away)
-    assert "could not be removed now" in ann.post(f"/scans/{scan_id}/delete", follow_redirects=True).text
+    assert (
+        "could not be removed now"
+        in ann.post(f"/scans/{scan_id}/delete", follow_redirects=True).text
+    )
     assert ann.get(f"/scans/{scan_id}").status_code == 404
 
 
 @pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.CANCELLED])
-def test_a_scan_whose_original_is_not_kept_says_so_and_cannot_be_tried_again(app: Flask, ann: FlaskClient, status: JobStatus) -> None:
+def test_a_scan_whose_original_is_not_kept_says_so_and_cannot_be_tried_again(
+    app: Flask, ann: FlaskClient, status: JobStatus
+) -> None:
     scan_id = add_scan(app, status=status, not_head_ct=0.9, original_removed_at=utc_now())
     page = ann.get(f"/scans/{scan_id}").text
     assert "not kept any longer; removed <time" in page
     assert "/retry" not in page and "/score-anyway" not in page
-    for what, sentence in (("retry", ORIGINAL_REMOVED), ("score-anyway", "There is nothing to overrule")):
+    for what, sentence in (
+        ("retry", ORIGINAL_REMOVED),
+        ("score-anyway", "There is nothing to overrule"),
+    ):
         assert sentence in ann.post(f"/scans/{scan_id}/{what}", follow_redirects=True).text
     with app.app_context():
         assert db.session.get_one(Scan, scan_id).status == status
 
 
 @pytest.mark.parametrize("what", ["cancel", "retry", "delete"])
-def test_nobody_else_can_end_retry_or_delete_a_scan(app: Flask, ann: FlaskClient, logged_in: Callable[..., FlaskClient], what: str) -> None:
+def test_nobody_else_can_end_retry_or_delete_a_scan(
+    app: Flask, ann: FlaskClient, logged_in: Callable[..., FlaskClient], what: str
+) -> None:
     scan_id = add_scan(app, status=JobStatus.FAILED if what == "retry" else JobStatus.QUEUED)
     assert logged_in("eve").post(f"/scans/{scan_id}/{what}").status_code == 404
     assert app.test_client().post(f"/scans/{scan_id}/{what}").status_code in (302, 401)
     with app.app_context():
-        assert db.session.get_one(Scan, scan_id).status == (JobStatus.FAILED if what == "retry" else JobStatus.QUEUED)
+        assert db.session.get_one(Scan, scan_id).status == (
+            JobStatus.FAILED if what == "retry" else JobStatus.QUEUED
+        )
 
 
 @pytest.mark.parametrize("name", ["image", "thumbnail", "heatmap"])
@@ -531,14 +689,20 @@ def test_pictures_are_sent_privately_and_once(app: Flask, ann: FlaskClient, name
 
 
 @pytest.mark.parametrize("path", ["", "/progress", "/image.png", "/thumbnail.png", "/heatmap.png"])
-def test_another_users_scan_is_404(app: Flask, ann: FlaskClient, logged_in: Callable[..., FlaskClient], path: str, tmp_path: Path) -> None:
+def test_another_users_scan_is_404(
+    app: Flask, ann: FlaskClient, logged_in: Callable[..., FlaskClient], path: str, tmp_path: Path
+) -> None:
     scan_id = add_scan(app)
     add_verdict(app, scan_id)
     assert ann.get(f"/scans/{scan_id}{path}").status_code in (200, 286)
     for other in (logged_in("bob"), logged_in("root", Role.ADMIN)):
         answers = [other.get(f"/scans/{id}{path}") for id in (scan_id, NO_ID)]
         assert [answer.status_code for answer in answers] == [404, 404]
-        assert len({re.sub('name="csrf_token" value="[^"]+"', "", answer.text) for answer in answers}) == 1  # It holds the second.
+        # It holds the second.
+        assert (
+            len({re.sub('name="csrf_token" value="[^"]+"', "", answer.text) for answer in answers})
+            == 1
+        )
         assert scan_id not in other.get("/scans").text
 
 
@@ -573,13 +737,17 @@ def test_a_page_that_is_not_there_is_the_nearest_one(any_database_app: Flask, pa
     assert client.get(f"/scans?page={page}").status_code == 200
 
 
-def test_the_history_shows_thumbnails_and_verdicts_in_few_questions(app: Flask, ann: FlaskClient) -> None:
+def test_the_history_shows_thumbnails_and_verdicts_in_few_questions(
+    app: Flask, ann: FlaskClient
+) -> None:
     ids = [add_scan(app) for _ in range(5)]
     for scan_id in ids:
         add_verdict(app, scan_id)
     asked: list[str] = []
     with app.app_context():
-        event.listen(db.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
+        event.listen(
+            db.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2])
+        )
     page = ann.get("/scans").text
     assert page.count("Brain Hemorrhage Detected.") == 5
     for scan_id in ids:

@@ -30,7 +30,9 @@ def ann(logged_in: Callable[..., FlaskClient]) -> FlaskClient:
     return logged_in("ann")
 
 
-def test_the_five_slices_to_look_at_first_are_pictures_with_links(app: Flask, ann: FlaskClient, hu: NDArray[np.int16]) -> None:
+def test_the_five_slices_to_look_at_first_are_pictures_with_links(
+    app: Flask, ann: FlaskClient, hu: NDArray[np.int16]
+) -> None:
     scan_id = add_series(app, hu)
     page = ann.get(f"/scans/{scan_id}").text
     assert "Look at these five first" in page
@@ -42,27 +44,44 @@ def test_the_five_slices_to_look_at_first_are_pictures_with_links(app: Flask, an
         assert ann.get(address).status_code == 200
 
 
-def test_the_most_suspicious_slice_is_shown_first_with_its_heat_map(app: Flask, ann: FlaskClient, hu: NDArray[np.int16]) -> None:
+def test_the_most_suspicious_slice_is_shown_first_with_its_heat_map(
+    app: Flask, ann: FlaskClient, hu: NDArray[np.int16]
+) -> None:
     scan_id = add_series(app, hu)
     page = ann.get(f"/scans/{scan_id}").text
-    assert f'<img data-part="image" src="/scans/{scan_id}/slices/23.png?window=brain" width="8" height="10" alt="Slice 24 of 24">' in page
+    assert (
+        f'<img data-part="image" src="/scans/{scan_id}/slices/23.png?window=brain" width="8"'
+        ' height="10" alt="Slice 24 of 24">' in page
+    )
     assert f'src="/scans/{scan_id}/slices/23/heatmap.png"' in page
     assert "data-slices='[0, 23]'" in page
 
 
 def test_every_slice_has_its_bar(app: Flask, ann: FlaskClient, hu: NDArray[np.int16]) -> None:
     page = ann.get(f"/scans/{add_series(app, hu)}").text
-    bars = re.findall(r'<rect(?: class="first")? x="([0-9.]+)" y="([0-9.]+)" width="0?.9" height="([0-9.]+)"/>', page)
-    assert [float(height) for _, _, height in bars] == pytest.approx([index / 23 for index in range(24)], abs=0.001)
+    bars = re.findall(
+        r'<rect(?: class="first")? x="([0-9.]+)" y="([0-9.]+)" width="0?.9" height="([0-9.]+)"/>',
+        page,
+    )
+    assert [float(height) for _, _, height in bars] == pytest.approx(
+        [index / 23 for index in range(24)], abs=0.001
+    )
     assert all(float(y) + float(height) == pytest.approx(1) for _, y, height in bars)
     assert page.count('<rect class="first"') == 5
 
 
-def test_the_page_has_no_scripts_or_styles_inside(app: Flask, ann: FlaskClient, hu: NDArray[np.int16]) -> None:
-    assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", ann.get(f"/scans/{add_series(app, hu)}").text)
+def test_the_page_has_no_scripts_or_styles_inside(
+    app: Flask, ann: FlaskClient, hu: NDArray[np.int16]
+) -> None:
+    assert not re.search(
+        r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)",
+        ann.get(f"/scans/{add_series(app, hu)}").text,
+    )
 
 
-def test_only_a_series_in_hu_has_windows_and_sides(app: Flask, ann: FlaskClient, hu: NDArray[np.int16]) -> None:
+def test_only_a_series_in_hu_has_windows_and_sides(
+    app: Flask, ann: FlaskClient, hu: NDArray[np.int16]
+) -> None:
     in_hu = ann.get(f"/scans/{add_series(app, hu)}").text
     of_pictures = ann.get(f"/scans/{add_series(app, hu, unit='display')}").text
     for told in ("Brain</button>", "Subdural</button>", "Bone</button>", ">R</span>"):
@@ -71,7 +90,9 @@ def test_only_a_series_in_hu_has_windows_and_sides(app: Flask, ann: FlaskClient,
     assert "window=brain" not in of_pictures
 
 
-def test_a_verdict_without_suspicious_slices_begins_in_the_middle(app: Flask, ann: FlaskClient, hu: NDArray[np.int16]) -> None:
+def test_a_verdict_without_suspicious_slices_begins_in_the_middle(
+    app: Flask, ann: FlaskClient, hu: NDArray[np.int16]
+) -> None:
     scan_id = add_series(app, hu)
     with app.app_context():
         db.session.query(Prediction).update({"first_slices": None})
@@ -81,7 +102,9 @@ def test_a_verdict_without_suspicious_slices_begins_in_the_middle(app: Flask, an
     assert "first</h2>" not in page
 
 
-def test_heat_maps_that_are_drawn_later_come_by_themselves(app: Flask, ann: FlaskClient, hu: NDArray[np.int16]) -> None:
+def test_heat_maps_that_are_drawn_later_come_by_themselves(
+    app: Flask, ann: FlaskClient, hu: NDArray[np.int16]
+) -> None:
     scan_id = add_series(app, hu)
     with app.app_context():
         db.session.query(Heatmap).update({"status": JobStatus.RUNNING, "slices": None})
@@ -96,11 +119,19 @@ def test_heat_maps_that_are_drawn_later_come_by_themselves(app: Flask, ann: Flas
         db.session.query(Heatmap).update({"status": JobStatus.DONE, "slices": [0, 23]})
         db.session.commit()
     answer = ann.get(ask)
-    assert (answer.status_code, "data-slices='[0, 23]'" in answer.text, 'id="viewer" hx-preserve' in answer.text) == (286, True, True)
+    assert (
+        answer.status_code,
+        "data-slices='[0, 23]'" in answer.text,
+        'id="viewer" hx-preserve' in answer.text,
+    ) == (286, True, True)
 
 
 def test_a_series_whose_slices_cannot_be_read_shows_the_slice_that_stands_for_it(
-    app: Flask, ann: FlaskClient, hu: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    app: Flask,
+    ann: FlaskClient,
+    hu: NDArray[np.int16],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     scan_id = add_series(app, hu)
 

@@ -13,7 +13,11 @@ from webapp.storage import MissingFile, Storage, StorageAway, StorageError, new_
 @pytest.fixture(params=["folder", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """A new storage of each kind."""
-    new = Storage(f"file://{tmp_path / 'files'}" if request.param == "folder" else str(request.getfixturevalue("s3_url")))
+    new = Storage(
+        f"file://{tmp_path / 'files'}"
+        if request.param == "folder"
+        else str(request.getfixturevalue("s3_url"))
+    )
     new.start()
     return new
 
@@ -88,7 +92,9 @@ def test_a_folder_over_which_nothing_is_mounted_does_not_answer(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_nothing_is_put_under_a_mount_point_so_that_the_storage_stays_away(tmp_path: Path, is_there: bool) -> None:
+def test_nothing_is_put_under_a_mount_point_so_that_the_storage_stays_away(
+    tmp_path: Path, is_there: bool
+) -> None:
     if is_there:
         (tmp_path / "unmounted").mkdir()
     away = Storage(f"file://{tmp_path / 'unmounted'}")
@@ -111,7 +117,14 @@ def test_a_new_storage_that_was_started_answers_and_holds_no_file(tmp_path: Path
 
 def test_when_a_file_was_written_is_told(storage: Storage) -> None:
     storage.put("originals/just-now.png", b"x")
-    assert abs((datetime.now(UTC) - storage.written("originals")["originals/just-now.png"]).total_seconds()) < 60
+    assert (
+        abs(
+            (
+                datetime.now(UTC) - storage.written("originals")["originals/just-now.png"]
+            ).total_seconds()
+        )
+        < 60
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence_and_keeps_nothing(tmp_path: Path) -> None:
@@ -123,8 +136,14 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_and_keeps_nothing(tmp_pat
 
 
 @pytest.mark.parametrize("ask", ["get", "exists", "keys", "delete", "put"])
-def test_an_s3_that_does_not_answer_is_a_sentence(monkeypatch: pytest.MonkeyPatch, ask: str) -> None:
-    for name, value in {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}.items():
+def test_an_s3_that_does_not_answer_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+    }.items():
         monkeypatch.setenv(name, value)
     away = Storage("s3://hemoscan/some/where")
     with pytest.raises(StorageError):
@@ -140,7 +159,9 @@ def test_a_missing_bucket_is_a_sentence(s3_url: str) -> None:
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "/folder", "file://", "memory://x"])
 def test_another_kind_of_storage_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="STORAGE_URL must be file:///folder or s3://bucket/prefix"):
+    with pytest.raises(
+        ValueError, match="STORAGE_URL must be file:///folder or s3://bucket/prefix"
+    ):
         Storage(url)
 
 
@@ -148,4 +169,8 @@ def test_a_key_cannot_be_guessed_and_keeps_its_kind() -> None:
     first, second = new_key("originals", ".dcm"), new_key("originals", ".dcm")
 
     assert first != second
-    assert first.startswith("originals/") and first.endswith(".dcm") and len(first) == len("originals/.dcm") + 32
+    assert (
+        first.startswith("originals/")
+        and first.endswith(".dcm")
+        and len(first) == len("originals/.dcm") + 32
+    )

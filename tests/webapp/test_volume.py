@@ -21,7 +21,9 @@ KEY = "volumes/0123456789abcdef0123456789abcdef.nii.gz"
 
 @pytest.fixture
 def hu() -> NDArray[np.int16]:
-    """A series of 3 slices of 4 rows and 6 columns in which every pixel is another, from -1000 HU on."""
+    """A series of 3 slices of 4 rows and 6 columns in which every pixel is another, from -1000 HU
+    on.
+    """
     return (np.arange(3 * 4 * 6).reshape(3, 4, 6) * 20 - 1000).astype(np.int16)
 
 
@@ -38,7 +40,9 @@ def stored(content: bytes) -> Volume:
     return open_volume(KEY)
 
 
-def test_the_head_of_a_series_says_its_shape_and_what_its_values_are(app: Flask, hu: NDArray[np.int16]) -> None:
+def test_the_head_of_a_series_says_its_shape_and_what_its_values_are(
+    app: Flask, hu: NDArray[np.int16]
+) -> None:
     with app.app_context():
         volume = stored(stored_series(hu))
         assert (volume.columns, volume.rows, len(volume.starts)) == (6, 4, 3)
@@ -58,7 +62,9 @@ def test_the_head_of_a_series_says_its_shape_and_what_its_values_are(app: Flask,
         (Window(40_000, 2), [0] * 7),
     ],
 )
-def test_a_window_is_black_below_and_white_above(app: Flask, window: Window | None, greys: list[int]) -> None:
+def test_a_window_is_black_below_and_white_above(
+    app: Flask, window: Window | None, greys: list[int]
+) -> None:
     hu = np.array([-32768, -32760, 0, 40, 80, 2000, 32767], np.int16)
     with app.app_context():
         grey = shown(stored(stored_series(hu.reshape(1, 1, 7))), 0, window)
@@ -109,7 +115,9 @@ def test_the_longest_series_fits_the_head(app: Flask) -> None:
         assert shown(volume, 1999).tolist() == [[255, 255], [255, 255]]
 
 
-def test_there_is_no_slice_before_the_first_or_after_the_last(app: Flask, hu: NDArray[np.int16]) -> None:
+def test_there_is_no_slice_before_the_first_or_after_the_last(
+    app: Flask, hu: NDArray[np.int16]
+) -> None:
     with app.app_context():
         volume = stored(stored_series(hu))
         for index in (-1, 3):
@@ -117,8 +125,12 @@ def test_there_is_no_slice_before_the_first_or_after_the_last(app: Flask, hu: ND
                 volume.png(index)
 
 
-@pytest.mark.parametrize("damage", ["nothing", "short", "no positions", "other positions", "no gzip"])
-def test_a_damaged_series_is_an_error_of_the_storage(app: Flask, hu: NDArray[np.int16], damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage", ["nothing", "short", "no positions", "other positions", "no gzip"]
+)
+def test_a_damaged_series_is_an_error_of_the_storage(
+    app: Flask, hu: NDArray[np.int16], damage: str
+) -> None:
     content = stored_series(hu)
     damaged = {
         "nothing": b"",
@@ -131,7 +143,9 @@ def test_a_damaged_series_is_an_error_of_the_storage(app: Flask, hu: NDArray[np.
         stored(damaged)
 
 
-def test_a_slice_that_ends_too_early_is_an_error_of_the_storage(app: Flask, hu: NDArray[np.int16]) -> None:
+def test_a_slice_that_ends_too_early_is_an_error_of_the_storage(
+    app: Flask, hu: NDArray[np.int16]
+) -> None:
     with app.app_context():
         volume = stored(stored_series(hu))
         storage.put(KEY, stored_series(hu)[: volume.starts[2] + 5])

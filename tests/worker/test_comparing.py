@@ -23,9 +23,17 @@ GOOD = [0.1, 0.9, 0.2, 0.8, 0.1, 0.7]
 BAD = [0.9, 0.1, 0.8, 0.7, 0.2, 0.6]
 
 
-def trained(tmp_path: Path, probabilities: Sequence[float], gain: float, dataset: str = "phantoms") -> ModelVersion:
+def trained(
+    tmp_path: Path, probabilities: Sequence[float], gain: float, dataset: str = "phantoms"
+) -> ModelVersion:
     """Return a version of a finished run, with its answers stored, that is not live."""
-    run = TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="random", seed=1, status=JobStatus.DONE)
+    run = TrainingRun(
+        architecture="alexnet_svm",
+        settings={},
+        initial_weights="random",
+        seed=1,
+        status=JobStatus.DONE,
+    )
     version = install_model(live=False, gain=gain)
     version.run = run
     write_answers(tmp_path / "answers.csv", answers_of(probabilities, dataset))
@@ -42,16 +50,31 @@ def compared(tmp_path: Path, probabilities: Sequence[float]) -> list[dict[str, A
     return compare_with_earlier(run, tmp_path)
 
 
-def test_a_run_is_compared_with_the_live_version_and_the_newest(any_worker_app: Flask, tmp_path: Path) -> None:
+def test_a_run_is_compared_with_the_live_version_and_the_newest(
+    any_worker_app: Flask, tmp_path: Path
+) -> None:
     live = install_model()
     earlier = trained(tmp_path, BAD, 3.0)
     starter, found = compared(tmp_path, GOOD)
-    assert starter == {"version_id": live.id, "card_id": live.card_id, "reason": "It keeps no answers that it gave out of fold."}
-    assert (found["version_id"], found["card_id"], found["slice"]["n"], found["patient"]["n"]) == (earlier.id, earlier.card_id, 6, 6)
+    assert starter == {
+        "version_id": live.id,
+        "card_id": live.card_id,
+        "reason": "It keeps no answers that it gave out of fold.",
+    }
+    assert (found["version_id"], found["card_id"], found["slice"]["n"], found["patient"]["n"]) == (
+        earlier.id,
+        earlier.card_id,
+        6,
+        6,
+    )
     # The bad one ranks 2 of 9 pairs rightly and calls 3 of 6 rightly; the good one all.
     assert found["slice"]["auroc"]["value"] == pytest.approx(1 - 2 / 9)
     assert found["slice"]["accuracy"]["value"] == pytest.approx(0.5)
-    assert found["slice"]["auroc"]["low"] <= found["slice"]["auroc"]["value"] <= found["slice"]["auroc"]["high"]
+    assert (
+        found["slice"]["auroc"]["low"]
+        <= found["slice"]["auroc"]["value"]
+        <= found["slice"]["auroc"]["high"]
+    )
 
 
 def test_versions_that_judged_other_images_say_so(worker_app: Flask, tmp_path: Path) -> None:
@@ -71,10 +94,14 @@ def test_a_storage_that_is_away_is_the_reason(worker_app: Flask, tmp_path: Path)
 
 def test_only_the_newest_are_compared(worker_app: Flask, tmp_path: Path) -> None:
     made = [trained(tmp_path, GOOD, gain) for gain in range(1, 8)]
-    assert {found["version_id"] for found in compared(tmp_path, GOOD)} == {version.id for version in made[2:]}
+    assert {found["version_id"] for found in compared(tmp_path, GOOD)} == {
+        version.id for version in made[2:]
+    }
 
 
-def test_a_bug_in_a_comparison_costs_no_training(worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_a_comparison_costs_no_training(
+    worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(runs: object) -> None:
         raise RuntimeError("a bug")
 
@@ -84,7 +111,11 @@ def test_a_bug_in_a_comparison_costs_no_training(worker_app: Flask, tmp_path: Pa
     assert found["reason"].startswith("Something unexpected went wrong in this comparison")
 
 
-def test_answers_are_no_part_of_the_model_that_workers_fetch(worker_app: Flask, tmp_path: Path) -> None:
+def test_answers_are_no_part_of_the_model_that_workers_fetch(
+    worker_app: Flask, tmp_path: Path
+) -> None:
     version = trained(tmp_path, GOOD, 3.0)
     storage.put(f"{version.storage_prefix}/types.csv", b"level\n")
-    assert not {"predictions.csv", "types.csv"} & {path.name for path in model_folder(version).iterdir()}
+    assert not {"predictions.csv", "types.csv"} & {
+        path.name for path in model_folder(version).iterdir()
+    }

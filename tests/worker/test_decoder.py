@@ -1,4 +1,6 @@
-"""The child process that decodes: the same answers as here, and nothing that a file does to it reaches further than its own scan."""
+"""The child process that decodes: the same answers as here, and nothing that a file does to it
+reaches further than its own scan.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def hanging(folder: Path) -> Path:
     return folder / "hanging"
 
 
-def test_a_scan_is_the_same_as_if_it_were_read_here(child: Decoder, png: Path, tmp_path: Path) -> None:
+def test_a_scan_is_the_same_as_if_it_were_read_here(
+    child: Decoder, png: Path, tmp_path: Path
+) -> None:
     paths = write_series(tmp_path / "s", 6, step_mm=3)
     paths[2].write_bytes(b"no slice")
     for given in ([png], paths):
@@ -62,14 +66,18 @@ def test_a_scan_is_the_same_as_if_it_were_read_here(child: Decoder, png: Path, t
         assert (here.warnings, here.distance_mm) == (there.warnings, there.distance_mm)
 
 
-def test_a_series_outlives_its_file_and_may_be_written_to(child: Decoder, png: Path, tmp_path: Path) -> None:
+def test_a_series_outlives_its_file_and_may_be_written_to(
+    child: Decoder, png: Path, tmp_path: Path
+) -> None:
     series = child.decode([png], tmp_path)
     (tmp_path / "pixels.npy").unlink()
     series.slices[0].pixels[0, 0] = 0.25
     assert series.slices[0].pixels[0, 0] == 0.25
 
 
-def test_one_child_serves_many_scans_and_sentences_come_through(child: Decoder, png: Path, tmp_path: Path) -> None:
+def test_one_child_serves_many_scans_and_sentences_come_through(
+    child: Decoder, png: Path, tmp_path: Path
+) -> None:
     child.decode([png], tmp_path)
     first = pid_of(child)
     (tmp_path / "empty").touch()
@@ -81,21 +89,28 @@ def test_one_child_serves_many_scans_and_sentences_come_through(child: Decoder, 
     assert pid_of(child) == first
 
 
-def test_a_scan_that_needs_more_memory_fails_alone(child: Decoder, png: Path, tmp_path: Path) -> None:
+def test_a_scan_that_needs_more_memory_fails_alone(
+    child: Decoder, png: Path, tmp_path: Path
+) -> None:
     large = tmp_path / "large"
-    large.write_bytes(packed(nifti(np.zeros((512, 512, 400), np.int16), np.eye(4))))  # 200 MB of zeros in 1 MB; as floats 400 MB more
+    # 200 MB of zeros in 1 MB; as floats 400 MB more
+    large.write_bytes(packed(nifti(np.zeros((512, 512, 400), np.int16), np.eye(4))))
     with pytest.raises(ImageError) as caught:
         child.decode([large], tmp_path)
     assert str(caught.value) == BEYOND_LIMITS
     assert len(child.decode([png], tmp_path).slices) == 1
 
 
-def test_a_full_disk_is_not_the_files_fault_and_passes(child: Decoder, png: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_not_the_files_fault_and_passes(
+    child: Decoder, png: Path, tmp_path: Path
+) -> None:
     child.decode([png], tmp_path)
     resource.prlimit(pid_of(child), resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     with pytest.raises(OSError, match="File too large"):
         child.decode([png], tmp_path)
-    resource.prlimit(pid_of(child), resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    resource.prlimit(
+        pid_of(child), resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    )
     assert len(child.decode([png], tmp_path).slices) == 1
 
 
@@ -145,8 +160,17 @@ def test_a_child_that_dies_over_a_scan_or_between_two_is_replaced(
 
 
 def test_a_child_that_nobody_waits_for_ends_itself(tmp_path: Path) -> None:
-    request = f'{{"paths": ["{hanging(tmp_path)}"], "folder": "{tmp_path}", "limit_s": 1, "limits": {{}}}}\n'
-    done = subprocess.run([sys.executable, "-m", "ml.decode", "300"], cwd=PROJECT_ROOT, input=request.encode(), timeout=60, check=False)
+    request = (
+        f'{{"paths": ["{hanging(tmp_path)}"], "folder": "{tmp_path}", "limit_s": 1, "limits":'
+        " {}}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "ml.decode", "300"],
+        cwd=PROJECT_ROOT,
+        input=request.encode(),
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == -signal.SIGALRM
 
 
@@ -158,7 +182,9 @@ def test_the_end_of_its_input_ends_the_child(child: Decoder, png: Path, tmp_path
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the system has no /proc")
-def test_the_child_inherits_no_secret(child: Decoder, png: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_child_inherits_no_secret(
+    child: Decoder, png: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECRET_KEY", "a great secret")
     child.decode([png], tmp_path)
     assert b"secret" not in Path(f"/proc/{pid_of(child)}/environ").read_bytes()
@@ -173,7 +199,12 @@ def test_what_a_library_prints_is_no_answer(tmp_path: Path, png: Path) -> None:
     )
     request = f'{{"paths": ["{png}"], "folder": "{tmp_path}", "limit_s": 60, "limits": {{}}}}\n'
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=PROJECT_ROOT, input=request.encode(), capture_output=True, check=True, timeout=60
+        [sys.executable, "-c", script],
+        cwd=PROJECT_ROOT,
+        input=request.encode(),
+        capture_output=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout.startswith(b'{"unit": "display"') and done.stderr == b"noise\n"
 

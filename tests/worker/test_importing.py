@@ -26,7 +26,9 @@ LABELS = "filename,label,patient\n0.png,0,a\n1.png,1,b\n2.png,0,c\n3.png,1,d\n"
 
 
 def archive_of(tmp_path: Path, labels: str, heads: int = 4) -> bytes:
-    """Return a ZIP of phantoms 0.png, 1.png, ..., the odd ones with blood, and a table of labels."""
+    """Return a ZIP of phantoms 0.png, 1.png, ..., the odd ones with blood, and a table of
+    labels.
+    """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for seed in range(heads):
@@ -50,8 +52,15 @@ def test_a_data_set_is_explored_before_it_counts(worker_app: Flask, tmp_path: Pa
     dataset = import_archive(archive_of(tmp_path, LABELS))
     assert (dataset.status, dataset.error) == ("done", None)
     assert dataset.fingerprint and dataset.exploration
-    assert (dataset.exploration["images"], dataset.exploration["positive"], dataset.exploration["patients"]) == (4, 2, 4)
-    assert [probe["name"] for probe in dataset.exploration["probes"]][:2] == ["file size", "width and height"]
+    assert (
+        dataset.exploration["images"],
+        dataset.exploration["positive"],
+        dataset.exploration["patients"],
+    ) == (4, 2, 4)
+    assert [probe["name"] for probe in dataset.exploration["probes"]][:2] == [
+        "file size",
+        "width and height",
+    ]
     assert len(dataset.exploration["histograms"]["positive"]) == 32
     assert Image.open(io.BytesIO(storage.get(dataset.contact_sheet_key or ""))).width > 0
     assert list(presence().folder.iterdir()) == []
@@ -65,7 +74,9 @@ def test_a_data_set_is_explored_before_it_counts(worker_app: Flask, tmp_path: Pa
         ("filename,label\n0.png,perhaps\n1.png,1\n", "'perhaps'"),
     ],
 )
-def test_a_data_set_that_cannot_be_used_fails_with_a_sentence(worker_app: Flask, tmp_path: Path, labels: str, said: str) -> None:
+def test_a_data_set_that_cannot_be_used_fails_with_a_sentence(
+    worker_app: Flask, tmp_path: Path, labels: str, said: str
+) -> None:
     dataset = import_archive(archive_of(tmp_path, labels))
     assert dataset.status == JobStatus.FAILED
     assert said in (dataset.error or "")
@@ -74,14 +85,18 @@ def test_a_data_set_that_cannot_be_used_fails_with_a_sentence(worker_app: Flask,
     assert list(presence().folder.iterdir()) == []
 
 
-def test_a_data_set_that_trips_a_bug_fails_with_a_neutral_sentence(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_that_trips_a_bug_fails_with_a_neutral_sentence(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("worker.importing.datasets.unpack", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         import_archive(b"")
-    dataset = db.session.scalars(select(Dataset), execution_options={"populate_existing": True}).one()
+    dataset = db.session.scalars(
+        select(Dataset), execution_options={"populate_existing": True}
+    ).one()
     assert (dataset.status, dataset.error) == (
         "failed",
         "Something unexpected went wrong while this data set was read; the log has the details.",
@@ -90,10 +105,14 @@ def test_a_data_set_that_trips_a_bug_fails_with_a_neutral_sentence(worker_app: F
 
 @pytest.fixture
 def with_a_swelling_image(tmp_path: Path) -> bytes:
-    """A ZIP of four phantoms and a file of 1 MB that needs 600 MB; the decoder of these tests has less."""
+    """A ZIP of four phantoms and a file of 1 MB that needs 600 MB; the decoder of these tests has
+    less.
+    """
     content = io.BytesIO(archive_of(tmp_path, LABELS + "4.nii.gz,0,e\n"))
     with zipfile.ZipFile(content, "a") as archive:
-        archive.writestr("set/4.nii.gz", packed(nifti(np.zeros((512, 512, 400), np.int16), np.eye(4))))
+        archive.writestr(
+            "set/4.nii.gz", packed(nifti(np.zeros((512, 512, 400), np.int16), np.eye(4)))
+        )
     return content.getvalue()
 
 
@@ -105,7 +124,9 @@ def small_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
     child.close()
 
 
-def test_an_image_that_swells_is_named_and_left_out(worker_app: Flask, with_a_swelling_image: bytes, small_decoder: Decoder) -> None:
+def test_an_image_that_swells_is_named_and_left_out(
+    worker_app: Flask, with_a_swelling_image: bytes, small_decoder: Decoder
+) -> None:
     dataset = import_archive(with_a_swelling_image)
     assert (dataset.status, dataset.error) == ("done", None)
     assert dataset.exploration is not None and dataset.exploration["images"] == 4
@@ -113,23 +134,41 @@ def test_an_image_that_swells_is_named_and_left_out(worker_app: Flask, with_a_sw
 
 
 def test_a_data_set_of_many_such_images_fails_with_a_sentence(
-    worker_app: Flask, with_a_swelling_image: bytes, small_decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+    worker_app: Flask,
+    with_a_swelling_image: bytes,
+    small_decoder: Decoder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importing, "MOST_BEYOND_LIMITS", 0)
     dataset = import_archive(with_a_swelling_image)
     assert dataset.status == "failed"
-    assert dataset.error == "More than 0 images, 4.nii.gz the last, could not be decoded within the limits on time and memory."
+    assert (
+        dataset.error
+        == "More than 0 images, 4.nii.gz the last, could not be decoded within the limits on time"
+        " and memory."
+    )
 
 
-def test_a_worker_that_is_to_stop_hands_the_data_set_back(worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_to_stop_hands_the_data_set_back(
+    worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = iter([False])  # The worker is asked to stop when it has begun.
     monkeypatch.setattr(presence(), "stopping", lambda: next(asked, True))
-    dataset = import_archive(archive_of(tmp_path, "filename,label\n0.png,0\n1.png,1\n2.png,0\n3.png,1\n"))
-    assert (dataset.status, dataset.attempts, dataset.counted_deaths, dataset.lease_owner) == ("queued", 0, 0, None)
+    dataset = import_archive(
+        archive_of(tmp_path, "filename,label\n0.png,0\n1.png,1\n2.png,0\n3.png,1\n")
+    )
+    assert (dataset.status, dataset.attempts, dataset.counted_deaths, dataset.lease_owner) == (
+        "queued",
+        0,
+        0,
+        None,
+    )
     assert storage.exists(dataset.archive_key)
 
 
-def test_a_data_set_waits_for_a_storage_that_is_away(worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_waits_for_a_storage_that_is_away(
+    worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(self: Storage, key: str, path: Path) -> None:
         raise StorageError("A stored file cannot be read.")
 
@@ -138,11 +177,17 @@ def test_a_data_set_waits_for_a_storage_that_is_away(worker_app: Flask, tmp_path
         patch.setattr(Storage, "fetch", refuse)
         patch.setattr(Storage, "answers", lambda self: next(answers, False))
         dataset = import_archive(archive_of(tmp_path, LABELS))
-    assert (dataset.status, dataset.attempts, dataset.counted_deaths, dataset.lease_owner) == ("queued", 0, 0, None)
+    assert (dataset.status, dataset.attempts, dataset.counted_deaths, dataset.lease_owner) == (
+        "queued",
+        0,
+        0,
+        None,
+    )
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "answers", lambda self: False)
         tasks.train_model()
-    assert db.session.scalars(select(Dataset.started_at)).one() == dataset.started_at  # Nobody claimed it.
+    # Nobody claimed it.
+    assert db.session.scalars(select(Dataset.started_at)).one() == dataset.started_at
     tasks.train_model()
     assert db.session.scalars(select(Dataset.status)).one() == "done"
 
@@ -162,7 +207,12 @@ def test_an_import_that_is_cancelled_ends_at_its_next_part_and_its_worker_goes_o
     monkeypatch.setattr(importing, "LOOK_S", 0)
     monkeypatch.setattr(leases, "write", note)
     dataset = import_archive(archive_of(tmp_path, LABELS))
-    assert (dataset.status, dataset.error, dataset.exploration, dataset.contact_sheet_key) == ("cancelled", None, None, None)
+    assert (dataset.status, dataset.error, dataset.exploration, dataset.contact_sheet_key) == (
+        "cancelled",
+        None,
+        None,
+        None,
+    )
     assert [stage for stage in stages if stage.startswith(part)] == stages[-1:]
     assert (storage.keys("sheets"), list(presence().folder.iterdir())) == ([], [])
 
@@ -183,7 +233,11 @@ def test_an_import_that_is_cancelled_ends_at_its_next_part_and_its_worker_goes_o
     ids=["cancelled", "deleted", "lost"],
 )
 def test_the_contact_sheet_of_an_import_that_was_cancelled_at_the_last_moment_goes(
-    any_worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: UpdateBase, sheets: int
+    any_worker_app: Flask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: UpdateBase,
+    sheets: int,
 ) -> None:
     real = Storage.put
 

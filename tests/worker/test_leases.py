@@ -39,7 +39,9 @@ def claim(owner: str, limit: int = 8) -> list[str]:
 
 def expire(ids: Sequence[str], table: type[Scan] | type[TrainingRun] = Scan) -> None:
     """Let the leases of these rows run out."""
-    db.session.execute(update(table).where(table.id.in_(ids)).values(lease_expires_at=database_now(-1)))
+    db.session.execute(
+        update(table).where(table.id.in_(ids)).values(lease_expires_at=database_now(-1))
+    )
     db.session.commit()
 
 
@@ -62,8 +64,13 @@ def test_a_claim_takes_the_oldest_rows_and_leases_them(any_worker_app: Flask) ->
     claimed = leases.claim(Scan, "one", 3)
     db.session.commit()
     assert [scan.id for scan in claimed] == ids[:3]
-    assert all(scan.status == "running" and scan.lease_owner == "one" and scan.started_at for scan in claimed)
-    ahead_s = db.session.scalar(select(Scan.lease_expires_at).where(Scan.id == ids[0])) - db.session.scalar(select(database_now()))
+    assert all(
+        scan.status == "running" and scan.lease_owner == "one" and scan.started_at
+        for scan in claimed
+    )
+    ahead_s = db.session.scalar(
+        select(Scan.lease_expires_at).where(Scan.id == ids[0])
+    ) - db.session.scalar(select(database_now()))
     assert 15 < ahead_s.total_seconds() <= 20
     assert claim("two") == ids[3:]
     assert claim("three") == []
@@ -74,7 +81,8 @@ def test_people_take_turns_however_many_scans_one_has(any_worker_app: Flask) -> 
     make_user(any_worker_app, "cy")
     many = queue(20)
     one, two = queue(1, "bob"), queue(2, "cy")
-    assert claim("first", 4) == [many[0], many[1], *one, two[0]]  # Each one's oldest, then the oldest of the second ones; by age.
+    # Each one's oldest, then the oldest of the second ones; by age.
+    assert claim("first", 4) == [many[0], many[1], *one, two[0]]
     assert claim("second", 2) == [many[2], two[1]]
     (late,) = queue(1, "bob")
     assert claim("third", 1) == [late]
@@ -118,13 +126,19 @@ def test_what_is_queued_again_waits_from_then_on(any_worker_app: Flask) -> None:
     assert claim("one") == [young, old]
 
 
-def test_a_claim_among_ten_thousand_queued_rows_looks_at_a_few_of_each_person(postgres_url: str, tmp_path: Path) -> None:
+def test_a_claim_among_ten_thousand_queued_rows_looks_at_a_few_of_each_person(
+    postgres_url: str, tmp_path: Path
+) -> None:
     app = app_on(postgres_url, tmp_path)
     people = [make_user(app, name) for name in ("bob", "cy")]
     with app.app_context():
-        rows = [{"user_id": people[number % 100 == 0], "kind": "png", "original_key": "x"} for number in range(10_000)]
+        rows = [
+            {"user_id": people[number % 100 == 0], "kind": "png", "original_key": "x"}
+            for number in range(10_000)
+        ]
         db.session.execute(insert(Scan), rows)
-        db.session.commit()  # No ANALYZE: the planner knows nothing of them, as after a sudden rush.
+        # No ANALYZE: the planner knows nothing of them, as after a sudden rush.
+        db.session.commit()
         with statements() as sent:
             assert len(claim("worker")) == 8
         touched = rows_touched(sent[0])
@@ -162,7 +176,11 @@ def test_what_a_scan_went_through_is_kept_when_it_is_asked_for_again(any_worker_
     assert retry(scan_id)
     db.session.commit()
     history = row(scan_id).history
-    assert [attempt.outcome for attempt in history] == [leases.LOST, "The file is empty.", "It was cancelled."]
+    assert [attempt.outcome for attempt in history] == [
+        leases.LOST,
+        "The file is empty.",
+        "It was cancelled.",
+    ]
     assert [attempt.started_at is not None for attempt in history] == [True, True, False]
     assert all(attempt.started_at <= attempt.ended_at for attempt in history if attempt.started_at)
     db.session.delete(row(scan_id))
@@ -176,7 +194,13 @@ def test_a_finished_row_is_not_claimed_again(any_worker_app: Flask) -> None:
     assert leases.finish(Scan, "one", [scan_id], image_key="images/1.png") == {scan_id}
     db.session.commit()
     done = row(scan_id)
-    assert (done.status, done.progress, done.image_key, done.lease_owner, done.lease_expires_at) == (
+    assert (
+        done.status,
+        done.progress,
+        done.image_key,
+        done.lease_owner,
+        done.lease_expires_at,
+    ) == (
         "done",
         1.0,
         "images/1.png",
@@ -190,10 +214,21 @@ def test_a_finished_row_is_not_claimed_again(any_worker_app: Flask) -> None:
 def test_each_row_fails_with_its_own_sentence(any_worker_app: Flask) -> None:
     first, second, third = queue(3)
     claim("one")
-    assert leases.fail(Scan, "one", {first: "It is blank.", second: "It is too small."}) == {first, second}
+    assert leases.fail(Scan, "one", {first: "It is blank.", second: "It is too small."}) == {
+        first,
+        second,
+    }
     db.session.commit()
-    assert [row(scan_id).error for scan_id in (first, second, third)] == ["It is blank.", "It is too small.", None]
-    assert [row(scan_id).status for scan_id in (first, second, third)] == ["failed", "failed", "running"]
+    assert [row(scan_id).error for scan_id in (first, second, third)] == [
+        "It is blank.",
+        "It is too small.",
+        None,
+    ]
+    assert [row(scan_id).status for scan_id in (first, second, third)] == [
+        "failed",
+        "failed",
+        "running",
+    ]
 
 
 def test_nothing_is_written_after_the_lease_was_lost(any_worker_app: Flask) -> None:
@@ -226,7 +261,9 @@ def test_a_lease_that_was_renewed_is_not_reaped(any_worker_app: Flask) -> None:
     assert reap() == {}
 
 
-def test_a_row_that_a_halted_worker_has_locked_holds_no_other_up(postgres_url: str, tmp_path: Path) -> None:
+def test_a_row_that_a_halted_worker_has_locked_holds_no_other_up(
+    postgres_url: str, tmp_path: Path
+) -> None:
     app = app_on(postgres_url, tmp_path)
     make_user(app, "ann")
     with app.app_context():
@@ -261,7 +298,9 @@ def test_rows_whose_batch_died_are_claimed_alone_in_their_turn(any_worker_app: F
     assert claim("four") == [third]
 
 
-def test_a_suspect_that_waits_behind_fresh_rows_is_not_in_their_batch(any_worker_app: Flask) -> None:
+def test_a_suspect_that_waits_behind_fresh_rows_is_not_in_their_batch(
+    any_worker_app: Flask,
+) -> None:
     first, second, third = queue(3)
     db.session.execute(update(Scan).where(Scan.id == second).values(attempts=1))
     db.session.commit()
@@ -319,12 +358,17 @@ def test_two_claimers_never_share_a_row(any_worker_app: Flask, died_before: bool
         mine = taken.setdefault(owner, [])
         with any_worker_app.app_context():
             together.wait()
-            # Rows that another claim has locked are skipped, so an empty claim is no end while some are queued.
-            while db.session.scalar(select(Scan.id).where(Scan.status == JobStatus.QUEUED).limit(1)):
+            # Rows that another claim has locked are skipped, so an empty claim is no end while some
+            # are queued.
+            while db.session.scalar(
+                select(Scan.id).where(Scan.status == JobStatus.QUEUED).limit(1)
+            ):
                 db.session.commit()
                 mine += claim(owner, limit=7)
 
-    threads = [threading.Thread(target=claim_all, args=(f"worker {number}",)) for number in range(4)]
+    threads = [
+        threading.Thread(target=claim_all, args=(f"worker {number}",)) for number in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

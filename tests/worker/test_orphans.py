@@ -33,10 +33,16 @@ def age(files: Path) -> None:
 
 def keys() -> list[str]:
     """Return what is stored, models aside."""
-    return [key for kind in ("originals", "images", "thumbnails", "heatmaps", "checkpoints") for key in storage.keys(kind)]
+    return [
+        key
+        for kind in ("originals", "images", "thumbnails", "heatmaps", "checkpoints")
+        for key in storage.keys(kind)
+    ]
 
 
-def test_what_a_deletion_could_not_remove_is_removed_later(any_worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_deletion_could_not_remove_is_removed_later(
+    any_worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     kept, deleted = submit(picture(1), picture(2))
     tasks.predict_scans()
@@ -57,30 +63,50 @@ def test_what_a_deletion_could_not_remove_is_removed_later(any_worker_app: Flask
     assert len(keys()) == 4 and sum(kept in key for key in keys()) == 3
 
 
-def test_open_runs_need_their_checkpoints_and_failed_ones_for_a_week(any_worker_app: Flask, tmp_path: Path) -> None:
+def test_open_runs_need_their_checkpoints_and_failed_ones_for_a_week(
+    any_worker_app: Flask, tmp_path: Path
+) -> None:
     install_model()
     ids = {status: new_id() for status in JobStatus}
     for status, run_id in ids.items():
-        run = TrainingRun(id=run_id, architecture="alexnet", settings={}, initial_weights="random", seed=0, status=status)
+        run = TrainingRun(
+            id=run_id,
+            architecture="alexnet",
+            settings={},
+            initial_weights="random",
+            seed=0,
+            status=status,
+        )
         run.finished_at = datetime.now(UTC) if status.is_final else None
         db.session.add(run)
         storage.put(f"checkpoints/{run_id}.zip", b"half a model")
     db.session.commit()
     age(tmp_path / "files")
     orphans.remove_orphans()
-    assert set(keys()) == {f"checkpoints/{ids[status]}.zip" for status in (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)}
+    assert set(keys()) == {
+        f"checkpoints/{ids[status]}.zip"
+        for status in (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)
+    }
 
-    db.session.execute(update(TrainingRun).values(finished_at=datetime.now(UTC) - timedelta(days=8)))
+    db.session.execute(
+        update(TrainingRun).values(finished_at=datetime.now(UTC) - timedelta(days=8))
+    )
     db.session.commit()
     orphans.remove_orphans()
-    assert set(keys()) == {f"checkpoints/{ids[status]}.zip" for status in (JobStatus.QUEUED, JobStatus.RUNNING)}
+    assert set(keys()) == {
+        f"checkpoints/{ids[status]}.zip" for status in (JobStatus.QUEUED, JobStatus.RUNNING)
+    }
 
 
-def test_a_data_set_of_use_needs_its_archive_and_its_sheet(any_worker_app: Flask, tmp_path: Path) -> None:
+def test_a_data_set_of_use_needs_its_archive_and_its_sheet(
+    any_worker_app: Flask, tmp_path: Path
+) -> None:
     install_model()
     needed = set()
     for status in JobStatus:
-        dataset = Dataset(id=new_id(), name=status, status=status, archive_key=f"datasets/{new_id()}.zip")
+        dataset = Dataset(
+            id=new_id(), name=status, status=status, archive_key=f"datasets/{new_id()}.zip"
+        )
         files = {dataset.archive_key, f"sheets/{dataset.id}.png"}
         needed |= set() if status in (JobStatus.FAILED, JobStatus.CANCELLED) else files
         for key in files:
@@ -93,7 +119,9 @@ def test_a_data_set_of_use_needs_its_archive_and_its_sheet(any_worker_app: Flask
     assert {*storage.keys("datasets"), *storage.keys("sheets")} == needed and len(needed) == 6
 
 
-def test_a_model_whose_training_was_killed_before_its_version_was_written_goes(any_worker_app: Flask, tmp_path: Path) -> None:
+def test_a_model_whose_training_was_killed_before_its_version_was_written_goes(
+    any_worker_app: Flask, tmp_path: Path
+) -> None:
     kept = [install_model(), install_model(gain=2.0, live=False)]
     before = storage.keys("models")
     storage.put(f"models/{new_id()}/model.onnx", b"of no version")
@@ -102,10 +130,14 @@ def test_a_model_whose_training_was_killed_before_its_version_was_written_goes(a
     age(tmp_path / "files")
     orphans.remove_orphans()
     assert storage.keys("models") == before
-    assert {orphans.folder_of(key) for key in before} == {version.storage_prefix for version in kept}
+    assert {orphans.folder_of(key) for key in before} == {
+        version.storage_prefix for version in kept
+    }
 
 
-def test_what_a_killed_process_was_writing_goes_and_the_file_stays(worker_app: Flask, tmp_path: Path) -> None:
+def test_what_a_killed_process_was_writing_goes_and_the_file_stays(
+    worker_app: Flask, tmp_path: Path
+) -> None:
     install_model()
     (scan_id,) = submit(picture())
     (tmp_path / "files" / "originals" / f"{scan_id}.png.{new_id()}.part").write_bytes(b"half")
@@ -129,7 +161,11 @@ def test_a_storage_that_is_away_is_asked_again_another_time(
 
 def test_what_is_not_named_as_ours_stays(worker_app: Flask, tmp_path: Path) -> None:
     install_model()
-    strangers = {"originals/README.txt", f"originals/folder/{new_id()}.png", f"originals/{new_id()}"}
+    strangers = {
+        "originals/README.txt",
+        f"originals/folder/{new_id()}.png",
+        f"originals/{new_id()}",
+    }
     for key in strangers:
         storage.put(key, b"of somebody else")
     age(tmp_path / "files")
@@ -155,7 +191,9 @@ def test_a_marker_of_a_folder_in_a_bucket_does_not_take_the_folder_with_it(
         db.engine.dispose()
 
 
-def test_another_database_removes_nothing(worker_app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_database_removes_nothing(
+    worker_app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     install_model()
     (scan_id,) = submit(picture())
     orphans.remove_orphans()
@@ -171,7 +209,9 @@ def test_another_database_removes_nothing(worker_app: Flask, tmp_path: Path, cap
     assert storage.exists(f"originals/{scan_id}.png")
 
 
-def test_the_task_does_not_wait_for_a_storage_that_hangs(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_task_does_not_wait_for_a_storage_that_hangs(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began, may_end, ended = threading.Event(), threading.Event(), []
 
     def hang() -> None:

@@ -22,7 +22,18 @@ from tests.conftest import make_user
 from tests.worker.conftest import install_model, picture, submit
 from webapp.deletion import delete_account, delete_scan
 from webapp.extensions import database_now, db
-from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Promotion, Scan, User, cancel, force, retry
+from webapp.models import (
+    Heatmap,
+    JobStatus,
+    ModelVersion,
+    Prediction,
+    Promotion,
+    Scan,
+    User,
+    cancel,
+    force,
+    retry,
+)
 from webapp.storage import Storage, StorageError, storage
 from worker import heatmaps, leases, prediction, predictors, tasks
 from worker import scans as files
@@ -44,15 +55,30 @@ def test_a_batch_is_answered_and_its_heat_maps_are_drawn(any_worker_app: Flask) 
     verdict = scan(bright).prediction
     assert verdict is not None
     assert verdict.probability == pytest.approx(1 / (1 + np.exp(-4)), abs=1e-3)
-    assert (verdict.positive, verdict.uncertain, verdict.threshold, verdict.warnings) == (True, False, 0.5, [])
+    assert (verdict.positive, verdict.uncertain, verdict.threshold, verdict.warnings) == (
+        True,
+        False,
+        0.5,
+        [],
+    )
     assert verdict.slices == [pytest.approx(verdict.probability)]
     assert verdict.model_version_id == version.id
     assert verdict.seconds > 0
-    assert (scan(bright).risk, scan(bright).margin) == (verdict.probability, pytest.approx(verdict.probability - 0.5))
+    assert (scan(bright).risk, scan(bright).margin) == (
+        verdict.probability,
+        pytest.approx(verdict.probability - 0.5),
+    )
     other = scan(dark).prediction
     assert other is not None and not other.positive
-    assert (scan(dark).risk, scan(dark).margin) == (other.probability, pytest.approx(0.5 - other.probability))
-    for shown, side in ((scan(bright).image_key, 64), (scan(bright).thumbnail_key, 64), (verdict.heatmap.image_key, 64)):  # type: ignore[union-attr]
+    assert (scan(dark).risk, scan(dark).margin) == (
+        other.probability,
+        pytest.approx(0.5 - other.probability),
+    )
+    for shown, side in (
+        (scan(bright).image_key, 64),
+        (scan(bright).thumbnail_key, 64),
+        (verdict.heatmap.image_key, 64),
+    ):  # type: ignore[union-attr]
         assert Image.open(io.BytesIO(storage.get(shown or ""))).size == (side, side)
     assert scan(bright).image_key == f"images/{bright}.png"
     assert verdict.heatmap is not None and verdict.heatmap.status == "done"
@@ -63,11 +89,16 @@ def test_pictures_are_made_as_large_as_a_page_shows_them(worker_app: Flask) -> N
     install_model()
     (scan_id,) = submit(picture(side=1024))
     prediction.answer_next_scans()
-    sizes = [Image.open(io.BytesIO(storage.get(f"{kind}/{scan_id}.png"))).size for kind in ("images", "thumbnails")]
+    sizes = [
+        Image.open(io.BytesIO(storage.get(f"{kind}/{scan_id}.png"))).size
+        for kind in ("images", "thumbnails")
+    ]
     assert sizes == [(768, 768), (128, 128)]
 
 
-def test_what_is_no_head_ct_is_refused_until_its_owner_insists(any_worker_app: Flask, tmp_path: Path) -> None:
+def test_what_is_no_head_ct_is_refused_until_its_owner_insists(
+    any_worker_app: Flask, tmp_path: Path
+) -> None:
     any_worker_app.config["CHECK_HEAD_CT"] = True
     install_model()
     write_png(phantom(1, hemorrhage=True, size=256), tmp_path / "head.png")
@@ -75,7 +106,11 @@ def test_what_is_no_head_ct_is_refused_until_its_owner_insists(any_worker_app: F
     prediction.answer_next_scans()
     assert scan(head).status == "done" and scan(head).prediction.warnings == []  # type: ignore[union-attr]
     refused = scan(odd)
-    assert (refused.status, refused.error, refused.prediction) == ("failed", prediction.NOT_HEAD_CT, None)
+    assert (refused.status, refused.error, refused.prediction) == (
+        "failed",
+        prediction.NOT_HEAD_CT,
+        None,
+    )
     assert refused.may_be_forced and 0.5 <= (refused.not_head_ct or 0) <= 1
 
     assert force(odd, refused.user_id)
@@ -103,10 +138,17 @@ def test_scans_that_are_cancelled_or_deleted_while_they_are_read_get_no_verdict(
     tasks.predict_scans()
     assert [scan(scan_id).status for scan_id in (kept, cancelled)] == ["done", "cancelled"]
     assert db.session.scalars(select(Prediction.scan_id)).all() == [kept]
-    assert not [key for kind in ("originals", "images", "thumbnails", "heatmaps") for key in storage.keys(kind) if deleted in key]
+    assert not [
+        key
+        for kind in ("originals", "images", "thumbnails", "heatmaps")
+        for key in storage.keys(kind)
+        if deleted in key
+    ]
 
 
-def test_an_account_that_is_deleted_while_its_scans_are_read_leaves_nothing(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_account_that_is_deleted_while_its_scans_are_read_leaves_nothing(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     ids = submit(picture(), b"no picture", picture())
     user_id = scan(ids[0]).user_id
@@ -118,11 +160,21 @@ def test_an_account_that_is_deleted_while_its_scans_are_read_leaves_nothing(any_
 
     monkeypatch.setattr(prediction, "write_verdicts", late)
     tasks.predict_scans()
-    assert [db.session.scalar(select(func.count()).select_from(table)) for table in (User, Scan, Prediction, Heatmap)] == [0, 0, 0, 0]
-    assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails", "heatmaps")] == [[], [], [], []]
+    assert [
+        db.session.scalar(select(func.count()).select_from(table))
+        for table in (User, Scan, Prediction, Heatmap)
+    ] == [0, 0, 0, 0]
+    assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails", "heatmaps")] == [
+        [],
+        [],
+        [],
+        [],
+    ]
 
 
-def test_a_scan_that_is_deleted_while_its_pictures_fail_leaves_none(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_that_is_deleted_while_its_pictures_fail_leaves_none(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     submit(picture())
     real = prediction.store_pictures
@@ -138,7 +190,9 @@ def test_a_scan_that_is_deleted_while_its_pictures_fail_leaves_none(any_worker_a
     assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails")] == [[], [], []]
 
 
-def test_a_refused_scan_that_is_tried_again_and_fails_otherwise_cannot_be_forced(any_worker_app: Flask) -> None:
+def test_a_refused_scan_that_is_tried_again_and_fails_otherwise_cannot_be_forced(
+    any_worker_app: Flask,
+) -> None:
     any_worker_app.config["CHECK_HEAD_CT"] = True
     install_model()
     (odd,) = submit(picture(side=256))
@@ -169,7 +223,9 @@ def test_a_scan_that_is_deleted_before_it_is_read_costs_its_batch_no_time(
     assert "trying again" not in caplog.text
 
 
-def test_a_heat_map_of_a_scan_that_was_deleted_meanwhile_is_not_kept(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heat_map_of_a_scan_that_was_deleted_meanwhile_is_not_kept(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     (scan_id,) = submit(picture())
     prediction.answer_next_scans()
@@ -180,14 +236,25 @@ def test_a_heat_map_of_a_scan_that_was_deleted_meanwhile_is_not_kept(any_worker_
 
     monkeypatch.setattr(heatmaps, "draw", late)
     assert heatmaps.draw_next_heatmap()
-    assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails", "heatmaps")] == [[], [], [], []]
+    assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails", "heatmaps")] == [
+        [],
+        [],
+        [],
+        [],
+    ]
 
 
 def test_a_bad_picture_fails_alone_with_its_sentence(worker_app: Flask) -> None:
     install_model()
     ids = submit(picture(), b"Dear sir or madam", picture(), picture()[:100], b"")
     prediction.answer_next_scans()
-    assert [scan(scan_id).status for scan_id in ids] == ["done", "failed", "done", "failed", "failed"]
+    assert [scan(scan_id).status for scan_id in ids] == [
+        "done",
+        "failed",
+        "done",
+        "failed",
+        "failed",
+    ]
     assert [scan(scan_id).error for scan_id in ids[1::2]] == [
         "The file is not a PNG, JPEG, DICOM or NIfTI image.",
         "The picture is damaged or incomplete and cannot be decoded.",
@@ -202,7 +269,9 @@ def test_what_nobody_expected_fails_alone_with_a_neutral_sentence(
     ids = submit(picture(1), picture(2), picture(3))
     real = Predictor.predict_many
 
-    def breaks_on_the_second(self: Predictor, series: Sequence[Series], *watch: Any) -> list[Finding]:
+    def breaks_on_the_second(
+        self: Predictor, series: Sequence[Series], *watch: Any
+    ) -> list[Finding]:
         if any(round(float(one.slices[0].pixels[20, 44]) * 255) == 2 for one in series):
             raise RuntimeError("a bug")
         return real(self, series)
@@ -210,8 +279,14 @@ def test_what_nobody_expected_fails_alone_with_a_neutral_sentence(
     monkeypatch.setattr(Predictor, "predict_many", breaks_on_the_second)
     prediction.answer_next_scans()
     assert [scan(scan_id).status for scan_id in ids] == ["done", "failed", "done"]
-    assert scan(ids[1]).error == "Something unexpected went wrong with this scan; the administrators find it in the log."
-    assert any(record.levelno == logging.ERROR and ids[1] in record.getMessage() and record.exc_info for record in caplog.records)
+    assert (
+        scan(ids[1]).error
+        == "Something unexpected went wrong with this scan; the administrators find it in the log."
+    )
+    assert any(
+        record.levelno == logging.ERROR and ids[1] in record.getMessage() and record.exc_info
+        for record in caplog.records
+    )
 
 
 def answered_by(scan_id: str) -> str:
@@ -239,12 +314,16 @@ def test_a_slice_and_a_series_are_answered_by_the_live_version_of_their_kind(
 
 
 @pytest.mark.parametrize("reads", ["slice", "series"])
-def test_the_other_kind_answers_where_a_kind_has_no_live_version(worker_app: Flask, monkeypatch: pytest.MonkeyPatch, reads: str) -> None:
+def test_the_other_kind_answers_where_a_kind_has_no_live_version(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch, reads: str
+) -> None:
     only = install_model(reads=reads)
     (single,) = submit(picture())
     prediction.answer_next_scans()
     real = prediction.read_original
-    monkeypatch.setattr(prediction, "read_original", lambda submitted: Series(real(submitted).slices * 2))
+    monkeypatch.setattr(
+        prediction, "read_original", lambda submitted: Series(real(submitted).slices * 2)
+    )
     (whole,) = submit(picture())
     prediction.answer_next_scans()
     assert (answered_by(single), answered_by(whole)) == (only.id, only.id)
@@ -263,7 +342,9 @@ def test_the_live_version_is_looked_up_at_every_claim(worker_app: Flask) -> None
     assert answered_by == [first.id, second.id, first.id]
 
 
-def test_a_heat_map_is_drawn_by_the_version_that_gave_the_verdict(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heat_map_is_drawn_by_the_version_that_gave_the_verdict(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = install_model()
     submit(picture())
     prediction.answer_next_scans()
@@ -304,7 +385,8 @@ def test_one_persons_heat_maps_do_not_make_anothers_wait(any_worker_app: Flask) 
             pass
     assert single in drawn[:3] and set(drawn) == {*many, *more, single}
     for of_one in (many, more):
-        assert [scan_id for scan_id in drawn if scan_id in of_one] == of_one  # The oldest of each first.
+        # The oldest of each first.
+        assert [scan_id for scan_id in drawn if scan_id in of_one] == of_one
     assert {scan_id in many for scan_id in drawn[3:5]} == {True, False}
 
 
@@ -323,13 +405,17 @@ def test_verdicts_go_before_heat_maps(worker_app: Flask, monkeypatch: pytest.Mon
 
         return noted
 
-    monkeypatch.setattr(prediction, "answer_next_scans", noting("verdict", prediction.answer_next_scans))
+    monkeypatch.setattr(
+        prediction, "answer_next_scans", noting("verdict", prediction.answer_next_scans)
+    )
     monkeypatch.setattr(heatmaps, "draw_next_heatmap", noting("map", heatmaps.draw_next_heatmap))
     tasks.predict_scans()
     assert done == ["verdict", "verdict", "map", "map"]
 
 
-def test_a_worker_that_is_asked_to_stop_leaves_the_rest_queued(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_asked_to_stop_leaves_the_rest_queued(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     worker_app.config["PREDICT_BATCH"] = 1
     ids = submit(picture(), picture())
@@ -339,13 +425,17 @@ def test_a_worker_that_is_asked_to_stop_leaves_the_rest_queued(worker_app: Flask
     assert [scan(scan_id).status for scan_id in ids] == ["done", "queued"]
 
 
-def test_a_batch_whose_lease_was_lost_writes_nothing(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_whose_lease_was_lost_writes_nothing(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     lost, kept = submit(picture(), picture())
     real = Predictor.predict_many
 
     def slow(self: Predictor, series: Sequence[Series], *watch: Any) -> list[Finding]:
-        db.session.execute(update(Scan).where(Scan.id == lost).values(lease_expires_at=database_now(-1)))
+        db.session.execute(
+            update(Scan).where(Scan.id == lost).values(lease_expires_at=database_now(-1))
+        )
         leases.reap(Scan, "read this scan")
         db.session.commit()
         return real(self, series)
@@ -357,7 +447,9 @@ def test_a_batch_whose_lease_was_lost_writes_nothing(any_worker_app: Flask, monk
     assert len(db.session.scalars(select(Heatmap)).all()) == 1
 
 
-def test_the_model_computes_outside_any_transaction(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_computes_outside_any_transaction(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     submit(picture())
     in_transaction: list[bool] = []
@@ -395,7 +487,9 @@ def test_the_number_of_statements_does_not_grow_with_the_batch(any_worker_app: F
     assert counts[1] == counts[3] <= 10
 
 
-def test_a_storage_that_is_away_for_a_moment_costs_nothing(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_is_away_for_a_moment_costs_nothing(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     (scan_id,) = submit(picture())
     refusals = iter([True, True, True])
@@ -412,7 +506,9 @@ def test_a_storage_that_is_away_for_a_moment_costs_nothing(worker_app: Flask, mo
 
 
 def take_storage_away(app: Flask) -> Callable[[], object]:
-    """Let the folder of the storage be away, as one that is unmounted; return what brings it back."""
+    """Let the folder of the storage be away, as one that is unmounted; return what brings it
+    back.
+    """
     files = Path(app.config["STORAGE_URL"].removeprefix("file://"))
     elsewhere = files.with_name("elsewhere")
     files.rename(elsewhere)
@@ -444,7 +540,10 @@ def test_a_storage_that_stays_away_sends_scans_back_until_it_is_there(
         else:
             patch.setattr(Storage, "put", go_away)
         tasks.predict_scans()
-        assert [(scan(id).status, scan(id).attempts, scan(id).counted_deaths, scan(id).error) for id in ids] == [("queued", 0, 0, None)] * 3
+        assert [
+            (scan(id).status, scan(id).attempts, scan(id).counted_deaths, scan(id).error)
+            for id in ids
+        ] == [("queued", 0, 0, None)] * 3
         tasks.predict_scans()
         assert claims == [Scan]  # Nothing is claimed as long as it is away.
     come_back[0]()
@@ -458,14 +557,18 @@ def test_a_heat_map_waits_for_a_storage_that_is_away(worker_app: Flask) -> None:
     prediction.answer_next_scans()
     come_back = take_storage_away(worker_app)
     tasks.predict_scans()
-    heatmap = db.session.scalars(select(Heatmap), execution_options={"populate_existing": True}).one()
+    heatmap = db.session.scalars(
+        select(Heatmap), execution_options={"populate_existing": True}
+    ).one()
     assert (heatmap.status, heatmap.attempts, heatmap.error) == ("queued", 0, None)
     come_back()
     tasks.predict_scans()
     assert db.session.scalars(select(Heatmap.status)).one() == "done"
 
 
-def test_a_heat_map_whose_model_is_in_a_storage_that_is_away_waits_for_it(worker_app: Flask) -> None:
+def test_a_heat_map_whose_model_is_in_a_storage_that_is_away_waits_for_it(
+    worker_app: Flask,
+) -> None:
     """A folder that is not mounted lists no files of a model, which is no failure of the model."""
     install_model()
     submit(picture())
@@ -474,14 +577,18 @@ def test_a_heat_map_whose_model_is_in_a_storage_that_is_away_waits_for_it(worker
     shutil.rmtree(Path(worker_app.config["HEMOSCAN_HOME"]) / "cache")
     come_back = take_storage_away(worker_app)
     tasks.predict_scans()
-    heatmap = db.session.scalars(select(Heatmap), execution_options={"populate_existing": True}).one()
+    heatmap = db.session.scalars(
+        select(Heatmap), execution_options={"populate_existing": True}
+    ).one()
     assert (heatmap.status, heatmap.error) == ("queued", None)
     come_back()
     tasks.predict_scans()
     assert db.session.scalars(select(Heatmap.status)).one() == "done"
 
 
-def test_a_storage_that_refuses_writes_fails_the_scan_with_a_sentence(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_refuses_writes_fails_the_scan_with_a_sentence(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     (scan_id,) = submit(picture())
 
@@ -490,7 +597,10 @@ def test_a_storage_that_refuses_writes_fails_the_scan_with_a_sentence(worker_app
 
     monkeypatch.setattr(Storage, "put", refuse)
     prediction.answer_next_scans()
-    assert (scan(scan_id).status, scan(scan_id).error) == ("failed", "The storage did not accept a file; please try again later.")
+    assert (scan(scan_id).status, scan(scan_id).error) == (
+        "failed",
+        "The storage did not accept a file; please try again later.",
+    )
     assert db.session.scalar(select(Prediction)) is None
 
 
@@ -499,10 +609,15 @@ def test_a_model_that_is_damaged_in_storage_fails_scans_with_a_sentence(worker_a
     storage.put(f"{version.storage_prefix}/head.onnx", b"not the head")
     (scan_id,) = submit(picture())
     prediction.answer_next_scans()
-    assert scan(scan_id).error == "The model that is live cannot be loaded; ask an administrator to look at it."
+    assert (
+        scan(scan_id).error
+        == "The model that is live cannot be loaded; ask an administrator to look at it."
+    )
 
 
-def test_a_heat_map_that_cannot_be_drawn_leaves_the_verdict(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heat_map_that_cannot_be_drawn_leaves_the_verdict(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     (scan_id,) = submit(picture())
     prediction.answer_next_scans()
@@ -512,7 +627,9 @@ def test_a_heat_map_that_cannot_be_drawn_leaves_the_verdict(worker_app: Flask, m
 
     monkeypatch.setattr(Predictor, "heatmaps", fails)
     assert heatmaps.draw_next_heatmap()
-    heatmap = db.session.scalars(select(Heatmap), execution_options={"populate_existing": True}).one()
+    heatmap = db.session.scalars(
+        select(Heatmap), execution_options={"populate_existing": True}
+    ).one()
     assert heatmap.status == JobStatus.FAILED and heatmap.error
     assert scan(scan_id).status == "done"
 
@@ -524,7 +641,9 @@ def test_warming_up_loads_the_live_model(worker_app: Flask) -> None:
     assert not db.session().in_transaction()
 
 
-def test_a_workers_full_disk_is_tried_again_and_never_called_the_files_fault(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workers_full_disk_is_tried_again_and_never_called_the_files_fault(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     (lucky, unlucky) = submit(picture(), picture(3))
     real, refusals = files.decode, iter([True, False, True, True, True, True])

@@ -23,7 +23,9 @@ def test_a_version_is_loaded_once_and_two_are_kept(worker_app: Flask) -> None:
     assert predictor_for(first) is loaded  # The second was the one not used for longest.
 
 
-def test_a_model_is_fetched_once_a_machine(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_fetched_once_a_machine(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     version = install_model()
     folder = model_folder(version)
     assert read_card(folder).id == version.card_id
@@ -38,7 +40,9 @@ def test_a_cached_model_that_was_damaged_is_fetched_again(worker_app: Flask) -> 
     assert read_card(model_folder(version)).id == version.card_id
 
 
-def test_a_stored_model_that_is_not_the_versions_is_refused_and_leaves_nothing(worker_app: Flask) -> None:
+def test_a_stored_model_that_is_not_the_versions_is_refused_and_leaves_nothing(
+    worker_app: Flask,
+) -> None:
     version, other = install_model(), install_model(gain=3.0)
     storage.delete(version.storage_prefix)
     for key in storage.keys(other.storage_prefix):

@@ -24,8 +24,12 @@ def away(*_: object) -> None:
 
 
 def seen_s_ago(owner: str) -> float | None:
-    """Return for how long a worker has been silent, on the database's clock; None if it has no row."""
-    seen = db.session.execute(select(database_now(), Worker.seen_at).where(Worker.id == owner)).first()
+    """Return for how long a worker has been silent, on the database's clock; None if it has no
+    row.
+    """
+    seen = db.session.execute(
+        select(database_now(), Worker.seen_at).where(Worker.id == owner)
+    ).first()
     db.session.commit()
     return None if seen is None else (seen[0] - seen[1]).total_seconds()
 
@@ -45,7 +49,9 @@ def test_a_worker_shows_up_and_signs_off(any_worker_app: Flask) -> None:
 
 def test_what_one_child_found_of_the_storage_its_successor_knows(worker_app: Flask) -> None:
     shared = mmap.mmap(-1, 1)
-    first, second, stranger = (Presence(worker_app, "train", storage_away=byte) for byte in (shared, shared, None))
+    first, second, stranger = (
+        Presence(worker_app, "train", storage_away=byte) for byte in (shared, shared, None)
+    )
     first.misses_storage = True
     assert (second.misses_storage, stranger.misses_storage) == (True, False)
     second.misses_storage = False
@@ -62,7 +68,9 @@ def test_the_heartbeat_goes_on_by_itself_and_renews_what_is_held(any_worker_app:
     db.session.commit()
 
     def is_renewed(scan_id: str) -> bool:
-        renewed = db.session.scalar(select(Scan.lease_expires_at > database_now(5)).where(Scan.id == scan_id))
+        renewed = db.session.scalar(
+            select(Scan.lease_expires_at > database_now(5)).where(Scan.id == scan_id)
+        )
         db.session.commit()
         return bool(renewed)
 
@@ -82,7 +90,9 @@ def test_a_row_that_was_swept_away_comes_back(worker_app: Flask) -> None:
     assert seen_s_ago(mine.owner) is not None
 
 
-def test_a_database_that_is_away_does_not_stop_the_heart(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_away_does_not_stop_the_heart(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = presence()
     with monkeypatch.context() as patched:
         patched.setattr("worker.presence.update", away)
@@ -91,7 +101,9 @@ def test_a_database_that_is_away_does_not_stop_the_heart(worker_app: Flask, monk
     assert seen_s_ago(mine.owner) is not None
 
 
-def test_only_folders_of_workers_that_are_gone_are_removed(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_folders_of_workers_that_are_gone_are_removed(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine, killed = presence(), Presence(worker_app, "predict")
     long_ago = time.time() - 2 * ABANDONED_S
     with mine.work_folder() as folder, killed.work_folder():

@@ -1,4 +1,6 @@
-"""Real prefork workers on a real broker: bare parents, ready children, orderly and disorderly ends."""
+"""Real prefork workers on a real broker: bare parents, ready children, orderly and disorderly
+ends.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,12 @@ def is_delivered(queue: str) -> bool:
 
 def newest_worker(queue: str) -> Worker | None:
     """Return the row of the worker of `queue` that started last."""
-    found = db.session.scalar(select(Worker).where(Worker.queue == queue).order_by(Worker.started_at.desc()).limit(1))
+    found = db.session.scalar(
+        select(Worker).where(Worker.queue == queue).order_by(Worker.started_at.desc()).limit(1)
+    )
     if found is not None:
-        db.session.expunge(found)  # A worker that ends takes its row along: what was read of it stays.
+        # A worker that ends takes its row along: what was read of it stays.
+        db.session.expunge(found)
     db.session.commit()
     return found
 
@@ -61,15 +66,29 @@ def attempts_at(scan_id: str) -> int | None:
 
 
 def test_importing_the_workers_loads_nothing_heavy(tmp_path: Path) -> None:
-    code = f"import sys, worker.app, worker.tasks; print(*[name for name in {HEAVY} if name in sys.modules])"
+    code = (
+        f"import sys, worker.app, worker.tasks; print(*[name for name in {HEAVY} if name in"
+        " sys.modules])"
+    )
     environ = {**os.environ, "HEMOSCAN_HOME": str(tmp_path)}
-    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, env=environ, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT_ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert told.stdout.split() == []
 
 
 def test_a_predict_worker_never_loads_what_trains() -> None:
-    code = f"import sys, worker.prediction; print(*[name for name in {TRAINS} if name in sys.modules])"
-    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    code = (
+        f"import sys, worker.prediction; print(*[name for name in {TRAINS} if name in sys.modules])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+    )
     assert told.stdout.split() == []
 
 
@@ -81,7 +100,9 @@ def test_a_worker_of_no_queue_of_ours_refuses_to_start(tmp_path: Path) -> None:
     assert "A worker serves one queue" in told.stderr
 
 
-def test_a_worker_is_ready_and_answers_at_once_while_its_parent_stays_bare(shared_app: Flask, start_worker: StartWorker) -> None:
+def test_a_worker_is_ready_and_answers_at_once_while_its_parent_stays_bare(
+    shared_app: Flask, start_worker: StartWorker
+) -> None:
     with shared_app.app_context():
         install_model()
         started = time.monotonic()
@@ -102,24 +123,42 @@ def test_a_worker_is_ready_and_answers_at_once_while_its_parent_stays_bare(share
     assert ready_s < 12 and verdict_s < 6, (ready_s, verdict_s)
 
 
-def test_the_parent_of_a_train_worker_stays_bare_and_renews_its_child_after_each_run(shared_app: Flask, start_worker: StartWorker) -> None:
+def test_the_parent_of_a_train_worker_stays_bare_and_renews_its_child_after_each_run(
+    shared_app: Flask, start_worker: StartWorker
+) -> None:
     with shared_app.app_context():
-        db.session.add(TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="nobody", seed=0))
+        db.session.add(
+            TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="nobody", seed=0)
+        )
         db.session.commit()
         with start_worker("train", "--max-tasks-per-child", "1") as parent:
             first = wait_for(lambda: newest_worker("train"))
             assert first is not None
             assert nudge(TRAIN_MODEL)
-            wait_for(lambda: db.session.scalar(select(TrainingRun.status)) == JobStatus.FAILED or db.session.rollback(), seconds=120)
+            wait_for(
+                lambda: (
+                    db.session.scalar(select(TrainingRun.status)) == JobStatus.FAILED
+                    or db.session.rollback()
+                ),
+                seconds=120,
+            )
             db.session.commit()
-            successor = wait_for(lambda: (found := newest_worker("train")) is not None and found.pid != first.pid and found)
+            successor = wait_for(
+                lambda: (
+                    (found := newest_worker("train")) is not None
+                    and found.pid != first.pid
+                    and found
+                )
+            )
             assert successor and successor.pid != parent.pid
             if Path("/proc/self/maps").exists():
                 assert_bare(parent.pid)
 
 
 def assert_bare(pid: int) -> None:
-    """Assert that a process has loaded nothing that cannot be forked, and has neither threads nor the database."""
+    """Assert that a process has loaded nothing that cannot be forked, and has neither threads nor
+    the database.
+    """
     maps = Path(f"/proc/{pid}/maps").read_text()
     assert re.findall("/(numpy|onnxruntime|cv2|tensorflow|scipy)/", maps) == []
     assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
@@ -127,7 +166,9 @@ def assert_bare(pid: int) -> None:
     assert [name for name in opened if "test.db" in name] == []
 
 
-@pytest.mark.parametrize(("sent", "to_group"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
+@pytest.mark.parametrize(
+    ("sent", "to_group"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)]
+)
 def test_an_orderly_end_leaves_no_worker_and_no_lease(
     shared_app: Flask, start_worker: StartWorker, sent: signal.Signals, to_group: bool
 ) -> None:
@@ -138,27 +179,38 @@ def test_an_orderly_end_leaves_no_worker_and_no_lease(
             nudge(PREDICT_SCANS)
             wait_for(lambda: "done" in statuses())
             (os.killpg if to_group else os.kill)(parent.pid, sent)
-            assert parent.wait(15) == (0 if sent == signal.SIGTERM else 1)  # Celery's status for an interrupt.
+            # Celery's status for an interrupt.
+            assert parent.wait(15) == (0 if sent == signal.SIGTERM else 1)
         assert set(statuses()) <= {"done", "queued"}
         assert newest_worker("predict") is None
         assert list((Path(shared_app.config["HEMOSCAN_HOME"]) / "work").iterdir()) == []
 
 
-def test_what_a_killed_child_held_and_a_lost_nudge_are_made_good_by_the_sweep(shared_app: Flask, start_worker: StartWorker) -> None:
+def test_what_a_killed_child_held_and_a_lost_nudge_are_made_good_by_the_sweep(
+    shared_app: Flask, start_worker: StartWorker
+) -> None:
     with shared_app.app_context():
         install_model()
         with start_worker("predict") as parent, start_worker("maintenance", "-B", SWEEP_S="1"):
             killed = newest_worker("predict")
             assert killed is not None
             os.kill(killed.pid, signal.SIGKILL)
-            # What it held when it died, as its batch would have left it, and one whose nudge was lost.
+            # What it held when it died, as its batch would have left it, and one whose nudge was
+            # lost.
             held, unheard = submit(picture(), picture())
-            lease = {"status": JobStatus.RUNNING, "lease_owner": killed.id, "lease_expires_at": database_now(0.5)}
+            lease = {
+                "status": JobStatus.RUNNING,
+                "lease_owner": killed.id,
+                "lease_expires_at": database_now(0.5),
+            }
             db.session.execute(update(Scan).where(Scan.id == held).values(**lease))
             db.session.commit()
             wait_for(lambda: statuses() == ["done", "done"])
             wait_for(lambda: statuses(Heatmap) == ["done", "done"])
-            assert {scan_id: attempts_at(scan_id) for scan_id in (held, unheard)} == {held: 1, unheard: 0}
+            assert {scan_id: attempts_at(scan_id) for scan_id in (held, unheard)} == {
+                held: 1,
+                unheard: 0,
+            }
             successor = newest_worker("predict")
             assert successor is not None and successor.pid not in (killed.pid, parent.pid)
             wait_for(lambda: is_delivered("maintenance"))
@@ -185,11 +237,22 @@ def test_a_worker_writes_a_line_of_json_for_each_event_with_the_ids_of_its_jobs(
             db.session.commit()
     lines = (tmp_path / "predict.log").read_text().splitlines()
     # What Celery says while it handles a signal goes past all loggers.
-    events = [json.loads(line) for line in lines if line not in ("", "worker: Warm shutdown (MainProcess)")]
+    events = [
+        json.loads(line)
+        for line in lines
+        if line not in ("", "worker: Warm shutdown (MainProcess)")
+    ]
     ours = [event for event in events if event["logger"].startswith("worker.")]
     assert {event["worker"] for event in ours} == {worker}
-    assert any(event.get("scan_ids") == [answered] and "done=1" in event["message"] for event in ours)
-    assert any(event.get("scan_ids") == [refused] and event["level"] == "ERROR" and broken.id in event["message"] for event in ours)
+    assert any(
+        event.get("scan_ids") == [answered] and "done=1" in event["message"] for event in ours
+    )
+    assert any(
+        event.get("scan_ids") == [refused]
+        and event["level"] == "ERROR"
+        and broken.id in event["message"]
+        for event in ours
+    )
     assert any(version.id in event["message"] and event["level"] == "INFO" for event in ours)
 
 
@@ -200,7 +263,10 @@ def test_a_scan_that_was_submitted_while_the_broker_was_dead_is_answered_when_it
     cut_off = app_on(shared_app.config["SQLALCHEMY_DATABASE_URI"], tmp_path, BROKER_URL=dead)
     browser = cut_off.test_client()
     browser.post("/login", data={"username": "ann", "password": PASSWORD})
-    assert browser.post("/scans", data={"file": (io.BytesIO(picture()), "slice.png")}).status_code == 302
+    assert (
+        browser.post("/scans", data={"file": (io.BytesIO(picture()), "slice.png")}).status_code
+        == 302
+    )
     with cut_off.app_context():
         db.engine.dispose()
     with shared_app.app_context():
@@ -209,28 +275,40 @@ def test_a_scan_that_was_submitted_while_the_broker_was_dead_is_answered_when_it
             wait_for(lambda: statuses() == ["done"])
 
 
-def test_a_maintenance_worker_whose_beat_died_ends_so_that_its_supervisor_starts_both(shared_app: Flask, start_worker: StartWorker) -> None:
+def test_a_maintenance_worker_whose_beat_died_ends_so_that_its_supervisor_starts_both(
+    shared_app: Flask, start_worker: StartWorker
+) -> None:
     with shared_app.app_context(), start_worker("maintenance", "-B", SWEEP_S="1") as parent:
         child = newest_worker("maintenance")
         assert child is not None
-        (beat,) = {int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()} - {child.pid}
+        (beat,) = {
+            int(pid)
+            for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        } - {child.pid}
         os.kill(beat, signal.SIGKILL)
         assert parent.wait(PATIENCE_S) != 0
         assert newest_worker("maintenance") is None
 
 
-def test_a_worker_whose_broker_restarts_while_it_takes_a_nudge_takes_the_next(shared_app: Flask, start_worker: StartWorker) -> None:
+def test_a_worker_whose_broker_restarts_while_it_takes_a_nudge_takes_the_next(
+    shared_app: Flask, start_worker: StartWorker
+) -> None:
     socket_path = Path(shared_app.config["BROKER_URL"].removeprefix("redis+socket://"))
     with shared_app.app_context(), start_worker("predict") as parent:
         install_model()
         with redis.Redis(unix_socket_path=str(socket_path)) as client:
-            wait_for(lambda: "b" in {flag for other in client.client_list() for flag in other["flags"]})  # It waits for a nudge.
+            # It waits for a nudge.
+            wait_for(
+                lambda: "b" in {flag for other in client.client_list() for flag in other["flags"]}
+            )
             os.killpg(parent.pid, signal.SIGSTOP)
             submit(picture())
             assert nudge(PREDICT_SCANS)
             wait_for(lambda: client.llen("predict") == 0)  # On its way to the worker.
             client.shutdown()
-        successor = ValkeyServer(port=0, data_dir=socket_path.parent, persist=True, unix_socket_path=socket_path)
+        successor = ValkeyServer(
+            port=0, data_dir=socket_path.parent, persist=True, unix_socket_path=socket_path
+        )
         successor.start()
         try:
             os.killpg(parent.pid, signal.SIGCONT)

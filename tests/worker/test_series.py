@@ -1,4 +1,6 @@
-"""Series to verdicts: whole, in order, with their slices for the viewer, and given up when nobody asks any more."""
+"""Series to verdicts: whole, in order, with their slices for the viewer, and given up when nobody
+asks any more.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,15 @@ def test_a_series_has_an_answer_for_each_slice_and_pictures_of_all(any_worker_ap
     assert verdict is not None
     assert (done.status, verdict.model_version_id, len(verdict.slices)) == ("done", version.id, 7)
     assert verdict.first_slices is not None and verdict.first_slices[:2] == [2, 4]
-    assert [value >= verdict.threshold for value in verdict.slices] == [False, False, True, False, True, False, False]
+    assert [value >= verdict.threshold for value in verdict.slices] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert not verdict.types
     volume = open_volume(done.volume_key or "")
     assert len(volume.starts) == 7
@@ -77,21 +87,29 @@ def test_a_series_has_an_answer_for_each_slice_and_pictures_of_all(any_worker_ap
     assert not any(presence().folder.iterdir())
 
 
-def test_types_of_bleeding_are_kept_with_the_verdict_of_a_model_that_tells_them(any_worker_app: Flask) -> None:
+def test_types_of_bleeding_are_kept_with_the_verdict_of_a_model_that_tells_them(
+    any_worker_app: Flask,
+) -> None:
     install_model(reads="series", tells_types=True)
     scan = submit_zip(pictures(0, 255, 0))
     tasks.predict_scans()
     verdict = read(scan).prediction
     assert verdict is not None and verdict.types is not None
     for name, share in (("epidural", 0.75), ("subdural", 0.25)):
-        assert verdict.types[name]["probability"] == pytest.approx(share * verdict.probability, abs=1e-4)
-        assert verdict.types[name]["slices"] == pytest.approx([share * value for value in verdict.slices], abs=1e-4)
+        assert verdict.types[name]["probability"] == pytest.approx(
+            share * verdict.probability, abs=1e-4
+        )
+        assert verdict.types[name]["slices"] == pytest.approx(
+            [share * value for value in verdict.slices], abs=1e-4
+        )
 
 
 def test_no_type_that_is_kept_is_likelier_than_a_hemorrhage() -> None:
     told = {"types": {"epidural": 0.96346}, "slice_types": {"epidural": (0.96346, 0.00009)}}
     finding = Finding(0.96346, 0.5, True, False, (0.96346, 0.00009), (), **told)  # type: ignore[arg-type]
-    assert prediction.types_of(finding) == {"epidural": {"probability": 0.9634, "slices": [0.9634, 0.0]}}
+    assert prediction.types_of(finding) == {
+        "epidural": {"probability": 0.9634, "slices": [0.9634, 0.0]}
+    }
 
 
 def test_every_positive_slice_has_a_heat_map_up_to_twenty(worker_app: Flask) -> None:
@@ -99,45 +117,71 @@ def test_every_positive_slice_has_a_heat_map_up_to_twenty(worker_app: Flask) -> 
     scan = submit_zip(pictures(*[0, *range(255, 195, -2), 0]))
     tasks.predict_scans()
     verdict = read(scan).prediction
-    assert verdict is not None and verdict.heatmap is not None and verdict.heatmap.slices is not None
+    assert (
+        verdict is not None and verdict.heatmap is not None and verdict.heatmap.slices is not None
+    )
     assert len(verdict.heatmap.slices) == heatmaps.MOST_HEATMAPS
     assert 0 not in verdict.heatmap.slices
 
 
-def test_a_shuffled_series_with_headers_has_the_identical_answer(worker_app: Flask, tmp_path: Path) -> None:
+def test_a_shuffled_series_with_headers_has_the_identical_answer(
+    worker_app: Flask, tmp_path: Path
+) -> None:
     install_model(reads="series")
     files = {path.name: path.read_bytes() for path in write_series(tmp_path / "series", 9)}
     answers = []
-    for order in (sorted(files), sorted(files, key=lambda name: name[::-1]), sorted(files, reverse=True)):
+    for order in (
+        sorted(files),
+        sorted(files, key=lambda name: name[::-1]),
+        sorted(files, reverse=True),
+    ):
         scan = submit_zip({f"{place}.dcm": files[name] for place, name in enumerate(order)})
         tasks.predict_scans()
         verdict = read(scan).prediction
         assert verdict is not None, read(scan).error
-        answers.append((verdict.probability, verdict.slices, verdict.first_slices, verdict.warnings))
+        answers.append(
+            (verdict.probability, verdict.slices, verdict.first_slices, verdict.warnings)
+        )
     assert answers[0] == answers[1] == answers[2]
 
 
 def test_a_gap_is_told_and_the_rest_is_read(worker_app: Flask, tmp_path: Path) -> None:
     install_model(reads="series")
     paths = write_series(tmp_path / "series", 9)
-    scan = submit_zip({path.name: path.read_bytes() for place, path in enumerate(paths) if place not in (4, 5)})
+    scan = submit_zip(
+        {path.name: path.read_bytes() for place, path in enumerate(paths) if place not in (4, 5)}
+    )
     tasks.predict_scans()
     verdict = read(scan).prediction
     assert verdict is not None and len(verdict.slices) == 7
-    assert any("missing" in warning or "gap" in warning.lower() for warning in verdict.warnings), verdict.warnings
+    assert any("missing" in warning or "gap" in warning.lower() for warning in verdict.warnings), (
+        verdict.warnings
+    )
 
 
-def test_a_long_series_is_read_alone_and_the_others_are_handed_back(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_series_is_read_alone_and_the_others_are_handed_back(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     monkeypatch.setattr(prediction, "MOST_SLICES", 4)
-    long, first, second = submit_zip(pictures(0, 0, 0, 0, 0)), submit_zip(pictures(0, 0)), submit_zip(pictures(0, 0, 0))
+    long, first, second = (
+        submit_zip(pictures(0, 0, 0, 0, 0)),
+        submit_zip(pictures(0, 0)),
+        submit_zip(pictures(0, 0, 0)),
+    )
     prediction.answer_next_scans()
-    assert [(read(scan).status, read(scan).attempts) for scan in (long, first, second)] == [("done", 0), ("queued", 0), ("queued", 0)]
+    assert [(read(scan).status, read(scan).attempts) for scan in (long, first, second)] == [
+        ("done", 0),
+        ("queued", 0),
+        ("queued", 0),
+    ]
     prediction.answer_next_scans()
     assert [read(scan).status for scan in (first, second)] == ["done", "queued"]
 
 
-def test_urgent_scans_and_other_people_are_not_handed_back_for_older_series(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_urgent_scans_and_other_people_are_not_handed_back_for_older_series(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     monkeypatch.setattr(prediction, "MOST_SLICES", 4)
     older = [submit_zip(pictures(0, 0, 0)) for _ in range(4)]
@@ -155,12 +199,16 @@ def test_urgent_scans_and_other_people_are_not_handed_back_for_older_series(any_
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[int]:
-    """Let `act` happen while the first chunk of a series is read; return the slices done at each report."""
+    """Let `act` happen while the first chunk of a series is read; return the slices done at each
+    report.
+    """
     monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
     seen: list[int] = []
     real = Predictor.predict_many
 
-    def predict(self: Predictor, series: Sequence[Series], on_progress: Any, should_stop: Any) -> list[Finding]:
+    def predict(
+        self: Predictor, series: Sequence[Series], on_progress: Any, should_stop: Any
+    ) -> list[Finding]:
         def report(done: int, total: int) -> None:
             if not seen:
                 act()
@@ -185,7 +233,9 @@ def noting(told: list[tuple[float, str]]) -> Callable[..., frozenset[str]]:
     return write
 
 
-def test_progress_is_told_slice_by_slice(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_told_slice_by_slice(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model(reads="series")
     scan = submit_zip(pictures(*[0] * 40))
     told: list[tuple[float, str]] = []
@@ -193,10 +243,16 @@ def test_progress_is_told_slice_by_slice(worker_app: Flask, monkeypatch: pytest.
     monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
     prediction.answer_next_scans()
     assert read(scan).status == "done"
-    assert told == [(16 / 40, "Reading slice 16 of 40"), (32 / 40, "Reading slice 32 of 40"), (1.0, "Reading slice 40 of 40")]
+    assert told == [
+        (16 / 40, "Reading slice 16 of 40"),
+        (32 / 40, "Reading slice 32 of 40"),
+        (1.0, "Reading slice 40 of 40"),
+    ]
 
 
-def test_series_that_are_read_together_are_not_told_each_others_slices(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_series_that_are_read_together_are_not_told_each_others_slices(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model(reads="series")
     submit_zip(pictures(*[0] * 20))
     submit_zip(pictures(*[0] * 30))
@@ -207,7 +263,9 @@ def test_series_that_are_read_together_are_not_told_each_others_slices(worker_ap
     assert {stage for _, stage in told} == {"Reading the slices of several scans"}
 
 
-def test_a_series_that_is_cancelled_is_given_up_at_the_next_slices(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_series_that_is_cancelled_is_given_up_at_the_next_slices(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model(reads="series")
     scan = submit_zip(pictures(*[0] * 60))
 
@@ -218,11 +276,17 @@ def test_a_series_that_is_cancelled_is_given_up_at_the_next_slices(any_worker_ap
     seen = interrupted(monkeypatch, give_up)
     prediction.answer_next_scans()
     assert seen == [16]
-    assert (read(scan).status, read(scan).prediction, read(scan).volume_key) == ("cancelled", None, None)
+    assert (read(scan).status, read(scan).prediction, read(scan).volume_key) == (
+        "cancelled",
+        None,
+        None,
+    )
     assert storage.keys("volumes") == storage.keys("images") == []
 
 
-def test_a_worker_that_is_asked_to_stop_hands_a_series_back(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_asked_to_stop_hands_a_series_back(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model(reads="series")
     scan = submit_zip(pictures(*[0] * 60))
     stopping: list[bool] = []
@@ -233,7 +297,9 @@ def test_a_worker_that_is_asked_to_stop_hands_a_series_back(any_worker_app: Flas
     assert (read(scan).status, read(scan).attempts, read(scan).prediction) == ("queued", 0, None)
 
 
-def test_one_damaged_slice_of_many_is_named_and_the_rest_is_read(worker_app: Flask, tmp_path: Path) -> None:
+def test_one_damaged_slice_of_many_is_named_and_the_rest_is_read(
+    worker_app: Flask, tmp_path: Path
+) -> None:
     install_model(reads="series")
     paths = write_series(tmp_path / "series", 10)
     change(paths[3], PixelData=bytes(10))
@@ -252,10 +318,14 @@ def test_what_was_made_for_a_series_goes_with_it(any_worker_app: Flask) -> None:
     tasks.predict_scans()
     assert storage.keys("volumes") and len(storage.keys("heatmaps")) == 3
     assert delete_scan(scan.id)
-    assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails", "volumes", "heatmaps")] == [[]] * 5
+    assert [
+        storage.keys(kind) for kind in ("originals", "images", "thumbnails", "volumes", "heatmaps")
+    ] == [[]] * 5
 
 
-def test_a_lost_lease_leaves_the_series_to_its_new_owner(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_lease_leaves_the_series_to_its_new_owner(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model(reads="series")
     scan = submit_zip(pictures(*[0] * 60))
 
@@ -265,7 +335,11 @@ def test_a_lost_lease_leaves_the_series_to_its_new_owner(worker_app: Flask, monk
 
     interrupted(monkeypatch, lose)
     prediction.answer_next_scans()
-    assert (read(scan).status, read(scan).lease_owner, read(scan).prediction) == ("running", "another", None)
+    assert (read(scan).status, read(scan).lease_owner, read(scan).prediction) == (
+        "running",
+        "another",
+        None,
+    )
 
 
 def note_slices(monkeypatch: pytest.MonkeyPatch, note: Callable[[], object]) -> None:
@@ -279,7 +353,9 @@ def note_slices(monkeypatch: pytest.MonkeyPatch, note: Callable[[], object]) -> 
     monkeypatch.setattr(inference, "occlusion", occlusion)
 
 
-def test_heat_maps_of_a_worker_that_is_asked_to_stop_are_left_to_another(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heat_maps_of_a_worker_that_is_asked_to_stop_are_left_to_another(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model(reads="series")
     scan = submit_zip(pictures(*[255] * 12))
     prediction.answer_next_scans()
@@ -289,7 +365,11 @@ def test_heat_maps_of_a_worker_that_is_asked_to_stop_are_left_to_another(any_wor
     assert not heatmaps.draw_next_heatmap()
     assert len(drawn_slices) == 2  # Of five that share what the convolutions see.
     drawn = read(scan).prediction.heatmap  # type: ignore[union-attr]
-    assert drawn is not None and (drawn.status, drawn.attempts, drawn.image_key) == ("queued", 0, None)
+    assert drawn is not None and (drawn.status, drawn.attempts, drawn.image_key) == (
+        "queued",
+        0,
+        None,
+    )
 
 
 def test_heat_maps_of_a_scan_that_is_deleted_meanwhile_end_and_leave_nothing(

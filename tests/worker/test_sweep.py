@@ -34,7 +34,9 @@ def add_workers(app: Flask, queue: str, count: int) -> None:
         Presence(app, queue).beat()
 
 
-def test_rows_of_a_dead_worker_are_queued_again_and_nudged(any_worker_app: Flask, nudges: list[str]) -> None:
+def test_rows_of_a_dead_worker_are_queued_again_and_nudged(
+    any_worker_app: Flask, nudges: list[str]
+) -> None:
     (scan_id,) = submit(picture())
     leases.claim(Scan, "dead", 8)
     db.session.execute(update(Scan).values(lease_expires_at=database_now(-1)))
@@ -61,7 +63,9 @@ def test_nudges_are_as_many_as_rows_and_at_most_two_a_live_worker(
     assert nudges == [jobs.PREDICT_SCANS] * expected
 
 
-def test_nudges_that_wait_already_are_not_sent_again(worker_app: Flask, nudges: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nudges_that_wait_already_are_not_sent_again(
+    worker_app: Flask, nudges: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     submit(*[picture()] * 4)
     add_workers(worker_app, jobs.PREDICT, 2)
     monkeypatch.setattr(sweep, "nudges_in", lambda queue: 3)
@@ -71,7 +75,9 @@ def test_nudges_that_wait_already_are_not_sent_again(worker_app: Flask, nudges: 
 
 def test_runs_and_data_sets_wake_the_train_workers(worker_app: Flask, nudges: list[str]) -> None:
     db.session.add(Dataset(name="phantoms", archive_key="x"))
-    db.session.add(TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="random", seed=1))
+    db.session.add(
+        TrainingRun(architecture="alexnet_svm", settings={}, initial_weights="random", seed=1)
+    )
     db.session.commit()
     add_workers(worker_app, jobs.TRAIN, 3)
     sweep.sweep()
@@ -81,14 +87,20 @@ def test_runs_and_data_sets_wake_the_train_workers(worker_app: Flask, nudges: li
 def test_a_sweep_notes_that_the_broker_delivers(any_worker_app: Flask, nudges: list[str]) -> None:
     presence().beat()
     sweep.sweep()
-    delivered = db.session.scalar(select(Worker.delivered_at > database_now(-5)).where(Worker.id == presence().owner))
+    delivered = db.session.scalar(
+        select(Worker.delivered_at > database_now(-5)).where(Worker.id == presence().owner)
+    )
     assert delivered
 
 
-def test_workers_that_were_silent_for_a_day_are_forgotten(any_worker_app: Flask, nudges: list[str]) -> None:
+def test_workers_that_were_silent_for_a_day_are_forgotten(
+    any_worker_app: Flask, nudges: list[str]
+) -> None:
     add_workers(any_worker_app, jobs.PREDICT, 1)
     presence().beat()
-    db.session.execute(update(Worker).where(Worker.id != presence().owner).values(seen_at=database_now(-25 * 3600)))
+    db.session.execute(
+        update(Worker).where(Worker.id != presence().owner).values(seen_at=database_now(-25 * 3600))
+    )
     db.session.commit()
     sweep.sweep()
     assert db.session.scalars(select(Worker.id)).all() == [presence().owner]

@@ -28,7 +28,11 @@ def age(scan_id: str, days: float) -> None:
     """Let a scan have been submitted, and have ended if it has, so many days ago."""
     then = utc_now() - timedelta(days=days)
     db.session.execute(update(Scan).where(Scan.id == scan_id).values(queued_at=then))
-    db.session.execute(update(Scan).where(Scan.id == scan_id, Scan.finished_at.is_not(None)).values(finished_at=then))
+    db.session.execute(
+        update(Scan)
+        .where(Scan.id == scan_id, Scan.finished_at.is_not(None))
+        .values(finished_at=then)
+    )
     db.session.commit()
 
 
@@ -49,7 +53,10 @@ def test_scans_go_with_all_their_files_after_so_many_days(any_worker_app: Flask)
     any_worker_app.config["KEEP_SCANS_DAYS"] = 30
     tidying.remove_expired()
     assert db.session.scalars(select(Scan.id)).all() == [young]
-    assert [db.session.scalar(select(func.count()).select_from(table)) for table in (Prediction, Heatmap)] == [1, 1]
+    assert [
+        db.session.scalar(select(func.count()).select_from(table))
+        for table in (Prediction, Heatmap)
+    ] == [1, 1]
     assert len(keys()) == 4 and not [key for key in keys() if old in key]
 
 
@@ -70,7 +77,9 @@ def test_originals_go_after_so_many_days_and_their_rows_say_so(any_worker_app: F
 
 
 @pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.RUNNING])
-def test_a_scan_that_waits_or_is_read_is_kept_however_old(any_worker_app: Flask, status: JobStatus) -> None:
+def test_a_scan_that_waits_or_is_read_is_kept_however_old(
+    any_worker_app: Flask, status: JobStatus
+) -> None:
     (scan_id,) = submit(picture())
     # It had ended long ago, and is tried again.
     db.session.execute(update(Scan).values(status=JobStatus.FAILED, finished_at=utc_now()))
@@ -85,7 +94,9 @@ def test_a_scan_that_waits_or_is_read_is_kept_however_old(any_worker_app: Flask,
     assert (removed_at(scan_id), keys()) == (None, [f"originals/{scan_id}.png"])
 
 
-def test_many_scans_go_in_bounded_batches(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_scans_go_in_bounded_batches(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = submit(*[picture()] * 5)
     db.session.execute(update(Scan).values(status=JobStatus.CANCELLED, finished_at=utc_now()))
     for scan_id in ids:
@@ -104,7 +115,9 @@ def test_many_scans_go_in_bounded_batches(any_worker_app: Flask, monkeypatch: py
     assert (db.session.scalars(select(Scan.id)).all(), keys()) == ([], [])
 
 
-def test_what_another_maintenance_process_removes_is_left_to_it(postgres_url: str, tmp_path: Path) -> None:
+def test_what_another_maintenance_process_removes_is_left_to_it(
+    postgres_url: str, tmp_path: Path
+) -> None:
     app = app_on(postgres_url, tmp_path, KEEP_SCANS_DAYS=1, KEEP_ORIGINALS_DAYS=1)
     make_user(app, "ann")
     with app.app_context():
@@ -120,7 +133,9 @@ def test_what_another_maintenance_process_removes_is_left_to_it(postgres_url: st
         db.engine.dispose()
 
 
-def test_without_its_original_a_scan_cannot_be_read_again_and_its_heat_map_says_why(any_worker_app: Flask) -> None:
+def test_without_its_original_a_scan_cannot_be_read_again_and_its_heat_map_says_why(
+    any_worker_app: Flask,
+) -> None:
     install_model()
     failed, done = submit(b"no picture", picture())
     prediction.answer_next_scans()
@@ -131,10 +146,15 @@ def test_without_its_original_a_scan_cannot_be_read_again_and_its_heat_map_says_
     assert not retry(failed)
     db.session.commit()
     assert heatmaps.draw_next_heatmap()
-    assert db.session.execute(select(Heatmap.status, Heatmap.error)).one() == (JobStatus.FAILED, ORIGINAL_REMOVED)
+    assert db.session.execute(select(Heatmap.status, Heatmap.error)).one() == (
+        JobStatus.FAILED,
+        ORIGINAL_REMOVED,
+    )
 
 
-def test_an_original_that_the_storage_would_not_let_go_is_an_orphan(any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_original_that_the_storage_would_not_let_go_is_an_orphan(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install_model()
     (scan_id,) = submit(picture())
     tasks.predict_scans()

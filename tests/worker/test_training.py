@@ -33,8 +33,12 @@ Say = Callable[[Progress], None]
 Ask = Callable[[], bool]
 
 
-def answers_of(probabilities: Sequence[float], dataset: str = "phantoms") -> list[dict[str, object]]:
-    """Return out-of-fold answers for as many slices, the odd ones with hemorrhage, and as many patients."""
+def answers_of(
+    probabilities: Sequence[float], dataset: str = "phantoms"
+) -> list[dict[str, object]]:
+    """Return out-of-fold answers for as many slices, the odd ones with hemorrhage, and as many
+    patients.
+    """
     return [
         {
             "level": level,
@@ -54,7 +58,9 @@ def answers_of(probabilities: Sequence[float], dataset: str = "phantoms") -> lis
 
 
 class StubTraining:
-    """Stands for `ml.training.train`: three steps with a checkpoint each, and a tiny model at the end."""
+    """Stands for `ml.training.train`: three steps with a checkpoint each, and a tiny model at the
+    end.
+    """
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -65,7 +71,14 @@ class StubTraining:
         self.blocked_because = ""
         self.probabilities = [0.1, 0.9, 0.2, 0.8]
 
-    def __call__(self, config: TrainConfig, datasets: Sequence[Opened], out_dir: Path, on_progress: Say, should_stop: Ask) -> Card:
+    def __call__(
+        self,
+        config: TrainConfig,
+        datasets: Sequence[Opened],
+        out_dir: Path,
+        on_progress: Say,
+        should_stop: Ask,
+    ) -> Card:
         self.config, self.datasets = config, datasets
         checkpoint = out_dir / "checkpoint"
         checkpoint.mkdir(parents=True, exist_ok=True)
@@ -74,14 +87,22 @@ class StubTraining:
                 raise TrainingStopped
             (checkpoint / f"fold-{step}.json").write_text("{}")
             self.steps.append(step)
-            on_progress(Progress(f"fold {step + 1} of 3", (step + 1) / 4, 10.0, {"fold_auroc": 0.9}))
+            on_progress(
+                Progress(f"fold {step + 1} of 3", (step + 1) / 4, 10.0, {"fold_auroc": 0.9})
+            )
             self.after_step(step)
-        check = {"largest_difference": 3e-4 if not self.passed else 0.0, "limit": 1e-4, "passed": self.passed}
+        check = {
+            "largest_difference": 3e-4 if not self.passed else 0.0,
+            "limit": 1e-4,
+            "passed": self.passed,
+        }
         card = a_card(export_check=check, blocked_because=self.blocked_because)
         for name in ("predictions.csv", "types.csv"):
             write_answers(out_dir / name, answers_of(self.probabilities))
         shutil.rmtree(checkpoint)
-        return write_model(out_dir / "model", card, {"features.onnx": features_graph(), "head.onnx": head_graph()})
+        return write_model(
+            out_dir / "model", card, {"features.onnx": features_graph(), "head.onnx": head_graph()}
+        )
 
 
 @pytest.fixture
@@ -93,12 +114,22 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> StubTraining:
     return stub
 
 
-def launch(tmp_path: Path, initial_weights: str = "random", heads: int = 4, **settings: object) -> str:
+def launch(
+    tmp_path: Path, initial_weights: str = "random", heads: int = 4, **settings: object
+) -> str:
     """Queue a run on a data set of phantoms that has been imported; return its id."""
-    labels = "filename,label,patient\n" + "".join(f"{seed}.png,{seed % 2},{seed}\n" for seed in range(heads))
+    labels = "filename,label,patient\n" + "".join(
+        f"{seed}.png,{seed % 2},{seed}\n" for seed in range(heads)
+    )
     dataset = Dataset(name="phantoms", archive_key="datasets/1.zip", status=JobStatus.DONE)
     storage.put(dataset.archive_key, archive_of(tmp_path, labels, heads))
-    run = TrainingRun(architecture="alexnet_svm", settings=settings, initial_weights=initial_weights, seed=5, datasets=[dataset])
+    run = TrainingRun(
+        architecture="alexnet_svm",
+        settings=settings,
+        initial_weights=initial_weights,
+        seed=5,
+        datasets=[dataset],
+    )
     db.session.add(run)
     db.session.commit()
     return run.id
@@ -106,7 +137,9 @@ def launch(tmp_path: Path, initial_weights: str = "random", heads: int = 4, **se
 
 def the_run() -> TrainingRun:
     """Return the run as the database has it."""
-    run = db.session.scalars(select(TrainingRun), execution_options={"populate_existing": True}).one()
+    run = db.session.scalars(
+        select(TrainingRun), execution_options={"populate_existing": True}
+    ).one()
     db.session.commit()
     return run
 
@@ -117,19 +150,31 @@ def test_a_run_becomes_a_version(any_worker_app: Flask, stub: StubTraining, tmp_
     run = the_run()
     assert (run.status, run.error, run.progress, run.stage) == ("done", None, 1.0, None)
     version = db.session.scalars(select(ModelVersion)).one()
-    assert (version.run_id, version.architecture, version.reads, version.blocked_because) == (run_id, "alexnet_svm", "slice", None)
+    assert (version.run_id, version.architecture, version.reads, version.blocked_because) == (
+        run_id,
+        "alexnet_svm",
+        "slice",
+        None,
+    )
     assert version.card["id"] == version.card_id
     assert sorted(storage.keys(version.storage_prefix)) == [
-        f"models/{version.id}/{name}" for name in ("card.json", "features.onnx", "head.onnx", "predictions.csv", "types.csv")
+        f"models/{version.id}/{name}"
+        for name in ("card.json", "features.onnx", "head.onnx", "predictions.csv", "types.csv")
     ]
     assert stub.config is not None
-    assert (stub.config.seed, stub.config.settings, stub.config.init) == (5, {"kernel": "linear"}, "random")
+    assert (stub.config.seed, stub.config.settings, stub.config.init) == (
+        5,
+        {"kernel": "linear"},
+        "random",
+    )
     assert [opened.name for opened in stub.datasets] == ["phantoms"]
     assert storage.keys("checkpoints") == []
     assert list(presence().folder.iterdir()) == []
 
 
-def test_a_version_knows_how_it_compares_with_what_is_live(any_worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+def test_a_version_knows_how_it_compares_with_what_is_live(
+    any_worker_app: Flask, stub: StubTraining, tmp_path: Path
+) -> None:
     live = install_model()
     storage_key = f"{live.storage_prefix}/predictions.csv"
     write_answers(tmp_path / "answers.csv", answers_of([0.9, 0.1, 0.2, 0.8]))
@@ -139,11 +184,17 @@ def test_a_version_knows_how_it_compares_with_what_is_live(any_worker_app: Flask
     made = db.session.scalars(select(ModelVersion).where(ModelVersion.run_id.is_not(None))).one()
     assert made.comparisons is not None
     (found,) = made.comparisons
-    assert (found["version_id"], found["card_id"], found["slice"]["n"]) == (live.id, live.card_id, 4)
+    assert (found["version_id"], found["card_id"], found["slice"]["n"]) == (
+        live.id,
+        live.card_id,
+        4,
+    )
     assert found["slice"]["accuracy"]["value"] == 0.5
 
 
-def test_progress_is_written_while_it_trains(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+def test_progress_is_written_while_it_trains(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path
+) -> None:
     launch(tmp_path)
     seen: list[tuple[str | None, float, float | None, dict[str, float]]] = []
 
@@ -153,7 +204,9 @@ def test_progress_is_written_while_it_trains(worker_app: Flask, stub: StubTraini
 
     stub.after_step = look
     train_model()
-    assert seen == [(f"fold {number} of 3", number / 4, 10.0, {"fold_auroc": 0.9}) for number in (1, 2, 3)]
+    assert seen == [
+        (f"fold {number} of 3", number / 4, 10.0, {"fold_auroc": 0.9}) for number in (1, 2, 3)
+    ]
 
 
 def test_progress_is_written_at_most_once_a_second(
@@ -249,7 +302,8 @@ def test_a_finished_training_waits_for_a_storage_that_is_away(
         train_model()
     assert (the_run().status, the_run().attempts, the_run().error) == ("queued", 0, None)
     train_model()
-    assert (the_run().status, stub.steps) == ("done", [0, 1, 2, 1, 2])  # From the last checkpoint that it took.
+    # From the last checkpoint that it took.
+    assert (the_run().status, stub.steps) == ("done", [0, 1, 2, 1, 2])
 
 
 def test_a_run_whose_model_the_storage_refuses_fails_and_continues_when_it_is_tried_again(
@@ -266,11 +320,16 @@ def test_a_run_whose_model_the_storage_refuses_fails_and_continues_when_it_is_tr
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "put", refuse)
         train_model()
-    assert (the_run().status, the_run().error) == ("failed", "The storage did not accept a file; please try again later.")
+    assert (the_run().status, the_run().error) == (
+        "failed",
+        "The storage did not accept a file; please try again later.",
+    )
     queue_again(TrainingRun, TrainingRun.id == run_id)
     db.session.commit()
     train_model()
-    assert (the_run().status, stub.steps) == ("done", [0, 1, 2, 1, 2]), "from the checkpoint that was stored last: one in five minutes is"
+    assert (the_run().status, stub.steps) == ("done", [0, 1, 2, 1, 2]), (
+        "from the checkpoint that was stored last: one in five minutes is"
+    )
 
 
 def test_a_worker_whose_own_disk_is_full_hands_the_run_back_all_the_same(
@@ -289,7 +348,11 @@ def test_a_worker_whose_own_disk_is_full_hands_the_run_back_all_the_same(
 
 
 def test_a_storage_that_is_away_is_told_once_when_it_goes_and_once_when_it_is_back(
-    worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    worker_app: Flask,
+    stub: StubTraining,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, logger="worker.patience")
     launch(tmp_path)
@@ -299,14 +362,18 @@ def test_a_storage_that_is_away_is_told_once_when_it_goes_and_once_when_it_is_ba
         train_model()
     assert the_run().status == "queued"
     train_model()
-    assert [record.getMessage() for record in caplog.records if record.name == "worker.patience"] == [
+    assert [
+        record.getMessage() for record in caplog.records if record.name == "worker.patience"
+    ] == [
         "the storage does not answer; nothing is claimed until it does",
         "the storage answers again",
     ]
     assert the_run().status == "done"
 
 
-def test_a_run_that_was_lost_stops_and_writes_nothing(any_worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+def test_a_run_that_was_lost_stops_and_writes_nothing(
+    any_worker_app: Flask, stub: StubTraining, tmp_path: Path
+) -> None:
     launch(tmp_path)
 
     def presumed_dead(step: int) -> None:
@@ -332,7 +399,9 @@ def test_a_run_that_is_cancelled_stops_at_its_next_step_and_can_be_launched_agai
     stub.after_step = cancel_it
     train_model()
     assert (the_run().status, stub.steps) == ("cancelled", [0])
-    assert storage.keys("checkpoints") == [] and db.session.scalars(select(ModelVersion)).all() == []
+    assert (
+        storage.keys("checkpoints") == [] and db.session.scalars(select(ModelVersion)).all() == []
+    )
 
     assert queue_again(TrainingRun, TrainingRun.id == run_id)
     db.session.commit()
@@ -354,7 +423,13 @@ def test_a_run_whose_checkpoint_is_of_an_earlier_version_begins_anew(
     assert the_run().status == "queued" and len(storage.keys("checkpoints")) == 1
     stub.after_step = lambda step: None
 
-    def of_a_newer_version(config: TrainConfig, datasets: Sequence[Opened], out_dir: Path, on_progress: Say, should_stop: Ask) -> Card:
+    def of_a_newer_version(
+        config: TrainConfig,
+        datasets: Sequence[Opened],
+        out_dir: Path,
+        on_progress: Say,
+        should_stop: Ask,
+    ) -> Card:
         if out_dir.exists():
             raise OtherTraining("It had other data.")
         return stub(config, datasets, out_dir, on_progress, should_stop)
@@ -367,9 +442,14 @@ def test_a_run_whose_checkpoint_is_of_an_earlier_version_begins_anew(
 
 @pytest.mark.parametrize("ends_by", [TrainingStopped, SettingError])
 def test_a_run_that_is_cancelled_unnoticed_leaves_no_checkpoint(
-    any_worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_by: type[Exception]
+    any_worker_app: Flask,
+    stub: StubTraining,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ends_by: type[Exception],
 ) -> None:
-    monkeypatch.setattr(training, "WRITE_EVERY_S", 60.0)  # No progress is written in which the worker would notice.
+    # No progress is written in which the worker would notice.
+    monkeypatch.setattr(training, "WRITE_EVERY_S", 60.0)
     run_id = launch(tmp_path)
 
     def cancel_it(step: int) -> None:
@@ -383,7 +463,9 @@ def test_a_run_that_is_cancelled_unnoticed_leaves_no_checkpoint(
     assert (the_run().status, storage.keys("checkpoints")) == ("cancelled", [])
 
 
-def test_a_run_that_was_lost_at_the_very_end_leaves_no_model(any_worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+def test_a_run_that_was_lost_at_the_very_end_leaves_no_model(
+    any_worker_app: Flask, stub: StubTraining, tmp_path: Path
+) -> None:
     launch(tmp_path)
 
     def taken_over(step: int) -> None:
@@ -398,22 +480,34 @@ def test_a_run_that_was_lost_at_the_very_end_leaves_no_model(any_worker_app: Fla
     assert storage.keys("models") == []
 
 
-def test_a_model_whose_export_differs_may_not_be_promoted(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+def test_a_model_whose_export_differs_may_not_be_promoted(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path
+) -> None:
     launch(tmp_path)
     stub.passed = False
     train_model()
     version = db.session.scalars(select(ModelVersion)).one()
-    assert version.blocked_because == "The exported model differs from the trained one by 0.0003; at most 0.0001 is allowed."
+    assert (
+        version.blocked_because
+        == "The exported model differs from the trained one by 0.0003; at most 0.0001 is allowed."
+    )
 
 
-def test_a_model_whose_permuted_control_found_something_may_not_be_promoted(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+def test_a_model_whose_permuted_control_found_something_may_not_be_promoted(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path
+) -> None:
     launch(tmp_path)
     stub.blocked_because = "Something leaks from training into test."
     train_model()
-    assert db.session.scalars(select(ModelVersion)).one().blocked_because == "Something leaks from training into test."
+    assert (
+        db.session.scalars(select(ModelVersion)).one().blocked_because
+        == "Something leaks from training into test."
+    )
 
 
-def test_an_expected_error_is_the_verdict(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+def test_an_expected_error_is_the_verdict(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path
+) -> None:
     launch(tmp_path)
 
     def refuse(step: int) -> None:
@@ -421,12 +515,17 @@ def test_an_expected_error_is_the_verdict(worker_app: Flask, stub: StubTraining,
 
     stub.after_step = refuse
     train_model()
-    assert (the_run().status, the_run().error) == ("failed", "folds must lie between 2 and 10, not 11.")
+    assert (the_run().status, the_run().error) == (
+        "failed",
+        "folds must lie between 2 and 10, not 11.",
+    )
     assert storage.keys("checkpoints") == []
     assert list(presence().folder.iterdir()) == []
 
 
-def test_a_bug_is_a_verdict_too_and_is_raised(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+def test_a_bug_is_a_verdict_too_and_is_raised(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path
+) -> None:
     launch(tmp_path)
 
     def fail(step: int) -> None:
@@ -435,10 +534,15 @@ def test_a_bug_is_a_verdict_too_and_is_raised(worker_app: Flask, stub: StubTrain
     stub.after_step = fail
     with pytest.raises(RuntimeError, match="a bug"):
         train_model()
-    assert the_run().error == "Something unexpected went wrong in this training; the log has the details."
+    assert (
+        the_run().error
+        == "Something unexpected went wrong in this training; the log has the details."
+    )
 
 
-def test_initial_weights_are_found_by_name(worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_initial_weights_are_found_by_name(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(worker_app.config["WEIGHTS_DIR"])
     folder.mkdir()
     for name in IMAGENET_WEIGHTS:
@@ -458,7 +562,11 @@ def test_initial_weights_are_found_by_name(worker_app: Flask, stub: StubTraining
     run_id = launch(tmp_path)
     found = {}
     for name in expected:
-        db.session.execute(update(TrainingRun).where(TrainingRun.id == run_id).values(initial_weights=name, status=JobStatus.QUEUED))
+        db.session.execute(
+            update(TrainingRun)
+            .where(TrainingRun.id == run_id)
+            .values(initial_weights=name, status=JobStatus.QUEUED)
+        )
         db.session.execute(update(ModelVersion).values(run_id=None))
         db.session.commit()
         train_model()
@@ -468,14 +576,27 @@ def test_initial_weights_are_found_by_name(worker_app: Flask, stub: StubTraining
     assert found == expected
 
 
-@pytest.mark.parametrize("unknown", ["version:nobody", "bigger", "imagenet", "imagenet:../x.npz", "imagenet:alexnet_owt_imagenet_conv.npz"])
-def test_unknown_initial_weights_fail_with_a_sentence(worker_app: Flask, stub: StubTraining, tmp_path: Path, unknown: str) -> None:
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        "version:nobody",
+        "bigger",
+        "imagenet",
+        "imagenet:../x.npz",
+        "imagenet:alexnet_owt_imagenet_conv.npz",
+    ],
+)
+def test_unknown_initial_weights_fail_with_a_sentence(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path, unknown: str
+) -> None:
     launch(tmp_path, initial_weights=unknown)
     train_model()
     assert re.search("initial weights|ImageNet weights", the_run().error or "")
 
 
-def test_imports_go_before_trainings_one_a_nudge(worker_app: Flask, stub: StubTraining, tmp_path: Path) -> None:
+def test_imports_go_before_trainings_one_a_nudge(
+    worker_app: Flask, stub: StubTraining, tmp_path: Path
+) -> None:
     launch(tmp_path)
     db.session.execute(update(Dataset).values(status=JobStatus.QUEUED))
     db.session.commit()

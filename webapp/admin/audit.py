@@ -18,12 +18,15 @@ EVENTS_PER_PAGE = 50
 
 @blueprint.get("/audit")
 def audit() -> ResponseReturnValue:
-    """List events, newest first: those of one act, one person (`by`, a username or an id), one object or one address, as the query
-    asks.
+    """List events, newest first: those of one act, one person (`by`, a username or an id), one
+    object or one address, as the query asks.
 
-    A page begins below an event (`before`) rather than after so many rows, so that the millionth costs no more than the first.
+    A page begins below an event (`before`) rather than after so many rows, so that the millionth
+    costs no more than the first.
     """
-    asked = {name: request.args.get(name, "").strip() for name in ("act", "by", "object", "address")}
+    asked = {
+        name: request.args.get(name, "").strip() for name in ("act", "by", "object", "address")
+    }
     events = select(AuditEvent, User.username).outerjoin(User, User.id == AuditEvent.actor_id)
     if asked["act"] in set(Act):
         events = events.where(AuditEvent.act == asked["act"])
@@ -35,7 +38,9 @@ def audit() -> ResponseReturnValue:
         events = events.where(AuditEvent.address == printable(asked["address"]))
     if re.fullmatch("[0-9]{1,9}", before := request.args.get("before", "")):
         events = events.where(AuditEvent.id < int(before))
-    rows = db.session.execute(events.order_by(AuditEvent.id.desc()).limit(EVENTS_PER_PAGE + 1)).all()
+    rows = db.session.execute(
+        events.order_by(AuditEvent.id.desc()).limit(EVENTS_PER_PAGE + 1)
+    ).all()
     shown = rows[:EVENTS_PER_PAGE]
     return render_template(
         "admin/audit.html",
@@ -48,10 +53,15 @@ def audit() -> ResponseReturnValue:
 
 
 def id_of(given: str) -> str:
-    """Return the id that was given, or that of the person with this username; where there is none, an id that nothing has."""
+    """Return the id that was given, or that of the person with this username; where there is none,
+    an id that nothing has.
+    """
     if is_id(given):
         return given
-    return db.session.scalar(select(User.id).where(User.username_key == printable(given.lower()))) or ""
+    return (
+        db.session.scalar(select(User.id).where(User.username_key == printable(given.lower())))
+        or ""
+    )
 
 
 def printable(text: str) -> str:

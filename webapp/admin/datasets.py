@@ -43,8 +43,9 @@ class ImportDatasetForm(FlaskForm):
         "ZIP file",
         validators=[FileRequired("Choose a ZIP file.")],
         description=(
-            "A manifest (filename, label and perhaps patient, slice, scan_label), one folder a class, or the layout of Kaggle's head_ct, "
-            "of the RSNA's challenge of 2019, or of CQ500."
+            "A manifest (filename, label and perhaps patient, slice, scan_label), one folder a"
+            " class, or the layout of Kaggle's head_ct, of the RSNA's challenge of 2019, or of"
+            " CQ500."
         ),
     )
 
@@ -59,30 +60,46 @@ def datasets() -> Response:
 def list_datasets(form: ImportDatasetForm, status: int = 200) -> Response:
     """Answer with the list and this form."""
     counts = [Dataset.exploration[key].as_integer() for key in ("images", "positive", "negative")]
-    page = page_of(Dataset, select(Dataset, *counts).options(defer(Dataset.exploration)).order_by(Dataset.created_at.desc(), Dataset.id))
+    page = page_of(
+        Dataset,
+        select(Dataset, *counts)
+        .options(defer(Dataset.exploration))
+        .order_by(Dataset.created_at.desc(), Dataset.id),
+    )
     pending = any(is_pending(row[0]) for row in page.rows)
     return live_page("datasets", status=status, pending=pending, page=page, form=form)
 
 
 @blueprint.post("/datasets")
-@csrf.exempt  # The check for all requests would read the archive into a temporary folder first; the form checks the token.
+# The check for all requests would read the archive into a temporary folder first; the form checks
+# the token.
+@csrf.exempt
 def import_dataset() -> ResponseReturnValue:
     """Take in a ZIP file as a data set; a train worker reads it."""
     user_id = current_user.id
-    db.session.commit()  # An upload may last for minutes, and an open transaction would hold SQLite's write lock.
+    # An upload may last for minutes, and an open transaction would hold SQLite's write lock.
+    db.session.commit()
     with uploaded_form() as fields:
         if fields is None:
             form = ImportDatasetForm(formdata=None)
-            form.form_errors.append(f"The archive is larger than {current_app.config['MAX_DATASET_MB']:,} MB, which is the limit.")
+            form.form_errors.append(
+                f"The archive is larger than {current_app.config['MAX_DATASET_MB']:,} MB, which is"
+                " the limit."
+            )
             return list_datasets(form, 413)
         form = ImportDatasetForm(fields)
         if form.validate():
             try:
-                dataset = accept_dataset(form.name.data, Path(form.archive.data.stream.name), user_id, warn_of_delay)
+                dataset = accept_dataset(
+                    form.name.data, Path(form.archive.data.stream.name), user_id, warn_of_delay
+                )
             except UploadRejected as err:
                 form.form_errors.append(str(err))
             else:
-                flash(f"The data set {dataset.name} is stored; a train worker will read it.", "success")
+                flash(
+                    f"The data set {dataset.name} is stored; a train worker will read it.",
+                    "success",
+                )
                 return redirect(url_for("admin.dataset", dataset_id=dataset.id))
         if "csrf_token" in form.errors:
             raise CSRFError(form.errors["csrf_token"][0])
@@ -93,12 +110,15 @@ def import_dataset() -> ResponseReturnValue:
 def uploaded_form() -> Iterator[MultiDict[str, Any] | None]:
     """Give the posted fields and files, or None where the body exceeds the limit for data sets.
 
-    Files lie under HEMOSCAN_HOME, readable by the owner only, and are removed when the context ends, however it does.
+    Files lie under HEMOSCAN_HOME, readable by the owner only, and are removed when the context
+    ends, however it does.
     """
     with ExitStack() as spooled:
 
         def spool(*_: object, **__: object) -> IO[bytes]:
-            return spooled.enter_context(NamedTemporaryFile(dir=incoming_folder(), prefix="dataset-", suffix=".zip"))
+            return spooled.enter_context(
+                NamedTemporaryFile(dir=incoming_folder(), prefix="dataset-", suffix=".zip")
+            )
 
         parser = FormDataParser(
             stream_factory=spool,
@@ -151,7 +171,11 @@ def remove_dataset(dataset_id: str) -> ResponseReturnValue:
     if all_removed:
         flash(f"The data set {name} is deleted.", "success")
     else:
-        flash(f"The data set {name} is deleted. Its files could not be removed now; they will be within hours.", "warning")
+        flash(
+            f"The data set {name} is deleted. Its files could not be removed now; they will be"
+            " within hours.",
+            "warning",
+        )
     return redirect(url_for("admin.datasets"))
 
 

@@ -10,9 +10,23 @@ from sqlalchemy import ColumnElement, func, literal, select, union_all
 from webapp.admin.pages import blueprint, live_page
 from webapp.extensions import database_now, db
 from webapp.jobs import QUEUE_OF_TABLE
-from webapp.models import Dataset, Heatmap, JobStatus, Leased, Scan, TrainingRun, Worker, live_version
+from webapp.models import (
+    Dataset,
+    Heatmap,
+    JobStatus,
+    Leased,
+    Scan,
+    TrainingRun,
+    Worker,
+    live_version,
+)
 
-WORK: dict[type[Leased], str] = {Scan: "Scans", Heatmap: "Heat maps", Dataset: "Data sets", TrainingRun: "Training runs"}
+WORK: dict[type[Leased], str] = {
+    Scan: "Scans",
+    Heatmap: "Heat maps",
+    Dataset: "Data sets",
+    TrainingRun: "Training runs",
+}
 COUNTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)
 SECONDS_IN_VIEW = 24 * 3600
 STUCK_S = 300
@@ -23,25 +37,40 @@ MOST_SHOWN = 50
 @blueprint.get("")
 @blueprint.get("/progress", endpoint="operations_progress")
 def operations() -> Response:
-    """Show live versions, stuck and running jobs, queues and workers: all from SQL and on the database's clock."""
+    """Show live versions, stuck and running jobs, queues and workers: all from SQL and on the
+    database's clock.
+    """
     now: datetime = db.session.scalars(select(database_now())).one()
-    in_view = select(Worker).where(Worker.seen_at > database_now(-SECONDS_IN_VIEW)).order_by(Worker.queue, Worker.seen_at.desc())
+    in_view = (
+        select(Worker)
+        .where(Worker.seen_at > database_now(-SECONDS_IN_VIEW))
+        .order_by(Worker.queue, Worker.seen_at.desc())
+    )
     return live_page(
         "operations",
         pending=True,
         current={reads: live_version(reads) for reads in ("slice", "series")},
-        stuck=[{"what": what, "job": job} for table, what in WORK.items() for job in stuck_jobs(table)],
-        running=[{"what": what, "job": job} for table, what in WORK.items() for job in running_jobs(table)],
+        stuck=[
+            {"what": what, "job": job} for table, what in WORK.items() for job in stuck_jobs(table)
+        ],
+        running=[
+            {"what": what, "job": job}
+            for table, what in WORK.items()
+            for job in running_jobs(table)
+        ],
         queues=count_work(now),
-        workers=[{"row": worker, "silent_s": seconds_since(worker.seen_at, now)} for worker in db.session.scalars(in_view)],
+        workers=[
+            {"row": worker, "silent_s": seconds_since(worker.seen_at, now)}
+            for worker in db.session.scalars(in_view)
+        ],
         lease_s=current_app.config["LEASE_S"],
         most=MOST_SHOWN,
     )
 
 
 def count_work(now: datetime) -> list[dict[str, object]]:
-    """Return, for each kind of work, how many rows are queued, running and failed, and how old the oldest queued one is (None without
-    one), in one query over the indexes.
+    """Return, for each kind of work, how many rows are queued, running and failed, and how old the
+    oldest queued one is (None without one), in one query over the indexes.
     """
     counts = {
         (what, status): (number, oldest)
@@ -61,27 +90,42 @@ def count_work(now: datetime) -> list[dict[str, object]]:
             "what": what,
             "queue": QUEUE_OF_TABLE[table],
             **{status.value: counts.get((what, status), (0, None))[0] for status in COUNTED},
-            "oldest_s": seconds_since(counts[what, JobStatus.QUEUED][1], now) if (what, JobStatus.QUEUED) in counts else None,
+            "oldest_s": seconds_since(counts[what, JobStatus.QUEUED][1], now)
+            if (what, JobStatus.QUEUED) in counts
+            else None,
         }
         for table, what in WORK.items()
     ]
 
 
 def stuck_jobs(table: type[Leased]) -> list[Leased]:
-    """Return the oldest rows of `table` whose lease expired, or that are queued for longer than STUCK_S."""
+    """Return the oldest rows of `table` whose lease expired, or that are queued for longer than
+    STUCK_S.
+    """
     expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
     waiting = (table.status == JobStatus.QUEUED) & (table.queued_at < database_now(-STUCK_S))
-    return sorted([*oldest_rows(table, expired), *oldest_rows(table, waiting)], key=lambda row: (row.queued_at, row.id))[:MOST_SHOWN]
+    return sorted(
+        [*oldest_rows(table, expired), *oldest_rows(table, waiting)],
+        key=lambda row: (row.queued_at, row.id),
+    )[:MOST_SHOWN]
 
 
 def running_jobs(table: type[Leased]) -> list[Leased]:
     """Return the oldest rows of `table` that run under a lease."""
-    return oldest_rows(table, (table.status == JobStatus.RUNNING) & (table.lease_expires_at >= database_now()))
+    return oldest_rows(
+        table, (table.status == JobStatus.RUNNING) & (table.lease_expires_at >= database_now())
+    )
 
 
 def oldest_rows(table: type[Leased], of_one_status: ColumnElement[bool]) -> list[Leased]:
-    """Return the oldest rows for which that holds; of a single status, so that the index has them in this order."""
-    return list(db.session.scalars(select(table).where(of_one_status).order_by(table.queued_at, table.id).limit(MOST_SHOWN)))
+    """Return the oldest rows for which that holds; of a single status, so that the index has them
+    in this order.
+    """
+    return list(
+        db.session.scalars(
+            select(table).where(of_one_status).order_by(table.queued_at, table.id).limit(MOST_SHOWN)
+        )
+    )
 
 
 def seconds_since(then: datetime, now: datetime) -> float:

@@ -1,4 +1,6 @@
-"""What all pages of the administration share: who may enter, parts that follow a job live, and paging."""
+"""What all pages of the administration share: who may enter, parts that follow a job live, and
+paging.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,20 @@ def admit_admins_only() -> ResponseReturnValue | None:
 
 
 def live_page(name: str, *, pending: bool, status: int = 200, **context: Any) -> Response:
-    """Answer with `admin/<name>.html` or, under …/progress, with its part `admin/_<name>.html` for htmx.
+    """Answer with `admin/<name>.html` or, under …/progress, with its part `admin/_<name>.html` for
+    htmx.
 
-    The part is left out (304) while it is as the browser knows it, and stops the polling once nothing is `pending`.
+    The part is left out (304) while it is as the browser knows it, and stops the polling once
+    nothing is `pending`.
     """
     if not request.path.endswith("/progress"):
-        return make_response(render_template(f"admin/{name}.html", pending=pending, **context), status)
-    part = make_response(render_template(f"admin/_{name}.html", pending=pending, **context), 200 if pending else STOP_POLLING)
+        return make_response(
+            render_template(f"admin/{name}.html", pending=pending, **context), status
+        )
+    part = make_response(
+        render_template(f"admin/_{name}.html", pending=pending, **context),
+        200 if pending else STOP_POLLING,
+    )
     part.cache_control.private = True
     part.cache_control.no_cache = True
     part.add_etag()
@@ -52,7 +61,11 @@ def live_page(name: str, *, pending: bool, status: int = 200, **context: Any) ->
 
 def warn_of_delay() -> None:
     """Tell the admin that no worker could be woken for what was just queued."""
-    flash("The message broker cannot be reached, so this may wait until it is back. It is safely stored.", "warning")
+    flash(
+        "The message broker cannot be reached, so this may wait until it is back. It is safely"
+        " stored.",
+        "warning",
+    )
 
 
 def is_pending(job: Leased) -> bool:
@@ -70,8 +83,12 @@ class Page:
 
 
 def page_of(table: type[Base], rows: Select[Any]) -> Page:
-    """Return those of `rows`, which are one for each row of `table`, that the query string `?page=` asks for."""
-    pages = max(-(-(db.session.scalar(select(func.count()).select_from(table)) or 0) // ROWS_PER_PAGE), 1)
+    """Return those of `rows`, which are one for each row of `table`, that the query string `?page=`
+    asks for.
+    """
+    pages = max(
+        -(-(db.session.scalar(select(func.count()).select_from(table)) or 0) // ROWS_PER_PAGE), 1
+    )
     number = min(page_number(), pages)
     found = db.session.execute(rows.limit(ROWS_PER_PAGE).offset((number - 1) * ROWS_PER_PAGE)).all()
     return Page(found, number, pages)

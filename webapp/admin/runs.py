@@ -11,7 +11,15 @@ from flask_login import current_user
 from flask_wtf import FlaskForm
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload, selectinload
-from wtforms import Field, Form, SelectChoice, SelectField, SelectMultipleField, StringField, ValidationError
+from wtforms import (
+    Field,
+    Form,
+    SelectChoice,
+    SelectField,
+    SelectMultipleField,
+    StringField,
+    ValidationError,
+)
 from wtforms.widgets import CheckboxInput, NumberInput
 
 from ml.catalogue import (
@@ -30,7 +38,16 @@ from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_o
 from webapp.audit import record
 from webapp.extensions import db
 from webapp.jobs import TRAIN_MODEL, nudge
-from webapp.models import Act, Dataset, JobStatus, ModelVersion, TrainingRun, cancel, new_id, queue_again
+from webapp.models import (
+    Act,
+    Dataset,
+    JobStatus,
+    ModelVersion,
+    TrainingRun,
+    cancel,
+    new_id,
+    queue_again,
+)
 from webapp.storage import storage
 
 LARGEST_SEED = 2**31 - 1
@@ -43,9 +60,16 @@ def runs() -> Response:
     """List the training runs, newest first."""
     page = page_of(
         TrainingRun,
-        select(TrainingRun, ModelVersion.id, ModelVersion.card[("metrics", "auroc", "value")].as_float())
+        select(
+            TrainingRun,
+            ModelVersion.id,
+            ModelVersion.card[("metrics", "auroc", "value")].as_float(),
+        )
         .outerjoin(TrainingRun.version)
-        .options(selectinload(TrainingRun.datasets).load_only(Dataset.name), joinedload(TrainingRun.launched_by))
+        .options(
+            selectinload(TrainingRun.datasets).load_only(Dataset.name),
+            joinedload(TrainingRun.launched_by),
+        )
         .order_by(TrainingRun.created_at.desc(), TrainingRun.id),
     )
     return live_page("runs", pending=any(is_pending(row[0]) for row in page.rows), page=page)
@@ -55,7 +79,9 @@ def runs() -> Response:
 def launch() -> ResponseReturnValue:
     """Queue a training run with the settings that the catalogue knows for its architecture."""
     try:
-        architecture = architecture_named(request.values.get("architecture") or next(iter(ARCHITECTURES)))
+        architecture = architecture_named(
+            request.values.get("architecture") or next(iter(ARCHITECTURES))
+        )
     except SettingError:
         abort(404)
     form = launch_form(architecture)
@@ -72,10 +98,14 @@ def launch() -> ResponseReturnValue:
         id=new_id(),
         launched_by_id=current_user.id,
         architecture=architecture.name,
-        settings=architecture.parse_settings({setting.name: form[field_name(setting)].data for setting in architecture.settings}),
+        settings=architecture.parse_settings(
+            {setting.name: form[field_name(setting)].data for setting in architecture.settings}
+        ),
         initial_weights=form.initial_weights.data,
         seed=int(form.seed.data),
-        datasets=list(db.session.scalars(select(Dataset).where(Dataset.id.in_(form.datasets.data)))),
+        datasets=list(
+            db.session.scalars(select(Dataset).where(Dataset.id.in_(form.datasets.data)))
+        ),
     )
     db.session.add(run)
     record(Act.RUN_LAUNCHED, run.id)
@@ -130,19 +160,25 @@ def retry_run(run_id: str) -> ResponseReturnValue:
 
 
 def launch_form(architecture: Architecture) -> Any:
-    """Return the form that launches a run of `architecture`: its settings from the catalogue, data sets, weights, seed."""
+    """Return the form that launches a run of `architecture`: its settings from the catalogue, data
+    sets, weights, seed.
+    """
 
     class LaunchForm(FlaskForm):
         datasets = SelectMultipleField(
             "Data sets",
             choices=[SelectChoice(id, name) for id, name in db.session.execute(ready_datasets())],
             option_widget=CheckboxInput(),
-            description="Images of one patient, and near-duplicates, never stand on both sides of a split.",
+            description=(
+                "Images of one patient, and near-duplicates, never stand on both sides of a split."
+            ),
         )
         initial_weights = SelectField(
             "Initial weights",
             choices=initial_weights(),
-            description="Where the convolutions start from: any architecture may go on from any other.",
+            description=(
+                "Where the convolutions start from: any architecture may go on from any other."
+            ),
         )
         seed = StringField(
             "Seed",
@@ -156,26 +192,45 @@ def launch_form(architecture: Architecture) -> Any:
                 raise ValidationError("Choose at least one data set that is ready.")
 
         def validate_seed(self, field: Field) -> None:
-            if not (field.data and re.fullmatch("[0-9]{1,10}", field.data) and int(field.data) <= LARGEST_SEED):
-                raise ValidationError(f"The seed must be a whole number from 0 to {LARGEST_SEED:,}.")
+            if not (
+                field.data
+                and re.fullmatch("[0-9]{1,10}", field.data)
+                and int(field.data) <= LARGEST_SEED
+            ):
+                raise ValidationError(
+                    f"The seed must be a whole number from 0 to {LARGEST_SEED:,}."
+                )
 
     for setting in architecture.settings:
         setattr(LaunchForm, field_name(setting), field_of(setting))
     return LaunchForm()
 
 
-def settings_in_groups(form: FlaskForm, architecture: Architecture) -> list[tuple[str, list[Field]]]:
-    """Return the fields of the settings by group, under a title; those that no other architecture has come first."""
+def settings_in_groups(
+    form: FlaskForm, architecture: Architecture
+) -> list[tuple[str, list[Field]]]:
+    """Return the fields of the settings by group, under a title; those that no other architecture
+    has come first.
+    """
     shared = {"How it is judged": JUDGING, "Preprocessing of the images": PREPROCESSING}
-    own = [setting for setting in architecture.settings if not any(setting in group for group in shared.values())]
+    own = [
+        setting
+        for setting in architecture.settings
+        if not any(setting in group for group in shared.values())
+    ]
     return [
-        (title, [form[field_name(setting)] for setting in group if setting in architecture.settings])
+        (
+            title,
+            [form[field_name(setting)] for setting in group if setting in architecture.settings],
+        )
         for title, group in {"Settings": own, **shared}.items()
     ]
 
 
 def field_name(setting: Setting) -> str:
-    """Return the setting's name in the form, where it cannot collide with the fields of every run."""
+    """Return the setting's name in the form, where it cannot collide with the fields of every
+    run.
+    """
     return f"setting_{setting.name}"
 
 
@@ -202,7 +257,11 @@ def field_of(setting: Setting) -> Field:
             ),
         )
     step = "1" if setting.kind == "int" else "any"
-    between = f" Between {setting.low:g} and {setting.high:g}." if setting.low is not None and setting.high is not None else ""
+    between = (
+        f" Between {setting.low:g} and {setting.high:g}."
+        if setting.low is not None and setting.high is not None
+        else ""
+    )
     return cast(
         Field,
         StringField(
@@ -217,25 +276,44 @@ def field_of(setting: Setting) -> Field:
 
 def ready_datasets() -> Any:
     """Select id and name of the data sets that a worker has read without fault."""
-    return select(Dataset.id, Dataset.name).where(Dataset.status == JobStatus.DONE).order_by(Dataset.name)
+    return (
+        select(Dataset.id, Dataset.name)
+        .where(Dataset.status == JobStatus.DONE)
+        .order_by(Dataset.name)
+    )
 
 
 def initial_weights() -> list[SelectChoice]:
     """Return what a run may start from, the best guess first."""
     choices = []
-    for value, folder, reads in (("starter", STARTER_DIR, "slices"), ("starter-series", STARTER_SERIES_DIR, "series")):
+    for value, folder, reads in (
+        ("starter", STARTER_DIR, "slices"),
+        ("starter-series", STARTER_SERIES_DIR, "series"),
+    ):
         if (folder / "card.json").exists():
-            choices.append(SelectChoice(value, f"The starter model for {reads} that ships with Hemoscan"))
+            choices.append(
+                SelectChoice(value, f"The starter model for {reads} that ships with Hemoscan")
+            )
     for name, title in IMAGENET_WEIGHTS.items():
         if (current_app.config["WEIGHTS_DIR"] / name).exists():
             choices.append(SelectChoice(f"imagenet:{name}", title))
     choices.append(SelectChoice("random", "Random"))
     earlier = db.session.execute(
-        select(ModelVersion.id, ModelVersion.architecture, ModelVersion.card_id, ModelVersion.created_at)
+        select(
+            ModelVersion.id,
+            ModelVersion.architecture,
+            ModelVersion.card_id,
+            ModelVersion.created_at,
+        )
         .where(ModelVersion.run_id.is_not(None))
         .order_by(ModelVersion.created_at.desc())
         .limit(VERSIONS_OFFERED)
     )
     for id, architecture, card_id, created_at in earlier:
-        choices.append(SelectChoice(f"version:{id}", f"Version {card_id} ({architecture}) of {created_at:%Y-%m-%d %H:%M} UTC"))
+        choices.append(
+            SelectChoice(
+                f"version:{id}",
+                f"Version {card_id} ({architecture}) of {created_at:%Y-%m-%d %H:%M} UTC",
+            )
+        )
     return choices

@@ -1,4 +1,6 @@
-"""The people with an account: one-time links to a new password, who may not come in any more, and deletion."""
+"""The people with an account: one-time links to a new password, who may not come in any more, and
+deletion.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ from webapp.models.accounts import new_secret, secret_hash
 @blueprint.get("/users")
 def users() -> ResponseReturnValue:
     """List everybody with an account, newest first."""
-    return render_template("admin/users.html", page=page_of(User, select(User).order_by(User.created_at.desc(), User.id)))
+    return render_template(
+        "admin/users.html",
+        page=page_of(User, select(User).order_by(User.created_at.desc(), User.id)),
+    )
 
 
 @blueprint.post("/users/<user_id>/reset-link")
@@ -42,14 +47,18 @@ def make_reset_link(user_id: str) -> ResponseReturnValue:
     record(Act.RESET_LINK_MADE, user.id)
     db.session.commit()
     link = url_for("auth.reset", secret=secret, _external=True)
-    answer = make_response(render_template("admin/reset_link.html", user=user, link=link, expires_at=reset.expires_at))
+    answer = make_response(
+        render_template("admin/reset_link.html", user=user, link=link, expires_at=reset.expires_at)
+    )
     answer.cache_control.no_store = True
     return answer
 
 
 @blueprint.post("/users/<user_id>/delete")
 def delete_user(user_id: str) -> ResponseReturnValue:
-    """Delete the account of another person with all their scans; one's own needs the password, on the account page."""
+    """Delete the account of another person with all their scans; one's own needs the password, on
+    the account page.
+    """
     user = db.get_or_404(User, user_id)
     if user.id == current_user.id:
         return redirect(url_for("auth.account", _anchor="delete"))
@@ -67,15 +76,23 @@ def delete_user(user_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/users/<user_id>/disable")
 def disable_user(user_id: str) -> ResponseReturnValue:
-    """Keep this person out: all logins end, and neither password, reset link nor tokens are believed. Their scans stay."""
+    """Keep this person out: all logins end, and neither password, reset link nor tokens are
+    believed. Their scans stay.
+    """
     user = db.get_or_404(User, user_id)
     if active_admins() == [user.id]:
-        flash("This is the only administrator who can come in; enable or make another one first.", "warning")
+        flash(
+            "This is the only administrator who can come in; enable or make another one first.",
+            "warning",
+        )
     elif user.disabled_at is None:
         user.disabled_at = utc_now()
         end_logins(user)
         record(Act.USER_DISABLED, user.id)
-        flash(f"{user.username} is disabled: all logins have ended, and API tokens are refused.", "success")
+        flash(
+            f"{user.username} is disabled: all logins have ended, and API tokens are refused.",
+            "success",
+        )
     db.session.commit()
     return redirect(url_for("admin.users"))
 

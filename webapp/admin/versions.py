@@ -16,7 +16,14 @@ from webapp.admin.pages import REFUSED, blueprint, page_of
 from webapp.audit import record
 from webapp.extensions import db
 from webapp.forms import TextField, at_most
-from webapp.models import Act, ModelVersion, Promotion, PromotionRefused, live_version, version_before
+from webapp.models import (
+    Act,
+    ModelVersion,
+    Promotion,
+    PromotionRefused,
+    live_version,
+    version_before,
+)
 from webapp.models import promote as promote_version
 
 PROMOTIONS_SHOWN = 50
@@ -28,7 +35,10 @@ class PromoteForm(FlaskForm):
 
     reason = TextField(
         "Reason",
-        validators=[DataRequired("A promotion needs a reason; it stays in the history."), at_most(500)],
+        validators=[
+            DataRequired("A promotion needs a reason; it stays in the history."),
+            at_most(500),
+        ],
     )
 
 
@@ -44,7 +54,9 @@ def models() -> ResponseReturnValue:
     history = db.session.scalars(
         select(Promotion)
         .join(Promotion.version)
-        .options(contains_eager(Promotion.version).defer(ModelVersion.card), joinedload(Promotion.by))
+        .options(
+            contains_eager(Promotion.version).defer(ModelVersion.card), joinedload(Promotion.by)
+        )
         .order_by(Promotion.id.desc())
         .limit(PROMOTIONS_SHOWN)
     ).all()
@@ -88,7 +100,10 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
     live = live_version(version.reads)
     is_live = live is not None and live.id == version.id
     history = db.session.scalars(
-        select(Promotion).where(Promotion.version_id == version.id).options(joinedload(Promotion.by)).order_by(Promotion.id.desc())
+        select(Promotion)
+        .where(Promotion.version_id == version.id)
+        .options(joinedload(Promotion.by))
+        .order_by(Promotion.id.desc())
     ).all()
     return render_template(
         "admin/model.html",
@@ -102,9 +117,11 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
 
 
 def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
-    """Return how a version differs from others, as `worker.comparing` writes it: from later ones, the newest first, then from earlier ones.
+    """Return how a version differs from others, as `worker.comparing` writes it: from later ones,
+    the newest first, then from earlier ones.
 
-    A version is compared once, when it is made, with some made before it; seen from those the sign is the other.
+    A version is compared once, when it is made, with some made before it; seen from those the sign
+    is the other.
     """
     later = db.session.execute(
         select(ModelVersion.id, ModelVersion.card_id, ModelVersion.comparisons)

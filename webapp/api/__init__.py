@@ -1,6 +1,7 @@
 """The JSON API under /api/v1: submit scans and read verdicts with a bearer token.
 
-Errors are `application/problem+json` (RFC 9457) and come from `webapp/errors.py`, like those of every page.
+Errors are `application/problem+json` (RFC 9457) and come from `webapp/errors.py`, like those of
+every page.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from webapp.api.access import blueprint
 
 
 class Api(flask_smorest.Api):
-    """The documented API; its errors are `webapp/errors.py`'s, so that there is one handler in the application."""
+    """The documented API; its errors are `webapp/errors.py`'s, so that there is one handler in the
+    application.
+    """
 
     DEFAULT_ERROR_RESPONSE_NAME = None
 
@@ -26,9 +29,15 @@ def init_api(app: Flask) -> None:
     api = Api(
         app,
         spec_kwargs={
-            "info": {"description": "Brain hemorrhage detection on head CT. Research use, never a diagnosis."},
+            "info": {
+                "description": (
+                    "Brain hemorrhage detection on head CT. Research use, never a diagnosis."
+                )
+            },
             "security": [{"token": []}],
         },
     )
-    api.spec.components.security_scheme("token", {"type": "http", "scheme": "bearer", "description": "From your account page."})
+    api.spec.components.security_scheme(
+        "token", {"type": "http", "scheme": "bearer", "description": "From your account page."}
+    )
     api.register_blueprint(blueprint)

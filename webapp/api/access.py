@@ -61,12 +61,16 @@ def require_bearer() -> None:
     """
     if not (token := bearer()):
         raise Unauthorized(
-            "Send an API token in the header “Authorization: Bearer …”.", www_authenticate=WWWAuthenticate("bearer", {"realm": REALM})
+            "Send an API token in the header “Authorization: Bearer …”.",
+            www_authenticate=WWWAuthenticate("bearer", {"realm": REALM}),
         )
     known = db.session.scalar(
-        select(ApiToken).join(ApiToken.user).where(ApiToken.secret_hash == secret_hash(token), User.disabled_at.is_(None))
+        select(ApiToken)
+        .join(ApiToken.user)
+        .where(ApiToken.secret_hash == secret_hash(token), User.disabled_at.is_(None))
     )
-    db.session.commit()  # No transaction, on SQLite the write lock, is open while an upload comes in over a slow line.
+    # No transaction, on SQLite the write lock, is open while an upload comes in over a slow line.
+    db.session.commit()
     if known is None:
         raise Unauthorized(
             "This API token is not known here; it may have been revoked.",
@@ -78,7 +82,9 @@ def require_bearer() -> None:
 
 @blueprint.after_request
 def answer_conditionally(answer: Response) -> Response:
-    """Let a client that polls be told in a few bytes that nothing changed, and let nobody else keep the answer."""
+    """Let a client that polls be told in a few bytes that nothing changed, and let nobody else keep
+    the answer.
+    """
     if request.method in ("GET", "HEAD") and answer.status_code == 200:
         answer.add_etag()
         answer.make_conditional(request)
@@ -87,7 +93,9 @@ def answer_conditionally(answer: Response) -> Response:
 
 
 def documented_problems(*statuses: int) -> Callable[[Any], Any]:
-    """Return a decorator that describes these errors in the OpenAPI document; every operation may answer 401."""
+    """Return a decorator that describes these errors in the OpenAPI document; every operation may
+    answer 401.
+    """
 
     def document(view: Any) -> Any:
         for status in (401, *statuses):
@@ -98,12 +106,15 @@ def documented_problems(*statuses: int) -> Callable[[Any], Any]:
 
 
 def require_own(scan_id: str) -> datetime | None:
-    """Refuse a request about a scan that the token's owner does not have; return when its original was removed, None if it is kept.
+    """Refuse a request about a scan that the token's owner does not have; return when its original
+    was removed, None if it is kept.
 
     Raises:
         NotFound: there is no such scan for them.
     """
-    found = db.session.execute(select(Scan.original_removed_at).where(is_own(scan_id))).one_or_none()
+    found = db.session.execute(
+        select(Scan.original_removed_at).where(is_own(scan_id))
+    ).one_or_none()
     if found is None:
         raise NotFound(NO_SUCH_SCAN)
     return found.original_removed_at

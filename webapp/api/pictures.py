@@ -34,13 +34,19 @@ class NotYet(HTTPException):
         return [*super().get_headers(*args, **kwargs), ("Retry-After", "1")]
 
 
-def operation(path: str, what: Mapping[str, str], media: str, *problems: int) -> Callable[[Any], Any]:
+def operation(
+    path: str, what: Mapping[str, str], media: str, *problems: int
+) -> Callable[[Any], Any]:
     """Return a decorator for a GET of something that may not be made yet."""
 
     def add(view: Any) -> Any:
         view = blueprint.response(200, what, content_type=media)(view)
         view = blueprint.alt_response(
-            202, schema=ProblemSchema, content_type=PROBLEM, description="Not made yet; see Retry-After.", success=True
+            202,
+            schema=ProblemSchema,
+            content_type=PROBLEM,
+            description="Not made yet; see Retry-After.",
+            success=True,
         )(view)
         return blueprint.get(f"/scans/<scan_id>/{path}")(documented_problems(404, *problems)(view))
 
@@ -65,7 +71,9 @@ def heatmap(scan_id: str) -> Response:
 
 @operation("volume", BINARY, "application/gzip")
 def volume(scan_id: str) -> Response:
-    """Fetch all slices of a series as NIfTI (.nii.gz, int16): HU, or greys 0..1 in thousandths where pictures were submitted."""
+    """Fetch all slices of a series as NIfTI (.nii.gz, int16): HU, or greys 0..1 in thousandths
+    where pictures were submitted.
+    """
     return series_file(key_of(scan_id, Scan.volume_key, "series of slices"))
 
 
@@ -74,15 +82,17 @@ def volume(scan_id: str) -> Response:
 def slice_image(window: Window | None, scan_id: str, index: int) -> Response:
     """Fetch one slice of a series as a picture through a window.
 
-    Slices count from 0 in anatomical order. Where pictures were submitted there is no HU: the named windows show their greys as they
-    are, `level` and `width` are in 0..1.
+    Slices count from 0 in anatomical order. Where pictures were submitted there is no HU: the named
+    windows show their greys as they are, `level` and `width` are in 0..1.
     """
     return slice_picture(key_of(scan_id, Scan.volume_key, "series of slices"), index, window)
 
 
 @operation("slices/<int:index>/heatmap.png", BINARY, "image/png")
 def slice_heatmap(scan_id: str, index: int) -> Response:
-    """Fetch the heat map of one slice of a series, to be laid over its picture; `heatmap_slices` says which are drawn."""
+    """Fetch the heat map of one slice of a series, to be laid over its picture; `heatmap_slices`
+    says which are drawn.
+    """
     heatmap_id, _, slices = drawn_heatmap(scan_id)
     if index not in slices:
         raise NotFound("This slice has no heat map.")
@@ -96,7 +106,9 @@ def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -
         NotFound: there is no such scan for the token's owner, or it has no `what`.
         NotYet: it is not made yet.
     """
-    look = db.session.execute(select(Scan.status, column.label("key")).where(is_own(scan_id))).one_or_none()
+    look = db.session.execute(
+        select(Scan.status, column.label("key")).where(is_own(scan_id))
+    ).one_or_none()
     if look is None:
         raise NotFound(NO_SUCH_SCAN)
     if look.key is None and look.status.is_final:
@@ -107,7 +119,8 @@ def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -
 
 
 def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
-    """Wait a moment for the heat map; return its id, the key of its picture, and which slices of a series are drawn.
+    """Wait a moment for the heat map; return its id, the key of its picture, and which slices of a
+    series are drawn.
 
     Raises:
         NotFound: there is no such scan for the token's owner, or it has no heat map.
@@ -115,7 +128,14 @@ def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
     """
     give_up_at = time.monotonic() + HEATMAP_WAIT_S
     find = (
-        select(Scan.status, Heatmap.status.label("drawing"), Heatmap.id, Heatmap.image_key, Heatmap.slices, Heatmap.error)
+        select(
+            Scan.status,
+            Heatmap.status.label("drawing"),
+            Heatmap.id,
+            Heatmap.image_key,
+            Heatmap.slices,
+            Heatmap.error,
+        )
         .outerjoin(Scan.prediction)
         .outerjoin(Prediction.heatmap)
         .where(is_own(scan_id))

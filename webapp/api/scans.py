@@ -12,12 +12,29 @@ from werkzeug.exceptions import Conflict, NotFound, UnprocessableEntity, Unsuppo
 
 from webapp import intake
 from webapp.api.access import NO_SUCH_SCAN, blueprint, documented_problems, is_own, require_own
-from webapp.api.schemas import JobSchema, ScanSchema, ScansPageSchema, ScansQuerySchema, SubmissionSchema
+from webapp.api.schemas import (
+    JobSchema,
+    ScanSchema,
+    ScansPageSchema,
+    ScansQuerySchema,
+    SubmissionSchema,
+)
 from webapp.audit import record
 from webapp.deletion import delete_scan
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import ORIGINAL_REMOVED, Act, JobStatus, ModelVersion, Prediction, Scan, cancel, force, result_of, retry
+from webapp.models import (
+    ORIGINAL_REMOVED,
+    Act,
+    JobStatus,
+    ModelVersion,
+    Prediction,
+    Scan,
+    cancel,
+    force,
+    result_of,
+    retry,
+)
 
 
 @blueprint.post("/scans")
@@ -35,12 +52,30 @@ from webapp.models import ORIGINAL_REMOVED, Act, JobStatus, ModelVersion, Predic
                             "type": "array",
                             "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
-                            "description": "A slice as PNG, JPEG or DICOM, or a series as NIfTI or ZIP; repeat the field for several.",
+                            "description": (
+                                "A slice as PNG, JPEG or DICOM, or a series as NIfTI or ZIP; repeat"
+                                " the field for several."
+                            ),
                         },
-                        "title": {"type": "string", "description": "Shown in the history; give no patient's name."},
-                        "stat": {"type": "string", "enum": ["", "0", "1"], "description": "1: read before all scans that are not."},
-                        "together": {"type": "string", "enum": ["", "0", "1"], "description": "1: the pictures are slices of one scan."},
-                        "keep_names": {"type": "string", "enum": ["", "0", "1"], "description": "1: file names may be kept, as title."},
+                        "title": {
+                            "type": "string",
+                            "description": "Shown in the history; give no patient's name.",
+                        },
+                        "stat": {
+                            "type": "string",
+                            "enum": ["", "0", "1"],
+                            "description": "1: read before all scans that are not.",
+                        },
+                        "together": {
+                            "type": "string",
+                            "enum": ["", "0", "1"],
+                            "description": "1: the pictures are slices of one scan.",
+                        },
+                        "keep_names": {
+                            "type": "string",
+                            "enum": ["", "0", "1"],
+                            "description": "1: file names may be kept, as title.",
+                        },
                     },
                 }
             }
@@ -52,13 +87,16 @@ from webapp.models import ORIGINAL_REMOVED, Act, JobStatus, ModelVersion, Predic
 def submit() -> dict[str, Any]:
     """Submit slices and series; DICOM files of one series become one scan.
 
-    The answer comes at once; poll `url` for the verdict. What is read of an upload and what is not, a scan's `notes` say.
+    The answer comes at once; poll `url` for the verdict. What is read of an upload and what is not,
+    a scan's `notes` say.
     """
     if request.mimetype not in ("", "multipart/form-data"):
         raise UnsupportedMediaType("Send the files as multipart/form-data, in the field “file”.")
     try:
         choices = intake.Choices(flag("stat"), flag("together"), flag("keep_names"))
-        scans = intake.accept_scans(g.token_owner_id, request.files.getlist("file"), request.form.get("title", ""), choices)
+        scans = intake.accept_scans(
+            g.token_owner_id, request.files.getlist("file"), request.form.get("title", ""), choices
+        )
     except intake.UploadRejected as err:
         raise UnprocessableEntity(str(err)) from err
     jobs = [job(scan.id, scan.status) for scan in scans]
@@ -84,7 +122,8 @@ def flag(name: str) -> bool:
 def index(query: Mapping[str, Any]) -> dict[str, Any]:
     """List the scans of the token's owner.
 
-    In the orders by risk and by uncertainty urgent scans come first, and those without a result last.
+    In the orders by risk and by uncertainty urgent scans come first, and those without a result
+    last.
     """
     page, per_page = query["page"], query["per_page"]
     mine = [Scan.user_id == g.token_owner_id]
@@ -93,16 +132,25 @@ def index(query: Mapping[str, Any]) -> dict[str, Any]:
     total = db.session.scalar(select(func.count()).select_from(Scan).where(*mine))
     ordered = with_result(select(Scan), selectinload).where(*mine).order_by(*query["order"].columns)
     shown = ordered.limit(per_page).offset((page - 1) * per_page)
-    return {"items": [told(scan) for scan in db.session.scalars(shown)], "page": page, "per_page": per_page, "total": total}
+    return {
+        "items": [told(scan) for scan in db.session.scalars(shown)],
+        "page": page,
+        "per_page": per_page,
+        "total": total,
+    }
 
 
 @blueprint.get("/scans/<scan_id>")
 @documented_problems(404)
-@blueprint.alt_response(304, description="Unchanged since the answer with the ETag in If-None-Match.", success=True)
+@blueprint.alt_response(
+    304, description="Unchanged since the answer with the ETag in If-None-Match.", success=True
+)
 @blueprint.response(200, ScanSchema)
 def show(scan_id: str) -> dict[str, Any]:
     """Poll one scan."""
-    scan = db.session.scalars(with_result(select(Scan)).where(is_own(scan_id))).unique().one_or_none()
+    scan = (
+        db.session.scalars(with_result(select(Scan)).where(is_own(scan_id))).unique().one_or_none()
+    )
     if scan is None:
         raise NotFound(NO_SUCH_SCAN)
     return told(scan)
@@ -142,7 +190,11 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
 def retry_scan(scan_id: str) -> dict[str, Any]:
     """Queue a scan again that failed or was cancelled."""
     removed_at = require_own(scan_id)
-    refusal = ORIGINAL_REMOVED if removed_at else "Only a scan that failed or was cancelled can be tried again."
+    refusal = (
+        ORIGINAL_REMOVED
+        if removed_at
+        else "Only a scan that failed or was cancelled can be tried again."
+    )
     return queued(scan_id, Act.SCAN_RETRIED, retry(scan_id), refusal)
 
 
@@ -175,13 +227,19 @@ def queued(scan_id: str, act: Act, was_queued: bool, refusal: str) -> dict[str, 
 
 def job(scan_id: str, status: JobStatus) -> dict[str, Any]:
     """Return what a client polls (`JobSchema`)."""
-    return {"id": scan_id, "status": status, "url": url_for("api.show", scan_id=scan_id, _external=True)}
+    return {
+        "id": scan_id,
+        "status": status,
+        "url": url_for("api.show", scan_id=scan_id, _external=True),
+    }
 
 
 def with_result(scans: Select[Scan], load: Callable[..., Any] = joinedload) -> Select[Scan]:
-    """Return the statement that also loads all that `told` needs, but no model's card, which is long.
+    """Return the statement that also loads all that `told` needs, but no model's card, which is
+    long.
 
-    A page of many asks for its verdicts in a second statement (`selectinload`): joined before the page is cut out, they would all be read.
+    A page of many asks for its verdicts in a second statement (`selectinload`): joined before the
+    page is cut out, they would all be read.
     """
     prediction = load(Scan.prediction)
     return scans.options(
@@ -197,7 +255,9 @@ def told(scan: Scan) -> dict[str, Any]:
     if result is not None:
         drawing = scan.prediction.heatmap if scan.prediction else None
         comes = drawing is not None and (drawing.image_key or not drawing.status.is_final)
-        result["heatmap_url"] = url_for("api.heatmap", scan_id=scan.id, _external=True) if comes else None
+        result["heatmap_url"] = (
+            url_for("api.heatmap", scan_id=scan.id, _external=True) if comes else None
+        )
     return {
         "id": scan.id,
         "status": scan.status,
@@ -211,7 +271,11 @@ def told(scan: Scan) -> dict[str, Any]:
         "created_at": scan.created_at,
         "finished_at": scan.finished_at,
         "original_removed_at": scan.original_removed_at,
-        "score_anyway_url": url_for("api.score_anyway", scan_id=scan.id, _external=True) if scan.may_be_forced else None,
+        "score_anyway_url": (
+            url_for("api.score_anyway", scan_id=scan.id, _external=True)
+            if scan.may_be_forced
+            else None
+        ),
         "earlier_attempts": scan.history,
         "result": result,
     }

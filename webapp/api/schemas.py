@@ -48,7 +48,12 @@ class SliceSchema(Schema):
         keys=fields.String(),
         values=fields.Float(),
         required=True,
-        metadata={"description": "The probability of each type of bleeding in this slice, as far as the model tells any."},
+        metadata={
+            "description": (
+                "The probability of each type of bleeding in this slice, as far as the model tells"
+                " any."
+            )
+        },
     )
 
 
@@ -57,7 +62,9 @@ class ResultSchema(Schema):
 
     verdict = fields.String(required=True)
     positive = fields.Boolean(required=True)
-    uncertain = fields.Boolean(required=True, metadata={"description": "The probability lies close to the threshold."})
+    uncertain = fields.Boolean(
+        required=True, metadata={"description": "The probability lies close to the threshold."}
+    )
     probability = fields.Float(required=True)
     threshold = fields.Float(required=True)
     warnings = fields.List(fields.String(), required=True)
@@ -67,19 +74,31 @@ class ResultSchema(Schema):
         values=fields.Float(),
         required=True,
         metadata={
-            "description": "The probability of each type of bleeding, as far as the model tells any. They are less certain than the "
-            "verdict, and none is above `probability`."
+            "description": (
+                "The probability of each type of bleeding, as far as the model tells any. They are"
+                " less certain than the verdict, and none is above `probability`."
+            )
         },
     )
     slices = fields.List(fields.Nested(SliceSchema), required=True)
     first_slices = fields.List(
-        fields.Integer(), required=True, metadata={"description": "Which slices of a series to look at first; empty for a single slice."}
+        fields.Integer(),
+        required=True,
+        metadata={
+            "description": "Which slices of a series to look at first; empty for a single slice."
+        },
     )
     heatmap_slices = fields.List(
-        fields.Integer(), required=True, metadata={"description": "Which slices of a series have a heat map by now."}
+        fields.Integer(),
+        required=True,
+        metadata={"description": "Which slices of a series have a heat map by now."},
     )
     heatmap_url = fields.Url(
-        required=True, allow_none=True, metadata={"description": "A PNG over the image, drawn after the verdict; null if it could not be."}
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "A PNG over the image, drawn after the verdict; null if it could not be."
+        },
     )
 
 
@@ -100,19 +119,32 @@ class ScanSchema(Schema):
     error = fields.String(required=True, allow_none=True)
     title = fields.String(required=True)
     kind = fields.String(required=True, metadata={"description": "png, jpeg, dicom or nifti"})
-    slice_count = fields.Integer(required=True, metadata={"description": "How many slices were submitted for it."})
+    slice_count = fields.Integer(
+        required=True, metadata={"description": "How many slices were submitted for it."}
+    )
     stat = fields.Boolean(required=True)
-    notes = fields.List(fields.String(), required=True, metadata={"description": "What was found while it was taken in."})
+    notes = fields.List(
+        fields.String(),
+        required=True,
+        metadata={"description": "What was found while it was taken in."},
+    )
     created_at = fields.AwareDateTime(required=True)
     finished_at = fields.AwareDateTime(required=True, allow_none=True)
     original_removed_at = fields.AwareDateTime(
-        required=True, allow_none=True, metadata={"description": "When the submitted file was too old to be kept; null while it is kept."}
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "When the submitted file was too old to be kept; null while it is kept."
+        },
     )
     score_anyway_url = fields.Url(
         required=True,
         allow_none=True,
         metadata={
-            "description": "POST here to have it scored although it does not look like a head CT; null unless it was refused for that."
+            "description": (
+                "POST here to have it scored although it does not look like a head CT; null unless"
+                " it was refused for that."
+            )
         },
     )
     earlier_attempts = fields.List(fields.Nested(AttemptSchema), required=True)
@@ -129,7 +161,12 @@ class ScansQuerySchema(Schema):
         Order,
         by_value=True,
         load_default=Order.NEWEST,
-        metadata={"description": "risk: the highest probability first; uncertainty: what lies nearest its threshold first."},
+        metadata={
+            "description": (
+                "risk: the highest probability first; uncertainty: what lies nearest its threshold"
+                " first."
+            )
+        },
     )
 
     @pre_load

@@ -1,7 +1,8 @@
 """Which elements of a DICOM file are kept, and what of each: an allow-list.
 
-DICOM PS3.15 Annex E lists what to remove; the other way round nothing is forgotten. Kept are geometry, how the pixels are coded and how
-they become Hounsfield units. Numbers are kept only where they are numbers, codes only where they are known ones, and UIDs are replaced.
+DICOM PS3.15 Annex E lists what to remove; the other way round nothing is forgotten. Kept are
+geometry, how the pixels are coded and how they become Hounsfield units. Numbers are kept only where
+they are numbers, codes only where they are known ones, and UIDs are replaced.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ MAX_CODES = 8
 MAX_NUMBERS = 256
 """Bytes of numbers written as text: a direction has six of at most 16."""
 IMAGE_TYPES = (
-    "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "REFORMATTED", "MPR", "VOLUME", "AVERAGE", "MIN_IP",
+    "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "REFORMATTED", "MPR",
+    "VOLUME", "AVERAGE", "MIN_IP",
     "MAX_IP", "NONE",
 )  # fmt: skip
 BODY_PARTS = (
-    "HEAD", "BRAIN", "SKULL", "HEADNECK", "NECK", "FACE", "ORBIT", "SINUS", "IAC", "EAR", "WHOLEBODY", "CHEST", "ABDOMEN", "PELVIS",
-    "SPINE", "CSPINE", "TSPINE", "LSPINE", "EXTREMITY", "KNEE", "SHOULDER", "HIP", "HEART", "COLON", "LIVER", "LUNG",
+    "HEAD", "BRAIN", "SKULL", "HEADNECK", "NECK", "FACE", "ORBIT", "SINUS", "IAC", "EAR",
+    "WHOLEBODY", "CHEST", "ABDOMEN", "PELVIS",
+    "SPINE", "CSPINE", "TSPINE", "LSPINE", "EXTREMITY", "KNEE", "SHOULDER", "HIP", "HEART",
+    "COLON", "LIVER", "LUNG",
 )  # fmt: skip
 RESCALE_TYPES = ("HU", "HU_MOD", "US", "OD", "Z_EFF", "ED")
 NUMBERED_KERNEL = re.compile(rb"[A-Z]{1,2}[a-z]?[0-9]{1,3}[a-z]{0,2}[0-9]?")
 NAMED_KERNELS = (
-    b"STANDARD", b"SOFT", b"DETAIL", b"CHEST", b"LUNG", b"BONE", b"BONEPLUS", b"EDGE", b"ULTRA", b"SMOOTH", b"SHARP", b"BRAIN",
+    b"STANDARD", b"SOFT", b"DETAIL", b"CHEST", b"LUNG", b"BONE", b"BONEPLUS", b"EDGE", b"ULTRA",
+    b"SMOOTH", b"SHARP", b"BRAIN",
 )  # fmt: skip
 
 Change = Callable[[bytes], bytes | None]
@@ -33,7 +38,9 @@ Allowed: TypeAlias = "Mapping[int, tuple[bytes, Change | Allowed]]"
 
 def _numbers(value: bytes) -> bytes | None:
     """Keep a few decimal numbers written as text."""
-    return value if len(value) <= MAX_NUMBERS and re.fullmatch(rb"[0-9+\-.eE \\\0]*", value) else None
+    return (
+        value if len(value) <= MAX_NUMBERS and re.fullmatch(rb"[0-9+\-.eE \\\0]*", value) else None
+    )
 
 
 def _binary(value: bytes) -> bytes | None:
@@ -58,7 +65,9 @@ def _standard_uid(value: bytes) -> bytes | None:
 
 
 def uid(value: bytes) -> bytes | None:
-    """Keep a UID of the hospital's, also one of letters, which some make up, until `webapp.intake.dicom` replaces it."""
+    """Keep a UID of the hospital's, also one of letters, which some make up, until
+    `webapp.intake.dicom` replaces it.
+    """
     return value if re.fullmatch(rb"[ -~]{1,64}\0?", value) else None
 
 
@@ -71,7 +80,14 @@ def _kernel(value: bytes) -> bytes | None:
 _FRAME: Allowed = {
     0x00209113: (b"SQ", {0x00200032: (b"DS", _numbers)}),
     0x00209116: (b"SQ", {0x00200037: (b"DS", _numbers)}),
-    0x00289110: (b"SQ", {0x00180050: (b"DS", _numbers), 0x00180088: (b"DS", _numbers), 0x00280030: (b"DS", _numbers)}),
+    0x00289110: (
+        b"SQ",
+        {
+            0x00180050: (b"DS", _numbers),
+            0x00180088: (b"DS", _numbers),
+            0x00280030: (b"DS", _numbers),
+        },
+    ),
     0x00289145: (
         b"SQ",
         {
@@ -105,7 +121,8 @@ ALLOWED: Allowed = {
     0x00200052: (b"UI", uid),
     0x00201041: (b"DS", _numbers),
     0x00280002: (b"US", _binary),
-    0x00280004: (b"CS", _codes("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")),
+    0x00280004: (b"CS", _codes("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL",
+    "YBR_FULL_422", "YBR_ICT", "YBR_RCT")),
     0x00280006: (b"US", _binary),
     0x00280008: (b"IS", _numbers),
     0x00280010: (b"US", _binary),

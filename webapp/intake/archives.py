@@ -1,4 +1,6 @@
-"""ZIP archives that people send: their members one at a time, within limits that hold before the bytes are spent."""
+"""ZIP archives that people send: their members one at a time, within limits that hold before the
+bytes are spent.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,22 @@ MAX_DIRECTORY = 4 * 2**20
 HELD_IN_MEMORY = 2**20
 FREE_OF_RATIO = 64 * 2**20
 MAX_RATIO = 200
-"""From FREE_OF_RATIO unpacked bytes on: CT shrinks to a half or a tenth, and only blank pictures by hundreds."""
-UNREADABLE = (zipfile.BadZipFile, zlib.error, struct_error, EOFError, NotImplementedError, OverflowError, OSError, ValueError)
-"""What zipfile raises over a damaged archive: places before its start and names that are no text are a ValueError."""
+"""From FREE_OF_RATIO unpacked bytes on: CT shrinks to a half or a tenth, and only blank pictures by
+hundreds.
+"""
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct_error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    OSError,
+    ValueError,
+)
+"""What zipfile raises over a damaged archive: places before its start and names that are no text
+are a ValueError.
+"""
 NOT_IMAGES = ("dicomdir", "thumbs.db", "desktop.ini")
 
 
@@ -33,15 +48,25 @@ class ArchiveRefused(ValueError):
 
 
 def members(
-    archive: IO[bytes], size: int, *, most_files: int, most_bytes: int, earlier_files: int = 0, earlier_bytes: int = 0, folder: Path
+    archive: IO[bytes],
+    size: int,
+    *,
+    most_files: int,
+    most_bytes: int,
+    earlier_files: int = 0,
+    earlier_bytes: int = 0,
+    folder: Path,
 ) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield name and content of each file in the ZIP `archive` of `size` bytes, unpacked under `folder` until the next is asked for.
+    """Yield name and content of each file in the ZIP `archive` of `size` bytes, unpacked under
+    `folder` until the next is asked for.
 
-    Folders and the files that systems add (DICOMDIR, resource forks, hidden ones) are passed over. Names are told, never used as paths.
-    What came out of earlier archives of the same upload counts too.
+    Folders and the files that systems add (DICOMDIR, resource forks, hidden ones) are passed over.
+    Names are told, never used as paths. What came out of earlier archives of the same upload counts
+    too.
 
     Raises:
-        ArchiveRefused: the archive is damaged, encrypted, or holds links, archives, too much or too many.
+        ArchiveRefused: the archive is damaged, encrypted, or holds links, archives, too much or too
+            many.
     """
     _check_directory(archive, size)
     try:
@@ -52,14 +77,20 @@ def members(
         for info in packed.infolist():
             _check_member(info)
         files = [info for info in packed.infolist() if not _is_passed_over(info)]
-        holds, unpacks = ("archives hold", "archives unpack") if earlier_files else ("archive holds", "archive unpacks")
+        holds, unpacks = (
+            ("archives hold", "archives unpack")
+            if earlier_files
+            else ("archive holds", "archive unpacks")
+        )
         if (total := earlier_files + len(files)) > most_files:
             raise ArchiveRefused(f"The ZIP {holds} {total} files; at most {most_files} are read.")
         left = most_bytes - earlier_bytes
         if sum(info.file_size for info in files) > left:
             raise ArchiveRefused(f"The ZIP {unpacks} to more than {most_bytes >> 20} MB.")
         for info in files:
-            with _unpacked(packed, info, min(left, max(FREE_OF_RATIO, MAX_RATIO * size)), folder) as (content, length):
+            with _unpacked(
+                packed, info, min(left, max(FREE_OF_RATIO, MAX_RATIO * size)), folder
+            ) as (content, length):
                 left -= length
                 yield info.filename, content
 
@@ -78,11 +109,15 @@ def _check_directory(archive: IO[bytes], size: int) -> None:
         locator = archive.read(20)
         if locator.startswith(b"PK\x06\x07"):  # A larger form of the same record stands elsewhere.
             length = 0 if length == 0xFFFFFFFF else length
-            # Where the locator says, or right before it: of two records zipfile reads one or the other, by its version.
+            # Where the locator says, or right before it: of two records zipfile reads one or the
+            # other, by its version.
             for record_at in (min(size, unpack_from("<Q", locator, 8)[0]), locator_at - 56):
                 archive.seek(record_at)
                 large = archive.read(56)
-                length = max(length, unpack_from("<Q", large, 40)[0] if len(large) == 56 else MAX_DIRECTORY + 1)
+                length = max(
+                    length,
+                    unpack_from("<Q", large, 40)[0] if len(large) == 56 else MAX_DIRECTORY + 1,
+                )
     if length > MAX_DIRECTORY:
         raise ArchiveRefused("The ZIP archive holds far too many files.")
     archive.seek(0)
@@ -90,7 +125,9 @@ def _check_directory(archive: IO[bytes], size: int) -> None:
 
 def _is_passed_over(info: zipfile.ZipInfo) -> bool:
     path = PurePosixPath(info.filename)
-    hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts)
+    hidden = any(
+        (part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts
+    )
     return info.is_dir() or hidden or path.name.lower() in NOT_IMAGES
 
 
@@ -105,11 +142,15 @@ def _check_member(info: zipfile.ZipInfo) -> None:
     if info.flag_bits & 0x1:
         raise ArchiveRefused("The ZIP archive is encrypted.")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ArchiveRefused("The ZIP archive is compressed in a way that is not read; please make it anew.")
+        raise ArchiveRefused(
+            "The ZIP archive is compressed in a way that is not read; please make it anew."
+        )
 
 
 @contextmanager
-def _unpacked(packed: zipfile.ZipFile, info: zipfile.ZipInfo, most: int, folder: Path) -> Iterator[tuple[IO[bytes], int]]:
+def _unpacked(
+    packed: zipfile.ZipFile, info: zipfile.ZipInfo, most: int, folder: Path
+) -> Iterator[tuple[IO[bytes], int]]:
     """Give a member as a file at its start, and its length."""
     with SpooledTemporaryFile(HELD_IN_MEMORY, dir=str(folder)) as content:
         try:
@@ -125,6 +166,8 @@ def _unpacked(packed: zipfile.ZipFile, info: zipfile.ZipInfo, most: int, folder:
         length = content.tell()
         content.seek(0)
         if content.read(4) in (ZIP, EMPTY_ZIP):
-            raise ArchiveRefused("The ZIP archive holds another archive; please pack the files themselves.")
+            raise ArchiveRefused(
+                "The ZIP archive holds another archive; please pack the files themselves."
+            )
         content.seek(0)
         yield cast(IO[bytes], content), length

@@ -1,9 +1,12 @@
-"""DICOM files: what decides whether one is accepted, and a copy without what could tell whose it is.
+"""DICOM files: what decides whether one is accepted, and a copy without what could tell whose it
+is.
 
-The copy is written anew from an allow-list (`webapp/intake/allowed.py`). All else goes: private groups, other sequences, overlays,
-texts, dates, the preamble, names in the file meta, what follows the pixels. Pixels are copied as they are, never decoded.
+The copy is written anew from an allow-list (`webapp/intake/allowed.py`). All else goes: private
+groups, other sequences, overlays, texts, dates, the preamble, names in the file meta, what follows
+the pixels. Pixels are copied as they are, never decoded.
 
-pydicom reads more than this, but it brings numpy, a quarter of the memory that a web process may have, and it holds a whole value at
+pydicom reads more than this, but it brings numpy, a quarter of the memory that a web process may
+have, and it holds a whole value at
 once, of which a hostile file may have a large one. Formats: PS3.10 section 7 and PS3.5 section 7.
 """
 
@@ -23,29 +26,61 @@ EXPLICIT_VR = "1.2.840.10008.1.2.1"
 DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95")
 COMPRESSED = (
     "1.2.840.10008.1.2.5",  # RLE.
-    *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)),  # JPEG, JPEG-LS, JPEG 2000.
+    # JPEG, JPEG-LS, JPEG 2000.
+    *(
+        f"1.2.840.10008.1.2.4.{number}"
+        for number in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)
+    ),
 )
 READ_SYNTAXES = (IMPLICIT_VR, EXPLICIT_VR, BIG_ENDIAN, *COMPRESSED)
-"""Those that the workers decode. Inflating a deflated file has no limit there, so it is none of them."""
-CT_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+"""Those that the workers decode. Inflating a deflated file has no limit there, so it is none of
+them.
+"""
+CT_SOP_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.2.2",
+)
 OUR_IMPLEMENTATION = "2.25.160431978466402346213019237187468093273"
 
-LONG_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+LONG_VRS = (
+    b"OB",
+    b"OD",
+    b"OF",
+    b"OL",
+    b"OV",
+    b"OW",
+    b"SQ",
+    b"SV",
+    b"UC",
+    b"UN",
+    b"UR",
+    b"UT",
+    b"UV",
+)
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_ENDS, SEQUENCE_ENDS = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 SYNTAX, FRAMES, PIXELS = 0x00020010, 0x00280008, 0x7FE00010
 PARTS_OF_FRAME = 200
-"""Elements that a file may have more for each of its frames: an enhanced one describes each by about a hundred."""
+"""Elements that a file may have more for each of its frames: an enhanced one describes each by
+about a hundred.
+"""
 MAX_KEPT, MAX_SEQUENCE = 8 * 2**20, 32 * 2**20
-"""Bytes of values that are kept, all together, and of a sequence without a length: what a file of thousands of frames says of each."""
+"""Bytes of values that are kept, all together, and of a sequence without a length: what a file of
+thousands of frames says of each.
+"""
 
 LOOKED_AT = {SYNTAX: b"UI", 0x00080008: b"CS", 0x00080060: b"CS", 0x00100020: b"LO", FRAMES: b"IS"}
-"""What is read besides the allowed, or as it stands in the file: it decides, and is not kept as such."""
+"""What is read besides the allowed, or as it stands in the file: it decides, and is not kept as
+such.
+"""
 
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What decides whether a DICOM file is accepted; a file may leave anything out. `patient` and `series` are never stored."""
+    """What decides whether a DICOM file is accepted; a file may leave anything out. `patient` and
+    `series` are never stored.
+    """
 
     transfer_syntax: str = ""
     sop_class: str = ""
@@ -88,7 +123,10 @@ class DicomFile:
             self._take(tag, vr, length, {})
         syntax = self._text(SYNTAX)
         if syntax and syntax not in DEFLATED:
-            self._order, self._implicit = ">" if syntax == BIG_ENDIAN else "<", syntax == IMPLICIT_VR
+            self._order, self._implicit = (
+                ">" if syntax == BIG_ENDIAN else "<",
+                syntax == IMPLICIT_VR,
+            )
             for tag, vr, length in self._elements(lambda tag: tag > PIXELS):
                 if tag == PIXELS:
                     self._pixels = vr, length
@@ -97,7 +135,8 @@ class DicomFile:
         self.header = self._header(syntax)
 
     def write(self, target: IO[bytes], new_uid: Callable[[str], str]) -> None:
-        """Write the copy to `target`; `new_uid` gives the UID that stands for another, the same for the same.
+        """Write the copy to `target`; `new_uid` gives the UID that stands for another, the same for
+        the same.
 
         Raises:
             DamagedFile: pixels are missing.
@@ -120,7 +159,12 @@ class DicomFile:
                 (0x00020013, b"SH", b"HEMOSCAN"),
             )
         )
-        target.write(bytes(128) + b"DICM" + as_element(0x00020000, b"UL", pack("<I", len(meta)), order="<", implicit=False) + meta)
+        target.write(
+            bytes(128)
+            + b"DICM"
+            + as_element(0x00020000, b"UL", pack("<I", len(meta)), order="<", implicit=False)
+            + meta
+        )
         elements = {tag: (ALLOWED[tag][0], value) for tag, value in kept.items()} | METHOD
         for tag in sorted(elements):
             vr, value = elements[tag]
@@ -132,7 +176,10 @@ class DicomFile:
             return as_element(tag, vr, value, order=self._order, implicit=self._implicit)
         items = []
         for item in value:
-            inner = b"".join(self._encoded(tag, allowed[tag][0], item[tag], allowed[tag][1]) for tag in sorted(item))
+            inner = b"".join(
+                self._encoded(tag, allowed[tag][0], item[tag], allowed[tag][1])
+                for tag in sorted(item)
+            )
             items.append(as_element(ITEM, b"", inner, order=self._order, implicit=True))
         return as_element(tag, vr, b"".join(items), order=self._order, implicit=self._implicit)
 
@@ -157,7 +204,9 @@ class DicomFile:
         raise DamagedFile
 
     def _take(self, tag: int, vr: bytes, length: int, allowed: Allowed) -> None:
-        """Keep the value of an element if it is allowed, note it if it is looked at, and move behind it."""
+        """Keep the value of an element if it is allowed, note it if it is looked at, and move
+        behind it.
+        """
         if length != UNDEFINED and tag in LOOKED_AT and length <= BLOCK:
             at = self._stream.tell()
             self._seen[tag] = read_exactly(self._stream, length)
@@ -192,7 +241,9 @@ class DicomFile:
             if tag != ITEM:
                 raise DamagedFile
             kept = {}
-            end_of_item = end if length_of_item == UNDEFINED else self._stream.tell() + length_of_item
+            end_of_item = (
+                end if length_of_item == UNDEFINED else self._stream.tell() + length_of_item
+            )
             while self._stream.tell() < end_of_item:
                 tag, vr, length_of_element = self._next(implicit=self._implicit)
                 if tag == ITEM_ENDS:
@@ -208,7 +259,9 @@ class DicomFile:
         return items
 
     def _elements(self, until: Callable[[int], bool]) -> Iterator[tuple[int, bytes, int]]:
-        """Yield tag, value representation and length of the outermost elements; whoever takes one moves the stream behind its value."""
+        """Yield tag, value representation and length of the outermost elements; whoever takes one
+        moves the stream behind its value.
+        """
         while True:
             at = self._stream.tell()
             start = self._stream.read(8)
@@ -239,7 +292,9 @@ class DicomFile:
         return group << 16 | element, vr, length
 
     def _skip(self, vr: bytes, length: int) -> None:
-        """Move behind a value; one of undefined length is a sequence that is followed to its end."""
+        """Move behind a value; one of undefined length is a sequence that is followed to its
+        end.
+        """
         if length != UNDEFINED:
             self._stream.seek(length, 1)
             return
@@ -259,7 +314,11 @@ class DicomFile:
 
     def _number(self, tag: int, otherwise: int) -> int:
         value = self._kept.get(tag)
-        return int(unpack(f"{self._order}H", value[:2])[0]) if isinstance(value, bytes) and len(value) >= 2 else otherwise
+        return (
+            int(unpack(f"{self._order}H", value[:2])[0])
+            if isinstance(value, bytes) and len(value) >= 2
+            else otherwise
+        )
 
     def _header(self, syntax: str) -> DicomHeader:
         return DicomHeader(
@@ -281,7 +340,9 @@ class DicomFile:
 
 
 def whole_number(text: str) -> int | None:
-    """Return the number of an integer string, which has at most 12 characters (PS3.5 6.2); None where this is none."""
+    """Return the number of an integer string, which has at most 12 characters (PS3.5 6.2); None
+    where this is none.
+    """
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text.strip(" \0")) else None
 
 

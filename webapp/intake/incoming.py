@@ -1,4 +1,6 @@
-"""Where the bytes of uploads wait while a request is answered: one folder of this machine, for its owner only."""
+"""Where the bytes of uploads wait while a request is answered: one folder of this machine, for its
+owner only.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,22 @@ HELD_IN_MEMORY = 500_000
 
 
 class Request(flask.Request):
-    """A request whose files are spooled to that folder; they have no name there, so they go with the process, however it ends."""
+    """A request whose files are spooled to that folder; they have no name there, so they go with
+    the process, however it ends.
+    """
 
     def _get_file_stream(
-        self, total_content_length: int | None, content_type: str | None, filename: str | None = None, content_length: int | None = None
+        self,
+        total_content_length: int | None,
+        content_type: str | None,
+        filename: str | None = None,
+        content_length: int | None = None,
     ) -> IO[bytes]:
         if total_content_length is None or total_content_length > HELD_IN_MEMORY:
             return cast(IO[bytes], TemporaryFile("rb+", dir=incoming_folder()))
-        return cast(IO[bytes], SpooledTemporaryFile(HELD_IN_MEMORY, "rb+", dir=str(incoming_folder())))
+        return cast(
+            IO[bytes], SpooledTemporaryFile(HELD_IN_MEMORY, "rb+", dir=str(incoming_folder()))
+        )
 
 
 def incoming_folder() -> Path:
@@ -32,7 +42,9 @@ def incoming_folder() -> Path:
 
 
 def empty_incoming(home: Path) -> None:
-    """Remove what a web server that was killed left there; for the start of a server, before any request."""
+    """Remove what a web server that was killed left there; for the start of a server, before any
+    request.
+    """
     for left in (home / "incoming").glob("*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

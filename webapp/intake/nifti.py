@@ -1,7 +1,8 @@
 """NIfTI files: what their header says, and a copy that holds geometry and voxels alone.
 
-The header is written anew from the numbers that viewer and models need; texts, file names and extensions stay behind. The copy is a
-single file, compressed where the original was; no voxel is decoded. Source: the headers nifti1.h and nifti2.h of the NIH.
+The header is written anew from the numbers that viewer and models need; texts, file names and
+extensions stay behind. The copy is a single file, compressed where the original was; no voxel is
+decoded. Source: the headers nifti1.h and nifti2.h of the NIH.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ BYTES_OF_TYPE = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the fields of a version lie: first bytes, or (first, end) of what is copied. Texts are not among them."""
+    """Where the fields of a version lie: first bytes, or (first, end) of what is copied. Texts are
+    not among them.
+    """
 
     magic: tuple[int, bytes]
     dim: tuple[int, str]
@@ -38,10 +41,20 @@ class _Layout:
 # Kept are, by version: size and dimensions, type, pixdim, slope and intercept, units, orientation.
 LAYOUTS = {
     348: _Layout(
-        (344, b"n+1\0"), (40, "8h"), 70, (76, "8f"), (108, "f"), ((0, 4), (40, 56), (70, 74), (76, 108), (112, 120), (123, 124), (252, 328))
+        (344, b"n+1\0"),
+        (40, "8h"),
+        70,
+        (76, "8f"),
+        (108, "f"),
+        ((0, 4), (40, 56), (70, 74), (76, 108), (112, 120), (123, 124), (252, 328)),
     ),
     540: _Layout(
-        (4, b"n+2\0\r\n\x1a\n"), (16, "8q"), 12, (104, "8d"), (168, "q"), ((0, 80), (104, 168), (176, 192), (344, 496), (500, 504))
+        (4, b"n+2\0\r\n\x1a\n"),
+        (16, "8q"),
+        12,
+        (104, "8d"),
+        (168, "q"),
+        ((0, 80), (104, 168), (176, 192), (344, 496), (500, 504)),
     ),
 }
 EXTENSION_FLAG_BYTES = 4
@@ -49,7 +62,9 @@ EXTENSION_FLAG_BYTES = 4
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What decides whether a NIfTI file is accepted: its size in voxels, and how many volumes it holds; `is_grey` is false of colors."""
+    """What decides whether a NIfTI file is accepted: its size in voxels, and how many volumes it
+    holds; `is_grey` is false of colors.
+    """
 
     columns: int
     rows: int
@@ -59,7 +74,9 @@ class NiftiHeader:
 
 
 def is_nifti(start: bytes) -> bool:
-    """True if a file that begins with these 352 bytes, inflated, is a single-file NIfTI of either version."""
+    """True if a file that begins with these 352 bytes, inflated, is a single-file NIfTI of either
+    version.
+    """
     return _read_layout(start) is not None
 
 
@@ -99,8 +116,14 @@ class NiftiFile:
         layout = LAYOUTS[size]
         number, *dimensions = unpack_from(f"{self._order}{layout.dim[1]}", start, layout.dim[0])
         datatype, bits = unpack_from(f"{self._order}2h", start, layout.datatype)
-        (offset,) = unpack_from(f"{self._order}{layout.voxel_offset[1]}", start, layout.voxel_offset[0])
-        if not 2 <= number <= 7 or min(dimensions[:number]) < 1 or not size <= offset <= MAX_BEFORE_VOXELS:
+        (offset,) = unpack_from(
+            f"{self._order}{layout.voxel_offset[1]}", start, layout.voxel_offset[0]
+        )
+        if (
+            not 2 <= number <= 7
+            or min(dimensions[:number]) < 1
+            or not size <= offset <= MAX_BEFORE_VOXELS
+        ):
             raise DamagedFile
         columns, rows, slices, *more = (*dimensions[:number], 1, 1)[: max(number, 3)]
         volumes = 1
@@ -111,10 +134,17 @@ class NiftiFile:
             raise DamagedFile
         self.header = NiftiHeader(columns, rows, slices, volumes, is_grey=self._bytes_of_voxel > 0)
         self._dimensions = number
-        self._content, self._start, self._layout, self._size, self._offset = content, start, layout, size, int(offset)
+        self._content, self._start, self._layout, self._size, self._offset = (
+            content,
+            start,
+            layout,
+            size,
+            int(offset),
+        )
 
     def write(self, target: IO[bytes], *, compress: bool) -> None:
-        """Write the copy to `target`: header, geometry and voxels; what stands behind the voxels is left.
+        """Write the copy to `target`: header, geometry and voxels; what stands behind the voxels is
+        left.
 
         Raises:
             DamagedFile: voxels are missing.
@@ -122,21 +152,32 @@ class NiftiFile:
         if not compress:
             self._write(target)
             return
-        with gzip.GzipFile(filename="", fileobj=target, mode="wb", compresslevel=1, mtime=0) as compressed:
+        with gzip.GzipFile(
+            filename="", fileobj=target, mode="wb", compresslevel=1, mtime=0
+        ) as compressed:
             self._write(cast(IO[bytes], compressed))
 
     def _write(self, target: IO[bytes]) -> None:
         header = bytearray(self._size + EXTENSION_FLAG_BYTES)
         for first, end in self._layout.kept:
             header[first:end] = self._start[first:end]
-        for (first, form), unused in ((self._layout.dim, 1), (self._layout.pixdim, 0)):  # Beyond its dimensions a text has room too.
+        # Beyond its dimensions a text has room too.
+        for (first, form), unused in ((self._layout.dim, 1), (self._layout.pixdim, 0)):
             values = unpack_from(f"{self._order}{form}", header, first)[: self._dimensions + 1]
-            pack_into(f"{self._order}{form}", header, first, *values, *[unused] * (7 - self._dimensions))
+            pack_into(
+                f"{self._order}{form}", header, first, *values, *[unused] * (7 - self._dimensions)
+            )
         at, magic = self._layout.magic
         header[at : at + len(magic)] = magic
-        pack_into(f"{self._order}{self._layout.voxel_offset[1]}", header, self._layout.voxel_offset[0], len(header))
+        pack_into(
+            f"{self._order}{self._layout.voxel_offset[1]}",
+            header,
+            self._layout.voxel_offset[0],
+            len(header),
+        )
         target.write(header)
-        begun = self._start[self._offset :]  # A header of version 1 is shorter than what was read of the file.
+        # A header of version 1 is shorter than what was read of the file.
+        begun = self._start[self._offset :]
         _skip(self._content, max(0, self._offset - len(self._start)))
         about = self.header
         left = about.columns * about.rows * about.slices * about.volumes * self._bytes_of_voxel

@@ -1,7 +1,8 @@
 """PNG and JPEG files: their size, and a copy with the coded pixels alone.
 
-Whatever else they can carry (comments, Exif, color profiles, thumbnails, what follows their end) stays behind; of Exif the orientation
-is kept. Pillow reads more than this, but it holds a whole chunk at once, of which a hostile file may have a large one.
+Whatever else they can carry (comments, Exif, color profiles, thumbnails, what follows their end)
+stays behind; of Exif the orientation is kept. Pillow reads more than this, but it holds a whole
+chunk at once, of which a hostile file may have a large one.
 
 Sources: the PNG specification (W3C), ITU-T T.81 for JPEG, and Exif 2.3 section 4.6.
 """
@@ -31,7 +32,8 @@ class AnimatedPicture(ValueError):
 
 
 def copy_png(stream: IO[bytes], target: IO[bytes]) -> tuple[int, int]:
-    """Copy the PNG at the start of `stream`, and return its (width, height); its checksums are verified.
+    """Copy the PNG at the start of `stream`, and return its (width, height); its checksums are
+    verified.
 
     Raises:
         DamagedFile: it is incomplete, or a checksum does not hold.
@@ -55,7 +57,11 @@ def copy_png(stream: IO[bytes], target: IO[bytes]) -> tuple[int, int]:
             kept = _png_chunk(stream, name, length, target if name in KEPT_CHUNKS else None)
             if name == b"eXIf" and (orientation := _orientation(kept)) > 1:
                 content = _exif(orientation)
-                target.write(pack(">I4s", len(content), name) + content + pack(">I", zlib.crc32(name + content)))
+                target.write(
+                    pack(">I4s", len(content), name)
+                    + content
+                    + pack(">I", zlib.crc32(name + content))
+                )
         has_pixels |= name == b"IDAT"
         if name == b"IEND":
             break
@@ -67,7 +73,9 @@ def copy_png(stream: IO[bytes], target: IO[bytes]) -> tuple[int, int]:
 
 
 def _png_chunk(stream: IO[bytes], name: bytes, length: int, target: IO[bytes] | None) -> bytes:
-    """Read the rest of a chunk, copy it whole to `target` if there is one, and return its first block."""
+    """Read the rest of a chunk, copy it whole to `target` if there is one, and return its first
+    block.
+    """
     if target:
         target.write(pack(">I4s", length, name))
     crc, left, first = zlib.crc32(name), length, b""
@@ -145,7 +153,8 @@ def _copy_scan(stream: IO[bytes], target: IO[bytes]) -> None:
         if len(block) < 2:
             raise DamagedFile
         found = MARKER_IN_SCAN.search(block)
-        taken = found.start() if found else len(block) - (block[-1] == 0xFF)  # A marker may be cut in two.
+        # A marker may be cut in two.
+        taken = found.start() if found else len(block) - (block[-1] == 0xFF)
         target.write(block[:taken])
         stream.seek(taken - len(block), 1)
         if found:
@@ -153,7 +162,9 @@ def _copy_scan(stream: IO[bytes], target: IO[bytes]) -> None:
 
 
 def _orientation(tiff: bytes) -> int:
-    """Return what an Exif block says of how the picture is turned: 1 to 8, 1 where it says nothing."""
+    """Return what an Exif block says of how the picture is turned: 1 to 8, 1 where it says
+    nothing.
+    """
     try:
         order = {b"II": "<", b"MM": ">"}[tiff[:2]]
         (at,) = unpack_from(f"{order}4xI", tiff)

@@ -20,7 +20,9 @@ SHARP_KERNEL = re.compile(r"BONE|EDGE|LUNG|ULTRA|SHARP|[BHJU][a-z]?[67][0-9]|FC[
 
 @dataclass(frozen=True)
 class SeriesFiles:
-    """The files of one scan in the order to read them, what to call it beside others, and sentences for its owner."""
+    """The files of one scan in the order to read them, what to call it beside others, and sentences
+    for its owner.
+    """
 
     files: tuple[Taken, ...]
     label: str
@@ -42,9 +44,11 @@ class LeftOut:
 
 
 def series_of(taken: Sequence[Taken], *, together: bool) -> list[SeriesFiles]:
-    """Sort files into series: DICOM by what the headers say, pictures by the folder of their archive, or all of them if `together`.
+    """Sort files into series: DICOM by what the headers say, pictures by the folder of their
+    archive, or all of them if `together`.
 
-    Every other file is a series of its own. Pictures carry no position: they go by the numbers in their names.
+    Every other file is a series of its own. Pictures carry no position: they go by the numbers in
+    their names.
 
     Raises:
         UploadRejected: a series is too large, or its files name two patients.
@@ -58,7 +62,10 @@ def series_of(taken: Sequence[Taken], *, together: bool) -> list[SeriesFiles]:
             key = ("pictures", file.folder, file.kind)
         groups.setdefault(key, []).append(file)
     several = len(groups) > 1
-    return [_series(files, place if several else None) for place, files in enumerate(groups.values(), start=1)]
+    return [
+        _series(files, place if several else None)
+        for place, files in enumerate(groups.values(), start=1)
+    ]
 
 
 def _series(files: list[Taken], place: int | None) -> SeriesFiles:
@@ -67,15 +74,24 @@ def _series(files: list[Taken], place: int | None) -> SeriesFiles:
     if slices > most:
         raise UploadRejected(f"The series has {slices} slices; at most {most} are read.")
     if len(files) > 1 and pixels > most_pixels:
-        raise UploadRejected(f"The series has {pixels / 1e6:.0f} million pixels; at most {most_pixels / 1e6:g} million are read.")
+        raise UploadRejected(
+            f"The series has {pixels / 1e6:.0f} million pixels; at most {most_pixels / 1e6:g}"
+            " million are read."
+        )
     if len({file.dicom.patient for file in files}) > 1:
-        raise UploadRejected("The files of one series name different patients; please send each patient's files alone.")
+        raise UploadRejected(
+            "The files of one series name different patients; please send each patient's files"
+            " alone."
+        )
     if files[0].kind in ("png", "jpeg"):
         files = sorted(files, key=lambda file: (_by_numbers(file.name), file.number))
     first = files[0].dicom
     notes = []
     if SHARP_KERNEL.match(first.kernel):
-        notes.append(f"The series was reconstructed with a sharp kernel ({first.kernel}), made for bone; the models have learnt soft ones.")
+        notes.append(
+            f"The series was reconstructed with a sharp kernel ({first.kernel}), made for bone; the"
+            " models have learnt soft ones."
+        )
     if any(file.dicom.has_burned_in_text for file in files):
         notes.append("The file says that text is burned into its picture; it may name the patient.")
     number = whole_number(first.series_number)
@@ -83,13 +99,18 @@ def _series(files: list[Taken], place: int | None) -> SeriesFiles:
     return SeriesFiles(tuple(files), label, tuple(notes))
 
 
-def sentences_about(left_out: Sequence[LeftOut], total: int, *, may_leave_out: bool, with_names: bool) -> list[str]:
-    """Return what the owner is told of files that were left out, without their names unless these may be kept.
+def sentences_about(
+    left_out: Sequence[LeftOut], total: int, *, may_leave_out: bool, with_names: bool
+) -> list[str]:
+    """Return what the owner is told of files that were left out, without their names unless these
+    may be kept.
 
-    What holds no slice may always stand beside slices in an archive. Damaged files are left out of many sound ones.
+    What holds no slice may always stand beside slices in an archive. Damaged files are left out of
+    many sound ones.
 
     Raises:
-        UploadRejected: the upload is to be sent again: nothing is left of it, or too much of it is damaged.
+        UploadRejected: the upload is to be sent again: nothing is left of it, or too much of it is
+            damaged.
     """
     if not left_out:
         return []
@@ -100,10 +121,16 @@ def sentences_about(left_out: Sequence[LeftOut], total: int, *, may_leave_out: b
         raise first.reason
     many = total >= FEWEST_FOR_LEAVING_OUT and len(damaged) <= MOST_DAMAGED * total
     if len(left_out) == total or (damaged and not many) or not (may_leave_out or many):
-        raise UploadRejected(f"“{printable(first.name) or f'number {first.number}'}”: {first.reason}") from first.reason
+        raise UploadRejected(
+            f"“{printable(first.name) or f'number {first.number}'}”: {first.reason}"
+        ) from first.reason
     told = [f"Left out, as no slices: {what} ({count})." for what, count in foreign.items()]
     for one in damaged[:MOST_TOLD]:
-        which = f"“{printable(one.name)}”" if with_names and printable(one.name) else f"File {one.number} of {total}"
+        which = (
+            f"“{printable(one.name)}”"
+            if with_names and printable(one.name)
+            else f"File {one.number} of {total}"
+        )
         told.append(f"{which} was left out: {one.reason}")
     if len(damaged) > MOST_TOLD:
         told.append(f"{len(damaged) - MOST_TOLD} more damaged files were left out.")
@@ -117,4 +144,7 @@ def printable(name: str) -> str:
 
 def _by_numbers(name: str) -> list[tuple[int, str]]:
     """Return what sorts names as people do: slice 9 before slice 10."""
-    return [(int(part), "") if part.isdigit() and part.isascii() else (0, part) for part in re.split(r"([0-9]{1,9})", name.lower())]
+    return [
+        (int(part), "") if part.isdigit() and part.isascii() else (0, part)
+        for part in re.split(r"([0-9]{1,9})", name.lower())
+    ]

@@ -1,4 +1,6 @@
-"""Files read in small steps: nothing large is held in memory, whatever a hostile file says of itself."""
+"""Files read in small steps: nothing large is held in memory, whatever a hostile file says of
+itself.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ from typing import IO
 
 BLOCK = 2**16
 MAX_PARTS = 50_000
-"""Chunks, segments or elements of one file: far more than real ones have, and a bound for the time a hostile one takes."""
+"""Chunks, segments or elements of one file: far more than real ones have, and a bound for the time
+a hostile one takes.
+"""
 
 
 class DamagedFile(ValueError):

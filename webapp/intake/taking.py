@@ -19,11 +19,15 @@ NO_IMAGE = "The file is not a PNG, JPEG, DICOM or NIfTI image."
 
 
 class UploadRejected(ValueError):
-    """A file or its description is not accepted; the text is one sentence for the person who sent it."""
+    """A file or its description is not accepted; the text is one sentence for the person who sent
+    it.
+    """
 
 
 class NoSlice(UploadRejected):
-    """A sound file that holds no axial CT: a study may have such beside its slices. `what` names it in the plural."""
+    """A sound file that holds no axial CT: a study may have such beside its slices. `what` names it
+    in the plural.
+    """
 
     def __init__(self, sentence: str, what: str) -> None:
         super().__init__(sentence)
@@ -32,7 +36,9 @@ class NoSlice(UploadRejected):
 
 @dataclass(frozen=True)
 class Taken:
-    """A file that was taken in: its clean copy at `path`, `name` and `folder` as they were sent, `number` its place in the upload."""
+    """A file that was taken in: its clean copy at `path`, `name` and `folder` as they were sent,
+    `number` its place in the upload.
+    """
 
     path: Path
     kind: str
@@ -44,7 +50,15 @@ class Taken:
     dicom: DicomHeader = field(default_factory=DicomHeader)
 
 
-def take(stream: IO[bytes], path: Path, new_uid: Callable[[str], str], *, number: int, name: str, folder: str | None = None) -> Taken:
+def take(
+    stream: IO[bytes],
+    path: Path,
+    new_uid: Callable[[str], str],
+    *,
+    number: int,
+    name: str,
+    folder: str | None = None,
+) -> Taken:
     """Write a clean copy of the file in `stream` to `path`; no pixel is decoded.
 
     Raises:
@@ -61,16 +75,39 @@ def take(stream: IO[bytes], path: Path, new_uid: Callable[[str], str], *, number
     with path.open("xb") as target:
         path.chmod(0o600)
         if start.startswith(PNG_SIGNATURE):
-            kind, slices, pixels, header = "png", 1, _take_picture(stream, target, "PNG"), DicomHeader()
+            kind, slices, pixels, header = (
+                "png",
+                1,
+                _take_picture(stream, target, "PNG"),
+                DicomHeader(),
+            )
         elif start.startswith(JPEG_START):
-            kind, slices, pixels, header = "jpeg", 1, _take_picture(stream, target, "JPEG"), DicomHeader()
+            kind, slices, pixels, header = (
+                "jpeg",
+                1,
+                _take_picture(stream, target, "JPEG"),
+                DicomHeader(),
+            )
         elif start[128:132] == b"DICM":
             kind, (slices, pixels, header) = "dicom", _take_dicom(stream, target, new_uid)
         elif is_nifti(start) or start.startswith(GZIP):
-            kind, (slices, pixels), header = "nifti", _take_nifti(stream, target, compress=start.startswith(GZIP)), DicomHeader()
+            kind, (slices, pixels), header = (
+                "nifti",
+                _take_nifti(stream, target, compress=start.startswith(GZIP)),
+                DicomHeader(),
+            )
         else:
             raise NoSlice(NO_IMAGE, "files that are no images")
-    return Taken(path, kind, number, name, folder if kind in ("png", "jpeg") else None, slices, pixels, header)
+    return Taken(
+        path,
+        kind,
+        number,
+        name,
+        folder if kind in ("png", "jpeg") else None,
+        slices,
+        pixels,
+        header,
+    )
 
 
 def _take_picture(stream: IO[bytes], target: IO[bytes], kind: str) -> int:
@@ -79,36 +116,54 @@ def _take_picture(stream: IO[bytes], target: IO[bytes], kind: str) -> int:
     except DamagedFile as err:
         raise UploadRejected(f"The {kind} picture is damaged or incomplete.") from err
     except AnimatedPicture as err:
-        raise UploadRejected("The PNG picture is animated; please give each slice as a file of its own.") from err
+        raise UploadRejected(
+            "The PNG picture is animated; please give each slice as a file of its own."
+        ) from err
     _require_fewer_pixels(width, height)
     return width * height
 
 
-def _take_dicom(stream: IO[bytes], target: IO[bytes], new_uid: Callable[[str], str]) -> tuple[int, int, DicomHeader]:
+def _take_dicom(
+    stream: IO[bytes], target: IO[bytes], new_uid: Callable[[str], str]
+) -> tuple[int, int, DicomHeader]:
     try:
         file = DicomFile(stream)
     except DamagedFile as err:
         raise UploadRejected("The DICOM file is damaged or incomplete.") from err
     header = file.header
     if header.is_deflated:  # Inflating has no limit.
-        raise UploadRejected("The DICOM file is deflated, which is not read; please export it without.")
+        raise UploadRejected(
+            "The DICOM file is deflated, which is not read; please export it without."
+        )
     if not header.transfer_syntax:
-        raise UploadRejected("The DICOM file does not say how its pixels are coded (no transfer syntax).")
+        raise UploadRejected(
+            "The DICOM file does not say how its pixels are coded (no transfer syntax)."
+        )
     modality = header.modality or ("CT" if header.sop_class in CT_SOP_CLASSES else "unknown")
     if modality != "CT":
         shown = "".join(character for character in modality[:16] if character.isprintable())
-        raise NoSlice(f"The DICOM file is not a CT image: its modality is {shown}.", "files of another modality than CT")
+        raise NoSlice(
+            f"The DICOM file is not a CT image: its modality is {shown}.",
+            "files of another modality than CT",
+        )
     if not header.has_pixels or header.rows < 1 or header.columns < 1:
         raise NoSlice("The DICOM file has no picture in it.", "files without a picture")
     if header.transfer_syntax not in READ_SYNTAXES:
-        raise UploadRejected("The pixels of the DICOM file are coded in a way that is not read; please export it without compression.")
+        raise UploadRejected(
+            "The pixels of the DICOM file are coded in a way that is not read; please export it"
+            " without compression."
+        )
     frames = whole_number(header.frames) if header.frames else 1
     if frames is None or frames < 1:
         raise UploadRejected("The DICOM file is damaged or incomplete.")
     if header.samples != 1:
         raise NoSlice("The DICOM file is a color picture, not a CT slice.", "color pictures")
     if "LOCALIZER" in header.image_type:
-        raise NoSlice("The DICOM file is a localizer, an overview to plan the scan by; please send the slices.", "localizers")
+        raise NoSlice(
+            "The DICOM file is a localizer, an overview to plan the scan by; please send the"
+            " slices.",
+            "localizers",
+        )
     _require_fewer_pixels(header.columns, header.rows)
     _require_fewer_slices(frames, frames * header.rows * header.columns)
     try:
@@ -128,10 +183,17 @@ def _take_nifti(stream: IO[bytes], target: IO[bytes], *, compress: bool) -> tupl
             file = NiftiFile(content)
             header = file.header
             if not header.is_grey:
-                raise UploadRejected("The NIfTI file holds colors or complex numbers, not CT values.")
+                raise UploadRejected(
+                    "The NIfTI file holds colors or complex numbers, not CT values."
+                )
             if header.volumes != 1:
-                raise UploadRejected(f"The NIfTI file holds {header.volumes} volumes; please send one scan in one file.")
-            longest, middle, shortest = sorted((header.columns, header.rows, header.slices), reverse=True)
+                raise UploadRejected(
+                    f"The NIfTI file holds {header.volumes} volumes; please send one scan in one"
+                    " file."
+                )
+            longest, middle, shortest = sorted(
+                (header.columns, header.rows, header.slices), reverse=True
+            )
             _require_fewer_pixels(longest, middle)  # Whichever way it is turned.
             _require_fewer_slices(shortest, longest * middle * shortest)
             file.write(target, compress=compress)
@@ -143,7 +205,10 @@ def _take_nifti(stream: IO[bytes], target: IO[bytes], *, compress: bool) -> tupl
 def _require_fewer_pixels(width: int, height: int) -> None:
     most = current_app.config["MAX_PIXELS"]
     if width * height > most:
-        raise UploadRejected(f"The picture is too large: {width} x {height} pixels, at most {most / 1e6:g} million are read.")
+        raise UploadRejected(
+            f"The picture is too large: {width} x {height} pixels, at most {most / 1e6:g} million"
+            " are read."
+        )
 
 
 def _require_fewer_slices(slices: int, pixels: int) -> None:
@@ -152,4 +217,7 @@ def _require_fewer_slices(slices: int, pixels: int) -> None:
     if slices > most:
         raise UploadRejected(f"The series has {slices} slices; at most {most} are read.")
     if pixels > most_pixels:
-        raise UploadRejected(f"The series has {pixels / 1e6:.0f} million pixels; at most {most_pixels / 1e6:g} million are read.")
+        raise UploadRejected(
+            f"The series has {pixels / 1e6:.0f} million pixels; at most {most_pixels / 1e6:g}"
+            " million are read."
+        )

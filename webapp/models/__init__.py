@@ -14,7 +14,18 @@ from webapp.models.learning import (
 )
 from webapp.models.leased import Attempt, JobStatus, Leased, cancel, new_id, queue_again
 from webapp.models.operations import Act, AuditEvent, Worker
-from webapp.models.scans import IN_ITS_TURN, ORIGINAL_REMOVED, Heatmap, Order, Prediction, Scan, force, result_of, retry, urgent_room
+from webapp.models.scans import (
+    IN_ITS_TURN,
+    ORIGINAL_REMOVED,
+    Heatmap,
+    Order,
+    Prediction,
+    Scan,
+    force,
+    result_of,
+    retry,
+    urgent_room,
+)
 
 __all__ = [
     "IN_ITS_TURN",

@@ -16,7 +16,8 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from webapp.extensions import UtcDateTime, db, utc_now
 from webapp.models.leased import new_id
 
-# 19 MiB, two passes: OWASP's recommendation. The library's default of 64 MiB, times eight threads, would be half a gigabyte.
+# 19 MiB, two passes: OWASP's recommendation. The library's default of 64 MiB, times eight threads,
+# would be half a gigabyte.
 hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 
 
@@ -50,16 +51,25 @@ class User(UserMixin, db.Model):
     password_hash: Mapped[str] = mapped_column(String(200))
     role: Mapped[Role] = mapped_column(String(16), default=Role.USER)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
-    disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # Since when neither password, login nor token is believed.
+    # Since when neither password, login nor token is believed.
+    disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     __allow_unmapped__ = True
     login_secret: str | None = None
-    """Not a column. Set while this person is logged in by a browser: Flask-Login keeps it in the cookie (`get_id`)."""
+    """Not a column. Set while this person is logged in by a browser: Flask-Login keeps it in the
+    cookie (`get_id`).
+    """
 
-    def __init__(self, *, username: str, password: str, email: str | None = None, **columns: object) -> None:
+    def __init__(
+        self, *, username: str, password: str, email: str | None = None, **columns: object
+    ) -> None:
         email = email or None
         super().__init__(
-            username=username, username_key=username.lower(), email=email, email_key=email.lower() if email else None, **columns
+            username=username,
+            username_key=username.lower(),
+            email=email,
+            email_key=email.lower() if email else None,
+            **columns,
         )
         self.set_password(password)
 
@@ -80,7 +90,9 @@ class User(UserMixin, db.Model):
         return self.role == Role.ADMIN
 
     def get_id(self) -> str:
-        """Return the secret of this login rather than the user's id, so that a login can be ended on the server."""
+        """Return the secret of this login rather than the user's id, so that a login can be ended
+        on the server.
+        """
         if self.login_secret is None:
             raise RuntimeError("This user was not loaded by a login.")
         return self.login_secret
@@ -89,7 +101,8 @@ class User(UserMixin, db.Model):
 class LoginSession(db.Model):
     """One browser that is logged in; deleting the row logs it out.
 
-    `browser` and `address` are what its owner knows it by: "Firefox on Linux", and where it logged in from.
+    `browser` and `address` are what its owner knows it by: "Firefox on Linux", and where it logged
+    in from.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -128,8 +141,13 @@ class PasswordReset(db.Model):
 
 
 def active_admins() -> list[str]:
-    """Return the ids of the administrators who can come in, locked until the caller commits: of two who shut each other out at the same
-    moment, the second finds the first gone.
+    """Return the ids of the administrators who can come in, locked until the caller commits: of two
+    who shut each other out at the same moment, the second finds the first gone.
     """
-    admins = select(User.id).where(User.role == Role.ADMIN, User.disabled_at.is_(None)).order_by(User.id).with_for_update()
+    admins = (
+        select(User.id)
+        .where(User.role == Role.ADMIN, User.disabled_at.is_(None))
+        .order_by(User.id)
+        .with_for_update()
+    )
     return list(db.session.scalars(admins))

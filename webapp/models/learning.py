@@ -21,7 +21,9 @@ training_run_dataset = Table(
 
 
 class Dataset(Leased, db.Model):
-    """Labelled images that an admin imports: one archive in storage, read by a train worker before it counts."""
+    """Labelled images that an admin imports: one archive in storage, read by a train worker before
+    it counts.
+    """
 
     name: Mapped[str] = mapped_column(String(80), unique=True)
     imported_by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
@@ -59,26 +61,34 @@ class ModelVersion(db.Model):
     """A model folder in storage under `storage_prefix`; `card` is its card.json."""
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
-    run_id: Mapped[str | None] = mapped_column(ForeignKey("training_run.id"), unique=True)  # Empty for the starter.
+    # Empty for the starter.
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("training_run.id"), unique=True)
     card_id: Mapped[str] = mapped_column(String(64), index=True)  # A hash over the model's files.
     architecture: Mapped[str] = mapped_column(String(40))
     reads: Mapped[str] = mapped_column(String(16))
     storage_prefix: Mapped[str] = mapped_column(String(200))
     card: Mapped[dict[str, Any]] = mapped_column(JSON)
-    blocked_because: Mapped[str | None] = mapped_column(Text)  # Why it may not be promoted; empty if it may.
-    comparisons: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)  # With versions made before it: `worker.comparing`.
+    # Why it may not be promoted; empty if it may.
+    blocked_because: Mapped[str | None] = mapped_column(Text)
+    # With versions made before it: `worker.comparing`.
+    comparisons: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     run: Mapped[TrainingRun | None] = relationship(back_populates="version")
-    promotions: Mapped[list[Promotion]] = relationship(back_populates="version", order_by="Promotion.id")
+    promotions: Mapped[list[Promotion]] = relationship(
+        back_populates="version", order_by="Promotion.id"
+    )
 
 
 class Promotion(db.Model):
-    """Append-only: the newest promotion of a kind says which version is live; rolling back promotes an older one again."""
+    """Append-only: the newest promotion of a kind says which version is live; rolling back promotes
+    an older one again.
+    """
 
     id: Mapped[int] = mapped_column(primary_key=True)
     version_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
     reads: Mapped[str] = mapped_column(String(16))
-    by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))  # Empty for setup.
+    # Empty for setup.
+    by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     reason: Mapped[str] = mapped_column(Text)
     version: Mapped[ModelVersion] = relationship(back_populates="promotions")
@@ -88,13 +98,23 @@ class Promotion(db.Model):
 
 
 def live_version(reads: str) -> ModelVersion | None:
-    """Return the version that answers now for `reads` ("slice" or "series"), or None where none was promoted."""
-    newest = select(Promotion.version_id).where(Promotion.reads == reads).order_by(Promotion.id.desc()).limit(1).scalar_subquery()
+    """Return the version that answers now for `reads` ("slice" or "series"), or None where none was
+    promoted.
+    """
+    newest = (
+        select(Promotion.version_id)
+        .where(Promotion.reads == reads)
+        .order_by(Promotion.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
     return db.session.scalar(select(ModelVersion).where(ModelVersion.id == newest))
 
 
 def answering_versions() -> tuple[ModelVersion | None, ModelVersion | None]:
-    """Return the versions that answer now for a slice and for a series: the live one of each kind, else the other kind's."""
+    """Return the versions that answer now for a slice and for a series: the live one of each kind,
+    else the other kind's.
+    """
     of_slices, of_series = live_version("slice"), live_version("series")
     return of_slices or of_series, of_series or of_slices
 
@@ -126,11 +146,17 @@ def promote(version: ModelVersion, by_id: str | None, reason: str) -> Promotion:
 
 
 def version_before(live: ModelVersion) -> ModelVersion | None:
-    """Return the version that was live most recently before `live` and may be again, or None: what a rollback promotes."""
+    """Return the version that was live most recently before `live` and may be again, or None: what
+    a rollback promotes.
+    """
     return db.session.scalar(
         select(ModelVersion)
         .join(Promotion)
-        .where(Promotion.reads == live.reads, ModelVersion.id != live.id, ModelVersion.blocked_because.is_(None))
+        .where(
+            Promotion.reads == live.reads,
+            ModelVersion.id != live.id,
+            ModelVersion.blocked_because.is_(None),
+        )
         .order_by(Promotion.id.desc())
         .limit(1)
     )

@@ -14,7 +14,8 @@ from webapp.extensions import UtcDateTime, db, utc_now
 class Worker(db.Model):
     """A worker process that reports itself every few seconds, on the database's clock.
 
-    `delivered_at` is when the broker last brought it a message: the proof, in SQL, that the broker works.
+    `delivered_at` is when the broker last brought it a message: the proof, in SQL, that the broker
+    works.
     """
 
     id: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -60,10 +61,12 @@ class Act(StrEnum):
 
 
 class AuditEvent(db.Model):
-    """One act. The table is append-only: a migration gives it triggers that refuse to change or delete a row.
+    """One act. The table is append-only: a migration gives it triggers that refuse to change or
+    delete a row.
 
-    So it holds ids and no names, and no foreign keys: it outlives the people and things that it speaks of. `actor_id` is empty where nobody
-    was logged in; `address` is the client's, or "command line".
+    So it holds ids and no names, and no foreign keys: it outlives the people and things that it
+    speaks of. `actor_id` is empty where nobody was logged in; `address` is the client's, or
+    "command line".
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -73,4 +76,6 @@ class AuditEvent(db.Model):
     object_id: Mapped[str | None] = mapped_column(String(32))
     address: Mapped[str] = mapped_column(String(45))
 
-    __table_args__ = tuple(Index(None, column, "id") for column in ("act", "actor_id", "object_id", "address"))
+    __table_args__ = tuple(
+        Index(None, column, "id") for column in ("act", "actor_id", "object_id", "address")
+    )

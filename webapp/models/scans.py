@@ -7,7 +7,18 @@ from enum import StrEnum
 from typing import Any
 
 from flask import current_app
-from sqlalchemy import JSON, BigInteger, ColumnElement, ForeignKey, Index, String, false, func, select, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    String,
+    false,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
@@ -23,27 +34,38 @@ ORIGINAL_REMOVED = "The submitted file is not kept any longer, so it cannot be r
 class Scan(Leased, db.Model):
     """What a person submitted, one slice or a series of them; the queue of the predict workers.
 
-    Its original is one stored file: the slice, a multi-frame file, or the files of a series in an uncompressed ZIP.
+    Its original is one stored file: the slice, a multi-frame file, or the files of a series in an
+    uncompressed ZIP.
     """
 
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
     title: Mapped[str] = mapped_column(String(80), default="")
     kind: Mapped[str] = mapped_column(String(16))  # What its bytes are: png, jpeg, dicom or nifti.
-    slice_count: Mapped[int] = mapped_column(default=1, server_default="1")  # As its headers say; fewer may be readable.
-    size: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # Bytes of its original.
-    stat: Mapped[bool] = mapped_column(default=False, server_default=false())  # Read before all others.
+    # As its headers say; fewer may be readable.
+    slice_count: Mapped[int] = mapped_column(default=1, server_default="1")
+    # Bytes of its original.
+    size: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    # Read before all others.
+    stat: Mapped[bool] = mapped_column(default=False, server_default=false())
     # What was found while it was taken in; sentences for its owner.
     notes: Mapped[list[str] | None] = mapped_column(JSON)
     original_key: Mapped[str] = mapped_column(String(200))
-    original_removed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # When it was too old to be kept (KEEP_ORIGINALS_DAYS).
-    image_key: Mapped[str | None] = mapped_column(String(200))  # The slice as the page shows it; the worker makes it.
+    # When it was too old to be kept (KEEP_ORIGINALS_DAYS).
+    original_removed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # The slice as the page shows it; the worker makes it.
+    image_key: Mapped[str | None] = mapped_column(String(200))
     thumbnail_key: Mapped[str | None] = mapped_column(String(200))
-    volume_key: Mapped[str | None] = mapped_column(String(200))  # All slices of a series for the viewer (`ml.volume`).
-    not_head_ct: Mapped[float | None]  # 0 to 1; set where it failed because it does not look like a head CT.
-    forced_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # When its owner said to score it anyway.
-    # What its prediction says, once more here for the orders of the worklist; as long as it has none, it comes last in each.
+    # All slices of a series for the viewer (`ml.volume`).
+    volume_key: Mapped[str | None] = mapped_column(String(200))
+    # 0 to 1; set where it failed because it does not look like a head CT.
+    not_head_ct: Mapped[float | None]
+    # When its owner said to score it anyway.
+    forced_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    # What its prediction says, once more here for the orders of the worklist; as long as it has
+    # none, it comes last in each.
     risk: Mapped[float] = mapped_column(default=0.0, server_default="0")  # The probability.
-    margin: Mapped[float] = mapped_column(default=1.0, server_default="1")  # How far that lies from the threshold.
+    # How far that lies from the threshold.
+    margin: Mapped[float] = mapped_column(default=1.0, server_default="1")
     user: Mapped[User] = relationship()
     prediction: Mapped[Prediction | None] = relationship(back_populates="scan")
     history: Mapped[list[Attempt]] = relationship(order_by=Attempt.id, passive_deletes=True)
@@ -51,8 +73,17 @@ class Scan(Leased, db.Model):
     __table_args__ = (
         Index(None, "status", "queued_at"),
         Index(None, "user_id", "created_at"),
-        # The queue as claims go through it, from person to person. Scans that have ended are not in it.
-        Index("ix_scan_queue", "user_id", stat.desc(), "queued_at", "id", postgresql_where=_QUEUED, sqlite_where=_QUEUED),
+        # The queue as claims go through it, from person to person. Scans that have ended are not in
+        # it.
+        Index(
+            "ix_scan_queue",
+            "user_id",
+            stat.desc(),
+            "queued_at",
+            "id",
+            postgresql_where=_QUEUED,
+            sqlite_where=_QUEUED,
+        ),
     )
 
     @classmethod
@@ -72,9 +103,14 @@ class Scan(Leased, db.Model):
 
     @property
     def may_be_forced(self) -> bool:
-        """True where it failed only because it does not look like a head CT, which its owner may know better."""
+        """True where it failed only because it does not look like a head CT, which its owner may
+        know better.
+        """
         return (
-            self.status == JobStatus.FAILED and self.not_head_ct is not None and self.forced_at is None and self.original_removed_at is None
+            self.status == JobStatus.FAILED
+            and self.not_head_ct is not None
+            and self.forced_at is None
+            and self.original_removed_at is None
         )
 
 
@@ -87,7 +123,9 @@ class Order(StrEnum):
 
     @property
     def columns(self) -> tuple[ColumnElement[Any] | InstrumentedAttribute[Any], ...]:
-        """What scans are ordered by; urgent ones come first in the orders of those who have to choose. Each is an index of one's scans."""
+        """What scans are ordered by; urgent ones come first in the orders of those who have to
+        choose. Each is an index of one's scans.
+        """
         newest = (Scan.created_at.desc(), Scan.id)
         if self is Order.RISK:
             return (Scan.stat.desc(), Scan.risk.desc(), *newest)
@@ -96,44 +134,83 @@ class Order(StrEnum):
         return newest
 
 
-# For worklists by risk and by uncertainty. Here, because a text in place of the inherited column is another index to Alembic on SQLite.
-Index("ix_scan_risk", Scan.user_id, Scan.stat.desc(), Scan.risk.desc(), Scan.created_at.desc(), Scan.id)
-Index("ix_scan_margin", Scan.user_id, Scan.stat.desc(), Scan.margin, Scan.created_at.desc(), Scan.id)
+# For worklists by risk and by uncertainty. Here, because a text in place of the inherited column is
+# another index to Alembic on SQLite.
+Index(
+    "ix_scan_risk",
+    Scan.user_id,
+    Scan.stat.desc(),
+    Scan.risk.desc(),
+    Scan.created_at.desc(),
+    Scan.id,
+)
+Index(
+    "ix_scan_margin", Scan.user_id, Scan.stat.desc(), Scan.margin, Scan.created_at.desc(), Scan.id
+)
 
 
 def urgent_room(user_id: str) -> int:
-    """Return how many more urgent scans that person may have waiting: as many until the caller commits, for their row is locked."""
-    # Without keys: rows that refer to this person may be written meanwhile. SQLite has one writer at a time.
+    """Return how many more urgent scans that person may have waiting: as many until the caller
+    commits, for their row is locked.
+    """
+    # Without keys: rows that refer to this person may be written meanwhile. SQLite has one writer
+    # at a time.
     db.session.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
     waits = Scan.stat & Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
-    urgent = db.session.scalar(select(func.count()).select_from(Scan).where(Scan.user_id == user_id, waits)) or 0
+    urgent = (
+        db.session.scalar(
+            select(func.count()).select_from(Scan).where(Scan.user_id == user_id, waits)
+        )
+        or 0
+    )
     return int(max(0, current_app.config["MAX_STAT"] - urgent))
 
 
 def _in_turn(scan_id: str) -> dict[str, Any]:
-    """Return the columns of a scan that is asked for again: it is urgent no more if its owner has too many such by now."""
-    scan = db.session.execute(select(Scan.user_id, Scan.stat, Scan.notes).where(Scan.id == scan_id)).one_or_none()
+    """Return the columns of a scan that is asked for again: it is urgent no more if its owner has
+    too many such by now.
+    """
+    scan = db.session.execute(
+        select(Scan.user_id, Scan.stat, Scan.notes).where(Scan.id == scan_id)
+    ).one_or_none()
     if scan is None or not scan.stat or urgent_room(scan.user_id):
         return {}
     return {"stat": False, "notes": [*(scan.notes or []), IN_ITS_TURN]}
 
 
 def force(scan_id: str, user_id: str) -> bool:
-    """Queue a refused scan of that user again, to be scored whatever it looks like; False where there is nothing to overrule.
+    """Queue a refused scan of that user again, to be scored whatever it looks like; False where
+    there is nothing to overrule.
 
     The caller commits and nudges.
     """
-    refused = (Scan.status == JobStatus.FAILED) & Scan.not_head_ct.is_not(None) & Scan.forced_at.is_(None)
+    refused = (
+        (Scan.status == JobStatus.FAILED) & Scan.not_head_ct.is_not(None) & Scan.forced_at.is_(None)
+    )
     may_be_read = (Scan.user_id == user_id) & Scan.original_removed_at.is_(None)
-    return queue_again(Scan, Scan.id == scan_id, may_be_read, refused, forced_at=database_now(), **_in_turn(scan_id))
+    return queue_again(
+        Scan,
+        Scan.id == scan_id,
+        may_be_read,
+        refused,
+        forced_at=database_now(),
+        **_in_turn(scan_id),
+    )
 
 
 def retry(scan_id: str) -> bool:
-    """Queue a failed or cancelled scan again, as if nobody had looked at it; False where it is neither, or its original is not kept.
+    """Queue a failed or cancelled scan again, as if nobody had looked at it; False where it is
+    neither, or its original is not kept.
 
     The caller commits and nudges.
     """
-    return queue_again(Scan, Scan.id == scan_id, Scan.original_removed_at.is_(None), not_head_ct=None, **_in_turn(scan_id))
+    return queue_again(
+        Scan,
+        Scan.id == scan_id,
+        Scan.original_removed_at.is_(None),
+        not_head_ct=None,
+        **_in_turn(scan_id),
+    )
 
 
 class Prediction(db.Model):
@@ -147,10 +224,12 @@ class Prediction(db.Model):
     positive: Mapped[bool]
     uncertain: Mapped[bool]
     warnings: Mapped[list[str]] = mapped_column(JSON)
-    slices: Mapped[list[float]] = mapped_column(JSON)  # A probability for each slice, in anatomical order.
+    # A probability for each slice, in anatomical order.
+    slices: Mapped[list[float]] = mapped_column(JSON)
     # Which of a series' slices to look at first; counted from 0.
     first_slices: Mapped[list[int] | None] = mapped_column(JSON)
-    # The types of bleeding that its model tells: name -> {"probability": of the scan, "slices": one for each slice}; none in what has none.
+    # The types of bleeding that its model tells: name -> {"probability": of the scan, "slices": one
+    # for each slice}; none in what has none.
     types: Mapped[dict[str, dict[str, Any]] | None] = mapped_column(JSON)
     seconds: Mapped[float]  # This scan's share of its batch's time in the model.
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
@@ -165,18 +244,31 @@ class Prediction(db.Model):
 
 
 class Heatmap(Leased, db.Model):
-    """The picture of where the model looked, drawn after the verdict is told; it is claimed like any job."""
+    """The picture of where the model looked, drawn after the verdict is told; it is claimed like
+    any job.
+    """
 
-    prediction_id: Mapped[str] = mapped_column(ForeignKey("prediction.id", ondelete="CASCADE"), unique=True)
-    user_id: Mapped[str] = mapped_column(String(32), server_default=text("''"))  # Whose scan it is, once more for the index of the queue.
-    image_key: Mapped[str | None] = mapped_column(String(200))  # Of the slice that `Scan.image_key` shows.
+    prediction_id: Mapped[str] = mapped_column(
+        ForeignKey("prediction.id", ondelete="CASCADE"), unique=True
+    )
+    # Whose scan it is, once more for the index of the queue.
+    user_id: Mapped[str] = mapped_column(String(32), server_default=text("''"))
+    # Of the slice that `Scan.image_key` shows.
+    image_key: Mapped[str | None] = mapped_column(String(200))
     # Which of a series' slices are drawn, each as `heatmaps/<id>.<index>.png`.
     slices: Mapped[list[int] | None] = mapped_column(JSON)
     prediction: Mapped[Prediction] = relationship(back_populates="heatmap")
 
     __table_args__ = (
         Index(None, "status", "queued_at"),
-        Index("ix_heatmap_queue", "user_id", "queued_at", "id", postgresql_where=_QUEUED, sqlite_where=_QUEUED),
+        Index(
+            "ix_heatmap_queue",
+            "user_id",
+            "queued_at",
+            "id",
+            postgresql_where=_QUEUED,
+            sqlite_where=_QUEUED,
+        ),
     )
 
     @classmethod
@@ -186,7 +278,9 @@ class Heatmap(Leased, db.Model):
 
 
 def result_of(scan: Scan) -> dict[str, Any] | None:
-    """Return what the API tells of a verdict, or None where there is none yet (its URL fields are the caller's)."""
+    """Return what the API tells of a verdict, or None where there is none yet (its URL fields are
+    the caller's).
+    """
     prediction = scan.prediction
     if prediction is None:
         return None
@@ -198,10 +292,17 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
         "probability": prediction.probability,
         "threshold": prediction.threshold,
         "warnings": prediction.warnings,
-        "model_version": {"id": prediction.model_version_id, "architecture": prediction.model_version.architecture},
+        "model_version": {
+            "id": prediction.model_version_id,
+            "architecture": prediction.model_version.architecture,
+        },
         "types": {name: told["probability"] for name, told in types.items()},
         "slices": [
-            {"index": index, "probability": value, "types": {name: told["slices"][index] for name, told in types.items()}}
+            {
+                "index": index,
+                "probability": value,
+                "types": {name: told["slices"][index] for name, told in types.items()},
+            }
             for index, value in enumerate(prediction.slices)
         ],
         "first_slices": prediction.first_slices or [],

@@ -1,7 +1,8 @@
-"""Python loads this at the start of every process that has this folder on PYTHONPATH: how chaos gets into a worker without a hook in it.
+"""Python loads this at the start of every process that has this folder on PYTHONPATH: how chaos
+gets into a worker without a hook in it.
 
-`CHAOS_CLOCK_S` sets the clock of the process ahead by so many seconds. `CHAOS_POISON_PX` kills the process, as a crash in a decoder
-would, when it reads a PNG that is so many pixels wide.
+`CHAOS_CLOCK_S` sets the clock of the process ahead by so many seconds. `CHAOS_POISON_PX` kills the
+process, as a crash in a decoder would, when it reads a PNG that is so many pixels wide.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def set_clock_ahead(by_s: float) -> None:
-    """Let `time.time` and `datetime.now` tell another time; code that is compiled against C keeps the true one."""
+    """Let `time.time` and `datetime.now` tell another time; code that is compiled against C keeps
+    the true one.
+    """
     true_time, true_time_ns = time.time, time.time_ns
 
     class AnyDatetime(type):

@@ -1,7 +1,9 @@
-"""Pictures that are no head CT, by family: what the check "this does not look like a head CT" is fitted to and measured on.
+"""Pictures that are no head CT, by family: what the check "this does not look like a head CT" is
+fitted to and measured on.
 
-Drawn ones (`drawn`), phantoms of other anatomy and other modalities (`anatomy`), and the sample pictures that come with scikit-learn,
-scikit-image and pydicom (`samples`). Nothing of them is stored: the same seed draws the same picture.
+Drawn ones (`drawn`), phantoms of other anatomy and other modalities (`anatomy`), and the sample
+pictures that come with scikit-learn, scikit-image and pydicom (`samples`). Nothing of them is
+stored: the same seed draws the same picture.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 def oddities(family: str, n: int, seed: int) -> Iterator[Oddity]:
-    """Yield pictures of a family: `n` where they are made; of samples as many as there are, at most `n`.
+    """Yield pictures of a family: `n` where they are made; of samples as many as there are, at most
+    `n`.
 
     Raises:
         KeyError: there is no such family.

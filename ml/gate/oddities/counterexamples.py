@@ -1,7 +1,9 @@
-"""Pictures that are almost heads and none: what the check learns from besides the families, so that it meets unknown ones well.
+"""Pictures that are almost heads and none: what the check learns from besides the families, so that
+it meets unknown ones well.
 
-From a head: its bone made dark, its inside replaced, its parts shuffled, its outline stretched. From nothing: bodies of random
-ellipses, textures and bones. None of them is anatomy or a modality, so what is measured on families stays a test of the unknown.
+From a head: its bone made dark, its inside replaced, its parts shuffled, its outline stretched.
+From nothing: bodies of random ellipses, textures and bones. None of them is anatomy or a modality,
+so what is measured on families stays a test of the unknown.
 """
 
 from __future__ import annotations
@@ -18,27 +20,39 @@ Maker = Callable[[np.random.Generator, FloatArray], FloatArray]
 
 
 def of_head(rng: np.random.Generator, head: FloatArray) -> Slice:
-    """Return a counterexample made of a head as a model sees it, float32 (size, size) in 0..1, 0 outside."""
-    enlarged = np.asarray(cv2.resize(head, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR), np.float32)
+    """Return a counterexample made of a head as a model sees it, float32 (size, size) in 0..1, 0
+    outside.
+    """
+    enlarged = np.asarray(
+        cv2.resize(head, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR), np.float32
+    )
     made = MAKERS[int(rng.integers(len(MAKERS)))](rng, enlarged)
     noisy = made + rng.normal(0, rng.choice([0.0, 0.01, 0.04]), made.shape)
     return Slice(np.clip(noisy, 0, 1).astype(np.float32), "display")
 
 
 def dark_bone(rng: np.random.Generator, head: FloatArray) -> FloatArray:
-    """Greys on another curve, on which bone is no brighter than brain: as another modality might show a head."""
+    """Greys on another curve, on which bone is no brighter than brain: as another modality might
+    show a head.
+    """
     soft = np.sort(rng.uniform(0.15, 1, 4))
     if rng.random() < 0.5:
         soft = soft[::-1]
     bone = rng.uniform(0, max(0.05, soft.mean() - 0.1))
     greys = np.array([0, 0.08, 0.25, 0.4, 0.55, 0.75, 0.92, 1])
     curve = np.array([0, rng.uniform(0, 1), *soft, bone, bone])
-    return np.asarray(np.interp(cv2.GaussianBlur(head, (0, 0), rng.uniform(0.4, 1.5)), greys, curve), np.float32)
+    return np.asarray(
+        np.interp(cv2.GaussianBlur(head, (0, 0), rng.uniform(0.4, 1.5)), greys, curve), np.float32
+    )
 
 
 def other_inside(rng: np.random.Generator, head: FloatArray) -> FloatArray:
     """A shell that encloses something else: black, white, clouds, blobs."""
-    inside = cv2.erode((head > 0.02).astype(np.uint8), np.ones((5, 5), np.uint8), iterations=int(rng.integers(5, 12))).astype(bool)
+    inside = cv2.erode(
+        (head > 0.02).astype(np.uint8),
+        np.ones((5, 5), np.uint8),
+        iterations=int(rng.integers(5, 12)),
+    ).astype(bool)
     kind = rng.integers(4)
     if kind == 0:
         content = np.full(head.shape, rng.choice([0.0, 1.0]))
@@ -55,7 +69,11 @@ def shuffled(rng: np.random.Generator, head: FloatArray) -> FloatArray:
     """The parts of a head in another order."""
     parts = int(rng.integers(2, 6))
     step = SIDE // parts
-    tiles = [head[r * step : (r + 1) * step, c * step : (c + 1) * step] for r in range(parts) for c in range(parts)]
+    tiles = [
+        head[r * step : (r + 1) * step, c * step : (c + 1) * step]
+        for r in range(parts)
+        for c in range(parts)
+    ]
     order = rng.permutation(len(tiles))
     return np.block([[tiles[order[r * parts + c]] for c in range(parts)] for r in range(parts)])
 
@@ -64,7 +82,9 @@ def stretched(rng: np.random.Generator, head: FloatArray) -> FloatArray:
     """A head twice as long as a head can be, upright or lying."""
     longer = rng.uniform(1.9, 3)
     size = (SIDE, int(SIDE / longer)) if rng.random() < 0.7 else (int(SIDE / longer), SIDE)
-    thin = cv2.resize(np.rot90(head) if size[0] > size[1] else head, size, interpolation=cv2.INTER_AREA)
+    thin = cv2.resize(
+        np.rot90(head) if size[0] > size[1] else head, size, interpolation=cv2.INTER_AREA
+    )
     above, beside = SIDE - size[1], SIDE - size[0]
     margins = above // 2, above - above // 2, beside // 2, beside - beside // 2
     return np.asarray(cv2.copyMakeBorder(thin, *margins, cv2.BORDER_CONSTANT, value=0), np.float32)
@@ -81,13 +101,16 @@ def body(rng: np.random.Generator, head: FloatArray) -> FloatArray:
 
     def inside(middle_x: float, middle_y: float, wide: float, high: float) -> FloatArray:
         angle = np.arctan2((y - middle_y) / high, (x - middle_x) / wide)
-        ripple = sum(rng.normal(0, 0.05 / k) * np.cos(k * angle + rng.uniform(0, 6)) for k in (2, 3, 5))
+        ripple = sum(
+            rng.normal(0, 0.05 / k) * np.cos(k * angle + rng.uniform(0, 6)) for k in (2, 3, 5)
+        )
         return np.asarray(np.hypot((x - middle_x) / wide, (y - middle_y) / high) < 1 + ripple)
 
     values = np.full((SIDE, SIDE), rng.choice([0.0, 0.0, rng.uniform(0, 1)]))
     wide, high = rng.uniform(0.4, 0.95, 2)
     layers = rng.uniform(0.1, 1, int(rng.integers(1, 4)))
-    layers[-1] = max(layers[-1], layers[0] - 0.05)  # the outermost is not the brightest, as bone would be
+    # the outermost is not the brightest, as bone would be
+    layers[-1] = max(layers[-1], layers[0] - 0.05)
     for number, grey in enumerate(layers):
         shrink = 1 - number * rng.uniform(0.03, 0.2)
         values[inside(0, 0, wide * shrink, high * shrink)] = grey
@@ -100,8 +123,12 @@ def body(rng: np.random.Generator, head: FloatArray) -> FloatArray:
             values[where] = 1
             values[inside(middle[0], middle[1], radius * 0.6, radius * 0.6)] = rng.uniform(0.2, 0.9)
     if rng.random() < 0.5:
-        values = values * (1 + (_clouds(rng, int(rng.integers(3, 60)), 0.3) - 0.5) * rng.uniform(0.2, 1.5))
-    return np.asarray(cv2.GaussianBlur(values.astype(np.float32), (0, 0), rng.choice([0.6, 1.0, 4.0])), np.float32)
+        values = values * (
+            1 + (_clouds(rng, int(rng.integers(3, 60)), 0.3) - 0.5) * rng.uniform(0.2, 1.5)
+        )
+    return np.asarray(
+        cv2.GaussianBlur(values.astype(np.float32), (0, 0), rng.choice([0.6, 1.0, 4.0])), np.float32
+    )
 
 
 def texture(rng: np.random.Generator, head: FloatArray) -> FloatArray:
@@ -110,7 +137,18 @@ def texture(rng: np.random.Generator, head: FloatArray) -> FloatArray:
     return np.where(head > 0.02, values, 0) if rng.random() < 0.4 else values
 
 
-MAKERS: tuple[Maker, ...] = (dark_bone, dark_bone, other_inside, shuffled, stretched, inverted, body, body, body, texture)
+MAKERS: tuple[Maker, ...] = (
+    dark_bone,
+    dark_bone,
+    other_inside,
+    shuffled,
+    stretched,
+    inverted,
+    body,
+    body,
+    body,
+    texture,
+)
 
 
 def _clouds(rng: np.random.Generator, cells: int, contrast: float) -> FloatArray:

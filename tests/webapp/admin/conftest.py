@@ -1,4 +1,6 @@
-"""What the tests of the administrator's pages share: rows to show, a filled card, and a browser of an admin."""
+"""What the tests of the administrator's pages share: rows to show, a filled card, and a browser of
+an admin.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,21 @@ EXPLORATION = {
     "patients": 0,
     "groups": 11,
     "near_duplicates": [["a.png", "b.png"]],
-    "sizes": {"width": {"min": 100, "median": 128, "max": 256}, "height": {"min": 100, "median": 130, "max": 200}},
+    "sizes": {
+        "width": {"min": 100, "median": 128, "max": 256},
+        "height": {"min": 100, "median": 130, "max": 200},
+    },
     "modes": {"L": 10, "RGB": 2},
     "problems": ["c.png is <broken>."],
 }
-PAGES = ("/admin", "/admin/datasets", "/admin/runs", "/admin/runs/new", "/admin/models", "/admin/users")
+PAGES = (
+    "/admin",
+    "/admin/datasets",
+    "/admin/runs",
+    "/admin/runs/new",
+    "/admin/models",
+    "/admin/users",
+)
 
 
 def figure(value: float | None, **more: Any) -> dict[str, Any]:
@@ -37,7 +49,9 @@ def figure(value: float | None, **more: Any) -> dict[str, Any]:
 
 
 def a_card(**changes: Any) -> dict[str, Any]:
-    """A hand-made model card; its operating point is at false positive rate 0.1 and sensitivity 0.9."""
+    """A hand-made model card; its operating point is at false positive rate 0.1 and sensitivity
+    0.9.
+    """
     metrics = {
         "accuracy": figure(0.9, low=0.85, high=0.94),
         "sensitivity": figure(0.9, low=0.84, high=0.95),
@@ -106,7 +120,9 @@ def add_version(card_id: str, **columns: Any) -> str:
 
 def add_dataset(name: str, status: JobStatus = JobStatus.DONE, **columns: Any) -> str:
     """Commit a data set and return its id."""
-    dataset: Dataset = add(Dataset(name=name, status=status, archive_key=f"datasets/{name}.zip", **columns))
+    dataset: Dataset = add(
+        Dataset(name=name, status=status, archive_key=f"datasets/{name}.zip", **columns)
+    )
     return dataset.id
 
 
@@ -114,7 +130,14 @@ def add_run(status: JobStatus, **columns: Any) -> str:
     """Commit a training run and return its id."""
     run: TrainingRun = add(
         TrainingRun(
-            **{"architecture": "alexnet_svm", "settings": {"folds": 5}, "initial_weights": "random", "seed": 7, **columns}, status=status
+            **{
+                "architecture": "alexnet_svm",
+                "settings": {"folds": 5},
+                "initial_weights": "random",
+                "seed": 7,
+                **columns,
+            },
+            status=status,
         )
     )
     return run.id

@@ -15,33 +15,84 @@ from webapp.extensions import db, utc_now
 from webapp.models import JobStatus, ModelVersion
 
 CONTROLS = [
-    {"name": "permuted", "auroc": figure(0.512, low=0.47, high=0.55, n=20), "lower_99": 0.47, "seconds": 34.0, "how": "Mean over <20>."},
-    {"name": "metadata", "auroc": figure(0.83), "accuracy": figure(0.79), "seconds": 2.0, "how": "A random forest."},
+    {
+        "name": "permuted",
+        "auroc": figure(0.512, low=0.47, high=0.55, n=20),
+        "lower_99": 0.47,
+        "seconds": 34.0,
+        "how": "Mean over <20>.",
+    },
+    {
+        "name": "metadata",
+        "auroc": figure(0.83),
+        "accuracy": figure(0.79),
+        "seconds": 2.0,
+        "how": "A random forest.",
+    },
     {"name": "leaked", "skipped": "There are too <few> images."},
-    {"name": "random_weights", "auroc": figure(None, reason="one class is missing"), "accuracy": figure(0.7), "seconds": 600.0, "how": "x"},
+    {
+        "name": "random_weights",
+        "auroc": figure(None, reason="one class is missing"),
+        "accuracy": figure(0.7),
+        "seconds": 600.0,
+        "how": "x",
+    },
 ]
 BAND = {
-    "slice": {"npv": {"value": 0.99, "n": 80}, "ppv": {"value": 0.875, "n": 64}, "uncertain": {"value": 0.28, "n": 200}},
-    "patient": {"npv": {"value": None, "n": 0}, "ppv": {"value": 0.5, "n": 6}, "uncertain": {"value": 0.1, "n": 20}},
+    "slice": {
+        "npv": {"value": 0.99, "n": 80},
+        "ppv": {"value": 0.875, "n": 64},
+        "uncertain": {"value": 0.28, "n": 200},
+    },
+    "patient": {
+        "npv": {"value": None, "n": 0},
+        "ppv": {"value": 0.5, "n": 6},
+        "uncertain": {"value": 0.1, "n": 20},
+    },
 }
-HEAT_MAPS = {"hottest_beats_random": figure(0.912, low=0.85, high=0.96), "hottest_in_or_beside_mask": figure(None, reason="no outlines")}
+HEAT_MAPS = {
+    "hottest_beats_random": figure(0.912, low=0.85, high=0.96),
+    "hottest_in_or_beside_mask": figure(None, reason="no outlines"),
+}
 
 
 TYPES = {
-    "epidural": {"given": True, "slices": 96, "of_slices": 1492, "patients": 12, "of_patients": 49}
-    | {"slice": {"auroc": figure(0.814)}, "patient": {"auroc": figure(0.736), "auroc_among_bleeding": figure(0.49), "ece": figure(0.099)}},
-    "subdural": {"given": False, "slices": 9, "of_slices": 1492, "patients": 2, "of_patients": 49}
-    | {"scores": [{"probability": 0.341, "rank": 2, "of": 49}, {"probability": None, "rank": None, "of": 49}]},
+    "epidural": (
+        {"given": True, "slices": 96, "of_slices": 1492, "patients": 12, "of_patients": 49}
+        | {
+            "slice": {"auroc": figure(0.814)},
+            "patient": {
+                "auroc": figure(0.736),
+                "auroc_among_bleeding": figure(0.49),
+                "ece": figure(0.099),
+            },
+        }
+    ),
+    "subdural": (
+        {"given": False, "slices": 9, "of_slices": 1492, "patients": 2, "of_patients": 49}
+        | {
+            "scores": [
+                {"probability": 0.341, "rank": 2, "of": 49},
+                {"probability": None, "rank": None, "of": 49},
+            ]
+        }
+    ),
 }
 
 
 def full_card(**changes: Any) -> dict[str, Any]:
     """A card with everything that a training of today writes."""
-    patients = {"auroc": figure(0.777, low=0.7, high=0.85, n=20), "sensitivity": figure(None, reason="there is no image with hemorrhage")}
+    patients = {
+        "auroc": figure(0.777, low=0.7, high=0.85, n=20),
+        "sensitivity": figure(None, reason="there is no image with hemorrhage"),
+    }
     return a_card(
         **{
             "patient_metrics": patients,
-            "patient_metrics_by_dataset": {"head_ct": patients, "ct_<ich>": {"auroc": figure(0.666, n=9), "sensitivity": figure(1.0)}},
+            "patient_metrics_by_dataset": {
+                "head_ct": patients,
+                "ct_<ich>": {"auroc": figure(0.666, n=9), "sensitivity": figure(1.0)},
+            },
             "controls": CONTROLS,
             "band": BAND,
             "heat_maps": HEAT_MAPS,
@@ -69,11 +120,16 @@ def pages(app: Flask, admin: FlaskClient) -> tuple[str, str]:
     return admin.get(f"/admin/models/{version}").text, admin.get(f"/admin/runs/{run}").text
 
 
-def test_types_of_bleeding_stand_with_figures_and_few_patients_one_by_one(app: Flask, admin: FlaskClient, pages: tuple[str, str]) -> None:
+def test_types_of_bleeding_stand_with_figures_and_few_patients_one_by_one(
+    app: Flask, admin: FlaskClient, pages: tuple[str, str]
+) -> None:
     for page in pages:
         text = text_of(page)
         assert "Epidural 96 of 1492 12 of 49 0.814 0.736 0.490 0.099" in text
-        assert "Subdural not told 9 of 1492 2 of 49 Few patients. Each one’s probability: 34.1 % (rank 2 of 49), no answer." in text
+        assert (
+            "Subdural not told 9 of 1492 2 of 49 Few patients. Each one’s probability: 34.1 % (rank"
+            " 2 of 49), no answer." in text
+        )
     with app.app_context():
         without = add_version("card-two", card=a_card())
     assert "Type of bleeding" not in admin.get(f"/admin/models/{without}").text
@@ -82,8 +138,15 @@ def test_types_of_bleeding_stand_with_figures_and_few_patients_one_by_one(app: F
 def test_figures_stand_by_slice_and_by_patient_for_each_data_set(pages: tuple[str, str]) -> None:
     for page in pages:
         text = text_of(page)
-        assert "By slice" in text and "By patient" in text and "ct_<ich>" in text and "ct_<ich>" not in page
-        assert "AUROC 0.777 (0.700–0.850) 20 0.777 (0.700–0.850) 20 0.666 9" in text, "all, then each data set"
+        assert (
+            "By slice" in text
+            and "By patient" in text
+            and "ct_<ich>" in text
+            and "ct_<ich>" not in page
+        )
+        assert "AUROC 0.777 (0.700–0.850) 20 0.777 (0.700–0.850) 20 0.666 9" in text, (
+            "all, then each data set"
+        )
         assert "there is no image with hemorrhage" in text, "an undefined figure is its reason"
 
 
@@ -97,11 +160,15 @@ def test_controls_stand_beside_the_runs_own_figures(pages: tuple[str, str]) -> N
         assert "Random initial weights one class is missing 0.700 10 min" in text
 
 
-def test_both_thresholds_the_band_and_the_tests_of_heat_maps_are_shown(pages: tuple[str, str]) -> None:
+def test_both_thresholds_the_band_and_the_tests_of_heat_maps_are_shown(
+    pages: tuple[str, str],
+) -> None:
     for page in pages:
         text = text_of(page)
         assert "A slice is positive from 0.410 on It is uncertain from 0.300 to below 0.500" in text
-        assert "A series is positive from 0.222 on It is uncertain from 0.111 to below 0.333" in text
+        assert (
+            "A series is positive from 0.222 on It is uncertain from 0.111 to below 0.333" in text
+        )
         assert "Slice 99.0 % of 80 87.5 % of 64 28.0 % of 200" in text
         assert "Patient no answer there 50.0 % of 6 10.0 % of 20" in text
         assert "than covering a random tenth of the head 0.912 (0.850–0.960) of 200" in text
@@ -112,7 +179,10 @@ def test_a_card_of_an_old_version_says_what_it_lacks(app: Flask, admin: FlaskCli
     with app.app_context():
         old = add_version("old")
         off = add_version("off", card=a_card(settings={"controls": "none"}))
-    assert "This version was made before runs carried controls." in admin.get(f"/admin/models/{old}").text
+    assert (
+        "This version was made before runs carried controls."
+        in admin.get(f"/admin/models/{old}").text
+    )
     assert "They were switched off for this run." in admin.get(f"/admin/models/{off}").text
     text = text_of(admin.get(f"/admin/models/{old}").text)
     assert "A series is judged by the same" in text and "By patient" not in text
@@ -121,16 +191,28 @@ def test_a_card_of_an_old_version_says_what_it_lacks(app: Flask, admin: FlaskCli
 def test_why_a_version_is_blocked_stands_with_its_controls(app: Flask, admin: FlaskClient) -> None:
     sentence = "With labels permuted something leaks."
     with app.app_context():
-        id = add_version("leaky", card=full_card(blocked_because=sentence), blocked_because=sentence)
+        id = add_version(
+            "leaky", card=full_card(blocked_because=sentence), blocked_because=sentence
+        )
     text = text_of(admin.get(f"/admin/models/{id}").text)
     assert f"It may not be promoted. {sentence}" in text
     assert f"{sentence} So this version may not be promoted. Controls Run AUROC of slices" in text
 
 
-def test_differences_to_other_versions_are_seen_from_both_sides(app: Flask, admin: FlaskClient) -> None:
+def test_differences_to_other_versions_are_seen_from_both_sides(
+    app: Flask, admin: FlaskClient
+) -> None:
     differences = {
-        "slice": {"n": 200, "auroc": figure(0.012, low=-0.004, high=0.03), "accuracy": figure(-0.02, low=-0.05, high=0.01)},
-        "patient": {"n": 0, "auroc": figure(None, reason="one class is missing"), "accuracy": figure(None, reason="there is no image")},
+        "slice": {
+            "n": 200,
+            "auroc": figure(0.012, low=-0.004, high=0.03),
+            "accuracy": figure(-0.02, low=-0.05, high=0.01),
+        },
+        "patient": {
+            "n": 0,
+            "auroc": figure(None, reason="one class is missing"),
+            "accuracy": figure(None, reason="there is no image"),
+        },
     }
     with app.app_context():
         earlier = add_version("earlier-one", created_at=utc_now())
@@ -140,7 +222,11 @@ def test_differences_to_other_versions_are_seen_from_both_sides(app: Flask, admi
             created_at=utc_now(),
             comparisons=[
                 {"version_id": earlier, "card_id": "earlier-one", **differences},
-                {"version_id": nothing, "card_id": "no-answers", "reason": "These runs have no image in common."},
+                {
+                    "version_id": nothing,
+                    "card_id": "no-answers",
+                    "reason": "These runs have no image in common.",
+                },
             ],
         )
         assert db.session.get_one(ModelVersion, later).comparisons
@@ -148,8 +234,12 @@ def test_differences_to_other_versions_are_seen_from_both_sides(app: Flask, admi
     assert "earlier-one slice 200 +0.012 (−0.004 to +0.030) −0.020 (−0.050 to +0.010)" in text
     assert "patient 0 one class is missing there is no image" in text
     assert "no-answers These runs have no image in common." in text
-    assert "later-one slice 200 −0.012 (−0.030 to +0.004) +0.020 (−0.010 to +0.050)" in text_of(admin.get(f"/admin/models/{earlier}").text)
-    assert "later-one These runs have no image in common." in text_of(admin.get(f"/admin/models/{nothing}").text)
+    assert "later-one slice 200 −0.012 (−0.030 to +0.004) +0.020 (−0.010 to +0.050)" in text_of(
+        admin.get(f"/admin/models/{earlier}").text
+    )
+    assert "later-one These runs have no image in common." in text_of(
+        admin.get(f"/admin/models/{nothing}").text
+    )
 
 
 def test_a_version_that_was_compared_with_none_says_so(app: Flask, admin: FlaskClient) -> None:

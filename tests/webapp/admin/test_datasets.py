@@ -24,9 +24,12 @@ from webapp.storage import Storage, StorageError, storage
 class TestImport:
     def post(self, admin: FlaskClient, archive: io.BytesIO | None, name: str = "head_ct") -> Any:
         files = {} if archive is None else {"archive": FileStorage(archive, "set.zip")}
-        # Encoded here: werkzeug's client puts a large body into a temporary file and leaves it open.
+        # Encoded here: werkzeug's client puts a large body into a temporary file and leaves it
+        # open.
         boundary, body = encode_multipart({"name": name, **files})
-        return admin.post("/admin/datasets", data=body, content_type=f"multipart/form-data; boundary={boundary}")
+        return admin.post(
+            "/admin/datasets", data=body, content_type=f"multipart/form-data; boundary={boundary}"
+        )
 
     def test_a_zip_file_becomes_a_queued_data_set_and_the_spooled_file_is_gone(
         self, app: Flask, admin: FlaskClient, tmp_path: Path
@@ -53,7 +56,13 @@ class TestImport:
         ],
     )
     def test_a_refused_import_says_why_and_leaves_nothing(
-        self, app: Flask, admin: FlaskClient, tmp_path: Path, content: bytes | None, name: str, sentence: str
+        self,
+        app: Flask,
+        admin: FlaskClient,
+        tmp_path: Path,
+        content: bytes | None,
+        name: str,
+        sentence: str,
     ) -> None:
         answer = self.post(admin, None if content is None else io.BytesIO(content), name)
         assert answer.status_code == 400
@@ -71,7 +80,9 @@ class TestImport:
         assert "head_ct" in answer.text.split('role="alert"')[1].split("</p>")[0]
 
     @pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.CANCELLED])
-    def test_what_came_to_nothing_gives_its_name_away(self, app: Flask, admin: FlaskClient, status: JobStatus) -> None:
+    def test_what_came_to_nothing_gives_its_name_away(
+        self, app: Flask, admin: FlaskClient, status: JobStatus
+    ) -> None:
         with app.app_context():
             add_dataset("head_ct", status)
             storage.put("datasets/head_ct.zip", b"of no use")
@@ -80,7 +91,9 @@ class TestImport:
             assert db.session.scalars(select(Dataset)).one().status == "queued"
             assert not storage.exists("datasets/head_ct.zip")
 
-    def test_an_archive_over_the_limit_is_refused_with_the_limit(self, app: Flask, admin: FlaskClient) -> None:
+    def test_an_archive_over_the_limit_is_refused_with_the_limit(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
         app.config["MAX_DATASET_MB"] = 1
         answer = self.post(admin, io.BytesIO(bytes(3 * 2**20)))
         assert answer.status_code == 413
@@ -92,16 +105,26 @@ class TestImport:
 
     def test_the_form_with_its_csrf_token_is_accepted(self, app: Flask, admin: FlaskClient) -> None:
         app.config["WTF_CSRF_ENABLED"] = True
-        token = admin.get("/admin/datasets").text.split('name="csrf_token" value="')[1].split('"')[0]
+        token = (
+            admin.get("/admin/datasets").text.split('name="csrf_token" value="')[1].split('"')[0]
+        )
         data = {"name": "head_ct", "archive": (zip_of(a="b"), "set.zip"), "csrf_token": token}
-        assert admin.post("/admin/datasets", data=data, content_type="multipart/form-data").status_code == 302
+        assert (
+            admin.post("/admin/datasets", data=data, content_type="multipart/form-data").status_code
+            == 302
+        )
 
 
 class TestDatasets:
     def test_a_ready_data_set_shows_what_is_in_it(self, app: Flask, admin: FlaskClient) -> None:
         with app.app_context():
             storage.put("sheets/s.png", b"a picture")
-            id = add_dataset("mine", exploration=EXPLORATION, fingerprint="e" * 64, contact_sheet_key="sheets/s.png")
+            id = add_dataset(
+                "mine",
+                exploration=EXPLORATION,
+                fingerprint="e" * 64,
+                contact_sheet_key="sheets/s.png",
+            )
         page = admin.get(f"/admin/datasets/{id}").text
         for part in (
             "manifest",
@@ -116,14 +139,25 @@ class TestDatasets:
         assert "Shortcuts" not in page  # it was imported before there were probes
         sheet = admin.get(f"/admin/datasets/{id}/contact-sheet.png")
         assert (sheet.data, sheet.mimetype) == (b"a picture", "image/png")
-        again = admin.get(f"/admin/datasets/{id}/contact-sheet.png", headers={"If-None-Match": sheet.headers["ETag"]})
+        again = admin.get(
+            f"/admin/datasets/{id}/contact-sheet.png",
+            headers={"If-None-Match": sheet.headers["ETag"]},
+        )
         assert (again.status_code, again.data) == (304, b"")
         row = admin.get("/admin/datasets").text.split('id="datasets"')[1]
         assert ">12<" in row and ">5<" in row and ">7<" in row
 
-    def test_shortcuts_and_greys_of_a_data_set_are_shown(self, app: Flask, admin: FlaskClient) -> None:
+    def test_shortcuts_and_greys_of_a_data_set_are_shown(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
         figure = {"value": 0.83, "low": 0.75, "high": 0.9, "n": 12}
-        missing = {"value": None, "low": None, "high": None, "n": 1, "reason": "fewer than two groups of a class"}
+        missing = {
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": 1,
+            "reason": "fewer than two groups of a class",
+        }
         explored = {
             **EXPLORATION,
             "slices_per_patient": {"min": 1, "median": 2.5, "max": 4},
@@ -132,28 +166,55 @@ class TestDatasets:
             "types": {"epidural": {"slices": 6, "patients": 2}},
             "histograms": {"positive": [0.25, 0.75], "negative": []},
             "probes": [
-                {"name": "file <size>", "auroc": figure, "accuracy": figure, "majority": 0.58, "suspicious": True},
-                {"name": "border pixels", "auroc": missing, "accuracy": missing, "majority": None, "suspicious": False},
+                {
+                    "name": "file <size>",
+                    "auroc": figure,
+                    "accuracy": figure,
+                    "majority": 0.58,
+                    "suspicious": True,
+                },
+                {
+                    "name": "border pixels",
+                    "auroc": missing,
+                    "accuracy": missing,
+                    "majority": None,
+                    "suspicious": False,
+                },
             ],
         }
         with app.app_context():
             id = add_dataset("mine", exploration=explored)
         page = admin.get(f"/admin/datasets/{id}").text
-        shown = ("file &lt;size&gt;", "0.830<br>", "(0.750–0.900)", "0.580", "fewer than two groups of a class", "1–4, median 2.5")
-        shown += ("9: 4 with hemorrhage, 3 without, 2 without a label; 5 are labelled as wholes only", "6 slices, 2 patients")
+        shown = (
+            "file &lt;size&gt;",
+            "0.830<br>",
+            "(0.750–0.900)",
+            "0.580",
+            "fewer than two groups of a class",
+            "1–4, median 2.5",
+        )
+        shown += (
+            "9: 4 with hemorrhage, 3 without, 2 without a label; 5 are labelled as wholes only",
+            "6 slices, 2 patients",
+        )
         for part in shown:
             assert part in page
         assert page.count("above chance</td>") == 1
-        # A quarter and three quarters of the width; the higher share reaches the top, 170 px above the base line at 190.
+        # A quarter and three quarters of the width; the higher share reaches the top, 170 px above
+        # the base line at 190.
         assert '<polyline class="positive" points="167.0,133.3 397.0,20.0"' in page
         assert '<polyline class="negative"' not in page
 
-    def test_there_is_no_contact_sheet_before_the_worker_made_it(self, app: Flask, admin: FlaskClient) -> None:
+    def test_there_is_no_contact_sheet_before_the_worker_made_it(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
         with app.app_context():
             id = add_dataset("mine", JobStatus.QUEUED)
         assert admin.get(f"/admin/datasets/{id}/contact-sheet.png").status_code == 404
 
-    def test_a_failed_data_set_shows_its_sentence_and_ends_the_polling(self, app: Flask, admin: FlaskClient) -> None:
+    def test_a_failed_data_set_shows_its_sentence_and_ends_the_polling(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
         with app.app_context():
             id = add_dataset("mine", JobStatus.FAILED, error="The image 3.png is missing.")
         answer = admin.get(f"/admin/datasets/{id}/progress")
@@ -168,17 +229,29 @@ class TestDatasets:
         part = admin.get("/admin/datasets/progress")
         assert part.status_code == 200
         assert "25 % · Reading images" in part.text and "<html" not in part.text
-        assert admin.get("/admin/datasets/progress", headers={"If-None-Match": part.headers["ETag"]}).status_code == 304
+        assert (
+            admin.get(
+                "/admin/datasets/progress", headers={"If-None-Match": part.headers["ETag"]}
+            ).status_code
+            == 304
+        )
 
 
 class TestCancel:
     @pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.RUNNING])
-    def test_an_open_import_is_cancelled_and_its_archive_removed(self, app: Flask, admin: FlaskClient, status: JobStatus) -> None:
+    def test_an_open_import_is_cancelled_and_its_archive_removed(
+        self, app: Flask, admin: FlaskClient, status: JobStatus
+    ) -> None:
         with app.app_context():
-            id = add_dataset("mine", status, lease_owner="somebody" if status == JobStatus.RUNNING else None)
+            id = add_dataset(
+                "mine", status, lease_owner="somebody" if status == JobStatus.RUNNING else None
+            )
             storage.put("datasets/mine.zip", b"an archive")
         assert 'form="cancel-import"' in admin.get(f"/admin/datasets/{id}").text
-        assert "Its import was cancelled." in admin.post(f"/admin/datasets/{id}/cancel", follow_redirects=True).text
+        assert (
+            "Its import was cancelled."
+            in admin.post(f"/admin/datasets/{id}/cancel", follow_redirects=True).text
+        )
         with app.app_context():
             found = db.session.get_one(Dataset, id)
             assert (found.status, found.lease_owner) == ("cancelled", None)
@@ -189,30 +262,54 @@ class TestCancel:
             id = add_dataset("mine")
             storage.put("datasets/mine.zip", b"an archive")
         assert 'form="cancel-import"' not in admin.get(f"/admin/datasets/{id}").text
-        assert "This import has ended already." in admin.post(f"/admin/datasets/{id}/cancel", follow_redirects=True).text
+        assert (
+            "This import has ended already."
+            in admin.post(f"/admin/datasets/{id}/cancel", follow_redirects=True).text
+        )
         with app.app_context():
-            assert storage.exists("datasets/mine.zip") and db.session.get_one(Dataset, id).status == "done"
+            assert (
+                storage.exists("datasets/mine.zip")
+                and db.session.get_one(Dataset, id).status == "done"
+            )
 
 
 class TestDelete:
     @pytest.mark.parametrize("status", [JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED])
-    def test_a_data_set_that_no_run_used_goes_with_its_files(self, app: Flask, admin: FlaskClient, status: JobStatus) -> None:
+    def test_a_data_set_that_no_run_used_goes_with_its_files(
+        self, app: Flask, admin: FlaskClient, status: JobStatus
+    ) -> None:
         with app.app_context():
-            id = add_dataset("mine", status, contact_sheet_key="sheets/mine.png" if status == JobStatus.DONE else None)
-            for key in ("datasets/mine.zip", "sheets/mine.png") if status == JobStatus.DONE else ("datasets/mine.zip",):
+            id = add_dataset(
+                "mine",
+                status,
+                contact_sheet_key="sheets/mine.png" if status == JobStatus.DONE else None,
+            )
+            for key in (
+                ("datasets/mine.zip", "sheets/mine.png")
+                if status == JobStatus.DONE
+                else ("datasets/mine.zip",)
+            ):
                 storage.put(key, b"something")
         assert "Delete this data set" in admin.get(f"/admin/datasets/{id}").text
-        assert "The data set mine is deleted." in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
+        assert (
+            "The data set mine is deleted."
+            in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
+        )
         assert admin.get(f"/admin/datasets/{id}").status_code == 404
         with app.app_context():
             assert storage.keys("") == []
 
     @pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.RUNNING])
-    def test_one_that_is_being_imported_is_not_deleted(self, app: Flask, admin: FlaskClient, status: JobStatus) -> None:
+    def test_one_that_is_being_imported_is_not_deleted(
+        self, app: Flask, admin: FlaskClient, status: JobStatus
+    ) -> None:
         with app.app_context():
             id = add_dataset("mine", status)
         assert "Delete this data set" not in admin.get(f"/admin/datasets/{id}").text
-        assert "being imported; cancel that first" in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
+        assert (
+            "being imported; cancel that first"
+            in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
+        )
         with app.app_context():
             assert db.session.get(Dataset, id)
 
@@ -225,11 +322,16 @@ class TestDelete:
             id = add_dataset("mine")
             storage.put("datasets/mine.zip", b"an archive")
             add_run(status, datasets=[db.session.get_one(Dataset, id)])
-        assert "A training run used this data set" in browser.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
+        assert (
+            "A training run used this data set"
+            in browser.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
+        )
         with any_database_app.app_context():
             assert db.session.get(Dataset, id) and storage.exists("datasets/mine.zip")
 
-    def test_files_that_cannot_be_removed_now_are_told(self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_files_that_cannot_be_removed_now_are_told(
+        self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with app.app_context():
             id = add_dataset("mine")
 
@@ -237,4 +339,7 @@ class TestDelete:
             raise StorageError("A stored file cannot be removed.")
 
         monkeypatch.setattr(Storage, "delete", away)
-        assert "could not be removed now" in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
+        assert (
+            "could not be removed now"
+            in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
+        )

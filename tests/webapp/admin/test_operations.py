@@ -34,15 +34,37 @@ def test_stuck_and_running_jobs_are_told_apart(any_database_app: Flask) -> None:
 
         def add(letter: str, status: JobStatus, made_s: float, **columns: object) -> None:
             made = now - timedelta(seconds=made_s)
-            db.session.add(Dataset(id=letter * 32, name=letter, archive_key=letter, status=status, queued_at=made, **columns))
+            db.session.add(
+                Dataset(
+                    id=letter * 32,
+                    name=letter,
+                    archive_key=letter,
+                    status=status,
+                    queued_at=made,
+                    **columns,
+                )
+            )
 
         add("a", JobStatus.QUEUED, 400)
         add("b", JobStatus.QUEUED, 10)
-        add("c", JobStatus.RUNNING, 900, lease_owner="train-dead", lease_expires_at=now - timedelta(seconds=30))
-        alive = {"lease_owner": "train-alive", "lease_expires_at": now + timedelta(seconds=600), "stage": "Reading", "progress": 0.25}
+        add(
+            "c",
+            JobStatus.RUNNING,
+            900,
+            lease_owner="train-dead",
+            lease_expires_at=now - timedelta(seconds=30),
+        )
+        alive = {
+            "lease_owner": "train-alive",
+            "lease_expires_at": now + timedelta(seconds=600),
+            "stage": "Reading",
+            "progress": 0.25,
+        }
         add("d", JobStatus.RUNNING, 900, **alive)
         add("e", JobStatus.DONE, 900)
-        db.session.add(Worker(id="w", queue="train", host="hosty", pid=1, started_at=now, seen_at=now))
+        db.session.add(
+            Worker(id="w", queue="train", host="hosty", pid=1, started_at=now, seen_at=now)
+        )
         db.session.commit()
     page = browser.get("/admin/progress").text
     stuck, running = table(page, "stuck"), table(page, "running")
@@ -54,13 +76,17 @@ def test_stuck_and_running_jobs_are_told_apart(any_database_app: Flask) -> None:
     assert "hosty" in table(page, "workers")
 
 
-def test_a_worker_is_alive_while_the_database_clock_is_within_its_lease(app: Flask, admin: FlaskClient) -> None:
+def test_a_worker_is_alive_while_the_database_clock_is_within_its_lease(
+    app: Flask, admin: FlaskClient
+) -> None:
     with app.app_context():
         now = db.session.scalar(select(database_now()))
         assert now is not None
         for id, queue, age_s in (("a", PREDICT, 1), ("b", TRAIN, 600)):
             seen = now - timedelta(seconds=age_s)
-            db.session.add(Worker(id=id, queue=queue, host=f"host-{id}", pid=1, started_at=seen, seen_at=seen))
+            db.session.add(
+                Worker(id=id, queue=queue, host=f"host-{id}", pid=1, started_at=seen, seen_at=seen)
+            )
         db.session.commit()
     page = admin.get("/admin").text
     alive, silent = page.split("host-b")

@@ -15,16 +15,24 @@ from webapp.models import Dataset, JobStatus, ModelVersion, Role, User, promote
 
 
 class TestCheapness:
-    @pytest.mark.parametrize("page", ["/admin", "/admin/datasets", "/admin/runs", "/admin/models", "/admin/users"])
-    def test_a_long_list_costs_as_many_queries_as_a_short_one(self, app: Flask, admin: FlaskClient, page: str) -> None:
+    @pytest.mark.parametrize(
+        "page", ["/admin", "/admin/datasets", "/admin/runs", "/admin/models", "/admin/users"]
+    )
+    def test_a_long_list_costs_as_many_queries_as_a_short_one(
+        self, app: Flask, admin: FlaskClient, page: str
+    ) -> None:
         def add_one_of_each(number: int) -> None:
             with app.app_context():
                 run = add_run(
                     JobStatus.DONE,
                     datasets=[db.session.get_one(Dataset, add_dataset(f"set {number}"))],
-                    launched_by_id=db.session.scalars(select(User.id).where(User.username == "root")).one(),
+                    launched_by_id=db.session.scalars(
+                        select(User.id).where(User.username == "root")
+                    ).one(),
                 )
-                version = db.session.get_one(ModelVersion, add_version(f"card {number}", run_id=run))
+                version = db.session.get_one(
+                    ModelVersion, add_version(f"card {number}", run_id=run)
+                )
                 promote(version, None, "A reason.")
                 add(User(username=f"user{number}", password="p"))
 
@@ -53,7 +61,11 @@ class TestCheapness:
     def test_a_list_is_paged(self, app: Flask, admin: FlaskClient) -> None:
         with app.app_context():
             for number in range(30):
-                db.session.add(Dataset(name=f"set-{number:02}", status=JobStatus.DONE, archive_key="datasets/x.zip"))
+                db.session.add(
+                    Dataset(
+                        name=f"set-{number:02}", status=JobStatus.DONE, archive_key="datasets/x.zip"
+                    )
+                )
             db.session.commit()
         first, second = (admin.get(f"/admin/datasets?page={page}").text for page in (1, 2))
         assert first.count(">set-") == 25 and second.count(">set-") == 5

@@ -30,7 +30,9 @@ class TestPermissions:
         assert answer.location.startswith("/login")
 
     @pytest.mark.parametrize("page", PAGES)
-    def test_an_admin_sees_every_page_on_an_empty_database(self, admin: FlaskClient, page: str) -> None:
+    def test_an_admin_sees_every_page_on_an_empty_database(
+        self, admin: FlaskClient, page: str
+    ) -> None:
         assert admin.get(page).status_code == 200
 
     def test_a_user_finds_nothing_there(self, logged_in: LogIn) -> None:
@@ -52,9 +54,15 @@ class TestPermissions:
         assert admin.get(f"/admin/users/{NOBODY}/reset-link").status_code == 405
 
     @pytest.mark.parametrize("page", POSTS)
-    def test_a_post_without_a_csrf_token_changes_nothing(self, app: Flask, admin: FlaskClient, page: str) -> None:
+    def test_a_post_without_a_csrf_token_changes_nothing(
+        self, app: Flask, admin: FlaskClient, page: str
+    ) -> None:
         app.config["WTF_CSRF_ENABLED"] = True
-        answer = admin.post(page, data={"name": "x", "archive": (zip_of(a="b"), "x.zip")}, content_type="multipart/form-data")
+        answer = admin.post(
+            page,
+            data={"name": "x", "archive": (zip_of(a="b"), "x.zip")},
+            content_type="multipart/form-data",
+        )
         assert answer.status_code == 400
         with app.app_context():
             assert db.session.scalars(select(Dataset)).all() == []

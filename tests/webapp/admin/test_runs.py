@@ -33,7 +33,9 @@ def launch_data(*datasets: str, **changes: Any) -> dict[str, Any]:
 
 
 class TestLaunch:
-    def test_the_form_shows_the_catalogue_and_the_ready_data_sets(self, app: Flask, admin: FlaskClient) -> None:
+    def test_the_form_shows_the_catalogue_and_the_ready_data_sets(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
         with app.app_context():
             add_dataset("ready")
             add_dataset("unread", JobStatus.QUEUED)
@@ -43,14 +45,23 @@ class TestLaunch:
         assert "ready" in page and "unread" not in page
         assert 'value="random"' in page and 'value="imagenet' not in page
 
-    def test_a_run_is_queued_with_its_settings_as_the_catalogue_reads_them(self, app: Flask, admin: FlaskClient) -> None:
+    def test_a_run_is_queued_with_its_settings_as_the_catalogue_reads_them(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
         with app.app_context():
             one, two = add_dataset("one"), add_dataset("two")
         answer = admin.post("/admin/runs/new", data=launch_data(one, two))
         with app.app_context():
             run = db.session.scalars(select(TrainingRun)).one()
-            assert run.settings == ARCHITECTURES["alexnet_svm"].parse_settings({"layer": "conv4", "folds": 6})
-            assert (run.status, run.seed, run.initial_weights, run.architecture) == ("queued", 7, "random", "alexnet_svm")
+            assert run.settings == ARCHITECTURES["alexnet_svm"].parse_settings(
+                {"layer": "conv4", "folds": 6}
+            )
+            assert (run.status, run.seed, run.initial_weights, run.architecture) == (
+                "queued",
+                7,
+                "random",
+                "alexnet_svm",
+            )
             assert {dataset.name for dataset in run.datasets} == {"one", "two"}
             assert run.launched_by is not None and run.launched_by.username == "root"
         assert answer.location == f"/admin/runs/{run.id}"
@@ -95,16 +106,32 @@ class TestLaunch:
             weights.mkdir(parents=True)
             for name in ("alexnet_owt_imagenet_conv.npz", "alexnet-owt-7be5be79.pth"):
                 (weights / name).touch()
-            version = add_version("trained-here", architecture="alexnet_cells", run_id=add_run(JobStatus.DONE))
+            version = add_version(
+                "trained-here", architecture="alexnet_cells", run_id=add_run(JobStatus.DONE)
+            )
             dataset = add_dataset("one")
         page = admin.get("/admin/runs/new?architecture=alexnet_svm").text
-        offered = re.findall('<option (?:selected )?value="((?:imagenet|version|starter|random)[^"]*)"', page)
-        found = ["imagenet:alexnet_owt_imagenet_conv.npz", "imagenet:alexnet-owt-7be5be79.pth", "random", f"version:{version}"]
+        offered = re.findall(
+            '<option (?:selected )?value="((?:imagenet|version|starter|random)[^"]*)"', page
+        )
+        found = [
+            "imagenet:alexnet_owt_imagenet_conv.npz",
+            "imagenet:alexnet-owt-7be5be79.pth",
+            "random",
+            f"version:{version}",
+        ]
         assert [value for value in offered if not value.startswith("starter")] == found
         assert "Version trained-here (alexnet_cells) of " in page
-        assert admin.post("/admin/runs/new", data=launch_data(dataset, initial_weights=f"version:{version}")).status_code == 302
+        assert (
+            admin.post(
+                "/admin/runs/new", data=launch_data(dataset, initial_weights=f"version:{version}")
+            ).status_code
+            == 302
+        )
 
-    def test_both_starters_are_offered_where_they_ship(self, admin: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_both_starters_are_offered_where_they_ship(
+        self, admin: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for name in ("STARTER_DIR", "STARTER_SERIES_DIR"):
             folder = tmp_path / name
             folder.mkdir()
@@ -114,26 +141,39 @@ class TestLaunch:
         assert 'value="starter"' in page and 'value="starter-series"' in page
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
-    def test_every_architecture_is_launched_from_its_own_form(self, app: Flask, admin: FlaskClient, name: str) -> None:
+    def test_every_architecture_is_launched_from_its_own_form(
+        self, app: Flask, admin: FlaskClient, name: str
+    ) -> None:
         with app.app_context():
             dataset = add_dataset("one")
         page = admin.get(f"/admin/runs/new?architecture={name}").text
         settings = ARCHITECTURES[name].settings
         for setting in settings:
             assert page.count(f'name="setting_{setting.name}"') == 1
-        data = {"architecture": name, "datasets": [dataset], "seed": "0", "initial_weights": "random"}
+        data = {
+            "architecture": name,
+            "datasets": [dataset],
+            "seed": "0",
+            "initial_weights": "random",
+        }
         fields = {f"setting_{setting.name}": str(setting.default) for setting in settings}
         assert admin.post("/admin/runs/new", data={**data, **fields}).status_code == 302
         with app.app_context():
             run = db.session.scalars(select(TrainingRun)).one()
             assert run.settings == ARCHITECTURES[name].parse_settings({})
 
-    def test_settings_that_all_architectures_share_are_folded_away_unless_one_is_wrong(self, app: Flask, admin: FlaskClient) -> None:
+    def test_settings_that_all_architectures_share_are_folded_away_unless_one_is_wrong(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
         with app.app_context():
             dataset = add_dataset("one")
         page = admin.get("/admin/runs/new?architecture=alexnet_svm").text
         own, judging, preprocessing = page.split('<details class="fields">')
-        assert 'name="setting_kernel"' in own and 'name="setting_folds"' in judging and 'name="setting_window_level"' in preprocessing
+        assert (
+            'name="setting_kernel"' in own
+            and 'name="setting_folds"' in judging
+            and 'name="setting_window_level"' in preprocessing
+        )
         wrong = admin.post("/admin/runs/new", data=launch_data(dataset, setting_folds="99")).text
         assert wrong.count('<details class="fields" open>') == 1
 
@@ -144,25 +184,43 @@ class TestRun:
             id = add_run(JobStatus.QUEUED)
         page = admin.get(f"/admin/runs/{id}").text
         assert "It waits for a train worker." in page
-        assert f'hx-get="/admin/runs/{id}/progress"' in page and '<meta http-equiv="refresh"' in page
+        assert (
+            f'hx-get="/admin/runs/{id}/progress"' in page and '<meta http-equiv="refresh"' in page
+        )
 
-    def test_a_running_run_shows_stage_share_time_left_and_figures(self, app: Flask, admin: FlaskClient) -> None:
+    def test_a_running_run_shows_stage_share_time_left_and_figures(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
         with app.app_context():
-            id = add_run(JobStatus.RUNNING, stage="Fold 2 of 5", progress=0.42, eta_s=200.0, current_metrics={"auroc": 0.912})
+            id = add_run(
+                JobStatus.RUNNING,
+                stage="Fold 2 of 5",
+                progress=0.42,
+                eta_s=200.0,
+                current_metrics={"auroc": 0.912},
+            )
         part = admin.get(f"/admin/runs/{id}/progress")
         assert part.status_code == 200
         for text in ("Fold 2 of 5", "42 %", "about 3 min left", "AUROC", "0.912"):
             assert text in part.text
 
-    def test_an_open_run_is_cancelled_and_launched_again(self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_open_run_is_cancelled_and_launched_again(
+        self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         nudged: list[str] = []
         monkeypatch.setattr(runs, "nudge", lambda task: nudged.append(task) or True)
         with app.app_context():
             run_id = add_run(JobStatus.RUNNING)
             storage.put(f"checkpoints/{run_id}.zip", b"half a model")
         assert "Cancel this run" in admin.get(f"/admin/runs/{run_id}").text
-        assert "It was cancelled." in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
-        assert "has ended already" in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
+        assert (
+            "It was cancelled."
+            in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
+        )
+        assert (
+            "has ended already"
+            in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
+        )
         with app.app_context():
             assert storage.keys("checkpoints") == []
         for _ in range(2):
@@ -199,12 +257,17 @@ class TestRun:
             assert text in part.text
         assert "0.951" in admin.get("/admin/runs").text
 
-    def test_the_roc_curve_is_drawn_to_scale_without_styles(self, app: Flask, admin: FlaskClient) -> None:
+    def test_the_roc_curve_is_drawn_to_scale_without_styles(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
         with app.app_context():
             id = add_version("card-one")
         page = admin.get(f"/admin/models/{id}").text
         svg = page.split("<svg class=")[1].split("</svg>")[0]
         assert 'points="52.0,300.0 80.0,48.0 332.0,20.0"' in svg
-        assert 'cx="80.0" cy="48.0"' in svg  # The operating point of the confusion matrix lies on the curve.
-        assert "False positive rate" in svg and "True positive rate" in svg and 'class="chance"' in svg
+        # The operating point of the confusion matrix lies on the curve.
+        assert 'cx="80.0" cy="48.0"' in svg
+        assert (
+            "False positive rate" in svg and "True positive rate" in svg and 'class="chance"' in svg
+        )
         assert "style=" not in page and "<script>" not in page

@@ -17,7 +17,9 @@ from webapp.models.accounts import secret_hash
 
 
 class TestUsers:
-    def test_a_reset_link_is_shown_once_and_works_once(self, app: Flask, admin: FlaskClient, logged_in: LogIn) -> None:
+    def test_a_reset_link_is_shown_once_and_works_once(
+        self, app: Flask, admin: FlaskClient, logged_in: LogIn
+    ) -> None:
         logged_in("ann")
         with app.app_context():
             ann = db.session.scalars(select(User).where(User.username == "ann")).one().id
@@ -25,16 +27,22 @@ class TestUsers:
         older = admin.post(f"/admin/users/{ann}/reset-link")
         answer = admin.post(f"/admin/users/{ann}/reset-link")
         assert answer.headers["Cache-Control"] == "no-store"
-        old_path, path = ("/reset/" + page.text.split("/reset/")[1].split("<")[0] for page in (older, answer))
+        old_path, path = (
+            "/reset/" + page.text.split("/reset/")[1].split("<")[0] for page in (older, answer)
+        )
         with app.app_context():
             reset = db.session.scalars(select(PasswordReset)).one()  # The older link ended.
             assert reset.secret_hash == secret_hash(path.removeprefix("/reset/"))
-            assert reset.expires_at - reset.created_at >= timedelta(hours=app.config["RESET_LINK_HOURS"] - 1)
+            assert reset.expires_at - reset.created_at >= timedelta(
+                hours=app.config["RESET_LINK_HOURS"] - 1
+            )
         stranger = app.test_client()
         assert stranger.get(old_path).status_code == 404
         assert stranger.post(path, data={"password": "another long password"}).status_code == 302
         assert stranger.post(path, data={"password": "yet another password"}).status_code == 404
-        login = app.test_client().post("/login", data={"username": "ann", "password": "another long password"})
+        login = app.test_client().post(
+            "/login", data={"username": "ann", "password": "another long password"}
+        )
         assert login.status_code == 302
 
     def test_a_link_for_nobody_is_404(self, admin: FlaskClient) -> None:
@@ -42,19 +50,34 @@ class TestUsers:
 
 
 class TestAccess:
-    def test_who_is_disabled_is_out_at_once_and_in_again_when_enabled(self, app: Flask, admin: FlaskClient, logged_in: LogIn) -> None:
+    def test_who_is_disabled_is_out_at_once_and_in_again_when_enabled(
+        self, app: Flask, admin: FlaskClient, logged_in: LogIn
+    ) -> None:
         browser = logged_in("ann")
-        token = browser.post("/account/tokens", data={"name": "a script"}).text.split('id="token">')[1].split("<")[0]
+        token = (
+            browser.post("/account/tokens", data={"name": "a script"})
+            .text.split('id="token">')[1]
+            .split("<")[0]
+        )
         with app.app_context():
             ann = db.session.scalars(select(User.id).where(User.username == "ann")).one()
-        link = "/reset/" + admin.post(f"/admin/users/{ann}/reset-link").text.split("/reset/")[1].split("<")[0]
+        link = (
+            "/reset/"
+            + admin.post(f"/admin/users/{ann}/reset-link").text.split("/reset/")[1].split("<")[0]
+        )
 
         def lets_in() -> dict[str, bool]:
             stranger = app.test_client()
             return {
                 "login": browser.get("/scans").status_code == 200,
-                "token": stranger.get("/api/v1/scans", headers={"Authorization": f"Bearer {token}"}).status_code == 200,
-                "password": stranger.post("/login", data={"username": "ann", "password": PASSWORD}).status_code == 302,
+                "token": stranger.get(
+                    "/api/v1/scans", headers={"Authorization": f"Bearer {token}"}
+                ).status_code
+                == 200,
+                "password": stranger.post(
+                    "/login", data={"username": "ann", "password": PASSWORD}
+                ).status_code
+                == 302,
                 "reset link": stranger.get(link).status_code == 200,
             }
 
@@ -63,9 +86,12 @@ class TestAccess:
         assert "Disabled since" in admin.get("/admin/users").text
         assert set(lets_in().values()) == {False}
         assert admin.post(f"/admin/users/{ann}/enable").status_code == 302
-        assert lets_in() == {"login": False, "token": True, "password": True, "reset link": True}  # Logins have ended for good.
+        # Logins have ended for good.
+        assert lets_in() == {"login": False, "token": True, "password": True, "reset link": True}
 
-    def test_a_disabled_account_answers_a_right_password_like_a_wrong_one(self, app: Flask, admin: FlaskClient, logged_in: LogIn) -> None:
+    def test_a_disabled_account_answers_a_right_password_like_a_wrong_one(
+        self, app: Flask, admin: FlaskClient, logged_in: LogIn
+    ) -> None:
         logged_in("ann")
         with app.app_context():
             ann = db.session.scalars(select(User.id).where(User.username == "ann")).one()
@@ -77,7 +103,9 @@ class TestAccess:
 
         assert answer(PASSWORD) == answer("wrong")
 
-    def test_the_last_admin_who_can_come_in_cannot_be_disabled(self, app: Flask, admin: FlaskClient, logged_in: LogIn) -> None:
+    def test_the_last_admin_who_can_come_in_cannot_be_disabled(
+        self, app: Flask, admin: FlaskClient, logged_in: LogIn
+    ) -> None:
         logged_in("second", Role.ADMIN)
         with app.app_context():
             root, second = db.session.scalars(select(User.id).order_by(User.created_at))

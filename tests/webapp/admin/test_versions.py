@@ -13,19 +13,29 @@ from webapp.models import ModelVersion, Promotion, PromotionRefused, live_versio
 
 
 class TestPromotion:
-    def test_promoting_and_rolling_back_append_to_the_history(self, app: Flask, admin: FlaskClient) -> None:
+    def test_promoting_and_rolling_back_append_to_the_history(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
         with app.app_context():
             old, new = add_version("old-card"), add_version("new-card")
             promote(db.session.get_one(ModelVersion, old), None, "It ships.")
             db.session.commit()
-        assert admin.post(f"/admin/models/{new}/promote", data={"reason": "Better AUROC."}).location == "/admin/models"
+        assert (
+            admin.post(f"/admin/models/{new}/promote", data={"reason": "Better AUROC."}).location
+            == "/admin/models"
+        )
         with app.app_context():
             live = live_version("slice")
             assert live is not None and live.id == new
         page = admin.get("/admin/models").text
         assert "Roll back to old-card" in page and f'action="/admin/models/{old}/promote"' in page
         assert f'action="/admin/models/{old}/promote"' in admin.get(f"/admin/models/{new}").text
-        assert admin.post(f"/admin/models/{old}/promote", data={"reason": "It missed a bleed."}).status_code == 302
+        assert (
+            admin.post(
+                f"/admin/models/{old}/promote", data={"reason": "It missed a bleed."}
+            ).status_code
+            == 302
+        )
         with app.app_context():
             live = live_version("slice")
             assert live is not None and live.id == old
@@ -36,10 +46,14 @@ class TestPromotion:
                 (old, "It missed a bleed.", "root"),
             ]
         page = admin.get("/admin/models").text
-        assert page.index("It missed a bleed.") < page.index("Better AUROC.") < page.index("It ships.")
+        assert (
+            page.index("It missed a bleed.") < page.index("Better AUROC.") < page.index("It ships.")
+        )
         assert "Roll back to new-card" in page
 
-    def test_a_blocked_version_is_refused_with_its_sentence(self, app: Flask, admin: FlaskClient) -> None:
+    def test_a_blocked_version_is_refused_with_its_sentence(
+        self, app: Flask, admin: FlaskClient
+    ) -> None:
         sentence = "The export differs by 0.02 from what was trained."
         with app.app_context():
             id = add_version("blocked", blocked_because=sentence)
@@ -63,14 +77,26 @@ class TestPromotion:
     def test_what_is_live_is_not_promoted_twice(self, app: Flask, admin: FlaskClient) -> None:
         with app.app_context():
             id = add_version("card-one")
-        assert admin.post(f"/admin/models/{id}/promote", data={"reason": "First."}).status_code == 302
-        assert "is live already" in admin.post(f"/admin/models/{id}/promote", data={"reason": "Again."}).text
+        assert (
+            admin.post(f"/admin/models/{id}/promote", data={"reason": "First."}).status_code == 302
+        )
+        assert (
+            "is live already"
+            in admin.post(f"/admin/models/{id}/promote", data={"reason": "Again."}).text
+        )
 
     def test_each_kind_has_its_own_live_version(self, app: Flask, admin: FlaskClient) -> None:
         with app.app_context():
             for card_id, reads in (("slices", "slice"), ("whole", "series")):
-                promote(db.session.get_one(ModelVersion, add_version(card_id, reads=reads)), None, "First.")
+                promote(
+                    db.session.get_one(ModelVersion, add_version(card_id, reads=reads)),
+                    None,
+                    "First.",
+                )
             db.session.commit()
             live = [live_version("slice"), live_version("series")]
             assert [version.card_id for version in live if version] == ["slices", "whole"]
-        assert admin.get("/admin/models").text.count("There is no earlier version to roll back to.") == 2
+        assert (
+            admin.get("/admin/models").text.count("There is no earlier version to roll back to.")
+            == 2
+        )

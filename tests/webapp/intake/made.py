@@ -1,4 +1,6 @@
-"""Files to send: pictures, DICOM and NIfTI, sound and odd, and some with names planted wherever one fits."""
+"""Files to send: pictures, DICOM and NIfTI, sound and odd, and some with names planted wherever one
+fits.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,23 @@ def picture(kind: str = "PNG", side: int = 64, **options: Any) -> bytes:
 
 def chunk(name: bytes, content: bytes) -> bytes:
     """Return a PNG's chunk."""
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
 
 
 def png_of(width: int, height: int) -> bytes:
     """Return a small PNG that says it is large."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def jpeg_of(width: int, height: int) -> bytes:
@@ -62,7 +74,9 @@ def dicom_file(
     preamble: bytes = bytes(128),
     **tags: Any,
 ) -> bytes:
-    """Return a CT slice of 64 x 64 as a DICOM file, with these tags changed, those left out, and some sequences of undefined length."""
+    """Return a CT slice of 64 x 64 as a DICOM file, with these tags changed, those left out, and
+    some sequences of undefined length.
+    """
     data = Dataset()
     data.SOPClassUID = CTImageStorage
     data.SOPInstanceUID = generate_uid()
@@ -74,7 +88,11 @@ def dicom_file(
     data.PhotometricInterpretation = "MONOCHROME2"
     data.BitsAllocated = data.BitsStored = 16
     data.HighBit, data.PixelRepresentation = 15, 1
-    data.add_new("PixelData", "OW", np.arange(64 * 64, dtype=">i2" if syntax == ExplicitVRBigEndian else "<i2").tobytes())
+    data.add_new(
+        "PixelData",
+        "OW",
+        np.arange(64 * 64, dtype=">i2" if syntax == ExplicitVRBigEndian else "<i2").tobytes(),
+    )
     for name, value in tags.items():
         setattr(data, name, value)
     for name in without:
@@ -89,7 +107,9 @@ def dicom_file(
     return file.getvalue()
 
 
-def planted_everywhere(syntax: str = ExplicitVRLittleEndian, *, undefined: bool = False) -> tuple[bytes, list[bytes]]:
+def planted_everywhere(
+    syntax: str = ExplicitVRLittleEndian, *, undefined: bool = False
+) -> tuple[bytes, list[bytes]]:
     """Return a CT slice that holds a secret wherever a DICOM file can hold one, and the secrets."""
     secrets: list[bytes] = []
 
@@ -98,17 +118,31 @@ def planted_everywhere(syntax: str = ExplicitVRLittleEndian, *, undefined: bool 
         return secrets[-1].decode()
 
     texts = [
-        "PatientName", "PatientID", "OtherPatientNames", "PatientAddress", "PatientComments", "PatientBirthName",
-        "PatientMotherBirthName", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "StationName",
-        "ReferringPhysicianName", "OperatorsName", "PerformingPhysicianName", "NameOfPhysiciansReadingStudy",
-        "StudyDescription", "SeriesDescription", "ProtocolName", "AccessionNumber", "StudyID", "ImageComments",
-        "AdditionalPatientHistory", "EthnicGroup", "Occupation", "MilitaryRank", "PatientTelephoneNumbers",
-        "RequestedProcedureDescription", "RequestingPhysician", "DeviceSerialNumber", "Manufacturer", "ManufacturerModelName",
-        "SoftwareVersions", "DerivationDescription", "DetectorID", "FilterType", "TextComments", "DeidentificationMethod",
-        "ConvolutionKernel", "RescaleType", "FrameComments", "IssuerOfPatientID", "MedicalAlerts", "Allergies", "SpecialNeeds",
+        "PatientName", "PatientID", "OtherPatientNames", "PatientAddress", "PatientComments",
+        "PatientBirthName",
+        "PatientMotherBirthName", "InstitutionName", "InstitutionAddress",
+        "InstitutionalDepartmentName", "StationName",
+        "ReferringPhysicianName", "OperatorsName", "PerformingPhysicianName",
+        "NameOfPhysiciansReadingStudy",
+        "StudyDescription", "SeriesDescription", "ProtocolName", "AccessionNumber", "StudyID",
+        "ImageComments",
+        "AdditionalPatientHistory", "EthnicGroup", "Occupation", "MilitaryRank",
+        "PatientTelephoneNumbers",
+        "RequestedProcedureDescription", "RequestingPhysician", "DeviceSerialNumber",
+        "Manufacturer", "ManufacturerModelName",
+        "SoftwareVersions", "DerivationDescription", "DetectorID", "FilterType", "TextComments",
+        "DeidentificationMethod",
+        "ConvolutionKernel", "RescaleType", "FrameComments", "IssuerOfPatientID", "MedicalAlerts",
+        "Allergies", "SpecialNeeds",
     ]  # fmt: skip
     tags: dict[str, Any] = {name: secret() for name in texts}
-    for name in ("BodyPartExamined", "PatientPosition", "BurnedInAnnotation", "LossyImageCompression", "ScheduledStationAETitle"):
+    for name in (
+        "BodyPartExamined",
+        "PatientPosition",
+        "BurnedInAnnotation",
+        "LossyImageCompression",
+        "ScheduledStationAETitle",
+    ):
         tags[name] = secret()
     tags["ImageType"] = ["ORIGINAL", "PRIMARY", "AXIAL", secret()]
     inner, middle = Dataset(), Dataset()
@@ -125,9 +159,13 @@ def planted_everywhere(syntax: str = ExplicitVRLittleEndian, *, undefined: bool 
     frame.FrameContentSequence, frame.PixelValueTransformationSequence = [content], [value]
     tags["PerFrameFunctionalGroupsSequence"] = [frame]
     data = dicom_file(
-        syntax, undefined=("RequestAttributesSequence",) if undefined else (), preamble=secret().encode().ljust(128, b"\0"), **tags
+        syntax,
+        undefined=("RequestAttributesSequence",) if undefined else (),
+        preamble=secret().encode().ljust(128, b"\0"),
+        **tags,
     )
-    # What pydicom would not write: private groups, overlays, group 0008 of group lengths' age, names in the file meta, and a tail.
+    # What pydicom would not write: private groups, overlays, group 0008 of group lengths' age,
+    # names in the file meta, and a tail.
     added = Dataset()
     added.add_new((0x0009, 0x0010), "LO", secret())
     added.add_new((0x0009, 0x1001), "UN", secret().encode().ljust(10, b" "))
@@ -139,7 +177,9 @@ def planted_everywhere(syntax: str = ExplicitVRLittleEndian, *, undefined: bool 
 
 
 def _with_elements(content: bytes, added: Dataset, syntax: str, *, source: str, tail: str) -> bytes:
-    """Return a DICOM file with further elements, a sender named in its meta, and a text behind its end."""
+    """Return a DICOM file with further elements, a sender named in its meta, and a text behind its
+    end.
+    """
     import pydicom
 
     data = pydicom.dcmread(io.BytesIO(content))
@@ -154,7 +194,12 @@ def _with_elements(content: bytes, added: Dataset, syntax: str, *, source: str, 
 
 
 def nifti_file(
-    shape: tuple[int, ...] = (64, 64, 5), version: int = 1, *, order: str = "<", packed: bool = False, secrets: bool = False
+    shape: tuple[int, ...] = (64, 64, 5),
+    version: int = 1,
+    *,
+    order: str = "<",
+    packed: bool = False,
+    secrets: bool = False,
 ) -> bytes:
     """Return a volume of int16, whose header names a patient wherever it can if `secrets`."""
     kind = nibabel.Nifti1Image if version == 1 else nibabel.Nifti2Image
@@ -163,9 +208,18 @@ def nifti_file(
     image = kind(values.astype(np.int16), np.diag([0.5, 0.5, 5, 1]), header)
     image.set_data_dtype(np.int16)
     if secrets:
-        for number, name in enumerate(("descrip", "aux_file", "intent_name", *(("db_name", "data_type") if version == 1 else ()))):
+        for number, name in enumerate(
+            (
+                "descrip",
+                "aux_file",
+                "intent_name",
+                *(("db_name", "data_type") if version == 1 else ()),
+            )
+        ):
             image.header[name] = f"PLANT{number:03}X"[: image.header[name].dtype.itemsize]
-        image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"PLANT900X Doe^John"))
+        image.header.extensions.append(
+            nibabel.nifti1.Nifti1Extension("comment", b"PLANT900X Doe^John")
+        )
     content = image.to_bytes()
     if secrets:
         content += b"PLANT901X"

@@ -16,11 +16,16 @@ from webapp.intake.archives import ArchiveRefused, members
 DAMAGED = "The ZIP archive is damaged or incomplete."
 
 
-def unpacked(content: bytes, folder: Path, most_files: int = 10, most_bytes: int = 10**6) -> dict[str, bytes]:
+def unpacked(
+    content: bytes, folder: Path, most_files: int = 10, most_bytes: int = 10**6
+) -> dict[str, bytes]:
     """Return what an archive holds."""
     archive = io.BytesIO(content)
     return {
-        name: member.read() for name, member in members(archive, len(content), most_files=most_files, most_bytes=most_bytes, folder=folder)
+        name: member.read()
+        for name, member in members(
+            archive, len(content), most_files=most_files, most_bytes=most_bytes, folder=folder
+        )
     }
 
 
@@ -34,21 +39,37 @@ def refusal(content: bytes, folder: Path, **limits: int) -> str:
 
 def test_members_come_one_at_a_time_without_what_systems_add(tmp_path: Path) -> None:
     files = {"a/1.png": b"one", "a/2.png": b"two" * 1000, "b": b""}
-    added = {"DICOMDIR": b"x", "__MACOSX/a/._1.png": b"x", "a/.DS_Store": b"x", "a/Thumbs.db": b"x", "c/": b""}
+    added = {
+        "DICOMDIR": b"x",
+        "__MACOSX/a/._1.png": b"x",
+        "a/.DS_Store": b"x",
+        "a/Thumbs.db": b"x",
+        "c/": b"",
+    }
     assert unpacked(zip_of({**files, **added}), tmp_path) == files
     assert unpacked(zip_of(files, zipfile.ZIP_STORED), tmp_path) == files
 
 
 def test_a_member_is_at_hand_only_until_the_next(tmp_path: Path) -> None:
     content = zip_of({"1": b"one", "2": b"two"})
-    taken = [member for _, member in members(io.BytesIO(content), len(content), most_files=9, most_bytes=99, folder=tmp_path)]
+    taken = [
+        member
+        for _, member in members(
+            io.BytesIO(content), len(content), most_files=9, most_bytes=99, folder=tmp_path
+        )
+    ]
     assert all(member.closed for member in taken)
 
 
 def test_limits_hold(tmp_path: Path) -> None:
     content = zip_of({str(number): bytes(1000) for number in range(5)})
-    assert refusal(content, tmp_path, most_files=4) == "The ZIP archive holds 5 files; at most 4 are read."
-    assert refusal(content, tmp_path, most_bytes=4999) == "The ZIP archive unpacks to more than 0 MB."
+    assert (
+        refusal(content, tmp_path, most_files=4)
+        == "The ZIP archive holds 5 files; at most 4 are read."
+    )
+    assert (
+        refusal(content, tmp_path, most_bytes=4999) == "The ZIP archive unpacks to more than 0 MB."
+    )
 
 
 DIRECTORY, END = b"PK\x01\x02", b"PK\x05\x06"
@@ -57,9 +78,15 @@ DIRECTORY, END = b"PK\x01\x02", b"PK\x05\x06"
 @pytest.mark.parametrize(
     ("record", "field", "value"),
     [(DIRECTORY, 6, 99), (DIRECTORY, 28, 0), (END, 16, 99)],
-    ids=["a version that nobody reads", "a member without a name", "a member that begins before the file"],
+    ids=[
+        "a version that nobody reads",
+        "a member without a name",
+        "a member that begins before the file",
+    ],
 )
-def test_a_directory_that_contradicts_itself_is_a_sentence(tmp_path: Path, record: bytes, field: int, value: int) -> None:
+def test_a_directory_that_contradicts_itself_is_a_sentence(
+    tmp_path: Path, record: bytes, field: int, value: int
+) -> None:
     content = bytearray(zip_of({"a": b"one"}))
     struct.pack_into("<H", content, content.index(record) + field, value)
     assert refusal(bytes(content), tmp_path) == DAMAGED
@@ -81,7 +108,10 @@ def test_a_member_that_is_larger_than_its_directory_says_is_cut_short(tmp_path: 
 
 def test_an_archive_that_grows_beyond_measure_is_refused(tmp_path: Path) -> None:
     content = zip_of({"bomb": bytes(100 * 2**20)})
-    assert refusal(content, tmp_path, most_bytes=2**30) == "The ZIP archive unpacks to far more than its size."
+    assert (
+        refusal(content, tmp_path, most_bytes=2**30)
+        == "The ZIP archive unpacks to far more than its size."
+    )
 
 
 def test_a_directory_of_millions_is_not_read(tmp_path: Path) -> None:
@@ -94,7 +124,10 @@ def test_a_directory_of_millions_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../up", "..\\up"])
 def test_names_that_lead_out_are_refused(name: str, tmp_path: Path) -> None:
-    assert refusal(zip_of({"fine": b"x", name: b"x"}), tmp_path) == "The ZIP archive holds a file that lies outside of it."
+    assert (
+        refusal(zip_of({"fine": b"x", name: b"x"}), tmp_path)
+        == "The ZIP archive holds a file that lies outside of it."
+    )
 
 
 def test_links_are_refused(tmp_path: Path) -> None:
@@ -103,11 +136,16 @@ def test_links_are_refused(tmp_path: Path) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr(link, "/etc/passwd")
-    assert refusal(packed.getvalue(), tmp_path) == "The ZIP archive holds a link, which is not followed."
+    assert (
+        refusal(packed.getvalue(), tmp_path)
+        == "The ZIP archive holds a link, which is not followed."
+    )
 
 
 def test_nested_archives_are_refused(tmp_path: Path) -> None:
-    assert refusal(zip_of({"inner.zip": zip_of({"a": b"x"})}), tmp_path).startswith("The ZIP archive holds another archive")
+    assert refusal(zip_of({"inner.zip": zip_of({"a": b"x"})}), tmp_path).startswith(
+        "The ZIP archive holds another archive"
+    )
 
 
 def test_encrypted_archives_are_refused(tmp_path: Path) -> None:
@@ -118,19 +156,28 @@ def test_encrypted_archives_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_compressions_are_refused(tmp_path: Path) -> None:
-    assert refusal(zip_of({"a": b"x" * 100}, zipfile.ZIP_LZMA), tmp_path).startswith("The ZIP archive is compressed in a way")
+    assert refusal(zip_of({"a": b"x" * 100}, zipfile.ZIP_LZMA), tmp_path).startswith(
+        "The ZIP archive is compressed in a way"
+    )
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
     content = zip_of({"a": bytes(range(256)) * 50, "b": b"x"}, zipfile.ZIP_STORED)
     flipped = bytearray(content)
     flipped[2000] ^= 1
-    for damaged in (content[:-10], content[: len(content) // 2], b"PK\x03\x04" + bytes(100), bytes(flipped)):
+    for damaged in (
+        content[:-10],
+        content[: len(content) // 2],
+        b"PK\x03\x04" + bytes(100),
+        bytes(flipped),
+    ):
         assert refusal(damaged, tmp_path) == DAMAGED
 
 
 @pytest.mark.parametrize("comment", [b"", b"x" * 0xFFFF], ids=["no comment", "the longest comment"])
-def test_a_large_directory_is_not_read_whatever_its_locator_says(comment: bytes, tmp_path: Path) -> None:
+def test_a_large_directory_is_not_read_whatever_its_locator_says(
+    comment: bytes, tmp_path: Path
+) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for number in range(70_000):  # Of so many zipfile writes the larger record and its locator.
@@ -139,7 +186,8 @@ def test_a_large_directory_is_not_read_whatever_its_locator_says(comment: bytes,
     locator_at = content.rindex(b"PK\x06\x07")
     record, end = content[locator_at - 56 : locator_at], content[locator_at + 20 :]
     harmless = record[:40] + struct.pack("<Q", 46) + record[48:]
-    elsewhere = struct.pack("<4sIQI", b"PK\x06\x07", 0, 0, 1)  # At the start of the file, where the harmless one is put.
+    # At the start of the file, where the harmless one is put.
+    elsewhere = struct.pack("<4sIQI", b"PK\x06\x07", 0, 0, 1)
     end = end[:12] + struct.pack("<I", 46) + end[16:20] + struct.pack("<H", len(comment)) + comment
     hidden = harmless + content[: locator_at - 56] + record + elsewhere + end
     assert refusal(hidden, tmp_path, most_files=100) == "The ZIP archive holds far too many files."

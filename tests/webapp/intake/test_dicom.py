@@ -1,4 +1,6 @@
-"""DICOM files: what they say of themselves, with pydicom as the judge, and what a copy does not say any more."""
+"""DICOM files: what they say of themselves, with pydicom as the judge, and what a copy does not say
+any more.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,21 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import EnhancedCTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from tests.webapp.intake.made import SERIES, Watched, dicom_file, planted_everywhere
 from webapp.intake.dicom import DicomFile
 from webapp.intake.streams import BLOCK, DamagedFile
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
-PYDICOMS_OWN = sorted(path for path in TEST_FILES.rglob("*.dcm") if path.read_bytes()[128:132] == b"DICM")
+PYDICOMS_OWN = sorted(
+    path for path in TEST_FILES.rglob("*.dcm") if path.read_bytes()[128:132] == b"DICM"
+)
 SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian]
 
 
@@ -68,7 +77,15 @@ def test_a_copy_has_the_same_pixels_and_geometry(path: Path) -> None:
         before, after = pydicom.dcmread(path), pydicom.dcmread(io.BytesIO(copy))
         assert after.PixelData == before.PixelData
         assert after.file_meta.TransferSyntaxUID == before.file_meta.TransferSyntaxUID
-        for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"):
+        for name in (
+            "Rows",
+            "Columns",
+            "BitsAllocated",
+            "BitsStored",
+            "HighBit",
+            "PixelRepresentation",
+            "PhotometricInterpretation",
+        ):
             assert after.get(name) == before.get(name), name
         for name in (
             "ImagePositionPatient",
@@ -99,11 +116,25 @@ def test_what_is_planted_anywhere_is_in_no_copy(syntax: str, undefined: bool) ->
 
 def test_uids_are_replaced_and_stay_those_of_one_series() -> None:
     one, two = (
-        pydicom.dcmread(io.BytesIO(content)) for content in (dicom_file(SOPInstanceUID="1.2.3"), dicom_file(SOPInstanceUID="1.2.4"))
+        pydicom.dcmread(io.BytesIO(content))
+        for content in (dicom_file(SOPInstanceUID="1.2.3"), dicom_file(SOPInstanceUID="1.2.4"))
     )
-    first, second = (pydicom.dcmread(io.BytesIO(cleaned(dicom_file(SOPInstanceUID=uid)))) for uid in ("1.2.3", "1.2.4"))
-    assert first.SeriesInstanceUID == second.SeriesInstanceUID != one.SeriesInstanceUID == two.SeriesInstanceUID
-    assert first.SOPInstanceUID == first.file_meta.MediaStorageSOPInstanceUID == new_uid("1.2.3") != second.SOPInstanceUID
+    first, second = (
+        pydicom.dcmread(io.BytesIO(cleaned(dicom_file(SOPInstanceUID=uid))))
+        for uid in ("1.2.3", "1.2.4")
+    )
+    assert (
+        first.SeriesInstanceUID
+        == second.SeriesInstanceUID
+        != one.SeriesInstanceUID
+        == two.SeriesInstanceUID
+    )
+    assert (
+        first.SOPInstanceUID
+        == first.file_meta.MediaStorageSOPInstanceUID
+        == new_uid("1.2.3")
+        != second.SOPInstanceUID
+    )
 
 
 def test_a_sequence_of_many_large_values_is_not_held_in_memory() -> None:
@@ -119,13 +150,26 @@ def test_a_sequence_of_many_large_values_is_not_held_in_memory() -> None:
 
 
 def test_a_kernel_is_kept_only_under_a_makers_name() -> None:
-    for kernel, kept in (("H60s", "H60s"), ("BONEPLUS", "BONEPLUS"), ("FC23", "FC23"), ("JOHN DOE", None), ("Doe", None)):
-        assert pydicom.dcmread(io.BytesIO(cleaned(dicom_file(ConvolutionKernel=kernel)))).get("ConvolutionKernel") == kept
+    for kernel, kept in (
+        ("H60s", "H60s"),
+        ("BONEPLUS", "BONEPLUS"),
+        ("FC23", "FC23"),
+        ("JOHN DOE", None),
+        ("Doe", None),
+    ):
+        assert (
+            pydicom.dcmread(io.BytesIO(cleaned(dicom_file(ConvolutionKernel=kernel)))).get(
+                "ConvolutionKernel"
+            )
+            == kept
+        )
 
 
 @pytest.mark.parametrize("undefined", [True, False])
 @pytest.mark.parametrize("syntax", SYNTAXES)
-def test_what_each_frame_of_an_enhanced_file_says_of_its_place_is_kept(syntax: str, undefined: bool) -> None:
+def test_what_each_frame_of_an_enhanced_file_says_of_its_place_is_kept(
+    syntax: str, undefined: bool
+) -> None:
     frames = []
     for z in (0.0, 5.0, 10.0):
         plane, frame, secret = Dataset(), Dataset(), Dataset()
@@ -142,7 +186,9 @@ def test_what_each_frame_of_an_enhanced_file_says_of_its_place_is_kept(syntax: s
         syntax,
         SOPClassUID=EnhancedCTImageStorage,
         NumberOfFrames=3,
-        PixelData=np.arange(3 * 64 * 64, dtype=">i2" if syntax == ExplicitVRBigEndian else "<i2").tobytes(),
+        PixelData=np.arange(
+            3 * 64 * 64, dtype=">i2" if syntax == ExplicitVRBigEndian else "<i2"
+        ).tobytes(),
         PerFrameFunctionalGroupsSequence=frames,
         SharedFunctionalGroupsSequence=[shared],
         undefined=("PerFrameFunctionalGroupsSequence",) if undefined else (),
@@ -151,13 +197,21 @@ def test_what_each_frame_of_an_enhanced_file_says_of_its_place_is_kept(syntax: s
     copy = cleaned(content)
     assert b"Doe" not in copy
     after = pydicom.dcmread(io.BytesIO(copy))
-    assert [float(frame.PlanePositionSequence[0].ImagePositionPatient[2]) for frame in after.PerFrameFunctionalGroupsSequence] == [0, 5, 10]
-    assert after.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleIntercept == -1024
+    assert [
+        float(frame.PlanePositionSequence[0].ImagePositionPatient[2])
+        for frame in after.PerFrameFunctionalGroupsSequence
+    ] == [0, 5, 10]
+    assert (
+        after.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleIntercept
+        == -1024
+    )
     assert after.pixel_array.shape == (3, 64, 64)
 
 
 def nested_dicom(syntax: str, *, undefined: bool) -> bytes:
-    """Return a file whose sequences hold misleading rows and pixels, two levels deep, before its own."""
+    """Return a file whose sequences hold misleading rows and pixels, two levels deep, before its
+    own.
+    """
     inner = Dataset()
     inner.Rows, inner.Modality = 7, "MR"
     inner.add_new("PixelData", "OW", bytes(98))
@@ -219,11 +273,18 @@ def test_an_enhanced_file_of_a_thousand_frames_is_no_damage() -> None:
         plane.add_new((0x0021, 0x1000 + number), "UN", b"x ")
     plane.ImagePositionPatient = [0, 0, 5]
     frame.PlanePositionSequence = [plane]
-    content = dicom_file(NumberOfFrames=1000, PerFrameFunctionalGroupsSequence=[frame] * 1000, PixelData=bytes(2))
+    content = dicom_file(
+        NumberOfFrames=1000, PerFrameFunctionalGroupsSequence=[frame] * 1000, PixelData=bytes(2)
+    )
     assert DicomFile(io.BytesIO(content)).header.has_pixels
 
 
 def test_a_series_whose_uid_is_made_of_letters_is_one() -> None:
-    content = dicom_file().replace(SERIES.encode(), b"ANONYMOUS SERIES NUMBER ONE!!!"[: len(SERIES)])
-    assert DicomFile(io.BytesIO(content)).header.series == "ANONYMOUS SERIES NUMBER ONE!!!"[: len(SERIES)]
+    content = dicom_file().replace(
+        SERIES.encode(), b"ANONYMOUS SERIES NUMBER ONE!!!"[: len(SERIES)]
+    )
+    assert (
+        DicomFile(io.BytesIO(content)).header.series
+        == "ANONYMOUS SERIES NUMBER ONE!!!"[: len(SERIES)]
+    )
     assert b"ANONYMOUS" not in cleaned(content)

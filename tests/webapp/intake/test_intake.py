@@ -1,4 +1,6 @@
-"""What may come in: every kind that is read, every refusal a sentence, and nothing half-written left behind."""
+"""What may come in: every kind that is read, every refusal a sentence, and nothing half-written
+left behind.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,15 @@ from sqlalchemy.exc import OperationalError
 from werkzeug.datastructures import FileStorage
 
 from tests.conftest import make_user
-from tests.webapp.intake.made import dicom_file, jpeg_of, nifti_file, picture, planted_everywhere, png_of, zip_of
+from tests.webapp.intake.made import (
+    dicom_file,
+    jpeg_of,
+    nifti_file,
+    picture,
+    planted_everywhere,
+    png_of,
+    zip_of,
+)
 from webapp import intake
 from webapp.extensions import db
 from webapp.intake import Choices, UploadRejected, accept_dataset, accept_scans
@@ -39,13 +49,22 @@ REFUSED = [
     (picture()[:-20], "The PNG picture is damaged or incomplete."),
     (picture()[: len(picture()) // 2], "The PNG picture is damaged or incomplete."),
     (picture().replace(b"IDAT", b"IDXT"), "The PNG picture is damaged or incomplete."),
-    (png_of(30_000, 30_000), "The picture is too large: 30000 x 30000 pixels, at most 16 million are read."),
-    (jpeg_of(30_000, 30_000), "The picture is too large: 30000 x 30000 pixels, at most 16 million are read."),
+    (
+        png_of(30_000, 30_000),
+        "The picture is too large: 30000 x 30000 pixels, at most 16 million are read.",
+    ),
+    (
+        jpeg_of(30_000, 30_000),
+        "The picture is too large: 30000 x 30000 pixels, at most 16 million are read.",
+    ),
     (b"\xff\xd8\xff" + bytes(10), "The JPEG picture is damaged or incomplete."),
     (dicom_file(without=("PixelData",)), "The DICOM file has no picture in it."),
     (dicom_file(without=("Rows",)), "The DICOM file has no picture in it."),
     (dicom_file(Rows=0), "The DICOM file has no picture in it."),
-    (dicom_file(Rows=30_000, Columns=30_000), "The picture is too large: 30000 x 30000 pixels, at most 16 million are read."),
+    (
+        dicom_file(Rows=30_000, Columns=30_000),
+        "The picture is too large: 30000 x 30000 pixels, at most 16 million are read.",
+    ),
     (dicom_file(Modality="MR"), "The DICOM file is not a CT image: its modality is MR."),
     (dicom_file(NumberOfFrames=-3), "The DICOM file is damaged or incomplete."),
     (dicom_file(NumberOfFrames=5000), "The series has 5000 slices; at most 2000 are read."),
@@ -57,13 +76,22 @@ REFUSED = [
     ),
     (nifti_file()[:-1], "The NIfTI file is damaged or incomplete."),
     (nifti_file(packed=True)[:-30], "The NIfTI file is damaged or incomplete."),
-    (nifti_file((64, 64, 5, 3)), "The NIfTI file holds 3 volumes; please send one scan in one file."),
+    (
+        nifti_file((64, 64, 5, 3)),
+        "The NIfTI file holds 3 volumes; please send one scan in one file.",
+    ),
     (zip_of({}), "The ZIP archive holds no image."),
     (zip_of({"notes.txt": b"text"}), "The file is not a PNG, JPEG, DICOM or NIfTI image."),
     (zip_of({"../1.png": picture()}), "The ZIP archive holds a file that lies outside of it."),
     (dicom_file(SamplesPerPixel=3), "The DICOM file is a color picture, not a CT slice."),
-    (dicom_file(DeflatedExplicitVRLittleEndian), "The DICOM file is deflated, which is not read; please export it without."),
-    (dicom_file()[:132], "The DICOM file does not say how its pixels are coded (no transfer syntax)."),
+    (
+        dicom_file(DeflatedExplicitVRLittleEndian),
+        "The DICOM file is deflated, which is not read; please export it without.",
+    ),
+    (
+        dicom_file()[:132],
+        "The DICOM file does not say how its pixels are coded (no transfer syntax).",
+    ),
     (dicom_file()[:200], "The DICOM file"),
     (bytes(128) + b"DICM" + b"\xff" * 500, "The DICOM file"),
 ]
@@ -104,8 +132,12 @@ def nudges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def nothing_is_left(tmp_path: Path) -> bool:
     """True if neither a row nor a file was written."""
-    rows = sum(db.session.scalar(select(func.count()).select_from(table)) or 0 for table in (Scan, Dataset))
-    return rows == 0 and not files_under(tmp_path / "files") and not files_under(tmp_path / "incoming")
+    rows = sum(
+        db.session.scalar(select(func.count()).select_from(table)) or 0 for table in (Scan, Dataset)
+    )
+    return (
+        rows == 0 and not files_under(tmp_path / "files") and not files_under(tmp_path / "incoming")
+    )
 
 
 # --- scans
@@ -123,11 +155,27 @@ def nothing_is_left(tmp_path: Path) -> bool:
         (nifti_file(packed=True), "nifti", ".nii"),
         (zip_of({"1.png": picture()}), "png", ".png"),
     ],
-    ids=["png", "jpeg", "dicom", "implicit dicom", "dicom without modality", "nifti", "packed nifti", "one picture in an archive"],
+    ids=[
+        "png",
+        "jpeg",
+        "dicom",
+        "implicit dicom",
+        "dicom without modality",
+        "nifti",
+        "packed nifti",
+        "one picture in an archive",
+    ],
 )
-def test_what_a_file_is_says_its_content(ann: str, nudges: list[str], content: bytes, kind: str, suffix: str) -> None:
+def test_what_a_file_is_says_its_content(
+    ann: str, nudges: list[str], content: bytes, kind: str, suffix: str
+) -> None:
     [scan] = accept_scans(ann, [upload(content, "../../etc/holiday.gif")], "  Monday ")
-    assert (scan.kind, scan.title, scan.user_id, scan.status) == (kind, "Monday", ann, JobStatus.QUEUED)
+    assert (scan.kind, scan.title, scan.user_id, scan.status) == (
+        kind,
+        "Monday",
+        ann,
+        JobStatus.QUEUED,
+    )
     assert (scan.original_key, scan.slice_count, scan.stat, scan.notes) == (
         f"originals/{scan.id}{suffix}",
         5 if kind == "nifti" else 1,
@@ -167,7 +215,9 @@ def test_a_file_that_cannot_be_read_is_refused_with_a_sentence(
     assert nudges == []
 
 
-def test_of_many_files_the_refused_one_is_named_and_none_is_stored(ann: str, nudges: list[str], tmp_path: Path) -> None:
+def test_of_many_files_the_refused_one_is_named_and_none_is_stored(
+    ann: str, nudges: list[str], tmp_path: Path
+) -> None:
     with pytest.raises(UploadRejected) as refusal:
         accept_scans(ann, [upload(picture(), "good.png"), upload(b"", "no\u202e\x00thing.png")])
     assert str(refusal.value) == "“nothing.png”: The file is empty."
@@ -178,7 +228,9 @@ def test_of_many_files_the_refused_one_is_named_and_none_is_stored(ann: str, nud
 
 def test_too_many_files_and_none_are_refused(app: Flask, ann: str) -> None:
     app.config["MAX_FILES_PER_UPLOAD"] = 2
-    with pytest.raises(UploadRejected, match=r"The upload has 3 files; at most 2 are accepted at once."):
+    with pytest.raises(
+        UploadRejected, match=r"The upload has 3 files; at most 2 are accepted at once."
+    ):
         accept_scans(ann, [upload(picture())] * 3)
     with pytest.raises(UploadRejected, match=r"There is no file in this upload."):
         accept_scans(ann, [])
@@ -197,7 +249,9 @@ def test_a_title_that_cannot_be_stored_is_refused(ann: str, tmp_path: Path, titl
     assert nothing_is_left(tmp_path)
 
 
-def test_a_storage_that_fails_halfway_leaves_nothing(ann: str, nudges: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_fails_halfway_leaves_nothing(
+    ann: str, nudges: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     puts = []
 
     def put(key: str, content: bytes) -> None:
@@ -207,14 +261,20 @@ def test_a_storage_that_fails_halfway_leaves_nothing(ann: str, nudges: list[str]
         store(key, content)
 
     store = storage.put
-    monkeypatch.setattr(intake, "storage", type("Failing", (), {"put": staticmethod(put), "delete": staticmethod(storage.delete)}))
+    monkeypatch.setattr(
+        intake,
+        "storage",
+        type("Failing", (), {"put": staticmethod(put), "delete": staticmethod(storage.delete)}),
+    )
     with pytest.raises(StorageError):
         accept_scans(ann, [upload(picture()) for _ in range(4)])
     assert nothing_is_left(tmp_path)
     assert nudges == []
 
 
-def test_a_database_that_fails_leaves_no_file(ann: str, nudges: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_fails_leaves_no_file(
+    ann: str, nudges: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail() -> None:
         if db.session.new:
             raise OperationalError("COMMIT", {}, Exception("disk full"))
@@ -226,7 +286,9 @@ def test_a_database_that_fails_leaves_no_file(ann: str, nudges: list[str], tmp_p
     assert nudges == []
 
 
-def test_no_transaction_is_open_while_a_file_is_stored(ann: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_transaction_is_open_while_a_file_is_stored(
+    ann: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     db.session.scalar(select(func.count()).select_from(Scan))
     assert db.session().in_transaction()
     seen = []
@@ -254,7 +316,11 @@ def series(number: int = 1, slices: int = 4, **tags: object) -> list[bytes]:
     """Return the files of a series."""
     return [
         dicom_file(
-            SeriesInstanceUID=f"1.2.{number}", SeriesNumber=number, InstanceNumber=place, ImagePositionPatient=[0, 0, 5 * place], **tags
+            SeriesInstanceUID=f"1.2.{number}",
+            SeriesNumber=number,
+            InstanceNumber=place,
+            ImagePositionPatient=[0, 0, 5 * place],
+            **tags,
         )
         for place in range(slices)
     ]
@@ -276,49 +342,74 @@ def test_the_files_of_each_dicom_series_become_one_scan(ann: str, nudges: list[s
         ("Monday · Series 2", 3, "dicom"),
     ]
     assert all(scan.original_key == f"originals/{scan.id}.zip" for scan in scans)
-    places = [[pydicom.dcmread(io.BytesIO(content)).InstanceNumber for content in packed(scan)] for scan in scans]
+    places = [
+        [pydicom.dcmread(io.BytesIO(content)).InstanceNumber for content in packed(scan)]
+        for scan in scans
+    ]
     assert places == [[0, 1, 2, 3], [0, 1, 2]]
     assert nudges == [PREDICT_SCANS]
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "1_0", "one"])
-def test_a_series_number_that_is_none_is_not_shown(ann: str, nudges: list[str], number: str) -> None:
-    written = dicom_file(SeriesNumber="7").replace(b"IS\2\x007 ", b"IS" + struct.pack("<H", len(number)) + number.encode())
+def test_a_series_number_that_is_none_is_not_shown(
+    ann: str, nudges: list[str], number: str
+) -> None:
+    written = dicom_file(SeriesNumber="7").replace(
+        b"IS\2\x007 ", b"IS" + struct.pack("<H", len(number)) + number.encode()
+    )
     [scan] = accept_scans(ann, [upload(written)], "Monday")
     assert (scan.title, scan.status) == ("Monday", JobStatus.QUEUED)
 
 
 def test_a_number_of_frames_that_is_none_is_a_short_sentence(ann: str, tmp_path: Path) -> None:
     for number in ("9" * 4000, "1" * 90, "1_0"):
-        written = dicom_file(NumberOfFrames="7").replace(b"IS\2\x007 ", b"IS" + struct.pack("<H", len(number)) + number.encode())
+        written = dicom_file(NumberOfFrames="7").replace(
+            b"IS\2\x007 ", b"IS" + struct.pack("<H", len(number)) + number.encode()
+        )
         with pytest.raises(UploadRejected, match=r"^The DICOM file is damaged or incomplete\.$"):
             accept_scans(ann, [upload(written)])
     assert nothing_is_left(tmp_path)
 
 
-def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(ann: str, nudges: list[str]) -> None:
-    files = {f"a/{place}": content for place, content in enumerate(series(1) + series(2, ConvolutionKernel="BONE"))}
-    files |= {"scout": dicom_file(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "readme.txt": b"text", "mr": dicom_file(Modality="MR")}
+def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(
+    ann: str, nudges: list[str]
+) -> None:
+    files = {
+        f"a/{place}": content
+        for place, content in enumerate(series(1) + series(2, ConvolutionKernel="BONE"))
+    }
+    files |= {
+        "scout": dicom_file(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
+        "readme.txt": b"text",
+        "mr": dicom_file(Modality="MR"),
+    }
     soft, bone = accept_scans(ann, [upload(zip_of(files))])
     assert (soft.title, bone.title) == ("Series 1", "Series 2")
     left = [
-        f"Left out, as no slices: {what} (1)." for what in ("localizers", "files that are no images", "files of another modality than CT")
+        f"Left out, as no slices: {what} (1)."
+        for what in ("localizers", "files that are no images", "files of another modality than CT")
     ]
     assert soft.notes == left
     assert bone.notes[:-1] == left
     assert bone.notes[-1].startswith("The series was reconstructed with a sharp kernel (BONE)")
 
 
-def test_the_pictures_of_a_folder_in_an_archive_are_one_scan_by_the_numbers_in_their_names(ann: str, nudges: list[str]) -> None:
+def test_the_pictures_of_a_folder_in_an_archive_are_one_scan_by_the_numbers_in_their_names(
+    ann: str, nudges: list[str]
+) -> None:
     sides = {"a/slice 10.png": 74, "a/slice 9.png": 73, "b/1.png": 64, "a/slice 2.png": 72}
-    first, second = accept_scans(ann, [upload(zip_of({name: picture(side=side) for name, side in sides.items()}))])
+    first, second = accept_scans(
+        ann, [upload(zip_of({name: picture(side=side) for name, side in sides.items()}))]
+    )
     assert packed(first) == [picture(side=side) for side in (72, 73, 74)]
     assert (first.kind, first.slice_count, second.slice_count) == ("png", 3, 1)
 
 
 def test_pictures_are_one_scan_if_their_owner_says_so(ann: str, nudges: list[str]) -> None:
     files = [("2.png", picture(side=72)), ("10.png", picture(side=80)), ("1.png", picture(side=71))]
-    [scan] = accept_scans(ann, [upload(content, name) for name, content in files], choices=Choices(together=True))
+    [scan] = accept_scans(
+        ann, [upload(content, name) for name, content in files], choices=Choices(together=True)
+    )
     assert packed(scan) == [picture(side=side) for side in (71, 72, 80)]
     assert len(accept_scans(ann, [upload(content, name) for name, content in files])) == 3
 
@@ -326,42 +417,76 @@ def test_pictures_are_one_scan_if_their_owner_says_so(ann: str, nudges: list[str
 def test_one_damaged_slice_among_many_is_left_out_and_said(ann: str, nudges: list[str]) -> None:
     files = series(slices=10)
     files[6] = files[6][:-5]
-    [scan] = accept_scans(ann, [upload(content, f"Doe^John {place}.dcm") for place, content in enumerate(files)])
-    assert (scan.slice_count, scan.notes) == (9, ["File 7 of 10 was left out: The DICOM file is damaged or incomplete."])
+    [scan] = accept_scans(
+        ann, [upload(content, f"Doe^John {place}.dcm") for place, content in enumerate(files)]
+    )
+    assert (scan.slice_count, scan.notes) == (
+        9,
+        ["File 7 of 10 was left out: The DICOM file is damaged or incomplete."],
+    )
     [named] = accept_scans(
-        ann, [upload(zip_of({f"{place}.dcm": content for place, content in enumerate(files)}))], choices=Choices(keep_names=True)
+        ann,
+        [upload(zip_of({f"{place}.dcm": content for place, content in enumerate(files)}))],
+        choices=Choices(keep_names=True),
     )
     assert named.notes == ["“6.dcm” was left out: The DICOM file is damaged or incomplete."]
     assert named.title == "0.dcm"
 
 
 def test_too_many_damaged_slices_are_sent_again(ann: str, tmp_path: Path) -> None:
-    files = [content[: -5 * (place > 6)] if place > 6 else content for place, content in enumerate(series(slices=10))]
+    files = [
+        content[: -5 * (place > 6)] if place > 6 else content
+        for place, content in enumerate(series(slices=10))
+    ]
     with pytest.raises(UploadRejected, match=r"“7.dcm”: The DICOM file is damaged or incomplete."):
-        accept_scans(ann, [upload(zip_of({f"{place}.dcm": content for place, content in enumerate(files)}))])
+        accept_scans(
+            ann, [upload(zip_of({f"{place}.dcm": content for place, content in enumerate(files)}))]
+        )
     assert nothing_is_left(tmp_path)
 
 
-def test_two_patients_in_one_series_are_refused_and_in_two_they_are_two_scans(ann: str, nudges: list[str], tmp_path: Path) -> None:
+def test_two_patients_in_one_series_are_refused_and_in_two_they_are_two_scans(
+    ann: str, nudges: list[str], tmp_path: Path
+) -> None:
     with pytest.raises(UploadRejected, match="name different patients"):
-        accept_scans(ann, [upload(content) for content in [*series(PatientID="one"), *series(PatientID="two")]])
+        accept_scans(
+            ann,
+            [upload(content) for content in [*series(PatientID="one"), *series(PatientID="two")]],
+        )
     assert nothing_is_left(tmp_path)
-    assert len(accept_scans(ann, [upload(content) for content in [*series(1, PatientID="one"), *series(2, PatientID="two")]])) == 2
+    assert (
+        len(
+            accept_scans(
+                ann,
+                [
+                    upload(content)
+                    for content in [*series(1, PatientID="one"), *series(2, PatientID="two")]
+                ],
+            )
+        )
+        == 2
+    )
 
 
-def test_a_series_that_is_too_long_or_too_large_is_refused(app: Flask, ann: str, tmp_path: Path) -> None:
+def test_a_series_that_is_too_long_or_too_large_is_refused(
+    app: Flask, ann: str, tmp_path: Path
+) -> None:
     app.config["MAX_SLICES"] = 3
     with pytest.raises(UploadRejected, match=r"The series has 4 slices; at most 3 are read."):
         accept_scans(ann, [upload(content) for content in series()])
     with pytest.raises(UploadRejected, match=r"The ZIP archive holds 4 files; at most 3 are read."):
-        accept_scans(ann, [upload(zip_of({str(place): content for place, content in enumerate(series())}))])
+        accept_scans(
+            ann, [upload(zip_of({str(place): content for place, content in enumerate(series())}))]
+        )
     app.config |= {"MAX_SLICES": 2000, "MAX_SERIES_PIXELS": 64 * 64 * 3}
     with pytest.raises(UploadRejected, match=r"at most 0.012288 million are read."):
         accept_scans(ann, [upload(content) for content in series()])
     assert nothing_is_left(tmp_path)
 
 
-def test_the_limits_on_archives_are_those_of_the_upload(app: Flask, ann: str, nudges: list[str], tmp_path: Path) -> None:
+def test_the_limits_on_archives_are_those_of_the_upload(
+    app: Flask, ann: str, nudges: list[str], tmp_path: Path
+) -> None:
     archives = [zip_of({f"{place}.png": picture(side=400) for place in range(3)}) for _ in range(3)]
     app.config |= {"MAX_SLICES": 9}
     assert len(accept_scans(ann, [upload(content) for content in archives])) == 3
@@ -375,17 +500,26 @@ def test_the_limits_on_archives_are_those_of_the_upload(app: Flask, ann: str, nu
     assert not files_under(tmp_path / "incoming")
 
 
-@pytest.mark.parametrize("tag", [b"\x18\0\x50\0DS", b"\x20\0\x11\0IS"], ids=["thickness", "series number"])
+@pytest.mark.parametrize(
+    "tag", [b"\x18\0\x50\0DS", b"\x20\0\x11\0IS"], ids=["thickness", "series number"]
+)
 @pytest.mark.parametrize("length", [100, 5000, 65535])
-def test_a_number_of_thousands_of_digits_is_no_number(ann: str, nudges: list[str], tag: bytes, length: int) -> None:
+def test_a_number_of_thousands_of_digits_is_no_number(
+    ann: str, nudges: list[str], tag: bytes, length: int
+) -> None:
     content = dicom_file()
     at = content.index(b"\x28\0\x02\0US")
     long = tag + length.to_bytes(2, "little") + b"1" * length
-    [scan] = accept_scans(ann, [upload(zip_of({f"{place}": content[:at] + long + content[at:] for place in range(2)}))])
+    [scan] = accept_scans(
+        ann,
+        [upload(zip_of({f"{place}": content[:at] + long + content[at:] for place in range(2)}))],
+    )
     assert (scan.slice_count, scan.title) == (2, "")
 
 
-def test_packed_volumes_are_few_in_one_upload(ann: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_packed_volumes_are_few_in_one_upload(
+    ann: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(intake, "MOST_PACKED", 2)
     volume = nifti_file((8, 8, 2), packed=True)
     with pytest.raises(UploadRejected, match=r"more than 2 packed NIfTI files"):
@@ -399,17 +533,30 @@ def test_urgent_scans_are_few(app: Flask, ann: str, nudges: list[str]) -> None:
     assert [scan.stat for scan in accept_scans(ann, [upload(picture())], choices=urgent)] == [True]
     late = accept_scans(ann, [upload(picture()), upload(picture())], choices=urgent)
     assert [scan.stat for scan in late] == [True, False]
-    assert [scan.notes for scan in late] == [[], ["Too many of your urgent scans wait already; this one is read in its turn."]]
+    assert [scan.notes for scan in late] == [
+        [],
+        ["Too many of your urgent scans wait already; this one is read in its turn."],
+    ]
 
 
-def test_whoever_has_stored_as_much_as_one_may_deletes_first(app: Flask, ann: str, nudges: list[str]) -> None:
+def test_whoever_has_stored_as_much_as_one_may_deletes_first(
+    app: Flask, ann: str, nudges: list[str]
+) -> None:
     app.config["QUOTA_MB"] = 2
     accept_scans(ann, [upload(nifti_file((512, 512, 3)))])
-    with pytest.raises(UploadRejected, match=r"With this upload your scans would take 4 MB, and 2 MB is the most; please delete some."):
+    with pytest.raises(
+        UploadRejected,
+        match=(
+            r"With this upload your scans would take 4 MB, and 2 MB is the most; please delete"
+            r" some."
+        ),
+    ):
         accept_scans(ann, [upload(nifti_file((512, 512, 3)))])
     assert len(storage.keys("originals")) == 1
     app.config["QUOTA_MB"] = 1
-    with pytest.raises(UploadRejected, match=r"Your scans take 1 MB, and 1 MB is the most; please delete some."):
+    with pytest.raises(
+        UploadRejected, match=r"Your scans take 1 MB, and 1 MB is the most; please delete some."
+    ):
         accept_scans(ann, [upload(picture())])
 
 
@@ -445,8 +592,16 @@ def test_uploads_at_the_same_time_keep_to_the_limits_together(
     with any_database_app.app_context():
         scans = db.session.scalars(select(Scan)).all()
         if limit == "MAX_STAT":
-            assert (sorted(scan.stat for scan in scans), refused) == ([False, False, True, True], [])
-            assert sorted(scan.notes or [] for scan in scans) == [[], [], [IN_ITS_TURN], [IN_ITS_TURN]]
+            assert (sorted(scan.stat for scan in scans), refused) == (
+                [False, False, True, True],
+                [],
+            )
+            assert sorted(scan.notes or [] for scan in scans) == [
+                [],
+                [],
+                [IN_ITS_TURN],
+                [IN_ITS_TURN],
+            ]
         else:
             assert sum(scan.size for scan in scans) <= 2 * 2**20
             assert (len(scans), len(refused), len(storage.keys("originals"))) == (1, 3, 1)
@@ -458,9 +613,19 @@ def test_nothing_that_names_a_patient_is_kept(
     content, secrets = planted_everywhere()
     volume = nifti_file(secrets=True, packed=True)
     archive = zip_of(
-        {f"PLANT910X/{place}/PLANT911X.dcm": one for place, one in enumerate([*series(StudyDescription="PLANT912X"), content])}
+        {
+            f"PLANT910X/{place}/PLANT911X.dcm": one
+            for place, one in enumerate([*series(StudyDescription="PLANT912X"), content])
+        }
     )
-    accept_scans(ann, [upload(content, "PLANT913X.dcm"), upload(volume, "PLANT914X.nii.gz"), upload(archive, "PLANT915X.zip")])
+    accept_scans(
+        ann,
+        [
+            upload(content, "PLANT913X.dcm"),
+            upload(volume, "PLANT914X.nii.gz"),
+            upload(archive, "PLANT915X.zip"),
+        ],
+    )
     secret = new_secret()
     db.session.add(ApiToken(user_id=ann, name="a test", secret_hash=secret_hash(secret)))
     db.session.commit()
@@ -469,16 +634,24 @@ def test_nothing_that_names_a_patient_is_kept(
     db.session.remove()
     client = app.test_client()
     addresses = ["/api/v1/scans", *(f"/api/v1/scans/{scan_id}" for scan_id in ids)]
-    answers = [client.get(address, headers={"Authorization": f"Bearer {secret}"}) for address in addresses]
+    answers = [
+        client.get(address, headers={"Authorization": f"Bearer {secret}"}) for address in addresses
+    ]
     assert [answer.status_code for answer in answers] == [200] * 4
     db.engine.dispose()
-    everything = b"".join(path.read_bytes() for path in files_under(tmp_path)) + caplog.text.encode()
+    everything = (
+        b"".join(path.read_bytes() for path in files_under(tmp_path)) + caplog.text.encode()
+    )
     everything += b"".join(answer.data for answer in answers)
     assert len(secrets) >= 60
     assert b"PLANT" not in everything
     assert ann.encode() in everything
     stored = [path for path in files_under(tmp_path / "files") if path.suffix == ".nii"]
-    assert nibabel.Nifti1Image.from_bytes(gzip.decompress(stored[0].read_bytes())).shape == (64, 64, 5)
+    assert nibabel.Nifti1Image.from_bytes(gzip.decompress(stored[0].read_bytes())).shape == (
+        64,
+        64,
+        5,
+    )
 
 
 def test_what_a_killed_server_left_is_removed_at_the_next_start(app: Flask, tmp_path: Path) -> None:
@@ -505,7 +678,11 @@ def archive(tmp_path: Path) -> Path:
 def test_a_data_set_is_stored_and_queued(ann: str, nudges: list[str], tmp_path: Path) -> None:
     path = archive(tmp_path)
     dataset = accept_dataset(" head_ct ", path, ann)
-    assert (dataset.name, dataset.imported_by_id, dataset.status) == ("head_ct", ann, JobStatus.QUEUED)
+    assert (dataset.name, dataset.imported_by_id, dataset.status) == (
+        "head_ct",
+        ann,
+        JobStatus.QUEUED,
+    )
     assert storage.get(dataset.archive_key) == path.read_bytes()
     assert nudges == [IMPORT_DATASET]
 

@@ -34,7 +34,9 @@ def read(content: bytes, version: int) -> Any:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_copy_has_the_same_voxels_in_the_same_place_and_no_text(version: int, order: str, packed: bool) -> None:
+def test_a_copy_has_the_same_voxels_in_the_same_place_and_no_text(
+    version: int, order: str, packed: bool
+) -> None:
     content = nifti_file(version=version, order=order, packed=packed, secrets=True)
     copy = copied(content, compress=packed)
     before, after = read(content, version), read(copy, version)
@@ -49,7 +51,9 @@ def test_a_copy_has_the_same_voxels_in_the_same_place_and_no_text(version: int, 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_what_decides_is_read(version: int) -> None:
-    assert NiftiFile(io.BytesIO(nifti_file((60, 64, 5), version))).header == NiftiHeader(60, 64, 5, volumes=1, is_grey=True)
+    assert NiftiFile(io.BytesIO(nifti_file((60, 64, 5), version))).header == NiftiHeader(
+        60, 64, 5, volumes=1, is_grey=True
+    )
     assert NiftiFile(io.BytesIO(nifti_file((60, 64, 5, 3), version))).header.volumes == 3
     assert NiftiFile(io.BytesIO(nifti_file((60, 64), version))).header.slices == 1
     assert is_nifti(nifti_file(version=version)[:352])
@@ -78,7 +82,13 @@ def test_every_cut_is_noticed(packed: bool) -> None:
         (72, struct.pack("<h", 8)),
         (108, struct.pack("<f", 1e9)),
     ],
-    ids=["no dimensions", "nine dimensions", "less than nothing", "other bits than its type", "voxels far away"],
+    ids=[
+        "no dimensions",
+        "nine dimensions",
+        "less than nothing",
+        "other bits than its type",
+        "voxels far away",
+    ],
 )
 def test_a_header_that_contradicts_itself_is_damage(at: int, value: bytes) -> None:
     content = bytearray(nifti_file())
@@ -114,7 +124,9 @@ def test_a_packed_bomb_is_inflated_as_far_as_its_header_says() -> None:
 def test_the_room_of_unused_dimensions_holds_no_text(version: int) -> None:
     content = bytearray(nifti_file(version=version))
     for at, text in (
-        ((48, b"PLANT00X"), (96, b"PLANT01XPLAN")) if version == 1 else ((16 + 32, b"PLANT00X" * 4), (104 + 40, b"PLANT01X" * 2))
+        ((48, b"PLANT00X"), (96, b"PLANT01XPLAN"))
+        if version == 1
+        else ((16 + 32, b"PLANT00X" * 4), (104 + 40, b"PLANT01X" * 2))
     ):
         content[at : at + len(text)] = text
     copy = copied(bytes(content), compress=False)
@@ -128,4 +140,6 @@ def test_every_type_that_the_workers_read_is_taken(kind: str) -> None:
     image = nibabel.Nifti1Image(np.ones((4, 4, 3), kind), np.eye(4), dtype=kind)
     content = image.to_bytes()
     assert NiftiFile(io.BytesIO(content)).header.is_grey
-    np.testing.assert_array_equal(np.asanyarray(read(copied(content, compress=False), 1).dataobj), 1)
+    np.testing.assert_array_equal(
+        np.asanyarray(read(copied(content, compress=False), 1).dataobj), 1
+    )

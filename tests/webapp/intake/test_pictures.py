@@ -49,7 +49,10 @@ def test_a_copied_png_shows_the_same(mode: str) -> None:
     assert (shown(copied(content)) == shown(content)).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"quality": 100, "optimize": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"quality": 100, "optimize": True}],
+)
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_a_copied_jpeg_shows_the_same(mode: str, options: dict[str, object]) -> None:
     content = as_file(slice_of(mode), "JPEG", **options)
@@ -83,7 +86,9 @@ def test_whatever_a_png_can_say_besides_its_pixels_stays_behind() -> None:
 def test_whatever_a_jpeg_can_say_besides_its_pixels_stays_behind() -> None:
     exif = Image.Exif()
     exif[0x010E], exif[0x013B], exif[0x0112] = SECRETS[0].decode(), SECRETS[1].decode(), 6
-    content = as_file(slice_of(), "JPEG", exif=exif, comment=SECRETS[2], icc_profile=SECRETS[3], xmp=SECRETS[4])
+    content = as_file(
+        slice_of(), "JPEG", exif=exif, comment=SECRETS[2], icc_profile=SECRETS[3], xmp=SECRETS[4]
+    )
     app13 = b"\xff\xed" + struct.pack(">H", 2 + len(SECRETS[5])) + SECRETS[5]
     content = content[:2] + app13 + content[2:] + SECRETS[6]
     assert copied(content).count(b"PLANT") == 0
@@ -119,8 +124,16 @@ def test_every_flipped_byte_of_a_png_is_noticed() -> None:
         [],
         [chunk(b"IDAT", b"x"), chunk(b"IEND", b"")],
         [chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0)), chunk(b"IEND", b"")],
-        [chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 4, 8, 0, 0, 0, 0)), chunk(b"IDAT", b"x"), chunk(b"IEND", b"")],
-        [chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0)), *[chunk(b"IDAT", b"")] * MAX_PARTS, chunk(b"IEND", b"")],
+        [
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 4, 8, 0, 0, 0, 0)),
+            chunk(b"IDAT", b"x"),
+            chunk(b"IEND", b""),
+        ],
+        [
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0)),
+            *[chunk(b"IDAT", b"")] * MAX_PARTS,
+            chunk(b"IEND", b""),
+        ],
     ],
     ids=["nothing", "no header", "no pixels", "no width", "too many chunks"],
 )
@@ -133,7 +146,13 @@ def test_a_png_of_odd_chunks_is_damaged(chunks: list[bytes]) -> None:
 def test_a_chunk_that_is_larger_than_it_can_be_is_damage(name: bytes, most: int) -> None:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0))
     for length, fits in ((most, True), (most + 3, False)):
-        content = b"\x89PNG\r\n\x1a\n" + header + chunk(name, bytes(length)) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")
+        content = (
+            b"\x89PNG\r\n\x1a\n"
+            + header
+            + chunk(name, bytes(length))
+            + chunk(b"IDAT", b"x")
+            + chunk(b"IEND", b"")
+        )
         if fits:
             assert copy_png(io.BytesIO(content), io.BytesIO()) == (4, 4)
         else:
@@ -149,7 +168,9 @@ def test_an_animated_png_is_refused() -> None:
 
 def test_a_large_chunk_is_read_in_small_pieces() -> None:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0))
-    file = Watched(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", bytes(5_000_000)) + chunk(b"IEND", b""))
+    file = Watched(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", bytes(5_000_000)) + chunk(b"IEND", b"")
+    )
     assert copy_png(file, io.BytesIO()) == (4, 4)
     assert file.largest <= BLOCK
 

@@ -1,4 +1,6 @@
-"""What holds of every file that could come in, not of those alone that somebody thought of; hypothesis thinks of them."""
+"""What holds of every file that could come in, not of those alone that somebody thought of;
+hypothesis thinks of them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ from webapp.intake.taking import Taken, UploadRejected, take
 
 # The application is the same for all examples, and a slow machine is no failure.
 often = settings(
-    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 STARTS = (
     b"",
@@ -50,7 +56,9 @@ def context(app: Flask) -> Iterator[None]:
 def taken(content: bytes) -> tuple[Taken, bytes]:
     """Return what a file is taken for, and its clean copy."""
     with tempfile.TemporaryDirectory() as folder:
-        found = take(io.BytesIO(content), Path(folder) / "1", lambda uid: "2.25.1", number=1, name="")
+        found = take(
+            io.BytesIO(content), Path(folder) / "1", lambda uid: "2.25.1", number=1, name=""
+        )
         return found, found.path.read_bytes()
 
 
@@ -61,7 +69,9 @@ def test_any_png_and_jpeg_keeps_its_pixels(pixels: np.ndarray, as_png: bool) -> 
     Image.fromarray(pixels).save(file, "PNG" if as_png else "JPEG")
     found, copy = taken(file.getvalue())
     assert (found.kind, found.pixels) == ("png" if as_png else "jpeg", pixels.size)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(copy))), np.asarray(Image.open(file)))
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(copy))), np.asarray(Image.open(file))
+    )
 
 
 @often
@@ -72,7 +82,9 @@ def test_any_png_and_jpeg_keeps_its_pixels(pixels: np.ndarray, as_png: bool) -> 
 def test_any_dicom_slice_keeps_its_pixels(pixels: np.ndarray, syntax: str) -> None:
     order = ">" if syntax == ExplicitVRBigEndian else "<"
     coded = pixels.astype(f"{order}i2").tobytes()
-    found, copy = taken(dicom_file(syntax, Rows=pixels.shape[0], Columns=pixels.shape[1], PixelData=coded))
+    found, copy = taken(
+        dicom_file(syntax, Rows=pixels.shape[0], Columns=pixels.shape[1], PixelData=coded)
+    )
     assert (found.kind, found.pixels) == ("dicom", pixels.size)
     np.testing.assert_array_equal(pydicom.dcmread(io.BytesIO(copy)).pixel_array, pixels)
 
@@ -84,7 +96,9 @@ def test_any_dicom_slice_keeps_its_pixels(pixels: np.ndarray, syntax: str) -> No
     st.sampled_from("<>"),
     st.booleans(),
 )
-def test_any_nifti_volume_keeps_its_voxels(voxels: np.ndarray, version: int, order: str, as_gzip: bool) -> None:
+def test_any_nifti_volume_keeps_its_voxels(
+    voxels: np.ndarray, version: int, order: str, as_gzip: bool
+) -> None:
     content = nifti(voxels, np.diag([1.0, 1.0, 5.0, 1.0]), version=version, order=order)
     found, copy = taken(packed(content) if as_gzip else content)
     inside = gzip.decompress(copy) if as_gzip else copy
@@ -133,7 +147,9 @@ def test_no_name_in_an_archive_leads_out_of_its_folder(name: str, inner: bytes) 
         except (UnicodeEncodeError, IndexError):
             return  # zipfile does not write such a name.
         try:
-            for told, member in members(io.BytesIO(content), len(content), most_files=5, most_bytes=10**6, folder=folder):
+            for told, member in members(
+                io.BytesIO(content), len(content), most_files=5, most_bytes=10**6, folder=folder
+            ):
                 assert ".." not in told.replace("\\", "/").split("/")
                 assert not told.startswith(("/", "\\"))
                 assert member.read() == inner
