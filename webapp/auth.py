@@ -44,8 +44,8 @@ from webapp.models.accounts import new_secret, secret_hash
 
 blueprint = Blueprint("auth", __name__)
 
-WRONG = "The username or the password is wrong, or the account is disabled."
-FILES_LEFT = "Some of the files could not be removed now; they will be within hours."
+WRONG = "The username or password is incorrect, or the account is disabled."
+FILES_LEFT = "Some files could not be removed yet; they will be removed within a few hours."
 MAX_TOKENS = 20
 
 
@@ -89,9 +89,9 @@ def signup() -> str | tuple[str, int] | WerkzeugResponse:
     except IntegrityError:
         db.session.rollback()
         if db.session.scalar(select(User.id).where(User.username_key == user.username_key)):
-            form.username.errors = ["This username is taken; please choose another."]
+            form.username.errors = ["This username is already taken. Please choose another."]
         else:
-            form.email.errors = ["There is an account with this email address already."]
+            form.email.errors = ["An account with this email address already exists."]
         return _page("auth/signup.html", form)
     start_login(user)
     flash(f"Welcome, {user.name}. Your account is ready.", "success")
@@ -142,7 +142,7 @@ def logout() -> WerkzeugResponse:
         db.session.commit()
     logout_user()
     session.clear()
-    flash("You are logged out.", "success")
+    flash("You have been logged out.", "success")
     return redirect(url_for("scans.home"))
 
 
@@ -160,9 +160,12 @@ def account() -> str | tuple[str, int] | WerkzeugResponse:
             end_logins(user, but=user.login_secret)
             record(Act.PASSWORD_CHANGED, user.id)
             db.session.commit()
-            flash("Your password is changed. Your other logins have ended.", "success")
+            flash(
+                "Your password has been changed. Your other sessions have been logged out.",
+                "success",
+            )
             return redirect(url_for("auth.account"))
-        form.current_password.errors = ["This is not your current password."]
+        form.current_password.errors = ["The current password is incorrect."]
     return _account(form, TokenForm(formdata=None))
 
 
@@ -183,12 +186,12 @@ def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
             else:
                 logout_user()
                 session.clear()
-                flash("Your account and all your scans are deleted.", "success")
+                flash("Your account and all your scans have been deleted.", "success")
                 if not all_removed:
                     flash(FILES_LEFT, "warning")
                 return redirect(url_for("scans.home"))
         else:
-            form.your_password.errors = ["This is not your password."]
+            form.your_password.errors = ["The password is incorrect."]
     return _account(
         ChangePasswordForm(current_user.username, formdata=None),
         TokenForm(formdata=None),
@@ -207,7 +210,7 @@ def end_login(login_id: str) -> WerkzeugResponse:
         abort(404)
     record(Act.LOGINS_ENDED, login_id)
     db.session.commit()
-    flash("The login has ended.", "success")
+    flash("The session has been logged out.", "success")
     return redirect(url_for("auth.account"))
 
 
@@ -218,7 +221,7 @@ def end_other_logins() -> WerkzeugResponse:
     end_logins(current_user, but=current_user.login_secret)
     record(Act.LOGINS_ENDED, current_user.id)
     db.session.commit()
-    flash("Your other logins have ended.", "success")
+    flash("Your other sessions have been logged out.", "success")
     return redirect(url_for("auth.account"))
 
 
@@ -267,7 +270,7 @@ def revoke_token(token_id: str) -> WerkzeugResponse:
     db.session.delete(token)
     record(Act.TOKEN_REVOKED, token.id)
     db.session.commit()
-    flash(f"The token “{token.name}” is revoked.", "success")
+    flash(f"The token “{token.name}” has been revoked.", "success")
     return redirect(url_for("auth.account"))
 
 
@@ -275,7 +278,9 @@ def revoke_token(token_id: str) -> WerkzeugResponse:
 @limiter.limit("20 per minute")
 def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
     """Set a password by the link that an administrator made; it works once and ends all logins."""
-    spent = "This link has been used or has expired. Please ask an administrator for another."
+    spent = (
+        "This link has already been used or has expired. Please ask an administrator for a new one."
+    )
     link = db.session.scalar(
         select(PasswordReset)
         .join(PasswordReset.user)
@@ -301,7 +306,7 @@ def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
     end_logins(user)
     record(Act.PASSWORD_RESET, user.id, actor_id=user.id)
     db.session.commit()
-    flash("Your new password is set. Please log in with it.", "success")
+    flash("Your new password has been set. Please log in.", "success")
     return remember_browser(user, redirect(url_for("auth.login")))
 
 

@@ -51,21 +51,21 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
 def trust_in(judged: Mapping[str, Any]) -> str:
     """Return what a version's card says of one type, as a sentence."""
     if not judged:
-        return "Nobody has tested this."
+        return "This type has not been evaluated."
     patients = judged["patients"]
     if "patient" not in judged:
         return (
-            f"Few patients: only {patients} with this type were there to learn from and to test on,"
-            " so it may well be wrong."
+            f"Only {patients} patients with this type were available for training and testing, so this"
+            " probability is unreliable."
         )
     auroc, apart = (
         judged["patient"].get(figure, {}) for figure in ("auroc", "auroc_among_bleeding")
     )
-    told = (
-        f"AUROC {_figure(auroc)} among all patients of its test, {patients} of whom have this type"
-    )
+    told = f"AUROC {_figure(auroc)} among all test patients, {patients} of whom have this type"
     return told + (
-        f"; {_figure(apart)} among those who bleed." if apart.get("value") is not None else "."
+        f"; {_figure(apart)} among patients with hemorrhage."
+        if apart.get("value") is not None
+        else "."
     )
 
 

@@ -184,8 +184,8 @@ def install_starter(folder: Path) -> None:
 
 @click.command("create-admin")
 @click.argument("username")
-@click.option("--email", default=None, help="E-mail address.")
-@click.option("--name", default=None, help="Name as people read it.")
+@click.option("--email", default=None, help="Email address.")
+@click.option("--name", default=None, help="Full name.")
 @click.option("--phone", default=None, help="Phone number.")
 @with_appcontext
 def create_admin(username: str, email: str | None, name: str | None, phone: str | None) -> None:
@@ -217,7 +217,7 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
             role=Role.ADMIN,
         )
         db.session.add(user)
-        done = f"{username} is an admin now."
+        done = f"{username} is now an admin."
     else:
         user.set_password(password)
         user.role = Role.ADMIN
@@ -257,7 +257,7 @@ def create_token(username: str, name: str) -> None:
     db.session.add(token)
     record(Act.TOKEN_MADE, token.id)
     db.session.commit()
-    click.echo(f"An API token of {user.username}, shown only now:")
+    click.echo(f"An API token of {user.username} (it will not be shown again):")
     click.echo(secret)
 
 
@@ -283,7 +283,7 @@ def import_dataset(path: Path, name: str | None, wait: bool) -> None:
             dataset = accept_dataset(name or path.resolve().stem, archive, None)
     except (UploadRejected, StorageError) as err:
         raise click.ClickException(str(err)) from err
-    click.echo(f"The data set {dataset.name!r} waits for a train worker.")
+    click.echo(f"The data set {dataset.name!r} is queued for import.")
     if wait:
         wait_for_dataset(dataset.id)
 

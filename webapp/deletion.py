@@ -102,9 +102,11 @@ def delete_dataset(dataset_id: str) -> bool:
         db.session.commit()
     except IntegrityError as err:
         db.session.rollback()
-        raise StillNeeded("A training run used this data set, so it is kept.") from err
+        raise StillNeeded(
+            "This data set was used by a training run and cannot be deleted."
+        ) from err
     if deleted is None:
-        raise StillNeeded("This data set is being imported; cancel that first.")
+        raise StillNeeded("This data set is being imported. Cancel the import first.")
     return discard(filter(None, deleted))
 
 
@@ -153,5 +155,5 @@ def _require_another_admin(user_id: str) -> None:
     if active_admins() == [user_id]:
         db.session.rollback()
         raise StillNeeded(
-            "This is the only administrator; make another one before you delete this account."
+            "This is the only administrator. Create another one before you delete this account."
         )

@@ -23,17 +23,17 @@ from webapp.storage import MissingFile, StorageError
 log = logging.getLogger(__name__)
 
 SENTENCES = {
-    400: "The request cannot be understood.",
+    400: "The request is invalid.",
     401: "Please log in first.",
-    403: "You may not do this.",
-    404: "There is nothing here, or it is not yours to see.",
-    405: "This address does not do that.",
-    413: "The upload is larger than {MAX_UPLOAD_MB} MB, which is the most that is accepted.",
-    429: "Too many tries in a short time; please wait a minute and try again.",
-    500: "Something went wrong on our side. It has been noted; please try again.",
-    503: "A part of the service cannot be reached; please try again later.",
+    403: "You do not have permission to do this.",
+    404: "Not found, or you do not have access.",
+    405: "This address does not support that method.",
+    413: "The upload is larger than {MAX_UPLOAD_MB} MB, the maximum upload size.",
+    429: "Too many attempts. Please wait a minute and try again.",
+    500: "Something went wrong on our side. The error has been logged; please try again.",
+    503: "Part of the service is unavailable. Please try again later.",
 }
-EXPIRED_FORM = "This form has expired; please go back, reload the page and send it again."
+EXPIRED_FORM = "This form has expired; please go back, reload the page and submit it again."
 DRAINED = 4
 """Times the largest upload that is read of an even larger one, so that its sender gets to see the
 answer.

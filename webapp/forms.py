@@ -41,7 +41,7 @@ def text_problem(text: str, longest: int) -> str | None:
         return f"Please use at most {longest} characters."
     # PostgreSQL refuses a NUL.
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-        return "Please use only characters that can be printed."
+        return "Please use printable characters only."
     return None
 
 
@@ -83,7 +83,7 @@ class SignupForm(FlaskForm):
     name = TextField("Name", [required, at_most(MAX_NAME)], render_kw={"autocomplete": "name"})
     email = TextField(
         "Email",
-        [required, at_most(MAX_EMAIL), Email("This is not an email address.")],
+        [required, at_most(MAX_EMAIL), Email("Please enter a valid email address.")],
         render_kw={"autocomplete": "email", "type": "email"},
     )
     phone = TextField(
@@ -93,7 +93,7 @@ class SignupForm(FlaskForm):
             at_most(MAX_PHONE),
             Regexp(
                 r"^[0-9+(). /x-]{3,}$",
-                message="A phone number has digits, spaces and + ( ) . / - only.",
+                message="Phone numbers may contain only digits, spaces and + ( ) . / -",
             ),
         ],
         description="Optional.",
@@ -176,7 +176,7 @@ class TokenForm(FlaskForm):
     name = TextField(
         "Name of the token",
         [required, at_most(MAX_TOKEN_NAME)],
-        description="What will use it, say “research script”.",
+        description="What the token is for, such as “research script”.",
     )
 
 
@@ -195,13 +195,13 @@ class ScanForm(FlaskForm):
     title = TextField(
         "Title",
         [Optional(), at_most(MAX_TITLE)],
-        description="Optional. Please do not write the name of a patient here.",
+        description="Optional. Please do not enter patient names.",
     )
     together = BooleanField(
-        "The pictures are slices of one scan",
-        description="Otherwise each PNG or JPEG is a scan of its own.",
+        "The images are slices of one scan",
+        description="Otherwise each PNG or JPEG becomes a separate scan.",
     )
-    stat = BooleanField("STAT", description="Read before all scans that are not.")
+    stat = BooleanField("STAT", description="Analyze before all routine scans.")
     keep_names = BooleanField(
         "Keep file names",
         description=(

@@ -24,14 +24,14 @@ def password_problem(username: str, password: str) -> str | None:
     and signs around it too, since that is what people add first.
     """
     if len(password) < MIN_PASSWORD:
-        return f"A password has at least {MIN_PASSWORD} characters."
+        return f"Passwords must have at least {MIN_PASSWORD} characters."
     if len(password) > MAX_PASSWORD:
-        return f"A password has at most {MAX_PASSWORD} characters."
+        return f"Passwords must have at most {MAX_PASSWORD} characters."
     whole, word, person = password.lower(), core(password), core(username)
     if whole == username.lower() or (person and word == person):
-        return "The password must not be the username."
+        return "The password must differ from the username."
     if len(set(whole)) < FEWEST_CHARACTERS:
-        return "This password repeats a few characters; please choose another."
+        return "This password repeats only a few characters. Please choose another."
     if whole in common_passwords() or word in common_passwords() or word in EXPECTED_WORDS:
         return (
             "This password is one that many people choose, so it is guessed first; a few words in a"

@@ -45,7 +45,7 @@ class WindowSchema(Schema):
     def chosen(self, query: Mapping[str, Any], **_: object) -> Window | None:
         """Return the window."""
         if len(query) != (1 if "window" in query else 0 if not query else 2):
-            raise ValidationError("Name a window, or give its level and its width.", "window")
+            raise ValidationError("Specify a window by name, or by level and width.", "window")
         return (
             Window(query["level"], query["width"])
             if "level" in query
@@ -93,7 +93,7 @@ def slice_image(scan_id: str, index: int) -> Response:
     try:
         window = WindowSchema().load(request.args, unknown=EXCLUDE)
     except ValidationError:
-        abort(400, "There is no such window.")
+        abort(400, "Unknown window.")
     return slice_picture(key, index, window)
 
 
@@ -106,22 +106,22 @@ def slice_heatmap(scan_id: str, index: int) -> Response:
 
 
 def picture(key: str | None) -> Response:
-    """Return a stored PNG, or 404 where it is not made yet."""
+    """Return a stored PNG, or 404 where it is not ready yet."""
     if key is None:
-        abort(404, "This picture is not made yet.")
+        abort(404, "This image is not ready yet.")
     return _kept_by_the_browser("image/png", key, lambda: storage.get(key))
 
 
 def slice_picture(volume_key: str | None, index: int, window: Window | None) -> Response:
     """Return a slice of a stored series as a PNG, or 404 where there is none."""
     if volume_key is None:
-        abort(404, "This scan has no series of slices.")
+        abort(404, "This scan is not a series.")
 
     def drawn() -> bytes:
         try:
             return open_volume(volume_key).png(index, window)
         except IndexError:
-            abort(404, "This series has no such slice.")
+            abort(404, "Slice not found in this series.")
 
     return _kept_by_the_browser("image/png", f"{volume_key} {index} {window}", drawn)
 
@@ -129,7 +129,7 @@ def slice_picture(volume_key: str | None, index: int, window: Window | None) -> 
 def series_file(volume_key: str | None) -> Response:
     """Return a stored series piece by piece, however long it is; 404 where there is none."""
     if volume_key is None:
-        abort(404, "This scan has no series of slices.")
+        abort(404, "This scan is not a series.")
     answer = _kept_by_the_browser(
         "application/gzip", volume_key, lambda: FileWrapper(storage.open(volume_key), 2**16)
     )
@@ -178,5 +178,5 @@ def _of_own_scan(scan_id: str, *columns: InstrumentedAttribute[Any]) -> Row[Any]
         ).one_or_none()
     )
     if not found:
-        abort(404, "You have no such scan.")
+        abort(404, "Scan not found.")
     return found

@@ -53,7 +53,8 @@ blueprint = Blueprint("scans", __name__)
 
 PER_PAGE = 20
 QUEUE_AWAY = (
-    "The queue cannot be reached at the moment. Your scan is kept and will be read when it is back."
+    "The queue is currently unavailable. Your scan has been saved and will be analyzed once the"
+    " queue is back."
 )
 STOP_POLLING = 286
 """htmx shows the answer and asks no more."""
@@ -104,7 +105,7 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
         else None
     )
     if phantom is None:
-        abort(404, "There is no such phantom.")
+        abort(404, "Phantom not found.")
     with _phantom_folder().joinpath(phantom["file"]).open("rb") as content:
         return _submit([FileStorage(content, phantom["file"])], phantom["title"], Choices())
 
@@ -149,7 +150,7 @@ def score_anyway(scan_id: str) -> WerkzeugResponse:
         scan.id,
         Act.SCAN_FORCED,
         force(scan.id, current_user.id),
-        "There is nothing to overrule about this scan.",
+        "This scan was not rejected, so there is nothing to override.",
     )
 
 
@@ -163,7 +164,7 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
         record(Act.SCAN_CANCELLED, scan.id)
     db.session.commit()
     if not cancelled:
-        flash("This scan has ended already.", "warning")
+        flash("This scan has already finished.", "warning")
     return redirect(url_for("scans.show", scan_id=scan_id))
 
 
@@ -175,7 +176,7 @@ def retry_scan(scan_id: str) -> WerkzeugResponse:
     otherwise = (
         ORIGINAL_REMOVED
         if scan.original_removed_at
-        else "Only a scan that failed or was cancelled can be tried again."
+        else "Only failed or canceled scans can be retried."
     )
     return _queued(scan.id, Act.SCAN_RETRIED, retry(scan.id), otherwise)
 
@@ -185,11 +186,11 @@ def retry_scan(scan_id: str) -> WerkzeugResponse:
 def remove(scan_id: str) -> WerkzeugResponse:
     """Delete a scan with all that was made of it."""
     if delete_scan(_own_scan(scan_id).id):
-        flash("The scan and everything that was made of it are deleted.", "success")
+        flash("The scan and all its results have been deleted.", "success")
     else:
         flash(
-            "The scan is deleted. Some of its files could not be removed now; they will be within"
-            " hours.",
+            "The scan has been deleted. Some of its files could not be removed yet; they will be"
+            " removed within a few hours.",
             "warning",
         )
     return redirect(url_for("scans.history"))
@@ -228,7 +229,7 @@ def _own_scan(scan_id: str) -> Scan:
         )
     )
     if not scan:
-        abort(404, "You have no such scan.")
+        abort(404, "Scan not found.")
     return scan
 
 
@@ -298,7 +299,7 @@ def _submit(files: Sequence[FileStorage], title: str, choices: Choices) -> Werkz
     scans = accept_scans(current_user.id, files, title, choices, on_unreachable=warn)
     if len(scans) == 1:
         return redirect(url_for("scans.show", scan_id=scans[0].id))
-    flash(f"{len(scans)} scans are submitted.", "success")
+    flash(f"{len(scans)} scans were submitted.", "success")
     for note in scans[0].notes or []:
         flash(note, "warning")
     return redirect(url_for("scans.history"))

@@ -66,13 +66,13 @@ def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, An
         stored(lambda: storage.fetch(key, answers / PREDICTIONS))
         found = compare([answers, run])
     except MissingFile:
-        return {"reason": "It keeps no answers that it gave out of fold."}
+        return {"reason": "It has no stored out-of-fold predictions."}
     except (DatasetError, StorageError) as err:
         return {"reason": str(err)}
     except Exception:
         log.exception("version=%s could not be compared", version.id)
         return {
-            "reason": "Something unexpected went wrong in this comparison; the log has the details."
+            "reason": "An unexpected error occurred in this comparison; see the log for details."
         }
     return {
         level: {

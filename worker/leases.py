@@ -31,7 +31,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from webapp.extensions import database_now, db
 from webapp.models import Attempt, JobStatus, Leased
 
-LOST = "Its worker stopped."
+LOST = "The worker stopped."
 MOST_DEATHS = 3
 """The third death that counts is the last: the row fails."""
 

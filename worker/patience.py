@@ -21,7 +21,7 @@ from worker.presence import presence
 log = logging.getLogger(__name__)
 
 WAITS_S = (0.2, 1.0, 3.0)
-NO_ROOM = "A worker could not write to its own disk, which may be full; please try again later."
+NO_ROOM = "A worker could not write to its disk, which may be full. Please try again later."
 
 Result = TypeVar("Result")
 

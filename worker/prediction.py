@@ -41,7 +41,7 @@ alone.
 """
 PROGRESS_S = 1.0
 NOT_HEAD_CT = "This does not look like a head CT, so it was not scored."
-NO_MODEL = "No model is live; ask an administrator to promote one."
+NO_MODEL = "No model is live. Ask an administrator to promote one."
 
 
 def answer_next_scans() -> bool:
@@ -141,7 +141,7 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
             refused.update(
                 dict.fromkeys(
                     chosen,
-                    "The model that is live cannot be loaded; ask an administrator to look at it.",
+                    "The live model cannot be loaded. Please contact an administrator.",
                 )
             )
     seconds = (time.monotonic() - started) / max(len(findings), 1)
@@ -193,9 +193,9 @@ class Watch:
             return
         self._told = time.monotonic()
         stage = (
-            f"Reading slice {done} of {total}"
+            f"Analyzing slice {done} of {total}"
             if len(self._scan_ids) == 1
-            else "Reading the slices of several scans"
+            else "Analyzing slices of several scans"
         )
         columns = {"progress": done / total, "stage": stage}
         mine = presence()

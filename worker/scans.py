@@ -110,7 +110,7 @@ def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
     log.error(
         "row=%s failed unexpectedly", row_id, exc_info=err, extra={logs.ids_field(table): [row_id]}
     )
-    return "Something unexpected went wrong with this scan; the administrators find it in the log."
+    return "An unexpected error occurred; administrators can find the details in the log."
 
 
 def discard_pictures_of_deleted(lost: Collection[str]) -> None:

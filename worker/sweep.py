@@ -20,10 +20,10 @@ from worker.presence import presence, remove_abandoned_folders
 log = logging.getLogger(__name__)
 
 DOING: dict[type[Leased], str] = {
-    Scan: "read this scan",
-    Heatmap: "drew this heat map",
-    Dataset: "read this data set",
-    TrainingRun: "trained without reaching a new checkpoint",
+    Scan: "was analyzing this scan",
+    Heatmap: "was generating this heat map",
+    Dataset: "was importing this data set",
+    TrainingRun: "was training without reaching a new checkpoint",
 }
 # Nudges of a queue are interchangeable: each makes a worker look for all that the queue is for.
 NUDGE_OF_QUEUE = {jobs.PREDICT: jobs.PREDICT_SCANS, jobs.TRAIN: jobs.TRAIN_MODEL}

@@ -109,7 +109,7 @@ class Training:
             self._fail(str(err), keeps_checkpoint=self._is_trained)
         except Exception:
             log.error("run=%s failed unexpectedly", self.run.id)
-            self._fail("Something unexpected went wrong in this training; the log has the details.")
+            self._fail("An unexpected error occurred during training; see the log for details.")
             raise
 
     def _let_go(self) -> None:
@@ -173,7 +173,7 @@ class Training:
                 version = committed(lambda: db.session.get(ModelVersion, version_id))
                 if version is not None:
                     return model_folder(version)
-        raise SettingError(f"There are no initial weights {self.run.initial_weights!r}.")
+        raise SettingError(f"Unknown initial weights {self.run.initial_weights!r}.")
 
     def _on_part(self, what: str, done: int, total: int) -> None:
         self._progress["stage"] = f"{what} {done} of {total}"
@@ -278,7 +278,7 @@ class Training:
         """
         version_id = new_id()
         prefix = f"models/{version_id}"
-        self._progress["stage"] = "Comparing it with earlier versions"
+        self._progress["stage"] = "Comparing with earlier versions"
         self._write()
         comparisons = compare_with_earlier(self.out_dir, self.folder)
         try:

@@ -22,7 +22,7 @@ from webapp.models import Dataset, Heatmap, JobStatus, ModelVersion, Prediction,
 
 TWO_HOURS_S = 7200
 REMOVED_WITHIN_S = 120
-STOPPED_THREE_TIMES = "The worker stopped three times while it read this scan."
+STOPPED_THREE_TIMES = "The worker stopped three times while it was analyzing this scan."
 
 
 @dataclass

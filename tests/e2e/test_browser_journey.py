@@ -223,7 +223,7 @@ def test_import_train_promote_predict_and_roll_back(
     expect(page).to_have_url(re.compile("/admin/runs/[0-9a-f]{32}$"))
     page.evaluate("window.neverReloaded = true")
     trained = page.get_by_role("heading", name=re.compile("It made the version"))
-    expect(trained.or_(page.get_by_text("It failed."))).to_be_visible(timeout=TRAINING_MS)
+    expect(trained.or_(page.get_by_text("Training failed"))).to_be_visible(timeout=TRAINING_MS)
     expect(trained).to_be_visible()
     assert page.evaluate("window.neverReloaded") is True
     version = trained.locator("a").inner_text()

@@ -172,7 +172,7 @@ def test_heat_maps_come_to_the_slice_that_is_being_looked_at(
     page.goto(address)
     part(page, "slider").fill("1")
     part(page, "stage").evaluate("stage => { stage.neverReplaced = true; }")
-    expect(page.get_by_text("The heat maps are being drawn…")).to_be_visible()
+    expect(page.get_by_text("The heat maps are being generated…")).to_be_visible()
     expect(part(page, "heat")).to_be_hidden()
     set_heatmap(service, address, status=JobStatus.DONE, slices=[0, SLICES - 1])
     expect(part(page, "heat")).to_be_visible()

@@ -187,7 +187,7 @@ def test_another_users_scan_is_404_everywhere(app: Flask, ann: FlaskClient) -> N
             problem_of(bob.get(f"/api/v1/scans/{id}{path}"), 404)
             for id in (scan_id, "0" * 32, "nonsense", "%00")
         }
-        assert refusals == {"You have no such scan."}
+        assert refusals == {"Scan not found."}
     assert bob.get("/api/v1/scans").json["total"] == 0
     assert ann.get("/api/v1/scans").json["total"] == 1
 

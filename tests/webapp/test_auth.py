@@ -82,7 +82,7 @@ def test_signing_up_makes_an_account_and_logs_in(any_database_app: Flask) -> Non
         ({"username": "ANN", "email": "other@example.org"}, "This username is taken"),
         (
             {"username": "bob", "email": "aNN@example.org"},
-            "There is an account with this email address already.",
+            "An account with this email address already exists.",
         ),
     ],
 )
@@ -106,7 +106,7 @@ def test_username_and_email_are_unique_without_regard_to_case(
         ({"name": "Ann\x00"}, "can be printed"),
         ({"name": "x" * 121}, "at most 120 characters"),
         ({"name": "  "}, "Please fill in this field."),
-        ({"email": "nobody"}, "This is not an email address."),
+        ({"email": "nobody"}, "Please enter a valid email address."),
         ({"email": "a\x00@example.org"}, "can be printed"),
         ({"email": "x" * 300 + "@example.org"}, "at most 254 characters"),
         ({"phone": "call me"}, "A phone number has"),
@@ -209,7 +209,7 @@ def test_a_link_cannot_log_out(logged_in: Callable[..., FlaskClient]) -> None:
     client = logged_in("ann")
     answer = client.get("/logout")
     assert answer.status_code == 405
-    assert "This address does not do that." in answer.text
+    assert "This address does not support that method." in answer.text
     assert is_logged_in(client)
 
 
@@ -348,7 +348,7 @@ def test_changing_the_password_ends_the_other_logins(
 @pytest.mark.parametrize(
     ("current", "new", "sentence"),
     [
-        ("wrong", "another long password", "This is not your current password."),
+        ("wrong", "another long password", "The current password is incorrect."),
         (PASSWORD, "short", "at least 10 characters"),
         (PASSWORD, "", "Please fill in this field."),
     ],

@@ -295,7 +295,7 @@ def test_create_admin_makes_an_existing_account_an_admins_and_ends_its_logins(ap
 @pytest.mark.parametrize(
     ("username", "password", "sentence"),
     [
-        ("eve", "short", "A password has at least 10 characters."),
+        ("eve", "short", "Passwords must have at least 10 characters."),
         ("e ve", PASSWORD, "A username has 2 to 64"),
     ],
 )

@@ -111,7 +111,7 @@ def test_nothing_that_a_person_gave_is_left_in_database_or_storage(
 
     answer = sally.post("/account/delete", data={"your_password": PASSWORD})
     assert (answer.status_code, answer.location) == (302, "/")
-    assert "Your account and all your scans are deleted." in sally.get("/").text
+    assert "Your account and all your scans have been deleted." in sally.get("/").text
     left = everything_kept(app, tmp_path)
     assert [trace for trace in searched if trace in left] == []
     assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
@@ -149,7 +149,7 @@ def test_what_an_administrator_did_stays_by_nobody(any_database_app: Flask) -> N
     browser = app.test_client()
     browser.post("/login", data={"username": "root", "password": PASSWORD})
     assert (
-        "The account adam and all its scans are deleted."
+        "The account adam and all its scans have been deleted."
         in browser.post(f"/admin/users/{leaving}/delete", follow_redirects=True).text
     )
     with app.app_context():
@@ -182,7 +182,7 @@ def test_other_peoples_scans_stay(app: Flask, logged_in: Callable[..., FlaskClie
 
 @pytest.mark.parametrize(
     ("password", "sentence"),
-    [("wrong", "This is not your password."), ("", "Please fill in this field.")],
+    [("wrong", "The password is incorrect."), ("", "Please fill in this field.")],
 )
 def test_an_account_is_not_deleted_without_its_password(
     app: Flask, logged_in: Callable[..., FlaskClient], password: str, sentence: str
@@ -232,7 +232,7 @@ def test_files_that_cannot_be_removed_at_once_are_told(
     monkeypatch.setattr(Storage, "delete", away)
     page = ann.post("/account/delete", data={"your_password": PASSWORD}, follow_redirects=True).text
     assert (
-        "Your account and all your scans are deleted." in page
+        "Your account and all your scans have been deleted." in page
         and "they will be within hours" in page
     )
     assert rows(app, User, Scan) == [0, 0]

@@ -181,7 +181,7 @@ def test_somebody_elses_series_is_404(
     for scan_id in (bobs, "0" * 32, "nonsense", "%00"):
         answer = browser.get(f"{scans}/{scan_id}/{path}")
         assert answer.status_code == 404
-        assert "You have no such scan." in answer.text
+        assert "Scan not found." in answer.text
 
 
 def test_there_is_no_slice_beyond_the_last(

@@ -171,7 +171,7 @@ def test_a_slice_is_submitted_and_its_page_opens(app: Flask, ann: FlaskClient) -
 def test_several_slices_become_several_scans(app: Flask, ann: FlaskClient) -> None:
     answer = ann.post("/scans", data=form(png(64), png(65), png(66)))
     assert answer.location == "/scans"
-    assert "3 scans are submitted." in ann.get("/scans").text
+    assert "3 scans were submitted." in ann.get("/scans").text
     with app.app_context():
         assert db.session.scalar(select(func.count()).select_from(Scan)) == 3
 
@@ -191,7 +191,7 @@ def test_a_queue_that_cannot_be_reached_is_said_and_the_scan_is_kept(ann: FlaskC
         (form(b""), "The file is empty."),
         (form(b"text"), "The file is not a PNG, JPEG, DICOM or NIfTI image."),
         (form(png(), title="x" * 81), "Please use at most 80 characters."),
-        (form(png(), title="a\x00b"), "Please use only characters that can be printed."),
+        (form(png(), title="a\x00b"), "Please use printable characters only."),
     ],
     ids=["nothing", "empty", "text", "long title", "NUL"],
 )
@@ -306,7 +306,7 @@ def test_polling_goes_on_until_the_heat_map_is_drawn(app: Flask, ann: FlaskClien
     part = ann.get(f"/scans/{scan_id}/progress")
     assert part.status_code == 200
     assert "Brain Hemorrhage Detected." in part.text
-    assert "The heat map is being drawn…" in part.text
+    assert "The heat map is being generated…" in part.text
     assert "hx-get" in ann.get(f"/scans/{scan_id}").text
     with app.app_context():
         heatmap = db.session.scalars(select(Heatmap)).one()
@@ -401,7 +401,7 @@ def test_types_of_bleeding_stand_below_a_positive_verdict_with_how_far_to_trust_
     assert (
         0
         < page.index("Brain Hemorrhage Detected.</h1>")
-        < page.index("Which type, if it bleeds")
+        < page.index("Likely type of hemorrhage")
         < page.index("About this scan")
     )
     places = [
@@ -413,10 +413,10 @@ def test_types_of_bleeding_stand_below_a_positive_verdict_with_how_far_to_trust_
         "AUROC 0.74 (0.58 to 0.86) among all patients of its test, 12 of whom have this type."
         in page
     )
-    assert "20 of whom have this type; 0.60 among those who bleed." in page
+    assert "20 of whom have this type; 0.60 among patients with hemorrhage." in page
     assert "does not tell intraparenchymal or intraventricular bleeding" in page
     assert "most in slice" not in page, "there is only one"
-    assert "Which type, if it bleeds" in ann.get(f"/scans/{scan_id}/progress").text
+    assert "Likely type of hemorrhage" in ann.get(f"/scans/{scan_id}/progress").text
 
 
 def test_the_slice_that_shows_a_type_most_is_named_and_a_card_without_types_says_nobody_tested(
@@ -427,7 +427,7 @@ def test_the_slice_that_shows_a_type_most_is_named_and_a_card_without_types_says
     page = ann.get(f"/scans/{scan_id}").text
     assert (
         "most in slice 2" in page
-        and "Nobody has tested this." in page
+        and "This type has not been evaluated." in page
         and "does not tell" not in page
     )
 
@@ -440,7 +440,7 @@ def test_types_are_shown_where_the_verdict_is_uncertain_and_not_where_it_is_a_pl
         scan_id = add_scan(app)
         add_verdict(app, scan_id, types=TYPES, positive=False, uncertain=uncertain, probability=0.3)
         pages.append(ann.get(f"/scans/{scan_id}").text)
-    assert ["Which type, if it bleeds" in page for page in pages] == [True, False]
+    assert ["Likely type of hemorrhage" in page for page in pages] == [True, False]
 
 
 def test_admins_get_a_link_to_the_model(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
@@ -452,10 +452,10 @@ def test_admins_get_a_link_to_the_model(app: Flask, logged_in: Callable[..., Fla
 
 def test_a_failed_scan_tells_its_sentence(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(
-        app, status=JobStatus.FAILED, error="No model is live; ask an administrator to promote one."
+        app, status=JobStatus.FAILED, error="No model is live. Ask an administrator to promote one."
     )
     page = ann.get(f"/scans/{scan_id}").text
-    assert "No model is live; ask an administrator to promote one." in page
+    assert "No model is live. Ask an administrator to promote one." in page
     assert "hx-get" not in page
     assert ann.get(f"/scans/{scan_id}/progress").status_code == 286
     assert "No model is live" in ann.get("/scans").text
@@ -486,7 +486,7 @@ def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(
         answer = browser.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True)
         assert answer.status_code == 200
     assert (
-        "There is nothing to overrule about this scan." in answer.text
+        "This scan was not rejected, so there is nothing to override." in answer.text
         and "Score anyway" not in answer.text
     )
     assert nudged == [PREDICT_SCANS]
@@ -533,7 +533,7 @@ def test_nobody_else_can_have_a_scan_scored_anyway(
 
 def test_a_cancelled_scan_says_so(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app, status=JobStatus.CANCELLED)
-    assert "This scan was cancelled." in ann.get(f"/scans/{scan_id}").text
+    assert "This scan was canceled." in ann.get(f"/scans/{scan_id}").text
 
 
 @pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.RUNNING])
@@ -555,7 +555,7 @@ def test_an_open_scan_is_cancelled_and_can_be_tried_again(
     )
     assert "Cancel</button>" in browser.get(f"/scans/{scan_id}").text
     assert (
-        "This scan was cancelled."
+        "This scan was canceled."
         in browser.post(f"/scans/{scan_id}/cancel", follow_redirects=True).text
     )
     assert (

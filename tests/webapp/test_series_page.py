@@ -110,7 +110,7 @@ def test_heat_maps_that_are_drawn_later_come_by_themselves(
         db.session.query(Heatmap).update({"status": JobStatus.RUNNING, "slices": None})
         db.session.commit()
     page = ann.get(f"/scans/{scan_id}").text
-    assert "The heat maps are being drawn…" in page
+    assert "The heat maps are being generated…" in page
     assert "data-slices='[]'" in page
     assert "heatmap.png" not in page
     ask = f"/scans/{scan_id}/progress?seen={seen(page)}"

@@ -99,7 +99,7 @@ def test_a_data_set_that_trips_a_bug_fails_with_a_neutral_sentence(
     ).one()
     assert (dataset.status, dataset.error) == (
         "failed",
-        "Something unexpected went wrong while this data set was read; the log has the details.",
+        "An unexpected error occurred while importing this data set; see the log for details.",
     )
 
 

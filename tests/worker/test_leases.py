@@ -47,7 +47,7 @@ def expire(ids: Sequence[str], table: type[Scan] | type[TrainingRun] = Scan) -> 
 
 def reap() -> dict[str, JobStatus]:
     """Reap scans and commit."""
-    reaped = leases.reap(Scan, "read this scan")
+    reaped = leases.reap(Scan, "was analyzing this scan")
     db.session.commit()
     return reaped
 
@@ -179,7 +179,7 @@ def test_what_a_scan_went_through_is_kept_when_it_is_asked_for_again(any_worker_
     assert [attempt.outcome for attempt in history] == [
         leases.LOST,
         "The file is empty.",
-        "It was cancelled.",
+        "Canceled",
     ]
     assert [attempt.started_at is not None for attempt in history] == [True, True, False]
     assert all(attempt.started_at <= attempt.ended_at for attempt in history if attempt.started_at)
@@ -321,7 +321,7 @@ def test_the_third_death_while_alone_is_the_last(any_worker_app: Flask) -> None:
     expire([poisoned])
     assert reap() == {poisoned: JobStatus.FAILED}
     failed = row(poisoned)
-    assert failed.error == "The worker stopped three times while it read this scan."
+    assert failed.error == "The worker stopped three times while it was analyzing this scan."
     assert (failed.attempts, failed.counted_deaths) == (4, 3)
     assert failed.finished_at is not None
     assert claim("another") == [innocent]

@@ -281,7 +281,7 @@ def test_what_nobody_expected_fails_alone_with_a_neutral_sentence(
     assert [scan(scan_id).status for scan_id in ids] == ["done", "failed", "done"]
     assert (
         scan(ids[1]).error
-        == "Something unexpected went wrong with this scan; the administrators find it in the log."
+        == "An unexpected error occurred; administrators can find the details in the log."
     )
     assert any(
         record.levelno == logging.ERROR and ids[1] in record.getMessage() and record.exc_info
@@ -364,7 +364,7 @@ def test_a_heat_map_is_drawn_by_the_version_that_gave_the_verdict(
 def test_without_a_live_model_scans_fail_with_a_sentence(worker_app: Flask) -> None:
     (scan_id,) = submit(picture())
     tasks.predict_scans()
-    assert scan(scan_id).error == "No model is live; ask an administrator to promote one."
+    assert scan(scan_id).error == "No model is live. Ask an administrator to promote one."
 
 
 def test_one_persons_heat_maps_do_not_make_anothers_wait(any_worker_app: Flask) -> None:
@@ -436,7 +436,7 @@ def test_a_batch_whose_lease_was_lost_writes_nothing(
         db.session.execute(
             update(Scan).where(Scan.id == lost).values(lease_expires_at=database_now(-1))
         )
-        leases.reap(Scan, "read this scan")
+        leases.reap(Scan, "was analyzing this scan")
         db.session.commit()
         return real(self, series)
 
@@ -610,8 +610,7 @@ def test_a_model_that_is_damaged_in_storage_fails_scans_with_a_sentence(worker_a
     (scan_id,) = submit(picture())
     prediction.answer_next_scans()
     assert (
-        scan(scan_id).error
-        == "The model that is live cannot be loaded; ask an administrator to look at it."
+        scan(scan_id).error == "The live model cannot be loaded. Please contact an administrator."
     )
 
 

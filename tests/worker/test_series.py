@@ -260,7 +260,7 @@ def test_series_that_are_read_together_are_not_told_each_others_slices(
     monkeypatch.setattr(leases, "write", noting(told))
     monkeypatch.setattr(prediction, "PROGRESS_S", 0.0)
     prediction.answer_next_scans()
-    assert {stage for _, stage in told} == {"Reading the slices of several scans"}
+    assert {stage for _, stage in told} == {"Analyzing slices of several scans"}
 
 
 def test_a_series_that_is_cancelled_is_given_up_at_the_next_slices(

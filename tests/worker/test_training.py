@@ -535,8 +535,7 @@ def test_a_bug_is_a_verdict_too_and_is_raised(
     with pytest.raises(RuntimeError, match="a bug"):
         train_model()
     assert (
-        the_run().error
-        == "Something unexpected went wrong in this training; the log has the details."
+        the_run().error == "An unexpected error occurred during training; see the log for details."
     )
 
 

@@ -38,7 +38,9 @@ MULTIPART_ALLOWANCE = 2**20  # The envelope of a multipart body and its small fi
 class ImportDatasetForm(FlaskForm):
     """A name and a ZIP file."""
 
-    name = TextField("Name", validators=[DataRequired("Give the data set a name."), at_most(80)])
+    name = TextField(
+        "Name", validators=[DataRequired("Enter a name for the data set."), at_most(80)]
+    )
     archive = FileField(
         "ZIP file",
         validators=[FileRequired("Choose a ZIP file.")],
@@ -97,7 +99,7 @@ def import_dataset() -> ResponseReturnValue:
                 form.form_errors.append(str(err))
             else:
                 flash(
-                    f"The data set {dataset.name} is stored; a train worker will read it.",
+                    f"The data set {dataset.name} has been uploaded and is waiting for import.",
                     "success",
                 )
                 return redirect(url_for("admin.dataset", dataset_id=dataset.id))
@@ -155,7 +157,7 @@ def cancel_import(dataset_id: str) -> ResponseReturnValue:
     if cancelled:
         storage.discard(found.archive_key)  # It will never be read.
     else:
-        flash("This import has ended already.", "warning")
+        flash("This import has already finished.", "warning")
     return redirect(url_for("admin.dataset", dataset_id=dataset_id))
 
 
@@ -169,11 +171,10 @@ def remove_dataset(dataset_id: str) -> ResponseReturnValue:
         flash(str(err), "warning")
         return redirect(url_for("admin.dataset", dataset_id=dataset_id))
     if all_removed:
-        flash(f"The data set {name} is deleted.", "success")
+        flash(f"The data set {name} has been deleted.", "success")
     else:
         flash(
-            f"The data set {name} is deleted. Its files could not be removed now; they will be"
-            " within hours.",
+            f"The data set {name} has been deleted. Its files will be within hours.",
             "warning",
         )
     return redirect(url_for("admin.datasets"))

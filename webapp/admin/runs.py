@@ -141,7 +141,7 @@ def cancel_run(run_id: str) -> ResponseReturnValue:
     if cancelled:
         storage.discard(f"checkpoints/{run_id}.zip")
     else:
-        flash("There is no such run, or it has ended already.", "warning")
+        flash("This run does not exist or has already finished.", "warning")
     return redirect(url_for("admin.run", run_id=run_id))
 
 
@@ -153,7 +153,7 @@ def retry_run(run_id: str) -> ResponseReturnValue:
         record(Act.RUN_RETRIED, run_id)
     db.session.commit()
     if not queued:
-        flash("Only a run that failed or was cancelled can be launched again.", "warning")
+        flash("Only failed or canceled runs can be relaunched.", "warning")
     elif not nudge(TRAIN_MODEL):
         warn_of_delay()
     return redirect(url_for("admin.run", run_id=run_id))
@@ -170,21 +170,21 @@ def launch_form(architecture: Architecture) -> Any:
             choices=[SelectChoice(id, name) for id, name in db.session.execute(ready_datasets())],
             option_widget=CheckboxInput(),
             description=(
-                "Images of one patient, and near-duplicates, never stand on both sides of a split."
+                "Images of one patient and near-duplicates always stay on the same side of a split."
             ),
         )
         initial_weights = SelectField(
             "Initial weights",
             choices=initial_weights(),
             description=(
-                "Where the convolutions start from: any architecture may go on from any other."
+                "The weights that training starts from; they can come from any architecture."
             ),
         )
         seed = StringField(
             "Seed",
             default="0",
             widget=NumberInput(min=0, max=LARGEST_SEED),
-            description="The same seed on the same data gives the same splits.",
+            description="The same seed and the same data give the same splits.",
         )
 
         def validate_datasets(self, field: Field) -> None:
@@ -212,7 +212,7 @@ def settings_in_groups(
     """Return the fields of the settings by group, under a title; those that no other architecture
     has come first.
     """
-    shared = {"How it is judged": JUDGING, "Preprocessing of the images": PREPROCESSING}
+    shared = {"Evaluation": JUDGING, "Preprocessing of the images": PREPROCESSING}
     own = [
         setting
         for setting in architecture.settings
@@ -292,7 +292,7 @@ def initial_weights() -> list[SelectChoice]:
     ):
         if (folder / "card.json").exists():
             choices.append(
-                SelectChoice(value, f"The starter model for {reads} that ships with Hemoscan")
+                SelectChoice(value, f"The starter model for {reads} included with Hemoscan")
             )
     for name, title in IMAGENET_WEIGHTS.items():
         if (current_app.config["WEIGHTS_DIR"] / name).exists():

@@ -68,7 +68,7 @@ def delete_user(user_id: str) -> ResponseReturnValue:
     except StillNeeded as err:
         flash(str(err), "warning")
     else:
-        flash(f"The account {username} and all its scans are deleted.", "success")
+        flash(f"The account {username} and all its scans have been deleted.", "success")
         if not all_removed:
             flash(FILES_LEFT, "warning")
     return redirect(url_for("admin.users"))
@@ -82,7 +82,7 @@ def disable_user(user_id: str) -> ResponseReturnValue:
     user = db.get_or_404(User, user_id)
     if active_admins() == [user.id]:
         flash(
-            "This is the only administrator who can come in; enable or make another one first.",
+            "This is the only administrator who can log in. Enable or create another one first.",
             "warning",
         )
     elif user.disabled_at is None:
@@ -90,7 +90,8 @@ def disable_user(user_id: str) -> ResponseReturnValue:
         end_logins(user)
         record(Act.USER_DISABLED, user.id)
         flash(
-            f"{user.username} is disabled: all logins have ended, and API tokens are refused.",
+            f"{user.username} has been disabled. All sessions were logged out, and API tokens no longer"
+            " work.",
             "success",
         )
     db.session.commit()
@@ -104,6 +105,6 @@ def enable_user(user_id: str) -> ResponseReturnValue:
     if user.disabled_at is not None:
         user.disabled_at = None
         record(Act.USER_ENABLED, user.id)
-        flash(f"{user.username} can log in again, and the API tokens work.", "success")
+        flash(f"{user.username} can log in again, and API tokens work again.", "success")
     db.session.commit()
     return redirect(url_for("admin.users"))

@@ -36,7 +36,7 @@ class PromoteForm(FlaskForm):
     reason = TextField(
         "Reason",
         validators=[
-            DataRequired("A promotion needs a reason; it stays in the history."),
+            DataRequired("A promotion needs a reason, which is recorded in the history."),
             at_most(500),
         ],
     )
@@ -90,7 +90,7 @@ def promote(version_id: str) -> ResponseReturnValue:
         else:
             record(Act.VERSION_PROMOTED, version.id)
             db.session.commit()
-            flash(f"The version {version.card_id} is live from the next claim on.", "success")
+            flash(f"The version {version.card_id} is now live.", "success")
             return redirect(url_for("admin.models"))
     return show_version(version, form), REFUSED
 

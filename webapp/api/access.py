@@ -23,7 +23,7 @@ from webapp.models.accounts import secret_hash
 
 PROBLEM = "application/problem+json"
 REALM = "Hemoscan"
-NO_SUCH_SCAN = "You have no such scan."
+NO_SUCH_SCAN = "Scan not found."
 
 
 class Parser(FlaskParser):
@@ -73,7 +73,7 @@ def require_bearer() -> None:
     db.session.commit()
     if known is None:
         raise Unauthorized(
-            "This API token is not known here; it may have been revoked.",
+            "Unknown API token; it may have been revoked.",
             www_authenticate=WWWAuthenticate("bearer", {"realm": REALM, "error": "invalid_token"}),
         )
     note_use(known)

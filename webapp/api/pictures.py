@@ -104,7 +104,7 @@ def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -
 
     Raises:
         NotFound: there is no such scan for the token's owner, or it has no `what`.
-        NotYet: it is not made yet.
+        NotYet: it is not ready yet.
     """
     look = db.session.execute(
         select(Scan.status, column.label("key")).where(is_own(scan_id))
@@ -114,7 +114,7 @@ def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -
     if look.key is None and look.status.is_final:
         raise NotFound(f"This scan has no {what}.")
     if look.key is None:
-        raise NotYet(f"The {what} is not made yet.")
+        raise NotYet(f"The {what} is not ready yet.")
     return str(look.key)
 
 
@@ -150,5 +150,5 @@ def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
         if (look.drawing or look.status).is_final:
             raise NotFound(look.error or "This scan has no heat map.")
         if look.drawing is None or time.monotonic() >= give_up_at:
-            raise NotYet("The heat map is not drawn yet.")
+            raise NotYet("The heat map is not ready yet.")
         time.sleep(HEATMAP_LOOK_S)

@@ -165,7 +165,9 @@ def score_anyway(scan_id: str) -> dict[str, Any]:
     Its result carries a warning.
     """
     require_own(scan_id)
-    refusal = "This scan was not refused for looking unlike a head CT, or is scored anyway already."
+    refusal = (
+        "This scan was not rejected by the head CT check, or it is already being scored anyway."
+    )
     return queued(scan_id, Act.SCAN_FORCED, force(scan_id, g.token_owner_id), refusal)
 
 
@@ -180,7 +182,7 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
         record(Act.SCAN_CANCELLED, scan_id)
     db.session.commit()
     if not cancelled:
-        raise Conflict("This scan has ended already.")
+        raise Conflict("This scan has already finished.")
     return job(scan_id, JobStatus.CANCELLED)
 
 
@@ -190,11 +192,7 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
 def retry_scan(scan_id: str) -> dict[str, Any]:
     """Queue a scan again that failed or was cancelled."""
     removed_at = require_own(scan_id)
-    refusal = (
-        ORIGINAL_REMOVED
-        if removed_at
-        else "Only a scan that failed or was cancelled can be tried again."
-    )
+    refusal = ORIGINAL_REMOVED if removed_at else "Only failed or canceled scans can be retried."
     return queued(scan_id, Act.SCAN_RETRIED, retry(scan_id), refusal)
 
 

@@ -101,7 +101,7 @@ def accept_scans(
     title = title.strip()
     problem = text_problem(title, MAX_TITLE)
     if problem:
-        raise UploadRejected(f"The title is not accepted. {problem}")
+        raise UploadRejected(f"Invalid title. {problem}")
     _require_files(files)
     _require_room(user_id)
     # No transaction, on SQLite the write lock, is open while files are read and stored.
@@ -162,9 +162,9 @@ def accept_dataset(
     """
     db.session.commit()  # No transaction is open while gigabytes are stored.
     name = name.strip()
-    problem = text_problem(name, 80) if name else "Please give it one."
+    problem = text_problem(name, 80) if name else "Please enter a title."
     if problem:
-        raise UploadRejected(f"The name of the data set is not accepted. {problem}")
+        raise UploadRejected(f"Invalid data set name. {problem}")
     if not zipfile.is_zipfile(archive):
         raise UploadRejected("The file is not a complete ZIP archive.")
     dataset = Dataset(
@@ -188,7 +188,7 @@ def accept_dataset(
     except IntegrityError as err:
         db.session.rollback()
         storage.delete(dataset.archive_key)
-        raise UploadRejected(f"There is a data set named “{name}” already.") from err
+        raise UploadRejected(f"A data set named “{name}” already exists.") from err
     except BaseException:
         db.session.rollback()
         storage.delete(dataset.archive_key)
@@ -206,16 +206,18 @@ def _disk_has_room() -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        raise StorageError("The server could not keep your files; please try again later.") from err
+        raise StorageError(
+            "The server could not store your files. Please try again later."
+        ) from err
 
 
 def _require_files(files: Sequence[FileStorage]) -> None:
     most = current_app.config["MAX_FILES_PER_UPLOAD"]
     if not files:
-        raise UploadRejected("There is no file in this upload.")
+        raise UploadRejected("The upload contains no files.")
     if len(files) > most:
         raise UploadRejected(
-            f"The upload has {len(files)} files; at most {most} are accepted at once."
+            f"The upload has {len(files)} files; at most {most} are accepted per upload."
         )
 
 
@@ -282,7 +284,7 @@ def _taken(
             (folder / f"{number}").unlink(missing_ok=True)
             left_out.append(LeftOut(number, name, err))
     if number == 0:
-        raise UploadRejected("The ZIP archive holds no image.")
+        raise UploadRejected("The ZIP archive contains no images.")
     notes = sentences_about(
         left_out, number, may_leave_out=has_archive, with_names=choices.keep_names
     )

@@ -83,7 +83,9 @@ def members(
             else ("archive holds", "archive unpacks")
         )
         if (total := earlier_files + len(files)) > most_files:
-            raise ArchiveRefused(f"The ZIP {holds} {total} files; at most {most_files} are read.")
+            raise ArchiveRefused(
+                f"The ZIP {holds} {total} files; at most {most_files} are supported."
+            )
         left = most_bytes - earlier_bytes
         if sum(info.file_size for info in files) > left:
             raise ArchiveRefused(f"The ZIP {unpacks} to more than {most_bytes >> 20} MB.")
@@ -119,7 +121,7 @@ def _check_directory(archive: IO[bytes], size: int) -> None:
                     unpack_from("<Q", large, 40)[0] if len(large) == 56 else MAX_DIRECTORY + 1,
                 )
     if length > MAX_DIRECTORY:
-        raise ArchiveRefused("The ZIP archive holds far too many files.")
+        raise ArchiveRefused("The ZIP archive contains far too many files.")
     archive.seek(0)
 
 
@@ -136,14 +138,14 @@ def _check_member(info: zipfile.ZipInfo) -> None:
         raise ArchiveRefused("The ZIP archive is damaged or incomplete.")
     path = PurePosixPath(info.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise ArchiveRefused("The ZIP archive holds a file that lies outside of it.")
+        raise ArchiveRefused("The ZIP archive contains a file with an unsafe path.")
     if stat.S_ISLNK(info.external_attr >> 16):
-        raise ArchiveRefused("The ZIP archive holds a link, which is not followed.")
+        raise ArchiveRefused("The ZIP archive contains a link, which is not supported.")
     if info.flag_bits & 0x1:
         raise ArchiveRefused("The ZIP archive is encrypted.")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ArchiveRefused(
-            "The ZIP archive is compressed in a way that is not read; please make it anew."
+            "The ZIP archive uses an unsupported compression method. Please create it again."
         )
 
 
@@ -157,7 +159,9 @@ def _unpacked(
             with packed.open(info) as member:
                 while block := member.read(BLOCK):
                     if content.tell() + len(block) > most:
-                        raise ArchiveRefused("The ZIP archive unpacks to far more than its size.")
+                        raise ArchiveRefused(
+                            "The ZIP archive expands to far more than its own size."
+                        )
                     content.write(block)
         except ArchiveRefused:
             raise
@@ -167,7 +171,7 @@ def _unpacked(
         content.seek(0)
         if content.read(4) in (ZIP, EMPTY_ZIP):
             raise ArchiveRefused(
-                "The ZIP archive holds another archive; please pack the files themselves."
+                "The ZIP archive contains another archive. Please include the files directly."
             )
         content.seek(0)
         yield cast(IO[bytes], content), length

@@ -72,11 +72,11 @@ def _series(files: list[Taken], place: int | None) -> SeriesFiles:
     slices, pixels = sum(file.slices for file in files), sum(file.pixels for file in files)
     most, most_pixels = current_app.config["MAX_SLICES"], current_app.config["MAX_SERIES_PIXELS"]
     if slices > most:
-        raise UploadRejected(f"The series has {slices} slices; at most {most} are read.")
+        raise UploadRejected(f"The series has {slices} slices; at most {most} are supported.")
     if len(files) > 1 and pixels > most_pixels:
         raise UploadRejected(
             f"The series has {pixels / 1e6:.0f} million pixels; at most {most_pixels / 1e6:g}"
-            " million are read."
+            " million are supported."
         )
     if len({file.dicom.patient for file in files}) > 1:
         raise UploadRejected(
@@ -93,7 +93,9 @@ def _series(files: list[Taken], place: int | None) -> SeriesFiles:
             " models have learnt soft ones."
         )
     if any(file.dicom.has_burned_in_text for file in files):
-        notes.append("The file says that text is burned into its picture; it may name the patient.")
+        notes.append(
+            "The file is marked as having burned-in text, which may include patient information."
+        )
     number = whole_number(first.series_number)
     label = f"Series {number}" if number is not None else f"No. {place}" if place else ""
     return SeriesFiles(tuple(files), label, tuple(notes))
@@ -124,16 +126,16 @@ def sentences_about(
         raise UploadRejected(
             f"“{printable(first.name) or f'number {first.number}'}”: {first.reason}"
         ) from first.reason
-    told = [f"Left out, as no slices: {what} ({count})." for what, count in foreign.items()]
+    told = [f"Skipped, not slices: {what} ({count})." for what, count in foreign.items()]
     for one in damaged[:MOST_TOLD]:
         which = (
             f"“{printable(one.name)}”"
             if with_names and printable(one.name)
             else f"File {one.number} of {total}"
         )
-        told.append(f"{which} was left out: {one.reason}")
+        told.append(f"{which} was skipped: {one.reason}")
     if len(damaged) > MOST_TOLD:
-        told.append(f"{len(damaged) - MOST_TOLD} more damaged files were left out.")
+        told.append(f"{len(damaged) - MOST_TOLD} more damaged files were skipped.")
     return told
 
 

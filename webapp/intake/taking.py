@@ -97,7 +97,7 @@ def take(
                 DicomHeader(),
             )
         else:
-            raise NoSlice(NO_IMAGE, "files that are no images")
+            raise NoSlice(NO_IMAGE, "files that are not images")
     return Taken(
         path,
         kind,
@@ -114,10 +114,10 @@ def _take_picture(stream: IO[bytes], target: IO[bytes], kind: str) -> int:
     try:
         width, height = copy_png(stream, target) if kind == "PNG" else copy_jpeg(stream, target)
     except DamagedFile as err:
-        raise UploadRejected(f"The {kind} picture is damaged or incomplete.") from err
+        raise UploadRejected(f"The {kind} image is damaged or incomplete.") from err
     except AnimatedPicture as err:
         raise UploadRejected(
-            "The PNG picture is animated; please give each slice as a file of its own."
+            "The PNG image is animated. Please upload each slice as a separate file."
         ) from err
     _require_fewer_pixels(width, height)
     return width * height
@@ -132,22 +132,18 @@ def _take_dicom(
         raise UploadRejected("The DICOM file is damaged or incomplete.") from err
     header = file.header
     if header.is_deflated:  # Inflating has no limit.
-        raise UploadRejected(
-            "The DICOM file is deflated, which is not read; please export it without."
-        )
+        raise UploadRejected("The DICOM file uses deflate compression, which is not supported.")
     if not header.transfer_syntax:
-        raise UploadRejected(
-            "The DICOM file does not say how its pixels are coded (no transfer syntax)."
-        )
+        raise UploadRejected("The DICOM file does not specify a transfer syntax.")
     modality = header.modality or ("CT" if header.sop_class in CT_SOP_CLASSES else "unknown")
     if modality != "CT":
         shown = "".join(character for character in modality[:16] if character.isprintable())
         raise NoSlice(
             f"The DICOM file is not a CT image: its modality is {shown}.",
-            "files of another modality than CT",
+            "files with a modality other than CT",
         )
     if not header.has_pixels or header.rows < 1 or header.columns < 1:
-        raise NoSlice("The DICOM file has no picture in it.", "files without a picture")
+        raise NoSlice("The DICOM file contains no image.", "files without an image")
     if header.transfer_syntax not in READ_SYNTAXES:
         raise UploadRejected(
             "The pixels of the DICOM file are coded in a way that is not read; please export it"
@@ -157,7 +153,7 @@ def _take_dicom(
     if frames is None or frames < 1:
         raise UploadRejected("The DICOM file is damaged or incomplete.")
     if header.samples != 1:
-        raise NoSlice("The DICOM file is a color picture, not a CT slice.", "color pictures")
+        raise NoSlice("The DICOM file is a color image, not a CT slice.", "color pictures")
     if "LOCALIZER" in header.image_type:
         raise NoSlice(
             "The DICOM file is a localizer, an overview to plan the scan by; please send the"
@@ -178,13 +174,13 @@ def _take_nifti(stream: IO[bytes], target: IO[bytes], *, compress: bool) -> tupl
         with inflated(stream) as content:
             start = content.read(352)
             if not is_nifti(start):
-                raise NoSlice(NO_IMAGE, "files that are no images")
+                raise NoSlice(NO_IMAGE, "files that are not images")
             content.seek(0)
             file = NiftiFile(content)
             header = file.header
             if not header.is_grey:
                 raise UploadRejected(
-                    "The NIfTI file holds colors or complex numbers, not CT values."
+                    "The NIfTI file contains colors or complex numbers, not CT values."
                 )
             if header.volumes != 1:
                 raise UploadRejected(
@@ -206,7 +202,7 @@ def _require_fewer_pixels(width: int, height: int) -> None:
     most = current_app.config["MAX_PIXELS"]
     if width * height > most:
         raise UploadRejected(
-            f"The picture is too large: {width} x {height} pixels, at most {most / 1e6:g} million"
+            f"The image is too large: {width} x {height} pixels, at most {most / 1e6:g} million"
             " are read."
         )
 
@@ -215,9 +211,9 @@ def _require_fewer_slices(slices: int, pixels: int) -> None:
     """Refuse a series that is longer, or has more pixels in all, than a worker reads at once."""
     most, most_pixels = current_app.config["MAX_SLICES"], current_app.config["MAX_SERIES_PIXELS"]
     if slices > most:
-        raise UploadRejected(f"The series has {slices} slices; at most {most} are read.")
+        raise UploadRejected(f"The series has {slices} slices; at most {most} are supported.")
     if pixels > most_pixels:
         raise UploadRejected(
             f"The series has {pixels / 1e6:.0f} million pixels; at most {most_pixels / 1e6:g}"
-            " million are read."
+            " million are supported."
         )

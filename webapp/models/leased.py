@@ -168,9 +168,7 @@ def queue_again(table: type[Leased], *which: ColumnElement[bool], **columns: Any
     again = update(table).where(table.id == before.id).values(**fresh, **columns)
     db.session.execute(again, execution_options={"synchronize_session": False})
     if (column := table.in_attempt()) is not None:
-        outcome = before.error or (
-            "It was cancelled." if before.status == JobStatus.CANCELLED else "It failed."
-        )
+        outcome = before.error or ("Canceled" if before.status == JobStatus.CANCELLED else "Failed")
         times = {"started_at": before.started_at, "ended_at": before.finished_at or utc_now()}
         db.session.add(Attempt(**{column: before.id}, outcome=outcome, **times))
     return True

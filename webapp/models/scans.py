@@ -27,8 +27,10 @@ from webapp.models.learning import ModelVersion
 from webapp.models.leased import Attempt, JobStatus, Leased, new_id, queue_again
 
 _QUEUED = text("status = 'queued'")
-IN_ITS_TURN = "Too many of your urgent scans wait already; this one is read in its turn."
-ORIGINAL_REMOVED = "The submitted file is not kept any longer, so it cannot be read again."
+IN_ITS_TURN = (
+    "You already have too many STAT scans waiting; this one was queued with normal priority."
+)
+ORIGINAL_REMOVED = "The original file is no longer stored, so the scan cannot be analyzed again."
 
 
 class Scan(Leased, db.Model):

@@ -127,12 +127,12 @@ def test_types_of_bleeding_stand_with_figures_and_few_patients_one_by_one(
         text = text_of(page)
         assert "Epidural 96 of 1492 12 of 49 0.814 0.736 0.490 0.099" in text
         assert (
-            "Subdural not told 9 of 1492 2 of 49 Few patients. Each one’s probability: 34.1 % (rank"
-            " 2 of 49), no answer." in text
+            "Subdural not labeled 9 of 1492 2 of 49 Too few patients. Individual probabilities: 34.1 %"
+            " (rank 2 of 49), no result." in text
         )
     with app.app_context():
         without = add_version("card-two", card=a_card())
-    assert "Type of bleeding" not in admin.get(f"/admin/models/{without}").text
+    assert "Type of hemorrhage" not in admin.get(f"/admin/models/{without}").text
 
 
 def test_figures_stand_by_slice_and_by_patient_for_each_data_set(pages: tuple[str, str]) -> None:
@@ -154,8 +154,8 @@ def test_controls_stand_beside_the_runs_own_figures(pages: tuple[str, str]) -> N
     for page in pages:
         text = text_of(page)
         assert "This version 0.951 (0.921–0.978) 0.900 (0.850–0.940) 1.9 h" in text
-        assert "Labels permuted between groups 0.512 (0.470–0.550) – 34 s Mean over <20>." in text
-        assert "Files’ facts, not one pixel 0.830 0.790 2 s A random forest." in text
+        assert "Shuffled labels 0.512 (0.470–0.550) – 34 s Mean over <20>." in text
+        assert "File metadata only 0.830 0.790 2 s A random forest." in text
         assert "Augmented before the split Not run: There are too <few> images." in text
         assert "Random initial weights one class is missing 0.700 10 min" in text
 
@@ -170,9 +170,9 @@ def test_both_thresholds_the_band_and_the_tests_of_heat_maps_are_shown(
             "A series is positive from 0.222 on It is uncertain from 0.111 to below 0.333" in text
         )
         assert "Slice 99.0 % of 80 87.5 % of 64 28.0 % of 200" in text
-        assert "Patient no answer there 50.0 % of 6 10.0 % of 20" in text
+        assert "Patient no results 50.0 % of 6 10.0 % of 20" in text
         assert "than covering a random tenth of the head 0.912 (0.850–0.960) of 200" in text
-        assert "the hottest cell lay in the outlined blood or beside it no outlines" in text
+        assert "the hottest cell was in or next to the outlined hemorrhage no outlines" in text
 
 
 def test_a_card_of_an_old_version_says_what_it_lacks(app: Flask, admin: FlaskClient) -> None:
@@ -180,10 +180,10 @@ def test_a_card_of_an_old_version_says_what_it_lacks(app: Flask, admin: FlaskCli
         old = add_version("old")
         off = add_version("off", card=a_card(settings={"controls": "none"}))
     assert (
-        "This version was made before runs carried controls."
+        "This version was created before runs included controls."
         in admin.get(f"/admin/models/{old}").text
     )
-    assert "They were switched off for this run." in admin.get(f"/admin/models/{off}").text
+    assert "Controls were disabled for this run." in admin.get(f"/admin/models/{off}").text
     text = text_of(admin.get(f"/admin/models/{old}").text)
     assert "A series is judged by the same" in text and "By patient" not in text
 
@@ -196,7 +196,10 @@ def test_why_a_version_is_blocked_stands_with_its_controls(app: Flask, admin: Fl
         )
     text = text_of(admin.get(f"/admin/models/{id}").text)
     assert f"It may not be promoted. {sentence}" in text
-    assert f"{sentence} So this version may not be promoted. Controls Run AUROC of slices" in text
+    assert (
+        f"{sentence} Therefore this version cannot be promoted. Controls Run AUROC of slices"
+        in text
+    )
 
 
 def test_differences_to_other_versions_are_seen_from_both_sides(

@@ -51,7 +51,7 @@ class TestImport:
             (b"this is no archive", "head_ct", "ZIP"),
             (b"", "head_ct", "ZIP"),
             (None, "head_ct", "Choose a ZIP file."),
-            (zip_of(a="b").getvalue(), "", "Give the data set a name."),
+            (zip_of(a="b").getvalue(), "", "Enter a name for the data set."),
             (zip_of(a="b").getvalue(), "n" * 81, "at most 80 characters"),
         ],
     )
@@ -194,7 +194,7 @@ class TestDatasets:
             "1–4, median 2.5",
         )
         shown += (
-            "9: 4 with hemorrhage, 3 without, 2 without a label; 5 are labelled as wholes only",
+            "9: 4 with hemorrhage, 3 without, 2 without a label; 5 have scan-level labels only",
             "6 slices, 2 patients",
         )
         for part in shown:
@@ -249,7 +249,7 @@ class TestCancel:
             storage.put("datasets/mine.zip", b"an archive")
         assert 'form="cancel-import"' in admin.get(f"/admin/datasets/{id}").text
         assert (
-            "Its import was cancelled."
+            "This import was canceled."
             in admin.post(f"/admin/datasets/{id}/cancel", follow_redirects=True).text
         )
         with app.app_context():
@@ -263,7 +263,7 @@ class TestCancel:
             storage.put("datasets/mine.zip", b"an archive")
         assert 'form="cancel-import"' not in admin.get(f"/admin/datasets/{id}").text
         assert (
-            "This import has ended already."
+            "This import has already finished."
             in admin.post(f"/admin/datasets/{id}/cancel", follow_redirects=True).text
         )
         with app.app_context():

@@ -27,7 +27,7 @@ def test_stuck_and_running_jobs_are_told_apart(any_database_app: Flask) -> None:
     browser.post("/login", data={"username": "root", "password": PASSWORD})
     empty = browser.get("/admin").text
     assert "Nothing is stuck." in empty
-    assert "Nothing runs." in empty
+    assert "Nothing is running." in empty
     with any_database_app.app_context():
         now = db.session.scalar(select(database_now()))
         assert now is not None

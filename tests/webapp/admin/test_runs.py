@@ -183,7 +183,7 @@ class TestRun:
         with app.app_context():
             id = add_run(JobStatus.QUEUED)
         page = admin.get(f"/admin/runs/{id}").text
-        assert "It waits for a train worker." in page
+        assert "Queued for training" in page
         assert (
             f'hx-get="/admin/runs/{id}/progress"' in page and '<meta http-equiv="refresh"' in page
         )
@@ -213,10 +213,7 @@ class TestRun:
             run_id = add_run(JobStatus.RUNNING)
             storage.put(f"checkpoints/{run_id}.zip", b"half a model")
         assert "Cancel this run" in admin.get(f"/admin/runs/{run_id}").text
-        assert (
-            "It was cancelled."
-            in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
-        )
+        assert "Canceled" in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
         assert (
             "has ended already"
             in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text

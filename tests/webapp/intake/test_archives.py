@@ -110,7 +110,7 @@ def test_an_archive_that_grows_beyond_measure_is_refused(tmp_path: Path) -> None
     content = zip_of({"bomb": bytes(100 * 2**20)})
     assert (
         refusal(content, tmp_path, most_bytes=2**30)
-        == "The ZIP archive unpacks to far more than its size."
+        == "The ZIP archive expands to far more than its own size."
     )
 
 
@@ -119,14 +119,14 @@ def test_a_directory_of_millions_is_not_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(packed, "w") as archive:
         for number in range(40_000):
             archive.writestr(f"{number:060}", b"")
-    assert refusal(packed.getvalue(), tmp_path) == "The ZIP archive holds far too many files."
+    assert refusal(packed.getvalue(), tmp_path) == "The ZIP archive contains far too many files."
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../up", "..\\up"])
 def test_names_that_lead_out_are_refused(name: str, tmp_path: Path) -> None:
     assert (
         refusal(zip_of({"fine": b"x", name: b"x"}), tmp_path)
-        == "The ZIP archive holds a file that lies outside of it."
+        == "The ZIP archive contains a file with an unsafe path."
     )
 
 
@@ -138,7 +138,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
         archive.writestr(link, "/etc/passwd")
     assert (
         refusal(packed.getvalue(), tmp_path)
-        == "The ZIP archive holds a link, which is not followed."
+        == "The ZIP archive contains a link, which is not supported."
     )
 
 
@@ -190,4 +190,6 @@ def test_a_large_directory_is_not_read_whatever_its_locator_says(
     elsewhere = struct.pack("<4sIQI", b"PK\x06\x07", 0, 0, 1)
     end = end[:12] + struct.pack("<I", 46) + end[16:20] + struct.pack("<H", len(comment)) + comment
     hidden = harmless + content[: locator_at - 56] + record + elsewhere + end
-    assert refusal(hidden, tmp_path, most_files=100) == "The ZIP archive holds far too many files."
+    assert (
+        refusal(hidden, tmp_path, most_files=100) == "The ZIP archive contains far too many files."
+    )

@@ -45,25 +45,25 @@ REFUSED = [
     (b"\x00", "The file is not a PNG, JPEG, DICOM or NIfTI image."),
     (b"Not a picture at all.", "The file is not a PNG, JPEG, DICOM or NIfTI image."),
     (b"GIF89a" + bytes(100), "The file is not a PNG, JPEG, DICOM or NIfTI image."),
-    (picture()[:8], "The PNG picture is damaged or incomplete."),
-    (picture()[:-20], "The PNG picture is damaged or incomplete."),
-    (picture()[: len(picture()) // 2], "The PNG picture is damaged or incomplete."),
-    (picture().replace(b"IDAT", b"IDXT"), "The PNG picture is damaged or incomplete."),
+    (picture()[:8], "The PNG image is damaged or incomplete."),
+    (picture()[:-20], "The PNG image is damaged or incomplete."),
+    (picture()[: len(picture()) // 2], "The PNG image is damaged or incomplete."),
+    (picture().replace(b"IDAT", b"IDXT"), "The PNG image is damaged or incomplete."),
     (
         png_of(30_000, 30_000),
-        "The picture is too large: 30000 x 30000 pixels, at most 16 million are read.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
     ),
     (
         jpeg_of(30_000, 30_000),
-        "The picture is too large: 30000 x 30000 pixels, at most 16 million are read.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
     ),
-    (b"\xff\xd8\xff" + bytes(10), "The JPEG picture is damaged or incomplete."),
-    (dicom_file(without=("PixelData",)), "The DICOM file has no picture in it."),
-    (dicom_file(without=("Rows",)), "The DICOM file has no picture in it."),
-    (dicom_file(Rows=0), "The DICOM file has no picture in it."),
+    (b"\xff\xd8\xff" + bytes(10), "The JPEG image is damaged or incomplete."),
+    (dicom_file(without=("PixelData",)), "The DICOM file contains no image."),
+    (dicom_file(without=("Rows",)), "The DICOM file contains no image."),
+    (dicom_file(Rows=0), "The DICOM file contains no image."),
     (
         dicom_file(Rows=30_000, Columns=30_000),
-        "The picture is too large: 30000 x 30000 pixels, at most 16 million are read.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
     ),
     (dicom_file(Modality="MR"), "The DICOM file is not a CT image: its modality is MR."),
     (dicom_file(NumberOfFrames=-3), "The DICOM file is damaged or incomplete."),
@@ -78,19 +78,19 @@ REFUSED = [
     (nifti_file(packed=True)[:-30], "The NIfTI file is damaged or incomplete."),
     (
         nifti_file((64, 64, 5, 3)),
-        "The NIfTI file holds 3 volumes; please send one scan in one file.",
+        "The NIfTI file holds 3 volumes. Please upload one scan per file.",
     ),
-    (zip_of({}), "The ZIP archive holds no image."),
+    (zip_of({}), "The ZIP archive contains no images."),
     (zip_of({"notes.txt": b"text"}), "The file is not a PNG, JPEG, DICOM or NIfTI image."),
-    (zip_of({"../1.png": picture()}), "The ZIP archive holds a file that lies outside of it."),
-    (dicom_file(SamplesPerPixel=3), "The DICOM file is a color picture, not a CT slice."),
+    (zip_of({"../1.png": picture()}), "The ZIP archive contains a file with an unsafe path."),
+    (dicom_file(SamplesPerPixel=3), "The DICOM file is a color image, not a CT slice."),
     (
         dicom_file(DeflatedExplicitVRLittleEndian),
-        "The DICOM file is deflated, which is not read; please export it without.",
+        "The DICOM file uses deflate compression, which is not supported.",
     ),
     (
         dicom_file()[:132],
-        "The DICOM file does not say how its pixels are coded (no transfer syntax).",
+        "The DICOM file does not specify a transfer syntax.",
     ),
     (dicom_file()[:200], "The DICOM file"),
     (bytes(128) + b"DICM" + b"\xff" * 500, "The DICOM file"),
@@ -232,7 +232,7 @@ def test_too_many_files_and_none_are_refused(app: Flask, ann: str) -> None:
         UploadRejected, match=r"The upload has 3 files; at most 2 are accepted at once."
     ):
         accept_scans(ann, [upload(picture())] * 3)
-    with pytest.raises(UploadRejected, match=r"There is no file in this upload."):
+    with pytest.raises(UploadRejected, match=r"The upload contains no files."):
         accept_scans(ann, [])
 
 
@@ -244,7 +244,7 @@ def test_a_file_over_the_limit_is_refused(app: Flask, ann: str) -> None:
 
 @pytest.mark.parametrize("title", ["x" * 81, "a\x00b", "a\nb"])
 def test_a_title_that_cannot_be_stored_is_refused(ann: str, tmp_path: Path, title: str) -> None:
-    with pytest.raises(UploadRejected, match=r"The title is not accepted."):
+    with pytest.raises(UploadRejected, match=r"Invalid title."):
         accept_scans(ann, [upload(picture())], title)
     assert nothing_is_left(tmp_path)
 
@@ -386,8 +386,12 @@ def test_an_archive_of_a_study_is_a_scan_for_each_series_and_says_what_it_left(
     soft, bone = accept_scans(ann, [upload(zip_of(files))])
     assert (soft.title, bone.title) == ("Series 1", "Series 2")
     left = [
-        f"Left out, as no slices: {what} (1)."
-        for what in ("localizers", "files that are no images", "files of another modality than CT")
+        f"Skipped, not slices: {what} (1)."
+        for what in (
+            "localizers",
+            "files that are not images",
+            "files with a modality other than CT",
+        )
     ]
     assert soft.notes == left
     assert bone.notes[:-1] == left
@@ -422,14 +426,14 @@ def test_one_damaged_slice_among_many_is_left_out_and_said(ann: str, nudges: lis
     )
     assert (scan.slice_count, scan.notes) == (
         9,
-        ["File 7 of 10 was left out: The DICOM file is damaged or incomplete."],
+        ["File 7 of 10 was skipped: The DICOM file is damaged or incomplete."],
     )
     [named] = accept_scans(
         ann,
         [upload(zip_of({f"{place}.dcm": content for place, content in enumerate(files)}))],
         choices=Choices(keep_names=True),
     )
-    assert named.notes == ["“6.dcm” was left out: The DICOM file is damaged or incomplete."]
+    assert named.notes == ["“6.dcm” was skipped: The DICOM file is damaged or incomplete."]
     assert named.title == "0.dcm"
 
 
@@ -479,7 +483,7 @@ def test_a_series_that_is_too_long_or_too_large_is_refused(
             ann, [upload(zip_of({str(place): content for place, content in enumerate(series())}))]
         )
     app.config |= {"MAX_SLICES": 2000, "MAX_SERIES_PIXELS": 64 * 64 * 3}
-    with pytest.raises(UploadRejected, match=r"at most 0.012288 million are read."):
+    with pytest.raises(UploadRejected, match=r"at most 0.012288 million are supported."):
         accept_scans(ann, [upload(content) for content in series()])
     assert nothing_is_left(tmp_path)
 
@@ -535,7 +539,7 @@ def test_urgent_scans_are_few(app: Flask, ann: str, nudges: list[str]) -> None:
     assert [scan.stat for scan in late] == [True, False]
     assert [scan.notes for scan in late] == [
         [],
-        ["Too many of your urgent scans wait already; this one is read in its turn."],
+        ["You already have too many STAT scans waiting; this one was queued with normal priority."],
     ]
 
 
@@ -697,7 +701,7 @@ def test_the_name_of_a_data_set_is_unique(ann: str, nudges: list[str], tmp_path:
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 81, "a\x00b"])
 def test_a_data_set_needs_a_name(ann: str, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UploadRejected, match=r"The name of the data set is not accepted."):
+    with pytest.raises(UploadRejected, match=r"Invalid data set name."):
         accept_dataset(name, archive(tmp_path), ann)
     assert nothing_is_left(tmp_path)
 
