@@ -55,8 +55,8 @@ def trust_in(judged: Mapping[str, Any]) -> str:
     patients = judged["patients"]
     if "patient" not in judged:
         return (
-            f"Only {patients} patients with this type were available for training and testing, so this"
-            " probability is unreliable."
+            f"Only {patients} patients with this type were available for training and testing,"
+            " so this probability is unreliable."
         )
     auroc, apart = (
         judged["patient"].get(figure, {}) for figure in ("auroc", "auroc_among_bleeding")

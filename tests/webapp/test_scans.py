@@ -409,10 +409,7 @@ def test_types_of_bleeding_stand_below_a_positive_verdict_with_how_far_to_trust_
     ]
     assert places == sorted(places), "the most probable type comes first"
     assert "Few patients: only 4 with this type" in page
-    assert (
-        "AUROC 0.74 (0.58 to 0.86) among all patients of its test, 12 of whom have this type."
-        in page
-    )
+    assert "AUROC 0.74 (0.58 to 0.86) among all test patients, 12 of whom have this type." in page
     assert "20 of whom have this type; 0.60 among patients with hemorrhage." in page
     assert "does not tell intraparenchymal or intraventricular bleeding" in page
     assert "most in slice" not in page, "there is only one"

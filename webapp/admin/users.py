@@ -90,8 +90,8 @@ def disable_user(user_id: str) -> ResponseReturnValue:
         end_logins(user)
         record(Act.USER_DISABLED, user.id)
         flash(
-            f"{user.username} has been disabled. All sessions were logged out, and API tokens no longer"
-            " work.",
+            f"{user.username} has been disabled. All sessions were logged out, and"
+            " API tokens no longer work.",
             "success",
         )
     db.session.commit()

@@ -127,8 +127,8 @@ def test_types_of_bleeding_stand_with_figures_and_few_patients_one_by_one(
         text = text_of(page)
         assert "Epidural 96 of 1492 12 of 49 0.814 0.736 0.490 0.099" in text
         assert (
-            "Subdural not labeled 9 of 1492 2 of 49 Too few patients. Individual probabilities: 34.1 %"
-            " (rank 2 of 49), no result." in text
+            "Subdural not labeled 9 of 1492 2 of 49 Too few patients. Individual probabilities:"
+            " 34.1 % (rank 2 of 49), no result." in text
         )
     with app.app_context():
         without = add_version("card-two", card=a_card())
