@@ -174,7 +174,7 @@ def remove_dataset(dataset_id: str) -> ResponseReturnValue:
         flash(f"The data set {name} has been deleted.", "success")
     else:
         flash(
-            f"The data set {name} has been deleted. Its files will be within hours.",
+            f"The data set {name} has been deleted. Its files will be removed soon.",
             "warning",
         )
     return redirect(url_for("admin.datasets"))

@@ -165,7 +165,7 @@ def test_both_thresholds_the_band_and_the_tests_of_heat_maps_are_shown(
 ) -> None:
     for page in pages:
         text = text_of(page)
-        assert "A slice is positive from 0.410 on It is uncertain from 0.300 to below 0.500" in text
+        assert "Slice positive at 0.410 or above Uncertain from 0.300 to below 0.500" in text
         assert (
             "A series is positive from 0.222 on It is uncertain from 0.111 to below 0.333" in text
         )
@@ -185,7 +185,7 @@ def test_a_card_of_an_old_version_says_what_it_lacks(app: Flask, admin: FlaskCli
     )
     assert "Controls were disabled for this run." in admin.get(f"/admin/models/{off}").text
     text = text_of(admin.get(f"/admin/models/{old}").text)
-    assert "A series is judged by the same" in text and "By patient" not in text
+    assert "Series Same thresholds" in text and "By patient" not in text
 
 
 def test_why_a_version_is_blocked_stands_with_its_controls(app: Flask, admin: FlaskClient) -> None:
@@ -195,7 +195,7 @@ def test_why_a_version_is_blocked_stands_with_its_controls(app: Flask, admin: Fl
             "leaky", card=full_card(blocked_because=sentence), blocked_because=sentence
         )
     text = text_of(admin.get(f"/admin/models/{id}").text)
-    assert f"It may not be promoted. {sentence}" in text
+    assert f"This version cannot be promoted. {sentence}" in text
     assert (
         f"{sentence} Therefore this version cannot be promoted. Controls Run AUROC of slices"
         in text
@@ -248,4 +248,7 @@ def test_differences_to_other_versions_are_seen_from_both_sides(
 def test_a_version_that_was_compared_with_none_says_so(app: Flask, admin: FlaskClient) -> None:
     with app.app_context():
         id = add_version("alone", comparisons=[])
-    assert "for this one there was nothing to compare" in admin.get(f"/admin/models/{id}").text
+    assert (
+        "nothing was available to compare this version with"
+        in admin.get(f"/admin/models/{id}").text
+    )

@@ -43,7 +43,7 @@ class TestImport:
             assert zipfile.is_zipfile(storage.open(dataset.archive_key))
         assert answer.location == f"/admin/datasets/{dataset.id}"
         assert list((tmp_path / "incoming").iterdir()) == []
-        assert "waits for a train worker" in admin.get(answer.location).text
+        assert "Queued for import" in admin.get(answer.location).text
 
     @pytest.mark.parametrize(
         ("content", "name", "sentence"),
@@ -292,7 +292,7 @@ class TestDelete:
                 storage.put(key, b"something")
         assert "Delete this data set" in admin.get(f"/admin/datasets/{id}").text
         assert (
-            "The data set mine is deleted."
+            "The data set mine has been deleted."
             in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
         )
         assert admin.get(f"/admin/datasets/{id}").status_code == 404
@@ -307,7 +307,7 @@ class TestDelete:
             id = add_dataset("mine", status)
         assert "Delete this data set" not in admin.get(f"/admin/datasets/{id}").text
         assert (
-            "being imported; cancel that first"
+            "being imported. Cancel the import first"
             in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
         )
         with app.app_context():
@@ -323,7 +323,7 @@ class TestDelete:
             storage.put("datasets/mine.zip", b"an archive")
             add_run(status, datasets=[db.session.get_one(Dataset, id)])
         assert (
-            "A training run used this data set"
+            "This data set was used by a training run"
             in browser.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
         )
         with any_database_app.app_context():
