@@ -81,7 +81,7 @@ def test_an_upload_is_answered_within_a_second_and_waits_in_its_row(cut_off_app:
         took[what] = min(times)
     assert max(took.values()) < ANSWERED_WITHIN_S, took
     assert (
-        "The queue cannot be reached at the moment. Your scan is kept" in browser.get("/scans").text
+        "The queue is currently unavailable. Your scan has been saved" in browser.get("/scans").text
     )
     with cut_off_app.app_context():
         assert db.session.scalars(select(Scan.status)).all() == [JobStatus.QUEUED] * 6

@@ -179,7 +179,7 @@ def test_several_slices_become_several_scans(app: Flask, ann: FlaskClient) -> No
 def test_a_queue_that_cannot_be_reached_is_said_and_the_scan_is_kept(ann: FlaskClient) -> None:
     answer = ann.post("/scans", data=form(png()))
     assert (
-        "The queue cannot be reached at the moment. Your scan is kept"
+        "The queue is currently unavailable. Your scan has been saved"
         in ann.get(answer.location).text
     )
 
@@ -280,7 +280,7 @@ def test_a_waiting_scan_is_polled_and_the_page_works_without_scripts(
 def test_a_scan_that_nobody_can_read_now_says_so(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app)
     assert (
-        "No predict worker is running at the moment. Your scan is kept"
+        "No worker is currently running. Your scan has been saved"
         in ann.get(f"/scans/{scan_id}").text
     )
 
@@ -346,7 +346,7 @@ def test_a_verdict_is_told_with_all_that_belongs_to_it(app: Flask, ann: FlaskCli
         "alexnet_svm",
         "2026-03-04 05:06:07 UTC",
         "2026-03-04 05:06:08 UTC",
-        "1.5 s, of which the model",
+        "1.5 s (model:",
         "0.12 s",
         f'src="/scans/{scan_id}/image.png"',
         f'src="/scans/{scan_id}/heatmap.png"',
@@ -408,7 +408,7 @@ def test_types_of_bleeding_stand_below_a_positive_verdict_with_how_far_to_trust_
         page.index(text) for text in ("Subdural", "64 %", "Epidural", "21 %", "Subarachnoid", "5 %")
     ]
     assert places == sorted(places), "the most probable type comes first"
-    assert "Few patients: only 4 with this type" in page
+    assert "Only 4 patients with this type" in page
     assert "AUROC 0.74 (0.58 to 0.86) among all test patients, 12 of whom have this type." in page
     assert "20 of whom have this type; 0.60 among patients with hemorrhage." in page
     assert "does not tell intraparenchymal or intraventricular bleeding" in page
@@ -423,7 +423,7 @@ def test_the_slice_that_shows_a_type_most_is_named_and_a_card_without_types_says
     add_verdict(app, scan_id, types={"epidural": {"probability": 0.4, "slices": [0.1, 0.4, 0.2]}})
     page = ann.get(f"/scans/{scan_id}").text
     assert (
-        "most in slice 2" in page
+        "highest in slice 2" in page
         and "This type has not been evaluated." in page
         and "does not tell" not in page
     )
@@ -509,7 +509,7 @@ def test_nothing_else_can_be_scored_anyway(
     scan_id = add_scan(app, **columns)
     assert "Score anyway" not in ann.get(f"/scans/{scan_id}").text
     assert (
-        "nothing to overrule"
+        "nothing to override"
         in ann.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True).text
     )
     with app.app_context():
@@ -556,7 +556,8 @@ def test_an_open_scan_is_cancelled_and_can_be_tried_again(
         in browser.post(f"/scans/{scan_id}/cancel", follow_redirects=True).text
     )
     assert (
-        "has ended already" in browser.post(f"/scans/{scan_id}/cancel", follow_redirects=True).text
+        "has already finished"
+        in browser.post(f"/scans/{scan_id}/cancel", follow_redirects=True).text
     )
     with any_database_app.app_context():
         scan = db.session.get_one(Scan, scan_id)
@@ -610,7 +611,9 @@ def test_a_deleted_scan_leaves_no_row_and_no_byte(any_database_app: Flask, tmp_p
     assert len([path for path in (tmp_path / "files").rglob("*") if path.is_file()]) >= 4
 
     answer = browser.post(f"/scans/{scan_id}/delete", follow_redirects=True)
-    assert "are deleted" in answer.text and browser.get(f"/scans/{scan_id}").status_code == 404
+    assert (
+        "have been deleted" in answer.text and browser.get(f"/scans/{scan_id}").status_code == 404
+    )
     assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
     with any_database_app.app_context():
         assert [
@@ -629,7 +632,7 @@ def test_files_that_a_deletion_could_not_remove_are_told(
 
     monkeypatch.setattr(Storage, "delete", away)
     assert (
-        "could not be removed now"
+        "could not be removed yet"
         in ann.post(f"/scans/{scan_id}/delete", follow_redirects=True).text
     )
     assert ann.get(f"/scans/{scan_id}").status_code == 404
@@ -641,11 +644,11 @@ def test_a_scan_whose_original_is_not_kept_says_so_and_cannot_be_tried_again(
 ) -> None:
     scan_id = add_scan(app, status=status, not_head_ct=0.9, original_removed_at=utc_now())
     page = ann.get(f"/scans/{scan_id}").text
-    assert "not kept any longer; removed <time" in page
+    assert "no longer stored; deleted <time" in page
     assert "/retry" not in page and "/score-anyway" not in page
     for what, sentence in (
         ("retry", ORIGINAL_REMOVED),
-        ("score-anyway", "There is nothing to overrule"),
+        ("score-anyway", "There is nothing to override"),
     ):
         assert sentence in ann.post(f"/scans/{scan_id}/{what}", follow_redirects=True).text
     with app.app_context():

@@ -215,7 +215,7 @@ class TestRun:
         assert "Cancel this run" in admin.get(f"/admin/runs/{run_id}").text
         assert "Canceled" in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
         assert (
-            "has ended already"
+            "has already finished"
             in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
         )
         with app.app_context():
