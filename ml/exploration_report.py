@@ -43,7 +43,8 @@ ABOVE_CHANCE = '<strong class="warning">above chance</strong>'
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0"
     " 1rem;color:#1c2a33}h1,h2{line-height:1.2}h2{margin-top:2.5rem}img{max-width:100%;height:auto}"
-    "table{border-collapse:collapse}th,td{text-align:left;padding:.25rem .9rem .25rem 0;border-bottom:1px solid #d5dde2;vertical-align:top}figure{margin:1rem"
+    "table{border-collapse:collapse}th,td{text-align:left;padding:.25rem .9rem .25rem 0;border-bottom:1px solid #d5dde2;"
+    "vertical-align:top}figure{margin:1rem"
     " 0}figcaption{color:#4b5d68}.warning{color:#a3201b}"
 )
 
