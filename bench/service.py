@@ -29,7 +29,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ml.phantoms import phantom, write_dicom
+from ml.scans.phantoms import phantom, write_dicom
 from webapp.config import PROJECT_ROOT
 
 LIMITS = {

@@ -14,13 +14,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ml.arguments import parser
-from ml.artifacts import ArtifactError, read_card
+from ml.artifacts.folder import ArtifactError, read_card
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, SettingError, architecture_named
-from ml.files import files_of_series
-from ml.images import ORDER_GIVEN, ImageError, read_series
-from ml.terminal import Counter, Trail, figure, minutes, say, say_figures
-from ml.triage import Department, scans_of, sentences, simulate
+from ml.cli.arguments import parser
+from ml.cli.terminal import Counter, Trail, figure, minutes, say, say_figures
+from ml.evaluation.worklist import Department, scans_of, sentences, simulate
+from ml.scans.files import files_of_series
+from ml.scans.read import ORDER_GIVEN, ImageError, read_series
 
 BY_NAME = (
     "The pictures carry no position; they were put in order by the last number in their names."
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Describe data sets, and, of several, how well one can tell them apart."""
-    from ml.exploration import compare_sources, explore, measure_all
+    from ml.exploration.summary import compare_sources, explore, measure_all
 
     opened = [
         _dataset(
@@ -71,7 +71,7 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     facts = [explore(dataset, of_one) for dataset, of_one in zip(opened, measured, strict=True)]
     sources = compare_sources(opened, measured)
     if options.out:
-        from ml.exploration_report import write_report
+        from ml.exploration.report import write_report
 
         page = write_report(opened, facts, sources, options.out)
         sys.stderr.write(f"The report is {page}\n")
@@ -91,7 +91,7 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
 
 def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Train a model, show how far it is, and write its figures."""
-    from ml.training import LICENCE_NOTES, TrainConfig, train
+    from ml.training.run import LICENCE_NOTES, TrainConfig, train
 
     settings = dict(_key_and_value(text) for text in options.set)
     # a wrong one is said before a data set is read
@@ -130,7 +130,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     """Predict scans; a folder is one series. One line each, a scan that cannot be read among them;
     it is an error if none can.
     """
-    from ml.inference import Predictor
+    from ml.inference.predictor import Predictor
 
     predictor = Predictor(_model_folder(options.model))
     rows: list[dict[str, Any]] = []
@@ -181,8 +181,8 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
 
 def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Score a model on a labelled data set."""
-    from ml.plots import write_plots
-    from ml.scoring import evaluate
+    from ml.evaluation.plots import write_plots
+    from ml.training.external_validation import evaluate
 
     model = _model_folder(options.model)
     read_card(model)  # a model that is none is said before a data set is read
@@ -209,7 +209,7 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[
 
 def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Show the figures of several runs on what they share, and their differences."""
-    from ml.comparison import compare
+    from ml.evaluation.comparison import compare
 
     result = compare(options.runs)
     if options.json:
@@ -256,7 +256,7 @@ def triage_command(options: argparse.Namespace, stack: ExitStack, given: list[st
 
 def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Run the paper's experiment, honest and leaked, and write its table and graphs."""
-    from ml.paper import plan, run_paper
+    from ml.paper.grid import plan, run_paper
     from ml.paper.report import write_report
 
     dataset = _dataset(options.dataset, stack, on_image=Counter("reading image"))
@@ -290,7 +290,7 @@ def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str
 
 def card_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Write a model's card as Markdown."""
-    from ml.model_card import model_card
+    from ml.artifacts.markdown import model_card
 
     sys.stdout.write(model_card(read_card(_model_folder(options.model))))
 
@@ -315,7 +315,7 @@ def _deciding(given: list[str]) -> list[str]:
 
 
 def _dataset(path: Path, stack: ExitStack, **how: Any) -> Any:
-    from ml.datasets import DatasetError, read_dataset, unpack
+    from ml.datasets.read import DatasetError, read_dataset, unpack
 
     if path.is_file():
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hemoscan-")))

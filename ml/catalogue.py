@@ -177,7 +177,7 @@ PREPROCESSING: tuple[Setting, ...] = (
     ),
 )
 """What every architecture lets a person choose about its input;
-`ml.preprocessing.InputSpec.from_settings` reads them.
+`ml.preprocessing.model_input.InputSpec.from_settings` reads them.
 """
 
 JUDGING = (

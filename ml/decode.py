@@ -11,8 +11,8 @@ input ends the process.
     the memory did not suffice {"full": "No space left on device"}
     the folder took no more
 
-`limits` are those of `ml.images.read_series`. What goes wrong in any other way ends the process,
-and so does a scan that takes longer.
+`limits` are those of `ml.scans.read.read_series`. What goes wrong in any other way ends the
+process, and so does a scan that takes longer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ml.images import ImageError, Series, read_series
+from ml.scans.read import ImageError, Series, read_series
 
 PIXELS = "pixels.npy"
 

@@ -117,7 +117,14 @@ def test_ml_never_reads_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["ml.inference", "ml.explain", "ml.phantoms", "ml.decode", "ml.volume"]
+    "module",
+    [
+        "ml.inference.predictor",
+        "ml.inference.heat_maps",
+        "ml.scans.phantoms",
+        "ml.decode",
+        "ml.scans.volume",
+    ],
 )
 def test_serving_never_loads_what_training_needs(tmp_path: Path, module: str) -> None:
     assert not roots(loaded_by(f"import {module}", tmp_path)) & LEARNING
@@ -132,7 +139,8 @@ def test_the_parent_of_a_predict_worker_stays_bare(tmp_path: Path) -> None:
 def test_a_predict_workers_child_never_loads_what_training_needs(tmp_path: Path) -> None:
     loaded = roots(
         loaded_by(
-            "import worker.app, worker.prediction, worker.predictors\nimport ml.inference", tmp_path
+            "import worker.app, worker.prediction, worker.predictors\nimport ml.inference.predictor",
+            tmp_path,
         )
     )
 

@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import load_only
 
-from ml.comparison import DIFFERENCES, LEVELS, compare
-from ml.datasets import DatasetError
+from ml.datasets.read import DatasetError
+from ml.evaluation.comparison import DIFFERENCES, LEVELS, compare
 from webapp.extensions import db
 from webapp.models import ModelVersion, live_version
 from webapp.storage import MissingFile, StorageError, storage

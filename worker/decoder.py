@@ -25,7 +25,7 @@ import numpy as np
 from flask import current_app
 
 from ml.decode import PIXELS
-from ml.images import ImageError, Series, Slice
+from ml.scans.read import ImageError, Series, Slice
 from webapp.config import PROJECT_ROOT
 from worker.presence import presence
 
@@ -164,7 +164,7 @@ _decoder: Decoder | None = None
 
 def decode(paths: Sequence[Path], **limits: int) -> Series:
     """Return the series that these files are, decoded by this process's child; `limits` are those
-    of `ml.images.read_series`.
+    of `ml.scans.read.read_series`.
 
     Raises:
         ImageError: they cannot be read, or not within the limits.

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
-from ml.explain import overlay
-from ml.inference import Stopped
+from ml.inference.heat_maps import overlay
+from ml.inference.predictor import Stopped
 from webapp import logs
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction

@@ -12,9 +12,10 @@ from pathlib import Path
 from flask import current_app
 from sqlalchemy import select
 
-from ml import datasets, exploration
-from ml.datasets import DatasetError
-from ml.images import Series
+from ml.datasets import read as datasets
+from ml.datasets.read import DatasetError
+from ml.exploration import summary as exploration
+from ml.scans.read import Series
 from webapp.extensions import db
 from webapp.models import Dataset, JobStatus
 from webapp.storage import StorageAway, StorageError, storage
@@ -167,7 +168,7 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dat
 
 
 def _reader_with_limits() -> Callable[..., Series]:
-    """Return what reads the images of one data set as `ml.images.read_series` does, in the
+    """Return what reads the images of one data set as `ml.scans.read.read_series` does, in the
     decoder's child.
     """
     beyond = 0

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from flask import current_app
 
-from ml.artifacts import ArtifactError, read_card
-from ml.inference import Predictor
+from ml.artifacts.folder import ArtifactError, read_card
+from ml.inference.predictor import Predictor
 from webapp.models import ModelVersion
 from webapp.storage import StorageError, storage
 from worker.patience import stored

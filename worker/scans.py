@@ -14,9 +14,9 @@ from flask import current_app
 from PIL import Image
 from sqlalchemy import select
 
-from ml.artifacts import ArtifactError
-from ml.images import ImageError, Series, render
-from ml.volume import write_volume
+from ml.artifacts.folder import ArtifactError
+from ml.scans.read import ImageError, Series, render
+from ml.scans.volume import write_volume
 from webapp import logs
 from webapp.extensions import db
 from webapp.intake import PACKED

@@ -19,17 +19,18 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from ml.calibration import Platt
 from ml.checkpoints import load_arrays, save_arrays
-from ml.models import FitTask, Fitted, reconstruction
-from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
-from ml.models.convolutions import IR_VERSION, OPSET, convolved, pooled, set_weights, weights_of
+from ml.evaluation.calibration import Platt
+from ml.models.contract import FitTask, Fitted
 from ml.models.features import Extractor, child, restructuring_of
-from ml.models.fine_tuning import balanced_draws
+from ml.models.fine_tuned import initial_weights, normalises
 from ml.models.inner_folds import inner_folds
-from ml.models.loop import Batch, run_epochs
-from ml.models.tuned import initial_weights, normalises
-from ml.models.weights import Weights, layout_of, rounded
+from ml.networks import autoencoder as reconstruction
+from ml.networks.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
+from ml.networks.convolutions import IR_VERSION, OPSET, convolved, pooled, set_weights, weights_of
+from ml.networks.fine_tuning import balanced_draws
+from ml.networks.training_loop import Batch, run_epochs
+from ml.networks.weights import Weights, layout_of, rounded
 
 LAYER = "conv5"
 BATCH = 32
@@ -54,7 +55,7 @@ class Trained:
 
 
 def fit(task: FitTask) -> Fitted:
-    """Fit the architecture on `task.train`; see `ml.models`."""
+    """Fit the architecture on `task.train`; see `ml.models.contract`."""
     learn, held = (
         (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
     )

@@ -8,10 +8,10 @@ learnt from: in those that were never seen slices are ranked better than each fo
 
 from __future__ import annotations
 
-from ml.models import FitTask, Fitted
 from ml.models.alexnet_cells import fit_cells
+from ml.models.contract import FitTask, Fitted
 
 
 def fit(task: FitTask) -> Fitted:
-    """Fit the architecture on `task.train`; see `ml.models`."""
+    """Fit the architecture on `task.train`; see `ml.models.contract`."""
     return fit_cells(task, smooths=True)

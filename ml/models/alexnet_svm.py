@@ -1,5 +1,5 @@
 """AlexNet features + SVM: convolutions, pooled maps, standardisation, a support vector machine; see
-`ml.models.machine`.
+`ml.models.svm`.
 
 The convolutions are frozen, or fine-tuned inside each training part. With frozen ones five grouped
 folds within the training part choose, and make the decisions that the calibration is fitted to; an
@@ -16,11 +16,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ml.models import FitTask, Fitted
-from ml.models.aggregation import held_out_of
+from ml.models.contract import FitTask, Fitted
 from ml.models.features import extractor_of, features_of
 from ml.models.inner_folds import inner_folds
-from ml.models.machine import Features, answer, choose, summarised, usual_choice
+from ml.models.svm import Features, answer, choose, summarised, usual_choice
+from ml.networks.aggregation import held_out_of
 
 LAYERS = ("conv3", "conv4", "conv5", "pool5")
 LEARNT_LAYER = "conv5"  # up to which convolutions learn where the layer is chosen later
@@ -29,7 +29,7 @@ LEARNING_SHARE, FEATURES_SHARE = 0.7, 0.8
 
 
 def fit(task: FitTask) -> Fitted:
-    """Fit the architecture on `task.train`; see `ml.models`."""
+    """Fit the architecture on `task.train`; see `ml.models.contract`."""
     learns, layer = int(task.settings["fine_tune_epochs"]) > 0, str(task.settings["layer"])
     usual = usual_choice(task.chosen) if learns and task.held_out is not None else None
     folds = [] if usual else inner_folds(task, one_split=learns)

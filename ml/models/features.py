@@ -15,14 +15,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from ml.augmentation import vary
 from ml.checkpoints import load_arrays, save_arrays
-from ml.grouping import digest
-from ml.models import FitTask, reconstruction
-from ml.models.convolutions import build, build_several, maps_shape, to_onnx
-from ml.models.fine_tuning import Tuned
-from ml.models.tuned import initial_weights, normalises, tuned_convolutions
-from ml.models.weights import Weights, layout_of
+from ml.datasets.groups import digest
+from ml.models.contract import FitTask
+from ml.models.fine_tuned import initial_weights, normalises, tuned_convolutions
+from ml.networks import autoencoder as reconstruction
+from ml.networks.convolutions import build, build_several, maps_shape, to_onnx
+from ml.networks.fine_tuning import Tuned
+from ml.networks.weights import Weights, layout_of
+from ml.preprocessing.augmentation import vary
 
 CHUNK = 64
 # seen by an autoencoder in all; it learns from few pictures more often
@@ -37,7 +38,7 @@ class Extractor:
 
     `learnt` says that they, or the autoencoder, learnt from images of one fit, `tuned` is what
     fine-tuning made of them, its head of cells too; the rest are arguments of
-    `ml.models.convolutions.build`.
+    `ml.networks.convolutions.build`.
     """
 
     weights: Weights
@@ -80,7 +81,7 @@ class Extractor:
         )
 
     def to_onnx(self, *, both_ways: bool = False) -> bytes:
-        """Return the features graph; see `ml.models.convolutions.to_onnx`."""
+        """Return the features graph; see `ml.networks.convolutions.to_onnx`."""
         how = self.weights, self.layer, self.size
         return to_onnx(
             *how, both_ways=both_ways, normalises=self.normalises, restructuring=self.restructuring

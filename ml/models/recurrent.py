@@ -1,7 +1,7 @@
 """A recurrent network over the slices of a scan: what `cnn_lstm` and `cnn_gru` have in common.
 
 Features of a slice are its pooled maps, or what its cells say where fine-tuning has taught them
-(`ml.models.evidence`): then the network corrects the decision of the cells instead of making one of
+(`ml.networks.cells`): then the network corrects the decision of the cells instead of making one of
 its own. Features are standardised, projected, and read in anatomical order by an LSTM (S.
 Hochreiter, J. Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each
 slice has a decision, and
@@ -23,17 +23,17 @@ from typing import Literal
 import keras
 import numpy as np
 
-from ml.calibration import Platt
 from ml.checkpoints import load_arrays, save_arrays
-from ml.models import FitTask, Fitted, HeldOut
-from ml.models.aggregation import aggregate_scans, by_scan, held_out_of, scan_probability
-from ml.models.convolutions import pooled
-from ml.models.evidence import evidence_of
+from ml.evaluation.calibration import Platt
+from ml.models.contract import FitTask, Fitted, HeldOut
 from ml.models.features import extractor_of, features_of
 from ml.models.inner_folds import inner_folds, split_weak
-from ml.models.loop import run_epochs
-from ml.models.recurrent_graph import head_to_onnx
-from ml.models.sequences import SLICES, scans_drawn, slices_drawn
+from ml.models.recurrent_batches import SLICES, scans_drawn, slices_drawn
+from ml.networks.aggregation import aggregate_scans, by_scan, held_out_of, scan_probability
+from ml.networks.cells import evidence_of
+from ml.networks.convolutions import pooled
+from ml.networks.recurrent_graph import head_to_onnx
+from ml.networks.training_loop import run_epochs
 
 Cell = Literal["lstm", "gru"]
 AVERAGING = 0.98
@@ -85,7 +85,7 @@ class Network:
 
 
 def fit(task: FitTask, cell: Cell) -> Fitted:
-    """Fit the architecture on `task.train`; see `ml.models`."""
+    """Fit the architecture on `task.train`; see `ml.models.contract`."""
     layer, learns = str(task.settings["layer"]), int(task.settings["fine_tune_epochs"]) > 0
     learn, held = (
         (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ml.catalogue import SettingError, architecture_named
-from ml.grouping import digest
+from ml.datasets.groups import digest
 
 Protocol = Literal["honest", "leaked"]
 IMAGES_TIMED = 200

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ml.calibration import Platt
-from ml.material import Material
-from ml.models import UNKNOWN, FitTask, Fitted, HeldOut
+from ml.evaluation.calibration import Platt
+from ml.models.contract import UNKNOWN, FitTask, Fitted, HeldOut
+from ml.training.experiment import Material
 
 
 def material_of(

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from ml.calibration import Platt
 from ml.catalogue import architecture_named
-from ml.models import FitTask, Fitted
+from ml.evaluation.calibration import Platt
+from ml.models.contract import FitTask, Fitted
 
 SIZE = 63
 

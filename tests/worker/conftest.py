@@ -23,7 +23,7 @@ from flask import Flask
 from PIL import Image
 from sqlalchemy import select
 
-from ml.artifacts import write_model
+from ml.artifacts.folder import write_model
 from tests.conftest import app_on, make_user
 from tests.ml.conftest import a_card, features_graph, head_graph, types_graph, types_judged
 from webapp.config import PROJECT_ROOT

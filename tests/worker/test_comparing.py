@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from ml.answers import write_answers
+from ml.evaluation.answers import write_answers
 from tests.worker.conftest import install_model
 from tests.worker.test_training import answers_of
 from webapp.extensions import db

@@ -13,8 +13,8 @@ from flask import Flask
 from PIL import Image
 from sqlalchemy import UpdateBase, delete, select, update
 
-from ml.phantoms import phantom, write_png
-from tests.ml.scans import nifti, packed
+from ml.scans.phantoms import phantom, write_png
+from tests.ml.made_scans import nifti, packed
 from webapp.extensions import db
 from webapp.models import Dataset, JobStatus, cancel
 from webapp.storage import Storage, StorageError, storage

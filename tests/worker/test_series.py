@@ -17,10 +17,10 @@ from PIL import Image
 from sqlalchemy import select, update
 from werkzeug.datastructures import FileStorage
 
-from ml import inference
-from ml.images import Series
-from ml.inference import Finding, Predictor
-from tests.ml.scans import change, write_series
+from ml.inference import predictor as inference
+from ml.inference.predictor import Finding, Predictor
+from ml.scans.read import Series
+from tests.ml.made_scans import change, write_series
 from tests.worker.conftest import install_model, picture
 from webapp.extensions import db
 from webapp.intake import accept_scans

@@ -14,11 +14,11 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, update
 
-from ml.answers import write_answers
-from ml.artifacts import Card, write_model
+from ml.artifacts.folder import Card, write_model
 from ml.catalogue import IMAGENET_WEIGHTS, SettingError
-from ml.datasets import Dataset as Opened
-from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped
+from ml.datasets.read import Dataset as Opened
+from ml.evaluation.answers import write_answers
+from ml.training.run import OtherTraining, Progress, TrainConfig, TrainingStopped
 from tests.ml.conftest import a_card, features_graph, head_graph
 from tests.worker.conftest import install_model, wait_for
 from tests.worker.test_importing import archive_of
@@ -58,8 +58,8 @@ def answers_of(
 
 
 class StubTraining:
-    """Stands for `ml.training.train`: three steps with a checkpoint each, and a tiny model at the
-    end.
+    """Stands for `ml.training.run.train`: three steps with a checkpoint each, and a tiny model at
+    the end.
     """
 
     def __init__(self) -> None:

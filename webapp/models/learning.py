@@ -29,7 +29,9 @@ class Dataset(Leased, db.Model):
     imported_by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
     archive_key: Mapped[str] = mapped_column(String(200))
     fingerprint: Mapped[str | None] = mapped_column(String(64))
-    exploration: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # `ml.exploration.explore`
+    exploration: Mapped[dict[str, Any] | None] = mapped_column(
+        JSON
+    )  # `ml.exploration.summary.explore`
     contact_sheet_key: Mapped[str | None] = mapped_column(String(200))
     imported_by: Mapped[User | None] = relationship()
 

@@ -21,7 +21,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from tests.ml.scans import nifti, packed
+from tests.ml.made_scans import nifti, packed
 from tests.webapp.intake.made import dicom_file, zip_of
 from webapp.intake.archives import ArchiveRefused, members
 from webapp.intake.taking import Taken, UploadRejected, take

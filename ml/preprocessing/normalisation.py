@@ -1,0 +1,168 @@
+"""Optional steps of preprocessing: greys on one scale, the skull taken off, the head turned
+upright. numpy and OpenCV only.
+
+All work on one grey picture, float32 (height, width) in 0..1 in a window that shows brain, and
+where the head is in it.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ml.preprocessing.segmentation import AIR, soft_tissue, white_of
+from ml.scans.read import FloatArray
+
+BoolArray = NDArray[np.bool_]
+
+# where the soft tissue of most heads lies in the brain window
+LOW_PERCENT, HIGH_PERCENT, LOW_GREY, HIGH_GREY = 10, 90, 0.25, 0.55
+# of white between the two percentiles; less is noise, which must not be blown up to full contrast
+SMALLEST_SPREAD = 0.05
+CLAHE_LIMIT, CLAHE_TILES = 2.0, (8, 8)
+
+# of the head's white; higher loses thin skulls, lower loses blood beside them (a fifth of a bright
+# crescent as it is)
+BONE_SHARE = 0.93
+STRIP_PX = 256  # the skull is looked for in a picture of this longer side
+GAP_PX, RIM_PX = 7, 3  # a gap of the skull up to this width is taken for thin bone
+LEAST_BRAIN = 0.25  # of the head's area
+MOST_RIM = 0.1  # of the head's rim may belong to the inside before the skull counts as open
+
+TILT_PX = 96
+MOST_TILT_DEG = 20
+SHIFTS_PX = range(-3, 4)  # the midline need not run through the centroid
+
+
+def normalise(picture: FloatArray, region: BoolArray, how: str) -> FloatArray:
+    """Return the picture with its greys on a common scale, float32 (height, width) in 0..1; what
+    was black stays black.
+
+    - "none": as it is.
+    - "percentile": the 10th and 90th percentile of the region's soft tissue become 0.25 and 0.55,
+      the rest in proportion. The limits lie well inside, since a bleed is the brightest soft tissue
+      and must neither set the scale nor be cut off by it.
+      It takes away what multiplies or shifts all greys: a tint, another window, a dark photograph.
+    - "equalise": each grey becomes its rank among the region's greys.
+    - "clahe": ranks within neighbourhoods, contrast limited (Zuiderveld 1994, Graphics Gems IV).
+
+    Raises:
+        ValueError: there is no such normalisation.
+    """
+    if how == "none":
+        return picture
+    shown = picture > 0
+    if how == "percentile":
+        soft = picture[soft_tissue(picture, region)]
+        if not soft.size:
+            return picture
+        low, high = np.percentile(soft, [LOW_PERCENT, HIGH_PERCENT])
+        slope = (HIGH_GREY - LOW_GREY) / max(float(high - low), SMALLEST_SPREAD)
+        scaled = np.clip((picture - low) * slope + LOW_GREY, 0, 1)
+        return np.where(picture > AIR, scaled, picture).astype(np.float32)
+    levels = np.asarray(np.round(np.clip(picture, 0, 1) * 255), np.uint8)
+    if how == "equalise":
+        counts = np.bincount(levels[region & shown], minlength=256).astype(np.float64)
+        ranks = np.cumsum(counts) / max(counts.sum(), 1)
+        return np.where(shown, ranks[levels], 0).astype(np.float32)
+    if how == "clahe":
+        local = cv2.createCLAHE(CLAHE_LIMIT, CLAHE_TILES).apply(levels)
+        return np.where(shown, local.astype(np.float32) / np.float32(255), np.float32(0))
+    raise ValueError(
+        f"There is no normalisation {how!r}; there is none, percentile, equalise, clahe."
+    )
+
+
+def intracranial_space(grey: FloatArray, head: BoolArray) -> BoolArray | None:
+    """Return what the skull encloses, bool (height, width); None where no closed skull is seen.
+
+    Bone is what is white in the brain window, gaps of a few pixels closed. The inside is the
+    largest part of the head that bone does not cover; its convex hull gives back blood as white as
+    bone inside the brain. Blood as white as bone along the inner table cannot be told from bone in
+    this window and goes with it. It is no segmentation of the brain: meninges and fluid spaces
+    belong to it. It fails, and says so by None, where the skull is open wide (craniotomy, orbits, a
+    figure without bone) or the picture shows no bone.
+    """
+    height, width = grey.shape
+    scale = min(1.0, STRIP_PX / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = np.asarray(
+        cv2.resize(np.ascontiguousarray(grey, np.float32), size, interpolation=cv2.INTER_AREA),
+        np.float32,
+    )
+    inside_head = (
+        cv2.resize(head.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+    ).astype(np.uint8)
+    smooth = cv2.GaussianBlur(small, (5, 5), 0)  # noise lifts a pixel of blood to bone
+    bone = ((smooth >= BONE_SHARE * white_of(small, inside_head > 0)) & (inside_head > 0)).astype(
+        np.uint8
+    )
+    closed = np.asarray(
+        cv2.morphologyEx(np.pad(bone, GAP_PX), cv2.MORPH_CLOSE, _disc(GAP_PX)), np.uint8
+    )[GAP_PX:-GAP_PX, GAP_PX:-GAP_PX]
+    free = cv2.morphologyEx(inside_head & (1 - closed), cv2.MORPH_OPEN, _disc(5))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(free, connectivity=4)
+    if count < 2:
+        return None
+    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    space = (labels == largest).astype(np.uint8)
+    # Eroding leaves the picture's own edge alone: a head that is cut off there has no rim on that
+    # side.
+    rim = (inside_head > 0) & (cv2.erode(inside_head, _disc(2 * RIM_PX + 1)) == 0)
+    leaks = rim.any() and (space[rim] > 0).mean() > MOST_RIM
+    if leaks or space.sum() < LEAST_BRAIN * inside_head.sum():
+        return None
+    outlines, _ = cv2.findContours(space, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    hull = np.zeros_like(space)
+    cv2.fillConvexPoly(hull, cv2.convexHull(np.concatenate(outlines)), 1)
+    return np.asarray(
+        (
+            cv2.resize(hull.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+            >= 0.5
+        )
+        & head
+    )
+
+
+def tilt_deg(grey: FloatArray, head: BoolArray) -> float:
+    """Return by how many degrees the head is turned clockwise in the picture, within ±20; 0 where
+    no midline is clear.
+
+    It is the turn after which the head differs least from its mirror image, over whole degrees and
+    a few positions of the midline; a parabola through the best three gives the fraction. A best
+    turn at the limit is no minimum, and is not believed.
+    """
+    rows, columns = np.nonzero(head)
+    if not len(rows):
+        return 0.0
+    centre = float(columns.mean()), float(rows.mean())
+    reach = 1.05 * float(np.hypot(columns - centre[0], rows - centre[1]).max()) + 1
+    scale = TILT_PX / (2 * reach)
+    # the outline counts as much as what lies inside
+    body = np.where(head, 0.5 + 0.5 * grey, 0).astype(np.float32)
+    turns = np.arange(-MOST_TILT_DEG - 1, MOST_TILT_DEG + 2)
+    costs = np.empty(len(turns))
+    if scale < 1:
+        sampled_px = round(1 / scale)
+        # shrinking by sampling alone would turn noise into costs
+        body = np.asarray(cv2.blur(body, (sampled_px, sampled_px)), np.float32)
+    for at, turn in enumerate(turns):
+        matrix = np.asarray(cv2.getRotationMatrix2D(centre, float(turn), scale), np.float64)
+        matrix[:, 2] += (TILT_PX - 1) / 2 - np.array(centre)
+        turned = cv2.warpAffine(body, matrix, (TILT_PX, TILT_PX), flags=cv2.INTER_LINEAR)
+        mirrored = turned[:, ::-1]
+        costs[at] = min(
+            float(np.abs(turned - np.roll(mirrored, shift, axis=1)).mean()) for shift in SHIFTS_PX
+        )
+    best = int(np.argmin(costs))
+    if not 1 <= best <= len(turns) - 2:
+        return 0.0
+    before, least, after = costs[best - 1 : best + 2]
+    bend = before - 2 * least + after
+    fraction = 0.0 if bend <= 0 else 0.5 * (before - after) / bend
+    return float(np.clip(turns[best] + fraction, -MOST_TILT_DEG, MOST_TILT_DEG))
+
+
+def _disc(diameter: int) -> NDArray[np.uint8]:
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (diameter, diameter)), np.uint8)
