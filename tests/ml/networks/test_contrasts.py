@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import onnxruntime
 import pytest
-from tests.ml.networks.test_convolutions import TARGET, head
 
 from ml.artifacts.folder import FEATURES, read_card
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
@@ -18,6 +17,7 @@ from ml.networks.weights import load_weights
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.phantoms import phantom
 from ml.scans.read import Slice
+from tests.ml.networks.test_convolutions import TARGET, head
 
 
 def test_soft_tissue_gets_the_level_and_the_spread() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from tests.ml.networks.test_torch_weights import opcodes, write_archive
 
 from ml.artifacts.folder import ArtifactError, Card, write_model
 from ml.catalogue import STARTER_DIR
@@ -25,6 +24,7 @@ from ml.networks.weights import (
     random_weights,
     ungrouped,
 )
+from tests.ml.networks.test_torch_weights import opcodes, write_archive
 
 SIZE = 79
 TORCHVISION_NUMBERS = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}

@@ -7,7 +7,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from tests.ml.preprocessing.test_augmentation import NOTHING, SIZE, a_head
 
 from ml.preprocessing import synthetic_lesions as lesions
 from ml.preprocessing.model_input import InputSpec, to_input
@@ -19,6 +18,7 @@ from ml.preprocessing.synthetic_lesions import (
 )
 from ml.scans.phantoms import phantom
 from ml.scans.read import Slice
+from tests.ml.preprocessing.test_augmentation import NOTHING, SIZE, a_head
 
 
 def test_the_inside_of_a_phantoms_skull_is_its_brain() -> None:
