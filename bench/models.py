@@ -32,7 +32,8 @@ def measure(folder: Path) -> Figures:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from ml.inference.predictor import Predictor
     from ml.scans.phantoms import phantom, write_png
-    from ml.scans.read import Series, read_series
+    from ml.scans.read import read_series
+    from ml.scans.slices import Series
 
     with tempfile.TemporaryDirectory(prefix="hemoscan-bench-") as scratch:
         paths = []

@@ -17,7 +17,7 @@ from worker.app import celery as celery  # `-A` looks for it here
 
 if TYPE_CHECKING:  # The Celery parent loads nothing that cannot be forked.
     from ml.inference.predictor import Finding
-    from ml.scans.read import FloatArray, Series
+    from ml.scans.slices import FloatArray, Series
 
 SECONDS_PER_SLICE = 0.05
 

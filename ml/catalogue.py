@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ml.errors import SettingError
+
 STARTER_DIR = Path(__file__).parent / "starter"
 """The model folder that ships with the repository and is live after setup."""
 
@@ -33,10 +35,6 @@ BLEEDING_TYPES = ("epidural", "subdural", "subarachnoid", "intraparenchymal", "i
 """The types of bleeding that slices may be labelled with and models may tell, by the compartment of
 the head, from outside inwards.
 """
-
-
-class SettingError(ValueError):
-    """A setting is unknown or out of range; its text is a sentence for the person who set it."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def test_the_web_application_loads_nothing_that_computes(tmp_path: Path) -> None
     loaded = loaded_by("from webapp import create_app; create_app()", tmp_path)
 
     assert not roots(loaded) & (LEARNING | SERVING | {"worker"})
-    assert {name for name in loaded if name.startswith("ml")} <= {"ml", "ml.catalogue"}
+    assert {name for name in loaded if name.startswith("ml")} <= {"ml", "ml.catalogue", "ml.errors"}
 
 
 def test_the_web_application_loads_its_heaviest_libraries_at_first_use_only(tmp_path: Path) -> None:

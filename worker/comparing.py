@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import load_only
 
-from ml.datasets.read import DatasetError
-from ml.evaluation.comparison import DIFFERENCES, LEVELS, compare
+from ml.errors import DatasetError
+from ml.evaluation.answers import LEVELS
+from ml.evaluation.comparison import DIFFERENCES, compare
 from webapp.extensions import db
 from webapp.models import ModelVersion, live_version
 from webapp.storage import MissingFile, StorageError, storage

@@ -13,9 +13,11 @@ from flask import current_app
 from sqlalchemy import select
 
 from ml.datasets import read as datasets
-from ml.datasets.read import DatasetError
+from ml.datasets.archive import unpack
+from ml.errors import DatasetError
 from ml.exploration import summary as exploration
-from ml.scans.read import Series
+from ml.exploration.report import contact_sheet
+from ml.scans.slices import Series
 from webapp.extensions import db
 from webapp.models import Dataset, JobStatus
 from webapp.storage import StorageAway, StorageError, storage
@@ -128,7 +130,7 @@ def look_into(dataset: Dataset) -> dict[str, object]:
     with mine.work_folder() as folder:
         opened = fetch_dataset(dataset, folder, tell)
         sheet = BytesIO()
-        datasets.contact_sheet(opened).save(sheet, "PNG")
+        contact_sheet(opened).save(sheet, "PNG")
         measured = exploration.measure_all(opened, partial(tell, MEASURING))
         explored = exploration.explore(opened, measured, partial(tell, PROBING))
     stored(lambda: storage.put(sheet_key(dataset), sheet.getvalue()))
@@ -158,7 +160,7 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dat
     archive = folder / "archive.zip"
     stored(lambda: storage.fetch(dataset.archive_key, archive))
     max_bytes = current_app.config["MAX_DATASET_MB"] * 2**20
-    root = datasets.unpack(
+    root = unpack(
         archive, folder / dataset.id, max_bytes=max_bytes, on_file=partial(on_part, UNPACKING)
     )
     archive.unlink()
@@ -176,7 +178,7 @@ def _reader_with_limits() -> Callable[..., Series]:
     def read(paths: Sequence[Path], **limits: int) -> Series:
         nonlocal beyond
         try:
-            return kept(lambda: decode(paths, **limits))
+            return kept(lambda: decode(paths, redact=False, **limits))
         except BeyondLimits as err:
             beyond += 1
             if beyond > MOST_BEYOND_LIMITS:

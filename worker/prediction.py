@@ -14,9 +14,9 @@ import numpy as np
 from flask import current_app
 from sqlalchemy import ColumnElement, ScalarSelect, case, insert, literal, select
 
-from ml.artifacts.folder import ArtifactError
+from ml.errors import ArtifactError
 from ml.inference.predictor import Finding, Predictor, Stopped
-from ml.scans.read import Series, Slice
+from ml.scans.slices import Series, Slice
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id

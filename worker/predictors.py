@@ -10,7 +10,8 @@ from pathlib import Path
 
 from flask import current_app
 
-from ml.artifacts.folder import ArtifactError, read_card
+from ml.artifacts.folder import read_card
+from ml.errors import ArtifactError
 from ml.inference.predictor import Predictor
 from webapp.models import ModelVersion
 from webapp.storage import StorageError, storage

@@ -14,8 +14,8 @@ from flask import current_app
 from PIL import Image
 from sqlalchemy import select
 
-from ml.artifacts.folder import ArtifactError
-from ml.scans.read import ImageError, Series, render
+from ml.errors import ArtifactError, ImageError
+from ml.scans.slices import Series, render
 from ml.scans.volume import write_volume
 from webapp import logs
 from webapp.extensions import db
@@ -54,8 +54,8 @@ def read_original(scan: Scan) -> Series:
             "max_pixels": config["MAX_PIXELS"],
             "max_slices": config["MAX_SLICES"],
         }
-        limits["cover"] = config["COVER_BESIDE_HEAD"]
-        return kept(lambda: decode(paths, **limits))
+        redact = config["COVER_BESIDE_HEAD"]
+        return kept(lambda: decode(paths, redact=redact, **limits))
 
 
 def _unpack(original: Path) -> list[Path]:

@@ -17,10 +17,11 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import selectinload
 
-from ml.artifacts.folder import ArtifactError, Card
-from ml.catalogue import IMAGENET_WEIGHTS, STARTER_SERIES_DIR, SettingError
-from ml.datasets.read import DatasetError
-from ml.training.run import OtherTraining, Progress, TrainConfig, TrainingStopped, train
+from ml.artifacts.card import Card
+from ml.catalogue import IMAGENET_WEIGHTS, STARTER_SERIES_DIR
+from ml.errors import ArtifactError, DatasetError, SettingError
+from ml.training.progress import Progress, TrainingStopped
+from ml.training.run import OtherTraining, TrainConfig, train
 from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
 from webapp.storage import MissingFile, StorageAway, StorageError, storage

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml.artifacts.folder import ABSENT, Card
+from ml.artifacts.card import ABSENT, Card
 
 HEAT_MAPS = {
     "hottest_beats_random": (

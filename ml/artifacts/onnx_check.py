@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ml.artifacts.folder import ArtifactError
+from ml.errors import ArtifactError
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 """Of the operators that ONNX itself defines."""

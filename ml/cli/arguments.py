@@ -129,6 +129,22 @@ def parser() -> argparse.ArgumentParser:
         "--only", nargs="+", metavar="ARCHITECTURE", help="these architectures alone"
     )
     paper.add_argument("--json", action="store_true", help="write the cells as JSON")
+    results = commands.add_parser(
+        "results", help="put the figures of finished runs into tables of results"
+    )
+    results.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN=PROTOCOL",
+        help='a folder, and a label such as "5-fold by patient"',
+    )
+    results.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the folder of the tables, one a data set",
+    )
     card = commands.add_parser("card", help="write a model's card as Markdown")
     card.add_argument("model", help=MODEL_HELP)
     return parser

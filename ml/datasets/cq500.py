@@ -26,10 +26,10 @@ import numpy as np
 
 from ml.datasets.dicom_headers import Header, from_foot_to_head, read_header
 from ml.datasets.examples import Example
-from ml.datasets.tables import LABELS, MOST_IMAGES, DatasetError, read_table, require_no_formula
+from ml.datasets.tables import LABELS, MOST_IMAGES, read_table, require_no_formula
+from ml.errors import DatasetError, ImageError
 from ml.scans.files import place_in_series
 from ml.scans.ordering import SAME_PLACE_MM
-from ml.scans.read import ImageError
 from ml.scans.slabs import SLAB_MM, slab_starts
 
 TYPES = {

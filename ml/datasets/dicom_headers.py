@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
+from ml.errors import ImageError
 from ml.scans.dicom import numbers_of, require_known_transfer_syntax, values_of
 from ml.scans.files import place_in_series
+from ml.scans.limits import MAX_BYTES
 from ml.scans.ordering import AXIAL
-from ml.scans.read import MAX_BYTES, ImageError
 
 TAGS = [
     "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "ImageType",

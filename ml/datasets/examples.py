@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ml.scans.read import ImageError, Series, Slice, read_series
+from ml.errors import ImageError
+from ml.scans.read import read_series
 from ml.scans.slabs import mean_of
+from ml.scans.slices import Series, Slice
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,9 @@ def sha256_of(example: Example) -> str:
     for path in (example.path, *example.beside):
         found.update(path.read_bytes())
     return found.hexdigest()
+
+
+UNKNOWN = -1
+"""The label of a slice whose label nobody knows: it never trains and never tests, but it stands in
+its scan.
+"""

@@ -13,7 +13,6 @@ from ml.datasets.rsna import from_rsna, is_rsna
 from ml.datasets.scan_labels import join_told, read_patients, with_scan_labels
 from ml.datasets.tables import (
     PATIENT_COLUMNS,
-    DatasetError,
     column_of,
     label_of,
     read_table,
@@ -22,6 +21,7 @@ from ml.datasets.tables import (
     types_of,
     whole_number,
 )
+from ml.errors import DatasetError
 
 __all__ = ["DatasetError", "Example", "find_examples"]
 

@@ -6,10 +6,6 @@ Whatever is wrong with a data set is said in one sentence that names the file or
 
 from __future__ import annotations
 
-import shutil
-import stat
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,28 +15,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ml.catalogue import BLEEDING_TYPES
+from ml.checkpoints import digest
 from ml.datasets.dicom_headers import Header, read_header
 from ml.datasets.examples import Example, scan_key, sha256_of, slice_of
-from ml.datasets.groups import assign_groups, digest, look_at, near_duplicates
-from ml.datasets.layouts import DatasetError, find_examples
-from ml.scans.read import ORDER_GIVEN, BareImageError, ImageError, Series, read_series, render
-
-__all__ = [
-    "Dataset",
-    "DatasetError",
-    "Example",
-    "contact_sheet",
-    "explore",
-    "read_dataset",
-    "unpack",
-]
-
-ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
-MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024
-"""What a name and a path may have on the file systems that there are, less the folder that it is
-unpacked in.
-"""
+from ml.datasets.groups import assign_groups
+from ml.datasets.layouts import find_examples
+from ml.datasets.near_duplicates import look_at, near_duplicates
+from ml.errors import BareImageError, DatasetError, ImageError
+from ml.scans.read import ORDER_GIVEN, read_series
+from ml.scans.slices import Series
 
 
 @dataclass(frozen=True)
@@ -60,110 +43,6 @@ class Dataset:
     fingerprint: str
     near_duplicates: tuple[tuple[str, str], ...] = ()
     unread: tuple[Example, ...] = ()
-
-
-def unpack(
-    archive: Path,
-    into: Path,
-    max_bytes: int = 4 * 2**30,
-    max_files: int = 50_000,
-    max_ratio: int = 200,
-    on_file: Callable[[int, int], None] = lambda done, total: None,
-) -> Path:
-    """Unpack a ZIP file into the new folder `into` and return that folder; nothing stays behind on
-    failure.
-
-    `on_file` hears (files unpacked, files in all); what it raises is a failure.
-
-    Names that lead outside or that no file can have, links, devices and encrypted files are refused
-    before anything is written, and so is an archive that would grow beyond `max_bytes`, `max_files`
-    or `max_ratio` times its own size, or that holds another one. Sizes and contents are looked at
-    while writing, since an archive may lie about them.
-
-    Raises:
-        DatasetError: the file is no ZIP file or one of these limits is broken.
-    """
-    if into.exists():
-        raise DatasetError(f"The folder {into.name} exists already.")
-    limit = min(max_bytes, max_ratio * max(archive.stat().st_size, 1) + 2**20)
-    complete = False
-    try:
-        into.mkdir(parents=True)
-        with zipfile.ZipFile(archive) as opened:
-            members = [info for info in opened.infolist() if not info.is_dir()]
-            if len(members) > max_files:
-                raise DatasetError(
-                    f"The archive holds {len(members):,} files; at most {max_files:,} are allowed."
-                )
-            for info in members:
-                _require_safe(info)
-            _extract(opened, members, into, limit, on_file)
-        complete = True
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        UnicodeDecodeError,
-    ) as err:
-        raise DatasetError(f"{archive.name} is not a readable ZIP file.") from err
-    finally:
-        if not complete:
-            shutil.rmtree(into, ignore_errors=True)
-    return into
-
-
-def _require_safe(info: zipfile.ZipInfo) -> None:
-    parts = Path(info.filename.replace("\\", "/")).parts
-    leads_outside = ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename
-    if leads_outside or stat.S_ISLNK(info.external_attr >> 16):
-        raise DatasetError(f"The archive holds {info.filename[:100]!r}, which leads outside it.")
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-        raise DatasetError(f"The archive holds {info.filename[:100]!r}, which is no plain file.")
-    longest = max((len(part.encode()) for part in parts), default=0)
-    if (
-        not info.filename.isprintable()
-        or longest > MAX_NAME_BYTES
-        or len(info.filename.encode()) > MAX_PATH_BYTES
-    ):
-        raise DatasetError(
-            f"The archive holds {info.filename[:100]!r}, which is too long or too odd for the name"
-            " of a file."
-        )
-    if info.flag_bits & 1:
-        raise DatasetError("The archive is encrypted; give it without a password.")
-
-
-def _extract(
-    opened: zipfile.ZipFile,
-    members: Sequence[zipfile.ZipInfo],
-    into: Path,
-    limit: int,
-    on_file: Callable[[int, int], None],
-) -> None:
-    written = 0
-    for done, info in enumerate(members):
-        on_file(done, len(members))
-        target = into / info.filename
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            sink = target.open("xb")
-        except (FileExistsError, NotADirectoryError) as err:
-            raise DatasetError(f"The archive holds {info.filename[:100]!r} twice.") from err
-        with sink, opened.open(info) as source:
-            while block := source.read(2**20):
-                if not sink.tell() and block.startswith(ZIP_SIGNATURES):
-                    raise DatasetError(
-                        f"The archive holds another archive, {info.filename[:100]!r}; please unpack"
-                        " that one first."
-                    )
-                written += len(block)
-                if written > limit:
-                    raise DatasetError(
-                        f"The archive grows beyond {limit / 2**20:,.0f} MB when unpacked; that is"
-                        " not allowed."
-                    )
-                sink.write(block)
 
 
 def read_dataset(
@@ -246,110 +125,6 @@ def _told_more(example: Example) -> str:
     if example.scan_label is not None:
         told += f"\tscan {example.scan_label} " + "|".join(sorted(example.scan_types or ()))
     return told
-
-
-def explore(dataset: Dataset) -> dict[str, object]:
-    """Describe a data set for a page or a terminal; every value can be written as JSON.
-
-    Among the facts are:
-        scan_labels: how many scans are {"positive", "negative", "unknown"}, and of how many only
-        the whole is labelled ("as_wholes"). An
-            image without a patient is a scan.
-        types: {type of bleeding: {"slices": n, "patients": n}}, empty where the data set tells of
-        none.
-    """
-    examples = dataset.examples
-    widths, heights = np.array([e.width for e in examples]), np.array([e.height for e in examples])
-    modes = sorted({example.mode for example in examples})
-    return {
-        "name": dataset.name,
-        "layout": dataset.layout,
-        "fingerprint": dataset.fingerprint,
-        "images": len(examples),
-        "positive": sum(example.label == 1 for example in examples),
-        "negative": sum(example.label == 0 for example in examples),
-        "unknown": sum(example.label is None for example in examples),
-        "patients": len({example.patient for example in examples if example.patient}),
-        "groups": len({example.group for example in examples}),
-        **_scans_counted(examples),
-        "types": _types_counted(examples),
-        "near_duplicates": [list(pair) for pair in dataset.near_duplicates],
-        "sizes": {
-            side: {
-                "min": int(values.min()),
-                "median": int(np.median(values)),
-                "max": int(values.max()),
-            }
-            for side, values in (("width", widths), ("height", heights))
-        },
-        "modes": {mode: sum(example.mode == mode for example in examples) for mode in modes},
-        "problems": list(dataset.problems),
-    }
-
-
-def _scans_counted(examples: Sequence[Example]) -> dict[str, object]:
-    labels: dict[object, set[int | None]] = {}
-    wholes: dict[object, int] = {}
-    for example in examples:
-        labels.setdefault(scan_key(example), set()).add(example.label)
-        if example.scan_label is not None:
-            wholes[scan_key(example)] = example.scan_label
-    of_scans = [
-        max((one for one in (*found, wholes.get(key)) if one is not None), default=None)
-        for key, found in labels.items()
-    ]
-    counts = {
-        name: of_scans.count(label)
-        for name, label in (("positive", 1), ("negative", 0), ("unknown", None))
-    }
-    return {
-        "scans": len(labels),
-        "scan_labels": counts | {"as_wholes": sum(labels[key] == {None} for key in wholes)},
-    }
-
-
-def _types_counted(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
-    if all(example.types is None and example.scan_types is None for example in examples):
-        return {}
-    counted = {}
-    for name in BLEEDING_TYPES:
-        showing = [example for example in examples if name in (example.types or ())]
-        of_scans = [example for example in examples if name in (example.scan_types or ())]
-        patients = {example.patient or example.name for example in (*showing, *of_scans)}
-        counted[name] = {"slices": len(showing), "patients": len(patients)}
-    return counted
-
-
-def contact_sheet(dataset: Dataset, n: int = 24, max_px: int = 160) -> Image.Image:
-    """Return `n` images spread over the data set as one grey picture, hemorrhage in the upper half;
-    any, where no label is known.
-
-    Each tile is a square of `max_px`; a row holds eight.
-    """
-    columns = 8
-    rows_of_tiles: list[list[Example]] = []
-    labels = (1, 0) if any(example.label is not None for example in dataset.examples) else (None,)
-    for label in labels:
-        of_class = [example for example in dataset.examples if example.label == label]
-        chosen = [
-            of_class[i]
-            for i in np.linspace(0, len(of_class) - 1, min(max(n // 2, 1), len(of_class))).astype(
-                int
-            )
-        ]
-        rows_of_tiles += [chosen[i : i + columns] for i in range(0, len(chosen), columns)]
-    sheet = Image.new("L", (columns * max_px, len(rows_of_tiles) * max_px))
-    for row, tiles in enumerate(rows_of_tiles):
-        for column, example in enumerate(tiles):
-            tile = render(slice_of(example), max_px)
-            sheet.paste(
-                tile,
-                (
-                    column * max_px + (max_px - tile.width) // 2,
-                    row * max_px + (max_px - tile.height) // 2,
-                ),
-            )
-    return sheet
 
 
 def _missing_class(examples: Sequence[Example]) -> str | None:

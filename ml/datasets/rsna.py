@@ -19,8 +19,8 @@ from pathlib import Path
 from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.dicom_headers import Header, from_foot_to_head, read_header
 from ml.datasets.examples import Example
-from ml.datasets.tables import LABELS, MOST_IMAGES, DatasetError, require_no_formula
-from ml.scans.read import ImageError
+from ml.datasets.tables import LABELS, MOST_IMAGES, require_no_formula
+from ml.errors import DatasetError, ImageError
 
 MAX_TABLE_MB = 256
 """The whole table has 4.5 million rows and 120 MB; it is read row by row, and takes about as much

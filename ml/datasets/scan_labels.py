@@ -9,14 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ml.datasets.examples import Example
-from ml.datasets.tables import (
-    PATIENT_COLUMNS,
-    DatasetError,
-    column_of,
-    label_of,
-    read_table,
-    types_of,
-)
+from ml.datasets.tables import PATIENT_COLUMNS, column_of, label_of, read_table, types_of
+from ml.errors import DatasetError
 
 SCAN_LABEL_COLUMNS = ("scan_label", "study_label", "label", "hemorrhage", "any")
 

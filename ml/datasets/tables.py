@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml.catalogue import BLEEDING_TYPES
+from ml.errors import DatasetError
 
 LABELS = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "": None}
 PATIENT_COLUMNS = ("patient", "patient_id", "group")
@@ -18,12 +19,6 @@ MAX_TABLE_MB = 32
 MAX_NAME_BYTES = 255
 MOST_IMAGES = 50_000
 """Of a public set that is far larger: each is decoded, and compared with every other."""
-
-
-class DatasetError(ValueError):
-    """A data set cannot be used; its text is a sentence for the person who gave it, naming the file
-    or row.
-    """
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:

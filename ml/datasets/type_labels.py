@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ml.catalogue import BLEEDING_TYPES
-from ml.datasets.examples import Example
-from ml.models.contract import UNKNOWN
+from ml.datasets.examples import UNKNOWN, Example
 
 
 @dataclass(frozen=True)

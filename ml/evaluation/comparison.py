@@ -4,33 +4,17 @@ differences to the first.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ml.datasets.layouts import DatasetError
-from ml.evaluation.answers import COLUMNS
+from ml.evaluation.answers import LEVELS, NO_FOLD, AnswersError, Key, _Answer, read_answers
 from ml.evaluation.metrics import auroc_within, metrics_with_intervals, paired_differences
 
-LEVELS = ("slice", "patient")
 DIFFERENCES = ("auroc", "accuracy")
 SEED = 0
-NO_FOLD = -1
-"""Where a finished model was evaluated."""
-Key = tuple[str, str, str]
-
-
-@dataclass(frozen=True)
-class _Answer:
-    label: int
-    group: str
-    probabilities: Sequence[float]
-    predicted: Sequence[bool]
-    folds: Sequence[int]
 
 
 def compare(runs: Sequence[Path]) -> dict[str, Any]:
@@ -46,7 +30,7 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
         same for each. Metrics of a cross-validation hold "auroc within folds" too.
 
     Raises:
-        DatasetError: a folder holds no answers, two runs disagree about a label, or they have
+        AnswersError: a folder holds no answers, two runs disagree about a label, or they have
             nothing in common.
     """
     tables = [read_answers(run) for run in runs]
@@ -55,7 +39,7 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
     for level in LEVELS:
         keys = sorted(set.intersection(*(set(table[level]) for table in tables)))
         if not keys and level == "slice":
-            raise DatasetError("These runs have no image in common.")
+            raise AnswersError("These runs have no image in common.")
         result[level] = _compared(tables, level, keys, names)
         datasets = sorted({dataset for dataset, _, _ in keys})
         if len(datasets) > 1:
@@ -91,49 +75,6 @@ def _compared(
     }
 
 
-def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
-    """Return the answers of a run by level and by (data set, patient, file); those without label
-    and those that training saw left out.
-
-    Raises:
-        DatasetError: the folder holds none.
-    """
-    path = next(
-        (run / name for name in ("answers.csv", "predictions.csv") if (run / name).is_file()), None
-    )
-    if path is None:
-        raise DatasetError(f"{run} holds no answers; give a folder that train or evaluate wrote.")
-    found: dict[str, dict[Key, list[Mapping[str, str]]]] = {level: {} for level in LEVELS}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            table = csv.DictReader(file)
-            if not set(COLUMNS) <= set(table.fieldnames or ()):
-                raise DatasetError(f"{path} is no table of answers.")
-            for row in table:
-                if row["label"] and row["overlap"] != "1":
-                    found[row["level"]].setdefault(
-                        (row["dataset"], row["patient"], row["filename"]), []
-                    ).append(row)
-        return {
-            level: {key: _answer(rows) for key, rows in keyed.items()}
-            for level, keyed in found.items()
-        }
-    except DatasetError:
-        raise
-    except (ValueError, KeyError, TypeError, csv.Error) as err:  # cut short, or edited
-        raise DatasetError(f"{path} is a damaged table of answers.") from err
-
-
-def _answer(rows: Sequence[Mapping[str, str]]) -> _Answer:
-    ordered = sorted(rows, key=lambda row: int(row["repeat"] or 0))
-    probabilities, predicted = (
-        [float(row["probability"]) for row in ordered],
-        [row["predicted"] == "1" for row in ordered],
-    )
-    folds = [int(row["fold"] or NO_FOLD) for row in ordered]
-    return _Answer(int(rows[0]["label"]), rows[0]["group"], probabilities, predicted, folds)
-
-
 def _facts(
     tables: Sequence[Mapping[str, Mapping[Key, _Answer]]],
     level: str,
@@ -144,7 +85,7 @@ def _facts(
     for table, name in zip(tables, names, strict=True):
         for key in keys:
             if table[level][key].label != first[key].label:
-                raise DatasetError(
+                raise AnswersError(
                     f"{names[0]} and {name} disagree about the label of"
                     f" {' '.join(filter(None, key))}."
                 )

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ml.evaluation.comparison import read_answers
+from ml.evaluation.answers import read_answers
 from ml.evaluation.metrics import auroc, roc_points, wilson
 
 BOOTSTRAPS = 200

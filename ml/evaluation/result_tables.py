@@ -1,7 +1,7 @@
 """Figures as rows of docs/results/<data set>.csv: one row a figure, of finished trainings,
 evaluations and the paper's experiment.
 
-    python -m ml.evaluation.result_tables RUN=PROTOCOL ... --out docs/results
+    python -m ml results RUN=PROTOCOL ... --out docs/results
 
 RUN is a folder that `train` or `evaluate` wrote, or a model folder; PROTOCOL says in a few words
 how its figures came about, such as "5-fold by patient". Rows of the same architecture,
@@ -17,18 +17,17 @@ restructuring, augmentation, protocol, level and metric are replaced, others sta
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml.artifacts.folder import CARD, ArtifactError, Card, read_card
+from ml.artifacts.card import CARD, Card
+from ml.artifacts.folder import read_card
 from ml.checkpoints import save_text
-from ml.cli.terminal import say
+from ml.errors import ArtifactError
 
 KEY = ("architecture", "restructured", "augmentation", "protocol", "level", "metric")
 COLUMNS = (*KEY, "value", "low", "high", "n", "folds", "repeats", "epochs", "seconds")
@@ -199,46 +198,3 @@ def _place(key: Sequence[str]) -> tuple[str, str, int, str, str, str]:
         "" if level == "slice" else level,
         metric,
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, or 2 after a sentence on standard error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ml.evaluation.result_tables",
-        description="Put the figures of finished runs into tables of results.",
-    )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN=PROTOCOL",
-        help='a folder, and a label such as "5-fold by patient"',
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="the folder of the tables, one a data set",
-    )
-    options = parser.parse_args(arguments)
-    gathered: dict[str, list[Row]] = {}
-    try:
-        for text in options.runs:
-            run, sign, protocol = text.rpartition("=")
-            if not sign or not run or not protocol.strip():
-                raise ArtifactError(
-                    f'A run needs a protocol, RUN="5-fold by patient" for one, not {text!r}.'
-                )
-            for name, rows in rows_of_run(Path(run), protocol.strip()).items():
-                gathered.setdefault(name, []).extend(rows)
-        for name, rows in gathered.items():
-            update_results(options.out / f"{name}.csv", rows)
-            say(f"{options.out / f'{name}.csv'}: {len(rows)} rows")
-    except ArtifactError as err:
-        sys.stderr.write(f"{err}\n")
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ml.artifacts.folder import CARD, read_card
-from ml.catalogue import SettingError
+from ml.artifacts.card import CARD
+from ml.artifacts.folder import read_card
+from ml.errors import SettingError
+from ml.evaluation.answers import read_answers
 
 ASSUMPTIONS = (
     "This is a simulation, not a measurement in a hospital.",
@@ -118,13 +120,10 @@ def scans_of(run: Path, dataset: str | None = None) -> Scans:
         dataset: take the scans of this one only.
 
     Raises:
-        DatasetError: the answers are unreadable.
+        AnswersError: the answers are unreadable.
         ArtifactError: the card is.
         SettingError: there are no scans with hemorrhage or none without.
     """
-    # here, as it loads scikit-learn and the command line needs this module for every command
-    from ml.evaluation.comparison import read_answers
-
     if (run / CARD).is_file():
         return _scans_of_card(run, dataset)
     patients = read_answers(run)["patient"]

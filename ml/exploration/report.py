@@ -17,12 +17,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ml.datasets.examples import slice_of
-from ml.datasets.layouts import Example
-from ml.datasets.read import Dataset, contact_sheet
+from ml.datasets.examples import Example, slice_of
+from ml.datasets.read import Dataset
 from ml.exploration.summary import GREYS
 from ml.preprocessing.model_input import InputSpec, to_input
-from ml.scans.read import render
+from ml.scans.slices import render
 
 BLOOD, NO_BLOOD, NOTHING = "#a3201b", "#0b6480", "#8796a0"
 MOST_PAIRS, MOST_LISTED, TILE_PX = 8, 200, 150
@@ -363,3 +362,35 @@ def _steps(examples: Sequence[Example]) -> Figure:
             if row == 0:
                 axes.set_title(name, fontsize=7)
     return figure
+
+
+def contact_sheet(dataset: Dataset, n: int = 24, max_px: int = 160) -> Image.Image:
+    """Return `n` images spread over the data set as one grey picture, hemorrhage in the upper half;
+    any, where no label is known.
+
+    Each tile is a square of `max_px`; a row holds eight.
+    """
+    columns = 8
+    rows_of_tiles: list[list[Example]] = []
+    labels = (1, 0) if any(example.label is not None for example in dataset.examples) else (None,)
+    for label in labels:
+        of_class = [example for example in dataset.examples if example.label == label]
+        chosen = [
+            of_class[i]
+            for i in np.linspace(0, len(of_class) - 1, min(max(n // 2, 1), len(of_class))).astype(
+                int
+            )
+        ]
+        rows_of_tiles += [chosen[i : i + columns] for i in range(0, len(chosen), columns)]
+    sheet = Image.new("L", (columns * max_px, len(rows_of_tiles) * max_px))
+    for row, tiles in enumerate(rows_of_tiles):
+        for column, example in enumerate(tiles):
+            tile = render(slice_of(example), max_px)
+            sheet.paste(
+                tile,
+                (
+                    column * max_px + (max_px - tile.width) // 2,
+                    row * max_px + (max_px - tile.height) // 2,
+                ),
+            )
+    return sheet

@@ -17,12 +17,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from sklearn.ensemble import RandomForestClassifier
 
-from ml.datasets.examples import slice_of
+from ml.datasets.examples import Example, slice_of
 from ml.datasets.groups import groups_per_class, stratified_group_folds
-from ml.datasets.layouts import Example
 from ml.evaluation.metrics import metrics_with_intervals
 from ml.preprocessing.model_input import InputSpec, to_input
-from ml.scans.read import FloatArray, window
+from ml.scans.slices import FloatArray, window
 
 TREES, LEAF, FOLDS, MOST_IMAGES = 40, 3, 5, 3000
 SMALL_PX, BORDER_PX = 32, 3

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ml.datasets import read as datasets
-from ml.datasets.layouts import Example
+from ml.catalogue import BLEEDING_TYPES
+from ml.datasets.examples import Example, scan_key
 from ml.datasets.read import Dataset
 from ml.exploration.shortcuts import BINS, Measured, class_probes, measure, source_probes
 
@@ -37,7 +37,7 @@ def explore(
 
     `on_probe` hears (probes tried, probes in all).
 
-    To the facts of `ml.datasets.read.explore` come:
+    To the facts of `facts_of` come:
         slices_per_patient: {"min", "median", "max"}, or None where no patient is named.
         histograms: {"positive": [...], "negative": [...]}, the mean share of 32 greys from black to
         white inside the heads of
@@ -52,7 +52,7 @@ def explore(
         else None
     )
     return {
-        **datasets.explore(dataset),
+        **facts_of(dataset),
         "slices_per_patient": per_patient,
         "histograms": {
             name: _mean_greys(dataset.examples, measured, label)
@@ -89,3 +89,75 @@ def _mean_greys(
 
 GREYS = tuple((bin_ + 0.5) / BINS for bin_ in range(BINS))
 """The middles of the histograms' bins, 0 black and 1 white."""
+
+
+def facts_of(dataset: Dataset) -> dict[str, object]:
+    """Describe a data set for a page or a terminal; every value can be written as JSON.
+
+    Among the facts are:
+        scan_labels: how many scans are {"positive", "negative", "unknown"}, and of how many only
+        the whole is labelled ("as_wholes"). An
+            image without a patient is a scan.
+        types: {type of bleeding: {"slices": n, "patients": n}}, empty where the data set tells of
+        none.
+    """
+    examples = dataset.examples
+    widths, heights = np.array([e.width for e in examples]), np.array([e.height for e in examples])
+    modes = sorted({example.mode for example in examples})
+    return {
+        "name": dataset.name,
+        "layout": dataset.layout,
+        "fingerprint": dataset.fingerprint,
+        "images": len(examples),
+        "positive": sum(example.label == 1 for example in examples),
+        "negative": sum(example.label == 0 for example in examples),
+        "unknown": sum(example.label is None for example in examples),
+        "patients": len({example.patient for example in examples if example.patient}),
+        "groups": len({example.group for example in examples}),
+        **_scans_counted(examples),
+        "types": _types_counted(examples),
+        "near_duplicates": [list(pair) for pair in dataset.near_duplicates],
+        "sizes": {
+            side: {
+                "min": int(values.min()),
+                "median": int(np.median(values)),
+                "max": int(values.max()),
+            }
+            for side, values in (("width", widths), ("height", heights))
+        },
+        "modes": {mode: sum(example.mode == mode for example in examples) for mode in modes},
+        "problems": list(dataset.problems),
+    }
+
+
+def _scans_counted(examples: Sequence[Example]) -> dict[str, object]:
+    labels: dict[object, set[int | None]] = {}
+    wholes: dict[object, int] = {}
+    for example in examples:
+        labels.setdefault(scan_key(example), set()).add(example.label)
+        if example.scan_label is not None:
+            wholes[scan_key(example)] = example.scan_label
+    of_scans = [
+        max((one for one in (*found, wholes.get(key)) if one is not None), default=None)
+        for key, found in labels.items()
+    ]
+    counts = {
+        name: of_scans.count(label)
+        for name, label in (("positive", 1), ("negative", 0), ("unknown", None))
+    }
+    return {
+        "scans": len(labels),
+        "scan_labels": counts | {"as_wholes": sum(labels[key] == {None} for key in wholes)},
+    }
+
+
+def _types_counted(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
+    if all(example.types is None and example.scan_types is None for example in examples):
+        return {}
+    counted = {}
+    for name in BLEEDING_TYPES:
+        showing = [example for example in examples if name in (example.types or ())]
+        of_scans = [example for example in examples if name in (example.scan_types or ())]
+        patients = {example.patient or example.name for example in (*showing, *of_scans)}
+        counted[name] = {"slices": len(showing), "patients": len(patients)}
+    return counted

@@ -28,17 +28,19 @@ import onnx
 from onnx import TensorProto, helper
 
 from ml.datasets.examples import slice_of
-from ml.datasets.read import DatasetError, read_dataset
+from ml.datasets.read import read_dataset
+from ml.errors import DatasetError, ImageError
 from ml.gate_training.network import IR_VERSION, OPSET, fit_judge, judge_to_onnx
 from ml.gate_training.other_images.counterexamples import of_head
 from ml.gate_training.other_images.families import KINDS, oddities
 from ml.gate_training.other_images.heads import phantom_heads, varied
 from ml.gate_training.results import Measured, intervals, write_results
-from ml.inference.gate import AUTOENCODER, CARD, JUDGE, REFUSED_FROM, session
+from ml.inference.gate import AUTOENCODER, CARD, JUDGE, REFUSED_FROM
 from ml.inference.gate_measures import look_at, measure
 from ml.inference.gate_views import VIEW_PX, errors, view_of
+from ml.inference.sessions import session
 from ml.networks.autoencoder import Weights, fit_autoencoder, onnx_nodes
-from ml.scans.read import FloatArray, ImageError, Slice
+from ml.scans.slices import FloatArray, Slice
 
 MADE_EACH = 24  # pictures of a made family
 MOST_HEADS = 900  # of a data set, that are learnt from

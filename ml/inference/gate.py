@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from ml.artifacts.folder import ArtifactError
+from ml.errors import ArtifactError
 from ml.inference.gate_measures import look_at, measure
 from ml.inference.gate_views import errors, view_of
-from ml.scans.read import Slice
+from ml.inference.sessions import session
+from ml.scans.slices import Slice
 
 GATE_DIR = Path(__file__).parent.parent / "not_head_ct"
 CARD, AUTOENCODER, JUDGE = "card.json", "autoencoder.onnx", "judge.onnx"
@@ -84,17 +84,3 @@ class Gate:
 def gate() -> Gate:
     """Return the gate that ships with this version, loaded once a process."""
     return Gate()
-
-
-def session(graph: bytes) -> onnxruntime.InferenceSession:
-    """Return an ONNX session of one thread that keeps little memory."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
-        raise ArtifactError(
-            "The check for pictures that are no head CT is no graph that ONNX Runtime can load."
-        ) from err

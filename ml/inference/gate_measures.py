@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.preprocessing.model_input import find_head
-from ml.scans.read import FloatArray, Slice, window
+from ml.preprocessing.head import find_head
+from ml.scans.slices import FloatArray, Slice, window
 
 WORK_PX = 256  # pictures are looked at with this longer side
 # the head unrolled: rays from its middle, steps from its outline (0) inwards

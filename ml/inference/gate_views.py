@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from ml.inference.gate_measures import Look
-from ml.scans.read import FloatArray
+from ml.scans.slices import FloatArray
 
 VIEW_PX = 128
 CONTEXT = 1.1  # the view's side, of the body's longer side

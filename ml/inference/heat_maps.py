@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ml.preprocessing.model_input import Frame, turned_to_frame
-from ml.scans.read import FloatArray, rendered_size
+from ml.scans.slices import FloatArray, rendered_size
 
 CHUNK = 64  # masked copies scored at once: 64 x (13, 13, 256) maps are 11 MB
 REACH = 1  # a window reaches so many cells to each side
@@ -110,7 +110,7 @@ def place(cells: FloatArray, frame: Frame, shape: tuple[int, ...]) -> FloatArray
 
 
 def overlay(heat: FloatArray, max_px: int) -> Image.Image:
-    """Return heat (H, W) in 0..1 as an RGBA picture to lay over `ml.scans.read.render(slice,
+    """Return heat (H, W) in 0..1 as an RGBA picture to lay over `ml.scans.slices.render(slice,
     max_px)`, of the same size.
 
     No heat is fully transparent; the more heat, the lighter and the more opaque.

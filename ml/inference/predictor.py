@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from ml.artifacts.folder import FEATURES, HEAD, TYPES, ArtifactError, read_card
-from ml.artifacts.onnx_check import require_self_contained
+from ml.artifacts.card import FEATURES, HEAD, TYPES
+from ml.artifacts.folder import read_card
+from ml.errors import ArtifactError
+from ml.inference.first_slices import look_first
 from ml.inference.gate import REFUSED_FROM, gate
 from ml.inference.heat_maps import occlusion, place
+from ml.inference.sessions import load_graph, require_same_channels
 from ml.preprocessing.model_input import Frame, InputSpec, to_input
-from ml.scans.read import FloatArray, Series
-from ml.scans.slabs import Slabs, look_first
+from ml.scans.slabs import Slabs
+from ml.scans.slices import FloatArray, Series
 
 NOT_HEAD_CT = (
     "This does not look like a head CT, and what a model answers about anything else means nothing."
@@ -26,7 +29,6 @@ NOT_HEAD_CT = (
 NO_PROBABILITIES = "The model's answer is no probability for each slice and one for the scan."
 # slices in one run of the convolutions: more is no faster on one core and only costs memory
 CHUNK = 16
-SINGLE_PRECISION = "tensor(float)"  # ONNX Runtime's word for it
 NEIGHBOURS = 4
 """Slices to each side among which a series model's heat map is made. Further ones do not move it
 (on six scans of ct_ich the maps correlate with those made among all slices by .996 or more, with
@@ -53,7 +55,7 @@ class Finding:
             nobody asked.
         refused: it looks so little like one that the answer means nothing; a warning says so.
         first_slices: the indices of up to five slices to look at first, the most probable one first
-            (`ml.scans.slabs.look_first`).
+            (`ml.inference.first_slices.look_first`).
         types: the probability of each type of bleeding that the model tells, by its name; none is
             above that of a hemorrhage.
         slice_types: the same for each slice, by the type's name.
@@ -93,21 +95,21 @@ class Predictor:
             self.spec = InputSpec.from_dict(self.card.preprocessing)
         except ValueError as err:
             raise ArtifactError(str(err)) from err
-        self._features = _load(model_dir / FEATURES, threads, ("images",), ("maps",))
+        self._features = load_graph(model_dir / FEATURES, threads, ("images",), ("maps",))
         answers = ("slice_probability", "scan_probability")
-        self._head = _load(model_dir / HEAD, threads, ("maps",), answers)
+        self._head = load_graph(model_dir / HEAD, threads, ("maps",), answers)
         self._types: onnxruntime.InferenceSession | None = None
         if self.card.told_types:
             if TYPES not in self.card.files:
                 raise ArtifactError(
                     f"The model's card names types of bleeding that it tells, but no {TYPES}."
                 )
-            self._types = _load(
+            self._types = load_graph(
                 model_dir / TYPES, threads, ("maps", *answers), ("slice_types", "scan_types")
             )
         for name, reader in ((HEAD, self._head), (TYPES, self._types)):
             if reader is not None:
-                _require_same_channels(self._features, reader, name)
+                require_same_channels(self._features, reader, name)
 
     def predict(
         self,
@@ -336,57 +338,3 @@ def _probabilities(answers: FloatArray) -> FloatArray:
     if not ((answers >= -1e-6) & (answers <= 1 + 1e-6)).all():
         raise ArtifactError(NO_PROBABILITIES)
     return np.clip(np.asarray(answers, np.float32), 0, 1)
-
-
-def _require_same_channels(
-    features: onnxruntime.InferenceSession, reader: onnxruntime.InferenceSession, name: str
-) -> None:
-    given = next(item.shape for item in features.get_outputs() if item.name == "maps")
-    taken = next(item.shape for item in reader.get_inputs() if item.name == "maps")
-    channels = [shape[-1] for shape in (given, taken) if shape]
-    # what a graph does not declare is a word or None
-    declared = [size for size in channels if isinstance(size, int)]
-    if len(set(declared)) > 1:
-        raise ArtifactError(
-            f"The model's {name} reads maps of {taken}, and its {FEATURES} makes maps of {given}."
-        )
-
-
-def _load(
-    path: Path, threads: int, takes: tuple[str, ...], gives: tuple[str, ...]
-) -> onnxruntime.InferenceSession:
-    require_self_contained(path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # idle threads would eat the cores of other workers
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # The arena keeps the largest batch's memory for ever, and patterns are made for one shape;
-    # batches here vary in size.
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
-        raise ArtifactError(
-            f"The model's {path.name} is no graph that ONNX Runtime can load."
-        ) from err
-    if tuple(item.name for item in session.get_inputs()) != takes or not set(gives) <= {
-        item.name for item in session.get_outputs()
-    }:
-        taken, given = (" and ".join(map(repr, names)) for names in (takes, gives))
-        raise ArtifactError(f"The model's {path.name} must take {taken} and give {given}.")
-    read = [
-        item
-        for item in (*session.get_inputs(), *session.get_outputs())
-        if item.name in takes + gives
-    ]
-    if odd := [item.name for item in read if item.type != SINGLE_PRECISION]:
-        raise ArtifactError(
-            f"The model's {path.name} must hold {odd[0]!r} as numbers of single precision."
-        )
-    return session

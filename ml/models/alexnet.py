@@ -21,14 +21,15 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from ml.checkpoints import load_arrays, save_arrays
 from ml.evaluation.calibration import Platt
-from ml.models.contract import FitTask, Fitted
+from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import Extractor, child, restructuring_of
 from ml.models.fine_tuned import initial_weights, normalises
 from ml.models.inner_folds import inner_folds
 from ml.networks import autoencoder as reconstruction
-from ml.networks.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
-from ml.networks.convolutions import IR_VERSION, OPSET, convolved, pooled, set_weights, weights_of
+from ml.networks.aggregation import aggregate_scans, answer_graph, scan_probability
+from ml.networks.convolutions import convolved, pooled, set_weights, weights_of
 from ml.networks.fine_tuning import balanced_draws
+from ml.networks.onnx_graph import IR_VERSION, OPSET
 from ml.networks.training_loop import Batch, run_epochs
 from ml.networks.weights import Weights, layout_of, rounded
 

@@ -16,21 +16,21 @@ import onnx
 from onnx import TensorProto, compose, helper
 
 from ml.evaluation.calibration import Platt
-from ml.models.contract import FitTask, Fitted
+from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import Extractor
 from ml.models.fine_tuned import normalises, tuned_convolutions
 from ml.models.inner_folds import inner_folds
 from ml.networks.aggregation import (
     aggregate_scans,
     answer_graph,
-    held_out_of,
     scan_probability,
     smoothed,
     smoothing_nodes,
 )
 from ml.networks.cells import decision_nodes, decisions_of
-from ml.networks.convolutions import IR_VERSION, OPSET, mirrored, pooled
+from ml.networks.convolutions import mirrored, pooled
 from ml.networks.fine_tuning import Tuned
+from ml.networks.onnx_graph import IR_VERSION, OPSET
 
 LAYER = "conv5"
 TUNING_SHARE = 0.95  # of a fit's time

@@ -16,11 +16,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ml.models.contract import FitTask, Fitted
+from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import extractor_of, features_of
 from ml.models.inner_folds import inner_folds
 from ml.models.svm import Features, answer, choose, summarised, usual_choice
-from ml.networks.aggregation import held_out_of
 
 LAYERS = ("conv3", "conv4", "conv5", "pool5")
 LEARNT_LAYER = "conv5"  # up to which convolutions learn where the layer is chosen later

@@ -15,12 +15,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ml.models.contract import FitTask, Fitted
+from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import autoencoder_of, features_of
 from ml.models.inner_folds import inner_folds
 from ml.models.svm import Features, answer, choose, summarised
 from ml.networks import autoencoder as reconstruction
-from ml.networks.aggregation import held_out_of
 
 LAYER = "bottleneck"
 # of a fit's time: when the autoencoder is done, and when the features are

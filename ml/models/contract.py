@@ -19,15 +19,11 @@ from typing import Any
 import numpy as np
 
 from ml.evaluation.calibration import Platt
+from ml.networks.aggregation import aggregate_scans
 
 RECIPE = 3
 """To be raised whenever a fit computes something else from the same settings: nothing that an older
 one left is then gone on from.
-"""
-
-UNKNOWN = -1
-"""The label of a slice whose label nobody knows: it never trains and never tests, but it stands in
-its scan.
 """
 
 
@@ -148,3 +144,13 @@ def fit_of(architecture: str) -> Callable[[FitTask], Fitted]:
     """Return the `fit` of an architecture of the catalogue."""
     fit: Callable[[FitTask], Fitted] = importlib.import_module(f"ml.models.{architecture}").fit
     return fit
+
+
+def held_out_of(decisions: np.ndarray, at: np.ndarray, scans: np.ndarray) -> HeldOut:
+    """Return the held-out decisions of a slice architecture: those of the slices at `at` (of all),
+    aggregated by scan.
+    """
+    at = np.sort(at)
+    return HeldOut(
+        at, decisions[at], np.unique(scans[at]), aggregate_scans(decisions[at], scans[at])
+    )

@@ -15,8 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ml.checkpoints import load_arrays, save_arrays
-from ml.datasets.groups import digest
+from ml.checkpoints import digest, load_arrays, save_arrays
 from ml.models.contract import FitTask
 from ml.models.fine_tuned import initial_weights, normalises, tuned_convolutions
 from ml.networks import autoencoder as reconstruction

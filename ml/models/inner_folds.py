@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ml.datasets.groups import dealt_folds, groups_per_class, stratified_group_folds
-from ml.datasets.read import DatasetError
+from ml.errors import DatasetError
 from ml.models.contract import FitTask
 
 INNER_FOLDS = 5

@@ -25,11 +25,11 @@ import numpy as np
 
 from ml.checkpoints import load_arrays, save_arrays
 from ml.evaluation.calibration import Platt
-from ml.models.contract import FitTask, Fitted, HeldOut
+from ml.models.contract import FitTask, Fitted, HeldOut, held_out_of
 from ml.models.features import extractor_of, features_of
 from ml.models.inner_folds import inner_folds, split_weak
 from ml.models.recurrent_batches import SLICES, scans_drawn, slices_drawn
-from ml.networks.aggregation import aggregate_scans, by_scan, held_out_of, scan_probability
+from ml.networks.aggregation import aggregate_scans, by_scan, scan_probability
 from ml.networks.cells import evidence_of
 from ml.networks.convolutions import pooled
 from ml.networks.recurrent_graph import head_to_onnx

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ml.models.contract import UNKNOWN, FitTask
+from ml.datasets.examples import UNKNOWN
+from ml.models.contract import FitTask
 from ml.networks.fine_tuning import balanced_draws
 from ml.networks.sample_weights import sample_weights
 from ml.networks.training_loop import Batch

@@ -16,7 +16,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ml.evaluation.calibration import Platt
-from ml.models.contract import HeldOut
 
 OPSET = 17
 IR_VERSION = 8
@@ -56,16 +55,6 @@ def aggregate_scans(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
     numbers them 0..s-1, never falling.
     """
     return np.array([aggregate(part) for part in by_scan(np.asarray(decisions), scans)])
-
-
-def held_out_of(decisions: np.ndarray, at: np.ndarray, scans: np.ndarray) -> HeldOut:
-    """Return the held-out decisions of a slice architecture: those of the slices at `at` (of all),
-    aggregated by scan.
-    """
-    at = np.sort(at)
-    return HeldOut(
-        at, decisions[at], np.unique(scans[at]), aggregate_scans(decisions[at], scans[at])
-    )
 
 
 def scan_probability(decisions: np.ndarray, platt: Platt, scan_platt: Platt) -> float:

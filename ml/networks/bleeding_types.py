@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.linear_model import LogisticRegression
 
 from ml.catalogue import BLEEDING_TYPES
-from ml.networks.convolutions import IR_VERSION, OPSET
+from ml.networks.onnx_graph import IR_VERSION, OPSET
 
 # that show a type, and that bleed without showing it: below, what is learnt is those patients
 LEAST_GROUPS = 3
@@ -118,7 +118,7 @@ def fit_types(
 
     Args:
         descriptions: (n, 2c) of all slices.
-        types: (n, 5) 0, 1 or `ml.models.contract.UNKNOWN`.
+        types: (n, 5) 0, 1 or `ml.datasets.examples.UNKNOWN`.
         groups: (n,).
         learn: positions.
     """

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ml.networks import autoencoder as reconstruction
 from ml.networks.contrasts import contrasts, contrasts_nodes
+from ml.networks.onnx_graph import IR_VERSION, OPSET
 from ml.networks.weights import (
     LAYERS,
     OWT,
@@ -32,7 +33,6 @@ from ml.networks.weights import (
     rounded,
 )
 
-OPSET = 17
 # What ONNX's Slice wants for the last axis read backwards.
 _BACKWARDS = {
     "from_the_end": [-1],
@@ -40,7 +40,6 @@ _BACKWARDS = {
     "last_axis": [3],
     "backwards": [-1],
 }
-IR_VERSION = 8
 # Local response normalisation over 5 channels, as Caffe has it: alpha divided by the number of
 # channels, k = 1.
 NEIGHBOURS, ALPHA, BETA, K = 5, 1e-4, 0.75, 1.0

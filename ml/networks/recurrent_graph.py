@@ -17,8 +17,8 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import answer_graph, calibration_graph
 from ml.networks.cells import evidence_nodes
-from ml.networks.convolutions import IR_VERSION, OPSET
 from ml.networks.fine_tuning import Tuned
+from ml.networks.onnx_graph import IR_VERSION, OPSET
 
 ML_OPSET = 1
 

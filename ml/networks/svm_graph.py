@@ -5,7 +5,6 @@ aggregation and calibration.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -16,9 +15,7 @@ from sklearn.pipeline import Pipeline
 
 from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import answer_graph
-from ml.networks.convolutions import IR_VERSION, OPSET
-
-ML_OPSET = 1
+from ml.networks.onnx_graph import IR_VERSION, ML_OPSET, OPSET, ml_model
 
 
 def head_to_onnx(
@@ -63,7 +60,7 @@ def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
         numpy_helper.from_array(weights.astype(np.float32).reshape(width, 1), "weights"),
         numpy_helper.from_array(offset.astype(np.float32), "bias"),
     ]
-    return _model(
+    return ml_model(
         [helper.make_node("Gemm", ["features", "weights", "bias"], ["svm_decision"])],
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", width])],
         [helper.make_tensor_value_info("svm_decision", TensorProto.FLOAT, ["N", 1])],
@@ -87,7 +84,7 @@ def _kernel_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
         )
     converted.ir_version = IR_VERSION
     # The raw decision stands in the first column of the scores, its negative in the second.
-    first = _model(
+    first = ml_model(
         [helper.make_node("Gather", ["scores", "column"], ["svm_decision"], axis=1)],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 2])],
         [helper.make_tensor_value_info("svm_decision", TensorProto.FLOAT, ["N", 1])],
@@ -108,19 +105,8 @@ def _pooling_graph(pooling: str, side: int, channels: int, width: int) -> onnx.M
         helper.make_node(kind, ["maps"], [kind], axes=[1, 2], keepdims=0) for kind in reductions
     ]
     nodes.append(helper.make_node("Concat", reductions, ["pooled"], axis=1))
-    return _model(
+    return ml_model(
         nodes,
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
         [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["N", width])],
     )
-
-
-def _model(
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Sequence[onnx.ValueInfoProto],
-    outputs: Sequence[onnx.ValueInfoProto],
-    constants: Sequence[onnx.TensorProto] = (),
-) -> onnx.ModelProto:
-    graph = helper.make_graph(nodes, "part", inputs, outputs, constants)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ml.artifacts.folder import ArtifactError
+from ml.errors import ArtifactError
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001

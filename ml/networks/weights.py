@@ -20,8 +20,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ml.artifacts.folder import FEATURES, ArtifactError, read_card
+from ml.artifacts.card import FEATURES
+from ml.artifacts.folder import read_card
 from ml.artifacts.onnx_check import require_self_contained
+from ml.errors import ArtifactError
 from ml.networks.torch_weights import read_tensors
 
 Weights = dict[str, np.ndarray]

@@ -29,11 +29,13 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from ml.catalogue import SettingError, architecture_named
-from ml.checkpoints import load_json, save_json
-from ml.datasets.groups import digest
+from ml.catalogue import architecture_named
+from ml.checkpoints import digest, load_json, save_json
+from ml.datasets.pool import start_of
 from ml.datasets.read import Dataset
-from ml.datasets.seen_images import describe_weights, start_of
+from ml.datasets.seen_images import describe_weights
+from ml.errors import SettingError
+from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import metrics_with_intervals
 from ml.evaluation.result_tables import network_epochs
 from ml.models.contract import RECIPE
@@ -41,7 +43,7 @@ from ml.models.features import usual_epochs
 from ml.paper.cells import EFFORTS, Cell, expected_left_s, plan
 from ml.preprocessing.model_input import InputSpec
 from ml.training.controls import leak
-from ml.training.cross_validation import Answers, Judgement, Tell, cross_validate
+from ml.training.cross_validation import Judgement, Tell, cross_validate
 from ml.training.experiment import Material
 from ml.training.inputs import read_inputs
 from ml.training.progress import Meter, Progress

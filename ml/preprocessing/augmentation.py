@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.scans.read import FloatArray
+from ml.scans.slices import FloatArray
 
 Mask = NDArray[np.uint8]
 

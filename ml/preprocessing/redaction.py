@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ml.preprocessing.model_input import find_head
-from ml.scans.read import Series, Slice, window
+from ml.preprocessing.head import find_head
+from ml.scans.slices import Series, Slice, window
 
 AIR_HU, BLACK = -1000.0, 0.0
 COVERED = "What lies beside the head was covered."
@@ -17,7 +17,7 @@ def covered(series: Series) -> Series:
     """Return the series with air, or black, beside the head.
 
     In the brain window, the head is the largest bright body with what it encloses
-    (`ml.preprocessing.model_input.find_head`). Slices that show none, as above the crown, are left
+    (`ml.preprocessing.head.find_head`). Slices that show none, as above the crown, are left
     as they are, and a sentence says how many.
     """
     slices = [_covered(slice) for slice in series.slices]

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.scans.read import FloatArray
+from ml.scans.slices import FloatArray
 
 BoolArray = NDArray[np.bool_]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.preprocessing.augmentation import Mask, as_float
-from ml.scans.read import FloatArray
+from ml.scans.slices import FloatArray
 
 FAINTEST = 0.05
 """A drawn bleed is at least so much brighter than what was there: blood that nobody could see must

@@ -19,17 +19,11 @@ from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset
 from pydicom.pixels.utils import iter_pixels
 
+from ml.errors import ImageError, NoSliceError
 from ml.scans.dicom_frames import PER_FRAME, SHARED, frame_headers
+from ml.scans.limits import require_a_picture, require_fewer_pixels, require_fewer_slices
 from ml.scans.ordering import AXIAL, FURTHEST_MM, Plane
-from ml.scans.read import (
-    FloatArray,
-    ImageError,
-    NoSliceError,
-    Slice,
-    require_a_picture,
-    require_fewer_pixels,
-    require_fewer_slices,
-)
+from ml.scans.slices import FloatArray, Slice
 
 # its warnings quote what stands in tags, and a log may not
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)

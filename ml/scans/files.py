@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from ml.scans.read import ImageError, NoSliceError, TooLargeError
+from ml.errors import ImageError, NoSliceError, TooLargeError
 
 IMAGES_OF_A_FOLDER = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".gz", ""}
 DAMAGED_SHARE = 0.2  # of a scan's files; with more it is not that scan any more

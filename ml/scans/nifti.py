@@ -18,17 +18,11 @@ from typing import BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.errors import ImageError
+from ml.scans.limits import require_a_picture, require_fewer_pixels, require_fewer_slices
 from ml.scans.ordering import AXIAL, FURTHEST_MM, NOT_AXIAL, tilt_note
-from ml.scans.read import (
-    FloatArray,
-    ImageError,
-    Series,
-    Slice,
-    require_a_picture,
-    require_fewer_pixels,
-    require_fewer_slices,
-)
 from ml.scans.repairs import hounsfield_in_16_bits
+from ml.scans.slices import FloatArray, Series, Slice
 
 GZIP = b"\x1f\x8b"
 HEADER_BYTES = {1: 348, 2: 540}

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.scans.read import ImageError, Series, Slice
+from ml.errors import ImageError
+from ml.scans.slices import Series, Slice
 
 Vector = NDArray[np.float64]
 

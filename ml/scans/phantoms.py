@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from ml.scans.read import FloatArray, Slice, render
+from ml.scans.slices import FloatArray, Slice, render
 
 Kind = Literal["intraparenchymal", "subdural", "epidural", "intraventricular"]
 

@@ -10,8 +10,10 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from ml.scans.read import FloatArray, ImageError, Slice, require_a_picture, require_fewer_pixels
+from ml.errors import ImageError
+from ml.scans.limits import require_a_picture, require_fewer_pixels
 from ml.scans.repairs import hounsfield_in_16_bits, on_black
+from ml.scans.slices import FloatArray, Slice
 
 COLOUR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays below it
 COLOUR_SHARE = 0.001  # of all pixels: a colour cast or a coloured mark, not three stray pixels

@@ -13,12 +13,11 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.scans.read import FloatArray, Series, Slice
+from ml.scans.slices import FloatArray, Series, Slice
 
 SLAB_MM = 5.0
 # the distance below which slices are averaged: from there on, half of a slab would be one slice
 THIN_MM = 2.5
-MOST_FIRST = 5
 
 
 class Slabs(Sequence[Slice]):
@@ -86,35 +85,3 @@ def mean_of(slices: Sequence[Slice]) -> Slice:
     for one in slices:
         mean += one.pixels
     return Slice(mean / np.float32(len(slices)), slices[0].unit, slices[0].spacing_mm)
-
-
-def look_first(probabilities: NDArray[np.float32], threshold: float) -> list[int]:
-    """Return the indices of up to five slices (or slabs) to look at first, the most probable one
-    first.
-
-    Neighbours show the same blood. So each stretch of positive slices sends its peak before any
-    sends a second one; then come other positive slices that are no neighbours of those chosen, then
-    whatever is most probable.
-
-    Args:
-        probabilities: (n,) from foot to head.
-        threshold: positive is from there on.
-    """
-    by_probability = [int(index) for index in np.argsort(-probabilities, kind="stable")]
-    positive = probabilities >= threshold
-    stretch = np.cumsum(np.diff(positive, prepend=False))  # one number for each run of equals
-    peaks: dict[int, int] = {}
-    for index in by_probability:
-        if positive[index]:
-            peaks.setdefault(int(stretch[index]), index)
-    chosen = list(peaks.values())[:MOST_FIRST]
-    for apart in (2, 1):  # at least so many slices from those chosen
-        for index in by_probability:
-            is_candidate = positive[index] or apart == 1
-            if (
-                len(chosen) < MOST_FIRST
-                and is_candidate
-                and all(abs(index - other) >= apart for other in chosen)
-            ):
-                chosen.append(index)
-    return sorted(chosen, key=by_probability.index)

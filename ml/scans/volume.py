@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.scans.read import Series, Slice, rendered_size
+from ml.scans.slices import Series, Slice, rendered_size
 
 LONGEST_SIDE_PX = 512
 LEVEL = 1

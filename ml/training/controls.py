@@ -27,12 +27,13 @@ from sklearn.ensemble import RandomForestClassifier
 
 from ml.catalogue import architecture_named
 from ml.checkpoints import load_json, save_json
+from ml.datasets.examples import UNKNOWN, Example
 from ml.datasets.groups import stratified_group_folds
-from ml.datasets.layouts import DatasetError, Example
+from ml.errors import DatasetError
+from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import auroc, lower_bound_of_mean, metrics_with_intervals
-from ml.models.contract import UNKNOWN
 from ml.preprocessing.augmentation import children
-from ml.training.cross_validation import Answers, Tell, cross_validate
+from ml.training.cross_validation import Tell, cross_validate
 from ml.training.experiment import Material
 
 CHEAP_PERMUTATIONS, DEAR_PERMUTATIONS = 20, 5

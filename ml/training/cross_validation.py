@@ -18,10 +18,12 @@ import numpy as np
 
 from ml.catalogue import BLEEDING_TYPES
 from ml.checkpoints import load_json, save_json
+from ml.datasets.examples import UNKNOWN
 from ml.datasets.type_labels import KnownTypes
+from ml.evaluation.answers import Answers
 from ml.evaluation.calibration import OperatingPoint, zones
 from ml.evaluation.metrics import auroc
-from ml.models.contract import UNKNOWN, Fitted, HeldOut
+from ml.models.contract import Fitted, HeldOut
 from ml.networks.bleeding_types import fit_types, of_scan
 from ml.training.experiment import Material
 from ml.training.folds import splits
@@ -30,36 +32,6 @@ from ml.training.heat_map_tests import judge_heat_maps
 MOST_HEAT_MAPS = 50  # tested in a fold: they take about ten seconds
 Tell = Callable[[str, float, Mapping[str, float]], None]
 """Told a stage, the share that is done, and figures to show; raises to stop."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Out-of-fold answers at one level, slices or scans.
-
-    Attributes:
-        at: (n,) position of the slice, or number of the scan.
-        labels, groups, sources: (n,).
-        probabilities, predicted, zones, folds: (repeats, n); a zone is -1 below, 0 in, 1 above the
-            fold's uncertain band.
-        types: (repeats, n, 5) probabilities of the types of bleeding; NaN where the fold's model
-            does not tell them.
-    """
-
-    at: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-    sources: np.ndarray
-    probabilities: np.ndarray
-    predicted: np.ndarray
-    zones: np.ndarray
-    folds: np.ndarray
-    types: np.ndarray
-
-    def among(self, chosen: np.ndarray) -> Answers:
-        """Return the answers where `chosen`, bool (n,), is true."""
-        rows = (self.probabilities, self.predicted, self.zones, self.folds, self.types)
-        one = (self.at, self.labels, self.groups, self.sources)
-        return Answers(*(values[chosen] for values in one), *(values[:, chosen] for values in rows))
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ml.datasets.seen_images import Pool
+from ml.datasets.examples import UNKNOWN
+from ml.datasets.pool import Pool
 from ml.datasets.type_labels import KnownTypes
 from ml.evaluation.calibration import OperatingPoint, operating_point
-from ml.models.contract import UNKNOWN, Basis, FitTask, Fitted, HeldOut, fit_of
+from ml.models.contract import Basis, FitTask, Fitted, HeldOut, fit_of
 from ml.training.inputs import Inputs
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ml.artifacts.folder import FEATURES, HEAD, TYPES
+from ml.artifacts.card import FEATURES, HEAD, TYPES
 from ml.catalogue import BLEEDING_TYPES
 from ml.evaluation.calibration import Platt
 from ml.models.contract import Fitted

@@ -17,26 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from ml.artifacts.folder import ArtifactError
-from ml.catalogue import SettingError
-from ml.checkpoints import load_json, save_json
-from ml.datasets.examples import Example, scan_key, slice_of
-from ml.datasets.groups import digest
+from ml.checkpoints import digest, load_json, save_json
+from ml.datasets.examples import UNKNOWN, Example, scan_key, slice_of
+from ml.datasets.pool import in_scan_order, numbered
 from ml.datasets.read import Dataset
-from ml.datasets.seen_images import (
-    all_marks_of,
-    in_scan_order,
-    notes_on_marks,
-    numbered,
-    seen_among,
-)
+from ml.datasets.seen_images import all_marks_of, notes_on_marks, seen_among
+from ml.errors import ArtifactError, ImageError, SettingError
 from ml.evaluation.answers import COLUMNS, write_answers
 from ml.evaluation.calibration import ABOVE, BELOW, UNCERTAIN, trust_in_zones, zones
 from ml.evaluation.metrics import metrics_with_intervals, undefined_metrics
 from ml.inference.gate import REFUSED_FROM, Gate, gate
 from ml.inference.predictor import Finding, Predictor
-from ml.models.contract import UNKNOWN
-from ml.scans.read import ImageError, Series, Slice
+from ml.scans.slices import Series, Slice
 
 PREDICTIONS = ("filename", "label", "patient", "slice", "probability")
 ANSWERS = (*COLUMNS, "not_head_ct")

@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 import onnxruntime
 
-from ml.artifacts.folder import FEATURES, HEAD
+from ml.artifacts.card import FEATURES, HEAD
 from ml.evaluation.metrics import share_with_interval
 from ml.inference.heat_maps import AIR, log_odds, occlusion
-from ml.scans.read import FloatArray
+from ml.scans.slices import FloatArray
 
 COVERED_SHARE = 0.1
 RANDOM_COVERS = 5  # their mean drop is what the hottest tenth must exceed

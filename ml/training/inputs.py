@@ -13,12 +13,10 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ml.checkpoints import load_json, save_json
-from ml.datasets.examples import slice_of
-from ml.datasets.groups import digest
-from ml.datasets.layouts import DatasetError, Example
+from ml.checkpoints import digest, load_json, save_json
+from ml.datasets.examples import Example, slice_of
+from ml.errors import DatasetError, ImageError
 from ml.preprocessing.model_input import Frame, InputSpec, cut, to_input
-from ml.scans.read import ImageError
 
 MASK_PX = 56
 BLOOD, NO_BLOOD, NOT_DRAWN = 1, 0, 255

@@ -21,26 +21,29 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ml.artifacts.folder import SEEN, TYPES, Card, read_card, write_model
-from ml.catalogue import SettingError, architecture_named
-from ml.checkpoints import load_json, save_json
-from ml.datasets.groups import digest
+from ml.artifacts.card import SEEN, TYPES, Card
+from ml.artifacts.folder import read_card, write_model
+from ml.catalogue import architecture_named
+from ml.checkpoints import digest, load_json, save_json
+from ml.datasets.pool import start_of
 from ml.datasets.read import Dataset
-from ml.datasets.seen_images import describe_weights, marks_of, seen_json, start_of
+from ml.datasets.seen_images import describe_weights, marks_of, seen_json
 from ml.datasets.type_labels import known_types
+from ml.errors import SettingError
 from ml.evaluation import metrics as evaluation
-from ml.evaluation.answers import write_predictions
+from ml.evaluation.answers import Answers
 from ml.evaluation.calibration import trust_in_zones
 from ml.models.contract import RECIPE, Fitted
 from ml.networks.bleeding_types import fit_types
 from ml.networks.weights import load_weights
 from ml.preprocessing.model_input import InputSpec
 from ml.training.controls import blocked_because, control_names, fits_of_controls, run_controls
-from ml.training.cross_validation import Answers, Judgement, cross_validate
+from ml.training.cross_validation import Judgement, cross_validate
 from ml.training.experiment import Material
 from ml.training.export_check import check_export
 from ml.training.heat_map_tests import summary
 from ml.training.inputs import read_inputs
+from ml.training.out_of_fold import write_predictions
 from ml.training.progress import Meter, Progress, TrainingStopped
 from ml.training.type_figures import figures_of_types, write_types
 

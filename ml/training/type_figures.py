@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from ml.catalogue import BLEEDING_TYPES
-from ml.datasets.examples import Example
+from ml.datasets.examples import UNKNOWN, Example
 from ml.datasets.type_labels import KnownTypes
-from ml.evaluation.answers import write_answers
+from ml.evaluation.answers import Answers, write_answers
 from ml.evaluation.metrics import metrics_with_intervals
-from ml.models.contract import UNKNOWN
-from ml.training.cross_validation import Answers, Judgement
+from ml.training.cross_validation import Judgement
 from ml.training.experiment import Material
 
 FEW_PATIENTS = 10
@@ -34,7 +33,7 @@ COLUMNS = (
 def figures_of_types(
     material: Material, judgement: Judgement, given: Collection[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return what the card says of each type, see `ml.artifacts.folder.Card`; nothing where the
+    """Return what the card says of each type, see `ml.artifacts.card.Card`; nothing where the
     data tell no types.
 
     Args:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ml.artifacts.folder import Card, write_model
+from ml.artifacts.card import Card
+from ml.artifacts.folder import write_model
 
 CELLS = 8
 INPUT_PX = 64

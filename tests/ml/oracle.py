@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ml.datasets.examples import UNKNOWN
 from ml.evaluation.calibration import Platt
-from ml.models.contract import UNKNOWN, FitTask, Fitted, HeldOut
+from ml.models.contract import FitTask, Fitted, HeldOut
 from ml.training.experiment import Material
 
 

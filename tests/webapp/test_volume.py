@@ -11,7 +11,7 @@ from flask import Flask
 from numpy.typing import NDArray
 from PIL import Image
 
-from ml.scans.read import Slice, render
+from ml.scans.slices import Slice, render
 from tests.webapp.series import stored_series
 from webapp.storage import Storage, StorageError, storage
 from webapp.volume import HEAD_BYTES, WINDOWS, Volume, Window, open_volume

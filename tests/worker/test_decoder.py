@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from flask import Flask
 
-from ml.scans.read import ImageError, read_series
+from ml.errors import ImageError
+from ml.scans.read import read_series
 from tests.ml.made_scans import nifti, packed, write_series
 from tests.worker.conftest import picture, wait_for
 from webapp.config import PROJECT_ROOT

@@ -91,7 +91,7 @@ def test_a_data_set_that_trips_a_bug_fails_with_a_neutral_sentence(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("worker.importing.datasets.unpack", fails)
+    monkeypatch.setattr("worker.importing.unpack", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         import_archive(b"")
     dataset = db.session.scalars(

@@ -17,7 +17,7 @@ from sqlalchemy import event, func, select, update
 
 from ml.inference.predictor import NOT_HEAD_CT, Finding, Predictor
 from ml.scans.phantoms import phantom, write_png
-from ml.scans.read import Series
+from ml.scans.slices import Series
 from tests.conftest import make_user
 from tests.worker.conftest import install_model, picture, submit
 from webapp.deletion import delete_account, delete_scan

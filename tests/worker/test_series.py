@@ -19,7 +19,7 @@ from werkzeug.datastructures import FileStorage
 
 from ml.inference import predictor as inference
 from ml.inference.predictor import Finding, Predictor
-from ml.scans.read import Series
+from ml.scans.slices import Series
 from tests.ml.made_scans import change, write_series
 from tests.worker.conftest import install_model, picture
 from webapp.extensions import db

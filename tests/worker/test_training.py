@@ -14,11 +14,14 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, update
 
-from ml.artifacts.folder import Card, write_model
-from ml.catalogue import IMAGENET_WEIGHTS, SettingError
+from ml.artifacts.card import Card
+from ml.artifacts.folder import write_model
+from ml.catalogue import IMAGENET_WEIGHTS
 from ml.datasets.read import Dataset as Opened
+from ml.errors import SettingError
 from ml.evaluation.answers import write_answers
-from ml.training.run import OtherTraining, Progress, TrainConfig, TrainingStopped
+from ml.training.progress import Progress, TrainingStopped
+from ml.training.run import OtherTraining, TrainConfig
 from tests.ml.conftest import a_card, features_graph, head_graph
 from tests.worker.conftest import install_model, wait_for
 from tests.worker.test_importing import archive_of

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.scans.read import FloatArray, Slice, window
+from ml.scans.slices import FloatArray, Slice, window
 
 AIR_HU, LUNG_HU, FAT_HU, WATER_HU, MUSCLE_HU, ORGAN_HU, SPONGY_HU, BONE_HU = (
     -1000,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from ml.scans.read import FloatArray, Slice
+from ml.scans.slices import FloatArray, Slice
 
 SIDE = 256
 Maker = Callable[[np.random.Generator, FloatArray], FloatArray]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.scans.read import FloatArray, Slice
+from ml.scans.slices import FloatArray, Slice
 
 Canvas = NDArray[np.uint8]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ml.gate_training.other_images import anatomy, drawn, samples
-from ml.scans.read import Slice
+from ml.scans.slices import Slice
 
 Maker = Callable[[np.random.Generator], Slice]
 

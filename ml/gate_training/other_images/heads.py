@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from ml.scans.phantoms import Kind, phantom
-from ml.scans.read import FloatArray, Slice, window
+from ml.scans.slices import FloatArray, Slice, window
 
 WINDOWS_HU = (
     (40, 80),

@@ -17,8 +17,10 @@ import skimage
 from numpy.typing import NDArray
 from sklearn.datasets import load_sample_images
 
+from ml.errors import ImageError
 from ml.scans.dicom import read_planes
-from ml.scans.read import MIN_SIDE_PX, MOST_ELONGATED, ImageError, Slice
+from ml.scans.limits import MIN_SIDE_PX, MOST_ELONGATED
+from ml.scans.slices import Slice
 
 CUTS = (
     (0.0, 0.0, 1.0, 1.0),

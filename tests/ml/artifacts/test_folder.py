@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ml.artifacts.folder import ArtifactError, Card, read_card, write_model
+from ml.artifacts.card import Card
+from ml.artifacts.folder import read_card, write_model
+from ml.errors import ArtifactError
 from tests.ml.conftest import a_card, types_judged
 
 MakeCard = Callable[..., Card]

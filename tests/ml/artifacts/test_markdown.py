@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from ml.artifacts.folder import ArtifactError, Card
+from ml.artifacts.card import Card
 from ml.artifacts.markdown import model_card
+from ml.errors import ArtifactError
 from tests.ml.conftest import types_judged
 
 MakeCard = Callable[..., Card]

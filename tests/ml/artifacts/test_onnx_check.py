@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ml.artifacts.folder import ArtifactError
 from ml.artifacts.onnx_check import DEEPEST, require_self_contained
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
+from ml.errors import ArtifactError
 from ml.inference.predictor import Predictor
 from tests.ml.conftest import features_graph, head_graph
 

@@ -13,10 +13,12 @@ import pydicom
 import pytest
 from PIL import Image
 
+from ml.errors import ImageError
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.phantoms import phantom, write_dicom
-from ml.scans.read import DARK_NOTE, ImageError, Series, Slice, read_series, render
+from ml.scans.read import DARK_NOTE, read_series
 from ml.scans.repairs import hounsfield_in_16_bits
+from ml.scans.slices import Series, Slice, render
 
 
 def with_skin(hu: np.ndarray) -> np.ndarray:

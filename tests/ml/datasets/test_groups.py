@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from ml.datasets.groups import (
+from ml.datasets.groups import assign_groups, stratified_group_folds
+from ml.datasets.near_duplicates import (
     HASH_DIGITS,
     SAME_PICTURE,
-    assign_groups,
     bits_of,
     is_telling,
     likeness,
     look_at,
     near_duplicates,
     same_pictures,
-    stratified_group_folds,
 )
-from ml.datasets.read import DatasetError, read_dataset
+from ml.datasets.read import read_dataset
+from ml.errors import DatasetError
 from ml.scans.phantoms import phantom, write_png
-from ml.scans.read import Slice, read_series
+from ml.scans.read import read_series
+from ml.scans.slices import Slice
 
 PICTURES = 40
 EDITS: dict[str, Callable[[Image.Image, Path], None]] = {
@@ -118,7 +119,7 @@ def test_near_duplicates_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch
     ]
     dhashes, thumbnails = [dhash for dhash, _ in looks], [thumbnail for _, thumbnail in looks]
     whole = near_duplicates(dhashes, thumbnails)
-    monkeypatch.setattr("ml.datasets.groups.CHUNK", 4)
+    monkeypatch.setattr("ml.datasets.near_duplicates.CHUNK", 4)
     assert near_duplicates(dhashes, thumbnails) == whole
     assert set(whole) == {
         (one, other) for one in range(21) for other in range(one + 1, 21) if one % 7 == other % 7

@@ -12,10 +12,12 @@ from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.dicom_headers import read_header
 from ml.datasets.examples import slice_of
 from ml.datasets.layouts import find_examples
-from ml.datasets.read import DatasetError, explore, read_dataset
-from ml.datasets.seen_images import in_scan_order, pool_datasets, scan_key
+from ml.datasets.pool import in_scan_order, pool_datasets
+from ml.datasets.read import read_dataset
+from ml.datasets.seen_images import scan_key
+from ml.errors import DatasetError, ImageError
+from ml.exploration.summary import facts_of
 from ml.scans.phantoms import phantom, write_dicom
-from ml.scans.read import ImageError
 from tests.ml.made_scans import change
 
 SIDE = 64
@@ -393,7 +395,7 @@ def test_who_reads_a_data_set_may_stop_while_headers_are_read(cq500: Path, rsna:
 
 
 def test_an_exploration_counts_scans_and_types(cq500: Path, rsna: Path) -> None:
-    of_slices, of_wholes = explore(read_dataset(rsna)), explore(read_dataset(cq500))
+    of_slices, of_wholes = facts_of(read_dataset(rsna)), facts_of(read_dataset(cq500))
     assert of_slices["scans"] == 3 and of_slices["scan_labels"] == {
         "positive": 1,
         "negative": 2,

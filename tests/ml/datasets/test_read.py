@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ml.datasets.read import DatasetError, contact_sheet, explore, read_dataset, unpack
+from ml.datasets.archive import unpack
+from ml.datasets.read import read_dataset
+from ml.errors import DatasetError
+from ml.exploration.report import contact_sheet
+from ml.exploration.summary import facts_of
 from ml.scans.phantoms import phantom, write_png
 from tests.ml.made_scans import write_series
 
@@ -151,7 +155,7 @@ def test_one_folder_a_class_is_read(tmp_path: Path, pictures: list[Path]) -> Non
 def test_an_empty_label_is_unknown(manifest: Maker) -> None:
     found = read_dataset(manifest([["0.png", ""], *ROWS[1:]]))
     assert found.examples[0].label is None
-    assert explore(found)["unknown"] == 1
+    assert facts_of(found)["unknown"] == 1
 
 
 def test_the_same_picture_twice_is_one_group_and_is_told(manifest: Maker) -> None:
@@ -339,7 +343,7 @@ def test_a_folder_without_labels_is_refused(tmp_path: Path) -> None:
 
 
 def test_exploration_is_json_with_counts_sizes_and_modes(manifest: Maker) -> None:
-    facts = json.loads(json.dumps(explore(read_dataset(manifest(ROWS)))))
+    facts = json.loads(json.dumps(facts_of(read_dataset(manifest(ROWS)))))
     assert (facts["images"], facts["positive"], facts["negative"], facts["groups"]) == (8, 4, 4, 8)
     assert facts["sizes"]["width"] == {"min": SMALL_PX, "median": SMALL_PX, "max": SMALL_PX}
     assert facts["modes"] == {"L": 8}
@@ -492,7 +496,7 @@ def test_too_many_files_in_an_archive_are_refused(tmp_path: Path) -> None:
 
 def test_head_ct_is_read_with_its_groups_and_known_duplicates(shared_data: Path) -> None:
     found = read_dataset(shared_data / "head_ct")
-    facts = explore(found)
+    facts = facts_of(found)
     assert (facts["positive"], facts["negative"], facts["groups"]) == (100, 100, 108)
     with (shared_data / "head_ct" / "groups.csv").open() as file:
         given = {int(row["id"]): row["group"] for row in csv.DictReader(file)}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ml.datasets.read import Dataset, DatasetError, read_dataset
-from ml.datasets.seen_images import pool_datasets
+from ml.datasets.pool import pool_datasets
+from ml.datasets.read import Dataset, read_dataset
+from ml.errors import DatasetError
 from ml.scans.phantoms import phantom, write_png
 
 LABELLED = [

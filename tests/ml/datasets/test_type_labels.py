@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ml.datasets.examples import Example
+from ml.datasets.examples import UNKNOWN, Example
 from ml.datasets.type_labels import known_types
-from ml.models.contract import UNKNOWN
 
 HIDDEN = [UNKNOWN] * 5
 

@@ -12,15 +12,9 @@ from typing import Any
 
 import pytest
 
-from ml.artifacts.folder import ArtifactError
-from ml.evaluation.result_tables import (
-    COLUMNS,
-    main,
-    read_results,
-    rows_of,
-    rows_of_run,
-    update_results,
-)
+from ml.__main__ import main
+from ml.errors import ArtifactError
+from ml.evaluation.result_tables import COLUMNS, read_results, rows_of, rows_of_run, update_results
 
 FACTS = {"architecture": "alexnet", "restructured": "no", "augmentation": 10, "protocol": "honest"}
 
@@ -163,13 +157,13 @@ def test_the_command_writes_a_table_for_each_data_set(
     tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = trained(tiny_model)
-    assert main([f"{model}=5-fold by patient", "--out", str(tmp_path / "results")]) == 0
+    assert main(["results", f"{model}=5-fold by patient", "--out", str(tmp_path / "results")]) == 0
     assert {
         row["protocol"].partition(";")[0]
         for row in read_results(tmp_path / "results" / "ct_ich.csv")
     } == {"5-fold by patient"}
     assert "head_ct.csv: 3 rows" in capsys.readouterr().out
-    assert main([str(model), "--out", str(tmp_path)]) == 2
+    assert main(["results", str(model), "--out", str(tmp_path)]) == 2
     assert "A run needs a protocol" in capsys.readouterr().err
 
 

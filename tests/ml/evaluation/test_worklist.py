@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ml.__main__ import main
-from ml.catalogue import SettingError
+from ml.errors import SettingError
 from ml.evaluation.answers import write_answers
 from ml.evaluation.worklist import FIRST_COME, ORDERS, Department, Scans, scans_of, simulate, waits
 

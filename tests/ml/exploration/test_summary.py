@@ -18,7 +18,7 @@ from ml.exploration.report import write_report
 from ml.exploration.shortcuts import Measured
 from ml.exploration.summary import compare_sources, explore, measure_all
 from ml.scans.phantoms import phantom
-from ml.scans.read import Slice, render
+from ml.scans.slices import Slice, render
 
 HEADS = 24
 

@@ -13,7 +13,8 @@ from ml.gate_training.other_images.counterexamples import MAKERS, Maker, of_head
 from ml.gate_training.other_images.families import KINDS, MADE, oddities
 from ml.gate_training.other_images.heads import phantom_heads, varied
 from ml.gate_training.other_images.samples import FAMILIES as SAMPLES
-from ml.scans.read import MIN_SIDE_PX, Slice
+from ml.scans.limits import MIN_SIDE_PX
+from ml.scans.slices import Slice
 
 
 def is_a_picture(slice: Slice) -> bool:

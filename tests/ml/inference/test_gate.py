@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml.artifacts.folder import ArtifactError
+from ml.errors import ArtifactError
 from ml.gate_training.other_images.families import oddities
 from ml.gate_training.other_images.heads import phantom_heads
 from ml.gate_training.results import Measured, intervals
@@ -21,7 +21,7 @@ from ml.inference.gate import GATE_DIR, REFUSED_FROM, Gate, gate
 from ml.inference.gate_measures import look_at, measure
 from ml.inference.gate_views import VIEW_PX, errors, view_of
 from ml.scans.phantoms import phantom
-from ml.scans.read import Slice
+from ml.scans.slices import Slice
 
 
 def head(seed: int = 1, size: int = 256) -> Slice:

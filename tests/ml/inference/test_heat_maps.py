@@ -5,7 +5,7 @@ import pytest
 
 from ml.inference.heat_maps import masked_copies, occlusion, overlay, place
 from ml.preprocessing.model_input import Frame
-from ml.scans.read import Slice, render
+from ml.scans.slices import Slice, render
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:

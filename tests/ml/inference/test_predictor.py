@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, load_from_string
 
-from ml.artifacts.folder import FEATURES, HEAD, TYPES, ArtifactError, Card, write_model
+from ml.artifacts.card import FEATURES, HEAD, TYPES, Card
+from ml.artifacts.folder import write_model
+from ml.errors import ArtifactError, ImageError
 from ml.inference.gate import REFUSED_FROM
 from ml.inference.predictor import NOT_HEAD_CT, Predictor, Stopped
 from ml.preprocessing.model_input import NOT_STRIPPED, InputSpec
 from ml.scans.phantoms import phantom
-from ml.scans.read import FloatArray, ImageError, Series, Slice, read_series, render
+from ml.scans.read import read_series
+from ml.scans.slices import FloatArray, Series, Slice, render
 from tests.ml.conftest import CELLS, a_card, features_graph, head_graph, types_graph, types_judged
 
 TinyModel = Callable[..., Path]

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from ml.artifacts.folder import ArtifactError
+from ml.errors import ArtifactError
 from ml.evaluation.calibration import Platt
 from ml.models.inner_folds import inner_folds
 from ml.models.svm import Choice, Features, choose, fit_machine, usual_choice

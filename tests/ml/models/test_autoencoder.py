@@ -16,7 +16,7 @@ from ml.models import autoencoder
 from ml.networks import autoencoder as reconstruction
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.phantoms import phantom
-from ml.scans.read import Slice
+from ml.scans.slices import Slice
 from ml.training.progress import TrainingStopped
 from tests.ml.tasks import task_of
 

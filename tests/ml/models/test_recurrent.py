@@ -12,15 +12,16 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from ml.datasets.examples import UNKNOWN
 from ml.evaluation.calibration import Platt
 from ml.evaluation.metrics import auroc
-from ml.models.contract import UNKNOWN, FitTask, Fitted, fit_of
+from ml.models.contract import FitTask, Fitted, fit_of
 from ml.models.recurrent import NOISE, Network, build_network, rows_of
 from ml.models.recurrent_batches import scans_drawn
 from ml.networks.aggregation import aggregate
 from ml.networks.cells import evidence_nodes, evidence_of
-from ml.networks.convolutions import IR_VERSION, OPSET
 from ml.networks.fine_tuning import Tuned, computed_by
+from ml.networks.onnx_graph import IR_VERSION, OPSET
 from tests.ml.tasks import largest_difference, task_of
 
 SMALL: dict[str, object] = {"layer": "conv3", "epochs": 2, "units": 4, "projection": 4}

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 
 from ml.evaluation.calibration import Platt
+from ml.models.contract import held_out_of
 from ml.networks.aggregation import (
     IR_VERSION,
     OPSET,
@@ -15,7 +16,6 @@ from ml.networks.aggregation import (
     aggregate_scans,
     answer_graph,
     calibration_graph,
-    held_out_of,
     scan_probability,
     smoothed,
     smoothing_nodes,

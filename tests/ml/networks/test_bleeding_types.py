@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 from ml.catalogue import BLEEDING_TYPES
-from ml.models.contract import UNKNOWN
+from ml.datasets.examples import UNKNOWN
 from ml.networks.bleeding_types import TypesHead, fit_types, of_scan
 from ml.networks.convolutions import pooled
 

@@ -9,14 +9,15 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ml.artifacts.folder import FEATURES, read_card
+from ml.artifacts.card import FEATURES
+from ml.artifacts.folder import read_card
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.networks.contrasts import contrasts
 from ml.networks.convolutions import to_onnx
 from ml.networks.weights import load_weights
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.phantoms import phantom
-from ml.scans.read import Slice
+from ml.scans.slices import Slice
 from tests.ml.networks.test_convolutions import TARGET, head
 
 

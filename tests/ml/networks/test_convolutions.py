@@ -12,7 +12,7 @@ from ml.networks.convolutions import build, to_onnx
 from ml.networks.weights import SOFT_TISSUE, random_weights
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.phantoms import phantom
-from ml.scans.read import Slice
+from ml.scans.slices import Slice
 
 SIZE = 96
 TARGET = np.array([0.4, 0.12, 1.0], np.float32)

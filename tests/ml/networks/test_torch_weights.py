@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml.artifacts.folder import ArtifactError
+from ml.errors import ArtifactError
 from ml.networks.torch_weights import MAGIC_NUMBER, PROTOCOL, read_tensors
 
 TENSORS = {

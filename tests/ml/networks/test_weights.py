@@ -9,8 +9,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ml.artifacts.folder import ArtifactError, Card, write_model
+from ml.artifacts.card import Card
+from ml.artifacts.folder import write_model
 from ml.catalogue import STARTER_DIR
+from ml.errors import ArtifactError
 from ml.models.autoencoder import Bottleneck
 from ml.networks.autoencoder import random_weights as random_autoencoder
 from ml.networks.convolutions import build, maps_shape, to_onnx

@@ -18,14 +18,15 @@ import ml.models.features
 import ml.paper.grid
 import ml.training.experiment
 from ml.__main__ import main
-from ml.artifacts.folder import SEEN, Card, write_model
-from ml.catalogue import SettingError
-from ml.datasets.read import Dataset, DatasetError, read_dataset
+from ml.artifacts.card import SEEN, Card
+from ml.artifacts.folder import write_model
+from ml.datasets.read import Dataset, read_dataset
 from ml.datasets.seen_images import seen_json
+from ml.errors import DatasetError, SettingError
 from ml.evaluation.result_tables import COLUMNS
 from ml.models.contract import FitTask
-from ml.paper.cells import EFFORTS, Cell, Effort, expected_left_s
-from ml.paper.grid import plan, run_paper, split_by_picture
+from ml.paper.cells import EFFORTS, Cell, Effort, expected_left_s, plan
+from ml.paper.grid import run_paper, split_by_picture
 from ml.paper.report import write_report
 from ml.scans.phantoms import phantom, write_png
 from ml.training.progress import Progress, TrainingStopped

@@ -11,7 +11,7 @@ import pytest
 from ml.preprocessing.augmentation import FULL, NOT_DRAWN, Strength, children, vary
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.phantoms import phantom
-from ml.scans.read import Slice
+from ml.scans.slices import Slice
 
 SIZE = 112
 STILL = Strength(

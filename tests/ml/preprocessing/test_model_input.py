@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from ml.catalogue import PREPROCESSING
-from ml.preprocessing.model_input import CHOICES, Frame, InputSpec, find_head, to_input
+from ml.preprocessing.head import find_head
+from ml.preprocessing.model_input import CHOICES, Frame, InputSpec, to_input
 from ml.scans.phantoms import phantom, write_dicom, write_png
-from ml.scans.read import Slice, read_series, window
+from ml.scans.read import read_series
+from ml.scans.slices import Slice, window
 
 WHOLE = InputSpec(size=64, crop_to_head=False)
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from ml.inference.heat_maps import place
-from ml.preprocessing.model_input import NOT_STRIPPED, InputSpec, cut, find_head, to_input
-from ml.preprocessing.normalisation import intracranial_space, normalise, tilt_deg
+from ml.preprocessing.head import find_head
+from ml.preprocessing.model_input import NOT_STRIPPED, InputSpec, cut, to_input
+from ml.preprocessing.normalization import normalise
+from ml.preprocessing.skull import intracranial_space, tilt_deg
 from ml.scans.phantoms import Kind, phantom
-from ml.scans.read import Slice, window
+from ml.scans.slices import Slice, window
 
 
 def windowed(seed: int, hemorrhage: bool = False, size: int = 256) -> np.ndarray:

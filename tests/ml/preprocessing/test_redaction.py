@@ -11,7 +11,8 @@ import pytest
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.preprocessing.redaction import COVERED, covered
 from ml.scans.phantoms import phantom, write_dicom
-from ml.scans.read import Series, Slice, read_series, window
+from ml.scans.read import read_series
+from ml.scans.slices import Series, Slice, window
 
 
 def written(hu: np.ndarray) -> np.ndarray:

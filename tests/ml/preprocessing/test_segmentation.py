@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ml.preprocessing.model_input import CHOICES, find_head
+from ml.preprocessing.head import find_head
+from ml.preprocessing.model_input import CHOICES
 from ml.preprocessing.segmentation import (
     DIMMED,
     dense,
@@ -18,7 +19,7 @@ from ml.preprocessing.segmentation import (
     watershed,
 )
 from ml.scans.phantoms import phantom
-from ml.scans.read import window
+from ml.scans.slices import window
 
 EVERYWHERE = np.ones((64, 64), bool)
 

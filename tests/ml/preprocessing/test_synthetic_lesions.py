@@ -17,7 +17,7 @@ from ml.preprocessing.synthetic_lesions import (
     with_moved_bleed,
 )
 from ml.scans.phantoms import phantom
-from ml.scans.read import Slice
+from ml.scans.slices import Slice
 from tests.ml.preprocessing.test_augmentation import NOTHING, SIZE, a_head
 
 

@@ -13,8 +13,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from ml.errors import ImageError
 from ml.scans.phantoms import FIELD_MM
-from ml.scans.read import ImageError, Series, read_series
+from ml.scans.read import read_series
+from ml.scans.slices import Series
 from tests.ml.made_scans import SIDE, marks, nifti, packed, slice_hu, write_series
 
 STEP_MM, PIXEL_MM = 4.0, FIELD_MM / SIDE

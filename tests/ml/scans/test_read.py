@@ -13,8 +13,10 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
+from ml.errors import ImageError
 from ml.scans.phantoms import phantom, write_dicom
-from ml.scans.read import DARK_NOTE, ImageError, Slice, read_series, render, rendered_size
+from ml.scans.read import DARK_NOTE, read_series
+from ml.scans.slices import Slice, render, rendered_size
 from tests.ml.made_scans import change
 
 RAMP = np.tile(np.arange(64, dtype=np.uint8), (64, 1))  # its brightest pixel is 63

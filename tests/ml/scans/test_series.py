@@ -11,10 +11,12 @@ import pydicom
 import pytest
 from PIL import Image
 
-from ml.scans import read as images
+from ml.errors import ImageError
+from ml.scans import limits, slices
 from ml.scans.files import place_in_series
 from ml.scans.phantoms import write_dicom
-from ml.scans.read import ImageError, Series, read_series
+from ml.scans.read import read_series
+from ml.scans.slices import Series
 from ml.scans.volume import write_volume
 from tests.ml.made_scans import change, head, marks, one_file_of, slice_hu, write_series
 
@@ -189,7 +191,7 @@ def test_too_many_slices_are_refused_before_they_are_read(
     with pytest.raises(ImageError, match="5000 files; at most 1000"):
         read_series([tmp_path / "none"] * 5000)
     paths = write_series(tmp_path / "s", 3)
-    monkeypatch.setattr(images, "MAX_VOXELS", 2 * 64 * 64)
+    monkeypatch.setattr(limits, "MAX_VOXELS", 2 * 64 * 64)
     with pytest.raises(ImageError, match="too large: at most 0 million pixels are read in all"):
         read_series(paths)
 
@@ -291,7 +293,7 @@ def test_real_slices_are_the_same_as_pictures_and_as_a_shuffled_dicom_series(
     as_dicom = read_series(random.Random(2).sample(wrapped, len(wrapped)))
     assert as_dicom.distance_mm == 5 and len(as_dicom.slices) == len(paths)
     for slice, picture in zip(as_dicom.slices, read_series(paths).slices, strict=True):
-        np.testing.assert_allclose(images.window(slice.pixels, 40, 80), picture.pixels, atol=0.007)
+        np.testing.assert_allclose(slices.window(slice.pixels, 40, 80), picture.pixels, atol=0.007)
 
 
 def test_places_and_sizes_that_cannot_be_are_not_known_and_the_series_is_still_a_volume(

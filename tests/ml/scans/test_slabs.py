@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ml.scans.read import Series, Slice
-from ml.scans.slabs import Slabs, look_first
+from ml.inference.first_slices import look_first
+from ml.scans.slabs import Slabs
+from ml.scans.slices import Series, Slice
 
 
 def a_series(count: int, distance_mm: float | None) -> Series:

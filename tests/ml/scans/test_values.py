@@ -19,7 +19,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ml.scans.dicom import read_planes
 from ml.scans.pictures import read_picture
-from ml.scans.read import Slice, render, window
+from ml.scans.slices import Slice, render, window
 
 SIDE = 32
 a_few = settings(max_examples=60, deadline=None, derandomize=True, database=None)

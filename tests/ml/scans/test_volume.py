@@ -13,7 +13,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from ml.scans.read import Series, Slice, read_series
+from ml.scans.read import read_series
+from ml.scans.slices import Series, Slice
 from ml.scans.volume import write_volume
 from tests.ml.made_scans import slice_hu
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import ml.training.experiment
-from ml.datasets.layouts import Example
+from ml.datasets.examples import UNKNOWN, Example
 from ml.evaluation.metrics import auroc
-from ml.models.contract import UNKNOWN, FitTask
+from ml.models.contract import FitTask
 from ml.training.controls import (
     blocked_because,
     control_names,

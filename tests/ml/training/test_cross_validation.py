@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import ml.training.experiment
-from ml.models.contract import UNKNOWN, FitTask
+from ml.datasets.examples import UNKNOWN
+from ml.models.contract import FitTask
 from ml.training.cross_validation import Judgement, cross_validate
 from ml.training.progress import TrainingStopped
 from tests.ml.oracle import fit_with, material_of, truth

@@ -14,14 +14,15 @@ import pytest
 from PIL import Image
 
 from ml.__main__ import main
-from ml.artifacts.folder import ArtifactError, read_card, write_model
-from ml.catalogue import SettingError
-from ml.datasets.read import DatasetError, read_dataset
+from ml.artifacts.folder import read_card, write_model
+from ml.datasets.read import read_dataset
+from ml.errors import ArtifactError, DatasetError, SettingError
 from ml.evaluation.answers import write_answers
 from ml.evaluation.comparison import compare
 from ml.evaluation.plots import bars_plot, write_plots
 from ml.inference.predictor import Finding, Predictor
-from ml.scans.read import Series, Slice, read_series
+from ml.scans.read import read_series
+from ml.scans.slices import Series, Slice
 from ml.training import external_validation as scoring
 from ml.training.external_validation import evaluate
 from tests.ml.conftest import features_graph, head_graph

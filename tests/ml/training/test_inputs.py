@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml.datasets.layouts import Example, find_examples
-from ml.datasets.read import DatasetError
-from ml.datasets.seen_images import in_scan_order
+from ml.datasets.examples import Example
+from ml.datasets.layouts import find_examples
+from ml.datasets.pool import in_scan_order
+from ml.errors import DatasetError
 from ml.preprocessing.model_input import InputSpec
 from ml.scans.phantoms import phantom, write_png
 from ml.training.inputs import read_inputs

@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml.artifacts.folder import Card, read_card
+from ml.artifacts.card import Card
+from ml.artifacts.folder import read_card
 from ml.datasets.read import Dataset, read_dataset
 from ml.inference.predictor import Predictor
 from ml.scans.phantoms import phantom, write_png
-from ml.scans.read import Series, Slice
+from ml.scans.slices import Series, Slice
 from ml.training import cross_validation
-from ml.training.run import Progress, TrainConfig, TrainingStopped, train
+from ml.training.progress import Progress, TrainingStopped
+from ml.training.run import TrainConfig, train
 from webapp.config import PROJECT_ROOT
 
 PATIENTS, SLICES = 12, 2

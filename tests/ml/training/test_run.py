@@ -14,27 +14,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ml.artifacts.folder import ArtifactError, read_card, write_model
-from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, SettingError
-from ml.datasets import seen_images as provenance
-from ml.datasets.examples import Example
-from ml.datasets.read import Dataset, DatasetError, read_dataset
-from ml.datasets.seen_images import Pool, marks_of, pool_datasets, seen_json
+from ml.artifacts.folder import read_card, write_model
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
+from ml.datasets import pool
+from ml.datasets.examples import UNKNOWN, Example
+from ml.datasets.pool import Pool, pool_datasets
+from ml.datasets.read import Dataset, read_dataset
+from ml.datasets.seen_images import marks_of, seen_json
+from ml.errors import ArtifactError, DatasetError, SettingError
 from ml.inference.predictor import Predictor
-from ml.models.contract import UNKNOWN
 from ml.networks.weights import random_weights
 from ml.scans.phantoms import phantom, write_png
 from ml.scans.read import read_series
 from ml.training import run as training
 from ml.training.experiment import Material
-from ml.training.run import (
-    OtherTraining,
-    Progress,
-    TrainConfig,
-    TrainingStopped,
-    _notes_on_tuning,
-    train,
-)
+from ml.training.progress import Progress, TrainingStopped
+from ml.training.run import OtherTraining, TrainConfig, _notes_on_tuning, train
 
 PHANTOMS = 32
 QUICK = {"folds": "2", "layer": "conv3", "pooling": "average", "input_size": "160"}
@@ -473,8 +468,8 @@ def test_the_starter_gives_way_to_random_weights_for_images_that_it_has_seen(
     }
     files["seen.json"] = seen_json(phantoms.examples, (), learnt_features=True)
     write_model(tmp_path / "seen", card, files)
-    monkeypatch.setattr(provenance, "STARTER_DIR", tmp_path / "seen")
-    monkeypatch.setattr(provenance, "STARTER_SERIES_DIR", tmp_path / "none")
+    monkeypatch.setattr(pool, "STARTER_DIR", tmp_path / "seen")
+    monkeypatch.setattr(pool, "STARTER_SERIES_DIR", tmp_path / "none")
     found = train(TrainConfig("alexnet_svm", QUICK, init="starter"), [phantoms], tmp_path / "out")
     assert found.data["initial_weights"] == {"kind": "random"}
     assert any("started from random weights" in note for note in found.notes)
