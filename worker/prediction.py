@@ -22,10 +22,10 @@ from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
 from webapp.storage import StorageAway, StorageError
 from worker import leases
-from worker.patience import committed
+from worker.heartbeat import presence
 from worker.predictors import predictor_for
-from worker.presence import presence
-from worker.scans import (
+from worker.retries import committed
+from worker.scan_files import (
     discard_pictures_of_deleted,
     read_original,
     sentence_for,

@@ -14,7 +14,7 @@ from ml.artifacts import ArtifactError, read_card
 from ml.inference import Predictor
 from webapp.models import ModelVersion
 from webapp.storage import StorageError, storage
-from worker.patience import stored
+from worker.retries import stored
 
 log = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
 from webapp.storage import MissingFile, StorageAway, StorageError, storage
 from worker import leases
-from worker.comparing import compare_with_earlier
-from worker.importing import fetch_dataset
+from worker.comparison import compare_with_earlier
+from worker.dataset_import import fetch_dataset
+from worker.heartbeat import presence
 from worker.leases import LeaseLost
-from worker.patience import NO_ROOM, committed, stored
 from worker.predictors import ANSWERS, model_folder
-from worker.presence import presence
+from worker.retries import NO_ROOM, committed, stored
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from webapp.models import Dataset, JobStatus
 from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
 from worker.decoder import BeyondLimits, decode
+from worker.heartbeat import presence
 from worker.leases import LeaseLost
-from worker.patience import committed, kept, stored
-from worker.presence import presence
+from worker.retries import committed, kept, stored
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from webapp.intake import PACKED
 from webapp.models import ORIGINAL_REMOVED, Heatmap, Scan
 from webapp.storage import MissingFile, StorageAway, StorageError, storage
 from worker.decoder import decode
-from worker.patience import committed, kept, stored
-from worker.presence import presence
+from worker.heartbeat import presence
+from worker.retries import committed, kept, stored
 
 log = logging.getLogger(__name__)
 

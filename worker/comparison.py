@@ -16,8 +16,8 @@ from ml.datasets import DatasetError
 from webapp.extensions import db
 from webapp.models import ModelVersion, live_version
 from webapp.storage import MissingFile, StorageError, storage
-from worker.patience import committed, stored
 from worker.predictors import PREDICTIONS
+from worker.retries import committed, stored
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from webapp.models import Heatmap, Prediction
 from webapp.pictures import heatmap_key
 from webapp.storage import StorageAway, storage
 from worker import leases
-from worker.patience import committed, stored
+from worker.heartbeat import presence
 from worker.predictors import predictor_for
-from worker.presence import presence
-from worker.scans import IMAGE_PX, png, read_original, sentence_for, shown_slice
+from worker.retries import committed, stored
+from worker.scan_files import IMAGE_PX, png, read_original, sentence_for, shown_slice
 
 MOST_HEATMAPS = 20
 """Slices of one series that are drawn; each takes as long as a verdict."""

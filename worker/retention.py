@@ -15,8 +15,8 @@ from webapp.deletion import delete_scans
 from webapp.extensions import database_now, db, forget_deleted
 from webapp.models import JobStatus, Scan
 from webapp.storage import storage
-from worker.orphans import remove_orphans
-from worker.patience import committed
+from worker.orphaned_files import remove_orphans
+from worker.retries import committed
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from webapp.extensions import db
 from webapp.storage import MissingFile, StorageAway, StorageError, storage
-from worker.presence import presence
+from worker.heartbeat import presence
 
 log = logging.getLogger(__name__)
 
