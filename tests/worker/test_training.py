@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from flask import Flask
 from sqlalchemy import select, update
-from tests.worker.test_importing import archive_of
 
 from ml.answers import write_answers
 from ml.artifacts import Card, write_model
@@ -22,6 +21,7 @@ from ml.datasets import Dataset as Opened
 from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped
 from tests.ml.conftest import a_card, features_graph, head_graph
 from tests.worker.conftest import install_model, wait_for
+from tests.worker.test_dataset_import import archive_of
 from webapp.extensions import database_now, db
 from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun, cancel, queue_again
 from webapp.storage import Storage, StorageError, storage
