@@ -27,7 +27,7 @@ from flask import current_app
 from ml.decode import PIXELS
 from ml.scans.read import ImageError, Series, Slice
 from webapp.config import PROJECT_ROOT
-from worker.presence import presence
+from worker.heartbeat import presence
 
 log = logging.getLogger(__name__)
 
