@@ -39,9 +39,9 @@ class SlowModel:
 
 def stand_in(**_: object) -> None:
     """Put the stub in the real one's place, in the pool's child."""
-    from worker import heatmaps, prediction
+    from worker import heat_maps, prediction
 
-    for module in (heatmaps, prediction):
+    for module in (heat_maps, prediction):
         module.predictor_for = lambda version: SlowModel()  # type: ignore[attr-defined]
 
 

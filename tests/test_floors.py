@@ -26,8 +26,8 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 LATE = {"ml/cli/commands.py", "ml/training/run.py"}
-"""Where an import inside a function has a reason: a command loads what it needs when it runs, so that
-`python -m ml card` need not wait for TensorFlow, and only a training loads Keras.
+"""Where an import inside a function has a reason: a command loads what it needs when it runs, so
+that `python -m ml card` need not wait for TensorFlow, and only a training loads Keras.
 """
 
 

@@ -28,7 +28,7 @@ from ml.decode import PIXELS
 from ml.errors import ImageError
 from ml.scans.slices import Series, Slice
 from webapp.config import PROJECT_ROOT
-from worker.presence import presence
+from worker.heartbeat import presence
 
 log = logging.getLogger(__name__)
 

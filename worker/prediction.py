@@ -22,10 +22,10 @@ from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
 from webapp.storage import StorageAway, StorageError
 from worker import leases
-from worker.patience import committed
+from worker.heartbeat import presence
 from worker.predictors import predictor_for
-from worker.presence import presence
-from worker.scans import (
+from worker.retries import in_transaction
+from worker.scan_files import (
     discard_pictures_of_deleted,
     read_original,
     sentence_for,
@@ -55,7 +55,7 @@ def answer_next_scans() -> bool:
         # Asked at every claim, so that a promotion needs no restart.
         return scans, *(answering_versions() if scans else (None, None))
 
-    scans, of_slices, of_series = committed(claim)
+    scans, of_slices, of_series = in_transaction(claim)
     if not scans:
         return False
     scans = _as_many_as_memory_holds(scans)
@@ -63,12 +63,12 @@ def answer_next_scans() -> bool:
     with mine.holding(Scan, ids):
         # Each kind stands in for the other: without one there is none.
         if of_slices is None or of_series is None:
-            committed(lambda: leases.fail(Scan, mine.owner, dict.fromkeys(ids, NO_MODEL)))
+            in_transaction(lambda: leases.fail(Scan, mine.owner, dict.fromkeys(ids, NO_MODEL)))
             return True
         try:
             answer(scans, of_slices, of_series)
         except StorageAway:
-            committed(lambda: leases.hand_back(Scan, mine.owner, ids))
+            in_transaction(lambda: leases.hand_back(Scan, mine.owner, ids))
             log.warning("scans=%s handed back: the storage is away", ",".join(ids))
     return True
 
@@ -100,7 +100,7 @@ def _as_many_as_memory_holds(scans: list[Scan]) -> list[Scan]:
     held = max(1, sum(count <= MOST_SLICES for count in slices))
     mine.last_read_for = scans[held - 1].user_id
     if beyond := [scan.id for scan in scans[held:]]:
-        committed(lambda: leases.hand_back(Scan, mine.owner, beyond))
+        in_transaction(lambda: leases.hand_back(Scan, mine.owner, beyond))
         nudge(PREDICT_SCANS)
     return scans[:held]
 
@@ -165,7 +165,7 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
                 refused[scan.id] = sentence_for(err, scan)
                 del findings[scan.id]
 
-    owned = committed(lambda: write_verdicts(answered_by, findings, seconds, refused, odd))
+    owned = in_transaction(lambda: write_verdicts(answered_by, findings, seconds, refused, odd))
     discard_pictures_of_deleted(shown - owned)
     versions = ",".join(sorted(set(answered_by.values())))
     log.info(
@@ -199,12 +199,12 @@ class Watch:
         )
         columns = {"progress": done / total, "stage": stage}
         mine = presence()
-        if mine.stopping() and committed(
+        if mine.stopping() and in_transaction(
             lambda: leases.hand_back(Scan, mine.owner, self._scan_ids)
         ):
             self._is_over = True
         else:
-            self._is_over = not committed(
+            self._is_over = not in_transaction(
                 lambda: leases.write(Scan, mine.owner, self._scan_ids, **columns)
             )
 

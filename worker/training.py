@@ -26,12 +26,12 @@ from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
 from webapp.storage import MissingFile, StorageAway, StorageError, storage
 from worker import leases
-from worker.comparing import compare_with_earlier
-from worker.importing import fetch_dataset
+from worker.comparison import compare_with_earlier
+from worker.dataset_import import fetch_dataset
+from worker.heartbeat import presence
 from worker.leases import LeaseLost
-from worker.patience import NO_ROOM, committed, stored
 from worker.predictors import ANSWERS, model_folder
-from worker.presence import presence
+from worker.retries import NO_ROOM, in_transaction, retry_storage
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def train_next_run() -> bool:
             .options(selectinload(TrainingRun.datasets))
         )
 
-    run = committed(claim)
+    run = in_transaction(claim)
     if run is None:
         return False
     with mine.holding(TrainingRun, [run.id]), mine.work_folder() as folder:
@@ -98,7 +98,7 @@ class Training:
                 self._let_go()
                 return
             self._keep_checkpoint()
-            if committed(lambda: leases.hand_back(TrainingRun, self._owner, [self.run.id])):
+            if in_transaction(lambda: leases.hand_back(TrainingRun, self._owner, [self.run.id])):
                 log.info("run=%s handed back", self.run.id)
             else:
                 self._let_go()
@@ -117,7 +117,7 @@ class Training:
         """Leave a run that this worker no longer holds; of one that was cancelled no checkpoint
         stays.
         """
-        status = committed(
+        status = in_transaction(
             lambda: db.session.scalar(
                 select(TrainingRun.status).where(TrainingRun.id == self.run.id)
             )
@@ -171,7 +171,7 @@ class Training:
                     )
                 return weights
             case ("version", ":", version_id):
-                version = committed(lambda: db.session.get(ModelVersion, version_id))
+                version = in_transaction(lambda: db.session.get(ModelVersion, version_id))
                 if version is not None:
                     return model_folder(version)
         raise SettingError(f"There are no initial weights {self.run.initial_weights!r}.")
@@ -255,7 +255,7 @@ class Training:
     def _fetch_checkpoint(self) -> None:
         packed = self.folder / "checkpoint.zip"
         try:
-            stored(lambda: storage.fetch(self.checkpoint_key, packed))
+            retry_storage(lambda: storage.fetch(self.checkpoint_key, packed))
         except MissingFile:
             return  # It begins.
         checkpoint = self.out_dir / "checkpoint"
@@ -285,8 +285,8 @@ class Training:
         try:
             answers = [path for name in ANSWERS if (path := self.out_dir / name).is_file()]
             for path in [*sorted((self.out_dir / "model").iterdir()), *answers]:
-                stored(lambda path=path: storage.put(f"{prefix}/{path.name}", path))  # type: ignore[misc]
-            committed(lambda: self._write_version(card, comparisons, version_id, prefix))
+                retry_storage(lambda path=path: storage.put(f"{prefix}/{path.name}", path))  # type: ignore[misc]
+            in_transaction(lambda: self._write_version(card, comparisons, version_id, prefix))
         except (LeaseLost, StorageError):
             storage.discard(prefix)
             raise
@@ -323,7 +323,9 @@ class Training:
         )
 
     def _fail(self, sentence: str, keeps_checkpoint: bool = False) -> None:
-        if not committed(lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})):
+        if not in_transaction(
+            lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})
+        ):
             self._let_go()
         elif not keeps_checkpoint:
             storage.discard(self.checkpoint_key)

@@ -25,7 +25,7 @@ from tests.worker.conftest import picture, wait_for
 from webapp.config import PROJECT_ROOT
 from worker import decoder
 from worker.decoder import BEYOND_LIMITS, Decoder
-from worker.presence import presence
+from worker.heartbeat import presence
 
 MEMORY_MB, LIMIT_S = 300, 60
 

@@ -72,7 +72,7 @@ class ModelVersion(db.Model):
     card: Mapped[dict[str, Any]] = mapped_column(JSON)
     # Why it may not be promoted; empty if it may.
     blocked_because: Mapped[str | None] = mapped_column(Text)
-    # With versions made before it: `worker.comparing`.
+    # With versions made before it: `worker.comparison`.
     comparisons: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     run: Mapped[TrainingRun | None] = relationship(back_populates="version")

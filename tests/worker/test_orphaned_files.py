@@ -20,7 +20,7 @@ from webapp.deletion import delete_scan
 from webapp.extensions import db
 from webapp.models import Dataset, JobStatus, TrainingRun, new_id
 from webapp.storage import Storage, StorageError, storage
-from worker import orphans, tasks, tidying
+from worker import orphaned_files, retention, tasks
 
 TWO_HOURS_S = 7200
 
@@ -56,10 +56,10 @@ def test_what_a_deletion_could_not_remove_is_removed_later(
         patch.setattr(Storage, "delete", away)
         assert not delete_scan(deleted)
     assert keys() == before
-    orphans.remove_orphans()
+    orphaned_files.remove_orphans()
     assert keys() == before  # They might belong to a row that is not committed yet.
     age(tmp_path / "files")
-    orphans.remove_orphans()
+    orphaned_files.remove_orphans()
     assert len(keys()) == 4 and sum(kept in key for key in keys()) == 3
 
 
@@ -82,7 +82,7 @@ def test_open_runs_need_their_checkpoints_and_failed_ones_for_a_week(
         storage.put(f"checkpoints/{run_id}.zip", b"half a model")
     db.session.commit()
     age(tmp_path / "files")
-    orphans.remove_orphans()
+    orphaned_files.remove_orphans()
     assert set(keys()) == {
         f"checkpoints/{ids[status]}.zip"
         for status in (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)
@@ -92,7 +92,7 @@ def test_open_runs_need_their_checkpoints_and_failed_ones_for_a_week(
         update(TrainingRun).values(finished_at=datetime.now(UTC) - timedelta(days=8))
     )
     db.session.commit()
-    orphans.remove_orphans()
+    orphaned_files.remove_orphans()
     assert set(keys()) == {
         f"checkpoints/{ids[status]}.zip" for status in (JobStatus.QUEUED, JobStatus.RUNNING)
     }
@@ -115,7 +115,7 @@ def test_a_data_set_of_use_needs_its_archive_and_its_sheet(
     db.session.commit()
     storage.put(f"datasets/{new_id()}.zip", b"of nobody")
     age(tmp_path / "files")
-    orphans.remove_orphans()
+    orphaned_files.remove_orphans()
     assert {*storage.keys("datasets"), *storage.keys("sheets")} == needed and len(needed) == 6
 
 
@@ -125,12 +125,12 @@ def test_a_model_whose_training_was_killed_before_its_version_was_written_goes(
     kept = [install_model(), install_model(gain=2.0, live=False)]
     before = storage.keys("models")
     storage.put(f"models/{new_id()}/model.onnx", b"of no version")
-    orphans.remove_orphans()
+    orphaned_files.remove_orphans()
     assert len(storage.keys("models")) == len(before) + 1  # It might be committed in a moment.
     age(tmp_path / "files")
-    orphans.remove_orphans()
+    orphaned_files.remove_orphans()
     assert storage.keys("models") == before
-    assert {orphans.folder_of(key) for key in before} == {
+    assert {orphaned_files.folder_of(key) for key in before} == {
         version.storage_prefix for version in kept
     }
 
@@ -142,7 +142,7 @@ def test_what_a_killed_process_was_writing_goes_and_the_file_stays(
     (scan_id,) = submit(picture())
     (tmp_path / "files" / "originals" / f"{scan_id}.png.{new_id()}.part").write_bytes(b"half")
     age(tmp_path / "files")
-    orphans.remove_orphans()
+    orphaned_files.remove_orphans()
     assert keys() == [f"originals/{scan_id}.png"]
 
 
@@ -155,7 +155,7 @@ def test_a_storage_that_is_away_is_asked_again_another_time(
     install_model()
     monkeypatch.setattr(Storage, "written", away)
     with caplog.at_level(logging.WARNING):
-        orphans.remove_orphans()
+        orphaned_files.remove_orphans()
     assert "orphans could not be looked for" in caplog.text
 
 
@@ -169,7 +169,7 @@ def test_what_is_not_named_as_ours_stays(worker_app: Flask, tmp_path: Path) -> N
     for key in strangers:
         storage.put(key, b"of somebody else")
     age(tmp_path / "files")
-    orphans.remove_orphans()
+    orphaned_files.remove_orphans()
     assert set(keys()) == strangers
 
 
@@ -184,9 +184,9 @@ def test_a_marker_of_a_folder_in_a_bucket_does_not_take_the_folder_with_it(
         lost = new_id()
         storage.put(f"originals/{lost}.png", b"of nobody")
         boto3.client("s3").put_object(Bucket="hemoscan", Key="some/where/originals/", Body=b"")
-        monkeypatch.setattr(orphans, "ABANDONED_AFTER", timedelta(seconds=-60))
-        orphans.remove_orphans()
-        assert {orphans.id_in(key) for key in storage.keys("originals")} - {""} == set(kept)
+        monkeypatch.setattr(orphaned_files, "ABANDONED_AFTER", timedelta(seconds=-60))
+        orphaned_files.remove_orphans()
+        assert {orphaned_files.id_in(key) for key in storage.keys("originals")} - {""} == set(kept)
         db.session.remove()
         db.engine.dispose()
 
@@ -196,13 +196,13 @@ def test_another_database_removes_nothing(
 ) -> None:
     install_model()
     (scan_id,) = submit(picture())
-    orphans.remove_orphans()
+    orphaned_files.remove_orphans()
     age(tmp_path / "files")
     other = app_on(f"sqlite:///{tmp_path / 'other.db'}", tmp_path)
     with other.app_context():
-        orphans.remove_orphans()  # Without a model version it is nobody yet.
+        orphaned_files.remove_orphans()  # Without a model version it is nobody yet.
         install_model()
-        orphans.remove_orphans()
+        orphaned_files.remove_orphans()
         db.session.remove()
         db.engine.dispose()
     assert "belongs to another database" in caplog.text
@@ -219,10 +219,10 @@ def test_the_task_does_not_wait_for_a_storage_that_hangs(
         may_end.wait(60)
         ended.append("one")
 
-    monkeypatch.setattr(tidying, "remove_orphans", hang)
+    monkeypatch.setattr(retention, "remove_orphans", hang)
     tasks.tidy()
     assert began.wait(60)
     tasks.tidy()  # A second one is not begun.
     assert ended == []
     may_end.set()
-    wait_for(lambda: ended == ["one"] and not tidying._tidying.locked())
+    wait_for(lambda: ended == ["one"] and not retention._tidying.locked())

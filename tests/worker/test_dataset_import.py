@@ -18,9 +18,9 @@ from tests.ml.made_scans import nifti, packed
 from webapp.extensions import db
 from webapp.models import Dataset, JobStatus, cancel
 from webapp.storage import Storage, StorageError, storage
-from worker import decoder, importing, leases, tasks
+from worker import dataset_import, decoder, leases, tasks
 from worker.decoder import BEYOND_LIMITS, Decoder
-from worker.presence import presence
+from worker.heartbeat import presence
 
 LABELS = "filename,label,patient\n0.png,0,a\n1.png,1,b\n2.png,0,c\n3.png,1,d\n"
 
@@ -91,7 +91,7 @@ def test_a_data_set_that_trips_a_bug_fails_with_a_neutral_sentence(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("worker.importing.unpack", fails)
+    monkeypatch.setattr("worker.dataset_import.unpack", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         import_archive(b"")
     dataset = db.session.scalars(
@@ -139,7 +139,7 @@ def test_a_data_set_of_many_such_images_fails_with_a_sentence(
     small_decoder: Decoder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(importing, "MOST_BEYOND_LIMITS", 0)
+    monkeypatch.setattr(dataset_import, "MOST_BEYOND_LIMITS", 0)
     dataset = import_archive(with_a_swelling_image)
     assert dataset.status == "failed"
     assert (
@@ -192,7 +192,7 @@ def test_a_data_set_waits_for_a_storage_that_is_away(
     assert db.session.scalars(select(Dataset.status)).one() == "done"
 
 
-@pytest.mark.parametrize("part", importing.PARTS)
+@pytest.mark.parametrize("part", dataset_import.PARTS)
 def test_an_import_that_is_cancelled_ends_at_its_next_part_and_its_worker_goes_on(
     any_worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
@@ -204,7 +204,7 @@ def test_an_import_that_is_cancelled_ends_at_its_next_part_and_its_worker_goes_o
             assert cancel(Dataset, Dataset.name == "phantoms")
         return real(table, owner, ids, **columns)
 
-    monkeypatch.setattr(importing, "LOOK_S", 0)
+    monkeypatch.setattr(dataset_import, "LOOK_S", 0)
     monkeypatch.setattr(leases, "write", note)
     dataset = import_archive(archive_of(tmp_path, LABELS))
     assert (dataset.status, dataset.error, dataset.exploration, dataset.contact_sheet_key) == (

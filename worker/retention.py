@@ -15,8 +15,8 @@ from webapp.deletion import delete_scans
 from webapp.extensions import database_now, db, forget_deleted
 from webapp.models import JobStatus, Scan
 from webapp.storage import storage
-from worker.orphans import remove_orphans
-from worker.patience import committed
+from worker.orphaned_files import remove_orphans
+from worker.retries import in_transaction
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def remove_originals(which: ColumnElement[bool]) -> int:
         .limit(AT_ONCE)
         .with_for_update(skip_locked=True)
     )
-    keys = committed(
+    keys = in_transaction(
         lambda: db.session.scalars(
             update(Scan)
             .where(Scan.id.in_(some))

@@ -16,7 +16,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from webapp.extensions import db
 from webapp.storage import MissingFile, StorageAway, StorageError, storage
-from worker.presence import presence
+from worker.heartbeat import presence
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ NO_ROOM = "A worker could not write to its own disk, which may be full; please t
 Result = TypeVar("Result")
 
 
-def stored(action: Callable[[], Result]) -> Result:
+def retry_storage(action: Callable[[], Result]) -> Result:
     """Return what `action` does with the storage.
 
     Raises:
@@ -42,7 +42,7 @@ def stored(action: Callable[[], Result]) -> Result:
             raise StorageAway("The storage cannot be reached at the moment.")
         return action()
 
-    return _patiently(action, (StorageError,), once_more)
+    return _retry(action, (StorageError,), once_more)
 
 
 def storage_is_back() -> bool:
@@ -65,7 +65,7 @@ def storage_answers() -> bool:
     return answers
 
 
-def kept(action: Callable[[], Result]) -> Result:
+def retry_disk(action: Callable[[], Result]) -> Result:
     """Return what `action` makes of files that it writes to this machine's disk, which may be full
     for a while.
 
@@ -79,10 +79,10 @@ def kept(action: Callable[[], Result]) -> Result:
         except OSError as err:
             raise StorageError(NO_ROOM) from err
 
-    return stored(once)
+    return retry_storage(once)
 
 
-def committed(action: Callable[[], Result]) -> Result:
+def in_transaction(action: Callable[[], Result]) -> Result:
     """Return what `action` does with the database, in a transaction of its own.
 
     Raises:
@@ -98,10 +98,10 @@ def committed(action: Callable[[], Result]) -> Result:
             raise
         return result
 
-    return _patiently(once, (OperationalError, InterfaceError), once)
+    return _retry(once, (OperationalError, InterfaceError), once)
 
 
-def _patiently(
+def _retry(
     action: Callable[[], Result],
     passing: tuple[type[Exception], ...],
     at_last: Callable[[], Result],

@@ -15,7 +15,7 @@ from tests.worker.conftest import install_model, picture, submit, wait_for
 from webapp.extensions import database_now, db
 from webapp.models import Scan, Worker
 from worker import leases
-from worker.presence import ABANDONED_S, Presence, presence, remove_abandoned_folders
+from worker.heartbeat import ABANDONED_S, Presence, presence, remove_abandoned_folders
 
 
 def away(*_: object) -> None:
@@ -95,7 +95,7 @@ def test_a_database_that_is_away_does_not_stop_the_heart(
 ) -> None:
     mine = presence()
     with monkeypatch.context() as patched:
-        patched.setattr("worker.presence.update", away)
+        patched.setattr("worker.heartbeat.update", away)
         mine.beat()
     mine.beat()
     assert seen_s_ago(mine.owner) is not None
@@ -113,7 +113,7 @@ def test_only_folders_of_workers_that_are_gone_are_removed(
         for of in (mine, killed):
             os.utime(of.folder, (long_ago, long_ago))
         with monkeypatch.context() as patched:
-            patched.setattr("worker.presence.update", away)
+            patched.setattr("worker.heartbeat.update", away)
             mine.beat()
         remove_abandoned_folders()
         assert folder.is_dir(), "its heart beats, though the database was away all the time"

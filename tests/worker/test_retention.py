@@ -14,7 +14,7 @@ from tests.worker.conftest import install_model, picture, submit, wait_for
 from webapp.extensions import db, utc_now
 from webapp.models import ORIGINAL_REMOVED, Heatmap, JobStatus, Prediction, Scan, retry
 from webapp.storage import Storage, StorageError, storage
-from worker import heatmaps, leases, orphans, prediction, tasks, tidying
+from worker import heat_maps, leases, orphaned_files, prediction, retention, tasks
 
 KINDS = ("originals", "images", "thumbnails", "heatmaps")
 
@@ -47,11 +47,11 @@ def test_scans_go_with_all_their_files_after_so_many_days(any_worker_app: Flask)
     tasks.predict_scans()
     for scan_id, days in ((old, 30.1), (young, 29.9)):
         age(scan_id, days)
-    tidying.remove_expired()
+    retention.remove_expired()
     assert len(keys()) == 8  # Without a setting everything stays.
 
     any_worker_app.config["KEEP_SCANS_DAYS"] = 30
-    tidying.remove_expired()
+    retention.remove_expired()
     assert db.session.scalars(select(Scan.id)).all() == [young]
     assert [
         db.session.scalar(select(func.count()).select_from(table))
@@ -67,12 +67,12 @@ def test_originals_go_after_so_many_days_and_their_rows_say_so(any_worker_app: F
     for scan_id, days in ((old, 7.1), (young, 6.9)):
         age(scan_id, days)
     any_worker_app.config["KEEP_ORIGINALS_DAYS"] = 7
-    tidying.remove_expired()
+    retention.remove_expired()
     first = removed_at(old)
     assert (first is not None, removed_at(young)) == (True, None)
     assert storage.keys("originals") == [f"originals/{young}.png"]
     assert len(keys()) == 7
-    tidying.remove_expired()
+    retention.remove_expired()
     assert removed_at(old) == first  # Once is enough.
 
 
@@ -89,7 +89,7 @@ def test_a_scan_that_waits_or_is_read_is_kept_however_old(
         leases.claim(Scan, "somebody")
     db.session.commit()
     any_worker_app.config.update(KEEP_SCANS_DAYS=1, KEEP_ORIGINALS_DAYS=1)
-    tidying.remove_expired()
+    retention.remove_expired()
     assert db.session.scalars(select(Scan.status)).one() == status
     assert (removed_at(scan_id), keys()) == (None, [f"originals/{scan_id}.png"])
 
@@ -101,16 +101,16 @@ def test_many_scans_go_in_bounded_batches(
     db.session.execute(update(Scan).values(status=JobStatus.CANCELLED, finished_at=utc_now()))
     for scan_id in ids:
         age(scan_id, 2)
-    monkeypatch.setattr(tidying, "AT_ONCE", 2)
-    real, batches = tidying.delete_scans, []
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
+    real, batches = retention.delete_scans, []
 
     def counted(which: ColumnElement[bool], most: int) -> int:
         batches.append(real(which, most))
         return batches[-1]
 
-    monkeypatch.setattr(tidying, "delete_scans", counted)
+    monkeypatch.setattr(retention, "delete_scans", counted)
     any_worker_app.config["KEEP_SCANS_DAYS"] = 1
-    tidying.remove_expired()
+    retention.remove_expired()
     assert batches == [2, 2, 1, 0]
     assert (db.session.scalars(select(Scan.id)).all(), keys()) == ([], [])
 
@@ -127,7 +127,7 @@ def test_what_another_maintenance_process_removes_is_left_to_it(
             age(scan_id, 2)
         with db.engine.connect() as other, other.begin():
             other.execute(select(Scan.id).where(Scan.id == taken).with_for_update())
-            tidying.remove_expired()  # It would wait for ever otherwise.
+            retention.remove_expired()  # It would wait for ever otherwise.
         assert (db.session.scalars(select(Scan.id)).all(), removed_at(taken)) == ([taken], None)
         db.session.remove()
         db.engine.dispose()
@@ -142,10 +142,10 @@ def test_without_its_original_a_scan_cannot_be_read_again_and_its_heat_map_says_
     for scan_id in (failed, done):
         age(scan_id, 2)
     any_worker_app.config["KEEP_ORIGINALS_DAYS"] = 1
-    tidying.remove_expired()
+    retention.remove_expired()
     assert not retry(failed)
     db.session.commit()
-    assert heatmaps.draw_next_heatmap()
+    assert heat_maps.draw_next_heatmap()
     assert db.session.execute(select(Heatmap.status, Heatmap.error)).one() == (
         JobStatus.FAILED,
         ORIGINAL_REMOVED,
@@ -166,10 +166,10 @@ def test_an_original_that_the_storage_would_not_let_go_is_an_orphan(
 
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "delete", away)
-        tidying.remove_expired()
+        retention.remove_expired()
     assert removed_at(scan_id) is not None and len(keys()) == 4
-    monkeypatch.setattr(orphans, "ABANDONED_AFTER", timedelta(seconds=-60))
-    orphans.remove_orphans()
+    monkeypatch.setattr(orphaned_files, "ABANDONED_AFTER", timedelta(seconds=-60))
+    orphaned_files.remove_orphans()
     assert len(keys()) == 3 and storage.keys("originals") == []
 
 
@@ -181,8 +181,8 @@ def test_orphans_are_removed_also_where_what_is_too_old_cannot_be(
 
     fail.__name__ = "remove_expired"
     came: list[str] = []
-    monkeypatch.setattr(tidying, "remove_expired", fail)
-    monkeypatch.setattr(tidying, "remove_orphans", lambda: came.append("here"))
+    monkeypatch.setattr(retention, "remove_expired", fail)
+    monkeypatch.setattr(retention, "remove_orphans", lambda: came.append("here"))
     tasks.tidy()
-    wait_for(lambda: came == ["here"] and not tidying._tidying.locked())
+    wait_for(lambda: came == ["here"] and not retention._tidying.locked())
     assert "remove_expired failed" in caplog.text

@@ -23,9 +23,9 @@ from webapp.models import Dataset, JobStatus
 from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
 from worker.decoder import BeyondLimits, decode
+from worker.heartbeat import presence
 from worker.leases import LeaseLost
-from worker.patience import committed, kept, stored
-from worker.presence import presence
+from worker.retries import in_transaction, retry_disk, retry_storage
 
 log = logging.getLogger(__name__)
 
@@ -57,33 +57,36 @@ def import_next_dataset() -> bool:
     none was queued.
     """
     mine = presence()
-    claimed = committed(lambda: leases.claim(Dataset, mine.owner))
+    claimed = in_transaction(lambda: leases.claim(Dataset, mine.owner))
     if not claimed:
         return False
     dataset = claimed[0]
     with mine.holding(Dataset, [dataset.id]):
         try:
             found = look_into(dataset)
-            if not committed(lambda: leases.finish(Dataset, mine.owner, [dataset.id], **found)):
+            if not in_transaction(
+                lambda: leases.finish(Dataset, mine.owner, [dataset.id], **found)
+            ):
                 raise LeaseLost
             log.info("dataset=%s imported", dataset.id)
         except (ImportStopped, StorageAway):
-            committed(lambda: leases.hand_back(Dataset, mine.owner, [dataset.id]))
+            in_transaction(lambda: leases.hand_back(Dataset, mine.owner, [dataset.id]))
         except LeaseLost:
             let_go(dataset)
         except (DatasetError, StorageError) as err:
             sentence = str(err)
-            if committed(
+            if in_transaction(
                 lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence})
             ) and isinstance(err, DatasetError):
-                stored(lambda: storage.delete(dataset.archive_key))  # It will never be read again.
+                # It will never be read again.
+                retry_storage(lambda: storage.delete(dataset.archive_key))
         except Exception:
             log.error("dataset=%s failed unexpectedly", dataset.id)
             sentence = (
                 "Something unexpected went wrong while this data set was read; the log has the"
                 " details."
             )
-            committed(lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence}))
+            in_transaction(lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence}))
             raise
     return True
 
@@ -92,7 +95,7 @@ def let_go(dataset: Dataset) -> None:
     """Leave a data set that this worker no longer holds; of one that was cancelled, and perhaps
     deleted, nothing stays.
     """
-    status = committed(
+    status = in_transaction(
         lambda: db.session.scalar(select(Dataset.status).where(Dataset.id == dataset.id))
     )
     if status in (JobStatus.CANCELLED, None):
@@ -123,7 +126,9 @@ def look_into(dataset: Dataset) -> dict[str, object]:
                 "progress": (PARTS.index(what) + done / total) / len(PARTS),
                 "stage": f"{what} {done} of {total}",
             }
-            if not committed(lambda: leases.write(Dataset, mine.owner, [dataset.id], **columns)):
+            if not in_transaction(
+                lambda: leases.write(Dataset, mine.owner, [dataset.id], **columns)
+            ):
                 raise LeaseLost
             looked_at = time.monotonic()
 
@@ -133,7 +138,7 @@ def look_into(dataset: Dataset) -> dict[str, object]:
         contact_sheet(opened).save(sheet, "PNG")
         measured = exploration.measure_all(opened, partial(tell, MEASURING))
         explored = exploration.explore(opened, measured, partial(tell, PROBING))
-    stored(lambda: storage.put(sheet_key(dataset), sheet.getvalue()))
+    retry_storage(lambda: storage.put(sheet_key(dataset), sheet.getvalue()))
     return {
         "fingerprint": opened.fingerprint,
         "exploration": explored,
@@ -158,7 +163,7 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dat
         StorageError: it cannot be fetched.
     """
     archive = folder / "archive.zip"
-    stored(lambda: storage.fetch(dataset.archive_key, archive))
+    retry_storage(lambda: storage.fetch(dataset.archive_key, archive))
     max_bytes = current_app.config["MAX_DATASET_MB"] * 2**20
     root = unpack(
         archive, folder / dataset.id, max_bytes=max_bytes, on_file=partial(on_part, UNPACKING)
@@ -178,7 +183,7 @@ def _reader_with_limits() -> Callable[..., Series]:
     def read(paths: Sequence[Path], **limits: int) -> Series:
         nonlocal beyond
         try:
-            return kept(lambda: decode(paths, redact=False, **limits))
+            return retry_disk(lambda: decode(paths, redact=False, **limits))
         except BeyondLimits as err:
             beyond += 1
             if beyond > MOST_BEYOND_LIMITS:

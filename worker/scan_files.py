@@ -23,8 +23,8 @@ from webapp.intake import PACKED
 from webapp.models import ORIGINAL_REMOVED, Heatmap, Scan
 from webapp.storage import MissingFile, StorageAway, StorageError, storage
 from worker.decoder import decode
-from worker.patience import committed, kept, stored
-from worker.presence import presence
+from worker.heartbeat import presence
+from worker.retries import in_transaction, retry_disk, retry_storage
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,11 @@ def read_original(scan: Scan) -> Series:
         raise MissingFile(ORIGINAL_REMOVED)
     with presence().work_folder() as folder:
         original = folder / "original"
-        stored(lambda: storage.fetch(scan.original_key, original))
+        retry_storage(lambda: storage.fetch(scan.original_key, original))
         paths = (
-            kept(lambda: _unpack(original)) if scan.original_key.endswith(PACKED) else [original]
+            retry_disk(lambda: _unpack(original))
+            if scan.original_key.endswith(PACKED)
+            else [original]
         )
         config = current_app.config
         limits = {
@@ -55,7 +57,7 @@ def read_original(scan: Scan) -> Series:
             "max_slices": config["MAX_SLICES"],
         }
         redact = config["COVER_BESIDE_HEAD"]
-        return kept(lambda: decode(paths, redact=redact, **limits))
+        return retry_disk(lambda: decode(paths, redact=redact, **limits))
 
 
 def _unpack(original: Path) -> list[Path]:
@@ -77,11 +79,11 @@ def store_pictures(scan_id: str, series: Series, index: int) -> None:
         (f"thumbnails/{scan_id}.png", THUMBNAIL_PX),
     ):
         content = png(render(shown, max_px))
-        stored(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
+        retry_storage(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
     if len(series.slices) > 1:
         with presence().work_folder() as folder:
-            kept(lambda: write_volume(series, folder / "volume"))
-            stored(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))
+            retry_disk(lambda: write_volume(series, folder / "volume"))
+            retry_storage(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))
 
 
 def shown_slice(first_slices: Sequence[int] | None) -> int:
@@ -119,7 +121,9 @@ def discard_pictures_of_deleted(lost: Collection[str]) -> None:
     """
     if not lost:
         return
-    there = committed(lambda: set(db.session.scalars(select(Scan.id).where(Scan.id.in_(lost)))))
+    there = in_transaction(
+        lambda: set(db.session.scalars(select(Scan.id).where(Scan.id.in_(lost))))
+    )
     for scan_id in sorted(set(lost) - there):
         storage.discard(f"images/{scan_id}.png")
         storage.discard(f"thumbnails/{scan_id}.png")

@@ -16,10 +16,10 @@ from webapp.models import Heatmap, Prediction
 from webapp.pictures import heatmap_key
 from webapp.storage import StorageAway, storage
 from worker import leases
-from worker.patience import committed, stored
+from worker.heartbeat import presence
 from worker.predictors import predictor_for
-from worker.presence import presence
-from worker.scans import IMAGE_PX, png, read_original, sentence_for, shown_slice
+from worker.retries import in_transaction, retry_storage
+from worker.scan_files import IMAGE_PX, png, read_original, sentence_for, shown_slice
 
 MOST_HEATMAPS = 20
 """Slices of one series that are drawn; each takes as long as a verdict."""
@@ -48,7 +48,7 @@ def draw_next_heatmap() -> bool:
             )
         )
 
-    heatmap = committed(claim)
+    heatmap = in_transaction(claim)
     if heatmap is None:
         return False
     keys = keys_of(heatmap)
@@ -57,18 +57,20 @@ def draw_next_heatmap() -> bool:
         try:
             draw(heatmap)
         except (Stopped, StorageAway):
-            held = committed(lambda: leases.hand_back(Heatmap, mine.owner, [heatmap.id]))
+            held = in_transaction(lambda: leases.hand_back(Heatmap, mine.owner, [heatmap.id]))
             goes_on = not held
         except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
             sentence = sentence_for(err, heatmap)
-            held = committed(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
+            held = in_transaction(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
         else:
             columns = {
                 "image_key": next(iter(keys.values())),
                 "slices": list(keys) if len(heatmap.prediction.slices) > 1 else None,
             }
-            held = committed(lambda: leases.finish(Heatmap, mine.owner, [heatmap.id], **columns))
-        if not held and not committed(
+            held = in_transaction(
+                lambda: leases.finish(Heatmap, mine.owner, [heatmap.id], **columns)
+            )
+        if not held and not in_transaction(
             lambda: db.session.scalar(select(Heatmap.id).where(Heatmap.id == heatmap.id))
         ):
             for key in keys.values():
@@ -90,7 +92,7 @@ def draw(heatmap: Heatmap) -> None:
         some = list(keys)[start : start + DRAWN_TOGETHER]
         for index, heat in zip(some, predictor.heatmaps(series, some, is_over), strict=True):
             content = png(overlay(heat, IMAGE_PX))
-            stored(lambda index=index, content=content: storage.put(keys[index], content))  # type: ignore[misc]
+            retry_storage(lambda index=index, content=content: storage.put(keys[index], content))  # type: ignore[misc]
 
 
 def _watch(heatmap_id: str) -> Callable[[], bool]:
@@ -107,7 +109,7 @@ def _watch(heatmap_id: str) -> Callable[[], bool]:
         if time.monotonic() - looked_at < LOOK_S:
             return False
         looked_at = time.monotonic()
-        return not committed(lambda: leases.renew(Heatmap, mine.owner, [heatmap_id]))
+        return not in_transaction(lambda: leases.renew(Heatmap, mine.owner, [heatmap_id]))
 
     return is_over
 

@@ -68,7 +68,7 @@ class Presence:
     @property
     def misses_storage(self) -> bool:
         """True since the storage was found to be away: nothing is claimed before it answers
-        (`worker.patience`).
+        (`worker.retries`).
         """
         return self._storage_away[0] != 0
 

@@ -17,8 +17,8 @@ from ml.evaluation.comparison import DIFFERENCES, compare
 from webapp.extensions import db
 from webapp.models import ModelVersion, live_version
 from webapp.storage import MissingFile, StorageError, storage
-from worker.patience import committed, stored
 from worker.predictors import PREDICTIONS
+from worker.retries import in_transaction, retry_storage
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def compare_with_earlier(run: Path, folder: Path) -> list[dict[str, Any]]:
             "card_id": version.card_id,
             **_difference(version, run, folder / "earlier" / version.card_id),
         }
-        for version in committed(_versions_before)
+        for version in in_transaction(_versions_before)
     ]
 
 
@@ -64,7 +64,7 @@ def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, An
     key = f"{version.storage_prefix}/{PREDICTIONS}"
     try:
         answers.mkdir(parents=True)
-        stored(lambda: storage.fetch(key, answers / PREDICTIONS))
+        retry_storage(lambda: storage.fetch(key, answers / PREDICTIONS))
         found = compare([answers, run])
     except MissingFile:
         return {"reason": "It keeps no answers that it gave out of fold."}

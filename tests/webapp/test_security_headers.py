@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from tests.conftest import PASSWORD, app_on, make_user
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
-from webapp.policies import POLICIES, STRICT_TRANSPORT_SECURITY
+from webapp.security_headers import POLICIES, STRICT_TRANSPORT_SECURITY
 
 TEMPLATES = PROJECT_ROOT / "webapp" / "templates"
 TLS = "https://hemoscan.example"

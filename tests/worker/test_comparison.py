@@ -15,8 +15,8 @@ from tests.worker.test_training import answers_of
 from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun
 from webapp.storage import storage
-from worker import comparing
-from worker.comparing import compare_with_earlier
+from worker import comparison
+from worker.comparison import compare_with_earlier
 from worker.predictors import model_folder
 
 GOOD = [0.1, 0.9, 0.2, 0.8, 0.1, 0.7]
@@ -106,7 +106,7 @@ def test_a_bug_in_a_comparison_costs_no_training(
         raise RuntimeError("a bug")
 
     trained(tmp_path, GOOD, 3.0)
-    monkeypatch.setattr(comparing, "compare", fails)
+    monkeypatch.setattr(comparison, "compare", fails)
     (found,) = compared(tmp_path, GOOD)
     assert found["reason"].startswith("Something unexpected went wrong in this comparison")
 
