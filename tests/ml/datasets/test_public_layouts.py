@@ -10,11 +10,10 @@ import ml.datasets.dicom_headers
 import ml.datasets.rsna
 from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.dicom_headers import read_header
-from ml.datasets.examples import slice_of
+from ml.datasets.examples import scan_key, slice_of
 from ml.datasets.layouts import find_examples
 from ml.datasets.pool import in_scan_order, pool_datasets
 from ml.datasets.read import read_dataset
-from ml.datasets.seen_images import scan_key
 from ml.errors import DatasetError, ImageError
 from ml.exploration.summary import facts_of
 from ml.scans.phantoms import phantom, write_dicom
