@@ -22,7 +22,7 @@ class TooLargeError(ImageError):
 
 
 class NoSliceError(ImageError):
-    """A file of a scan is sound but shows no slice: a localizer, a report, a picture in colour."""
+    """A file of a scan is sound but shows no slice: a localizer, a report, a picture in color."""
 
 
 class ArtifactError(UserError):

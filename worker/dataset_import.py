@@ -15,7 +15,7 @@ from sqlalchemy import select
 from ml.datasets import read as datasets
 from ml.datasets.archive import unpack
 from ml.errors import DatasetError
-from ml.exploration import summary as exploration
+from ml.exploration import summary
 from ml.exploration.report import contact_sheet
 from ml.scans.slices import Series
 from webapp.extensions import db
@@ -136,8 +136,8 @@ def look_into(dataset: Dataset) -> dict[str, object]:
         opened = fetch_dataset(dataset, folder, tell)
         sheet = BytesIO()
         contact_sheet(opened).save(sheet, "PNG")
-        measured = exploration.measure_all(opened, partial(tell, MEASURING))
-        explored = exploration.explore(opened, measured, partial(tell, PROBING))
+        measured = summary.measure_all(opened, partial(tell, MEASURING))
+        explored = summary.explore(opened, measured, partial(tell, PROBING))
     retry_storage(lambda: storage.put(sheet_key(dataset), sheet.getvalue()))
     return {
         "fingerprint": opened.fingerprint,

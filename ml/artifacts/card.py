@@ -63,7 +63,7 @@ class Card:
         metrics_by_dataset: the same for each data set.
         patient_metrics, patient_metrics_by_dataset: the same by scan.
         band: {"slice", "patient"}: how often answers outside the uncertain band were right,
-            `ml.evaluation.calibration.trust_in_zones`.
+            `ml.evaluation.calibration.predictive_values_outside_band`.
         controls: what `ml.training.controls` found.
         heat_maps: how often those of rightly found hemorrhages, out of fold, held
             `ml.training.heat_map_tests`'s tests.

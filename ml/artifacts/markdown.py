@@ -43,7 +43,7 @@ def _lines(card: Card) -> Iterator[str]:
     yield "## Data"
     yield ""
     yield (
-        f"{', '.join(data['datasets'])}: {data['images']} labelled slices, {data['positive']} with"
+        f"{', '.join(data['datasets'])}: {data['images']} labeled slices, {data['positive']} with"
         " hemorrhage,"
     )
     yield f"{data['negative']} without, of {data['groups']} groups (patients and near-duplicates)."

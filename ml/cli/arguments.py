@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="SENTENCE",
-        help="a licence note for the model's card",
+        help="a license note for the model's card",
     )
     train.add_argument("--json", action="store_true", help="write the model's card as JSON")
     predict = commands.add_parser("predict", help="predict scans")
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate = commands.add_parser(
         "evaluate",
-        help="score a model on a labelled data set; the same command on the same folder continues",
+        help="score a model on a labeled data set; the same command on the same folder continues",
     )
     evaluate.add_argument("model", help=MODEL_HELP)
     evaluate.add_argument("dataset", type=Path, help="a folder or a ZIP file; labels may be empty")

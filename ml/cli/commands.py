@@ -64,7 +64,7 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
 
 def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Train a model, show how far it is, and write its figures."""
-    from ml.training.run import LICENCE_NOTES, TrainConfig, train
+    from ml.training.run import LICENSE_NOTES, TrainConfig, train
 
     settings = dict(_key_and_value(text) for text in options.set)
     # a wrong one is said before a data set is read
@@ -76,7 +76,7 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
         init=_initial(options.init),
         command=shlex.join(["python", "-m", "ml", *_deciding(given)]),
         reuse=options.reuse,
-        licence_notes=(*LICENCE_NOTES, *options.licence),
+        licence_notes=(*LICENSE_NOTES, *options.licence),
         notes=tuple(options.note),
     )
     datasets = [_dataset(path, stack) for path in options.datasets]
@@ -153,7 +153,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
 
 
 def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Score a model on a labelled data set."""
+    """Score a model on a labeled data set."""
     from ml.evaluation.plots import write_plots
     from ml.training.external_validation import evaluate
 

@@ -7,8 +7,8 @@ files lie in a folder such as "CQ500CT0 CQ500CT0/Unknown Study/CT Thin Plain", p
 another one, one folder a series.
 
 Of a patient's series one is taken: axial, at least ten slices, without contrast agent, not
-reconstructed for bone; of several the one whose slices are nearest to 5 mm, as models learnt them.
-Where only thin ones are, neighbours are averaged to slabs of 5 mm, as in serving.
+reconstructed for bone; of several the one whose slices are nearest to 5 mm, as models learned them.
+Where only thin ones are, neighbors are averaged to slabs of 5 mm, as in serving.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Header:
     Attributes:
         path: the file.
         patient, study, series: what tells them from others.
-        place_mm: how far along its normal the slice lies, towards the head.
+        place_mm: how far along its normal the slice lies, toward the head.
         number: the instance number.
         thickness_mm: of the slice.
         description, kernel, contrast: of the series, what reconstructed it, and the contrast agent

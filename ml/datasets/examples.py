@@ -1,4 +1,4 @@
-"""What a data set consists of: labelled slices, each of one scan of one patient."""
+"""What a data set consists of: labeled slices, each of one scan of one patient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ml.scans.slices import Series, Slice
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled slice.
+    """One labeled slice.
 
     `name` is the path inside the data set, `label` 1 for hemorrhage, 0 for none, None for unknown.
     Images with the same `group` never stand on both sides of a split. `sha256` and `dhash` identify
@@ -24,8 +24,8 @@ class Example:
     file of that name in `masks/`. `types` are those of `ml.catalogue.BLEEDING_TYPES` that the slice
     shows, None where nobody said: the column `subtypes` of the table. `scan_label` and `scan_types`
     are what was said of the patient's scan as a whole, None where nobody did or its slices say it
-    all. `scan` tells a patient's scans apart, empty for the first. `beside` are thin neighbours,
-    averaged with it to a slab (`ml.scans.slabs`). `place_mm` is how far towards the head it lies,
+    all. `scan` tells a patient's scans apart, empty for the first. `beside` are thin neighbors,
+    averaged with it to a slab (`ml.scans.slabs`). `place_mm` is how far toward the head it lies,
     known for all readable slices of a scan or for none.
     """
 

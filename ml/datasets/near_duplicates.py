@@ -14,7 +14,7 @@ THUMBNAIL_PX, BORDERS_PX = 32, 256
 
 
 HASH_PX = 16
-"""The side of the miniature that is hashed, in pairs of neighbours: the hash has 256 bits, a
+"""The side of the miniature that is hashed, in pairs of neighbors: the hash has 256 bits, a
 quarter as many hex digits.
 """
 
@@ -62,9 +62,9 @@ def look_at(slice_: Slice) -> tuple[str, np.ndarray]:
     """Return the perceptual hash (`HASH_DIGITS` hex digits) and the thumbnail, uint8 (32, 32), of
     what a slice shows.
 
-    Empty borders are cut off first, so that the same picture with another margin is recognised. The
+    Empty borders are cut off first, so that the same picture with another margin is recognized. The
     hash is the difference hash of N. Krawetz ("Kind of like that", 2013): one bit for each
-    horizontal neighbour in a 17 x 16 miniature, so that size, contrast and compression of the file
+    horizontal neighbor in a 17 x 16 miniature, so that size, contrast and compression of the file
     hardly matter.
     """
     grey = window(slice_.pixels, 40, 80) if slice_.unit == "hu" else slice_.pixels

@@ -21,7 +21,7 @@ from ml.scans.files import place_in_series
 
 @dataclass(frozen=True)
 class Pool:
-    """The images of all data sets, one entry each; those of a scan are neighbours, from foot to
+    """The images of all data sets, one entry each; those of a scan are neighbors, from foot to
     head.
 
     A scan is what one patient of a data set has, and an image without a patient is a scan of its
@@ -29,7 +29,7 @@ class Pool:
     label that nobody knows is `UNKNOWN`: such a slice stands in its scan, and never trains or
     tests. `unseen` is False for images that the initial weights have seen, or whose patient they
     have: such an image may train, and never stands in a test fold. `told` is the label of each
-    scan, by its number, that was labelled as a whole.
+    scan, by its number, that was labeled as a whole.
     """
 
     examples: tuple[Example, ...]
@@ -92,8 +92,8 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
     }
     if told and not known.any():
         raise DatasetError(
-            "Only whole scans are labelled here, so no slice could be answered for; add a data set"
-            " with labelled slices."
+            "Only whole scans are labeled here, so no slice could be answered for; add a data set"
+            " with labeled slices."
         )
     _require_enough(
         labels[unseen & known], groups[unseen & known], folds, some_seen=not unseen.all()

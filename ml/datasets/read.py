@@ -1,4 +1,4 @@
-"""Labelled images on disk: read in the layouts that people have, checked, grouped, described.
+"""Labeled images on disk: read in the layouts that people have, checked, grouped, described.
 
 Whatever is wrong with a data set is said in one sentence that names the file or the row
 (`DatasetError`), or, where the set stays usable, listed in `Dataset.problems`.

@@ -123,7 +123,7 @@ def from_rsna(
 
 def _images(base: Path) -> Iterator[Path]:
     """Yield the DICOM files beside the table and in the folders there, but for those of the test
-    set, which nobody labelled.
+    set, which nobody labeled.
     """
     folders = [
         path

@@ -1,4 +1,4 @@
-"""Labels of whole scans, where nobody labelled each slice: a table of patients, or a column beside
+"""Labels of whole scans, where nobody labeled each slice: a table of patients, or a column beside
 the slices.
 """
 
@@ -86,7 +86,7 @@ def with_scan_labels(
     Where the labels of all slices of a scan are known they say it all, so that nothing is added.
 
     Raises:
-        DatasetError: a scan is told to show no blood, and one of its slices is labelled with it.
+        DatasetError: a scan is told to show no blood, and one of its slices is labeled with it.
     """
     of_patient: dict[str, list[Example]] = {}
     for example in examples:

@@ -1,7 +1,7 @@
 """Which images shaped which weights, so that no model is tested on what its features have already
-learnt.
+learned.
 
-`seen.json` of a model folder holds no names, only what recognises an image again: the first 16 hex
+`seen.json` of a model folder holds no names, only what recognizes an image again: the first 16 hex
 digits of the file's SHA-256, and the perceptual hash of the picture, which a copy that was saved
 anew still has, or nearly. "features" lists the images that shaped the convolutions (also those of
 the weights they started from); "head" lists others that shaped the rest, which a later training
@@ -112,7 +112,7 @@ def notes_on_marks(marks: Marks) -> list[str]:
     earlier = sum(bool(picture) and len(picture) != HASH_DIGITS for _, picture in marks)
     listed = (
         f"An earlier version listed {earlier} of the pictures that training has seen; of these only"
-        " unchanged files are recognised."
+        " unchanged files are recognized."
     )
     return [listed] if earlier else []
 

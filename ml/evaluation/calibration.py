@@ -45,13 +45,13 @@ def fit_platt(labels: np.ndarray, decisions: np.ndarray, prior: Platt | None = N
     labels, decisions = np.asarray(labels), np.asarray(decisions, np.float64)
     positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
     targets = np.where(labels == 1, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    centre, scale = float(decisions.mean()), float(decisions.std()) or 1.0
-    inputs = np.stack([(decisions - centre) / scale, np.ones_like(decisions)], axis=1)
+    center, scale = float(decisions.mean()), float(decisions.std()) or 1.0
+    inputs = np.stack([(decisions - center) / scale, np.ones_like(decisions)], axis=1)
     expected, certainty = np.array([0.0, np.log((positive + 1) / (negative + 1))]), np.zeros((2, 2))
-    if prior:  # on the same standardised decisions, so that the least slope means the same
-        expected = np.array([prior.slope * scale, prior.offset + prior.slope * centre])
+    if prior:  # on the same standardized decisions, so that the least slope means the same
+        expected = np.array([prior.slope * scale, prior.offset + prior.slope * center])
         deviations = (
-            np.array([[1 / scale, 0.0], [-centre / scale, 1.0]])
+            np.array([[1 / scale, 0.0], [-center / scale, 1.0]])
             / (PRIOR_SPREAD * np.array([prior.slope, 1.0]))[:, None]
         )
         certainty = deviations.T @ deviations
@@ -81,7 +81,7 @@ def fit_platt(labels: np.ndarray, decisions: np.ndarray, prior: Platt | None = N
         if np.abs(gradient).max() < 1e-8 * len(labels):
             break
     slope = max(float(weights[0]), 1e-3) / scale
-    return Platt(slope, float(weights[1]) - slope * centre)
+    return Platt(slope, float(weights[1]) - slope * center)
 
 
 def threshold_at_sensitivity(labels: np.ndarray, probabilities: np.ndarray, target: float) -> float:
@@ -149,7 +149,9 @@ def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.where(given < low, BELOW, np.where(given >= high, ABOVE, UNCERTAIN))
 
 
-def trust_in_zones(labels: np.ndarray, zone: np.ndarray) -> dict[str, dict[str, Any]]:
+def predictive_values_outside_band(
+    labels: np.ndarray, zone: np.ndarray
+) -> dict[str, dict[str, Any]]:
     """Return how often answers outside the uncertain band are right: {"npv", "ppv", "uncertain"},
     each {"value", "n"}.
 

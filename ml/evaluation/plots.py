@@ -21,7 +21,7 @@ BOOTSTRAPS = 200
 BINS = 10
 INK, SOFT = "#1f4e79", "#9dc3e6"
 DISTINCT = ("#56b4e9", "#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7")
-"""Colours that people of any colour vision tell apart (M. Okabe, K. Ito 2008)."""
+"""Colors that people of any color vision tell apart (M. Okabe, K. Ito 2008)."""
 
 
 def write_plots(run: Path) -> list[Path]:
@@ -165,7 +165,7 @@ def grouped_bars_plot(
     panels[panel][series][group] is an entry.
 
     Entries are as `ml.evaluation.metrics` makes them; an undefined or missing one has no bar.
-    Series have the same colour in every panel.
+    Series have the same color in every panel.
     """
     series = list(dict.fromkeys(name for of_panel in panels.values() for name in of_panel))
     groups = list(

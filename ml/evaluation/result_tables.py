@@ -8,10 +8,10 @@ how its figures came about, such as "5-fold by patient". Rows of the same archit
 restructuring, augmentation, protocol, level and metric are replaced, others stay.
 
     restructured   yes or no: an autoencoder stands before the convolutions
-    augmentation   how many copies of each picture were learnt from; empty where each draw is
+    augmentation   how many copies of each picture were learned from; empty where each draw is
     changed anew level          slice, or patient where scans of several slices were judged
     low, high, n   95 % interval, and how many the figure is a share of
-    epochs         of the network; 0 where nothing but the head learnt
+    epochs         of the network; 0 where nothing but the head learned
     seconds        what the fits took
 """
 
@@ -107,7 +107,7 @@ def rows_of_run(run: Path, protocol: str) -> dict[str, list[Row]]:
 
 
 def network_epochs(settings: Mapping[str, Any]) -> int:
-    """Return for how many epochs the network of a run learnt, 0 if only a head on frozen features
+    """Return for how many epochs the network of a run learned, 0 if only a head on frozen features
     did.
     """
     return int(settings.get("epochs") or settings.get("fine_tune_epochs") or 0)

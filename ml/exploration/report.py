@@ -19,7 +19,7 @@ from PIL import Image
 
 from ml.datasets.examples import Example, slice_of
 from ml.datasets.read import Dataset
-from ml.exploration.summary import GREYS
+from ml.exploration.summary import GRAYS
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.slices import render
 
@@ -104,12 +104,12 @@ def _of_one(dataset: Dataset, found: Mapping[str, Any], out: Path, number: int) 
         "Each dot is an image, by its width and height. Classes that lie in different places can be"
         " told apart without a look inside.",
     )
-    _greys(found["histograms"]).savefig(picture("greys"))
+    _grays(found["histograms"]).savefig(picture("greys"))
     yield _figure(
         picture("greys"),
-        "Greys inside the head",
-        "How often each grey from black (air) to white (bone) occurs, on average over a class."
-        " Blood adds light greys; a shift of the whole curve means that the classes were windowed"
+        "Grays inside the head",
+        "How often each gray from black (air) to white (bone) occurs, on average over a class."
+        " Blood adds light grays; a shift of the whole curve means that the classes were windowed"
         " or photographed differently.",
     )
     if found["slices_per_patient"]:
@@ -125,7 +125,7 @@ def _of_one(dataset: Dataset, found: Mapping[str, Any], out: Path, number: int) 
         "Shortcut probes",
         "How well facts that are no anatomy tell the classes apart, by grouped cross-validation:"
         " 0.5 is chance, 1 is perfect, the line is the 95 % interval. What stands above chance can"
-        " be learnt in place of blood. (The size of a file also follows from what it shows, so a"
+        " be learned in place of blood. (The size of a file also follows from what it shows, so a"
         " little above chance is natural.)",
     )
     yield _probe_table(found["probes"])
@@ -143,7 +143,7 @@ def _of_one(dataset: Dataset, found: Mapping[str, Any], out: Path, number: int) 
     yield _figure(
         picture("steps"),
         "Preprocessing and segmentation",
-        "What each step makes of a few slices. A selection keeps its greys, everything else is"
+        "What each step makes of a few slices. A selection keeps its grays, everything else is"
         " dimmed to half; edges are drawn white.",
     )
     if found["problems"]:
@@ -209,9 +209,7 @@ def _of_scans(labels: Mapping[str, int]) -> str:
         " without a label"
     )
     return (
-        f"{said}; {labels['as_wholes']} are labelled as wholes only"
-        if labels["as_wholes"]
-        else said
+        f"{said}; {labels['as_wholes']} are labeled as wholes only" if labels["as_wholes"] else said
     )
 
 
@@ -284,17 +282,17 @@ def _sizes(examples: Sequence[Example]) -> Figure:
     return figure
 
 
-def _greys(histograms: Mapping[str, Sequence[float]]) -> Figure:
+def _grays(histograms: Mapping[str, Sequence[float]]) -> Figure:
     figure = Figure((7, 3.2), layout="constrained")
     axes = figure.add_subplot(
-        xlabel="grey in the brain window (0 black, 1 white)", ylabel="share of the head"
+        xlabel="gray in the brain window (0 black, 1 white)", ylabel="share of the head"
     )
     for name, said, colour in (
         ("negative", "no hemorrhage", NO_BLOOD),
         ("positive", "hemorrhage", BLOOD),
     ):
         if histograms[name]:
-            axes.plot(GREYS, histograms[name], color=colour, label=said, drawstyle="steps-mid")
+            axes.plot(GRAYS, histograms[name], color=colour, label=said, drawstyle="steps-mid")
     if axes.lines:
         axes.legend()
     return figure
@@ -365,7 +363,7 @@ def _steps(examples: Sequence[Example]) -> Figure:
 
 
 def contact_sheet(dataset: Dataset, n: int = 24, max_px: int = 160) -> Image.Image:
-    """Return `n` images spread over the data set as one grey picture, hemorrhage in the upper half;
+    """Return `n` images spread over the data set as one gray picture, hemorrhage in the upper half;
     any, where no label is known.
 
     Each tile is a square of `max_px`; a row holds eight.

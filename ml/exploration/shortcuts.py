@@ -31,7 +31,7 @@ CHANCE_AUROC = 0.5
 PROBES: dict[str, tuple[str, ...]] = {
     "file size": ("bytes",),
     "width and height": ("width", "height"),
-    "colour and mode": ("mode", "colour", "red", "blue"),
+    "color and mode": ("mode", "colour", "red", "blue"),
     "all facts of the file": ("bytes", "width", "height", "mode", "colour", "red", "blue"),
     "border pixels": ("border",),
 }
@@ -44,10 +44,10 @@ class Measured:
 
     Attributes:
         facts: numbers by name: bytes of the file, width and height in px, a number for the mode,
-            the share of coloured pixels, and how much redder and bluer than grey the picture is
+            the share of colored pixels, and how much redder and bluer than gray the picture is
             (0..1).
         border: float32 (k,), the outermost pixels of the whole picture at 32 x 32.
-        greys: float64 (32,), the shares of greys inside the head, in the brain window.
+        greys: float64 (32,), the shares of grays inside the head, in the brain window.
     """
 
     facts: Mapping[str, float]
@@ -70,13 +70,13 @@ def measure(example: Example) -> Measured:
     outer[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
     head = to_input(slice_, InputSpec(size=HEAD_PX))[0]
     counts, _ = np.histogram(head[head > 0], bins=BINS, range=(0, 1))
-    coloured, red, blue = _colours(example)
+    colored, red, blue = _colors(example)
     facts = {
         "bytes": float(np.log(example.path.stat().st_size)),
         "width": float(example.width),
         "height": float(example.height),
         "mode": float(sum(example.mode.encode())),
-        "colour": coloured,
+        "colour": colored,
         "red": red,
         "blue": blue,
     }
@@ -113,7 +113,7 @@ def source_probes(
     examples: tuple[Sequence[Example], Sequence[Example]],
     measured: tuple[Sequence[Measured], Sequence[Measured]],
 ) -> list[dict[str, Any]]:
-    """Return how well simple facts tell two data sets apart, the greys inside the head among them.
+    """Return how well simple facts tell two data sets apart, the grays inside the head among them.
 
     A model that is trained on both and finds more hemorrhage in one can learn the source in place
     of the blood.
@@ -123,7 +123,7 @@ def source_probes(
         [f"{name}/{e.group}" for name, part in zip(names, examples, strict=True) for e in part]
     )
     joined = [*measured[0], *measured[1]]
-    what = {**PROBES, "greys of the head": ("greys",)}
+    what = {**PROBES, "grays of the head": ("greys",)}
     return [
         _probe(name, _columns(joined, columns), labels, groups, seed=0)
         for name, columns in what.items()
@@ -190,8 +190,8 @@ def _columns(measured: Sequence[Measured], what: Sequence[str]) -> np.ndarray:
     return np.array(rows, np.float64).reshape(len(rows), -1) if rows else np.zeros((0, 1))
 
 
-def _colours(example: Example) -> tuple[float, float, float]:
-    """Return the share of coloured pixels, and how much redder and bluer than grey the picture is
+def _colors(example: Example) -> tuple[float, float, float]:
+    """Return the share of colored pixels, and how much redder and bluer than gray the picture is
     on average.
     """
     try:
@@ -205,7 +205,7 @@ def _colours(example: Example) -> tuple[float, float, float]:
                 )
                 / 255
             )
-    except UnidentifiedImageError:  # DICOM has no colours
+    except UnidentifiedImageError:  # DICOM has no colors
         return 0.0, 0.0, 0.0
     grey = rgb.mean(axis=2)
     share = float((rgb.max(axis=2) - rgb.min(axis=2) > 0.06).mean())

@@ -39,7 +39,7 @@ def explore(
 
     To the facts of `facts_of` come:
         slices_per_patient: {"min", "median", "max"}, or None where no patient is named.
-        histograms: {"positive": [...], "negative": [...]}, the mean share of 32 greys from black to
+        histograms: {"positive": [...], "negative": [...]}, the mean share of 32 grays from black to
         white inside the heads of
             each class, in the brain window; a class without images has an empty list.
         probes: see `ml.exploration.shortcuts.class_probes`.
@@ -55,7 +55,7 @@ def explore(
         **facts_of(dataset),
         "slices_per_patient": per_patient,
         "histograms": {
-            name: _mean_greys(dataset.examples, measured, label)
+            name: _mean_grays(dataset.examples, measured, label)
             for name, label in (("positive", 1), ("negative", 0))
         },
         "probes": class_probes(dataset.examples, measured, on_probe=on_probe),
@@ -80,14 +80,14 @@ def compare_sources(
     ]
 
 
-def _mean_greys(
+def _mean_grays(
     examples: Sequence[Example], measured: Sequence[Measured], label: int
 ) -> list[float]:
     greys = [m.greys for e, m in zip(examples, measured, strict=True) if e.label == label]
     return [round(float(share), 6) for share in np.mean(greys, axis=0)] if greys else []
 
 
-GREYS = tuple((bin_ + 0.5) / BINS for bin_ in range(BINS))
+GRAYS = tuple((bin_ + 0.5) / BINS for bin_ in range(BINS))
 """The middles of the histograms' bins, 0 black and 1 white."""
 
 
@@ -96,7 +96,7 @@ def facts_of(dataset: Dataset) -> dict[str, object]:
 
     Among the facts are:
         scan_labels: how many scans are {"positive", "negative", "unknown"}, and of how many only
-        the whole is labelled ("as_wholes"). An
+        the whole is labeled ("as_wholes"). An
             image without a patient is a scan.
         types: {type of bleeding: {"slices": n, "patients": n}}, empty where the data set tells of
         none.

@@ -43,7 +43,7 @@ from ml.networks.autoencoder import Weights, fit_autoencoder, onnx_nodes
 from ml.scans.slices import FloatArray, Slice
 
 MADE_EACH = 24  # pictures of a made family
-MOST_HEADS = 900  # of a data set, that are learnt from
+MOST_HEADS = 900  # of a data set, that are learned from
 COUNTEREXAMPLES = 1800
 PHANTOMS = 150
 AUTOENCODER_EPOCHS = 20

@@ -189,7 +189,7 @@ def _network(measures: np.ndarray) -> keras.Model:
 
 
 def _varied(views: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the views mirrored, turned, moved, scaled and in other greys, some of them."""
+    """Return the views mirrored, turned, moved, scaled and in other grays, some of them."""
     varied = np.empty_like(views)
     for number, view in enumerate(views[..., 0]):
         turn = random.uniform(-25, 25) if random.random() < 0.5 else 0.0

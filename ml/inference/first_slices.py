@@ -12,8 +12,8 @@ def look_first(probabilities: NDArray[np.float32], threshold: float) -> list[int
     """Return the indices of up to five slices (or slabs) to look at first, the most probable one
     first.
 
-    Neighbours show the same blood. So each stretch of positive slices sends its peak before any
-    sends a second one; then come other positive slices that are no neighbours of those chosen, then
+    Neighbors show the same blood. So each stretch of positive slices sends its peak before any
+    sends a second one; then come other positive slices that are no neighbors of those chosen, then
     whatever is most probable.
 
     Args:

@@ -2,8 +2,8 @@
 only.
 
 Three witnesses are heard: measurements of shape, rim, inside and surroundings
-(`ml.inference.gate_measures`); the error of an autoencoder that learnt to draw head CT and nothing
-else, normalised by local contrast; and a small network that sees the picture. The second and the
+(`ml.inference.gate_measures`); the error of an autoencoder that learned to draw head CT and nothing
+else, normalized by local contrast; and a small network that sees the picture. The second and the
 third see the square around the largest body, 128 x 128.
 """
 

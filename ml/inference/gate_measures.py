@@ -2,7 +2,7 @@
 symmetry, surroundings.
 
 A head in CT is one upright oval body with a closed shell of bone, bright in every window, around a
-grey inside with little contrast. numpy and OpenCV only; a picture takes some milliseconds.
+gray inside with little contrast. numpy and OpenCV only; a picture takes some milliseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WORK_PX = 256  # pictures are looked at with this longer side
 ANGLES, DEPTHS = 72, 32
 # of DEPTHS: a skull lies in the first; the inside of a head begins at the second
 RIM, CORE = 13, 18
-# of white: rows and columns at a picture's edge whose greys spread less are margin
+# of white: rows and columns at a picture's edge whose grays spread less are margin
 PLAIN_EDGE = 0.03
 BACKGROUND_HU = (40.0, 80.0)
 HARMONICS = 4
@@ -74,7 +74,7 @@ def measure(look: Look) -> dict[str, float]:
 
 
 def _without_margins(grey: FloatArray) -> FloatArray:
-    """Return the picture without rows and columns of one grey at its edges, as pages and figures
+    """Return the picture without rows and columns of one gray at its edges, as pages and figures
     have them.
     """
     rows = np.flatnonzero(np.ptp(grey, axis=1) > PLAIN_EDGE)
@@ -173,7 +173,7 @@ def _rim(unrolled: FloatArray) -> dict[str, float]:
 
 
 def _inside(grey: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> dict[str, float]:
-    """Greys, grain, edges and flatness within the shell."""
+    """Grays, grain, edges and flatness within the shell."""
     core = unrolled[:, CORE:]
     eroded = _core(head)
     values = grey[eroded]
@@ -206,7 +206,7 @@ def _inside(grey: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> 
 
 def _surroundings(grey: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]:
     """What lies beside the head: little, in CT; and how much of the picture is edges and how many
-    greys it has.
+    grays it has.
     """
     around = ~cv2.dilate(head.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
     values = grey[around]

@@ -12,8 +12,8 @@ from ml.scans.slices import FloatArray
 
 VIEW_PX = 128
 CONTEXT = 1.1  # the view's side, of the body's longer side
-LOCAL_PX = 9  # the neighbourhood whose contrast an error is set against
-LEAST_VARIANCE = 0.003  # of white squared: below, a neighbourhood counts as flat
+LOCAL_PX = 9  # the neighborhood whose contrast an error is set against
+LEAST_VARIANCE = 0.003  # of white squared: below, a neighborhood counts as flat
 
 
 def view_of(look: Look) -> tuple[FloatArray, FloatArray]:
@@ -42,7 +42,7 @@ def view_of(look: Look) -> tuple[FloatArray, FloatArray]:
 
 def errors(pixels: FloatArray, drawn: FloatArray, mask: FloatArray) -> dict[str, float]:
     """Return how badly the autoencoder drew the view: absolute, and against the contrast of each
-    pixel's neighbourhood.
+    pixel's neighborhood.
     """
     squared = (pixels - drawn) ** 2
     around = (LOCAL_PX, LOCAL_PX)

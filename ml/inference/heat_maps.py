@@ -30,10 +30,10 @@ def masked_copies(maps: FloatArray) -> FloatArray:
     """Return one copy of a slice's maps (h, w, c) for each cell, with the cells around it masked:
     float32 (h * w, h, w, c), row by row.
 
-    The window is 3 x 3 cells, as a bleed seldom fits one: while a neighbour still shows it, a head
+    The window is 3 x 3 cells, as a bleed seldom fits one: while a neighbor still shows it, a head
     that takes a channel's maximum does not miss a single cell. A masked cell takes each channel's
     median over the slice: the typical cell of this very picture. Zeros would be no absence but a
-    cell that no picture has, which a standardised SVM answers wildly; the mean would still hold
+    cell that no picture has, which a standardized SVM answers wildly; the mean would still hold
     some of a large bleed.
     """
     height, width, channels = maps.shape

@@ -29,7 +29,7 @@ NOT_HEAD_CT = (
 NO_PROBABILITIES = "The model's answer is no probability for each slice and one for the scan."
 # slices in one run of the convolutions: more is no faster on one core and only costs memory
 CHUNK = 16
-NEIGHBOURS = 4
+NEIGHBORS = 4
 """Slices to each side among which a series model's heat map is made. Further ones do not move it
 (on six scans of ct_ich the maps correlate with those made among all slices by .996 or more, with
 the same peak), and 200 of them would cost a minute."""
@@ -188,7 +188,7 @@ class Predictor:
 
         Each is float32 (H, W) of that slice as it came, 0..1, 0 outside the model's frame. It is
         occlusion in feature space (see `ml.inference.heat_maps`). A slice model is asked about that
-        slice alone; a series model, which reads a slice among its neighbours, about that slice
+        slice alone; a series model, which reads a slice among its neighbors, about that slice
         among the nearest four to each side. The convolutions run once for each slice that is
         needed, and thin slices of one slab share its map. `should_stop` is asked before each chunk
         of these and before each slice.
@@ -231,7 +231,7 @@ class Predictor:
 
     def _around(self, number: int, slabs: int) -> range:
         """Return which of a scan's slices a heat map of one depends on."""
-        reach = NEIGHBOURS if self.card.reads == "series" else 0
+        reach = NEIGHBORS if self.card.reads == "series" else 0
         return range(max(number - reach, 0), min(number + reach + 1, slabs))
 
     def _inputs(self, stack: Slabs, numbers: Sequence[int]) -> list[tuple[FloatArray, Frame]]:

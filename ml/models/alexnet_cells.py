@@ -18,7 +18,7 @@ from onnx import TensorProto, compose, helper
 from ml.evaluation.calibration import Platt
 from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import Extractor
-from ml.models.fine_tuned import normalises, tuned_convolutions
+from ml.models.fine_tuned import normalizes, tuned_convolutions
 from ml.models.inner_folds import inner_folds
 from ml.networks.aggregation import (
     aggregate_scans,
@@ -43,7 +43,7 @@ def fit(task: FitTask) -> Fitted:
 
 
 def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
-    """Fit on `task.train`; where it `smooths`, neighbouring slices of a scan decide along
+    """Fit on `task.train`; where it `smooths`, neighboring slices of a scan decide along
     (`ml.networks.aggregation`).
     """
     learn, held = (
@@ -58,7 +58,7 @@ def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
         lambda share, figures: task.report(TUNING_SHARE * share, figures),
     )
     extractor = Extractor(
-        tuned.convolutions, LAYER, task.images.shape[1], normalises(task), None, learnt=True
+        tuned.convolutions, LAYER, task.images.shape[1], normalizes(task), None, learnt=True
     )
     features = mirrored(extractor.build())
     parts, descriptions = [], []

@@ -1,8 +1,9 @@
 """AlexNet read cell by cell, over the slices of a scan: half of what a slice says is what its two
-neighbours say.
+neighbors say.
 
-Nothing about the order of slices is learnt, so nothing of it is peculiar to the hospitals that were
-learnt from: in those that were never seen slices are ranked better than each for itself
+Nothing about the order of slices is learned, so nothing of it is peculiar to the hospitals that
+were
+learned from: in those that were never seen slices are ranked better than each for itself
 (docs/results/README.md).
 """
 

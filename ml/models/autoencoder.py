@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import autoencoder_of, features_of
 from ml.models.inner_folds import inner_folds
-from ml.models.svm import Features, answer, choose, summarised
+from ml.models.svm import Features, answer, choose, summarized
 from ml.networks import autoencoder as reconstruction
 
 LAYER = "bottleneck"
@@ -28,7 +28,7 @@ LEARNING_SHARE, FEATURES_SHARE = 0.8, 0.9
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """The encoder of an autoencoder, which learnt from images of one fit."""
+    """The encoder of an autoencoder, which learned from images of one fit."""
 
     weights: reconstruction.Weights
     size: int
@@ -83,7 +83,7 @@ def fit(task: FitTask) -> Fitted:
     values = features_of(
         task,
         source.build,
-        lambda maps: summarised([maps]),
+        lambda maps: summarized([maps]),
         int(task.settings["augmentation"]),
         lambda share, figures: task.report(
             LEARNING_SHARE + (FEATURES_SHARE - LEARNING_SHARE) * share, figures

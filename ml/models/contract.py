@@ -46,12 +46,12 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Basis:
+class RunData:
     """What all fits of a run have in common.
 
     Attributes:
         images: float32 (n, size, size, 1) in 0..1, of all data sets together; those of a scan are
-            neighbours, from foot to head.
+            neighbors, from foot to head.
         labels: (n,) 0, 1 or `UNKNOWN`.
         groups, sources: (n,) what belongs together; the data set each image is from.
         scans: (n,) number of the scan each image belongs to, 0..s-1, never falling.
@@ -65,7 +65,7 @@ class Basis:
         shared: folder for what all fits share (features of frozen convolutions).
         reuse: folder where fine-tuned convolutions are kept for other trainings
             (`ml.models.fine_tuned`).
-        told: the label, 0 or 1, of each scan that was labelled as a whole, by its number.
+        told: the label, 0 or 1, of each scan that was labeled as a whole, by its number.
     """
 
     images: np.ndarray
@@ -84,7 +84,7 @@ class Basis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitTask(Basis):
+class FitTask(RunData):
     """What one fit may use.
 
     Attributes:
@@ -96,7 +96,7 @@ class FitTask(Basis):
         held_out: for the final fit, the cross-validation's decisions on what it learns from: a fit
             that takes them for its calibration need not keep images back, and learns from all.
         chosen: for the final fit, what each fit of the cross-validation chose.
-        weak: numbers of scans that this fit may learn from, though nobody labelled a slice of
+        weak: numbers of scans that this fit may learn from, though nobody labeled a slice of
             theirs; what was told of them is in `told`. An architecture that learns from slices
             alone leaves them out.
     """
@@ -124,7 +124,7 @@ class Fitted:
         reference: images of one scan, both calibrations -> (maps, slice probabilities, scan
             probability) as Keras and scikit-learn
             compute them: what the export must equal.
-        learnt_features: True if the convolutions learnt from the training images.
+        learnt_features: True if the convolutions learned from the training images.
         descriptions: float32 (n, 2c), average and maximum of the maps of each slice, as
             `features.onnx` gives them; what tells types of bleeding apart
             (`ml.networks.bleeding_types`).

@@ -40,8 +40,8 @@ def initial_weights(task: FitTask, layer: str) -> Weights:
     return weights
 
 
-def normalises(task: FitTask) -> bool | None:
-    """Return the setting of the local response normalisation; None is what the weights' layout
+def normalizes(task: FitTask) -> bool | None:
+    """Return the setting of the local response normalization; None is what the weights' layout
     says.
     """
     return {"yes": True, "no": False}.get(
@@ -56,7 +56,7 @@ def tuned_convolutions(
     epochs: int,
     report: Callable[[float, Mapping[str, float]], None],
 ) -> Tuned:
-    """Return the initial convolutions of the task after they have learnt, some of the initial ones
+    """Return the initial convolutions of the task after they have learned, some of the initial ones
     mixed in; rounded to half precision.
 
     How much of them is mixed in is no part of what a folder for reuse keeps.
@@ -89,7 +89,7 @@ def tuned_convolutions(
                 state,
                 report,
                 precision=precision,
-                normalises=normalises(task),
+                normalizes=normalizes(task),
             )
             kept = tuned.arrays()
             if task.reuse:
@@ -107,7 +107,7 @@ def _digest(
     among others is no part of it.
     """
     found = hashlib.sha256(
-        json.dumps([RECIPE, layer, epochs, task.seed, precision, normalises(task)]).encode()
+        json.dumps([RECIPE, layer, epochs, task.seed, precision, normalizes(task)]).encode()
     )
     found.update(json.dumps([task.labels[learn].tolist(), task.sources[learn].tolist()]).encode())
     for name, values in sorted(start.items()):

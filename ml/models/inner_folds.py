@@ -1,4 +1,4 @@
-"""Folds within a training part: what chooses and calibrates without having been learnt from."""
+"""Folds within a training part: what chooses and calibrates without having been learned from."""
 
 from __future__ import annotations
 

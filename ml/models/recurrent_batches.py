@@ -16,8 +16,8 @@ from ml.networks.training_loop import Batch
 
 SCANS, SLICES = 8, 32  # sequences in a batch
 MOST_BATCHES = 48  # of an epoch
-MOST_SLICES = 64  # of a sequence that is learnt from
-WHOLE_SHARE = 0.5  # of the sequences that are learnt from; the rest are parts of scans
+MOST_SLICES = 64  # of a sequence that is learned from
+WHOLE_SHARE = 0.5  # of the sequences that are learned from; the rest are parts of scans
 Drawing = tuple[int, Callable[[int], Iterator[Batch]]]
 """How many batches an epoch has, and what draws them."""
 

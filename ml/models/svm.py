@@ -1,9 +1,9 @@
-"""Pooled maps, standardised, classified by a support vector machine (C. Cortes, V. Vapnik 1995);
+"""Pooled maps, standardized, classified by a support vector machine (C. Cortes, V. Vapnik 1995);
 principal components where they help.
 
 Everything that may be chosen is chosen by grouped folds within the training part, in two steps,
 since all combinations would take hours: layer and pooling with a machine of the first kernel, then
-kernel and components; the cost C in both. Augmented copies are learnt from and never scored.
+kernel and components; the cost C in both. Augmented copies are learned from and never scored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CACHE_MB = 500  # of kernel values
 
 
 class Source(Protocol):
-    """What makes maps of pictures: convolutions, or an encoder. `learnt` says whether it learnt
+    """What makes maps of pictures: convolutions, or an encoder. `learnt` says whether it learned
     from images of one fit.
     """
 
@@ -82,7 +82,7 @@ class Features:
         return self.values[..., begin:end]
 
 
-def summarised(maps: Iterable[np.ndarray]) -> np.ndarray:
+def summarized(maps: Iterable[np.ndarray]) -> np.ndarray:
     """Return what `Features` holds of some pictures, (m, sum of 2c), from their maps (m, h, w, c)
     of each layer.
     """

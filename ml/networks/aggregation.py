@@ -4,7 +4,7 @@ as an ONNX graph.
 The scan's decision is the logarithm of the mean of its slices' odds (log-mean-exp, a smooth maximum
 that does not grow with the number of slices): blood that shows clearly in few slices counts, and so
 does blood that shows faintly in many. A scan of one slice has that slice's decision and its
-calibration. An architecture for series may first let neighbouring slices decide along: blood seldom
+calibration. An architecture for series may first let neighboring slices decide along: blood seldom
 ends within a slice.
 Other rules were compared: docs/results/journal.md.
 """
@@ -31,10 +31,10 @@ def by_scan(values: np.ndarray, scans: np.ndarray) -> list[np.ndarray]:
 
 
 def smoothed(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
-    """Return decisions of slices (n,) averaged with those of their neighbours in the scan, float64
+    """Return decisions of slices (n,) averaged with those of their neighbors in the scan, float64
     (n,).
 
-    The first and the last slice stand in for the neighbour that they lack, so a single slice keeps
+    The first and the last slice stand in for the neighbor that they lack, so a single slice keeps
     its decision. `scans` (n,) numbers the scans, never falling.
     """
     parts = by_scan(np.asarray(decisions, np.float64), scans)

@@ -1,7 +1,7 @@
 """A convolutional autoencoder: it restructures pictures, that is, draws them again from far fewer
 numbers than they have pixels.
 
-What it draws again is what the pictures it learnt from have in common: the skull, the shape of the
+What it draws again is what the pictures it learned from have in common: the skull, the shape of the
 brain, the ventricles; noise, text and thin detail are lost. `restructure` puts it before the
 convolutions of any architecture, and `ml.models.autoencoder` classifies by its bottleneck alone,
 which no label has shaped.
@@ -61,7 +61,7 @@ def fit_autoencoder(
     state: Path,
     report: Callable[[float, Mapping[str, float]], None],
 ) -> Autoencoder:
-    """Return an autoencoder that learnt to draw the images again, without their labels.
+    """Return an autoencoder that learned to draw the images again, without their labels.
 
     An interrupted fit continues with the same numbers (`ml.networks.training_loop`).
 

@@ -3,7 +3,7 @@ same for every architecture.
 
 It answers for P(type) in two parts. The model says whether a slice bleeds, as it is calibrated to.
 This head says which types a slice shows
-given that it bleeds: one logistic regression a type, learnt from bleeding slices only. So it does
+given that it bleeds: one logistic regression a type, learned from bleeding slices only. So it does
 not learn once more, and worse, what blood looks like, and no type is ever likelier than a
 hemorrhage. A scan has a type as its most probable slice has it, and is no likelier to
 have it than to bleed. What it was compared with: docs/adr/0009.
@@ -21,9 +21,9 @@ from sklearn.linear_model import LogisticRegression
 from ml.catalogue import BLEEDING_TYPES
 from ml.networks.onnx_graph import IR_VERSION, OPSET
 
-# that show a type, and that bleed without showing it: below, what is learnt is those patients
+# that show a type, and that bleed without showing it: below, what is learned is those patients
 LEAST_GROUPS = 3
-# of logistic regression on standardised features: strong, since slices are few beside features
+# of logistic regression on standardized features: strong, since slices are few beside features
 COST = 0.001
 LEAST_SPREAD = 1e-3  # of a feature: one that hardly moves in training must not decide elsewhere
 
@@ -140,7 +140,7 @@ def fit_types(
 
 
 def _logistic(given: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return weights and offset of a logistic regression, for features that are not standardised.
+    """Return weights and offset of a logistic regression, for features that are not standardized.
 
     Classes keep their weights, so that the mean answer is the share of bleeding slices that show
     the type: it is a probability as it is.

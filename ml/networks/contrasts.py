@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ml.networks.weights import SOFT_TISSUE
 
-# greys: soft tissue is lighter than the first; nothing is shown below the second
+# grays: soft tissue is lighter than the first; nothing is shown below the second
 BLACK, NOTHING = 0.05, 0.01
 # soft tissue is darker than that share of the whitest patch, which is bone, however white that is
 # shown
@@ -36,7 +36,7 @@ def contrasts(
     is what is neither black nor white, and
     then what lies within two standard deviations of that: brain, mostly. Without bone: the same,
     and bone, a pixel around it, and what is black have the level of soft tissue; where `target` has
-    no third number, as in weights that learnt before, the levelled one again.
+    no third number, as in weights that learned before, the levelled one again.
     """
     ops = keras.ops
 

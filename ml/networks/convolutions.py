@@ -1,6 +1,6 @@
 """AlexNet's five convolutions as a Keras model, and the same as an ONNX graph.
 
-The graph takes grey pictures; replication to three channels and the normalisation that the weights
+The graph takes gray pictures; replication to three channels and the normalization that the weights
 were trained with are part of it. The layout is that of the weights (`ml.networks.weights`).
 
 Weights that have "soft_tissue" see other contrasts of the picture in their second and third channel
@@ -40,10 +40,10 @@ _BACKWARDS = {
     "last_axis": [3],
     "backwards": [-1],
 }
-# Local response normalisation over 5 channels, as Caffe has it: alpha divided by the number of
+# Local response normalization over 5 channels, as Caffe has it: alpha divided by the number of
 # channels, k = 1.
-NEIGHBOURS, ALPHA, BETA, K = 5, 1e-4, 0.75, 1.0
-NORMALISED = ("conv1", "conv2")
+NEIGHBORS, ALPHA, BETA, K = 5, 1e-4, 0.75, 1.0
+NORMALIZED = ("conv1", "conv2")
 
 
 def build(
@@ -51,14 +51,14 @@ def build(
     layer: str,
     size: int,
     *,
-    normalises: bool | None = None,
+    normalizes: bool | None = None,
     restructuring: reconstruction.Weights | None = None,
 ) -> keras.Model:
     """Return the Keras model: float32 (N, size, size, 1) in 0..1 -> maps float32 (N, h, w, c) of
     `layer`; see `build_several`.
     """
     several = build_several(
-        weights, [layer], size, normalises=normalises, restructuring=restructuring
+        weights, [layer], size, normalizes=normalizes, restructuring=restructuring
     )
     return keras.Model(several.input, several.outputs[0], name="alexnet_convolutions")
 
@@ -68,7 +68,7 @@ def build_several(
     layers: Sequence[str],
     size: int,
     *,
-    normalises: bool | None = None,
+    normalizes: bool | None = None,
     restructuring: reconstruction.Weights | None = None,
 ) -> keras.Model:
     """Return the Keras model: float32 (N, size, size, 1) in 0..1 -> a dictionary, the maps float32
@@ -78,7 +78,7 @@ def build_several(
         weights: of the convolutions up to the last layer.
         layers: of `ml.networks.weights.LAYERS`, the deepest at the end.
         size: side of the pictures in pixels.
-        normalises: local response normalisation after conv1 and conv2; None is as the weights were
+        normalizes: local response normalization after conv1 and conv2; None is as the weights were
             trained.
         restructuring: weights of an autoencoder; then the maps are those of the picture and of its
             reconstruction, 2 c channels.
@@ -99,7 +99,7 @@ def build_several(
         x = (
             keras.layers.MaxPooling2D(3, 2, name="pool5")(x)
             if layer == "pool5"
-            else convolved(x, weights, [layer], normalises)
+            else convolved(x, weights, [layer], normalizes)
         )
         if layer in layers:
             maps[layer] = x
@@ -114,14 +114,14 @@ def build_several(
 
 
 def convolved(
-    x: keras.KerasTensor, weights: Weights, names: Sequence[str], normalises: bool | None = None
+    x: keras.KerasTensor, weights: Weights, names: Sequence[str], normalizes: bool | None = None
 ) -> keras.KerasTensor:
     """Return the maps after the convolutions `names`, which follow one another, with the poolings
-    before and normalisations after them.
+    before and normalizations after them.
     """
     layout = layout_of(weights)
-    if normalises is None:
-        normalises = layout.normalises
+    if normalizes is None:
+        normalizes = layout.normalizes
     for each in layout.convolutions:
         if each.name not in names:
             continue
@@ -145,22 +145,22 @@ def convolved(
             if len(made) == 1
             else keras.layers.Concatenate(name=f"{each.name}_joined")(made)
         )
-        if normalises and each.name in NORMALISED:
-            x = locally_normalised(x)
+        if normalizes and each.name in NORMALIZED:
+            x = locally_normalized(x)
     return x
 
 
-def locally_normalised(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Return maps (n, h, w, c) divided by what their neighbouring channels show (A. Krizhevsky, I.
+def locally_normalized(x: keras.KerasTensor) -> keras.KerasTensor:
+    """Return maps (n, h, w, c) divided by what their neighboring channels show (A. Krizhevsky, I.
     Sutskever, G. Hinton 2012).
     """
-    ops, side = keras.ops, NEIGHBOURS // 2
+    ops, side = keras.ops, NEIGHBORS // 2
     squares = ops.pad(ops.square(x), [[0, 0], [0, 0], [0, 0], [side, side]])
     channels = x.shape[-1]
     total = squares[..., :channels]
-    for number in range(1, NEIGHBOURS):
+    for number in range(1, NEIGHBORS):
         total = total + squares[..., number : number + channels]
-    return x / ops.power(K + ALPHA / NEIGHBOURS * total, BETA)
+    return x / ops.power(K + ALPHA / NEIGHBORS * total, BETA)
 
 
 def set_weights(model: keras.Model, weights: Weights) -> None:
@@ -220,7 +220,7 @@ def to_onnx(
     size: int,
     *,
     both_ways: bool = False,
-    normalises: bool | None = None,
+    normalizes: bool | None = None,
     restructuring: reconstruction.Weights | None = None,
 ) -> bytes:
     """Return the features graph, "images" (N, size, size, 1) -> "maps" (N, h, w, c), its weights
@@ -230,7 +230,7 @@ def to_onnx(
     `build_several`.
 
     Built node by node: Keras's own ONNX export (3.15 with tf2onnx 1.17) turns the constants of the
-    normalisation into inputs that nobody feeds, and a dozen nodes written out also keep the names
+    normalization into inputs that nobody feeds, and a dozen nodes written out also keep the names
     under which a later training finds the weights.
     """
     layout = layout_of(weights)
@@ -262,7 +262,7 @@ def to_onnx(
         for name, values in (("imagenet_mean", layout.mean), ("imagenet_std", layout.std))
     ]
     x = _convolution_nodes(
-        weights, layer, layout.normalises if normalises is None else normalises, nodes, constants
+        weights, layer, layout.normalizes if normalizes is None else normalizes, nodes, constants
     )
     side, channels = maps_shape(layer, size, layout)
     if restructuring is not None:
@@ -307,11 +307,11 @@ def to_onnx(
 def _convolution_nodes(
     weights: Weights,
     layer: str,
-    normalises: bool,
+    normalizes: bool,
     nodes: list[onnx.NodeProto],
     constants: list[onnx.TensorProto],
 ) -> str:
-    """Add the nodes from "normalised" (n, 3, size, size) to the maps of `layer` (n, c, h, w);
+    """Add the nodes from "normalized" (n, 3, size, size) to the maps of `layer` (n, c, h, w);
     return the name of these.
     """
     x = "normalised"
@@ -344,13 +344,13 @@ def _convolution_nodes(
         )
         nodes.append(helper.make_node("Relu", [f"{name}_linear"], [name]))
         x = name
-        if normalises and name in NORMALISED:
+        if normalizes and name in NORMALIZED:
             nodes.append(
                 helper.make_node(
                     "LRN",
                     [x],
                     [f"{name}_normalised"],
-                    size=NEIGHBOURS,
+                    size=NEIGHBORS,
                     alpha=ALPHA,
                     beta=BETA,
                     bias=K,

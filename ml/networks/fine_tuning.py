@@ -5,7 +5,7 @@ A slice's answer is the log-sum-exp of its cells, a smooth maximum, as in multip
 (P. Pinheiro, R. Collobert 2015, "From image-level to pixel-level labeling"). Where outlines of the
 blood exist they teach the cells directly, and bleeds drawn or moved into slices that have none
 (`ml.preprocessing.synthetic_lesions`) teach rare shapes and places. A second head on pooled maps
-learns along, so that they carry blood for an SVM as well; alone it learnt the level of the slice
+learns along, so that they carry blood for an SVM as well; alone it learned the level of the slice
 and the source instead (docs/results/journal.md).
 """
 
@@ -44,8 +44,8 @@ BLOODY_WEIGHT = 5.0  # of a bloody cell against any other, as they are few
 
 @dataclass(frozen=True)
 class Tuned:
-    """Convolutions that learnt, and the head they learnt with: a cell's decision is `cell_weights`
-    (c,) · its maps + `cell_bias`.
+    """Convolutions that learned, and the head they learned with: a cell's decision is
+    `cell_weights` (c,) · its maps + `cell_bias`.
 
     `by` says what computed it, for the card.
     """
@@ -85,7 +85,7 @@ class Tuned:
         """Return it with `share` (0..1) of the initial convolutions in its own, rounded to half
         precision.
 
-        What fine-tuning unlearns of the pretrained network is what scans unlike those it learnt
+        What fine-tuning unlearns of the pretrained network is what scans unlike those it learned
         from would have needed (M. Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
         """
         mixed = {
@@ -109,9 +109,9 @@ def fine_tune(
     report: Callable[[float, Mapping[str, float]], None],
     *,
     precision: str = "float32",
-    normalises: bool | None = None,
+    normalizes: bool | None = None,
 ) -> Tuned:
-    """Return convolutions that learnt from labelled slices, and the head of the cells.
+    """Return convolutions that learned from labeled slices, and the head of the cells.
 
     Args:
         start: initial weights.
@@ -127,14 +127,14 @@ def fine_tune(
         report: told the share done and the loss after each batch; raises to stop.
         precision: "bfloat16" computes in half the bits, faster on processors that can; weights and
             their updates stay float32.
-        normalises: local response normalisation, as `ml.networks.convolutions.build_several` takes
+        normalizes: local response normalization, as `ml.networks.convolutions.build_several` takes
             it.
     """
     keras.utils.set_random_seed(seed)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     try:
-        convolutions = build(start, layer, images.shape[1], normalises=normalises)
+        convolutions = build(start, layer, images.shape[1], normalizes=normalizes)
         network = _with_cells(convolutions, seed)
     finally:
         keras.config.set_dtype_policy(before)

@@ -43,7 +43,7 @@ def head_to_onnx(
         cell: "lstm" or "gru".
         reader: Keras's kernel, recurrent kernel and bias, of one direction or of two.
         dense: kernel and bias of the layers "projection", "step" and "evidence".
-        mean, spread: (f,) of the standardisation.
+        mean, spread: (f,) of the standardization.
         platt, scan_platt: calibrations of slices and scans.
         maps: h, w, c.
         by_rows: the sequence is the rows of each slice, not the slices.

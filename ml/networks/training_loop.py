@@ -1,5 +1,5 @@
 """The training loop of every network: epochs that an interruption cannot change, batches drawn
-while the last one is learnt from.
+while the last one is learned from.
 
 What an epoch draws depends on the seed and the number of the epoch alone, and the state is written
 after each, so that an interrupted training continues with the same numbers.
@@ -18,7 +18,7 @@ import numpy as np
 
 from ml.checkpoints import load_arrays, save_arrays
 
-AHEAD = 4  # batches that wait while one is learnt from
+AHEAD = 4  # batches that wait while one is learned from
 Batch = tuple[Any, ...]
 """What `train_on_batch` takes: inputs, targets and perhaps sample weights."""
 

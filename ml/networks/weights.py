@@ -1,8 +1,8 @@
 """AlexNet's convolutions as arrays: the two layouts, and where initial weights come from.
 
     owt        torchvision's, "One weird trick" (A. Krizhevsky 2014): 64-192-384-256-256 channels,
-    no local response normalisation original   the paper's of 2012 as Caffe trained it:
-    96-256-384-384-256 channels, local response normalisation after the first two
+    no local response normalization original   the paper's of 2012 as Caffe trained it:
+    96-256-384-384-256 channels, local response normalization after the first two
                convolutions; conv2, conv4 and conv5 in two groups, where the weights are grouped
 
 Weights are rounded to half precision before they are used for anything, so that the exported file,
@@ -32,7 +32,7 @@ float32 (out,); perhaps `SOFT_TISSUE`.
 """
 
 SOFT_TISSUE = "soft_tissue"
-"""What the second and third channel show to weights that learnt so (`ml.networks.contrasts`): the
+"""What the second and third channel show to weights that learned so (`ml.networks.contrasts`): the
 level and the spread of soft tissue (2,); a third number says that the third channel has no bone."""
 CONTRASTS = (0.4, 0.12, 1.0)
 
@@ -57,13 +57,13 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Layout:
-    """An AlexNet. `mean` and `std` are what its three channels are normalised by, in units of a
-    grey value in 0..1.
+    """An AlexNet. `mean` and `std` are what its three channels are normalized by, in units of a
+    gray value in 0..1.
     """
 
     name: str
     convolutions: tuple[Convolution, ...]
-    normalises: bool
+    normalizes: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -91,7 +91,7 @@ def _convolutions(widths: tuple[int, ...], first_padding: int) -> tuple[Convolut
 OWT = Layout(
     "owt", _convolutions((3, 64, 192, 384, 256, 256), 2), False, IMAGENET_MEAN, IMAGENET_STD
 )
-# Blue, green, red in 0..255 less their means; the picture is grey, so that only the means know the
+# Blue, green, red in 0..255 less their means; the picture is gray, so that only the means know the
 # order.
 ORIGINAL = Layout(
     "original",

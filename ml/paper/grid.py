@@ -43,8 +43,8 @@ from ml.models.features import usual_epochs
 from ml.paper.cells import EFFORTS, Cell, expected_left_s, plan
 from ml.preprocessing.model_input import InputSpec
 from ml.training.controls import leak
-from ml.training.cross_validation import Judgement, Tell, cross_validate
-from ml.training.experiment import Material
+from ml.training.cross_validation import OutOfFold, Tell, cross_validate
+from ml.training.experiment import Experiment
 from ml.training.inputs import read_inputs
 from ml.training.progress import Meter, Progress
 
@@ -134,7 +134,7 @@ def run_paper(
                 "init": start,
                 "shared": out_dir / "cache",
             }
-            bench = _Bench(Material.of(pool, inputs, **how), spec, {})
+            bench = _Bench(Experiment.of(pool, inputs, **how), spec, {})
         began = (READING_S + behind_s) / whole_s
         tell_cell = meter.between(began, began + cell.expected_s / whole_s)
 
@@ -149,11 +149,13 @@ def run_paper(
             at(f"cell {number + 1} of {len(cells)}, {cell.name}: {stage}", share, figures)
 
         checkpoint = out_dir / "checkpoint" / cell.identity
-        material = bench.material_of(cell, tell)
-        judgement = cross_validate(
-            material, cell.folds, cell.repeats, checkpoint, _later(tell, cell)
+        experiment = bench.material_of(cell, tell)
+        out_of_fold = cross_validate(
+            experiment, cell.folds, cell.repeats, checkpoint, _later(tell, cell)
         )
-        results[cell.name] = _result(cell, judgement, _epochs(cell, len(material.learnable)), seed)
+        results[cell.name] = _result(
+            cell, out_of_fold, _epochs(cell, len(experiment.learnable)), seed
+        )
         save_json(out_dir / "cells.json", facts | {"cells": _in_order(results)})
         on_cell(facts | {"cells": _in_order(results)})
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -174,11 +176,11 @@ class _Bench:
     share.
     """
 
-    pictures: Material
+    pictures: Experiment
     spec: InputSpec
-    enlarged: dict[str, Material]
+    enlarged: dict[str, Experiment]
 
-    def material_of(self, cell: Cell, tell: Tell) -> Material:
+    def material_of(self, cell: Cell, tell: Tell) -> Experiment:
         """Return what a cell learns from and is judged on."""
         if InputSpec.from_settings(cell.settings) != self.spec:
             raise SettingError(
@@ -186,38 +188,38 @@ class _Bench:
                 " experiment has one preprocessing."
             )
         cache = self.pictures.shared
-        material = replace(
+        experiment = replace(
             self.pictures,
             architecture=cell.architecture,
             settings=cell.settings,
             shared=cache / cell.features_from,
         )
         if cell.protocol == "honest":
-            return material
+            return experiment
         if cell.augmentation == 1:
-            return split_by_picture(material)
+            return split_by_picture(experiment)
         name = f"leaked-{architecture_named(cell.architecture).reads}-{cell.augmentation}"
         if name not in self.enlarged:
-            self.enlarged[name] = leak(material, cell.augmentation, cache / name, tell)
+            self.enlarged[name] = leak(experiment, cell.augmentation, cache / name, tell)
         return replace(
             self.enlarged[name],
             architecture=cell.architecture,
             settings=cell.settings,
-            shared=material.shared,
+            shared=experiment.shared,
         )
 
 
-def split_by_picture(material: Material) -> Material:
+def split_by_picture(experiment: Experiment) -> Experiment:
     """Return the material with groups that no patient holds together: each picture, or each scan of
     a series architecture, for itself.
     """
-    n = len(material.labels)
+    n = len(experiment.labels)
     scans = (
         np.arange(n)
-        if architecture_named(material.architecture).reads == "slice"
-        else material.scans
+        if architecture_named(experiment.architecture).reads == "slice"
+        else experiment.scans
     )
-    return replace(material, groups=scans.astype(str), scans=scans)
+    return replace(experiment, groups=scans.astype(str), scans=scans)
 
 
 def _later(tell: Tell, cell: Cell) -> Tell:
@@ -228,7 +230,7 @@ def _later(tell: Tell, cell: Cell) -> Tell:
 
 
 def _epochs(cell: Cell, images: int) -> int:
-    """Return for how many epochs the cell's network learnt; an autoencoder's depend on how many
+    """Return for how many epochs the cell's network learned; an autoencoder's depend on how many
     pictures a fold learns from.
     """
     if cell.architecture == "autoencoder":
@@ -238,13 +240,13 @@ def _epochs(cell: Cell, images: int) -> int:
     return network_epochs(cell.settings)
 
 
-def _result(cell: Cell, judgement: Judgement, epochs: int, seed: int) -> dict[str, Any]:
+def _result(cell: Cell, out_of_fold: OutOfFold, epochs: int, seed: int) -> dict[str, Any]:
     """Return a cell's results as JSON; patients are a level of their own where their scans have
     several slices.
     """
-    levels = {"slice": judgement.slices}
-    if len(judgement.scans.at) < len(judgement.slices.at):
-        levels["patient"] = judgement.scans
+    levels = {"slice": out_of_fold.slices}
+    if len(out_of_fold.scans.at) < len(out_of_fold.slices.at):
+        levels["patient"] = out_of_fold.scans
     return {
         "name": cell.name,
         "identity": cell.identity,
@@ -256,7 +258,7 @@ def _result(cell: Cell, judgement: Judgement, epochs: int, seed: int) -> dict[st
         "folds": cell.folds,
         "repeats": cell.repeats,
         "epochs": epochs,
-        "seconds": round(judgement.seconds, 1),
+        "seconds": round(out_of_fold.seconds, 1),
         "metrics": {level: _metrics(answers, seed) for level, answers in levels.items()},
     }
 

@@ -35,7 +35,7 @@ NOTES = (
         " figure to believe; its intervals take every copy for an independent one."
     ),
     (
-        "augmentation ×n: what is learnt from is each picture and n - 1 changed copies of it."
+        "augmentation ×n: what is learned from is each picture and n - 1 changed copies of it."
         " restructured: an autoencoder draws each picture again, and features of both are joined;"
         " the architecture autoencoder classifies by its bottleneck."
     ),
@@ -109,7 +109,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield "Made by `python -m ml paper`; do not edit."
     yield ""
     yield (
-        f"{found['images']} labelled images of {found['groups']} groups (patients and"
+        f"{found['images']} labeled images of {found['groups']} groups (patients and"
         " near-duplicates)."
     )
     yield (

@@ -18,8 +18,8 @@ from ml.scans.slices import FloatArray
 
 Mask = NDArray[np.uint8]
 
-MIDDLE_GREYS = 0.3, 0.55
-"""Brain lies between them in a brain window; contrast changes about a grey in there."""
+MIDDLE_GRAYS = 0.3, 0.55
+"""Brain lies between them in a brain window; contrast changes about a gray in there."""
 
 NOT_DRAWN = 255
 """The value of an outline where nobody has drawn."""
@@ -33,9 +33,9 @@ class Strength:
         flip: probability of a mirrored head.
         turn_degrees, shift, zoom: rotation; shift and scale as a share of the picture.
         elastic_px: amplitude of a smooth warp, in pixels of a picture 224 wide.
-        contrast: logarithms of the smallest and largest factor by which grey values are spread
-            about a middle grey, as another window does.
-        brightness, gamma: share that is added to grey values, by which they are bent.
+        contrast: logarithms of the smallest and largest factor by which gray values are spread
+            about a middle gray, as another window does.
+        brightness, gamma: share that is added to gray values, by which they are bent.
         sharpening, blur, coarse: probability of sharp edges, of a blur, of a loss of resolution.
         noise: standard deviation of added noise.
     """
@@ -61,7 +61,7 @@ def vary(
     image: FloatArray, mask: Mask, random: np.random.Generator, strength: Strength = FULL
 ) -> tuple[FloatArray, Mask]:
     """Return a changed picture (size, size) and its outline (m, m): turned, moved, scaled, warped;
-    other greys, sharpness and noise.
+    other grays, sharpness and noise.
 
     One `remap` makes all geometric changes, so that a picture is interpolated once.
     """
@@ -110,12 +110,12 @@ def _warp(
     aspect = 1 + random.uniform(-0.5, 0.5) * strength.zoom
     mirror = -1.0 if random.random() < strength.flip else 1.0
     shift = random.uniform(-1, 1, 2) * strength.shift * size
-    centre = (size - 1) / 2
-    grid = np.arange(size, dtype=np.float32) - np.float32(centre)
+    center = (size - 1) / 2
+    grid = np.arange(size, dtype=np.float32) - np.float32(center)
     column, row = np.meshgrid(grid, grid)
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
-    x = mirror * (cos * column - sin * row) * aspect + centre + shift[0]
-    y = (sin * column + cos * row) / aspect + centre + shift[1]
+    x = mirror * (cos * column - sin * row) * aspect + center + shift[0]
+    y = (sin * column + cos * row) / aspect + center + shift[1]
     if strength.elastic_px:
         # Random shifts on a coarse grid, made smooth: P. Simard, D. Steinkraus, J. Platt 2003.
         coarse = random.normal(0, 1, (2, 6, 6)).astype(np.float32) * np.float32(
@@ -140,7 +140,7 @@ def _regrade(image: FloatArray, random: np.random.Generator, strength: Strength)
         image = as_float(cv2.GaussianBlur(image, (0, 0), random.uniform(0.4, 1.2) * size / 224))
     bend = np.exp(random.uniform(-1, 1) * strength.gamma)
     spread = np.exp(random.uniform(*strength.contrast))
-    middle = random.uniform(*MIDDLE_GREYS)
+    middle = random.uniform(*MIDDLE_GRAYS)
     lift = random.uniform(-1, 1) * strength.brightness
     if random.random() < strength.sharpening:  # the kernels of scanners differ
         reach = random.uniform(0.7, 2.0) * size / 224

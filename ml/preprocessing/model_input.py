@@ -1,14 +1,15 @@
 """Turn a slice into a model's input: the same code for training and for serving.
 
 The pictures come from many sources (scanners, figures of papers, screenshots), and what differs
-between sources (table, head holder, panel letters, black or grey margins, scale) would be learnt in
+between sources (table, head holder, panel letters, black or gray margins, scale) would be learned
+in
 place of blood. So it is removed by construction: the head is the largest bright body of the
 picture, everything outside its outline becomes 0, and its square fills the input. So table, text
-beside the head and margins are gone by construction. Colours are gone before (`ml.scans.read`); the
-shade that a tint leaves is a factor on all greys, which `normalisation` takes away. The other steps
+beside the head and margins are gone by construction. Colors are gone before (`ml.scans.read`); the
+shade that a tint leaves is a factor on all grays, which `normalisation` takes away. The other steps
 are settings of a model, off unless somebody chose them:
 
-    window -> head -> skull_stripping -> upright -> cut and resize -> normalisation -> segmentation
+    window -> head -> skull_stripping -> upright -> cut and resize -> normalization -> segmentation
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class InputSpec:
         size: the input is size x size pixels.
         window_level, window_width: HU; used where a slice holds HU.
         crop_to_head: False takes the whole picture.
-        normalisation: how greys come on one scale; see `ml.preprocessing.normalization.normalise`.
+        normalisation: how grays come on one scale; see `ml.preprocessing.normalization.normalise`.
         skull_stripping: True leaves only what the skull encloses.
         upright: True turns the head so that its midline is vertical.
         segmentation: the step that restructures the picture; see

@@ -1,7 +1,7 @@
-"""Optional steps of preprocessing: greys on one scale, the skull taken off, the head turned
+"""Optional steps of preprocessing: grays on one scale, the skull taken off, the head turned
 upright. numpy and OpenCV only.
 
-All work on one grey picture, float32 (height, width) in 0..1 in a window that shows brain, and
+All work on one gray picture, float32 (height, width) in 0..1 in a window that shows brain, and
 where the head is in it.
 """
 
@@ -17,26 +17,26 @@ from ml.scans.slices import FloatArray
 BoolArray = NDArray[np.bool_]
 
 # where the soft tissue of most heads lies in the brain window
-LOW_PERCENT, HIGH_PERCENT, LOW_GREY, HIGH_GREY = 10, 90, 0.25, 0.55
+LOW_PERCENT, HIGH_PERCENT, LOW_GRAY, HIGH_GRAY = 10, 90, 0.25, 0.55
 # of white between the two percentiles; less is noise, which must not be blown up to full contrast
 SMALLEST_SPREAD = 0.05
 CLAHE_LIMIT, CLAHE_TILES = 2.0, (8, 8)
 
 
 def normalise(picture: FloatArray, region: BoolArray, how: str) -> FloatArray:
-    """Return the picture with its greys on a common scale, float32 (height, width) in 0..1; what
+    """Return the picture with its grays on a common scale, float32 (height, width) in 0..1; what
     was black stays black.
 
     - "none": as it is.
     - "percentile": the 10th and 90th percentile of the region's soft tissue become 0.25 and 0.55,
       the rest in proportion. The limits lie well inside, since a bleed is the brightest soft tissue
       and must neither set the scale nor be cut off by it.
-      It takes away what multiplies or shifts all greys: a tint, another window, a dark photograph.
-    - "equalise": each grey becomes its rank among the region's greys.
-    - "clahe": ranks within neighbourhoods, contrast limited (Zuiderveld 1994, Graphics Gems IV).
+      It takes away what multiplies or shifts all grays: a tint, another window, a dark photograph.
+    - "equalize": each gray becomes its rank among the region's grays.
+    - "clahe": ranks within neighborhoods, contrast limited (Zuiderveld 1994, Graphics Gems IV).
 
     Raises:
-        ValueError: there is no such normalisation.
+        ValueError: there is no such normalization.
     """
     if how == "none":
         return picture
@@ -46,8 +46,8 @@ def normalise(picture: FloatArray, region: BoolArray, how: str) -> FloatArray:
         if not soft.size:
             return picture
         low, high = np.percentile(soft, [LOW_PERCENT, HIGH_PERCENT])
-        slope = (HIGH_GREY - LOW_GREY) / max(float(high - low), SMALLEST_SPREAD)
-        scaled = np.clip((picture - low) * slope + LOW_GREY, 0, 1)
+        slope = (HIGH_GRAY - LOW_GRAY) / max(float(high - low), SMALLEST_SPREAD)
+        scaled = np.clip((picture - low) * slope + LOW_GRAY, 0, 1)
         return np.where(picture > AIR, scaled, picture).astype(np.float32)
     levels = np.asarray(np.round(np.clip(picture, 0, 1) * 255), np.uint8)
     if how == "equalise":
@@ -58,5 +58,5 @@ def normalise(picture: FloatArray, region: BoolArray, how: str) -> FloatArray:
         local = cv2.createCLAHE(CLAHE_LIMIT, CLAHE_TILES).apply(levels)
         return np.where(shown, local.astype(np.float32) / np.float32(255), np.float32(0))
     raise ValueError(
-        f"There is no normalisation {how!r}; there is none, percentile, equalise, clahe."
+        f"There is no normalization {how!r}; there is none, percentile, equalize, clahe."
     )

@@ -1,9 +1,9 @@
 """The segmentation steps that the paper reviews: Otsu's threshold, GrabCut, watershed, Canny's
 edges. OpenCV only, also when serving.
 
-All work on one grey picture, float32 (height, width) in 0..1, and the region of it that shows the
+All work on one gray picture, float32 (height, width) in 0..1, and the region of it that shows the
 head. As a setting of a model
-they restructure its input: what the step selects stays, everything else keeps half of its grey. So
+they restructure its input: what the step selects stays, everything else keeps half of its gray. So
 a mistake of the step costs contrast, and not the finding.
 """
 
@@ -25,7 +25,7 @@ DARKEST_WHITE = 0.7  # a tint or a photograph shows bone darker than white, but 
 DIMMED = 0.5
 # GrabCut takes a second on a large picture, and its borders are smooth anyway
 GRABCUT_PX, GRABCUT_ROUNDS = 128, 3
-NEIGHBOURS = np.ones((3, 3), np.uint8)
+NEIGHBORS = np.ones((3, 3), np.uint8)
 CORE_PX = 15  # peaks of the distance nearer than this are one body
 
 
@@ -57,7 +57,7 @@ def restructure(picture: FloatArray, region: BoolArray, step: str) -> FloatArray
 def soft_tissue(picture: FloatArray, region: BoolArray) -> BoolArray:
     """Return the region's pixels between air and bone and not beside them, bool (height, width).
 
-    Beside air or bone a pixel shows a part of both, and such mixed greys would outnumber a small
+    Beside air or bone a pixel shows a part of both, and such mixed grays would outnumber a small
     bleed. Where nothing else is left (a tiny picture), they count.
     """
     soft = region & (picture > AIR) & (picture < BONE * white_of(picture, region))
@@ -66,17 +66,17 @@ def soft_tissue(picture: FloatArray, region: BoolArray) -> BoolArray:
 
 
 def white_of(picture: FloatArray, region: BoolArray) -> float:
-    """Return the grey that stands for white in a region: its 99th percentile, and at least 0.7; 1
+    """Return the gray that stands for white in a region: its 99th percentile, and at least 0.7; 1
     for an empty region.
     """
     return max(float(np.percentile(picture[region], 99)), DARKEST_WHITE) if region.any() else 1.0
 
 
 def otsu_threshold(values: FloatArray) -> float:
-    """Return the threshold that splits greys (n,) in 0..1 into two classes, the upper being those
+    """Return the threshold that splits grays (n,) in 0..1 into two classes, the upper being those
     above it.
 
-    It maximises the variance between the classes over 256 levels (Otsu 1979, doi
+    It maximizes the variance between the classes over 256 levels (Otsu 1979, doi
     10.1109/TSMC.1979.4310076); 0 for no values.
     """
     if not values.size:
@@ -98,7 +98,7 @@ def grabcut(picture: FloatArray, region: BoolArray) -> BoolArray:
     of at most 128 pixels a side.
 
     It starts from "probably inside" for the region's soft tissue and "surely not" for bone, air and
-    what lies outside the region, and fits a mixture of greys
+    what lies outside the region, and fits a mixture of grays
     to both sides (Rother, Kolmogorov and Blake 2004, doi 10.1145/1015706.1015720). The same picture
     gives the same answer.
     """
@@ -113,7 +113,7 @@ def grabcut(picture: FloatArray, region: BoolArray) -> BoolArray:
     soft = inside & (small > AIR) & (small < BONE)
     labels = np.where(soft, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
     if soft.any() and not soft.all():
-        cv2.setRNGSeed(0)  # its mixtures start from k-means with random centres
+        cv2.setRNGSeed(0)  # its mixtures start from k-means with random centers
         colours = cv2.cvtColor(_bytes(small), cv2.COLOR_GRAY2BGR)
         cv2.grabCut(
             colours,
@@ -137,7 +137,7 @@ def watershed(mask: BoolArray) -> NDArray[np.int32]:
     Water rises level by level from the points that lie deepest in the mask; where two basins meet,
     a line is drawn (Meyer 1994, doi 10.1016/0165-1684(94)90060-4). So two discs that touch become
     two bodies. (`cv2.watershed` floods by the difference between
-    neighbours and not by level: on the smooth slope of a distance it put the line pixels away from
+    neighbors and not by level: on the smooth slope of a distance it put the line pixels away from
     where two discs touch.)
     """
     padded = np.pad(mask, 1).astype(np.uint8)
@@ -146,18 +146,18 @@ def watershed(mask: BoolArray) -> NDArray[np.int32]:
     )
     peaks = (depth > 0) & (depth >= cv2.dilate(depth, np.ones((CORE_PX, CORE_PX), np.uint8)) - 1e-3)
     # Peaks a pixel or two apart belong to one plateau of the depth.
-    plateaus = np.asarray(cv2.dilate(peaks.astype(np.uint8), NEIGHBOURS), np.uint8) & padded
+    plateaus = np.asarray(cv2.dilate(peaks.astype(np.uint8), NEIGHBORS), np.uint8) & padded
     labels = np.asarray(cv2.connectedComponents(plateaus, connectivity=8)[1], np.float32)
     dry = padded > 0
     for level in range(int(depth.max()), -1, -1):
         reached = dry & (depth > level)
         while True:
-            highest = cv2.dilate(labels, NEIGHBOURS)
+            highest = cv2.dilate(labels, NEIGHBORS)
             new = reached & (labels == 0) & (highest > 0)
             if not new.any():
                 break
             lowest = -cv2.dilate(
-                np.where(labels > 0, -labels, -np.inf).astype(np.float32), NEIGHBOURS
+                np.where(labels > 0, -labels, -np.inf).astype(np.float32), NEIGHBORS
             )
             meeting = new & (highest != lowest)
             labels[new & ~meeting] = highest[new & ~meeting]

@@ -98,8 +98,8 @@ def tilt_deg(grey: FloatArray, head: BoolArray) -> float:
     rows, columns = np.nonzero(head)
     if not len(rows):
         return 0.0
-    centre = float(columns.mean()), float(rows.mean())
-    reach = 1.05 * float(np.hypot(columns - centre[0], rows - centre[1]).max()) + 1
+    center = float(columns.mean()), float(rows.mean())
+    reach = 1.05 * float(np.hypot(columns - center[0], rows - center[1]).max()) + 1
     scale = TILT_PX / (2 * reach)
     # the outline counts as much as what lies inside
     body = np.where(head, 0.5 + 0.5 * grey, 0).astype(np.float32)
@@ -110,8 +110,8 @@ def tilt_deg(grey: FloatArray, head: BoolArray) -> float:
         # shrinking by sampling alone would turn noise into costs
         body = np.asarray(cv2.blur(body, (sampled_px, sampled_px)), np.float32)
     for at, turn in enumerate(turns):
-        matrix = np.asarray(cv2.getRotationMatrix2D(centre, float(turn), scale), np.float64)
-        matrix[:, 2] += (TILT_PX - 1) / 2 - np.array(centre)
+        matrix = np.asarray(cv2.getRotationMatrix2D(center, float(turn), scale), np.float64)
+        matrix[:, 2] += (TILT_PX - 1) / 2 - np.array(center)
         turned = cv2.warpAffine(body, matrix, (TILT_PX, TILT_PX), flags=cv2.INTER_LINEAR)
         mirrored = turned[:, ::-1]
         costs[at] = min(

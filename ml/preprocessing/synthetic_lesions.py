@@ -60,7 +60,7 @@ def inside_of_skull(image: FloatArray) -> NDArray[np.bool_]:
     if holes:
         cv2.drawContours(filled, [max(holes, key=cv2.contourArea)], -1, 1, thickness=cv2.FILLED)
     shown = image[filled.astype(bool)]
-    # Brain is grey and even; a face with its sinuses and bones is not.
+    # Brain is gray and even; a face with its sinuses and bones is not.
     if not len(shown) or np.mean(shown < 0.12) > 0.25 or np.mean(shown > 0.93) > 0.1:
         return none
     return filled.astype(bool)
@@ -194,12 +194,12 @@ def _outlined(blood: NDArray[np.bool_], mask: Mask) -> Mask:
 
 
 def _blob(
-    size: int, centre: tuple[float, float], radius: float, random: np.random.Generator
+    size: int, center: tuple[float, float], radius: float, random: np.random.Generator
 ) -> FloatArray:
     """Return an uneven ball, float32 (size, size): 1 inside, 0 outside."""
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     angle, stretch = random.uniform(0, np.pi), random.uniform(0.55, 1.0)
-    down, right = rows - centre[0], columns - centre[1]
+    down, right = rows - center[0], columns - center[1]
     along, across = (
         np.cos(angle) * right + np.sin(angle) * down,
         (-np.sin(angle) * right + np.cos(angle) * down) / stretch,
@@ -222,8 +222,8 @@ def _along_bone(
     rows, columns = np.nonzero(space)
     grid_rows, grid_columns = np.mgrid[: space.shape[0], : space.shape[1]].astype(np.float32)
     direction = np.arctan2(grid_rows - rows.mean(), grid_columns - columns.mean())
-    towards, half_width = random.uniform(-np.pi, np.pi), random.uniform(0.35, 1.5)
-    away = np.abs(np.angle(np.exp(1j * (direction - towards))))
+    toward, half_width = random.uniform(-np.pi, np.pi), random.uniform(0.35, 1.5)
+    away = np.abs(np.angle(np.exp(1j * (direction - toward))))
     return depth.astype(np.float32), (1 - (away / half_width) ** 2).astype(np.float32)
 
 
@@ -249,7 +249,7 @@ def _push_inwards(
     """Move the brain away from the bone by `reach` pixels, less the deeper it lies: what a subdural
     bleed displaces is not lost.
 
-    The rim of bone, whose grey falls off over a pixel or two, stays where it is.
+    The rim of bone, whose gray falls off over a pixel or two, stays where it is.
     """
     size = image.shape[0]
     down, right = np.gradient(cv2.GaussianBlur(depth, (0, 0), 2 * size / 224))
@@ -269,13 +269,13 @@ def _along_falx(
 ) -> FloatArray:
     size = image.shape[0]
     places = np.argwhere(space).astype(np.float32)
-    centre = places.mean(axis=0)
-    _, axes = np.linalg.eigh(np.cov((places - centre).T))
+    center = places.mean(axis=0)
+    _, axes = np.linalg.eigh(np.cov((places - center).T))
     axis = axes[:, np.argmax(np.abs(axes[0]))]  # heads stand more or less upright
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
-    down, right = rows - centre[0], columns - centre[1]
+    down, right = rows - center[0], columns - center[1]
     along, across = axis[0] * down + axis[1] * right, axis[0] * right - axis[1] * down
-    half = np.abs((places - centre) @ axis).max()
+    half = np.abs((places - center) @ axis).max()
     middle, half_length = random.uniform(-0.7, 0.7) * half, random.uniform(0.15, 0.5) * half
     taper = np.sqrt(np.clip(1 - ((along - middle) / half_length) ** 2, 0, 1))
     side = 1 if random.random() < 0.5 else -1

@@ -147,11 +147,11 @@ def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int
     if "LOCALIZER" in [str(word).upper() for word in values_of(header, "ImageType")]:
         raise NoSliceError("The DICOM file is a localizer (scout view), not an axial slice.")
     if int(header.get("SamplesPerPixel") or 1) != 1:
-        raise NoSliceError("The DICOM file is a colour picture, not a CT slice.")
+        raise NoSliceError("The DICOM file is a color picture, not a CT slice.")
     photometric = str(header.get("PhotometricInterpretation") or "MONOCHROME2")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise NoSliceError(
-            f"The DICOM file is a colour picture ({_printable(photometric)}), not a CT slice."
+            f"The DICOM file is a color picture ({_printable(photometric)}), not a CT slice."
         )
     rows, columns, frames = (
         int(header.Rows),
@@ -270,7 +270,7 @@ def _to_hu(header: pydicom.Dataset, stored: NDArray[np.int64], notes: list[str])
         # MONOCHROME1 speaks of display only (PS3.3 C.7.6.3.1.2), but some exporters turn the values
         # over as well.
         stored = (-1 if signed else 2**bits - 1) - stored
-        notes.append("The DICOM file's grey values were upside down; they were turned over.")
+        notes.append("The DICOM file's gray values were upside down; they were turned over.")
     if slope is not None and slope[0] == 0:
         raise ImageError(
             "The DICOM file's rescale slope is 0, so its pixels have no Hounsfield units."

@@ -14,7 +14,7 @@ MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 16_000_000  # 4000 x 4000; a CT slice has 512 x 512
 
 
-MAX_SLICES = 1_000  # a head at a fifth of a millimetre
+MAX_SLICES = 1_000  # a head at a fifth of a millimeter
 
 
 MAX_VOXELS = MAX_SLICES * 512 * 512  # in all: 1 GiB as float32
@@ -101,7 +101,7 @@ def require_contrast(series: Series) -> None:
             < FEWEST_GREYS
         ):
             raise BareImageError(
-                f"The picture has fewer than {FEWEST_GREYS} shades of grey, so it is no CT slice."
+                f"The picture has fewer than {FEWEST_GREYS} shades of gray, so it is no CT slice."
             )
     elif highest < 0 or lowest > 80:
         raise BareImageError(

@@ -41,7 +41,7 @@ TYPES = {
     1024: "i8",
     1280: "u8",
 }
-# metres, millimetres, micrometres; unknown units are millimetres in practice
+# meters, millimeters, micrometers; unknown units are millimeters in practice
 TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 ACROSS = 2.0  # the axis of the slices has larger steps than the others by this factor, if one has
 
@@ -101,7 +101,7 @@ def read_nifti(file: BinaryIO, *, max_pixels: int, max_slices: int) -> Series:
         voxels = _read_voxels(stream, header)
     except (EOFError, OSError, zlib.error, struct.error) as err:
         raise ImageError(DAMAGED) from err
-    # To (slices, rows, columns), towards the head, the back and the left: what NIfTI calls +z, -y
+    # To (slices, rows, columns), toward the head, the back and the left: what NIfTI calls +z, -y
     # and -x.
     stacked = voxels.transpose(axes[::-1])[
         tuple(np.s_[::sign] for sign in (signs[2], -signs[1], -signs[0]))
@@ -177,7 +177,7 @@ def _read_header(stream: BinaryIO) -> Header:
         raise ImageError(f"The NIfTI file holds {volumes} volumes; one scan is one volume.")
     (code,) = struct.unpack_from(f"{order}h", head, 70 if version == 1 else 12)
     if code not in TYPES:
-        raise ImageError("The NIfTI file's voxels are colours or complex numbers, not CT values.")
+        raise ImageError("The NIfTI file's voxels are colors or complex numbers, not CT values.")
     (offset,) = get("f", 108, 0) if version == 1 else struct.unpack_from(f"{order}q", head, 168)
     if not HEADER_BYTES[version] <= offset <= FURTHEST_DATA:
         raise ImageError(DAMAGED)

@@ -37,7 +37,7 @@ class Plane:
         slice: upright, if it is axial.
         position_mm: a corner in patient coordinates (x to the left, y to the back, z to the head),
             None where the file does not say.
-        normal: the unit vector across the slice, towards the head; None where the file does not
+        normal: the unit vector across the slice, toward the head; None where the file does not
             say.
         number: the instance number, or that of a frame.
         series_uid, instance_uid: of the file.
@@ -111,7 +111,7 @@ def of_one_size(slices: Sequence[Slice], said: list[str]) -> list[int]:
 
 
 def tilt_note(step: Vector, normal: Vector) -> list[str]:
-    """Return a sentence if neighbouring slices lie aside of each other, `step` (mm) apart, as they
+    """Return a sentence if neighboring slices lie aside of each other, `step` (mm) apart, as they
     do after a tilt of the gantry.
     """
     cosine = abs(float(np.dot(step, normal))) / max(float(np.linalg.norm(step)), 1e-9)
@@ -191,7 +191,7 @@ def _oddities(steps_mm: Vector) -> list[str]:
     gaps = np.flatnonzero(is_gap)
     said = [
         f"A part of the scan is missing between slices {i + 1} and {i + 2}: they lie"
-        f" {steps_mm[i]:.3g} mm apart, their neighbours {usual[i]:.3g} mm."
+        f" {steps_mm[i]:.3g} mm apart, their neighbors {usual[i]:.3g} mm."
         for i in gaps[:NAMED]
     ]
     if len(gaps) > NAMED:

@@ -30,7 +30,7 @@ Kind = Literal["intraparenchymal", "subdural", "epidural", "intraventricular"]
 
 FIELD_MM = 230.0  # the side of the picture
 AIR_HU, SCALP_HU, FAT_HU, TABLE_HU, DIPLOE_HU = -1000.0, 45.0, -90.0, 1400.0, 700.0
-CSF_HU, GREY_HU, WHITE_HU, FALX_HU, CALCIFIED_HU = 6.0, 35.0, 31.0, 45.0, 130.0
+CSF_HU, GRAY_HU, WHITE_HU, FALX_HU, CALCIFIED_HU = 6.0, 35.0, 31.0, 45.0, 130.0
 BLOOD_HU, EDEMA_HU = 68.0, 20.0
 NOISE_HU = 6.0
 SEED_OF_BLOOD = 7919  # apart from the head's, so that one seed is one head, with or without blood
@@ -124,7 +124,7 @@ def write_dicom(
         series: slices of the same name belong together; UIDs are made of it, so that the same call
             writes the same bytes.
         number: the instance number in the series.
-        position_mm: how far towards the crown the slice lies.
+        position_mm: how far toward the crown the slice lies.
     """
     rows, columns = hu.shape
     pixel_mm = round(FIELD_MM / columns, 6)
@@ -246,18 +246,18 @@ def _depth(
 def _brain(
     rng: np.random.Generator, x: FloatArray, y: FloatArray, inside: FloatArray, angle: FloatArray
 ) -> FloatArray:
-    """Return grey and white matter and the sulci, HU."""
+    """Return gray and white matter and the sulci, HU."""
     folds = 0.5 + 0.5 * np.sin(
         rng.integers(20, 26) * angle + 2.5 * np.sin(5 * angle + rng.uniform(0, 6))
     )
     cortex = 4.5 + 7 * folds
-    hu = np.where(inside < cortex, GREY_HU, WHITE_HU)
+    hu = np.where(inside < cortex, GRAY_HU, WHITE_HU)
     for side in (-1, 1):  # thalamus with the lentiform nucleus, and the head of the caudate
-        hu = np.where(np.hypot((x - side * 13) / 9, (y - 8) / 13) < 1, GREY_HU, hu)
-        hu = np.where(np.hypot((x - side * 26) / 5, (y + 2) / 14) < 1, GREY_HU, hu)
-        hu = np.where(np.hypot((x - side * 13) / 4, (y + 18) / 8) < 1, GREY_HU, hu)
+        hu = np.where(np.hypot((x - side * 13) / 9, (y - 8) / 13) < 1, GRAY_HU, hu)
+        hu = np.where(np.hypot((x - side * 26) / 5, (y + 2) / 14) < 1, GRAY_HU, hu)
+        hu = np.where(np.hypot((x - side * 13) / 4, (y + 18) / 8) < 1, GRAY_HU, hu)
     sulci = (folds < 0.06) & (inside < rng.uniform(7, 13))
-    hu = np.where(sulci, (CSF_HU + GREY_HU) / 2, hu)
+    hu = np.where(sulci, (CSF_HU + GRAY_HU) / 2, hu)
     return np.asarray(cv2.GaussianBlur(hu.astype(np.float32), (0, 0), 2), np.float32)
 
 
@@ -295,8 +295,8 @@ def _bleed(
         return
     # Along the inner table: a subdural is a long crescent, an epidural a short lens (its edges end
     # at the sutures).
-    towards = 0 if side > 0 else np.pi
-    off = np.abs(np.angle(np.exp(1j * (angle - towards - side * rng.uniform(-0.3, 0.3)))))
+    toward = 0 if side > 0 else np.pi
+    off = np.abs(np.angle(np.exp(1j * (angle - toward - side * rng.uniform(-0.3, 0.3)))))
     reach, thick_mm = (
         (1.25, rng.uniform(9, 12)) if kind == "subdural" else (0.55, rng.uniform(18, 24))
     )

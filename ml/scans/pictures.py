@@ -1,4 +1,4 @@
-"""Read PNG and JPEG pictures of slices: grey on a black background, colours and transparency
+"""Read PNG and JPEG pictures of slices: gray on a black background, colors and transparency
 removed, HU where 16 bits hold such.
 """
 
@@ -15,8 +15,8 @@ from ml.scans.limits import require_a_picture, require_fewer_pixels
 from ml.scans.repairs import hounsfield_in_16_bits, on_black
 from ml.scans.slices import FloatArray, Slice
 
-COLOUR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays below it
-COLOUR_SHARE = 0.001  # of all pixels: a colour cast or a coloured mark, not three stray pixels
+COLOR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays below it
+COLOR_SHARE = 0.001  # of all pixels: a color cast or a colored mark, not three stray pixels
 
 
 def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
@@ -50,7 +50,7 @@ def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
 
 
 def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"], list[str]]:
-    """Return a Pillow picture's pixels as HU, where its 16 bits hold such, or else as grey 0..1 on
+    """Return a Pillow picture's pixels as HU, where its 16 bits hold such, or else as gray 0..1 on
     a black background; and notes.
 
     Raises:
@@ -69,7 +69,7 @@ def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"
                 "The 16-bit picture holds CT values, but not where their zero lies; give the DICOM"
                 " file."
             )
-    grey, notes = _to_grey(picture)
+    grey, notes = _to_gray(picture)
     shown, note = on_black(grey)
     if shown is None:
         raise ImageError(
@@ -78,8 +78,8 @@ def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"
     return shown, "display", [*notes, note] if note else notes
 
 
-def _to_grey(picture: Image.Image) -> tuple[FloatArray, list[str]]:
-    """Return any Pillow picture as float32 grey 0..1: transparency over black (air), colours by
+def _to_gray(picture: Image.Image) -> tuple[FloatArray, list[str]]:
+    """Return any Pillow picture as float32 gray 0..1: transparency over black (air), colors by
     their luminance.
     """
     if picture.mode == "I" or picture.mode.startswith("I;16"):
@@ -106,6 +106,6 @@ def _to_grey(picture: Image.Image) -> tuple[FloatArray, list[str]]:
     rgb = picture.convert("RGB")
     channels = np.asarray(rgb)
     spread = channels.max(axis=2) - channels.min(axis=2)
-    if np.count_nonzero(spread > COLOUR_SPREAD) > COLOUR_SHARE * spread.size:
-        notes.append("The picture has colours; they were removed.")
+    if np.count_nonzero(spread > COLOR_SPREAD) > COLOR_SHARE * spread.size:
+        notes.append("The picture has colors; they were removed.")
     return np.asarray(rgb.convert("L")).astype(np.float32) / np.float32(255), notes

@@ -37,7 +37,7 @@ DARK = 0.5  # of white, for the brightest hundredth of a picture: bone is white 
 HEAD_BYTES = 16 * 1024
 
 DARK_NOTE = (
-    "The picture is darker than a CT slice in a brain window; the models have not learnt such"
+    "The picture is darker than a CT slice in a brain window; the models have not learned such"
     " pictures."
 )
 

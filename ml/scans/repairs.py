@@ -100,7 +100,7 @@ def on_black(grey: FloatArray) -> tuple[FloatArray | None, str]:
     if black.sum() > SKULL_SHARE * zone.sum() and bone_is_black:
         return np.asarray(
             1 - grey, np.float32
-        ), "The picture's greys were upside down; they were turned over."
+        ), "The picture's grays were upside down; they were turned over."
     return None, ""
 
 

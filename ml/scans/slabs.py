@@ -1,7 +1,7 @@
 """What a model sees of a stack of slices, and how its answers go back to them.
 
-The models learnt slices of about 5 mm. A thin one shows less blood against more noise, so thin
-neighbours are averaged to slabs of that thickness, as a scanner's own thick reconstruction does. A
+The models learned slices of about 5 mm. A thin one shows less blood against more noise, so thin
+neighbors are averaged to slabs of that thickness, as a scanner's own thick reconstruction does. A
 viewer shows the slices themselves; each has the answer of its slab.
 """
 
@@ -80,7 +80,7 @@ def slab_starts(steps_mm: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def mean_of(slices: Sequence[Slice]) -> Slice:
-    """Return the mean of neighbouring slices of one size and unit."""
+    """Return the mean of neighboring slices of one size and unit."""
     mean: FloatArray = np.zeros_like(slices[0].pixels)
     for one in slices:
         mean += one.pixels

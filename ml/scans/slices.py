@@ -17,10 +17,10 @@ class Slice:
     """One CT slice.
 
     Attributes:
-        pixels: float32 (height, width): Hounsfield units if `unit` is "hu", grey 0..1 as a viewer
+        pixels: float32 (height, width): Hounsfield units if `unit` is "hu", gray 0..1 as a viewer
             shows it if "display".
         unit: what `pixels` holds.
-        spacing_mm: distance of neighbouring rows and columns in mm, None where the file does not
+        spacing_mm: distance of neighboring rows and columns in mm, None where the file does not
             say.
     """
 
@@ -36,7 +36,7 @@ class Series:
     Attributes:
         slices: all of one size and unit, where `read_series` made them.
         warnings: sentences for the user about what had to be assumed, removed or left out.
-        distance_mm: the usual distance of neighbouring slices, None where the files do not say or
+        distance_mm: the usual distance of neighboring slices, None where the files do not say or
             there is one slice.
         steps_mm: how far each slice but the last lies from the next; empty where they are even or
             unknown.
@@ -73,7 +73,7 @@ def rendered_size(shape: tuple[int, ...], max_px: int) -> tuple[int, int]:
 def render(
     slice: Slice, max_px: int, window_level: float = 40, window_width: float = 80
 ) -> Image.Image:
-    """Return the slice as an 8-bit grey picture for a page: aspect kept, longer side at most
+    """Return the slice as an 8-bit gray picture for a page: aspect kept, longer side at most
     `max_px`, never enlarged.
 
     Hounsfield units are shown through the window (HU); display values are shown as they are.

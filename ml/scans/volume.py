@@ -30,7 +30,7 @@ INDEX = b"HS"
 DISPLAY_STEP = 0.001  # of white, in what holds no Hounsfield units
 UNKNOWN_SPACING_MM, UNKNOWN_DISTANCE_MM = 1.0, 5.0
 # codes of nifti1.h: the voxels' type, the frame of the affine, the unit
-INT16, SCANNER, MILLIMETRES = 4, 1, 2
+INT16, SCANNER, MILLIMETERS = 4, 1, 2
 
 
 def write_volume(series: Series, path: Path) -> None:
@@ -121,7 +121,7 @@ def _header(series: Series, size: tuple[int, int]) -> bytes:
         (70, "2h", (INT16, 16)),
         (76, "8f", (1.0, *steps, 0, 0, 0, 0)),
         (108, "3f", (HEADER_BYTES, slope, 0.0)),
-        (123, "B", (MILLIMETRES,)),
+        (123, "B", (MILLIMETERS,)),
         (124, "2f", shown[::-1]),
         (148, "80s", (b"Hemoscan",)),
         (252, "2h", (SCANNER, SCANNER)),

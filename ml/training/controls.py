@@ -2,7 +2,7 @@
 where there is nothing to find.
 
     permuted         the labels belong to other groups: whatever ranks them has leaked
-    metadata         no pixel, only file size, width, height, kind of pixels and colour: what a
+    metadata         no pixel, only file size, width, height, kind of pixels and color: what a
     shortcut is worth leaked           augmented first, then split, copies of one picture on both
     sides: what a careless protocol would report
     random_weights   the run itself from random initial weights: what the initial weights are worth
@@ -34,7 +34,7 @@ from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import auroc, lower_bound_of_mean, metrics_with_intervals
 from ml.preprocessing.augmentation import children
 from ml.training.cross_validation import Tell, cross_validate
-from ml.training.experiment import Material
+from ml.training.experiment import Experiment
 
 CHEAP_PERMUTATIONS, DEAR_PERMUTATIONS = 20, 5
 MOST_IMAGES_PERMUTED_WHOLE = 600
@@ -79,7 +79,7 @@ def fits_of_controls(names: Sequence[str], learnt_features: bool, images: int) -
 
 
 def run_controls(
-    material: Material,
+    experiment: Experiment,
     examples: Sequence[Example],
     learnt_features: bool,
     folds: int,
@@ -98,8 +98,8 @@ def run_controls(
         checkpoint: folder; controls and folds that are finished there are not run again.
         tell: told the progress.
     """
-    names = control_names(material.settings, learnt_features)
-    fits = fits_of_controls(names, learnt_features, len(material.labels))
+    names = control_names(experiment.settings, learnt_features)
+    fits = fits_of_controls(names, learnt_features, len(experiment.labels))
     results = []
     for number, name in enumerate(names):
         before, own, of_all = sum(fits[:number]), fits[number], sum(fits)
@@ -128,7 +128,7 @@ def run_controls(
                     "name": name,
                     **_run(
                         name,
-                        material,
+                        experiment,
                         examples,
                         learnt_features,
                         folds,
@@ -147,7 +147,7 @@ def run_controls(
 
 def _run(
     name: str,
-    material: Material,
+    experiment: Experiment,
     examples: Sequence[Example],
     learnt_features: bool,
     folds: int,
@@ -156,12 +156,12 @@ def _run(
 ) -> dict[str, Any]:
     match name:
         case "permuted":
-            return _permuted(material, learnt_features, folds, folder, tell)
+            return _permuted(experiment, learnt_features, folds, folder, tell)
         case "metadata":
-            return _metadata(material, examples, folds, tell)
+            return _metadata(experiment, examples, folds, tell)
         case "leaked":
-            return _leaked(material, learnt_features, folds, folder, tell)
-    return _random_weights(material, learnt_features, folds, folder, tell)
+            return _leaked(experiment, learnt_features, folds, folder, tell)
+    return _random_weights(experiment, learnt_features, folds, folder, tell)
 
 
 def blocked_because(controls: Sequence[Mapping[str, Any]]) -> str | None:
@@ -209,19 +209,19 @@ def permute_between_groups(
 
 
 def _permuted(
-    material: Material, learnt_features: bool, folds: int, folder: Path, tell: Tell
+    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
 ) -> dict[str, Any]:
     n = DEAR_PERMUTATIONS if learnt_features else CHEAP_PERMUTATIONS
-    whole = not learnt_features and len(material.judged) <= MOST_IMAGES_PERMUTED_WHOLE
+    whole = not learnt_features and len(experiment.judged) <= MOST_IMAGES_PERMUTED_WHOLE
     found, seconds = [], 0.0
     for number in range(n):
-        random = np.random.default_rng([material.seed, number])
+        random = np.random.default_rng([experiment.seed, number])
         shuffled = replace(
-            material,
-            labels=permute_between_groups(material.labels, material.groups, random),
-            told=_permuted_wholes(material, np.random.default_rng([material.seed, number, 1])),
-            masks=np.full_like(material.masks, 255),  # outlines know the true labels
-            shared=material.shared if not learnt_features else folder / "shared",
+            experiment,
+            labels=permute_between_groups(experiment.labels, experiment.groups, random),
+            told=_permuted_wholes(experiment, np.random.default_rng([experiment.seed, number, 1])),
+            masks=np.full_like(experiment.masks, 255),  # outlines know the true labels
+            shared=experiment.shared if not learnt_features else folder / "shared",
         )
 
         def within(
@@ -253,27 +253,31 @@ def _permuted(
     }
 
 
-def _permuted_wholes(material: Material, random: np.random.Generator) -> dict[int, int]:
-    """Return what is told of weakly labelled scans, permuted between their groups; the others have
+def _permuted_wholes(experiment: Experiment, random: np.random.Generator) -> dict[int, int]:
+    """Return what is told of weakly labeled scans, permuted between their groups; the others have
     slices, permuted already.
     """
-    weak = material.weak
+    weak = experiment.weak
     labels = permute_between_groups(
-        material.scan_labels[weak], material.groups[material.first_of_scan[weak]], random
+        experiment.scan_labels[weak], experiment.groups[experiment.first_of_scan[weak]], random
     )
     return dict(zip(weak.tolist(), labels.tolist(), strict=True))
 
 
 def _metadata(
-    material: Material, examples: Sequence[Example], folds: int, tell: Tell
+    experiment: Experiment, examples: Sequence[Example], folds: int, tell: Tell
 ) -> dict[str, Any]:
-    judged = material.judged
+    judged = experiment.judged
     facts = []
     for done, position in enumerate(judged):
         facts.append(file_facts(examples[position]))
         tell("reading files", 0.9 * done / len(judged), {})
     return metadata_control(
-        np.array(facts), material.labels[judged], material.groups[judged], folds, material.seed
+        np.array(facts),
+        experiment.labels[judged],
+        experiment.groups[judged],
+        folds,
+        experiment.seed,
     )
 
 
@@ -292,21 +296,21 @@ def metadata_control(
         probabilities[held] = forest.predict_proba(facts[held])[:, 1]
     figures = metrics_with_intervals(labels, probabilities, probabilities >= 0.5, groups, seed)
     how = (
-        "A random forest on file size, width, height, kind of pixels and colour, not one pixel of"
+        "A random forest on file size, width, height, kind of pixels and color, not one pixel of"
         f" anatomy; {folds} grouped folds."
     )
     return {"auroc": figures["auroc"], "accuracy": figures["accuracy"], "how": how}
 
 
 def file_facts(example: Example) -> list[float]:
-    """Return what a file tells without its anatomy: bytes, width, height, kind of pixels, colour
+    """Return what a file tells without its anatomy: bytes, width, height, kind of pixels, color
     cast (0..1).
     """
     try:
         with Image.open(example.path, formats=("PNG", "JPEG")) as opened:
             pixels = np.asarray(opened.convert("RGB").resize((64, 64)), np.float32) / 255
     except (UnidentifiedImageError, OSError):
-        pixels = np.zeros((1, 1, 3), np.float32)  # DICOM: grey
+        pixels = np.zeros((1, 1, 3), np.float32)  # DICOM: gray
     cast = float((pixels.max(axis=2) - pixels.min(axis=2)).mean())
     kinds = [float(example.mode == mode) for mode in MODES]
     return [
@@ -319,10 +323,10 @@ def file_facts(example: Example) -> list[float]:
 
 
 def _leaked(
-    material: Material, learnt_features: bool, folds: int, folder: Path, tell: Tell
+    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
 ) -> dict[str, Any]:
-    copies = _copies(len(material.labels))
-    leaked = replace(leak(material, copies, folder, tell), shared=folder / "shared")
+    copies = _copies(len(experiment.labels))
+    leaked = replace(leak(experiment, copies, folder, tell), shared=folder / "shared")
     only = [0] if learnt_features else None
     answers = cross_validate(
         leaked,
@@ -336,7 +340,7 @@ def _leaked(
         f"Every picture and {copies - 1} augmented copies, split without regard to picture or"
         f" patient; {_once(learnt_features, folds)}."
     )
-    return {**_figures(answers.slices, material.seed), "seconds": answers.seconds, "how": how}
+    return {**_figures(answers.slices, experiment.seed), "seconds": answers.seconds, "how": how}
 
 
 def _copies(images: int) -> int:
@@ -344,7 +348,7 @@ def _copies(images: int) -> int:
     return max(2, min(MOST_COPIES, MOST_LEAKED_IMAGES // images))
 
 
-def leak(material: Material, copies: int, folder: Path, tell: Tell) -> Material:
+def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Experiment:
     """Return the material enlarged before any split: each picture's copies are scans and groups of
     their own.
 
@@ -352,36 +356,36 @@ def leak(material: Material, copies: int, folder: Path, tell: Tell) -> Material:
     architecture gets every copy as a scan of one; the scans of a series architecture are copied as
     scans.
     """
-    keep = material.judged
-    reads_slices = architecture_named(material.architecture).reads == "slice"
+    keep = experiment.judged
+    reads_slices = architecture_named(experiment.architecture).reads == "slice"
     scans = (
         np.arange(len(keep))
         if reads_slices
-        else np.unique(material.scans[keep], return_inverse=True)[1]
+        else np.unique(experiment.scans[keep], return_inverse=True)[1]
     )
     # hidden: a worker keeps no such file with the checkpoint, it is made again
     path = folder / ".images.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = material.images.shape[1]
+    size = experiment.images.shape[1]
     images = np.lib.format.open_memmap(
         path, mode="w+", dtype=np.float32, shape=(copies * len(keep), size, size, 1)
     )
     for number, position in enumerate(keep):
         # Copy c of all pictures stands together, so that the slices of a copied scan stay
-        # neighbours.
+        # neighbors.
         images[number :: len(keep)] = children(
-            np.asarray(material.images[position]), copies, material.seed + int(position)
+            np.asarray(experiment.images[position]), copies, experiment.seed + int(position)
         )
         tell("copies", 0.2 * (number + 1) / len(keep), {})
     all_scans = np.concatenate([scans + copy * (int(scans.max()) + 1) for copy in range(copies)])
     n = copies * len(keep)
     return replace(
-        material,
+        experiment,
         images=images,
-        masks=np.full((n, *material.masks.shape[1:]), 255, np.uint8),
-        labels=np.tile(material.labels[keep], copies),
+        masks=np.full((n, *experiment.masks.shape[1:]), 255, np.uint8),
+        labels=np.tile(experiment.labels[keep], copies),
         groups=all_scans.astype(str),
-        sources=np.tile(material.sources[keep], copies),
+        sources=np.tile(experiment.sources[keep], copies),
         scans=all_scans,
         unseen=np.ones(n, bool),
         told={},
@@ -389,16 +393,16 @@ def leak(material: Material, copies: int, folder: Path, tell: Tell) -> Material:
 
 
 def _random_weights(
-    material: Material, learnt_features: bool, folds: int, folder: Path, tell: Tell
+    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
 ) -> dict[str, Any]:
-    if material.init == "random":
+    if experiment.init == "random":
         raise DatasetError("The run itself started from random weights.")
-    start = replace(material, init="random", shared=folder / "shared")
+    start = replace(experiment, init="random", shared=folder / "shared")
     only = [0] if learnt_features else None
     answers = cross_validate(start, folds, 1, folder, tell, only)
     # kept, not fitted again
     run = _figures(
-        cross_validate(material, folds, 1, folder.parent, tell, only).slices, material.seed
+        cross_validate(experiment, folds, 1, folder.parent, tell, only).slices, experiment.seed
     )["auroc"]
     itself = (
         ""
@@ -413,7 +417,7 @@ def _random_weights(
         f" {_once(learnt_features, folds)}{itself}."
     )
     return {
-        **_figures(answers.slices, material.seed),
+        **_figures(answers.slices, experiment.seed),
         "run_auroc": run,
         "seconds": answers.seconds,
         "how": how,

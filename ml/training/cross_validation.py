@@ -25,7 +25,7 @@ from ml.evaluation.calibration import OperatingPoint, zones
 from ml.evaluation.metrics import auroc
 from ml.models.contract import Fitted, HeldOut
 from ml.networks.bleeding_types import fit_types, of_scan
-from ml.training.experiment import Material
+from ml.training.experiment import Experiment
 from ml.training.folds import splits
 from ml.training.heat_map_tests import judge_heat_maps
 
@@ -35,13 +35,13 @@ Tell = Callable[[str, float, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class OutOfFold:
     """What a cross-validation found.
 
     Attributes:
         slices, scans: the answers.
         held_out: the raw decisions of the first repeat.
-        learnt_features: whether the convolutions learnt.
+        learnt_features: whether the convolutions learned.
         seconds: what all its fits took.
         heat_maps: the tests of `ml.training.heat_map_tests`, of the first repeat; empty where they
             were not asked for.
@@ -96,7 +96,7 @@ class _Level:
 
 
 def cross_validate(
-    material: Material,
+    experiment: Experiment,
     folds: int,
     repeats: int,
     checkpoint: Path,
@@ -104,7 +104,7 @@ def cross_validate(
     only: Sequence[int] | None = None,
     *,
     test_heat_maps: bool = False,
-) -> Judgement:
+) -> OutOfFold:
     """Return the answers for all judged slices and their scans, from one model a fold and repeat.
 
     Args:
@@ -116,17 +116,17 @@ def cross_validate(
             answers.
         test_heat_maps: test the heat maps of rightly found hemorrhages in the first repeat.
     """
-    judged, weak = material.judged, material.weak
-    known_scans = np.flatnonzero(material.scan_labels != UNKNOWN)
+    judged, weak = experiment.judged, experiment.weak
+    known_scans = np.flatnonzero(experiment.scan_labels != UNKNOWN)
     levels = _Level(judged, repeats), _Level(known_scans, repeats)
-    always = np.setdiff1d(material.learnable, judged)
-    always_weak = weak[~material.unseen[material.first_of_scan[weak]]]
+    always = np.setdiff1d(experiment.learnable, judged)
+    always_weak = weak[~experiment.unseen[experiment.first_of_scan[weak]]]
     wanted = range(folds) if only is None else only
     seconds, learnt = 0.0, False
     heat_maps: list[Mapping[str, Any]] = []
     chosen: list[Mapping[str, Any]] = []
     for repeat in range(repeats):
-        for fold, split in enumerate(splits(material, folds, repeat)):
+        for fold, split in enumerate(splits(experiment, folds, repeat)):
             if fold not in wanted:
                 continue
             number = repeat * len(wanted) + list(wanted).index(fold)
@@ -154,12 +154,12 @@ def cross_validate(
                     np.concatenate([always, split.learn]),
                     np.concatenate([always_weak, split.learn_weak]),
                 )
-                fitted = material.fit(train, checkpoint / name, report, wholes)
-                done = _answers_of(material, fitted, split.held, split.held_weak)
-                if material.types is not None:
-                    _add_types(done, material, material.types, fitted, train)
+                fitted = experiment.fit(train, checkpoint / name, report, wholes)
+                done = _answers_of(experiment, fitted, split.held, split.held_weak)
+                if experiment.types is not None:
+                    _add_types(done, experiment, experiment.types, fitted, train)
                 if test_heat_maps and repeat == 0:
-                    done["heat_maps"] = _heat_maps_of(material, fitted, done["slices"])
+                    done["heat_maps"] = _heat_maps_of(experiment, fitted, done["slices"])
                 done |= {
                     "seconds": time.monotonic() - began,
                     "learnt_features": fitted.learnt_features,
@@ -177,18 +177,18 @@ def cross_validate(
                 end,
                 {
                     "fold_auroc": auroc(
-                        material.labels[done["slices"]["at"]],
+                        experiment.labels[done["slices"]["at"]],
                         np.asarray(done["slices"]["probabilities"]),
                     )
                 },
             )
-    first = material.first_of_scan[known_scans]
-    return Judgement(
+    first = experiment.first_of_scan[known_scans]
+    return OutOfFold(
         slices=levels[0].answers(
-            material.labels[judged], material.groups[judged], material.sources[judged]
+            experiment.labels[judged], experiment.groups[judged], experiment.sources[judged]
         ),
         scans=levels[1].answers(
-            material.scan_labels[known_scans], material.groups[first], material.sources[first]
+            experiment.scan_labels[known_scans], experiment.groups[first], experiment.sources[first]
         ),
         held_out=HeldOut(*levels[0].first_decisions(), *levels[1].first_decisions()),
         learnt_features=learnt,
@@ -199,15 +199,15 @@ def cross_validate(
 
 
 def _answers_of(
-    material: Material, fitted: Fitted, test: np.ndarray, weak: np.ndarray
+    experiment: Experiment, fitted: Fitted, test: np.ndarray, weak: np.ndarray
 ) -> dict[str, Any]:
     """Return a fold's answers for the slices at `test`, their scans and the scans `weak`, as JSON.
     A scan of one slice is judged as one.
     """
-    of_slices, of_scans = material.operating_points(fitted)
+    of_slices, of_scans = experiment.operating_points(fitted)
     test = np.sort(test)
-    scans = np.union1d(material.scans[test], weak)
-    single = material.scan_sizes[scans] == 1
+    scans = np.union1d(experiment.scans[test], weak)
+    single = experiment.scan_sizes[scans] == 1
     own, whole = (
         _judge(of_slices, fitted.scan_decisions[scans]),
         _judge(of_scans, fitted.scan_decisions[scans]),
@@ -230,18 +230,22 @@ def _answers_of(
 
 
 def _add_types(
-    answers: dict[str, Any], material: Material, types: KnownTypes, fitted: Fitted, part: np.ndarray
+    answers: dict[str, Any],
+    experiment: Experiment,
+    types: KnownTypes,
+    fitted: Fitted,
+    part: np.ndarray,
 ) -> None:
     """Add to a fold's answers what a head fitted to the training part tells of the types of
     bleeding.
     """
-    of_slices, _ = material.operating_points(fitted)
-    found = fit_types(fitted.descriptions, types.slices, material.groups, part).of_slices(
+    of_slices, _ = experiment.operating_points(fitted)
+    found = fit_types(fitted.descriptions, types.slices, experiment.groups, part).of_slices(
         fitted.descriptions, of_slices.platt(fitted.decisions)
     )
     slices, scans = answers["slices"], answers["scans"]
     slices["types"] = found[slices["at"]].tolist()
-    ends = np.append(material.first_of_scan, len(found))
+    ends = np.append(experiment.first_of_scan, len(found))
     scans["types"] = [
         of_scan(found[ends[scan] : ends[scan + 1]], probability).tolist()
         for scan, probability in zip(scans["at"], scans["probabilities"], strict=True)
@@ -249,27 +253,27 @@ def _add_types(
 
 
 def _heat_maps_of(
-    material: Material, fitted: Fitted, answers: Mapping[str, Sequence[float]]
+    experiment: Experiment, fitted: Fitted, answers: Mapping[str, Sequence[float]]
 ) -> list[dict[str, Any]]:
     """Test the heat maps of a fold's true positives, at most `MOST_HEAT_MAPS`, those with outlines
     first.
     """
     at = np.asarray(answers["at"], int)
-    found = at[(material.labels[at] == 1) & np.asarray(answers["predicted"], bool)]
-    random = np.random.default_rng([material.seed, len(found)])
+    found = at[(experiment.labels[at] == 1) & np.asarray(answers["predicted"], bool)]
+    random = np.random.default_rng([experiment.seed, len(found)])
     outlined = (
-        (np.asarray(material.masks[found]) == 1).any(axis=(1, 2))
+        (np.asarray(experiment.masks[found]) == 1).any(axis=(1, 2))
         if len(found)
         else np.zeros(0, bool)
     )
     tested = found[np.lexsort((random.random(len(found)), ~outlined))][:MOST_HEAT_MAPS]
-    of_slices, of_scans = material.operating_points(fitted)
+    of_slices, of_scans = experiment.operating_points(fitted)
     return judge_heat_maps(
         fitted.export(of_slices.platt, of_scans.platt),
-        material.images,
-        material.masks,
+        experiment.images,
+        experiment.masks,
         tested.tolist(),
-        material.seed,
+        experiment.seed,
     )
 
 

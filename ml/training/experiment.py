@@ -15,12 +15,12 @@ from ml.datasets.examples import UNKNOWN
 from ml.datasets.pool import Pool
 from ml.datasets.type_labels import KnownTypes
 from ml.evaluation.calibration import OperatingPoint, operating_point
-from ml.models.contract import Basis, FitTask, Fitted, HeldOut, fit_of
+from ml.models.contract import FitTask, Fitted, HeldOut, RunData, fit_of
 from ml.training.inputs import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material(Basis):
+class Experiment(RunData):
     """The basis of a run, the architecture that is fitted, and what is known of types of bleeding:
     None where nobody asks about them.
     """
@@ -29,7 +29,7 @@ class Material(Basis):
     types: KnownTypes | None = None
 
     @classmethod
-    def of(cls, pool: Pool, inputs: Inputs, **more: Any) -> Material:
+    def of(cls, pool: Pool, inputs: Inputs, **more: Any) -> Experiment:
         """Return that of pooled data sets and their pictures as the model reads them; `more` are
         the fields that these do not know.
         """
@@ -70,7 +70,7 @@ class Material(Basis):
 
     @property
     def weak(self) -> np.ndarray:
-        """Numbers of the scans that were labelled as wholes, and no slice of theirs."""
+        """Numbers of the scans that were labeled as wholes, and no slice of theirs."""
         return np.setdiff1d(np.array(sorted(self.told), np.int64), self.scans[self.learnable])
 
     @property
@@ -90,7 +90,7 @@ class Material(Basis):
         """Fit the architecture on the slices at `train` and the scans `weak`; see
         `ml.models.contract` for the rest.
         """
-        basis = {part.name: getattr(self, part.name) for part in fields(Basis)}
+        basis = {part.name: getattr(self, part.name) for part in fields(RunData)}
         task = FitTask(
             **basis,
             train=train,

@@ -1,7 +1,7 @@
-"""Score a finished model once on a labelled data set: a figure for each slice and for each patient,
+"""Score a finished model once on a labeled data set: a figure for each slice and for each patient,
 and every answer in a table.
 
-What the model's training has seen is recognised by file and picture, counted, and left out of the
+What the model's training has seen is recognized by file and picture, counted, and left out of the
 headline with all slices of its group.
 Nothing is refused: how little each image looks like a head CT is reported beside its answer.
 """
@@ -24,7 +24,7 @@ from ml.datasets.read import Dataset
 from ml.datasets.seen_images import all_marks_of, notes_on_marks, seen_among
 from ml.errors import ArtifactError, ImageError, SettingError
 from ml.evaluation.answers import COLUMNS, write_answers
-from ml.evaluation.calibration import ABOVE, BELOW, UNCERTAIN, trust_in_zones, zones
+from ml.evaluation.calibration import ABOVE, BELOW, UNCERTAIN, predictive_values_outside_band, zones
 from ml.evaluation.metrics import metrics_with_intervals, undefined_metrics
 from ml.inference.gate import REFUSED_FROM, Gate, gate
 from ml.inference.predictor import Finding, Predictor
@@ -170,8 +170,10 @@ def evaluate(
             "patient": patients.metrics(with_seen=True),
         },
         "band": {
-            "slice": trust_in_zones(slices.labels[known & fresh], slice_zone[known & fresh]),
-            "patient": trust_in_zones(
+            "slice": predictive_values_outside_band(
+                slices.labels[known & fresh], slice_zone[known & fresh]
+            ),
+            "patient": predictive_values_outside_band(
                 patients.labels[counted & ~patients.seen], zone[counted & ~patients.seen]
             ),
         },

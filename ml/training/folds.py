@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ml.datasets.groups import dealt_folds, stratified_group_folds
-from ml.training.experiment import Material
+from ml.training.experiment import Experiment
 
 
 @dataclass(frozen=True)
 class Split:
-    """Positions of slices to learn from and to judge, and numbers of weakly labelled scans."""
+    """Positions of slices to learn from and to judge, and numbers of weakly labeled scans."""
 
     learn: np.ndarray
     held: np.ndarray
@@ -21,28 +21,28 @@ class Split:
     held_weak: np.ndarray
 
 
-def splits(material: Material, folds: int, repeat: int) -> Iterator[Split]:
-    """Yield folds by group, or one fold for each data set that is then never learnt from.
+def splits(experiment: Experiment, folds: int, repeat: int) -> Iterator[Split]:
+    """Yield folds by group, or one fold for each data set that is then never learned from.
 
-    The folds of the slices are what they are without weakly labelled scans, which are dealt to
+    The folds of the slices are what they are without weakly labeled scans, which are dealt to
     them.
     """
-    judged, first = material.judged, material.first_of_scan
-    weak = material.weak[material.unseen[first[material.weak]]]
-    groups, weak_groups = material.groups[judged], material.groups[first[weak]]
-    if material.settings.get("folds_by") != "data set":
-        seed = material.seed + repeat
-        fold_of = dealt_folds(material.scan_labels[weak], weak_groups, folds, seed)
-        by_group = list(stratified_group_folds(material.labels[judged], groups, folds, seed))
+    judged, first = experiment.judged, experiment.first_of_scan
+    weak = experiment.weak[experiment.unseen[first[experiment.weak]]]
+    groups, weak_groups = experiment.groups[judged], experiment.groups[first[weak]]
+    if experiment.settings.get("folds_by") != "data set":
+        seed = experiment.seed + repeat
+        fold_of = dealt_folds(experiment.scan_labels[weak], weak_groups, folds, seed)
+        by_group = list(stratified_group_folds(experiment.labels[judged], groups, folds, seed))
         for fold, (_, held) in enumerate(by_group):
             fold_of[np.isin(weak_groups, groups[held])] = fold
         for fold, (learn, held) in enumerate(by_group):
             yield Split(judged[learn], judged[held], weak[fold_of != fold], weak[fold_of == fold])
         return
-    sources, weak_sources = material.sources[judged], material.sources[first[weak]]
+    sources, weak_sources = experiment.sources[judged], experiment.sources[first[weak]]
     for source in np.union1d(sources, weak_sources):
         held, held_weak = sources == source, weak_sources == source
-        # A picture that stands in both data sets joins their groups, and must not be learnt from
+        # A picture that stands in both data sets joins their groups, and must not be learned from
         # either.
         there = np.concatenate([groups[held], weak_groups[held_weak]])
         learn, learn_weak = (

@@ -4,7 +4,7 @@ positive.
     deletion   covering the hottest tenth of the picture must lower the answer more than covering a
     random tenth of the head
                (W. Samek et al. 2017, doi 10.1109/TNNLS.2016.2599820); a covered cell becomes the
-               grey of that head's median
+               gray of that head's median
     pointing   the hottest cell must lie in the outlined blood or beside it, within one cell
                (J. Zhang et al. 2018, doi 10.1007/s11263-017-1059-x)
 
@@ -119,7 +119,7 @@ def random_cells(
 
 
 def covered(image: FloatArray, cells: np.ndarray) -> FloatArray:
-    """Return the picture (size, size, 1) with the cells, bool (h, w), painted in the median grey of
+    """Return the picture (size, size, 1) with the cells, bool (h, w), painted in the median gray of
     what it shows.
     """
     inside = image > AIR
@@ -131,7 +131,7 @@ def covered(image: FloatArray, cells: np.ndarray) -> FloatArray:
 
 
 def points_at(heat: FloatArray, mask: np.ndarray) -> bool | None:
-    """Return whether the hottest cell of (h, w) or one of its neighbours holds outlined blood of
+    """Return whether the hottest cell of (h, w) or one of its neighbors holds outlined blood of
     the mask, uint8 (m, m).
     """
     bloody = mask == 1

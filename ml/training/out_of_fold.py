@@ -8,27 +8,27 @@ from typing import Any
 
 from ml.datasets.examples import Example
 from ml.evaluation.answers import Answers, write_answers
-from ml.training.cross_validation import Judgement
-from ml.training.experiment import Material
+from ml.training.cross_validation import OutOfFold
+from ml.training.experiment import Experiment
 
 
 def write_predictions(
-    path: Path, examples: Sequence[Example], material: Material, judgement: Judgement
+    path: Path, examples: Sequence[Example], experiment: Experiment, out_of_fold: OutOfFold
 ) -> None:
     """Write all out-of-fold answers of a cross-validation."""
     write_answers(
         path,
         [
-            *_rows(judgement.slices, examples, "slice", material),
-            *_rows(judgement.scans, examples, "patient", material),
+            *_rows(out_of_fold.slices, examples, "slice", experiment),
+            *_rows(out_of_fold.scans, examples, "patient", experiment),
         ],
     )
 
 
 def _rows(
-    answers: Answers, examples: Sequence[Example], level: str, material: Material
+    answers: Answers, examples: Sequence[Example], level: str, experiment: Experiment
 ) -> Iterable[dict[str, Any]]:
-    positions = answers.at if level == "slice" else material.first_of_scan[answers.at]
+    positions = answers.at if level == "slice" else experiment.first_of_scan[answers.at]
     for repeat in range(len(answers.probabilities)):
         for column, position in enumerate(positions):
             example = examples[position]

@@ -1,4 +1,4 @@
-"""Train a model on labelled slices and judge it: grouped cross-validation, calibration, export,
+"""Train a model on labeled slices and judge it: grouped cross-validation, calibration, export,
 card.
 
 Everything that is fitted (features, scaler, SVM, its C, calibration, threshold) is fitted inside
@@ -32,14 +32,14 @@ from ml.datasets.type_labels import known_types
 from ml.errors import SettingError
 from ml.evaluation import metrics as evaluation
 from ml.evaluation.answers import Answers
-from ml.evaluation.calibration import trust_in_zones
+from ml.evaluation.calibration import predictive_values_outside_band
 from ml.models.contract import RECIPE, Fitted
 from ml.networks.bleeding_types import fit_types
 from ml.networks.weights import load_weights
 from ml.preprocessing.model_input import InputSpec
 from ml.training.controls import blocked_because, control_names, fits_of_controls, run_controls
-from ml.training.cross_validation import Judgement, cross_validate
-from ml.training.experiment import Material
+from ml.training.cross_validation import OutOfFold, cross_validate
+from ml.training.experiment import Experiment
 from ml.training.export_check import check_export
 from ml.training.heat_map_tests import summary
 from ml.training.inputs import read_inputs
@@ -59,7 +59,7 @@ LIBRARIES = (
     "skl2onnx",
     "opencv-python-headless",
 )
-LICENCE_NOTES = ("Research, non-commercial use only; not for diagnosis.",)
+LICENSE_NOTES = ("Research, non-commercial use only; not for diagnosis.",)
 
 
 class OtherTraining(SettingError):
@@ -91,7 +91,7 @@ class TrainConfig:
     init: Path | Literal["random", "starter"] = "starter"
     command: str = ""
     reuse: Path | None = None
-    licence_notes: tuple[str, ...] = LICENCE_NOTES
+    licence_notes: tuple[str, ...] = LICENSE_NOTES
     notes: tuple[str, ...] = ()
 
 
@@ -161,7 +161,7 @@ def train(
     inputs = read_inputs(
         pool.examples, spec, out_dir / "cache", meter.within("reading images", *parts["reading"])
     )
-    material = Material.of(
+    experiment = Experiment.of(
         pool,
         inputs,
         architecture=config.architecture,
@@ -172,14 +172,14 @@ def train(
         reuse=config.reuse,
         types=known_types(pool.examples, pool.scans),
     )
-    judgement = cross_validate(
-        material, folds, repeats, checkpoint, meter.between(*parts["folds"]), test_heat_maps=True
+    out_of_fold = cross_validate(
+        experiment, folds, repeats, checkpoint, meter.between(*parts["folds"]), test_heat_maps=True
     )
-    of_labels = replace(material, types=None)  # controls ask about hemorrhage alone
+    of_labels = replace(experiment, types=None)  # controls ask about hemorrhage alone
     controls = run_controls(
         of_labels,
         pool.examples,
-        judgement.learnt_features,
+        out_of_fold.learnt_features,
         folds,
         checkpoint,
         meter.between(*parts["controls"]),
@@ -190,22 +190,22 @@ def train(
     def tell_final(share: float, metrics: Mapping[str, float]) -> None:
         final_progress("final model", share, metrics)
 
-    weak = material.weak
-    final = material.fit(
-        material.learnable,
+    weak = experiment.weak
+    final = experiment.fit(
+        experiment.learnable,
         checkpoint / "final",
         tell_final,
         weak,
-        judgement.held_out,
-        judgement.chosen,
+        out_of_fold.held_out,
+        out_of_fold.chosen,
     )
-    of_slices, of_scans = material.operating_points(final)
+    of_slices, of_scans = experiment.operating_points(final)
     meter.tell("export", 0.97, {})
     files = final.export(of_slices.platt, of_scans.platt)
     types = None
-    if material.types is not None:
+    if experiment.types is not None:
         types = fit_types(
-            final.descriptions, material.types.slices, material.groups, material.learnable
+            final.descriptions, experiment.types.slices, experiment.groups, experiment.learnable
         )
         if types.names:
             files[TYPES] = types.to_onnx()
@@ -249,28 +249,29 @@ def train(
             "positive": int((pool.labels == 1).sum()),
             "negative": int((pool.labels == 0).sum()),
             "groups": len(np.unique(pool.groups[known])),
-            "judged": len(material.judged),
-            "scans": len(judgement.scans.at),
+            "judged": len(experiment.judged),
+            "scans": len(out_of_fold.scans.at),
             "licence_notes": list(config.licence_notes),
         },
-        metrics=_metrics(judgement.slices, config.seed),
-        metrics_by_dataset=_metrics_by_dataset(judgement.slices, config.seed),
-        patient_metrics=_metrics(judgement.scans, config.seed),
-        patient_metrics_by_dataset=_metrics_by_dataset(judgement.scans, config.seed),
+        metrics=_metrics(out_of_fold.slices, config.seed),
+        metrics_by_dataset=_metrics_by_dataset(out_of_fold.slices, config.seed),
+        patient_metrics=_metrics(out_of_fold.scans, config.seed),
+        patient_metrics_by_dataset=_metrics_by_dataset(out_of_fold.scans, config.seed),
         band={
-            level: trust_in_zones(found.labels, found.zones) for level, found in _levels(judgement)
+            level: predictive_values_outside_band(found.labels, found.zones)
+            for level, found in _levels(out_of_fold)
         },
         controls=controls,
-        heat_maps=summary(judgement.heat_maps, material.groups, config.seed),
-        types=figures_of_types(material, judgement, types.names if types else ()),
+        heat_maps=summary(out_of_fold.heat_maps, experiment.groups, config.seed),
+        types=figures_of_types(experiment, out_of_fold, types.names if types else ()),
         blocked_because=blocked_because(controls) or "",
-        roc=evaluation.roc_points(judgement.slices.labels, judgement.slices.probabilities[0]),
-        confusion=evaluation.confusion(judgement.slices.labels, judgement.slices.predicted[0]),
-        protocol=_protocol(material, folds, repeats),
+        roc=evaluation.roc_points(out_of_fold.slices.labels, out_of_fold.slices.probabilities[0]),
+        confusion=evaluation.confusion(out_of_fold.slices.labels, out_of_fold.slices.predicted[0]),
+        protocol=_protocol(experiment, folds, repeats),
         export_check=export_check,
         versions=_versions(),
         seconds=round(
-            judgement.seconds
+            out_of_fold.seconds
             + sum(control["seconds"] for control in controls)
             + time.monotonic()
             - began,
@@ -280,12 +281,12 @@ def train(
         notes=[
             *pool.notes,
             *_notes_on_weak(weak, architecture.learns_scans, len(calibrating)),
-            *_notes_on_tuning(judgement, final),
+            *_notes_on_tuning(out_of_fold, final),
             *config.notes,
         ],
     )
-    write_predictions(out_dir / "predictions.csv", pool.examples, material, judgement)
-    write_types(out_dir / "types.csv", pool.examples, material, judgement)
+    write_predictions(out_dir / "predictions.csv", pool.examples, experiment, out_of_fold)
+    write_types(out_dir / "types.csv", pool.examples, experiment, out_of_fold)
     written = write_model(out_dir / "model", card, files)
     _clear(out_dir)
     meter.end()
@@ -302,14 +303,18 @@ def _notes_on_weak(weak: np.ndarray, learnt: bool, calibrating: int) -> list[str
     else:
         taught = "taught nothing, since this architecture learns from slices"
     return [
-        f"{len(weak)} scans are labelled as wholes only: they {taught}, are judged as patients, and"
+        f"{len(weak)} scans are labeled as wholes only: they {taught}, are judged as patients, and"
         " are in no slice figure."
     ]
 
 
-def _notes_on_tuning(judgement: Judgement, final: Fitted) -> list[str]:
+def _notes_on_tuning(out_of_fold: OutOfFold, final: Fitted) -> list[str]:
     names = sorted(
-        {chosen["tuned_by"] for chosen in (*judgement.chosen, final.chosen) if "tuned_by" in chosen}
+        {
+            chosen["tuned_by"]
+            for chosen in (*out_of_fold.chosen, final.chosen)
+            if "tuned_by" in chosen
+        }
     )
     return (
         [
@@ -388,8 +393,8 @@ def _clear(out_dir: Path) -> None:
         shutil.rmtree(out_dir / name, ignore_errors=True)
 
 
-def _levels(judgement: Judgement) -> tuple[tuple[str, Answers], tuple[str, Answers]]:
-    return ("slice", judgement.slices), ("patient", judgement.scans)
+def _levels(out_of_fold: OutOfFold) -> tuple[tuple[str, Answers], tuple[str, Answers]]:
+    return ("slice", out_of_fold.slices), ("patient", out_of_fold.scans)
 
 
 def _metrics(answers: Answers, seed: int) -> dict[str, dict[str, Any]]:
@@ -405,9 +410,9 @@ def _metrics_by_dataset(answers: Answers, seed: int) -> dict[str, dict[str, dict
     }
 
 
-def _protocol(material: Material, folds: int, repeats: int) -> str:
-    target = f"sensitivity {float(material.settings.get('target_sensitivity', 0.95)):g}"
-    if material.settings.get("threshold") == "one half":
+def _protocol(experiment: Experiment, folds: int, repeats: int) -> str:
+    target = f"sensitivity {float(experiment.settings.get('target_sensitivity', 0.95)):g}"
+    if experiment.settings.get("threshold") == "one half":
         target = "probability one half"
     repeated = (
         f", repeated {repeats} times with other folds (figures are means over the repeats)"
@@ -418,14 +423,14 @@ def _protocol(material: Material, folds: int, repeats: int) -> str:
         f"Stratified {folds}-fold cross-validation by group (patients and"
         f" near-duplicates){repeated}"
     )
-    if material.settings.get("folds_by") == "data set":
+    if experiment.settings.get("folds_by") == "data set":
         split = (
-            f"Across sources: each of {folds} data sets answered for by a model that learnt from"
+            f"Across sources: each of {folds} data sets answered for by a model that learned from"
             " the others only,"
         )
     return (
-        f"{split} on {len(material.judged)} of {len(material.learnable)} images, which the initial"
-        f" weights had not seen; everything that learns, calibrations and thresholds ({target})"
+        f"{split} on {len(experiment.judged)} of {len(experiment.learnable)} images, which the"
+        f" initial weights had not seen; everything that learns, calibrations and thresholds ({target})"
         " fitted inside each training part; pooled out-of-fold answers by slice and by patient; 95"
         " % intervals by bootstrap over groups."
     )

@@ -18,8 +18,8 @@ from ml.datasets.examples import UNKNOWN, Example
 from ml.datasets.type_labels import KnownTypes
 from ml.evaluation.answers import Answers, write_answers
 from ml.evaluation.metrics import metrics_with_intervals
-from ml.training.cross_validation import Judgement
-from ml.training.experiment import Material
+from ml.training.cross_validation import OutOfFold
+from ml.training.experiment import Experiment
 
 FEW_PATIENTS = 10
 # and the AUROC among what bleeds: how well the type is told from the others, not from no blood
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 def figures_of_types(
-    material: Material, judgement: Judgement, given: Collection[str]
+    experiment: Experiment, out_of_fold: OutOfFold, given: Collection[str]
 ) -> dict[str, dict[str, Any]]:
     """Return what the card says of each type, see `ml.artifacts.card.Card`; nothing where the
     data tell no types.
@@ -41,29 +41,29 @@ def figures_of_types(
         judgement: its answers.
         given: the types that the final model tells.
     """
-    if material.types is None:
+    if experiment.types is None:
         return {}
     levels = [
-        (name, answers, _truth(material.types, name)[answers.at])
-        for name, answers in _levels(judgement)
+        (name, answers, _truth(experiment.types, name)[answers.at])
+        for name, answers in _levels(out_of_fold)
     ]
     return {
-        name: {"given": name in given, **_of_type(number, levels, material.seed)}
+        name: {"given": name in given, **_of_type(number, levels, experiment.seed)}
         for number, name in enumerate(BLEEDING_TYPES)
     }
 
 
 def write_types(
-    path: Path, examples: Sequence[Example], material: Material, judgement: Judgement
+    path: Path, examples: Sequence[Example], experiment: Experiment, out_of_fold: OutOfFold
 ) -> None:
     """Write all out-of-fold answers about types as a table, beside what is known; nothing where the
     data tell no types.
     """
-    if material.types is not None:
+    if experiment.types is not None:
         rows = (
             row
-            for name, answers in _levels(judgement)
-            for row in _rows(name, answers, examples, material, material.types)
+            for name, answers in _levels(out_of_fold)
+            for row in _rows(name, answers, examples, experiment, experiment.types)
         )
         write_answers(path, rows, COLUMNS)
 
@@ -118,8 +118,8 @@ def _scores(
     )
 
 
-def _levels(judgement: Judgement) -> tuple[tuple[str, Answers], tuple[str, Answers]]:
-    return ("slice", judgement.slices), ("patient", judgement.scans)
+def _levels(out_of_fold: OutOfFold) -> tuple[tuple[str, Answers], tuple[str, Answers]]:
+    return ("slice", out_of_fold.slices), ("patient", out_of_fold.scans)
 
 
 def _truth(types: KnownTypes, level: str) -> np.ndarray:
@@ -127,10 +127,14 @@ def _truth(types: KnownTypes, level: str) -> np.ndarray:
 
 
 def _rows(
-    level: str, answers: Answers, examples: Sequence[Example], material: Material, types: KnownTypes
+    level: str,
+    answers: Answers,
+    examples: Sequence[Example],
+    experiment: Experiment,
+    types: KnownTypes,
 ) -> Iterable[dict[str, Any]]:
     truth = _truth(types, level)
-    positions = answers.at if level == "slice" else material.first_of_scan[answers.at]
+    positions = answers.at if level == "slice" else experiment.first_of_scan[answers.at]
     for repeat in range(len(answers.types)):
         for column, (at, position) in enumerate(zip(answers.at, positions, strict=True)):
             example = examples[position]

@@ -32,7 +32,7 @@ def learning_pictures(n: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 def task_of(
     architecture: str, folder: Path, settings: dict[str, object] | None = None, **changed: object
 ) -> FitTask:
-    """Return a task on 32 pictures, each a group and a scan, of which 24 may be learnt from;
+    """Return a task on 32 pictures, each a group and a scan, of which 24 may be learned from;
     settings are the architecture's defaults.
     """
     pictures, labels, sources, outlines = learning_pictures()

@@ -17,7 +17,7 @@ from PIL import Image
 from sqlalchemy import select, update
 from werkzeug.datastructures import FileStorage
 
-from ml.inference import predictor as inference
+from ml.inference import predictor
 from ml.inference.predictor import Finding, Predictor
 from ml.scans.slices import Series
 from tests.ml.made_scans import change, write_series
@@ -344,13 +344,13 @@ def test_a_lost_lease_leaves_the_series_to_its_new_owner(
 
 def note_slices(monkeypatch: pytest.MonkeyPatch, note: Callable[[], object]) -> None:
     """Call `note` whenever the heat map of a slice is computed."""
-    real = inference.occlusion
+    real = predictor.occlusion
 
     def occlusion(*given: Any) -> Any:
         note()
         return real(*given)
 
-    monkeypatch.setattr(inference, "occlusion", occlusion)
+    monkeypatch.setattr(predictor, "occlusion", occlusion)
 
 
 def test_heat_maps_of_a_worker_that_is_asked_to_stop_are_left_to_another(

@@ -2,7 +2,7 @@
 patient.
 
 CT comes in Hounsfield units, or as a viewer shows it in a window of soft tissue, lung, bone or
-brain; the others as grey.
+brain; the others as gray.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def _brain_mr(
 
 
 def brain_mr_t1(rng: np.random.Generator) -> Slice:
-    """T1: bright fat, white matter brighter than grey, dark fluid."""
+    """T1: bright fat, white matter brighter than gray, dark fluid."""
     return _brain_mr(
         rng,
         rng.uniform(0.8, 1),
@@ -305,7 +305,7 @@ def brain_mr_t1(rng: np.random.Generator) -> Slice:
 
 
 def brain_mr_t2(rng: np.random.Generator) -> Slice:
-    """T2: bright fluid, grey matter brighter than white."""
+    """T2: bright fluid, gray matter brighter than white."""
     return _brain_mr(
         rng,
         rng.uniform(0.3, 0.8),
@@ -330,7 +330,7 @@ def brain_mr_flair(rng: np.random.Generator) -> Slice:
 
 
 def body_mr(rng: np.random.Generator) -> Slice:
-    """A trunk or a joint in MR: bright fat, grey muscles, black bone."""
+    """A trunk or a joint in MR: bright fat, gray muscles, black bone."""
     sheet = _Sheet(rng, 0.02)
     wide, high = rng.uniform(0.5, 0.95), rng.uniform(0.45, 0.9)
     sheet.fill(rng.uniform(0.6, 1), 0, 0, wide, high, 0.05)

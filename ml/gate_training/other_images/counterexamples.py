@@ -32,7 +32,7 @@ def of_head(rng: np.random.Generator, head: FloatArray) -> Slice:
 
 
 def dark_bone(rng: np.random.Generator, head: FloatArray) -> FloatArray:
-    """Greys on another curve, on which bone is no brighter than brain: as another modality might
+    """Grays on another curve, on which bone is no brighter than brain: as another modality might
     show a head.
     """
     soft = np.sort(rng.uniform(0.15, 1, 4))

@@ -32,13 +32,13 @@ WORDS = (
 
 
 def flat(rng: np.random.Generator) -> Slice:
-    """One grey, with at most a little noise."""
+    """One gray, with at most a little noise."""
     picture = np.full(_size(rng), rng.random(), np.float32)
     return _shown(picture + rng.normal(0, rng.choice([0.002, 0.01]), picture.shape))
 
 
 def gradient(rng: np.random.Generator) -> Slice:
-    """Grey that grows in one direction, or from a point."""
+    """Gray that grows in one direction, or from a point."""
     rows, columns = _size(rng)
     down, across = np.mgrid[0 : 1 : rows * 1j, 0 : 1 : columns * 1j]
     angle = rng.uniform(0, 2 * np.pi)
@@ -164,7 +164,7 @@ def logo(rng: np.random.Generator) -> Slice:
 
 
 def discs(rng: np.random.Generator) -> Slice:
-    """A disc, or several, of one grey each."""
+    """A disc, or several, of one gray each."""
     canvas = _canvas(rng, int(rng.choice([0, 0, 255])))
     rows, columns = canvas.shape
     for _ in range(rng.choice([1, 1, 2, 6])):

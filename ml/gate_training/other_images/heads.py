@@ -1,4 +1,4 @@
-"""Head CT as people send it: in other windows, sizes, tilts and greys, with margins and lettering;
+"""Head CT as people send it: in other windows, sizes, tilts and grays, with margins and lettering;
 and phantoms, which are heads too.
 """
 
@@ -42,7 +42,7 @@ def varied(rng: np.random.Generator, slice: Slice) -> Slice:
             rng.uniform(0.8, 1.15),
         )
         grey = _float(cv2.warpAffine(grey, matrix, (width, height)))
-    grey = _in_other_greys(rng, grey)
+    grey = _in_other_grays(rng, grey)
     if rng.random() < 0.3:
         grey = _float(cv2.GaussianBlur(grey, (0, 0), rng.uniform(0.5, 2.5) * max(grey.shape) / 512))
     if rng.random() < 0.3:
@@ -81,7 +81,7 @@ def phantom_heads(n: int) -> Iterator[Slice]:
         yield slice if seed % 2 else varied(np.random.default_rng([2, seed]), slice)
 
 
-def _in_other_greys(rng: np.random.Generator, grey: FloatArray) -> FloatArray:
+def _in_other_grays(rng: np.random.Generator, grey: FloatArray) -> FloatArray:
     """Return it lighter, darker, flatter or steeper, some of the time."""
     if rng.random() < 0.5:
         grey = _float(np.clip(grey, 0, 1) ** rng.uniform(0.6, 1.6))
@@ -91,7 +91,7 @@ def _in_other_greys(rng: np.random.Generator, grey: FloatArray) -> FloatArray:
 
 
 def _lettering(rng: np.random.Generator, height: int, width: int) -> FloatArray:
-    """Return what viewers and figures write into the corners, white or light grey on nothing."""
+    """Return what viewers and figures write into the corners, white or light gray on nothing."""
     canvas = np.zeros((height, width), np.uint8)
     size = height / 512 * rng.uniform(0.5, 1.2)
     for corner in range(4):

@@ -1,5 +1,5 @@
 """The sample pictures that come with scikit-learn, scikit-image and pydicom, as the reader shows
-them: grey.
+them: gray.
 
 A picture gives several: the whole of it and three cuts, since users send cuts too.
 """
@@ -122,7 +122,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Slice]]] = {
 
 
 def _cuts(picture: NDArray[np.generic]) -> Iterator[Slice]:
-    """Yield the whole and cuts of a picture (height, width) or (height, width, 3), 8 bits, as grey
+    """Yield the whole and cuts of a picture (height, width) or (height, width, 3), 8 bits, as gray
     display values.
     """
     grey = (

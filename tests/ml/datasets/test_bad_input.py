@@ -31,9 +31,9 @@ def with_skin(hu: np.ndarray) -> np.ndarray:
 
 
 HU = with_skin(phantom(1, hemorrhage=True, size=256))
-GREY = np.asarray(render(Slice(HU.astype(np.float32), "hu"), 256))
-COLOURS = np.stack([GREY] * 3, axis=-1)
-CUT = GREY[22:234, 22:234]
+GRAY = np.asarray(render(Slice(HU.astype(np.float32), "hu"), 256))
+COLORS = np.stack([GRAY] * 3, axis=-1)
+CUT = GRAY[22:234, 22:234]
 """With a margin of 22 px it has 256 px again, so the head is looked for at the same scale."""
 
 
@@ -44,7 +44,7 @@ def framed(margin: int = 22) -> np.ndarray:
 
 def cut_out() -> np.ndarray:
     """The head with white paper for air."""
-    return np.where(HU < -500, 255, GREY).astype(np.uint8)
+    return np.where(HU < -500, 255, GRAY).astype(np.uint8)
 
 
 def in_16_bits(values: np.ndarray) -> Image.Image:
@@ -57,22 +57,22 @@ def read(folder: Path, picture: Image.Image, kind: str = "PNG", **options: objec
 
 
 PUT_RIGHT: dict[str, tuple[Callable[[], Image.Image], str]] = {
-    "grey": (lambda: Image.fromarray(GREY), ""),
-    "palette": (lambda: Image.fromarray(GREY).convert("P"), ""),
-    "colour mode without colours": (lambda: Image.fromarray(COLOURS), ""),
-    "16 bits of grey": (lambda: in_16_bits(GREY.astype(np.int64) * 257), ""),
-    "8 bits in 16": (lambda: in_16_bits(GREY.astype(np.int64)), "only 8 bits"),
+    "grey": (lambda: Image.fromarray(GRAY), ""),
+    "palette": (lambda: Image.fromarray(GRAY).convert("P"), ""),
+    "color mode without colors": (lambda: Image.fromarray(COLORS), ""),
+    "16 bits of gray": (lambda: in_16_bits(GRAY.astype(np.int64) * 257), ""),
+    "8 bits in 16": (lambda: in_16_bits(GRAY.astype(np.int64)), "only 8 bits"),
     "12 bits in 16": (
-        lambda: in_16_bits(np.round(GREY / 255 * 4095).astype(np.int64)),
+        lambda: in_16_bits(np.round(GRAY / 255 * 4095).astype(np.int64)),
         "only 12 bits",
     ),
     "HU + 1024 in 16 bits": (lambda: in_16_bits(HU.astype(np.int64) + 1024), "Hounsfield units"),
     "HU + 32768 in 16 bits": (lambda: in_16_bits(HU.astype(np.int64) + 32768), "Hounsfield units"),
     "signed HU in unsigned 16 bits": (lambda: in_16_bits(HU.astype(np.int64)), "Hounsfield units"),
-    "upside down": (lambda: Image.fromarray(255 - GREY), "upside down"),
-    "non-square": (lambda: Image.fromarray(np.pad(GREY, ((0, 0), (0, 120)))), ""),
+    "upside down": (lambda: Image.fromarray(255 - GRAY), "upside down"),
+    "non-square": (lambda: Image.fromarray(np.pad(GRAY, ((0, 0), (0, 120)))), ""),
     "huge": (
-        lambda: Image.fromarray(cv2.resize(GREY, (2560, 2560), interpolation=cv2.INTER_NEAREST)),
+        lambda: Image.fromarray(cv2.resize(GRAY, (2560, 2560), interpolation=cv2.INTER_NEAREST)),
         "",
     ),
 }
@@ -99,9 +99,9 @@ def test_a_jpeg_of_another_kind_is_the_same_slice(
     tmp_path: Path, mode: str, kind: str, options: dict[str, object]
 ) -> None:
     series = read(
-        tmp_path, Image.fromarray(COLOURS).convert("RGB").convert(mode), kind, quality=95, **options
+        tmp_path, Image.fromarray(COLORS).convert("RGB").convert(mode), kind, quality=95, **options
     )
-    assert np.abs(series.slices[0].pixels - GREY / 255).mean() < 0.02
+    assert np.abs(series.slices[0].pixels - GRAY / 255).mean() < 0.02
     assert series.warnings == ()
 
 
@@ -113,11 +113,11 @@ def test_a_white_margin_becomes_black_and_is_said(tmp_path: Path) -> None:
 
 
 def test_a_dark_picture_is_read_and_said_to_be_dark(tmp_path: Path) -> None:
-    assert read(tmp_path, Image.fromarray(GREY // 4)).warnings == (DARK_NOTE,)
+    assert read(tmp_path, Image.fromarray(GRAY // 4)).warnings == (DARK_NOTE,)
 
 
 def test_a_cameras_second_picture_is_left_out_and_that_is_said(tmp_path: Path) -> None:
-    twice = Image.fromarray(COLOURS)
+    twice = Image.fromarray(COLORS)
     series = read(tmp_path, twice, "MPO", save_all=True, append_images=[twice])
     assert len(series.slices) == 1
     assert "only the first was read" in series.warnings[0]
@@ -125,19 +125,19 @@ def test_a_cameras_second_picture_is_left_out_and_that_is_said(tmp_path: Path) -
 
 def upside_down_animation(folder: Path) -> Series:
     return read(
-        folder, Image.fromarray(GREY), save_all=True, append_images=[Image.fromarray(255 - GREY)]
+        folder, Image.fromarray(GRAY), save_all=True, append_images=[Image.fromarray(255 - GRAY)]
     )
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Series], str]] = {
     "animated PNG": (upside_down_animation, "animated: it holds 2 pictures"),
     "1 bit": (
-        lambda at: read(at, Image.fromarray(GREY).convert("1")),
-        "fewer than 16 shades of grey",
+        lambda at: read(at, Image.fromarray(GRAY).convert("1")),
+        "fewer than 16 shades of gray",
     ),
     "almost black": (
-        lambda at: read(at, Image.fromarray(GREY // 64)),
-        "fewer than 16 shades of grey",
+        lambda at: read(at, Image.fromarray(GRAY // 64)),
+        "fewer than 16 shades of gray",
     ),
     "white paper for air": (lambda at: read(at, Image.fromarray(cut_out())), "white background"),
     "HU + 1000, cut off at air": (
@@ -148,16 +148,16 @@ REFUSED: dict[str, tuple[Callable[[Path], Series], str]] = {
         lambda at: read(at, Image.fromarray(HU.astype(np.float32)), "TIFF"),
         "not a PNG, JPEG, DICOM or NIfTI",
     ),
-    "GIF": (lambda at: read(at, Image.fromarray(GREY), "GIF"), "not a PNG, JPEG, DICOM or NIfTI"),
-    "BMP": (lambda at: read(at, Image.fromarray(GREY), "BMP"), "not a PNG, JPEG, DICOM or NIfTI"),
-    "WebP": (lambda at: read(at, Image.fromarray(GREY), "WEBP"), "not a PNG, JPEG, DICOM or NIfTI"),
+    "GIF": (lambda at: read(at, Image.fromarray(GRAY), "GIF"), "not a PNG, JPEG, DICOM or NIfTI"),
+    "BMP": (lambda at: read(at, Image.fromarray(GRAY), "BMP"), "not a PNG, JPEG, DICOM or NIfTI"),
+    "WebP": (lambda at: read(at, Image.fromarray(GRAY), "WEBP"), "not a PNG, JPEG, DICOM or NIfTI"),
     "too large": (
-        lambda at: read(at, Image.fromarray(np.tile(GREY, (20, 20)))),
+        lambda at: read(at, Image.fromarray(np.tile(GRAY, (20, 20)))),
         "too large: 5120 x 5120",
     ),
-    "tiny": (lambda at: read(at, Image.fromarray(GREY[100:120, 100:120])), "too small: 20 x 20"),
+    "tiny": (lambda at: read(at, Image.fromarray(GRAY[100:120, 100:120])), "too small: 20 x 20"),
     "far from square": (
-        lambda at: read(at, Image.fromarray(np.tile(GREY, (6, 1)))),
+        lambda at: read(at, Image.fromarray(np.tile(GRAY, (6, 1)))),
         "at most 4 times as long",
     ),
 }
@@ -171,8 +171,8 @@ def test_what_cannot_be_put_right_is_refused_in_a_sentence(tmp_path: Path, case:
     assert str(caught.value).endswith(".")
 
 
-def test_pictures_in_hu_and_in_grey_do_not_make_one_scan(tmp_path: Path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "a", format="PNG")
+def test_pictures_in_hu_and_in_gray_do_not_make_one_scan(tmp_path: Path) -> None:
+    Image.fromarray(GRAY).save(tmp_path / "a", format="PNG")
     in_16_bits(HU.astype(np.int64) + 1024).save(tmp_path / "b", format="PNG")
     with pytest.raises(ImageError, match="Some pictures of the scan hold Hounsfield units"):
         read_series([tmp_path / "a", tmp_path / "b"])
@@ -218,9 +218,9 @@ NO_RESCALE = {"RescaleSlope": None, "RescaleIntercept": None}
         (None, {"WindowCenter": 600, "WindowWidth": 2800}, ""),
         (None, {"RescaleType": "US"}, ""),
         (None, NO_RESCALE, "an intercept of 0 HU was assumed"),
-        (GREY, {**EIGHT_BITS, **NO_RESCALE}, "8-bit pixels"),
+        (GRAY, {**EIGHT_BITS, **NO_RESCALE}, "8-bit pixels"),
         (
-            255 - GREY,
+            255 - GRAY,
             {**EIGHT_BITS, **NO_RESCALE, "PhotometricInterpretation": "MONOCHROME1"},
             "8-bit pixels",
         ),
@@ -243,13 +243,13 @@ def test_a_dicom_that_can_be_read_becomes_the_same_input(
 @pytest.mark.parametrize(
     ("pixels", "tags", "sentence"),
     [
-        (None, {"PhotometricInterpretation": "PALETTE COLOR"}, "colour picture (PALETTE COLOR)"),
-        (None, {"PhotometricInterpretation": "RGB"}, "colour picture (RGB)"),
+        (None, {"PhotometricInterpretation": "PALETTE COLOR"}, "color picture (PALETTE COLOR)"),
+        (None, {"PhotometricInterpretation": "RGB"}, "color picture (RGB)"),
         (None, {"RescaleType": "MGML"}, "values are MGML, not Hounsfield units"),
-        (GREY.astype(np.int16), {}, "values run from 0 to 255, like those of a picture"),
+        (GRAY.astype(np.int16), {}, "values run from 0 to 255, like those of a picture"),
         (None, {"RescaleSlope": 1000}, "no soft tissue"),
         (
-            GREY.astype(np.uint16) * 16,
+            GRAY.astype(np.uint16) * 16,
             {**NO_RESCALE, "PixelRepresentation": 0, "WindowCenter": 2048, "WindowWidth": 4096},
             "no soft tissue",
         ),

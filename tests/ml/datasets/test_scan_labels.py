@@ -11,7 +11,7 @@ from ml.datasets.read import Dataset, read_dataset
 from ml.errors import DatasetError
 from ml.scans.phantoms import phantom, write_png
 
-LABELLED = [
+LABELED = [
     (f"{patient}-{n}.png", str(int(patient < "p4" and n == 0)), patient)
     for patient in ("p0", "p1", "p4", "p5")
     for n in range(2)
@@ -38,9 +38,9 @@ def told(dataset: Dataset) -> dict[str, int | None]:
     return {example.patient: example.scan_label for example in dataset.examples if example.patient}
 
 
-def test_a_table_of_patients_labels_the_scans_whose_slices_nobody_labelled(tmp_path: Path) -> None:
+def test_a_table_of_patients_labels_the_scans_whose_slices_nobody_labeled(tmp_path: Path) -> None:
     patients = "patient,study_label,subtypes\nw0,1,subdural|epidural\nw1,0,\nnot here,1,\n"
-    found = read_dataset(write_set(tmp_path / "set", [*LABELLED, *WEAK], patients=patients))
+    found = read_dataset(write_set(tmp_path / "set", [*LABELED, *WEAK], patients=patients))
     assert told(found) == {"p0": None, "p1": None, "p4": None, "p5": None, "w0": 1, "w1": 0}
     assert [found.examples[at].scan_types for at in (8, 10)] == [
         {"subdural", "epidural"},
@@ -57,12 +57,12 @@ def test_a_column_labels_scans_too_even_where_no_slice_has_a_label(tmp_path: Pat
     ]
     found = read_dataset(write_set(tmp_path / "set", rows, "filename,patient,scan_label"))
     assert told(found) == {"w0": 1, "w1": 0}
-    with pytest.raises(DatasetError, match="Only whole scans are labelled here"):
+    with pytest.raises(DatasetError, match="Only whole scans are labeled here"):
         pool_datasets([found], (), 1)
 
 
-def test_where_every_slice_is_labelled_the_slices_say_it_all(tmp_path: Path) -> None:
-    root = write_set(tmp_path / "set", LABELLED)
+def test_where_every_slice_is_labeled_the_slices_say_it_all(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", LABELED)
     before = read_dataset(root)
     (root / "patients.csv").write_text("patient,scan_label\np0,1\np4,0\np5,1\n")
     found = read_dataset(root)
@@ -86,17 +86,17 @@ def test_a_repeated_patient_row_is_fine_and_one_without_types_removes_none(
         "patient,scan_label,subtypes\n"
         "w0,1,subdural|epidural\nw0,1,epidural|subdural\nw0,1,\nw1,0,\n"
     )
-    found = read_dataset(write_set(tmp_path / "set", [*LABELLED, *WEAK], patients=patients))
+    found = read_dataset(write_set(tmp_path / "set", [*LABELED, *WEAK], patients=patients))
     assert found.examples[8].scan_types == {"subdural", "epidural"}
 
 
 def test_a_table_of_patients_without_labels_is_no_matter(tmp_path: Path) -> None:
-    found = read_dataset(write_set(tmp_path / "set", LABELLED, patients="patient,age\np0,70\n"))
+    found = read_dataset(write_set(tmp_path / "set", LABELED, patients="patient,age\np0,70\n"))
     assert set(told(found).values()) == {None}
 
 
 def test_the_fingerprint_changes_with_the_label_of_a_scan(tmp_path: Path) -> None:
-    root = write_set(tmp_path / "set", [*LABELLED, *WEAK])
+    root = write_set(tmp_path / "set", [*LABELED, *WEAK])
     fingerprints = set()
     for patients in (
         "patient,scan_label\n,\n",
@@ -111,7 +111,7 @@ def test_the_fingerprint_changes_with_the_label_of_a_scan(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("rows", "header", "patients", "sentence"),
     [
-        (LABELLED, "filename,label,patient", "patient,scan_label\np0,0\n",
+        (LABELED, "filename,label,patient", "patient,scan_label\np0,0\n",
         r"patients\.csv, line 2: .* has the label 0, but its slice p0"),
         ([("a.png", "", "1")], "filename,patient,scan_label", "",
         r"labels\.csv, line 2: a label of a scan needs a patient"),

@@ -10,8 +10,8 @@ import ml.evaluation.metrics
 from ml.evaluation.calibration import (
     Platt,
     fit_platt,
+    predictive_values_outside_band,
     threshold_at_sensitivity,
-    trust_in_zones,
     uncertain_band,
     zones,
 )
@@ -312,13 +312,13 @@ def test_a_figure_without_images_says_why() -> None:
 def test_trust_is_counted_outside_the_band() -> None:
     zone = zones(PROBABILITIES, 0.3, 0.7)
     assert zone.tolist() == [1, 1, 0, 0, 1, 0, -1, -1]
-    found = trust_in_zones(LABELS, zone)
+    found = predictive_values_outside_band(LABELS, zone)
     assert found == {
         "npv": {"value": 1.0, "n": 2},
         "ppv": {"value": 2 / 3, "n": 3},
         "uncertain": {"value": 3 / 8, "n": 8},
     }
-    assert trust_in_zones(LABELS, np.zeros(8))["ppv"] == {"value": None, "n": 0}
+    assert predictive_values_outside_band(LABELS, np.zeros(8))["ppv"] == {"value": None, "n": 0}
 
 
 def test_few_scans_hardly_move_a_calibration_from_its_prior_and_many_do() -> None:

@@ -167,7 +167,7 @@ def test_the_command_writes_a_table_for_each_data_set(
     assert "A run needs a protocol" in capsys.readouterr().err
 
 
-def test_a_set_of_labelled_scans_alone_has_rows_of_patients_only(
+def test_a_set_of_labeled_scans_alone_has_rows_of_patients_only(
     tiny_model: Callable[..., Path],
 ) -> None:
     model = tiny_model(

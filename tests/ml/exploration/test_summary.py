@@ -69,10 +69,10 @@ def tinted(tmp_path_factory: pytest.TempPathFactory) -> Explored:
 
 def test_a_tint_and_a_letter_of_one_class_are_found_as_shortcuts(tinted: Explored) -> None:
     probes = tinted[2]["probes"]
-    assert auroc_of(probes, "colour and mode") == 1
+    assert auroc_of(probes, "color and mode") == 1
     assert auroc_of(probes, "border pixels") == 1
     assert {probe["name"] for probe in probes if probe["suspicious"]} >= {
-        "colour and mode",
+        "color and mode",
         "border pixels",
         "all facts of the file",
     }
@@ -81,12 +81,12 @@ def test_a_tint_and_a_letter_of_one_class_are_found_as_shortcuts(tinted: Explore
 def test_where_both_classes_come_alike_no_shortcut_is_seen(plain: Explored) -> None:
     probes = {probe["name"]: probe for probe in plain[2]["probes"]}
     assert (
-        not probes["width and height"]["suspicious"] and not probes["colour and mode"]["suspicious"]
+        not probes["width and height"]["suspicious"] and not probes["color and mode"]["suspicious"]
     )
     assert probes["width and height"]["majority"] == 0.5
 
 
-def test_histograms_are_shares_and_blood_adds_light_greys(plain: Explored) -> None:
+def test_histograms_are_shares_and_blood_adds_light_grays(plain: Explored) -> None:
     histograms = plain[2]["histograms"]
     positive, negative = np.array(histograms["positive"]), np.array(histograms["negative"])
     assert (positive.sum(), negative.sum()) == (
@@ -104,7 +104,7 @@ def test_slices_are_counted_by_patient(plain: Explored, tinted: Explored) -> Non
 def test_two_sources_are_told_apart_by_what_differs_only(plain: Explored, tinted: Explored) -> None:
     (pair,) = compare_sources([plain[0], tinted[0]], [plain[1], tinted[1]])
     assert pair["sources"] == ["plain", "tinted"]
-    assert auroc_of(pair["probes"], "colour and mode") > 0.6
+    assert auroc_of(pair["probes"], "color and mode") > 0.6
     assert auroc_of(pair["probes"], "width and height") == pytest.approx(0.5, abs=0.15)
     assert compare_sources([plain[0]], [plain[1]]) == []
 

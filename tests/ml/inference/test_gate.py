@@ -29,7 +29,7 @@ def head(seed: int = 1, size: int = 256) -> Slice:
 
 
 def oval(rim: float, inside: float) -> Slice:
-    """An upright ellipse, its shell of that grey, its inside of that."""
+    """An upright ellipse, its shell of that gray, its inside of that."""
     y, x = np.mgrid[-1:1:200j, -1:1:200j]
     away = np.hypot(x / 0.6, y / 0.8)
     return Slice(

@@ -25,7 +25,7 @@ CELL = 8  # px of the tiny model's input for one cell; it reads cell (2, 5) unle
 
 
 def with_bright_cell(brightness: float, row: int = 2, column: int = 5) -> Slice:
-    """A 64 x 64 picture of grey 0.1 in which one cell has this brightness."""
+    """A 64 x 64 picture of gray 0.1 in which one cell has this brightness."""
     pixels = np.full((64, 64), 0.1, np.float32)
     pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = brightness
     return Slice(pixels, "display")
@@ -82,9 +82,9 @@ def test_many_scans_get_the_answers_that_each_gets_alone(tiny_model: TinyModel) 
 def test_warnings_of_the_series_reach_the_finding(tiny_model: TinyModel) -> None:
     predictor = Predictor(tiny_model(), judges_pictures=False)
     finding = predictor.predict(
-        Series((with_bright_cell(0.9),), ("The picture has colours; they were removed.",))
+        Series((with_bright_cell(0.9),), ("The picture has colors; they were removed.",))
     )
-    assert finding.warnings == ("The picture has colours; they were removed.",)
+    assert finding.warnings == ("The picture has colors; they were removed.",)
 
 
 def test_what_is_no_head_ct_is_answered_for_and_called_so(tiny_model: TinyModel) -> None:

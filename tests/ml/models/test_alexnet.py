@@ -44,7 +44,7 @@ def test_the_graphs_are_what_was_judged_however_much_is_frozen(
 
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("groups", [1, 2])
-def test_the_layout_of_2012_with_its_normalisation_and_groups(groups: int, tmp_path: Path) -> None:
+def test_the_layout_of_2012_with_its_normalization_and_groups(groups: int, tmp_path: Path) -> None:
     pictures = np.pad(learning_pictures()[0], ((0, 0), (8, 8), (8, 8), (0, 0)))
     task = task_of(
         "alexnet",

@@ -80,7 +80,7 @@ def test_alexnet_has_thirteen_cells_a_side_at_224() -> None:
     ]
 
 
-def test_the_graph_normalises_grey_as_imagenet_does() -> None:
+def test_the_graph_normalizes_gray_as_imagenet_does() -> None:
     """With a first convolution that passes the middle pixel of one channel on, its output is (x -
     mean) / std.
     """
@@ -244,7 +244,7 @@ def test_columns_of_features_are_those_of_their_layer_and_pooling() -> None:
     assert found("conv5", "both") == [6, 7, 8, 9] and found("conv5", "max") == [8, 9]
 
 
-def test_copies_are_learnt_from_and_weigh_together_what_their_picture_weighs(
+def test_copies_are_learned_from_and_weigh_together_what_their_picture_weighs(
     tmp_path: Path,
 ) -> None:
     task = task_of("alexnet_svm", tmp_path)

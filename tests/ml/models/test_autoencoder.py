@@ -1,4 +1,4 @@
-"""The autoencoder: what it learns, and that the graph that serves is the model that learnt."""
+"""The autoencoder: what it learns, and that the graph that serves is the model that learned."""
 
 from __future__ import annotations
 

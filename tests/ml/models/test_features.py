@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml.models import features as module
+from ml.models import features
 from ml.models.features import Extractor, child, extractor_of, features_of, restructuring_of
 from ml.networks.weights import random_weights
 from tests.ml.tasks import SIZE, task_of
@@ -37,7 +37,7 @@ def test_slices_of_a_scan_are_changed_alike(tmp_path: Path) -> None:
     assert not np.array_equal(child(task, 3, 1, 7), child(task, 4, 1, 8))
 
 
-def test_copies_are_made_of_the_training_part_only_where_something_learnt(tmp_path: Path) -> None:
+def test_copies_are_made_of_the_training_part_only_where_something_learned(tmp_path: Path) -> None:
     task = task_of("alexnet_svm", tmp_path)
     extractor = Extractor(random_weights(0), "conv3", SIZE, None, None, learnt=True)
     found = features_of(task, extractor.build, averages, 3, quiet, learnt=extractor.learnt)
@@ -84,11 +84,11 @@ def test_several_layers_are_seen_in_one_pass_as_each_alone(tmp_path: Path) -> No
         assert together[layer].shape[2:] == alone.shape
 
 
-def test_the_autoencoder_learns_from_what_may_be_learnt_from(
+def test_the_autoencoder_learns_from_what_may_be_learned_from(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "PICTURES_TO_RECONSTRUCT", 1)
-    monkeypatch.setattr(module, "FEWEST_EPOCHS", 3)
+    monkeypatch.setattr(features, "PICTURES_TO_RECONSTRUCT", 1)
+    monkeypatch.setattr(features, "FEWEST_EPOCHS", 3)
     settings: dict[str, object] = {"restructure": "autoencoder"}
     task = task_of("alexnet_svm", tmp_path / "one", settings)
     other = task.images.copy()

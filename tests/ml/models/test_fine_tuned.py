@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml.models import fine_tuned as tuned
+from ml.models import fine_tuned
 from ml.models.contract import FitTask, HeldOut, fit_of
 from ml.models.fine_tuned import tuned_convolutions
 from ml.networks.fine_tuning import Tuned, computed_by
@@ -29,15 +29,15 @@ SHARING: dict[str, dict[str, object]] = {
 
 @pytest.fixture
 def tunings(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The images that each fine-tuning learnt from, in the order in which they began."""
+    """The images that each fine-tuning learned from, in the order in which they began."""
     found: list[np.ndarray] = []
-    fine_tune: Callable[..., Tuned] = tuned.fine_tune
+    fine_tune: Callable[..., Tuned] = fine_tuned.fine_tune
 
     def counted(*given: object, **named: object) -> Tuned:
         found.append(np.asarray(given[5]))
         return fine_tune(*given, **named)
 
-    monkeypatch.setattr(tuned, "fine_tune", counted)
+    monkeypatch.setattr(fine_tuned, "fine_tune", counted)
     return found
 
 
@@ -91,7 +91,7 @@ def test_whatever_the_fine_tuning_hangs_on_makes_it_another(
     def instead(start: dict[str, np.ndarray], *given: object, **named: object) -> Tuned:
         return Tuned(start, np.zeros(384, np.float32), 0.0, "a test")
 
-    monkeypatch.setattr(tuned, "fine_tune", instead)
+    monkeypatch.setattr(fine_tuned, "fine_tune", instead)
     task = task_of("alexnet_cells", tmp_path, reuse=tmp_path / "kept")
     numbers = iter(range(100))
 
@@ -103,7 +103,7 @@ def test_whatever_the_fine_tuning_hangs_on_makes_it_another(
     )
     assert kept_after(changed()) == kept_after(changed()) == 1
     images[25], labels[25] = 0, 1 - labels[25]
-    assert kept_after(changed(images=images, labels=labels)) == 1, "what is not learnt from"
+    assert kept_after(changed(images=images, labels=labels)) == 1, "what is not learned from"
     images[3, 0, 0, 0] += 0.1
     assert kept_after(changed(images=images)) == 2
     labels[3] = 1 - labels[3]

@@ -220,7 +220,7 @@ def test_single_pictures_are_read_row_by_row(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("untraced")
-def test_a_slice_that_nobody_labelled_stands_in_its_scan_and_teaches_nothing(
+def test_a_slice_that_nobody_labeled_stands_in_its_scan_and_teaches_nothing(
     tmp_path: Path,
 ) -> None:
     labels = task_on_scans("cnn_gru", tmp_path).labels.copy()
@@ -236,10 +236,10 @@ def test_rows_are_averages_and_maxima_along_the_width() -> None:
 
 
 @pytest.mark.parametrize("bright_bleeds", [0, 1])
-def test_scans_that_are_labelled_as_wholes_teach_the_answer_for_a_scan(
+def test_scans_that_are_labeled_as_wholes_teach_the_answer_for_a_scan(
     bright_bleeds: int, tmp_path: Path
 ) -> None:
-    # Twelve scans with labelled slices, and eight without, which are bright or striped: what that
+    # Twelve scans with labeled slices, and eight without, which are bright or striped: what that
     # means is told of whole scans alone.
     base = task_on_scans("cnn_gru", tmp_path)
     weak_scans = np.repeat(np.arange(12, 20), 2)
@@ -272,7 +272,7 @@ def test_scans_that_are_labelled_as_wholes_teach_the_answer_for_a_scan(
     )
 
 
-def test_a_scan_that_is_labelled_as_a_whole_is_never_drawn_in_parts(tmp_path: Path) -> None:
+def test_a_scan_that_is_labeled_as_a_whole_is_never_drawn_in_parts(tmp_path: Path) -> None:
     scans = np.repeat([0, 1, 2, 3], [4, 4, 70, 3])
     labels = np.array([0, 1, 0, 0, *[0] * 4, *[UNKNOWN] * 73])
     sizes = {

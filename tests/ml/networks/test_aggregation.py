@@ -38,7 +38,7 @@ def test_the_number_of_slices_alone_changes_nothing() -> None:
     assert aggregate(np.repeat(decisions, 7)) == pytest.approx(aggregate(decisions))
 
 
-def test_blood_in_neighbouring_slices_counts_more_than_in_one() -> None:
+def test_blood_in_neighboring_slices_counts_more_than_in_one() -> None:
     once, often = np.full(20, -3.0), np.full(20, -3.0)
     once[9], often[8:12] = 4, 4
     assert aggregate(often) > aggregate(once) > aggregate(np.full(20, -3.0))
@@ -63,7 +63,7 @@ def test_held_out_slices_give_held_out_scans() -> None:
     assert held.scan_decisions.tolist() == pytest.approx([1.0])
 
 
-def test_neighbours_of_the_same_scan_decide_along() -> None:
+def test_neighbors_of_the_same_scan_decide_along() -> None:
     decisions, scans = np.array([4.0, 0, 0, 8, 3, 1, 2]), np.array([0, 0, 0, 0, 1, 2, 2])
     assert smoothed(decisions, scans).tolist() == [3, 1, 2, 6, 3, 1.25, 1.75]
 

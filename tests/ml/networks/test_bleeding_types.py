@@ -25,7 +25,7 @@ def lit(types: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def types() -> np.ndarray:
-    """Slices that each show one type or, the last, none, (96, 5); neighbours are a group."""
+    """Slices that each show one type or, the last, none, (96, 5); neighbors are a group."""
     kind = np.repeat(np.arange(6), 2 * GROUPS)
     return (kind[:, np.newaxis] == np.arange(5)).astype(np.int8)
 

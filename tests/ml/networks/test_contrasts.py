@@ -51,7 +51,7 @@ def test_the_levelled_picture_hardly_depends_on_the_window() -> None:
 
 def test_without_bone_a_thin_bleed_stands_alone() -> None:
     picture = np.full((1, 32, 32, 1), 0.4, np.float32)
-    picture[0, ::2] = 0.42  # brain is not of one grey
+    picture[0, ::2] = 0.42  # brain is not of one gray
     # blood, bone, air
     picture[0, :, 20:24], picture[0, :, 24:28], picture[0, :, 28:] = 0.6, 1.0, 0.0
     levelled, boneless = (
@@ -65,7 +65,7 @@ def test_without_bone_a_thin_bleed_stands_alone() -> None:
     assert (boneless[:, 20:23] > boneless[:, :20].max() + 0.1).all()
 
 
-def test_bone_that_is_shown_grey_is_bone() -> None:
+def test_bone_that_is_shown_gray_is_bone() -> None:
     boneless = [
         np.asarray(contrasts(keras.ops.convert_to_tensor(share * head()), TARGET)[1])
         for share in (1.0, 0.7)
@@ -80,7 +80,7 @@ def test_bone_that_is_shown_grey_is_bone() -> None:
     )
 
 
-def test_weights_that_learnt_before_see_what_they_learnt_with() -> None:
+def test_weights_that_learned_before_see_what_they_learned_with() -> None:
     levelled, again = contrasts(keras.ops.convert_to_tensor(head()), TARGET[:2])
     np.testing.assert_array_equal(np.asarray(levelled), np.asarray(again))
 

@@ -27,7 +27,7 @@ def weights() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An epoch is two batches of eight pictures: enough where it counts that something learnt, not
+    """An epoch is two batches of eight pictures: enough where it counts that something learned, not
     how well.
     """
     monkeypatch.setattr(fine_tuning, "BATCH", 8)
@@ -130,7 +130,7 @@ def a_task(tmp_path: Path, scan: int = 2, **changed: object) -> FitTask:
 
 
 @pytest.mark.usefixtures("untraced", "small_batches")
-def test_over_a_scan_neighbouring_slices_decide_along_in_what_is_judged_and_in_what_is_exported(
+def test_over_a_scan_neighboring_slices_decide_along_in_what_is_judged_and_in_what_is_exported(
     tmp_path: Path,
 ) -> None:
     task = a_task(tmp_path, scan=4, reuse=tmp_path / "kept")

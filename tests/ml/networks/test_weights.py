@@ -60,17 +60,17 @@ def test_both_layouts_are_read_back_and_their_graphs_are_those_of_keras(
     assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
 
 
-def test_the_layout_of_2012_normalises_locally_and_that_of_2014_does_not() -> None:
+def test_the_layout_of_2012_normalizes_locally_and_that_of_2014_does_not() -> None:
     pictures = np.random.default_rng(0).random((2, SIZE, SIZE, 1), np.float32)
-    assert ORIGINAL.normalises and not OWT.normalises
+    assert ORIGINAL.normalizes and not OWT.normalizes
     for weights in (random_weights(0, "original"), random_weights(0, "owt")):
         with_it, without = (
-            build(weights, "conv3", SIZE, normalises=does).predict_on_batch(pictures)
+            build(weights, "conv3", SIZE, normalizes=does).predict_on_batch(pictures)
             for does in (True, False)
         )
         as_trained = build(weights, "conv3", SIZE).predict_on_batch(pictures)
         assert not np.allclose(with_it, without)
-        assert np.array_equal(as_trained, with_it if layout_of(weights).normalises else without)
+        assert np.array_equal(as_trained, with_it if layout_of(weights).normalizes else without)
 
 
 def test_weights_of_two_groups_joined_compute_the_same() -> None:

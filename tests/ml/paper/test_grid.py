@@ -55,7 +55,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture
 def tasks(monkeypatch: pytest.MonkeyPatch) -> list[FitTask]:
-    """No architecture computes: decisions are the mean grey of each picture; the tasks are gathered
+    """No architecture computes: decisions are the mean gray of each picture; the tasks are gathered
     here.
     """
     gathered: list[FitTask] = []
@@ -151,15 +151,15 @@ def test_an_architecture_that_the_paper_does_not_have_is_refused() -> None:
 def test_a_careless_split_knows_no_patient_and_leaves_the_scans_of_a_series_whole(
     tmp_path: Path,
 ) -> None:
-    material = material_of([0, 1, 0, 1], tmp_path, scans=[0, 0, 1, 1])
-    careless = split_by_picture(material)
+    experiment = material_of([0, 1, 0, 1], tmp_path, scans=[0, 0, 1, 1])
+    careless = split_by_picture(experiment)
     assert careless.groups.tolist() == ["0", "1", "2", "3"] and careless.scans.tolist() == [
         0,
         1,
         2,
         3,
     ]
-    of_series = split_by_picture(replace(material, architecture="cnn_gru"))
+    of_series = split_by_picture(replace(experiment, architecture="cnn_gru"))
     assert of_series.groups.tolist() == ["0", "0", "1", "1"] and of_series.scans.tolist() == [
         0,
         0,

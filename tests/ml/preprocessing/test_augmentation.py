@@ -66,7 +66,7 @@ def test_the_outline_moves_with_the_picture(seed: int) -> None:
     assert both > 0.6
 
 
-def test_what_is_outside_the_head_stays_black_and_greys_stay_in_range() -> None:
+def test_what_is_outside_the_head_stays_black_and_grays_stay_in_range() -> None:
     head = a_head()
     for seed in range(5):
         changed, _ = vary(

@@ -22,7 +22,7 @@ def a_head(
     middle: tuple[int, int] = (200, 150),
     half: tuple[int, int] = (70, 90),
 ) -> np.ndarray:
-    """A grey head with a white skull on black, float32 (height, width). `middle` and `half` are (x,
+    """A gray head with a white skull on black, float32 (height, width). `middle` and `half` are (x,
     y).
     """
     picture = np.zeros((height, width), np.float32)
@@ -94,13 +94,13 @@ def test_table_letters_and_margin_are_removed() -> None:
     )
 
 
-def test_a_grey_background_becomes_black() -> None:
+def test_a_gray_background_becomes_black() -> None:
     pixels, frame = to_input(Slice(np.maximum(a_head(), 0.15), "display"), InputSpec())
     assert frame.height == pytest.approx(190, abs=8)
     assert pixels[0, 0, 0] == 0
 
 
-def test_jpeg_artefacts_do_not_move_the_crop(tmp_path: Path) -> None:
+def test_jpeg_artifacts_do_not_move_the_crop(tmp_path: Path) -> None:
     _, sharp = to_input(Slice(a_head(), "display"), InputSpec())
     coded = cv2.imencode(".jpg", (a_head() * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 15])[
         1
@@ -216,7 +216,7 @@ def test_the_catalogue_offers_what_a_spec_takes_with_the_same_defaults() -> None
     } == CHOICES
 
 
-def test_a_tint_becomes_a_shade_of_grey_and_nothing_else(tmp_path: Path) -> None:
+def test_a_tint_becomes_a_shade_of_gray_and_nothing_else(tmp_path: Path) -> None:
     grey = (a_head() * np.linspace(150, 200, 400)).astype(np.uint8)
     tinted = np.stack([grey, grey, grey * 1.25], axis=-1).astype(np.uint8)  # blue
     # OpenCV writes blue first

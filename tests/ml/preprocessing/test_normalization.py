@@ -1,4 +1,4 @@
-"""Greys on one scale, skulls taken off, heads turned upright."""
+"""Grays on one scale, skulls taken off, heads turned upright."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def head_of(grey: np.ndarray) -> np.ndarray:
     return head
 
 
-# Normalisation
+# Normalization
 
 
 def test_percentiles_of_soft_tissue_land_where_they_should() -> None:
@@ -54,7 +54,7 @@ def test_a_flat_picture_is_not_blown_up_and_black_stays_black() -> None:
     assert not shown[:10].any()
 
 
-def test_equalising_makes_every_grey_its_rank() -> None:
+def test_equalizing_makes_every_gray_its_rank() -> None:
     picture = np.repeat(np.array([0.2, 0.4, 0.6, 0.8], np.float32), 16)[np.newaxis].repeat(
         4, axis=0
     )
@@ -70,13 +70,13 @@ def test_clahe_raises_local_contrast_and_leaves_air_black() -> None:
     assert not shown[grey == 0].any()
 
 
-def test_an_unknown_normalisation_is_refused() -> None:
-    with pytest.raises(ValueError, match="no normalisation 'magic'"):
+def test_an_unknown_normalization_is_refused() -> None:
+    with pytest.raises(ValueError, match="no normalization 'magic'"):
         normalise(windowed(1), windowed(1) > 0, "magic")
 
 
-def test_a_tint_leaves_no_trace_after_normalisation() -> None:
-    # A cast multiplies all greys by one factor once its colour is gone.
+def test_a_tint_leaves_no_trace_after_normalization() -> None:
+    # A cast multiplies all grays by one factor once its color is gone.
     plain, tinted = (Slice(windowed(3) * factor, "display") for factor in (0.95, 0.8))
     spec = InputSpec(size=128, normalisation="percentile")
     left_by_default = np.abs(

@@ -25,7 +25,7 @@ EVERYWHERE = np.ones((64, 64), bool)
 
 
 def two_levels() -> np.ndarray:
-    """40 % grey with a square of 80 % grey below a row of white bone, float32 (64, 64)."""
+    """40 % gray with a square of 80 % gray below a row of white bone, float32 (64, 64)."""
     picture = np.full((64, 64), 0.4, np.float32)
     picture[0] = 1
     picture[20:40, 20:40] = 0.8

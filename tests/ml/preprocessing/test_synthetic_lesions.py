@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ml.preprocessing import synthetic_lesions as lesions
+from ml.preprocessing import synthetic_lesions
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.preprocessing.synthetic_lesions import (
     inside_of_skull,
@@ -90,9 +90,9 @@ def test_a_moved_bleed_brings_blood_and_outline_to_another_head() -> None:
     assert 0.5 < moved.sum() / outline.sum() < 2
 
 
-@pytest.mark.parametrize("shape", sorted({shape.__name__ for shape in lesions.SHAPES}))
+@pytest.mark.parametrize("shape", sorted({shape.__name__ for shape in synthetic_lesions.SHAPES}))
 def test_every_shape_is_drawn(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lesions, "SHAPES", (getattr(lesions, shape),))
+    monkeypatch.setattr(synthetic_lesions, "SHAPES", (getattr(synthetic_lesions, shape),))
     made = [
         with_drawn_bleed(a_head(seed % 4), NOTHING, np.random.default_rng(seed))
         for seed in range(12)
@@ -109,7 +109,7 @@ def test_what_a_bleed_pushes_inwards_is_the_brain_that_lay_along_the_bone() -> N
     rim = np.where(space & (depth > 2.1), 0.3, 1.0).astype(np.float32)
     cortex = np.where(space & (depth > 4) & (depth < 10), 0.6, rim).astype(np.float32)
     pushed = cortex.copy()
-    lesions._push_inwards(pushed, space, depth, np.full_like(depth, 6.0))
+    synthetic_lesions._push_inwards(pushed, space, depth, np.full_like(depth, 6.0))
     np.testing.assert_array_equal(pushed[~space], cortex[~space])
     deeper = space & (depth > 11) & (depth < 13)
     assert cortex[deeper].max() < 0.4 and pushed[deeper].mean() > 0.5
@@ -119,11 +119,11 @@ def test_what_a_bleed_pushes_inwards_is_the_brain_that_lay_along_the_bone() -> N
     )
 
 
-@pytest.mark.parametrize("decoy", lesions.DECOYS)
+@pytest.mark.parametrize("decoy", synthetic_lesions.DECOYS)
 def test_a_decoy_changes_the_brain_alone_and_leaves_a_bleed_bright(
     decoy: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lesions, "DECOYS", (decoy,))
+    monkeypatch.setattr(synthetic_lesions, "DECOYS", (decoy,))
     head, healthy = a_head(5, True), a_head(5)
     blood = head - healthy > 0.15
     near = cv2.dilate(inside_of_skull(head).astype(np.uint8), np.ones((15, 15), np.uint8)).astype(

@@ -182,7 +182,7 @@ CORONAL = np.diag([PIXEL_MM, 12.0, PIXEL_MM, 1.0])
         # the checksum of another file
         (packed(nifti(RAS, AFFINE))[:-8] + b"\0" * 8, "damaged or incomplete"),
         (broken(344, "4s", b"ni1\0"), r"header of a pair \(\.hdr and \.img\)"),
-        (broken(70, "<h", 128), "colours or complex numbers"),
+        (broken(70, "<h", 128), "colors or complex numbers"),
         (broken(40, "<8h", 4, 64, 64, 6, 30, 1, 1, 1), "holds 30 volumes"),
         (broken(40, "<8h", 3, 64, -64, 6, 1, 1, 1, 1), "damaged or incomplete"),
         (broken(40, "<8h", 3, 32767, 32767, 6, 1, 1, 1, 1), "too large: 32767 x 32767 pixels"),

@@ -52,7 +52,7 @@ def pixels_of(path: Path) -> np.ndarray:
 # Pictures
 
 
-def test_an_8_bit_png_becomes_grey_0_to_1(tmp_path: Path) -> None:
+def test_an_8_bit_png_becomes_gray_0_to_1(tmp_path: Path) -> None:
     series = read_series([saved(tmp_path, Image.fromarray(RAMP))])
     (slice,) = series.slices
     np.testing.assert_array_equal(slice.pixels, RAMP.astype(np.float32) / np.float32(255))
@@ -61,7 +61,7 @@ def test_an_8_bit_png_becomes_grey_0_to_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
-def test_grey_in_another_mode_is_the_same_picture(tmp_path: Path, mode: str) -> None:
+def test_gray_in_another_mode_is_the_same_picture(tmp_path: Path, mode: str) -> None:
     series = read_series([saved(tmp_path, Image.fromarray(RAMP).convert(mode))])
     np.testing.assert_allclose(series.slices[0].pixels, RAMP / 255, atol=1e-6)
     assert series.warnings == (DARK_NOTE,)
@@ -81,10 +81,10 @@ def test_12_bits_in_a_16_bit_png_are_read_as_its_range_and_said(tmp_path: Path) 
     assert "only 12 bits" in series.warnings[0]
 
 
-def test_colours_are_removed_and_said(tmp_path: Path) -> None:
+def test_colors_are_removed_and_said(tmp_path: Path) -> None:
     tinted = np.stack([RAMP, RAMP, RAMP + 60], axis=-1)
     series = read_series([saved(tmp_path, Image.fromarray(tinted))])
-    assert series.warnings == ("The picture has colours; they were removed.", DARK_NOTE)
+    assert series.warnings == ("The picture has colors; they were removed.", DARK_NOTE)
     assert series.slices[0].pixels.shape == (64, 64)
 
 
@@ -384,7 +384,7 @@ def test_a_compressed_stream_larger_than_announced_is_refused(
         ({"Modality": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "modality is unknown"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"NumberOfFrames": 12}, "damaged or incomplete"),
-        ({"SamplesPerPixel": 3}, "colour picture"),
+        ({"SamplesPerPixel": 3}, "color picture"),
         ({"Rows": 30000, "Columns": 30000}, "too large: 30000 x 30000"),
         ({"Rows": None}, "damaged or incomplete"),
         ({"Rows": 129}, "damaged or incomplete"),

@@ -64,7 +64,7 @@ def test_a_missing_middle_is_said_with_its_place(tmp_path: Path) -> None:
     assert series.warnings == (
         (
             "A part of the scan is missing between slices 5 and 6: they lie 20 mm apart, their"
-            " neighbours 5 mm."
+            " neighbors 5 mm."
         ),
     )
     assert series.distance_mm == 5
@@ -134,7 +134,7 @@ def test_many_files_left_out_are_not_all_named(tmp_path: Path) -> None:
     [
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "is a localizer"),
         ({"Modality": "SR"}, "its modality is SR"),
-        ({"PhotometricInterpretation": "RGB"}, "is a colour picture"),
+        ({"PhotometricInterpretation": "RGB"}, "is a color picture"),
     ],
 )
 def test_what_is_no_slice_is_left_out_and_said_whatever_its_series(
@@ -283,7 +283,7 @@ def test_real_slices_are_the_same_as_pictures_and_as_a_shuffled_dicom_series(
     for number, path in enumerate(paths, start=1):
         grey = np.asarray(Image.open(path).convert("L")).astype(np.int16)
         wrapped.append(tmp_path / f"{number}")
-        # Grey of the brain window as HU, air below it.
+        # Gray of the brain window as HU, air below it.
         write_dicom(
             np.where(grey == 0, -1000, np.round(grey / 255 * 80)).astype(np.int16),
             wrapped[-1],

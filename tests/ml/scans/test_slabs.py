@@ -28,7 +28,7 @@ def test_slices_that_are_not_thin_are_seen_as_they_are(distance_mm: float | None
     ("count", "distance_mm", "slabs"),
     [(200, 1.0, 40), (20, 1.25, 5), (7, 2.0, 3), (3, 0.5, 1), (161, 0.625, 20)],
 )
-def test_thin_slices_become_slabs_of_five_millimetres(
+def test_thin_slices_become_slabs_of_five_millimeters(
     count: int, distance_mm: float, slabs: int
 ) -> None:
     stack = Slabs(a_series(count, distance_mm))
@@ -74,7 +74,7 @@ def test_a_slab_is_the_mean_of_its_slices_and_each_slice_has_its_answer() -> Non
         ([0.7], [0]),
     ],
 )
-def test_each_bleed_is_looked_at_before_the_neighbours_of_the_first(
+def test_each_bleed_is_looked_at_before_the_neighbors_of_the_first(
     probabilities: list[float], first: list[int]
 ) -> None:
     assert look_first(np.array(probabilities, np.float32), 0.5) == first

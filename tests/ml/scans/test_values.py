@@ -1,4 +1,4 @@
-"""Any stored values become the HU or greys that the standards say they mean: computed once more
+"""Any stored values become the HU or grays that the standards say they mean: computed once more
 here, one pixel at a time.
 """
 
@@ -189,7 +189,7 @@ def test_any_ct_values_become_their_hounsfield_units(
     st.integers(0, 255),
     st.sampled_from(["MONOCHROME1", "MONOCHROME2"]),
 )
-def test_eight_bits_are_greys_and_monochrome1_is_white_at_zero(
+def test_eight_bits_are_grays_and_monochrome1_is_white_at_zero(
     values: list[int], rim: int, photometric: str
 ) -> None:
     pixels = pixels_of(values, rim, 0)
@@ -201,14 +201,14 @@ def test_eight_bits_are_greys_and_monochrome1_is_white_at_zero(
     np.testing.assert_allclose(found.pixels, expected, rtol=0, atol=1e-7)
 
 
-COLOURS = st.tuples(
+COLORS = st.tuples(
     st.integers(0, 255), st.integers(0, 255), st.integers(0, 255), st.sampled_from([0, 255])
 )
 
 
 @a_few
-@given(st.lists(COLOURS, min_size=1, max_size=16), st.integers(0, 1000))
-def test_a_palette_shows_the_luminance_of_its_colours_and_black_where_it_is_transparent(
+@given(st.lists(COLORS, min_size=1, max_size=16), st.integers(0, 1000))
+def test_a_palette_shows_the_luminance_of_its_colors_and_black_where_it_is_transparent(
     palette: list[tuple[int, int, int, int]], seed: int
 ) -> None:
     black = (0, 0, 0, 255)
@@ -222,7 +222,7 @@ def test_a_palette_shows_the_luminance_of_its_colours_and_black_where_it_is_tran
     content.seek(0)
 
     def luminance(index: int) -> float:
-        """ITU-R BT.601, to the nearest of 255 greys."""
+        """ITU-R BT.601, to the nearest of 255 grays."""
         red, green, blue, opacity = palette[index]
         return 0 if opacity == 0 else int((299 * red + 587 * green + 114 * blue) / 1000 + 0.5) / 255
 
@@ -230,11 +230,11 @@ def test_a_palette_shows_the_luminance_of_its_colours_and_black_where_it_is_tran
     assert found.unit == "display"
     np.testing.assert_allclose(found.pixels, each(indices, luminance), rtol=0, atol=1.01 / 255)
     shown = {palette[index] for index in indices.ravel()}
-    coloured = sum(
+    colored = sum(
         max(colour[:3]) - min(colour[:3]) > 24 and colour[3] == 255
         for colour in (palette[index] for index in indices.ravel())
     )
-    assert any("colours" in note for note in notes) == (coloured > 0.001 * indices.size)
+    assert any("colours" in note for note in notes) == (colored > 0.001 * indices.size)
     assert any("transparent" in note for note in notes) == any(colour[3] == 0 for colour in shown)
 
 
@@ -249,7 +249,7 @@ def test_a_palette_shows_the_luminance_of_its_colours_and_black_where_it_is_tran
     ),
     st.data(),
 )
-def test_sixteen_bits_that_are_no_ct_values_are_greys_of_the_range_in_use(
+def test_sixteen_bits_that_are_no_ct_values_are_grays_of_the_range_in_use(
     kind: tuple[int, st.SearchStrategy[int]], data: st.DataObject
 ) -> None:
     white, values = kind

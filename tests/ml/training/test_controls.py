@@ -105,10 +105,12 @@ def test_controls_of_a_fine_tuned_net_cost_a_fit_each(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tasks = patch(monkeypatch, honest, learnt=True)
-    material = material_of([0, 1] * 16, tmp_path, settings={"controls": "all"})
+    experiment = material_of([0, 1] * 16, tmp_path, settings={"controls": "all"})
     controls = {
         control["name"]: control
-        for control in run_controls(material, examples_of(tmp_path, 32), True, 5, tmp_path, ignore)
+        for control in run_controls(
+            experiment, examples_of(tmp_path, 32), True, 5, tmp_path, ignore
+        )
     }
     assert controls["permuted"]["auroc"]["n"] == 5
     assert len(tasks) == 5 + 1, "five permutations and the leaked protocol, one fold each"
@@ -121,13 +123,13 @@ def test_random_weights_stand_beside_the_run_on_the_same_fold(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tasks = patch(monkeypatch, honest, learnt=True)
-    material = replace(
+    experiment = replace(
         material_of([0, 1] * 16, tmp_path, settings={"controls": "all"}),
         init=tmp_path / "weights.npz",
     )
-    judged = cross_validate(material, 5, 1, tmp_path, ignore)
+    judged = cross_validate(experiment, 5, 1, tmp_path, ignore)
     fitted = len(tasks)
-    found = run_controls(material, examples_of(tmp_path, 32), True, 5, tmp_path, ignore)[-1]
+    found = run_controls(experiment, examples_of(tmp_path, 32), True, 5, tmp_path, ignore)[-1]
     assert len(tasks) == fitted + 7, "the run's own first fold is kept"
     first = judged.slices.folds[0] == 0
     own = auroc(judged.slices.labels[first], judged.slices.probabilities[0][first])
@@ -153,13 +155,13 @@ def test_progress_goes_by_how_many_fits_a_control_takes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     patch(monkeypatch, honest, learnt=True)
-    material = replace(
+    experiment = replace(
         material_of([0, 1] * 16, tmp_path, settings={"controls": "all"}),
         init=tmp_path / "weights.npz",
     )
     told: list[tuple[str, float]] = []
     run_controls(
-        material,
+        experiment,
         examples_of(tmp_path, 32),
         True,
         5,
@@ -237,7 +239,7 @@ def test_a_shortcut_in_the_files_is_found(tmp_path: Path) -> None:
     assert same["auroc"]["value"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_colour_is_a_fact_of_a_file(tmp_path: Path) -> None:
+def test_color_is_a_fact_of_a_file(tmp_path: Path) -> None:
     Image.new("RGB", (10, 10), (100, 100, 151)).save(tmp_path / "blue.png")
     example = Example(
         tmp_path / "blue.png", "blue.png", 0, None, None, "", "set", width=10, height=10, mode="RGB"
@@ -249,8 +251,8 @@ def test_the_leaked_protocol_puts_copies_of_a_picture_on_both_sides(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rich = np.random.default_rng(0).random((12, 32, 32, 1)).astype(np.float32)
-    material = replace(material_of([0, 1] * 6, tmp_path), images=rich)
-    leaked = leak(material, 10, tmp_path / "leaked", ignore)
+    experiment = replace(material_of([0, 1] * 6, tmp_path), images=rich)
+    leaked = leak(experiment, 10, tmp_path / "leaked", ignore)
     assert leaked.images.shape == (120, 32, 32, 1) and leaked.labels.tolist() == [0, 1] * 60
     assert np.array_equal(leaked.images[:12], rich) and not np.array_equal(
         leaked.images[12:24], rich
@@ -271,11 +273,11 @@ def test_the_leaked_protocol_puts_copies_of_a_picture_on_both_sides(
     smooth = np.repeat(
         np.repeat(np.random.default_rng(1).random((12, 4, 4, 1)), 8, axis=1), 8, axis=2
     ).astype(np.float32)
-    material = replace(material, images=smooth, settings={"controls": "all"})
+    experiment = replace(experiment, images=smooth, settings={"controls": "all"})
     patch(monkeypatch, recall)
     controls = {
         c["name"]: c
-        for c in run_controls(material, examples_of(tmp_path, 12), False, 3, tmp_path, ignore)
+        for c in run_controls(experiment, examples_of(tmp_path, 12), False, 3, tmp_path, ignore)
     }
     assert (
         controls["leaked"]["auroc"]["value"] > 0.8 > 0.65 > controls["permuted"]["auroc"]["value"]
@@ -293,8 +295,8 @@ def test_scans_of_a_series_architecture_are_copied_whole(
         "reader",
         replace(ARCHITECTURES["alexnet_svm"], name="reader", reads="series"),
     )
-    material = material_of([0, 1, 0, 0], tmp_path, scans=[0, 0, 1, 1], architecture="reader")
-    leaked = leak(material, 3, tmp_path / "leaked", ignore)
+    experiment = material_of([0, 1, 0, 0], tmp_path, scans=[0, 0, 1, 1], architecture="reader")
+    leaked = leak(experiment, 3, tmp_path / "leaked", ignore)
     assert leaked.scans.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert leaked.labels.tolist() == [0, 1, 0, 0] * 3 and leaked.scan_labels.tolist() == [1, 0] * 3
 
@@ -304,17 +306,17 @@ def test_labels_of_whole_scans_are_permuted_too(
 ) -> None:
     tasks = patch(monkeypatch, honest)
     told = {8 + scan: scan % 2 for scan in range(8)}
-    material = material_of(
+    experiment = material_of(
         [0, 1] * 8 + [UNKNOWN] * 16,
         tmp_path,
         [n // 2 for n in range(32)],
         {"controls": "cheap"},
         told=told,
     )
-    run_controls(material, examples_of(tmp_path, 16), False, 2, tmp_path, ignore)
+    run_controls(experiment, examples_of(tmp_path, 16), False, 2, tmp_path, ignore)
     found = [dict(task.told) for task in tasks]
     assert all(set(one) == set(told) and sum(one.values()) == 4 for one in found)
     assert any(one != told for one in found)
-    assert not leak(material, 2, tmp_path, ignore).told, (
-        "of scans without labelled slices no copy is made"
+    assert not leak(experiment, 2, tmp_path, ignore).told, (
+        "of scans without labeled slices no copy is made"
     )

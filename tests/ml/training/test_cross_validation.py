@@ -11,7 +11,7 @@ import pytest
 import ml.training.experiment
 from ml.datasets.examples import UNKNOWN
 from ml.models.contract import FitTask
-from ml.training.cross_validation import Judgement, cross_validate
+from ml.training.cross_validation import OutOfFold, cross_validate
 from ml.training.progress import TrainingStopped
 from tests.ml.oracle import fit_with, material_of, truth
 
@@ -36,7 +36,7 @@ def judge(
     folds: int = 4,
     repeats: int = 1,
     scans: list[int] | None = None,
-) -> Judgement:
+) -> OutOfFold:
     return cross_validate(material_of(labels, tmp_path, scans), folds, repeats, tmp_path, ignore)
 
 
@@ -140,10 +140,10 @@ def test_some_folds_alone_answer_for_their_own_slices(tasks: list[FitTask], tmp_
     assert len(tasks) == 1 and len(found.slices.at) == 4 and set(found.slices.folds[0]) == {2}
 
 
-def test_a_scan_that_is_labelled_as_a_whole_is_judged_once_and_leaves_the_folds_of_the_others(
+def test_a_scan_that_is_labeled_as_a_whole_is_judged_once_and_leaves_the_folds_of_the_others(
     tasks: list[FitTask], tmp_path: Path
 ) -> None:
-    # Eight patients with labelled slices, and four of two slices each without.
+    # Eight patients with labeled slices, and four of two slices each without.
     labels, scans = [0, 1] * 8 + [UNKNOWN] * 8, [n // 2 for n in range(24)]
     told = {8: 1, 9: 0, 10: 1, 11: 0}
     without = cross_validate(
@@ -171,7 +171,7 @@ def test_a_scan_that_is_labelled_as_a_whole_is_judged_once_and_leaves_the_folds_
     ]
 
 
-def test_a_weakly_labelled_scan_goes_where_its_group_goes(
+def test_a_weakly_labeled_scan_goes_where_its_group_goes(
     tasks: list[FitTask], tmp_path: Path
 ) -> None:
     labels, scans = [0, 1] * 8 + [UNKNOWN] * 4, [n // 2 for n in range(20)]
@@ -191,12 +191,12 @@ def test_a_weakly_labelled_scan_goes_where_its_group_goes(
         )
 
 
-def test_a_data_set_of_labelled_scans_alone_is_judged_by_what_learnt_from_the_others(
+def test_a_data_set_of_labeled_scans_alone_is_judged_by_what_learned_from_the_others(
     tasks: list[FitTask], tmp_path: Path
 ) -> None:
     labels, scans = [0, 1] * 8 + [UNKNOWN] * 8, [n // 2 for n in range(24)]
     sources = np.array(["a"] * 8 + ["b"] * 8 + ["wholes"] * 8)
-    material = material_of(
+    experiment = material_of(
         labels,
         tmp_path,
         scans,
@@ -204,7 +204,7 @@ def test_a_data_set_of_labelled_scans_alone_is_judged_by_what_learnt_from_the_ot
         told={8: 1, 9: 0, 10: 1, 11: 0},
         sources=sources,
     )
-    found = cross_validate(material, 3, 1, tmp_path, ignore)
+    found = cross_validate(experiment, 3, 1, tmp_path, ignore)
     assert [len(task.weak) for task in tasks] == [4, 4, 0] and tasks[2].train.tolist() == list(
         range(16)
     )
@@ -216,7 +216,7 @@ def test_a_data_set_of_labelled_scans_alone_is_judged_by_what_learnt_from_the_ot
     ]
 
 
-def test_what_the_initial_weights_saw_of_a_weakly_labelled_scan_is_never_judged(
+def test_what_the_initial_weights_saw_of_a_weakly_labeled_scan_is_never_judged(
     tasks: list[FitTask], tmp_path: Path
 ) -> None:
     labels, scans = [0, 1] * 8 + [UNKNOWN] * 4, [n // 2 for n in range(20)]

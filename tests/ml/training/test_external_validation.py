@@ -1,4 +1,4 @@
-"""A finished model on labelled sets of every kind; the model's answer hangs on one cell, so every
+"""A finished model on labeled sets of every kind; the model's answer hangs on one cell, so every
 figure is known.
 """
 
@@ -23,7 +23,7 @@ from ml.evaluation.plots import bars_plot, write_plots
 from ml.inference.predictor import Finding, Predictor
 from ml.scans.read import read_series
 from ml.scans.slices import Series, Slice
-from ml.training import external_validation as scoring
+from ml.training import external_validation
 from ml.training.external_validation import evaluate
 from tests.ml.conftest import features_graph, head_graph
 from tests.ml.made_scans import change, write_series
@@ -57,7 +57,7 @@ class StubGate:
 def stub_gate(monkeypatch: pytest.MonkeyPatch) -> StubGate:
     """The check is stubbed: the pictures of these tests are noise."""
     stub = StubGate()
-    monkeypatch.setattr(scoring, "gate", lambda: stub)
+    monkeypatch.setattr(external_validation, "gate", lambda: stub)
     return stub
 
 
@@ -84,7 +84,7 @@ def write_set(root: Path, rows: list[tuple[str, str, str, float]]) -> Path:
 @pytest.fixture
 def patients(tmp_path: Path) -> Path:
     """Four patients of two slices, listed from the vertex down; a and c bleed, one slice of d
-    nobody labelled.
+    nobody labeled.
     """
     return write_set(
         tmp_path / "patients",
@@ -221,7 +221,7 @@ def test_without_the_check_an_evaluation_says_so_and_goes_on(
     def is_missing() -> None:
         raise ArtifactError("The check for pictures that are no head CT is incomplete.")
 
-    monkeypatch.setattr(scoring, "gate", is_missing)
+    monkeypatch.setattr(external_validation, "gate", is_missing)
     result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
     assert result["not_head_ct"]["refused"] is None and result["not_head_ct"]["reason"]
     assert "The check for pictures that are no head CT is incomplete." in result["notes"]
@@ -376,7 +376,7 @@ def test_a_black_slice_is_scored_with_its_patient_and_left_out_alone(
     with (patients / "labels.csv").open("a") as table:
         table.write("\n8.png,0,a,3\n9.png,0,alone,1")
     assert {example.name for example in read_dataset(patients).unread} == {"8.png", "9.png"}, (
-        "nothing is learnt from it"
+        "nothing is learned from it"
     )
     dataset = read_dataset(patients, keeps_bare=True)
     assert [example.name for example in dataset.unread] == [
@@ -606,7 +606,7 @@ def test_a_damaged_table_of_answers_is_named(
         compare([tmp_path / "out"])
 
 
-def test_a_patient_without_labelled_slices_is_judged_by_the_label_of_the_scan(
+def test_a_patient_without_labeled_slices_is_judged_by_the_label_of_the_scan(
     patients: Path, tiny_model: Model, tmp_path: Path
 ) -> None:
     table = patients / "labels.csv"
@@ -616,7 +616,7 @@ def test_a_patient_without_labelled_slices_is_judged_by_the_label_of_the_scan(
     (patients / "patients.csv").write_text("patient,scan_label\nc,1\nd,0\n")
     result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
     assert result["slice"]["auroc"]["n"] == 5 and result["patient"]["auroc"]["n"] == 4
-    assert result["patient"]["auroc"]["value"] == 1.0, "as where the slices of c are labelled"
+    assert result["patient"]["auroc"]["value"] == 1.0, "as where the slices of c are labeled"
     of_patients = {
         row["patient"]: row["label"]
         for row in rows_of(tmp_path / "out" / "answers.csv")

@@ -20,7 +20,7 @@ BLOCK = INPUT_PX // CELLS
 
 
 def slice_with_blood_at(row: int, column: int) -> tuple[np.ndarray, np.ndarray]:
-    """A grey head with one bright cell, and its outline at a quarter of the resolution."""
+    """A gray head with one bright cell, and its outline at a quarter of the resolution."""
     image = np.full((INPUT_PX, INPUT_PX, 1), 0.3, np.float32)
     image[row * BLOCK : (row + 1) * BLOCK, column * BLOCK : (column + 1) * BLOCK] = 0.9
     mask = (image[::4, ::4, 0] > 0.5).astype(np.uint8)

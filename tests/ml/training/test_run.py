@@ -26,8 +26,8 @@ from ml.inference.predictor import Predictor
 from ml.networks.weights import random_weights
 from ml.scans.phantoms import phantom, write_png
 from ml.scans.read import read_series
-from ml.training import run as training
-from ml.training.experiment import Material
+from ml.training import run
+from ml.training.experiment import Experiment
 from ml.training.progress import Progress, TrainingStopped
 from ml.training.run import OtherTraining, TrainConfig, _notes_on_tuning, train
 
@@ -377,7 +377,7 @@ def test_pictures_listed_by_an_earlier_version_are_known_by_their_files_alone(
     assert np.flatnonzero(~pool.unseen).tolist() == [0]
     said = (
         "An earlier version listed 2 of the pictures that training has seen; of these only"
-        " unchanged files are recognised."
+        " unchanged files are recognized."
     )
     assert said in pool.notes
     renewed = json.loads(
@@ -397,7 +397,7 @@ def test_unknown_labels_never_train(phantoms: Dataset) -> None:
     assert len(pool.labels) == 31 and pool.notes == ("1 images with unknown labels were left out.",)
 
 
-def test_an_unknown_slice_stays_in_its_scan_between_its_neighbours(phantoms: Dataset) -> None:
+def test_an_unknown_slice_stays_in_its_scan_between_its_neighbors(phantoms: Dataset) -> None:
     first, second, third, *others = phantoms.examples
     one = [
         replace(e, patient="one", group=first.group, slice=number, label=label)
@@ -498,13 +498,13 @@ def test_unusable_initial_weights_leave_the_folder_for_the_next_try(
 def test_an_autoencoder_starts_from_random_weights_whatever_is_given(
     phantoms: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[Material] = []
+    started: list[Experiment] = []
 
-    def stopped(material: Material, *_: object, **__: object) -> None:
-        started.append(material)
+    def stopped(experiment: Experiment, *_: object, **__: object) -> None:
+        started.append(experiment)
         raise TrainingStopped
 
-    monkeypatch.setattr(training, "cross_validate", stopped)
+    monkeypatch.setattr(run, "cross_validate", stopped)
     with pytest.raises(TrainingStopped):
         train(
             TrainConfig("autoencoder", {"folds": "2"}, init="starter"), [phantoms], tmp_path / "out"
@@ -512,8 +512,8 @@ def test_an_autoencoder_starts_from_random_weights_whatever_is_given(
     assert started[0].init == "random" and started[0].unseen.all()
 
 
-def labelled_as_wholes(phantoms: Dataset) -> Dataset:
-    """Sixteen patients of two slices each: of the last six only the whole is labelled."""
+def labeled_as_wholes(phantoms: Dataset) -> Dataset:
+    """Sixteen patients of two slices each: of the last six only the whole is labeled."""
 
     def in_a_scan(number: int) -> Example:
         example, scan = phantoms.examples[number], number // 4 * 2 + number % 2
@@ -537,11 +537,11 @@ def labelled_as_wholes(phantoms: Dataset) -> Dataset:
         ("alexnet_cells_series", {"epochs": "1"}),
     ],
 )
-def test_scans_that_are_labelled_as_wholes_are_judged_as_patients_by_every_architecture(
+def test_scans_that_are_labeled_as_wholes_are_judged_as_patients_by_every_architecture(
     phantoms: Dataset, tmp_path: Path, architecture: str, quick: dict[str, str]
 ) -> None:
     settings = {"folds": "2", "controls": "none", "input_size": "160", **quick}
-    dataset = labelled_as_wholes(phantoms)
+    dataset = labeled_as_wholes(phantoms)
     card = train(TrainConfig(architecture, settings, init="random"), [dataset], tmp_path)
     assert (
         card.metrics["auroc"]["n"] == 20
@@ -558,7 +558,7 @@ def test_scans_that_are_labelled_as_wholes_are_judged_as_patients_by_every_archi
         "alexnet_svm": "taught nothing, since this architecture learns from slices",
     }[architecture]
     assert (
-        f"6 scans are labelled as wholes only: they {what}, are judged as patients, and are in no"
+        f"6 scans are labeled as wholes only: they {what}, are judged as patients, and are in no"
         " slice figure." in card.notes
     )
     assert len(weak) == 12 and (not weak & seen if architecture == "alexnet_svm" else weak <= seen)

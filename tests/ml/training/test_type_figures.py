@@ -15,8 +15,8 @@ from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.examples import Example
 from ml.datasets.type_labels import KnownTypes
 from ml.models.contract import FitTask
-from ml.training.cross_validation import Judgement, cross_validate
-from ml.training.experiment import Material
+from ml.training.cross_validation import OutOfFold, cross_validate
+from ml.training.experiment import Experiment
 from ml.training.type_figures import figures_of_types, write_types
 from tests.ml.oracle import fit_with, material_of, truth
 
@@ -24,7 +24,7 @@ PATIENTS = 40  # of two slices; every second one bleeds, in its second slice
 
 
 @pytest.fixture
-def material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Material:
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """Twelve patients with epidural, eight with subdural, one of them also with intraventricular
     bleeding; the maps tell which.
     """
@@ -50,14 +50,14 @@ def material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Material:
     )
 
 
-def judge(material: Material, folder: Path) -> Judgement:
-    return cross_validate(material, 4, 1, folder, lambda stage, share, metrics: None)
+def judge(experiment: Experiment, folder: Path) -> OutOfFold:
+    return cross_validate(experiment, 4, 1, folder, lambda stage, share, metrics: None)
 
 
 def test_a_type_of_ten_patients_has_figures_and_one_of_fewer_each_patients_place(
-    material: Material, tmp_path: Path
+    experiment: Experiment, tmp_path: Path
 ) -> None:
-    found = figures_of_types(material, judge(material, tmp_path), ("epidural", "subdural"))
+    found = figures_of_types(experiment, judge(experiment, tmp_path), ("epidural", "subdural"))
     assert list(found) == list(BLEEDING_TYPES)
     epidural, subdural, ventricles = found["epidural"], found["subdural"], found["intraventricular"]
     assert epidural["given"] and (epidural["slices"], epidural["of_slices"]) == (12, 80)
@@ -84,16 +84,16 @@ def test_a_type_of_ten_patients_has_figures_and_one_of_fewer_each_patients_place
 
 
 def test_the_types_of_a_held_out_patient_never_reach_the_fit_that_answers_for_it(
-    material: Material, tmp_path: Path
+    experiment: Experiment, tmp_path: Path
 ) -> None:
-    expected = judge(material, tmp_path / "as it is")
+    expected = judge(experiment, tmp_path / "as it is")
     fold = expected.slices.folds[0]
     held = fold == 2
-    assert material.types is not None
-    turned = material.types.slices.copy()
+    assert experiment.types is not None
+    turned = experiment.types.slices.copy()
     turned[held] = 1 - turned[held]
     other = judge(
-        Material(**{**vars(material), "types": KnownTypes(turned, material.types.scans)}),
+        Experiment(**{**vars(experiment), "types": KnownTypes(turned, experiment.types.scans)}),
         tmp_path / "turned",
     )
     np.testing.assert_array_equal(other.slices.types[0, held], expected.slices.types[0, held])
@@ -103,13 +103,13 @@ def test_the_types_of_a_held_out_patient_never_reach_the_fit_that_answers_for_it
 
 
 def test_types_change_no_other_answer_and_a_run_without_them_has_none(
-    material: Material, tmp_path: Path
+    experiment: Experiment, tmp_path: Path
 ) -> None:
-    with_types = judge(material, tmp_path / "with")
-    without = judge(Material(**{**vars(material), "types": None}), tmp_path / "without")
+    with_types = judge(experiment, tmp_path / "with")
+    without = judge(Experiment(**{**vars(experiment), "types": None}), tmp_path / "without")
     np.testing.assert_array_equal(with_types.scans.probabilities, without.scans.probabilities)
     assert np.isnan(without.slices.types).all()
-    assert figures_of_types(Material(**{**vars(material), "types": None}), without, ()) == {}
+    assert figures_of_types(Experiment(**{**vars(experiment), "types": None}), without, ()) == {}
 
 
 def example(number: int, types: frozenset[str] | None) -> Example:
@@ -119,11 +119,11 @@ def example(number: int, types: frozenset[str] | None) -> Example:
 
 
 def test_every_answer_stands_in_a_table_beside_what_is_known(
-    material: Material, tmp_path: Path
+    experiment: Experiment, tmp_path: Path
 ) -> None:
-    judgement = judge(material, tmp_path)
+    out_of_fold = judge(experiment, tmp_path)
     examples = [example(number, None) for number in range(2 * PATIENTS)]
-    write_types(tmp_path / "types.csv", examples, material, judgement)
+    write_types(tmp_path / "types.csv", examples, experiment, out_of_fold)
     with (tmp_path / "types.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["level"] for row in rows] == ["slice"] * 80 + ["patient"] * 40
@@ -135,7 +135,7 @@ def test_every_answer_stands_in_a_table_beside_what_is_known(
         bleeding["subdural"],
     ) == ("p1", "3.png", "1", "0")
     assert (
-        float(bleeding["epidural_probability"]) == judgement.slices.types[0, 3, 0]
+        float(bleeding["epidural_probability"]) == out_of_fold.slices.types[0, 3, 0]
         and bleeding["intraventricular_probability"] == ""
     )
     assert rows[81]["filename"] == "" and rows[81]["epidural"] == "1"

@@ -147,7 +147,7 @@ class TestDatasets:
         row = admin.get("/admin/datasets").text.split('id="datasets"')[1]
         assert ">12<" in row and ">5<" in row and ">7<" in row
 
-    def test_shortcuts_and_greys_of_a_data_set_are_shown(
+    def test_shortcuts_and_grays_of_a_data_set_are_shown(
         self, app: Flask, admin: FlaskClient
     ) -> None:
         figure = {"value": 0.83, "low": 0.75, "high": 0.9, "n": 12}
@@ -194,7 +194,7 @@ class TestDatasets:
             "1–4, median 2.5",
         )
         shown += (
-            "9: 4 with hemorrhage, 3 without, 2 without a label; 5 are labelled as wholes only",
+            "9: 4 with hemorrhage, 3 without, 2 without a label; 5 are labeled as wholes only",
             "6 slices, 2 patients",
         )
         for part in shown:
