@@ -8,7 +8,6 @@ import json
 import logging
 import shutil
 import time
-import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,14 +23,15 @@ from ml.training.progress import Progress, TrainingStopped
 from ml.training.run import OtherTraining, TrainConfig, train
 from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
-from webapp.storage import MissingFile, StorageAway, StorageError, storage
+from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
+from worker.checkpoints import Checkpoint
 from worker.comparison import compare_with_earlier
 from worker.dataset_import import fetch_dataset
 from worker.heartbeat import presence
 from worker.leases import LeaseLost
 from worker.predictors import ANSWERS, model_folder
-from worker.retries import NO_ROOM, in_transaction, retry_storage
+from worker.retries import in_transaction, retry_storage
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +73,11 @@ class Training:
         self.run = run
         self.folder = folder
         self.out_dir = folder / "out"
-        self.checkpoint_key = f"checkpoints/{run.id}.zip"
+        self.checkpoint = Checkpoint(run.id, self.out_dir / "checkpoint", folder)
         self.is_lost = False
         self._is_trained = False
         self._owner = presence().owner
         self._written_at = time.monotonic()
-        self._kept_at = float("-inf")
-        self._kept: frozenset[tuple[str, int, int]] = frozenset()
         self._progress: dict[str, Any] = {"stage": "Fetching the data"}
 
     def carry_through(self) -> None:
@@ -123,7 +121,7 @@ class Training:
             )
         )
         if status == JobStatus.CANCELLED:
-            storage.discard(self.checkpoint_key)
+            self.checkpoint.discard()
             log.info("run=%s was cancelled", self.run.id)
         else:
             log.warning("run=%s was lost to another worker", self.run.id)
@@ -133,7 +131,7 @@ class Training:
         self._write()
         init = self._initial_weights()
         opened = [fetch_dataset(dataset, self.folder, self._on_part) for dataset in run.datasets]
-        self._fetch_checkpoint()
+        self.checkpoint.fetch()
         config = TrainConfig(
             architecture=run.architecture,
             settings=run.settings,
@@ -151,7 +149,7 @@ class Training:
             # them otherwise.
             log.warning("run=%s begins anew: its checkpoint is of an earlier version", run.id)
             shutil.rmtree(self.out_dir)
-            self._kept, self._kept_at = frozenset(), float("-inf")
+            self.checkpoint.forget()
             return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
 
     def _initial_weights(self) -> Path | Literal["random", "starter"]:
@@ -192,7 +190,7 @@ class Training:
             ),
         }
         self._write_now_and_then()
-        if time.monotonic() - self._kept_at >= current_app.config["CHECKPOINT_S"]:
+        if self.checkpoint.is_due(current_app.config["CHECKPOINT_S"]):
             self._keep_checkpoint()
 
     def _should_stop(self) -> bool:
@@ -220,55 +218,9 @@ class Training:
             log.warning("run=%s progress could not be written: %s", self.run.id, type(err).__name__)
 
     def _keep_checkpoint(self) -> None:
-        """Store what the training has reached, if that is more than what is stored."""
-        checkpoint = self.out_dir / "checkpoint"
-        files = [
-            path
-            for path in checkpoint.rglob("*")
-            if path.is_file() and not path.name.startswith(".")
-        ]
-        reached = frozenset(
-            (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files
-        )
-        if not files or reached == self._kept:
-            return
-        packed = self.folder / "checkpoint.zip"
-        try:
-            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-                for path in files:
-                    archive.write(path, path.relative_to(checkpoint))
-            storage.put(self.checkpoint_key, packed)
-        # This machine's disk may be full: the run can be handed back all the same.
-        except (OSError, StorageError) as err:
-            log.warning(
-                "run=%s checkpoint could not be stored: %s",
-                self.run.id,
-                err if isinstance(err, StorageError) else NO_ROOM,
-            )
-            return
-        finally:
-            packed.unlink(missing_ok=True)
-        self._kept, self._kept_at = reached, time.monotonic()
-        # A death after a new checkpoint does not speak against the run.
-        self._write_columns(death_counts=False)
-
-    def _fetch_checkpoint(self) -> None:
-        packed = self.folder / "checkpoint.zip"
-        try:
-            retry_storage(lambda: storage.fetch(self.checkpoint_key, packed))
-        except MissingFile:
-            return  # It begins.
-        checkpoint = self.out_dir / "checkpoint"
-        with zipfile.ZipFile(packed) as archive:
-            archive.extractall(checkpoint)
-        packed.unlink()
-        self._kept = frozenset(
-            (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-            for path in checkpoint.rglob("*")
-            if path.is_file()
-        )
-        self._kept_at = time.monotonic()
-        log.info("run=%s continues from its checkpoint", self.run.id)
+        if self.checkpoint.store():
+            # A death after a new checkpoint does not speak against the run.
+            self._write_columns(death_counts=False)
 
     def _store_model(self, card: Card) -> str:
         """Store the model folder and its answers, compare them with others', then write version and
@@ -290,7 +242,7 @@ class Training:
         except (LeaseLost, StorageError):
             storage.discard(prefix)
             raise
-        storage.discard(self.checkpoint_key)
+        self.checkpoint.discard()
         return version_id
 
     def _write_version(
@@ -328,4 +280,4 @@ class Training:
         ):
             self._let_go()
         elif not keeps_checkpoint:
-            storage.discard(self.checkpoint_key)
+            self.checkpoint.discard()
