@@ -430,7 +430,8 @@ def _protocol(experiment: Experiment, folds: int, repeats: int) -> str:
         )
     return (
         f"{split} on {len(experiment.judged)} of {len(experiment.learnable)} images, which the"
-        f" initial weights had not seen; everything that learns, calibrations and thresholds ({target})"
+        f" initial weights had not seen; everything that learns, calibrations and thresholds"
+        f" ({target})"
         " fitted inside each training part; pooled out-of-fold answers by slice and by patient; 95"
         " % intervals by bootstrap over groups."
     )
