@@ -30,9 +30,10 @@ def measure(folder: Path) -> Figures:
     """Return the figures of one model, in this process."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    from ml.images import Series, read_series
-    from ml.inference import Predictor
-    from ml.phantoms import phantom, write_png
+    from ml.inference.predictor import Predictor
+    from ml.scans.phantoms import phantom, write_png
+    from ml.scans.read import read_series
+    from ml.scans.slices import Series
 
     with tempfile.TemporaryDirectory(prefix="hemoscan-bench-") as scratch:
         paths = []

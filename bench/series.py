@@ -33,9 +33,9 @@ def measure(folder: Path, slices: int, distance_mm: float | None) -> Figures:
     """Return the figures of one model on one scan, in this process."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-    from ml.inference import Predictor
-    from ml.phantoms import phantom, write_dicom, write_png
-    from ml.volume import write_volume
+    from ml.inference.predictor import Predictor
+    from ml.scans.phantoms import phantom, write_dicom, write_png
+    from ml.scans.volume import write_volume
     from worker.decoder import Decoder
 
     with tempfile.TemporaryDirectory(prefix="hemoscan-bench-") as scratch:

@@ -29,7 +29,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ml.phantoms import phantom, write_dicom
+from ml.scans.phantoms import phantom, write_dicom
 from webapp.config import PROJECT_ROOT
 
 LIMITS = {
@@ -128,9 +128,8 @@ def commands() -> dict[int, tuple[int, str]]:
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                parent = int(
-                    re.search(r"^PPid:\s+(\d+)", (entry / "status").read_text(), re.M).group(1)
-                )  # type: ignore[union-attr]
+                status = (entry / "status").read_text()
+                parent = int(re.search(r"^PPid:\s+(\d+)", status, re.M).group(1))  # type: ignore[union-attr]
             except (OSError, AttributeError):
                 continue
             found[int(entry.name)] = (parent, command)
@@ -149,10 +148,9 @@ def descendants(root_pid: int) -> dict[int, str]:
 
 def rss_mb(pid: int) -> float:
     """Return the resident memory of a process."""
-    return (
-        int(re.search(r"^VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M).group(1))
-        / 1024
-    )  # type: ignore[union-attr]
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = re.search(r"^VmRSS:\s+(\d+)", status, re.M)
+    return int(resident.group(1)) / 1024  # type: ignore[union-attr]
 
 
 def percentile(values: list[float], share: float) -> float:

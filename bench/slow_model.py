@@ -16,18 +16,18 @@ from celery import signals
 from worker.app import celery as celery  # `-A` looks for it here
 
 if TYPE_CHECKING:  # The Celery parent loads nothing that cannot be forked.
-    from ml.images import FloatArray, Series
-    from ml.inference import Finding
+    from ml.inference.predictor import Finding
+    from ml.scans.slices import FloatArray, Series
 
 SECONDS_PER_SLICE = 0.05
 
 
 class SlowModel:
-    """Stands for `ml.inference.Predictor`."""
+    """Stands for `ml.inference.predictor.Predictor`."""
 
     def predict_many(self, series: Sequence[Series], *_: Any) -> list[Finding]:
         """Return a finding for each, after the time it takes."""
-        from ml.inference import Finding
+        from ml.inference.predictor import Finding
 
         time.sleep(SECONDS_PER_SLICE * sum(len(one.slices) for one in series))
         return [Finding(0.25, 0.5, False, False, (0.25,) * len(one.slices), ()) for one in series]
@@ -39,9 +39,9 @@ class SlowModel:
 
 def stand_in(**_: object) -> None:
     """Put the stub in the real one's place, in the pool's child."""
-    from worker import heatmaps, prediction
+    from worker import heat_maps, prediction
 
-    for module in (heatmaps, prediction):
+    for module in (heat_maps, prediction):
         module.predictor_for = lambda version: SlowModel()  # type: ignore[attr-defined]
 
 

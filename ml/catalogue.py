@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ml.errors import SettingError
+
 STARTER_DIR = Path(__file__).parent / "starter"
 """The model folder that ships with the repository and is live after setup."""
 
@@ -20,7 +22,7 @@ STARTER_SERIES_DIR = Path(__file__).parent / "starter_series"
 IMAGENET_WEIGHTS = {
     "alexnet_owt_imagenet_conv.npz": "ImageNet weights in torchvision's layout",
     "alexnet_bvlc_imagenet_conv.npz": (
-        "ImageNet weights in the original layout, with local response normalisation"
+        "ImageNet weights in the original layout, with local response normalization"
     ),
     "alexnet-owt-7be5be79.pth": "ImageNet weights as torchvision publishes them",
 }
@@ -30,13 +32,9 @@ each.
 
 
 BLEEDING_TYPES = ("epidural", "subdural", "subarachnoid", "intraparenchymal", "intraventricular")
-"""The types of bleeding that slices may be labelled with and models may tell, by the compartment of
+"""The types of bleeding that slices may be labeled with and models may tell, by the compartment of
 the head, from outside inwards.
 """
-
-
-class SettingError(ValueError):
-    """A setting is unknown or out of range; its text is a sentence for the person who set it."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,8 @@ PREPROCESSING: tuple[Setting, ...] = (
         "normalisation",
         "choice",
         "none",
-        "Bring greys on one scale: by percentiles of the soft tissue (which takes away tints), by"
-        " ranks, or by ranks of neighbourhoods.",
+        "Bring grays on one scale: by percentiles of the soft tissue (which takes away tints), by"
+        " ranks, or by ranks of neighborhoods.",
         choices=("none", "percentile", "equalise", "clahe"),
     ),
     Setting(
@@ -177,7 +175,7 @@ PREPROCESSING: tuple[Setting, ...] = (
     ),
 )
 """What every architecture lets a person choose about its input;
-`ml.preprocessing.InputSpec.from_settings` reads them.
+`ml.preprocessing.model_input.InputSpec.from_settings` reads them.
 """
 
 JUDGING = (
@@ -186,7 +184,7 @@ JUDGING = (
         "choice",
         "group",
         "group: no patient stands on both sides of a fold. data set: each data set is answered for"
-        " by models that learnt from the others.",
+        " by models that learned from the others.",
         choices=("group", "data set"),
     ),
     Setting("folds", "int", 5, "Folds of the grouped cross-validation.", low=2, high=10),
@@ -232,8 +230,8 @@ AUGMENTATION = Setting(
     "augmentation",
     "int",
     1,
-    "Copies of each picture that is learnt from, itself included: turned, moved, scaled, warped,"
-    " other greys. 1 is none, 10 the paper's.",
+    "Copies of each picture that is learned from, itself included: turned, moved, scaled, warped,"
+    " other grays. 1 is none, 10 the paper's.",
     low=1,
     high=10,
 )
@@ -242,7 +240,7 @@ ENRICHMENT = (
         "restructure",
         "choice",
         "none",
-        "autoencoder: features of each picture as an autoencoder draws it again, learnt in every"
+        "autoencoder: features of each picture as an autoencoder draws it again, learned in every"
         " training part, join those of the picture.",
         choices=("none", "autoencoder"),
     ),
@@ -255,7 +253,7 @@ CONVOLUTIONS = (
         "layout",
         "choice",
         "owt",
-        "AlexNet of 2014 (owt) or of 2012 (original), which normalises locally; for random initial"
+        "AlexNet of 2014 (owt) or of 2012 (original), which normalizes locally; for random initial"
         " weights: others bring theirs.",
         choices=("owt", "original"),
     ),
@@ -272,7 +270,7 @@ CONVOLUTIONS = (
         "local_response_normalisation",
         "choice",
         "auto",
-        "Divide maps by what neighbouring channels show, after the first two convolutions; auto as"
+        "Divide maps by what neighboring channels show, after the first two convolutions; auto as"
         " the initial weights were trained.",
         choices=("auto", "yes", "no"),
     ),
@@ -280,7 +278,7 @@ CONVOLUTIONS = (
         "contrasts",
         "choice",
         "auto",
-        "both: two of three channels show the picture with its soft tissue at one grey, whatever"
+        "both: two of three channels show the picture with its soft tissue at one gray, whatever"
         " window it came in, one of them without bone; auto as the initial weights were trained.",
         choices=("auto", "both"),
     ),
@@ -310,7 +308,8 @@ INITIAL_SHARE = Setting(
     "initial_share",
     "float",
     0.2,
-    "So much of the initial weights is mixed into those that learnt, unless they were random: scans"
+    "So much of the initial weights is mixed into those that learned, unless they were random:"
+    " scans"
     " of unknown hospitals are read better.",
     low=0,
     high=0.9,
@@ -428,7 +427,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             name="alexnet_svm",
             title="AlexNet features + SVM",
             summary=(
-                "Features of AlexNet's convolutions, standardised, classified by a support vector"
+                "Features of AlexNet's convolutions, standardized, classified by a support vector"
                 " machine."
             ),
             reads="slice",
@@ -556,7 +555,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             title="AlexNet, cell by cell, over the slices",
             summary=(
                 "The same over the slices of a scan in anatomical order: half of what a slice says"
-                " is what its two neighbours say. Ours, not the paper's: it always augments and"
+                " is what its two neighbors say. Ours, not the paper's: it always augments and"
                 " never restructures."
             ),
             reads="series",

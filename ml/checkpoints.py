@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -50,3 +51,8 @@ def save_text(path: Path, text: str) -> None:
 def load_json(path: Path) -> Any:
     """Return what `save_json` wrote there, None if there is nothing."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def digest(*parts: object) -> str:
+    """Return the SHA-256 (hex) of the parts' text, in order."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()

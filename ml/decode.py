@@ -2,17 +2,21 @@
 ml.decode MEMORY_MB`.
 
 A request is a line of JSON on standard input, its answer a line on standard output; the end of the
-input ends the process.
+input ends the process. A request:
 
-    {"paths": [...], "folder": "...", "limit_s": 60, "limits": {"max_pixels": ...}}
+    {"paths": [...], "folder": "...", "limit_s": 60, "limits": {"max_pixels": ...}, "redact": true}
+
+Its answer is one of these:
+
     {"unit": "hu", "spacing_mm": [[0.5, 0.5], ...], "distance_mm": 5.0, "steps_mm": [...],
-    "warnings": [...]}    pixels in folder/pixels.npy {"error": "The file is empty."}
-    what an ImageError says {"error": null}
-    the memory did not suffice {"full": "No space left on device"}
-    the folder took no more
+     "warnings": [...]}                      the pixels are in folder/pixels.npy
+    {"error": "The file is empty."}          what an `ImageError` says
+    {"error": null}                          the memory did not suffice
+    {"full": "No space left on device"}      the folder took no more
 
-`limits` are those of `ml.images.read_series`. What goes wrong in any other way ends the process,
-and so does a scan that takes longer.
+`limits` are those of `ml.scans.read.read_series`; `redact` blackens what lies beside the head
+(`ml.preprocessing.redaction`). What goes wrong in any other way ends the
+process, and so does a scan that takes longer.
 """
 
 from __future__ import annotations
@@ -29,7 +33,10 @@ from typing import Any
 
 import numpy as np
 
-from ml.images import ImageError, Series, read_series
+from ml.errors import ImageError
+from ml.preprocessing.redaction import covered
+from ml.scans.read import read_series
+from ml.scans.slices import Series
 
 PIXELS = "pixels.npy"
 
@@ -71,6 +78,8 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the answer to one request, its pixels written."""
     try:
         series = read_series([Path(path) for path in request["paths"]], **request["limits"])
+        if request.get("redact"):
+            series = covered(series)
     except ImageError as err:
         return {"error": str(err)}
     except MemoryError:

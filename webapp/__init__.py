@@ -30,13 +30,13 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         jobs,
         metrics,
         pictures,
-        policies,
         scans,
+        security_headers,
         storage,
     )
     from webapp.config import PROJECT_ROOT, settings
     from webapp.extensions import init_extensions
-    from webapp.intake.incoming import Request
+    from webapp.intake.spool import Request
 
     app = Flask(__name__, instance_path=str(PROJECT_ROOT))
     app.request_class = Request
@@ -48,7 +48,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     if proxies := app.config["TRUSTED_PROXIES"]:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=proxies)  # type: ignore[method-assign]
 
-    policies.init_policies(app)
+    security_headers.init_policies(app)
     init_extensions(app)
     audit.init_audit(app)
     jobs.make_celery(app)

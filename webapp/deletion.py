@@ -1,7 +1,7 @@
 """Deleting scans, data sets, and people with all that is theirs: rows first, then files.
 
 A worker that has a row loses its lease by that, and removes what it makes meanwhile. What cannot be
-removed at once is an orphan then, which `worker.orphans` removes.
+removed at once is an orphan then, which `worker.orphaned_files` removes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class StillNeeded(ValueError):
 
 def delete_scan(scan_id: str) -> bool:
     """Delete a scan's rows, and commit; then its files. False where some are left to
-    `worker.orphans`, the storage being away.
+    `worker.orphaned_files`, the storage being away.
     """
     keys = files_of(Scan.id == scan_id)
     db.session.execute(delete(Scan).where(Scan.id == scan_id))
@@ -57,7 +57,7 @@ def delete_scans(which: ColumnElement[bool], most: int) -> int:
 
 def delete_account(user_id: str) -> bool:
     """Delete a person with their scans, logins and tokens, and commit; then the scans' files. False
-    where some are left to `worker.orphans`.
+    where some are left to `worker.orphaned_files`.
 
     What they did as an administrator stays: data sets, runs and promotions, by nobody.
 
@@ -84,7 +84,7 @@ def delete_account(user_id: str) -> bool:
 
 def delete_dataset(dataset_id: str) -> bool:
     """Delete a data set that nothing needs, and commit; then its files. False where some are left
-    to `worker.orphans`.
+    to `worker.orphaned_files`.
 
     Raises:
         StillNeeded: a worker has it or will, or a training run goes back to it.
@@ -143,7 +143,9 @@ def files_of(which: ColumnElement[bool]) -> list[str]:
 
 
 def discard(keys: Iterable[str], within_s: float = float("inf")) -> bool:
-    """Remove these files, for so many seconds; False where some are left to `worker.orphans`."""
+    """Remove these files, for so many seconds; False where some are left to
+    `worker.orphaned_files`.
+    """
     give_up_at = time.monotonic() + within_s
     all_removed = True
     for key in keys:

@@ -41,6 +41,6 @@ resource.setrlimit(
 def on_starting(_server: Any) -> None:
     """Remove what uploads left behind when an earlier server was killed."""
     from webapp.config import settings
-    from webapp.intake.incoming import empty_incoming
+    from webapp.intake.spool import empty_incoming
 
     empty_incoming(settings(os.environ)["HEMOSCAN_HOME"])

@@ -22,7 +22,7 @@ from webapp.forms import MAX_USERNAME, text_problem
 from webapp.models import Act, ApiToken, AuditEvent, LoginSession, User
 from webapp.models.accounts import hasher, new_secret, secret_hash
 from webapp.passwords import MAX_PASSWORD
-from webapp.policies import cookie_name, over_tls
+from webapp.security_headers import cookie_name, over_tls
 
 NOTED_S = 60
 """When a login or token was last used is written at most this often."""

@@ -26,7 +26,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from webapp.audit import record
-from webapp.bleeding import typed
+from webapp.bleeding_types import typed
 from webapp.deletion import delete_scan
 from webapp.extensions import db
 from webapp.forms import PhantomForm, ScanForm, is_id, page_number

@@ -254,8 +254,8 @@ class Storage:
                 self._files.rm(path, recursive=True)
 
     def discard(self, key: str) -> bool:
-        """Remove what nobody needs any more; False where that is left to `worker.orphans`, as the
-        storage is away.
+        """Remove what nobody needs any more; False where that is left to `worker.orphaned_files`,
+        as the storage is away.
         """
         try:
             self.delete(key)

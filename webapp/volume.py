@@ -1,5 +1,5 @@
-"""A stored series, of which one slice is read and shown at a time: `ml/volume.py` writes what this
-reads.
+"""A stored series, of which one slice is read and shown at a time: `ml/scans/volume.py` writes what
+this reads.
 
 The file is NIfTI-1 (int16, gzip) and says in its gzip header where each slice's compressed data
 begins, so that a slice costs two short reads of the storage whatever the series' length. A web

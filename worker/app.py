@@ -31,7 +31,7 @@ import webapp
 from webapp import jobs, logs
 from webapp.extensions import db
 from worker import tasks
-from worker.presence import Presence
+from worker.heartbeat import Presence
 
 log = logging.getLogger(__name__)
 

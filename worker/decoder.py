@@ -25,9 +25,10 @@ import numpy as np
 from flask import current_app
 
 from ml.decode import PIXELS
-from ml.images import ImageError, Series, Slice
+from ml.errors import ImageError
+from ml.scans.slices import Series, Slice
 from webapp.config import PROJECT_ROOT
-from worker.presence import presence
+from worker.heartbeat import presence
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +65,11 @@ class Decoder:
         self.memory_mb, self.limit_s = memory_mb, limit_s
         self._child: subprocess.Popen[bytes] | None = None
 
-    def decode(self, paths: Sequence[Path], folder: Path, **limits: int) -> Series:
-        """Return the series that these files are; its pixels lie in a file in `folder`, which may
-        be removed afterwards.
+    def decode(
+        self, paths: Sequence[Path], folder: Path, *, redact: bool = False, **limits: int
+    ) -> Series:
+        """Return the series that these files are, what lies beside the head blackened where
+        `redact` says so; its pixels are in a file in `folder`, which may be removed afterwards.
 
         Raises:
             ImageError: they cannot be read, or not within the limits.
@@ -77,6 +80,7 @@ class Decoder:
             "folder": str(folder),
             "limit_s": self.limit_s + GRACE_S,
             "limits": limits,
+            "redact": redact,
         }
         answer = self._ask(json.dumps(request).encode() + b"\n")
         if answer is None or answer.get("error", "") is None:
@@ -162,9 +166,11 @@ class Decoder:
 _decoder: Decoder | None = None
 
 
-def decode(paths: Sequence[Path], **limits: int) -> Series:
-    """Return the series that these files are, decoded by this process's child; `limits` are those
-    of `ml.images.read_series`.
+def decode(paths: Sequence[Path], *, redact: bool = False, **limits: int) -> Series:
+    """Return the series that these files are, decoded by this process's child.
+
+    `limits` are those of `ml.scans.read.read_series`; `redact` blackens what lies beside the head
+    (`ml.preprocessing.redaction`).
 
     Raises:
         ImageError: they cannot be read, or not within the limits.
@@ -175,4 +181,4 @@ def decode(paths: Sequence[Path], **limits: int) -> Series:
     if _decoder is None:
         _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"])
     with presence().work_folder() as folder:
-        return _decoder.decode(paths, folder, **limits)
+        return _decoder.decode(paths, folder, redact=redact, **limits)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from math import floor
 from typing import Any
@@ -14,18 +15,18 @@ import numpy as np
 from flask import current_app
 from sqlalchemy import ColumnElement, ScalarSelect, case, insert, literal, select
 
-from ml.artifacts import ArtifactError
-from ml.images import Series, Slice
-from ml.inference import Finding, Predictor, Stopped
+from ml.errors import ArtifactError
+from ml.inference.predictor import Finding, Predictor, Stopped
+from ml.scans.slices import Series, Slice
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
 from webapp.storage import StorageAway, StorageError
 from worker import leases
-from worker.patience import committed
+from worker.heartbeat import presence
 from worker.predictors import predictor_for
-from worker.presence import presence
-from worker.scans import (
+from worker.retries import in_transaction
+from worker.scan_files import (
     discard_pictures_of_deleted,
     read_original,
     sentence_for,
@@ -41,6 +42,7 @@ alone.
 """
 PROGRESS_S = 1.0
 NOT_HEAD_CT = "This does not look like a head CT, so it was not scored."
+CANNOT_BE_LOADED = "The live model cannot be loaded. Please contact an administrator."
 NO_MODEL = "No model is live. Ask an administrator to promote one."
 
 
@@ -55,7 +57,7 @@ def answer_next_scans() -> bool:
         # Asked at every claim, so that a promotion needs no restart.
         return scans, *(answering_versions() if scans else (None, None))
 
-    scans, of_slices, of_series = committed(claim)
+    scans, of_slices, of_series = in_transaction(claim)
     if not scans:
         return False
     scans = _as_many_as_memory_holds(scans)
@@ -63,12 +65,12 @@ def answer_next_scans() -> bool:
     with mine.holding(Scan, ids):
         # Each kind stands in for the other: without one there is none.
         if of_slices is None or of_series is None:
-            committed(lambda: leases.fail(Scan, mine.owner, dict.fromkeys(ids, NO_MODEL)))
+            in_transaction(lambda: leases.fail(Scan, mine.owner, dict.fromkeys(ids, NO_MODEL)))
             return True
         try:
             answer(scans, of_slices, of_series)
         except StorageAway:
-            committed(lambda: leases.hand_back(Scan, mine.owner, ids))
+            in_transaction(lambda: leases.hand_back(Scan, mine.owner, ids))
             log.warning("scans=%s handed back: the storage is away", ",".join(ids))
     return True
 
@@ -100,9 +102,34 @@ def _as_many_as_memory_holds(scans: list[Scan]) -> list[Scan]:
     held = max(1, sum(count <= MOST_SLICES for count in slices))
     mine.last_read_for = scans[held - 1].user_id
     if beyond := [scan.id for scan in scans[held:]]:
-        committed(lambda: leases.hand_back(Scan, mine.owner, beyond))
+        in_transaction(lambda: leases.hand_back(Scan, mine.owner, beyond))
         nudge(PREDICT_SCANS)
     return scans[:held]
+
+
+@dataclass
+class Outcome:
+    """What has become of one scan of a batch so far.
+
+    Attributes:
+        series: its slices, None where they cannot be read.
+        version_id: the model version that was asked.
+        finding: what that version answered, None where the scan gets no verdict.
+        refusal: the sentence why it gets none; None with a finding, and where nobody waits for the
+            scan any more.
+        not_head_ct: the score of one that is refused because it does not look like a head CT.
+    """
+
+    scan: Scan
+    series: Series | None = None
+    version_id: str | None = None
+    finding: Finding | None = None
+    refusal: str | None = None
+    not_head_ct: float | None = None
+
+    def refuse(self, sentence: str) -> None:
+        """End without a verdict, for that reason."""
+        self.finding, self.refusal = None, sentence
 
 
 def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) -> None:
@@ -112,65 +139,79 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
     Raises:
         StorageAway: nothing was written about any of them.
     """
-    refused: dict[str, str] = {}
-    series: dict[str, Series] = {}
-    for scan in scans:
-        try:
-            series[scan.id] = read_original(scan)
-        except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
-            refused[scan.id] = sentence_for(err, scan)
-
-    findings: dict[str, Finding] = {}
+    outcomes = [read(scan) for scan in scans]
     started = time.monotonic()
-    answered_by: dict[str, str] = {}
     for version, reads_series in ((of_slices, False), (of_series, True)):
-        chosen = {
-            scan_id: scan
-            for scan_id, scan in series.items()
-            if (len(scan.slices) > 1) is reads_series
-        }
-        if not chosen:
-            continue
-        try:
-            findings |= score(predictor_for(version), chosen, refused, Watch(list(chosen)))
-            answered_by |= dict.fromkeys(chosen, version.id)
-        except StorageAway:
-            raise
-        except (StorageError, ArtifactError) as err:
-            log.error("version=%s cannot be loaded: %s", version.id, err)
-            refused.update(
-                dict.fromkeys(
-                    chosen,
-                    "The live model cannot be loaded. Please contact an administrator.",
-                )
-            )
-    seconds = (time.monotonic() - started) / max(len(findings), 1)
+        chosen = [
+            (outcome, outcome.series)
+            for outcome in outcomes
+            if outcome.series is not None and (len(outcome.series.slices) > 1) is reads_series
+        ]
+        if chosen:
+            ask(version, chosen)
+    answered = [outcome for outcome in outcomes if outcome.finding is not None]
+    seconds = (time.monotonic() - started) / max(len(answered), 1)
 
-    forced = {scan.id for scan in scans if scan.forced_at is not None}
-    odd = {
-        scan_id: finding.not_head_ct
-        for scan_id, finding in findings.items()
-        if finding.refused and scan_id not in forced
-    }
-    refused.update(dict.fromkeys(odd, NOT_HEAD_CT))
-    findings = {scan_id: finding for scan_id, finding in findings.items() if scan_id not in odd}
-    shown = set(findings)
-    for scan in scans:
-        if scan.id in shown:
-            try:
-                store_pictures(
-                    scan.id, series[scan.id], shown_slice(findings[scan.id].first_slices)
-                )
-            except Exception as err:  # noqa: BLE001 - likewise.
-                refused[scan.id] = sentence_for(err, scan)
-                del findings[scan.id]
+    for outcome in answered:
+        refuse_other_images(outcome)
+    shown = [outcome for outcome in answered if outcome.finding is not None]
+    for outcome in shown:
+        render(outcome)
 
-    owned = committed(lambda: write_verdicts(answered_by, findings, seconds, refused, odd))
-    discard_pictures_of_deleted(shown - owned)
-    versions = ",".join(sorted(set(answered_by.values())))
+    owned = in_transaction(lambda: write_verdicts(outcomes, seconds))
+    discard_pictures_of_deleted({outcome.scan.id for outcome in shown} - owned)
+    versions = {outcome.version_id for outcome in outcomes if outcome.version_id is not None}
     log.info(
-        "scans=%d done=%d version=%s seconds_each=%.3f", len(scans), len(owned), versions, seconds
+        "scans=%d done=%d version=%s seconds_each=%.3f",
+        len(scans),
+        len(owned),
+        ",".join(sorted(versions)),
+        seconds,
     )
+
+
+def read(scan: Scan) -> Outcome:
+    """Return a scan with its series, or refused where that cannot be read."""
+    outcome = Outcome(scan)
+    try:
+        outcome.series = read_original(scan)
+    except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
+        outcome.refuse(sentence_for(err, scan))
+    return outcome
+
+
+def ask(version: ModelVersion, chosen: Sequence[tuple[Outcome, Series]]) -> None:
+    """Have the version answer these scans; where it cannot be loaded, they are refused."""
+    try:
+        watch = Watch([outcome.scan.id for outcome, _ in chosen])
+        score(predictor_for(version), chosen, watch)
+    except StorageAway:
+        raise
+    except (StorageError, ArtifactError) as err:
+        log.error("version=%s cannot be loaded: %s", version.id, err)
+        for outcome, _ in chosen:
+            outcome.refuse(CANNOT_BE_LOADED)
+    else:
+        for outcome, _ in chosen:
+            outcome.version_id = version.id
+
+
+def refuse_other_images(outcome: Outcome) -> None:
+    """Refuse what does not look like a head CT, unless a person wants it scored anyway."""
+    finding = outcome.finding
+    if finding is not None and finding.refused and outcome.scan.forced_at is None:
+        outcome.not_head_ct = finding.not_head_ct
+        outcome.refuse(NOT_HEAD_CT)
+
+
+def render(outcome: Outcome) -> None:
+    """Store the pictures of a scan that has an answer; it is refused where that fails."""
+    if outcome.series is None or outcome.finding is None:
+        return
+    try:
+        store_pictures(outcome.scan.id, outcome.series, shown_slice(outcome.finding.first_slices))
+    except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
+        outcome.refuse(sentence_for(err, outcome.scan))
 
 
 class Watch:
@@ -199,12 +240,12 @@ class Watch:
         )
         columns = {"progress": done / total, "stage": stage}
         mine = presence()
-        if mine.stopping() and committed(
+        if mine.stopping() and in_transaction(
             lambda: leases.hand_back(Scan, mine.owner, self._scan_ids)
         ):
             self._is_over = True
         else:
-            self._is_over = not committed(
+            self._is_over = not in_transaction(
                 lambda: leases.write(Scan, mine.owner, self._scan_ids, **columns)
             )
 
@@ -213,52 +254,44 @@ class Watch:
         return self._is_over
 
 
-def score(
-    predictor: Predictor, series: Mapping[str, Series], refused: dict[str, str], watch: Watch
-) -> dict[str, Finding]:
-    """Return the findings by scan, none where nobody asks any more; a scan on which the model fails
-    gets its sentence in `refused`.
+def score(predictor: Predictor, chosen: Sequence[tuple[Outcome, Series]], watch: Watch) -> None:
+    """Give each scan its finding, none where nobody asks any more; one on which the model fails is
+    refused.
     """
+    all_series = [series for _, series in chosen]
     try:
-        return dict(
-            zip(
-                series,
-                predictor.predict_many(list(series.values()), watch.on_progress, watch.is_over),
-                strict=True,
-            )
-        )
+        findings = list(predictor.predict_many(all_series, watch.on_progress, watch.is_over))
+        answered = list(zip(chosen, findings, strict=True))
     except Stopped:
-        return {}
+        return
     except Exception as err:  # noqa: BLE001 - which scan it was shows below.
         log.warning(
             "scans=%s the batch failed and is scored one by one: %s",
-            ",".join(series),
+            ",".join(outcome.scan.id for outcome, _ in chosen),
             type(err).__name__,
         )
-    findings = {}
-    for scan_id, one in series.items():
+    else:
+        for (outcome, _), finding in answered:
+            outcome.finding = finding
+        return
+    for outcome, series in chosen:
         try:
-            findings[scan_id] = predictor.predict(one)
+            outcome.finding = predictor.predict(series)
         except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
-            refused[scan_id] = sentence_for(err, scan_id)
-    return findings
+            outcome.refuse(sentence_for(err, outcome.scan))
 
 
-def write_verdicts(
-    answered_by: Mapping[str, str],
-    findings: Mapping[str, Finding],
-    seconds: float,
-    refused: Mapping[str, str],
-    odd: Mapping[str, float],
-) -> frozenset[str]:
+def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str]:
     """Write the verdicts on scans that this worker still holds, and queue their heat maps; return
     these scans' ids.
 
-    `answered_by` are the versions' ids by scan; `refused` are the sentences of scans without a
-    verdict; `odd` are those among them that do not look like a head CT, with the score. The number
-    of statements does not depend on the number of scans.
+    The number of statements does not depend on the number of scans.
+
+    Args:
+        seconds: each scan's share of the time in the model.
     """
     owner = presence().owner
+    findings = {one.scan.id: one.finding for one in outcomes if one.finding is not None}
     of_series = [
         scan_id for scan_id, finding in findings.items() if len(finding.slice_probabilities) > 1
     ]
@@ -282,22 +315,9 @@ def write_verdicts(
         ),
     )
     predictions = [
-        {
-            "id": new_id(),
-            "scan_id": scan_id,
-            "model_version_id": answered_by[scan_id],
-            "probability": finding.probability,
-            "threshold": finding.threshold,
-            "positive": finding.positive,
-            "uncertain": finding.uncertain,
-            "warnings": list(finding.warnings),
-            "slices": list(finding.slice_probabilities),
-            "first_slices": list(finding.first_slices),
-            "types": types_of(finding),
-            "seconds": seconds,
-        }
-        for scan_id, finding in findings.items()
-        if scan_id in owned
+        prediction_of(outcome, outcome.finding, seconds)
+        for outcome in outcomes
+        if outcome.finding is not None and outcome.scan.id in owned
     ]
     if predictions:
         db.session.execute(insert(Prediction).values(predictions))
@@ -310,10 +330,31 @@ def write_verdicts(
             for prediction in predictions
         ]
         db.session.execute(insert(Heatmap).values(heatmaps))
+    odd = {one.scan.id: one.not_head_ct for one in outcomes if one.not_head_ct is not None}
     if odd:
         leases.write(Scan, owner, odd, not_head_ct=by_scan(odd))
-    leases.fail(Scan, owner, refused)
+    leases.fail(
+        Scan, owner, {one.scan.id: one.refusal for one in outcomes if one.refusal is not None}
+    )
     return owned
+
+
+def prediction_of(outcome: Outcome, finding: Finding, seconds: float) -> dict[str, Any]:
+    """Return the columns of the prediction of a scan."""
+    return {
+        "id": new_id(),
+        "scan_id": outcome.scan.id,
+        "model_version_id": outcome.version_id,
+        "probability": finding.probability,
+        "threshold": finding.threshold,
+        "positive": finding.positive,
+        "uncertain": finding.uncertain,
+        "warnings": list(finding.warnings),
+        "slices": list(finding.slice_probabilities),
+        "first_slices": list(finding.first_slices),
+        "types": types_of(finding),
+        "seconds": seconds,
+    }
 
 
 def types_of(finding: Finding) -> dict[str, dict[str, Any]]:

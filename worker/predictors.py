@@ -10,11 +10,12 @@ from pathlib import Path
 
 from flask import current_app
 
-from ml.artifacts import ArtifactError, read_card
-from ml.inference import Predictor
+from ml.artifacts.folder import read_card
+from ml.errors import ArtifactError
+from ml.inference.predictor import Predictor
 from webapp.models import ModelVersion
 from webapp.storage import StorageError, storage
-from worker.patience import stored
+from worker.retries import retry_storage
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +75,9 @@ def model_folder(version: ModelVersion) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fetched = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder.parent))
     try:
-        for key in stored(lambda: _files_of(version)):
+        for key in retry_storage(lambda: _files_of(version)):
             if (name := key.rsplit("/", 1)[-1]) not in ANSWERS:
-                stored(lambda key=key, name=name: storage.fetch(key, fetched / name))  # type: ignore[misc]
+                retry_storage(lambda key=key, name=name: storage.fetch(key, fetched / name))  # type: ignore[misc]
         if read_card(fetched).id != version.card_id:
             raise ArtifactError(
                 f"The stored files of model version {version.id} belong to another model."

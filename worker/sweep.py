@@ -15,7 +15,7 @@ from webapp import jobs, logs
 from webapp.extensions import database_now, db
 from webapp.models import Dataset, Heatmap, JobStatus, Leased, Scan, TrainingRun, Worker
 from worker import leases
-from worker.presence import presence, remove_abandoned_folders
+from worker.heartbeat import presence, remove_abandoned_folders
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from flask import current_app
 
-from worker.presence import presence
+from worker.heartbeat import presence
 
 
 def predict_scans() -> None:
     """Answer scans until none is queued, then draw heat maps; verdicts go before maps."""
-    from worker.heatmaps import draw_next_heatmap
-    from worker.patience import storage_is_back
+    from worker.heat_maps import draw_next_heatmap
     from worker.prediction import answer_next_scans
+    from worker.retries import storage_is_back
 
     while (
         not presence().stopping()
@@ -30,8 +30,8 @@ def train_model() -> None:
     """Import one data set or, where none is queued, train one run: then the pool renews this
     process.
     """
-    from worker.importing import import_next_dataset
-    from worker.patience import storage_answers
+    from worker.dataset_import import import_next_dataset
+    from worker.retries import storage_answers
 
     # A training fetches much before it would miss the storage.
     if presence().stopping() or not storage_answers() or import_next_dataset():
@@ -51,6 +51,6 @@ def sweep() -> None:
 
 def tidy() -> None:
     """Begin to remove what is too old and what no row names; sweeps go on meanwhile."""
-    from worker.tidying import tidy_meanwhile
+    from worker.retention import tidy_meanwhile
 
     tidy_meanwhile(current_app._get_current_object())  # type: ignore[attr-defined]

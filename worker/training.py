@@ -8,7 +8,6 @@ import json
 import logging
 import shutil
 import time
-import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,20 +16,22 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import selectinload
 
-from ml.artifacts import ArtifactError, Card
-from ml.catalogue import IMAGENET_WEIGHTS, STARTER_SERIES_DIR, SettingError
-from ml.datasets import DatasetError
-from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped, train
+from ml.artifacts.card import Card
+from ml.catalogue import IMAGENET_WEIGHTS, STARTER_SERIES_DIR
+from ml.errors import ArtifactError, DatasetError, SettingError
+from ml.training.progress import Progress, TrainingStopped
+from ml.training.run import OtherTraining, TrainConfig, train
 from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
-from webapp.storage import MissingFile, StorageAway, StorageError, storage
+from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
-from worker.comparing import compare_with_earlier
-from worker.importing import fetch_dataset
+from worker.checkpoints import Checkpoint
+from worker.comparison import compare_with_earlier
+from worker.dataset_import import fetch_dataset
+from worker.heartbeat import presence
 from worker.leases import LeaseLost
-from worker.patience import NO_ROOM, committed, stored
 from worker.predictors import ANSWERS, model_folder
-from worker.presence import presence
+from worker.retries import in_transaction, retry_storage
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def train_next_run() -> bool:
             .options(selectinload(TrainingRun.datasets))
         )
 
-    run = committed(claim)
+    run = in_transaction(claim)
     if run is None:
         return False
     with mine.holding(TrainingRun, [run.id]), mine.work_folder() as folder:
@@ -72,13 +73,11 @@ class Training:
         self.run = run
         self.folder = folder
         self.out_dir = folder / "out"
-        self.checkpoint_key = f"checkpoints/{run.id}.zip"
+        self.checkpoint = Checkpoint(run.id, self.out_dir / "checkpoint", folder)
         self.is_lost = False
         self._is_trained = False
         self._owner = presence().owner
         self._written_at = time.monotonic()
-        self._kept_at = float("-inf")
-        self._kept: frozenset[tuple[str, int, int]] = frozenset()
         self._progress: dict[str, Any] = {"stage": "Fetching the data"}
 
     def carry_through(self) -> None:
@@ -97,7 +96,7 @@ class Training:
                 self._let_go()
                 return
             self._keep_checkpoint()
-            if committed(lambda: leases.hand_back(TrainingRun, self._owner, [self.run.id])):
+            if in_transaction(lambda: leases.hand_back(TrainingRun, self._owner, [self.run.id])):
                 log.info("run=%s handed back", self.run.id)
             else:
                 self._let_go()
@@ -116,13 +115,13 @@ class Training:
         """Leave a run that this worker no longer holds; of one that was cancelled no checkpoint
         stays.
         """
-        status = committed(
+        status = in_transaction(
             lambda: db.session.scalar(
                 select(TrainingRun.status).where(TrainingRun.id == self.run.id)
             )
         )
         if status == JobStatus.CANCELLED:
-            storage.discard(self.checkpoint_key)
+            self.checkpoint.discard()
             log.info("run=%s was cancelled", self.run.id)
         else:
             log.warning("run=%s was lost to another worker", self.run.id)
@@ -132,7 +131,7 @@ class Training:
         self._write()
         init = self._initial_weights()
         opened = [fetch_dataset(dataset, self.folder, self._on_part) for dataset in run.datasets]
-        self._fetch_checkpoint()
+        self.checkpoint.fetch()
         config = TrainConfig(
             architecture=run.architecture,
             settings=run.settings,
@@ -150,7 +149,7 @@ class Training:
             # them otherwise.
             log.warning("run=%s begins anew: its checkpoint is of an earlier version", run.id)
             shutil.rmtree(self.out_dir)
-            self._kept, self._kept_at = frozenset(), float("-inf")
+            self.checkpoint.forget()
             return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
 
     def _initial_weights(self) -> Path | Literal["random", "starter"]:
@@ -170,7 +169,7 @@ class Training:
                     )
                 return weights
             case ("version", ":", version_id):
-                version = committed(lambda: db.session.get(ModelVersion, version_id))
+                version = in_transaction(lambda: db.session.get(ModelVersion, version_id))
                 if version is not None:
                     return model_folder(version)
         raise SettingError(f"Unknown initial weights {self.run.initial_weights!r}.")
@@ -191,7 +190,7 @@ class Training:
             ),
         }
         self._write_now_and_then()
-        if time.monotonic() - self._kept_at >= current_app.config["CHECKPOINT_S"]:
+        if self.checkpoint.is_due(current_app.config["CHECKPOINT_S"]):
             self._keep_checkpoint()
 
     def _should_stop(self) -> bool:
@@ -219,55 +218,9 @@ class Training:
             log.warning("run=%s progress could not be written: %s", self.run.id, type(err).__name__)
 
     def _keep_checkpoint(self) -> None:
-        """Store what the training has reached, if that is more than what is stored."""
-        checkpoint = self.out_dir / "checkpoint"
-        files = [
-            path
-            for path in checkpoint.rglob("*")
-            if path.is_file() and not path.name.startswith(".")
-        ]
-        reached = frozenset(
-            (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files
-        )
-        if not files or reached == self._kept:
-            return
-        packed = self.folder / "checkpoint.zip"
-        try:
-            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-                for path in files:
-                    archive.write(path, path.relative_to(checkpoint))
-            storage.put(self.checkpoint_key, packed)
-        # This machine's disk may be full: the run can be handed back all the same.
-        except (OSError, StorageError) as err:
-            log.warning(
-                "run=%s checkpoint could not be stored: %s",
-                self.run.id,
-                err if isinstance(err, StorageError) else NO_ROOM,
-            )
-            return
-        finally:
-            packed.unlink(missing_ok=True)
-        self._kept, self._kept_at = reached, time.monotonic()
-        # A death after a new checkpoint does not speak against the run.
-        self._write_columns(death_counts=False)
-
-    def _fetch_checkpoint(self) -> None:
-        packed = self.folder / "checkpoint.zip"
-        try:
-            stored(lambda: storage.fetch(self.checkpoint_key, packed))
-        except MissingFile:
-            return  # It begins.
-        checkpoint = self.out_dir / "checkpoint"
-        with zipfile.ZipFile(packed) as archive:
-            archive.extractall(checkpoint)
-        packed.unlink()
-        self._kept = frozenset(
-            (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-            for path in checkpoint.rglob("*")
-            if path.is_file()
-        )
-        self._kept_at = time.monotonic()
-        log.info("run=%s continues from its checkpoint", self.run.id)
+        if self.checkpoint.store():
+            # A death after a new checkpoint does not speak against the run.
+            self._write_columns(death_counts=False)
 
     def _store_model(self, card: Card) -> str:
         """Store the model folder and its answers, compare them with others', then write version and
@@ -284,12 +237,12 @@ class Training:
         try:
             answers = [path for name in ANSWERS if (path := self.out_dir / name).is_file()]
             for path in [*sorted((self.out_dir / "model").iterdir()), *answers]:
-                stored(lambda path=path: storage.put(f"{prefix}/{path.name}", path))  # type: ignore[misc]
-            committed(lambda: self._write_version(card, comparisons, version_id, prefix))
+                retry_storage(lambda path=path: storage.put(f"{prefix}/{path.name}", path))  # type: ignore[misc]
+            in_transaction(lambda: self._write_version(card, comparisons, version_id, prefix))
         except (LeaseLost, StorageError):
             storage.discard(prefix)
             raise
-        storage.discard(self.checkpoint_key)
+        self.checkpoint.discard()
         return version_id
 
     def _write_version(
@@ -322,7 +275,9 @@ class Training:
         )
 
     def _fail(self, sentence: str, keeps_checkpoint: bool = False) -> None:
-        if not committed(lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})):
+        if not in_transaction(
+            lambda: leases.fail(TrainingRun, self._owner, {self.run.id: sentence})
+        ):
             self._let_go()
         elif not keeps_checkpoint:
-            storage.discard(self.checkpoint_key)
+            self.checkpoint.discard()

@@ -16,7 +16,7 @@ from bench.chaos.faults import Injector, schedule
 from bench.chaos.stack import POISON_PX, Stack
 from bench.chaos.trainings import Trainings
 from bench.service import Client, Refused
-from ml.phantoms import phantom, write_png
+from ml.scans.phantoms import phantom, write_png
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
 from webapp.jobs import QUEUE_OF_TABLE

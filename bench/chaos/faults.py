@@ -25,7 +25,7 @@ from webapp import jobs
 
 STORAGE_AWAY_S = (1.0, 8.0)  # Workers try again for 4.2 s, then hand back.
 DISK_FULL_S = (1.0, 2.5)  # What is refused for longer fails.
-"""Less than the 4.2 s for which a worker tries again (`worker.patience`): what is refused longer is
+"""Less than the 4.2 s for which a worker tries again (`worker.retries`): what is refused longer is
 an honest failure of the scan.
 """
 FULL_DISK_BYTES = 20_000

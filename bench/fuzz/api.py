@@ -16,7 +16,7 @@ from schemathesis.core.result import Ok
 
 from bench.fuzz.service import Service, Tally
 from tests.webapp.intake.made import nifti_file, picture, png_of
-from worker.heatmaps import draw_next_heatmap
+from worker.heat_maps import draw_next_heatmap
 from worker.prediction import answer_next_scans
 
 DOCUMENT = "/api/v1/openapi.json"

@@ -19,8 +19,8 @@ from bench.fuzz.seeds import Seed, seeds
 from bench.fuzz.service import BATCH, Service, Tally
 from webapp.extensions import db
 from webapp.models import JobStatus, Scan
+from worker.heartbeat import work_folder_of
 from worker.prediction import answer_next_scans
-from worker.presence import work_folder_of
 
 REFUSALS = (413, 415, 422)
 UPLOAD_MB = 32

@@ -16,8 +16,8 @@ import zlib
 from collections.abc import Callable, Sequence
 
 from bench.fuzz.seeds import Seed
-from webapp.intake.allowed import ALLOWED
 from webapp.intake.dicom import PIXELS, as_element
+from webapp.intake.dicom_allow_list import ALLOWED
 from webapp.intake.nifti import GZIP
 
 PNG_SIGNATURE_BYTES = 8

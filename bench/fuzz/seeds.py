@@ -21,8 +21,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ml.phantoms import phantom, write_dicom, write_png
-from tests.ml.scans import nifti, one_file_of, write_series
+from ml.scans.phantoms import phantom, write_dicom, write_png
+from tests.ml.made_scans import nifti, one_file_of, write_series
 from tests.webapp.intake.made import dicom_file, nifti_file, picture, planted_everywhere, zip_of
 from webapp.config import PROJECT_ROOT
 from webapp.intake.dicom import DicomFile

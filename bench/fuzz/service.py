@@ -19,7 +19,7 @@ from webapp.extensions import db
 from webapp.models import ApiToken, User
 from webapp.models.accounts import new_secret, secret_hash
 from worker import decoder
-from worker.presence import Presence
+from worker.heartbeat import Presence
 
 BATCH = 8
 """Uploads between two rounds of the worker: what it claims at once."""

@@ -1,7 +1,7 @@
 """The paper's network: AlexNet (A. Krizhevsky, I. Sutskever, G. Hinton 2012) with an answer for two
 classes.
 
-Five convolutions, three overlapping max-poolings, local response normalisation where the weights
+Five convolutions, three overlapping max-poolings, local response normalization where the weights
 were trained with it, two fully connected layers with dropout, softmax. The softmax of two classes
 is the logistic function of their difference, which is the raw decision. Maps of frozen
 convolutions, of augmented copies too, are computed once. The features graph ends at conv5, so that
@@ -19,17 +19,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from ml.calibration import Platt
 from ml.checkpoints import load_arrays, save_arrays
-from ml.models import FitTask, Fitted, reconstruction
-from ml.models.aggregation import aggregate_scans, answer_graph, held_out_of, scan_probability
-from ml.models.convolutions import IR_VERSION, OPSET, convolved, pooled, set_weights, weights_of
+from ml.evaluation.calibration import Platt
+from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import Extractor, child, restructuring_of
-from ml.models.fine_tuning import balanced_draws
+from ml.models.fine_tuned import initial_weights, normalizes
 from ml.models.inner_folds import inner_folds
-from ml.models.loop import Batch, run_epochs
-from ml.models.tuned import initial_weights, normalises
-from ml.models.weights import Weights, layout_of, rounded
+from ml.networks import autoencoder
+from ml.networks.aggregation import aggregate_scans, answer_graph, scan_probability
+from ml.networks.convolutions import convolved, pooled, set_weights, weights_of
+from ml.networks.fine_tuning import balanced_draws
+from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.training_loop import Batch, run_epochs
+from ml.networks.weights import Weights, layout_of, rounded
 
 LAYER = "conv5"
 BATCH = 32
@@ -54,7 +56,7 @@ class Trained:
 
 
 def fit(task: FitTask) -> Fitted:
-    """Fit the architecture on `task.train`; see `ml.models`."""
+    """Fit the architecture on `task.train`; see `ml.models.contract`."""
     learn, held = (
         (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
     )
@@ -65,7 +67,7 @@ def fit(task: FitTask) -> Fitted:
     start = initial_weights(task, LAYER)
     source = _Source(task, start, restructuring)
     trained = _trained(task, start, source, learn)
-    extractor = Extractor(trained.convolutions, LAYER, size, normalises(task), restructuring)
+    extractor = Extractor(trained.convolutions, LAYER, size, normalizes(task), restructuring)
     features = extractor.build()
     head = head_of(features.output_shape[1:], int(task.settings["fully_connected"]), 0.0, task.seed)
     for name in DENSE:
@@ -129,7 +131,7 @@ class _Source:
         self.kept: np.ndarray | None = None
         layer = f"conv{self.frozen}" if self.frozen else "conv1"
         self.front = (
-            Extractor(start, layer, task.images.shape[1], normalises(task), restructuring)
+            Extractor(start, layer, task.images.shape[1], normalizes(task), restructuring)
             if self.frozen
             else None
         )
@@ -139,7 +141,7 @@ class _Source:
             self.shape = self.model.output_shape[1:]
 
     def keep(self, report: Report) -> None:
-        """Compute and keep the maps of the frozen convolutions for all that may be learnt from, if
+        """Compute and keep the maps of the frozen convolutions for all that may be learned from, if
         they are not too many.
         """
         task = self.task
@@ -265,17 +267,17 @@ def _network(
     maps = inputs
     if source.frozen == 0:
         size = task.images.shape[1]
-        back = Extractor(start, LAYER, size, normalises(task), None).build()
+        back = Extractor(start, LAYER, size, normalizes(task), None).build()
         maps = back(inputs)
         if source.restructuring is not None:
-            drawn_again = reconstruction.build(source.restructuring, size)
+            drawn_again = autoencoder.build(source.restructuring, size)
             drawn_again.trainable = False
             maps = keras.layers.Concatenate()([maps, back(drawn_again(inputs))])
     elif names:
         channels = source.shape[-1] // (2 if twice else 1)
         given = keras.Input((*source.shape[:-1], channels))
         back = keras.Model(
-            given, convolved(given, start, names, normalises(task)), name="learning_convolutions"
+            given, convolved(given, start, names, normalizes(task)), name="learning_convolutions"
         )
         set_weights(back, start)
         # Picture and reconstruction go through the same convolutions.

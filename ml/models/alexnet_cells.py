@@ -1,7 +1,7 @@
 """AlexNet read cell by cell: its convolutions, fine-tuned, and one linear decision for each cell of
 the last maps.
 
-A slice's decision is the log-sum-exp of its cells (see `ml.models.fine_tuning`). The maps of a
+A slice's decision is the log-sum-exp of its cells (see `ml.networks.fine_tuning`). The maps of a
 picture and of its mirror image are averaged, so that left and right are read alike. A part of the
 training part's groups, which the network never saw, calibrates; the final network learns from all
 groups and takes the calibration of the cross-validation's answers.
@@ -15,22 +15,22 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper
 
-from ml.calibration import Platt
-from ml.models import FitTask, Fitted
-from ml.models.aggregation import (
+from ml.evaluation.calibration import Platt
+from ml.models.contract import FitTask, Fitted, held_out_of
+from ml.models.features import Extractor
+from ml.models.fine_tuned import normalizes, tuned_convolutions
+from ml.models.inner_folds import inner_folds
+from ml.networks.aggregation import (
     aggregate_scans,
     answer_graph,
-    held_out_of,
     scan_probability,
     smoothed,
     smoothing_nodes,
 )
-from ml.models.convolutions import IR_VERSION, OPSET, mirrored, pooled
-from ml.models.evidence import decision_nodes, decisions_of
-from ml.models.features import Extractor
-from ml.models.fine_tuning import Tuned
-from ml.models.inner_folds import inner_folds
-from ml.models.tuned import normalises, tuned_convolutions
+from ml.networks.cells import decision_nodes, decisions_of
+from ml.networks.convolutions import mirrored, pooled
+from ml.networks.fine_tuning import Tuned
+from ml.networks.onnx_graph import IR_VERSION, OPSET
 
 LAYER = "conv5"
 TUNING_SHARE = 0.95  # of a fit's time
@@ -38,13 +38,13 @@ CHUNK = 64
 
 
 def fit(task: FitTask) -> Fitted:
-    """Fit the architecture on `task.train`; see `ml.models`."""
+    """Fit the architecture on `task.train`; see `ml.models.contract`."""
     return fit_cells(task, smooths=False)
 
 
 def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
-    """Fit on `task.train`; where it `smooths`, neighbouring slices of a scan decide along
-    (`ml.models.aggregation`).
+    """Fit on `task.train`; where it `smooths`, neighboring slices of a scan decide along
+    (`ml.networks.aggregation`).
     """
     learn, held = (
         (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
@@ -58,7 +58,7 @@ def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
         lambda share, figures: task.report(TUNING_SHARE * share, figures),
     )
     extractor = Extractor(
-        tuned.convolutions, LAYER, task.images.shape[1], normalises(task), None, learnt=True
+        tuned.convolutions, LAYER, task.images.shape[1], normalizes(task), None, learnt=True
     )
     features = mirrored(extractor.build())
     parts, descriptions = [], []

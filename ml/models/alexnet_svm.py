@@ -1,5 +1,5 @@
-"""AlexNet features + SVM: convolutions, pooled maps, standardisation, a support vector machine; see
-`ml.models.machine`.
+"""AlexNet features + SVM: convolutions, pooled maps, standardization, a support vector machine; see
+`ml.models.svm`.
 
 The convolutions are frozen, or fine-tuned inside each training part. With frozen ones five grouped
 folds within the training part choose, and make the decisions that the calibration is fitted to; an
@@ -16,26 +16,25 @@ from dataclasses import replace
 
 import numpy as np
 
-from ml.models import FitTask, Fitted
-from ml.models.aggregation import held_out_of
+from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import extractor_of, features_of
 from ml.models.inner_folds import inner_folds
-from ml.models.machine import Features, answer, choose, summarised, usual_choice
+from ml.models.svm import Features, answer, choose, summarized, usual_choice
 
 LAYERS = ("conv3", "conv4", "conv5", "pool5")
-LEARNT_LAYER = "conv5"  # up to which convolutions learn where the layer is chosen later
+LEARNED_LAYER = "conv5"  # up to which convolutions learn where the layer is chosen later
 # of a fit's time: when what learns before the features is done, and when they are
 LEARNING_SHARE, FEATURES_SHARE = 0.7, 0.8
 
 
 def fit(task: FitTask) -> Fitted:
-    """Fit the architecture on `task.train`; see `ml.models`."""
+    """Fit the architecture on `task.train`; see `ml.models.contract`."""
     learns, layer = int(task.settings["fine_tune_epochs"]) > 0, str(task.settings["layer"])
     usual = usual_choice(task.chosen) if learns and task.held_out is not None else None
     folds = [] if usual else inner_folds(task, one_split=learns)
     extractor = extractor_of(
         task,
-        LEARNT_LAYER if layer == "auto" else layer,
+        LEARNED_LAYER if layer == "auto" else layer,
         folds[0][0] if learns and folds else task.train,
         lambda share, figures: task.report(LEARNING_SHARE * share, figures),
     )
@@ -44,7 +43,7 @@ def fit(task: FitTask) -> Fitted:
     values = features_of(
         task,
         lambda: extractor.build_several(layers),
-        lambda maps: summarised(maps[name] for name in layers),
+        lambda maps: summarized(maps[name] for name in layers),
         int(task.settings["augmentation"]),
         lambda share, figures: task.report(begin + (FEATURES_SHARE - begin) * share, figures),
         learnt=extractor.learnt,

@@ -1,7 +1,7 @@
 """An autoencoder's bottleneck + SVM: what a network that has to draw heads again makes of them,
-without a label; see `ml.models.machine`.
+without a label; see `ml.models.svm`.
 
-The autoencoder (`ml.models.reconstruction`) starts from random weights, whatever initial weights
+The autoencoder (`ml.networks.autoencoder`) starts from random weights, whatever initial weights
 are given: it has no layer of AlexNet. It learns from the whole training part, and inner folds of
 that part, with its labels, choose the machine and calibrate.
 """
@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ml.models import FitTask, Fitted, reconstruction
-from ml.models.aggregation import held_out_of
+from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import autoencoder_of, features_of
 from ml.models.inner_folds import inner_folds
-from ml.models.machine import Features, answer, choose, summarised
+from ml.models.svm import Features, answer, choose, summarized
+from ml.networks import autoencoder as reconstruction
 
 LAYER = "bottleneck"
 # of a fit's time: when the autoencoder is done, and when the features are
@@ -28,7 +28,7 @@ LEARNING_SHARE, FEATURES_SHARE = 0.8, 0.9
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """The encoder of an autoencoder, which learnt from images of one fit."""
+    """The encoder of an autoencoder, which learned from images of one fit."""
 
     weights: reconstruction.Weights
     size: int
@@ -71,7 +71,7 @@ class Bottleneck:
 
 
 def fit(task: FitTask) -> Fitted:
-    """Fit the architecture on `task.train`; see `ml.models`."""
+    """Fit the architecture on `task.train`; see `ml.models.contract`."""
     folds = inner_folds(task, one_split=False)
     weights = autoencoder_of(
         task,
@@ -83,7 +83,7 @@ def fit(task: FitTask) -> Fitted:
     values = features_of(
         task,
         source.build,
-        lambda maps: summarised([maps]),
+        lambda maps: summarized([maps]),
         int(task.settings["augmentation"]),
         lambda share, figures: task.report(
             LEARNING_SHARE + (FEATURES_SHARE - LEARNING_SHARE) * share, figures

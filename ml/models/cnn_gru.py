@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ml.models import FitTask, Fitted, recurrent
+from ml.models import recurrent
+from ml.models.contract import FitTask, Fitted
 
 
 def fit(task: FitTask) -> Fitted:
-    """Fit the architecture on `task.train`; see `ml.models`."""
+    """Fit the architecture on `task.train`; see `ml.models.contract`."""
     return recurrent.fit(task, "gru")

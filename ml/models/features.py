@@ -1,5 +1,5 @@
 """What architectures learn their heads on: features of every slice, from convolutions that are
-frozen or learnt first.
+frozen or learned first.
 
 Frozen convolutions see each picture, and each of its augmented copies, once in a run; all fits
 share what they gave. Convolutions or an autoencoder that learn belong to one fit, and so do their
@@ -15,14 +15,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from ml.augmentation import vary
-from ml.checkpoints import load_arrays, save_arrays
-from ml.grouping import digest
-from ml.models import FitTask, reconstruction
-from ml.models.convolutions import build, build_several, maps_shape, to_onnx
-from ml.models.fine_tuning import Tuned
-from ml.models.tuned import initial_weights, normalises, tuned_convolutions
-from ml.models.weights import Weights, layout_of
+from ml.checkpoints import digest, load_arrays, save_arrays
+from ml.models.contract import FitTask
+from ml.models.fine_tuned import initial_weights, normalizes, tuned_convolutions
+from ml.networks import autoencoder as reconstruction
+from ml.networks.convolutions import build, build_several, maps_shape, to_onnx
+from ml.networks.fine_tuning import Tuned
+from ml.networks.weights import Weights, layout_of
+from ml.preprocessing.augmentation import vary
 
 CHUNK = 64
 # seen by an autoencoder in all; it learns from few pictures more often
@@ -35,15 +35,15 @@ Report = Callable[[float, Mapping[str, float]], None]
 class Extractor:
     """Convolutions up to a layer, and what stands before them.
 
-    `learnt` says that they, or the autoencoder, learnt from images of one fit, `tuned` is what
+    `learnt` says that they, or the autoencoder, learned from images of one fit, `tuned` is what
     fine-tuning made of them, its head of cells too; the rest are arguments of
-    `ml.models.convolutions.build`.
+    `ml.networks.convolutions.build`.
     """
 
     weights: Weights
     layer: str
     size: int
-    normalises: bool | None
+    normalizes: bool | None
     restructuring: reconstruction.Weights | None
     learnt: bool = False
     tuned: Tuned | None = None
@@ -65,7 +65,7 @@ class Extractor:
             self.weights,
             self.layer,
             self.size,
-            normalises=self.normalises,
+            normalizes=self.normalizes,
             restructuring=self.restructuring,
         )
 
@@ -75,20 +75,20 @@ class Extractor:
             self.weights,
             layers,
             self.size,
-            normalises=self.normalises,
+            normalizes=self.normalizes,
             restructuring=self.restructuring,
         )
 
     def to_onnx(self, *, both_ways: bool = False) -> bytes:
-        """Return the features graph; see `ml.models.convolutions.to_onnx`."""
+        """Return the features graph; see `ml.networks.convolutions.to_onnx`."""
         how = self.weights, self.layer, self.size
         return to_onnx(
-            *how, both_ways=both_ways, normalises=self.normalises, restructuring=self.restructuring
+            *how, both_ways=both_ways, normalizes=self.normalizes, restructuring=self.restructuring
         )
 
 
 def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -> Extractor:
-    """Return the convolutions up to `layer`, after they and the autoencoder have learnt where the
+    """Return the convolutions up to `layer`, after they and the autoencoder have learned where the
     settings say so.
 
     Args:
@@ -105,13 +105,13 @@ def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -
     if not epochs:
         start = initial_weights(task, layer)
         return Extractor(
-            start, layer, size, normalises(task), restructuring, learnt=restructuring is not None
+            start, layer, size, normalizes(task), restructuring, learnt=restructuring is not None
         )
     tuned = tuned_convolutions(
         task, learn, layer, epochs, lambda share, figures: report(0.3 + 0.7 * share, figures)
     )
     return Extractor(
-        tuned.convolutions, layer, size, normalises(task), restructuring, learnt=True, tuned=tuned
+        tuned.convolutions, layer, size, normalizes(task), restructuring, learnt=True, tuned=tuned
     )
 
 
@@ -170,7 +170,7 @@ def child(task: FitTask, position: int, number: int, of: int) -> np.ndarray:
 def features_of(
     task: FitTask,
     build: Callable[[], keras.Model],
-    summarise: Callable[[Any], np.ndarray],
+    summarize: Callable[[Any], np.ndarray],
     copies: int,
     report: Report,
     *,
@@ -179,22 +179,22 @@ def features_of(
 ) -> np.ndarray:
     """Return the features of each image and of its augmented copies, float32 (copies, n, ...).
 
-    Copies are made of what may be learnt from only; features of other copies are zero. Chunk by
+    Copies are made of what may be learned from only; features of other copies are zero. Chunk by
     chunk, so that a large set's maps never stand in memory, and kept copy by copy.
 
     Args:
         task: what is being fitted.
         build: returns the Keras model: images -> maps, or a dictionary of maps.
-        summarise: maps (m, h, w, c), or the dictionary -> features (m, ...).
+        summarize: maps (m, h, w, c), or the dictionary -> features (m, ...).
         copies: with the image itself.
         report: told the share done; raises to stop.
-        learnt: the model, or a part of it, learnt from images of this fit; otherwise all fits of
+        learnt: the model, or a part of it, learned from images of this fit; otherwise all fits of
             the run share the features.
         by_scan: change all slices of a scan alike.
     """
     folder = task.own if learnt else task.shared
     n = len(task.images)
-    # What is shared must serve every fit: all labelled images, of which each fit then takes its own
+    # What is shared must serve every fit: all labeled images, of which each fit then takes its own
     # part. Scans are copied whole, with slices of which nobody knows whether they bleed.
     wanted = task.train if learnt else np.flatnonzero(task.labels >= 0)
     if by_scan:
@@ -218,7 +218,7 @@ def features_of(
                         for at in chunk
                     ]
                 )
-                parts.append(np.asarray(summarise(model.predict_on_batch(pictures)), np.float32))
+                parts.append(np.asarray(summarize(model.predict_on_batch(pictures)), np.float32))
             there = np.concatenate(parts)
             whole = np.zeros((n, *there.shape[1:]), np.float32)
             whole[positions] = there

@@ -1,4 +1,4 @@
-"""Folds within a training part: what chooses and calibrates without having been learnt from."""
+"""Folds within a training part: what chooses and calibrates without having been learned from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ml.datasets import DatasetError
-from ml.grouping import dealt_folds, groups_per_class, stratified_group_folds
-from ml.models import FitTask
+from ml.datasets.groups import dealt_folds, groups_per_class, stratified_group_folds
+from ml.errors import DatasetError
+from ml.models.contract import FitTask
 
 INNER_FOLDS = 5
 PARTS, PARTS_OF_MANY = 4, 6

@@ -1,17 +1,17 @@
 """A recurrent network over the slices of a scan: what `cnn_lstm` and `cnn_gru` have in common.
 
 Features of a slice are its pooled maps, or what its cells say where fine-tuning has taught them
-(`ml.models.evidence`): then the network corrects the decision of the cells instead of making one of
-its own. Features are standardised, projected, and read in anatomical order by an LSTM (S.
+(`ml.networks.cells`): then the network corrects the decision of the cells instead of making one of
+its own. Features are standardized, projected, and read in anatomical order by an LSTM (S.
 Hochreiter, J. Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each
 slice has a decision, and
 the scan has one: the smooth maximum (log mean exp) of a second decision for each slice. Both learn
-together, from labels of slices and from whether any slice shows blood. A scan that was labelled as
+together, from labels of slices and from whether any slice shows blood. A scan that was labeled as
 a whole, and no slice of it, teaches the second alone.
 
-Where no scan that may be learnt from has more than one slice, the sequence is the slice's maps read
-row by row, the smooth maximum over the rows is the slice's decision, and scans are aggregated as
-those of any slice architecture.
+Where no scan that may be learned from has more than one slice, the sequence is the slice's maps
+read row by row, the smooth maximum over the rows is the slice's decision, and scans are aggregated
+as those of any slice architecture.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from typing import Literal
 import keras
 import numpy as np
 
-from ml.calibration import Platt
 from ml.checkpoints import load_arrays, save_arrays
-from ml.models import FitTask, Fitted, HeldOut
-from ml.models.aggregation import aggregate_scans, by_scan, held_out_of, scan_probability
-from ml.models.convolutions import pooled
-from ml.models.evidence import evidence_of
+from ml.evaluation.calibration import Platt
+from ml.models.contract import FitTask, Fitted, HeldOut, held_out_of
 from ml.models.features import extractor_of, features_of
 from ml.models.inner_folds import inner_folds, split_weak
-from ml.models.loop import run_epochs
-from ml.models.recurrent_graph import head_to_onnx
-from ml.models.sequences import SLICES, scans_drawn, slices_drawn
+from ml.models.recurrent_batches import SLICES, scans_drawn, slices_drawn
+from ml.networks.aggregation import aggregate_scans, by_scan, scan_probability
+from ml.networks.cells import evidence_of
+from ml.networks.convolutions import pooled
+from ml.networks.recurrent_graph import head_to_onnx
+from ml.networks.training_loop import run_epochs
 
 Cell = Literal["lstm", "gru"]
 AVERAGING = 0.98
@@ -44,7 +44,7 @@ NOISE = 1.0  # standard deviations of the cells' evidence, while a network learn
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, and how its inputs are standardised: (features - mean) / spread, both
+    """A trained network, and how its inputs are standardized: (features - mean) / spread, both
     (f,).
     """
 
@@ -85,7 +85,7 @@ class Network:
 
 
 def fit(task: FitTask, cell: Cell) -> Fitted:
-    """Fit the architecture on `task.train`; see `ml.models`."""
+    """Fit the architecture on `task.train`; see `ml.models.contract`."""
     layer, learns = str(task.settings["layer"]), int(task.settings["fine_tune_epochs"]) > 0
     learn, held = (
         (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
@@ -109,7 +109,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     )
     cells = extractor.tuned if reads_cells else None
 
-    def summarised(maps: np.ndarray) -> np.ndarray:
+    def summarized(maps: np.ndarray) -> np.ndarray:
         if cells is not None:
             return np.concatenate([evidence_of(maps, cells), pooled(maps, "both")], axis=1)
         return rows_of(maps) if by_rows else pooled(maps, "both")
@@ -117,7 +117,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     kept = features_of(
         task,
         extractor.build,
-        summarised,
+        summarized,
         int(task.settings["augmentation"]),
         lambda share, figures: task.report((0.5 + 0.5 * share) * FEATURES_SHARE, figures),
         learnt=extractor.learnt,
@@ -136,7 +136,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     def trained(
         name: str, at: np.ndarray, weak: np.ndarray, begin: float, end: float
     ) -> tuple[Network, np.ndarray, np.ndarray]:
-        """Return a network that learnt from the slices at `at` and the scans `weak`, and its
+        """Return a network that learned from the slices at `at` and the scans `weak`, and its
         decisions for all slices and scans.
         """
 
@@ -166,7 +166,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         held_out = HeldOut(held, decisions[held], held_scans, scan_decisions[held_scans])
         if by_rows:
             held_out = held_out_of(decisions, held, task.scans)
-    # Convolutions that learnt have not seen what calibrates; with frozen ones a second network may
+    # Convolutions that learned have not seen what calibrates; with frozen ones a second network may
     # learn from all.
     if not learns or task.held_out is not None:
         network, decisions, scan_decisions = trained("final", task.train, task.weak, 0.5, 1.0)
@@ -197,7 +197,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     ) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(model.predict_on_batch(np.asarray(images, np.float32)))
         found, whole = answers_of(
-            network, read(summarised(maps)), np.zeros(len(maps), int), by_rows
+            network, read(summarized(maps)), np.zeros(len(maps), int), by_rows
         )
         if by_rows:
             return maps, platt(found), scan_probability(found, platt, scan_platt)
@@ -308,10 +308,10 @@ def build_network(
     """Return the model: "features" (b, t, width), "present" (b, t) of 0 and 1 -> "steps" (b, t, 1),
     "whole" (b, 1), both logits.
 
-    Where `own` is given, the first feature is a slice's own decision, standardised by that mean and
+    Where `own` is given, the first feature is a slice's own decision, standardized by that mean and
     spread, and the network corrects it, from nothing at the beginning. It learns from slices that
-    the cells learnt from too, whose evidence is clearer than any other, so noise
-    makes what it reads as uncertain as that of strangers: what neighbours say then counts. What it
+    the cells learned from too, whose evidence is clearer than any other, so noise
+    makes what it reads as uncertain as that of strangers: what neighbors say then counts. What it
     corrects has none: the smooth maximum of noise grows with the number of slices.
     """
     layers, ops = keras.layers, keras.ops

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ml.catalogue import SettingError, architecture_named
-from ml.grouping import digest
+from ml.catalogue import architecture_named
+from ml.checkpoints import digest
+from ml.errors import SettingError
 
 Protocol = Literal["honest", "leaked"]
 IMAGES_TIMED = 200

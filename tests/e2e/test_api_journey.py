@@ -11,7 +11,7 @@ import pytest
 import requests
 from PIL import Image
 
-from ml.artifacts import read_card
+from ml.artifacts.folder import read_card
 from ml.catalogue import STARTER_DIR
 from tests.conftest import SHARED_DATA, make_user
 from tests.e2e.conftest import Service, a_service

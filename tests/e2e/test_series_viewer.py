@@ -71,7 +71,7 @@ def answers(service: Service) -> bool:
 
 
 def a_series(service: Service) -> str:
-    """Add a series of which every slice is of one grey; return the address of its page."""
+    """Add a series of which every slice is of one gray; return the address of its page."""
     hu = np.broadcast_to(np.arange(SLICES)[:, None, None] * STEP_HU, (SLICES, 64, 64))
     return f"/scans/{add_series(service.app, hu)}"
 
@@ -92,7 +92,7 @@ def set_heatmap(service: Service, address: str, **columns: object) -> None:
 def expect_slice(
     service: Service, page: Page, index: int, level: float = 40, width: float = 80
 ) -> None:
-    """Wait until that slice is shown through that window, as its grey tells, and all controls say
+    """Wait until that slice is shown through that window, as its gray tells, and all controls say
     so.
     """
     expect(part(page, "place")).to_have_text(re.compile(rf"^{index + 1} of {SLICES}, "))
@@ -106,7 +106,7 @@ def expect_slice(
         return abs(picture.getpixel((picture.width // 2, picture.height // 3)) - grey) <= 3  # type: ignore[operator]
 
     service.eventually(
-        is_shown, f"Slice {index} at {level}/{width} is of grey {grey:.0f}", DRAWN_MS / 1000
+        is_shown, f"Slice {index} at {level}/{width} is of gray {grey:.0f}", DRAWN_MS / 1000
     )
 
 

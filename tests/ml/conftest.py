@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ml.artifacts import Card, write_model
+from ml.artifacts.card import Card
+from ml.artifacts.folder import write_model
 
 CELLS = 8
 INPUT_PX = 64
@@ -200,7 +201,8 @@ def few_repetitions() -> Iterator[None]:
     """What a training repeats for the sake of its figures it does but once or twice: controls and
     heat maps take most of its time.
     """
-    from ml import cross_validation, honesty
+    from ml.training import controls as honesty
+    from ml.training import cross_validation
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(honesty, "CHEAP_PERMUTATIONS", 2)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ml.calibration import Platt
-from ml.material import Material
-from ml.models import UNKNOWN, FitTask, Fitted, HeldOut
+from ml.datasets.examples import UNKNOWN
+from ml.evaluation.calibration import Platt
+from ml.models.contract import FitTask, Fitted, HeldOut
+from ml.training.experiment import Experiment
 
 
 def material_of(
@@ -20,7 +21,7 @@ def material_of(
     scans: list[int] | None = None,
     settings: dict[str, object] | None = None,
     **changed: object,
-) -> Material:
+) -> Experiment:
     """Return slices of 4 x 4 pixels that are all their own number; every scan is a group."""
     n = len(labels)
     numbers = np.arange(n) if scans is None else np.array(scans)
@@ -41,7 +42,7 @@ def material_of(
         "shared": shared,
         **changed,
     }
-    return Material(**given)  # type: ignore[arg-type]
+    return Experiment(**given)  # type: ignore[arg-type]
 
 
 def nothing(task: FitTask) -> np.ndarray:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from ml.calibration import Platt
 from ml.catalogue import architecture_named
-from ml.models import FitTask, Fitted
+from ml.evaluation.calibration import Platt
+from ml.models.contract import FitTask, Fitted
 
 SIZE = 63
 
@@ -32,7 +32,7 @@ def learning_pictures(n: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 def task_of(
     architecture: str, folder: Path, settings: dict[str, object] | None = None, **changed: object
 ) -> FitTask:
-    """Return a task on 32 pictures, each a group and a scan, of which 24 may be learnt from;
+    """Return a task on 32 pictures, each a group and a scan, of which 24 may be learned from;
     settings are the architecture's defaults.
     """
     pictures, labels, sources, outlines = learning_pictures()

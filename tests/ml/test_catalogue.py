@@ -10,9 +10,9 @@ from ml.catalogue import (
     ENRICHMENT,
     JUDGING,
     PREPROCESSING,
-    SettingError,
     architecture_named,
 )
+from ml.errors import SettingError
 
 ALEXNET_SVM = architecture_named("alexnet_svm")
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import select
 
-from ml.images import Series, Slice
-from ml.volume import write_volume
+from ml.scans.slices import Series, Slice
+from ml.scans.volume import write_volume
 from webapp.extensions import db, utc_now
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, User
 from webapp.storage import storage

@@ -14,7 +14,7 @@ from click.testing import Result
 from flask import Flask
 from sqlalchemy import func, select
 
-from ml.artifacts import write_model
+from ml.artifacts.folder import write_model
 from tests.conftest import PASSWORD, make_user
 from tests.ml.conftest import a_card, features_graph, head_graph
 from webapp import cli, create_app

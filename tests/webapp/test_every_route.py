@@ -43,7 +43,7 @@ from webapp.models import (
 )
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.pictures import heatmap_key
-from webapp.policies import POLICIES
+from webapp.security_headers import POLICIES
 from webapp.storage import storage
 
 ROLES = ("anonymous", "other", "owner", "admin", "disabled", "revoked")

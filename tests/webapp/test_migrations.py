@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import flask_migrate
@@ -10,25 +12,63 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from flask import Flask
+from sqlalchemy import delete, select, text
+from sqlalchemy.exc import IntegrityError
 
 from webapp import create_app
 from webapp.extensions import db
+from webapp.models import AuditEvent, JobStatus, Scan
+
+OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
+"""A database of the eleven migrations that the first one replaces, with rows in every table."""
 
 
-@pytest.fixture
-def empty_app(database_url: str, tmp_path: Path) -> Iterator[Flask]:
-    """An application whose database has no tables."""
+@contextmanager
+def app_at(database_url: str, home: Path) -> Iterator[Flask]:
+    """Push an application on that database, as it is."""
     app = create_app(
         {
             "SECRET_KEY": "x",
-            "HEMOSCAN_HOME": tmp_path,
+            "HEMOSCAN_HOME": home,
             "DATABASE_URL": database_url,
-            "BROKER_URL": f"redis+socket://{tmp_path / 'none'}",
+            "BROKER_URL": f"redis+socket://{home / 'none'}",
         }
     )
     with app.app_context():
         yield app
         db.engine.dispose()
+
+
+@pytest.fixture
+def empty_app(database_url: str, tmp_path: Path) -> Iterator[Flask]:
+    """An application whose database has no tables."""
+    with app_at(database_url, tmp_path) as app:
+        yield app
+
+
+@pytest.fixture
+def app_of_eleven(tmp_path: Path) -> Iterator[Flask]:
+    """An application on a database that the eleven migrations made."""
+    with closing(sqlite3.connect(tmp_path / "test.db")) as connection:
+        connection.executescript(OF_ELEVEN.read_text())
+    with app_at(f"sqlite:///{tmp_path / 'test.db'}", tmp_path) as app:
+        yield app
+
+
+def schema() -> set[tuple[str, ...]]:
+    """Return the statements that make what an SQLite database holds, without their line breaks."""
+    with db.engine.connect() as connection:
+        made = connection.execute(text("SELECT type, name, coalesce(sql, '') FROM sqlite_master"))
+        return {tuple(" ".join(part.split()) for part in row) for row in made}
+
+
+def rows() -> dict[str, list[tuple[object, ...]]]:
+    """Return what stands in each table."""
+    with db.engine.connect() as connection:
+        return {
+            name: sorted(map(tuple, connection.execute(text(f'SELECT * FROM "{name}"'))), key=str)
+            for name in db.inspect(db.engine).get_table_names()
+        }
 
 
 def differences() -> list[object]:
@@ -55,12 +95,37 @@ def test_the_migrations_go_down_to_nothing_and_up_again(empty_app: Flask) -> Non
     assert differences() == []
 
 
+def test_a_database_of_the_eleven_migrations_goes_on_with_its_rows(app_of_eleven: Flask) -> None:
+    before = rows()
+    assert all(before.values()) and before.keys() == {"alembic_version", *db.metadata.tables}
+
+    flask_migrate.upgrade()
+
+    assert rows() == before
+    assert differences() == []
+    scan = db.session.scalars(select(Scan).where(Scan.title == "A series")).one()
+    assert scan.status == JobStatus.DONE
+    assert scan.prediction is not None and scan.prediction.model_version.run is not None
+    with pytest.raises(IntegrityError, match="append-only"):
+        db.session.execute(delete(AuditEvent))
+
+
+def test_the_first_migration_makes_what_the_eleven_made(
+    app_of_eleven: Flask, tmp_path: Path
+) -> None:
+    of_eleven = schema()
+
+    with app_at(f"sqlite:///{tmp_path / 'new.db'}", tmp_path):
+        flask_migrate.upgrade(revision="f4a07c1e58d2")
+        assert schema() == of_eleven
+
+
 def test_a_migration_that_fails_leaves_nothing_half_done(
     empty_app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from alembic.operations import Operations
 
-    monkeypatch.setattr(Operations, "batch_alter_table", fail)
+    monkeypatch.setattr(Operations, "create_index", fail)
     with pytest.raises(ZeroDivisionError):
         flask_migrate.upgrade()
     assert db.inspect(db.engine).get_table_names() == []

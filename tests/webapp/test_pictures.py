@@ -45,7 +45,7 @@ def client(
 
 
 def grey(answer: TestResponse) -> int:
-    """Return the grey of a picture that is of one grey."""
+    """Return the gray of a picture that is of one gray."""
     assert (answer.status_code, answer.content_type) == (200, "image/png"), answer.text
     (shade,) = set(np.asarray(Image.open(io.BytesIO(answer.data))).flat)
     return int(shade)

@@ -38,7 +38,7 @@ NO_ID = "0" * 32
 
 
 def png(side: int = 64) -> bytes:
-    """Return a grey picture as a PNG file."""
+    """Return a gray picture as a PNG file."""
     file = io.BytesIO()
     Image.linear_gradient("L").resize((side, side)).save(file, "PNG")
     return file.getvalue()

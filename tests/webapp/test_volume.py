@@ -11,7 +11,7 @@ from flask import Flask
 from numpy.typing import NDArray
 from PIL import Image
 
-from ml.images import Slice, render
+from ml.scans.slices import Slice, render
 from tests.webapp.series import stored_series
 from webapp.storage import Storage, StorageError, storage
 from webapp.volume import HEAD_BYTES, WINDOWS, Volume, Window, open_volume
@@ -28,7 +28,7 @@ def hu() -> NDArray[np.int16]:
 
 
 def shown(volume: Volume, index: int, window: Window | None = None) -> NDArray[np.uint8]:
-    """Return the greys of a slice's picture (rows, columns)."""
+    """Return the grays of a slice's picture (rows, columns)."""
     picture = Image.open(io.BytesIO(volume.png(index, window)))
     assert picture.mode == "L"
     return np.asarray(picture)
@@ -81,7 +81,7 @@ def test_a_slice_looks_as_the_workers_picture_of_it(app: Flask) -> None:
                 assert np.abs(shown(volume, index, Window(level, width)) - expected).max() <= 1
 
 
-def test_a_series_of_pictures_is_shown_with_the_greys_that_were_submitted(app: Flask) -> None:
+def test_a_series_of_pictures_is_shown_with_the_grays_that_were_submitted(app: Flask) -> None:
     display = np.array([[[0, 0.25, 0.5, 1]]])
     with app.app_context():
         grey = shown(stored(stored_series(display, "display")), 0)

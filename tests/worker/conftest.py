@@ -23,15 +23,15 @@ from flask import Flask
 from PIL import Image
 from sqlalchemy import select
 
-from ml.artifacts import write_model
+from ml.artifacts.folder import write_model
 from tests.conftest import app_on, make_user
 from tests.ml.conftest import a_card, features_graph, head_graph, types_graph, types_judged
 from webapp.config import PROJECT_ROOT
 from webapp.extensions import db
 from webapp.models import ModelVersion, Promotion, Scan, User, Worker, new_id
 from webapp.storage import storage
-from worker import decoder, patience, predictors
-from worker.presence import Presence
+from worker import decoder, predictors, retries
+from worker.heartbeat import Presence
 
 PATIENCE_S = 30
 
@@ -123,7 +123,7 @@ def submit(*contents: bytes, user_id: str | None = None) -> list[str]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What may pass by itself is tried again at once."""
-    monkeypatch.setattr(patience, "WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retries, "WAITS_S", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture(autouse=True, scope="session")

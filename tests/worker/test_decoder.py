@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from flask import Flask
 
-from ml.images import ImageError, read_series
-from tests.ml.scans import nifti, packed, write_series
+from ml.errors import ImageError
+from ml.scans.read import read_series
+from tests.ml.made_scans import nifti, packed, write_series
 from tests.worker.conftest import picture, wait_for
 from webapp.config import PROJECT_ROOT
 from worker import decoder
 from worker.decoder import BEYOND_LIMITS, Decoder
-from worker.presence import presence
+from worker.heartbeat import presence
 
 MEMORY_MB, LIMIT_S = 300, 60
 
@@ -192,7 +193,7 @@ def test_the_child_inherits_no_secret(
 
 def test_what_a_library_prints_is_no_answer(tmp_path: Path, png: Path) -> None:
     script = (
-        "import sys, os, ml.decode, ml.images\n"
+        "import sys, os, ml.decode, ml.scans.read\n"
         "real = ml.decode.read_series\n"
         "def read(*given, **limits): os.write(1, b'noise\\n'); return real(*given, **limits)\n"
         "ml.decode.read_series = read; sys.exit(ml.decode.main(['300']))\n"

@@ -15,9 +15,9 @@ from flask import Flask
 from PIL import Image
 from sqlalchemy import event, func, select, update
 
-from ml.images import Series
-from ml.inference import NOT_HEAD_CT, Finding, Predictor
-from ml.phantoms import phantom, write_png
+from ml.inference.predictor import NOT_HEAD_CT, Finding, Predictor
+from ml.scans.phantoms import phantom, write_png
+from ml.scans.slices import Series
 from tests.conftest import make_user
 from tests.worker.conftest import install_model, picture, submit
 from webapp.deletion import delete_account, delete_scan
@@ -35,10 +35,10 @@ from webapp.models import (
     retry,
 )
 from webapp.storage import Storage, StorageError, storage
-from worker import heatmaps, leases, prediction, predictors, tasks
-from worker import scans as files
-from worker.patience import NO_ROOM
-from worker.presence import presence
+from worker import heat_maps, leases, prediction, predictors, tasks
+from worker import scan_files as files
+from worker.heartbeat import presence
+from worker.retries import NO_ROOM
 
 
 def scan(scan_id: str) -> Scan:
@@ -234,8 +234,8 @@ def test_a_heat_map_of_a_scan_that_was_deleted_meanwhile_is_not_kept(
         delete_scan(scan_id)
         storage.put(f"heatmaps/{heatmap.id}.png", b"drawn after the deletion")
 
-    monkeypatch.setattr(heatmaps, "draw", late)
-    assert heatmaps.draw_next_heatmap()
+    monkeypatch.setattr(heat_maps, "draw", late)
+    assert heat_maps.draw_next_heatmap()
     assert [storage.keys(kind) for kind in ("originals", "images", "thumbnails", "heatmaps")] == [
         [],
         [],
@@ -350,14 +350,14 @@ def test_a_heat_map_is_drawn_by_the_version_that_gave_the_verdict(
     prediction.answer_next_scans()
     install_model(gain=2.0)
     asked: list[str] = []
-    real = heatmaps.predictor_for
+    real = heat_maps.predictor_for
 
     def note(version: ModelVersion) -> Predictor:
         asked.append(version.id)
         return real(version)
 
-    monkeypatch.setattr(heatmaps, "predictor_for", note)
-    assert heatmaps.draw_next_heatmap()
+    monkeypatch.setattr(heat_maps, "predictor_for", note)
+    assert heat_maps.draw_next_heatmap()
     assert asked == [first.id]
 
 
@@ -380,8 +380,8 @@ def test_one_persons_heat_maps_do_not_make_anothers_wait(any_worker_app: Flask) 
         drawn.append(heatmap.prediction.scan_id)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heatmaps, "draw", note)
-        while heatmaps.draw_next_heatmap():
+        patch.setattr(heat_maps, "draw", note)
+        while heat_maps.draw_next_heatmap():
             pass
     assert single in drawn[:3] and set(drawn) == {*many, *more, single}
     for of_one in (many, more):
@@ -408,7 +408,7 @@ def test_verdicts_go_before_heat_maps(worker_app: Flask, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         prediction, "answer_next_scans", noting("verdict", prediction.answer_next_scans)
     )
-    monkeypatch.setattr(heatmaps, "draw_next_heatmap", noting("map", heatmaps.draw_next_heatmap))
+    monkeypatch.setattr(heat_maps, "draw_next_heatmap", noting("map", heat_maps.draw_next_heatmap))
     tasks.predict_scans()
     assert done == ["verdict", "verdict", "map", "map"]
 
@@ -625,7 +625,7 @@ def test_a_heat_map_that_cannot_be_drawn_leaves_the_verdict(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(Predictor, "heatmaps", fails)
-    assert heatmaps.draw_next_heatmap()
+    assert heat_maps.draw_next_heatmap()
     heatmap = db.session.scalars(
         select(Heatmap), execution_options={"populate_existing": True}
     ).one()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from ml.artifacts import ArtifactError, read_card
+from ml.artifacts.folder import read_card
+from ml.errors import ArtifactError
 from tests.worker.conftest import install_model
 from webapp.storage import Storage, storage
 from worker.predictors import model_folder, predictor_for

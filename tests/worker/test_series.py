@@ -17,10 +17,10 @@ from PIL import Image
 from sqlalchemy import select, update
 from werkzeug.datastructures import FileStorage
 
-from ml import inference
-from ml.images import Series
-from ml.inference import Finding, Predictor
-from tests.ml.scans import change, write_series
+from ml.inference import predictor
+from ml.inference.predictor import Finding, Predictor
+from ml.scans.slices import Series
+from tests.ml.made_scans import change, write_series
 from tests.worker.conftest import install_model, picture
 from webapp.extensions import db
 from webapp.intake import accept_scans
@@ -28,8 +28,8 @@ from webapp.models import Scan, User, cancel
 from webapp.pictures import heatmap_key
 from webapp.storage import storage
 from webapp.volume import open_volume
-from worker import heatmaps, leases, prediction, tasks
-from worker.presence import presence
+from worker import heat_maps, leases, prediction, tasks
+from worker.heartbeat import presence
 
 
 def submit_zip(files: dict[str, bytes]) -> Scan:
@@ -120,7 +120,7 @@ def test_every_positive_slice_has_a_heat_map_up_to_twenty(worker_app: Flask) -> 
     assert (
         verdict is not None and verdict.heatmap is not None and verdict.heatmap.slices is not None
     )
-    assert len(verdict.heatmap.slices) == heatmaps.MOST_HEATMAPS
+    assert len(verdict.heatmap.slices) == heat_maps.MOST_HEATMAPS
     assert 0 not in verdict.heatmap.slices
 
 
@@ -344,13 +344,13 @@ def test_a_lost_lease_leaves_the_series_to_its_new_owner(
 
 def note_slices(monkeypatch: pytest.MonkeyPatch, note: Callable[[], object]) -> None:
     """Call `note` whenever the heat map of a slice is computed."""
-    real = inference.occlusion
+    real = predictor.occlusion
 
     def occlusion(*given: Any) -> Any:
         note()
         return real(*given)
 
-    monkeypatch.setattr(inference, "occlusion", occlusion)
+    monkeypatch.setattr(predictor, "occlusion", occlusion)
 
 
 def test_heat_maps_of_a_worker_that_is_asked_to_stop_are_left_to_another(
@@ -362,7 +362,7 @@ def test_heat_maps_of_a_worker_that_is_asked_to_stop_are_left_to_another(
     drawn_slices: list[object] = []
     note_slices(monkeypatch, lambda: drawn_slices.append(None))
     monkeypatch.setattr(presence(), "stopping", lambda: len(drawn_slices) == 2)
-    assert not heatmaps.draw_next_heatmap()
+    assert not heat_maps.draw_next_heatmap()
     assert len(drawn_slices) == 2  # Of five that share what the convolutions see.
     drawn = read(scan).prediction.heatmap  # type: ignore[union-attr]
     assert drawn is not None and (drawn.status, drawn.attempts, drawn.image_key) == (
@@ -389,6 +389,6 @@ def test_heat_maps_of_a_scan_that_is_deleted_meanwhile_end_and_leave_nothing(
             delete_scan(scan.id)
 
     note_slices(monkeypatch, delete_at_the_seventh)
-    monkeypatch.setattr(heatmaps, "LOOK_S", 0)
-    assert heatmaps.draw_next_heatmap()
+    monkeypatch.setattr(heat_maps, "LOOK_S", 0)
+    assert heat_maps.draw_next_heatmap()
     assert (len(drawn_slices), storage.keys("heatmaps")) == (7, [])

@@ -11,7 +11,7 @@ from webapp import jobs
 from webapp.extensions import database_now, db
 from webapp.models import Dataset, Heatmap, JobStatus, Scan, TrainingRun, Worker
 from worker import leases, sweep
-from worker.presence import Presence, presence
+from worker.heartbeat import Presence, presence
 
 
 @pytest.fixture

@@ -14,19 +14,22 @@ import pytest
 from flask import Flask
 from sqlalchemy import select, update
 
-from ml.answers import write_answers
-from ml.artifacts import Card, write_model
-from ml.catalogue import IMAGENET_WEIGHTS, SettingError
-from ml.datasets import Dataset as Opened
-from ml.training import OtherTraining, Progress, TrainConfig, TrainingStopped
+from ml.artifacts.card import Card
+from ml.artifacts.folder import write_model
+from ml.catalogue import IMAGENET_WEIGHTS
+from ml.datasets.read import Dataset as Opened
+from ml.errors import SettingError
+from ml.evaluation.answers import write_answers
+from ml.training.progress import Progress, TrainingStopped
+from ml.training.run import OtherTraining, TrainConfig
 from tests.ml.conftest import a_card, features_graph, head_graph
 from tests.worker.conftest import install_model, wait_for
-from tests.worker.test_importing import archive_of
+from tests.worker.test_dataset_import import archive_of
 from webapp.extensions import database_now, db
 from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun, cancel, queue_again
 from webapp.storage import Storage, StorageError, storage
 from worker import leases, training
-from worker.presence import presence
+from worker.heartbeat import presence
 from worker.tasks import train_model
 
 Say = Callable[[Progress], None]
@@ -58,8 +61,8 @@ def answers_of(
 
 
 class StubTraining:
-    """Stands for `ml.training.train`: three steps with a checkpoint each, and a tiny model at the
-    end.
+    """Stands for `ml.training.run.train`: three steps with a checkpoint each, and a tiny model at
+    the end.
     """
 
     def __init__(self) -> None:
@@ -354,7 +357,7 @@ def test_a_storage_that_is_away_is_told_once_when_it_goes_and_once_when_it_is_ba
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, logger="worker.patience")
+    caplog.set_level(logging.INFO, logger="worker.retries")
     launch(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "answers", lambda self: False)
@@ -363,7 +366,7 @@ def test_a_storage_that_is_away_is_told_once_when_it_goes_and_once_when_it_is_ba
     assert the_run().status == "queued"
     train_model()
     assert [
-        record.getMessage() for record in caplog.records if record.name == "worker.patience"
+        record.getMessage() for record in caplog.records if record.name == "worker.retries"
     ] == [
         "the storage does not answer; nothing is claimed until it does",
         "the storage answers again",

@@ -28,7 +28,7 @@ from webapp.deletion import StillNeeded, delete_dataset
 from webapp.extensions import csrf, db
 from webapp.forms import TextField, at_most
 from webapp.intake import UploadRejected, accept_dataset
-from webapp.intake.incoming import incoming_folder
+from webapp.intake.spool import incoming_folder
 from webapp.models import Act, Dataset, cancel
 from webapp.storage import storage
 

@@ -31,9 +31,9 @@ from ml.catalogue import (
     STARTER_SERIES_DIR,
     Architecture,
     Setting,
-    SettingError,
     architecture_named,
 )
+from ml.errors import SettingError
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
 from webapp.audit import record
 from webapp.extensions import db

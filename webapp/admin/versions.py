@@ -117,7 +117,7 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
 
 
 def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
-    """Return how a version differs from others, as `worker.comparing` writes it: from later ones,
+    """Return how a version differs from others, as `worker.comparison` writes it: from later ones,
     the newest first, then from earlier ones.
 
     A version is compared once, when it is made, with some made before it; seen from those the sign

@@ -1,9 +1,9 @@
 """DICOM files: what decides whether one is accepted, and a copy without what could tell whose it
 is.
 
-The copy is written anew from an allow-list (`webapp/intake/allowed.py`). All else goes: private
-groups, other sequences, overlays, texts, dates, the preamble, names in the file meta, what follows
-the pixels. Pixels are copied as they are, never decoded.
+The copy is written anew from an allow-list (`webapp/intake/dicom_allow_list.py`). All else goes:
+private groups, other sequences, overlays, texts, dates, the preamble, names in the file meta, what
+follows the pixels. Pixels are copied as they are, never decoded.
 
 pydicom reads more than this, but it brings numpy, a quarter of the memory that a web process may
 have, and it holds a whole value at
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from struct import pack, unpack
 from typing import IO, Any
 
-from webapp.intake.allowed import ALLOWED, METHOD, Allowed, Change, uid
+from webapp.intake.dicom_allow_list import ALLOWED, METHOD, Allowed, Change, uid
 from webapp.intake.streams import BLOCK, MAX_PARTS, DamagedFile, copy_exactly, read_exactly
 
 IMPLICIT_VR, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"

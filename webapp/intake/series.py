@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from flask import current_app
 
+from webapp.intake.clean_copy import NoSlice, Taken, UploadRejected
 from webapp.intake.dicom import whole_number
-from webapp.intake.taking import NoSlice, Taken, UploadRejected
 
 FEWEST_FOR_LEAVING_OUT = 5
 MOST_DAMAGED = 1 / 5

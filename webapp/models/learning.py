@@ -29,7 +29,9 @@ class Dataset(Leased, db.Model):
     imported_by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
     archive_key: Mapped[str] = mapped_column(String(200))
     fingerprint: Mapped[str | None] = mapped_column(String(64))
-    exploration: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # `ml.exploration.explore`
+    exploration: Mapped[dict[str, Any] | None] = mapped_column(
+        JSON
+    )  # `ml.exploration.summary.explore`
     contact_sheet_key: Mapped[str | None] = mapped_column(String(200))
     imported_by: Mapped[User | None] = relationship()
 
@@ -70,7 +72,7 @@ class ModelVersion(db.Model):
     card: Mapped[dict[str, Any]] = mapped_column(JSON)
     # Why it may not be promoted; empty if it may.
     blocked_because: Mapped[str | None] = mapped_column(Text)
-    # With versions made before it: `worker.comparing`.
+    # With versions made before it: `worker.comparison`.
     comparisons: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     run: Mapped[TrainingRun | None] = relationship(back_populates="version")

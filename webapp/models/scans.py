@@ -57,7 +57,7 @@ class Scan(Leased, db.Model):
     # The slice as the page shows it; the worker makes it.
     image_key: Mapped[str | None] = mapped_column(String(200))
     thumbnail_key: Mapped[str | None] = mapped_column(String(200))
-    # All slices of a series for the viewer (`ml.volume`).
+    # All slices of a series for the viewer (`ml.scans.volume`).
     volume_key: Mapped[str | None] = mapped_column(String(200))
     # 0 to 1; set where it failed because it does not look like a head CT.
     not_head_ct: Mapped[float | None]

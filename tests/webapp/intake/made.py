@@ -33,7 +33,7 @@ class Watched(io.BytesIO):
 
 
 def picture(kind: str = "PNG", side: int = 64, **options: Any) -> bytes:
-    """Return a grey picture as a file."""
+    """Return a gray picture as a file."""
     file = io.BytesIO()
     Image.linear_gradient("L").resize((side, side)).save(file, kind, **options)
     return file.getvalue()

@@ -31,10 +31,9 @@ from tests.webapp.intake.made import (
     png_of,
     zip_of,
 )
-from webapp import intake
 from webapp.extensions import db
-from webapp.intake import Choices, UploadRejected, accept_dataset, accept_scans
-from webapp.intake.incoming import empty_incoming
+from webapp.intake import Choices, UploadRejected, accept, accept_dataset, accept_scans
+from webapp.intake.spool import empty_incoming
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS
 from webapp.models import IN_ITS_TURN, ApiToken, Dataset, JobStatus, Scan
 from webapp.models.accounts import new_secret, secret_hash
@@ -126,7 +125,7 @@ def nudges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         sent.append(task)
         return True
 
-    monkeypatch.setattr(intake, "nudge", nudge)
+    monkeypatch.setattr(accept, "nudge", nudge)
     return sent
 
 
@@ -196,7 +195,7 @@ def test_many_files_are_many_scans_and_one_nudge(ann: str, nudges: list[str]) ->
 def test_a_large_file_goes_by_way_of_a_file_that_is_removed(
     ann: str, nudges: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "HELD_IN_MEMORY", 100)
+    monkeypatch.setattr(accept, "HELD_IN_MEMORY", 100)
     content = picture(side=256)
     [scan] = accept_scans(ann, [upload(content)])
     assert storage.get(scan.original_key) == content
@@ -262,7 +261,7 @@ def test_a_storage_that_fails_halfway_leaves_nothing(
 
     store = storage.put
     monkeypatch.setattr(
-        intake,
+        accept,
         "storage",
         type("Failing", (), {"put": staticmethod(put), "delete": staticmethod(storage.delete)}),
     )
@@ -297,7 +296,7 @@ def test_no_transaction_is_open_while_a_file_is_stored(
         seen.append(db.session().in_transaction())
         return 0
 
-    monkeypatch.setattr(intake, "_store", look)
+    monkeypatch.setattr(accept, "_store", look)
     accept_scans(ann, [upload(picture()), upload(picture())])
     assert seen == [False, False]
 
@@ -524,7 +523,7 @@ def test_a_number_of_thousands_of_digits_is_no_number(
 def test_packed_volumes_are_few_in_one_upload(
     ann: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(intake, "MOST_PACKED", 2)
+    monkeypatch.setattr(accept, "MOST_PACKED", 2)
     volume = nifti_file((8, 8, 2), packed=True)
     with pytest.raises(UploadRejected, match=r"more than 2 packed NIfTI files"):
         accept_scans(ann, [upload(zip_of({str(place): volume for place in range(3)}))])
@@ -571,7 +570,7 @@ def test_uploads_at_the_same_time_keep_to_the_limits_together(
     """All are stored before the first of them is committed."""
     ann = make_user(any_database_app, "ann")
     any_database_app.config |= {limit: 2}
-    monkeypatch.setattr(intake, "nudge", lambda task: True)
+    monkeypatch.setattr(accept, "nudge", lambda task: True)
     real, all_stored = Storage.put, threading.Barrier(4)
     refused: list[str] = []
 

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from ml.nifti import TYPES
+from ml.scans.nifti import TYPES
 from tests.webapp.intake.made import nifti_file
 from webapp.intake.nifti import NiftiFile, NiftiHeader, inflated, is_nifti
 from webapp.intake.streams import DamagedFile

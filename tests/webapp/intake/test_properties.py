@@ -21,10 +21,10 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from tests.ml.scans import nifti, packed
+from tests.ml.made_scans import nifti, packed
 from tests.webapp.intake.made import dicom_file, zip_of
 from webapp.intake.archives import ArchiveRefused, members
-from webapp.intake.taking import Taken, UploadRejected, take
+from webapp.intake.clean_copy import Taken, UploadRejected, take
 
 # The application is the same for all examples, and a slow machine is no failure.
 often = settings(

@@ -1,0 +1,1 @@
+"""The model folder: card, graphs and checks; no pickle, no code."""

@@ -1,0 +1,158 @@
+"""What `python -m ml` may be told."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from ml.catalogue import ARCHITECTURES
+from ml.evaluation.worklist import Department
+
+MODEL_HELP = "a model folder, or starter, or starter-series"
+INIT_HELP = (
+    "initial weights: random, starter (a shipped model that has not seen the images, else random),"
+    " starter-series, a file or a model folder"
+)
+LARGEST_SEED = 2**31 - 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; what it reads names the `command`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ml", description="Brain hemorrhage detection on head CT. Research use only."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    explore = commands.add_parser(
+        "explore", help="describe data sets (folders or ZIP files), their look and their shortcuts"
+    )
+    explore.add_argument("datasets", type=Path, nargs="+", metavar="DATASET")
+    explore.add_argument("--out", type=Path, help="folder for a report with pictures (index.html)")
+    explore.add_argument("--json", action="store_true", help="write JSON")
+    train = commands.add_parser(
+        "train", help="train a model; the same command on the same folder continues"
+    )
+    train.add_argument("datasets", type=Path, nargs="+", metavar="DATASET")
+    train.add_argument("--architecture", required=True, choices=sorted(ARCHITECTURES))
+    train.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for the training; the model will be in model/",
+    )
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the architecture",
+    )
+    train.add_argument("--init", default="starter", help=INIT_HELP)
+    train.add_argument("--seed", type=_seed, default=0)
+    train.add_argument(
+        "--reuse",
+        type=Path,
+        metavar="DIR",
+        help="keep fine-tuned convolutions there for other trainings; changes no number",
+    )
+    train.add_argument(
+        "--note", action="append", default=[], metavar="SENTENCE", help="goes into the model's card"
+    )
+    train.add_argument(
+        "--licence",
+        action="append",
+        default=[],
+        metavar="SENTENCE",
+        help="a license note for the model's card",
+    )
+    train.add_argument("--json", action="store_true", help="write the model's card as JSON")
+    predict = commands.add_parser("predict", help="predict scans")
+    predict.add_argument("model", help=MODEL_HELP)
+    predict.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="an image, or a folder with one series"
+    )
+    predict.add_argument("--format", choices=("csv", "json"), default="csv")
+    predict.add_argument(
+        "--json", action="store_const", const="json", dest="format", help="as --format json"
+    )
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a model on a labeled data set; the same command on the same folder continues",
+    )
+    evaluate.add_argument("model", help=MODEL_HELP)
+    evaluate.add_argument("dataset", type=Path, help="a folder or a ZIP file; labels may be empty")
+    evaluate.add_argument(
+        "--out", type=Path, required=True, help="folder for metrics.json, predictions.csv and plots"
+    )
+    evaluate.add_argument(
+        "--json", action="store_true", help="write the metrics as JSON to standard output too"
+    )
+    compare = commands.add_parser(
+        "compare",
+        help="figures of several runs on what they share, and paired differences to the first",
+    )
+    compare.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="a folder that train or evaluate wrote"
+    )
+    compare.add_argument("--json", action="store_true", help="write JSON")
+    triage = commands.add_parser(
+        "triage",
+        help="simulate how much sooner hemorrhages are looked at where answers order the worklist",
+    )
+    triage.add_argument(
+        "run_or_model",
+        metavar="RUN",
+        help=f"a folder that train or evaluate wrote, for its answers; or {MODEL_HELP}",
+    )
+    triage.add_argument("--dataset", metavar="NAME", help="take the scans of this data set only")
+    for setting in fields(Department):
+        flag, convert = "--" + setting.name.replace("_", "-"), type(setting.default)
+        said = f"{setting.metadata['help']} (default {setting.default:g})"
+        triage.add_argument(flag, type=convert, default=setting.default, metavar="N", help=said)
+    triage.add_argument("--seed", type=_seed, default=0)
+    triage.add_argument("--json", action="store_true", help="write JSON")
+    paper = commands.add_parser(
+        "paper",
+        help=(
+            "the paper's experiment, honest and leaked; the same command on the same folder"
+            " continues"
+        ),
+    )
+    paper.add_argument("dataset", type=Path, metavar="DATASET")
+    paper.add_argument(
+        "--out", type=Path, required=True, help="folder for the tables and the graphs"
+    )
+    paper.add_argument("--init", default="starter", help=INIT_HELP)
+    paper.add_argument("--seed", type=_seed, default=0)
+    paper.add_argument(
+        "--only", nargs="+", metavar="ARCHITECTURE", help="these architectures alone"
+    )
+    paper.add_argument("--json", action="store_true", help="write the cells as JSON")
+    results = commands.add_parser(
+        "results", help="put the figures of finished runs into tables of results"
+    )
+    results.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN=PROTOCOL",
+        help='a folder, and a label such as "5-fold by patient"',
+    )
+    results.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the folder of the tables, one a data set",
+    )
+    card = commands.add_parser("card", help="write a model's card as Markdown")
+    card.add_argument("model", help=MODEL_HELP)
+    return parser
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"it must be a whole number from 0 to {LARGEST_SEED}, not {text!r}"
+        )
+    return int(text)

@@ -1,0 +1,352 @@
+"""The commands of `python -m ml`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ml.artifacts.folder import read_card
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, architecture_named
+from ml.cli.terminal import Counter, Trail, figure, minutes, say, say_figures
+from ml.errors import ArtifactError, DatasetError, ImageError, SettingError
+from ml.evaluation.result_tables import Row, rows_of_run, update_results
+from ml.evaluation.worklist import Department, scans_of, sentences, simulate
+from ml.scans.files import files_of_series
+from ml.scans.read import ORDER_GIVEN, read_series
+
+BY_NAME = (
+    "The pictures carry no position; they were put in order by the last number in their names."
+)
+
+
+def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Describe data sets, and, of several, how well one can tell them apart."""
+    from ml.exploration.summary import compare_sources, explore, measure_all
+
+    opened = [
+        _dataset(
+            path, stack, needs_both_classes=False, on_image=Counter(f"reading {path.name}: image")
+        )
+        for path in options.datasets
+    ]
+    measured = [
+        measure_all(dataset, Counter(f"measuring {dataset.name}: image")) for dataset in opened
+    ]
+    facts = [explore(dataset, of_one) for dataset, of_one in zip(opened, measured, strict=True)]
+    sources = compare_sources(opened, measured)
+    if options.out:
+        from ml.exploration.report import write_report
+
+        page = write_report(opened, facts, sources, options.out)
+        sys.stderr.write(f"The report is {page}\n")
+    if options.json:
+        return _write_json(facts[0] if len(facts) == 1 else {"datasets": facts, "sources": sources})
+    for of_one in facts:
+        for name, value in of_one.items():
+            if name not in ("probes", "histograms"):
+                say(
+                    f"{name.replace('_', ' ')}:"
+                    f" {value if isinstance(value, (str, int)) else json.dumps(value)}"
+                )
+        _say_probes("told from the labels by", of_one["probes"])
+    for pair in sources:
+        _say_probes(f"{' told from '.join(pair['sources'])} by", pair["probes"])
+
+
+def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Train a model, show how far it is, and write its figures."""
+    from ml.training.run import LICENSE_NOTES, TrainConfig, train
+
+    settings = dict(_key_and_value(text) for text in options.set)
+    # a wrong one is said before a data set is read
+    architecture_named(options.architecture).parse_settings(settings)
+    config = TrainConfig(
+        architecture=options.architecture,
+        settings=settings,
+        seed=options.seed,
+        init=_initial(options.init),
+        command=shlex.join(["python", "-m", "ml", *_deciding(given)]),
+        reuse=options.reuse,
+        licence_notes=(*LICENSE_NOTES, *options.licence),
+        notes=tuple(options.note),
+    )
+    datasets = [_dataset(path, stack) for path in options.datasets]
+
+    card = train(config, datasets, options.out, Trail())
+    if options.json:
+        return _write_json(json.loads(card.to_json()))
+    say(f"Model {card.id} in {options.out / 'model'}")
+    for level, metrics in (("slice", card.metrics), ("patient", card.patient_metrics)):
+        say(f"{level}:")
+        say_figures(metrics)
+    for control in card.controls:
+        say(
+            f"control {control['name'].replace('_', ' ')}: "
+            + (control.get("skipped") or f"AUROC {figure(control['auroc'])}")
+        )
+    if card.blocked_because:
+        say(card.blocked_because)
+    for sentence in (card.protocol, *card.notes):
+        say(sentence)
+
+
+def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Predict scans; a folder is one series. One line each, a scan that cannot be read among them;
+    it is an error if none can.
+    """
+    from ml.inference.predictor import Predictor
+
+    predictor = Predictor(_model_folder(options.model))
+    rows: list[dict[str, Any]] = []
+    said: list[str] = []
+    counter = Counter("predicting scan") if len(options.paths) > 1 else None
+    for path in options.paths:
+        row: dict[str, Any] = {
+            "path": str(path),
+            "probability": None,
+            "threshold": predictor.card.threshold,
+            "positive": None,
+            "types": None,
+            "warnings": [],
+            "error": None,
+        }
+        try:
+            series = read_series(files_of_series(path))
+            finding = predictor.predict(series)
+            row["warnings"] = [
+                BY_NAME if warning == ORDER_GIVEN and path.is_dir() else warning
+                for warning in finding.warnings
+            ]
+            said += [f"{path}: {warning}" for warning in row["warnings"]]
+            row |= {
+                "probability": finding.probability,
+                "threshold": finding.threshold,
+                "positive": finding.positive,
+            }
+            row["types"] = dict(finding.types)
+        except ImageError as err:
+            row["error"] = str(err)
+        rows.append(row)
+        if counter:
+            counter(len(rows), len(options.paths))
+    if options.format == "csv":
+        table = csv.DictWriter(
+            sys.stdout, ["path", "probability", "threshold", "positive"], extrasaction="ignore"
+        )
+        table.writeheader()
+        table.writerows(rows)
+    else:
+        _write_json(rows)
+    unread = [f"{row['path']}: {row['error']}" for row in rows if row["error"]]
+    if len(unread) == len(rows):
+        raise ImageError("\n".join(unread))
+    sys.stderr.writelines(f"{sentence}\n" for sentence in (*said, *unread))
+
+
+def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Score a model on a labeled data set."""
+    from ml.evaluation.plots import write_plots
+    from ml.training.external_validation import evaluate
+
+    model = _model_folder(options.model)
+    read_card(model)  # a model that is none is said before a data set is read
+    dataset = _dataset(
+        options.dataset,
+        stack,
+        needs_both_classes=False,
+        keeps_bare=True,
+        on_image=Counter("reading image"),
+    )
+    result = evaluate(
+        model, dataset, options.out, Counter("scoring image"), threads=os.cpu_count() or 1
+    )
+    write_plots(options.out)
+    if options.json:
+        return _write_json(result)
+    for level in ("slice", "patient"):
+        say(f"{level}:")
+        say_figures(result[level])
+    for sentence in (*result["notes"], *result["problems"]):
+        say(sentence)
+    say(f"metrics.json, predictions.csv, answers.csv and plots are in {options.out}")
+
+
+def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Show the figures of several runs on what they share, and their differences."""
+    from ml.evaluation.comparison import compare
+
+    result = compare(options.runs)
+    if options.json:
+        return _write_json(result)
+    for level, found in result.items():
+        say(f"{level}: {found['n']} in common")
+        width = max(len(run["run"]) for run in found["runs"])
+        for run in found["runs"]:
+            say(
+                f"  {run['run']:{width}}  "
+                + "  ".join(f"{name} {figure(entry)}" for name, entry in run["metrics"].items())
+            )
+        # a data set may be called all, too
+        for dataset, those in [("all", found), *found.get("by_dataset", {}).items()]:
+            for difference in those["differences"]:
+                shown = "  ".join(
+                    f"{name} {figure(difference[name], signed=True)}"
+                    for name in ("auroc", "accuracy")
+                )
+                say(
+                    f"  {dataset}, {those['n']} in common, {difference['run']} minus"
+                    f" {difference['minus']}: {shown}"
+                )
+
+
+def triage_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Simulate how much sooner hemorrhages are looked at where a model's answers order the
+    worklist.
+    """
+    department = Department(
+        **{name: getattr(options, name) for name in Department.__dataclass_fields__}
+    )
+    result = simulate(
+        scans_of(_model_folder(options.run_or_model), options.dataset),
+        department,
+        options.seed,
+        Counter("simulating day"),
+    )
+    if options.json:
+        return _write_json(result)
+    for sentence in sentences(result):
+        say(sentence)
+
+
+def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Run the paper's experiment, honest and leaked, and write its table and graphs."""
+    from ml.paper.cells import plan
+    from ml.paper.grid import run_paper
+    from ml.paper.report import write_report
+
+    dataset = _dataset(options.dataset, stack, on_image=Counter("reading image"))
+    cells = plan(len(dataset.examples), *([options.only] if options.only else []))
+
+    def say_plan(total: int, done: int, seconds: float) -> None:
+        sys.stderr.write(
+            f"{done} of {total} cells done"
+            + (f"; the rest takes about {minutes(seconds)}\n" if done < total else "\n")
+        )
+
+    command = shlex.join(["python", "-m", "ml", *given])
+    init = _initial(options.init)
+    found = run_paper(
+        dataset,
+        cells,
+        options.out,
+        init=init,
+        seed=options.seed,
+        command=command,
+        on_progress=Trail(),
+        on_plan=say_plan,
+        on_cell=lambda so_far: write_report(so_far, options.out),
+    )
+    written = write_report(found, options.out)
+    if options.json:
+        return _write_json(found)
+    say((options.out / "table.md").read_text(encoding="utf-8"))
+    say("Written: " + ", ".join(str(path) for path in written))
+
+
+def card_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Write a model's card as Markdown."""
+    from ml.artifacts.markdown import model_card
+
+    sys.stdout.write(model_card(read_card(_model_folder(options.model))))
+
+
+def _initial(name: str) -> Any:
+    return name if name in ("random", "starter") else _model_folder(name)
+
+
+def _model_folder(name: str) -> Path:
+    return {"starter": STARTER_DIR, "starter-series": STARTER_SERIES_DIR}.get(name, Path(name))
+
+
+def _deciding(given: list[str]) -> list[str]:
+    """Return the arguments that decide what is computed; the sentences for the card stand in the
+    card already.
+    """
+    return [
+        word
+        for before, word in zip(["", *given], given, strict=False)
+        if not {before, word} & {"--note", "--licence", "--reuse"}
+    ]
+
+
+def _dataset(path: Path, stack: ExitStack, **how: Any) -> Any:
+    from ml.datasets.archive import unpack
+    from ml.datasets.read import read_dataset
+
+    if path.is_file():
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hemoscan-")))
+        return read_dataset(unpack(path, folder / "dataset"), name=path.stem, **how)
+    if not path.exists():
+        raise DatasetError(f"There is no data set at {path}.")
+    return read_dataset(path, **how)
+
+
+def _say_probes(what: str, probes: Sequence[dict[str, Any]]) -> None:
+    for probe in probes:
+        auroc, warning = probe["auroc"], "  above chance" if probe["suspicious"] else ""
+        shown = (
+            auroc["reason"]
+            if auroc["value"] is None
+            else f"AUROC {auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
+        )
+        say(f"{what} {probe['name']}: {shown}{warning}")
+
+
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise SettingError(f"--set needs key=value, not {text!r}.")
+    return key, value
+
+
+def _write_json(value: object) -> None:
+    json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def results_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Put the figures of finished runs into the tables of results."""
+    gathered: dict[str, list[Row]] = {}
+    for text in options.runs:
+        run, sign, protocol = text.rpartition("=")
+        if not sign or not run or not protocol.strip():
+            raise ArtifactError(
+                f'A run needs a protocol, RUN="5-fold by patient" for one, not {text!r}.'
+            )
+        for name, rows in rows_of_run(Path(run), protocol.strip()).items():
+            gathered.setdefault(name, []).extend(rows)
+    for name, rows in gathered.items():
+        update_results(options.out / f"{name}.csv", rows)
+        say(f"{options.out / f'{name}.csv'}: {len(rows)} rows")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, ExitStack, list[str]], None]] = {
+    "explore": explore_command,
+    "train": train_command,
+    "predict": predict_command,
+    "evaluate": evaluate_command,
+    "compare": compare_command,
+    "triage": triage_command,
+    "paper": paper_command,
+    "results": results_command,
+    "card": card_command,
+}

@@ -1,0 +1,1 @@
+"""Labeled sets are read, grouped and pooled."""

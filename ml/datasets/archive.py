@@ -1,0 +1,124 @@
+"""A data set that comes as a ZIP is unpacked under limits."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ml.errors import DatasetError
+
+ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
+
+
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024
+"""What a name and a path may have on the file systems that there are, less the folder that it is
+unpacked in.
+"""
+
+
+def unpack(
+    archive: Path,
+    into: Path,
+    max_bytes: int = 4 * 2**30,
+    max_files: int = 50_000,
+    max_ratio: int = 200,
+    on_file: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Unpack a ZIP file into the new folder `into` and return that folder; nothing stays behind on
+    failure.
+
+    `on_file` hears (files unpacked, files in all); what it raises is a failure.
+
+    Names that lead outside or that no file can have, links, devices and encrypted files are refused
+    before anything is written, and so is an archive that would grow beyond `max_bytes`, `max_files`
+    or `max_ratio` times its own size, or that holds another one. Sizes and contents are looked at
+    while writing, since an archive may lie about them.
+
+    Raises:
+        DatasetError: the file is no ZIP file or one of these limits is broken.
+    """
+    if into.exists():
+        raise DatasetError(f"The folder {into.name} exists already.")
+    limit = min(max_bytes, max_ratio * max(archive.stat().st_size, 1) + 2**20)
+    complete = False
+    try:
+        into.mkdir(parents=True)
+        with zipfile.ZipFile(archive) as opened:
+            members = [info for info in opened.infolist() if not info.is_dir()]
+            if len(members) > max_files:
+                raise DatasetError(
+                    f"The archive holds {len(members):,} files; at most {max_files:,} are allowed."
+                )
+            for info in members:
+                _require_safe(info)
+            _extract(opened, members, into, limit, on_file)
+        complete = True
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        UnicodeDecodeError,
+    ) as err:
+        raise DatasetError(f"{archive.name} is not a readable ZIP file.") from err
+    finally:
+        if not complete:
+            shutil.rmtree(into, ignore_errors=True)
+    return into
+
+
+def _require_safe(info: zipfile.ZipInfo) -> None:
+    parts = Path(info.filename.replace("\\", "/")).parts
+    leads_outside = ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename
+    if leads_outside or stat.S_ISLNK(info.external_attr >> 16):
+        raise DatasetError(f"The archive holds {info.filename[:100]!r}, which leads outside it.")
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        raise DatasetError(f"The archive holds {info.filename[:100]!r}, which is no plain file.")
+    longest = max((len(part.encode()) for part in parts), default=0)
+    if (
+        not info.filename.isprintable()
+        or longest > MAX_NAME_BYTES
+        or len(info.filename.encode()) > MAX_PATH_BYTES
+    ):
+        raise DatasetError(
+            f"The archive holds {info.filename[:100]!r}, which is too long or too odd for the name"
+            " of a file."
+        )
+    if info.flag_bits & 1:
+        raise DatasetError("The archive is encrypted; give it without a password.")
+
+
+def _extract(
+    opened: zipfile.ZipFile,
+    members: Sequence[zipfile.ZipInfo],
+    into: Path,
+    limit: int,
+    on_file: Callable[[int, int], None],
+) -> None:
+    written = 0
+    for done, info in enumerate(members):
+        on_file(done, len(members))
+        target = into / info.filename
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sink = target.open("xb")
+        except (FileExistsError, NotADirectoryError) as err:
+            raise DatasetError(f"The archive holds {info.filename[:100]!r} twice.") from err
+        with sink, opened.open(info) as source:
+            while block := source.read(2**20):
+                if not sink.tell() and block.startswith(ZIP_SIGNATURES):
+                    raise DatasetError(
+                        f"The archive holds another archive, {info.filename[:100]!r}; please unpack"
+                        " that one first."
+                    )
+                written += len(block)
+                if written > limit:
+                    raise DatasetError(
+                        f"The archive grows beyond {limit / 2**20:,.0f} MB when unpacked; that is"
+                        " not allowed."
+                    )
+                sink.write(block)

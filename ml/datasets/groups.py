@@ -1,0 +1,89 @@
+"""Which images belong together, and folds that never split them.
+
+Two pictures of one patient, or the same picture twice, on both sides of a split make a model look
+better than it is. A group therefore joins what a patient column or a groups file joins with the
+near-duplicates found here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+
+def assign_groups(
+    keys: Sequence[Sequence[Hashable]], duplicates: Iterable[tuple[int, int]] = ()
+) -> list[int]:
+    """Return a group number for each image: images that share a key, or are duplicates of each
+    other, share a group.
+
+    Args:
+        keys: for each image what it may share with others (its patient, its row in a groups file);
+            empty for none.
+        duplicates: pairs of positions.
+
+    The number is the position of the group's first image.
+    """
+    parent = list(range(len(keys)))
+
+    def root(item: int) -> int:
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    def join(first: int, second: int) -> None:
+        low, high = sorted((root(first), root(second)))
+        parent[high] = low
+
+    first_with: dict[Hashable, int] = {}
+    for position, own in enumerate(keys):
+        for key in own:
+            join(first_with.setdefault(key, position), position)
+    for first, second in duplicates:
+        join(first, second)
+    return [root(position) for position in range(len(keys))]
+
+
+def groups_per_class(
+    labels: Sequence[int] | np.ndarray, groups: Sequence[str] | np.ndarray
+) -> dict[int, int]:
+    """Return how many groups hold at least one image of class 0, and of class 1."""
+    counts = Counter(
+        label
+        for _, label in {
+            (str(group), int(label)) for group, label in zip(groups, labels, strict=True)
+        }
+    )
+    return {0: counts[0], 1: counts[1]}
+
+
+def stratified_group_folds(
+    labels: Sequence[int] | np.ndarray, groups: Sequence[str] | np.ndarray, n_folds: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (train, test) positions of each fold; a group is never on both sides, classes are
+    spread evenly.
+
+    The same arguments give the same folds.
+    """
+    splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
+    yield from splitter.split(np.zeros(len(labels)), np.asarray(labels), np.asarray(groups))
+
+
+def dealt_folds(labels: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
+    """Return a fold for each item (n,): those of a group share it, and groups with and without a
+    positive are dealt out in turn.
+    """
+    names, group_of = np.unique(groups, return_inverse=True)
+    positive = np.zeros(len(names), np.int64)
+    np.maximum.at(positive, group_of, labels)
+    random = np.random.default_rng(seed)
+    dealt = np.concatenate(
+        [random.permutation(np.flatnonzero(positive == label)) for label in (1, 0)]
+    )
+    folds = np.zeros(len(names), np.int64)
+    folds[dealt] = np.arange(len(names)) % n_folds
+    return np.asarray(folds[group_of])

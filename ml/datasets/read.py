@@ -1,0 +1,249 @@
+"""Labeled images on disk: read in the layouts that people have, checked, grouped, described.
+
+Whatever is wrong with a data set is said in one sentence that names the file or the row
+(`DatasetError`), or, where the set stays usable, listed in `Dataset.problems`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ml.checkpoints import digest
+from ml.datasets.dicom_headers import Header, read_header
+from ml.datasets.examples import Example, scan_key, sha256_of, slice_of
+from ml.datasets.groups import assign_groups
+from ml.datasets.layouts import find_examples
+from ml.datasets.near_duplicates import look_at, near_duplicates
+from ml.errors import BareImageError, DatasetError, ImageError
+from ml.scans.read import ORDER_GIVEN, read_series
+from ml.scans.slices import Series
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that was read whole. `fingerprint` changes with any label, type of bleeding,
+    group, name or file.
+
+    `unread` are the images that cannot be read; `problems` says why, and what had to be assumed of
+    the others.
+    """
+
+    name: str
+    root: Path
+    layout: str
+    examples: tuple[Example, ...]
+    problems: tuple[str, ...]
+    fingerprint: str
+    near_duplicates: tuple[tuple[str, str], ...] = ()
+    unread: tuple[Example, ...] = ()
+
+
+def read_dataset(
+    root: Path,
+    name: str | None = None,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+    needs_both_classes: bool = True,
+    keeps_bare: bool = False,
+    decode: Callable[..., Series] = read_series,
+) -> Dataset:
+    """Read a data set: its labels, every image, and what belongs together.
+
+    Layouts: Kaggle's head_ct (`labels.csv` with `id` and `hemorrhage`, `head_ct/NNN.png`, perhaps a
+    `groups.csv`); a manifest with the columns `filename` and `label`, perhaps `patient`, `slice`
+    and `scan_label`, perhaps with a `patients.csv` that labels whole scans; one folder a class; the
+    RSNA's of 2019 (`ml.datasets.rsna`); CQ500's (`ml.datasets.cq500`).
+
+    Args:
+        root: the folder, or one that holds nothing but that folder.
+        name: what the set is called; the folder's name if left out.
+        on_image: told (images read, images in all) after each, and before where their headers are
+            read first; raises to stop.
+        needs_both_classes: False where the set is only scored, or judged as far as its labels go.
+        keeps_bare: keep a slice that shows next to nothing, such as air above the crown, where its
+            patient has others that do not.
+        decode: what reads every image and outline here first: `ml.scans.read.read_series`, or the
+            same elsewhere under limits.
+
+    Raises:
+        DatasetError: no layout fits, an image is missing, a label is unreadable, one class only, or
+            no image is left.
+    """
+    name = name or root.resolve().name
+    base, layout, examples, odd = find_examples(root, name, lambda total: on_image(0, total))
+    if needs_both_classes and (missing := _missing_class(examples)):
+        raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
+    looked, thumbnails, headers, problems = _look_at_all(examples, on_image, keeps_bare, decode)
+    if not looked or (needs_both_classes and _missing_class(looked)):
+        raise DatasetError(
+            f"Too many images of {name} are unreadable; the first: {(problems or odd)[0]}"
+        )
+    problems = odd + problems
+    looked = _placed(looked, headers)
+    pairs = near_duplicates([example.dhash for example in looked], thumbnails)
+    numbers = assign_groups(
+        [[("group", example.group)] if example.group else [] for example in looked], pairs
+    )
+    grouped = tuple(
+        replace(example, group=f"{name}/{looked[number].name}")
+        for example, number in zip(looked, numbers, strict=True)
+    )
+    for first, second in pairs:
+        one, other = grouped[first], grouped[second]
+        if (
+            None not in (one.label, other.label)
+            and one.label != other.label
+            and (not one.patient or one.patient != other.patient)
+        ):
+            problems.append(
+                f"{one.name} and {other.name} look the same but carry different labels."
+            )
+    fingerprint = digest(
+        *sorted(f"{e.name}\t{e.label}\t{e.group}\t{e.sha256}{_told_more(e)}" for e in grouped)
+    )
+    duplicates = tuple(
+        (grouped[i].name, grouped[j].name)
+        for i, j in pairs
+        if not looked[i].patient or looked[i].patient != looked[j].patient
+    )
+    read = {example.name for example in grouped}
+    unread = tuple(example for example in examples if example.name not in read)
+    return Dataset(name, base, layout, grouped, tuple(problems), fingerprint, duplicates, unread)
+
+
+def _told_more(example: Example) -> str:
+    """Return what the fingerprint holds of types of bleeding and of the scan: nothing where nothing
+    was told, as before it could be.
+    """
+    told = "\t" + "|".join(sorted(example.types)) if example.types else ""
+    if example.scan_label is not None:
+        told += f"\tscan {example.scan_label} " + "|".join(sorted(example.scan_types or ()))
+    return told
+
+
+def _missing_class(examples: Sequence[Example]) -> str | None:
+    found = {example.label for example in examples} | {example.scan_label for example in examples}
+    return (
+        "image with hemorrhage"
+        if 1 not in found
+        else "image without hemorrhage"
+        if 0 not in found
+        else None
+    )
+
+
+def _look_at_all(
+    examples: Sequence[Example],
+    on_image: Callable[[int, int], None],
+    keeps_bare: bool,
+    decode: Callable[..., Series],
+) -> tuple[list[Example], list[np.ndarray], dict[str, Header], list[str]]:
+    """Decode every image once.
+
+    Returns the readable ones with their facts, their thumbnails, by name what the DICOM files of
+    patients say of their places, and what was wrong or had to be assumed.
+    """
+    looked, thumbnails, problems = [], [], []
+    headers: dict[str, Header] = {}
+    bare: dict[str, str] = {}
+    assumed: Counter[str] = Counter()
+
+    def noting(paths: Sequence[Path], **how: bool) -> Series:
+        series = decode(paths, **how)
+        assumed.update(set(series.warnings) - {ORDER_GIVEN})
+        return series
+
+    for done, example in enumerate(examples, start=1):
+        try:
+            try:
+                shown = slice_of(example, decode=noting)
+            except BareImageError as err:
+                if not keeps_bare or not example.patient:
+                    raise
+                shown = slice_of(example, may_be_bare=True, decode=noting)
+                bare[example.name] = str(err)
+        except ImageError as err:
+            problems.append(f"{example.name} is left out: {err}")
+            continue
+        finally:
+            on_image(done, len(examples))
+        if example.mask is not None:
+            try:
+                decode([example.mask], may_be_bare=True)
+            except ImageError as err:
+                problems.append(f"The outline of {example.name} is left out: {err}")
+                example = replace(example, mask=None)
+        dhash, thumbnail = look_at(shown)
+        height, width = shown.pixels.shape
+        mode = _mode(example.path)
+        looked.append(
+            replace(
+                example,
+                sha256=sha256_of(example),
+                dhash=dhash,
+                width=width,
+                height=height,
+                mode=mode,
+            )
+        )
+        thumbnails.append(thumbnail)
+        if mode == "DICOM" and example.patient and not example.beside:
+            # its pixels were read all the same; its scan has no places then
+            with suppress(ImageError):
+                headers[example.name] = read_header(example.path)
+    with_others = {example.patient for example in looked if example.name not in bare}
+    kept = [
+        number
+        for number, example in enumerate(looked)
+        if example.name not in bare or example.patient in with_others
+    ]
+    problems += [
+        f"{e.name} is left out: {bare[e.name]}"
+        for e in looked
+        if e.name in bare and e.patient not in with_others
+    ]
+    problems += [
+        f"{count} of {len(examples)} images: {sentence}"
+        for sentence, count in assumed.most_common()
+    ]
+    return (
+        [looked[number] for number in kept],
+        [thumbnails[number] for number in kept],
+        headers,
+        problems,
+    )
+
+
+def _placed(examples: Sequence[Example], headers: Mapping[str, Header]) -> list[Example]:
+    """Return the examples, with their places where the DICOM files of a whole scan know them and
+    are of one series.
+    """
+    of_scan: dict[tuple[str, str, str], list[Header | None]] = {}
+    for example in examples:
+        of_scan.setdefault(scan_key(example), []).append(headers.get(example.name))
+    places: dict[Path, float] = {}
+    for found in of_scan.values():
+        known = {
+            header.path: header.place_mm
+            for header in found
+            if header and header.place_mm is not None
+        }
+        if len(known) == len(found) and len({header.series for header in found if header}) == 1:
+            places |= known
+    return [replace(example, place_mm=places.get(example.path)) for example in examples]
+
+
+def _mode(path: Path) -> str:
+    """Return the file's kind of pixels as Pillow names it ("L", "RGBA"), or "DICOM"."""
+    try:
+        # what a DICOM file's preamble claims to be is not tried
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            return str(image.mode)
+    except UnidentifiedImageError:
+        return "DICOM"

@@ -1,0 +1,203 @@
+"""The layout of the RSNA's hemorrhage challenge of 2019 (A. Flanders et al., Radiology: Artificial
+Intelligence 2020).
+
+`stage_2_train.csv` (or stage 1's) has the columns ID and Label and six rows for each image,
+ID_0a1b2c3d4_epidural and so on, the last of them ID_0a1b2c3d4_any; some rows stand twice. Beside it
+lie ID_0a1b2c3d4.dcm in a folder such as stage_2_train. The table tells neither
+patient nor order: the headers do. People keep a part of the 752,803 images and the whole table, so
+rows of images that are not here are passed over.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from ml.catalogue import BLEEDING_TYPES
+from ml.datasets.dicom_headers import Header, from_foot_to_head, read_header
+from ml.datasets.examples import Example
+from ml.datasets.tables import LABELS, MOST_IMAGES, require_no_formula
+from ml.errors import DatasetError, ImageError
+
+MAX_TABLE_MB = 256
+"""The whole table has 4.5 million rows and 120 MB; it is read row by row, and takes about as much
+memory.
+"""
+MOST_ABSENT = 1_000_000
+"""Of other images whose rows a table may hold: their names are kept, to be counted."""
+FACTS = (*BLEEDING_TYPES, "any")
+ROW = re.compile(rf"([A-Za-z0-9][A-Za-z0-9_.-]{{0,99}})_({'|'.join(FACTS)})")
+SUFFIX = ".dcm"
+
+
+def is_rsna(table: Path) -> bool:
+    """True if a table has this layout, and is no list of what to hand in, whose labels are all one
+    half.
+    """
+    if "submission" in table.name.lower():
+        return False
+    with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        head = [line.strip() for line in (file.readline(200), file.readline(200))]
+    return [word.strip().lower() for word in head[0].split(",")] == ["id", "label"] and bool(
+        ROW.fullmatch(head[1].split(",")[0])
+    )
+
+
+def from_rsna(
+    base: Path, table: Path, dataset: str, on_header: Callable[[int], None] = lambda total: None
+) -> tuple[str, list[Example], list[str]]:
+    """Return the layout's name, an example for each image that is here and has rows, and sentences
+    about the others.
+
+    A patient's second series is a scan of its own. `on_header` is as in
+    `ml.datasets.layouts.find_examples`.
+
+    Raises:
+        DatasetError: the table is too large or a row of it wrong, there are too many images, or
+            none has a row.
+    """
+    paths: dict[str, Path] = {}
+    doubled = set()
+    for path in _images(base):
+        if path.stem in paths:
+            doubled.add(path.stem)
+        paths[path.stem] = path
+    if len(paths) > MOST_IMAGES:
+        raise DatasetError(
+            f"{dataset} holds {len(paths):,} images; at most {MOST_IMAGES:,} are read. Keep a part"
+            " of the patients."
+        )
+    told, absent = _read(table, paths)
+    problems = []
+    if doubled:
+        problems.append(
+            f"{len(doubled):,} images lie in more than one folder, and the last is read; the first"
+            f" is {min(doubled)}{SUFFIX}."
+        )
+    if absent:
+        problems.append(
+            f"{absent:,} images of {table.name} are not here; their rows were passed over."
+        )
+    if strangers := sorted(set(paths) - set(told)):
+        problems.append(
+            f"{len(strangers):,} images have no row in {table.name} and are left out; the first is"
+            f" {strangers[0]}{SUFFIX}."
+        )
+    if not told:
+        raise DatasetError(
+            f"None of the {len(paths):,} images of {dataset} has a row in {table.name}."
+        )
+    headers = []
+    for name in sorted(told):
+        on_header(len(told))
+        try:
+            headers.append(read_header(paths[name]))
+        except ImageError as err:
+            problems.append(f"{paths[name].relative_to(base).as_posix()} is left out: {err}")
+    examples = []
+    for patient, scan, slices in _scans(headers):
+        require_no_formula({"patient": patient}, ("patient",), dataset)
+        for place, header in enumerate(slices, start=1):
+            label, types = told[header.path.stem]
+            name = header.path.relative_to(base).as_posix()
+            require_no_formula({"filename": name}, ("filename",), dataset)
+            group = f"patient {patient}" if patient else ""
+            examples.append(
+                Example(
+                    header.path,
+                    name,
+                    label,
+                    patient or None,
+                    place,
+                    group,
+                    dataset,
+                    types=types,
+                    scan=scan,
+                )
+            )
+    return "RSNA 2019", examples, problems
+
+
+def _images(base: Path) -> Iterator[Path]:
+    """Yield the DICOM files beside the table and in the folders there, but for those of the test
+    set, which nobody labeled.
+    """
+    folders = [
+        path
+        for path in sorted(base.iterdir())
+        if path.is_dir() and "test" not in path.name.lower() and path.name[0] not in "._"
+    ]
+    for folder in (base, *folders):
+        yield from (
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() == SUFFIX and not path.name.startswith(".")
+        )
+
+
+def _read(
+    table: Path, wanted: Mapping[str, Path]
+) -> tuple[dict[str, tuple[int, frozenset[str] | None]], int]:
+    """Return label and types of each wanted image that has rows, and how many other images have
+    some.
+    """
+    if table.stat().st_size > MAX_TABLE_MB * 2**20:
+        raise DatasetError(f"{table.name} is larger than {MAX_TABLE_MB} MB.")
+    said: dict[str, dict[str, int]] = {}
+    absent = set()
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            next(rows)
+            for number, row in enumerate(rows, start=2):
+                if not row:
+                    continue
+                found = ROW.fullmatch(row[0].strip())
+                label = LABELS.get(row[1].strip().lower()) if len(row) > 1 else None
+                if found is None or label is None:
+                    raise DatasetError(
+                        f"{table.name}, line {number}: {','.join(row)[:60]!r} is not an image with"
+                        " a type of bleeding, and 0 or 1."
+                    )
+                name, fact = found.groups()
+                if name not in wanted:
+                    absent.add(name)
+                    if len(absent) > MOST_ABSENT:
+                        raise DatasetError(
+                            f"{table.name} names more than {MOST_ABSENT:,} images that are not"
+                            " here."
+                        )
+                elif said.setdefault(name, {}).setdefault(fact, label) != label:
+                    raise DatasetError(
+                        f"{table.name}, line {number}: {row[0].strip()} has the label {label}, and"
+                        " another one above."
+                    )
+    except (UnicodeDecodeError, csv.Error) as err:
+        raise DatasetError(f"{table.name} is not a readable table.") from err
+    return {name: _facts_of(name, facts, table.name) for name, facts in said.items()}, len(absent)
+
+
+def _facts_of(name: str, facts: Mapping[str, int], table: str) -> tuple[int, frozenset[str] | None]:
+    types = frozenset(one for one in BLEEDING_TYPES if facts.get(one))
+    label = facts.get("any", int(bool(types)))
+    if types and not label:
+        raise DatasetError(
+            f"{table}: {name} shows {', '.join(sorted(types))}, but its row for any bleeding"
+            " says 0."
+        )
+    return label, types if types or not label else None
+
+
+def _scans(headers: list[Header]) -> Iterator[tuple[str, str, list[Header]]]:
+    """Yield patient, what tells the scan from the patient's others, and its slices from foot to
+    head.
+    """
+    series: dict[str, dict[str, list[Header]]] = defaultdict(lambda: defaultdict(list))
+    for header in headers:
+        series[header.patient or header.study][f"{header.study} {header.series}"].append(header)
+    for patient in sorted(series):
+        for number, (_, slices) in enumerate(sorted(series[patient].items()), start=1):
+            yield patient, "" if number == 1 else str(number), from_foot_to_head(slices)

@@ -1,0 +1,154 @@
+"""Which images shaped which weights, so that no model is tested on what its features have already
+learned.
+
+`seen.json` of a model folder holds no names, only what recognizes an image again: the first 16 hex
+digits of the file's SHA-256, and the perceptual hash of the picture, which a copy that was saved
+anew still has, or nearly. "features" lists the images that shaped the convolutions (also those of
+the weights they started from); "head" lists others that shaped the rest, which a later training
+throws away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml.artifacts.card import SEEN
+from ml.artifacts.folder import read_card
+from ml.datasets.examples import Example
+from ml.datasets.near_duplicates import HASH_DIGITS, is_telling, same_pictures
+from ml.errors import ArtifactError
+
+Marks = tuple[tuple[str, str], ...]
+"""(first 16 hex digits of the SHA-256, perceptual hash of 64) of each image; lists of earlier
+versions have hashes of 16.
+"""
+
+
+def describe_weights(init: Path | str) -> dict[str, Any]:
+    """Return what the initial weights are, for the card: their own origin too, where they are a
+    model of ours.
+
+    Raises:
+        ArtifactError: there are none.
+    """
+    path = Path(init)
+    if init == "random":
+        return {"kind": "random"}
+    if path.is_dir():
+        card = read_card(path)
+        origin = {
+            name: card.data.get(name) for name in ("datasets", "fingerprint", "initial_weights")
+        }
+        return {
+            "kind": "model",
+            "id": card.id,
+            "architecture": card.architecture,
+            "command": card.command,
+            **origin,
+        }
+    if not path.is_file():
+        raise ArtifactError(f"There are no initial weights at {path}.")
+    with path.open("rb") as file:
+        return {
+            "kind": "file",
+            "name": path.name,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def marks_of(init: Path | str) -> Marks:
+    """Return the images that shaped initial weights: those a model folder lists; none for random
+    weights or a file from elsewhere.
+
+    Raises:
+        ArtifactError: the folder is no model, or does not say what its features have seen.
+    """
+    if init == "random" or not Path(init).is_dir():
+        return ()
+    card = read_card(Path(init))
+    if SEEN not in card.files:
+        raise ArtifactError(
+            f"The model {card.id} does not say which images it has seen, so nothing could be tested"
+            " honestly."
+        )
+    return tuple(
+        (str(file), str(picture))
+        for file, picture in json.loads((Path(init) / SEEN).read_bytes())["features"]
+    )
+
+
+def all_marks_of(model_dir: Path) -> Marks:
+    """Return every image that shaped any part of a model.
+
+    Raises:
+        ArtifactError: the model does not say.
+    """
+    card = read_card(model_dir)
+    if SEEN not in card.files:
+        raise ArtifactError(
+            f"The model {card.id} does not say which images it has seen, so overlaps with its"
+            " training are unknown."
+        )
+    listed = json.loads((model_dir / SEEN).read_bytes())
+    return tuple(
+        {
+            (str(file), str(picture))
+            for part in ("features", "head")
+            for file, picture in listed[part]
+        }
+    )
+
+
+def notes_on_marks(marks: Marks) -> list[str]:
+    """Return a sentence where pictures are listed by the 64-bit hash of earlier versions, which is
+    not compared.
+    """
+    earlier = sum(bool(picture) and len(picture) != HASH_DIGITS for _, picture in marks)
+    listed = (
+        f"An earlier version listed {earlier} of the pictures that training has seen; of these only"
+        " unchanged files are recognized."
+    )
+    return [listed] if earlier else []
+
+
+def seen_among(examples: Sequence[Example], marks: Marks) -> np.ndarray:
+    """Return which examples are among the marks, bool (n,): the same file, or nearly the same
+    picture; an empty slice is nobody's.
+    """
+    files = {file for file, _ in marks}
+    pictures = [picture for _, picture in marks if len(picture) == HASH_DIGITS]
+    telling = [at for at, example in enumerate(examples) if is_telling(example.dhash)]
+    seen = np.zeros(len(examples), bool)
+    seen[telling] = [examples[at].sha256[:16] in files for at in telling]
+    seen[
+        [telling[one] for one, _ in same_pictures([examples[at].dhash for at in telling], pictures)]
+    ] = True
+    return seen
+
+
+def seen_json(
+    examples: Sequence[Example], before: Marks, learnt_features: bool, weak: Sequence[Example] = ()
+) -> bytes:
+    """Return seen.json of a model trained on `examples` from weights that had seen `before`; `weak`
+    taught its head alone.
+    """
+    now, whole = (
+        {(example.sha256[:16], example.dhash) for example in part} for part in (examples, weak)
+    )
+    features = set(before) | (now if learnt_features else set())
+    renewed = {file for file, picture in features if len(picture) == HASH_DIGITS}
+    features = {
+        (file, picture)
+        for file, picture in features
+        if len(picture) == HASH_DIGITS or file not in renewed
+    }
+    return json.dumps(
+        {"features": sorted(features), "head": sorted((now | whole) - features)},
+        separators=(",", ":"),
+    ).encode()

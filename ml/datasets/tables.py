@@ -1,0 +1,114 @@
+"""Tables that come with data sets: read within limits, cell by cell, with a sentence for whatever
+is wrong.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ml.catalogue import BLEEDING_TYPES
+from ml.errors import DatasetError
+
+LABELS = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0, "": None}
+PATIENT_COLUMNS = ("patient", "patient_id", "group")
+MAX_TABLE_MB = 32
+"""A table is read whole; one of 50,000 images has a few megabytes."""
+MAX_NAME_BYTES = 255
+MOST_IMAGES = 50_000
+"""Of a public set that is far larger: each is decoded, and compared with every other."""
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return header and rows, column names and values stripped; Kaggle's header has a space after
+    its comma.
+
+    Where a header has semicolons and no comma, as spreadsheets write in half of Europe, they
+    separate the columns.
+    """
+    if path.stat().st_size > MAX_TABLE_MB * 2**20:
+        raise DatasetError(f"{path.name} is larger than {MAX_TABLE_MB} MB.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise DatasetError(f"{path.name} is not a text file in UTF-8.") from err
+    lines = text.splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    semicolons = ";" in first and "," not in first
+    try:
+        rows = [row for row in csv.reader(lines, delimiter=";" if semicolons else ",") if row]
+    except csv.Error as err:
+        raise DatasetError(f"{path.name} is not a readable table: {err}.") from err
+    if len(rows) < 2:
+        raise DatasetError(f"{path.name} has no rows.")
+    header = [column.strip().lower() for column in rows[0]]
+    return header, [
+        dict(zip(header, (value.strip() for value in row), strict=False)) for row in rows[1:]
+    ]
+
+
+def column_of(header: Sequence[str], known: Sequence[str]) -> str | None:
+    return next((column for column in known if column in header), None)
+
+
+def label_of(text: str, what: str, where: str) -> int | None:
+    if text.lower() not in LABELS:
+        raise DatasetError(f"{where}: the {what} {text[:60]!r} is neither 0 nor 1 nor empty.")
+    return LABELS[text.lower()]
+
+
+def types_of(given: str | None, label: int | None, where: str) -> frozenset[str] | None:
+    """Return the types of bleeding that a cell such as "epidural|subdural" names; an empty one
+    tells of no type where there is no blood.
+    """
+    if not given:
+        return frozenset() if given is not None and label == 0 else None
+    named = frozenset(name.strip().lower() for name in given.split("|"))
+    if label != 1:
+        raise DatasetError(
+            f"{where}: the types of bleeding {given[:60]!r} stand beside a label that is not 1."
+        )
+    if unknown := sorted(named - set(BLEEDING_TYPES)):
+        raise DatasetError(
+            f"{where}: {unknown[0][:40]!r} is no type of bleeding; there are"
+            f" {', '.join(BLEEDING_TYPES)}."
+        )
+    return named
+
+
+def whole_number(text: str) -> int | None:
+    """Return the whole number that a cell of a table holds, as 12, -3 or 12.0; None if it holds
+    none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def stays_inside(name: str) -> bool:
+    """True if this can be the name of a file in a folder: no path that leads elsewhere, and nothing
+    that no file is called.
+    """
+    return (
+        not Path(name).is_absolute()
+        and ".." not in Path(name).parts
+        and name.isprintable()
+        and len(name.encode()) <= MAX_NAME_BYTES
+    )
+
+
+def require_no_formula(row: Mapping[str, str], columns: Sequence[str | None], where: str) -> None:
+    """Refuse a cell that a spreadsheet would compute: names and patients are written to tables that
+    people open in one.
+    """
+    for column in columns:
+        text = row.get(column, "") if column else ""
+        if len(text) > 1 and text[0] in "=+-@" and not re.fullmatch(r"[+-][0-9.]+", text):
+            raise DatasetError(
+                f"{where}: the {column} {text[:40]!r} is a formula to a spreadsheet; please write"
+                f" it without {text[0]}."
+            )

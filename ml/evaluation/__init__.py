@@ -1,0 +1,1 @@
+"""Figures from answers; knows no model and no data set."""

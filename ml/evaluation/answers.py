@@ -1,0 +1,148 @@
+"""A table of answers that were given out of fold or on a set that no training saw: what figures and
+comparisons are made of.
+
+    level         "slice" or "patient" (a scan)
+    dataset, filename, label, patient, slice, group
+    repeat, fold  of the cross-validation; empty where a finished model was evaluated
+    probability, predicted
+    overlap       1 where the model's training saw the image or its patient; such answers are in no
+    comparison
+
+A patient's row names the file of a scan without a patient, and is empty there otherwise.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml.errors import UserError
+
+
+class AnswersError(UserError):
+    """A table of answers is missing, damaged or not comparable; its text is one sentence."""
+
+
+COLUMNS = (
+    *(
+        "fold",
+        "repeat",
+        "filename",
+        "label",
+        "patient",
+        "slice",
+        "probability",
+        "predicted",
+        "level",
+    ),
+    *("dataset", "group", "overlap"),
+)
+
+
+def write_answers(
+    path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS
+) -> None:
+    """Write rows of `columns`; the file is there whole or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, columns, restval="")
+        table.writeheader()
+        table.writerows(rows)
+    unfinished.replace(path)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Out-of-fold answers at one level, slices or scans.
+
+    Attributes:
+        at: (n,) position of the slice, or number of the scan.
+        labels, groups, sources: (n,).
+        probabilities, predicted, zones, folds: (repeats, n); a zone is -1 below, 0 in, 1 above the
+            fold's uncertain band.
+        types: (repeats, n, 5) probabilities of the types of bleeding; NaN where the fold's model
+            does not tell them.
+    """
+
+    at: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    sources: np.ndarray
+    probabilities: np.ndarray
+    predicted: np.ndarray
+    zones: np.ndarray
+    folds: np.ndarray
+    types: np.ndarray
+
+    def among(self, chosen: np.ndarray) -> Answers:
+        """Return the answers where `chosen`, bool (n,), is true."""
+        rows = (self.probabilities, self.predicted, self.zones, self.folds, self.types)
+        one = (self.at, self.labels, self.groups, self.sources)
+        return Answers(*(values[chosen] for values in one), *(values[:, chosen] for values in rows))
+
+
+LEVELS = ("slice", "patient")
+
+
+NO_FOLD = -1
+"""Where a finished model was evaluated."""
+
+
+Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    label: int
+    group: str
+    probabilities: Sequence[float]
+    predicted: Sequence[bool]
+    folds: Sequence[int]
+
+
+def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
+    """Return the answers of a run by level and by (data set, patient, file); those without label
+    and those that training saw left out.
+
+    Raises:
+        AnswersError: the folder holds none.
+    """
+    path = next(
+        (run / name for name in ("answers.csv", "predictions.csv") if (run / name).is_file()), None
+    )
+    if path is None:
+        raise AnswersError(f"{run} holds no answers; give a folder that train or evaluate wrote.")
+    found: dict[str, dict[Key, list[Mapping[str, str]]]] = {level: {} for level in LEVELS}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file)
+            if not set(COLUMNS) <= set(table.fieldnames or ()):
+                raise AnswersError(f"{path} is no table of answers.")
+            for row in table:
+                if row["label"] and row["overlap"] != "1":
+                    found[row["level"]].setdefault(
+                        (row["dataset"], row["patient"], row["filename"]), []
+                    ).append(row)
+        return {
+            level: {key: _answer(rows) for key, rows in keyed.items()}
+            for level, keyed in found.items()
+        }
+    except AnswersError:
+        raise
+    except (ValueError, KeyError, TypeError, csv.Error) as err:  # cut short, or edited
+        raise AnswersError(f"{path} is a damaged table of answers.") from err
+
+
+def _answer(rows: Sequence[Mapping[str, str]]) -> _Answer:
+    ordered = sorted(rows, key=lambda row: int(row["repeat"] or 0))
+    probabilities, predicted = (
+        [float(row["probability"]) for row in ordered],
+        [row["predicted"] == "1" for row in ordered],
+    )
+    folds = [int(row["fold"] or NO_FOLD) for row in ordered]
+    return _Answer(int(rows[0]["label"]), rows[0]["group"], probabilities, predicted, folds)

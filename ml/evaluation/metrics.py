@@ -1,0 +1,385 @@
+"""Figures that a reviewer can check: metrics with intervals, thresholds, calibration.
+
+Labels are 0 or 1, probabilities lie in 0..1, groups name what belongs together (a patient). All
+arrays have one entry for each image that was scored by a model which never saw its group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from ml.evaluation.calibration import Platt, fit_platt, threshold_at_sensitivity, uncertain_band
+
+__all__ = [
+    "Platt",
+    "auroc",
+    "auroc_within",
+    "confusion",
+    "fit_platt",
+    "lower_bound_of_mean",
+    "metrics_with_intervals",
+    "paired_differences",
+    "roc_points",
+    "share_with_interval",
+    "threshold_at_sensitivity",
+    "uncertain_band",
+    "undefined_metrics",
+]
+
+RESAMPLES = 1000
+MOST_WEIGHTS = 4_000_000  # numbers in a chunk of bootstrap weights, 32 MB
+CALIBRATION_BINS = 10
+UNDEFINED = {
+    "accuracy": "there is no image",
+    "sensitivity": "there is no image with hemorrhage",
+    "specificity": "there is no image without hemorrhage",
+    "ppv": "nothing was called positive",
+    "npv": "nothing was called negative",
+    "f1": "there is neither a hemorrhage nor a positive call",
+    "auroc": "one class is missing",
+    "auprc": "there is no image with hemorrhage",
+    "brier": "there is no image",
+    "ece": "there is no image",
+}
+
+
+def metrics_with_intervals(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> dict[str, dict[str, Any]]:
+    """Return each metric as {"value", "low", "high", "n"}: the figure and its 95 % interval.
+
+    The interval holds the middle 95 % of the figure over bootstrap samples of whole groups, since
+    images of a patient are no independent evidence. A figure that cannot be computed is None and
+    carries a "reason". `n` counts what the figure is a share
+    of: the hemorrhages for the sensitivity, the positive calls for the PPV (their mean over
+    repeats).
+
+    Args:
+        labels, groups: as the module says.
+        probabilities: (n,), or (repeats, n) where a cross-validation was repeated: a figure is then
+            its mean over the repeats, and a bootstrap sample draws the same groups in each of them,
+            since repeats are no new patients.
+        predicted: booleans of the same shape; separate from the probabilities, as each fold has its
+            own threshold.
+        seed: of the bootstrap.
+        resamples: how many bootstrap samples.
+    """
+    truth = np.asarray(labels, np.float64)
+    rows, called = (
+        np.atleast_2d(np.asarray(probabilities, np.float64)),
+        np.atleast_2d(np.asarray(predicted, bool)),
+    )
+    once, sampled = _sampled_figures(truth, rows, called, groups, seed, resamples)
+    counts = [confusion(truth, row) for row in called]
+
+    def mean_count(*names: str) -> int:
+        return round(sum(count[name] for count in counts for name in names) / len(counts))
+
+    own_n = {
+        "sensitivity": mean_count("tp", "fn"),
+        "specificity": mean_count("tn", "fp"),
+        "ppv": mean_count("tp", "fp"),
+        "npv": mean_count("tn", "fn"),
+    }
+    return {
+        name: _entry(once[name], sampled[name], own_n.get(name, len(truth)), UNDEFINED[name])
+        for name in once
+    }
+
+
+def undefined_metrics(reason: str) -> dict[str, dict[str, Any]]:
+    """Return what `metrics_with_intervals` returns where nothing may be counted, for that
+    reason.
+    """
+    return {
+        name: {"value": None, "low": None, "high": None, "n": 0, "reason": reason}
+        for name in UNDEFINED
+    }
+
+
+def paired_differences(
+    labels: np.ndarray,
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    groups: np.ndarray,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> dict[str, dict[str, Any]]:
+    """Return for each metric the second model's minus the first's on the same images, with the
+    difference's 95 % interval.
+
+    Both are computed on the same bootstrap samples of groups, so what makes a patient hard for both
+    cancels out. Each model is given as (probabilities, predicted), (n,) or (repeats, n); see
+    `metrics_with_intervals`.
+    """
+    truth = np.asarray(labels, np.float64)
+    found = [
+        _sampled_figures(
+            truth,
+            np.atleast_2d(np.asarray(p, np.float64)),
+            np.atleast_2d(np.asarray(called, bool)),
+            groups,
+            seed,
+            resamples,
+        )
+        for p, called in (first, second)
+    ]
+    return {
+        name: _entry(
+            found[1][0][name] - found[0][0][name],
+            found[1][1][name] - found[0][1][name],
+            len(truth),
+            UNDEFINED[name],
+        )
+        for name in found[0][0]
+    }
+
+
+def auroc_within(
+    labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray, groups: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """Return the area under the ROC curve over pairs of one fold, with its 95 % interval by
+    bootstrap over groups (n,).
+
+    Folds have models and calibrations of their own. This says how well they rank, where the pooled
+    area also says how well answers of one fold compare with those of another (A. Airola et al.
+    2011). `probabilities` and `folds` are (repeats, n).
+    """
+    truth = np.asarray(labels, np.float64)
+
+    def areas(weights: np.ndarray) -> np.ndarray:
+        """Return the mean over the repeats for each row of weights (samples, n)."""
+        found = []
+        for scores, fold_of in zip(probabilities, folds, strict=True):
+            right, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+            for fold in np.unique(fold_of):
+                own = fold_of == fold
+                of_fold = (weights[:, own] @ truth[own]) * (weights[:, own] @ (1 - truth[own]))
+                right += (
+                    np.where(
+                        of_fold > 0,
+                        _ranking_figures(truth[own], scores[own], weights[:, own])[0],
+                        0,
+                    )
+                    * of_fold
+                )
+                pairs += of_fold
+            found.append(_ratio(right, pairs))
+        return np.asarray(np.mean(found, axis=0))
+
+    sampled = [areas(weights) for weights in _drawn_weights(groups, seed, RESAMPLES)]
+    return _entry(
+        float(areas(np.ones((1, len(truth))))[0]),
+        np.concatenate(sampled),
+        len(truth),
+        "no fold holds both classes",
+    )
+
+
+def share_with_interval(
+    holds: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Return how often something holds, (n,) 0 or 1, as {"value", "low", "high", "n"}: its interval
+    by bootstrap over groups (n,).
+    """
+    if not len(holds):
+        return {
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": 0,
+            "reason": "there is nothing to count",
+        }
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=resamples
+    )[:, group_of]
+    return _entry(
+        float(np.mean(holds)),
+        _ratio(drawn @ np.asarray(holds, np.float64), drawn.sum(axis=1)),
+        len(holds),
+        "",
+    )
+
+
+def lower_bound_of_mean(values: Sequence[float], level: float = 0.99) -> float:
+    """Return the one-sided lower confidence bound of the mean of independent values (Student's t);
+    -inf for fewer than two.
+    """
+    if len(values) < 2:
+        return float("-inf")
+    spread = float(np.std(values, ddof=1)) / float(np.sqrt(len(values)))
+    return float(np.mean(values)) - float(student_t.ppf(level, len(values) - 1)) * spread
+
+
+def _entry(value: float, sampled: np.ndarray, n: int, reason: str) -> dict[str, Any]:
+    if not np.isfinite(value):
+        return {"value": None, "low": None, "high": None, "n": n, "reason": reason}
+    defined = sampled[np.isfinite(sampled)]
+    low, high = (
+        (float(q) for q in np.quantile(defined, [0.025, 0.975])) if len(defined) else (None, None)
+    )
+    return {"value": float(value), "low": low, "high": high, "n": n}
+
+
+def _sampled_figures(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    predicted: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    resamples: int,
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Return each figure, and the same over bootstrap samples of groups; both are means over the
+    rows (repeats).
+
+    Samples are drawn and weighed a chunk at a time, so that a large set needs no (samples, images)
+    array at once.
+    """
+    once = {
+        name: float(values[0])
+        for name, values in _mean_figures(
+            labels, probabilities, predicted, np.ones((1, len(labels)))
+        ).items()
+    }
+    if not len(labels):
+        return once, {name: np.zeros(0) for name in once}
+    parts = [
+        _mean_figures(labels, probabilities, predicted, weights)
+        for weights in _drawn_weights(groups, seed, resamples)
+    ]
+    return once, {name: np.concatenate([part[name] for part in parts]) for name in once}
+
+
+def _drawn_weights(groups: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """Yield how often each image (n,) counts in bootstrap samples of groups, a chunk (samples, n)
+    at a time.
+    """
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    random = np.random.default_rng(seed)
+    share = np.full(len(names), 1 / len(names))
+    rows = max(1, min(resamples, MOST_WEIGHTS // len(group_of)))
+    for start in range(0, resamples, rows):
+        drawn = random.multinomial(len(names), share, size=min(rows, resamples - start))
+        yield drawn[:, group_of].astype(np.float64)
+
+
+def _mean_figures(
+    labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    repeats = [
+        _figures(labels, row, called, weights)
+        for row, called in zip(probabilities, predicted, strict=True)
+    ]
+    return {name: np.mean([figures[name] for figures in repeats], axis=0) for name in repeats[0]}
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return the area under the ROC curve, ties counted half; NaN if a class is missing."""
+    labels = np.asarray(labels, np.float64)
+    return float(
+        _ranking_figures(labels, np.asarray(scores, np.float64), np.ones((1, len(labels))))[0][0]
+    )
+
+
+def roc_points(labels: np.ndarray, probabilities: np.ndarray, most: int = 200) -> list[list[float]]:
+    """Return [false positive rate, sensitivity] along the ROC curve from [0, 0] to [1, 1], at most
+    `most` points.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    thresholds = np.unique(probabilities)[::-1]
+    positives, negatives = np.sort(probabilities[labels == 1]), np.sort(probabilities[labels == 0])
+    sensitivity = 1 - np.searchsorted(positives, thresholds) / max(len(positives), 1)
+    false_positive = 1 - np.searchsorted(negatives, thresholds) / max(len(negatives), 1)
+    points = np.concatenate([[[0.0, 0.0]], np.stack([false_positive, sensitivity], axis=1)])
+    if len(points) > most:
+        points = points[np.unique(np.linspace(0, len(points) - 1, most).astype(int))]
+    return [[float(x), float(y)] for x, y in points]
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray) -> dict[str, int]:
+    """Return the counts {"tp", "fp", "tn", "fn"}."""
+    truth, called = np.asarray(labels) == 1, np.asarray(predicted, bool)
+    return {
+        "tp": int((truth & called).sum()),
+        "fp": int((~truth & called).sum()),
+        "tn": int((~truth & ~called).sum()),
+        "fn": int((truth & ~called).sum()),
+    }
+
+
+def _figures(
+    labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, weights: np.ndarray
+) -> Mapping[str, np.ndarray]:
+    """Return each metric for each row of `weights` (samples, images): how often an image counts.
+    NaN where undefined.
+    """
+    truth, called = labels == 1, predicted
+    tp, fp = weights @ (truth & called), weights @ (~truth & called)
+    tn, fn = weights @ (~truth & ~called), weights @ (truth & ~called)
+    total = tp + fp + tn + fn
+    area, precision = _ranking_figures(labels, probabilities, weights)
+    bins = np.minimum((probabilities * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = sum(
+        np.abs(weights[:, bins == one] @ (labels - probabilities)[bins == one])
+        for one in range(CALIBRATION_BINS)
+    )
+    return {
+        "accuracy": _ratio(tp + tn, total),
+        "sensitivity": _ratio(tp, tp + fn),
+        "specificity": _ratio(tn, tn + fp),
+        "ppv": _ratio(tp, tp + fp),
+        "npv": _ratio(tn, tn + fn),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "auroc": area,
+        "auprc": precision,
+        "brier": _ratio(weights @ (labels - probabilities) ** 2, total),
+        "ece": _ratio(np.asarray(gaps, np.float64) * np.ones(len(weights)), total),
+    }
+
+
+def _ranking_figures(
+    labels: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return AUROC (Mann-Whitney, ties half) and AUPRC (average precision) for each row of
+    `weights`.
+    """
+    if not len(labels):
+        return np.full(len(weights), np.nan), np.full(len(weights), np.nan)
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(scores[order]) != 0]))
+    positive = np.add.reduceat((weights * (labels == 1))[:, order], starts, axis=1)
+    negative = np.add.reduceat((weights * (labels == 0))[:, order], starts, axis=1)
+    positives, negatives = positive.sum(axis=1), negative.sum(axis=1)
+    positive_so_far, negative_so_far = positive.cumsum(axis=1), negative.cumsum(axis=1)
+    lower_negatives = negatives[:, None] - negative_so_far
+    area = _ratio((positive * (lower_negatives + negative / 2)).sum(axis=1), positives * negatives)
+    precision = positive_so_far / np.maximum(positive_so_far + negative_so_far, 1e-12)
+    return area, _ratio((positive * precision).sum(axis=1), positives)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    ratio: np.ndarray = np.divide(
+        above, below, out=np.full(np.shape(above), np.nan), where=below > 0
+    )
+    return ratio
+
+
+Z95 = 1.959964
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (E. B. Wilson 1927)."""
+    share = count / n
+    middle = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
+    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)

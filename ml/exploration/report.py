@@ -1,0 +1,394 @@
+"""The report of an exploration: a folder with index.html and its pictures, readable without a
+network and without scripts.
+
+Every word of a data set (names, problems) is escaped; a report may be opened by somebody who did
+not make the data set.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ml.datasets.examples import Example, slice_of
+from ml.datasets.read import Dataset
+from ml.exploration.summary import GRAYS
+from ml.preprocessing.model_input import InputSpec, to_input
+from ml.scans.slices import render
+
+BLOOD, NO_BLOOD, NOTHING = "#a3201b", "#0b6480", "#8796a0"
+MOST_PAIRS, MOST_LISTED, TILE_PX = 8, 200, 150
+STEPS: dict[str, InputSpec] = {
+    "as it is": InputSpec(),
+    "Otsu": InputSpec(segmentation="otsu"),
+    "GrabCut": InputSpec(segmentation="grabcut"),
+    "watershed": InputSpec(segmentation="watershed"),
+    "edges (Canny)": InputSpec(segmentation="edges"),
+    "skull stripping": InputSpec(skull_stripping=True),
+    "upright": InputSpec(upright=True),
+    "percentiles": InputSpec(normalisation="percentile"),
+    "CLAHE": InputSpec(normalisation="clahe"),
+}
+"""What the preprocessing examples show, one column each."""
+
+ABOVE_CHANCE = '<strong class="warning">above chance</strong>'
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;"
+    "color:#1c2a33}h1,h2{line-height:1.2}h2{margin-top:2.5rem}img{max-width:100%;height:auto}"
+    "table{border-collapse:collapse}th,td{text-align:left;padding:.25rem .9rem .25rem 0;"
+    "border-bottom:1px solid #d5dde2;vertical-align:top}figure{margin:1rem 0}"
+    "figcaption{color:#4b5d68}.warning{color:#a3201b}"
+)
+
+
+def write_report(
+    opened: Sequence[Dataset],
+    facts: Sequence[Mapping[str, Any]],
+    sources: Sequence[Mapping[str, Any]],
+    out: Path,
+) -> Path:
+    """Write the report of one or several data sets and return its index.html.
+
+    Args:
+        opened: the data sets.
+        facts: what `ml.exploration.summary.explore` says of each.
+        sources: what `ml.exploration.summary.compare_sources` says of them.
+        out: a folder, made where it is missing; files of an earlier report are replaced.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    parts = [
+        part
+        for n, (dataset, found) in enumerate(zip(opened, facts, strict=True), 1)
+        for part in _of_one(dataset, found, out, n)
+    ]
+    parts += list(_of_sources(sources, out))
+    title = "Exploration of " + " and ".join(escape(dataset.name) for dataset in opened)
+    page = out / "index.html"
+    page.write_text(
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src 'self'"
+        " file:; style-src 'unsafe-inline'\">\n"
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n",
+        encoding="utf-8",
+    )
+    return page
+
+
+def _of_one(dataset: Dataset, found: Mapping[str, Any], out: Path, number: int) -> Iterator[str]:
+    """Yield the parts of the page about one data set; writes its pictures, named by `number`."""
+
+    def picture(name: str) -> Path:
+        return out / f"{number}-{name}.png"
+
+    yield f"<h2>{escape(dataset.name)}</h2>"
+    yield _facts(found)
+    contact_sheet(dataset).save(picture("samples"))
+    yield _figure(
+        picture("samples"),
+        "Samples",
+        "Images spread over the data set; those with hemorrhage come first. Do they look alike?",
+    )
+    _sizes(dataset.examples).savefig(picture("sizes"))
+    yield _figure(
+        picture("sizes"),
+        "Sizes",
+        "Each dot is an image, by its width and height. Classes that lie in different places can be"
+        " told apart without a look inside.",
+    )
+    _grays(found["histograms"]).savefig(picture("greys"))
+    yield _figure(
+        picture("greys"),
+        "Grays inside the head",
+        "How often each gray from black (air) to white (bone) occurs, on average over a class."
+        " Blood adds light grays; a shift of the whole curve means that the classes were windowed"
+        " or photographed differently.",
+    )
+    if found["slices_per_patient"]:
+        _slices_per_patient(dataset.examples).savefig(picture("patients"))
+        yield _figure(
+            picture("patients"),
+            "Slices of each patient",
+            "A patient's slices resemble each other, so they stay on one side of every split.",
+        )
+    _probes(found["probes"]).savefig(picture("probes"))
+    yield _figure(
+        picture("probes"),
+        "Shortcut probes",
+        "How well facts that are no anatomy tell the classes apart, by grouped cross-validation:"
+        " 0.5 is chance, 1 is perfect, the line is the 95 % interval. What stands above chance can"
+        " be learned in place of blood. (The size of a file also follows from what it shows, so a"
+        " little above chance is natural.)",
+    )
+    yield _probe_table(found["probes"])
+    if dataset.near_duplicates:
+        _pairs(dataset).save(picture("duplicates"))
+        yield _figure(
+            picture("duplicates"),
+            "Near-duplicates",
+            f"{len(dataset.near_duplicates)} pairs look nearly the same and share a group; the"
+            f" first {MOST_PAIRS} are shown, one above the other. Split between training and test,"
+            " they would make a model look better than it is.",
+        )
+        yield _list([f"{one} and {other}" for one, other in dataset.near_duplicates])
+    _steps(dataset.examples).savefig(picture("steps"))
+    yield _figure(
+        picture("steps"),
+        "Preprocessing and segmentation",
+        "What each step makes of a few slices. A selection keeps its grays, everything else is"
+        " dimmed to half; edges are drawn white.",
+    )
+    if found["problems"]:
+        yield "<h3>Problems</h3>"
+        yield _list(found["problems"])
+
+
+def _of_sources(sources: Sequence[Mapping[str, Any]], out: Path) -> Iterator[str]:
+    for number, pair in enumerate(sources, 1):
+        one, other = map(escape, pair["sources"])
+        path = out / f"source-{number}.png"
+        _probes(pair["probes"]).savefig(path)
+        yield f"<h2>Can one tell {one} from {other}?</h2>"
+        yield _figure(
+            path,
+            "Source probes",
+            "How well simple facts tell the two sources apart: 0.5 is chance, 1 is perfect. Where"
+            " they are told apart and hemorrhage is more frequent in one of them, a model trained"
+            " on both can learn the source instead of the blood.",
+        )
+        yield _probe_table(pair["probes"])
+
+
+def _facts(found: Mapping[str, Any]) -> str:
+    sizes = "; ".join(
+        f"{side} {s['min']}–{s['max']} px, median {s['median']} px"
+        for side, s in found["sizes"].items()
+    )
+    per_patient = found["slices_per_patient"]
+    rows = {
+        "Layout": found["layout"],
+        "Images": found["images"],
+        "With hemorrhage": found["positive"],
+        "Without": found["negative"],
+        "Without a label": found["unknown"],
+        "Patients": found["patients"] or "not told",
+        "Scans": f"{found['scans']}: {_of_scans(found['scan_labels'])}",
+        "Types of bleeding": _of_types(found["types"]) or "not told",
+        "Slices of a patient": (
+            f"{per_patient['min']}–{per_patient['max']}, median {per_patient['median']:g}"
+            if per_patient
+            else "not told"
+        ),
+        "Groups": found["groups"],
+        "Near-duplicate pairs": len(found["near_duplicates"]),
+        "Sizes": sizes,
+        "Modes": ", ".join(f"{mode}: {count}" for mode, count in found["modes"].items()),
+        "Fingerprint": found["fingerprint"],
+    }
+    return (
+        "<table>"
+        + "".join(
+            f'<tr><th scope="row">{name}</th><td>{escape(str(value))}</td></tr>'
+            for name, value in rows.items()
+        )
+        + "</table>"
+    )
+
+
+def _of_scans(labels: Mapping[str, int]) -> str:
+    said = (
+        f"{labels['positive']} with hemorrhage, {labels['negative']} without, {labels['unknown']}"
+        " without a label"
+    )
+    return (
+        f"{said}; {labels['as_wholes']} are labeled as wholes only" if labels["as_wholes"] else said
+    )
+
+
+def _of_types(types: Mapping[str, Mapping[str, int]]) -> str:
+    return ", ".join(
+        f"{name}: {count['slices']} slices, {count['patients']} patients"
+        for name, count in types.items()
+    )
+
+
+def _figure(path: Path, title: str, sentence: str) -> str:
+    return (
+        f'<h3>{escape(title)}</h3>\n<figure><img src="{escape(path.name)}" alt="{escape(title)}">'
+        f"<figcaption>{escape(sentence)}</figcaption></figure>"
+    )
+
+
+def _list(sentences: Sequence[str]) -> str:
+    more = (
+        f"<p>And {len(sentences) - MOST_LISTED} more.</p>" if len(sentences) > MOST_LISTED else ""
+    )
+    return (
+        "<ul>"
+        + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences[:MOST_LISTED])
+        + f"</ul>{more}"
+    )
+
+
+def _probe_table(probes: Sequence[Mapping[str, Any]]) -> str:
+    rows = "".join(
+        "<tr><th"
+        f' scope="row">{escape(probe["name"])}</th><td>{_interval(probe["auroc"])}</td>'
+        f"<td>{_interval(probe['accuracy'])}</td>"
+        f"<td>{'–' if probe['majority'] is None else format(probe['majority'], '.3f')}</td>"
+        f"<td>{ABOVE_CHANCE if probe['suspicious'] else ''}</td></tr>"
+        for probe in probes
+    )
+    head = "".join(
+        f'<th scope="col">{name}</th>'
+        for name in ("Probe", "AUROC", "Accuracy", "Always the larger class", "")
+    )
+    return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def _interval(metric: Mapping[str, Any]) -> str:
+    if metric["value"] is None:
+        return escape(f"– ({metric['reason']})")
+    return (
+        f"{metric['value']:.3f} ({metric['low']:.3f}–{metric['high']:.3f})"
+        if metric["low"] is not None
+        else f"{metric['value']:.3f}"
+    )
+
+
+def _sizes(examples: Sequence[Example]) -> Figure:
+    figure = Figure((7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="width in px", ylabel="height in px")
+    for label, name, colour in (
+        (None, "no label", NOTHING),
+        (0, "no hemorrhage", NO_BLOOD),
+        (1, "hemorrhage", BLOOD),
+    ):
+        sizes = [(e.width, e.height) for e in examples if e.label == label]
+        if sizes:
+            widths, heights = zip(*sizes, strict=True)
+            axes.scatter(
+                widths, heights, s=14, alpha=0.5, color=colour, label=f"{name} ({len(sizes)})"
+            )
+    axes.legend()
+    return figure
+
+
+def _grays(histograms: Mapping[str, Sequence[float]]) -> Figure:
+    figure = Figure((7, 3.2), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="gray in the brain window (0 black, 1 white)", ylabel="share of the head"
+    )
+    for name, said, colour in (
+        ("negative", "no hemorrhage", NO_BLOOD),
+        ("positive", "hemorrhage", BLOOD),
+    ):
+        if histograms[name]:
+            axes.plot(GRAYS, histograms[name], color=colour, label=said, drawstyle="steps-mid")
+    if axes.lines:
+        axes.legend()
+    return figure
+
+
+def _slices_per_patient(examples: Sequence[Example]) -> Figure:
+    of_all = Counter(e.patient for e in examples if e.patient)
+    positive = Counter(e.patient for e in examples if e.patient and e.label == 1)
+    patients = sorted(of_all, key=lambda patient: (-positive[patient], -of_all[patient]))
+    places = np.arange(len(patients))
+    figure = Figure((7, 3), layout="constrained")
+    axes = figure.add_subplot(xlabel=f"{len(patients)} patients", ylabel="slices", xticks=[])
+    axes.bar(places, [of_all[patient] for patient in patients], color=NO_BLOOD, label="all")
+    axes.bar(
+        places, [positive[patient] for patient in patients], color=BLOOD, label="with hemorrhage"
+    )
+    axes.legend()
+    return figure
+
+
+def _probes(probes: Sequence[Mapping[str, Any]]) -> Figure:
+    figure = Figure((7, 0.5 * len(probes) + 1), layout="constrained")
+    axes = figure.add_subplot(xlabel="AUROC", xlim=(0, 1.02), ylim=(len(probes) - 0.5, -0.5))
+    axes.set_yticks(range(len(probes)), [probe["name"] for probe in probes])
+    axes.axvline(0.5, color=NOTHING, linestyle="--")
+    for place, probe in enumerate(probes):
+        auroc = probe["auroc"]
+        if auroc["value"] is not None:
+            colour = BLOOD if probe["suspicious"] else NO_BLOOD
+            axes.plot(auroc["value"], place, "o", color=colour)
+            if auroc["low"] is not None:
+                axes.plot([auroc["low"], auroc["high"]], [place, place], color=colour)
+    return figure
+
+
+def _pairs(dataset: Dataset) -> Image.Image:
+    by_name = {example.name: example for example in dataset.examples}
+    pairs = dataset.near_duplicates[:MOST_PAIRS]
+    sheet = Image.new("L", (TILE_PX * len(pairs), TILE_PX * 2))
+    for column, pair in enumerate(pairs):
+        for row, name in enumerate(pair):
+            tile = render(slice_of(by_name[name]), TILE_PX)
+            sheet.paste(tile, (column * TILE_PX, row * TILE_PX))
+    return sheet
+
+
+def _steps(examples: Sequence[Example]) -> Figure:
+    chosen: list[Example] = []
+    for label in (1, 0):
+        of_class = [example for example in examples if example.label == label]
+        chosen += (
+            [of_class[at] for at in sorted({len(of_class) // 3, 2 * len(of_class) // 3})]
+            if of_class
+            else []
+        )
+    chosen = chosen or list(examples[:2])
+    figure = Figure((1.3 * len(STEPS), 1.3 * len(chosen) + 0.3), layout="constrained")
+    grid = figure.subplots(len(chosen), len(STEPS), squeeze=False)
+    for row, example in enumerate(chosen):
+        slice_ = slice_of(example)
+        for column, (name, spec) in enumerate(STEPS.items()):
+            axes = grid[row, column]
+            axes.imshow(to_input(slice_, spec)[0][..., 0], cmap="gray", vmin=0, vmax=1)
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(name, fontsize=7)
+    return figure
+
+
+def contact_sheet(dataset: Dataset, n: int = 24, max_px: int = 160) -> Image.Image:
+    """Return `n` images spread over the data set as one gray picture, hemorrhage in the upper half;
+    any, where no label is known.
+
+    Each tile is a square of `max_px`; a row holds eight.
+    """
+    columns = 8
+    rows_of_tiles: list[list[Example]] = []
+    labels = (1, 0) if any(example.label is not None for example in dataset.examples) else (None,)
+    for label in labels:
+        of_class = [example for example in dataset.examples if example.label == label]
+        chosen = [
+            of_class[i]
+            for i in np.linspace(0, len(of_class) - 1, min(max(n // 2, 1), len(of_class))).astype(
+                int
+            )
+        ]
+        rows_of_tiles += [chosen[i : i + columns] for i in range(0, len(chosen), columns)]
+    sheet = Image.new("L", (columns * max_px, len(rows_of_tiles) * max_px))
+    for row, tiles in enumerate(rows_of_tiles):
+        for column, example in enumerate(tiles):
+            tile = render(slice_of(example), max_px)
+            sheet.paste(
+                tile,
+                (
+                    column * max_px + (max_px - tile.width) // 2,
+                    row * max_px + (max_px - tile.height) // 2,
+                ),
+            )
+    return sheet

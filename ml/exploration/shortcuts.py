@@ -1,0 +1,212 @@
+"""Shortcut probes: how well do facts that are no anatomy tell the classes of a data set apart, or
+its source?
+
+A probe is a small forest of decision trees on a handful of numbers, scored out of fold by group.
+What it finds, a network can find as well, and will, since it is easier to see than blood. So a
+figure well above chance is a warning about the data, not about a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from sklearn.ensemble import RandomForestClassifier
+
+from ml.datasets.examples import Example, slice_of
+from ml.datasets.groups import groups_per_class, stratified_group_folds
+from ml.evaluation.metrics import metrics_with_intervals
+from ml.preprocessing.model_input import InputSpec, to_input
+from ml.scans.slices import FloatArray, window
+
+TREES, LEAF, FOLDS, MOST_IMAGES = 40, 3, 5, 3000
+SMALL_PX, BORDER_PX = 32, 3
+HEAD_PX, BINS = 128, 32
+CHANCE_AUROC = 0.5
+
+PROBES: dict[str, tuple[str, ...]] = {
+    "file size": ("bytes",),
+    "width and height": ("width", "height"),
+    "color and mode": ("mode", "colour", "red", "blue"),
+    "all facts of the file": ("bytes", "width", "height", "mode", "colour", "red", "blue"),
+    "border pixels": ("border",),
+}
+"""The probes by name, and what each may look at. None of it is anatomy."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured about one image.
+
+    Attributes:
+        facts: numbers by name: bytes of the file, width and height in px, a number for the mode,
+            the share of colored pixels, and how much redder and bluer than gray the picture is
+            (0..1).
+        border: float32 (k,), the outermost pixels of the whole picture at 32 x 32.
+        greys: float64 (32,), the shares of grays inside the head, in the brain window.
+    """
+
+    facts: Mapping[str, float]
+    border: FloatArray
+    greys: np.ndarray
+
+
+def measure(example: Example) -> Measured:
+    """Measure one image of a data set.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    slice_ = slice_of(example)
+    whole = window(slice_.pixels, 40, 80) if slice_.unit == "hu" else slice_.pixels
+    small = cv2.resize(
+        np.ascontiguousarray(whole, np.float32), (SMALL_PX, SMALL_PX), interpolation=cv2.INTER_AREA
+    )
+    outer = np.ones((SMALL_PX, SMALL_PX), bool)
+    outer[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
+    head = to_input(slice_, InputSpec(size=HEAD_PX))[0]
+    counts, _ = np.histogram(head[head > 0], bins=BINS, range=(0, 1))
+    colored, red, blue = _colors(example)
+    facts = {
+        "bytes": float(np.log(example.path.stat().st_size)),
+        "width": float(example.width),
+        "height": float(example.height),
+        "mode": float(sum(example.mode.encode())),
+        "colour": colored,
+        "red": red,
+        "blue": blue,
+    }
+    return Measured(facts, np.asarray(small[outer], np.float32), counts / max(counts.sum(), 1))
+
+
+def class_probes(
+    examples: Sequence[Example],
+    measured: Sequence[Measured],
+    seed: int = 0,
+    on_probe: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """Return what each probe says about the labels; images without a label are left out. `on_probe`
+    hears (probes tried, in all).
+
+    Each is {"name", "auroc", "accuracy", "majority", "suspicious"}: two figures with their
+    intervals as `ml.evaluation.metrics.metrics_with_intervals` gives them, the share of the larger
+    class, and whether the whole interval of the AUROC lies above chance.
+    """
+    known = [(e, m) for e, m in zip(examples, measured, strict=True) if e.label is not None]
+    labels, groups = (
+        np.array([e.label for e, _ in known], np.int64),
+        np.array([e.group for e, _ in known]),
+    )
+    found = []
+    for done, (name, what) in enumerate(PROBES.items()):
+        on_probe(done, len(PROBES))
+        found.append(_probe(name, _columns([m for _, m in known], what), labels, groups, seed))
+    return found
+
+
+def source_probes(
+    names: tuple[str, str],
+    examples: tuple[Sequence[Example], Sequence[Example]],
+    measured: tuple[Sequence[Measured], Sequence[Measured]],
+) -> list[dict[str, Any]]:
+    """Return how well simple facts tell two data sets apart, the grays inside the head among them.
+
+    A model that is trained on both and finds more hemorrhage in one can learn the source in place
+    of the blood.
+    """
+    labels = np.repeat([0, 1], [len(part) for part in examples])
+    groups = np.array(
+        [f"{name}/{e.group}" for name, part in zip(names, examples, strict=True) for e in part]
+    )
+    joined = [*measured[0], *measured[1]]
+    what = {**PROBES, "grays of the head": ("greys",)}
+    return [
+        _probe(name, _columns(joined, columns), labels, groups, seed=0)
+        for name, columns in what.items()
+    ]
+
+
+def _probe(
+    name: str, columns: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int
+) -> dict[str, Any]:
+    # a figure to two digits needs no more, and an import should not take an hour
+    if len(labels) > MOST_IMAGES:
+        chosen = np.sort(
+            np.random.default_rng(seed).choice(len(labels), MOST_IMAGES, replace=False)
+        )
+        columns, labels, groups = columns[chosen], labels[chosen], groups[chosen]
+    groups_of = groups_per_class(labels, groups)
+    folds = min(FOLDS, *groups_of.values())
+    if folds < 2:
+        reason = "fewer than two groups of a class"
+        missing = {"value": None, "low": None, "high": None, "n": len(labels), "reason": reason}
+        return {
+            "name": name,
+            "auroc": missing,
+            "accuracy": missing,
+            "majority": None,
+            "suspicious": False,
+        }
+    probabilities = np.zeros(len(labels))
+    for train, test in stratified_group_folds(labels, groups, folds, seed):
+        if len(set(labels[train])) < 2:
+            probabilities[test] = labels[train][0]
+            continue
+        forest = RandomForestClassifier(TREES, min_samples_leaf=LEAF, random_state=seed, n_jobs=1)
+        probabilities[test] = forest.fit(columns[train], labels[train]).predict_proba(
+            columns[test]
+        )[:, 1]
+    figures = metrics_with_intervals(
+        labels, probabilities, (probabilities >= 0.5).astype(np.int64), groups, seed
+    )
+    majority = float(max(labels.mean(), 1 - labels.mean()))
+    low = figures["auroc"]["low"]
+    return {
+        "name": name,
+        "auroc": figures["auroc"],
+        "accuracy": figures["accuracy"],
+        "majority": majority,
+        "suspicious": low is not None and low > CHANCE_AUROC,
+    }
+
+
+def _columns(measured: Sequence[Measured], what: Sequence[str]) -> np.ndarray:
+    rows = []
+    for one in measured:
+        row: list[float] = []
+        for name in what:
+            row += (
+                list(one.border)
+                if name == "border"
+                else list(one.greys)
+                if name == "greys"
+                else [one.facts[name]]
+            )
+        rows.append(row)
+    return np.array(rows, np.float64).reshape(len(rows), -1) if rows else np.zeros((0, 1))
+
+
+def _colors(example: Example) -> tuple[float, float, float]:
+    """Return the share of colored pixels, and how much redder and bluer than gray the picture is
+    on average.
+    """
+    try:
+        # whatever the preamble of a DICOM file claims to be
+        with Image.open(example.path, formats=("PNG", "JPEG")) as picture:
+            if picture.mode == "L":
+                return 0.0, 0.0, 0.0
+            rgb = (
+                np.asarray(
+                    picture.convert("RGB").resize((64, 64), Image.Resampling.BOX), np.float32
+                )
+                / 255
+            )
+    except UnidentifiedImageError:  # DICOM has no colors
+        return 0.0, 0.0, 0.0
+    grey = rgb.mean(axis=2)
+    share = float((rgb.max(axis=2) - rgb.min(axis=2) > 0.06).mean())
+    return share, float((rgb[..., 0] - grey).mean()), float((rgb[..., 2] - grey).mean())

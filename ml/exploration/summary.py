@@ -1,0 +1,163 @@
+"""Look into a data set before anything is trained on it: what it holds, how it looks, and which
+shortcuts it offers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ml.catalogue import BLEEDING_TYPES
+from ml.datasets.examples import Example, scan_key
+from ml.datasets.read import Dataset
+from ml.exploration.shortcuts import BINS, Measured, class_probes, measure, source_probes
+
+Told = Callable[[int, int], None]
+
+
+def measure_all(dataset: Dataset, on_image: Told = lambda done, total: None) -> list[Measured]:
+    """Measure every image of a data set; `on_image` hears (images measured, images in all)."""
+    measured = []
+    for done, example in enumerate(dataset.examples, start=1):
+        measured.append(measure(example))
+        on_image(done, len(dataset.examples))
+    return measured
+
+
+def explore(
+    dataset: Dataset,
+    measured: Sequence[Measured] | None = None,
+    on_probe: Told = lambda done, total: None,
+) -> dict[str, Any]:
+    """Describe a data set for a page, a report or a terminal; every value can be written as JSON.
+
+    `on_probe` hears (probes tried, probes in all).
+
+    To the facts of `facts_of` come:
+        slices_per_patient: {"min", "median", "max"}, or None where no patient is named.
+        histograms: {"positive": [...], "negative": [...]}, the mean share of 32 grays from black to
+        white inside the heads of
+            each class, in the brain window; a class without images has an empty list.
+        probes: see `ml.exploration.shortcuts.class_probes`.
+    """
+    measured = measure_all(dataset) if measured is None else measured
+    counts = np.array(sorted(Counter(e.patient for e in dataset.examples if e.patient).values()))
+    per_patient = (
+        {"min": int(counts[0]), "median": float(np.median(counts)), "max": int(counts[-1])}
+        if len(counts)
+        else None
+    )
+    return {
+        **facts_of(dataset),
+        "slices_per_patient": per_patient,
+        "histograms": {
+            name: _mean_grays(dataset.examples, measured, label)
+            for name, label in (("positive", 1), ("negative", 0))
+        },
+        "probes": class_probes(dataset.examples, measured, on_probe=on_probe),
+    }
+
+
+def compare_sources(
+    opened: Sequence[Dataset], measured: Sequence[Sequence[Measured]]
+) -> list[dict[str, Any]]:
+    """Return for each pair of data sets how well simple facts tell them apart: [{"sources": [name,
+    name], "probes": [...]}, ...].
+    """
+    pairs = combinations(zip(opened, measured, strict=True), 2)
+    return [
+        {
+            "sources": [one.name, other.name],
+            "probes": source_probes(
+                (one.name, other.name), (one.examples, other.examples), (of_one, of_other)
+            ),
+        }
+        for (one, of_one), (other, of_other) in pairs
+    ]
+
+
+def _mean_grays(
+    examples: Sequence[Example], measured: Sequence[Measured], label: int
+) -> list[float]:
+    greys = [m.greys for e, m in zip(examples, measured, strict=True) if e.label == label]
+    return [round(float(share), 6) for share in np.mean(greys, axis=0)] if greys else []
+
+
+GRAYS = tuple((bin_ + 0.5) / BINS for bin_ in range(BINS))
+"""The middles of the histograms' bins, 0 black and 1 white."""
+
+
+def facts_of(dataset: Dataset) -> dict[str, object]:
+    """Describe a data set for a page or a terminal; every value can be written as JSON.
+
+    Among the facts are:
+        scan_labels: how many scans are {"positive", "negative", "unknown"}, and of how many only
+        the whole is labeled ("as_wholes"). An
+            image without a patient is a scan.
+        types: {type of bleeding: {"slices": n, "patients": n}}, empty where the data set tells of
+        none.
+    """
+    examples = dataset.examples
+    widths, heights = np.array([e.width for e in examples]), np.array([e.height for e in examples])
+    modes = sorted({example.mode for example in examples})
+    return {
+        "name": dataset.name,
+        "layout": dataset.layout,
+        "fingerprint": dataset.fingerprint,
+        "images": len(examples),
+        "positive": sum(example.label == 1 for example in examples),
+        "negative": sum(example.label == 0 for example in examples),
+        "unknown": sum(example.label is None for example in examples),
+        "patients": len({example.patient for example in examples if example.patient}),
+        "groups": len({example.group for example in examples}),
+        **_scans_counted(examples),
+        "types": _types_counted(examples),
+        "near_duplicates": [list(pair) for pair in dataset.near_duplicates],
+        "sizes": {
+            side: {
+                "min": int(values.min()),
+                "median": int(np.median(values)),
+                "max": int(values.max()),
+            }
+            for side, values in (("width", widths), ("height", heights))
+        },
+        "modes": {mode: sum(example.mode == mode for example in examples) for mode in modes},
+        "problems": list(dataset.problems),
+    }
+
+
+def _scans_counted(examples: Sequence[Example]) -> dict[str, object]:
+    labels: dict[object, set[int | None]] = {}
+    wholes: dict[object, int] = {}
+    for example in examples:
+        labels.setdefault(scan_key(example), set()).add(example.label)
+        if example.scan_label is not None:
+            wholes[scan_key(example)] = example.scan_label
+    of_scans = [
+        max((one for one in (*found, wholes.get(key)) if one is not None), default=None)
+        for key, found in labels.items()
+    ]
+    counts = {
+        name: of_scans.count(label)
+        for name, label in (("positive", 1), ("negative", 0), ("unknown", None))
+    }
+    return {
+        "scans": len(labels),
+        "scan_labels": counts | {"as_wholes": sum(labels[key] == {None} for key in wholes)},
+    }
+
+
+def _types_counted(examples: Sequence[Example]) -> dict[str, dict[str, int]]:
+    if all(example.types is None and example.scan_types is None for example in examples):
+        return {}
+    counted = {}
+    for name in BLEEDING_TYPES:
+        showing = [example for example in examples if name in (example.types or ())]
+        of_scans = [example for example in examples if name in (example.scan_types or ())]
+        patients = {example.patient or example.name for example in (*showing, *of_scans)}
+        counted[name] = {"slices": len(showing), "patients": len(patients)}
+    return counted

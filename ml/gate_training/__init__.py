@@ -1,0 +1,1 @@
+"""How the check "not a head CT" is fitted."""

@@ -1,0 +1,1 @@
+"""Pictures that are not head CTs, which the check learns from."""

@@ -1,0 +1,120 @@
+"""Head CT as people send it: in other windows, sizes, tilts and grays, with margins and lettering;
+and phantoms, which are heads too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import get_args
+
+import cv2
+import numpy as np
+
+from ml.scans.phantoms import Kind, phantom
+from ml.scans.slices import FloatArray, Slice, window
+
+WINDOWS_HU = (
+    (40, 80),
+    (80, 200),
+    (40, 150),
+    (40, 100),
+    (600, 2800),
+    (40, 400),
+    (300, 1500),
+    (35, 60),
+)
+LETTERING = ("R", "L", "A", "B", "a)", "W 80 L 40", "10 cm", "SE 2 IM 14", "120 kV", "CT HEAD")
+
+
+def varied(rng: np.random.Generator, slice: Slice) -> Slice:
+    """Return the head otherwise: what it shows stays a head CT."""
+    grey = (
+        window(slice.pixels, *WINDOWS_HU[int(rng.integers(len(WINDOWS_HU)))])
+        if slice.unit == "hu"
+        else slice.pixels
+    )
+    grey = np.array(grey, np.float32)
+    height, width = grey.shape
+    if rng.random() < 0.6:
+        matrix = cv2.getRotationMatrix2D(
+            (width / 2, height / 2),
+            rng.uniform(-25, 25) * (rng.random() < 0.5),
+            rng.uniform(0.8, 1.15),
+        )
+        grey = _float(cv2.warpAffine(grey, matrix, (width, height)))
+    grey = _in_other_grays(rng, grey)
+    if rng.random() < 0.3:
+        grey = _float(cv2.GaussianBlur(grey, (0, 0), rng.uniform(0.5, 2.5) * max(grey.shape) / 512))
+    if rng.random() < 0.3:
+        scale = rng.integers(72, 200) / max(grey.shape)
+        size = max(40, int(width * scale)), max(40, int(height * scale))
+        grey = _float(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
+    if rng.random() < 0.3:
+        grey = _float(grey + rng.normal(0, rng.uniform(0, 0.05), grey.shape))
+    if rng.random() < 0.3:
+        margins = [int(px) for px in rng.integers(0, grey.shape[0] // 4, 4)]
+        top, bottom, left, right = margins
+        grey = _float(
+            cv2.copyMakeBorder(
+                grey,
+                top,
+                bottom,
+                left,
+                right,
+                cv2.BORDER_CONSTANT,
+                value=float(rng.choice([0, 0, 1, 0.5])),
+            )
+        )
+    if rng.random() < 0.3:
+        grey = np.maximum(grey, _lettering(rng, *grey.shape))
+    return Slice(np.ascontiguousarray(np.clip(grey, 0, 1)), "display")
+
+
+def phantom_heads(n: int) -> Iterator[Slice]:
+    """Yield phantoms with and without hemorrhage: every other in HU, the others varied."""
+    for seed in range(n):
+        kind: Kind = get_args(Kind)[seed % 4]
+        slice = Slice(
+            phantom(seed, seed % 2 == 0, kind, size=(256, 512, 128)[seed % 3]).astype(np.float32),
+            "hu",
+        )
+        yield slice if seed % 2 else varied(np.random.default_rng([2, seed]), slice)
+
+
+def _in_other_grays(rng: np.random.Generator, grey: FloatArray) -> FloatArray:
+    """Return it lighter, darker, flatter or steeper, some of the time."""
+    if rng.random() < 0.5:
+        grey = _float(np.clip(grey, 0, 1) ** rng.uniform(0.6, 1.6))
+    if rng.random() < 0.4:
+        grey = _float(np.clip((grey - rng.uniform(-0.1, 0.15)) * rng.uniform(0.7, 1.3), 0, 1))
+    return _float(grey * rng.uniform(0.6, 1)) if rng.random() < 0.3 else grey
+
+
+def _lettering(rng: np.random.Generator, height: int, width: int) -> FloatArray:
+    """Return what viewers and figures write into the corners, white or light gray on nothing."""
+    canvas = np.zeros((height, width), np.uint8)
+    size = height / 512 * rng.uniform(0.5, 1.2)
+    for corner in range(4):
+        if rng.random() < 0.6:
+            x, y = (
+                (width // 40, width * 3 // 4)[corner % 2],
+                (height // 14, height * 39 // 40)[corner // 2],
+            )
+            for line in range(int(rng.integers(1, 4))):
+                down = int(line * 28 * size) * (1 if corner < 2 else -1)
+                text = str(rng.choice(LETTERING))
+                cv2.putText(
+                    canvas,
+                    text,
+                    (x, y + down),
+                    cv2.FONT_HERSHEY_SIMPLEX,
+                    size,
+                    int(rng.integers(150, 256)),
+                    1,
+                    cv2.LINE_AA,
+                )
+    return _float(canvas) / np.float32(255)
+
+
+def _float(values: object) -> FloatArray:
+    return np.asarray(values, np.float32)

@@ -1,0 +1,340 @@
+"""Answer for scans with a trained model: ONNX Runtime on the CPU, and none of the libraries that
+trained it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from ml.artifacts.card import FEATURES, HEAD, TYPES
+from ml.artifacts.folder import read_card
+from ml.errors import ArtifactError
+from ml.inference.first_slices import look_first
+from ml.inference.gate import REFUSED_FROM, gate
+from ml.inference.heat_maps import occlusion, place
+from ml.inference.sessions import load_graph, require_same_channels
+from ml.preprocessing.model_input import Frame, InputSpec, to_input
+from ml.scans.slabs import Slabs
+from ml.scans.slices import FloatArray, Series
+
+NOT_HEAD_CT = (
+    "This does not look like a head CT, and what a model answers about anything else means nothing."
+)
+NO_PROBABILITIES = "The model's answer is no probability for each slice and one for the scan."
+# slices in one run of the convolutions: more is no faster on one core and only costs memory
+CHUNK = 16
+NEIGHBORS = 4
+"""Slices to each side among which a series model's heat map is made. Further ones do not move it
+(on six scans of ct_ich the maps correlate with those made among all slices by .996 or more, with
+the same peak), and 200 of them would cost a minute."""
+
+
+class Stopped(Exception):
+    """A prediction was asked to stop; it has no finding."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A model's answer for one scan.
+
+    Attributes:
+        probability: of a hemorrhage anywhere in the scan, calibrated, 0..1.
+        threshold: the model's for a single slice or for a scan of several; `positive` is
+            probability >= threshold.
+        uncertain: the probability lies in the uncertain band that belongs to it.
+        slice_probabilities: one for each slice, in the order of the series; thin slices share that
+            of their slab (`ml.scans.slabs`).
+        warnings: those of the series, then what the model had to assume.
+        not_head_ct: how little the scan looks like a head CT, 0..1, whatever the model; 0 where
+            nobody asked.
+        refused: it looks so little like one that the answer means nothing; a warning says so.
+        first_slices: the indices of up to five slices to look at first, the most probable one first
+            (`ml.inference.first_slices.look_first`).
+        types: the probability of each type of bleeding that the model tells, by its name; none is
+            above that of a hemorrhage.
+        slice_types: the same for each slice, by the type's name.
+    """
+
+    probability: float
+    threshold: float
+    positive: bool
+    uncertain: bool
+    slice_probabilities: tuple[float, ...]
+    warnings: tuple[str, ...]
+    not_head_ct: float = 0.0
+    refused: bool = False
+    first_slices: tuple[int, ...] = ()
+    types: Mapping[str, float] = field(default_factory=dict)
+    slice_types: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+class Predictor:
+    """A model, loaded once and used many times. Not to be shared across a fork: make it in the
+    child.
+
+    Args:
+        model_dir: a folder as `ml.artifacts.folder` describes it.
+        threads: how many threads compute one run.
+        judges_pictures: False spares the question whether a scan looks like a head CT at all.
+
+    Raises:
+        ArtifactError: the folder is incomplete or altered, or its graphs are not what the card
+            promises; or `ml.inference.gate` is unusable.
+    """
+
+    def __init__(self, model_dir: Path, threads: int = 1, judges_pictures: bool = True) -> None:
+        self._gate = gate() if judges_pictures else None
+        self.card = read_card(model_dir)
+        try:
+            self.spec = InputSpec.from_dict(self.card.preprocessing)
+        except ValueError as err:
+            raise ArtifactError(str(err)) from err
+        self._features = load_graph(model_dir / FEATURES, threads, ("images",), ("maps",))
+        answers = ("slice_probability", "scan_probability")
+        self._head = load_graph(model_dir / HEAD, threads, ("maps",), answers)
+        self._types: onnxruntime.InferenceSession | None = None
+        if self.card.told_types:
+            if TYPES not in self.card.files:
+                raise ArtifactError(
+                    f"The model's card names types of bleeding that it tells, but no {TYPES}."
+                )
+            self._types = load_graph(
+                model_dir / TYPES, threads, ("maps", *answers), ("slice_types", "scan_types")
+            )
+        for name, reader in ((HEAD, self._head), (TYPES, self._types)):
+            if reader is not None:
+                require_same_channels(self._features, reader, name)
+
+    def predict(
+        self,
+        series: Series,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Finding:
+        """Return the finding of one scan; see `predict_many`."""
+        return self.predict_many([series], on_progress, should_stop)[0]
+
+    def predict_many(
+        self,
+        series: Sequence[Series],
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[Finding]:
+        """Return the findings of several scans, in their order.
+
+        The convolutions run over the slices of all scans in chunks of 16, whichever scan they
+        belong to; the head runs for each scan. Only the maps of the scans in the current chunk are
+        kept. Thin slices go in as slabs (`ml.scans.slabs`).
+
+        Args:
+            series: the scans.
+            on_progress: told after each chunk how many slices are done, of how many.
+            should_stop: asked before each chunk.
+
+        Raises:
+            ValueError: a scan has no slice.
+            ArtifactError: the model's answer is no probability.
+            Stopped: it was asked to stop.
+        """
+        if any(not scan.slices for scan in series):
+            raise ValueError("A scan without slices cannot be scored.")
+        stacks = [Slabs(scan) for scan in series]
+        jobs = [(owner, index) for owner, stack in enumerate(stacks) for index in range(len(stack))]
+        done, total = 0, sum(len(scan.slices) for scan in series)
+        maps: dict[int, list[FloatArray]] = {}
+        headless = [0] * len(series)
+        notes: list[list[str]] = [[] for _ in series]
+        findings: list[Finding] = []
+        for start in _unless(should_stop, range(0, len(jobs), CHUNK)):
+            chunk = jobs[start : start + CHUNK]
+            inputs = [to_input(stacks[owner][index], self.spec) for owner, index in chunk]
+            for (owner, index), (_, frame), slice_maps in zip(
+                chunk, inputs, self._maps([pixels for pixels, _ in inputs]), strict=True
+            ):
+                headless[owner] += self.spec.crop_to_head and not frame.shows_head
+                notes[owner] += frame.notes
+                done += stacks[owner].size_of(index)
+                maps.setdefault(owner, []).append(slice_maps)
+                if len(maps[owner]) == len(stacks[owner]):
+                    findings.append(
+                        self._finding(
+                            series[owner],
+                            stacks[owner],
+                            np.stack(maps.pop(owner)),
+                            headless[owner],
+                            notes[owner],
+                        )
+                    )
+            on_progress(done, total)
+        return findings
+
+    def heatmap(self, series: Series, index: int = 0) -> FloatArray:
+        """Return what speaks for a hemorrhage in one slice; see `heatmaps`."""
+        return self.heatmaps(series, [index])[0]
+
+    def heatmaps(
+        self,
+        series: Series,
+        indices: Sequence[int],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[FloatArray]:
+        """Return what speaks for a hemorrhage in slices of one scan, in the order asked for.
+
+        Each is float32 (H, W) of that slice as it came, 0..1, 0 outside the model's frame. It is
+        occlusion in feature space (see `ml.inference.heat_maps`). A slice model is asked about that
+        slice alone; a series model, which reads a slice among its neighbors, about that slice
+        among the nearest four to each side. The convolutions run once for each slice that is
+        needed, and thin slices of one slab share its map. `should_stop` is asked before each chunk
+        of these and before each slice.
+
+        Raises:
+            IndexError: the scan has no slice of such an index.
+            Stopped: it was asked to stop.
+        """
+        for index in indices:
+            if not 0 <= index < len(series.slices):
+                raise IndexError(
+                    f"The scan has {len(series.slices)} slices; there is no slice {index}."
+                )
+        if not indices:
+            return []
+        stack = Slabs(series)
+        wanted = sorted({stack.number_of(index) for index in indices})
+        around = {number: self._around(number, len(stack)) for number in wanted}
+        needed = sorted(set().union(*around.values()))
+        parts = (
+            needed[start : start + CHUNK]
+            for start in _unless(should_stop, range(0, len(needed), CHUNK))
+        )
+        runs = (self._maps([pixels for pixels, _ in self._inputs(stack, part)]) for part in parts)
+        maps = dict(zip(needed, itertools.chain.from_iterable(runs), strict=True))
+        cells, frames = {}, {}
+        for number, (pixels, frames[number]) in zip(
+            _unless(should_stop, wanted), self._inputs(stack, wanted), strict=True
+        ):
+            score = self._score_among(
+                np.stack([maps[other] for other in around[number]]), around[number].index(number)
+            )
+            cells[number] = occlusion(maps[number], score, pixels)
+        numbers = [stack.number_of(index) for index in indices]
+        shapes = [series.slices[index].pixels.shape for index in indices]
+        return [
+            place(cells[number], frames[number], shape)
+            for number, shape in zip(numbers, shapes, strict=True)
+        ]
+
+    def _around(self, number: int, slabs: int) -> range:
+        """Return which of a scan's slices a heat map of one depends on."""
+        reach = NEIGHBORS if self.card.reads == "series" else 0
+        return range(max(number - reach, 0), min(number + reach + 1, slabs))
+
+    def _inputs(self, stack: Slabs, numbers: Sequence[int]) -> list[tuple[FloatArray, Frame]]:
+        return [to_input(stack[number], self.spec) for number in numbers]
+
+    def _score_among(self, context: FloatArray, at: int) -> Callable[[FloatArray], FloatArray]:
+        """Return what gives the probabilities of copies of one slice's maps, which stand at `at`
+        among the maps (n, h, w, c) around.
+        """
+        if self.card.reads == "slice":
+            return lambda copies: self._answer(copies)[0]
+
+        def score(copies: FloatArray) -> FloatArray:
+            probabilities = np.empty(len(copies), np.float32)
+            for index, copy in enumerate(copies):
+                context[at] = copy
+                probabilities[index] = self._answer(context)[0][at]
+            return probabilities
+
+        return score
+
+    def _maps(self, inputs: list[FloatArray]) -> FloatArray:
+        """Return the maps (n, h, w, c) of inputs (size, size, 1)."""
+        return np.asarray(self._features.run(["maps"], {"images": np.stack(inputs)})[0], np.float32)
+
+    def _answer(self, maps: FloatArray) -> tuple[FloatArray, float]:
+        """Return the probability of each slice (n,) and of the scan, from the maps (n, h, w, c) of
+        one scan.
+        """
+        slices, scan = self._head.run(["slice_probability", "scan_probability"], {"maps": maps})
+        if slices.shape != (len(maps),) or scan.shape != (1,):
+            raise ArtifactError(NO_PROBABILITIES)
+        return _probabilities(slices), float(_probabilities(scan)[0])
+
+    def _types_of(
+        self, maps: FloatArray, slices: FloatArray, probability: float
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the probability of each type in each slice (n, k) and in the scan (k,), where
+        those of a hemorrhage are given.
+        """
+        told = len(self.card.told_types)
+        if self._types is None:
+            return np.zeros((len(maps), 0), np.float32), np.zeros(0, np.float32)
+        given = {
+            "maps": maps,
+            "slice_probability": slices,
+            "scan_probability": np.array([probability], np.float32),
+        }
+        of_slices, of_scan = self._types.run(["slice_types", "scan_types"], given)
+        if of_slices.shape != (len(maps), told) or of_scan.shape != (told,):
+            raise ArtifactError(NO_PROBABILITIES)
+        return _probabilities(of_slices), _probabilities(of_scan)
+
+    def _finding(
+        self, series: Series, stack: Slabs, maps: FloatArray, headless: int, notes: Sequence[str]
+    ) -> Finding:
+        answers, probability = self._answer(maps)
+        if len(answers) == 1:
+            probability = float(answers[0])
+        slice_types, types = self._types_of(maps, answers, probability)
+        slice_types = stack.per_slice(slice_types)
+        threshold, low, high = self.card.point_of(len(answers))
+        warnings = [*series.warnings, *notes]
+        # the lowest and highest slices of a series often show none, and that is no news
+        if headless == len(maps):
+            warnings.append("No head was found in the picture, so the model read the whole of it.")
+        not_head_ct = self._gate.score_series(stack) if self._gate else 0.0
+        if refused := not_head_ct >= REFUSED_FROM:
+            warnings.append(NOT_HEAD_CT)
+        return Finding(
+            probability=probability,
+            threshold=threshold,
+            positive=probability >= threshold,
+            uncertain=low <= probability < high,
+            slice_probabilities=tuple(float(value) for value in stack.per_slice(answers)),
+            warnings=tuple(dict.fromkeys(warnings)),
+            not_head_ct=not_head_ct,
+            refused=refused,
+            first_slices=tuple(
+                stack.middle_of(number) for number in look_first(answers, self.card.threshold)
+            ),
+            types=dict(zip(self.card.told_types, types.tolist(), strict=True)),
+            slice_types={
+                name: tuple(slice_types[:, number].tolist())
+                for number, name in enumerate(self.card.told_types)
+            },
+        )
+
+
+def _unless(should_stop: Callable[[], bool], numbers: Iterable[int]) -> Iterator[int]:
+    """Yield these numbers, and ask before each whether to stop.
+
+    Raises:
+        Stopped: so it is.
+    """
+    for number in numbers:
+        if should_stop():
+            raise Stopped("The prediction was stopped.")
+        yield number
+
+
+def _probabilities(answers: FloatArray) -> FloatArray:
+    # Half a millionth of rounding is forgiven; NaN fails both comparisons.
+    if not ((answers >= -1e-6) & (answers <= 1 + 1e-6)).all():
+        raise ArtifactError(NO_PROBABILITIES)
+    return np.clip(np.asarray(answers, np.float32), 0, 1)

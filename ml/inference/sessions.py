@@ -1,0 +1,82 @@
+"""ONNX Runtime sessions, checked when they are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+
+from ml.artifacts.card import FEATURES
+from ml.artifacts.onnx_check import require_self_contained
+from ml.errors import ArtifactError
+
+
+def session(graph: bytes) -> onnxruntime.InferenceSession:
+    """Return an ONNX session of one thread that keeps little memory."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
+        raise ArtifactError(
+            "The check for pictures that are no head CT is no graph that ONNX Runtime can load."
+        ) from err
+
+
+SINGLE_PRECISION = "tensor(float)"  # ONNX Runtime's word for it
+
+
+def require_same_channels(
+    features: onnxruntime.InferenceSession, reader: onnxruntime.InferenceSession, name: str
+) -> None:
+    given = next(item.shape for item in features.get_outputs() if item.name == "maps")
+    taken = next(item.shape for item in reader.get_inputs() if item.name == "maps")
+    channels = [shape[-1] for shape in (given, taken) if shape]
+    # what a graph does not declare is a word or None
+    declared = [size for size in channels if isinstance(size, int)]
+    if len(set(declared)) > 1:
+        raise ArtifactError(
+            f"The model's {name} reads maps of {taken}, and its {FEATURES} makes maps of {given}."
+        )
+
+
+def load_graph(
+    path: Path, threads: int, takes: tuple[str, ...], gives: tuple[str, ...]
+) -> onnxruntime.InferenceSession:
+    require_self_contained(path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # idle threads would eat the cores of other workers
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # The arena keeps the largest batch's memory for ever, and patterns are made for one shape;
+    # batches here vary in size.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
+        raise ArtifactError(
+            f"The model's {path.name} is no graph that ONNX Runtime can load."
+        ) from err
+    if tuple(item.name for item in session.get_inputs()) != takes or not set(gives) <= {
+        item.name for item in session.get_outputs()
+    }:
+        taken, given = (" and ".join(map(repr, names)) for names in (takes, gives))
+        raise ArtifactError(f"The model's {path.name} must take {taken} and give {given}.")
+    read = [
+        item
+        for item in (*session.get_inputs(), *session.get_outputs())
+        if item.name in takes + gives
+    ]
+    if odd := [item.name for item in read if item.type != SINGLE_PRECISION]:
+        raise ArtifactError(
+            f"The model's {path.name} must hold {odd[0]!r} as numbers of single precision."
+        )
+    return session

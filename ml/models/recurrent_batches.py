@@ -1,0 +1,129 @@
+"""What a recurrent network learns from in an epoch: slices for their rows, or scans and parts of
+scans, drawn batch by batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ml.datasets.examples import UNKNOWN
+from ml.models.contract import FitTask
+from ml.networks.fine_tuning import balanced_draws
+from ml.networks.sample_weights import sample_weights
+from ml.networks.training_loop import Batch
+
+SCANS, SLICES = 8, 32  # sequences in a batch
+MOST_BATCHES = 48  # of an epoch
+MOST_SLICES = 64  # of a sequence that is learned from
+WHOLE_SHARE = 0.5  # of the sequences that are learned from; the rest are parts of scans
+Drawing = tuple[int, Callable[[int], Iterator[Batch]]]
+"""How many batches an epoch has, and what draws them."""
+
+
+def slices_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Drawing:
+    """Draw slices for their rows: nothing is known of a row, so only the whole learns."""
+    batches = int(np.clip(4 * len(learn) // SLICES, 1, MOST_BATCHES))
+    copies, _, rows, _ = features.shape
+    present, unknown = np.ones((SLICES, rows), np.float32), np.zeros((SLICES, rows, 1), np.float32)
+
+    def draw(seed: int) -> Iterator[Batch]:
+        random = np.random.default_rng(seed)
+        for _ in range(batches):
+            at = learn[balanced_draws(task.labels[learn], task.sources[learn], SLICES, random)]
+            inputs = {
+                "features": features[random.integers(copies, size=SLICES), at],
+                "present": present,
+            }
+            truth = {"steps": unknown, "whole": task.labels[at].astype(np.float32)[:, np.newaxis]}
+            yield inputs, truth, {"steps": unknown[..., 0], "whole": np.ones(SLICES, np.float32)}
+
+    return batches, draw
+
+
+def scans_drawn(
+    task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np.ndarray
+) -> Drawing:
+    """Draw scans and parts of scans, read upwards or downwards.
+
+    Within a data set slices of both classes weigh the same, and so do scans; where all its scans
+    are of one class only parts of scans teach the whole's decision, as among them there are both.
+    The scans `weak` are drawn whole, however long: a part of one that bleeds may show no blood, and
+    parts of the others alone would teach that parts never do.
+    """
+    scans = np.union1d(task.scans[learn], weak)
+    places = [np.flatnonzero(task.scans == scan) for scan in scans]
+    slice_weights = np.zeros(len(task.labels), np.float32)
+    slice_weights[learn] = sample_weights(
+        task.labels[learn], task.sources[learn], task.groups[learn]
+    )
+    told = [task.told.get(int(scan), UNKNOWN) for scan in scans]
+    is_weak = np.isin(scans, weak)
+    truth_of = np.array(
+        [max(task.labels[at].max(), said) for at, said in zip(places, told, strict=True)]
+    )
+    source_of = np.array([task.sources[at[0]] for at in places])
+    share_of = np.array([(truth_of[source_of == source] == 1).mean() for source in source_of])
+    length = max(
+        len(at) if whole else min(len(at), MOST_SLICES)
+        for at, whole in zip(places, is_weak, strict=True)
+    )
+    batches = int(np.clip(-(-2 * len(scans) // SCANS), 1, MOST_BATCHES))
+    copies, _, width = features.shape
+
+    def whole_weight(number: int, is_part: bool) -> float:
+        if is_part:
+            return 1.0
+        share = share_of[number]
+        return (
+            0.0 if share in (0, 1) else float(0.5 / (share if truth_of[number] == 1 else 1 - share))
+        )
+
+    def draw(seed: int) -> Iterator[Batch]:
+        random = np.random.default_rng(seed)
+        for _ in range(batches):
+            inputs, present = (
+                np.zeros((SCANS, length, width), np.float32),
+                np.zeros((SCANS, length), np.float32),
+            )
+            steps, weights = (
+                np.zeros((SCANS, length, 1), np.float32),
+                np.zeros((SCANS, length), np.float32),
+            )
+            whole, whole_weights = np.zeros((SCANS, 1), np.float32), np.zeros(SCANS, np.float32)
+            for row in range(SCANS):
+                number = int(random.integers(len(scans)))
+                at = places[number]
+                wanted = (
+                    len(at)
+                    if random.random() < WHOLE_SHARE
+                    else int(random.integers(1, len(at) + 1))
+                )
+                wanted = len(at) if is_weak[number] else min(wanted, MOST_SLICES)
+                first = int(random.integers(len(at) - wanted + 1))
+                is_part = wanted < len(at)
+                at = at[first : first + wanted]
+                if random.random() < 0.5:
+                    at = at[::-1]
+                labels = task.labels[at]
+                inputs[row, :wanted] = features[random.integers(copies), at]
+                present[row, :wanted], steps[row, :wanted, 0], weights[row, :wanted] = (
+                    1,
+                    labels == 1,
+                    slice_weights[at],
+                )
+                whole[row] = float((labels == 1).any() or (told[number] == 1 and not is_part))
+                # A single slice answers by its own decision; what nobody looked at may show blood,
+                # unless the scan is told to show none.
+                known = wanted > 1 and (
+                    whole[row, 0] == 1 or told[number] == 0 or not (labels == UNKNOWN).any()
+                )
+                whole_weights[row] = whole_weight(number, is_part) if known else 0.0
+            yield (
+                {"features": inputs, "present": present},
+                {"steps": steps, "whole": whole},
+                {"steps": weights, "whole": whole_weights},
+            )
+
+    return batches, draw

@@ -1,0 +1,1 @@
+"""Parts of networks in Keras, and the same parts in ONNX."""

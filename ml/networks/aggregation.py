@@ -1,0 +1,150 @@
+"""How a slice architecture answers for a scan, and the calibration of both, once in numpy and once
+as an ONNX graph.
+
+The scan's decision is the logarithm of the mean of its slices' odds (log-mean-exp, a smooth maximum
+that does not grow with the number of slices): blood that shows clearly in few slices counts, and so
+does blood that shows faintly in many. A scan of one slice has that slice's decision and its
+calibration. An architecture for series may first let neighboring slices decide along: blood seldom
+ends within a slice.
+Other rules were compared: docs/results/journal.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ml.evaluation.calibration import Platt
+
+OPSET = 17
+IR_VERSION = 8
+KERNEL = np.array([0.25, 0.5, 0.25])
+"""What the slice before, a slice itself and the slice after weigh in its smoothed decision."""
+
+
+def by_scan(values: np.ndarray, scans: np.ndarray) -> list[np.ndarray]:
+    """Return the values of slices (n, ...) scan by scan; `scans` (n,) numbers them, never
+    falling.
+    """
+    return np.split(values, np.flatnonzero(np.diff(scans) != 0) + 1)
+
+
+def smoothed(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
+    """Return decisions of slices (n,) averaged with those of their neighbors in the scan, float64
+    (n,).
+
+    The first and the last slice stand in for the neighbor that they lack, so a single slice keeps
+    its decision. `scans` (n,) numbers the scans, never falling.
+    """
+    parts = by_scan(np.asarray(decisions, np.float64), scans)
+    return np.concatenate(
+        [np.convolve(np.pad(part, 1, mode="edge"), KERNEL, "valid") for part in parts]
+    )
+
+
+def aggregate(decisions: np.ndarray) -> float:
+    """Return the decision of a scan from those of its slices (n,), n >= 1."""
+    given = np.asarray(decisions, np.float64)
+    highest = given.max()
+    return float(highest + np.log(np.mean(np.exp(given - highest))))
+
+
+def aggregate_scans(decisions: np.ndarray, scans: np.ndarray) -> np.ndarray:
+    """Return the decision of each scan, float64 (s,), from those of all slices (n,); `scans` (n,)
+    numbers them 0..s-1, never falling.
+    """
+    return np.array([aggregate(part) for part in by_scan(np.asarray(decisions), scans)])
+
+
+def scan_probability(decisions: np.ndarray, platt: Platt, scan_platt: Platt) -> float:
+    """Return the probability of the scan whose slices have these decisions (n,)."""
+    return float(
+        (platt if len(decisions) == 1 else scan_platt)(np.array([aggregate(decisions)]))[0]
+    )
+
+
+def smoothing_nodes(decision: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Return what computes `smoothed` of one scan in ONNX: `decision` (N, 1) -> "smoothed" (N, 1),
+    and its constants.
+    """
+    shapes = {"one_line": [1, 1, -1], "beside": [0, 0, 1, 0, 0, 1], "one_column": [-1, 1]}
+    constants = [
+        numpy_helper.from_array(np.array(shape, np.int64), name) for name, shape in shapes.items()
+    ]
+    constants.append(numpy_helper.from_array(KERNEL.astype(np.float32).reshape(1, 1, 3), "kernel"))
+    nodes = [
+        helper.make_node("Reshape", [decision, "one_line"], ["line"]),
+        helper.make_node("Pad", ["line", "beside"], ["padded"], mode="edge"),
+        helper.make_node("Conv", ["padded", "kernel"], ["averaged"]),
+        helper.make_node("Reshape", ["averaged", "one_column"], ["smoothed"]),
+    ]
+    return nodes, constants
+
+
+def answer_graph(platt: Platt, scan_platt: Platt) -> onnx.ModelProto:
+    """Return "decision" (N, 1) -> "slice_probability" (N,), "scan_probability" (1,): aggregation,
+    then both calibrations.
+    """
+    nodes = [
+        helper.make_node("ReduceLogSumExp", ["flat"], ["log_of_sum"], axes=[0], keepdims=1),
+        helper.make_node("Cast", ["slices"], ["slices_float"], to=TensorProto.FLOAT),
+        helper.make_node("Log", ["slices_float"], ["log_of_slices"]),
+        helper.make_node("Sub", ["log_of_sum", "log_of_slices"], ["scan_decision"]),
+    ]
+    return _calibrated(nodes, [], [], platt, scan_platt)
+
+
+def calibration_graph(platt: Platt, scan_platt: Platt) -> onnx.ModelProto:
+    """Return "decision" (N, 1), "scan_decision" (1,) -> both probabilities, for architectures that
+    decide about the scan themselves.
+    """
+    return _calibrated(
+        [],
+        [],
+        [helper.make_tensor_value_info("scan_decision", TensorProto.FLOAT, [1])],
+        platt,
+        scan_platt,
+    )
+
+
+def _calibrated(
+    decide: list[onnx.NodeProto],
+    constants: list[onnx.TensorProto],
+    more_inputs: list[onnx.ValueInfoProto],
+    platt: Platt,
+    scan_platt: Platt,
+) -> onnx.ModelProto:
+    """Return the graph in which `decide` makes "scan_decision" (1,) of "flat" (N,) and "slices"
+    (1,), unless it is an input.
+    """
+    for name, value in (
+        ("slope", platt.slope),
+        ("offset", platt.offset),
+        ("scan_slope", scan_platt.slope),
+        ("scan_offset", scan_platt.offset),
+    ):
+        constants.append(numpy_helper.from_array(np.array([value], np.float32), name))
+    constants.append(numpy_helper.from_array(np.array([1], np.int64), "one"))
+    nodes = [
+        helper.make_node("Squeeze", ["decision", "one"], ["flat"]),
+        helper.make_node("Shape", ["flat"], ["slices"]),
+        *decide,
+        helper.make_node("Mul", ["flat", "slope"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["slice_probability"]),
+        helper.make_node("Equal", ["slices", "one"], ["is_one_slice"]),
+        helper.make_node("Where", ["is_one_slice", "slope", "scan_slope"], ["own_slope"]),
+        helper.make_node("Where", ["is_one_slice", "offset", "scan_offset"], ["own_offset"]),
+        helper.make_node("Mul", ["scan_decision", "own_slope"], ["scan_scaled"]),
+        helper.make_node("Add", ["scan_scaled", "own_offset"], ["scan_logit"]),
+        helper.make_node("Sigmoid", ["scan_logit"], ["scan_probability"]),
+    ]
+    inputs = [helper.make_tensor_value_info("decision", TensorProto.FLOAT, ["N", 1]), *more_inputs]
+    outputs = [
+        helper.make_tensor_value_info("slice_probability", TensorProto.FLOAT, ["N"]),
+        helper.make_tensor_value_info("scan_probability", TensorProto.FLOAT, [1]),
+    ]
+    graph = helper.make_graph(nodes, "answers", inputs, outputs, constants)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

@@ -1,0 +1,374 @@
+"""AlexNet's five convolutions as a Keras model, and the same as an ONNX graph.
+
+The graph takes gray pictures; replication to three channels and the normalization that the weights
+were trained with are part of it. The layout is that of the weights (`ml.networks.weights`).
+
+Weights that have "soft_tissue" see other contrasts of the picture in their second and third channel
+(`ml.networks.contrasts`); the first stays as it came.
+
+Where an autoencoder stands before the convolutions they see each picture and its reconstruction;
+the maps of both are joined by channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ml.networks import autoencoder as reconstruction
+from ml.networks.contrasts import contrasts, contrasts_nodes
+from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.weights import (
+    LAYERS,
+    OWT,
+    SOFT_TISSUE,
+    Layout,
+    Weights,
+    groups_of,
+    layout_of,
+    rounded,
+)
+
+# What ONNX's Slice wants for the last axis read backwards.
+_BACKWARDS = {
+    "from_the_end": [-1],
+    "beyond_the_beginning": [-(2**31)],
+    "last_axis": [3],
+    "backwards": [-1],
+}
+# Local response normalization over 5 channels, as Caffe has it: alpha divided by the number of
+# channels, k = 1.
+NEIGHBORS, ALPHA, BETA, K = 5, 1e-4, 0.75, 1.0
+NORMALIZED = ("conv1", "conv2")
+
+
+def build(
+    weights: Weights,
+    layer: str,
+    size: int,
+    *,
+    normalizes: bool | None = None,
+    restructuring: reconstruction.Weights | None = None,
+) -> keras.Model:
+    """Return the Keras model: float32 (N, size, size, 1) in 0..1 -> maps float32 (N, h, w, c) of
+    `layer`; see `build_several`.
+    """
+    several = build_several(
+        weights, [layer], size, normalizes=normalizes, restructuring=restructuring
+    )
+    return keras.Model(several.input, several.outputs[0], name="alexnet_convolutions")
+
+
+def build_several(
+    weights: Weights,
+    layers: Sequence[str],
+    size: int,
+    *,
+    normalizes: bool | None = None,
+    restructuring: reconstruction.Weights | None = None,
+) -> keras.Model:
+    """Return the Keras model: float32 (N, size, size, 1) in 0..1 -> a dictionary, the maps float32
+    (N, h, w, c) by layer.
+
+    Args:
+        weights: of the convolutions up to the last layer.
+        layers: of `ml.networks.weights.LAYERS`, the deepest at the end.
+        size: side of the pictures in pixels.
+        normalizes: local response normalization after conv1 and conv2; None is as the weights were
+            trained.
+        restructuring: weights of an autoencoder; then the maps are those of the picture and of its
+            reconstruction, 2 c channels.
+    """
+    layout = layout_of(weights)
+    pictures = keras.Input((size, size, 1), name="images")
+    others = (
+        contrasts(pictures, weights[SOFT_TISSUE])
+        if SOFT_TISSUE in weights
+        else (pictures, pictures)
+    )
+    x = keras.layers.Concatenate(name="grey_to_rgb")([pictures, *others])
+    x = keras.layers.Normalization(
+        mean=layout.mean, variance=tuple(std**2 for std in layout.std), name="imagenet"
+    )(x)
+    maps: dict[str, keras.KerasTensor] = {}
+    for layer in LAYERS[: LAYERS.index(layers[-1]) + 1]:
+        x = (
+            keras.layers.MaxPooling2D(3, 2, name="pool5")(x)
+            if layer == "pool5"
+            else convolved(x, weights, [layer], normalizes)
+        )
+        if layer in layers:
+            maps[layer] = x
+    model = keras.Model(pictures, maps, name="alexnet_convolutions")
+    set_weights(model, weights)
+    if restructuring is None:
+        return model
+    pictures = keras.Input((size, size, 1), name="images")
+    own, drawn_again = model(pictures), model(reconstruction.build(restructuring, size)(pictures))
+    both = {layer: keras.layers.Concatenate()([own[layer], drawn_again[layer]]) for layer in maps}
+    return keras.Model(pictures, both, name="restructured")
+
+
+def convolved(
+    x: keras.KerasTensor, weights: Weights, names: Sequence[str], normalizes: bool | None = None
+) -> keras.KerasTensor:
+    """Return the maps after the convolutions `names`, which follow one another, with the poolings
+    before and normalizations after them.
+    """
+    layout = layout_of(weights)
+    if normalizes is None:
+        normalizes = layout.normalizes
+    for each in layout.convolutions:
+        if each.name not in names:
+            continue
+        if each.pooled_before:
+            x = keras.layers.MaxPooling2D(3, 2, name=f"pool_before_{each.name}")(x)
+        if each.padding:
+            x = keras.layers.ZeroPadding2D(each.padding, name=f"{each.name}_padding")(x)
+        # Keras's own groups have no gradient on a processor, so the channels are split here.
+        parts = keras.ops.split(x, 2, axis=-1) if groups_of(weights, each.name) == 2 else [x]
+        made = []
+        for number, part in enumerate(parts):
+            name = each.name if len(parts) == 1 else f"{each.name}_{number}"
+            width = each.channels // len(parts)
+            made.append(
+                keras.layers.Conv2D(
+                    width, each.kernel, strides=each.stride, activation="relu", name=name
+                )(part)
+            )
+        x = (
+            made[0]
+            if len(made) == 1
+            else keras.layers.Concatenate(name=f"{each.name}_joined")(made)
+        )
+        if normalizes and each.name in NORMALIZED:
+            x = locally_normalized(x)
+    return x
+
+
+def locally_normalized(x: keras.KerasTensor) -> keras.KerasTensor:
+    """Return maps (n, h, w, c) divided by what their neighboring channels show (A. Krizhevsky, I.
+    Sutskever, G. Hinton 2012).
+    """
+    ops, side = keras.ops, NEIGHBORS // 2
+    squares = ops.pad(ops.square(x), [[0, 0], [0, 0], [0, 0], [side, side]])
+    channels = x.shape[-1]
+    total = squares[..., :channels]
+    for number in range(1, NEIGHBORS):
+        total = total + squares[..., number : number + channels]
+    return x / ops.power(K + ALPHA / NEIGHBORS * total, BETA)
+
+
+def set_weights(model: keras.Model, weights: Weights) -> None:
+    """Put the weights into the convolutions that the model has, by their names."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            name, _, group = layer.name.partition("_")
+            half = layer.filters * int(group or 0)
+            kernel, bias = weights[f"{name}_W"], weights[f"{name}_b"]
+            layer.set_weights(
+                [kernel[..., half : half + layer.filters], bias[half : half + layer.filters]]
+            )
+
+
+def mirrored(model: keras.Model) -> keras.Model:
+    """Return the Keras model whose maps are the mean of the picture's and of its mirror image's,
+    mirrored back.
+    """
+    pictures = keras.Input(model.input_shape[1:], name="images")
+    other = keras.ops.flip(model(keras.ops.flip(pictures, axis=2)), axis=2)
+    return keras.Model(pictures, (model(pictures) + other) / 2, name="mirrored")
+
+
+def weights_of(model: keras.Model, base: Weights) -> Weights:
+    """Return the model's convolutions, rounded to half precision; those it does not have come from
+    `base`.
+    """
+    parts: dict[str, list[list[np.ndarray]]] = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            parts.setdefault(layer.name.partition("_")[0], []).append(
+                [np.asarray(values) for values in layer.get_weights()]
+            )
+    found = dict(base)
+    for name, groups in parts.items():
+        found[f"{name}_W"], found[f"{name}_b"] = (
+            np.concatenate(values, axis=-1) for values in zip(*groups, strict=True)
+        )
+    return rounded(found)
+
+
+def pooled(maps: np.ndarray, pooling: str) -> np.ndarray:
+    """Return float32 (N, c) or, for "both", (N, 2c) from maps (N, h, w, c): each map's average,
+    maximum, or both.
+    """
+    parts = []
+    if pooling in ("average", "both"):
+        parts.append(maps.mean(axis=(1, 2)))
+    if pooling in ("max", "both"):
+        parts.append(maps.max(axis=(1, 2)))
+    return np.concatenate(parts, axis=1)
+
+
+def to_onnx(
+    weights: Weights,
+    layer: str,
+    size: int,
+    *,
+    both_ways: bool = False,
+    normalizes: bool | None = None,
+    restructuring: reconstruction.Weights | None = None,
+) -> bytes:
+    """Return the features graph, "images" (N, size, size, 1) -> "maps" (N, h, w, c), its weights
+    stored in half precision.
+
+    With `both_ways` the maps are those of `mirrored`; the other arguments are those of
+    `build_several`.
+
+    Built node by node: Keras's own ONNX export (3.15 with tf2onnx 1.17) turns the constants of the
+    normalization into inputs that nobody feeds, and a dozen nodes written out also keep the names
+    under which a later training finds the weights.
+    """
+    layout = layout_of(weights)
+    nodes = [helper.make_node("Transpose", ["images"], ["grey"], perm=[0, 3, 1, 2])]
+    constants: list[onnx.TensorProto] = []
+    x = "grey"
+    if both_ways:
+        nodes.append(helper.make_node("Slice", [x, *_BACKWARDS], ["other_way"]))
+        nodes.append(helper.make_node("Concat", [x, "other_way"], ["ways"], axis=0))
+        x = "ways"
+    if restructuring is not None:
+        more_nodes, more_constants = reconstruction.onnx_nodes(
+            restructuring, size, x, "reconstructed"
+        )
+        nodes, constants = nodes + more_nodes, constants + more_constants
+        nodes.append(helper.make_node("Concat", [x, "reconstructed"], ["pictures"], axis=0))
+        x = "pictures"
+    others = x, x
+    if SOFT_TISSUE in weights:
+        more_nodes, more_constants, others = contrasts_nodes(weights[SOFT_TISSUE], x)
+        nodes, constants = nodes + more_nodes, constants + more_constants
+    nodes += [
+        helper.make_node("Concat", [x, *others], ["rgb"], axis=1),
+        helper.make_node("Sub", ["rgb", "imagenet_mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "imagenet_std"], ["normalised"]),
+    ]
+    constants += [
+        numpy_helper.from_array(np.array(values, np.float32).reshape(1, 3, 1, 1), name)
+        for name, values in (("imagenet_mean", layout.mean), ("imagenet_std", layout.std))
+    ]
+    x = _convolution_nodes(
+        weights, layer, layout.normalizes if normalizes is None else normalizes, nodes, constants
+    )
+    side, channels = maps_shape(layer, size, layout)
+    if restructuring is not None:
+        nodes.append(
+            helper.make_node("Split", [x], ["maps_of_pictures", "maps_of_reconstructions"], axis=0)
+        )
+        nodes.append(
+            helper.make_node(
+                "Concat", ["maps_of_pictures", "maps_of_reconstructions"], ["maps_joined"], axis=1
+            )
+        )
+        x, channels = "maps_joined", 2 * channels
+    if both_ways:
+        constants += [
+            numpy_helper.from_array(np.array(value), name) for name, value in _BACKWARDS.items()
+        ]
+        constants.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
+        nodes.append(helper.make_node("Split", [x], ["maps_one_way", "maps_other_way"], axis=0))
+        nodes.append(
+            helper.make_node("Slice", ["maps_other_way", *_BACKWARDS], ["maps_turned_back"])
+        )
+        nodes.append(
+            helper.make_node("Add", ["maps_one_way", "maps_turned_back"], ["maps_of_both"])
+        )
+        nodes.append(helper.make_node("Mul", ["maps_of_both", "half"], ["maps_mean"]))
+        x = "maps_mean"
+    nodes.append(helper.make_node("Transpose", [x], ["maps"], perm=[0, 2, 3, 1]))
+    graph = helper.make_graph(
+        nodes,
+        "alexnet_convolutions",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", size, size, 1])],
+        [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
+        constants,
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def _convolution_nodes(
+    weights: Weights,
+    layer: str,
+    normalizes: bool,
+    nodes: list[onnx.NodeProto],
+    constants: list[onnx.TensorProto],
+) -> str:
+    """Add the nodes from "normalized" (n, 3, size, size) to the maps of `layer` (n, c, h, w);
+    return the name of these.
+    """
+    x = "normalised"
+    for each in layout_of(weights).up_to(layer):
+        name = each.name
+        if each.pooled_before:
+            nodes.append(
+                helper.make_node(
+                    "MaxPool", [x], [f"pool_before_{name}"], kernel_shape=[3, 3], strides=[2, 2]
+                )
+            )
+            x = f"pool_before_{name}"
+        # HWIO -> OIHW
+        constants.append(
+            numpy_helper.from_array(
+                weights[f"{name}_W"].transpose(3, 2, 0, 1).astype(np.float16), f"{name}_W"
+            )
+        )
+        constants.append(
+            numpy_helper.from_array(weights[f"{name}_b"].astype(np.float16), f"{name}_b")
+        )
+        for key in (f"{name}_W", f"{name}_b"):
+            nodes.append(helper.make_node("Cast", [key], [f"{key}_float"], to=TensorProto.FLOAT))
+        inputs = [x, f"{name}_W_float", f"{name}_b_float"]
+        strides, pads, group = [each.stride] * 2, [each.padding] * 4, groups_of(weights, name)
+        nodes.append(
+            helper.make_node(
+                "Conv", inputs, [f"{name}_linear"], strides=strides, pads=pads, group=group
+            )
+        )
+        nodes.append(helper.make_node("Relu", [f"{name}_linear"], [name]))
+        x = name
+        if normalizes and name in NORMALIZED:
+            nodes.append(
+                helper.make_node(
+                    "LRN",
+                    [x],
+                    [f"{name}_normalised"],
+                    size=NEIGHBORS,
+                    alpha=ALPHA,
+                    beta=BETA,
+                    bias=K,
+                )
+            )
+            x = f"{name}_normalised"
+    if layer == "pool5":
+        nodes.append(
+            helper.make_node("MaxPool", [x], ["pool5"], kernel_shape=[3, 3], strides=[2, 2])
+        )
+        x = "pool5"
+    return x
+
+
+def maps_shape(layer: str, size: int, layout: Layout = OWT) -> tuple[int, int]:
+    """Return the side (h = w) and the channels of `layer`'s maps for pictures of `size`."""
+    side, channels = size, 1
+    for each in layout.up_to(layer):
+        side = (side - 3) // 2 + 1 if each.pooled_before else side
+        side, channels = (side + 2 * each.padding - each.kernel) // each.stride + 1, each.channels
+    return ((side - 3) // 2 + 1 if layer == "pool5" else side), channels

@@ -1,0 +1,299 @@
+"""Fine-tuning of AlexNet's convolutions cell by cell: every cell of the last maps says whether
+blood is there.
+
+A slice's answer is the log-sum-exp of its cells, a smooth maximum, as in multiple-instance learning
+(P. Pinheiro, R. Collobert 2015, "From image-level to pixel-level labeling"). Where outlines of the
+blood exist they teach the cells directly, and bleeds drawn or moved into slices that have none
+(`ml.preprocessing.synthetic_lesions`) teach rare shapes and places. A second head on pooled maps
+learns along, so that they carry blood for an SVM as well; alone it learned the level of the slice
+and the source instead (docs/results/journal.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+
+from ml.networks.convolutions import build, weights_of
+from ml.networks.training_loop import Batch, run_epochs
+from ml.networks.weights import Weights, rounded
+from ml.preprocessing.augmentation import NOT_DRAWN, vary
+from ml.preprocessing.synthetic_lesions import with_decoy, with_drawn_bleed, with_moved_bleed
+
+BATCH = 32
+MOST_BATCHES = 32  # of an epoch, which is at most 1,024 pictures
+LEARNING_RATE = 8e-4
+AVERAGING = 0.98
+MAP_DROPOUT = 0.08  # of whole channels
+POOLED_DROPOUT = 0.2
+LOSS_WEIGHTS = {"cells": 1.0, "slice": 1.0, "pooled": 0.3}
+POSITIVE_SHARE = 0.42  # of a batch, before bleeds are made
+MADE_SHARE = 0.42  # of the slices without hemorrhage get a made bleed
+DECOY_SHARE = 0.3  # of all slices that show a skull get something that is no blood
+# of the made bleeds come from another patient, where outlines allow it; the rest is drawn
+MOVED_SHARE = 0.4
+BLOODY_SHARE = 0.12  # of a cell's area that must be outlined for the cell to count as bloody
+BLOODY_WEIGHT = 5.0  # of a bloody cell against any other, as they are few
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Convolutions that learned, and the head they learned with: a cell's decision is
+    `cell_weights` (c,) · its maps + `cell_bias`.
+
+    `by` says what computed it, for the card.
+    """
+
+    convolutions: Weights
+    cell_weights: np.ndarray
+    cell_bias: float
+    by: str
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return it as named arrays, the convolutions in half precision, which they are rounded
+        to.
+        """
+        halved = {name: values.astype(np.float16) for name, values in self.convolutions.items()}
+        return {
+            **halved,
+            "cell_W": self.cell_weights,
+            "cell_b": np.array(self.cell_bias),
+            "by": np.array(self.by),
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Tuned:
+        """Return what `arrays` wrote."""
+        head = {"cell_W", "cell_b", "by"}
+        convolutions = {
+            name: values.astype(np.float32) for name, values in arrays.items() if name not in head
+        }
+        return cls(
+            convolutions,
+            np.asarray(arrays["cell_W"]),
+            float(arrays["cell_b"]),
+            str(arrays.get("by", "an older version")),
+        )
+
+    def mixed_with(self, initial: Weights, share: float) -> Tuned:
+        """Return it with `share` (0..1) of the initial convolutions in its own, rounded to half
+        precision.
+
+        What fine-tuning unlearns of the pretrained network is what scans unlike those it learned
+        from would have needed (M. Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+        """
+        mixed = {
+            name: share * initial[name] + (1 - share) * values
+            for name, values in self.convolutions.items()
+        }
+        return replace(self, convolutions=rounded(mixed))
+
+
+def fine_tune(
+    start: Weights,
+    images: np.ndarray,
+    labels: np.ndarray,
+    sources: np.ndarray,
+    masks: np.ndarray,
+    learn: np.ndarray,
+    layer: str,
+    epochs: int,
+    seed: int,
+    state: Path,
+    report: Callable[[float, Mapping[str, float]], None],
+    *,
+    precision: str = "float32",
+    normalizes: bool | None = None,
+) -> Tuned:
+    """Return convolutions that learned from labeled slices, and the head of the cells.
+
+    Args:
+        start: initial weights.
+        images: float32 (n, size, size, 1) in 0..1; may lie in a file, since only batches are read.
+        labels: (n,) 0 or 1 at `learn`.
+        sources: (n,) data set of each image.
+        masks: uint8 (n, m, m) outlines as `ml.models.contract.FitTask` describes them.
+        learn: positions of the images to learn from.
+        layer: the convolutions up to this one learn.
+        epochs: each draws 1,024 pictures, fewer where the set is small.
+        seed: of batches, augmentation and head.
+        state: the file that keeps the state after each epoch.
+        report: told the share done and the loss after each batch; raises to stop.
+        precision: "bfloat16" computes in half the bits, faster on processors that can; weights and
+            their updates stay float32.
+        normalizes: local response normalization, as `ml.networks.convolutions.build_several` takes
+            it.
+    """
+    keras.utils.set_random_seed(seed)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    try:
+        convolutions = build(start, layer, images.shape[1], normalizes=normalizes)
+        network = _with_cells(convolutions, seed)
+    finally:
+        keras.config.set_dtype_policy(before)
+    side = network.get_layer("cells").output.shape[1]
+    batches = max(min(4 * len(learn) // BATCH, MOST_BATCHES), 1)
+    run_epochs(
+        network,
+        loss={"cells": _cells_loss, "slice": _entropy(), "pooled": _entropy()},
+        loss_weights=LOSS_WEIGHTS,
+        epochs=epochs,
+        batches=batches,
+        learning_rate=LEARNING_RATE,
+        averaging=AVERAGING,
+        seed=seed,
+        draw=lambda epoch_seed: _batches(
+            images, labels, sources, masks, learn, batches, side, epoch_seed
+        ),
+        state=state,
+        report=report,
+    )
+    weights, bias = (np.asarray(values) for values in network.get_layer("cell").get_weights())
+    return Tuned(
+        rounded(weights_of(convolutions, start)), weights.reshape(-1), float(bias[0]), computed_by()
+    )
+
+
+def computed_by() -> str:
+    """Return what computes here: Keras's backend and its version. Another rounds and draws
+    otherwise, and learns as well.
+    """
+    backend = keras.backend.backend()
+    return f"{backend} {version(backend)}"
+
+
+def balanced_draws(
+    labels: np.ndarray, sources: np.ndarray, count: int, random: np.random.Generator
+) -> np.ndarray:
+    """Return `count` positions, the share of hemorrhages the same within each source.
+
+    A source then says nothing about the label: nothing is gained by telling the hospitals apart,
+    although one of them may have sent positives only. A source counts by its share of the images.
+    """
+    shares = {str(source): float((sources == source).mean()) for source in np.unique(sources)}
+    cells = {
+        label: [np.flatnonzero((labels == label) & (sources == source)) for source in shares]
+        for label in (0, 1)
+    }
+    positives = round(count * POSITIVE_SHARE)
+    drawn = []
+    for label, wanted in ((1, positives), (0, count - positives)):
+        weights = np.array(
+            [
+                share if len(cell) else 0.0
+                for share, cell in zip(shares.values(), cells[label], strict=True)
+            ]
+        )
+        for which in random.choice(len(weights), size=wanted, p=weights / weights.sum()):
+            drawn.append(random.choice(cells[label][which]))
+    return np.array(drawn)
+
+
+def _batches(
+    images: np.ndarray,
+    labels: np.ndarray,
+    sources: np.ndarray,
+    masks: np.ndarray,
+    learn: np.ndarray,
+    batches: int,
+    side: int,
+    seed: int,
+) -> Iterator[Batch]:
+    random = np.random.default_rng(seed)
+    outlined = learn[(labels[learn] == 1) & (masks[learn].reshape(len(learn), -1) == 1).any(axis=1)]
+    for _ in range(batches):
+        pictures, cells, answers = [], [], []
+        for position in learn[balanced_draws(labels[learn], sources[learn], BATCH, random)]:
+            picture, outline, label = (
+                np.asarray(images[position, :, :, 0], np.float32),
+                masks[position],
+                int(labels[position]),
+            )
+            if random.random() < DECOY_SHARE:
+                picture = with_decoy(picture, random)
+            if label == 0 and random.random() < MADE_SHARE:
+                made = None
+                if len(outlined) and random.random() < MOVED_SHARE:
+                    donor = random.choice(outlined)
+                    made = with_moved_bleed(
+                        picture,
+                        outline,
+                        np.asarray(images[donor, :, :, 0], np.float32),
+                        masks[donor],
+                        random,
+                    )
+                made = made or with_drawn_bleed(picture, outline, random)
+                if made is not None:
+                    (picture, outline), label = made, 1
+            picture, outline = vary(picture, outline, random)
+            pictures.append(picture)
+            answers.append(label)
+            cells.append(_bloody_cells(outline, label, side))
+        inputs, truth = (
+            np.stack(pictures)[..., np.newaxis],
+            np.array(answers, np.float32)[:, np.newaxis],
+        )
+        yield inputs, {"cells": np.stack(cells), "slice": truth, "pooled": truth}
+
+
+def _bloody_cells(outline: np.ndarray, label: int, side: int) -> np.ndarray:
+    """Return float32 (side, side): 1 where a cell holds blood, 0 where it holds none, -1 where
+    nobody drew or the blood moved out.
+    """
+    bloody = outline == 1
+    if (outline == NOT_DRAWN).any() or (label == 1 and not bloody.any()):
+        return np.full((side, side), -1, np.float32)
+    share = cv2.resize(bloody.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+    return np.asarray(share > BLOODY_SHARE, np.float32)
+
+
+def _cells_loss(truth: keras.KerasTensor, logits: keras.KerasTensor) -> keras.KerasTensor:
+    """Return for each picture the weighted cross entropy of its cells, those that nobody knows left
+    out; 4 cells' worth in all.
+    """
+    ops = keras.ops
+    known = ops.cast(truth >= 0, "float32")
+    truth = ops.maximum(truth, 0.0)
+    entropy = ops.maximum(logits, 0.0) - logits * truth + ops.softplus(-ops.abs(logits))
+    weighted = entropy * known * (1 + (BLOODY_WEIGHT - 1) * truth)
+    return 4 * ops.mean(weighted, axis=(1, 2))
+
+
+def _entropy() -> keras.losses.Loss:
+    return keras.losses.BinaryCrossentropy(from_logits=True)
+
+
+def _with_cells(convolutions: keras.Model, seed: int) -> keras.Model:
+    """Return the network that learns: pictures -> logits of the cells (n, h, w), of the slice (n,
+    1), and the same from pooled maps.
+    """
+    maps = keras.layers.SpatialDropout2D(MAP_DROPOUT, seed=seed)(convolutions.output)
+    start = keras.initializers.GlorotUniform(seed=seed)
+    cell = keras.layers.Conv2D(1, 1, kernel_initializer=start, dtype="float32", name="cell")(maps)
+    cells = keras.layers.Reshape(cell.shape[1:3], dtype="float32", name="cells")(cell)
+    flat = keras.layers.Reshape((cell.shape[1] * cell.shape[2],), dtype="float32")(cell)
+    pooled = keras.layers.Concatenate()(
+        [keras.layers.GlobalAveragePooling2D()(maps), keras.layers.GlobalMaxPooling2D()(maps)]
+    )
+    pooled = keras.layers.Dropout(POOLED_DROPOUT, seed=seed + 1)(pooled)
+    along = keras.layers.Dense(
+        1,
+        kernel_initializer=keras.initializers.GlorotUniform(seed=seed + 1),
+        dtype="float32",
+        name="pooled",
+    )(pooled)
+    return keras.Model(
+        convolutions.input, {"cells": cells, "slice": slice_decisions(flat), "pooled": along}
+    )
+
+
+def slice_decisions(cells: keras.KerasTensor) -> keras.KerasTensor:
+    """Return the decisions of slices (n, 1) from those of their cells (n, cells)."""
+    return keras.ops.logsumexp(cells, axis=1, keepdims=True) - float(np.log(10.0))

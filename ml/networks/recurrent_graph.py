@@ -1,0 +1,184 @@
+"""The head of a recurrent architecture as an ONNX graph, written node by node.
+
+ONNX orders the gates of an LSTM as input, output, forget, cell, and Keras as input, forget, cell,
+output; those of a GRU stand in the same order in both, and Keras's reset after the product is
+ONNX's `linear_before_reset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from ml.evaluation.calibration import Platt
+from ml.networks.aggregation import answer_graph, calibration_graph
+from ml.networks.cells import evidence_nodes
+from ml.networks.fine_tuning import Tuned
+from ml.networks.onnx_graph import IR_VERSION, OPSET
+
+ML_OPSET = 1
+
+
+def head_to_onnx(
+    cell: str,
+    reader: Sequence[np.ndarray],
+    dense: Mapping[str, Sequence[np.ndarray]],
+    mean: np.ndarray,
+    spread: np.ndarray,
+    platt: Platt,
+    scan_platt: Platt,
+    maps: Sequence[int],
+    *,
+    by_rows: bool,
+    cells: Tuned | None = None,
+) -> bytes:
+    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
+    (1,).
+
+    Args:
+        cell: "lstm" or "gru".
+        reader: Keras's kernel, recurrent kernel and bias, of one direction or of two.
+        dense: kernel and bias of the layers "projection", "step" and "evidence".
+        mean, spread: (f,) of the standardization.
+        platt, scan_platt: calibrations of slices and scans.
+        maps: h, w, c.
+        by_rows: the sequence is the rows of each slice, not the slices.
+        cells: those whose evidence is read and corrected (`ml.networks.cells`); None where pooled
+            maps are read.
+    """
+    values: dict[str, np.ndarray] = {"mean": mean, "spread": spread, **_gates(cell, reader)}
+    for name, (kernel, bias) in dense.items():
+        values |= {f"{name}_W": kernel, f"{name}_b": bias}
+    units, directions = values["R"].shape[2], values["R"].shape[0]
+    constants = [
+        numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name)
+        for name, value in values.items()
+    ]
+    places = (
+        ("one", [1]),
+        ("each_step", [0, 0, directions * units]),
+        ("line", [-1, 1]),
+        ("single", [1]),
+        ("zero", [0]),
+    )
+    constants += [
+        numpy_helper.from_array(np.array(value, np.int64), name) for name, value in places
+    ]
+    axes = [2] if by_rows else [1, 2]
+    more: dict[str, Any] = {"lstm": {}, "gru": {"linear_before_reset": 1}}[cell]
+    direction = "bidirectional" if directions == 2 else "forward"
+    if cells is None:
+        nodes = [
+            helper.make_node("ReduceMean", ["maps"], ["average"], axes=axes, keepdims=0),
+            helper.make_node("ReduceMax", ["maps"], ["highest_value"], axes=axes, keepdims=0),
+            helper.make_node("Concat", ["average", "highest_value"], ["features"], axis=-1),
+        ]
+    else:
+        nodes, more_constants = evidence_nodes(cells, maps[0], maps[2])
+        nodes.append(helper.make_node("Unsqueeze", ["cells_decision", "one"], ["corrected"]))
+        constants += more_constants
+    nodes += [
+        helper.make_node("Sub", ["features", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "spread"], ["standard"]),
+        helper.make_node("MatMul", ["standard", "projection_W"], ["projection_product"]),
+        helper.make_node("Add", ["projection_product", "projection_b"], ["projection_sum"]),
+        helper.make_node("Relu", ["projection_sum"], ["projected"]),
+        # The reader takes (steps, sequences, numbers): slices are the steps of one sequence, rows
+        # those of a sequence for each slice.
+        helper.make_node("Transpose", ["projected"], ["sequence"], perm=[1, 0, 2])
+        if by_rows
+        else helper.make_node("Unsqueeze", ["projected", "one"], ["sequence"]),
+        helper.make_node(
+            cell.upper(),
+            ["sequence", "W", "R", "B"],
+            ["Y"],
+            hidden_size=units,
+            direction=direction,
+            **more,
+        ),
+        helper.make_node("Transpose", ["Y"], ["both_directions"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["both_directions", "each_step"], ["states"]),
+        *_decided("evidence", cells),
+        helper.make_node("ReduceLogSumExp", ["evidence"], ["summed"], axes=[0], keepdims=0),
+        helper.make_node("Shape", ["states"], ["shape"], start=0, end=1),
+        helper.make_node("Cast", ["shape"], ["steps"], to=TensorProto.FLOAT),
+        helper.make_node("Log", ["steps"], ["log_steps"]),
+        helper.make_node("Sub", ["summed", "log_steps"], ["whole"]),
+    ]
+    outputs: list[tuple[str, Sequence[str | int]]] = [("whole", ["N", 1])]
+    if not by_rows:
+        nodes += [
+            *_decided("step", cells),
+            helper.make_node("Reshape", ["step", "line"], ["own"]),
+            helper.make_node("Equal", ["shape", "single"], ["stands_alone"]),
+            helper.make_node("ReduceMax", ["own"], ["largest_own"], axes=[0, 1], keepdims=0),
+            helper.make_node("Squeeze", ["whole"], ["whole_number"]),
+            helper.make_node("Where", ["stands_alone", "largest_own", "whole_number"], ["scan"]),
+        ]
+        outputs = [("own", ["N", 1]), ("scan", [1])]
+    height, width, channels = maps
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        nodes,
+        "reader",
+        [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", height, width, channels])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
+        [constant for constant in constants if constant.name in used],
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+    model = compose.add_prefix(
+        helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION),
+        "reader_",
+        rename_inputs=False,
+    )
+    if by_rows:
+        whole = compose.merge_models(
+            model, answer_graph(platt, scan_platt), io_map=[("reader_whole", "decision")]
+        )
+    else:
+        answers = calibration_graph(platt, scan_platt)
+        whole = compose.merge_models(
+            model, answers, io_map=[("reader_own", "decision"), ("reader_scan", "scan_decision")]
+        )
+    onnx.checker.check_model(whole, full_check=True)
+    return bytes(whole.SerializeToString())
+
+
+def _decided(name: str, cells: Tuned | None) -> list[onnx.NodeProto]:
+    """Return nodes "states" (N, 1, units) -> `name` (N, 1, 1): a dense layer, which corrects what
+    the cells decided if there are any.
+    """
+    product = helper.make_node("MatMul", ["states", f"{name}_W"], [f"{name}_product"])
+    if cells is None:
+        return [product, helper.make_node("Add", [f"{name}_product", f"{name}_b"], [name])]
+    correction = helper.make_node("Add", [f"{name}_product", f"{name}_b"], [f"{name}_correction"])
+    return [
+        product,
+        correction,
+        helper.make_node("Add", [f"{name}_correction", "corrected"], [name]),
+    ]
+
+
+def _gates(cell: str, reader: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return W (directions, gates x units, inputs), R and B of Keras's arrays."""
+    kernels, recurrents, biases = [], [], []
+    for kernel, recurrent, bias in zip(reader[0::3], reader[1::3], reader[2::3], strict=True):
+        if cell == "lstm":
+            kernels.append(_reordered(kernel).T)
+            recurrents.append(_reordered(recurrent).T)
+            biases.append(np.concatenate([_reordered(bias), np.zeros_like(bias)]))
+        else:
+            kernels.append(kernel.T)
+            recurrents.append(recurrent.T)
+            biases.append(np.concatenate([bias[0], bias[1]]))
+    return {"W": np.stack(kernels), "R": np.stack(recurrents), "B": np.stack(biases)}
+
+
+def _reordered(values: np.ndarray) -> np.ndarray:
+    """Return gates i, f, c, o of the last axis as i, o, f, c."""
+    entered, forgotten, cell, put_out = np.split(values, 4, axis=-1)
+    return np.concatenate([entered, put_out, forgotten, cell], axis=-1)

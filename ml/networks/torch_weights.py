@@ -1,0 +1,232 @@
+"""Reading of PyTorch's files of weights without running what stands in them.
+
+Such a file is raw numbers and a pickle that names them; a pickle may call anything. The one here is
+read by an unpickler that knows five names, each of which it maps to an inert description, and
+refuses any other. Two layouts exist: a ZIP archive (`data.pkl` and one file for each storage;
+PyTorch 1.6 and later) and, before it, one stream (magic number, protocol, facts of the machine, the
+pickle, the storages' names, and the storages one after the other). Both are described by
+`torch/serialization.py`.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ml.errors import ArtifactError
+
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+PROTOCOL = 1001
+MOST_NUMBERS = 2**28  # of a storage: 1 GiB of single precision
+MOST_PICKLE_BYTES = 2**22
+KINDS = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "LongStorage": "<i8"}
+# What a pickle that is no pickle, or no description of tensors, may raise while it is read.
+UNREADABLE = (
+    *(
+        pickle.UnpicklingError,
+        EOFError,
+        zipfile.BadZipFile,
+        OSError,
+        MemoryError,
+        RecursionError,
+        NotImplementedError,
+    ),
+    *(ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError),
+)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    dtype: str
+    key: str
+    numbers: int
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_tensors(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the named tensors of a file of weights (a `state_dict`), float32; names that it does
+    not have are left out.
+
+    Raises:
+        ArtifactError: it is no such file, or it asks for code to be run.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            return _read_archive(path, wanted)
+        with path.open("rb") as file:
+            return _read_stream(file, path.stat().st_size, wanted)
+    except ArtifactError:
+        raise
+    except UNREADABLE as err:
+        raise ArtifactError(f"{path.name} is not a readable PyTorch file of weights.") from err
+
+
+class _Inert(pickle.Unpickler):
+    """Reads a pickle of tensors as descriptions; it never imports anything. `bytes_each` collects
+    how long a storage's numbers are.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.bytes_each: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a name of the pickle."""
+        if module == "torch" and name in KINDS:
+            return _Kind(KINDS[name])
+        known: dict[tuple[str, str], Callable[..., Any]] = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _described,
+            ("torch._utils", "_rebuild_tensor"): _described,
+            ("torch._utils", "_rebuild_parameter"): _unwrapped,
+        }
+        if (module, name) not in known:
+            raise ArtifactError(
+                f"The file of weights asks for {module[:40]}.{name[:40]}, which is no part of a"
+                " tensor; it is not opened."
+            )
+        return known[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """Return the description of a storage."""
+        word, kind, key, _, numbers = pid[:5]
+        if (
+            word != "storage"
+            or not isinstance(kind, _Kind)
+            or not 0 <= int(numbers) <= MOST_NUMBERS
+        ):
+            raise ValueError("no storage of plain numbers")
+        self.bytes_each[str(key)] = np.dtype(kind.dtype).itemsize
+        return _Storage(kind.dtype, str(key), int(numbers))
+
+
+class _Numbers(pickle.Unpickler):
+    """Reads a pickle of numbers, texts, lists and dictionaries."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse every name."""
+        raise ArtifactError(
+            f"The file of weights asks for {module[:40]}.{name[:40]}, which is no part of a tensor;"
+            " it is not opened."
+        )
+
+
+def _described(
+    storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int], *_: Any
+) -> _Tensor:
+    tensor = _Tensor(
+        storage,
+        int(offset),
+        tuple(int(side) for side in shape),
+        tuple(int(step) for step in strides),
+    )
+    last = tensor.offset + sum(
+        (side - 1) * step for side, step in zip(tensor.shape, tensor.strides, strict=True)
+    )
+    if (
+        tensor.offset < 0
+        or min((0, *tensor.strides)) < 0
+        or min((1, *tensor.shape)) < 1
+        or not last < storage.numbers
+    ):
+        raise ValueError("a tensor reaches beyond its storage")
+    return tensor
+
+
+def _unwrapped(tensor: _Tensor, *_: Any) -> _Tensor:
+    return tensor
+
+
+def _read_archive(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        name = next(
+            (
+                name
+                for name in archive.namelist()
+                if name.count("/") == 1 and name.endswith("/data.pkl")
+            ),
+            None,
+        )
+        if name is None:
+            raise ValueError("no pickle of tensors")
+        root = name.removesuffix("data.pkl")
+        if (
+            f"{root}byteorder" in archive.namelist()
+            and archive.read(f"{root}byteorder") != b"little"
+        ):
+            raise ValueError("numbers are not little-endian")
+        if archive.getinfo(name).file_size > MOST_PICKLE_BYTES:
+            raise ValueError("the pickle is too large")
+        tensors = _named(_Inert(io.BytesIO(archive.read(name))).load(), wanted)
+
+        def storage_bytes(storage: _Storage) -> bytes:
+            size = storage.numbers * np.dtype(storage.dtype).itemsize
+            if archive.getinfo(f"{root}data/{storage.key}").file_size < size:
+                raise ValueError("a storage is cut short")
+            with archive.open(f"{root}data/{storage.key}") as file:
+                return file.read(size)
+
+        return {
+            name: _numbers_of(tensor, storage_bytes(tensor.storage))
+            for name, tensor in tensors.items()
+        }
+
+
+def _read_stream(file: IO[bytes], size: int, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    if _Numbers(file).load() != MAGIC_NUMBER or _Numbers(file).load() != PROTOCOL:
+        raise ValueError("another format")
+    if not _Numbers(file).load()["little_endian"]:
+        raise ValueError("numbers are not little-endian")
+    reader = _Inert(file)
+    tensors = _named(reader.load(), wanted)
+    keys = [str(key) for key in _Numbers(file).load()]
+    needed = {tensor.storage.key for tensor in tensors.values()}
+    kept: dict[str, bytes] = {}
+    for key in keys:
+        length = int.from_bytes(file.read(8), "little") * reader.bytes_each[key]
+        if length > size - file.tell():
+            raise ValueError("a storage is cut short")
+        if key in needed:
+            kept[key] = file.read(length)
+        else:
+            file.seek(length, io.SEEK_CUR)
+    return {name: _numbers_of(tensor, kept[tensor.storage.key]) for name, tensor in tensors.items()}
+
+
+def _named(loaded: Any, wanted: Sequence[str]) -> dict[str, _Tensor]:
+    if not isinstance(loaded, Mapping):
+        raise ValueError("no named tensors")
+    found = {name: loaded[name] for name in wanted if name in loaded}
+    if not all(isinstance(tensor, _Tensor) for tensor in found.values()):
+        raise ValueError("something else than tensors")
+    return found
+
+
+def _numbers_of(tensor: _Tensor, raw: bytes) -> np.ndarray:
+    flat = np.frombuffer(raw, tensor.storage.dtype)[tensor.offset : tensor.storage.numbers]
+    if len(flat) < tensor.storage.numbers - tensor.offset:
+        raise ValueError("a storage is cut short")
+    strides = tuple(step * flat.itemsize for step in tensor.strides)
+    return np.array(
+        np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False), np.float32
+    )

@@ -1,0 +1,135 @@
+"""The training loop of every network: epochs that an interruption cannot change, batches drawn
+while the last one is learned from.
+
+What an epoch draws depends on the seed and the number of the epoch alone, and the state is written
+after each, so that an interrupted training continues with the same numbers.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from ml.checkpoints import load_arrays, save_arrays
+
+AHEAD = 4  # batches that wait while one is learned from
+Batch = tuple[Any, ...]
+"""What `train_on_batch` takes: inputs, targets and perhaps sample weights."""
+
+
+def run_epochs(
+    network: keras.Model,
+    *,
+    loss: Any,
+    loss_weights: Any = None,
+    epochs: int,
+    batches: int,
+    learning_rate: float,
+    averaging: float,
+    seed: int,
+    draw: Callable[[int], Iterable[Batch]],
+    state: Path,
+    report: Callable[[float, Mapping[str, float]], None],
+) -> None:
+    """Train the network; afterwards it holds the running average of its weights.
+
+    Adam (D. Kingma, J. Ba 2015) with a learning rate that falls along a cosine to nothing.
+
+    Args:
+        network: its outputs match `loss`; layers that are not trainable stay as they are.
+        loss, loss_weights: as `keras.Model.compile` takes them.
+        epochs, batches: how many of which length.
+        learning_rate: the first one.
+        averaging: momentum of the running average of the weights: scores on unseen sources move by
+            points from epoch to epoch.
+        seed: of everything random.
+        draw: seed of an epoch -> its batches; runs in a thread of its own, ahead of the training.
+        state: the file that keeps the state after each epoch.
+        report: told the share done and the loss after each batch; raises to stop.
+    """
+    rate = keras.optimizers.schedules.CosineDecay(learning_rate, max(batches * epochs, 1))
+    optimizer = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=averaging)
+    network.compile(optimizer=optimizer, loss=loss, loss_weights=loss_weights)
+    optimizer.build(network.trainable_variables)
+    # Of each layer, so that the state of the dropout's random numbers is among them and the metrics
+    # of the model are not.
+    variables = [
+        *(variable for layer in network.layers for variable in layer.variables),
+        *optimizer.variables,
+    ]
+    first = _restore(state, variables)
+    for epoch in range(first, epochs):
+        # Nothing here draws from a global generator, so none is seeded: that would make TensorFlow
+        # throw its compiled functions away.
+        epoch_seed = seed_of(seed, epoch)
+        for number, batch in enumerate(_ahead(draw(epoch_seed))):
+            found = network.train_on_batch(*batch, return_dict=True)
+            network.reset_metrics()  # the loss of this batch, not the mean since the beginning
+            report(
+                (epoch + (number + 1) / batches) / epochs,
+                {"loss": float(found["loss"]), "epoch": epoch + 1},
+            )
+        save_arrays(
+            state,
+            {"epoch": np.array(epoch + 1)}
+            | {f"v{i}": np.asarray(v) for i, v in enumerate(variables)},
+        )
+    optimizer.finalize_variable_values(network.trainable_variables)
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Return a seed for the epoch (or fold, or child) of that number, 0 <= s < 2**31."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] % 2**31)
+
+
+def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches in their order while a thread draws the next ones; its exceptions are
+    raised here.
+    """
+    waiting: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
+    ended = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> bool:
+        while not ended.is_set():
+            try:
+                waiting.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def fill() -> None:
+        try:
+            for batch in batches:
+                if not put(batch):
+                    return
+        except BaseException as err:  # noqa: BLE001 - raised again where the batches are used
+            put(err)
+        put(None)
+
+    thread = threading.Thread(target=fill, name="draws batches", daemon=True)
+    thread.start()
+    try:
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _restore(state: Path, variables: list[keras.Variable]) -> int:
+    """Put the saved state back; return how many epochs it has behind it."""
+    saved = load_arrays(state)
+    if saved is None:
+        return 0
+    for number, variable in enumerate(variables):
+        variable.assign(saved[f"v{number}"])
+    return int(saved["epoch"])

@@ -1,0 +1,283 @@
+"""The paper's experiment made honest: every architecture, plain and restructured, with and without
+augmentation, under two protocols.
+
+    honest   grouped k-fold cross-validation: patients and near-duplicates never stand on both
+    sides, and everything that is fitted
+             (augmentation, autoencoder, scaler, C, calibration, threshold) is fitted inside the
+             training part
+    leaked   what a careless protocol reports. Each picture is enlarged to all its copies first, and
+    the copies are split as if each were a
+             patient; without augmentation the pictures themselves are split so. Nothing else is
+             changed: only the split is careless, thresholds still come from the training part. A
+             scan that a series architecture reads stays whole. Intervals take every copy for an
+             independent one, as that protocol would.
+
+The architecture `autoencoder` is itself the restructuring, so it is only there restructured. Frozen
+convolutions see each picture once for all cells that agree on them, and an autoencoder that is
+fitted to the same pictures is fitted once; the first cell that needs it pays.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from ml.catalogue import architecture_named
+from ml.checkpoints import digest, load_json, save_json
+from ml.datasets.pool import start_of
+from ml.datasets.read import Dataset
+from ml.datasets.seen_images import describe_weights
+from ml.errors import SettingError
+from ml.evaluation.answers import Answers
+from ml.evaluation.metrics import metrics_with_intervals
+from ml.evaluation.result_tables import network_epochs
+from ml.models.contract import RECIPE
+from ml.models.features import usual_epochs
+from ml.paper.cells import EFFORTS, Cell, expected_left_s, plan
+from ml.preprocessing.model_input import InputSpec
+from ml.training.controls import leak
+from ml.training.cross_validation import OutOfFold, Tell, cross_validate
+from ml.training.experiment import Experiment
+from ml.training.inputs import read_inputs
+from ml.training.progress import Meter, Progress
+
+__all__ = ["plan", "run_paper"]
+
+READING_S = 10.0
+
+
+def run_paper(
+    dataset: Dataset,
+    cells: Sequence[Cell],
+    out_dir: Path,
+    *,
+    init: Path | Literal["random", "starter"],
+    seed: int = 0,
+    command: str = "",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_plan: Callable[[int, int, float], None] = lambda cells, done, seconds: None,
+    on_cell: Callable[[dict[str, Any]], object] = lambda found: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Run the cells that are not done yet and return what is in `out_dir/cells.json`.
+
+    Called again on the same folder it continues: at the next cell, and within a cell at the fold
+    and epoch where it was.
+
+    Args:
+        dataset: slices or scans.
+        cells: of `plan`.
+        out_dir: gets `cells.json`, after each cell; `checkpoint` and `cache` in it vanish at the
+            end.
+        init: initial weights: "random", "starter", a file, or a model folder.
+        seed: of everything random; the folds of all honest cells are the same.
+        command: how a person repeats this.
+        on_progress: told after every step.
+        on_plan: told (cells, cells done, expected seconds of the rest) before the first cell and
+            after each.
+        on_cell: given what there is after each cell, so that an experiment of hours shows what it
+            has.
+        should_stop: asked at least every batch.
+
+    Raises:
+        DatasetError: the data cannot be trained or tested on, or the initial weights have seen
+            them.
+        SettingError: the folder holds the experiment on other data, weights or seed.
+        ArtifactError: the initial weights are unusable.
+        TrainingStopped: `should_stop` said so.
+    """
+    start, pool = start_of(init, [dataset], max(cell.folds for cell in cells))
+    facts: dict[str, Any] = {
+        "identity": digest(
+            dataset.fingerprint, seed, json.dumps([RECIPE, describe_weights(start)], sort_keys=True)
+        ),
+        "dataset": dataset.name,
+        "images": int(pool.known.sum()),
+        "groups": len(np.unique(pool.groups[pool.known])),
+        "initial_weights": describe_weights(start),
+        "seed": seed,
+        "command": command,
+        "notes": list(pool.notes),
+    }
+    kept: dict[str, Any] = load_json(out_dir / "cells.json") or facts | {"cells": []}
+    if kept["identity"] != facts["identity"]:
+        raise SettingError(
+            f"The folder {out_dir.name} holds the experiment on other data, weights or seed; give"
+            " another folder."
+        )
+    results: dict[str, dict[str, Any]] = {result["name"]: result for result in kept["cells"]}
+    meter = Meter(on_progress, should_stop)
+    whole_s = READING_S + sum(cell.expected_s for cell in cells)
+    on_plan(len(cells), sum(cell.is_in(results) for cell in cells), expected_left_s(cells, results))
+    behind_s, bench = 0.0, None
+    for number, cell in enumerate(cells):
+        if cell.is_in(results):
+            behind_s += cell.expected_s
+            continue
+        if bench is None:
+            reading = meter.within(
+                "reading images", behind_s / whole_s, (behind_s + READING_S) / whole_s
+            )
+            spec = InputSpec.from_settings(cell.settings)
+            inputs = read_inputs(pool.examples, spec, out_dir / "cache", reading)
+            how = {
+                "architecture": cell.architecture,
+                "settings": cell.settings,
+                "seed": seed,
+                "init": start,
+                "shared": out_dir / "cache",
+            }
+            bench = _Bench(Experiment.of(pool, inputs, **how), spec, {})
+        began = (READING_S + behind_s) / whole_s
+        tell_cell = meter.between(began, began + cell.expected_s / whole_s)
+
+        def tell(
+            stage: str,
+            share: float,
+            figures: Mapping[str, float],
+            cell: Cell = cell,
+            number: int = number,
+            at: Tell = tell_cell,
+        ) -> None:
+            at(f"cell {number + 1} of {len(cells)}, {cell.name}: {stage}", share, figures)
+
+        checkpoint = out_dir / "checkpoint" / cell.identity
+        experiment = bench.material_of(cell, tell)
+        out_of_fold = cross_validate(
+            experiment, cell.folds, cell.repeats, checkpoint, _later(tell, cell)
+        )
+        results[cell.name] = _result(
+            cell, out_of_fold, _epochs(cell, len(experiment.learnable)), seed
+        )
+        save_json(out_dir / "cells.json", facts | {"cells": _in_order(results)})
+        on_cell(facts | {"cells": _in_order(results)})
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        keras.utils.clear_session()  # some hundred networks are built in one process
+        behind_s += cell.expected_s
+        on_plan(
+            len(cells), sum(one.is_in(results) for one in cells), expected_left_s(cells, results)
+        )
+    for name in ("checkpoint", "cache"):
+        shutil.rmtree(out_dir / name, ignore_errors=True)
+    meter.tell("done", 1.0, {})
+    return facts | {"cells": _in_order(results)}
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """The data set as the cells read it: as it is, and enlarged, which several leaked cells
+    share.
+    """
+
+    pictures: Experiment
+    spec: InputSpec
+    enlarged: dict[str, Experiment]
+
+    def material_of(self, cell: Cell, tell: Tell) -> Experiment:
+        """Return what a cell learns from and is judged on."""
+        if InputSpec.from_settings(cell.settings) != self.spec:
+            raise SettingError(
+                f"{cell.architecture} reads its pictures otherwise than the other cells; one"
+                " experiment has one preprocessing."
+            )
+        cache = self.pictures.shared
+        experiment = replace(
+            self.pictures,
+            architecture=cell.architecture,
+            settings=cell.settings,
+            shared=cache / cell.features_from,
+        )
+        if cell.protocol == "honest":
+            return experiment
+        if cell.augmentation == 1:
+            return split_by_picture(experiment)
+        name = f"leaked-{architecture_named(cell.architecture).reads}-{cell.augmentation}"
+        if name not in self.enlarged:
+            self.enlarged[name] = leak(experiment, cell.augmentation, cache / name, tell)
+        return replace(
+            self.enlarged[name],
+            architecture=cell.architecture,
+            settings=cell.settings,
+            shared=experiment.shared,
+        )
+
+
+def split_by_picture(experiment: Experiment) -> Experiment:
+    """Return the material with groups that no patient holds together: each picture, or each scan of
+    a series architecture, for itself.
+    """
+    n = len(experiment.labels)
+    scans = (
+        np.arange(n)
+        if architecture_named(experiment.architecture).reads == "slice"
+        else experiment.scans
+    )
+    return replace(experiment, groups=scans.astype(str), scans=scans)
+
+
+def _later(tell: Tell, cell: Cell) -> Tell:
+    """Return a `tell` for what follows the enlarging, which took the first fifth."""
+    if cell.protocol == "honest" or cell.augmentation == 1:
+        return tell
+    return lambda stage, share, figures: tell(stage, 0.2 + 0.8 * share, figures)
+
+
+def _epochs(cell: Cell, images: int) -> int:
+    """Return for how many epochs the cell's network learned; an autoencoder's depend on how many
+    pictures a fold learns from.
+    """
+    if cell.architecture == "autoencoder":
+        return network_epochs(cell.settings) or usual_epochs(
+            images * (cell.folds - 1) // cell.folds
+        )
+    return network_epochs(cell.settings)
+
+
+def _result(cell: Cell, out_of_fold: OutOfFold, epochs: int, seed: int) -> dict[str, Any]:
+    """Return a cell's results as JSON; patients are a level of their own where their scans have
+    several slices.
+    """
+    levels = {"slice": out_of_fold.slices}
+    if len(out_of_fold.scans.at) < len(out_of_fold.slices.at):
+        levels["patient"] = out_of_fold.scans
+    return {
+        "name": cell.name,
+        "identity": cell.identity,
+        "architecture": cell.architecture,
+        "restructured": cell.restructured,
+        "augmentation": cell.augmentation,
+        "protocol": cell.protocol,
+        "settings": dict(cell.settings),
+        "folds": cell.folds,
+        "repeats": cell.repeats,
+        "epochs": epochs,
+        "seconds": round(out_of_fold.seconds, 1),
+        "metrics": {level: _metrics(answers, seed) for level, answers in levels.items()},
+    }
+
+
+def _metrics(answers: Answers, seed: int) -> dict[str, dict[str, Any]]:
+    return metrics_with_intervals(
+        answers.labels, answers.probabilities, answers.predicted, answers.groups, seed
+    )
+
+
+def _in_order(results: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the results as a reader wants them: honest and leaked beside each other."""
+    order = list(EFFORTS)
+    return sorted(
+        results.values(),
+        key=lambda r: (
+            order.index(r["architecture"]),
+            r["restructured"],
+            r["augmentation"] > 1,
+            r["protocol"],
+        ),
+    )

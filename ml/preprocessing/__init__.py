@@ -1,0 +1,1 @@
+"""A slice becomes a model's input; training also varies it."""

@@ -1,0 +1,125 @@
+"""The files of one scan: opened within limits, left out where they cannot be read, in order by the
+numbers in their names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ml.errors import ImageError, NoSliceError, TooLargeError
+
+IMAGES_OF_A_FOLDER = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".gz", ""}
+DAMAGED_SHARE = 0.2  # of a scan's files; with more it is not that scan any more
+NAMED = 5  # files that get a sentence of their own
+
+
+class LeftOut:
+    """The files of a scan that are not read, each with a sentence: damaged ones, up to a fifth, and
+    those that are no slices.
+    """
+
+    def __init__(self, files: int) -> None:
+        self._files = files
+        self._damaged: list[str] = []
+        self._others: list[str] = []
+
+    @contextmanager
+    def if_unreadable(self, name: str) -> Iterator[None]:
+        """Catch an `ImageError` raised inside, unless the file is the only one.
+
+        Raises:
+            ImageError: it is, or too many were caught; among several files the sentence begins with
+                the name of one.
+        """
+        try:
+            yield
+        except TooLargeError:
+            raise
+        except ImageError as err:
+            if self._files == 1:
+                raise
+            (self._others if isinstance(err, NoSliceError) else self._damaged).append(
+                f"{name}: {err}"
+            )
+            if len(self._damaged) > DAMAGED_SHARE * self._files:
+                more = (
+                    f" {len(self._damaged)} or more of the {self._files} files cannot be read."
+                    if len(self._damaged) > 1
+                    else ""
+                )
+                raise ImageError(self._damaged[0] + more) from err
+
+    def require_others(self, read: Sequence[object]) -> None:
+        """Refuse a scan of which nothing was read.
+
+        Raises:
+            ImageError: `read` is empty.
+        """
+        if not read:
+            raise ImageError((self._damaged + self._others)[0])
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each of the first files, and one for the rest."""
+        sentences = self._damaged + self._others
+        said = [f"A file was left out: {sentence}" for sentence in sentences[:NAMED]]
+        return (
+            [*said, f"{len(sentences) - NAMED} further files were left out."]
+            if len(sentences) > NAMED
+            else said
+        )
+
+
+@contextmanager
+def opened(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
+    """Open a file that is neither empty nor larger than `max_bytes`.
+
+    Raises:
+        ImageError: it is, or it cannot be opened.
+    """
+    try:
+        file = path.open("rb")
+        size = os.fstat(file.fileno()).st_size
+    except OSError as err:
+        raise ImageError("The file cannot be opened.") from err
+    with file:
+        if not size:
+            raise ImageError("The file is empty.")
+        if size > max_bytes:
+            raise ImageError(f"The file is too large: more than {max_bytes / 2**20:g} MiB.")
+        yield file
+
+
+def files_of_series(path: Path) -> list[Path]:
+    """Return the images of a folder that is one series, in the order of the numbers in their names;
+    of a file, itself.
+    """
+    if not path.is_dir():
+        return [path]
+    images = (
+        p
+        for p in path.rglob("*")
+        if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in IMAGES_OF_A_FOLDER
+    )
+    # A DICOMDIR is the table of contents of a disc.
+    return sorted((p for p in images if p.name.upper() != "DICOMDIR"), key=place_in_series)
+
+
+def place_in_series(path: Path) -> tuple[int, list[tuple[int, str]], str]:
+    """Return what puts a picture in its place: the last number in its name, then the name with its
+    numbers read as numbers.
+
+    So slice_2 comes before slice_10, and 2_of_30 before 10_of_30. DICOM files are ordered by
+    position later, whatever their names.
+    """
+    numbers = re.findall(r"\d+", path.stem)
+    words = [
+        (int(word), "") if word.isdigit() else (-1, word)
+        for word in re.split(r"(\d+)", path.stem)
+        if word
+    ]
+    return int(numbers[-1]) if numbers else -1, words, path.as_posix()

@@ -1,0 +1,111 @@
+"""Read PNG and JPEG pictures of slices: gray on a black background, colors and transparency
+removed, HU where 16 bits hold such.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ml.errors import ImageError
+from ml.scans.limits import require_a_picture, require_fewer_pixels
+from ml.scans.repairs import hounsfield_in_16_bits, on_black
+from ml.scans.slices import FloatArray, Slice
+
+COLOR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays below it
+COLOR_SHARE = 0.001  # of all pixels: a color cast or a colored mark, not three stray pixels
+
+
+def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
+    """Return a PNG or JPEG as display values, and notes about what was removed."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of odd metadata and of large pictures; the size is checked below
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=("PNG", "JPEG")) as picture:
+                require_fewer_pixels(*picture.size, max_pixels)
+                frames = int(getattr(picture, "n_frames", 1))
+                if frames > 1 and picture.format == "PNG":
+                    raise ImageError(
+                        f"The picture is animated: it holds {frames} pictures; give each slice as a"
+                        " file of its own."
+                    )
+                pixels, unit, notes = _to_slice(ImageOps.exif_transpose(picture))
+                if frames > 1:  # cameras add a preview or a map of brightness
+                    notes.append("The picture holds further pictures; only the first was read.")
+    except (ImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError as err:
+        raise ImageError(
+            f"The picture is too large: at most {max_pixels / 1e6:g} million pixels are read."
+        ) from err
+    # a damaged file makes a decoder raise anything from SyntaxError to struct.error
+    except Exception as err:
+        raise ImageError("The picture is damaged or incomplete and cannot be decoded.") from err
+    require_a_picture(pixels)
+    return Slice(pixels, unit), notes
+
+
+def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"], list[str]]:
+    """Return a Pillow picture's pixels as HU, where its 16 bits hold such, or else as gray 0..1 on
+    a black background; and notes.
+
+    Raises:
+        ImageError: its values or its background can be read in two ways.
+    """
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        values_hu, is_ct = hounsfield_in_16_bits(np.asarray(picture).astype(np.int64))
+        if values_hu is not None:
+            return (
+                values_hu,
+                "hu",
+                ["The 16-bit picture holds CT values; they were read as Hounsfield units."],
+            )
+        if is_ct:
+            raise ImageError(
+                "The 16-bit picture holds CT values, but not where their zero lies; give the DICOM"
+                " file."
+            )
+    grey, notes = _to_gray(picture)
+    shown, note = on_black(grey)
+    if shown is None:
+        raise ImageError(
+            "The picture has a white background; CT slices are read with black air around the head."
+        )
+    return shown, "display", [*notes, note] if note else notes
+
+
+def _to_gray(picture: Image.Image) -> tuple[FloatArray, list[str]]:
+    """Return any Pillow picture as float32 gray 0..1: transparency over black (air), colors by
+    their luminance.
+    """
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        values = np.asarray(picture).astype(np.float32)
+        if values.max(initial=0) < 256:
+            return values / np.float32(255), [
+                "The 16-bit picture uses only 8 bits; they were read as its full range."
+            ]
+        # CT has 12 bits; a 16-bit file that uses only these would be black if its full range were
+        # shown.
+        if values.max(initial=0) < 4096:
+            return values / np.float32(4095), [
+                "The 16-bit picture uses only 12 bits; they were read as its full range."
+            ]
+        return np.clip(values / np.float32(65535), 0, 1), []
+    if picture.mode in ("1", "L") and not picture.has_transparency_data:
+        return np.asarray(picture.convert("L")).astype(np.float32) / np.float32(255), []
+    notes = []
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        if rgba.getchannel("A").getextrema() != (255, 255):
+            notes.append("The picture has transparent parts; they were made black.")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
+    rgb = picture.convert("RGB")
+    channels = np.asarray(rgb)
+    spread = channels.max(axis=2) - channels.min(axis=2)
+    if np.count_nonzero(spread > COLOR_SPREAD) > COLOR_SHARE * spread.size:
+        notes.append("The picture has colors; they were removed.")
+    return np.asarray(rgb.convert("L")).astype(np.float32) / np.float32(255), notes

@@ -1,0 +1,1 @@
+"""Fit, judge, control and export a model."""

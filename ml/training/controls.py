@@ -1,0 +1,435 @@
+"""The controls that a run carries: what the same folds, the same code and the same budget find
+where there is nothing to find.
+
+    permuted         the labels belong to other groups: whatever ranks them has leaked
+    metadata         no pixel, only file size, width, height, kind of pixels and color: what a
+    shortcut is worth leaked           augmented first, then split, copies of one picture on both
+    sides: what a careless protocol would report
+    random_weights   the run itself from random initial weights: what the initial weights are worth
+
+Each answers {"name", "auroc", "accuracy", "seconds", "how"}, the figures as in
+`ml.evaluation.metrics`, all by slice; a control that was not run says why in "skipped". Random
+weights stand beside the run on the same folds, "run_auroc". Each is kept in the checkpoint piece by
+piece.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from sklearn.ensemble import RandomForestClassifier
+
+from ml.catalogue import architecture_named
+from ml.checkpoints import load_json, save_json
+from ml.datasets.examples import UNKNOWN, Example
+from ml.datasets.groups import stratified_group_folds
+from ml.errors import DatasetError
+from ml.evaluation.answers import Answers
+from ml.evaluation.metrics import auroc, lower_bound_of_mean, metrics_with_intervals
+from ml.preprocessing.augmentation import children
+from ml.training.cross_validation import Tell, cross_validate
+from ml.training.experiment import Experiment
+
+CHEAP_PERMUTATIONS, DEAR_PERMUTATIONS = 20, 5
+MOST_IMAGES_PERMUTED_WHOLE = 600
+"""Up to so many images every permutation is a whole cross-validation; above, permutation p is
+judged on fold p only.
+"""
+MOST_COPIES, MOST_LEAKED_IMAGES = 10, 4000
+LEVEL = 0.99
+TREES = 300
+MODES = ("L", "LA", "P", "RGB", "RGBA", "I;16", "DICOM")
+
+
+NAMES = ("permuted", "metadata", "leaked", "random_weights")
+
+
+def control_names(settings: Mapping[str, Any], learnt_features: bool) -> tuple[str, ...]:
+    """Return the controls that the setting `controls` asks for: "all", "cheap" (what takes no
+    fine-tuning) or "none".
+
+    Where the convolutions learn, the leaked split and the random weights are judged on the first
+    fold: they take a fit each.
+    """
+    wanted = str(settings.get("controls", "cheap"))
+    if wanted == "all":
+        return NAMES
+    if wanted == "none":
+        return ()
+    return ("metadata",) if learnt_features else ("permuted", "metadata")
+
+
+def fits_of_controls(names: Sequence[str], learnt_features: bool, images: int) -> tuple[float, ...]:
+    """Return about how many fits of a fold each control takes, which is what its progress goes by;
+    heads alone are not told apart.
+    """
+    fits = {
+        "permuted": DEAR_PERMUTATIONS,
+        "metadata": 0.1,
+        "leaked": _copies(images),
+        "random_weights": 1,
+    }
+    return tuple(float(fits[name]) if learnt_features else 1.0 for name in names)
+
+
+def run_controls(
+    experiment: Experiment,
+    examples: Sequence[Example],
+    learnt_features: bool,
+    folds: int,
+    checkpoint: Path,
+    tell: Tell,
+) -> list[dict[str, Any]]:
+    """Run the controls of a run.
+
+    Those that the settings do not ask for are told as skipped.
+
+    Args:
+        material: what the run itself learns from.
+        examples: its images, for their files' facts.
+        learnt_features: whether the run's convolutions learn; then permutations are dear.
+        folds: of the run.
+        checkpoint: folder; controls and folds that are finished there are not run again.
+        tell: told the progress.
+    """
+    names = control_names(experiment.settings, learnt_features)
+    fits = fits_of_controls(names, learnt_features, len(experiment.labels))
+    results = []
+    for number, name in enumerate(names):
+        before, own, of_all = sum(fits[:number]), fits[number], sum(fits)
+
+        def within(
+            stage: str,
+            share: float,
+            metrics: Mapping[str, float],
+            name: str = name,
+            before: float = before,
+            own: float = own,
+            of_all: float = of_all,
+        ) -> None:
+            tell(
+                f"control {name.replace('_', ' ')}: {stage}",
+                (before + share * own) / of_all,
+                metrics,
+            )
+
+        kept = checkpoint / f"control-{name}.json"
+        result = load_json(kept)
+        if result is None:
+            began = time.monotonic()
+            try:
+                result = {
+                    "name": name,
+                    **_run(
+                        name,
+                        experiment,
+                        examples,
+                        learnt_features,
+                        folds,
+                        checkpoint / f"control-{name}",
+                        within,
+                    ),
+                }
+            except DatasetError as err:
+                result = {"name": name, "skipped": str(err)}
+            result.setdefault("seconds", time.monotonic() - began)
+            save_json(kept, result)
+        results.append(result)
+    skipped = {"skipped": "the setting controls did not ask for it", "seconds": 0.0}
+    return results + [{"name": name, **skipped} for name in NAMES if name not in names]
+
+
+def _run(
+    name: str,
+    experiment: Experiment,
+    examples: Sequence[Example],
+    learnt_features: bool,
+    folds: int,
+    folder: Path,
+    tell: Tell,
+) -> dict[str, Any]:
+    match name:
+        case "permuted":
+            return _permuted(experiment, learnt_features, folds, folder, tell)
+        case "metadata":
+            return _metadata(experiment, examples, folds, tell)
+        case "leaked":
+            return _leaked(experiment, learnt_features, folds, folder, tell)
+    return _random_weights(experiment, learnt_features, folds, folder, tell)
+
+
+def blocked_because(controls: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the sentence that keeps a model from promotion: its permuted control found something;
+    None if it did not.
+    """
+    for control in controls:
+        bound = control.get("lower_99")
+        if control["name"] == "permuted" and bound is not None and bound > 0.5:
+            return (
+                "With labels permuted between groups the same run still reaches an AUROC of"
+                f" {control['auroc']['value']:.3f} (lower 99 % bound {bound:.3f}, above 0.5):"
+                " something leaks from training into test."
+            )
+    return None
+
+
+def permute_between_groups(
+    labels: np.ndarray, groups: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """Return labels that say nothing: every group gets the share of positives of another group, at
+    random places.
+
+    Groups keep their sizes, and most stay of one class, so the data are as hard to split and to
+    learn as before. The places are drawn
+    too: whole vectors of labels would keep blood in the middle of each head, which anatomy tells
+    without any leak.
+    """
+    permuted = labels.copy()
+    names, group_of = np.unique(groups, return_inverse=True)
+    known = [
+        np.flatnonzero((group_of == number) & (labels != UNKNOWN)) for number in range(len(names))
+    ]
+    known = [places for places in known if len(places)]
+    shares = np.array([labels[places].mean() for places in known])[random.permutation(len(known))]
+    for places, share in zip(known, shares, strict=True):
+        wanted = share * len(places)
+        count = int(wanted) + int(random.random() < wanted - int(wanted))
+        if 0 < share < 1 and len(places) > 1:
+            # a group with both kinds of slices stays one
+            count = min(max(count, 1), len(places) - 1)
+        permuted[places] = 0
+        permuted[random.choice(places, count, replace=False)] = 1
+    return permuted
+
+
+def _permuted(
+    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
+) -> dict[str, Any]:
+    n = DEAR_PERMUTATIONS if learnt_features else CHEAP_PERMUTATIONS
+    whole = not learnt_features and len(experiment.judged) <= MOST_IMAGES_PERMUTED_WHOLE
+    found, seconds = [], 0.0
+    for number in range(n):
+        random = np.random.default_rng([experiment.seed, number])
+        shuffled = replace(
+            experiment,
+            labels=permute_between_groups(experiment.labels, experiment.groups, random),
+            told=_permuted_wholes(experiment, np.random.default_rng([experiment.seed, number, 1])),
+            masks=np.full_like(experiment.masks, 255),  # outlines know the true labels
+            shared=experiment.shared if not learnt_features else folder / "shared",
+        )
+
+        def within(
+            stage: str, share: float, metrics: Mapping[str, float], number: int = number
+        ) -> None:
+            tell(f"permutation {number + 1} of {n}", (number + share) / n, metrics)
+
+        only = None if whole else [number % folds]
+        answers = cross_validate(shuffled, folds, 1, folder / f"{number}", within, only)
+        seconds += answers.seconds
+        value = auroc(answers.slices.labels, answers.slices.probabilities[0])
+        if np.isfinite(value):
+            found.append(value)
+    if not found:
+        raise DatasetError("No permutation left both classes in a test fold.")
+    lower = lower_bound_of_mean(found, LEVEL)
+    mean = float(np.mean(found))
+    bounds = (lower, 2 * mean - lower) if np.isfinite(lower) else (None, None)
+    scope = "a whole cross-validation each" if whole else f"permutation p on fold p of {folds}"
+    return {
+        "auroc": {"value": mean, "low": bounds[0], "high": bounds[1], "n": len(found)},
+        "lower_99": bounds[0],
+        "permutations": found,
+        "seconds": seconds,
+        "how": (
+            f"Mean over {len(found)} permutations of labels between groups, {scope}; low and high"
+            " are its one-sided 99 % bounds."
+        ),
+    }
+
+
+def _permuted_wholes(experiment: Experiment, random: np.random.Generator) -> dict[int, int]:
+    """Return what is told of weakly labeled scans, permuted between their groups; the others have
+    slices, permuted already.
+    """
+    weak = experiment.weak
+    labels = permute_between_groups(
+        experiment.scan_labels[weak], experiment.groups[experiment.first_of_scan[weak]], random
+    )
+    return dict(zip(weak.tolist(), labels.tolist(), strict=True))
+
+
+def _metadata(
+    experiment: Experiment, examples: Sequence[Example], folds: int, tell: Tell
+) -> dict[str, Any]:
+    judged = experiment.judged
+    facts = []
+    for done, position in enumerate(judged):
+        facts.append(file_facts(examples[position]))
+        tell("reading files", 0.9 * done / len(judged), {})
+    return metadata_control(
+        np.array(facts),
+        experiment.labels[judged],
+        experiment.groups[judged],
+        folds,
+        experiment.seed,
+    )
+
+
+def metadata_control(
+    facts: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int
+) -> dict[str, Any]:
+    """Return what a random forest (L. Breiman 2001) on facts of the files (n, k) finds in grouped
+    folds.
+    """
+    probabilities = np.zeros(len(labels))
+    for learn, held in stratified_group_folds(labels, groups, folds, seed):
+        forest = RandomForestClassifier(
+            TREES, min_samples_leaf=2, class_weight="balanced", random_state=seed
+        )
+        forest.fit(facts[learn], labels[learn])
+        probabilities[held] = forest.predict_proba(facts[held])[:, 1]
+    figures = metrics_with_intervals(labels, probabilities, probabilities >= 0.5, groups, seed)
+    how = (
+        "A random forest on file size, width, height, kind of pixels and color, not one pixel of"
+        f" anatomy; {folds} grouped folds."
+    )
+    return {"auroc": figures["auroc"], "accuracy": figures["accuracy"], "how": how}
+
+
+def file_facts(example: Example) -> list[float]:
+    """Return what a file tells without its anatomy: bytes, width, height, kind of pixels, color
+    cast (0..1).
+    """
+    try:
+        with Image.open(example.path, formats=("PNG", "JPEG")) as opened:
+            pixels = np.asarray(opened.convert("RGB").resize((64, 64)), np.float32) / 255
+    except (UnidentifiedImageError, OSError):
+        pixels = np.zeros((1, 1, 3), np.float32)  # DICOM: gray
+    cast = float((pixels.max(axis=2) - pixels.min(axis=2)).mean())
+    kinds = [float(example.mode == mode) for mode in MODES]
+    return [
+        float(example.path.stat().st_size),
+        float(example.width),
+        float(example.height),
+        cast,
+        *kinds,
+    ]
+
+
+def _leaked(
+    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
+) -> dict[str, Any]:
+    copies = _copies(len(experiment.labels))
+    leaked = replace(leak(experiment, copies, folder, tell), shared=folder / "shared")
+    only = [0] if learnt_features else None
+    answers = cross_validate(
+        leaked,
+        folds,
+        1,
+        folder,
+        lambda stage, share, metrics: tell(stage, 0.2 + 0.8 * share, metrics),
+        only,
+    )
+    how = (
+        f"Every picture and {copies - 1} augmented copies, split without regard to picture or"
+        f" patient; {_once(learnt_features, folds)}."
+    )
+    return {**_figures(answers.slices, experiment.seed), "seconds": answers.seconds, "how": how}
+
+
+def _copies(images: int) -> int:
+    """Return how often each picture stands among those of the leaked split."""
+    return max(2, min(MOST_COPIES, MOST_LEAKED_IMAGES // images))
+
+
+def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Experiment:
+    """Return the material enlarged before any split: each picture's copies are scans and groups of
+    their own.
+
+    Only pictures with known labels that the initial weights have not seen are taken. A slice
+    architecture gets every copy as a scan of one; the scans of a series architecture are copied as
+    scans.
+    """
+    keep = experiment.judged
+    reads_slices = architecture_named(experiment.architecture).reads == "slice"
+    scans = (
+        np.arange(len(keep))
+        if reads_slices
+        else np.unique(experiment.scans[keep], return_inverse=True)[1]
+    )
+    # hidden: a worker keeps no such file with the checkpoint, it is made again
+    path = folder / ".images.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = experiment.images.shape[1]
+    images = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.float32, shape=(copies * len(keep), size, size, 1)
+    )
+    for number, position in enumerate(keep):
+        # Copy c of all pictures stands together, so that the slices of a copied scan stay
+        # neighbors.
+        images[number :: len(keep)] = children(
+            np.asarray(experiment.images[position]), copies, experiment.seed + int(position)
+        )
+        tell("copies", 0.2 * (number + 1) / len(keep), {})
+    all_scans = np.concatenate([scans + copy * (int(scans.max()) + 1) for copy in range(copies)])
+    n = copies * len(keep)
+    return replace(
+        experiment,
+        images=images,
+        masks=np.full((n, *experiment.masks.shape[1:]), 255, np.uint8),
+        labels=np.tile(experiment.labels[keep], copies),
+        groups=all_scans.astype(str),
+        sources=np.tile(experiment.sources[keep], copies),
+        scans=all_scans,
+        unseen=np.ones(n, bool),
+        told={},
+    )
+
+
+def _random_weights(
+    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
+) -> dict[str, Any]:
+    if experiment.init == "random":
+        raise DatasetError("The run itself started from random weights.")
+    start = replace(experiment, init="random", shared=folder / "shared")
+    only = [0] if learnt_features else None
+    answers = cross_validate(start, folds, 1, folder, tell, only)
+    # kept, not fitted again
+    run = _figures(
+        cross_validate(experiment, folds, 1, folder.parent, tell, only).slices, experiment.seed
+    )["auroc"]
+    itself = (
+        ""
+        if run["low"] is None
+        else (
+            f", where the run itself has an AUROC of {run['value']:.3f} ({run['low']:.3f} to"
+            f" {run['high']:.3f})"
+        )
+    )
+    how = (
+        "The same settings from random initial weights, none of which are mixed in at the end;"
+        f" {_once(learnt_features, folds)}{itself}."
+    )
+    return {
+        **_figures(answers.slices, experiment.seed),
+        "run_auroc": run,
+        "seconds": answers.seconds,
+        "how": how,
+    }
+
+
+def _once(learnt_features: bool, folds: int) -> str:
+    return f"the first of {folds} folds" if learnt_features else f"{folds} folds, once"
+
+
+def _figures(answers: Answers, seed: int) -> dict[str, Any]:
+    figures = metrics_with_intervals(
+        answers.labels, answers.probabilities, answers.predicted, answers.groups, seed
+    )
+    return {"auroc": figures["auroc"], "accuracy": figures["accuracy"]}

@@ -1,0 +1,287 @@
+"""Judge an architecture by grouped cross-validation: every slice and scan is answered for by a
+model that never saw its group.
+
+Calibration, threshold and uncertain band of a fold come from what was held out inside its training
+part, for slices and for scans.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml.catalogue import BLEEDING_TYPES
+from ml.checkpoints import load_json, save_json
+from ml.datasets.examples import UNKNOWN
+from ml.datasets.type_labels import KnownTypes
+from ml.evaluation.answers import Answers
+from ml.evaluation.calibration import OperatingPoint, zones
+from ml.evaluation.metrics import auroc
+from ml.models.contract import Fitted, HeldOut
+from ml.networks.bleeding_types import fit_types, of_scan
+from ml.training.experiment import Experiment
+from ml.training.folds import splits
+from ml.training.heat_map_tests import judge_heat_maps
+
+MOST_HEAT_MAPS = 50  # tested in a fold: they take about ten seconds
+Tell = Callable[[str, float, Mapping[str, float]], None]
+"""Told a stage, the share that is done, and figures to show; raises to stop."""
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What a cross-validation found.
+
+    Attributes:
+        slices, scans: the answers.
+        held_out: the raw decisions of the first repeat.
+        learnt_features: whether the convolutions learned.
+        seconds: what all its fits took.
+        heat_maps: the tests of `ml.training.heat_map_tests`, of the first repeat; empty where they
+            were not asked for.
+        chosen: what each fit chose inside its training part.
+    """
+
+    slices: Answers
+    scans: Answers
+    held_out: HeldOut
+    learnt_features: bool
+    seconds: float
+    heat_maps: Sequence[Mapping[str, Any]] = ()
+    chosen: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass
+class _Level:
+    """Answers of one level while they are gathered."""
+
+    at: np.ndarray
+    repeats: int
+    columns: dict[str, np.ndarray] = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = self.repeats, len(self.at)
+        self.columns = {
+            "decisions": np.full(shape, np.nan),
+            "probabilities": np.full(shape, np.nan),
+            "predicted": np.zeros(shape, bool),
+            "zones": np.zeros(shape, np.int64),
+            "folds": np.full(shape, -1),
+            "types": np.full((*shape, len(BLEEDING_TYPES)), np.nan),
+        }
+
+    def write(self, repeat: int, fold: int, answers: Mapping[str, Sequence[float]]) -> None:
+        places = np.searchsorted(self.at, answers["at"])
+        for name in ("decisions", "probabilities", "predicted", "zones"):
+            self.columns[name][repeat, places] = answers[name]
+        self.columns["folds"][repeat, places] = fold
+        if "types" in answers:
+            self.columns["types"][repeat, places] = answers["types"]
+
+    def answers(self, labels: np.ndarray, groups: np.ndarray, sources: np.ndarray) -> Answers:
+        there = np.asarray((self.columns["folds"] >= 0).all(axis=0))
+        columns = {name: values for name, values in self.columns.items() if name != "decisions"}
+        return Answers(self.at, labels, groups, sources, **columns).among(there)
+
+    def first_decisions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the first repeat answered, and its raw decisions."""
+        there = self.columns["folds"][0] >= 0
+        return self.at[there], self.columns["decisions"][0, there]
+
+
+def cross_validate(
+    experiment: Experiment,
+    folds: int,
+    repeats: int,
+    checkpoint: Path,
+    tell: Tell,
+    only: Sequence[int] | None = None,
+    *,
+    test_heat_maps: bool = False,
+) -> OutOfFold:
+    """Return the answers for all judged slices and their scans, from one model a fold and repeat.
+
+    Args:
+        material: what to learn and to judge.
+        folds, repeats: each repeat has folds of its own seed.
+        checkpoint: folder; a fold that is finished there is not fitted again.
+        tell: told the progress.
+        only: the folds to do; all if left out. The others' slices and scans are left out of the
+            answers.
+        test_heat_maps: test the heat maps of rightly found hemorrhages in the first repeat.
+    """
+    judged, weak = experiment.judged, experiment.weak
+    known_scans = np.flatnonzero(experiment.scan_labels != UNKNOWN)
+    levels = _Level(judged, repeats), _Level(known_scans, repeats)
+    always = np.setdiff1d(experiment.learnable, judged)
+    always_weak = weak[~experiment.unseen[experiment.first_of_scan[weak]]]
+    wanted = range(folds) if only is None else only
+    seconds, learnt = 0.0, False
+    heat_maps: list[Mapping[str, Any]] = []
+    chosen: list[Mapping[str, Any]] = []
+    for repeat in range(repeats):
+        for fold, split in enumerate(splits(experiment, folds, repeat)):
+            if fold not in wanted:
+                continue
+            number = repeat * len(wanted) + list(wanted).index(fold)
+            start, end = (n / (repeats * len(wanted)) for n in (number, number + 1))
+            stage = (
+                f"fold {fold + 1} of {folds}"
+                if repeats == 1
+                else f"repeat {repeat + 1} of {repeats}, fold {fold + 1} of {folds}"
+            )
+            name = f"fold-{fold}" if repeat == 0 else f"repeat-{repeat}-fold-{fold}"
+            done = load_json(checkpoint / f"{name}.json")
+            if done is None:
+                began = time.monotonic()
+
+                def report(
+                    share: float,
+                    metrics: Mapping[str, float],
+                    start: float = start,
+                    end: float = end,
+                    stage: str = stage,
+                ) -> None:
+                    tell(stage, start + share * (end - start), metrics)
+
+                train, wholes = (
+                    np.concatenate([always, split.learn]),
+                    np.concatenate([always_weak, split.learn_weak]),
+                )
+                fitted = experiment.fit(train, checkpoint / name, report, wholes)
+                done = _answers_of(experiment, fitted, split.held, split.held_weak)
+                if experiment.types is not None:
+                    _add_types(done, experiment, experiment.types, fitted, train)
+                if test_heat_maps and repeat == 0:
+                    done["heat_maps"] = _heat_maps_of(experiment, fitted, done["slices"])
+                done |= {
+                    "seconds": time.monotonic() - began,
+                    "learnt_features": fitted.learnt_features,
+                    "chosen": dict(fitted.chosen),
+                }
+                save_json(checkpoint / f"{name}.json", done)
+                shutil.rmtree(checkpoint / name, ignore_errors=True)
+            levels[0].write(repeat, fold, done["slices"])
+            levels[1].write(repeat, fold, done["scans"])
+            seconds, learnt = seconds + done["seconds"], learnt or done["learnt_features"]
+            heat_maps.extend(done.get("heat_maps", []))
+            chosen.append(done.get("chosen", {}))
+            tell(
+                stage,
+                end,
+                {
+                    "fold_auroc": auroc(
+                        experiment.labels[done["slices"]["at"]],
+                        np.asarray(done["slices"]["probabilities"]),
+                    )
+                },
+            )
+    first = experiment.first_of_scan[known_scans]
+    return OutOfFold(
+        slices=levels[0].answers(
+            experiment.labels[judged], experiment.groups[judged], experiment.sources[judged]
+        ),
+        scans=levels[1].answers(
+            experiment.scan_labels[known_scans], experiment.groups[first], experiment.sources[first]
+        ),
+        held_out=HeldOut(*levels[0].first_decisions(), *levels[1].first_decisions()),
+        learnt_features=learnt,
+        seconds=seconds,
+        heat_maps=heat_maps,
+        chosen=chosen,
+    )
+
+
+def _answers_of(
+    experiment: Experiment, fitted: Fitted, test: np.ndarray, weak: np.ndarray
+) -> dict[str, Any]:
+    """Return a fold's answers for the slices at `test`, their scans and the scans `weak`, as JSON.
+    A scan of one slice is judged as one.
+    """
+    of_slices, of_scans = experiment.operating_points(fitted)
+    test = np.sort(test)
+    scans = np.union1d(experiment.scans[test], weak)
+    single = experiment.scan_sizes[scans] == 1
+    own, whole = (
+        _judge(of_slices, fitted.scan_decisions[scans]),
+        _judge(of_scans, fitted.scan_decisions[scans]),
+    )
+    return {
+        "slices": {
+            "at": test.tolist(),
+            **{
+                name: values.tolist()
+                for name, values in _judge(of_slices, fitted.decisions[test]).items()
+            },
+        },
+        "scans": {
+            "at": scans.tolist(),
+            **{name: np.where(single, own[name], whole[name]).tolist() for name in own},
+        },
+        "threshold": of_slices.threshold,
+        "scan_threshold": of_scans.threshold,
+    }
+
+
+def _add_types(
+    answers: dict[str, Any],
+    experiment: Experiment,
+    types: KnownTypes,
+    fitted: Fitted,
+    part: np.ndarray,
+) -> None:
+    """Add to a fold's answers what a head fitted to the training part tells of the types of
+    bleeding.
+    """
+    of_slices, _ = experiment.operating_points(fitted)
+    found = fit_types(fitted.descriptions, types.slices, experiment.groups, part).of_slices(
+        fitted.descriptions, of_slices.platt(fitted.decisions)
+    )
+    slices, scans = answers["slices"], answers["scans"]
+    slices["types"] = found[slices["at"]].tolist()
+    ends = np.append(experiment.first_of_scan, len(found))
+    scans["types"] = [
+        of_scan(found[ends[scan] : ends[scan + 1]], probability).tolist()
+        for scan, probability in zip(scans["at"], scans["probabilities"], strict=True)
+    ]
+
+
+def _heat_maps_of(
+    experiment: Experiment, fitted: Fitted, answers: Mapping[str, Sequence[float]]
+) -> list[dict[str, Any]]:
+    """Test the heat maps of a fold's true positives, at most `MOST_HEAT_MAPS`, those with outlines
+    first.
+    """
+    at = np.asarray(answers["at"], int)
+    found = at[(experiment.labels[at] == 1) & np.asarray(answers["predicted"], bool)]
+    random = np.random.default_rng([experiment.seed, len(found)])
+    outlined = (
+        (np.asarray(experiment.masks[found]) == 1).any(axis=(1, 2))
+        if len(found)
+        else np.zeros(0, bool)
+    )
+    tested = found[np.lexsort((random.random(len(found)), ~outlined))][:MOST_HEAT_MAPS]
+    of_slices, of_scans = experiment.operating_points(fitted)
+    return judge_heat_maps(
+        fitted.export(of_slices.platt, of_scans.platt),
+        experiment.images,
+        experiment.masks,
+        tested.tolist(),
+        experiment.seed,
+    )
+
+
+def _judge(point: OperatingPoint, decisions: np.ndarray) -> dict[str, np.ndarray]:
+    probabilities = point.platt(decisions)
+    return {
+        "decisions": np.asarray(decisions),
+        "probabilities": probabilities,
+        "predicted": probabilities >= point.threshold,
+        "zones": zones(probabilities, point.low, point.high),
+    }

@@ -1,0 +1,52 @@
+"""What each fit of a cross-validation learns from and what it is judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ml.datasets.groups import dealt_folds, stratified_group_folds
+from ml.training.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Split:
+    """Positions of slices to learn from and to judge, and numbers of weakly labeled scans."""
+
+    learn: np.ndarray
+    held: np.ndarray
+    learn_weak: np.ndarray
+    held_weak: np.ndarray
+
+
+def splits(experiment: Experiment, folds: int, repeat: int) -> Iterator[Split]:
+    """Yield folds by group, or one fold for each data set that is then never learned from.
+
+    The folds of the slices are what they are without weakly labeled scans, which are dealt to
+    them.
+    """
+    judged, first = experiment.judged, experiment.first_of_scan
+    weak = experiment.weak[experiment.unseen[first[experiment.weak]]]
+    groups, weak_groups = experiment.groups[judged], experiment.groups[first[weak]]
+    if experiment.settings.get("folds_by") != "data set":
+        seed = experiment.seed + repeat
+        fold_of = dealt_folds(experiment.scan_labels[weak], weak_groups, folds, seed)
+        by_group = list(stratified_group_folds(experiment.labels[judged], groups, folds, seed))
+        for fold, (_, held) in enumerate(by_group):
+            fold_of[np.isin(weak_groups, groups[held])] = fold
+        for fold, (learn, held) in enumerate(by_group):
+            yield Split(judged[learn], judged[held], weak[fold_of != fold], weak[fold_of == fold])
+        return
+    sources, weak_sources = experiment.sources[judged], experiment.sources[first[weak]]
+    for source in np.union1d(sources, weak_sources):
+        held, held_weak = sources == source, weak_sources == source
+        # A picture that stands in both data sets joins their groups, and must not be learned from
+        # either.
+        there = np.concatenate([groups[held], weak_groups[held_weak]])
+        learn, learn_weak = (
+            ~held & ~np.isin(groups, there),
+            ~held_weak & ~np.isin(weak_groups, there),
+        )
+        yield Split(judged[learn], judged[held], weak[learn_weak], weak[held_weak])

@@ -1,0 +1,145 @@
+"""Do heat maps point at the blood? Two tests of a model on slices it never saw and rightly called
+positive.
+
+    deletion   covering the hottest tenth of the picture must lower the answer more than covering a
+    random tenth of the head
+               (W. Samek et al. 2017, doi 10.1109/TNNLS.2016.2599820); a covered cell becomes the
+               gray of that head's median
+    pointing   the hottest cell must lie in the outlined blood or beside it, within one cell
+               (J. Zhang et al. 2018, doi 10.1007/s11263-017-1059-x)
+
+Both use the exported graphs and `ml.inference.heat_maps`, the code that draws the heat maps people
+see. A slice is read alone, also by a model of series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime
+
+from ml.artifacts.card import FEATURES, HEAD
+from ml.evaluation.metrics import share_with_interval
+from ml.inference.heat_maps import AIR, log_odds, occlusion
+from ml.scans.slices import FloatArray
+
+COVERED_SHARE = 0.1
+RANDOM_COVERS = 5  # their mean drop is what the hottest tenth must exceed
+FACTS = ("hottest_beats_random", "hottest_in_or_beside_mask")
+
+
+def judge_heat_maps(
+    files: Mapping[str, bytes], images: np.ndarray, masks: np.ndarray, at: Sequence[int], seed: int
+) -> list[dict[str, bool | int | None]]:
+    """Return {"at", "hottest_beats_random", "hottest_in_or_beside_mask"} for each slice; the last
+    is None where nobody outlined blood.
+
+    Args:
+        files: the exported graphs by name.
+        images: float32 (n, size, size, 1) of the run.
+        masks: uint8 (n, m, m) as `ml.models.contract.FitTask` describes them.
+        at: positions of the slices to test.
+        seed: of the random covers.
+    """
+    features, head = (onnxruntime.InferenceSession(files[name]) for name in (FEATURES, HEAD))
+
+    def maps_of(pictures: np.ndarray) -> FloatArray:
+        return np.asarray(features.run(["maps"], {"images": pictures})[0], np.float32)
+
+    def score(maps: FloatArray) -> FloatArray:
+        # One by one: a head may read what comes together as one scan.
+        return np.array(
+            [head.run(["slice_probability"], {"maps": one[np.newaxis]})[0][0] for one in maps],
+            np.float32,
+        )
+
+    found: list[dict[str, bool | int | None]] = []
+    for position in at:
+        image = np.asarray(images[position], np.float32)
+        maps = maps_of(image[np.newaxis])[0]
+        heat = occlusion(maps, score, image)
+        random = np.random.default_rng([seed, int(position)])
+        covers = [
+            hottest_cells(heat),
+            *(random_cells(image, heat.shape, random) for _ in range(RANDOM_COVERS)),
+        ]
+        answers = log_odds(
+            score(maps_of(np.stack([image, *(covered(image, cells) for cells in covers)])))
+        )
+        drops = answers[0] - answers[1:]
+        found.append(
+            {
+                "at": int(position),
+                "hottest_beats_random": bool(drops[0] > drops[1:].mean()),
+                "hottest_in_or_beside_mask": points_at(heat, masks[position]),
+            }
+        )
+    return found
+
+
+def summary(tested: Sequence[Mapping[str, Any]], groups: np.ndarray, seed: int) -> dict[str, Any]:
+    """Return {"hottest_beats_random", "hottest_in_or_beside_mask"} as figures of
+    `ml.evaluation.metrics`; groups (n,) of all the run's slices.
+    """
+    figures = {}
+    for fact in FACTS:
+        known = [entry for entry in tested if entry[fact] is not None]
+        values = np.array([float(entry[fact]) for entry in known])
+        figures[fact] = share_with_interval(
+            values, groups[[entry["at"] for entry in known]] if known else groups[:0], seed
+        )
+    return figures
+
+
+def hottest_cells(heat: FloatArray) -> np.ndarray:
+    """Return bool (h, w): the hottest tenth of the cells."""
+    count = max(1, round(COVERED_SHARE * heat.size))
+    chosen = np.zeros(heat.size, bool)
+    chosen[np.argsort(-heat, axis=None, kind="stable")[:count]] = True
+    return chosen.reshape(heat.shape)
+
+
+def random_cells(
+    image: FloatArray, shape: tuple[int, ...], random: np.random.Generator
+) -> np.ndarray:
+    """Return bool `shape`: as many cells as `hottest_cells` takes, drawn among those that are
+    mostly head.
+    """
+    shown = cv2.resize(
+        (image[..., 0] > AIR).astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA
+    )
+    count = max(1, round(COVERED_SHARE * shown.size))
+    order = np.argsort(-(shown > 0.5).astype(int) - random.random(shape), axis=None)
+    chosen = np.zeros(shown.size, bool)
+    chosen[order[:count]] = True
+    return chosen.reshape(shape)
+
+
+def covered(image: FloatArray, cells: np.ndarray) -> FloatArray:
+    """Return the picture (size, size, 1) with the cells, bool (h, w), painted in the median gray of
+    what it shows.
+    """
+    inside = image > AIR
+    grey = float(np.median(image[inside])) if inside.any() else 0.0
+    painted = cv2.resize(
+        cells.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST
+    ).astype(bool)
+    return np.where(painted[..., np.newaxis] & inside, np.float32(grey), image)
+
+
+def points_at(heat: FloatArray, mask: np.ndarray) -> bool | None:
+    """Return whether the hottest cell of (h, w) or one of its neighbors holds outlined blood of
+    the mask, uint8 (m, m).
+    """
+    bloody = mask == 1
+    if not bloody.any():
+        return None
+    row, column = (int(place) for place in np.unravel_index(int(heat.argmax()), heat.shape))
+    (top, bottom), (left, right) = (
+        (max(place - 1, 0) * side // cells, -(-(min(place + 2, cells)) * side // cells))
+        for place, cells, side in zip((row, column), heat.shape, bloody.shape, strict=True)
+    )
+    return bool(bloody[top:bottom, left:right].any())

@@ -1,0 +1,134 @@
+"""What a training computes with: all images of its pool as model inputs, and the outlines of blood
+in the same frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ml.checkpoints import digest, load_json, save_json
+from ml.datasets.examples import Example, slice_of
+from ml.errors import DatasetError, ImageError
+from ml.preprocessing.model_input import Frame, InputSpec, cut, to_input
+
+MASK_PX = 56
+BLOOD, NO_BLOOD, NOT_DRAWN = 1, 0, 255
+SHARE_OF_A_CELL = 0.25
+"""A cell of the small outline shows blood if at least this share of it does: a thin subdural bleed
+must not vanish.
+"""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`images` float32 (n, size, size, 1) in 0..1, `masks` uint8 (n, 56, 56); files stand in
+    memory's place.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+
+
+def read_inputs(
+    examples: Sequence[Example], spec: InputSpec, cache: Path, report: Callable[[float], None]
+) -> Inputs:
+    """Return inputs and outlines of all examples, from `cache` if they were made before.
+
+    Args:
+        examples: the images.
+        spec: how the model wants them.
+        cache: a folder for the two arrays; a large set never stands in memory at once.
+        report: told the share that is done after each image; what it raises ends the reading.
+
+    Raises:
+        DatasetError: an image or outline is unreadable, or an outline is not of its image's size;
+            or the cache, whose positions a checkpoint counts on, is that of other examples.
+    """
+    paths = cache / "images.npy", cache / "masks.npy"
+    made_of, owner = _digest(examples), cache / "examples.json"
+    if load_json(owner) not in (None, made_of):
+        raise DatasetError(
+            f"Order, outlines or labels of the images changed since {cache.parent.name} was begun;"
+            " give another folder."
+        )
+    save_json(owner, made_of)
+    if not all(path.is_file() for path in paths):
+        shapes = (len(examples), spec.size, spec.size, 1), (len(examples), MASK_PX, MASK_PX)
+        unfinished = [path.with_name(f".{path.name}") for path in paths]
+        images = np.lib.format.open_memmap(
+            unfinished[0], mode="w+", dtype=np.float32, shape=shapes[0]
+        )
+        masks = np.lib.format.open_memmap(unfinished[1], mode="w+", dtype=np.uint8, shape=shapes[1])
+        for position, example in enumerate(examples):
+            images[position], masks[position] = _input_and_mask(example, spec)
+            report((position + 1) / len(examples))
+        images.flush()
+        masks.flush()
+        for before, path in zip(unfinished, paths, strict=True):
+            before.replace(path)
+    return Inputs(*(np.asarray(np.load(path, mmap_mode="r")) for path in paths))
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """Return the SHA-256 (hex) of which images stand where, with their labels and outlines."""
+    masks = (hashlib.sha256(e.mask.read_bytes()).hexdigest() if e.mask else "" for e in examples)
+    return digest(
+        *(
+            f"{e.dataset}\t{e.name}\t{e.sha256}\t{e.label}\t{mask}"
+            for e, mask in zip(examples, masks, strict=True)
+        )
+    )
+
+
+def _input_and_mask(example: Example, spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        slice_ = slice_of(example)
+    except ImageError as err:
+        raise DatasetError(f"{example.name}: {err}") from err
+    pixels, frame = to_input(slice_, spec)
+    if example.label == 0:
+        return pixels, np.full((MASK_PX, MASK_PX), NO_BLOOD, np.uint8)
+    if example.label is None or example.mask is None:
+        return pixels, np.full((MASK_PX, MASK_PX), NOT_DRAWN, np.uint8)
+    return pixels, small_mask(read_mask(example, slice_.pixels.shape), frame)
+
+
+def read_mask(example: Example, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the outline of an example, bool (height, width).
+
+    Raises:
+        DatasetError: it is no picture, or not of the image's shape.
+    """
+    try:
+        with Image.open(str(example.mask), formats=("PNG", "JPEG")) as opened:
+            drawn = np.asarray(opened.convert("L")) > 0
+    except (OSError, UnidentifiedImageError) as err:
+        raise DatasetError(f"The outline of {example.name} is not a readable picture.") from err
+    if drawn.shape != shape:
+        sizes = f"{drawn.shape[1]} x {drawn.shape[0]}", f"{shape[1]} x {shape[0]}"
+        raise DatasetError(
+            f"The outline of {example.name} is {sizes[0]} pixels large, and its image {sizes[1]}."
+        )
+    return drawn
+
+
+def small_mask(drawn: np.ndarray, frame: Frame) -> np.ndarray:
+    """Return an outline, bool (height, width), as the model's frame shows it: uint8 (56, 56), 1
+    blood and 0 none.
+
+    An outline so small that no cell holds enough of it keeps its fullest cell; one outside the
+    frame says nothing, so all is 255.
+    """
+    share = cv2.resize(
+        cut(drawn.astype(np.float32), frame), (MASK_PX, MASK_PX), interpolation=cv2.INTER_AREA
+    )
+    if share.max() <= 0:
+        return np.full((MASK_PX, MASK_PX), NOT_DRAWN, np.uint8)
+    return (share >= min(SHARE_OF_A_CELL, float(share.max()))).astype(np.uint8)

@@ -1,0 +1,48 @@
+""""""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml.datasets.examples import Example
+from ml.evaluation.answers import Answers, write_answers
+from ml.training.cross_validation import OutOfFold
+from ml.training.experiment import Experiment
+
+
+def write_predictions(
+    path: Path, examples: Sequence[Example], experiment: Experiment, out_of_fold: OutOfFold
+) -> None:
+    """Write all out-of-fold answers of a cross-validation."""
+    write_answers(
+        path,
+        [
+            *_rows(out_of_fold.slices, examples, "slice", experiment),
+            *_rows(out_of_fold.scans, examples, "patient", experiment),
+        ],
+    )
+
+
+def _rows(
+    answers: Answers, examples: Sequence[Example], level: str, experiment: Experiment
+) -> Iterable[dict[str, Any]]:
+    positions = answers.at if level == "slice" else experiment.first_of_scan[answers.at]
+    for repeat in range(len(answers.probabilities)):
+        for column, position in enumerate(positions):
+            example = examples[position]
+            whole = level == "patient" and example.patient
+            yield {
+                "level": level,
+                "dataset": example.dataset,
+                "filename": "" if whole else example.name,
+                "label": int(answers.labels[column]),
+                "patient": example.scan_name,
+                "slice": "" if whole or example.slice is None else example.slice,
+                "group": answers.groups[column],
+                "repeat": repeat,
+                "fold": int(answers.folds[repeat, column]),
+                "probability": repr(float(answers.probabilities[repeat, column])),
+                "predicted": int(answers.predicted[repeat, column]),
+            }

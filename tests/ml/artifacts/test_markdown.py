@@ -1,0 +1,144 @@
+"""The card as a person reads it: made from its JSON, with patients and controls where there are
+any.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ml.artifacts.card import Card
+from ml.artifacts.markdown import model_card
+from ml.errors import ArtifactError
+from tests.ml.conftest import types_judged
+
+MakeCard = Callable[..., Card]
+
+
+def figures(auroc: float) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"value": auroc, "low": auroc - 0.1, "high": auroc + 0.05, "n": 40}
+        for name in ("auroc", "accuracy")
+    }
+
+
+def a_full_card(make_card: MakeCard, **changed: Any) -> Card:
+    given: dict[str, Any] = {
+        "data": {
+            "datasets": ["a", "b"],
+            "images": 40,
+            "positive": 20,
+            "negative": 20,
+            "groups": 30,
+            "fingerprint": "f" * 64,
+        },
+        "metrics": figures(0.9),
+        "metrics_by_dataset": {"a": figures(0.92), "b": figures(0.7)},
+        "patient_metrics": figures(0.8),
+        "patient_metrics_by_dataset": {"a": figures(0.81), "b": figures(0.79)},
+        "band": {
+            "slice": {
+                "npv": {"value": 0.975, "n": 40},
+                "ppv": {"value": None, "n": 0},
+                "uncertain": {"value": 0.25, "n": 80},
+            },
+        },
+        "confusion": {"tp": 17, "fn": 3, "tn": 15, "fp": 5},
+        "scan_threshold": 0.7,
+        "scan_uncertain_low": 0.6,
+        "scan_uncertain_high": 0.8,
+        "seconds": 61.0,
+        "controls": [
+            {
+                "name": "permuted",
+                "auroc": {"value": 0.51, "low": 0.47, "high": 0.55, "n": 20},
+                "seconds": 30.0,
+                "how": "Labels moved.",
+            },
+            {
+                "name": "random_weights",
+                "skipped": "The run itself started from random weights.",
+                "seconds": 0.0,
+            },
+        ],
+    }
+    return make_card(**{**given, **changed})
+
+
+def test_the_run_stands_beside_its_controls(make_card: MakeCard) -> None:
+    text = model_card(a_full_card(make_card))
+    assert (
+        "| **this model** | 0.900 (0.800 to 0.950) | 40 | 0.900 (0.800 to 0.950) | 61 in all | as"
+        " above |" in text
+    )
+    assert "| permuted | 0.510 (0.470 to 0.550) | 20 | – | 30 | Labels moved. |" in text
+    assert "not run: The run itself started from random weights." in text
+
+
+def test_patients_thresholds_band_and_failures_are_told(make_card: MakeCard) -> None:
+    text = model_card(a_full_card(make_card))
+    assert "By patient" in text and "| auroc | 0.800 (0.700 to 0.850) | 0.810" in text
+    assert "For a scan of several slices it is 0.700; 0.600 to 0.800 is uncertain." in text
+    assert "(NPV) 0.975 of 40" in text and "(PPV) undefined" in text and "25.0%" in text
+    assert (
+        "Of 20 slices with hemorrhage 3 were missed;\n  of 20 without, 5 raised a false alarm."
+        in text
+    )
+    assert "weakest on b (AUROC of slices 0.700)" in text and "Not to be promoted" not in text
+
+
+def test_types_of_bleeding_are_told_with_their_figures_and_few_patients_one_by_one(
+    make_card: MakeCard,
+) -> None:
+    text = model_card(a_full_card(make_card, types=types_judged()))
+    figures = (
+        "0.800 (0.700 to 0.900) | 0.800 (0.700 to 0.900) | 0.600 (0.500 to 0.700) | 0.050 (0.020 to"
+        " 0.100)"
+    )
+    assert f"| epidural | yes | 12 of 80 | 12 of 40 | {figures} |" in text
+    assert "| subdural | yes | 4 of 80 | 3 of 40 | few patients | – | – | – |" in text
+    assert (
+        "Patients with subdural bleeding: 0.500 (rank 2 of 40), 0.500 (rank 7 of 40), no answer."
+        in text
+    )
+    assert "| intraventricular | no | 0 of 80 | 0 of 40 | few patients |" in text
+    assert "Type of bleeding" not in model_card(a_full_card(make_card))
+
+
+def test_a_blocked_model_says_so_first(make_card: MakeCard) -> None:
+    assert "- **Not to be promoted.** It leaks." in model_card(
+        a_full_card(make_card, blocked_because="It leaks.")
+    )
+
+
+def test_a_card_of_the_first_version_is_read_and_judges_series_as_before(
+    make_card: MakeCard,
+) -> None:
+    old = json.loads(a_full_card(make_card).to_json())
+    for name in (
+        "scan_threshold",
+        "scan_uncertain_low",
+        "scan_uncertain_high",
+        "patient_metrics",
+        "patient_metrics_by_dataset",
+    ):
+        del old[name]
+    for name in ("band", "controls", "blocked_because", "seconds", "types"):
+        del old[name]
+    card = Card.from_json(json.dumps(old))
+    assert card.point_of(1) == card.point_of(30) == (0.5, 0.4, 0.6) and card.controls == []
+    assert card.types == {} and card.told_types == ()
+    assert "## Controls" not in model_card(card) and "By patient" not in model_card(card)
+    del old["threshold"]
+    with pytest.raises(ArtifactError, match="does not give 'threshold'"):
+        Card.from_json(json.dumps(old))
+
+
+def test_a_scan_threshold_out_of_range_is_refused(make_card: MakeCard) -> None:
+    with pytest.raises(
+        ArtifactError, match=r"threshold 1.5 and uncertain band 0.6 to 0.8 must lie"
+    ):
+        Card.from_json(a_full_card(make_card, scan_threshold=1.5).to_json())

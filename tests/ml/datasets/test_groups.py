@@ -1,0 +1,168 @@
+"""What belongs together: groups, duplicates, copies that were saved anew, and folds that divide
+none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from ml.datasets.groups import assign_groups, stratified_group_folds
+from ml.datasets.near_duplicates import (
+    HASH_DIGITS,
+    SAME_PICTURE,
+    bits_of,
+    is_telling,
+    likeness,
+    look_at,
+    near_duplicates,
+    same_pictures,
+)
+from ml.datasets.read import read_dataset
+from ml.errors import DatasetError
+from ml.scans.phantoms import phantom, write_png
+from ml.scans.read import read_series
+from ml.scans.slices import Slice
+
+PICTURES = 40
+EDITS: dict[str, Callable[[Image.Image, Path], None]] = {
+    "JPEG of quality 40": lambda picture, path: picture.save(path, "JPEG", quality=40),
+    "half as large": (
+        lambda picture, path: picture.resize((picture.width // 2, picture.height // 2)).save(
+            path, "PNG"
+        )
+    ),
+    "224 pixels": (
+        lambda picture, path: picture.resize((224, 224), Image.Resampling.BILINEAR).save(
+            path, "PNG"
+        )
+    ),
+    "darker": lambda picture, path: ImageEnhance.Brightness(picture).enhance(0.8).save(path, "PNG"),
+    "more contrast": lambda picture, path: (
+        ImageEnhance.Contrast(picture).enhance(1.3).save(path, "PNG")
+    ),
+    "another margin": (
+        lambda picture, path: ImageOps.expand(picture, (20, 30, 40, 10)).save(path, "PNG")
+    ),
+}
+
+
+def hash_of(path: Path) -> str:
+    return look_at(read_series([path], may_be_bare=True).slices[0])[0]
+
+
+def copies_of(pictures: Sequence[Path], edit: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return of the edited copy of each picture whether it is most like that picture, and how much
+    like the one it is most like.
+    """
+    known = [hash_of(path) for path in pictures]
+    copies = []
+    for path in pictures:
+        EDITS[edit](Image.open(path).convert("L"), folder / "copy")
+        copies.append(hash_of(folder / "copy"))
+    alike = likeness(bits_of(copies), bits_of(known))
+    return alike.argmax(axis=1) == np.arange(len(known)), alike.max(axis=1)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_copy_that_was_saved_anew_is_most_like_its_picture(edit: str, tmp_path: Path) -> None:
+    for seed in range(PICTURES):
+        write_png(phantom(seed, hemorrhage=seed % 2 == 0, size=256), tmp_path / f"{seed}.png")
+    is_its_own, alike = copies_of(sorted(tmp_path.glob("*.png")), edit, tmp_path)
+    assert is_its_own.mean() >= 0.95 and np.median(alike) > 0.8
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_slice_that_was_saved_anew_is_the_same_picture(
+    shared_data: Path, edit: str, tmp_path: Path
+) -> None:
+    pictures = [
+        path
+        for path in sorted((shared_data / "ct_ich").rglob("*.jpg"))[10::60]
+        if is_telling(hash_of(path))
+    ]
+    is_its_own, alike = copies_of(pictures, edit, tmp_path)
+    assert (is_its_own & (alike >= SAME_PICTURE)).mean() >= 0.9
+
+
+def test_no_slice_of_one_patient_counts_as_anothers(shared_data: Path) -> None:
+    examples = [
+        e
+        for name in ("ct_ich", "phe_sich", "head_ct")
+        for e in read_dataset(shared_data / name, keeps_bare=True).examples
+    ]
+    telling = [example for example in examples if is_telling(example.dhash)]
+    assert len(examples) - len(telling) == 9
+    for group in {example.group for example in telling}:
+        own, others = (
+            [e.dhash for e in telling if (e.group == group) == is_own] for is_own in (True, False)
+        )
+        assert list(same_pictures(own, others)) == []
+
+
+def test_a_speck_in_a_small_picture_is_looked_at_like_any_other() -> None:
+    for row in range(0, 128, 3):
+        dark = np.full((128, 90), 0.01, np.float32)
+        dark[row : row + 2, 40:42] = 0.4
+        dhash, thumbnail = look_at(Slice(dark, "display"))
+        assert len(dhash) == HASH_DIGITS and thumbnail.shape == (32, 32)
+
+
+def test_near_duplicates_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [
+        look_at(Slice(phantom(seed % 7, hemorrhage=False, size=96).astype(np.float32), "hu"))
+        for seed in range(21)
+    ]
+    dhashes, thumbnails = [dhash for dhash, _ in looks], [thumbnail for _, thumbnail in looks]
+    whole = near_duplicates(dhashes, thumbnails)
+    monkeypatch.setattr("ml.datasets.near_duplicates.CHUNK", 4)
+    assert near_duplicates(dhashes, thumbnails) == whole
+    assert set(whole) == {
+        (one, other) for one in range(21) for other in range(one + 1, 21) if one % 7 == other % 7
+    }
+    assert list(same_pictures(dhashes[:1], dhashes)) == [(0, 0), (0, 7), (0, 14)]
+
+
+def test_groups_join_what_shares_a_key_or_is_a_duplicate() -> None:
+    assert assign_groups([["a"], ["b"], ["a", "c"], [], ["c"]], duplicates=[(1, 3)]) == [
+        0,
+        1,
+        0,
+        1,
+        0,
+    ]
+
+
+def test_flat_pictures_are_nobodys_duplicates() -> None:
+    flat = np.zeros((32, 32), np.uint8)
+    assert near_duplicates(["0" * HASH_DIGITS] * 2, [flat, flat]) == []
+
+
+def test_hundreds_of_copies_of_one_picture_are_refused_before_their_pairs_fill_the_memory() -> None:
+    picture = np.tile(np.arange(32, dtype=np.uint8), (32, 1))
+    with pytest.raises(
+        DatasetError,
+        match=(
+            r"^More than 110,000 pairs of images show nearly the same; please leave the copies"
+            r" out\.$"
+        ),
+    ):
+        near_duplicates(["f" * HASH_DIGITS] * 500, [picture] * 500)
+
+
+def test_folds_never_split_a_group_and_are_the_same_for_the_same_seed() -> None:
+    groups = np.repeat([f"g{n}" for n in range(30)], 4)
+    labels = np.repeat(np.arange(30) % 3 == 0, 4).astype(int)
+    folds = list(stratified_group_folds(labels, groups, 5, seed=3))
+    assert sorted(np.concatenate([test for _, test in folds]).tolist()) == list(range(120))
+    for train, test in folds:
+        assert not set(groups[train]) & set(groups[test])
+        assert labels[test].sum() == 8
+    again = list(stratified_group_folds(labels, groups, 5, seed=3))
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(folds, again, strict=True))
+    other = list(stratified_group_folds(labels, groups, 5, seed=4))
+    assert any(not np.array_equal(a[1], b[1]) for a, b in zip(folds, other, strict=True))

@@ -1,0 +1,507 @@
+"""Data sets as people have them, and as they should not be."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ml.datasets.archive import unpack
+from ml.datasets.read import read_dataset
+from ml.errors import DatasetError
+from ml.exploration.report import contact_sheet
+from ml.exploration.summary import facts_of
+from ml.scans.phantoms import phantom, write_png
+from tests.ml.made_scans import write_series
+
+SMALL_PX = 96
+Maker = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Eight phantoms: positions 0 to 3 with hemorrhage, 4 to 7 without."""
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"{seed}.png" for seed in range(8)]
+    for seed, path in enumerate(paths):
+        write_png(phantom(seed + 100, hemorrhage=seed < 4, size=SMALL_PX), path)
+    return paths
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, pictures: list[Path]) -> Maker:
+    """`manifest(rows, header)` writes the pictures and a labels.csv, and returns the folder."""
+
+    def make(
+        rows: list[list[str]], header: str = "filename,label", table: str = "labels.csv"
+    ) -> Path:
+        root = tmp_path / "set"
+        root.mkdir()
+        for path in pictures:
+            (root / path.name).write_bytes(path.read_bytes())
+        (root / table).write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+        return root
+
+    return make
+
+
+ROWS = [[f"{n}.png", "1" if n < 4 else "0"] for n in range(8)]
+
+
+def test_a_manifest_is_read_with_patients_and_slices(manifest: Maker) -> None:
+    rows = [[*row, f"p{n // 2}", str(n)] for n, row in enumerate(ROWS)]
+    found = read_dataset(manifest(rows, "filename,label,patient,slice", "anything.csv"))
+    assert found.layout == "manifest"
+    assert [e.label for e in found.examples] == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert [e.slice for e in found.examples] == list(range(8))
+    assert (
+        len({e.group for e in found.examples}) == 4
+        and found.examples[0].group == found.examples[1].group
+    )
+    assert found.problems == ()
+
+
+def test_a_table_with_semicolons_is_read_and_an_odd_slice_is_told(manifest: Maker) -> None:
+    root = manifest([])
+    lines = [
+        ";".join([*row, f"p{n // 2}", "3.5" if n == 5 else str(n)]) for n, row in enumerate(ROWS)
+    ]
+    (root / "labels.csv").write_text("\n".join(["filename;label;patient;slice", *lines]))
+    found = read_dataset(root)
+    assert [e.slice for e in found.examples] == [0, 1, 2, 3, 4, None, 6, 7]
+    assert found.problems == (
+        "Slices without a whole number: 1, such as '3.5' of 5.png; they count as unknown.",
+    )
+
+
+def test_types_of_bleeding_are_read_where_a_table_names_them(manifest: Maker) -> None:
+    told = ["epidural", "Subdural | epidural", "", "intraventricular"]
+    found = read_dataset(
+        manifest(
+            [[*row, told[n] if n < 4 else ""] for n, row in enumerate(ROWS)],
+            "filename,label,subtypes",
+        )
+    )
+    assert [e.types for e in found.examples[:4]] == [
+        {"epidural"},
+        {"epidural", "subdural"},
+        None,
+        {"intraventricular"},
+    ]
+    assert all(e.types == frozenset() for e in found.examples[4:]), (
+        "a slice without blood has no type of it"
+    )
+    (found.root / "labels.csv").write_text(
+        (found.root / "labels.csv").read_text().replace(",intraventricular", ",subarachnoid")
+    )
+    assert read_dataset(found.root).fingerprint != found.fingerprint
+
+
+def test_a_table_without_types_of_bleeding_tells_none(manifest: Maker) -> None:
+    assert {e.types for e in read_dataset(manifest(ROWS)).examples} == {None}
+
+
+def test_kaggles_layout_with_its_odd_header_is_read(tmp_path: Path, pictures: list[Path]) -> None:
+    root = tmp_path / "unpacked" / "head_ct"
+    (root / "head_ct").mkdir(parents=True)
+    (tmp_path / "unpacked" / "__MACOSX").mkdir()
+    for number, path in enumerate(pictures):
+        (root / "head_ct" / f"{number:03d}.png").write_bytes(path.read_bytes())
+    (root / "labels.csv").write_text(
+        "id, hemorrhage\n" + "".join(f"{n},{int(n < 4)}\n" for n in range(8))
+    )
+    (root / "groups.csv").write_text(
+        "id,group\n" + "".join(f"{n},{0 if n < 2 else n}\n" for n in range(8))
+    )
+    found = read_dataset(tmp_path / "unpacked", name="kaggle")
+    assert found.layout == "kaggle head_ct"
+    assert [e.name for e in found.examples][:2] == ["head_ct/000.png", "head_ct/001.png"]
+    assert len({e.group for e in found.examples}) == 7
+
+
+def test_a_groups_file_that_names_strangers_is_refused(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    for path in pictures:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "labels.csv").write_text(
+        "filename,label\n" + "".join(f"{p.name},{n % 2}\n" for n, p in enumerate(pictures))
+    )
+    (tmp_path / "groups.csv").write_text("filename,group\nelse.png,1\n")
+    with pytest.raises(
+        DatasetError, match=r"groups\.csv names else\.png, which is no image of labels\.csv"
+    ):
+        read_dataset(tmp_path)
+
+
+def test_one_folder_a_class_is_read(tmp_path: Path, pictures: list[Path]) -> None:
+    for number, path in enumerate(pictures):
+        folder = tmp_path / ("Hemorrhage" if number < 4 else "Normal")
+        folder.mkdir(exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "Normal" / ".DS_Store").write_bytes(b"x")
+    found = read_dataset(tmp_path)
+    assert found.layout == "folders"
+    assert sum(e.label or 0 for e in found.examples) == 4 and len(found.examples) == 8
+
+
+def test_an_empty_label_is_unknown(manifest: Maker) -> None:
+    found = read_dataset(manifest([["0.png", ""], *ROWS[1:]]))
+    assert found.examples[0].label is None
+    assert facts_of(found)["unknown"] == 1
+
+
+def test_the_same_picture_twice_is_one_group_and_is_told(manifest: Maker) -> None:
+    root = manifest([*ROWS, ["copy.jpg", "1"]])
+    write_png(phantom(100, hemorrhage=True, size=400), root / "0.png")
+    with Image.open(root / "0.png") as image:
+        image.resize((300, 300)).save(root / "copy.jpg", quality=80)
+    found = read_dataset(root)
+    assert found.near_duplicates == (("0.png", "copy.jpg"),)
+    assert found.examples[0].group == found.examples[8].group
+    assert len({e.group for e in found.examples}) == 8
+
+
+def test_a_copy_with_the_other_label_is_a_problem(manifest: Maker) -> None:
+    root = manifest([*ROWS, ["copy.png", "0"]])
+    (root / "copy.png").write_bytes((root / "0.png").read_bytes())
+    assert read_dataset(root).problems == (
+        "0.png and copy.png look the same but carry different labels.",
+    )
+
+
+def test_the_fingerprint_changes_with_a_label_and_with_nothing_else(manifest: Maker) -> None:
+    root = manifest(ROWS)
+    before = read_dataset(root).fingerprint
+    assert read_dataset(root, name="set").fingerprint == before
+    (root / "labels.csv").write_text(
+        (root / "labels.csv").read_text().replace("3.png,1", "3.png,0")
+    )
+    assert read_dataset(root).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "sentence"),
+    [
+        (
+            [["0.png", "1"], ["nothere.png", "0"]],
+            "filename,label",
+            "labels.csv, line 3: the image nothere.png is missing.",
+        ),
+        (
+            [["0.png", "1"], ["4.png", "maybe"]],
+            "filename,label",
+            "labels.csv, line 3 (4.png): the label 'maybe' is neither 0 nor 1 nor empty.",
+        ),
+        (
+            [["0.png", "1"], ["1.png", "1"]],
+            "filename,label",
+            "The data set set holds no image without hemorrhage; both classes are needed.",
+        ),
+        (
+            [["4.png", "0"]],
+            "filename,label",
+            "The data set set holds no image with hemorrhage; both classes are needed.",
+        ),
+        (
+            [["0.png", "1"]],
+            "picture,truth",
+            (
+                "labels.csv needs the columns filename and label (or id and hemorrhage); it has"
+                " picture, truth."
+            ),
+        ),
+        ([["0.png", "1"], ["0.png", "0"]], "filename,label", "labels.csv lists 0.png 2 times."),
+        (
+            [["../secret.png", "1"]],
+            "filename,label",
+            "labels.csv, line 2: '../secret.png' is not the name of a file in the data set.",
+        ),
+        (
+            [["/etc/passwd", "1"]],
+            "filename,label",
+            "labels.csv, line 2: '/etc/passwd' is not the name of a file in the data set.",
+        ),
+        (
+            [["a\tb", "1"]],
+            "filename,label",
+            "labels.csv, line 2: 'a\\tb' is not the name of a file in the data set.",
+        ),
+        (
+            [["x" * 300, "1"]],
+            "filename,label",
+            f"labels.csv, line 2: {'x' * 100!r} is not the name of a file in the data set.",
+        ),
+        ([["²", "1"]], "id,hemorrhage", "labels.csv, line 2: the image ² is missing."),
+        (
+            [["9" * 5000, "1"]],
+            "id,hemorrhage",
+            f"labels.csv, line 2: {'9' * 100!r} is not the name of a file in the data set.",
+        ),
+        (
+            [["=cmd|'/c calc'!A1", "1"]],
+            "filename,label",
+            "labels.csv, line 2: the filename \"=cmd|'/c calc'!A1\" is a formula to a spreadsheet;"
+            " please write it without =.",
+        ),
+        (
+            [["0.png", "1", "@SUM(1+1)"]],
+            "filename,label,patient",
+            (
+                "labels.csv, line 2: the patient '@SUM(1+1)' is a formula to a spreadsheet; please"
+                " write it without @."
+            ),
+        ),
+        (
+            [["0.png", "=1"]],
+            "filename,label",
+            "labels.csv, line 2 (0.png): the label '=1' is neither 0 nor 1 nor empty.",
+        ),
+        (
+            [["0.png", "1", "../../etc/passwd"]],
+            "filename,label,mask",
+            "labels.csv, line 2: the outline '../../etc/passwd' is no file of the data set.",
+        ),
+        (
+            [["0.png", "1", "epidural|extradural"]],
+            "filename,label,subtypes",
+            (
+                "labels.csv, line 2: 'extradural' is no type of bleeding; there are epidural,"
+                " subdural, subarachnoid, intraparenchymal, intraventricular."
+            ),
+        ),
+        (
+            [["0.png", "0", "subdural"]],
+            "filename,label,subtypes",
+            (
+                "labels.csv, line 2: the types of bleeding 'subdural' stand beside a label that is"
+                " not 1."
+            ),
+        ),
+        ([["0.png"]], "filename,label", "labels.csv, line 2 (0.png): the label is missing."),
+        ([], "filename,label", "labels.csv has no rows."),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(
+    manifest: Maker, rows: list[list[str]], header: str, sentence: str
+) -> None:
+    root = manifest(rows, header)
+    with pytest.raises(DatasetError) as caught:
+        read_dataset(root)
+    assert str(caught.value) == sentence
+
+
+def test_an_unreadable_image_is_named_and_left_out(manifest: Maker) -> None:
+    root = manifest(ROWS)
+    (root / "7.png").write_bytes((root / "7.png").read_bytes()[:200])
+    found = read_dataset(root)
+    assert len(found.examples) == 7
+    assert len(found.problems) == 1 and found.problems[0].startswith("7.png is left out: ")
+
+
+def test_an_unreadable_outline_is_named_and_left_out_and_its_image_stays(manifest: Maker) -> None:
+    root = manifest(
+        [["0.png", "1", "drawn.png"], ["1.png", "1", "0.png"], *([*row, ""] for row in ROWS[2:])],
+        "filename,label,mask",
+    )
+    (root / "drawn.png").write_bytes((root / "0.png").read_bytes()[:200])
+    found = read_dataset(root)
+    assert [example.name for example in found.examples if example.mask] == ["1.png"]
+    assert len(found.examples) == 8
+    assert found.problems == (
+        (
+            "The outline of 0.png is left out: The picture is damaged or incomplete and cannot be"
+            " decoded."
+        ),
+    )
+
+
+def test_what_the_preamble_of_a_dicom_file_claims_to_be_is_not_believed(
+    manifest: Maker, tmp_path: Path
+) -> None:
+    content = bytearray(write_series(tmp_path / "slices", 1)[0].read_bytes())
+    gif = io.BytesIO()
+    Image.new("L", (3, 1), 7).save(gif, "GIF")
+    content[: len(gif.getvalue())] = gif.getvalue()
+    root = manifest([*ROWS, ["slice.dcm", "0"]])
+    (root / "slice.dcm").write_bytes(content)
+    assert read_dataset(root).examples[-1].mode == "DICOM"
+
+
+def test_a_folder_without_labels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "stuff").mkdir()
+    (tmp_path / "readme.txt").write_text("nothing")
+    with pytest.raises(DatasetError, match="neither a table .* nor one folder a class"):
+        read_dataset(tmp_path)
+
+
+def test_exploration_is_json_with_counts_sizes_and_modes(manifest: Maker) -> None:
+    facts = json.loads(json.dumps(facts_of(read_dataset(manifest(ROWS)))))
+    assert (facts["images"], facts["positive"], facts["negative"], facts["groups"]) == (8, 4, 4, 8)
+    assert facts["sizes"]["width"] == {"min": SMALL_PX, "median": SMALL_PX, "max": SMALL_PX}
+    assert facts["modes"] == {"L": 8}
+
+
+def test_the_contact_sheet_shows_both_classes(manifest: Maker) -> None:
+    sheet = contact_sheet(read_dataset(manifest(ROWS)), n=8, max_px=40)
+    assert sheet.size == (8 * 40, 2 * 40)
+    assert np.asarray(sheet)[:, :160].max() > 100
+
+
+def zipped(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_an_archive_is_unpacked(tmp_path: Path) -> None:
+    folder = unpack(
+        zipped(tmp_path / "a.zip", {"set/labels.csv": b"x", "set/a.png": b"y"}), tmp_path / "out"
+    )
+    assert (folder / "set" / "a.png").read_bytes() == b"y"
+
+
+def test_whoever_follows_the_unpacking_may_end_it_and_nothing_stays(tmp_path: Path) -> None:
+    heard: list[tuple[int, int]] = []
+
+    def follow(done: int, total: int) -> None:
+        heard.append((done, total))
+        if done == 1:
+            raise KeyboardInterrupt
+
+    archive = zipped(tmp_path / "a.zip", {"a": b"x", "b": b"y", "c": b"z"})
+    with pytest.raises(KeyboardInterrupt):
+        unpack(archive, tmp_path / "out", on_file=follow)
+    assert (heard, [path.name for path in tmp_path.iterdir()]) == ([(0, 3), (1, 3)], ["a.zip"])
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.txt", "/etc/evil", "a/../../evil", "..\\evil", "C:\\evil"]
+)
+def test_an_archive_that_leads_outside_is_refused_and_leaves_nothing(
+    tmp_path: Path, name: str
+) -> None:
+    archive = zipped(tmp_path / "a.zip", {"fine.txt": b"x", name: b"evil"})
+    with pytest.raises(DatasetError, match="leads outside"):
+        unpack(archive, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_link_in_an_archive_is_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(DatasetError, match="leads outside"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_numbers_with_a_sign_are_no_formulas(manifest: Maker) -> None:
+    found = read_dataset(
+        manifest([[*row, f"-{n}.5"] for n, row in enumerate(ROWS)], "filename,label,patient")
+    )
+    assert [example.patient for example in found.examples][:2] == ["-0.5", "-1.5"]
+
+
+def test_a_table_that_fills_the_memory_is_refused(
+    manifest: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = manifest(ROWS)
+    with (root / "labels.csv").open("ab") as table:
+        table.truncate(32 * 2**20 + 1)  # Most of it lies nowhere on the disk.
+    with pytest.raises(DatasetError, match=r"labels\.csv is larger than 32 MB\."):
+        read_dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("mode", "sentence"),
+    [
+        (0o010644, "is no plain file"),
+        (0o060644, "is no plain file"),
+        (0o120777, "leads outside"),
+        (0o100644, None),
+        (0o644, None),
+    ],
+)
+def test_only_plain_files_are_taken_out_of_an_archive(
+    tmp_path: Path, mode: int, sentence: str | None
+) -> None:
+    odd = zipfile.ZipInfo("odd")
+    odd.external_attr = mode << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(odd, "x")
+    if sentence is None:
+        assert (unpack(tmp_path / "a.zip", tmp_path / "out") / "odd").read_text() == "x"
+    else:
+        with pytest.raises(DatasetError, match=sentence):
+            unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "deep/" * 300 + "x", "bell\x07.png", "é" * 128])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatasetError, match="too long or too odd for the name of a file"):
+        unpack(zipped(tmp_path / "a.zip", {name: b"x"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["inner.zip", "000.png"])
+def test_an_archive_within_an_archive_is_refused_whatever_it_is_called(
+    tmp_path: Path, name: str
+) -> None:
+    inner = zipped(tmp_path / "inner", {"zeros": bytes(1000)}).read_bytes()
+    with pytest.raises(
+        DatasetError, match=f"holds another archive, '{name}'; please unpack that one first"
+    ):
+        unpack(zipped(tmp_path / "a.zip", {"labels.csv": b"x", name: inner}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_whose_files_overlap_is_refused(tmp_path: Path) -> None:
+    content = bytearray(zipped(tmp_path / "a.zip", {"a": b"x" * 100, "b": b"x" * 100}).read_bytes())
+    second = content.rindex(b"PK\x01\x02")
+    content[second + 42 : second + 46] = bytes(4)  # The second file begins where the first does.
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"a\.zip is not a readable ZIP file\."):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_an_archive_that_explodes_is_stopped_while_unpacking(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", {"zeros": bytes(20 * 2**20)})
+    with pytest.raises(DatasetError, match="grows beyond"):
+        unpack(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04" + bytes(50)])
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(DatasetError, match="a.zip is not a readable ZIP file."):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_files_in_an_archive_are_refused(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", {str(n): b"" for n in range(11)})
+    with pytest.raises(DatasetError, match="11 files; at most 10"):
+        unpack(archive, tmp_path / "out", max_files=10)
+
+
+def test_head_ct_is_read_with_its_groups_and_known_duplicates(shared_data: Path) -> None:
+    found = read_dataset(shared_data / "head_ct")
+    facts = facts_of(found)
+    assert (facts["positive"], facts["negative"], facts["groups"]) == (100, 100, 108)
+    with (shared_data / "head_ct" / "groups.csv").open() as file:
+        given = {int(row["id"]): row["group"] for row in csv.DictReader(file)}
+    pairs = {(int(a[-7:-4]), int(b[-7:-4])) for a, b in found.near_duplicates}
+    assert {(188, 189), (198, 199), (11, 61), (5, 22), (5, 58), (105, 187)} <= pairs
+    assert all(given[a] == given[b] for a, b in pairs), (
+        "a pair that we join is one that people joined by eye"
+    )

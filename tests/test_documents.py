@@ -1,0 +1,44 @@
+"""The documents name every setting, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from webapp.config import PROJECT_ROOT
+
+DOCUMENTS = [
+    PROJECT_ROOT / "README.md",
+    PROJECT_ROOT / "CONTRIBUTING.md",
+    PROJECT_ROOT / "CHANGELOG.md",
+    PROJECT_ROOT / "bench" / "README.md",
+    *sorted((PROJECT_ROOT / "docs").rglob("*.md")),
+]
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub makes of a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_setting_is_documented() -> None:
+    source = (PROJECT_ROOT / "webapp" / "config.py").read_text(encoding="utf-8")
+    named = set(re.findall(r'(?:environ\.get|number|choice|days)\(\s*"([A-Z_]+)"', source))
+    documented = set(re.findall(r"`([A-Z_]+)`", (PROJECT_ROOT / "docs/settings.md").read_text()))
+
+    assert len(named) > 30
+    assert named <= documented
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link

@@ -1,0 +1,76 @@
+"""The floors of `ml`: a package imports only what lies below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from webapp.config import PROJECT_ROOT
+
+FLOORS = (
+    {"errors"},
+    {"checkpoints", "catalogue"},
+    {"scans"},
+    {"preprocessing"},
+    {"artifacts"},
+    {"inference", "evaluation", "datasets"},
+    {"exploration"},
+    {"networks"},
+    {"models"},
+    {"gate_training", "training"},
+    {"paper"},
+    {"cli", "decode"},
+    {"__main__"},
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LATE = {"ml/cli/commands.py", "ml/training/run.py"}
+"""Where an import inside a function has a reason: a command loads what it needs when it runs, so
+that `python -m ml card` need not wait for TensorFlow, and only a training loads Keras.
+"""
+
+
+def rooms_entered(path: Path) -> set[str]:
+    """Return the packages and modules right below `ml` that the file imports from."""
+    entered: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            entered |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "ml":
+            entered |= {f"ml.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            entered.add(node.module)
+    return {name.split(".")[1] for name in entered if name.startswith("ml.")}
+
+
+def modules() -> list[Path]:
+    """Return all modules of `ml`."""
+    return sorted((PROJECT_ROOT / "ml").rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    """Return the package or module right below `ml` that holds the file."""
+    return path.relative_to(PROJECT_ROOT / "ml").parts[0].removesuffix(".py")
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(path) for path in modules()} - {"__init__"} == set(FLOOR)
+
+
+@pytest.mark.parametrize("room", sorted(FLOOR))
+def test_a_room_imports_only_what_lies_below_it(room: str) -> None:
+    for path in modules():
+        if room_of(path) == room:
+            others = rooms_entered(path) - {room}
+            assert {other for other in others if FLOOR[other] >= FLOOR[room]} == set(), path
+
+
+def test_imports_stand_at_the_top() -> None:
+    for path in modules():
+        if path.relative_to(PROJECT_ROOT).as_posix() in LATE:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                inside = [n for n in ast.walk(node) if isinstance(n, (ast.Import, ast.ImportFrom))]
+                assert not inside, f"{path}:{node.lineno}"

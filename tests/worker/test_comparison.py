@@ -1,0 +1,121 @@
+"""Paired differences to the versions made before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from ml.evaluation.answers import write_answers
+from tests.worker.conftest import install_model
+from tests.worker.test_training import answers_of
+from webapp.extensions import db
+from webapp.models import JobStatus, ModelVersion, TrainingRun
+from webapp.storage import storage
+from worker import comparison
+from worker.comparison import compare_with_earlier
+from worker.predictors import model_folder
+
+GOOD = [0.1, 0.9, 0.2, 0.8, 0.1, 0.7]
+BAD = [0.9, 0.1, 0.8, 0.7, 0.2, 0.6]
+
+
+def trained(
+    tmp_path: Path, probabilities: Sequence[float], gain: float, dataset: str = "phantoms"
+) -> ModelVersion:
+    """Return a version of a finished run, with its answers stored, that is not live."""
+    run = TrainingRun(
+        architecture="alexnet_svm",
+        settings={},
+        initial_weights="random",
+        seed=1,
+        status=JobStatus.DONE,
+    )
+    version = install_model(live=False, gain=gain)
+    version.run = run
+    write_answers(tmp_path / "answers.csv", answers_of(probabilities, dataset))
+    storage.put(f"{version.storage_prefix}/predictions.csv", tmp_path / "answers.csv")
+    db.session.commit()
+    return version
+
+
+def compared(tmp_path: Path, probabilities: Sequence[float]) -> list[dict[str, Any]]:
+    """Return how a run with these answers compares."""
+    run = tmp_path / "out"
+    run.mkdir()
+    write_answers(run / "predictions.csv", answers_of(probabilities))
+    return compare_with_earlier(run, tmp_path)
+
+
+def test_a_run_is_compared_with_the_live_version_and_the_newest(
+    any_worker_app: Flask, tmp_path: Path
+) -> None:
+    live = install_model()
+    earlier = trained(tmp_path, BAD, 3.0)
+    starter, found = compared(tmp_path, GOOD)
+    assert starter == {
+        "version_id": live.id,
+        "card_id": live.card_id,
+        "reason": "It has no stored out-of-fold predictions.",
+    }
+    assert (found["version_id"], found["card_id"], found["slice"]["n"], found["patient"]["n"]) == (
+        earlier.id,
+        earlier.card_id,
+        6,
+        6,
+    )
+    # The bad one ranks 2 of 9 pairs rightly and calls 3 of 6 rightly; the good one all.
+    assert found["slice"]["auroc"]["value"] == pytest.approx(1 - 2 / 9)
+    assert found["slice"]["accuracy"]["value"] == pytest.approx(0.5)
+    assert (
+        found["slice"]["auroc"]["low"]
+        <= found["slice"]["auroc"]["value"]
+        <= found["slice"]["auroc"]["high"]
+    )
+
+
+def test_versions_that_judged_other_images_say_so(worker_app: Flask, tmp_path: Path) -> None:
+    trained(tmp_path, GOOD, 3.0, dataset="elsewhere")
+    (found,) = compared(tmp_path, GOOD)
+    assert found["reason"] == "These runs have no image in common."
+
+
+def test_a_storage_that_is_away_is_the_reason(worker_app: Flask, tmp_path: Path) -> None:
+    trained(tmp_path, GOOD, 3.0)
+    files = Path(worker_app.config["STORAGE_URL"].removeprefix("file://"))
+    files.rename(files.with_name("elsewhere"))
+    files.mkdir()
+    (found,) = compared(tmp_path, GOOD)
+    assert found["reason"] == "The storage cannot be reached at the moment."
+
+
+def test_only_the_newest_are_compared(worker_app: Flask, tmp_path: Path) -> None:
+    made = [trained(tmp_path, GOOD, gain) for gain in range(1, 8)]
+    assert {found["version_id"] for found in compared(tmp_path, GOOD)} == {
+        version.id for version in made[2:]
+    }
+
+
+def test_a_bug_in_a_comparison_costs_no_training(
+    worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(runs: object) -> None:
+        raise RuntimeError("a bug")
+
+    trained(tmp_path, GOOD, 3.0)
+    monkeypatch.setattr(comparison, "compare", fails)
+    (found,) = compared(tmp_path, GOOD)
+    assert found["reason"].startswith("Something unexpected went wrong in this comparison")
+
+
+def test_answers_are_no_part_of_the_model_that_workers_fetch(
+    worker_app: Flask, tmp_path: Path
+) -> None:
+    version = trained(tmp_path, GOOD, 3.0)
+    storage.put(f"{version.storage_prefix}/types.csv", b"level\n")
+    assert not {"predictions.csv", "types.csv"} & {
+        path.name for path in model_folder(version).iterdir()
+    }

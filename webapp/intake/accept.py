@@ -1,0 +1,351 @@
+"""What may come in: files are judged by their content and headers, copied without what tells whose
+they are, and queued as rows.
+
+No pixel is decoded here; that is the workers' part. So a damaged picture with a sound header
+becomes a scan that fails with a sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO
+
+from flask import current_app
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import IntegrityError
+from werkzeug.datastructures import FileStorage
+
+from webapp.audit import record, whose_request
+from webapp.extensions import db, limiter
+from webapp.forms import MAX_TITLE, text_problem
+from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, members
+from webapp.intake.clean_copy import Taken, UploadRejected, take
+from webapp.intake.nifti import GZIP
+from webapp.intake.series import LeftOut, SeriesFiles, printable, sentences_about, series_of
+from webapp.intake.spool import incoming_folder
+from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
+from webapp.models import IN_ITS_TURN, Act, Dataset, JobStatus, Scan, new_id, urgent_room
+from webapp.storage import StorageError, new_key, storage
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "dicom": ".dcm", "nifti": ".nii"}
+PACKED = ".zip"
+MOST_PACKED = 20
+"""NIfTI files of one upload that are inflated: a hostile one takes seconds."""
+HELD_IN_MEMORY = 2**20
+"""Originals up to this size go to the storage from memory; larger ones by way of a file, so that
+memory stays flat.
+"""
+
+
+within_rate = limiter.shared_limit(
+    lambda: f"{current_app.config['UPLOADS_PER_MINUTE']} per minute",
+    scope="uploads",
+    key_func=lambda: str(whose_request()),
+)
+"""Decorates what takes uploads in: a person's are counted together, whichever of their tokens and
+browsers they come by.
+"""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a person may ask for with an upload.
+
+    Attributes:
+        stat: its scans are read before all others, as far as that person's urgent ones are few.
+        together: its pictures are the slices of one scan.
+        keep_names: names of files may be kept, as title and in what is told; without it they are
+            forgotten.
+    """
+
+    stat: bool = False
+    together: bool = False
+    keep_names: bool = False
+
+
+NOTHING_CHOSEN = Choices()
+
+
+def accept_scans(
+    user_id: str,
+    files: Sequence[FileStorage],
+    title: str = "",
+    choices: Choices = NOTHING_CHOSEN,
+    on_unreachable: Callable[[], None] = lambda: None,
+) -> list[Scan]:
+    """Store the files as queued scans of that user, each series as one, and wake a predict worker.
+
+    Where nothing of an upload can be read, or too much of it is damaged, nothing is stored.
+
+    Args:
+        title: what the scans are called; several get their series' number besides.
+        on_unreachable: is called if the queue could not be reached: the scans wait until it is
+            back.
+
+    Raises:
+        UploadRejected: a file or the title is not accepted.
+        StorageError: the storage did not take a file.
+    """
+    title = title.strip()
+    problem = text_problem(title, MAX_TITLE)
+    if problem:
+        raise UploadRejected(f"Invalid title. {problem}")
+    _require_files(files)
+    _require_room(user_id)
+    # No transaction, on SQLite the write lock, is open while files are read and stored.
+    db.session.commit()
+    scans: list[Scan] = []
+    with _disk_has_room(), TemporaryDirectory(dir=incoming_folder()) as folder:
+        all_series, notes = _taken(files, Path(folder), choices)
+        try:
+            for one in all_series:
+                scan = Scan(
+                    id=new_id(),
+                    user_id=user_id,
+                    title=_title(
+                        title, one, several=len(all_series) > 1, keep_names=choices.keep_names
+                    ),
+                    kind=one.files[0].kind,
+                    slice_count=one.slice_count,
+                    stat=choices.stat,
+                    notes=[*notes, *one.notes],
+                )
+                scan.original_key = (
+                    f"originals/{scan.id}{PACKED if len(one.files) > 1 else SUFFIXES[scan.kind]}"
+                )
+                scans.append(scan)
+                scan.size = _store(scan.original_key, one)
+            # Asked once more where other uploads of that person wait for this one to be committed.
+            may_be_stat = urgent_room(user_id)
+            _require_room(user_id, sum(scan.size for scan in scans))
+            for scan in scans[may_be_stat:] if choices.stat else []:
+                scan.stat, scan.notes = False, [*(scan.notes or []), IN_ITS_TURN]
+            db.session.add_all(scans)
+            for scan in scans:
+                record(Act.SCAN_SUBMITTED, scan.id, actor_id=user_id)
+            db.session.commit()
+        except BaseException:
+            db.session.rollback()
+            for scan in scans:
+                storage.delete(scan.original_key)
+            raise
+    log.info(
+        "scans=%s accepted",
+        ",".join(scan.id for scan in scans),
+        extra={"scan_ids": [scan.id for scan in scans]},
+    )
+    if not nudge(PREDICT_SCANS):
+        on_unreachable()
+    return scans
+
+
+def accept_dataset(
+    name: str, archive: Path, user_id: str | None, on_unreachable: Callable[[], None] = lambda: None
+) -> Dataset:
+    """Store a ZIP as a queued data set and wake a train worker, which reads what is in it.
+
+    Raises:
+        UploadRejected: the name is taken or the file is not a ZIP.
+        StorageError: the storage did not take the archive.
+    """
+    db.session.commit()  # No transaction is open while gigabytes are stored.
+    name = name.strip()
+    problem = text_problem(name, 80) if name else "Please enter a title."
+    if problem:
+        raise UploadRejected(f"Invalid data set name. {problem}")
+    if not zipfile.is_zipfile(archive):
+        raise UploadRejected("The file is not a complete ZIP archive.")
+    dataset = Dataset(
+        id=new_id(), name=name, imported_by_id=user_id, archive_key=new_key("datasets", ".zip")
+    )
+    try:
+        storage.put(dataset.archive_key, archive)
+        # One that could not be read, or was cancelled, gives way to its correction.
+        useless = Dataset.status.in_((JobStatus.FAILED, JobStatus.CANCELLED))
+        given_up = (
+            delete(Dataset)
+            .where(Dataset.name == name, useless)
+            .returning(Dataset.id, Dataset.archive_key)
+        )
+        replaced = db.session.execute(given_up).one_or_none()
+        if replaced:
+            record(Act.DATASET_DELETED, replaced.id, actor_id=user_id)
+        db.session.add(dataset)
+        record(Act.DATASET_IMPORTED, dataset.id, actor_id=user_id)
+        db.session.commit()
+    except IntegrityError as err:
+        db.session.rollback()
+        storage.delete(dataset.archive_key)
+        raise UploadRejected(f"A data set named “{name}” already exists.") from err
+    except BaseException:
+        db.session.rollback()
+        storage.delete(dataset.archive_key)
+        raise
+    if replaced:
+        storage.delete(replaced.archive_key)
+    if not nudge(IMPORT_DATASET):
+        on_unreachable()
+    return dataset
+
+
+@contextmanager
+def _disk_has_room() -> Iterator[None]:
+    """Turn a disk that is full, or refuses, into a `StorageError`."""
+    try:
+        yield
+    except OSError as err:
+        raise StorageError(
+            "The server could not store your files. Please try again later."
+        ) from err
+
+
+def _require_files(files: Sequence[FileStorage]) -> None:
+    most = current_app.config["MAX_FILES_PER_UPLOAD"]
+    if not files:
+        raise UploadRejected("The upload contains no files.")
+    if len(files) > most:
+        raise UploadRejected(
+            f"The upload has {len(files)} files; at most {most} are accepted per upload."
+        )
+
+
+def _require_room(user_id: str, more: int = 0) -> None:
+    """Refuse `more` bytes, or any, of a person who has stored as much as one may.
+
+    Raises:
+        UploadRejected: so it is.
+    """
+    most_mb = current_app.config["QUOTA_MB"]
+    stored = int(db.session.scalar(select(func.sum(Scan.size)).where(Scan.user_id == user_id)) or 0)
+    if most_mb and stored >= most_mb * 2**20:
+        raise UploadRejected(
+            f"Your scans take {stored >> 20} MB, and {most_mb} MB is the most; please delete some."
+        )
+    if most_mb and stored + more > most_mb * 2**20:
+        with_it = -(-(stored + more) >> 20)
+        raise UploadRejected(
+            f"With this upload your scans would take {with_it} MB, and {most_mb} MB is the most;"
+            " please delete some."
+        )
+
+
+def _taken(
+    files: Sequence[FileStorage], folder: Path, choices: Choices
+) -> tuple[list[SeriesFiles], list[str]]:
+    """Return the series of an upload, cleaned under `folder`, and what its owner is told of all of
+    them.
+    """
+    salt = secrets.token_bytes(16)
+
+    def new_uid(uid: str) -> str:
+        """Return a UID that stands for `uid` in this upload; which it was cannot be found again
+        (DICOM PS3.5 B.2).
+        """
+        return f"2.25.{int.from_bytes(hashlib.sha256(salt + uid.encode()).digest()[:16])}"
+
+    taken: list[Taken] = []
+    left_out: list[LeftOut] = []
+    has_archive = False
+    number = packed = 0
+    for name, content, archive_folder in _contents(files, folder):
+        number += 1
+        content.seek(0)
+        packed += content.read(len(GZIP)) == GZIP
+        if packed > MOST_PACKED:
+            raise UploadRejected(
+                f"The upload has more than {MOST_PACKED} packed NIfTI files; please send them in"
+                " parts."
+            )
+        has_archive |= archive_folder is not None
+        try:
+            taken.append(
+                take(
+                    content,
+                    folder / f"{number}",
+                    new_uid,
+                    number=number,
+                    name=name,
+                    folder=archive_folder,
+                )
+            )
+        except UploadRejected as err:
+            (folder / f"{number}").unlink(missing_ok=True)
+            left_out.append(LeftOut(number, name, err))
+    if number == 0:
+        raise UploadRejected("The ZIP archive contains no images.")
+    notes = sentences_about(
+        left_out, number, may_leave_out=has_archive, with_names=choices.keep_names
+    )
+    return series_of(taken, together=choices.together), notes
+
+
+def _contents(
+    files: Sequence[FileStorage], folder: Path
+) -> Iterator[tuple[str, IO[bytes], str | None]]:
+    """Yield name and content of each file, and of those in archives the folder they lie in; the
+    limits are those of all archives.
+    """
+    unpacked_files = unpacked_bytes = 0
+    for place, file in enumerate(files, start=1):
+        name, stream = file.filename or "", file.stream
+        size = stream.seek(0, 2)
+        stream.seek(0)
+        start = stream.read(len(ZIP))
+        stream.seek(0)
+        if start not in (ZIP, EMPTY_ZIP):
+            yield name, stream, None
+            continue
+        config = current_app.config
+        if size > config["MAX_UPLOAD_MB"] * 2**20:
+            raise UploadRejected(f"The file is larger than {config['MAX_UPLOAD_MB']} MB.")
+        limits = {
+            "most_files": config["MAX_SLICES"],
+            "most_bytes": config["MAX_UNPACKED_MB"] * 2**20,
+        }
+        limits |= {"earlier_files": unpacked_files, "earlier_bytes": unpacked_bytes}
+        try:
+            for member, content in members(stream, size, **limits, folder=folder):
+                unpacked_files += 1
+                unpacked_bytes += content.seek(0, 2)
+                inside, _, last = member.rpartition("/")
+                yield last, content, f"{place}/{inside}"
+        except ArchiveRefused as err:
+            raise UploadRejected(str(err)) from err
+
+
+def _title(title: str, one: SeriesFiles, *, several: bool, keep_names: bool) -> str:
+    """Return what a scan is called: by its owner, by its file's name if that may be kept, and by
+    its series where there are several.
+    """
+    if not title and keep_names:
+        title = printable(one.files[0].name)
+    label = one.label if several or (one.slice_count > 1 and not title) else ""
+    return f"{title[: MAX_TITLE - len(label) - 3]} · {label}" if title and label else title or label
+
+
+def _store(key: str, one: SeriesFiles) -> int:
+    """Store a file, or the files of a series in an uncompressed ZIP, and return its size in
+    bytes.
+    """
+    path = one.files[0].path
+    if len(one.files) > 1:
+        path = path.with_suffix(PACKED)
+        with zipfile.ZipFile(path, "w") as packed:
+            # Named by their places in the upload, as in what its owner is told.
+            for file in one.files:
+                packed.write(file.path, f"file-{file.number:04}{SUFFIXES[file.kind]}")
+                file.path.unlink()
+    size = path.stat().st_size
+    storage.put(key, path.read_bytes() if size <= HELD_IN_MEMORY else path)
+    path.unlink()
+    return size

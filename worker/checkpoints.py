@@ -1,0 +1,92 @@
+"""A training's checkpoint in the storage: with it any machine goes on where another one stopped."""
+
+from __future__ import annotations
+
+import logging
+import time
+import zipfile
+from pathlib import Path
+
+from webapp.storage import MissingFile, StorageError, storage
+from worker.retries import NO_ROOM, retry_storage
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoint:
+    """The checkpoint of one run, and how much of it this process knows to be in the storage.
+
+    Args:
+        run_id: the run's.
+        folder: where the training writes it.
+        work_folder: where it may be packed and unpacked.
+    """
+
+    def __init__(self, run_id: str, folder: Path, work_folder: Path) -> None:
+        self.key = f"checkpoints/{run_id}.zip"
+        self._run_id = run_id
+        self._folder = folder
+        self._packed = work_folder / "checkpoint.zip"
+        self.forget()
+
+    def forget(self) -> None:
+        """Take nothing for stored, so that the next one is due at once."""
+        self._stored: frozenset[tuple[str, int, int]] = frozenset()
+        self._stored_at = float("-inf")
+
+    def is_due(self, every_s: float) -> bool:
+        """True if the last one was stored that long ago."""
+        return time.monotonic() - self._stored_at >= every_s
+
+    def store(self) -> bool:
+        """Store what the training has reached, if that is more than what is stored; True if it
+        was. What goes wrong is logged, and costs no training.
+        """
+        files = [path for path in self._files() if not path.name.startswith(".")]
+        reached = _state_of(files)
+        if not files or reached == self._stored:
+            return False
+        try:
+            with zipfile.ZipFile(self._packed, "w", zipfile.ZIP_STORED) as archive:
+                for path in files:
+                    archive.write(path, path.relative_to(self._folder))
+            storage.put(self.key, self._packed)
+        # This machine's disk may be full: the run can be handed back all the same.
+        except (OSError, StorageError) as err:
+            log.warning(
+                "run=%s checkpoint could not be stored: %s",
+                self._run_id,
+                err if isinstance(err, StorageError) else NO_ROOM,
+            )
+            return False
+        finally:
+            self._packed.unlink(missing_ok=True)
+        self._stored, self._stored_at = reached, time.monotonic()
+        return True
+
+    def fetch(self) -> None:
+        """Unpack the one that is stored; where there is none, the run begins.
+
+        Raises:
+            StorageError: it cannot be fetched.
+        """
+        try:
+            retry_storage(lambda: storage.fetch(self.key, self._packed))
+        except MissingFile:
+            return
+        with zipfile.ZipFile(self._packed) as archive:
+            archive.extractall(self._folder)
+        self._packed.unlink()
+        self._stored, self._stored_at = _state_of(self._files()), time.monotonic()
+        log.info("run=%s continues from its checkpoint", self._run_id)
+
+    def discard(self) -> None:
+        """Remove it from the storage: the run has ended."""
+        storage.discard(self.key)
+
+    def _files(self) -> list[Path]:
+        return [path for path in self._folder.rglob("*") if path.is_file()]
+
+
+def _state_of(files: list[Path]) -> frozenset[tuple[str, int, int]]:
+    return frozenset((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)

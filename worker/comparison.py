@@ -1,0 +1,84 @@
+"""How a new version compares with those before it: paired differences on what both answered out of
+fold.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import load_only
+
+from ml.errors import DatasetError
+from ml.evaluation.answers import LEVELS
+from ml.evaluation.comparison import DIFFERENCES, compare
+from webapp.extensions import db
+from webapp.models import ModelVersion, live_version
+from webapp.storage import MissingFile, StorageError, storage
+from worker.predictors import PREDICTIONS
+from worker.retries import in_transaction, retry_storage
+
+log = logging.getLogger(__name__)
+
+NEWEST_COMPARED = 5
+
+
+def compare_with_earlier(run: Path, folder: Path) -> list[dict[str, Any]]:
+    """Return how a finished training differs from the live versions and the newest trained ones.
+
+    Args:
+        run: the folder of the training, with its `predictions.csv`.
+        folder: where the others' answers may lie for a while.
+
+    Returns:
+        For each version {"version_id", "card_id"} and either {"slice" and "patient": {"n", "auroc",
+        "accuracy"}}, each difference (this training minus that version) as {"value", "low", "high",
+        "n"}, or {"reason"}, a sentence why there is none. Whatever goes
+        wrong is such a reason: a comparison must not cost a training.
+    """
+    return [
+        {
+            "version_id": version.id,
+            "card_id": version.card_id,
+            **_difference(version, run, folder / "earlier" / version.card_id),
+        }
+        for version in in_transaction(_versions_before)
+    ]
+
+
+def _versions_before() -> list[ModelVersion]:
+    live = [version for reads in ("slice", "series") if (version := live_version(reads))]
+    newest = db.session.scalars(
+        select(ModelVersion)
+        .where(ModelVersion.run_id.is_not(None))
+        .options(load_only(ModelVersion.card_id, ModelVersion.storage_prefix))
+        .order_by(ModelVersion.created_at.desc(), ModelVersion.id)
+        .limit(NEWEST_COMPARED)
+    )
+    return list(dict.fromkeys([*live, *newest]))
+
+
+def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, Any]:
+    key = f"{version.storage_prefix}/{PREDICTIONS}"
+    try:
+        answers.mkdir(parents=True)
+        retry_storage(lambda: storage.fetch(key, answers / PREDICTIONS))
+        found = compare([answers, run])
+    except MissingFile:
+        return {"reason": "It has no stored out-of-fold predictions."}
+    except (DatasetError, StorageError) as err:
+        return {"reason": str(err)}
+    except Exception:
+        log.exception("version=%s could not be compared", version.id)
+        return {
+            "reason": "An unexpected error occurred in this comparison; see the log for details."
+        }
+    return {
+        level: {
+            "n": found[level]["n"],
+            **{name: found[level]["differences"][0][name] for name in DIFFERENCES},
+        }
+        for level in LEVELS
+    }

@@ -1,0 +1,198 @@
+"""A worker process that is alive says so: its row, its heartbeat, the leases it holds and its
+folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import re
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flask import Flask, current_app
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from webapp import logs
+from webapp.extensions import database_now, db
+from webapp.models import Leased, Worker, new_id
+from worker import leases
+
+log = logging.getLogger(__name__)
+
+ABANDONED_S = 600
+"""A worker that has not touched its folder for so long will not come back for it."""
+
+
+class Presence:
+    """This process as the database knows it; `owner` is written into its leases.
+
+    Made in the pool's child, never in the Celery parent, because it holds a thread and a database
+    connection.
+    """
+
+    def __init__(
+        self,
+        app: Flask,
+        queue: str,
+        stopping: Callable[[], bool] = lambda: False,
+        storage_away: mmap.mmap | None = None,
+    ) -> None:
+        host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())[:50]
+        self.queue = queue
+        self.host = host
+        self.owner = f"{queue}-{host}-{os.getpid()}-{new_id()[:8]}"
+        self.stopping = stopping
+        """True once the worker was asked to stop: finish the batch or hand back, then return."""
+        self.last_read_for = ""
+        """Whose scan was read last: the others are next, where not all that are claimed can be read
+        together.
+        """
+        self.last_drawn_for = ""
+        """Whose heat map was drawn last: the others are next."""
+        self._storage_away = storage_away or mmap.mmap(-1, 1)
+        self.folder = work_folder_of(app) / self.owner
+        self._app = app
+        self._held: tuple[type[Leased], Collection[str]] | None = None
+        self._over = threading.Event()
+        self._heart = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+
+    @property
+    def misses_storage(self) -> bool:
+        """True since the storage was found to be away: nothing is claimed before it answers
+        (`worker.retries`).
+        """
+        return self._storage_away[0] != 0
+
+    @misses_storage.setter
+    def misses_storage(self, misses: bool) -> None:
+        self._storage_away[0] = int(misses)
+
+    def start(self) -> None:
+        """Show up in the database and keep saying so."""
+        self.beat()
+        self._heart.start()
+
+    def stop(self) -> None:
+        """Leave: no heartbeat, no row, no folder."""
+        self._over.set()
+        if self._heart.is_alive():
+            self._heart.join(timeout=2)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with self._app.app_context():
+            try:
+                db.session.execute(delete(Worker).where(Worker.id == self.owner))
+                db.session.commit()
+            except SQLAlchemyError as err:
+                log.warning("worker=%s could not sign off: %s", self.owner, type(err).__name__)
+
+    def beat(self) -> None:
+        """Write that this process lives, and renew the leases it holds; a database that is away is
+        tried at the next beat.
+        """
+        # Told by the folder itself: a worker that started beside a database that was away has no
+        # row yet, and reads all the same.
+        with suppress(OSError):  # no work folder yet
+            os.utime(self.folder)
+        with self._app.app_context():
+            try:
+                alive = db.session.scalar(
+                    update(Worker)
+                    .where(Worker.id == self.owner)
+                    .values(seen_at=database_now())
+                    .returning(Worker.id),
+                    execution_options={"synchronize_session": False},
+                )
+                if alive is None:
+                    now = database_now()
+                    db.session.add(
+                        Worker(
+                            id=self.owner,
+                            queue=self.queue,
+                            host=self.host,
+                            pid=os.getpid(),
+                            started_at=now,
+                            seen_at=now,
+                        )
+                    )
+                held = self._held
+                if held is not None:
+                    leases.renew(held[0], self.owner, held[1])
+                db.session.commit()
+            except SQLAlchemyError as err:
+                db.session.rollback()
+                log.warning("worker=%s heartbeat failed: %s", self.owner, type(err).__name__)
+
+    @contextmanager
+    def holding(self, table: type[Leased], ids: Collection[str]) -> Iterator[None]:
+        """Renew the leases of these rows, of which all events tell meanwhile.
+
+        Afterwards nobody does, so a row without a verdict returns to the queue.
+        """
+        self._held = (table, ids)
+        try:
+            with logs.about(**{logs.ids_field(table): ids}):
+                yield
+        finally:
+            self._held = None
+
+    @contextmanager
+    def work_folder(self) -> Iterator[Path]:
+        """A fresh folder of this process, removed afterwards; if the process is killed, a sweep
+        removes it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            yield Path(folder)
+
+    def _beat_on(self) -> None:
+        while not self._over.wait(self._app.config["HEARTBEAT_S"]):
+            self.beat()
+
+
+def presence() -> Presence:
+    """Return this process's presence."""
+    mine: Presence = current_app.extensions["presence"]
+    return mine
+
+
+def work_folder_of(app: Flask) -> Path:
+    """Return where the workers of this machine keep what they work on."""
+    return Path(app.config["HEMOSCAN_HOME"]) / "work"
+
+
+def remove_abandoned_folders() -> None:
+    """Remove the work folders on this machine whose workers were killed: neither the folder nor the
+    database has heard of them for long.
+
+    Either alone errs: a worker that started beside a database that was away has no row yet, and
+    this machine's clock may be set.
+    """
+    root = work_folder_of(current_app)
+    silent = (
+        [path for path in root.iterdir() if _age_s(path) > ABANDONED_S] if root.is_dir() else []
+    )
+    if not silent:
+        return
+    alive = set(
+        db.session.scalars(select(Worker.id).where(Worker.seen_at > database_now(-ABANDONED_S)))
+    )
+    db.session.commit()
+    for path in silent:
+        if path.name not in alive:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _age_s(folder: Path) -> float:
+    try:
+        return time.time() - folder.stat().st_mtime
+    except OSError:  # its worker left, or another sweep was here
+        return 0.0

@@ -1,0 +1,138 @@
+"""Pictures of where a model looked, drawn after the verdict is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from sqlalchemy import select
+from sqlalchemy.orm import joinedload
+
+from ml.inference.heat_maps import overlay
+from ml.inference.predictor import Stopped
+from webapp import logs
+from webapp.extensions import db
+from webapp.models import Heatmap, Prediction
+from webapp.pictures import heatmap_key
+from webapp.storage import StorageAway, storage
+from worker import leases
+from worker.heartbeat import presence
+from worker.predictors import predictor_for
+from worker.retries import in_transaction, retry_storage
+from worker.scan_files import IMAGE_PX, png, read_original, sentence_for, shown_slice
+
+MOST_HEATMAPS = 20
+"""Slices of one series that are drawn; each takes as long as a verdict."""
+DRAWN_TOGETHER = 5
+"""So many share what the convolutions see."""
+LOOK_S = 1.0
+
+
+def draw_next_heatmap() -> bool:
+    """Claim one heat map and draw it; False if none was queued, or it was handed back. One at a
+    time: verdicts go before maps.
+    """
+    mine = presence()
+
+    def claim() -> Heatmap | None:
+        claimed = leases.claim(Heatmap, mine.owner, after=mine.last_drawn_for)
+        if not claimed:
+            return None
+        mine.last_drawn_for = claimed[0].user_id
+        joined = joinedload(Heatmap.prediction)
+        return db.session.scalar(
+            select(Heatmap)
+            .where(Heatmap.id == claimed[0].id)
+            .options(
+                joined.joinedload(Prediction.scan), joined.joinedload(Prediction.model_version)
+            )
+        )
+
+    heatmap = in_transaction(claim)
+    if heatmap is None:
+        return False
+    keys = keys_of(heatmap)
+    goes_on = True
+    with mine.holding(Heatmap, [heatmap.id]), logs.about(scan_ids=[heatmap.prediction.scan_id]):
+        try:
+            draw(heatmap)
+        except (Stopped, StorageAway):
+            held = in_transaction(lambda: leases.hand_back(Heatmap, mine.owner, [heatmap.id]))
+            goes_on = not held
+        except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
+            sentence = sentence_for(err, heatmap)
+            held = in_transaction(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
+        else:
+            columns = {
+                "image_key": next(iter(keys.values())),
+                "slices": list(keys) if len(heatmap.prediction.slices) > 1 else None,
+            }
+            held = in_transaction(
+                lambda: leases.finish(Heatmap, mine.owner, [heatmap.id], **columns)
+            )
+        if not held and not in_transaction(
+            lambda: db.session.scalar(select(Heatmap.id).where(Heatmap.id == heatmap.id))
+        ):
+            for key in keys.values():
+                storage.discard(key)  # Its scan was deleted meanwhile.
+    return goes_on
+
+
+def draw(heatmap: Heatmap) -> None:
+    """Store pictures of where the version that gave the verdict looked.
+
+    Raises:
+        Stopped: the worker was asked to stop before all were drawn, or nobody asks for them any
+            more.
+    """
+    predictor = predictor_for(heatmap.prediction.model_version)
+    series = read_original(heatmap.prediction.scan)
+    keys, is_over = keys_of(heatmap), _watch(heatmap.id)
+    for start in range(0, len(keys), DRAWN_TOGETHER):
+        some = list(keys)[start : start + DRAWN_TOGETHER]
+        for index, heat in zip(some, predictor.heatmaps(series, some, is_over), strict=True):
+            content = png(overlay(heat, IMAGE_PX))
+            retry_storage(lambda index=index, content=content: storage.put(keys[index], content))  # type: ignore[misc]
+
+
+def _watch(heatmap_id: str) -> Callable[[], bool]:
+    """Return what tells whether to draw no further; the row is looked at no more often than once a
+    second.
+    """
+    mine = presence()
+    looked_at = time.monotonic()
+
+    def is_over() -> bool:
+        nonlocal looked_at
+        if mine.stopping():
+            return True
+        if time.monotonic() - looked_at < LOOK_S:
+            return False
+        looked_at = time.monotonic()
+        return not in_transaction(lambda: leases.renew(Heatmap, mine.owner, [heatmap_id]))
+
+    return is_over
+
+
+def keys_of(heatmap: Heatmap) -> dict[int, str]:
+    """Return where the slices that get a heat map are drawn, by slice, the shown one first."""
+    indices = drawn_slices(heatmap.prediction)
+    is_series = len(heatmap.prediction.slices) > 1
+    return {
+        index: heatmap_key(heatmap.id, index) if is_series else f"heatmaps/{heatmap.id}.png"
+        for index in indices
+    }
+
+
+def drawn_slices(prediction: Prediction) -> list[int]:
+    """Return which slices get a heat map: those to look at first, the shown one among them, then
+    the most probable positive ones.
+    """
+    by_probability = sorted(
+        range(len(prediction.slices)), key=lambda index: -prediction.slices[index]
+    )
+    positive = [
+        index for index in by_probability if prediction.slices[index] >= prediction.threshold
+    ]
+    first = prediction.first_slices or [shown_slice(prediction.first_slices)]
+    return list(dict.fromkeys([*first, *positive]))[:MOST_HEATMAPS]

@@ -1,0 +1,117 @@
+"""What may pass by itself (a storage or a database that is away for a moment) is tried again, at
+most three times.
+
+A storage that stays away is nobody's verdict: what needs it returns to the queue, and nothing is
+claimed until it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from webapp.extensions import db
+from webapp.storage import MissingFile, StorageAway, StorageError, storage
+from worker.heartbeat import presence
+
+log = logging.getLogger(__name__)
+
+WAITS_S = (0.2, 1.0, 3.0)
+NO_ROOM = "A worker could not write to its disk, which may be full. Please try again later."
+
+Result = TypeVar("Result")
+
+
+def retry_storage(action: Callable[[], Result]) -> Result:
+    """Return what `action` does with the storage.
+
+    Raises:
+        MissingFile: there is no such file.
+        StorageAway: it failed three times, and the storage does not answer at all.
+        StorageError: it failed four times.
+    """
+
+    def once_more() -> Result:
+        # Asked before the last try, so that a storage that comes back now is not held against the
+        # file.
+        if not storage_answers():
+            raise StorageAway("The storage cannot be reached at the moment.")
+        return action()
+
+    return _retry(action, (StorageError,), once_more)
+
+
+def storage_is_back() -> bool:
+    """False while a storage that this process missed does not answer yet: what is claimed now could
+    only be handed back.
+    """
+    return not presence().misses_storage or storage_answers()
+
+
+def storage_answers() -> bool:
+    """True if the storage is there; the log tells when it goes and when it comes back, and not each
+    time that somebody asks.
+    """
+    mine, answers = presence(), storage.answers()
+    if mine.misses_storage and answers:
+        log.info("the storage answers again")
+    elif not mine.misses_storage and not answers:
+        log.warning("the storage does not answer; nothing is claimed until it does")
+    mine.misses_storage = not answers
+    return answers
+
+
+def retry_disk(action: Callable[[], Result]) -> Result:
+    """Return what `action` makes of files that it writes to this machine's disk, which may be full
+    for a while.
+
+    Raises:
+        StorageError: it failed four times; a `StorageAway`, if the storage is away too.
+    """
+
+    def once() -> Result:
+        try:
+            return action()
+        except OSError as err:
+            raise StorageError(NO_ROOM) from err
+
+    return retry_storage(once)
+
+
+def in_transaction(action: Callable[[], Result]) -> Result:
+    """Return what `action` does with the database, in a transaction of its own.
+
+    Raises:
+        OperationalError, InterfaceError: it failed four times.
+    """
+
+    def once() -> Result:
+        try:
+            result = action()
+            db.session.commit()
+        except BaseException:
+            db.session.rollback()
+            raise
+        return result
+
+    return _retry(once, (OperationalError, InterfaceError), once)
+
+
+def _retry(
+    action: Callable[[], Result],
+    passing: tuple[type[Exception], ...],
+    at_last: Callable[[], Result],
+) -> Result:
+    for wait_s in WAITS_S:
+        try:
+            return action()
+        except MissingFile:
+            raise
+        except passing as err:
+            log.warning("%s, trying again in %.1f s", type(err).__name__, wait_s)
+            time.sleep(wait_s)
+    return at_last()

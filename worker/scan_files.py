@@ -1,0 +1,130 @@
+"""A scan's files as a worker handles them: what was submitted, what is made of it, and what its
+owner is told of a failure.
+"""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Collection, Sequence
+from io import BytesIO
+from pathlib import Path
+
+from flask import current_app
+from PIL import Image
+from sqlalchemy import select
+
+from ml.errors import ArtifactError, ImageError
+from ml.scans.slices import Series, render
+from ml.scans.volume import write_volume
+from webapp import logs
+from webapp.extensions import db
+from webapp.intake import PACKED
+from webapp.models import ORIGINAL_REMOVED, Heatmap, Scan
+from webapp.storage import MissingFile, StorageAway, StorageError, storage
+from worker.decoder import decode
+from worker.heartbeat import presence
+from worker.retries import in_transaction, retry_disk, retry_storage
+
+log = logging.getLogger(__name__)
+
+IMAGE_PX = 768
+THUMBNAIL_PX = 128
+
+
+def read_original(scan: Scan) -> Series:
+    """Return what the user submitted.
+
+    Raises:
+        StorageError: it cannot be fetched, is not kept any longer, or finds no room on this
+            machine.
+        ImageError: it is no readable head CT.
+    """
+    if scan.original_removed_at is not None:
+        raise MissingFile(ORIGINAL_REMOVED)
+    with presence().work_folder() as folder:
+        original = folder / "original"
+        retry_storage(lambda: storage.fetch(scan.original_key, original))
+        paths = (
+            retry_disk(lambda: _unpack(original))
+            if scan.original_key.endswith(PACKED)
+            else [original]
+        )
+        config = current_app.config
+        limits = {
+            "max_bytes": config["MAX_UPLOAD_MB"] * 2**20,
+            "max_pixels": config["MAX_PIXELS"],
+            "max_slices": config["MAX_SLICES"],
+        }
+        redact = config["COVER_BESIDE_HEAD"]
+        return retry_disk(lambda: decode(paths, redact=redact, **limits))
+
+
+def _unpack(original: Path) -> list[Path]:
+    """Return the files of a series in the order in which they were sent; `webapp.intake` packed
+    them, uncompressed.
+    """
+    with zipfile.ZipFile(original) as packed:
+        packed.extractall(original.parent)
+        return [original.parent / name for name in packed.namelist()]
+
+
+def store_pictures(scan_id: str, series: Series, index: int) -> None:
+    """Store that slice as the pages show it, large and small, and all slices of a series as a
+    volume.
+    """
+    shown = series.slices[index]
+    for key, max_px in (
+        (f"images/{scan_id}.png", IMAGE_PX),
+        (f"thumbnails/{scan_id}.png", THUMBNAIL_PX),
+    ):
+        content = png(render(shown, max_px))
+        retry_storage(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
+    if len(series.slices) > 1:
+        with presence().work_folder() as folder:
+            retry_disk(lambda: write_volume(series, folder / "volume"))
+            retry_storage(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))
+
+
+def shown_slice(first_slices: Sequence[int] | None) -> int:
+    """Return the index of the slice that stands for the scan on a page: the first to look at."""
+    return first_slices[0] if first_slices else 0
+
+
+def png(picture: Image.Image) -> bytes:
+    """Return a picture as the content of a PNG file."""
+    content = BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
+    """Return what the user is told; what nobody expected goes into the log with the row's id.
+
+    Raises:
+        StorageAway: that is what happened, and no failure of this row.
+    """
+    if isinstance(err, StorageAway):
+        raise err
+    if isinstance(err, ImageError | ArtifactError | StorageError):
+        return str(err)
+    table, row_id = (Scan, row) if isinstance(row, str) else (type(row), row.id)
+    log.error(
+        "row=%s failed unexpectedly", row_id, exc_info=err, extra={logs.ids_field(table): [row_id]}
+    )
+    return "An unexpected error occurred; administrators can find the details in the log."
+
+
+def discard_pictures_of_deleted(lost: Collection[str]) -> None:
+    """Remove the pictures of those scans among `lost` that were deleted meanwhile; of the others
+    another worker may have made its own.
+    """
+    if not lost:
+        return
+    there = in_transaction(
+        lambda: set(db.session.scalars(select(Scan.id).where(Scan.id.in_(lost))))
+    )
+    for scan_id in sorted(set(lost) - there):
+        storage.discard(f"images/{scan_id}.png")
+        storage.discard(f"thumbnails/{scan_id}.png")
+        storage.discard(f"volumes/{scan_id}.nii.gz")
