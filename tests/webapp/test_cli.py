@@ -363,7 +363,7 @@ def test_import_dataset_takes_a_zip_and_a_name(app: Flask, tmp_path: Path) -> No
     again = run(app, "import-dataset", str(tmp_path / "some.zip"), "--name", "Head CT")
 
     assert again.exit_code == 1
-    assert "There is a data set named “Head CT” already." in again.output
+    assert "A data set named “Head CT” already exists." in again.output
     with app.app_context():
         assert db.session.scalars(select(Dataset.name)).all() == ["Head CT"]
 

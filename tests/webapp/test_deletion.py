@@ -233,7 +233,7 @@ def test_files_that_cannot_be_removed_at_once_are_told(
     page = ann.post("/account/delete", data={"your_password": PASSWORD}, follow_redirects=True).text
     assert (
         "Your account and all your scans have been deleted." in page
-        and "they will be within hours" in page
+        and "they will be removed within a few hours" in page
     )
     assert rows(app, User, Scan) == [0, 0]
 

@@ -70,9 +70,9 @@ PAGES = [
     ("database_fails", 500, "Something went wrong on our side."),
     ("file_is_gone", 404, "A stored file is not there any more."),
     ("storage_fails", 503, "The storage did not accept a file; please try again later."),
-    ("unavailable", 503, "A part of the service cannot be reached"),
+    ("unavailable", 503, "Part of the service is unavailable"),
     ("teapot", 418, "Tea only."),
-    ("nowhere", 404, "There is nothing here"),
+    ("nowhere", 404, "Not found, or you do not have access"),
 ]
 
 

@@ -110,7 +110,7 @@ def test_a_person_sees_logins_by_browser_address_and_time_and_ends_one_or_all_ot
     log_in(elsewhere)
     page = here.get("/account").text
     assert "Edge on Windows" in page and "127.0.0.1" in page
-    assert page.split("this one")[0].endswith('Firefox on Linux <span class="badge live">')
+    assert page.split("current</span>")[0].endswith('Firefox on Linux <span class="badge live">')
     assert here.post(f"/account/logins/{there_id}/end").status_code == 302
     assert [is_logged_in(client) for client in (here, there, elsewhere)] == [True, False, True]
     log_in(there)

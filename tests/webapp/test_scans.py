@@ -411,7 +411,7 @@ def test_types_of_bleeding_stand_below_a_positive_verdict_with_how_far_to_trust_
     assert "Only 4 patients with this type" in page
     assert "AUROC 0.74 (0.58 to 0.86) among all test patients, 12 of whom have this type." in page
     assert "20 of whom have this type; 0.60 among patients with hemorrhage." in page
-    assert "does not tell intraparenchymal or intraventricular bleeding" in page
+    assert "does not report intraparenchymal or intraventricular hemorrhage" in page
     assert "most in slice" not in page, "there is only one"
     assert "Likely type of hemorrhage" in ann.get(f"/scans/{scan_id}/progress").text
 
@@ -568,7 +568,7 @@ def test_an_open_scan_is_cancelled_and_can_be_tried_again(
         ) and scan.finished_at is not None
     for _ in range(2):
         answer = browser.post(f"/scans/{scan_id}/retry", follow_redirects=True)
-    assert "Only a scan that failed or was cancelled" in answer.text and nudged == [PREDICT_SCANS]
+    assert "Only failed or canceled scans" in answer.text and nudged == [PREDICT_SCANS]
     with any_database_app.app_context():
         scan = db.session.get_one(Scan, scan_id)
         assert (scan.status, scan.attempts, scan.counted_deaths, scan.finished_at) == (
@@ -648,7 +648,7 @@ def test_a_scan_whose_original_is_not_kept_says_so_and_cannot_be_tried_again(
     assert "/retry" not in page and "/score-anyway" not in page
     for what, sentence in (
         ("retry", ORIGINAL_REMOVED),
-        ("score-anyway", "There is nothing to override"),
+        ("score-anyway", "there is nothing to override"),
     ):
         assert sentence in ann.post(f"/scans/{scan_id}/{what}", follow_redirects=True).text
     with app.app_context():

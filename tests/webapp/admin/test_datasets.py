@@ -340,6 +340,6 @@ class TestDelete:
 
         monkeypatch.setattr(Storage, "delete", away)
         assert (
-            "could not be removed yet"
+            "Its files will be removed soon"
             in admin.post(f"/admin/datasets/{id}/delete", follow_redirects=True).text
         )

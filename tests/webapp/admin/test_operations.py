@@ -91,7 +91,7 @@ def test_a_worker_is_alive_while_the_database_clock_is_within_its_lease(
     page = admin.get("/admin").text
     alive, silent = page.split("host-b")
     assert "host-a" in alive and ">alive<" in alive
-    assert ">silent<" in silent and "10 min ago" in silent
+    assert ">not responding<" in silent and "10 min ago" in silent
 
 
 def test_queues_are_counted_by_state(app: Flask, admin: FlaskClient) -> None:

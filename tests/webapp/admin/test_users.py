@@ -111,7 +111,7 @@ class TestAccess:
             root, second = db.session.scalars(select(User.id).order_by(User.created_at))
         assert admin.post(f"/admin/users/{second}/disable").status_code == 302
         answer = admin.post(f"/admin/users/{root}/disable", follow_redirects=True)
-        assert "This is the only administrator who can come in" in answer.text
+        assert "This is the only administrator who can log in" in answer.text
         assert admin.post(f"/admin/users/{second}/enable").status_code == 302
         assert admin.post(f"/admin/users/{root}/disable").status_code == 302
         assert admin.get("/admin/users").status_code == 302  # Now another one could.

@@ -81,7 +81,7 @@ class TestPromotion:
             admin.post(f"/admin/models/{id}/promote", data={"reason": "First."}).status_code == 302
         )
         assert (
-            "is live already"
+            "is already live"
             in admin.post(f"/admin/models/{id}/promote", data={"reason": "Again."}).text
         )
 

@@ -65,7 +65,7 @@ def test_limits_hold(tmp_path: Path) -> None:
     content = zip_of({str(number): bytes(1000) for number in range(5)})
     assert (
         refusal(content, tmp_path, most_files=4)
-        == "The ZIP archive holds 5 files; at most 4 are read."
+        == "The ZIP archive holds 5 files; at most 4 are supported."
     )
     assert (
         refusal(content, tmp_path, most_bytes=4999) == "The ZIP archive unpacks to more than 0 MB."
@@ -144,7 +144,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
 
 def test_nested_archives_are_refused(tmp_path: Path) -> None:
     assert refusal(zip_of({"inner.zip": zip_of({"a": b"x"})}), tmp_path).startswith(
-        "The ZIP archive holds another archive"
+        "The ZIP archive contains another archive"
     )
 
 
@@ -157,7 +157,7 @@ def test_encrypted_archives_are_refused(tmp_path: Path) -> None:
 
 def test_other_compressions_are_refused(tmp_path: Path) -> None:
     assert refusal(zip_of({"a": b"x" * 100}, zipfile.ZIP_LZMA), tmp_path).startswith(
-        "The ZIP archive is compressed in a way"
+        "The ZIP archive uses an unsupported compression method."
     )
 
 

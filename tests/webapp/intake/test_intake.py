@@ -50,11 +50,11 @@ REFUSED = [
     (picture().replace(b"IDAT", b"IDXT"), "The PNG image is damaged or incomplete."),
     (
         png_of(30_000, 30_000),
-        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are read.",
     ),
     (
         jpeg_of(30_000, 30_000),
-        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are read.",
     ),
     (b"\xff\xd8\xff" + bytes(10), "The JPEG image is damaged or incomplete."),
     (dicom_file(without=("PixelData",)), "The DICOM file contains no image."),
@@ -62,11 +62,11 @@ REFUSED = [
     (dicom_file(Rows=0), "The DICOM file contains no image."),
     (
         dicom_file(Rows=30_000, Columns=30_000),
-        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are read.",
     ),
     (dicom_file(Modality="MR"), "The DICOM file is not a CT image: its modality is MR."),
     (dicom_file(NumberOfFrames=-3), "The DICOM file is damaged or incomplete."),
-    (dicom_file(NumberOfFrames=5000), "The series has 5000 slices; at most 2000 are read."),
+    (dicom_file(NumberOfFrames=5000), "The series has 5000 slices; at most 2000 are supported."),
     (dicom_file()[:-1], "The DICOM file is damaged or incomplete."),
     (dicom_file(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "The DICOM file is a localizer"),
     (
@@ -77,7 +77,7 @@ REFUSED = [
     (nifti_file(packed=True)[:-30], "The NIfTI file is damaged or incomplete."),
     (
         nifti_file((64, 64, 5, 3)),
-        "The NIfTI file holds 3 volumes. Please upload one scan per file.",
+        "The NIfTI file holds 3 volumes; please send one scan in one file.",
     ),
     (zip_of({}), "The ZIP archive contains no images."),
     (zip_of({"notes.txt": b"text"}), "The file is not a PNG, JPEG, DICOM or NIfTI image."),
@@ -228,7 +228,7 @@ def test_of_many_files_the_refused_one_is_named_and_none_is_stored(
 def test_too_many_files_and_none_are_refused(app: Flask, ann: str) -> None:
     app.config["MAX_FILES_PER_UPLOAD"] = 2
     with pytest.raises(
-        UploadRejected, match=r"The upload has 3 files; at most 2 are accepted at once."
+        UploadRejected, match=r"The upload has 3 files; at most 2 are accepted per upload."
     ):
         accept_scans(ann, [upload(picture())] * 3)
     with pytest.raises(UploadRejected, match=r"The upload contains no files."):
@@ -475,9 +475,11 @@ def test_a_series_that_is_too_long_or_too_large_is_refused(
     app: Flask, ann: str, tmp_path: Path
 ) -> None:
     app.config["MAX_SLICES"] = 3
-    with pytest.raises(UploadRejected, match=r"The series has 4 slices; at most 3 are read."):
+    with pytest.raises(UploadRejected, match=r"The series has 4 slices; at most 3 are supported."):
         accept_scans(ann, [upload(content) for content in series()])
-    with pytest.raises(UploadRejected, match=r"The ZIP archive holds 4 files; at most 3 are read."):
+    with pytest.raises(
+        UploadRejected, match=r"The ZIP archive holds 4 files; at most 3 are supported."
+    ):
         accept_scans(
             ann, [upload(zip_of({str(place): content for place, content in enumerate(series())}))]
         )
@@ -494,7 +496,9 @@ def test_the_limits_on_archives_are_those_of_the_upload(
     app.config |= {"MAX_SLICES": 9}
     assert len(accept_scans(ann, [upload(content) for content in archives])) == 3
     app.config |= {"MAX_SLICES": 8}
-    with pytest.raises(UploadRejected, match=r"The ZIP archives hold 9 files; at most 8 are read."):
+    with pytest.raises(
+        UploadRejected, match=r"The ZIP archives hold 9 files; at most 8 are supported."
+    ):
         accept_scans(ann, [upload(content) for content in archives])
     blank = zip_of({"1.nii": nifti_file((64, 64, 60))})
     app.config |= {"MAX_UNPACKED_MB": 1}
@@ -692,7 +696,7 @@ def test_a_data_set_is_stored_and_queued(ann: str, nudges: list[str], tmp_path: 
 
 def test_the_name_of_a_data_set_is_unique(ann: str, nudges: list[str], tmp_path: Path) -> None:
     accept_dataset("head_ct", archive(tmp_path), ann)
-    with pytest.raises(UploadRejected, match=r"There is a data set named “head_ct” already."):
+    with pytest.raises(UploadRejected, match=r"A data set named “head_ct” already exists."):
         accept_dataset("head_ct", archive(tmp_path), None)
     assert len(files_under(tmp_path / "files")) == 1
     assert nudges == [IMPORT_DATASET]
