@@ -208,12 +208,15 @@ class DeleteAccountForm(PostedForm):
 
 
 class TokenForm(PostedForm):
-    """What an API token is for."""
+    """What an API token is for, and the password once more: a browser left open makes none."""
 
     name = TextField(
         "Name of the token",
         [required, at_most(MAX_TOKEN_NAME)],
         description="What will use it, say “research script”.",
+    )
+    token_password = PasswordField(
+        "Your password", [required], render_kw={"autocomplete": "current-password"}
     )
 
 

@@ -131,6 +131,15 @@ def end_logins(user: User, but: str | None = None) -> None:
     db.session.execute(ended)
 
 
+def end_access(user: User, but: str | None = None) -> None:
+    """End all logins of `user` but the one with the secret `but`, and revoke all their API tokens,
+    as a password that changes must; the caller commits.
+    """
+    db.session.flush()  # The new password first, which locks the row: no token is made meanwhile.
+    end_logins(user, but)
+    db.session.execute(delete(ApiToken).where(ApiToken.user_id == user.id))
+
+
 def browser_name(user_agent: str) -> str:
     """Return what a person calls this browser: "Firefox on Linux"."""
     browser = next(

@@ -90,7 +90,12 @@ def test_nothing_that_a_person_gave_is_left_in_database_or_storage(
         "/", 1
     )[-1]
     add_verdict(app, scan_id)
-    assert sally.post("/account/tokens", data={"name": "my script"}).status_code == 200
+    assert (
+        sally.post(
+            "/account/tokens", data={"name": "my script", "token_password": PASSWORD}
+        ).status_code
+        == 200
+    )
     admin = app.test_client()
     admin.post("/login", data={"username": "root", "password": PASSWORD})
     with app.app_context():

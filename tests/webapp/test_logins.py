@@ -153,7 +153,7 @@ def program(app: Flask, logged_in: Callable[..., FlaskClient]) -> FlaskClient:
     """A client with a token of ann's."""
     secret = (
         logged_in("ann")
-        .post("/account/tokens", data={"name": "a script"})
+        .post("/account/tokens", data={"name": "a script", "token_password": PASSWORD})
         .text.split('id="token">')[1]
         .split("<")[0]
     )
