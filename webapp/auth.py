@@ -129,6 +129,16 @@ def login() -> str | tuple[str, int] | WerkzeugResponse:
     return _page("auth/login.html", form)
 
 
+def forget_here(answer: WerkzeugResponse) -> WerkzeugResponse:
+    """Tell the browser to forget the pages that it kept, for whoever sits there next.
+
+    Its cookies stay: the login's is worth nothing any more, and the other tells this browser from
+    a stranger's.
+    """
+    answer.headers["Clear-Site-Data"] = '"cache", "storage"'
+    return answer
+
+
 @blueprint.post("/logout")
 def logout() -> WerkzeugResponse:
     """End this login."""
@@ -143,7 +153,7 @@ def logout() -> WerkzeugResponse:
     logout_user()
     session.clear()
     flash("You are logged out.", "success")
-    return redirect(url_for("scans.home"))
+    return forget_here(redirect(url_for("scans.home")))
 
 
 guesses_own_password = limiter.shared_limit(
@@ -204,7 +214,7 @@ def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
                 flash("Your account and all your scans are deleted.", "success")
                 if not all_removed:
                     flash(FILES_LEFT, "warning")
-                return redirect(url_for("scans.home"))
+                return forget_here(redirect(url_for("scans.home")))
         else:
             form.your_password.errors = ["This is not your password."]
     return _account(

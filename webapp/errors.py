@@ -12,6 +12,7 @@ from werkzeug.exceptions import (
     InternalServerError,
     NotFound,
     RequestEntityTooLarge,
+    SecurityError,
     ServiceUnavailable,
 )
 from werkzeug.http import HTTP_STATUS_CODES
@@ -34,6 +35,7 @@ SENTENCES = {
     503: "A part of the service cannot be reached; please try again later.",
 }
 EXPIRED_FORM = "This form has expired; please go back, reload the page and send it again."
+OTHER_HOST = "This service does not go by the name that was asked for."
 DRAINED = 4
 """Times the largest upload that is read of an even larger one, so that its sender gets to see the
 answer.
@@ -71,7 +73,8 @@ def refuse(error: HTTPException) -> Response | HTTPException:
         }
         response.set_data(json.dumps(problem))
         response.content_type = "application/problem+json"
-    elif error.code >= 500:
+    elif error.code >= 500 or isinstance(error, SecurityError):
+        # A host that is not trusted has no addresses, which a usual page links to.
         # Without context processors: they would ask the database who is logged in, and it may be
         # the one that failed.
         template = current_app.jinja_env.get_template("errors/failure.html")
@@ -122,6 +125,8 @@ def _sentence(error: HTTPException) -> str:
     """
     if isinstance(error, CSRFError):
         return EXPIRED_FORM
+    if isinstance(error, SecurityError):
+        return OTHER_HOST
     said = getattr(error, "data", None) or {}  # flask-smorest's and webargs' abort(…, message=…)
     given = said.get("message")
     if (
