@@ -7,6 +7,7 @@ import traceback
 
 from flask import Flask, Response, current_app, json, render_template, request
 from flask_wtf.csrf import CSRFError
+from sqlalchemy.exc import OperationalError
 from werkzeug.exceptions import (
     HTTPException,
     InternalServerError,
@@ -18,7 +19,7 @@ from werkzeug.exceptions import (
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import RoutingException
 
-from webapp.extensions import db
+from webapp.extensions import db, is_busy
 from webapp.storage import MissingFile, StorageError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ SENTENCES = {
     503: "A part of the service cannot be reached; please try again later.",
 }
 EXPIRED_FORM = "This form has expired; please go back, reload the page and send it again."
+BUSY = "The database is busy at the moment; please try again in a few seconds."
+BUSY_S = 5
 OTHER_HOST = "This service does not go by the name that was asked for."
 DRAINED = 4
 """Times the largest upload that is read of an even larger one, so that its sender gets to see the
@@ -48,6 +51,7 @@ def init_errors(app: Flask) -> None:
     """
     app.register_error_handler(HTTPException, refuse)
     app.register_error_handler(StorageError, refuse_for_storage)
+    app.register_error_handler(OperationalError, refuse_for_database)
     app.register_error_handler(Exception, fail)
 
 
@@ -98,6 +102,17 @@ def refuse_for_storage(error: StorageError) -> Response | HTTPException:
         return refuse(NotFound(str(error)))
     log.error("The storage failed at %s: %s", request.endpoint, type(error.__cause__).__name__)
     return refuse(ServiceUnavailable(str(error)))
+
+
+def refuse_for_database(error: OperationalError) -> Response | HTTPException:
+    """Answer a database that others held for too long: nothing was done, so the same may be sent
+    again.
+    """
+    if not is_busy(error):
+        return fail(error)
+    db.session.rollback()
+    log.warning("The database was busy for too long at %s", request.endpoint)
+    return refuse(ServiceUnavailable(BUSY, retry_after=BUSY_S))
 
 
 def fail(error: Exception) -> Response | HTTPException:
