@@ -45,7 +45,7 @@ FORMS = {
     "/scans/phantom": ("name",),
 }
 """The fields of the forms that everybody may post."""
-VALUES = (0, -1, 1.5, True, None, [], ["a", "b"], [1], {"a": 1}, "text")
+VALUES: tuple[object, ...] = (0, -1, 1.5, True, None, [], ["a", "b"], [1], {"a": 1}, "text")
 REFUSAL = re.compile(r'<p class="error"[^>]*>(.*?)</p>', re.DOTALL)
 
 
