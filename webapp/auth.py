@@ -14,11 +14,11 @@ from flask import (
     url_for,
 )
 from flask_login import current_user, login_required, logout_user
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from webapp.audit import record
+from webapp.audit import record, whose_request
 from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, limiter, utc_now
 from webapp.forms import (
@@ -31,6 +31,7 @@ from webapp.forms import (
     is_id,
 )
 from webapp.logins import (
+    end_access,
     end_logins,
     has_ended,
     record_throttling,
@@ -39,14 +40,13 @@ from webapp.logins import (
     user_with_password,
     who_guesses,
 )
-from webapp.models import Act, ApiToken, LoginSession, PasswordReset, User, new_id
-from webapp.models.accounts import new_secret, secret_hash
+from webapp.models import Act, ApiToken, LoginSession, PasswordReset, User
+from webapp.models.accounts import TooManyTokens, add_token, lock_person, secret_hash
 
 blueprint = Blueprint("auth", __name__)
 
 WRONG = "The username or password is incorrect, or the account is disabled."
 FILES_LEFT = "Some files could not be removed yet; they will be removed within a few hours."
-MAX_TOKENS = 20
 
 
 def local_target(target: str | None) -> str:
@@ -129,6 +129,16 @@ def login() -> str | tuple[str, int] | WerkzeugResponse:
     return _page("auth/login.html", form)
 
 
+def forget_here(answer: WerkzeugResponse) -> WerkzeugResponse:
+    """Tell the browser to forget the pages that it kept, for whoever sits there next.
+
+    Its cookies stay: the login's is worth nothing any more, and the other tells this browser from
+    a stranger's.
+    """
+    answer.headers["Clear-Site-Data"] = '"cache", "storage"'
+    return answer
+
+
 @blueprint.post("/logout")
 def logout() -> WerkzeugResponse:
     """End this login."""
@@ -143,25 +153,39 @@ def logout() -> WerkzeugResponse:
     logout_user()
     session.clear()
     flash("You have been logged out.", "success")
-    return redirect(url_for("scans.home"))
+    return forget_here(redirect(url_for("scans.home")))
+
+
+guesses_own_password = limiter.shared_limit(
+    "20 per 10 minutes",
+    scope="own password",
+    key_func=lambda: str(whose_request()),
+    methods=["POST"],
+    deduct_when=lambda answer: answer.status_code == 400,
+)
+"""Decorates what asks a person who is logged in for their password once more: in a browser that was
+left open, wrong ones are counted together.
+"""
 
 
 @blueprint.route("/account", methods=["GET", "POST"])
 @login_required
+@guesses_own_password
 @limiter.limit("20 per minute", methods=["POST"])
 def account() -> str | tuple[str, int] | WerkzeugResponse:
-    """Show the account; change its password, which ends all its other logins."""
+    """Show the account; change its password, which ends all its other logins and its tokens."""
     form = ChangePasswordForm(current_user.username)
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
         db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
         if user.has_password(form.current_password.data):
             user.set_password(form.password.data)
-            end_logins(user, but=user.login_secret)
+            end_access(user, but=user.login_secret)
             record(Act.PASSWORD_CHANGED, user.id)
             db.session.commit()
             flash(
-                "Your password has been changed. Your other sessions have been logged out.",
+                "Your password has been changed. Your other sessions have been logged out and your"
+                " API tokens revoked.",
                 "success",
             )
             return redirect(url_for("auth.account"))
@@ -171,6 +195,7 @@ def account() -> str | tuple[str, int] | WerkzeugResponse:
 
 @blueprint.post("/account/delete")
 @login_required
+@guesses_own_password
 @limiter.limit("20 per minute")
 def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
     """Delete the account with all its scans, by its password."""
@@ -189,7 +214,7 @@ def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
                 flash("Your account and all your scans have been deleted.", "success")
                 if not all_removed:
                     flash(FILES_LEFT, "warning")
-                return redirect(url_for("scans.home"))
+                return forget_here(redirect(url_for("scans.home")))
         else:
             form.your_password.errors = ["The password is incorrect."]
     return _account(
@@ -227,28 +252,28 @@ def end_other_logins() -> WerkzeugResponse:
 
 @blueprint.post("/account/tokens")
 @login_required
+@guesses_own_password
+@limiter.limit("20 per minute")
 def make_token() -> str | tuple[str, int] | WerkzeugResponse:
-    """Make an API token and show it, this once."""
+    """Make an API token, by the password, and show it, this once."""
     form = TokenForm()
     secret = None
     if form.validate_on_submit():
-        owned = db.session.scalar(
-            select(func.count()).select_from(ApiToken).where(ApiToken.user_id == current_user.id)
-        )
-        if owned is not None and owned >= MAX_TOKENS:
-            form.name.errors = [f"You have {MAX_TOKENS} tokens; please revoke one first."]
+        user: User = current_user._get_current_object()
+        db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+        if not user.has_password(form.token_password.data):
+            form.token_password.errors = ["This is not your password."]
+        elif lock_person(user.id) != user.password_hash:  # It was changed meanwhile.
+            abort(401)
         else:
-            secret = new_secret()
-            token = ApiToken(
-                id=new_id(),
-                user_id=current_user.id,
-                name=form.name.data,
-                secret_hash=secret_hash(secret),
-            )
-            db.session.add(token)
-            record(Act.TOKEN_MADE, token.id)
-            db.session.commit()
-            form = TokenForm(formdata=None)
+            try:
+                token, secret = add_token(user.id, form.name.data)
+            except TooManyTokens as err:
+                form.name.errors = [str(err)]
+            else:
+                record(Act.TOKEN_MADE, token.id)
+                db.session.commit()
+                form = TokenForm(formdata=None)
     page = make_response(
         _account(ChangePasswordForm(current_user.username, formdata=None), form, secret)
     )
@@ -277,7 +302,9 @@ def revoke_token(token_id: str) -> WerkzeugResponse:
 @blueprint.route("/reset/<secret>", methods=["GET", "POST"])
 @limiter.limit("20 per minute")
 def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
-    """Set a password by the link that an administrator made; it works once and ends all logins."""
+    """Set a password by the link that an administrator made; it works once, and ends all logins and
+    tokens.
+    """
     spent = (
         "This link has already been used or has expired. Please ask an administrator for a new one."
     )
@@ -303,7 +330,7 @@ def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
     ).all()
     if link.id not in used:  # Somebody was faster with the same link.
         abort(404, spent)
-    end_logins(user)
+    end_access(user)
     record(Act.PASSWORD_RESET, user.id, actor_id=user.id)
     db.session.commit()
     flash("Your new password has been set. Please log in.", "success")

@@ -19,7 +19,7 @@ import click
 import flask_migrate
 from flask import Flask, current_app
 from flask.cli import with_appcontext
-from sqlalchemy import delete, select, text
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
@@ -33,12 +33,11 @@ from webapp.forms import (
     text_problem,
     username_problem,
 )
+from webapp.logins import end_access
 from webapp.models import (
     Act,
-    ApiToken,
     Dataset,
     JobStatus,
-    LoginSession,
     ModelVersion,
     Role,
     Scan,
@@ -47,7 +46,7 @@ from webapp.models import (
     new_id,
     promote,
 )
-from webapp.models.accounts import new_secret, secret_hash
+from webapp.models.accounts import TooManyTokens, add_token, lock_person
 from webapp.passwords import password_problem
 from webapp.storage import StorageError, storage
 
@@ -192,7 +191,7 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
     """Make USERNAME an admin. The password comes from HEMOSCAN_PASSWORD or a prompt.
 
     An account that exists becomes an admin, gets this password, is enabled, and is logged out
-    everywhere: so an admin who forgot the password gets in again.
+    everywhere, its tokens revoked: so an admin who forgot the password gets in again.
     """
     password = os.environ.get("HEMOSCAN_PASSWORD") or click.prompt(
         "Password", hide_input=True, confirmation_prompt=True
@@ -226,10 +225,10 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
         user.phone = user.phone if phone is None else phone
         if email is not None:
             user.email, user.email_key = email, email.lower()
-        db.session.execute(delete(LoginSession).where(LoginSession.user_id == user.id))
+        end_access(user)
         done = (
             f"{user.username} existed; this account is an admin's now, with the new password, and"
-            " is logged out everywhere."
+            " is logged out everywhere; its API tokens are revoked."
         )
     try:
         db.session.flush()
@@ -252,9 +251,11 @@ def create_token(username: str, name: str) -> None:
     problem = text_problem(name, MAX_TOKEN_NAME)
     if problem:
         raise click.ClickException(problem)
-    secret = new_secret()
-    token = ApiToken(id=new_id(), user_id=user.id, name=name, secret_hash=secret_hash(secret))
-    db.session.add(token)
+    lock_person(user.id)
+    try:
+        token, secret = add_token(user.id, name)
+    except TooManyTokens as err:
+        raise click.ClickException(str(err)) from err
     record(Act.TOKEN_MADE, token.id)
     db.session.commit()
     click.echo(f"An API token of {user.username} (it will not be shown again):")

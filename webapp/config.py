@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Mapping
@@ -80,6 +81,10 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "PERMANENT_SESSION_LIFETIME": timedelta(days=number("LOGIN_DAYS", 14)),
         # How many proxies in front may be believed about the client's address and scheme.
         "TRUSTED_PROXIES": number("TRUSTED_PROXIES", 0),
+        # The names that this service has, with commas between; a request for any other is refused,
+        # so that no link to a new password leads to a host that somebody else put into the request.
+        # A machine may always ask itself, as health checks do.
+        "TRUSTED_HOSTS": trusted_hosts(environ.get("TRUSTED_HOSTS") or ""),
         # A login ends after LOGIN_DAYS at the latest, and when its browser has asked for nothing
         # for LOGIN_IDLE_HOURS: a shift and a night.
         "LOGIN_DAYS": number("LOGIN_DAYS", 14),
@@ -156,6 +161,22 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "OPENAPI_URL_PREFIX": "/api/v1",
         "OPENAPI_JSON_PATH": "openapi.json",
     }
+
+
+def trusted_hosts(text: str) -> list[str] | None:
+    """Return the hosts that may be asked for, or None for all.
+
+    Raises:
+        ConfigurationError: one of them is no host name.
+    """
+    hosts = [host.strip() for host in text.split(",") if host.strip()]
+    for host in hosts:
+        if not re.fullmatch(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:[0-9]+)?", host):
+            raise ConfigurationError(
+                f"TRUSTED_HOSTS must be host names with commas between, without scheme or path, not"
+                f" {host!r}."
+            )
+    return [*hosts, "127.0.0.1", "localhost"] if hosts else None
 
 
 def database_url(url: str) -> str:

@@ -67,6 +67,9 @@ def delete_account(user_id: str) -> bool:
     for tries_left in reversed(range(TRIES)):
         try:
             _require_another_admin(user_id)
+            # Locked before files are listed: an upload that is under way is in the list, or finds
+            # nobody whose it could be and removes its files itself.
+            db.session.execute(select(User.id).where(User.id == user_id).with_for_update())
             keys = files_of(Scan.user_id == user_id)
             db.session.execute(delete(User).where(User.id == user_id))
             record(Act.ACCOUNT_DELETED, user_id)

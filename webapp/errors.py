@@ -7,17 +7,19 @@ import traceback
 
 from flask import Flask, Response, current_app, json, render_template, request
 from flask_wtf.csrf import CSRFError
+from sqlalchemy.exc import OperationalError
 from werkzeug.exceptions import (
     HTTPException,
     InternalServerError,
     NotFound,
     RequestEntityTooLarge,
+    SecurityError,
     ServiceUnavailable,
 )
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import RoutingException
 
-from webapp.extensions import db
+from webapp.extensions import db, is_busy
 from webapp.storage import MissingFile, StorageError
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,9 @@ SENTENCES = {
     503: "Part of the service is unavailable. Please try again later.",
 }
 EXPIRED_FORM = "This form has expired; please go back, reload the page and submit it again."
+BUSY = "The database is busy. Please try again in a few seconds."
+BUSY_S = 5
+OTHER_HOST = "This service does not answer to that host name."
 DRAINED = 4
 """Times the largest upload that is read of an even larger one, so that its sender gets to see the
 answer.
@@ -46,6 +51,7 @@ def init_errors(app: Flask) -> None:
     """
     app.register_error_handler(HTTPException, refuse)
     app.register_error_handler(StorageError, refuse_for_storage)
+    app.register_error_handler(OperationalError, refuse_for_database)
     app.register_error_handler(Exception, fail)
 
 
@@ -71,7 +77,8 @@ def refuse(error: HTTPException) -> Response | HTTPException:
         }
         response.set_data(json.dumps(problem))
         response.content_type = "application/problem+json"
-    elif error.code >= 500:
+    elif error.code >= 500 or isinstance(error, SecurityError):
+        # A host that is not trusted has no addresses, which a usual page links to.
         # Without context processors: they would ask the database who is logged in, and it may be
         # the one that failed.
         template = current_app.jinja_env.get_template("errors/failure.html")
@@ -95,6 +102,17 @@ def refuse_for_storage(error: StorageError) -> Response | HTTPException:
         return refuse(NotFound(str(error)))
     log.error("The storage failed at %s: %s", request.endpoint, type(error.__cause__).__name__)
     return refuse(ServiceUnavailable(str(error)))
+
+
+def refuse_for_database(error: OperationalError) -> Response | HTTPException:
+    """Answer a database that others held for too long: nothing was done, so the same may be sent
+    again.
+    """
+    if not is_busy(error):
+        return fail(error)
+    db.session.rollback()
+    log.warning("The database was busy for too long at %s", request.endpoint)
+    return refuse(ServiceUnavailable(BUSY, retry_after=BUSY_S))
 
 
 def fail(error: Exception) -> Response | HTTPException:
@@ -122,6 +140,8 @@ def _sentence(error: HTTPException) -> str:
     """
     if isinstance(error, CSRFError):
         return EXPIRED_FORM
+    if isinstance(error, SecurityError):
+        return OTHER_HOST
     said = getattr(error, "data", None) or {}  # flask-smorest's and webargs' abort(…, message=…)
     given = said.get("message")
     if (

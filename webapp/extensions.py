@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from sqlite3 import SQLITE_BUSY, SQLITE_LOCKED
 from sqlite3 import Connection as SQLiteConnection
+from sqlite3 import Error as SQLiteError
 from typing import Any
 
 from flask import Flask, request
@@ -45,6 +48,11 @@ migrate = Migrate(render_as_batch=True)
 login_manager = LoginManager()
 csrf = CSRFProtect()
 limiter = Limiter(get_remote_address)
+
+BUSY_MS = 15_000
+"""How long a statement waits for SQLite's write lock."""
+BUSY_STATES = ("40001", "40P01", "55P03")
+"""PostgreSQL's: a transaction ended for another's sake, a deadlock, a lock that is held."""
 
 reads_only: ContextVar[bool] = ContextVar("reads_only", default=False)
 """True while a request that may not write is answered; SQLite then opens its transactions without
@@ -125,7 +133,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     if isinstance(connection, SQLiteConnection):
         # The driver must not open transactions of its own: `_begin_sqlite` does.
         connection.isolation_level = None
-        connection.execute("PRAGMA busy_timeout = 15000")
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -141,16 +149,45 @@ def _begin_sqlite(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN" if reads_only.get() else "BEGIN IMMEDIATE")
 
 
-def forget_deleted() -> None:
+def is_busy(error: OperationalError) -> bool:
+    """True where others held the database for too long; the same is worth another try."""
+    if isinstance(error.orig, SQLiteError):
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # The rest says more of the same.
+        return code in (SQLITE_BUSY, SQLITE_LOCKED)
+    return getattr(error.orig, "sqlstate", None) in BUSY_STATES
+
+
+def forget_deleted(waits_s: tuple[float, ...] = (0.1, 0.3, 0.6)) -> bool:
     """Empty SQLite's write-ahead log, which holds copies of what was deleted; PostgreSQL overwrites
     by its own vacuum.
+
+    While somebody reads it cannot be emptied: it is tried again after each of `waits_s`, and by
+    every sweep. Nobody who writes is kept waiting meanwhile. True if it is empty.
     """
-    if db.engine.dialect.name == "sqlite":
-        connection = db.engine.raw_connection()
+    if db.engine.dialect.name != "sqlite":
+        return True
+    for wait_s in waits_s:
+        if _emptied_log():
+            return True
+        time.sleep(wait_s)
+    return _emptied_log()
+
+
+def _emptied_log() -> bool:
+    connection = db.engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        # With patience it would hold the write lock while it waits for those who read.
+        cursor.execute("PRAGMA busy_timeout = 0")
         try:
-            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            # Most is moved without the write lock, which is taken for what is left.
+            cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            ((busy, *_),) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         finally:
-            connection.close()
+            cursor.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        return not busy
+    finally:
+        connection.close()
 
 
 def init_extensions(app: Flask) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from flask import request
 from flask_wtf import FlaskForm
 from flask_wtf.file import FileRequired, MultipleFileField
-from wtforms import BooleanField, Form, HiddenField, PasswordField, StringField
+from werkzeug.datastructures import CombinedMultiDict, FileStorage, MultiDict
+from wtforms import BooleanField, FileField, Form, HiddenField, PasswordField, StringField
 from wtforms.validators import DataRequired, Email, Length, Optional, Regexp, ValidationError
 
 from webapp.passwords import MIN_PASSWORD, password_problem
@@ -60,6 +61,10 @@ def at_most(characters: int) -> Length:
     return Length(max=characters, message=f"Please use at most {characters} characters.")
 
 
+_posted = object()
+"""Stands for what the request carries, where a form is given nothing else."""
+
+
 class TextField(StringField):
     """A line of text, stripped; control characters are refused."""
 
@@ -72,7 +77,39 @@ class TextField(StringField):
             raise ValidationError(problem)
 
 
-class SignupForm(FlaskForm):
+class PostedForm(FlaskForm):
+    """A form as browsers post it: text comes from its text parts and files from its file parts.
+
+    Flask-WTF alone would also fill a text field with a file of that name, or with any value of a
+    JSON body, which no validator expects and which the throttles do not look at.
+    """
+
+    class Meta(FlaskForm.Meta):  # type: ignore[misc]
+        """How what was posted reaches the fields."""
+
+        def wrap_formdata(self, form: Form, formdata: Any) -> MultiDict[str, Any] | None:
+            """Return for each field of `form` the values of its type; None where nothing came."""
+            if formdata is None or (formdata is not _posted and not formdata):
+                return None
+            if formdata is _posted:
+                if request.method not in ("POST", "PUT", "PATCH", "DELETE"):
+                    return None
+                formdata = CombinedMultiDict([request.files, request.form])
+                if not formdata:
+                    return None
+            typed: MultiDict[str, Any] = MultiDict()
+            for name, field in form._fields.items():
+                kind = FileStorage if isinstance(field, FileField) else str
+                values = [value for value in formdata.getlist(name) if isinstance(value, kind)]
+                if values:
+                    typed.setlist(name, values)
+            return typed
+
+    def __init__(self, formdata: Any = _posted, **kwargs: Any) -> None:
+        super().__init__(formdata=formdata, **kwargs)
+
+
+class SignupForm(PostedForm):
     """What a new person tells of themselves."""
 
     username = TextField(
@@ -119,7 +156,7 @@ class SignupForm(FlaskForm):
             raise ValidationError(problem)
 
 
-class LoginForm(FlaskForm):
+class LoginForm(PostedForm):
     """Who is there. Its lengths are not told apart from a wrong password: the answer is always the
     same.
     """
@@ -133,7 +170,7 @@ class LoginForm(FlaskForm):
     next = HiddenField()
 
 
-class NewPasswordForm(FlaskForm):
+class NewPasswordForm(PostedForm):
     """A new password for the person whose username is given to the constructor."""
 
     password = PasswordField(
@@ -162,7 +199,7 @@ class ChangePasswordForm(NewPasswordForm):
     )
 
 
-class DeleteAccountForm(FlaskForm):
+class DeleteAccountForm(PostedForm):
     """The password once more, so that a browser left open deletes nothing."""
 
     your_password = PasswordField(
@@ -170,17 +207,20 @@ class DeleteAccountForm(FlaskForm):
     )
 
 
-class TokenForm(FlaskForm):
-    """What an API token is for."""
+class TokenForm(PostedForm):
+    """What an API token is for, and the password once more: a browser left open makes none."""
 
     name = TextField(
         "Name of the token",
         [required, at_most(MAX_TOKEN_NAME)],
         description="What the token is for, such as “research script”.",
     )
+    token_password = PasswordField(
+        "Your password", [required], render_kw={"autocomplete": "current-password"}
+    )
 
 
-class ScanForm(FlaskForm):
+class ScanForm(PostedForm):
     """The scans that a person submits."""
 
     # No `accept`: files of a DICOM series often have no ending.
@@ -210,7 +250,7 @@ class ScanForm(FlaskForm):
     )
 
 
-class PhantomForm(FlaskForm):
+class PhantomForm(PostedForm):
     """The phantom that a person tries."""
 
     name = HiddenField(validators=[required])

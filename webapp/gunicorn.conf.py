@@ -9,7 +9,7 @@ bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or '800
 # Threads wait for the database and storage side by side; the second process answers while the first
 # one computes.
 workers = int(os.environ.get("WEB_PROCESSES") or 2)
-worker_class = "gthread"
+worker_class = "webapp.serving.Worker"  # Who sends slowly, or nothing, holds no thread.
 threads = int(os.environ.get("WEB_THREADS") or 8)
 # Each process opens its own connections; nothing is shared across a fork.
 preload_app = False

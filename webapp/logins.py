@@ -10,8 +10,8 @@ from datetime import timedelta
 from functools import cache
 
 from argon2.exceptions import VerificationError
-from flask import Response, current_app, flash, redirect, request, session, url_for
-from flask_login import login_user
+from flask import Response, abort, current_app, flash, redirect, request, session, url_for
+from flask_login import current_user, login_user
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from sqlalchemy import ColumnElement, delete, or_, select, update
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -129,6 +129,29 @@ def end_logins(user: User, but: str | None = None) -> None:
     if but is not None:
         ended = ended.where(LoginSession.secret_hash != secret_hash(but))
     db.session.execute(ended)
+
+
+def require_login_still() -> None:
+    """Refuse a request whose login has ended since it came, and let nobody end it until the caller
+    commits.
+
+    Raises:
+        Unauthorized: so it is.
+    """
+    login = select(LoginSession.id).where(
+        LoginSession.secret_hash == secret_hash(current_user.login_secret)
+    )
+    if db.session.scalar(login.with_for_update(read=True)) is None:
+        abort(401)
+
+
+def end_access(user: User, but: str | None = None) -> None:
+    """End all logins of `user` but the one with the secret `but`, and revoke all their API tokens,
+    as a password that changes must; the caller commits.
+    """
+    db.session.flush()  # The new password first, which locks the row: no token is made meanwhile.
+    end_logins(user, but)
+    db.session.execute(delete(ApiToken).where(ApiToken.user_id == user.id))
 
 
 def browser_name(user_agent: str) -> str:

@@ -33,6 +33,7 @@ from webapp.forms import PhantomForm, ScanForm, is_id, page_number
 from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, accept_scans, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
+from webapp.logins import require_login_still
 from webapp.models import (
     ORIGINAL_REMOVED,
     Act,
@@ -296,7 +297,14 @@ def _submit(files: Sequence[FileStorage], title: str, choices: Choices) -> Werkz
     def warn() -> None:
         flash(QUEUE_AWAY, "warning")
 
-    scans = accept_scans(current_user.id, files, title, choices, on_unreachable=warn)
+    scans = accept_scans(
+        current_user.id,
+        files,
+        title,
+        choices,
+        on_unreachable=warn,
+        require_access=require_login_still,
+    )
     if len(scans) == 1:
         return redirect(url_for("scans.show", scan_id=scans[0].id))
     flash(f"{len(scans)} scans were submitted.", "success")

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import load_only
 
 from ml.errors import DatasetError
-from ml.evaluation.answers import LEVELS
+from ml.evaluation.answers import LEVELS, AnswersError
 from ml.evaluation.comparison import DIFFERENCES, compare
 from webapp.extensions import db
 from webapp.models import ModelVersion, live_version
@@ -68,7 +68,7 @@ def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, An
         found = compare([answers, run])
     except MissingFile:
         return {"reason": "It has no stored out-of-fold predictions."}
-    except (DatasetError, StorageError) as err:
+    except (AnswersError, DatasetError, StorageError) as err:
         return {"reason": str(err)}
     except Exception:
         log.exception("version=%s could not be compared", version.id)

@@ -10,9 +10,10 @@ from celery import Celery
 from flask import current_app
 from kombu.exceptions import OperationalError
 from sqlalchemy import delete, func, select, update
+from sqlalchemy.exc import OperationalError as DatabaseError
 
 from webapp import jobs, logs
-from webapp.extensions import database_now, db
+from webapp.extensions import database_now, db, forget_deleted, is_busy
 from webapp.models import Dataset, Heatmap, JobStatus, Leased, Scan, TrainingRun, Worker
 from worker import leases
 from worker.heartbeat import presence, remove_abandoned_folders
@@ -31,7 +32,24 @@ SILENT_FOR_GOOD_S = 24 * 3600
 
 
 def sweep() -> None:
-    """Reap, nudge and tidy; any number of maintenance workers may do so at once."""
+    """Reap, nudge and tidy; any number of maintenance workers may do so at once.
+
+    A database that others hold for too long is left to the next sweep.
+    """
+    try:
+        bring_back()
+    except DatabaseError as err:
+        db.session.rollback()
+        if not is_busy(err):
+            raise
+        log.warning("the database was busy for too long; the next sweep comes in seconds")
+    else:
+        forget_deleted(waits_s=())  # What a deletion could not, because somebody was reading.
+    remove_abandoned_folders()
+
+
+def bring_back() -> None:
+    """Return work to its queue whose worker died, and see to it that somebody looks there."""
     note_delivery()
     for table, what in DOING.items():
         reaped = leases.reap(table, what)
@@ -50,7 +68,6 @@ def sweep() -> None:
             break
     db.session.execute(delete(Worker).where(Worker.seen_at < database_now(-SILENT_FOR_GOOD_S)))
     db.session.commit()
-    remove_abandoned_folders()
 
 
 def note_delivery() -> None:

@@ -5,7 +5,8 @@ and never more.
 
 So many uploads are sound files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to three
 places spoiled, every fourth by the form of the pages, with odd texts; the worker then reads what
-was accepted, with the models that ship, and its pages are opened. So many requests of each
+was accepted, with the models that ship, and its pages are opened. The forms get so many posts each
+with fields of odd types: text as a file, JSON of every type. So many requests of each
 operation of the API and each of two ways, as its OpenAPI document allows and as it does not, come
 from schemathesis. All in one process, on SQLite; only decoding has a process of its own, as always.
 The same seed sends the same. Linux only. The last line is the verdict; the exit status is 1 where
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from bench.fuzz.api import ask_everything
 from bench.fuzz.campaign import upload_spoiled_files
+from bench.fuzz.pages import FORMS, post_odd_types
 from bench.fuzz.report import report
 from bench.fuzz.service import Tally, service
 
@@ -53,6 +55,7 @@ def main() -> int:
         service(Path(home), tally) as hemoscan,
     ):
         upload_spoiled_files(hemoscan, given.inputs, given.seed, tally, given.keep)
+        post_odd_types(hemoscan, len(FORMS) * given.requests, given.seed, tally)
         ask_everything(hemoscan, given.requests, given.seed, tally)
     page = report(tally, given, time.monotonic() - began)
     sys.stdout.write(page)

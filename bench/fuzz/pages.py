@@ -35,7 +35,25 @@ TITLES = (
     "a\r\nb: c",
 )
 CHOICES = ("", "y", "n", "0", "off", "\0", MARKUP)
+FORMS = {
+    "/login": ("username", "password", "next"),
+    "/signup": ("username", "name", "email", "phone", "password"),
+    "/account": ("current_password", "password"),
+    "/account/tokens": ("name", "token_password"),
+    "/account/delete": ("your_password",),
+    "/scans": ("file", "title", "together", "stat", "keep_names"),
+    "/scans/phantom": ("name",),
+}
+"""The fields of the forms that everybody may post."""
+VALUES: tuple[object, ...] = (0, -1, 1.5, True, None, [], ["a", "b"], [1], {"a": 1}, "text")
 REFUSAL = re.compile(r'<p class="error"[^>]*>(.*?)</p>', re.DOTALL)
+
+
+def post_odd_types(given: Service, posts: int, seed: int, tally: Tally) -> None:
+    """Post so many forms with fields of odd types, as somebody who is logged in."""
+    browser, rng = Browser(given), random.Random(f"{seed} odd types")
+    for _ in range(posts):
+        browser.post_odd_types(rng, tally)
 
 
 class Browser:
@@ -95,6 +113,24 @@ class Browser:
             answer = self.client.get(page)
             self._note(name, answer.status_code, answer.text, tally)
             tally.check(answer.status_code == 200, f"a page was answered with {answer.status_code}")
+
+    def post_odd_types(self, rng: random.Random, tally: Tally) -> None:
+        """Post a form whose fields are of other types than a browser sends."""
+        path, fields = rng.choice(list(FORMS.items()))
+        headers = {"X-CSRFToken": self._csrf_token}
+        if rng.random() < 0.5:
+            body = rng.choice([{name: rng.choice(VALUES) for name in fields}, rng.choice(VALUES)])
+            answer = self.client.post(path, json=body, headers=headers)
+        else:
+            form = {
+                name: rng.choice(["text", FileStorage(io.BytesIO(b"text"), "text.txt")])
+                for name in fields
+            }
+            answer = self.client.post(path, data=form, headers=headers)
+        self._note(f"POST {path} (odd types)", answer.status_code, answer.text, tally)
+        tally.check(
+            answer.status_code < 500, f"odd types at {path} were answered with {answer.status_code}"
+        )
 
     @staticmethod
     def _note(operation: str, status: int, page: str, tally: Tally) -> None:

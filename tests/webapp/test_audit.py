@@ -66,7 +66,9 @@ def test_what_happens_to_an_account_is_kept(any_database_app: Flask) -> None:
     client.post(
         "/account", data={"current_password": PASSWORD, "password": "another long password"}
     )
-    client.post("/account/tokens", data={"name": "a script"})
+    client.post(
+        "/account/tokens", data={"name": "a script", "token_password": "another long password"}
+    )
     token = only_id(app, ApiToken)
     client.post(f"/account/tokens/{token}/revoke")
     client.post("/account/logins/end-others")
@@ -96,7 +98,7 @@ def test_what_happens_to_a_scan_is_kept_whether_a_browser_or_a_token_asks(
 ) -> None:
     browser = logged_in("ann")
     ann = only_id(app, User)
-    answer = browser.post("/account/tokens", data={"name": "a script"})
+    answer = browser.post("/account/tokens", data={"name": "a script", "token_password": PASSWORD})
     secret = answer.text.split('id="token">')[1].split("<")[0]
     program = app.test_client()
     program.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {secret}"

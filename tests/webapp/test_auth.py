@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from tests.conftest import PASSWORD, app_on, make_user
 from webapp.auth import local_target
@@ -413,7 +415,7 @@ def test_a_token_is_shown_once_and_only_its_hash_is_kept(
     app: Flask, logged_in: Callable[..., FlaskClient]
 ) -> None:
     client = logged_in("ann")
-    answer = client.post("/account/tokens", data={"name": "a script"})
+    answer = client.post("/account/tokens", data={"name": "a script", "token_password": PASSWORD})
     assert answer.status_code == 200
     assert answer.headers["Cache-Control"] == "no-store"
     shown = re.search(r'id="token">([^<]+)<', answer.text)
@@ -433,16 +435,29 @@ def test_a_token_is_shown_once_and_only_its_hash_is_kept(
 
 @pytest.mark.parametrize("name", ["", "x" * 81, "a\x00b"])
 def test_a_token_needs_a_name(app: Flask, logged_in: Callable[..., FlaskClient], name: str) -> None:
-    assert logged_in("ann").post("/account/tokens", data={"name": name}).status_code == 400
+    assert (
+        logged_in("ann")
+        .post("/account/tokens", data={"name": name, "token_password": PASSWORD})
+        .status_code
+        == 400
+    )
     assert count(app, ApiToken) == 0
 
 
 def test_there_is_an_end_to_tokens(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
     client = logged_in("ann")
     for _ in range(20):
-        assert client.post("/account/tokens", data={"name": "a script"}).status_code == 200
+        assert (
+            client.post(
+                "/account/tokens", data={"name": "a script", "token_password": PASSWORD}
+            ).status_code
+            == 200
+        )
     assert (
-        "please revoke one first" in client.post("/account/tokens", data={"name": "a script"}).text
+        "please revoke one first"
+        in client.post(
+            "/account/tokens", data={"name": "a script", "token_password": PASSWORD}
+        ).text
     )
     assert count(app, ApiToken) == 20
 
@@ -451,10 +466,119 @@ def test_a_token_is_revoked_by_its_owner_only(
     app: Flask, logged_in: Callable[..., FlaskClient]
 ) -> None:
     ann, bob = logged_in("ann"), logged_in("bob")
-    ann.post("/account/tokens", data={"name": "a script"})
+    ann.post("/account/tokens", data={"name": "a script", "token_password": PASSWORD})
     with app.app_context():
         token_id = db.session.scalars(select(ApiToken)).one().id
     for path in (token_id, "0" * 32, "%00"):
         assert bob.post(f"/account/tokens/{path}/revoke").status_code == 404
     assert ann.post(f"/account/tokens/{token_id}/revoke").status_code == 302
     assert count(app, ApiToken) == 0
+
+
+def api_status(app: Flask, token: str) -> int:
+    """Return what the API answers to that token."""
+    header = {"Authorization": f"Bearer {token}"}
+    return app.test_client().get("/api/v1/scans", headers=header).status_code
+
+
+def token_of(client: FlaskClient) -> str:
+    """Make a token in that browser."""
+    answer = client.post("/account/tokens", data={"name": "a", "token_password": PASSWORD})
+    found = re.search(r'id="token">([^<]+)<', answer.text)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("password", ["", "not the password"])
+def test_a_browser_that_was_left_open_makes_no_token(
+    app: Flask, logged_in: Callable[..., FlaskClient], password: str
+) -> None:
+    form = {"name": "a script", "token_password": password}
+    assert logged_in("ann").post("/account/tokens", data=form).status_code == 400
+    assert count(app, ApiToken) == 0
+
+
+def test_whoever_guesses_in_a_browser_that_was_left_open_is_slowed_down(tmp_path: Path) -> None:
+    app = app_on(f"sqlite:///{tmp_path / 'test.db'}", tmp_path, RATELIMIT_ENABLED=True)
+    make_user(app, "ann")
+    client = app.test_client()
+    client.post("/login", data={"username": "ann", "password": PASSWORD})
+    for _ in range(20):
+        client.post("/account/tokens", data={"name": "a script", "token_password": "a guess"})
+    deletion = client.post("/account/delete", data={"your_password": PASSWORD})
+    assert deletion.status_code == 429
+    assert count(app, User) == 1
+    with app.app_context():
+        db.engine.dispose()
+
+
+def test_a_changed_password_revokes_ones_own_tokens_and_nobody_elses(
+    any_database_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = any_database_app
+    ids = {name: make_user(app, name) for name in ("ann", "bob")}
+    browsers = {name: app.test_client() for name in ids}
+    for name, browser in browsers.items():
+        browser.post("/login", data={"username": name, "password": PASSWORD})
+    tokens = {name: token_of(browser) for name, browser in browsers.items()}
+    changed = {"current_password": PASSWORD, "password": "another long password"}
+    assert browsers["ann"].post("/account", data=changed).status_code == 302
+    assert [api_status(app, token) for token in tokens.values()] == [401, 200]
+
+    link = reset_link(app, ids["bob"])
+    assert app.test_client().post(link, data=changed).status_code == 302
+    assert [api_status(app, token) for token in tokens.values()] == [401, 401]
+
+    browser = app.test_client()
+    browser.post("/login", data={"username": "bob", "password": "another long password"})
+    monkeypatch.setattr("tests.webapp.test_auth.PASSWORD", "another long password")
+    token = token_of(browser)
+    said = app.test_cli_runner().invoke(
+        args=["create-admin", "bob"], env={"HEMOSCAN_PASSWORD": "a third long password"}
+    )
+    assert said.exit_code == 0, said.output
+    assert api_status(app, token) == 401
+
+
+def test_no_token_is_made_by_a_password_that_is_changed_meanwhile(
+    app: Flask, logged_in: Callable[..., FlaskClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = logged_in("ann")
+    right = User.has_password
+
+    def changed_meanwhile(user: User, password: str) -> bool:
+        is_right = right(user, password)
+        with db.engine.begin() as other:
+            other.execute(update(User).values(password_hash="another"))
+        return is_right
+
+    monkeypatch.setattr(User, "has_password", changed_meanwhile)
+    form = {"name": "a script", "token_password": PASSWORD}
+    assert client.post("/account/tokens", data=form).status_code == 401
+    assert count(app, ApiToken) == 0
+
+
+def test_there_is_an_end_to_tokens_that_are_made_at_once(
+    any_database_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = any_database_app
+    user_id = make_user(app, "ann")
+    with app.app_context():
+        for number in range(18):
+            db.session.add(ApiToken(user_id=user_id, name="a", secret_hash=f"{number}"))
+        db.session.commit()
+    browsers = [app.test_client() for _ in range(4)]
+    for browser in browsers:
+        browser.post("/login", data={"username": "ann", "password": PASSWORD})
+
+    def record_slowly(*_: object, **__: object) -> None:
+        time.sleep(0.3)
+
+    monkeypatch.setattr("webapp.auth.record", record_slowly)
+    form = {"name": "a script", "token_password": PASSWORD}
+    with ThreadPoolExecutor(len(browsers)) as pool:
+        answers = pool.map(lambda browser: browser.post("/account/tokens", data=form), browsers)
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 400, 400]
+    assert count(app, ApiToken) == 20
+    made = app.test_cli_runner().invoke(args=["create-token", "ann"])
+    assert made.exit_code != 0 and "20 tokens" in made.output

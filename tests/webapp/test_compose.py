@@ -93,6 +93,19 @@ def test_every_container_is_confined(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
+def test_no_container_can_starve_the_others(name: str) -> None:
+    service = SERVICES[name]
+    memory, cpus = (
+        re.sub(r"^\$\{[A-Z_]+:-(.+)\}$", r"\1", str(service[limit]))
+        for limit in ("mem_limit", "cpus")
+    )
+    assert re.fullmatch("[0-9]+[mg]", memory)
+    # Docker refuses more than the machine has.
+    assert float(cpus) == 1
+    assert 0 < service["pids_limit"] <= 500
+
+
+@pytest.mark.parametrize("name", SERVICES)
 def test_no_command_line_holds_a_secret_where_everybody_on_the_machine_could_read_it(
     name: str,
 ) -> None:

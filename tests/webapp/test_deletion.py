@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
-from sqlalchemy import func, select, text
+from sqlalchemy import ColumnElement, delete, func, select, text
 from sqlalchemy.exc import OperationalError
 
 from tests.conftest import PASSWORD, make_user
@@ -33,6 +34,7 @@ from webapp.models import (
     TrainingRun,
     User,
 )
+from webapp.models.accounts import add_token
 from webapp.storage import Storage, StorageError, storage
 
 SALLY = {
@@ -90,7 +92,12 @@ def test_nothing_that_a_person_gave_is_left_in_database_or_storage(
         "/", 1
     )[-1]
     add_verdict(app, scan_id)
-    assert sally.post("/account/tokens", data={"name": "my script"}).status_code == 200
+    assert (
+        sally.post(
+            "/account/tokens", data={"name": "my script", "token_password": PASSWORD}
+        ).status_code
+        == 200
+    )
     admin = app.test_client()
     admin.post("/login", data={"username": "root", "password": PASSWORD})
     with app.app_context():
@@ -286,3 +293,127 @@ def test_the_files_of_a_series_go_too(app: Flask, logged_in: Callable[..., Flask
             storage.put(key, png())
         assert deletion.delete_scan(scan_id)
         assert storage.keys("") == []
+
+
+def token_for(app: Flask, user_id: str) -> str:
+    """Return a fresh API token of that person."""
+    with app.app_context():
+        _, secret = add_token(user_id, "a script")
+        db.session.commit()
+    return secret
+
+
+def upload(app: Flask, token: str) -> tuple[int, str]:
+    """Send a scan by the API; return the status and what was told."""
+    answer = app.test_client().post(
+        "/api/v1/scans",
+        data={"file": (io.BytesIO(png()), "1.png")},
+        headers={"Authorization": f"Bearer {token}"},
+    )
+    return answer.status_code, answer.text
+
+
+def stored_files(home: Path) -> list[Path]:
+    """Return what is in the storage."""
+    return [path for path in (home / "files").rglob("*") if path.is_file()]
+
+
+def when_stored(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Have `act` done when the next upload has stored a file and not written its row yet."""
+    put = Storage.put
+
+    def put_and_act(self: Storage, key: str, content: bytes | Path) -> None:
+        put(self, key, content)
+        monkeypatch.setattr(Storage, "put", put)
+        act()
+
+    monkeypatch.setattr(Storage, "put", put_and_act)
+
+
+def elsewhere(app: Flask, act: Callable[[], object]) -> Callable[[], None]:
+    """Return `act` as another process would do it, at the same time."""
+
+    def done() -> None:
+        def in_context() -> None:
+            with app.app_context():
+                act()
+
+        other = threading.Thread(target=in_context)
+        other.start()
+        other.join(30)
+
+    return done
+
+
+def test_an_upload_that_its_account_does_not_outlive_is_refused_and_leaves_no_file(
+    any_database_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = any_database_app
+    make_user(app, "root", Role.ADMIN)
+    user_id = make_user(app, "ann")
+    token = token_for(app, user_id)
+    assert upload(app, token)[0] == 202
+    when_stored(monkeypatch, elsewhere(app, lambda: deletion.delete_account(user_id)))
+    status, told = upload(app, token)
+    assert status == 422 and "deleted or disabled" in told
+    assert stored_files(tmp_path) == []
+    assert rows(app, User, Scan) == [1, 0]
+
+
+def test_no_upload_slips_in_between_the_list_of_files_and_the_end_of_an_account(
+    any_database_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = any_database_app
+    make_user(app, "root", Role.ADMIN)
+    user_id = make_user(app, "ann")
+    token = token_for(app, user_id)
+    answers: list[int] = []
+    uploading = threading.Thread(target=lambda: answers.append(upload(app, token)[0]))
+    files_of = deletion.files_of
+
+    def list_slowly(which: ColumnElement[bool]) -> list[str]:
+        listed = files_of(which)
+        uploading.start()
+        uploading.join(2)
+        return listed
+
+    monkeypatch.setattr(deletion, "files_of", list_slowly)
+    with app.app_context():
+        assert deletion.delete_account(user_id)
+    uploading.join(30)
+    assert answers in ([401], [422])
+    assert stored_files(tmp_path) == []
+
+
+def test_a_token_that_is_revoked_in_mid_upload_is_refused_at_the_end(
+    any_database_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = any_database_app
+    token = token_for(app, make_user(app, "ann"))
+
+    def revoke() -> None:
+        db.session.execute(delete(ApiToken))
+        db.session.commit()
+
+    when_stored(monkeypatch, elsewhere(app, revoke))
+    assert upload(app, token)[0] == 401
+    assert stored_files(tmp_path) == []
+    assert rows(app, Scan) == [0]
+
+
+def test_a_login_that_ends_in_mid_upload_is_refused_at_the_end(
+    any_database_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = any_database_app
+    make_user(app, "ann")
+    browser = app.test_client()
+    browser.post("/login", data={"username": "ann", "password": PASSWORD})
+
+    def end() -> None:
+        db.session.execute(delete(LoginSession))
+        db.session.commit()
+
+    when_stored(monkeypatch, elsewhere(app, end))
+    assert browser.post("/scans", data=form(png())).status_code == 401
+    assert stored_files(tmp_path) == []
+    assert rows(app, Scan) == [0]

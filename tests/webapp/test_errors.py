@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import io
 import logging
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -208,3 +210,27 @@ def test_an_error_page_knows_who_is_logged_in(logged_in: Callable[..., FlaskClie
     answer = logged_in("ann").get("/nowhere")
     assert answer.status_code == 404
     assert "Log out" in answer.text
+
+
+def test_a_database_that_others_hold_is_told_to_be_tried_again(
+    app: Flask,
+    logged_in: Callable[..., FlaskClient],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = logged_in("ann")
+    monkeypatch.setattr("webapp.extensions.BUSY_MS", 100)
+    with app.app_context():
+        db.session.remove()
+        db.engine.dispose()
+    with closing(sqlite3.connect(tmp_path / "test.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        page = client.post("/logout")
+        header = {"Authorization": "Bearer x"}
+        problem = client.post("/api/v1/scans", headers=header)
+        assert client.get("/account").status_code == 200  # Reading goes on.
+    for answer in (page, problem):
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) > 0
+        assert "The database is busy" in answer.text
+    assert client.post("/logout").status_code == 302

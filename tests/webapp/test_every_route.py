@@ -9,6 +9,7 @@ the address are.
 from __future__ import annotations
 
 import csv
+import io
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import JSON, String, select, update
 from werkzeug.routing import Rule
+from wtforms.fields.core import UnboundField
 
 from tests.conftest import app_on, make_user
 from tests.webapp.admin.conftest import EXPLORATION, add_dataset, add_run, add_version
 from tests.webapp.series import heat, stored_series
 from webapp.extensions import db, utc_now
+from webapp.forms import PostedForm
 from webapp.models import (
     ApiToken,
     Heatmap,
@@ -283,6 +286,41 @@ def test_no_change_is_made_for_a_page_of_another_site(
             # To who is no admin there is nothing anyway.
             assert status == "400" or (role, status) == ("owner", "404"), rule.rule
             assert rows(world.app) == before, rule.rule
+
+
+def fields_of(form: type) -> set[str]:
+    """Return the names of the fields of a form and of all forms made after it."""
+    own = {name for name, value in vars(form).items() if isinstance(value, UnboundField)}
+    return own.union(*map(fields_of, form.__subclasses__()))
+
+
+def odd_bodies() -> Iterator[dict[str, Any]]:
+    """Yield bodies in which a field is not what a browser sends: text as a file, a file as text,
+    JSON of every type.
+    """
+    # The last ones belong to forms that are made when they are asked for.
+    fields = sorted(fields_of(PostedForm) | {"csrf_token", "architecture", "datasets", "seed"})
+    assert {"username", "current_password", "file", "reason", "archive"} <= set(fields)
+    yield {"data": dict.fromkeys(fields, "x")}
+    for name in fields:
+        yield {"data": dict.fromkeys(fields, "x") | {name: (io.BytesIO(b"x"), "x.txt")}}
+    for value in ("x", 7, 1.5, True, None, [], ["x", "y"], [7], {"x": 7}):
+        yield {"json": dict.fromkeys(fields, value)}
+        yield {"json": value}
+
+
+@pytest.mark.parametrize(
+    ("method", "route"), [key for key in sorted(expected()) if key[0] == "POST"]
+)
+def test_a_field_of_another_type_than_a_browser_sends_is_refused_and_breaks_nothing(
+    world: World, method: str, route: str
+) -> None:
+    address = address_of(world, routes(world.app)[method, route])
+    world.restore()
+    client = world.client("admin" if route.startswith("/admin") else "owner")
+    for body in odd_bodies():
+        with client.open(address, method=method, **body) as answer:
+            assert answer.status_code < 500, body
 
 
 class Markup(HTMLParser):

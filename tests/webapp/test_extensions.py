@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from webapp.extensions import db
+from tests.conftest import make_user
+from webapp.extensions import BUSY_MS, db, forget_deleted
 
 
 def test_what_runs_after_a_reading_request_takes_the_write_lock_at_its_first_statement(
@@ -35,3 +40,52 @@ def test_a_reading_request_leaves_the_write_lock_to_others(app: Flask, tmp_path:
 
     assert app.test_client().get("/reading").data == b"read"
     assert locked == [False]
+
+
+@contextmanager
+def somebody_reads(file: Path) -> Iterator[None]:
+    """Hold a transaction open that reads."""
+    with closing(sqlite3.connect(file, check_same_thread=False, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM user").fetchall()
+        yield
+
+
+def longest_wait_to_write(file: Path, meanwhile: Callable[[], object]) -> float:
+    """Return the seconds for which somebody who writes was kept waiting at most."""
+    waits: list[float] = []
+    over = threading.Event()
+
+    def write() -> None:
+        with closing(sqlite3.connect(file, timeout=30, isolation_level=None)) as writer:
+            while not over.wait(0.02):
+                began = time.monotonic()
+                writer.execute("BEGIN IMMEDIATE")
+                writer.execute("ROLLBACK")
+                waits.append(time.monotonic() - began)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        meanwhile()
+    finally:
+        over.set()
+        writing.join()
+    return max(waits)
+
+
+def test_who_deletes_while_somebody_reads_keeps_nobody_from_writing(
+    app: Flask, tmp_path: Path
+) -> None:
+    file, log = tmp_path / "test.db", tmp_path / "test.db-wal"
+    make_user(app, "ann")
+    with app.app_context():
+        with somebody_reads(file):
+            make_user(app, "bob")
+            emptied: list[bool] = []
+            waited = longest_wait_to_write(file, lambda: emptied.append(forget_deleted()))
+            assert emptied == [False]
+            assert waited < 1
+        assert forget_deleted()
+        assert log.stat().st_size == 0
+        assert db.session.scalar(text("PRAGMA busy_timeout")) == BUSY_MS

@@ -4,6 +4,7 @@ slowed down.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -152,7 +153,7 @@ def program(app: Flask, logged_in: Callable[..., FlaskClient]) -> FlaskClient:
     """A client with a token of ann's."""
     secret = (
         logged_in("ann")
-        .post("/account/tokens", data={"name": "a script"})
+        .post("/account/tokens", data={"name": "a script", "token_password": PASSWORD})
         .text.split('id="token">')[1]
         .split("<")[0]
     )
@@ -289,3 +290,15 @@ def test_throttling_is_recorded_once_a_minute_for_each_address(guarded: Flask) -
     with guarded.app_context():
         acts = list(db.session.scalars(select(AuditEvent.act)))
     assert (acts.count(Act.LOGIN_FAILED), acts.count(Act.LOGIN_THROTTLED)) == (10, 1)
+
+
+def test_a_password_is_taken_from_a_form_alone_which_the_throttles_look_at(app: Flask) -> None:
+    make_user(app, "ann")
+    right = {"username": "ann", "password": PASSWORD}
+    client = app.test_client()
+    assert client.post("/login", json=right).status_code == 400
+    assert client.post("/login", query_string=right).status_code == 400
+    as_files = {name: (io.BytesIO(text.encode()), "x.txt") for name, text in right.items()}
+    assert client.post("/login", data=as_files).status_code == 400
+    assert not is_logged_in(client)
+    assert client.post("/login", data=right).status_code == 302

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.conftest import PASSWORD, app_on, make_user
-from webapp.config import PROJECT_ROOT
+from webapp.config import PROJECT_ROOT, ConfigurationError, settings
 from webapp.extensions import db
+from webapp.models import Role
 from webapp.security_headers import POLICIES, STRICT_TRANSPORT_SECURITY
 
 TEMPLATES = PROJECT_ROOT / "webapp" / "templates"
@@ -149,3 +151,46 @@ def test_over_tls_a_form_from_another_site_is_refused_and_our_own_is_accepted(ap
     for referrer, status in (("https://evil.example/", 400), (f"{TLS}/login", 302)):
         answer = client.post("/login", data=form, base_url=TLS, headers={"Referer": referrer})
         assert answer.status_code == status
+
+
+def test_a_host_that_is_not_this_services_gets_into_no_link(tmp_path: Path) -> None:
+    app = app_on(
+        f"sqlite:///{tmp_path / 'test.db'}",
+        tmp_path,
+        TRUSTED_HOSTS="scans.example.org, .ward.example.org",
+    )
+    make_user(app, "root", Role.ADMIN)
+    user_id = make_user(app, "ann")
+    browser = app.test_client()
+    mine = {"base_url": "http://scans.example.org"}
+    browser.post("/login", data={"username": "root", "password": PASSWORD}, **mine)
+    page = browser.post(f"/admin/users/{user_id}/reset-link", **mine)
+    assert "http://scans.example.org/reset/" in page.text
+    for forged in ("http://evil.example", "http://scans.example.org.evil.example"):
+        for path in ("/", "/login", "/api/v1/scans"):
+            answer = browser.get(path, base_url=forged)
+            assert answer.status_code == 400
+            assert "evil" not in answer.text and "Traceback" not in answer.text
+    assert browser.get("/login", base_url="http://icu.ward.example.org").status_code == 200
+    # As the health check of the container asks.
+    assert browser.get("/healthz", base_url="http://127.0.0.1:8000").status_code == 200
+    with app.app_context():
+        db.engine.dispose()
+
+
+@pytest.mark.parametrize("hosts", ["https://scans.example.org", "scans.example.org/", "a b", "*"])
+def test_a_trusted_host_is_a_name_alone(hosts: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="TRUSTED_HOSTS"):
+        settings({"HEMOSCAN_HOME": str(tmp_path), "TRUSTED_HOSTS": hosts})
+
+
+def test_a_browser_keeps_no_page_of_who_logged_out(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
+    ann, bob = logged_in("ann"), logged_in("bob")
+    ended = (
+        ann.post("/logout"),
+        bob.post("/account/delete", data={"your_password": PASSWORD}),
+    )
+    for answer in ended:
+        assert answer.headers["Clear-Site-Data"] == '"cache", "storage"'

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from tests.worker.conftest import picture, submit
 from webapp import jobs
@@ -117,3 +121,35 @@ def test_a_dead_broker_does_not_stop_the_reaping(worker_app: Flask) -> None:
 
 def test_every_leased_table_is_reaped() -> None:
     assert set(sweep.DOING) == {Scan, Heatmap, Dataset, TrainingRun} == set(jobs.QUEUE_OF_TABLE)
+
+
+def test_a_sweep_survives_a_database_that_others_hold(
+    worker_app: Flask, nudges: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.extensions.BUSY_MS", 100)
+    db.session.remove()
+    db.engine.dispose()
+    file = db.engine.url.database
+    assert file
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        sweep.sweep()
+    submit(picture())
+    sweep.sweep()
+    assert nudges == [jobs.PREDICT_SCANS]
+
+
+def test_a_sweep_forgets_what_was_deleted_while_somebody_read(
+    worker_app: Flask, nudges: list[str]
+) -> None:
+    file = db.engine.url.database
+    assert file
+    submit(picture())
+    with closing(sqlite3.connect(file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM scan").fetchall()
+        db.session.execute(delete(Scan))
+        db.session.commit()
+        sweep.sweep()
+    sweep.sweep()
+    assert Path(f"{file}-wal").stat().st_size == 0

@@ -12,7 +12,6 @@ from typing import IO, Any
 from flask import Response, abort, current_app, flash, redirect, request, send_file, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
-from flask_wtf import FlaskForm
 from flask_wtf.csrf import CSRFError
 from flask_wtf.file import FileField, FileRequired
 from sqlalchemy import select
@@ -26,7 +25,7 @@ from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_o
 from webapp.audit import record
 from webapp.deletion import StillNeeded, delete_dataset
 from webapp.extensions import csrf, db
-from webapp.forms import TextField, at_most
+from webapp.forms import PostedForm, TextField, at_most
 from webapp.intake import UploadRejected, accept_dataset
 from webapp.intake.spool import incoming_folder
 from webapp.models import Act, Dataset, cancel
@@ -35,7 +34,7 @@ from webapp.storage import storage
 MULTIPART_ALLOWANCE = 2**20  # The envelope of a multipart body and its small fields.
 
 
-class ImportDatasetForm(FlaskForm):
+class ImportDatasetForm(PostedForm):
     """A name and a ZIP file."""
 
     name = TextField(

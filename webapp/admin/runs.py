@@ -8,7 +8,6 @@ from typing import Any, cast
 from flask import Response, abort, current_app, flash, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
-from flask_wtf import FlaskForm
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload, selectinload
 from wtforms import (
@@ -37,6 +36,7 @@ from ml.errors import SettingError
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
 from webapp.audit import record
 from webapp.extensions import db
+from webapp.forms import PostedForm
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import (
     Act,
@@ -164,7 +164,7 @@ def launch_form(architecture: Architecture) -> Any:
     sets, weights, seed.
     """
 
-    class LaunchForm(FlaskForm):
+    class LaunchForm(PostedForm):
         datasets = SelectMultipleField(
             "Data sets",
             choices=[SelectChoice(id, name) for id, name in db.session.execute(ready_datasets())],
@@ -207,7 +207,7 @@ def launch_form(architecture: Architecture) -> Any:
 
 
 def settings_in_groups(
-    form: FlaskForm, architecture: Architecture
+    form: PostedForm, architecture: Architecture
 ) -> list[tuple[str, list[Field]]]:
     """Return the fields of the settings by group, under a title; those that no other architecture
     has come first.

@@ -7,7 +7,6 @@ from typing import Any
 from flask import flash, redirect, render_template, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
-from flask_wtf import FlaskForm
 from sqlalchemy import select
 from sqlalchemy.orm import contains_eager, defer, joinedload
 from wtforms.validators import DataRequired
@@ -15,7 +14,7 @@ from wtforms.validators import DataRequired
 from webapp.admin.pages import REFUSED, blueprint, page_of
 from webapp.audit import record
 from webapp.extensions import db
-from webapp.forms import TextField, at_most
+from webapp.forms import PostedForm, TextField, at_most
 from webapp.models import (
     Act,
     ModelVersion,
@@ -30,7 +29,7 @@ PROMOTIONS_SHOWN = 50
 LATER_COMPARED = 50
 
 
-class PromoteForm(FlaskForm):
+class PromoteForm(PostedForm):
     """Why a version should go live."""
 
     reason = TextField(

@@ -72,12 +72,30 @@ def require_bearer() -> None:
     # No transaction, on SQLite the write lock, is open while an upload comes in over a slow line.
     db.session.commit()
     if known is None:
-        raise Unauthorized(
-            "Unknown API token; it may have been revoked.",
-            www_authenticate=WWWAuthenticate("bearer", {"realm": REALM, "error": "invalid_token"}),
-        )
+        raise unknown_token()
     note_use(known)
     g.token_owner_id = known.user_id
+    g.token_id = known.id
+
+
+def unknown_token() -> Unauthorized:
+    """Return the answer to a token that was revoked or never was."""
+    return Unauthorized(
+        "Unknown API token; it may have been revoked.",
+        www_authenticate=WWWAuthenticate("bearer", {"realm": REALM, "error": "invalid_token"}),
+    )
+
+
+def require_bearer_still() -> None:
+    """Refuse a request whose token was revoked since it came, and let nobody revoke it until the
+    caller commits.
+
+    Raises:
+        Unauthorized: so it is.
+    """
+    token = select(ApiToken.id).where(ApiToken.id == g.token_id).with_for_update(read=True)
+    if db.session.scalar(token) is None:
+        raise unknown_token()
 
 
 @blueprint.after_request

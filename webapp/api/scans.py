@@ -11,7 +11,14 @@ from sqlalchemy.orm import joinedload, selectinload
 from werkzeug.exceptions import Conflict, NotFound, UnprocessableEntity, UnsupportedMediaType
 
 from webapp import intake
-from webapp.api.access import NO_SUCH_SCAN, blueprint, documented_problems, is_own, require_own
+from webapp.api.access import (
+    NO_SUCH_SCAN,
+    blueprint,
+    documented_problems,
+    is_own,
+    require_bearer_still,
+    require_own,
+)
 from webapp.api.schemas import (
     JobSchema,
     ScanSchema,
@@ -95,7 +102,11 @@ def submit() -> dict[str, Any]:
     try:
         choices = intake.Choices(flag("stat"), flag("together"), flag("keep_names"))
         scans = intake.accept_scans(
-            g.token_owner_id, request.files.getlist("file"), request.form.get("title", ""), choices
+            g.token_owner_id,
+            request.files.getlist("file"),
+            request.form.get("title", ""),
+            choices,
+            require_access=require_bearer_still,
         )
     except intake.UploadRejected as err:
         raise UnprocessableEntity(str(err)) from err

@@ -33,6 +33,7 @@ from webapp.intake.series import LeftOut, SeriesFiles, printable, sentences_abou
 from webapp.intake.spool import incoming_folder
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
 from webapp.models import IN_ITS_TURN, Act, Dataset, JobStatus, Scan, new_id, urgent_room
+from webapp.models.accounts import lock_person
 from webapp.storage import StorageError, new_key, storage
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def accept_scans(
     title: str = "",
     choices: Choices = NOTHING_CHOSEN,
     on_unreachable: Callable[[], None] = lambda: None,
+    require_access: Callable[[], None] = lambda: None,
 ) -> list[Scan]:
     """Store the files as queued scans of that user, each series as one, and wake a predict worker.
 
@@ -91,9 +93,11 @@ def accept_scans(
         title: what the scans are called; several get their series' number besides.
         on_unreachable: is called if the queue could not be reached: the scans wait until it is
             back.
+        require_access: is called when all is stored, before it counts, and raises where that
+            person may not come in any more: an upload may last for minutes.
 
     Raises:
-        UploadRejected: a file or the title is not accepted.
+        UploadRejected: a file or the title is not accepted, or the account is gone or disabled.
         StorageError: the storage did not take a file.
     """
     title = title.strip()
@@ -125,6 +129,9 @@ def accept_scans(
                 )
                 scans.append(scan)
                 scan.size = _store(scan.original_key, one)
+            if lock_person(user_id) is None:
+                raise UploadRejected("This account was deleted or disabled meanwhile.")
+            require_access()
             # Asked once more where other uploads of that person wait for this one to be committed.
             may_be_stat = urgent_room(user_id)
             _require_room(user_id, sum(scan.size for scan in scans))

@@ -10,7 +10,7 @@ from enum import StrEnum
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 from flask_login import UserMixin
-from sqlalchemy import ForeignKey, String, select
+from sqlalchemy import ForeignKey, String, func, select
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
@@ -29,6 +29,10 @@ def new_secret() -> str:
 def secret_hash(secret: str) -> str:
     """Return what is stored of a random secret; 256 bits need no salt and no slow hash."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+MAX_TOKENS = 20
+"""API tokens that one person may have at once."""
 
 
 class Role(StrEnum):
@@ -138,6 +142,37 @@ class PasswordReset(db.Model):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
     user: Mapped[User] = relationship(foreign_keys=[user_id])
+
+
+class TooManyTokens(ValueError):
+    """This person has as many tokens as one may; the text is a sentence."""
+
+
+def lock_person(user_id: str) -> str | None:
+    """Lock a person's row until the caller commits, so that what counts their rows or removes them
+    waits; return the hash of their password, None where they are gone or disabled.
+
+    Without keys: rows that refer to this person may be written meanwhile. SQLite has one writer at
+    a time.
+    """
+    row = select(User.password_hash).where(User.id == user_id, User.disabled_at.is_(None))
+    return db.session.scalar(row.with_for_update(key_share=True))
+
+
+def add_token(user_id: str, name: str) -> tuple[ApiToken, str]:
+    """Add an API token of a person whose row the caller has locked; return it with its secret. The
+    caller commits.
+
+    Raises:
+        TooManyTokens: there are as many as one may have.
+    """
+    owned = select(func.count()).select_from(ApiToken).where(ApiToken.user_id == user_id)
+    if (db.session.scalar(owned) or 0) >= MAX_TOKENS:
+        raise TooManyTokens(f"You have {MAX_TOKENS} tokens; please revoke one first.")
+    secret = new_secret()
+    token = ApiToken(id=new_id(), user_id=user_id, name=name, secret_hash=secret_hash(secret))
+    db.session.add(token)
+    return token, secret
 
 
 def active_admins() -> list[str]:

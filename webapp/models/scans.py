@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
-from webapp.models.accounts import User
+from webapp.models.accounts import User, lock_person
 from webapp.models.learning import ModelVersion
 from webapp.models.leased import Attempt, JobStatus, Leased, new_id, queue_again
 
@@ -155,9 +155,7 @@ def urgent_room(user_id: str) -> int:
     """Return how many more urgent scans that person may have waiting: as many until the caller
     commits, for their row is locked.
     """
-    # Without keys: rows that refer to this person may be written meanwhile. SQLite has one writer
-    # at a time.
-    db.session.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
+    lock_person(user_id)
     waits = Scan.stat & Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
     urgent = (
         db.session.scalar(

@@ -203,7 +203,7 @@ def test_pictures_of_a_folder_are_read_in_the_order_of_their_numbers(
         write_png(phantom(1, False, size=96), series / name)
     read: list[str] = []
     monkeypatch.setattr(
-        "ml.__main__.read_series",
+        "ml.cli.commands.read_series",
         lambda paths: read.extend(p.name for p in paths) or read_series(paths),
     )
     assert main(["predict", str(tiny_model()), str(series)]) == 0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import ml.models.features
-import ml.paper.grid
+import ml.paper.cells
 import ml.training.experiment
 from ml.__main__ import main
 from ml.artifacts.card import SEEN, Card
@@ -334,7 +334,7 @@ def test_the_command_computes_real_cells_and_says_how_long_it_takes(
             if cell.augmentation == 2 and cell.restructured == (cell.protocol == "leaked")
         ]
 
-    monkeypatch.setattr(ml.paper.grid, "plan", plain_honest_and_restructured_leaked)
+    monkeypatch.setattr(ml.paper.cells, "plan", plain_honest_and_restructured_leaked)
     arguments = [
         "paper",
         str(phantoms.root),

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
+from ml.decode import PIXELS, answer_to
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.preprocessing.redaction import COVERED, covered
 from ml.scans.phantoms import phantom, write_dicom
-from ml.scans.read import read_series
 from ml.scans.slices import Series, Slice, window
 
 
@@ -64,7 +64,9 @@ def test_a_slice_without_a_head_is_left_and_said() -> None:
     )
 
 
-def test_it_is_done_while_a_scan_is_read_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_it_is_done_by_the_decoder_where_that_is_asked_for(tmp_path: Path) -> None:
     write_dicom(written(phantom(1, hemorrhage=False)).astype(np.int16), tmp_path / "named.dcm")
-    assert (read_series([tmp_path / "named.dcm"]).slices[0].pixels == 3000).any()
-    assert not (read_series([tmp_path / "named.dcm"], cover=True).slices[0].pixels == 3000).any()
+    request = {"paths": [tmp_path / "named.dcm"], "folder": tmp_path, "limits": {}}
+    for redact in (False, True):
+        assert "error" not in answer_to({**request, "redact": redact})
+        assert (np.load(tmp_path / PIXELS) == 3000).any() != redact

@@ -16,8 +16,8 @@ from PIL import Image
 from ml.__main__ import main
 from ml.artifacts.folder import read_card, write_model
 from ml.datasets.read import read_dataset
-from ml.errors import ArtifactError, DatasetError, SettingError
-from ml.evaluation.answers import write_answers
+from ml.errors import ArtifactError, SettingError
+from ml.evaluation.answers import AnswersError, write_answers
 from ml.evaluation.comparison import compare
 from ml.evaluation.plots import bars_plot, write_plots
 from ml.inference.predictor import Finding, Predictor
@@ -592,7 +592,7 @@ def test_runs_that_share_nothing_are_not_compared(
         evaluate(model, read_dataset(root), tmp_path / f"{name}-out")
     assert main(["compare", str(tmp_path / "one-out"), str(tmp_path / "two-out")]) == 2
     assert capsys.readouterr().err == "These runs have no image in common.\n"
-    with pytest.raises(DatasetError, match="holds no answers"):
+    with pytest.raises(AnswersError, match="holds no answers"):
         compare([tmp_path / "one"])
 
 
@@ -602,7 +602,7 @@ def test_a_damaged_table_of_answers_is_named(
     evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
     table = tmp_path / "out" / "answers.csv"
     table.write_text(table.read_text()[:-30])
-    with pytest.raises(DatasetError, match="is a damaged table of answers"):
+    with pytest.raises(AnswersError, match="is a damaged table of answers"):
         compare([tmp_path / "out"])
 
 

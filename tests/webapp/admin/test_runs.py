@@ -213,7 +213,10 @@ class TestRun:
             run_id = add_run(JobStatus.RUNNING)
             storage.put(f"checkpoints/{run_id}.zip", b"half a model")
         assert "Cancel this run" in admin.get(f"/admin/runs/{run_id}").text
-        assert "Canceled" in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
+        assert (
+            "Training was canceled"
+            in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text
+        )
         assert (
             "has already finished"
             in admin.post(f"/admin/runs/{run_id}/cancel", follow_redirects=True).text

@@ -55,7 +55,7 @@ class TestAccess:
     ) -> None:
         browser = logged_in("ann")
         token = (
-            browser.post("/account/tokens", data={"name": "a script"})
+            browser.post("/account/tokens", data={"name": "a script", "token_password": PASSWORD})
             .text.split('id="token">')[1]
             .split("<")[0]
         )
