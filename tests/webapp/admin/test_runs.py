@@ -225,7 +225,7 @@ class TestRun:
             assert storage.keys("checkpoints") == []
         for _ in range(2):
             answer = admin.post(f"/admin/runs/{run_id}/retry", follow_redirects=True)
-        assert "can be launched again" in answer.text and nudged == ["hemoscan.train_model"]
+        assert "can be relaunched" in answer.text and nudged == ["hemoscan.train_model"]
         assert "Cancel this run" in answer.text
 
     def test_a_failed_run_shows_its_sentence(self, app: Flask, admin: FlaskClient) -> None:
