@@ -244,9 +244,9 @@ def test_progress_is_told_slice_by_slice(
     prediction.answer_next_scans()
     assert read(scan).status == "done"
     assert told == [
-        (16 / 40, "Reading slice 16 of 40"),
-        (32 / 40, "Reading slice 32 of 40"),
-        (1.0, "Reading slice 40 of 40"),
+        (16 / 40, "Analyzing slice 16 of 40"),
+        (32 / 40, "Analyzing slice 32 of 40"),
+        (1.0, "Analyzing slice 40 of 40"),
     ]
 
 
