@@ -82,7 +82,10 @@ def import_next_dataset() -> bool:
                 retry_storage(lambda: storage.delete(dataset.archive_key))
         except Exception:
             log.error("dataset=%s failed unexpectedly", dataset.id)
-            sentence = "An unexpected error occurred while importing this data set; see the log for details."
+            sentence = (
+                "An unexpected error occurred while importing this data set; see the log for"
+                " details."
+            )
             in_transaction(lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence}))
             raise
     return True
