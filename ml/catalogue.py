@@ -1,7 +1,7 @@
 """The architectures that Hemoscan can train: what each reads and which settings it takes.
 
-Standard library only, because the web application renders its training form from this
-module and must not load numpy, let alone TensorFlow.
+Standard library only, because the web application renders its training form from this module and
+must not load numpy, let alone TensorFlow.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ PREPROCESSING: tuple[Setting, ...] = (
 `ml.preprocessing.model_input.InputSpec.from_settings` reads them.
 """
 
-JUDGING = (
+EVALUATION_SETTINGS = (
     Setting(
         "folds_by",
         "choice",
@@ -401,7 +401,7 @@ RECURRENT = (
     INITIAL_SHARE,
     *ENRICHMENT,
     *CONVOLUTIONS,
-    *JUDGING,
+    *EVALUATION_SETTINGS,
     *PREPROCESSING,
 )
 
@@ -416,7 +416,7 @@ CELLS = (
     ),
     INITIAL_SHARE,
     *CONVOLUTIONS,
-    *JUDGING,
+    *EVALUATION_SETTINGS,
     *PREPROCESSING,
 )
 
@@ -438,7 +438,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 INITIAL_SHARE,
                 *ENRICHMENT,
                 *CONVOLUTIONS,
-                *JUDGING,
+                *EVALUATION_SETTINGS,
                 *PREPROCESSING,
             ),
         ),
@@ -490,7 +490,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 ),
                 *ENRICHMENT,
                 *CONVOLUTIONS,
-                *JUDGING,
+                *EVALUATION_SETTINGS,
                 *PREPROCESSING,
             ),
         ),
@@ -535,7 +535,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                     high=500,
                 ),
                 AUGMENTATION,
-                *JUDGING,
+                *EVALUATION_SETTINGS,
                 *PREPROCESSING,
             ),
         ),

@@ -15,8 +15,8 @@ Its answer is one of these:
     {"full": "No space left on device"}      the folder took no more
 
 `limits` are those of `ml.scans.read.read_series`; `redact` blackens what lies beside the head
-(`ml.preprocessing.redaction`). What goes wrong in any other way ends the
-process, and so does a scan that takes longer.
+(`ml.preprocessing.redaction`). What goes wrong in any other way ends the process, and so does a
+scan that takes longer.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"full": str(err.strerror)}
     return {
         "unit": series.slices[0].unit,
-        "spacing_mm": [slice.spacing_mm for slice in series.slices],
+        "spacing_mm": [slice_.spacing_mm for slice_ in series.slices],
         "distance_mm": series.distance_mm,
         "steps_mm": series.steps_mm,
         "warnings": series.warnings,
@@ -104,8 +104,8 @@ def write_pixels(series: Series, path: Path) -> None:
         np.lib.format.write_array_header_1_0(
             file, {"descr": "<f4", "fortran_order": False, "shape": shape}
         )
-        for slice in series.slices:
-            file.write(slice.pixels.astype("<f4", order="C", copy=False).data)
+        for slice_ in series.slices:
+            file.write(slice_.pixels.astype("<f4", order="C", copy=False).data)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from pathlib import Path
 from flask import current_app
 from sqlalchemy import select
 
-from ml.datasets import read as datasets
 from ml.datasets.archive import unpack
+from ml.datasets.read import Dataset as LoadedDataset
+from ml.datasets.read import read_dataset
 from ml.errors import DatasetError
 from ml.exploration import summary
 from ml.exploration.report import contact_sheet
@@ -151,7 +152,7 @@ def sheet_key(dataset: Dataset) -> str:
     return f"sheets/{dataset.id}.png"
 
 
-def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dataset:
+def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> LoadedDataset:
     """Fetch a data set's archive, unpack it in `folder` and read it; `on_part` hears of files and
     images.
 
@@ -169,9 +170,7 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dat
         archive, folder / dataset.id, max_bytes=max_bytes, on_file=partial(on_part, UNPACKING)
     )
     archive.unlink()
-    return datasets.read_dataset(
-        root, dataset.name, partial(on_part, READING), decode=_reader_with_limits()
-    )
+    return read_dataset(root, dataset.name, partial(on_part, READING), decode=_reader_with_limits())
 
 
 def _reader_with_limits() -> Callable[..., Series]:

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--note", action="append", default=[], metavar="SENTENCE", help="goes into the model's card"
     )
     train.add_argument(
-        "--licence",
+        "--license",
         action="append",
         default=[],
         metavar="SENTENCE",
@@ -96,22 +96,22 @@ def parser() -> argparse.ArgumentParser:
         "runs", type=Path, nargs="+", metavar="RUN", help="a folder that train or evaluate wrote"
     )
     compare.add_argument("--json", action="store_true", help="write JSON")
-    triage = commands.add_parser(
-        "triage",
+    worklist = commands.add_parser(
+        "worklist",
         help="simulate how much sooner hemorrhages are looked at where answers order the worklist",
     )
-    triage.add_argument(
+    worklist.add_argument(
         "run_or_model",
         metavar="RUN",
         help=f"a folder that train or evaluate wrote, for its answers; or {MODEL_HELP}",
     )
-    triage.add_argument("--dataset", metavar="NAME", help="take the scans of this data set only")
+    worklist.add_argument("--dataset", metavar="NAME", help="take the scans of this data set only")
     for setting in fields(Department):
         flag, convert = "--" + setting.name.replace("_", "-"), type(setting.default)
         said = f"{setting.metadata['help']} (default {setting.default:g})"
-        triage.add_argument(flag, type=convert, default=setting.default, metavar="N", help=said)
-    triage.add_argument("--seed", type=_seed, default=0)
-    triage.add_argument("--json", action="store_true", help="write JSON")
+        worklist.add_argument(flag, type=convert, default=setting.default, metavar="N", help=said)
+    worklist.add_argument("--seed", type=_seed, default=0)
+    worklist.add_argument("--json", action="store_true", help="write JSON")
     paper = commands.add_parser(
         "paper",
         help=(

@@ -76,7 +76,7 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
         init=_initial(options.init),
         command=shlex.join(["python", "-m", "ml", *_deciding(given)]),
         reuse=options.reuse,
-        licence_notes=(*LICENSE_NOTES, *options.licence),
+        license_notes=(*LICENSE_NOTES, *options.license),
         notes=tuple(options.note),
     )
     datasets = [_dataset(path, stack) for path in options.datasets]
@@ -208,7 +208,7 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                 )
 
 
-def triage_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+def worklist_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Simulate how much sooner hemorrhages are looked at where a model's answers order the
     worklist.
     """
@@ -284,7 +284,7 @@ def _deciding(given: list[str]) -> list[str]:
     return [
         word
         for before, word in zip(["", *given], given, strict=False)
-        if not {before, word} & {"--note", "--licence", "--reuse"}
+        if not {before, word} & {"--note", "--license", "--reuse"}
     ]
 
 
@@ -345,7 +345,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, ExitStack, list[str]], None]] 
     "predict": predict_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
-    "triage": triage_command,
+    "worklist": worklist_command,
     "paper": paper_command,
     "results": results_command,
     "card": card_command,

@@ -73,26 +73,26 @@ def from_cq500(
     Raises:
         DatasetError: a row is wrong, there are too many files, or no scan is left.
     """
-    told = _read(table)
+    labels_of = _read(table)
     problems = []
     folders: dict[int, list[Path]] = {}
     for number, folder in _scan_folders(base):
         folders.setdefault(number, []).append(folder)
-    if absent := len(set(told) - set(folders)):
+    if absent := len(set(labels_of) - set(folders)):
         problems.append(
             f"{absent:,} scans of {table.name} are not here; their rows were passed over."
         )
-    if strangers := sorted(set(folders) - set(told)):
+    if strangers := sorted(set(folders) - set(labels_of)):
         problems.append(
             f"{len(strangers):,} scans have no label in {table.name} and are left out; the first is"
             f" CQ500-CT-{strangers[0]}."
         )
     examples: list[Example] = []
-    here = sorted(set(told) & set(folders))
+    here = sorted(set(labels_of) & set(folders))
     for number in here:
         on_header(len(here))
         name = f"CQ500-CT-{number}"
-        label, types = told[number]
+        label, types = labels_of[number]
         if label is None:
             problems.append(
                 f"{name} is left out: as many readers see a hemorrhage as do not, or nobody told."
@@ -177,7 +177,7 @@ def _read(table: Path) -> dict[int, tuple[int | None, frozenset[str] | None]]:
     a hemorrhage.
     """
     header, rows = read_table(table)
-    told: dict[int, tuple[int | None, frozenset[str] | None]] = {}
+    labels_of: dict[int, tuple[int | None, frozenset[str] | None]] = {}
     for line, row in enumerate(rows, start=2):
         found = SCAN.match(row.get("name", ""))
         if found is None:
@@ -186,7 +186,7 @@ def _read(table: Path) -> dict[int, tuple[int | None, frozenset[str] | None]]:
                 " CQ500-CT-0."
             )
         number = int(found.group(1))
-        if number in told:
+        if number in labels_of:
             raise DatasetError(
                 f"{table.name}, line {line}: CQ500-CT-{number} stands in the table twice."
             )
@@ -197,8 +197,11 @@ def _read(table: Path) -> dict[int, tuple[int | None, frozenset[str] | None]]:
             for column, name in TYPES.items()
             if f"r1:{column}" in header and _majority(row, column, where) == 1
         )
-        told[number] = label, None if label is None else (types or None) if label else frozenset()
-    return told
+        labels_of[number] = (
+            label,
+            None if label is None else (types or None) if label else frozenset(),
+        )
+    return labels_of
 
 
 def _majority(row: Mapping[str, str], fact: str, where: str) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ml.datasets.cq500 import from_cq500, is_cq500
 from ml.datasets.examples import Example
 from ml.datasets.rsna import from_rsna, is_rsna
-from ml.datasets.scan_labels import join_told, read_patients, with_scan_labels
+from ml.datasets.scan_labels import add_scan_label, read_patients, with_scan_labels
 from ml.datasets.tables import (
     PATIENT_COLUMNS,
     column_of,
@@ -122,8 +122,10 @@ def _from_manifest(
 ) -> tuple[str, list[Example], list[str]]:
     header, rows = read_table(manifest)
     name_column, label_column = column_of(header, NAME_COLUMNS), column_of(header, LABEL_COLUMNS)
-    told = read_patients(base / "patients.csv")
-    if name_column is None or (label_column is None and not told and "scan_label" not in header):
+    of_patients = read_patients(base / "patients.csv")
+    if name_column is None or (
+        label_column is None and not of_patients and "scan_label" not in header
+    ):
         raise DatasetError(
             f"{manifest.name} needs the columns filename and label (or id and hemorrhage); it has"
             f" {', '.join(header)}."
@@ -164,7 +166,9 @@ def _from_manifest(
         if row.get("slice") and slice_number is None:
             odd_slices.append(f"{row['slice'][:40]!r} of {name}")
         mask = _mask_of(base, name, row.get("mask", ""), f"{manifest.name}, line {number}")
-        join_told(told, patient, row.get("scan_label", ""), f"{manifest.name}, line {number}")
+        add_scan_label(
+            of_patients, patient, row.get("scan_label", ""), f"{manifest.name}, line {number}"
+        )
         types = types_of(row.get("subtypes"), label, f"{manifest.name}, line {number}")
         examples.append(
             Example(
@@ -188,7 +192,7 @@ def _from_manifest(
     most_common, times = Counter(example.name for example in examples).most_common(1)[0]
     if times > 1:
         raise DatasetError(f"{manifest.name} lists {most_common} {times} times.")
-    examples, odd = with_scan_labels(examples, told)
+    examples, odd = with_scan_labels(examples, of_patients)
     if odd_slices:
         odd.append(
             f"Slices without a whole number: {len(odd_slices)}, such as {odd_slices[0]}; they count"

@@ -14,8 +14,8 @@ THUMBNAIL_PX, BORDERS_PX = 32, 256
 
 
 HASH_PX = 16
-"""The side of the miniature that is hashed, in pairs of neighbors: the hash has 256 bits, a
-quarter as many hex digits.
+"""The side of the miniature that is hashed, in pairs of neighbors: the hash has 256 bits, a quarter
+as many hex digits.
 """
 
 
@@ -67,8 +67,8 @@ def look_at(slice_: Slice) -> tuple[str, np.ndarray]:
     horizontal neighbor in a 17 x 16 miniature, so that size, contrast and compression of the file
     hardly matter.
     """
-    grey = window(slice_.pixels, 40, 80) if slice_.unit == "hu" else slice_.pixels
-    shown = _without_borders(np.ascontiguousarray(grey, dtype=np.float32))
+    gray = window(slice_.pixels, 40, 80) if slice_.unit == "hu" else slice_.pixels
+    shown = _without_borders(np.ascontiguousarray(gray, dtype=np.float32))
     small = cv2.resize(shown, (HASH_PX + 1, HASH_PX), interpolation=cv2.INTER_AREA)
     # the margin keeps compression noise in black borders out
     bits = (small[:, 1:] > small[:, :-1] + 0.01).ravel()
@@ -110,16 +110,16 @@ def bits_of(dhashes: Sequence[str]) -> np.ndarray:
     return np.unpackbits(rows, axis=1).astype(np.float32)
 
 
-def _without_borders(grey: np.ndarray) -> np.ndarray:
+def _without_borders(gray: np.ndarray) -> np.ndarray:
     """Return the smallest rectangle whose outer rows and columns show something (2 % of them
     brighter than 0.15).
 
     It is found in a picture of one size, so that a smaller copy is cut alike.
     """
-    shape = np.array(grey.shape)
+    shape = np.array(gray.shape)
     height, width = np.maximum((shape * BORDERS_PX / shape.max()).round().astype(int), 1)
     bright = (
-        cv2.blur(cv2.resize(grey, (int(width), int(height)), interpolation=cv2.INTER_AREA), (3, 3))
+        cv2.blur(cv2.resize(gray, (int(width), int(height)), interpolation=cv2.INTER_AREA), (3, 3))
         > 0.15
     )
     rows, columns = (
@@ -127,11 +127,11 @@ def _without_borders(grey: np.ndarray) -> np.ndarray:
         np.flatnonzero(bright.mean(axis=0) > 0.02),
     )
     if not len(rows) or not len(columns):
-        return grey
+        return gray
     top, bottom = (np.array([rows[0], rows[-1] + 1]) * shape[0] / height).round().astype(int)
     left, right = (np.array([columns[0], columns[-1] + 1]) * shape[1] / width).round().astype(int)
     # a speck may round to nothing
-    return np.ascontiguousarray(grey[top : max(bottom, top + 1), left : max(right, left + 1)])
+    return np.ascontiguousarray(gray[top : max(bottom, top + 1), left : max(right, left + 1)])
 
 
 def near_duplicates(

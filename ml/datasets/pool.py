@@ -25,11 +25,10 @@ class Pool:
     head.
 
     A scan is what one patient of a data set has, and an image without a patient is a scan of its
-    own. `scans` numbers them 0..s-1. A
-    label that nobody knows is `UNKNOWN`: such a slice stands in its scan, and never trains or
-    tests. `unseen` is False for images that the initial weights have seen, or whose patient they
-    have: such an image may train, and never stands in a test fold. `told` is the label of each
-    scan, by its number, that was labeled as a whole.
+    own. `scans` numbers them 0..s-1. A label that nobody knows is `UNKNOWN`: such a slice stands in
+    its scan, and never trains or tests. `unseen` is False for images that the initial weights have
+    seen, or whose patient they have: such an image may train, and never stands in a test fold.
+    `given_scan_labels` is the label of each scan, by its number, that was labeled as a whole.
     """
 
     examples: tuple[Example, ...]
@@ -39,7 +38,7 @@ class Pool:
     scans: np.ndarray
     unseen: np.ndarray
     notes: tuple[str, ...]
-    told: Mapping[int, int]
+    given_scan_labels: Mapping[int, int]
 
     @property
     def known(self) -> np.ndarray:
@@ -49,7 +48,8 @@ class Pool:
 
 
 def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
-    """Join the images of all data sets, scan by scan, and mark what the initial weights have seen.
+    """Join the images of all data sets, scan by scan, and mark what the initial weights have
+    seen.
 
     Raises:
         DatasetError: two data sets share a name, or too few groups of a class are left to test on
@@ -85,12 +85,12 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
     unseen = np.array([number not in seen_groups for number, _ in kept], bool)
     known = labels != UNKNOWN
     scans = numbered([scan_key(example) for _, example in kept])
-    told = {
+    given_scan_labels = {
         int(scan): e.scan_label
         for scan, (_, e) in zip(scans, kept, strict=True)
         if e.scan_label is not None
     }
-    if told and not known.any():
+    if given_scan_labels and not known.any():
         raise DatasetError(
             "Only whole scans are labeled here, so no slice could be answered for; add a data set"
             " with labeled slices."
@@ -119,7 +119,7 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
         scans,
         unseen,
         tuple(notes),
-        told,
+        given_scan_labels,
     )
 
 

@@ -16,7 +16,7 @@ SCAN_LABEL_COLUMNS = ("scan_label", "study_label", "label", "hemorrhage", "any")
 
 
 @dataclass(frozen=True)
-class Told:
+class ScanLabel:
     """What was said of a patient's scan as a whole, and where it stands."""
 
     label: int
@@ -24,7 +24,7 @@ class Told:
     where: str
 
 
-def read_patients(path: Path) -> dict[str, Told]:
+def read_patients(path: Path) -> dict[str, ScanLabel]:
     """Return what a table of patients says of their scans; nothing where it is not there, or holds
     no labels.
     """
@@ -35,13 +35,13 @@ def read_patients(path: Path) -> dict[str, Told]:
         column_of(header, PATIENT_COLUMNS),
         column_of(header, SCAN_LABEL_COLUMNS),
     )
-    told: dict[str, Told] = {}
+    given: dict[str, ScanLabel] = {}
     if patient_column is None or label_column is None:
-        return told
+        return given
     for number, row in enumerate(rows, start=2):
         where = f"{path.name}, line {number}"
-        before = told.get(row.get(patient_column, ""))
-        label = join_told(told, row.get(patient_column, ""), row.get(label_column, ""), where)
+        before = given.get(row.get(patient_column, ""))
+        label = add_scan_label(given, row.get(patient_column, ""), row.get(label_column, ""), where)
         if label is None:
             continue
         types = types_of(row.get("subtypes"), label, where)
@@ -57,18 +57,18 @@ def read_patients(path: Path) -> dict[str, Told]:
                 f" {before.where}."
             )
         if before is None or before.types is None:
-            told[row[patient_column]] = Told(label, types, where)
-    return told
+            given[row[patient_column]] = ScanLabel(label, types, where)
+    return given
 
 
-def join_told(told: dict[str, Told], patient: str, text: str, where: str) -> int | None:
+def add_scan_label(given: dict[str, ScanLabel], patient: str, text: str, where: str) -> int | None:
     """Add what a cell says of a patient's scan, and return it; None where the cell is empty."""
     label = label_of(text, "label of the scan", where)
     if label is None:
         return None
     if not patient:
         raise DatasetError(f"{where}: a label of a scan needs a patient beside it.")
-    before = told.setdefault(patient, Told(label, None, where))
+    before = given.setdefault(patient, ScanLabel(label, None, where))
     if before.label != label:
         raise DatasetError(
             f"{where}: the scan of patient {patient[:60]} has the label {label}, and {before.label}"
@@ -78,7 +78,7 @@ def join_told(told: dict[str, Told], patient: str, text: str, where: str) -> int
 
 
 def with_scan_labels(
-    examples: Sequence[Example], told: Mapping[str, Told]
+    examples: Sequence[Example], given: Mapping[str, ScanLabel]
 ) -> tuple[list[Example], list[str]]:
     """Return the examples with what was told of their patients' scans, and sentences about what
     does not agree.
@@ -90,11 +90,11 @@ def with_scan_labels(
     """
     of_patient: dict[str, list[Example]] = {}
     for example in examples:
-        if example.patient and example.patient in told:
+        if example.patient and example.patient in given:
             of_patient.setdefault(example.patient, []).append(example)
-    weak, problems = set(), []
+    weak_patients, problems = set(), []
     for patient, own in of_patient.items():
-        said, labels = told[patient], {example.label for example in own}
+        said, labels = given[patient], {example.label for example in own}
         if said.label == 0 and 1 in labels:
             positive = next(example.name for example in own if example.label == 1)
             raise DatasetError(
@@ -102,7 +102,7 @@ def with_scan_labels(
                 f" {positive} has 1."
             )
         if None in labels:
-            weak.add(patient)
+            weak_patients.add(patient)
         elif said.label == 1 and 1 not in labels:
             problems.append(
                 f"{said.where}: the scan of patient {patient[:60]} has the label 1, but all its"
@@ -110,8 +110,8 @@ def with_scan_labels(
             )
     return [
         (
-            replace(e, scan_label=told[e.patient].label, scan_types=told[e.patient].types)
-            if e.patient and e.patient in weak
+            replace(e, scan_label=given[e.patient].label, scan_types=given[e.patient].types)
+            if e.patient and e.patient in weak_patients
             else e
         )
         for e in examples

@@ -133,15 +133,19 @@ def seen_among(examples: Sequence[Example], marks: Marks) -> np.ndarray:
 
 
 def seen_json(
-    examples: Sequence[Example], before: Marks, learnt_features: bool, weak: Sequence[Example] = ()
+    examples: Sequence[Example],
+    before: Marks,
+    learned_features: bool,
+    weak_examples: Sequence[Example] = (),
 ) -> bytes:
-    """Return seen.json of a model trained on `examples` from weights that had seen `before`; `weak`
-    taught its head alone.
+    """Return seen.json of a model trained on `examples` from weights that had seen `before`;
+    `weak_examples` taught its head alone.
     """
     now, whole = (
-        {(example.sha256[:16], example.dhash) for example in part} for part in (examples, weak)
+        {(example.sha256[:16], example.dhash) for example in part}
+        for part in (examples, weak_examples)
     )
-    features = set(before) | (now if learnt_features else set())
+    features = set(before) | (now if learned_features else set())
     renewed = {file for file, picture in features if len(picture) == HASH_DIGITS}
     features = {
         (file, picture)

@@ -267,7 +267,7 @@ def _interval(metric: Mapping[str, Any]) -> str:
 def _sizes(examples: Sequence[Example]) -> Figure:
     figure = Figure((7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="width in px", ylabel="height in px")
-    for label, name, colour in (
+    for label, name, color in (
         (None, "no label", NOTHING),
         (0, "no hemorrhage", NO_BLOOD),
         (1, "hemorrhage", BLOOD),
@@ -276,7 +276,7 @@ def _sizes(examples: Sequence[Example]) -> Figure:
         if sizes:
             widths, heights = zip(*sizes, strict=True)
             axes.scatter(
-                widths, heights, s=14, alpha=0.5, color=colour, label=f"{name} ({len(sizes)})"
+                widths, heights, s=14, alpha=0.5, color=color, label=f"{name} ({len(sizes)})"
             )
     axes.legend()
     return figure
@@ -287,12 +287,12 @@ def _grays(histograms: Mapping[str, Sequence[float]]) -> Figure:
     axes = figure.add_subplot(
         xlabel="gray in the brain window (0 black, 1 white)", ylabel="share of the head"
     )
-    for name, said, colour in (
+    for name, said, color in (
         ("negative", "no hemorrhage", NO_BLOOD),
         ("positive", "hemorrhage", BLOOD),
     ):
         if histograms[name]:
-            axes.plot(GRAYS, histograms[name], color=colour, label=said, drawstyle="steps-mid")
+            axes.plot(GRAYS, histograms[name], color=color, label=said, drawstyle="steps-mid")
     if axes.lines:
         axes.legend()
     return figure
@@ -321,10 +321,10 @@ def _probes(probes: Sequence[Mapping[str, Any]]) -> Figure:
     for place, probe in enumerate(probes):
         auroc = probe["auroc"]
         if auroc["value"] is not None:
-            colour = BLOOD if probe["suspicious"] else NO_BLOOD
-            axes.plot(auroc["value"], place, "o", color=colour)
+            color = BLOOD if probe["suspicious"] else NO_BLOOD
+            axes.plot(auroc["value"], place, "o", color=color)
             if auroc["low"] is not None:
-                axes.plot([auroc["low"], auroc["high"]], [place, place], color=colour)
+                axes.plot([auroc["low"], auroc["high"]], [place, place], color=color)
     return figure
 
 

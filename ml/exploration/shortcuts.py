@@ -47,12 +47,12 @@ class Measured:
             the share of colored pixels, and how much redder and bluer than gray the picture is
             (0..1).
         border: float32 (k,), the outermost pixels of the whole picture at 32 x 32.
-        greys: float64 (32,), the shares of grays inside the head, in the brain window.
+        grays: float64 (32,), the shares of grays inside the head, in the brain window.
     """
 
     facts: Mapping[str, float]
     border: FloatArray
-    greys: np.ndarray
+    grays: np.ndarray
 
 
 def measure(example: Example) -> Measured:
@@ -113,7 +113,8 @@ def source_probes(
     examples: tuple[Sequence[Example], Sequence[Example]],
     measured: tuple[Sequence[Measured], Sequence[Measured]],
 ) -> list[dict[str, Any]]:
-    """Return how well simple facts tell two data sets apart, the grays inside the head among them.
+    """Return how well simple facts tell two data sets apart, the grays inside the head among
+    them.
 
     A model that is trained on both and finds more hemorrhage in one can learn the source in place
     of the blood.
@@ -182,7 +183,7 @@ def _columns(measured: Sequence[Measured], what: Sequence[str]) -> np.ndarray:
             row += (
                 list(one.border)
                 if name == "border"
-                else list(one.greys)
+                else list(one.grays)
                 if name == "greys"
                 else [one.facts[name]]
             )
@@ -191,8 +192,8 @@ def _columns(measured: Sequence[Measured], what: Sequence[str]) -> np.ndarray:
 
 
 def _colors(example: Example) -> tuple[float, float, float]:
-    """Return the share of colored pixels, and how much redder and bluer than gray the picture is
-    on average.
+    """Return the share of colored pixels, and how much redder and bluer than gray the picture is on
+    average.
     """
     try:
         # whatever the preamble of a DICOM file claims to be
@@ -207,6 +208,6 @@ def _colors(example: Example) -> tuple[float, float, float]:
             )
     except UnidentifiedImageError:  # DICOM has no colors
         return 0.0, 0.0, 0.0
-    grey = rgb.mean(axis=2)
+    gray = rgb.mean(axis=2)
     share = float((rgb.max(axis=2) - rgb.min(axis=2) > 0.06).mean())
-    return share, float((rgb[..., 0] - grey).mean()), float((rgb[..., 2] - grey).mean())
+    return share, float((rgb[..., 0] - gray).mean()), float((rgb[..., 2] - gray).mean())

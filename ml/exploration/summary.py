@@ -33,7 +33,8 @@ def explore(
     measured: Sequence[Measured] | None = None,
     on_probe: Told = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Describe a data set for a page, a report or a terminal; every value can be written as JSON.
+    """Describe a data set for a page, a report or a terminal; every value can be written as
+    JSON.
 
     `on_probe` hears (probes tried, probes in all).
 
@@ -83,8 +84,8 @@ def compare_sources(
 def _mean_grays(
     examples: Sequence[Example], measured: Sequence[Measured], label: int
 ) -> list[float]:
-    greys = [m.greys for e, m in zip(examples, measured, strict=True) if e.label == label]
-    return [round(float(share), 6) for share in np.mean(greys, axis=0)] if greys else []
+    grays = [m.grays for e, m in zip(examples, measured, strict=True) if e.label == label]
+    return [round(float(share), 6) for share in np.mean(grays, axis=0)] if grays else []
 
 
 GRAYS = tuple((bin_ + 0.5) / BINS for bin_ in range(BINS))

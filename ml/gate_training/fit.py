@@ -5,10 +5,10 @@ pictures that it never met.
 
 With n data sets there are n rounds: each fits on the others and on the families of odd pictures
 that are not its own, and is measured on the data set and the families left out; of each kind some
-families are known, so a brain in MR may be, if of another weighting. The
-operating point is set by the head CT alone: where the rounds refuse 4.5 % of what they left out;
-what share of odd pictures is refused there is measured, not chosen. Then the gate that ships is
-fitted on all. Some minutes for each round on two cores.
+families are known, so a brain in MR may be, if of another weighting. The operating point is set by
+the head CT alone: where the rounds refuse 4.5 % of what they left out; what share of odd pictures
+is refused there is measured, not chosen. Then the gate that ships is fitted on all. Some minutes
+for each round on two cores.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ml.datasets.read import read_dataset
 from ml.errors import DatasetError, ImageError
 from ml.gate_training.network import IR_VERSION, OPSET, fit_judge, judge_to_onnx
 from ml.gate_training.other_images.counterexamples import of_head
-from ml.gate_training.other_images.families import KINDS, oddities
+from ml.gate_training.other_images.families import KINDS, other_images
 from ml.gate_training.other_images.heads import phantom_heads, varied
 from ml.gate_training.results import Measured, intervals, write_results
 from ml.inference.gate import AUTOENCODER, CARD, JUDGE, REFUSED_FROM
@@ -73,9 +73,9 @@ class Fitted:
     measures: tuple[str, ...]
 
 
-def see(slice: Slice, source: str, family: str) -> Seen:
+def see(slice_: Slice, source: str, family: str) -> Seen:
     """Return a picture as the gate sees it."""
-    look = look_at(slice)
+    look = look_at(slice_)
     measures = measure(look)
     if not measures:
         nothing = np.zeros((VIEW_PX, VIEW_PX), np.float32)
@@ -93,13 +93,13 @@ def see_heads(folders: Sequence[Path]) -> tuple[list[Seen], list[Seen]]:
         dataset = read_dataset(folder)
         for number, example in enumerate(dataset.examples):
             try:
-                slice = slice_of(example)
+                slice_ = slice_of(example)
             except ImageError:
                 continue  # blank slices above the crown
-            plain.append(see(slice, dataset.name, "head CT"))
+            plain.append(see(slice_, dataset.name, "head CT"))
             variants.append(
                 see(
-                    varied(np.random.default_rng([1, number]), slice),
+                    varied(np.random.default_rng([1, number]), slice_),
                     dataset.name,
                     "head CT, varied",
                 )
@@ -139,18 +139,18 @@ def fit_gate(
     autoencoder = _autoencoder_graph(encoder.weights)
     bases = [chosen[at] for at in random.integers(len(chosen), size=COUNTEREXAMPLES).tolist()]
     counter = [see(of_head(random, one.view[:, :, 0]), "made", "counterexample") for one in bases]
-    learnt = [
+    learned = [
         *chosen,
         *(one for one in counter if one.measures),
         *(one for one in odd if one.measures),
     ]
-    is_odd = np.array([False] * len(chosen) + [True] * (len(learnt) - len(chosen)))
-    names, rows = rows_of(learnt, autoencoder)
+    is_odd = np.array([False] * len(chosen) + [True] * (len(learned) - len(chosen)))
+    names, rows = rows_of(learned, autoencoder)
     judge = fit_judge(
-        np.stack([one.view for one in learnt]),
+        np.stack([one.view for one in learned]),
         rows,
         is_odd,
-        _weights(learnt, is_odd),
+        _weights(learned, is_odd),
         seed,
         folder / "judge.npz",
     )
@@ -224,9 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DatasetError as err:
         sys.stderr.write(f"{err}\n")
         return 2
-    phantoms = [see(slice, "phantoms", "head phantom") for slice in phantom_heads(PHANTOMS)]
+    phantoms = [see(slice_, "phantoms", "head phantom") for slice_ in phantom_heads(PHANTOMS)]
     odd = {
-        family: [see(one.slice, "made", one.family) for one in oddities(family, MADE_EACH, 0)]
+        family: [see(one.slice, "made", one.family) for one in other_images(family, MADE_EACH, 0)]
         for kind in KINDS.values()
         for family in kind
     }

@@ -55,11 +55,11 @@ class Gate:
         self._autoencoder = session(contents[AUTOENCODER])
         self._judge = session(contents[JUDGE])
 
-    def score(self, slice: Slice) -> float:
+    def score(self, slice_: Slice) -> float:
         """Return how little a picture looks like a head CT, 0..1; `REFUSED_FROM` on it is refused.
         1 where it shows no body at all.
         """
-        look = look_at(slice)
+        look = look_at(slice_)
         measures = measure(look)
         if not measures:
             return 1.0

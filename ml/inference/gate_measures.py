@@ -32,62 +32,64 @@ class Look:
     """A picture prepared for measuring.
 
     Attributes:
-        grey: float32 (height, width) in 0..1 without plain margins, longer side at most 256.
+        gray: float32 (height, width) in 0..1 without plain margins, longer side at most 256.
         head: where the largest body is, bool of the same shape; None where there is none.
     """
 
-    grey: FloatArray
+    gray: FloatArray
     head: NDArray[np.bool_] | None
 
 
-def look_at(slice: Slice) -> Look:
+def look_at(slice_: Slice) -> Look:
     """Return the picture prepared for measuring; HU through the brain window."""
-    grey = (
-        window(slice.pixels, *BACKGROUND_HU) if slice.unit == "hu" else np.clip(slice.pixels, 0, 1)
+    gray = (
+        window(slice_.pixels, *BACKGROUND_HU)
+        if slice_.unit == "hu"
+        else np.clip(slice_.pixels, 0, 1)
     )
-    scale = min(1.0, WORK_PX / max(grey.shape))
+    scale = min(1.0, WORK_PX / max(gray.shape))
     if scale < 1:
-        size = max(8, round(grey.shape[1] * scale)), max(8, round(grey.shape[0] * scale))
+        size = max(8, round(gray.shape[1] * scale)), max(8, round(gray.shape[0] * scale))
         shrunk = cv2.resize(
-            np.ascontiguousarray(grey, np.float32), size, interpolation=cv2.INTER_AREA
+            np.ascontiguousarray(gray, np.float32), size, interpolation=cv2.INTER_AREA
         )
-        grey = np.asarray(shrunk, np.float32)
-    grey = np.ascontiguousarray(_without_margins(grey), np.float32)
-    return Look(grey, find_head(grey))
+        gray = np.asarray(shrunk, np.float32)
+    gray = np.ascontiguousarray(_without_margins(gray), np.float32)
+    return Look(gray, find_head(gray))
 
 
 def measure(look: Look) -> dict[str, float]:
     """Return the measurements by name; empty where the picture shows no body at all."""
     if look.head is None or look.head.sum() < 64:
         return {}
-    grey, head = look.grey, look.head
+    gray, head = look.gray, look.head
     outlines, _ = cv2.findContours(head.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     outline = np.asarray(max(outlines, key=cv2.contourArea), np.int32)
     if len(outline) < 16:
         return {}
-    unrolled, radii = _unrolled(grey, head)
+    unrolled, radii = _unrolled(gray, head)
     found = _shape(head, outline, radii)
     found |= _rim(unrolled)
-    found |= _inside(grey, head, unrolled)
-    found |= _surroundings(grey, head)
+    found |= _inside(gray, head, unrolled)
+    found |= _surroundings(gray, head)
     return {name: float(value) for name, value in found.items()}
 
 
-def _without_margins(grey: FloatArray) -> FloatArray:
+def _without_margins(gray: FloatArray) -> FloatArray:
     """Return the picture without rows and columns of one gray at its edges, as pages and figures
     have them.
     """
-    rows = np.flatnonzero(np.ptp(grey, axis=1) > PLAIN_EDGE)
-    columns = np.flatnonzero(np.ptp(grey, axis=0) > PLAIN_EDGE)
+    rows = np.flatnonzero(np.ptp(gray, axis=1) > PLAIN_EDGE)
+    columns = np.flatnonzero(np.ptp(gray, axis=0) > PLAIN_EDGE)
     if len(rows) < 8 or len(columns) < 8:
-        return grey
+        return gray
     # A little of the margin stays, so that a head that fills the rest still has its outline.
     top, bottom = max(rows[0] - 2, 0), rows[-1] + 3
     left, right = max(columns[0] - 2, 0), columns[-1] + 3
-    return grey[top:bottom, left:right]
+    return gray[top:bottom, left:right]
 
 
-def _unrolled(grey: FloatArray, head: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+def _unrolled(gray: FloatArray, head: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
     """Return the head unrolled, float32 (ANGLES, DEPTHS), and the distance of its outline from its
     middle in each direction, px.
     """
@@ -105,7 +107,7 @@ def _unrolled(grey: FloatArray, head: NDArray[np.bool_]) -> tuple[FloatArray, Fl
     at = radii[:, None] * shares
     map_x = (middle_x + np.cos(angles)[:, None] * at).astype(np.float32)
     map_y = (middle_y + np.sin(angles)[:, None] * at).astype(np.float32)
-    return np.asarray(cv2.remap(grey, map_x, map_y, cv2.INTER_LINEAR)), radii.astype(np.float32)
+    return np.asarray(cv2.remap(gray, map_x, map_y, cv2.INTER_LINEAR)), radii.astype(np.float32)
 
 
 def _shape(
@@ -172,19 +174,19 @@ def _rim(unrolled: FloatArray) -> dict[str, float]:
     return found
 
 
-def _inside(grey: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> dict[str, float]:
+def _inside(gray: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> dict[str, float]:
     """Grays, grain, edges and flatness within the shell."""
     core = unrolled[:, CORE:]
     eroded = _core(head)
-    values = grey[eroded]
+    values = gray[eroded]
     if len(values) < 32:
-        values = grey[head]
+        values = gray[head]
         eroded = head
-    smooth = cv2.GaussianBlur(grey, (0, 0), 1.5)
+    smooth = cv2.GaussianBlur(gray, (0, 0), 1.5)
     gradient = (
         np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)) / 8
     )
-    grain = np.abs(grey - cv2.blur(grey, (3, 3)))
+    grain = np.abs(gray - cv2.blur(gray, (3, 3)))
     low, middle, high = np.percentile(values, [5, 50, 95])
     return {
         "inside_low": low,
@@ -204,18 +206,18 @@ def _inside(grey: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> 
     }
 
 
-def _surroundings(grey: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]:
+def _surroundings(gray: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]:
     """What lies beside the head: little, in CT; and how much of the picture is edges and how many
     grays it has.
     """
     around = ~cv2.dilate(head.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
-    values = grey[around]
+    values = gray[around]
     if len(values) < 32:
         values = np.zeros(32, np.float32)
     background = float(np.median(values))
-    bright = ((np.abs(grey - background) > 0.2) & around).astype(np.uint8)
+    bright = ((np.abs(gray - background) > 0.2) & around).astype(np.uint8)
     pieces = cv2.connectedComponents(bright)[0] - 1
-    gradient = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
+    gradient = np.abs(np.diff(gray, axis=0))[:, :-1] + np.abs(np.diff(gray, axis=1))[:-1]
     return {
         "around_share": around.mean(),
         "around_median": background,
@@ -223,9 +225,9 @@ def _surroundings(grey: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]
         "around_other": (np.abs(values - background) > 0.1).mean(),
         "around_pieces": np.log1p(pieces),
         "edges": (gradient > 0.25).mean(),
-        "greys": len(np.unique((grey * 255).astype(np.uint8))) / 256,
-        "black": (grey < 0.03).mean(),
-        "white": (grey > 0.97).mean(),
+        "greys": len(np.unique((gray * 255).astype(np.uint8))) / 256,
+        "black": (gray < 0.03).mean(),
+        "white": (gray > 0.97).mean(),
     }
 
 

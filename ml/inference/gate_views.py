@@ -33,9 +33,9 @@ def view_of(look: Look) -> tuple[FloatArray, FloatArray]:
         [[scale, 0, VIEW_PX / 2 - scale * middle[0]], [0, scale, VIEW_PX / 2 - scale * middle[1]]]
     )
     # Shrunk through a blur, since warpAffine takes single pixels.
-    grey = cv2.GaussianBlur(look.grey, (0, 0), 0.4 / scale) if scale < 0.8 else look.grey
+    gray = cv2.GaussianBlur(look.gray, (0, 0), 0.4 / scale) if scale < 0.8 else look.gray
     size = (VIEW_PX, VIEW_PX)
-    pixels = np.clip(cv2.warpAffine(grey, matrix, size, flags=cv2.INTER_LINEAR), 0, 1)
+    pixels = np.clip(cv2.warpAffine(gray, matrix, size, flags=cv2.INTER_LINEAR), 0, 1)
     mask = cv2.warpAffine(look.head.astype(np.float32), matrix, size, flags=cv2.INTER_LINEAR)
     return pixels[..., np.newaxis].astype(np.float32), np.asarray(mask, np.float32)
 

@@ -2,8 +2,8 @@
 
 The convolutions run once; then one window of cells of their maps after the other is masked, and the
 head says how much its answer drops (Zeiler and Fergus 2014, doi 10.1007/978-3-319-10590-1_53,
-occluded the picture, which would run the convolutions each time). It
-needs no gradient, so the same code serves every head: softmax, SVM, LSTM, GRU.
+occluded the picture, which would run the convolutions each time). It needs no gradient, so the same
+code serves every head: softmax, SVM, LSTM, GRU.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def overlay(heat: FloatArray, max_px: int) -> Image.Image:
         shown = np.clip(cv2.resize(shown, size, interpolation=cv2.INTER_AREA), 0, 1)
     stops = [stop for stop, _ in RAMP]
     channels = [
-        np.interp(shown, stops, [colour[channel] for _, colour in RAMP]) for channel in range(3)
+        np.interp(shown, stops, [color[channel] for _, color in RAMP]) for channel in range(3)
     ]
     rgba = np.stack([*channels, shown * MOST_OPAQUE * 255], axis=-1)
     return Image.fromarray(np.round(rgba).astype(np.uint8))

@@ -81,15 +81,15 @@ class Predictor:
     Args:
         model_dir: a folder as `ml.artifacts.folder` describes it.
         threads: how many threads compute one run.
-        judges_pictures: False spares the question whether a scan looks like a head CT at all.
+        checks_head_ct: False spares the question whether a scan looks like a head CT at all.
 
     Raises:
         ArtifactError: the folder is incomplete or altered, or its graphs are not what the card
             promises; or `ml.inference.gate` is unusable.
     """
 
-    def __init__(self, model_dir: Path, threads: int = 1, judges_pictures: bool = True) -> None:
-        self._gate = gate() if judges_pictures else None
+    def __init__(self, model_dir: Path, threads: int = 1, checks_head_ct: bool = True) -> None:
+        self._gate = gate() if checks_head_ct else None
         self.card = read_card(model_dir)
         try:
             self.spec = InputSpec.from_dict(self.card.preprocessing)
@@ -188,10 +188,10 @@ class Predictor:
 
         Each is float32 (H, W) of that slice as it came, 0..1, 0 outside the model's frame. It is
         occlusion in feature space (see `ml.inference.heat_maps`). A slice model is asked about that
-        slice alone; a series model, which reads a slice among its neighbors, about that slice
-        among the nearest four to each side. The convolutions run once for each slice that is
-        needed, and thin slices of one slab share its map. `should_stop` is asked before each chunk
-        of these and before each slice.
+        slice alone; a series model, which reads a slice among its neighbors, about that slice among
+        the nearest four to each side. The convolutions run once for each slice that is needed, and
+        thin slices of one slab share its map. `should_stop` is asked before each chunk of these and
+        before each slice.
 
         Raises:
             IndexError: the scan has no slice of such an index.

@@ -22,7 +22,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from ml.checkpoints import load_arrays, save_arrays
 from ml.evaluation.calibration import Platt
 from ml.models.contract import FitTask, Fitted, held_out_of
-from ml.models.features import Extractor, child, restructuring_of
+from ml.models.features import Extractor, augmented_copy, restructuring_of
 from ml.models.fine_tuned import initial_weights, normalizes
 from ml.models.inner_folds import inner_folds
 from ml.networks import autoencoder
@@ -114,7 +114,7 @@ def fit(task: FitTask) -> Fitted:
         },
         export=export,
         reference=reference,
-        learnt_features=frozen < 5 or restructuring is not None,
+        learned_features=frozen < 5 or restructuring is not None,
         descriptions=np.concatenate(descriptions),
     )
 
@@ -179,7 +179,10 @@ class _Source:
 
     def _computed(self, at: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         pictures = np.stack(
-            [child(self.task, int(p), int(c), int(p)) for p, c in zip(at, numbers, strict=True)]
+            [
+                augmented_copy(self.task, int(p), int(c), int(p))
+                for p, c in zip(at, numbers, strict=True)
+            ]
         )
         return pictures if self.front is None else np.asarray(self.model.predict_on_batch(pictures))
 

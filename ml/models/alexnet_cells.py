@@ -58,7 +58,7 @@ def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
         lambda share, figures: task.report(TUNING_SHARE * share, figures),
     )
     extractor = Extractor(
-        tuned.convolutions, LAYER, task.images.shape[1], normalizes(task), None, learnt=True
+        tuned.convolutions, LAYER, task.images.shape[1], normalizes(task), None, learned=True
     )
     features = mirrored(extractor.build())
     parts, descriptions = [], []
@@ -95,7 +95,7 @@ def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
         },
         export=export,
         reference=reference,
-        learnt_features=extractor.learnt,
+        learned_features=extractor.learned,
         descriptions=np.concatenate(descriptions),
     )
 

@@ -39,14 +39,14 @@ def fit(task: FitTask) -> Fitted:
         lambda share, figures: task.report(LEARNING_SHARE * share, figures),
     )
     layers = (usual.layer,) if usual else LAYERS if layer == "auto" else (layer,)
-    begin = LEARNING_SHARE if extractor.learnt else 0.0
+    begin = LEARNING_SHARE if extractor.learned else 0.0
     values = features_of(
         task,
         lambda: extractor.build_several(layers),
         lambda maps: summarized(maps[name] for name in layers),
         int(task.settings["augmentation"]),
         lambda share, figures: task.report(begin + (FEATURES_SHARE - begin) * share, figures),
-        learnt=extractor.learnt,
+        learned=extractor.learned,
     )
     features = Features(values, {name: replace(extractor, layer=name).shape[1] for name in layers})
     if usual and task.held_out is not None:

@@ -1,9 +1,9 @@
 """An autoencoder's bottleneck + SVM: what a network that has to draw heads again makes of them,
 without a label; see `ml.models.svm`.
 
-The autoencoder (`ml.networks.autoencoder`) starts from random weights, whatever initial weights
-are given: it has no layer of AlexNet. It learns from the whole training part, and inner folds of
-that part, with its labels, choose the machine and calibrate.
+The autoencoder (`ml.networks.autoencoder`) starts from random weights, whatever initial weights are
+given: it has no layer of AlexNet. It learns from the whole training part, and inner folds of that
+part, with its labels, choose the machine and calibrate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import autoencoder_of, features_of
 from ml.models.inner_folds import inner_folds
 from ml.models.svm import Features, answer, choose, summarized
-from ml.networks import autoencoder as reconstruction
+from ml.networks import autoencoder
 
 LAYER = "bottleneck"
 # of a fit's time: when the autoencoder is done, and when the features are
@@ -30,25 +30,23 @@ LEARNING_SHARE, FEATURES_SHARE = 0.8, 0.9
 class Bottleneck:
     """The encoder of an autoencoder, which learned from images of one fit."""
 
-    weights: reconstruction.Weights
+    weights: autoencoder.Weights
     size: int
-    learnt: bool = True
+    learned: bool = True
 
     @property
     def shape(self) -> tuple[int, int]:
         """The side (h = w) and the channels of the maps."""
-        return reconstruction.bottleneck_side(self.size), reconstruction.BOTTLENECK_CHANNELS
+        return autoencoder.bottleneck_side(self.size), autoencoder.BOTTLENECK_CHANNELS
 
     def build(self) -> keras.Model:
         """Return the Keras model: images -> maps."""
-        return reconstruction.build_encoder(self.weights, self.size)
+        return autoencoder.build_encoder(self.weights, self.size)
 
     def to_onnx(self) -> bytes:
         """Return the features graph: "images" (N, size, size, 1) -> "maps" (N, h, w, 32)."""
         side, channels = self.shape
-        nodes, constants = reconstruction.encoder_nodes(
-            self.weights, self.size, "grey", "bottleneck"
-        )
+        nodes, constants = autoencoder.encoder_nodes(self.weights, self.size, "grey", "bottleneck")
         graph = helper.make_graph(
             [
                 helper.make_node("Transpose", ["images"], ["grey"], perm=[0, 3, 1, 2]),
@@ -64,8 +62,8 @@ class Bottleneck:
             [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
             constants,
         )
-        opsets = [helper.make_opsetid("", reconstruction.OPSET)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=reconstruction.IR_VERSION)
+        opsets = [helper.make_opsetid("", autoencoder.OPSET)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=autoencoder.IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString())
 
@@ -88,7 +86,7 @@ def fit(task: FitTask) -> Fitted:
         lambda share, figures: task.report(
             LEARNING_SHARE + (FEATURES_SHARE - LEARNING_SHARE) * share, figures
         ),
-        learnt=source.learnt,
+        learned=source.learned,
     )
     features = Features(values, {LAYER: source.shape[1]})
     choice, score, decisions = choose(

@@ -65,7 +65,8 @@ class RunData:
         shared: folder for what all fits share (features of frozen convolutions).
         reuse: folder where fine-tuned convolutions are kept for other trainings
             (`ml.models.fine_tuned`).
-        told: the label, 0 or 1, of each scan that was labeled as a whole, by its number.
+        given_scan_labels: the label, 0 or 1, of each scan that was labeled as a whole, by its
+            number.
     """
 
     images: np.ndarray
@@ -80,7 +81,7 @@ class RunData:
     init: Path | str
     shared: Path
     reuse: Path | None = None
-    told: Mapping[int, int] = field(default_factory=dict)
+    given_scan_labels: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +97,9 @@ class FitTask(RunData):
         held_out: for the final fit, the cross-validation's decisions on what it learns from: a fit
             that takes them for its calibration need not keep images back, and learns from all.
         chosen: for the final fit, what each fit of the cross-validation chose.
-        weak: numbers of scans that this fit may learn from, though nobody labeled a slice of
-            theirs; what was told of them is in `told`. An architecture that learns from slices
-            alone leaves them out.
+        weak_scans: numbers of scans that this fit may learn from, though nobody labeled a slice of
+            theirs; what was told of them is in `given_scan_labels`. An architecture that learns
+            from slices alone leaves them out.
     """
 
     train: np.ndarray
@@ -106,7 +107,7 @@ class FitTask(RunData):
     report: Callable[[float, Mapping[str, float]], None]
     held_out: HeldOut | None = None
     chosen: Sequence[Mapping[str, Any]] = ()
-    weak: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    weak_scans: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,8 @@ class Fitted:
         chosen: what was chosen inside the training part (C of the SVM, say).
         export: calibration of slices, calibration of scans -> files of the model folder by name.
         reference: images of one scan, both calibrations -> (maps, slice probabilities, scan
-            probability) as Keras and scikit-learn
-            compute them: what the export must equal.
-        learnt_features: True if the convolutions learned from the training images.
+            probability) as Keras and scikit-learn compute them: what the export must equal.
+        learned_features: True if the convolutions learned from the training images.
         descriptions: float32 (n, 2c), average and maximum of the maps of each slice, as
             `features.onnx` gives them; what tells types of bleeding apart
             (`ml.networks.bleeding_types`).
@@ -136,7 +136,7 @@ class Fitted:
     chosen: Mapping[str, Any]
     export: Callable[[Platt, Platt], dict[str, bytes]]
     reference: Callable[[np.ndarray, Platt, Platt], tuple[np.ndarray, np.ndarray, float]]
-    learnt_features: bool
+    learned_features: bool
     descriptions: np.ndarray
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from ml.checkpoints import digest, load_arrays, save_arrays
 from ml.models.contract import FitTask
 from ml.models.fine_tuned import initial_weights, normalizes, tuned_convolutions
-from ml.networks import autoencoder as reconstruction
+from ml.networks import autoencoder
 from ml.networks.convolutions import build, build_several, maps_shape, to_onnx
 from ml.networks.fine_tuning import Tuned
 from ml.networks.weights import Weights, layout_of
@@ -35,7 +35,7 @@ Report = Callable[[float, Mapping[str, float]], None]
 class Extractor:
     """Convolutions up to a layer, and what stands before them.
 
-    `learnt` says that they, or the autoencoder, learned from images of one fit, `tuned` is what
+    `learned` says that they, or the autoencoder, learned from images of one fit, `tuned` is what
     fine-tuning made of them, its head of cells too; the rest are arguments of
     `ml.networks.convolutions.build`.
     """
@@ -44,8 +44,8 @@ class Extractor:
     layer: str
     size: int
     normalizes: bool | None
-    restructuring: reconstruction.Weights | None
-    learnt: bool = False
+    restructuring: autoencoder.Weights | None
+    learned: bool = False
     tuned: Tuned | None = None
 
     @property
@@ -105,19 +105,19 @@ def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -
     if not epochs:
         start = initial_weights(task, layer)
         return Extractor(
-            start, layer, size, normalizes(task), restructuring, learnt=restructuring is not None
+            start, layer, size, normalizes(task), restructuring, learned=restructuring is not None
         )
     tuned = tuned_convolutions(
         task, learn, layer, epochs, lambda share, figures: report(0.3 + 0.7 * share, figures)
     )
     return Extractor(
-        tuned.convolutions, layer, size, normalizes(task), restructuring, learnt=True, tuned=tuned
+        tuned.convolutions, layer, size, normalizes(task), restructuring, learned=True, tuned=tuned
     )
 
 
 def restructuring_of(
     task: FitTask, learn: np.ndarray, report: Report
-) -> reconstruction.Weights | None:
+) -> autoencoder.Weights | None:
     """Return the weights of an autoencoder fitted to the images at `learn`, None where the settings
     ask for none.
     """
@@ -128,7 +128,7 @@ def restructuring_of(
 
 def autoencoder_of(
     task: FitTask, learn: np.ndarray, epochs: int, report: Report
-) -> reconstruction.Weights:
+) -> autoencoder.Weights:
     """Return the weights of an autoencoder fitted to the images at `learn`; 0 epochs are as many as
     show it `PICTURES_TO_RECONSTRUCT`.
 
@@ -139,7 +139,7 @@ def autoencoder_of(
     path, state = task.shared / f"{name}.npz", task.own / f"{name}-state.npz"
     kept = load_arrays(path)
     if kept is None:
-        kept = reconstruction.fit_autoencoder(
+        kept = autoencoder.fit_autoencoder(
             task.images, learn, task.seed, epochs, state, report
         ).weights
         save_arrays(path, kept)
@@ -154,7 +154,7 @@ def usual_epochs(pictures: int) -> int:
     return int(np.clip(PICTURES_TO_RECONSTRUCT // pictures, FEWEST_EPOCHS, MOST_EPOCHS))
 
 
-def child(task: FitTask, position: int, number: int, of: int) -> np.ndarray:
+def augmented_copy(task: FitTask, position: int, number: int, of: int) -> np.ndarray:
     """Return the augmented copy of that number of the image at `position`, float32 (size, size, 1);
     number 0 is the image itself.
 
@@ -174,7 +174,7 @@ def features_of(
     copies: int,
     report: Report,
     *,
-    learnt: bool,
+    learned: bool,
     by_scan: bool = False,
 ) -> np.ndarray:
     """Return the features of each image and of its augmented copies, float32 (copies, n, ...).
@@ -188,18 +188,20 @@ def features_of(
         summarize: maps (m, h, w, c), or the dictionary -> features (m, ...).
         copies: with the image itself.
         report: told the share done; raises to stop.
-        learnt: the model, or a part of it, learned from images of this fit; otherwise all fits of
+        learned: the model, or a part of it, learned from images of this fit; otherwise all fits of
             the run share the features.
         by_scan: change all slices of a scan alike.
     """
-    folder = task.own if learnt else task.shared
+    folder = task.own if learned else task.shared
     n = len(task.images)
     # What is shared must serve every fit: all labeled images, of which each fit then takes its own
     # part. Scans are copied whole, with slices of which nobody knows whether they bleed.
-    wanted = task.train if learnt else np.flatnonzero(task.labels >= 0)
+    wanted = task.train if learned else np.flatnonzero(task.labels >= 0)
     if by_scan:
-        weak = task.weak if learnt else np.array(sorted(task.told), np.int64)
-        wanted = np.flatnonzero(np.isin(task.scans, np.union1d(task.scans[wanted], weak)))
+        weak_scans = (
+            task.weak_scans if learned else np.array(sorted(task.given_scan_labels), np.int64)
+        )
+        wanted = np.flatnonzero(np.isin(task.scans, np.union1d(task.scans[wanted], weak_scans)))
     model: keras.Model | None = None
     found = []
     for number in range(copies):
@@ -214,7 +216,9 @@ def features_of(
                 chunk = positions[start : start + CHUNK]
                 pictures = np.stack(
                     [
-                        child(task, at, number, int(task.scans[at]) if by_scan else int(at))
+                        augmented_copy(
+                            task, at, number, int(task.scans[at]) if by_scan else int(at)
+                        )
                         for at in chunk
                     ]
                 )

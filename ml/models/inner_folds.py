@@ -28,15 +28,15 @@ def inner_folds(task: FitTask, one_split: bool) -> Sequence[tuple[np.ndarray, np
     Raises:
         DatasetError: no fold would hold out both classes.
     """
-    judged = task.train[task.unseen[task.train]]
+    testable = task.train[task.unseen[task.train]]
     always = task.train[~task.unseen[task.train]]
-    labels, groups = task.labels[judged], task.groups[judged]
+    labels, groups = task.labels[testable], task.groups[testable]
     fewest = min(groups_per_class(labels, groups).values())
     parts = PARTS_OF_MANY if fewest >= MANY_GROUPS else PARTS
     n_folds = max(2, min(parts if one_split else INNER_FOLDS, fewest))
     folds = stratified_group_folds(labels, groups, n_folds, task.seed)
     usable = [
-        (np.concatenate([always, judged[learn]]), judged[held])
+        (np.concatenate([always, testable[learn]]), testable[held])
         for learn, held in folds
         if len(np.unique(labels[held])) == 2
     ]
@@ -49,16 +49,16 @@ def inner_folds(task: FitTask, one_split: bool) -> Sequence[tuple[np.ndarray, np
 
 
 def split_weak(task: FitTask, learn: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (learn, held out), numbers of `task.weak`, beside a split of the slices: a scan goes
-    with the slices of its group.
+    """Return (learn, held out), numbers of `task.weak_scans`, beside a split of the slices: a scan
+    goes with the slices of its group.
 
     Of the other scans a quarter is held out, and none that the initial weights have seen.
     """
-    first = np.searchsorted(task.scans, task.weak)
+    first = np.searchsorted(task.scans, task.weak_scans)
     groups = task.groups[first]
-    labels = np.array([task.told[int(scan)] for scan in task.weak], np.int64)
+    labels = np.array([task.given_scan_labels[int(scan)] for scan in task.weak_scans], np.int64)
     is_held = dealt_folds(labels, groups, PARTS, task.seed) == 0
     is_held = (is_held & ~np.isin(groups, task.groups[learn]) & task.unseen[first]) | np.isin(
         groups, task.groups[held]
     )
-    return task.weak[~is_held], task.weak[is_held]
+    return task.weak_scans[~is_held], task.weak_scans[is_held]

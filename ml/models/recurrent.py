@@ -4,10 +4,9 @@ Features of a slice are its pooled maps, or what its cells say where fine-tuning
 (`ml.networks.cells`): then the network corrects the decision of the cells instead of making one of
 its own. Features are standardized, projected, and read in anatomical order by an LSTM (S.
 Hochreiter, J. Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each
-slice has a decision, and
-the scan has one: the smooth maximum (log mean exp) of a second decision for each slice. Both learn
-together, from labels of slices and from whether any slice shows blood. A scan that was labeled as
-a whole, and no slice of it, teaches the second alone.
+slice has a decision, and the scan has one: the smooth maximum (log mean exp) of a second decision
+for each slice. Both learn together, from labels of slices and from whether any slice shows blood. A
+scan that was labeled as a whole, and no slice of it, teaches the second alone.
 
 Where no scan that may be learned from has more than one slice, the sequence is the slice's maps
 read row by row, the smooth maximum over the rows is the slice's decision, and scans are aggregated
@@ -91,11 +90,11 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
     )
     learn_weak, held_weak = (
-        (task.weak, task.weak[:0]) if task.held_out else split_weak(task, learn, held)
+        (task.weak_scans, task.weak_scans[:0]) if task.held_out else split_weak(task, learn, held)
     )
     by_rows = (
         int(np.bincount(task.scans[task.train]).max()) == 1
-        and not (np.bincount(task.scans)[task.weak] > 1).any()
+        and not (np.bincount(task.scans)[task.weak_scans] > 1).any()
     )
     extractor = extractor_of(
         task,
@@ -120,7 +119,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         summarized,
         int(task.settings["augmentation"]),
         lambda share, figures: task.report((0.5 + 0.5 * share) * FEATURES_SHARE, figures),
-        learnt=extractor.learnt,
+        learned=extractor.learned,
         by_scan=True,
     )
     width = 2 * extractor.shape[1]
@@ -134,9 +133,9 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     features = read(kept)
 
     def trained(
-        name: str, at: np.ndarray, weak: np.ndarray, begin: float, end: float
+        name: str, at: np.ndarray, weak_scans: np.ndarray, begin: float, end: float
     ) -> tuple[Network, np.ndarray, np.ndarray]:
-        """Return a network that learned from the slices at `at` and the scans `weak`, and its
+        """Return a network that learned from the slices at `at` and the scans `weak_scans`, and its
         decisions for all slices and scans.
         """
 
@@ -150,7 +149,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
             cell,
             features,
             at,
-            weak,
+            weak_scans,
             name,
             report,
             by_rows=by_rows,
@@ -169,7 +168,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     # Convolutions that learned have not seen what calibrates; with frozen ones a second network may
     # learn from all.
     if not learns or task.held_out is not None:
-        network, decisions, scan_decisions = trained("final", task.train, task.weak, 0.5, 1.0)
+        network, decisions, scan_decisions = trained("final", task.train, task.weak_scans, 0.5, 1.0)
 
     model = extractor.build()
 
@@ -215,7 +214,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         },
         export=export,
         reference=reference,
-        learnt_features=extractor.learnt,
+        learned_features=extractor.learned,
         descriptions=pooled_rows(features[0]) if by_rows else kept[0, :, -width:],
     )
 
@@ -253,7 +252,7 @@ def _trained(
     cell: Cell,
     features: np.ndarray,
     learn: np.ndarray,
-    weak: np.ndarray,
+    weak_scans: np.ndarray,
     name: str,
     report: Callable[[float, Mapping[str, float]], None],
     *,
@@ -261,7 +260,7 @@ def _trained(
     corrects: bool,
 ) -> Network:
     axes = tuple(range(features.ndim - 2))
-    shown = np.concatenate([learn, np.flatnonzero(np.isin(task.scans, weak))])
+    shown = np.concatenate([learn, np.flatnonzero(np.isin(task.scans, weak_scans))])
     mean = features[0, shown].mean(axis=axes)
     spread = features[0, shown].std(axis=axes) + np.float32(1e-3)
     path, state = task.own / f"{name}.npz", task.own / f"{name}-state.npz"
@@ -274,7 +273,7 @@ def _trained(
         batches, draw = (
             slices_drawn(task, standard, learn)
             if by_rows
-            else scans_drawn(task, standard, learn, weak)
+            else scans_drawn(task, standard, learn, weak_scans)
         )
         run_epochs(
             model,
@@ -310,9 +309,9 @@ def build_network(
 
     Where `own` is given, the first feature is a slice's own decision, standardized by that mean and
     spread, and the network corrects it, from nothing at the beginning. It learns from slices that
-    the cells learned from too, whose evidence is clearer than any other, so noise
-    makes what it reads as uncertain as that of strangers: what neighbors say then counts. What it
-    corrects has none: the smooth maximum of noise grows with the number of slices.
+    the cells learned from too, whose evidence is clearer than any other, so noise makes what it
+    reads as uncertain as that of strangers: what neighbors say then counts. What it corrects has
+    none: the smooth maximum of noise grows with the number of slices.
     """
     layers, ops = keras.layers, keras.ops
     features = keras.Input((None, width), name="features")

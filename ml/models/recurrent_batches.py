@@ -43,25 +43,25 @@ def slices_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Draw
 
 
 def scans_drawn(
-    task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np.ndarray
+    task: FitTask, features: np.ndarray, learn: np.ndarray, weak_scans: np.ndarray
 ) -> Drawing:
     """Draw scans and parts of scans, read upwards or downwards.
 
     Within a data set slices of both classes weigh the same, and so do scans; where all its scans
     are of one class only parts of scans teach the whole's decision, as among them there are both.
-    The scans `weak` are drawn whole, however long: a part of one that bleeds may show no blood, and
-    parts of the others alone would teach that parts never do.
+    The scans `weak_scans` are drawn whole, however long: a part of one that bleeds may show no
+    blood, and parts of the others alone would teach that parts never do.
     """
-    scans = np.union1d(task.scans[learn], weak)
+    scans = np.union1d(task.scans[learn], weak_scans)
     places = [np.flatnonzero(task.scans == scan) for scan in scans]
     slice_weights = np.zeros(len(task.labels), np.float32)
     slice_weights[learn] = sample_weights(
         task.labels[learn], task.sources[learn], task.groups[learn]
     )
-    told = [task.told.get(int(scan), UNKNOWN) for scan in scans]
-    is_weak = np.isin(scans, weak)
+    labels_of_scans = [task.given_scan_labels.get(int(scan), UNKNOWN) for scan in scans]
+    is_weak = np.isin(scans, weak_scans)
     truth_of = np.array(
-        [max(task.labels[at].max(), said) for at, said in zip(places, told, strict=True)]
+        [max(task.labels[at].max(), said) for at, said in zip(places, labels_of_scans, strict=True)]
     )
     source_of = np.array([task.sources[at[0]] for at in places])
     share_of = np.array([(truth_of[source_of == source] == 1).mean() for source in source_of])
@@ -113,11 +113,15 @@ def scans_drawn(
                     labels == 1,
                     slice_weights[at],
                 )
-                whole[row] = float((labels == 1).any() or (told[number] == 1 and not is_part))
+                whole[row] = float(
+                    (labels == 1).any() or (labels_of_scans[number] == 1 and not is_part)
+                )
                 # A single slice answers by its own decision; what nobody looked at may show blood,
                 # unless the scan is told to show none.
                 known = wanted > 1 and (
-                    whole[row, 0] == 1 or told[number] == 0 or not (labels == UNKNOWN).any()
+                    whole[row, 0] == 1
+                    or labels_of_scans[number] == 0
+                    or not (labels == UNKNOWN).any()
                 )
                 whole_weights[row] = whole_weight(number, is_part) if known else 0.0
             yield (

@@ -36,12 +36,12 @@ CACHE_MB = 500  # of kernel values
 
 
 class Source(Protocol):
-    """What makes maps of pictures: convolutions, or an encoder. `learnt` says whether it learned
+    """What makes maps of pictures: convolutions, or an encoder. `learned` says whether it learned
     from images of one fit.
     """
 
     @property
-    def learnt(self) -> bool: ...
+    def learned(self) -> bool: ...
 
     @property
     def shape(self) -> tuple[int, int]: ...
@@ -182,7 +182,7 @@ def answer(
         chosen={**named, **figures, "support_vectors": int(machine["svm"].n_support_.sum())},
         export=export,
         reference=reference,
-        learnt_features=source.learnt,
+        learned_features=source.learned,
         descriptions=features.of(replace(choice, pooling="both"))[0],
     )
 

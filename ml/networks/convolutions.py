@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ml.networks import autoencoder as reconstruction
+from ml.networks import autoencoder
 from ml.networks.contrasts import contrasts, contrasts_nodes
 from ml.networks.onnx_graph import IR_VERSION, OPSET
 from ml.networks.weights import (
@@ -52,7 +52,7 @@ def build(
     size: int,
     *,
     normalizes: bool | None = None,
-    restructuring: reconstruction.Weights | None = None,
+    restructuring: autoencoder.Weights | None = None,
 ) -> keras.Model:
     """Return the Keras model: float32 (N, size, size, 1) in 0..1 -> maps float32 (N, h, w, c) of
     `layer`; see `build_several`.
@@ -69,7 +69,7 @@ def build_several(
     size: int,
     *,
     normalizes: bool | None = None,
-    restructuring: reconstruction.Weights | None = None,
+    restructuring: autoencoder.Weights | None = None,
 ) -> keras.Model:
     """Return the Keras model: float32 (N, size, size, 1) in 0..1 -> a dictionary, the maps float32
     (N, h, w, c) by layer.
@@ -108,7 +108,7 @@ def build_several(
     if restructuring is None:
         return model
     pictures = keras.Input((size, size, 1), name="images")
-    own, drawn_again = model(pictures), model(reconstruction.build(restructuring, size)(pictures))
+    own, drawn_again = model(pictures), model(autoencoder.build(restructuring, size)(pictures))
     both = {layer: keras.layers.Concatenate()([own[layer], drawn_again[layer]]) for layer in maps}
     return keras.Model(pictures, both, name="restructured")
 
@@ -221,7 +221,7 @@ def to_onnx(
     *,
     both_ways: bool = False,
     normalizes: bool | None = None,
-    restructuring: reconstruction.Weights | None = None,
+    restructuring: autoencoder.Weights | None = None,
 ) -> bytes:
     """Return the features graph, "images" (N, size, size, 1) -> "maps" (N, h, w, c), its weights
     stored in half precision.
@@ -242,9 +242,7 @@ def to_onnx(
         nodes.append(helper.make_node("Concat", [x, "other_way"], ["ways"], axis=0))
         x = "ways"
     if restructuring is not None:
-        more_nodes, more_constants = reconstruction.onnx_nodes(
-            restructuring, size, x, "reconstructed"
-        )
+        more_nodes, more_constants = autoencoder.onnx_nodes(restructuring, size, x, "reconstructed")
         nodes, constants = nodes + more_nodes, constants + more_constants
         nodes.append(helper.make_node("Concat", [x, "reconstructed"], ["pictures"], axis=0))
         x = "pictures"

@@ -154,7 +154,7 @@ def run_paper(
             experiment, cell.folds, cell.repeats, checkpoint, _later(tell, cell)
         )
         results[cell.name] = _result(
-            cell, out_of_fold, _epochs(cell, len(experiment.learnable)), seed
+            cell, out_of_fold, _epochs(cell, len(experiment.labeled)), seed
         )
         save_json(out_dir / "cells.json", facts | {"cells": _in_order(results)})
         on_cell(facts | {"cells": _in_order(results)})

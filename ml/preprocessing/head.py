@@ -22,18 +22,18 @@ BRIGHTNESS = 0.25  # of the way from the picture's background to its bone
 SMALLEST_HEAD = 0.02  # of the picture's area; below, there is no head
 
 
-def find_head(grey: FloatArray) -> NDArray[np.bool_] | None:
+def find_head(gray: FloatArray) -> NDArray[np.bool_] | None:
     """Return where the head is, bool (height, width), holes filled; None where the picture shows
     none.
 
     Args:
-        grey: float32 (height, width) in 0..1, in a window that shows brain.
+        gray: float32 (height, width) in 0..1, in a window that shows brain.
     """
-    height, width = grey.shape
+    height, width = gray.shape
     scale = min(1.0, SEARCH_PX / max(height, width))
     small_size = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(
-        np.ascontiguousarray(grey, np.float32), small_size, interpolation=cv2.INTER_AREA
+        np.ascontiguousarray(gray, np.float32), small_size, interpolation=cv2.INTER_AREA
     )
     background, bone = np.percentile(small, [2, 99])
     bright = (small > background + BRIGHTNESS * (bone - background)).astype(np.uint8)

@@ -2,9 +2,8 @@
 edges. OpenCV only, also when serving.
 
 All work on one gray picture, float32 (height, width) in 0..1, and the region of it that shows the
-head. As a setting of a model
-they restructure its input: what the step selects stays, everything else keeps half of its gray. So
-a mistake of the step costs contrast, and not the finding.
+head. As a setting of a model they restructure its input: what the step selects stays, everything
+else keeps half of its gray. So a mistake of the step costs contrast, and not the finding.
 """
 
 from __future__ import annotations
@@ -98,9 +97,8 @@ def grabcut(picture: FloatArray, region: BoolArray) -> BoolArray:
     of at most 128 pixels a side.
 
     It starts from "probably inside" for the region's soft tissue and "surely not" for bone, air and
-    what lies outside the region, and fits a mixture of grays
-    to both sides (Rother, Kolmogorov and Blake 2004, doi 10.1145/1015706.1015720). The same picture
-    gives the same answer.
+    what lies outside the region, and fits a mixture of grays to both sides (Rother, Kolmogorov and
+    Blake 2004, doi 10.1145/1015706.1015720). The same picture gives the same answer.
     """
     height, width = picture.shape
     scale = min(1.0, GRABCUT_PX / max(height, width))
@@ -114,9 +112,9 @@ def grabcut(picture: FloatArray, region: BoolArray) -> BoolArray:
     labels = np.where(soft, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
     if soft.any() and not soft.all():
         cv2.setRNGSeed(0)  # its mixtures start from k-means with random centers
-        colours = cv2.cvtColor(_bytes(small), cv2.COLOR_GRAY2BGR)
+        colors = cv2.cvtColor(_bytes(small), cv2.COLOR_GRAY2BGR)
         cv2.grabCut(
-            colours,
+            colors,
             labels,
             (0, 0, 0, 0),
             np.zeros((1, 65)),
@@ -136,9 +134,8 @@ def watershed(mask: BoolArray) -> NDArray[np.int32]:
 
     Water rises level by level from the points that lie deepest in the mask; where two basins meet,
     a line is drawn (Meyer 1994, doi 10.1016/0165-1684(94)90060-4). So two discs that touch become
-    two bodies. (`cv2.watershed` floods by the difference between
-    neighbors and not by level: on the smooth slope of a distance it put the line pixels away from
-    where two discs touch.)
+    two bodies. (`cv2.watershed` floods by the difference between neighbors and not by level: on the
+    smooth slope of a distance it put the line pixels away from where two discs touch.)
     """
     padded = np.pad(mask, 1).astype(np.uint8)
     depth = np.asarray(

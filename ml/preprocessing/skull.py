@@ -36,7 +36,7 @@ MOST_TILT_DEG = 20
 SHIFTS_PX = range(-3, 4)  # the midline need not run through the centroid
 
 
-def intracranial_space(grey: FloatArray, head: BoolArray) -> BoolArray | None:
+def intracranial_space(gray: FloatArray, head: BoolArray) -> BoolArray | None:
     """Return what the skull encloses, bool (height, width); None where no closed skull is seen.
 
     Bone is what is white in the brain window, gaps of a few pixels closed. The inside is the
@@ -46,11 +46,11 @@ def intracranial_space(grey: FloatArray, head: BoolArray) -> BoolArray | None:
     belong to it. It fails, and says so by None, where the skull is open wide (craniotomy, orbits, a
     figure without bone) or the picture shows no bone.
     """
-    height, width = grey.shape
+    height, width = gray.shape
     scale = min(1.0, STRIP_PX / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = np.asarray(
-        cv2.resize(np.ascontiguousarray(grey, np.float32), size, interpolation=cv2.INTER_AREA),
+        cv2.resize(np.ascontiguousarray(gray, np.float32), size, interpolation=cv2.INTER_AREA),
         np.float32,
     )
     inside_head = (
@@ -87,7 +87,7 @@ def intracranial_space(grey: FloatArray, head: BoolArray) -> BoolArray | None:
     )
 
 
-def tilt_deg(grey: FloatArray, head: BoolArray) -> float:
+def tilt_deg(gray: FloatArray, head: BoolArray) -> float:
     """Return by how many degrees the head is turned clockwise in the picture, within ±20; 0 where
     no midline is clear.
 
@@ -102,7 +102,7 @@ def tilt_deg(grey: FloatArray, head: BoolArray) -> float:
     reach = 1.05 * float(np.hypot(columns - center[0], rows - center[1]).max()) + 1
     scale = TILT_PX / (2 * reach)
     # the outline counts as much as what lies inside
-    body = np.where(head, 0.5 + 0.5 * grey, 0).astype(np.float32)
+    body = np.where(head, 0.5 + 0.5 * gray, 0).astype(np.float32)
     turns = np.arange(-MOST_TILT_DEG - 1, MOST_TILT_DEG + 2)
     costs = np.empty(len(turns))
     if scale < 1:

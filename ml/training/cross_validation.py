@@ -41,7 +41,7 @@ class OutOfFold:
     Attributes:
         slices, scans: the answers.
         held_out: the raw decisions of the first repeat.
-        learnt_features: whether the convolutions learned.
+        learned_features: whether the convolutions learned.
         seconds: what all its fits took.
         heat_maps: the tests of `ml.training.heat_map_tests`, of the first repeat; empty where they
             were not asked for.
@@ -51,7 +51,7 @@ class OutOfFold:
     slices: Answers
     scans: Answers
     held_out: HeldOut
-    learnt_features: bool
+    learned_features: bool
     seconds: float
     heat_maps: Sequence[Mapping[str, Any]] = ()
     chosen: Sequence[Mapping[str, Any]] = ()
@@ -105,7 +105,8 @@ def cross_validate(
     *,
     test_heat_maps: bool = False,
 ) -> OutOfFold:
-    """Return the answers for all judged slices and their scans, from one model a fold and repeat.
+    """Return the answers for all judged slices and their scans, from one model a fold and
+    repeat.
 
     Args:
         material: what to learn and to judge.
@@ -116,13 +117,13 @@ def cross_validate(
             answers.
         test_heat_maps: test the heat maps of rightly found hemorrhages in the first repeat.
     """
-    judged, weak = experiment.judged, experiment.weak
+    testable, weak_scans = experiment.testable, experiment.weak_scans
     known_scans = np.flatnonzero(experiment.scan_labels != UNKNOWN)
-    levels = _Level(judged, repeats), _Level(known_scans, repeats)
-    always = np.setdiff1d(experiment.learnable, judged)
-    always_weak = weak[~experiment.unseen[experiment.first_of_scan[weak]]]
+    levels = _Level(testable, repeats), _Level(known_scans, repeats)
+    always = np.setdiff1d(experiment.labeled, testable)
+    always_weak_scans = weak_scans[~experiment.unseen[experiment.first_of_scan[weak_scans]]]
     wanted = range(folds) if only is None else only
-    seconds, learnt = 0.0, False
+    seconds, learned = 0.0, False
     heat_maps: list[Mapping[str, Any]] = []
     chosen: list[Mapping[str, Any]] = []
     for repeat in range(repeats):
@@ -152,7 +153,7 @@ def cross_validate(
 
                 train, wholes = (
                     np.concatenate([always, split.learn]),
-                    np.concatenate([always_weak, split.learn_weak]),
+                    np.concatenate([always_weak_scans, split.learn_weak]),
                 )
                 fitted = experiment.fit(train, checkpoint / name, report, wholes)
                 done = _answers_of(experiment, fitted, split.held, split.held_weak)
@@ -162,14 +163,14 @@ def cross_validate(
                     done["heat_maps"] = _heat_maps_of(experiment, fitted, done["slices"])
                 done |= {
                     "seconds": time.monotonic() - began,
-                    "learnt_features": fitted.learnt_features,
+                    "learnt_features": fitted.learned_features,
                     "chosen": dict(fitted.chosen),
                 }
                 save_json(checkpoint / f"{name}.json", done)
                 shutil.rmtree(checkpoint / name, ignore_errors=True)
             levels[0].write(repeat, fold, done["slices"])
             levels[1].write(repeat, fold, done["scans"])
-            seconds, learnt = seconds + done["seconds"], learnt or done["learnt_features"]
+            seconds, learned = seconds + done["seconds"], learned or done["learnt_features"]
             heat_maps.extend(done.get("heat_maps", []))
             chosen.append(done.get("chosen", {}))
             tell(
@@ -185,13 +186,13 @@ def cross_validate(
     first = experiment.first_of_scan[known_scans]
     return OutOfFold(
         slices=levels[0].answers(
-            experiment.labels[judged], experiment.groups[judged], experiment.sources[judged]
+            experiment.labels[testable], experiment.groups[testable], experiment.sources[testable]
         ),
         scans=levels[1].answers(
             experiment.scan_labels[known_scans], experiment.groups[first], experiment.sources[first]
         ),
         held_out=HeldOut(*levels[0].first_decisions(), *levels[1].first_decisions()),
-        learnt_features=learnt,
+        learned_features=learned,
         seconds=seconds,
         heat_maps=heat_maps,
         chosen=chosen,
@@ -199,14 +200,14 @@ def cross_validate(
 
 
 def _answers_of(
-    experiment: Experiment, fitted: Fitted, test: np.ndarray, weak: np.ndarray
+    experiment: Experiment, fitted: Fitted, test: np.ndarray, weak_scans: np.ndarray
 ) -> dict[str, Any]:
-    """Return a fold's answers for the slices at `test`, their scans and the scans `weak`, as JSON.
-    A scan of one slice is judged as one.
+    """Return a fold's answers for the slices at `test`, their scans and the scans `weak_scans`, as
+    JSON. A scan of one slice is judged as one.
     """
     of_slices, of_scans = experiment.operating_points(fitted)
     test = np.sort(test)
-    scans = np.union1d(experiment.scans[test], weak)
+    scans = np.union1d(experiment.scans[test], weak_scans)
     single = experiment.scan_sizes[scans] == 1
     own, whole = (
         _judge(of_slices, fitted.scan_decisions[scans]),

@@ -40,15 +40,21 @@ class Experiment(RunData):
             "scans": pool.scans,
             "unseen": pool.unseen,
         }
-        return cls(images=inputs.images, masks=inputs.masks, told=pool.told, **known, **more)
+        return cls(
+            images=inputs.images,
+            masks=inputs.masks,
+            given_scan_labels=pool.given_scan_labels,
+            **known,
+            **more,
+        )
 
     @property
-    def judged(self) -> np.ndarray:
+    def testable(self) -> np.ndarray:
         """Positions of the slices that may test: known labels, unseen by the initial weights."""
         return np.flatnonzero(self.unseen & (self.labels != UNKNOWN))
 
     @property
-    def learnable(self) -> np.ndarray:
+    def labeled(self) -> np.ndarray:
         """Positions of all slices with known labels."""
         return np.flatnonzero(self.labels != UNKNOWN)
 
@@ -64,14 +70,16 @@ class Experiment(RunData):
         """
         labels = np.full(int(self.scans.max()) + 1, UNKNOWN)
         np.maximum.at(labels, self.scans, self.labels)
-        for scan, label in self.told.items():
+        for scan, label in self.given_scan_labels.items():
             labels[scan] = max(labels[scan], label)
         return labels
 
     @property
-    def weak(self) -> np.ndarray:
+    def weak_scans(self) -> np.ndarray:
         """Numbers of the scans that were labeled as wholes, and no slice of theirs."""
-        return np.setdiff1d(np.array(sorted(self.told), np.int64), self.scans[self.learnable])
+        return np.setdiff1d(
+            np.array(sorted(self.given_scan_labels), np.int64), self.scans[self.labeled]
+        )
 
     @property
     def scan_sizes(self) -> np.ndarray:
@@ -83,11 +91,11 @@ class Experiment(RunData):
         train: np.ndarray,
         own: Path,
         report: Callable[[float, Mapping[str, float]], None],
-        weak: np.ndarray,
+        weak_scans: np.ndarray,
         held_out: HeldOut | None = None,
         chosen: Sequence[Mapping[str, Any]] = (),
     ) -> Fitted:
-        """Fit the architecture on the slices at `train` and the scans `weak`; see
+        """Fit the architecture on the slices at `train` and the scans `weak_scans`; see
         `ml.models.contract` for the rest.
         """
         basis = {part.name: getattr(self, part.name) for part in fields(RunData)}
@@ -98,7 +106,7 @@ class Experiment(RunData):
             report=report,
             held_out=held_out,
             chosen=chosen,
-            weak=weak,
+            weak_scans=weak_scans,
         )
         return fit_of(self.architecture)(task)
 

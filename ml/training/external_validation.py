@@ -2,8 +2,8 @@
 and every answer in a table.
 
 What the model's training has seen is recognized by file and picture, counted, and left out of the
-headline with all slices of its group.
-Nothing is refused: how little each image looks like a head CT is reported beside its answer.
+headline with all slices of its group. Nothing is refused: how little each image looks like a head
+CT is reported beside its answer.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def evaluate(
             " replace; give another folder."
         )
     # each image is judged once, below
-    predictor = Predictor(model_dir, threads, judges_pictures=False)
+    predictor = Predictor(model_dir, threads, checks_head_ct=False)
     judge, notes = _judge()
     examples = in_scan_order(dataset.examples)
     scans = numbered([scan_key(example) for example in examples])

@@ -123,16 +123,16 @@ def covered(image: FloatArray, cells: np.ndarray) -> FloatArray:
     what it shows.
     """
     inside = image > AIR
-    grey = float(np.median(image[inside])) if inside.any() else 0.0
+    gray = float(np.median(image[inside])) if inside.any() else 0.0
     painted = cv2.resize(
         cells.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST
     ).astype(bool)
-    return np.where(painted[..., np.newaxis] & inside, np.float32(grey), image)
+    return np.where(painted[..., np.newaxis] & inside, np.float32(gray), image)
 
 
 def points_at(heat: FloatArray, mask: np.ndarray) -> bool | None:
-    """Return whether the hottest cell of (h, w) or one of its neighbors holds outlined blood of
-    the mask, uint8 (m, m).
+    """Return whether the hottest cell of (h, w) or one of its neighbors holds outlined blood of the
+    mask, uint8 (m, m).
     """
     bloody = mask == 1
     if not bloody.any():

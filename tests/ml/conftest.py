@@ -201,13 +201,12 @@ def few_repetitions() -> Iterator[None]:
     """What a training repeats for the sake of its figures it does but once or twice: controls and
     heat maps take most of its time.
     """
-    from ml.training import controls as honesty
-    from ml.training import cross_validation
+    from ml.training import controls, cross_validation
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(honesty, "CHEAP_PERMUTATIONS", 2)
-        patch.setattr(honesty, "DEAR_PERMUTATIONS", 2)
-        patch.setattr(honesty, "TREES", 20)
+        patch.setattr(controls, "CHEAP_PERMUTATIONS", 2)
+        patch.setattr(controls, "DEAR_PERMUTATIONS", 2)
+        patch.setattr(controls, "TREES", 20)
         patch.setattr(cross_validation, "MOST_HEAT_MAPS", 1)
         yield
 

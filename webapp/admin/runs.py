@@ -23,8 +23,8 @@ from wtforms.widgets import CheckboxInput, NumberInput
 
 from ml.catalogue import (
     ARCHITECTURES,
+    EVALUATION_SETTINGS,
     IMAGENET_WEIGHTS,
-    JUDGING,
     PREPROCESSING,
     STARTER_DIR,
     STARTER_SERIES_DIR,
@@ -212,7 +212,7 @@ def settings_in_groups(
     """Return the fields of the settings by group, under a title; those that no other architecture
     has come first.
     """
-    shared = {"Evaluation": JUDGING, "Preprocessing of the images": PREPROCESSING}
+    shared = {"Evaluation": EVALUATION_SETTINGS, "Preprocessing of the images": PREPROCESSING}
     own = [
         setting
         for setting in architecture.settings

@@ -110,7 +110,7 @@ class _Sheet:
             return Slice(hu, "hu")
         return Slice(window(hu, *WINDOWS_HU[int(rng.integers(len(WINDOWS_HU)))]), "display")
 
-    def grey(self, noise: float = 0.03, blur: float = 1.0) -> Slice:
+    def gray(self, noise: float = 0.03, blur: float = 1.0) -> Slice:
         """Return it as another modality's picture, 0..1."""
         values = cv2.GaussianBlur(self.values, (0, 0), blur * self.side / 400)
         return Slice(
@@ -268,7 +268,7 @@ def foot_ct(rng: np.random.Generator) -> Slice:
 
 
 def _brain_mr(
-    rng: np.random.Generator, scalp: float, bone: float, csf: float, grey: float, white: float
+    rng: np.random.Generator, scalp: float, bone: float, csf: float, gray: float, white: float
 ) -> Slice:
     """Return a brain as MR shows it: fat of the scalp bright, bone dark."""
     sheet = _Sheet(rng, 0.02)
@@ -277,19 +277,19 @@ def _brain_mr(
     sheet.fill(bone, 0, 0, wide * 0.94, high * 0.95, 0.01)
     brain = sheet.fill(csf, 0, 0, wide * 0.87, high * 0.89, 0.01)
     cortex = sheet.inside(0, 0, wide * 0.855, high * 0.875, 0.02) & (sheet.texture(1, 40) > -0.9)
-    sheet.values[cortex] = grey
+    sheet.values[cortex] = gray
     inner = (
         sheet.inside(0, 0, wide * 0.74, high * 0.77, 0.06) & brain & (sheet.texture(1, 24) > -0.8)
     )
     sheet.values[inner] = white
     for side in (-1, 1):
         sheet.fill(csf, side * 0.1, -0.12, 0.05, 0.2, 0.05, side * 12)
-        sheet.fill(grey, side * 0.2, 0.05, 0.08, 0.14, 0.05)
+        sheet.fill(gray, side * 0.2, 0.05, 0.08, 0.14, 0.05)
     if rng.random() < 0.4:
         sheet.fill(rng.uniform(0, 1), rng.uniform(-0.3, 0.3), rng.uniform(-0.3, 0.4), 0.1, 0.1, 0.1)
     bias = 1 + sheet.texture(0.1, 3)
     sheet.values = np.clip(sheet.values * bias, 0, 1)
-    return sheet.grey(rng.uniform(0.01, 0.04), rng.uniform(0.6, 1.4))
+    return sheet.gray(rng.uniform(0.01, 0.04), rng.uniform(0.6, 1.4))
 
 
 def brain_mr_t1(rng: np.random.Generator) -> Slice:
@@ -339,7 +339,7 @@ def body_mr(rng: np.random.Generator) -> Slice:
         radius = rng.uniform(0.05, 0.25)
         x, y = rng.uniform(-0.6, 0.6) * wide, rng.uniform(-0.6, 0.6) * high
         sheet.fill(rng.uniform(0, 1), x, y, radius, radius * rng.uniform(0.4, 1.2), 0.1)
-    return sheet.grey(rng.uniform(0.01, 0.05))
+    return sheet.gray(rng.uniform(0.01, 0.05))
 
 
 def chest_xray(rng: np.random.Generator) -> Slice:
@@ -359,7 +359,7 @@ def chest_xray(rng: np.random.Generator) -> Slice:
     sheet.values += 0.15 * sheet.y
     if rng.random() < 0.3:
         sheet.values = 1 - sheet.values
-    return sheet.grey(rng.uniform(0.01, 0.03), 2)
+    return sheet.gray(rng.uniform(0.01, 0.03), 2)
 
 
 def hand_xray(rng: np.random.Generator) -> Slice:
@@ -373,7 +373,7 @@ def hand_xray(rng: np.random.Generator) -> Slice:
         )
         for y in (0.3, -0.05, -0.35, -0.58):
             sheet.values += 0.45 * sheet.inside(x * 0.8 - lean * y, y, 0.05, 0.14, 0.03, turn)
-    return sheet.grey(0.02, 1.5)
+    return sheet.gray(0.02, 1.5)
 
 
 def skull_xray(rng: np.random.Generator) -> Slice:
@@ -389,7 +389,7 @@ def skull_xray(rng: np.random.Generator) -> Slice:
     sheet.values += 0.25 * sheet.inside(0.2, 0.75, 0.2, 0.4)
     sheet.values += 0.2 * sheet.inside(0.0, 0.2, 0.4, 0.08, 0.1, 12)
     sheet.values += 0.06 * sheet.texture(1, 12) * (sheet.values > 0.3)
-    return sheet.grey(0.02, 2)
+    return sheet.gray(0.02, 2)
 
 
 def mammogram(rng: np.random.Generator) -> Slice:
@@ -400,7 +400,7 @@ def mammogram(rng: np.random.Generator) -> Slice:
         0.35, side, rng.uniform(-0.1, 0.1), rng.uniform(0.7, 1.3), rng.uniform(0.6, 0.85)
     )
     sheet.values[where] += np.abs(sheet.texture(0.2, 20))[where] * 1.2
-    return sheet.grey(0.02, 1.5)
+    return sheet.gray(0.02, 1.5)
 
 
 def ultrasound(rng: np.random.Generator) -> Slice:
@@ -420,7 +420,7 @@ def ultrasound(rng: np.random.Generator) -> Slice:
         tissue[where] *= rng.uniform(0.05, 0.5)
     speckle = rng.rayleigh(0.8, sheet.values.shape)
     sheet.values = (sector * tissue * speckle).astype(np.float32)
-    return sheet.grey(0.0, 1.2)
+    return sheet.gray(0.0, 1.2)
 
 
 def scintigram(rng: np.random.Generator) -> Slice:
@@ -433,7 +433,7 @@ def scintigram(rng: np.random.Generator) -> Slice:
         sheet.values += rng.uniform(0.2, 0.8) * sheet.inside(
             rng.uniform(-0.5, 0.5), rng.uniform(-0.6, 0.6), *rng.uniform(0.04, 0.2, 2)
         )
-    return sheet.grey(0.03, 12)
+    return sheet.gray(0.03, 12)
 
 
 def microscopy(rng: np.random.Generator) -> Slice:
@@ -443,7 +443,7 @@ def microscopy(rng: np.random.Generator) -> Slice:
         x, y, radius = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(0.04, 0.12)
         sheet.fill(rng.uniform(0.45, 0.7), x, y, radius, radius, 0.1)
         sheet.fill(rng.uniform(0.1, 0.4), x, y, radius * 0.4, radius * 0.4, 0.1)
-    return sheet.grey(0.02)
+    return sheet.gray(0.02)
 
 
 Maker = Callable[[np.random.Generator], Slice]

@@ -39,10 +39,10 @@ def dark_bone(rng: np.random.Generator, head: FloatArray) -> FloatArray:
     if rng.random() < 0.5:
         soft = soft[::-1]
     bone = rng.uniform(0, max(0.05, soft.mean() - 0.1))
-    greys = np.array([0, 0.08, 0.25, 0.4, 0.55, 0.75, 0.92, 1])
+    grays = np.array([0, 0.08, 0.25, 0.4, 0.55, 0.75, 0.92, 1])
     curve = np.array([0, rng.uniform(0, 1), *soft, bone, bone])
     return np.asarray(
-        np.interp(cv2.GaussianBlur(head, (0, 0), rng.uniform(0.4, 1.5)), greys, curve), np.float32
+        np.interp(cv2.GaussianBlur(head, (0, 0), rng.uniform(0.4, 1.5)), grays, curve), np.float32
     )
 
 
@@ -111,9 +111,9 @@ def body(rng: np.random.Generator, head: FloatArray) -> FloatArray:
     layers = rng.uniform(0.1, 1, int(rng.integers(1, 4)))
     # the outermost is not the brightest, as bone would be
     layers[-1] = max(layers[-1], layers[0] - 0.05)
-    for number, grey in enumerate(layers):
+    for number, gray in enumerate(layers):
         shrink = 1 - number * rng.uniform(0.03, 0.2)
-        values[inside(0, 0, wide * shrink, high * shrink)] = grey
+        values[inside(0, 0, wide * shrink, high * shrink)] = gray
     for _ in range(rng.integers(0, 12)):
         radius = rng.uniform(0.03, 0.35)
         middle = rng.uniform(-0.65, 0.65, 2) * (wide, high)

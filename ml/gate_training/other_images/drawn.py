@@ -95,7 +95,7 @@ def chart(rng: np.random.Generator) -> Slice:
     if kind == 3:
         start = 0
         for share in rng.dirichlet(np.ones(5)) * 360:
-            grey = int(rng.integers(40, 220))
+            gray = int(rng.integers(40, 220))
             cv2.ellipse(
                 canvas,
                 (columns // 2, rows // 2),
@@ -103,7 +103,7 @@ def chart(rng: np.random.Generator) -> Slice:
                 0,
                 start,
                 start + share,
-                grey,
+                gray,
                 -1,
             )
             start += share
@@ -113,20 +113,20 @@ def chart(rng: np.random.Generator) -> Slice:
         n = int(rng.integers(4, 12))
         xs = np.linspace(columns * 0.18, columns * 0.85, n).astype(int)
         ys = (rows * rng.uniform(0.15, 0.85, n)).astype(int)
-        grey = int(rng.integers(20, 180))
+        gray = int(rng.integers(20, 180))
         for x, y in zip(xs, ys, strict=True):
             if kind == 0:
                 cv2.rectangle(
                     canvas,
                     (int(x) - columns // 40, int(y)),
                     (int(x) + columns // 40, rows * 7 // 8),
-                    grey,
+                    gray,
                     -1,
                 )
             elif kind == 1:
-                cv2.circle(canvas, (int(x), int(y)), max(2, columns // 80), grey, -1)
+                cv2.circle(canvas, (int(x), int(y)), max(2, columns // 80), gray, -1)
         if kind == 2:
-            cv2.polylines(canvas, [np.stack([xs, ys], axis=1).astype(np.int32)], False, grey, 2)
+            cv2.polylines(canvas, [np.stack([xs, ys], axis=1).astype(np.int32)], False, gray, 2)
     _write(rng, canvas, columns // 4, rows // 12)
     return _maybe_inverted(rng, canvas, 0.2)
 
@@ -246,8 +246,8 @@ def _size(rng: np.random.Generator) -> tuple[int, int]:
     return rows, int(rows * rng.uniform(0.7, 1.4))
 
 
-def _canvas(rng: np.random.Generator, grey: int) -> Canvas:
-    return np.full(_size(rng), grey, np.uint8)
+def _canvas(rng: np.random.Generator, gray: int) -> Canvas:
+    return np.full(_size(rng), gray, np.uint8)
 
 
 def _write(rng: np.random.Generator, canvas: Canvas, x: int, y: int) -> None:
@@ -269,7 +269,7 @@ def _write_lines(
 ) -> None:
     step = int(rng.integers(10, 26))
     size = step / 32
-    grey = 255 - int(
+    gray = 255 - int(
         canvas[
             min((top + bottom) // 2, canvas.shape[0] - 1),
             min((left + right) // 2, canvas.shape[1] - 1),
@@ -282,7 +282,7 @@ def _write_lines(
             rng.choice(WORDS, size=max(1, int((right - left) / (step * 2.4) * rng.uniform(0.3, 1))))
         )
         cv2.putText(
-            canvas, line, (left + step, y), cv2.FONT_HERSHEY_SIMPLEX, size, grey, 1, cv2.LINE_AA
+            canvas, line, (left + step, y), cv2.FONT_HERSHEY_SIMPLEX, size, gray, 1, cv2.LINE_AA
         )
 
 

@@ -20,7 +20,7 @@ Maker = Callable[[np.random.Generator], Slice]
 
 
 @dataclass(frozen=True)
-class Oddity:
+class OtherImage:
     """One such picture."""
 
     family: str
@@ -44,7 +44,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Families that resemble each other: where one was fitted to, its kin count as seen."""
 
 
-def oddities(family: str, n: int, seed: int) -> Iterator[Oddity]:
+def other_images(family: str, n: int, seed: int) -> Iterator[OtherImage]:
     """Yield pictures of a family: `n` where they are made; of samples as many as there are, at most
     `n`.
 
@@ -53,9 +53,9 @@ def oddities(family: str, n: int, seed: int) -> Iterator[Oddity]:
     """
     if family in MADE:
         for number in range(n):
-            yield Oddity(family, MADE[family](np.random.default_rng([seed, number])))
+            yield OtherImage(family, MADE[family](np.random.default_rng([seed, number])))
         return
-    for number, slice in enumerate(samples.FAMILIES[family]()):
+    for number, slice_ in enumerate(samples.FAMILIES[family]()):
         if number == n:
             return
-        yield Oddity(family, slice)
+        yield OtherImage(family, slice_)

@@ -85,10 +85,10 @@ def dicom() -> Iterator[Slice]:
     secondary captures, a cut of a trunk.
     """
     seen: set[bytes] = set()
-    for slice in _dicom():
-        if slice.pixels.tobytes() not in seen:
-            seen.add(slice.pixels.tobytes())
-            yield slice
+    for slice_ in _dicom():
+        if slice_.pixels.tobytes() not in seen:
+            seen.add(slice_.pixels.tobytes())
+            yield slice_
 
 
 def _dicom() -> Iterator[Slice]:
@@ -99,14 +99,14 @@ def _dicom() -> Iterator[Slice]:
             warnings.simplefilter("ignore")  # many of these files are wrong on purpose
             try:
                 with path.open("rb") as file:
-                    slice = read_planes(file, max_pixels=2_000_000, max_slices=1)[0].slice
+                    slice_ = read_planes(file, max_pixels=2_000_000, max_slices=1)[0].slice
             except ImageError:
                 # The reader refuses it already, by its tags; its pixels are what somebody may send
                 # as PNG.
                 picture = _pixels(path)
                 yield from [] if picture is None else list(_cuts(picture))[:1]
             else:
-                yield slice
+                yield slice_
 
 
 FAMILIES: dict[str, Callable[[], Iterator[Slice]]] = {
@@ -125,12 +125,12 @@ def _cuts(picture: NDArray[np.generic]) -> Iterator[Slice]:
     """Yield the whole and cuts of a picture (height, width) or (height, width, 3), 8 bits, as gray
     display values.
     """
-    grey = (
+    gray = (
         cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
         if picture.ndim == 3
         else picture
     )
-    values = grey.astype(np.float32) / np.float32(255)
+    values = gray.astype(np.float32) / np.float32(255)
     rows, columns = values.shape
     for top, left, bottom, right in CUTS:
         cut = values[

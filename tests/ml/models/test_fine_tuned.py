@@ -138,14 +138,14 @@ def test_some_of_the_initial_weights_stay_unless_they_were_random(
         )
         return tuned_convolutions(task, np.arange(20), "conv3", 1, lambda share, figures: None)
 
-    learnt, half = tuned_with(0.0), tuned_with(0.5)
+    learned, half = tuned_with(0.0), tuned_with(0.5)
     assert len(tunings) == 1, "the share is mixed in afterwards"
     for name, values in half.convolutions.items():
         np.testing.assert_array_equal(
-            values, rounded({name: 0.5 * initial[name] + 0.5 * learnt.convolutions[name]})[name]
+            values, rounded({name: 0.5 * initial[name] + 0.5 * learned.convolutions[name]})[name]
         )
-    assert not np.array_equal(half.convolutions["conv3_W"], learnt.convolutions["conv3_W"])
-    assert np.array_equal(half.cell_weights, learnt.cell_weights)
-    assert half.by == learnt.by == computed_by()
+    assert not np.array_equal(half.convolutions["conv3_W"], learned.convolutions["conv3_W"])
+    assert np.array_equal(half.cell_weights, learned.cell_weights)
+    assert half.by == learned.by == computed_by()
     for name, values in tuned_with(0.0, "random").convolutions.items():
         np.testing.assert_array_equal(values, tuned_with(0.5, "random").convolutions[name])

@@ -249,7 +249,9 @@ def test_scans_that_are_labeled_as_wholes_teach_the_answer_for_a_scan(
     pictures[~bright, ::4] += 0.8
     scans = np.concatenate([base.scans, weak_scans])
     settings = {"epochs": 25, "units": 8, "projection": 32, "dropout": 0.0, "learning_rate": 0.01}
-    told = {scan: bright_bleeds if scan % 2 == 0 else 1 - bright_bleeds for scan in range(12, 20)}
+    given_scan_labels = {
+        scan: bright_bleeds if scan % 2 == 0 else 1 - bright_bleeds for scan in range(12, 20)
+    }
     task = task_on_scans(
         "cnn_gru",
         tmp_path / str(bright_bleeds),
@@ -261,11 +263,11 @@ def test_scans_that_are_labeled_as_wholes_teach_the_answer_for_a_scan(
         sources=np.full(48, "a"),
         masks=np.full((48, 14, 14), 255, np.uint8),
         unseen=np.ones(48, bool),
-        told=told,
-        weak=np.arange(12, 20),
+        given_scan_labels=given_scan_labels,
+        weak_scans=np.arange(12, 20),
     )
     found = fit_of("cnn_gru")(task)
-    assert auroc(np.array(list(told.values())), found.scan_decisions[12:]) > 0.9
+    assert auroc(np.array(list(given_scan_labels.values())), found.scan_decisions[12:]) > 0.9
     assert set(found.held_out.scans.tolist()) & set(range(12, 20)), "some of them calibrate"
     assert not set(found.held_out.slices.tolist()) & set(range(32, 48)), (
         "nobody knows of their slices"
@@ -287,12 +289,12 @@ def test_a_scan_that_is_labeled_as_a_whole_is_never_drawn_in_parts(tmp_path: Pat
         labels=labels,
         scans=scans,
         train=np.arange(8),
-        told={2: 1, 3: 0},
-        weak=np.array([2, 3]),
+        given_scan_labels={2: 1, 3: 0},
+        weak_scans=np.array([2, 3]),
         **sizes,
     )
     features = np.broadcast_to(scans[None, :, None], (1, 81, 1)).astype(np.float32)
-    _, draw = scans_drawn(task, features, task.train, task.weak)
+    _, draw = scans_drawn(task, features, task.train, task.weak_scans)
     lengths: dict[int, set[tuple[int, float, bool]]] = {2: set(), 3: set()}
     for seed in range(20):
         for inputs, truth, weights in draw(seed):
