@@ -276,7 +276,7 @@ def create_token(username: str, name: str) -> None:
 )
 @with_appcontext
 def import_dataset(path: Path, name: str | None, wait: bool) -> None:
-    """Import the labelled images in PATH, a folder or a ZIP archive."""
+    """Import the labeled images in PATH, a folder or a ZIP archive."""
     from webapp.intake import UploadRejected, accept_dataset
 
     try:

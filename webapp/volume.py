@@ -64,13 +64,13 @@ class Volume:
         return self.slope == 1
 
     def png(self, index: int, window: Window | None = None) -> bytes:
-        """Return a slice as an 8-bit grey PNG as radiologists look at it: the forehead up, the
+        """Return a slice as an 8-bit gray PNG as radiologists look at it: the forehead up, the
         patient's left on the right.
 
         Args:
             index: counts from 0 in anatomical order.
             window: what is shown; where it is left out the brain window. Of pictures without HU the
-                greys are shown as they were submitted, unless a window other than those for HU is
+                grays are shown as they were submitted, unless a window other than those for HU is
                 given.
 
         Raises:
@@ -137,7 +137,7 @@ def open_volume(key: str) -> Volume:
 
 @lru_cache(maxsize=16)
 def gray_of(window: Window, slope: float, intercept: float) -> bytes:
-    """Return the grey of each value of a voxel, by its 16 bits read without sign: black below the
+    """Return the gray of each value of a voxel, by its 16 bits read without sign: black below the
     window, white above.
     """
     low = (window.level - window.width / 2 - intercept) / slope

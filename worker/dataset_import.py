@@ -64,9 +64,9 @@ def import_next_dataset() -> bool:
     dataset = claimed[0]
     with mine.holding(Dataset, [dataset.id]):
         try:
-            found = look_into(dataset)
+            facts = look_into(dataset)
             if not in_transaction(
-                lambda: leases.finish(Dataset, mine.owner, [dataset.id], **found)
+                lambda: leases.finish(Dataset, mine.owner, [dataset.id], **facts)
             ):
                 raise LeaseLost
             log.info("dataset=%s imported", dataset.id)

@@ -133,8 +133,8 @@ class Decoder:
             self.close()
             log.warning("the decoder gave no answer: status=%s", child.returncode)
             return None
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        response: dict[str, Any] = json.loads(answer)
+        return response
 
     def _line_from(self, child: subprocess.Popen[bytes]) -> bytes:
         """Return the child's next line; what came of it until its end, or until its time was up."""

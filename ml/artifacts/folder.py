@@ -102,10 +102,10 @@ def read_card(model_dir: Path) -> Card:
     for name, digest in card.files.items():
         _require_plain_name(name)
         try:
-            found = _sha256(model_dir / name)
+            actual = _sha256(model_dir / name)
         except OSError as err:
             raise ArtifactError(f"The model's {name} is missing.") from err
-        if found != digest:
+        if actual != digest:
             raise ArtifactError(
                 f"The model's {name} is not the file that was written: its sha256 differs from the"
                 " card's."

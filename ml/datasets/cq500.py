@@ -82,10 +82,10 @@ def from_cq500(
         problems.append(
             f"{absent:,} scans of {table.name} are not here; their rows were passed over."
         )
-    if strangers := sorted(set(folders) - set(labels_of)):
+    if unlabeled := sorted(set(folders) - set(labels_of)):
         problems.append(
-            f"{len(strangers):,} scans have no label in {table.name} and are left out; the first is"
-            f" CQ500-CT-{strangers[0]}."
+            f"{len(unlabeled):,} scans have no label in {table.name} and are left out; the first is"
+            f" CQ500-CT-{unlabeled[0]}."
         )
     examples: list[Example] = []
     here = sorted(set(labels_of) & set(folders))
@@ -179,13 +179,13 @@ def _read(table: Path) -> dict[int, tuple[int | None, frozenset[str] | None]]:
     header, rows = read_table(table)
     labels_of: dict[int, tuple[int | None, frozenset[str] | None]] = {}
     for line, row in enumerate(rows, start=2):
-        found = SCAN.match(row.get("name", ""))
-        if found is None:
+        match = SCAN.match(row.get("name", ""))
+        if match is None:
             raise DatasetError(
                 f"{table.name}, line {line}: {row.get('name', '')[:60]!r} is no name such as"
                 " CQ500-CT-0."
             )
-        number = int(found.group(1))
+        number = int(match.group(1))
         if number in labels_of:
             raise DatasetError(
                 f"{table.name}, line {line}: CQ500-CT-{number} stands in the table twice."
@@ -224,8 +224,8 @@ def _scan_folders(base: Path) -> Iterator[tuple[int, Path]]:
     for folder, inside, _ in os.walk(base):
         deeper = []
         for name in sorted(inside):
-            if found := SCAN.match(name):
-                yield int(found.group(1)), Path(folder) / name
+            if match := SCAN.match(name):
+                yield int(match.group(1)), Path(folder) / name
             elif not name.startswith((".", "__")):
                 deeper.append(name)
         inside[:] = deeper

@@ -30,7 +30,8 @@ TAGS = [
 ]  # fmt: skip
 
 LONGEST_TEXT = 1000
-"""Of a value: DICOM allows 64 letters, and what is kept of 50,000 files must not fill the memory.
+"""Of a value: DICOM allows 64 letters, and what is kept of 50,000 files must not fill the
+memory.
 """
 
 
@@ -99,14 +100,14 @@ def from_foot_to_head(headers: Sequence[Header]) -> list[Header]:
 
 def _header_of(path: Path, header: pydicom.Dataset) -> Header:
     def text(name: str) -> str:
-        found = " ".join(str(value).strip() for value in values_of(header, name))
-        if len(found) > LONGEST_TEXT:
+        joined = " ".join(str(value).strip() for value in values_of(header, name))
+        if len(joined) > LONGEST_TEXT:
             raise ImageError("The header of the DICOM file holds a text that is far too long.")
-        return found
+        return joined
 
     def number(name: str) -> float | None:
-        found = numbers_of(header, name, 1)
-        return found[0] if found else None
+        numbers = numbers_of(header, name, 1)
+        return numbers[0] if numbers else None
 
     directions, corner = (
         numbers_of(header, "ImageOrientationPatient", 6),

@@ -19,14 +19,14 @@ class Example:
 
     `name` is the path inside the data set, `label` 1 for hemorrhage, 0 for none, None for unknown.
     Images with the same `group` never stand on both sides of a split. `sha256` and `dhash` identify
-    file and picture. `mask` is a picture of
-    the same size in which somebody has outlined the blood: the column `mask` of the table, or the
-    file of that name in `masks/`. `types` are those of `ml.catalogue.BLEEDING_TYPES` that the slice
-    shows, None where nobody said: the column `subtypes` of the table. `scan_label` and `scan_types`
-    are what was said of the patient's scan as a whole, None where nobody did or its slices say it
-    all. `scan` tells a patient's scans apart, empty for the first. `beside` are thin neighbors,
-    averaged with it to a slab (`ml.scans.slabs`). `place_mm` is how far toward the head it lies,
-    known for all readable slices of a scan or for none.
+    file and picture. `mask` is a picture of the same size in which somebody has outlined the blood:
+    the column `mask` of the table, or the file of that name in `masks/`. `types` are those of
+    `ml.catalogue.BLEEDING_TYPES` that the slice shows, None where nobody said: the column
+    `subtypes` of the table. `scan_label` and `scan_types` are what was said of the patient's scan
+    as a whole, None where nobody did or its slices say it all. `scan` tells a patient's scans
+    apart, empty for the first. `beside` are thin neighbors, averaged with it to a slab
+    (`ml.scans.slabs`). `place_mm` is how far toward the head it lies, known for all readable slices
+    of a scan or for none.
     """
 
     path: Path
@@ -82,10 +82,10 @@ def slice_of(
 
 def sha256_of(example: Example) -> str:
     """Return the SHA-256 (hex) of an example's file, or of its files one after the other."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in (example.path, *example.beside):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 UNKNOWN = -1

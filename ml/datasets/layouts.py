@@ -183,10 +183,10 @@ def _from_manifest(
                 types=types,
             )
         )
-    strangers = sorted(set(groups) - {row.get(name_column, "") for row in rows})
-    if strangers:
+    unknown_names = sorted(set(groups) - {row.get(name_column, "") for row in rows})
+    if unknown_names:
         raise DatasetError(
-            f"groups.csv names {strangers[0]}, which is no image of {manifest.name}; both must"
+            f"groups.csv names {unknown_names[0]}, which is no image of {manifest.name}; both must"
             " write the names alike."
         )
     most_common, times = Counter(example.name for example in examples).most_common(1)[0]

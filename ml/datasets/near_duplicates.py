@@ -160,13 +160,13 @@ def near_duplicates(
         alike, correlation = likeness(bits[own], bits[start:]), flat[own] @ flat[start:].T
         same = (alike >= SAME_PICTURE) & np.outer(telling[own], telling[start:])
         same |= (alike >= CANDIDATE) & (correlation >= DUPLICATE_CORRELATION)
-        found = (
+        close = (
             np.argwhere(np.triu(same & np.outer(informative[own], informative[start:]), 1)) + start
         )
-        if len(pairs) + len(found) > most:
+        if len(pairs) + len(close) > most:
             raise DatasetError(
                 f"More than {most:,} pairs of images show nearly the same; please leave the copies"
                 " out."
             )
-        pairs += [(int(first), int(second)) for first, second in found]
+        pairs += [(int(first), int(second)) for first, second in close]
     return pairs

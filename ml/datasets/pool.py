@@ -73,21 +73,21 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
         for example in everything
         if (example.label, example.scan_label) != (None, None)
     }
-    kept = [
+    used = [
         (number, example)
         for number, example in zip(numbers, everything, strict=True)
         if scan_key(example) in with_a_label
     ]
     labels = np.array(
-        [UNKNOWN if example.label is None else example.label for _, example in kept], np.int64
+        [UNKNOWN if example.label is None else example.label for _, example in used], np.int64
     )
-    groups = np.array([everything[number].group for number, _ in kept])
-    unseen = np.array([number not in seen_groups for number, _ in kept], bool)
+    groups = np.array([everything[number].group for number, _ in used])
+    unseen = np.array([number not in seen_groups for number, _ in used], bool)
     known = labels != UNKNOWN
-    scans = numbered([scan_key(example) for _, example in kept])
+    scans = numbered([scan_key(example) for _, example in used])
     given_scan_labels = {
         int(scan): e.scan_label
-        for scan, (_, e) in zip(scans, kept, strict=True)
+        for scan, (_, e) in zip(scans, used, strict=True)
         if e.scan_label is not None
     }
     if given_scan_labels and not known.any():
@@ -99,8 +99,8 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
         labels[unseen & known], groups[unseen & known], folds, some_seen=not unseen.all()
     )
     notes = notes_on_marks(seen)
-    if len(kept) < len(everything):
-        notes.append(f"{len(everything) - len(kept)} images with unknown labels were left out.")
+    if len(used) < len(everything):
+        notes.append(f"{len(everything) - len(used)} images with unknown labels were left out.")
     if not known.all():
         notes.append(
             f"{int((~known).sum())} slices with unknown labels stand in their scans; they neither"
@@ -112,10 +112,10 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
             " initial weights have seen; they only train, and no figure includes them."
         )
     return Pool(
-        tuple(e for _, e in kept),
+        tuple(e for _, e in used),
         labels,
         groups,
-        np.array([e.dataset for _, e in kept]),
+        np.array([e.dataset for _, e in used]),
         scans,
         unseen,
         tuple(notes),
@@ -196,16 +196,16 @@ def _same_in_two_sets(examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
 
 
 def _require_enough(labels: np.ndarray, groups: np.ndarray, folds: int, some_seen: bool) -> None:
-    found = groups_per_class(labels, groups)
-    if some_seen and not all(found.values()):
+    groups_of_class = groups_per_class(labels, groups)
+    if some_seen and not all(groups_of_class.values()):
         raise DatasetError(
             "The initial weights have already seen these images, so nothing honest is left to test"
             " on; start from random or ImageNet weights, or add another data set."
         )
     for label, noun in ((1, "hemorrhage"), (0, "no hemorrhage")):
-        if found[label] < 2 * folds:
+        if groups_of_class[label] < 2 * folds:
             unseen = " that the initial weights have not seen" if some_seen else ""
             raise DatasetError(
-                f"Only {found[label]} groups (patients) show {noun}; {folds} folds need at least"
-                f" {2 * folds}{unseen}."
+                f"Only {groups_of_class[label]} groups (patients) show {noun}; {folds} folds"
+                f" need at least {2 * folds}{unseen}."
             )

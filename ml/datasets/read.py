@@ -128,12 +128,12 @@ def _told_more(example: Example) -> str:
 
 
 def _missing_class(examples: Sequence[Example]) -> str | None:
-    found = {example.label for example in examples} | {example.scan_label for example in examples}
+    labels = {example.label for example in examples} | {example.scan_label for example in examples}
     return (
         "image with hemorrhage"
-        if 1 not in found
+        if 1 not in labels
         else "image without hemorrhage"
-        if 0 not in found
+        if 0 not in labels
         else None
     )
 
@@ -198,7 +198,7 @@ def _look_at_all(
             with suppress(ImageError):
                 headers[example.name] = read_header(example.path)
     with_others = {example.patient for example in looked if example.name not in bare}
-    kept = [
+    usable = [
         number
         for number, example in enumerate(looked)
         if example.name not in bare or example.patient in with_others
@@ -213,8 +213,8 @@ def _look_at_all(
         for sentence, count in assumed.most_common()
     ]
     return (
-        [looked[number] for number in kept],
-        [thumbnails[number] for number in kept],
+        [looked[number] for number in usable],
+        [thumbnails[number] for number in usable],
         headers,
         problems,
     )
@@ -228,13 +228,16 @@ def _placed(examples: Sequence[Example], headers: Mapping[str, Header]) -> list[
     for example in examples:
         of_scan.setdefault(scan_key(example), []).append(headers.get(example.name))
     places: dict[Path, float] = {}
-    for found in of_scan.values():
+    for headers_of_scan in of_scan.values():
         known = {
             header.path: header.place_mm
-            for header in found
+            for header in headers_of_scan
             if header and header.place_mm is not None
         }
-        if len(known) == len(found) and len({header.series for header in found if header}) == 1:
+        if (
+            len(known) == len(headers_of_scan)
+            and len({header.series for header in headers_of_scan if header}) == 1
+        ):
             places |= known
     return [replace(example, place_mm=places.get(example.path)) for example in examples]
 

@@ -3,9 +3,9 @@ Intelligence 2020).
 
 `stage_2_train.csv` (or stage 1's) has the columns ID and Label and six rows for each image,
 ID_0a1b2c3d4_epidural and so on, the last of them ID_0a1b2c3d4_any; some rows stand twice. Beside it
-lie ID_0a1b2c3d4.dcm in a folder such as stage_2_train. The table tells neither
-patient nor order: the headers do. People keep a part of the 752,803 images and the whole table, so
-rows of images that are not here are passed over.
+lie ID_0a1b2c3d4.dcm in a folder such as stage_2_train. The table tells neither patient nor order:
+the headers do. People keep a part of the 752,803 images and the whole table, so rows of images that
+are not here are passed over.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def from_rsna(
             f"{dataset} holds {len(paths):,} images; at most {MOST_IMAGES:,} are read. Keep a part"
             " of the patients."
         )
-    told, absent = _read(table, paths)
+    labels_of, absent = _read(table, paths)
     problems = []
     if doubled:
         problems.append(
@@ -81,18 +81,18 @@ def from_rsna(
         problems.append(
             f"{absent:,} images of {table.name} are not here; their rows were passed over."
         )
-    if strangers := sorted(set(paths) - set(told)):
+    if unlabeled := sorted(set(paths) - set(labels_of)):
         problems.append(
-            f"{len(strangers):,} images have no row in {table.name} and are left out; the first is"
-            f" {strangers[0]}{SUFFIX}."
+            f"{len(unlabeled):,} images have no row in {table.name} and are left out; the first is"
+            f" {unlabeled[0]}{SUFFIX}."
         )
-    if not told:
+    if not labels_of:
         raise DatasetError(
             f"None of the {len(paths):,} images of {dataset} has a row in {table.name}."
         )
     headers = []
-    for name in sorted(told):
-        on_header(len(told))
+    for name in sorted(labels_of):
+        on_header(len(labels_of))
         try:
             headers.append(read_header(paths[name]))
         except ImageError as err:
@@ -101,7 +101,7 @@ def from_rsna(
     for patient, scan, slices in _scans(headers):
         require_no_formula({"patient": patient}, ("patient",), dataset)
         for place, header in enumerate(slices, start=1):
-            label, types = told[header.path.stem]
+            label, types = labels_of[header.path.stem]
             name = header.path.relative_to(base).as_posix()
             require_no_formula({"filename": name}, ("filename",), dataset)
             group = f"patient {patient}" if patient else ""
@@ -155,14 +155,14 @@ def _read(
             for number, row in enumerate(rows, start=2):
                 if not row:
                     continue
-                found = ROW.fullmatch(row[0].strip())
+                match = ROW.fullmatch(row[0].strip())
                 label = LABELS.get(row[1].strip().lower()) if len(row) > 1 else None
-                if found is None or label is None:
+                if match is None or label is None:
                     raise DatasetError(
                         f"{table.name}, line {number}: {','.join(row)[:60]!r} is not an image with"
                         " a type of bleeding, and 0 or 1."
                     )
-                name, fact = found.groups()
+                name, fact = match.groups()
                 if name not in wanted:
                     absent.add(name)
                     if len(absent) > MOST_ABSENT:

@@ -65,8 +65,8 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     parts = [
         part
-        for n, (dataset, found) in enumerate(zip(opened, facts, strict=True), 1)
-        for part in _of_one(dataset, found, out, n)
+        for n, (dataset, summary) in enumerate(zip(opened, facts, strict=True), 1)
+        for part in _of_one(dataset, summary, out, n)
     ]
     parts += list(_of_sources(sources, out))
     title = "Exploration of " + " and ".join(escape(dataset.name) for dataset in opened)
@@ -83,14 +83,14 @@ def write_report(
     return page
 
 
-def _of_one(dataset: Dataset, found: Mapping[str, Any], out: Path, number: int) -> Iterator[str]:
+def _of_one(dataset: Dataset, summary: Mapping[str, Any], out: Path, number: int) -> Iterator[str]:
     """Yield the parts of the page about one data set; writes its pictures, named by `number`."""
 
     def picture(name: str) -> Path:
         return out / f"{number}-{name}.png"
 
     yield f"<h2>{escape(dataset.name)}</h2>"
-    yield _facts(found)
+    yield _facts(summary)
     contact_sheet(dataset).save(picture("samples"))
     yield _figure(
         picture("samples"),
@@ -104,22 +104,22 @@ def _of_one(dataset: Dataset, found: Mapping[str, Any], out: Path, number: int) 
         "Each dot is an image, by its width and height. Classes that lie in different places can be"
         " told apart without a look inside.",
     )
-    _grays(found["histograms"]).savefig(picture("greys"))
+    _grays(summary["histograms"]).savefig(picture("grays"))
     yield _figure(
-        picture("greys"),
+        picture("grays"),
         "Grays inside the head",
         "How often each gray from black (air) to white (bone) occurs, on average over a class."
         " Blood adds light grays; a shift of the whole curve means that the classes were windowed"
         " or photographed differently.",
     )
-    if found["slices_per_patient"]:
+    if summary["slices_per_patient"]:
         _slices_per_patient(dataset.examples).savefig(picture("patients"))
         yield _figure(
             picture("patients"),
             "Slices of each patient",
             "A patient's slices resemble each other, so they stay on one side of every split.",
         )
-    _probes(found["probes"]).savefig(picture("probes"))
+    _probes(summary["probes"]).savefig(picture("probes"))
     yield _figure(
         picture("probes"),
         "Shortcut probes",
@@ -128,7 +128,7 @@ def _of_one(dataset: Dataset, found: Mapping[str, Any], out: Path, number: int) 
         " be learned in place of blood. (The size of a file also follows from what it shows, so a"
         " little above chance is natural.)",
     )
-    yield _probe_table(found["probes"])
+    yield _probe_table(summary["probes"])
     if dataset.near_duplicates:
         _pairs(dataset).save(picture("duplicates"))
         yield _figure(
@@ -146,9 +146,9 @@ def _of_one(dataset: Dataset, found: Mapping[str, Any], out: Path, number: int) 
         "What each step makes of a few slices. A selection keeps its grays, everything else is"
         " dimmed to half; edges are drawn white.",
     )
-    if found["problems"]:
+    if summary["problems"]:
         yield "<h3>Problems</h3>"
-        yield _list(found["problems"])
+        yield _list(summary["problems"])
 
 
 def _of_sources(sources: Sequence[Mapping[str, Any]], out: Path) -> Iterator[str]:
@@ -167,31 +167,31 @@ def _of_sources(sources: Sequence[Mapping[str, Any]], out: Path) -> Iterator[str
         yield _probe_table(pair["probes"])
 
 
-def _facts(found: Mapping[str, Any]) -> str:
+def _facts(summary: Mapping[str, Any]) -> str:
     sizes = "; ".join(
         f"{side} {s['min']}–{s['max']} px, median {s['median']} px"
-        for side, s in found["sizes"].items()
+        for side, s in summary["sizes"].items()
     )
-    per_patient = found["slices_per_patient"]
+    per_patient = summary["slices_per_patient"]
     rows = {
-        "Layout": found["layout"],
-        "Images": found["images"],
-        "With hemorrhage": found["positive"],
-        "Without": found["negative"],
-        "Without a label": found["unknown"],
-        "Patients": found["patients"] or "not told",
-        "Scans": f"{found['scans']}: {_of_scans(found['scan_labels'])}",
-        "Types of bleeding": _of_types(found["types"]) or "not told",
+        "Layout": summary["layout"],
+        "Images": summary["images"],
+        "With hemorrhage": summary["positive"],
+        "Without": summary["negative"],
+        "Without a label": summary["unknown"],
+        "Patients": summary["patients"] or "not told",
+        "Scans": f"{summary['scans']}: {_of_scans(summary['scan_labels'])}",
+        "Types of bleeding": _of_types(summary["types"]) or "not told",
         "Slices of a patient": (
             f"{per_patient['min']}–{per_patient['max']}, median {per_patient['median']:g}"
             if per_patient
             else "not told"
         ),
-        "Groups": found["groups"],
-        "Near-duplicate pairs": len(found["near_duplicates"]),
+        "Groups": summary["groups"],
+        "Near-duplicate pairs": len(summary["near_duplicates"]),
         "Sizes": sizes,
-        "Modes": ", ".join(f"{mode}: {count}" for mode, count in found["modes"].items()),
-        "Fingerprint": found["fingerprint"],
+        "Modes": ", ".join(f"{mode}: {count}" for mode, count in summary["modes"].items()),
+        "Fingerprint": summary["fingerprint"],
     }
     return (
         "<table>"

@@ -101,11 +101,11 @@ def class_probes(
         np.array([e.label for e, _ in known], np.int64),
         np.array([e.group for e, _ in known]),
     )
-    found = []
+    probes = []
     for done, (name, what) in enumerate(PROBES.items()):
         on_probe(done, len(PROBES))
-        found.append(_probe(name, _columns([m for _, m in known], what), labels, groups, seed))
-    return found
+        probes.append(_probe(name, _columns([m for _, m in known], what), labels, groups, seed))
+    return probes
 
 
 def source_probes(

@@ -139,8 +139,8 @@ def _scans_counted(examples: Sequence[Example]) -> dict[str, object]:
         if example.scan_label is not None:
             wholes[scan_key(example)] = example.scan_label
     of_scans = [
-        max((one for one in (*found, wholes.get(key)) if one is not None), default=None)
-        for key, found in labels.items()
+        max((one for one in (*slice_labels, wholes.get(key)) if one is not None), default=None)
+        for key, slice_labels in labels.items()
     ]
     counts = {
         name: of_scans.count(label)

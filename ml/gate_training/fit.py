@@ -162,12 +162,12 @@ def rows_of(seen: Sequence[Seen], autoencoder: bytes) -> tuple[tuple[str, ...], 
     float32 (n, k).
     """
     draws = session(autoencoder)
-    found = []
+    rows = []
     for one in seen:
         drawn = draws.run(["drawn"], {"views": one.view[np.newaxis]})[0]
-        found.append(one.measures | errors(one.view[:, :, 0], drawn[0, :, :, 0], one.mask))
-    names = tuple(sorted(found[0]))
-    return names, np.array([[measures[name] for name in names] for measures in found], np.float32)
+        rows.append(one.measures | errors(one.view[:, :, 0], drawn[0, :, :, 0], one.mask))
+    names = tuple(sorted(rows[0]))
+    return names, np.array([[measures[name] for name in names] for measures in rows], np.float32)
 
 
 def scores_of(fitted: Fitted, seen: Sequence[Seen]) -> np.ndarray:
@@ -356,8 +356,8 @@ def _autoencoder_graph(weights: Weights) -> bytes:
 
 
 def _logit(score: float) -> float:
-    kept = min(max(score, 1e-6), 1 - 1e-6)
-    return float(np.log(kept / (1 - kept)))
+    clipped = min(max(score, 1e-6), 1 - 1e-6)
+    return float(np.log(clipped / (1 - clipped)))
 
 
 def _sigmoid(logit: float) -> float:

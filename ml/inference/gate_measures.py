@@ -68,11 +68,11 @@ def measure(look: Look) -> dict[str, float]:
     if len(outline) < 16:
         return {}
     unrolled, radii = _unrolled(gray, head)
-    found = _shape(head, outline, radii)
-    found |= _rim(unrolled)
-    found |= _inside(gray, head, unrolled)
-    found |= _surroundings(gray, head)
-    return {name: float(value) for name, value in found.items()}
+    measures = _shape(head, outline, radii)
+    measures |= _rim(unrolled)
+    measures |= _inside(gray, head, unrolled)
+    measures |= _surroundings(gray, head)
+    return {name: float(value) for name, value in measures.items()}
 
 
 def _without_margins(gray: FloatArray) -> FloatArray:
@@ -150,7 +150,7 @@ def _rim(unrolled: FloatArray) -> dict[str, float]:
     rim = unrolled[:, :RIM]
     peak = rim.max(axis=1)
     at = rim.argmax(axis=1)
-    found = {
+    measures = {
         "peak_mean": peak.mean(),
         "peak_low": np.percentile(peak, 10),
         "peak_over_inside_low": np.percentile(peak, 15) - inside,
@@ -164,14 +164,14 @@ def _rim(unrolled: FloatArray) -> dict[str, float]:
         "thickness": np.median((rim > (peak[:, None] + inside) / 2).sum(axis=1)) / DEPTHS,
     }
     for number, band in enumerate(np.split(unrolled, 8, axis=1)):
-        found[f"depth{number}_median"] = np.median(band)
-        found[f"depth{number}_spread"] = np.percentile(band, 85) - np.percentile(band, 15)
+        measures[f"depth{number}_median"] = np.median(band)
+        measures[f"depth{number}_spread"] = np.percentile(band, 85) - np.percentile(band, 15)
     # Mirrored about the best axis through the middle: heads are symmetric, also turned ones.
     rows = unrolled[:, : DEPTHS * 3 // 4] - unrolled[:, : DEPTHS * 3 // 4].mean(axis=0)
     turned = np.fft.rfft(rows, axis=0)
     matches = np.fft.irfft((turned * turned).sum(axis=1), n=ANGLES)
-    found["symmetry"] = matches.max() / max(float((rows**2).sum()), 1e-6)
-    return found
+    measures["symmetry"] = matches.max() / max(float((rows**2).sum()), 1e-6)
+    return measures
 
 
 def _inside(gray: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> dict[str, float]:

@@ -47,9 +47,9 @@ def errors(pixels: FloatArray, drawn: FloatArray, mask: FloatArray) -> dict[str,
     squared = (pixels - drawn) ** 2
     around = (LOCAL_PX, LOCAL_PX)
     variance = np.maximum(cv2.blur(pixels**2, around) - cv2.blur(pixels, around) ** 2, 0)
-    normalised = cv2.blur(squared, around) / (variance + LEAST_VARIANCE)
+    normalized = cv2.blur(squared, around) / (variance + LEAST_VARIANCE)
     body = mask > 0.5
-    inside = normalised[body] if body.any() else normalised.ravel()
+    inside = normalized[body] if body.any() else normalized.ravel()
     return {
         "error": float(np.log(squared.mean() + 1e-5)),
         "error_normalised": float(np.log(inside.mean() + 1e-3)),

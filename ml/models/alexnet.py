@@ -99,8 +99,8 @@ def fit(task: FitTask) -> Fitted:
         images: np.ndarray, platt: Platt, scan_platt: Platt
     ) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
-        found = decided(maps)
-        return maps, platt(found), scan_probability(found, platt, scan_platt)
+        slice_decisions = decided(maps)
+        return maps, platt(slice_decisions), scan_probability(slice_decisions, platt, scan_platt)
 
     frozen = int(task.settings["frozen"])
     return Fitted(
@@ -209,8 +209,8 @@ def head_of(maps: tuple[int, ...], width: int, dropout: float, seed: int) -> ker
 
 def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) -> Trained:
     path, state = task.own / "trained.npz", task.own / "state.npz"
-    kept = load_arrays(path)
-    if kept is None:
+    cached = load_arrays(path)
+    if cached is None:
         source.keep(lambda share, figures: task.report((0.5 + 0.5 * share) * MAPS_SHARE, figures))
         keras.utils.set_random_seed(task.seed)
         before = keras.config.dtype_policy()
@@ -242,15 +242,15 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
             report=lambda share, figures: task.report(MAPS_SHARE + share * TUNING_SHARE, figures),
         )
         head = network.get_layer("head")
-        found = weights_of(back, start) if back is not None else dict(start)
+        trained_weights = weights_of(back, start) if back is not None else dict(start)
         for name in DENSE:
-            found[f"{name}_W"], found[f"{name}_b"] = (
+            trained_weights[f"{name}_W"], trained_weights[f"{name}_b"] = (
                 np.asarray(values) for values in head.get_layer(name).get_weights()
             )
-        kept = {name: values.astype(np.float16) for name, values in found.items()}
-        save_arrays(path, kept)
+        cached = {name: values.astype(np.float16) for name, values in trained_weights.items()}
+        save_arrays(path, cached)
         state.unlink()
-    whole = {name: values.astype(np.float32) for name, values in kept.items()}
+    whole = {name: values.astype(np.float32) for name, values in cached.items()}
     return Trained(
         rounded({name: values for name, values in whole.items() if not name.startswith("fc")}),
         {name: values for name, values in whole.items() if name.startswith("fc")},

@@ -137,14 +137,14 @@ def autoencoder_of(
     epochs = epochs or usual_epochs(len(learn))
     name = f"autoencoder-{digest(task.seed, epochs, learn.tolist())[:12]}"
     path, state = task.shared / f"{name}.npz", task.own / f"{name}-state.npz"
-    kept = load_arrays(path)
-    if kept is None:
-        kept = autoencoder.fit_autoencoder(
+    cached = load_arrays(path)
+    if cached is None:
+        cached = autoencoder.fit_autoencoder(
             task.images, learn, task.seed, epochs, state, report
         ).weights
-        save_arrays(path, kept)
+        save_arrays(path, cached)
         state.unlink()
-    return kept
+    return cached
 
 
 def usual_epochs(pictures: int) -> int:
@@ -203,7 +203,7 @@ def features_of(
         )
         wanted = np.flatnonzero(np.isin(task.scans, np.union1d(task.scans[wanted], weak_scans)))
     model: keras.Model | None = None
-    found = []
+    copies_done = []
     for number in range(copies):
         path = folder / f"features-{number}.npz"
         cached = load_arrays(path)
@@ -228,5 +228,5 @@ def features_of(
             whole[positions] = there
             cached = {"features": whole}
             save_arrays(path, cached)
-        found.append(cached["features"])
-    return np.stack(found)
+        copies_done.append(cached["features"])
+    return np.stack(copies_done)

@@ -69,16 +69,16 @@ def tuned_convolutions(
         report: told the share done; raises to stop.
     """
     path, state = task.own / "tuned.npz", task.own / "state.npz"
-    kept, start = load_arrays(path), initial_weights(task, layer)
-    if kept is None:
+    cached, start = load_arrays(path), initial_weights(task, layer)
+    if cached is None:
         precision = str(task.settings["precision"])
         name = (
             f"tuned-{_digest(task, start, learn, layer, epochs, precision)[:32]}.npz"
             if task.reuse
             else ""
         )
-        kept = load_arrays(task.reuse / name) if task.reuse else None
-        if kept is None:
+        cached = load_arrays(task.reuse / name) if task.reuse else None
+        if cached is None:
             data = task.images, task.labels, task.sources, task.masks, learn
             tuned = fine_tune(
                 start,
@@ -91,13 +91,13 @@ def tuned_convolutions(
                 precision=precision,
                 normalizes=normalizes(task),
             )
-            kept = tuned.arrays()
+            cached = tuned.arrays()
             if task.reuse:
-                save_arrays(task.reuse / name, kept)
-        save_arrays(path, kept)
+                save_arrays(task.reuse / name, cached)
+        save_arrays(path, cached)
         state.unlink(missing_ok=True)
     share = 0.0 if task.init == "random" else float(task.settings["initial_share"])
-    return Tuned.of_arrays(kept).mixed_with(start, share)
+    return Tuned.of_arrays(cached).mixed_with(start, share)
 
 
 def _digest(
@@ -106,15 +106,15 @@ def _digest(
     """Return the SHA-256 (hex) of everything that the fine-tuning hangs on; where images stand
     among others is no part of it.
     """
-    found = hashlib.sha256(
+    hasher = hashlib.sha256(
         json.dumps([RECIPE, layer, epochs, task.seed, precision, normalizes(task)]).encode()
     )
-    found.update(json.dumps([task.labels[learn].tolist(), task.sources[learn].tolist()]).encode())
+    hasher.update(json.dumps([task.labels[learn].tolist(), task.sources[learn].tolist()]).encode())
     for name, values in sorted(start.items()):
-        found.update(f"{name} {values.dtype} {values.shape}".encode())
-        found.update(values.tobytes())
+        hasher.update(f"{name} {values.dtype} {values.shape}".encode())
+        hasher.update(values.tobytes())
     for values in (task.images, task.masks):
-        found.update(f"{values.dtype} {values.shape[1:]}".encode())
+        hasher.update(f"{values.dtype} {values.shape[1:]}".encode())
         for first in range(0, len(learn), CHUNK):
-            found.update(values[learn[first : first + CHUNK]].tobytes())
-    return found.hexdigest()
+            hasher.update(values[learn[first : first + CHUNK]].tobytes())
+    return hasher.hexdigest()

@@ -74,12 +74,12 @@ class Network:
                         (sequences[number] - self.mean) / self.spread,
                         1,
                     )
-                found = self.model.predict_on_batch({"features": inputs, "present": present})
+                outputs = self.model.predict_on_batch({"features": inputs, "present": present})
                 for row, number in enumerate(chunk):
                     steps[number] = np.asarray(
-                        found["steps"][row, : len(sequences[number]), 0], np.float64
+                        outputs["steps"][row, : len(sequences[number]), 0], np.float64
                     )
-                    wholes[number] = float(found["whole"][row, 0])
+                    wholes[number] = float(outputs["whole"][row, 0])
         return steps, wholes
 
 
@@ -113,7 +113,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
             return np.concatenate([evidence_of(maps, cells), pooled(maps, "both")], axis=1)
         return rows_of(maps) if by_rows else pooled(maps, "both")
 
-    kept = features_of(
+    feature_copies = features_of(
         task,
         extractor.build,
         summarized,
@@ -130,7 +130,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         """
         return summary[..., :-width] if cells is not None else summary
 
-    features = read(kept)
+    features = read(feature_copies)
 
     def trained(
         name: str, at: np.ndarray, weak_scans: np.ndarray, begin: float, end: float
@@ -195,12 +195,20 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         images: np.ndarray, platt: Platt, scan_platt: Platt
     ) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(model.predict_on_batch(np.asarray(images, np.float32)))
-        found, whole = answers_of(
+        slice_decisions, whole = answers_of(
             network, read(summarized(maps)), np.zeros(len(maps), int), by_rows
         )
         if by_rows:
-            return maps, platt(found), scan_probability(found, platt, scan_platt)
-        return maps, platt(found), float((platt if len(found) == 1 else scan_platt)(whole)[0])
+            return (
+                maps,
+                platt(slice_decisions),
+                scan_probability(slice_decisions, platt, scan_platt),
+            )
+        return (
+            maps,
+            platt(slice_decisions),
+            float((platt if len(slice_decisions) == 1 else scan_platt)(whole)[0]),
+        )
 
     return Fitted(
         decisions=decisions,
@@ -215,7 +223,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         export=export,
         reference=reference,
         learned_features=extractor.learned,
-        descriptions=pooled_rows(features[0]) if by_rows else kept[0, :, -width:],
+        descriptions=pooled_rows(features[0]) if by_rows else feature_copies[0, :, -width:],
     )
 
 
@@ -267,8 +275,8 @@ def _trained(
     keras.utils.set_random_seed(task.seed)
     own = (float(mean[0]), float(spread[0])) if corrects else None
     model = build_network(cell, len(mean), task.settings, task.seed, own)
-    kept = load_arrays(path)
-    if kept is None:
+    cached = load_arrays(path)
+    if cached is None:
         standard = (features - mean) / spread
         batches, draw = (
             slices_drawn(task, standard, learn)
@@ -290,10 +298,10 @@ def _trained(
             state=state,
             report=report,
         )
-        kept = {f"w{number}": values for number, values in enumerate(model.get_weights())}
-        save_arrays(path, kept)
+        cached = {f"w{number}": values for number, values in enumerate(model.get_weights())}
+        save_arrays(path, cached)
         state.unlink()
-    model.set_weights([kept[f"w{number}"] for number in range(len(kept))])
+    model.set_weights([cached[f"w{number}"] for number in range(len(cached))])
     return Network(model, mean, spread)
 
 

@@ -124,9 +124,9 @@ def choose(
     steps = 2 if len(kernels) * len(components) > 1 else 1
     tried |= _scores(task, features, folds, first, lambda share: report(share / steps, {}))
     if steps == 2:
-        found = best()
+        selection = best()
         more = [
-            Choice(found.layer, found.pooling, kernel, pca, cost)
+            Choice(selection.layer, selection.pooling, kernel, pca, cost)
             for pca in components
             for kernel in kernels
             for cost in COSTS[kernel]
@@ -165,8 +165,8 @@ def answer(
         images: np.ndarray, platt: Platt, scan_platt: Platt
     ) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(source.build().predict_on_batch(np.asarray(images, np.float32)))
-        found = machine.decision_function(pooled(maps, choice.pooling))
-        return maps, platt(found), scan_probability(found, platt, scan_platt)
+        slice_decisions = machine.decision_function(pooled(maps, choice.pooling))
+        return maps, platt(slice_decisions), scan_probability(slice_decisions, platt, scan_platt)
 
     named = {
         "layer": choice.layer,

@@ -334,10 +334,10 @@ def _set(layer: keras.Layer, x: keras.KerasTensor, weights: Weights) -> keras.Ke
 
 
 def _weights_of(network: keras.Model) -> Weights:
-    found: Weights = {}
+    weights: Weights = {}
     for name, *_ in (*ENCODERS, *DECODERS):
         for key, values in zip(
             (f"{name}_W", f"{name}_b"), network.get_layer(name).get_weights(), strict=True
         ):
-            found[key] = np.asarray(values).astype(np.float16).astype(np.float32)
-    return found
+            weights[key] = np.asarray(values).astype(np.float16).astype(np.float32)
+    return weights

@@ -35,7 +35,7 @@ def contrasts(
     is what is neither black nor white, and then what lies within two standard deviations of that:
     brain, mostly. Without bone: the same, and bone, a pixel around it, and what is black have the
     level of soft tissue; where `target` has no third number, as in weights that learned before, the
-    levelled one again.
+    leveled one again.
     """
     ops = keras.ops
 
@@ -59,8 +59,8 @@ def contrasts(
     if len(target) < 3:
         return clipped, clipped
     white = ops.cast(pictures >= WHITE * whitest, "float32")
-    kept = shown * (1.0 - ops.max_pool(white, 3, 1, padding="same"))
-    return clipped, clipped * kept + float(target[0]) * (1.0 - kept)
+    unmasked = shown * (1.0 - ops.max_pool(white, 3, 1, padding="same"))
+    return clipped, clipped * unmasked + float(target[0]) * (1.0 - unmasked)
 
 
 def contrasts_nodes(
@@ -173,7 +173,7 @@ def contrasts_nodes(
     beside = add(
         "MaxPool", [white], "beside", kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1]
     )
-    kept = add("Mul", [shown, add("Sub", ["more", beside], "not_beside")], "kept")
-    filled = add("Mul", [level, add("Sub", ["more", kept], "left_out")], "filled")
-    boneless = add("Add", [add("Mul", [leveled, kept], "uncovered"), filled], "boneless")
+    unmasked = add("Mul", [shown, add("Sub", ["more", beside], "not_beside")], "kept")
+    filled = add("Mul", [level, add("Sub", ["more", unmasked], "left_out")], "filled")
+    boneless = add("Add", [add("Mul", [leveled, unmasked], "uncovered"), filled], "boneless")
     return nodes, constants, (f"contrast_{leveled}", f"contrast_{boneless}")

@@ -194,12 +194,12 @@ def weights_of(model: keras.Model, base: Weights) -> Weights:
             parts.setdefault(layer.name.partition("_")[0], []).append(
                 [np.asarray(values) for values in layer.get_weights()]
             )
-    found = dict(base)
+    weights = dict(base)
     for name, groups in parts.items():
-        found[f"{name}_W"], found[f"{name}_b"] = (
+        weights[f"{name}_W"], weights[f"{name}_b"] = (
             np.concatenate(values, axis=-1) for values in zip(*groups, strict=True)
         )
-    return rounded(found)
+    return rounded(weights)
 
 
 def pooled(maps: np.ndarray, pooling: str) -> np.ndarray:

@@ -106,13 +106,13 @@ def run_paper(
         "command": command,
         "notes": list(pool.notes),
     }
-    kept: dict[str, Any] = load_json(out_dir / "cells.json") or facts | {"cells": []}
-    if kept["identity"] != facts["identity"]:
+    saved: dict[str, Any] = load_json(out_dir / "cells.json") or facts | {"cells": []}
+    if saved["identity"] != facts["identity"]:
         raise SettingError(
             f"The folder {out_dir.name} holds the experiment on other data, weights or seed; give"
             " another folder."
         )
-    results: dict[str, dict[str, Any]] = {result["name"]: result for result in kept["cells"]}
+    results: dict[str, dict[str, Any]] = {result["name"]: result for result in saved["cells"]}
     meter = Meter(on_progress, should_stop)
     whole_s = READING_S + sum(cell.expected_s for cell in cells)
     on_plan(len(cells), sum(cell.is_in(results) for cell in cells), expected_left_s(cells, results))

@@ -48,14 +48,14 @@ NOTES = (
 )
 
 
-def write_report(found: Mapping[str, Any], out_dir: Path) -> list[Path]:
+def write_report(results: Mapping[str, Any], out_dir: Path) -> list[Path]:
     """Write what `ml.paper.grid.run_paper` returned as CSV, Markdown and pictures; return the
     files.
 
     Raises:
         ArtifactError: another kind of table stands in the place of the CSV.
     """
-    name, cells = found["dataset"], found["cells"]
+    name, cells = results["dataset"], results["cells"]
     written = [out_dir / f"{name}.csv", out_dir / "table.md"]
     rows = []
     for cell in cells:
@@ -63,7 +63,7 @@ def write_report(found: Mapping[str, Any], out_dir: Path) -> list[Path]:
         for level, metrics in cell["metrics"].items():
             rows += rows_of(facts, level, metrics)
     update_results(written[0], rows)
-    save_text(written[1], "\n".join(_lines(found)) + "\n")
+    save_text(written[1], "\n".join(_lines(results)) + "\n")
     for level in _levels(cells):
         for metric, title in DRAWN.items():
             path = out_dir / f"{name}_paper_{level}_{metric}.png"
@@ -102,22 +102,22 @@ def _panels(
     return {name: panels[name] for name in PANELS.values() if name in panels}
 
 
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    weights = found["initial_weights"]
-    yield f"# The paper's experiment on {found['dataset']}, honest and leaked"
+def _lines(results: Mapping[str, Any]) -> Iterator[str]:
+    weights = results["initial_weights"]
+    yield f"# The paper's experiment on {results['dataset']}, honest and leaked"
     yield ""
     yield "Made by `python -m ml paper`; do not edit."
     yield ""
     yield (
-        f"{found['images']} labeled images of {found['groups']} groups (patients and"
+        f"{results['images']} labeled images of {results['groups']} groups (patients and"
         " near-duplicates)."
     )
     yield (
         f"Initial weights: {weights.get('name') or weights.get('id') or weights['kind']}, seed"
-        f" {found['seed']}."
+        f" {results['seed']}."
     )
     yield ""
-    for level in _levels(found["cells"]):
+    for level in _levels(results["cells"]):
         yield f"## By {level}"
         yield ""
         yield (
@@ -126,7 +126,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             + " | folds × repeats | epochs | seconds |"
         )
         yield "|---|---|---|---|" + "---|" * len(SHOWN) + "--:|--:|--:|"
-        for cell in found["cells"]:
+        for cell in results["cells"]:
             if level in cell["metrics"]:
                 figures = " | ".join(_figure(cell["metrics"][level][name]) for name in SHOWN)
                 restructured = "yes" if cell["restructured"] else "no"
@@ -139,10 +139,10 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
                     f" {cell['epochs']} | {cell['seconds']:.0f} |"
                 )
         yield ""
-    yield from (f"- {note}" for note in (*NOTES, *found["notes"]))
-    if found["command"]:
+    yield from (f"- {note}" for note in (*NOTES, *results["notes"]))
+    if results["command"]:
         yield ""
-        yield f"```\n{found['command']}\n```"
+        yield f"```\n{results['command']}\n```"
 
 
 def _figure(entry: Mapping[str, Any]) -> str:

@@ -56,7 +56,7 @@ def judge_heat_maps(
             np.float32,
         )
 
-    found: list[dict[str, bool | int | None]] = []
+    tests: list[dict[str, bool | int | None]] = []
     for position in at:
         image = np.asarray(images[position], np.float32)
         maps = maps_of(image[np.newaxis])[0]
@@ -70,14 +70,14 @@ def judge_heat_maps(
             score(maps_of(np.stack([image, *(covered(image, cells) for cells in covers)])))
         )
         drops = answers[0] - answers[1:]
-        found.append(
+        tests.append(
             {
                 "at": int(position),
                 "hottest_beats_random": bool(drops[0] > drops[1:].mean()),
                 "hottest_in_or_beside_mask": points_at(heat, masks[position]),
             }
         )
-    return found
+    return tests
 
 
 def summary(tested: Sequence[Mapping[str, Any]], groups: np.ndarray, seed: int) -> dict[str, Any]:

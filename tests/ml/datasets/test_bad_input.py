@@ -57,7 +57,7 @@ def read(folder: Path, picture: Image.Image, kind: str = "PNG", **options: objec
 
 
 PUT_RIGHT: dict[str, tuple[Callable[[], Image.Image], str]] = {
-    "grey": (lambda: Image.fromarray(GRAY), ""),
+    "gray": (lambda: Image.fromarray(GRAY), ""),
     "palette": (lambda: Image.fromarray(GRAY).convert("P"), ""),
     "color mode without colors": (lambda: Image.fromarray(COLORS), ""),
     "16 bits of gray": (lambda: in_16_bits(GRAY.astype(np.int64) * 257), ""),

@@ -1,4 +1,4 @@
-"""The picture in other contrasts: its soft tissue levelled, and the same without bone."""
+"""The picture in other contrasts: its soft tissue leveled, and the same without bone."""
 
 from __future__ import annotations
 
