@@ -1,4 +1,4 @@
-"""Files of a training that may be interrupted: each is there whole or not at all."""
+"""Checkpoint files of a training, written atomically."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ BY_NAME = (
 
 
 def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Describe data sets, and, of several, how well one can tell them apart."""
+    """Describe data sets and, if there are several, how distinguishable they are."""
     from ml.exploration.summary import compare_sources, explore, measure_all
 
     opened = [
@@ -57,17 +57,17 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                     f"{name.replace('_', ' ')}:"
                     f" {value if isinstance(value, (str, int)) else json.dumps(value)}"
                 )
-        _say_probes("told from the labels by", of_one["probes"])
+        _say_probes("labels predicted by", of_one["probes"])
     for pair in sources:
         _say_probes(f"{' told from '.join(pair['sources'])} by", pair["probes"])
 
 
 def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Train a model, show how far it is, and write its figures."""
+    """Train a model, show progress, and print its metrics."""
     from ml.training.run import LICENSE_NOTES, TrainConfig, train
 
     settings = dict(_key_and_value(text) for text in options.set)
-    # a wrong one is said before a data set is read
+    # fail before a data set is read
     architecture_named(options.architecture).parse_settings(settings)
     config = TrainConfig(
         architecture=options.architecture,
@@ -100,8 +100,8 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
 
 
 def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Predict scans; a folder is one series. One line each, a scan that cannot be read among them;
-    it is an error if none can.
+    """Predict scans, one line each; a folder is one series. Unreadable scans get a line, too; it is
+    an error if none can be read.
     """
     from ml.inference.predictor import Predictor
 
@@ -153,12 +153,12 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
 
 
 def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Score a model on a labeled data set."""
+    """Evaluate a model on a labeled data set."""
     from ml.evaluation.plots import write_plots
     from ml.training.external_validation import evaluate
 
     model = _model_folder(options.model)
-    read_card(model)  # a model that is none is said before a data set is read
+    read_card(model)  # fail before a data set is read
     dataset = _dataset(
         options.dataset,
         stack,
@@ -181,7 +181,7 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[
 
 
 def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Show the figures of several runs on what they share, and their differences."""
+    """Show the metrics of several runs on the images they share, and their differences."""
     from ml.evaluation.comparison import compare
 
     result = compare(options.runs)
@@ -195,7 +195,7 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                 f"  {run['run']:{width}}  "
                 + "  ".join(f"{name} {figure(entry)}" for name, entry in run["metrics"].items())
             )
-        # a data set may be called all, too
+        # a data set may be named "all", too
         for dataset, those in [("all", found), *found.get("by_dataset", {}).items()]:
             for difference in those["differences"]:
                 shown = "  ".join(
@@ -209,9 +209,7 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
 
 
 def worklist_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Simulate how much sooner hemorrhages are looked at where a model's answers order the
-    worklist.
-    """
+    """Simulate how much sooner hemorrhages are read when a model prioritizes the worklist."""
     department = Department(
         **{name: getattr(options, name) for name in Department.__dataclass_fields__}
     )
@@ -278,9 +276,7 @@ def _model_folder(name: str) -> Path:
 
 
 def _deciding(given: list[str]) -> list[str]:
-    """Return the arguments that decide what is computed; the sentences for the card stand in the
-    card already.
-    """
+    """Return the arguments that affect the results; the card already holds its notes."""
     return [
         word
         for before, word in zip(["", *given], given, strict=False)
@@ -324,7 +320,7 @@ def _write_json(value: object) -> None:
 
 
 def results_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Put the figures of finished runs into the tables of results."""
+    """Add the metrics of finished runs to the result tables."""
     gathered: dict[str, list[Row]] = {}
     for text in options.runs:
         run, sign, protocol = text.rpartition("=")

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: how far a command is, and figures with their intervals."""
+"""Terminal output: progress, and metrics with their confidence intervals."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ EVERY_S, EVERY_S_IN_A_LOG = 0.2, 10.0
 
 
 class Counter:
-    """Says how many of something are done and how long the rest will take, on standard error: one
-    line that is written over at a terminal, a line every ten seconds in a log."""
+    """Shows progress and the remaining time on standard error: a single line that is overwritten on
+    a terminal, a line every ten seconds in a log.
+    """
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -41,8 +42,8 @@ class Counter:
 
 
 class Trail:
-    """Says where a training is, on standard error: one line that is written over at a terminal, a
-    line every ten seconds in a log.
+    """Shows the progress of a training on standard error: a single line that is overwritten on a
+    terminal, a line every ten seconds in a log.
     """
 
     def __init__(self) -> None:
@@ -66,7 +67,7 @@ class Trail:
 
 
 def minutes(seconds: float) -> str:
-    """Return a length of time as a person says it."""
+    """Format a duration."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
@@ -76,7 +77,7 @@ def say(line: str) -> None:
 
 
 def say_figures(metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write one line a metric."""
+    """Write one line per metric."""
     for name, entry in metrics.items():
         say(
             f"  {name:12} {figure(entry)}"
@@ -85,7 +86,7 @@ def say_figures(metrics: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def figure(entry: Mapping[str, Any], signed: bool = False) -> str:
-    """Return a figure with its interval, or why there is none."""
+    """Return a metric with its interval, or why there is none."""
     if entry["value"] is None:
         return f"– ({entry['reason']})"
     sign = "+" if signed else ""

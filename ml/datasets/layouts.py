@@ -1,4 +1,4 @@
-"""Where labels stand and what they say: the layouts of data sets that people have."""
+"""The supported layouts of data sets: where images and labels are found."""
 
 from __future__ import annotations
 
@@ -53,20 +53,19 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
 def find_examples(
     root: Path, name: str, on_header: Callable[[int], None] = lambda total: None
 ) -> tuple[Path, str, list[Example], list[str]]:
-    """Return the folder with the data, the layout, an entry for each image, none of them opened
-    yet, and sentences about what is odd.
+    """Return the folder with the data, the layout, an example for each image without opening it,
+    and notes about irregularities.
 
-    `group` is filled in where a patient column or a groups file says something, and empty
-    elsewhere.
+    `group` is set where there is a patient column or a groups file, else empty.
 
     Args:
-        root: the folder, or one that holds nothing but that folder.
-        name: what the data set is called.
-        on_header: where headers tell what a data set holds, asked before those of each image or
-            scan, of how many; raises to stop.
+        root: the folder, or one that contains only that folder.
+        name: name of the data set.
+        on_header: called with the number of images or scans before each header is read, in layouts
+            that need headers; raises to stop.
 
     Raises:
-        DatasetError: no layout fits, a file is missing, or a label is unreadable.
+        DatasetError: no layout matches, a file is missing, or a label is invalid.
     """
     base = _descend(root)
     for table in (
@@ -186,8 +185,8 @@ def _from_manifest(
     unknown_names = sorted(set(groups) - {row.get(name_column, "") for row in rows})
     if unknown_names:
         raise DatasetError(
-            f"groups.csv names {unknown_names[0]}, which is no image of {manifest.name}; both must"
-            " write the names alike."
+            f"groups.csv names {unknown_names[0]}, which is not an image of {manifest.name}; both"
+            " must spell the names alike."
         )
     most_common, times = Counter(example.name for example in examples).most_common(1)[0]
     if times > 1:
@@ -195,19 +194,19 @@ def _from_manifest(
     examples, odd = with_scan_labels(examples, of_patients)
     if odd_slices:
         odd.append(
-            f"Slices without a whole number: {len(odd_slices)}, such as {odd_slices[0]}; they count"
-            " as unknown."
+            f"Slice numbers that are not integers: {len(odd_slices)}, such as {odd_slices[0]};"
+            " they are ignored."
         )
     return "kaggle head_ct" if kaggle else "manifest", examples, odd
 
 
 def _mask_of(base: Path, name: str, given: str, where: str) -> Path | None:
-    """Return the outline of an image: what its row names, else its own name in `masks/`, with or
-    without its first folder.
+    """Return the segmentation mask of an image: the file named in its row, else its own name in
+    `masks/`, with or without its first folder.
     """
     if given:
         if not stays_inside(given) or not (base / given).is_file():
-            raise DatasetError(f"{where}: the outline {given[:100]!r} is no file of the data set.")
+            raise DatasetError(f"{where}: the mask {given[:100]} is not a file of the data set.")
         return base / given
     own = Path(name).with_suffix(".png")
     beside = (
@@ -258,6 +257,6 @@ def _from_folders(base: Path, dataset: str) -> list[Example]:
     if not examples:
         raise DatasetError(
             f"{dataset} has neither a table (labels.csv with the columns filename and label) "
-            "nor one folder a class (such as hemorrhage and normal)."
+            "nor one folder per class (such as hemorrhage and normal)."
         )
     return examples

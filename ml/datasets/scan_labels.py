@@ -1,6 +1,4 @@
-"""Labels of whole scans, where nobody labeled each slice: a table of patients, or a column beside
-the slices.
-"""
+"""Scan-level (weak) labels, from a table of patients or a column of the table of slices."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ SCAN_LABEL_COLUMNS = ("scan_label", "study_label", "label", "hemorrhage", "any")
 
 @dataclass(frozen=True)
 class ScanLabel:
-    """What was said of a patient's scan as a whole, and where it stands."""
+    """The label of a patient's scan, and where it was read."""
 
     label: int
     types: frozenset[str] | None
@@ -25,8 +23,8 @@ class ScanLabel:
 
 
 def read_patients(path: Path) -> dict[str, ScanLabel]:
-    """Return what a table of patients says of their scans; nothing where it is not there, or holds
-    no labels.
+    """Read the scan labels of a table of patients; empty if there is no table or it has no
+    labels.
     """
     if not path.is_file():
         return {}
@@ -53,7 +51,7 @@ def read_patients(path: Path) -> dict[str, ScanLabel]:
         ):
             patient = row[patient_column][:60]
             raise DatasetError(
-                f"{where}: the scan of patient {patient} shows other types of bleeding than in"
+                f"{where}: the scan of patient {patient} has other types of hemorrhage than in"
                 f" {before.where}."
             )
         if before is None or before.types is None:
@@ -62,12 +60,12 @@ def read_patients(path: Path) -> dict[str, ScanLabel]:
 
 
 def add_scan_label(given: dict[str, ScanLabel], patient: str, text: str, where: str) -> int | None:
-    """Add what a cell says of a patient's scan, and return it; None where the cell is empty."""
+    """Add the scan label in a cell and return it; None if the cell is empty."""
     label = label_of(text, "label of the scan", where)
     if label is None:
         return None
     if not patient:
-        raise DatasetError(f"{where}: a label of a scan needs a patient beside it.")
+        raise DatasetError(f"{where}: a scan label needs a patient in the same row.")
     before = given.setdefault(patient, ScanLabel(label, None, where))
     if before.label != label:
         raise DatasetError(
@@ -80,13 +78,13 @@ def add_scan_label(given: dict[str, ScanLabel], patient: str, text: str, where: 
 def with_scan_labels(
     examples: Sequence[Example], given: Mapping[str, ScanLabel]
 ) -> tuple[list[Example], list[str]]:
-    """Return the examples with what was told of their patients' scans, and sentences about what
-    does not agree.
+    """Return the examples with the scan labels of their patients, and notes about
+    contradictions.
 
-    Where the labels of all slices of a scan are known they say it all, so that nothing is added.
+    If all slices of a scan are labeled, no scan label is added.
 
     Raises:
-        DatasetError: a scan is told to show no blood, and one of its slices is labeled with it.
+        DatasetError: a scan is labeled negative, but one of its slices is labeled positive.
     """
     of_patient: dict[str, list[Example]] = {}
     for example in examples:
@@ -106,7 +104,7 @@ def with_scan_labels(
         elif said.label == 1 and 1 not in labels:
             problems.append(
                 f"{said.where}: the scan of patient {patient[:60]} has the label 1, but all its"
-                " slices have 0; the slices count."
+                " slices have 0; the slice labels are used."
             )
     return [
         (

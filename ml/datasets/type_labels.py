@@ -1,4 +1,4 @@
-"""What is known of the types of bleeding in slices and in whole scans."""
+"""Labels of types of hemorrhage, for slices and for scans."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class KnownTypes:
 
 
 def known_types(examples: Sequence[Example], scans: np.ndarray) -> KnownTypes | None:
-    """Return what the examples name, None where no slice is said to show any type.
+    """Return the types in the examples' labels, None if no slice has a type.
 
-    A scan shows what any of its slices shows, or what was told of it as a whole. Where its blood is
-    of unknown types, so is what is left.
+    A scan has the types of its slices and of its scan-level label. If a positive slice or scan has
+    unknown types, the remaining types of the scan are unknown.
 
     Args:
         examples: the slices.

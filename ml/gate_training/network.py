@@ -1,4 +1,4 @@
-"""The network that weighs the witnesses of `ml.inference.gate`, and its ONNX graph."""
+"""The network that combines the three inputs of `ml.inference.gate`, and its ONNX graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ml.networks.training_loop import Batch, run_epochs
 
 CHANNELS = (16, 24, 32, 48)
 HIDDEN = 32
-MOST_DEVIATIONS = 4.0  # a measurement counts as at most this many standard deviations off
+MOST_DEVIATIONS = 4.0  # measures are clipped to this many standard deviations
 EPOCHS, BATCHES, BATCH = 14, 100, 64
 LEARNING_RATE, AVERAGING = 2e-3, 0.98
 OPSET, IR_VERSION = 17, 8
@@ -30,15 +30,15 @@ def fit_judge(
     seed: int,
     state: Path,
 ) -> keras.Model:
-    """Return the network: views (N, 128, 128, 1) and measures (N, k) -> two logits (N, 1) each, of
-    the picture and of the measures.
+    """Return the network: views (N, 128, 128, 1) and measures (N, k) -> two logits (N, 1), of the
+    image and of the measures.
 
     Args:
         views: float32 (n, 128, 128, 1).
         measures: float32 (n, k).
-        odd: bool (n,), True where it is no head CT.
-        weights: (n,) how often an example is drawn among its like.
-        seed: of everything random.
+        odd: bool (n,), True if it is not head CT.
+        weights: (n,) sampling weight of an example in its class.
+        seed: random seed.
         state: file for the state after each epoch.
     """
     keras.utils.set_random_seed(seed)
@@ -189,7 +189,7 @@ def _network(measures: np.ndarray) -> keras.Model:
 
 
 def _varied(views: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the views mirrored, turned, moved, scaled and in other grays, some of them."""
+    """Return randomly augmented views: mirrored, rotated, shifted, scaled, other gray levels."""
     varied = np.empty_like(views)
     for number, view in enumerate(views[..., 0]):
         turn = random.uniform(-25, 25) if random.random() < 0.5 else 0.0

@@ -1,8 +1,8 @@
-"""What can be measured on a picture to tell a head CT from anything else: shape, rim, inside,
-symmetry, surroundings.
+"""Measures that distinguish head CT from other images: shape, rim, inside, symmetry,
+surroundings.
 
-A head in CT is one upright oval body with a closed shell of bone, bright in every window, around a
-gray inside with little contrast. numpy and OpenCV only; a picture takes some milliseconds.
+A head in CT is a single oval body with a closed shell of bone, bright in every window, around a
+gray inside with low contrast. numpy and OpenCV only; an image takes a few milliseconds.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ HARMONICS = 4
 
 @dataclass(frozen=True)
 class Look:
-    """A picture prepared for measuring.
+    """An image prepared for measuring.
 
     Attributes:
         gray: float32 (height, width) in 0..1 without plain margins, longer side at most 256.
-        head: where the largest body is, bool of the same shape; None where there is none.
+        head: mask of the largest body, bool of the same shape; None if there is none.
     """
 
     gray: FloatArray
@@ -41,7 +41,7 @@ class Look:
 
 
 def look_at(slice_: Slice) -> Look:
-    """Return the picture prepared for measuring; HU through the brain window."""
+    """Prepare an image for measuring; HU in the brain window."""
     gray = (
         window(slice_.pixels, *BACKGROUND_HU)
         if slice_.unit == "hu"
@@ -59,7 +59,7 @@ def look_at(slice_: Slice) -> Look:
 
 
 def measure(look: Look) -> dict[str, float]:
-    """Return the measurements by name; empty where the picture shows no body at all."""
+    """Return the measures by name; empty if the image shows no body."""
     if look.head is None or look.head.sum() < 64:
         return {}
     gray, head = look.gray, look.head
@@ -76,22 +76,20 @@ def measure(look: Look) -> dict[str, float]:
 
 
 def _without_margins(gray: FloatArray) -> FloatArray:
-    """Return the picture without rows and columns of one gray at its edges, as pages and figures
-    have them.
-    """
+    """Crop uniform rows and columns at the edges, as in pages and figures."""
     rows = np.flatnonzero(np.ptp(gray, axis=1) > PLAIN_EDGE)
     columns = np.flatnonzero(np.ptp(gray, axis=0) > PLAIN_EDGE)
     if len(rows) < 8 or len(columns) < 8:
         return gray
-    # A little of the margin stays, so that a head that fills the rest still has its outline.
+    # A small margin remains, so that the outline of a head that fills the rest is visible.
     top, bottom = max(rows[0] - 2, 0), rows[-1] + 3
     left, right = max(columns[0] - 2, 0), columns[-1] + 3
     return gray[top:bottom, left:right]
 
 
 def _unrolled(gray: FloatArray, head: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
-    """Return the head unrolled, float32 (ANGLES, DEPTHS), and the distance of its outline from its
-    middle in each direction, px.
+    """Return the head in polar coordinates, float32 (ANGLES, DEPTHS), and the radius of its outline
+    in each direction, px.
     """
     down, across = np.nonzero(head)
     middle_y, middle_x = float(down.mean()), float(across.mean())
@@ -113,9 +111,7 @@ def _unrolled(gray: FloatArray, head: NDArray[np.bool_]) -> tuple[FloatArray, Fl
 def _shape(
     head: NDArray[np.bool_], outline: NDArray[np.int32], radii: FloatArray
 ) -> dict[str, float]:
-    """Size, oblongness, solidity, roundness, and how much of the outline lies on the picture's
-    edge.
-    """
+    """Size, elongation, solidity, roundness, and the share of the outline on the image's edge."""
     area = float(head.sum())
     hull = max(float(cv2.contourArea(cv2.convexHull(outline))), 1.0)
     (_, (minor, major), _) = cv2.fitEllipse(outline)
@@ -144,7 +140,7 @@ def _shape(
 
 
 def _rim(unrolled: FloatArray) -> dict[str, float]:
-    """How closed, bright and even a shell lies under the outline, against what lies inside it."""
+    """How closed, bright and uniform the shell below the outline is, relative to the inside."""
     core = unrolled[:, CORE:]
     inside = float(np.median(core))
     rim = unrolled[:, :RIM]
@@ -166,7 +162,7 @@ def _rim(unrolled: FloatArray) -> dict[str, float]:
     for number, band in enumerate(np.split(unrolled, 8, axis=1)):
         measures[f"depth{number}_median"] = np.median(band)
         measures[f"depth{number}_spread"] = np.percentile(band, 85) - np.percentile(band, 15)
-    # Mirrored about the best axis through the middle: heads are symmetric, also turned ones.
+    # Symmetry about the best axis through the center; heads are symmetric, also when rotated.
     rows = unrolled[:, : DEPTHS * 3 // 4] - unrolled[:, : DEPTHS * 3 // 4].mean(axis=0)
     turned = np.fft.rfft(rows, axis=0)
     matches = np.fft.irfft((turned * turned).sum(axis=1), n=ANGLES)
@@ -175,7 +171,7 @@ def _rim(unrolled: FloatArray) -> dict[str, float]:
 
 
 def _inside(gray: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> dict[str, float]:
-    """Grays, grain, edges and flatness within the shell."""
+    """Gray levels, grain, edges and flatness inside the shell."""
     core = unrolled[:, CORE:]
     eroded = _core(head)
     values = gray[eroded]
@@ -207,8 +203,8 @@ def _inside(gray: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> 
 
 
 def _surroundings(gray: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]:
-    """What lies beside the head: little, in CT; and how much of the picture is edges and how many
-    grays it has.
+    """Content beside the head, which is little in CT; the share of edges and the number of gray
+    levels of the image.
     """
     around = ~cv2.dilate(head.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
     values = gray[around]
@@ -232,6 +228,6 @@ def _surroundings(gray: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]
 
 
 def _core(head: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the inner part of the head, without the outer third of its half width."""
+    """Return the inner part of the head, without the outer third of its radius."""
     distance = cv2.distanceTransform(np.pad(head, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     return np.asarray(distance > 0.36 * distance.max())

@@ -1,12 +1,12 @@
-"""The paper's network: AlexNet (A. Krizhevsky, I. Sutskever, G. Hinton 2012) with an answer for two
-classes.
+"""The paper's network: AlexNet (A. Krizhevsky, I. Sutskever, G. Hinton 2012) with a two-class
+output.
 
-Five convolutions, three overlapping max-poolings, local response normalization where the weights
-were trained with it, two fully connected layers with dropout, softmax. The softmax of two classes
-is the logistic function of their difference, which is the raw decision. Maps of frozen
-convolutions, of augmented copies too, are computed once. The features graph ends at conv5, so that
-a heat map has its 13 x 13 cells; the last pooling and the fully connected layers are the head. A
-part of the training part's groups, which the network never saw, calibrates.
+Five convolutional layers, three overlapping max pooling layers, local response normalization if the
+weights were trained with it, two fully connected layers with dropout, softmax. The softmax of two
+classes is the logistic function of their difference, which is the raw decision. Feature maps of
+frozen layers, including those of augmented copies, are computed once. The features graph ends at
+conv5, so that a heat map has its 13 x 13 cells; the last pooling and the fully connected layers are
+the head. The calibration uses groups of the training part that were held out from the network.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from ml.networks.weights import Weights, layout_of, rounded
 
 LAYER = "conv5"
 BATCH = 32
-MOST_BATCHES = 32  # of an epoch, which is at most 1,024 pictures
+MOST_BATCHES = 32  # per epoch, which is at most 1,024 images
 AVERAGING = 0.98
 CHUNK = 64
-# of maps of frozen convolutions; beyond that they are computed each time
+# of cached feature maps; beyond that they are recomputed
 MOST_KEPT_BYTES = 3 * 2**30
 DENSE = ("fc6", "fc7", "fc8")
 MAPS_SHARE, TUNING_SHARE = 0.25, 0.7  # of a fit's time
@@ -47,7 +47,7 @@ Report = Callable[[float, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left: convolutions and fully connected layers, rounded to half precision, as
+    """Trained weights: convolutional and fully connected layers, rounded to half precision, as
     float32.
     """
 
@@ -120,8 +120,8 @@ def fit(task: FitTask) -> Fitted:
 
 
 class _Source:
-    """Where the trained part of the network takes its inputs from: pictures, or maps of the frozen
-    convolutions, kept in a file.
+    """The inputs of the trainable part of the network: images, or cached feature maps of the frozen
+    layers.
     """
 
     def __init__(self, task: FitTask, start: Weights, restructuring: Weights | None) -> None:
@@ -141,15 +141,15 @@ class _Source:
             self.shape = self.model.output_shape[1:]
 
     def keep(self, report: Report) -> None:
-        """Compute and keep the maps of the frozen convolutions for all that may be learned from, if
-        they are not too many.
+        """Cache the feature maps of the frozen layers for the whole training part, if they are not
+        too many.
         """
         task = self.task
         own = self.restructuring is not None
         n = len(task.images)
         if self.front is None or self.copies * n * int(np.prod(self.shape)) * 2 > MOST_KEPT_BYTES:
             return
-        # Hidden: a worker keeps no such file with the checkpoint, it is made again.
+        # A hidden file, so workers leave it out of the checkpoint; it is recomputed.
         path = (task.own if own else task.shared) / ".maps.npy"
         wanted = task.train if own else np.flatnonzero(task.labels >= 0)
         if not path.is_file():
@@ -188,8 +188,8 @@ class _Source:
 
 
 def head_of(maps: tuple[int, ...], width: int, dropout: float, seed: int) -> keras.Model:
-    """Return the last pooling and the fully connected layers: maps (n, h, w, c) -> scores of the
-    two classes (n, 2), before the softmax.
+    """Return the last pooling and the fully connected layers: maps (n, h, w, c) -> logits of the
+    two classes (n, 2).
     """
     layers = keras.layers
     given = keras.Input(maps, name="maps")
@@ -260,8 +260,8 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
 def _network(
     task: FitTask, start: Weights, source: _Source
 ) -> tuple[keras.Model, keras.Model | None]:
-    """Return the network that learns, from the inputs of `source` to scores, and the convolutions
-    in it that learn, if any do.
+    """Return the trainable network, from the inputs of `source` to logits, and its trainable
+    convolutional part, if any.
     """
     inputs = keras.Input(source.shape, name="inputs")
     names = [each.name for each in layout_of(start).convolutions][source.frozen :]
@@ -283,7 +283,7 @@ def _network(
             given, convolved(given, start, names, normalizes(task)), name="learning_convolutions"
         )
         set_weights(back, start)
-        # Picture and reconstruction go through the same convolutions.
+        # Image and reconstruction go through the same convolutions.
         parts = keras.ops.split(inputs, 2, axis=-1) if twice else [inputs]
         made = [back(part) for part in parts]
         maps = keras.layers.Concatenate()(made) if twice else made[0]

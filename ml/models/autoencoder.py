@@ -1,9 +1,9 @@
-"""An autoencoder's bottleneck + SVM: what a network that has to draw heads again makes of them,
-without a label; see `ml.models.svm`.
+"""An autoencoder's bottleneck + SVM: features learned without labels by reconstructing heads; see
+`ml.models.svm`.
 
 The autoencoder (`ml.networks.autoencoder`) starts from random weights, whatever initial weights are
-given: it has no layer of AlexNet. It learns from the whole training part, and inner folds of that
-part, with its labels, choose the machine and calibrate.
+given, as it shares no layer with AlexNet. It is trained on the whole training part, whose inner
+folds select the SVM and calibrate it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ml.models.svm import Features, answer, choose, summarized
 from ml.networks import autoencoder
 
 LAYER = "bottleneck"
-# of a fit's time: when the autoencoder is done, and when the features are
+# progress of a fit after the autoencoder and after the features
 LEARNING_SHARE, FEATURES_SHARE = 0.8, 0.9
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """The encoder of an autoencoder, which learned from images of one fit."""
+    """The encoder of an autoencoder trained on the images of one fit."""
 
     weights: autoencoder.Weights
     size: int

@@ -1,9 +1,9 @@
-"""What architectures learn their heads on: features of every slice, from convolutions that are
-frozen or learned first.
+"""Features of every slice, from frozen or fine-tuned convolutions, on which the heads are
+trained.
 
-Frozen convolutions see each picture, and each of its augmented copies, once in a run; all fits
-share what they gave. Convolutions or an autoencoder that learn belong to one fit, and so do their
-features.
+With frozen convolutions, the features of each image and of its augmented copies are computed once
+per run and shared by all fits. If convolutions or an autoencoder are trained, their features belong
+to one fit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ml.networks.weights import Weights, layout_of
 from ml.preprocessing.augmentation import vary
 
 CHUNK = 64
-# seen by an autoencoder in all; it learns from few pictures more often
+# shown to an autoencoder in total; few images are shown more often
 PICTURES_TO_RECONSTRUCT = 8_000
 MOST_EPOCHS, FEWEST_EPOCHS = 100, 5
 Report = Callable[[float, Mapping[str, float]], None]
@@ -33,10 +33,10 @@ Report = Callable[[float, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Extractor:
-    """Convolutions up to a layer, and what stands before them.
+    """Convolutions up to a layer, and what precedes them.
 
-    `learned` says that they, or the autoencoder, learned from images of one fit, `tuned` is what
-    fine-tuning made of them, its head of cells too; the rest are arguments of
+    `learned`: they, or the autoencoder, were trained on the images of one fit; `tuned`: the
+    fine-tuned weights with their cell head; the rest are arguments of
     `ml.networks.convolutions.build`.
     """
 
@@ -50,7 +50,7 @@ class Extractor:
 
     @property
     def tuned_by(self) -> dict[str, str]:
-        """What the card says of who computed the fine-tuning: nothing where there was none."""
+        """The card's entry about the hardware of the fine-tuning; empty without fine-tuning."""
         return {"tuned_by": self.tuned.by} if self.tuned else {}
 
     @property
@@ -88,13 +88,13 @@ class Extractor:
 
 
 def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -> Extractor:
-    """Return the convolutions up to `layer`, after they and the autoencoder have learned where the
+    """Return the convolutions up to `layer`, fine-tuned and with a trained autoencoder if the
     settings say so.
 
     Args:
         task: what is being fitted.
         layer: of the maps.
-        learn: positions of the images that the convolutions may learn from.
+        learn: positions of the training images of the convolutions.
         report: told the share done; raises to stop.
     """
     epochs = int(task.settings.get("fine_tune_epochs", 0))
@@ -118,8 +118,8 @@ def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -
 def restructuring_of(
     task: FitTask, learn: np.ndarray, report: Report
 ) -> autoencoder.Weights | None:
-    """Return the weights of an autoencoder fitted to the images at `learn`, None where the settings
-    ask for none.
+    """Return the weights of an autoencoder fitted to the images at `learn`, None if the settings
+    have none.
     """
     if task.settings.get("restructure", "none") == "none":
         return None
@@ -129,10 +129,10 @@ def restructuring_of(
 def autoencoder_of(
     task: FitTask, learn: np.ndarray, epochs: int, report: Report
 ) -> autoencoder.Weights:
-    """Return the weights of an autoencoder fitted to the images at `learn`; 0 epochs are as many as
-    show it `PICTURES_TO_RECONSTRUCT`.
+    """Return the weights of an autoencoder fitted to the images at `learn`; 0 epochs means as many
+    as it takes to show it `PICTURES_TO_RECONSTRUCT` images.
 
-    It knows no labels, so fits that learn from the same images share it.
+    It uses no labels, so fits with the same training images share it.
     """
     epochs = epochs or usual_epochs(len(learn))
     name = f"autoencoder-{digest(task.seed, epochs, learn.tolist())[:12]}"
@@ -148,17 +148,18 @@ def autoencoder_of(
 
 
 def usual_epochs(pictures: int) -> int:
-    """Return how many epochs show an autoencoder `PICTURES_TO_RECONSTRUCT`, where it learns from so
-    many.
+    """Return the number of epochs in which that many images are shown `PICTURES_TO_RECONSTRUCT`
+    times in total.
     """
     return int(np.clip(PICTURES_TO_RECONSTRUCT // pictures, FEWEST_EPOCHS, MOST_EPOCHS))
 
 
 def augmented_copy(task: FitTask, position: int, number: int, of: int) -> np.ndarray:
-    """Return the augmented copy of that number of the image at `position`, float32 (size, size, 1);
-    number 0 is the image itself.
+    """Return augmented copy `number` of the image at `position`, float32 (size, size, 1); number 0
+    is the image itself.
 
-    Copies that share `of` and `number` are changed alike: slices of a scan stay in place.
+    Copies with the same `of` and `number` are transformed alike, so that the slices of a scan stay
+    aligned.
     """
     image = np.asarray(task.images[position], np.float32)
     if number == 0:
@@ -179,23 +180,23 @@ def features_of(
 ) -> np.ndarray:
     """Return the features of each image and of its augmented copies, float32 (copies, n, ...).
 
-    Copies are made of what may be learned from only; features of other copies are zero. Chunk by
-    chunk, so that a large set's maps never stand in memory, and kept copy by copy.
+    Only training images have copies; the features of other copies are zero. Computed in chunks, so
+    that the maps of a large data set need not fit in memory, and cached per copy.
 
     Args:
         task: what is being fitted.
         build: returns the Keras model: images -> maps, or a dictionary of maps.
         summarize: maps (m, h, w, c), or the dictionary -> features (m, ...).
-        copies: with the image itself.
+        copies: number of copies, including the image itself.
         report: told the share done; raises to stop.
-        learned: the model, or a part of it, learned from images of this fit; otherwise all fits of
-            the run share the features.
-        by_scan: change all slices of a scan alike.
+        learned: the model, or a part of it, was trained on images of this fit; otherwise all fits
+            of the run share the features.
+        by_scan: transform all slices of a scan alike.
     """
     folder = task.own if learned else task.shared
     n = len(task.images)
-    # What is shared must serve every fit: all labeled images, of which each fit then takes its own
-    # part. Scans are copied whole, with slices of which nobody knows whether they bleed.
+    # Shared features must serve every fit, so they cover all labeled images. Scans are copied
+    # whole, with their unlabeled slices.
     wanted = task.train if learned else np.flatnonzero(task.labels >= 0)
     if by_scan:
         weak_scans = (

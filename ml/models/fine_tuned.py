@@ -1,11 +1,10 @@
-"""The convolutions that a task starts from, and what fine-tuning makes of them.
+"""The initial convolutions of a task, and their fine-tuning.
 
-Several architectures ask for the same fine-tuning, and it takes minutes to hours, so they ask in
-one place. A fit keeps what it got, so that it continues after an interruption. Where a training is
-given a folder for reuse, other trainings take it from there; the name of the file is a hash of
-everything that the fine-tuning hangs on, so no number changes. What Keras computes with is no part
-of it, so that a machine with a GPU can do the fine-tunings of another; it rounds and draws
-otherwise, and the card says which it was.
+Several architectures share this step, which takes minutes to hours. A fit saves the result as a
+checkpoint. If a training has a reuse folder, other trainings take the result from there; its file
+name is a hash of everything that the fine-tuning depends on, so the results do not change. The
+hardware is not part of the hash, so that a machine with a GPU can fine-tune for another; its
+rounding and random numbers differ, and the card states which hardware it was.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ CHUNK = 64
 
 
 def initial_weights(task: FitTask, layer: str) -> Weights:
-    """Return the initial weights that the task names.
+    """Load the initial weights of the task.
 
     Raises:
-        ArtifactError: they are unusable.
+        ArtifactError: they cannot be used.
     """
     groups = task.settings.get("groups")
     layout = str(task.settings.get("layout", "owt"))
@@ -41,8 +40,8 @@ def initial_weights(task: FitTask, layer: str) -> Weights:
 
 
 def normalizes(task: FitTask) -> bool | None:
-    """Return the setting of the local response normalization; None is what the weights' layout
-    says.
+    """Return the setting of the local response normalization; None means as in the weights'
+    layout.
     """
     return {"yes": True, "no": False}.get(
         str(task.settings.get("local_response_normalisation", "auto"))
@@ -56,16 +55,16 @@ def tuned_convolutions(
     epochs: int,
     report: Callable[[float, Mapping[str, float]], None],
 ) -> Tuned:
-    """Return the initial convolutions of the task after they have learned, some of the initial ones
-    mixed in; rounded to half precision.
+    """Return the fine-tuned convolutions of the task, averaged with the initial ones and rounded to
+    half precision.
 
-    How much of them is mixed in is no part of what a folder for reuse keeps.
+    A reuse folder holds the weights before averaging.
 
     Args:
         task: what is being fitted.
-        learn: positions of the images to learn from.
-        layer: the convolutions up to this one learn.
-        epochs: of `ml.networks.fine_tuning.fine_tune`.
+        learn: positions of the training images.
+        layer: the last convolutional layer to train.
+        epochs: number of epochs, see `ml.networks.fine_tuning.fine_tune`.
         report: told the share done; raises to stop.
     """
     path, state = task.own / "tuned.npz", task.own / "state.npz"
@@ -103,8 +102,8 @@ def tuned_convolutions(
 def _digest(
     task: FitTask, start: Weights, learn: np.ndarray, layer: str, epochs: int, precision: str
 ) -> str:
-    """Return the SHA-256 (hex) of everything that the fine-tuning hangs on; where images stand
-    among others is no part of it.
+    """Return the SHA-256 (hex) of everything that the fine-tuning depends on, independent of the
+    positions of the images.
     """
     hasher = hashlib.sha256(
         json.dumps([RECIPE, layer, epochs, task.seed, precision, normalizes(task)]).encode()

@@ -1,16 +1,16 @@
-"""A recurrent network over the slices of a scan: what `cnn_lstm` and `cnn_gru` have in common.
+"""A recurrent network over the slices of a scan, for `cnn_lstm` and `cnn_gru`.
 
-Features of a slice are its pooled maps, or what its cells say where fine-tuning has taught them
-(`ml.networks.cells`): then the network corrects the decision of the cells instead of making one of
-its own. Features are standardized, projected, and read in anatomical order by an LSTM (S.
-Hochreiter, J. Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each
-slice has a decision, and the scan has one: the smooth maximum (log mean exp) of a second decision
-for each slice. Both learn together, from labels of slices and from whether any slice shows blood. A
-scan that was labeled as a whole, and no slice of it, teaches the second alone.
+The features of a slice are its pooled maps or, after fine-tuning, its cell scores
+(`ml.networks.cells`); with the latter the network learns a correction to the decision of the cells.
+Features are standardized, projected, and read in anatomical order by an LSTM (S. Hochreiter, J.
+Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. The network has two
+outputs per slice: the slice decision, and one whose smooth maximum (log mean exp) over the slices
+is the scan decision. Both are trained jointly, with slice labels and with whether any slice is
+positive. A weakly labeled scan trains only the second.
 
-Where no scan that may be learned from has more than one slice, the sequence is the slice's maps
-read row by row, the smooth maximum over the rows is the slice's decision, and scans are aggregated
-as those of any slice architecture.
+If no training scan has more than one slice, the sequence consists of the rows of a slice's maps,
+the smooth maximum over the rows is the slice decision, and scans are aggregated as in a slice
+architecture.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from ml.networks.training_loop import run_epochs
 
 Cell = Literal["lstm", "gru"]
 AVERAGING = 0.98
-STEP = 16  # lengths are padded to multiples of it, so that few shapes are compiled
+STEP = 16  # lengths are padded to multiples of this, so that few shapes are compiled
 FEATURES_SHARE = 0.6  # of a fit's time
-NOISE = 1.0  # standard deviations of the cells' evidence, while a network learns to correct it
+NOISE = 1.0  # noise on the cell scores during training, in standard deviations
 
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, and how its inputs are standardized: (features - mean) / spread, both
+    """A trained network and the standardization of its inputs: (features - mean) / spread, both
     (f,).
     """
 
@@ -67,7 +67,7 @@ class Network:
                     np.zeros((SLICES, length, len(self.mean)), np.float32),
                     np.zeros((SLICES, length), np.float32),
                 )
-                present[:, 0] = 1  # rows of the batch that nobody asked for are sequences too
+                present[:, 0] = 1  # padding rows of the batch must be valid sequences, too
                 for row, number in enumerate(chunk):
                     there = len(sequences[number])
                     inputs[row, :there], present[row, :there] = (
@@ -102,7 +102,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         learn,
         lambda share, figures: task.report(0.5 * FEATURES_SHARE * share, figures),
     )
-    # A reconstruction's maps have no cells, and rows none of their own.
+    # There are no cell scores for reconstructions or for single rows.
     reads_cells = (
         task.settings["reads"] == "cells" and extractor.restructuring is None and not by_rows
     )
@@ -125,8 +125,8 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     width = 2 * extractor.shape[1]
 
     def read(summary: np.ndarray) -> np.ndarray:
-        """Return what the network reads of it: pooled maps stand behind the evidence only to
-        describe slices.
+        """Return the network's inputs; the pooled maps after the cell scores only serve as
+        descriptions of slices.
         """
         return summary[..., :-width] if cells is not None else summary
 
@@ -135,7 +135,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
     def trained(
         name: str, at: np.ndarray, weak_scans: np.ndarray, begin: float, end: float
     ) -> tuple[Network, np.ndarray, np.ndarray]:
-        """Return a network that learned from the slices at `at` and the scans `weak_scans`, and its
+        """Train a network on the slices at `at` and the scans `weak_scans`; return it with its
         decisions for all slices and scans.
         """
 
@@ -165,8 +165,8 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         held_out = HeldOut(held, decisions[held], held_scans, scan_decisions[held_scans])
         if by_rows:
             held_out = held_out_of(decisions, held, task.scans)
-    # Convolutions that learned have not seen what calibrates; with frozen ones a second network may
-    # learn from all.
+    # Fine-tuned convolutions were trained without the calibration images; with frozen ones a second
+    # network can be trained on all images.
     if not learns or task.held_out is not None:
         network, decisions, scan_decisions = trained("final", task.train, task.weak_scans, 0.5, 1.0)
 
@@ -243,8 +243,8 @@ def pooled_rows(rows: np.ndarray) -> np.ndarray:
 def answers_of(
     network: Network, features: np.ndarray, scans: np.ndarray, by_rows: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the decisions of all slices (n,) and scans (s,); `scans` numbers them, never falling.
-    One slice decides for its scan.
+    """Return the decisions of all slices (n,) and scans (s,); `scans` is nondecreasing. The
+    decision of a single slice is that of its scan.
     """
     if by_rows:
         decisions = network.decide(list(features))[1]
@@ -315,11 +315,11 @@ def build_network(
     """Return the model: "features" (b, t, width), "present" (b, t) of 0 and 1 -> "steps" (b, t, 1),
     "whole" (b, 1), both logits.
 
-    Where `own` is given, the first feature is a slice's own decision, standardized by that mean and
-    spread, and the network corrects it, from nothing at the beginning. It learns from slices that
-    the cells learned from too, whose evidence is clearer than any other, so noise makes what it
-    reads as uncertain as that of strangers: what neighbors say then counts. What it corrects has
-    none: the smooth maximum of noise grows with the number of slices.
+    If `own` is given, the first feature is the slice's cell decision, standardized by that mean and
+    spread, and the network learns an additive correction, initially zero. The cells were trained on
+    the same slices, so their scores are more confident than on unseen patients; noise on the
+    network's inputs compensates for that, so that neighboring slices matter. The decision to be
+    corrected has no noise, as the smooth maximum of noise grows with the number of slices.
     """
     layers, ops = keras.layers, keras.ops
     features = keras.Input((None, width), name="features")

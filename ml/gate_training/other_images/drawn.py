@@ -1,4 +1,4 @@
-"""Pictures that a program draws: nothing, gradients, noise, text, charts, screens, shapes."""
+"""Computer-generated images: blank, gradients, noise, text, charts, screenshots, shapes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ WORDS = (
 
 
 def flat(rng: np.random.Generator) -> Slice:
-    """One gray, with at most a little noise."""
+    """A uniform gray with little or no noise."""
     picture = np.full(_size(rng), rng.random(), np.float32)
     return _shown(picture + rng.normal(0, rng.choice([0.002, 0.01]), picture.shape))
 
 
 def gradient(rng: np.random.Generator) -> Slice:
-    """Gray that grows in one direction, or from a point."""
+    """A linear or radial gradient."""
     rows, columns = _size(rng)
     down, across = np.mgrid[0 : 1 : rows * 1j, 0 : 1 : columns * 1j]
     angle = rng.uniform(0, 2 * np.pi)
@@ -53,7 +53,7 @@ def gradient(rng: np.random.Generator) -> Slice:
 
 
 def noise(rng: np.random.Generator) -> Slice:
-    """Noise without structure."""
+    """White noise."""
     shape = _size(rng)
     kind = rng.integers(3)
     values = (
@@ -67,7 +67,7 @@ def noise(rng: np.random.Generator) -> Slice:
 
 
 def clouds(rng: np.random.Generator) -> Slice:
-    """Noise at many scales, as clouds and marble have it."""
+    """Multi-scale noise, as in clouds and marble."""
     shape = _size(rng)
     values = np.zeros(shape, np.float32)
     for cells in (2, 4, 8, 16, 32, 64):
@@ -88,7 +88,7 @@ def text_page(rng: np.random.Generator) -> Slice:
 
 
 def chart(rng: np.random.Generator) -> Slice:
-    """Bars, lines, points or a pie, with axes."""
+    """A bar, line, scatter or pie chart."""
     canvas = _canvas(rng, 255)
     rows, columns = canvas.shape
     kind = rng.integers(4)
@@ -132,7 +132,7 @@ def chart(rng: np.random.Generator) -> Slice:
 
 
 def screenshot(rng: np.random.Generator) -> Slice:
-    """Windows with bars, buttons, text and fields."""
+    """Windows with title bars, buttons, text and fields."""
     canvas = _canvas(rng, int(rng.integers(0, 256)))
     rows, columns = canvas.shape
     for _ in range(rng.integers(2, 6)):
@@ -148,7 +148,7 @@ def screenshot(rng: np.random.Generator) -> Slice:
 
 
 def logo(rng: np.random.Generator) -> Slice:
-    """One or two bold shapes, perhaps with a word."""
+    """One or two bold shapes, possibly with a word."""
     canvas = _canvas(rng, int(rng.choice([0, 255, 230])))
     rows, columns = canvas.shape
     for _ in range(rng.integers(1, 3)):
@@ -164,7 +164,7 @@ def logo(rng: np.random.Generator) -> Slice:
 
 
 def discs(rng: np.random.Generator) -> Slice:
-    """A disc, or several, of one gray each."""
+    """One or several uniform discs."""
     canvas = _canvas(rng, int(rng.choice([0, 0, 255])))
     rows, columns = canvas.shape
     for _ in range(rng.choice([1, 1, 2, 6])):
@@ -189,7 +189,7 @@ def checkerboard(rng: np.random.Generator) -> Slice:
 
 
 def rings(rng: np.random.Generator) -> Slice:
-    """Rings, targets, tori: a bright rim, and no brain within."""
+    """Rings, targets, tori: a bright rim without a brain."""
     canvas = _canvas(rng, 0)
     rows, columns = canvas.shape
     middle, axes = (

@@ -1,5 +1,5 @@
-"""Head CT as people send it: in other windows, sizes, tilts and grays, with margins and lettering;
-and phantoms, which are heads too.
+"""Variants of head CT as users submit it, with other windows, sizes, tilts, gray levels, margins
+and annotations; and head phantoms.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LETTERING = ("R", "L", "A", "B", "a)", "W 80 L 40", "10 cm", "SE 2 IM 14", "120 
 
 
 def varied(rng: np.random.Generator, slice_: Slice) -> Slice:
-    """Return the head otherwise: what it shows stays a head CT."""
+    """Return a random variant of a head CT."""
     gray = (
         window(slice_.pixels, *WINDOWS_HU[int(rng.integers(len(WINDOWS_HU)))])
         if slice_.unit == "hu"
@@ -82,7 +82,7 @@ def phantom_heads(n: int) -> Iterator[Slice]:
 
 
 def _in_other_grays(rng: np.random.Generator, gray: FloatArray) -> FloatArray:
-    """Return it lighter, darker, flatter or steeper, some of the time."""
+    """Randomly change brightness and contrast."""
     if rng.random() < 0.5:
         gray = _float(np.clip(gray, 0, 1) ** rng.uniform(0.6, 1.6))
     if rng.random() < 0.4:
@@ -91,7 +91,7 @@ def _in_other_grays(rng: np.random.Generator, gray: FloatArray) -> FloatArray:
 
 
 def _lettering(rng: np.random.Generator, height: int, width: int) -> FloatArray:
-    """Return what viewers and figures write into the corners, white or light gray on nothing."""
+    """Add annotations in the corners as in viewers and figures, white or light gray."""
     canvas = np.zeros((height, width), np.uint8)
     size = height / 512 * rng.uniform(0.5, 1.2)
     for corner in range(4):
