@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from ml.checkpoints import load_arrays, save_arrays
@@ -29,7 +28,7 @@ from ml.networks import autoencoder
 from ml.networks.aggregation import aggregate_scans, answer_graph, scan_probability
 from ml.networks.convolutions import convolved, pooled, set_weights, weights_of
 from ml.networks.fine_tuning import balanced_draws
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.onnx_graph import model_of, serialized
 from ml.networks.training_loop import Batch, run_epochs
 from ml.networks.weights import Weights, layout_of, rounded
 
@@ -327,17 +326,14 @@ def head_to_onnx(dense: Weights, platt: Platt, scan_platt: Platt, maps: tuple[in
         numpy_helper.from_array(np.array([[-1.0], [1.0]], np.float32), "second_less_first")
     )
     nodes.append(helper.make_node("MatMul", [x, "second_less_first"], ["softmax_decision"]))
-    graph = helper.make_graph(
+    layers = model_of(
         nodes,
         "fully_connected",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", height, width, channels])],
         [helper.make_tensor_value_info("softmax_decision", TensorProto.FLOAT, ["N", 1])],
         constants,
     )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
-    layers = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     whole = compose.merge_models(
         layers, answer_graph(platt, scan_platt), io_map=[("softmax_decision", "decision")]
     )
-    onnx.checker.check_model(whole, full_check=True)
-    return bytes(whole.SerializeToString())
+    return serialized(whole)
