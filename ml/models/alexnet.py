@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from ml.checkpoints import load_arrays, save_arrays
+from ml.checkpoints import load_or_make_arrays, replacing
 from ml.evaluation.calibration import Platt
 from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import Extractor, child, restructuring_of
@@ -152,18 +152,16 @@ class _Source:
         path = (task.own if own else task.shared) / ".maps.npy"
         wanted = task.train if own else np.flatnonzero(task.labels >= 0)
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(".maps-unfinished.npy")
-            maps = np.lib.format.open_memmap(
-                unfinished, mode="w+", dtype=np.float16, shape=(self.copies, n, *self.shape)
-            )
-            for number in range(self.copies):
-                for begin in range(0, len(wanted), CHUNK):
-                    report((number + begin / len(wanted)) / self.copies, {})
-                    at = wanted[begin : begin + CHUNK]
-                    maps[number, at] = self._computed(at, np.full(len(at), number))
-            maps.flush()
-            unfinished.replace(path)
+            with replacing(path) as unfinished:
+                maps = np.lib.format.open_memmap(
+                    unfinished, mode="w+", dtype=np.float16, shape=(self.copies, n, *self.shape)
+                )
+                for number in range(self.copies):
+                    for begin in range(0, len(wanted), CHUNK):
+                        report((number + begin / len(wanted)) / self.copies, {})
+                        at = wanted[begin : begin + CHUNK]
+                        maps[number, at] = self._computed(at, np.full(len(at), number))
+                maps.flush()
         self.kept = np.asarray(np.load(path, mmap_mode="r"))
 
     def inputs(self, at: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -205,8 +203,8 @@ def head_of(maps: tuple[int, ...], width: int, dropout: float, seed: int) -> ker
 
 def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) -> Trained:
     path, state = task.own / "trained.npz", task.own / "state.npz"
-    kept = load_arrays(path)
-    if kept is None:
+
+    def learn_anew() -> Weights:
         source.keep(lambda share, figures: task.report((0.5 + 0.5 * share) * MAPS_SHARE, figures))
         keras.utils.set_random_seed(task.seed)
         before = keras.config.dtype_policy()
@@ -243,9 +241,10 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
             found[f"{name}_W"], found[f"{name}_b"] = (
                 np.asarray(values) for values in head.get_layer(name).get_weights()
             )
-        kept = {name: values.astype(np.float16) for name, values in found.items()}
-        save_arrays(path, kept)
-        state.unlink()
+        return {name: values.astype(np.float16) for name, values in found.items()}
+
+    kept = load_or_make_arrays(path, learn_anew)
+    state.unlink(missing_ok=True)
     whole = {name: values.astype(np.float32) for name, values in kept.items()}
     return Trained(
         rounded({name: values for name, values in whole.items() if not name.startswith("fc")}),
