@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ml.preprocessing.model_input import Frame, turned_to_frame
-from ml.scans.slices import FloatArray, rendered_size
+from ml.preprocessing.scaling import shrunk
+from ml.scans.slices import FloatArray
 
 CHUNK = 64  # masked copies scored at once: 64 x (13, 13, 256) maps are 11 MB
 REACH = 1  # a window reaches so many cells to each side
@@ -115,10 +116,7 @@ def overlay(heat: FloatArray, max_px: int) -> Image.Image:
 
     No heat is fully transparent; the more heat, the lighter and the more opaque.
     """
-    size = rendered_size(heat.shape, max_px)
-    shown = np.clip(heat, 0, 1).astype(np.float32)
-    if (shown.shape[1], shown.shape[0]) != size:
-        shown = np.clip(cv2.resize(shown, size, interpolation=cv2.INTER_AREA), 0, 1)
+    shown = np.clip(shrunk(np.clip(heat, 0, 1), max_px), 0, 1)
     stops = [stop for stop, _ in RAMP]
     channels = [
         np.interp(shown, stops, [colour[channel] for _, colour in RAMP]) for channel in range(3)
