@@ -19,7 +19,6 @@ checks what a graph contains.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ml.artifacts.card import CARD, FEATURES, FORMAT, HEAD, Card, checksum_of
+from ml.checkpoints import flush_to_disk
 from ml.errors import ArtifactError
 
 MAX_CARD_BYTES = 8 * 2**20
@@ -71,11 +71,11 @@ def write_model(out_dir: Path, card: Card, files: Mapping[str, Path | bytes]) ->
         Card.from_json(text)  # fail before writing if it could not be read back
         (unfinished / CARD).write_text(text, encoding="utf-8")
         for path in unfinished.iterdir():
-            _flush_to_disk(path)
-        # mkdtemp makes a private folder, but the web process may run as a different user
+            flush_to_disk(path)
+        # mkdtemp makes a private folder, but the web process may run as another user
         unfinished.chmod(0o755)
         unfinished.rename(out_dir)
-        _flush_to_disk(out_dir.parent)
+        flush_to_disk(out_dir.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return written
@@ -132,11 +132,3 @@ def _require_plain_name(name: str) -> None:
         or not name.replace(".", "").replace("_", "").replace("-", "").isalnum()
     ):
         raise ArtifactError(f"A model's file cannot be named {name[:40]!r}.")
-
-
-def _flush_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

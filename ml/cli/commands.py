@@ -16,7 +16,7 @@ from typing import Any
 
 from ml.artifacts.folder import read_card
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, architecture_named
-from ml.cli.terminal import Counter, Trail, figure, minutes, say, say_figures
+from ml.cli.terminal import StatusLine, figure, minutes, say, say_figures
 from ml.errors import ArtifactError, DatasetError, ImageError, SettingError
 from ml.evaluation.result_tables import Row, rows_of_run, update_results
 from ml.evaluation.worklist import Department, scans_of, sentences, simulate
@@ -34,12 +34,16 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
 
     opened = [
         _dataset(
-            path, stack, needs_both_classes=False, on_image=Counter(f"reading {path.name}: image")
+            path,
+            stack,
+            needs_both_classes=False,
+            on_image=StatusLine(f"reading {path.name}: image").count,
         )
         for path in options.datasets
     ]
     measured = [
-        measure_all(dataset, Counter(f"measuring {dataset.name}: image")) for dataset in opened
+        measure_all(dataset, StatusLine(f"measuring {dataset.name}: image").count)
+        for dataset in opened
     ]
     facts = [explore(dataset, of_one) for dataset, of_one in zip(opened, measured, strict=True)]
     sources = compare_sources(opened, measured)
@@ -81,7 +85,7 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
     )
     datasets = [_dataset(path, stack) for path in options.datasets]
 
-    card = train(config, datasets, options.out, Trail())
+    card = train(config, datasets, options.out, StatusLine().train)
     if options.json:
         return _write_json(json.loads(card.to_json()))
     say(f"Model {card.id} in {options.out / 'model'}")
@@ -108,7 +112,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     predictor = Predictor(_model_folder(options.model))
     rows: list[dict[str, Any]] = []
     said: list[str] = []
-    counter = Counter("predicting scan") if len(options.paths) > 1 else None
+    counter = StatusLine("predicting scan") if len(options.paths) > 1 else None
     for path in options.paths:
         row: dict[str, Any] = {
             "path": str(path),
@@ -137,7 +141,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             row["error"] = str(err)
         rows.append(row)
         if counter:
-            counter(len(rows), len(options.paths))
+            counter.count(len(rows), len(options.paths))
     if options.format == "csv":
         table = csv.DictWriter(
             sys.stdout, ["path", "probability", "threshold", "positive"], extrasaction="ignore"
@@ -164,10 +168,10 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[
         stack,
         needs_both_classes=False,
         keeps_bare=True,
-        on_image=Counter("reading image"),
+        on_image=StatusLine("reading image").count,
     )
     result = evaluate(
-        model, dataset, options.out, Counter("scoring image"), threads=os.cpu_count() or 1
+        model, dataset, options.out, StatusLine("scoring image").count, threads=os.cpu_count() or 1
     )
     write_plots(options.out)
     if options.json:
@@ -217,7 +221,7 @@ def worklist_command(options: argparse.Namespace, stack: ExitStack, given: list[
         scans_of(_model_folder(options.run_or_model), options.dataset),
         department,
         options.seed,
-        Counter("simulating day"),
+        StatusLine("simulating day").count,
     )
     if options.json:
         return _write_json(result)
@@ -231,7 +235,7 @@ def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str
     from ml.paper.grid import run_paper
     from ml.paper.report import write_report
 
-    dataset = _dataset(options.dataset, stack, on_image=Counter("reading image"))
+    dataset = _dataset(options.dataset, stack, on_image=StatusLine("reading image").count)
     cells = plan(len(dataset.examples), *([options.only] if options.only else []))
 
     def say_plan(total: int, done: int, seconds: float) -> None:
@@ -249,7 +253,7 @@ def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str
         init=init,
         seed=options.seed,
         command=command,
-        on_progress=Trail(),
+        on_progress=StatusLine().train,
         on_plan=say_plan,
         on_cell=lambda so_far: write_report(so_far, options.out),
     )

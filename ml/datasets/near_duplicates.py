@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from ml.errors import DatasetError
-from ml.scans.slices import Slice, window
+from ml.scans.slices import Slice, gray_of
 
 THUMBNAIL_PX, BORDERS_PX = 32, 256
 
@@ -68,8 +68,7 @@ def look_at(slice_: Slice) -> tuple[str, np.ndarray]:
     hash of N. Krawetz ("Kind of like that", 2013): one bit for each pair of horizontal neighbors in
     a 17 x 16 thumbnail, so that size, contrast and compression hardly matter.
     """
-    gray = window(slice_.pixels, 40, 80) if slice_.unit == "hu" else slice_.pixels
-    shown = _without_borders(np.ascontiguousarray(gray, dtype=np.float32))
+    shown = _without_borders(np.ascontiguousarray(gray_of(slice_), np.float32))
     small = cv2.resize(shown, (HASH_PX + 1, HASH_PX), interpolation=cv2.INTER_AREA)
     # the margin excludes compression noise in black borders
     bits = (small[:, 1:] > small[:, :-1] + 0.01).ravel()

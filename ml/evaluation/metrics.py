@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from ml.evaluation.calibration import Platt, fit_platt, threshold_at_sensitivity, uncertain_band
@@ -374,12 +375,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return ratio
 
 
-Z95 = 1.959964
-
-
 def wilson(count: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (E. B. Wilson 1927)."""
-    share = count / n
-    middle = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
-    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
+    """Return the 95 % interval of the share count / n, n >= 1 (E. B. Wilson 1927)."""
+    low, high = binomtest(count, n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)

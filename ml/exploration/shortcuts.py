@@ -21,7 +21,7 @@ from ml.datasets.examples import Example, slice_of
 from ml.datasets.groups import groups_per_class, stratified_group_folds
 from ml.evaluation.metrics import metrics_with_intervals
 from ml.preprocessing.model_input import InputSpec, to_input
-from ml.scans.slices import FloatArray, window
+from ml.scans.slices import FloatArray, gray_of
 
 TREES, LEAF, FOLDS, MOST_IMAGES = 40, 3, 5, 3000
 SMALL_PX, BORDER_PX = 32, 3
@@ -61,10 +61,8 @@ def measure(example: Example) -> Measured:
         ImageError: it cannot be read.
     """
     slice_ = slice_of(example)
-    whole = window(slice_.pixels, 40, 80) if slice_.unit == "hu" else slice_.pixels
-    small = cv2.resize(
-        np.ascontiguousarray(whole, np.float32), (SMALL_PX, SMALL_PX), interpolation=cv2.INTER_AREA
-    )
+    whole = np.ascontiguousarray(gray_of(slice_), np.float32)
+    small = cv2.resize(whole, (SMALL_PX, SMALL_PX), interpolation=cv2.INTER_AREA)
     outer = np.ones((SMALL_PX, SMALL_PX), bool)
     outer[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
     head = to_input(slice_, InputSpec(size=HEAD_PX))[0]

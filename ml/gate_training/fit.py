@@ -23,13 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
 from ml.datasets.examples import slice_of
 from ml.datasets.read import read_dataset
 from ml.errors import DatasetError, ImageError
-from ml.gate_training.network import IR_VERSION, OPSET, fit_judge, judge_to_onnx
+from ml.gate_training.network import fit_judge, judge_to_onnx
 from ml.gate_training.other_images.counterexamples import of_head
 from ml.gate_training.other_images.families import KINDS, other_images
 from ml.gate_training.other_images.heads import phantom_heads, varied
@@ -39,6 +38,7 @@ from ml.inference.gate_measures import look_at, measure
 from ml.inference.gate_views import VIEW_PX, errors, view_of
 from ml.inference.sessions import session
 from ml.networks.autoencoder import Weights, fit_autoencoder, onnx_nodes
+from ml.networks.onnx_graph import model_of, serialized
 from ml.scans.slices import FloatArray, Slice
 
 MADE_EACH = 24  # images of a synthetic family
@@ -346,12 +346,7 @@ def _autoencoder_graph(weights: Weights) -> bytes:
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", VIEW_PX, VIEW_PX, 1])
         for name in ("views", "drawn")
     ]
-    graph = helper.make_graph(nodes, "autoencoder", ends[:1], ends[1:], constants)
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+    return serialized(model_of(nodes, "autoencoder", ends[:1], ends[1:], constants))
 
 
 def _logit(score: float) -> float:

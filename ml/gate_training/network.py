@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import keras
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ml.inference.gate_views import VIEW_PX
+from ml.networks.onnx_graph import model_of, serialized
 from ml.networks.training_loop import Batch, run_epochs
 
 CHANNELS = (16, 24, 32, 48)
@@ -19,7 +19,6 @@ HIDDEN = 32
 MOST_DEVIATIONS = 4.0  # measures are clipped to this many standard deviations
 EPOCHS, BATCHES, BATCH = 14, 100, 64
 LEARNING_RATE, AVERAGING = 2e-3, 0.98
-OPSET, IR_VERSION = 17, 8
 
 
 def fit_judge(
@@ -147,7 +146,7 @@ def judge_to_onnx(network: keras.Model, gain: float, offset: float) -> bytes:
         helper.make_node("ReduceMean", ["column"], ["score"], axes=[1], keepdims=0),
     ]
     width = network.get_layer("standardised").mean.shape[-1]
-    graph = helper.make_graph(
+    model = model_of(
         nodes,
         "judge",
         [
@@ -157,11 +156,7 @@ def judge_to_onnx(network: keras.Model, gain: float, offset: float) -> bytes:
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"])],
         constants,
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+    return serialized(model)
 
 
 def _network(measures: np.ndarray) -> keras.Model:

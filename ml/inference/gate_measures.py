@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.preprocessing.head import find_head
-from ml.scans.slices import FloatArray, Slice, window
+from ml.preprocessing.scaling import shrunk
+from ml.scans.slices import FloatArray, Slice, gray_of
 
-WORK_PX = 256  # pictures are looked at with this longer side
+WORK_PX, SHORTEST_PX = 256, 8  # sides of a picture that is shrunk to be measured
 # the head unrolled: rays from its middle, steps from its outline (0) inwards
 ANGLES, DEPTHS = 72, 32
 # of DEPTHS: a skull lies in the first; the inside of a head begins at the second
 RIM, CORE = 13, 18
 # of white: rows and columns at a picture's edge whose grays spread less are margin
 PLAIN_EDGE = 0.03
-BACKGROUND_HU = (40.0, 80.0)
 HARMONICS = 4
 
 
@@ -41,19 +41,8 @@ class Look:
 
 
 def look_at(slice_: Slice) -> Look:
-    """Prepare an image for measuring; HU in the brain window."""
-    gray = (
-        window(slice_.pixels, *BACKGROUND_HU)
-        if slice_.unit == "hu"
-        else np.clip(slice_.pixels, 0, 1)
-    )
-    scale = min(1.0, WORK_PX / max(gray.shape))
-    if scale < 1:
-        size = max(8, round(gray.shape[1] * scale)), max(8, round(gray.shape[0] * scale))
-        shrunk = cv2.resize(
-            np.ascontiguousarray(gray, np.float32), size, interpolation=cv2.INTER_AREA
-        )
-        gray = np.asarray(shrunk, np.float32)
+    """Return the picture prepared for measuring; HU through the brain window."""
+    gray = shrunk(gray_of(slice_), WORK_PX, SHORTEST_PX)
     gray = np.ascontiguousarray(_without_margins(gray), np.float32)
     return Look(gray, find_head(gray))
 

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ml.preprocessing.model_input import Frame, turned_to_frame
-from ml.scans.slices import FloatArray, rendered_size
+from ml.preprocessing.scaling import shrunk
+from ml.scans.slices import FloatArray
 
 CHUNK = 64  # masked copies per batch: 64 x (13, 13, 256) maps take 11 MB
 REACH = 1  # cells on each side of the window's center
@@ -114,10 +115,7 @@ def overlay(heat: FloatArray, max_px: int) -> Image.Image:
 
     Zero heat is fully transparent; more heat is lighter and more opaque.
     """
-    size = rendered_size(heat.shape, max_px)
-    shown = np.clip(heat, 0, 1).astype(np.float32)
-    if (shown.shape[1], shown.shape[0]) != size:
-        shown = np.clip(cv2.resize(shown, size, interpolation=cv2.INTER_AREA), 0, 1)
+    shown = np.clip(shrunk(np.clip(heat, 0, 1), max_px), 0, 1)
     stops = [stop for stop, _ in RAMP]
     channels = [
         np.interp(shown, stops, [color[channel] for _, color in RAMP]) for channel in range(3)

@@ -82,8 +82,24 @@ class Predictor:
         checks_head_ct: False skips the check whether a scan looks like a head CT.
 
     Raises:
-        ArtifactError: the folder is incomplete or altered, its graphs do not match the card, or
-            `ml.inference.gate` is unusable.
+        ArtifactError: the folder is incomplete or altered, or its graphs are not what the card
+            promises; or `ml.inference.gate` is unusable.
+
+    Example:
+        A phantom stands in for a patient; a series is the list of its files.
+
+        >>> from pathlib import Path
+        >>> from ml.catalogue import STARTER_DIR
+        >>> from ml.inference.predictor import Predictor
+        >>> from ml.scans.phantoms import phantom, write_dicom
+        >>> from ml.scans.read import read_series
+        >>> write_dicom(phantom(1, hemorrhage=True), Path("head.dcm"))
+        >>> predictor = Predictor(STARTER_DIR)
+        >>> finding = predictor.predict(read_series([Path("head.dcm")]))
+        >>> finding.positive, finding.uncertain
+        (True, False)
+        >>> finding.probability == finding.slice_probabilities[0] > finding.threshold
+        True
     """
 
     def __init__(self, model_dir: Path, threads: int = 1, checks_head_ct: bool = True) -> None:

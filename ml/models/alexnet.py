@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from ml.checkpoints import load_arrays, save_arrays
+from ml.checkpoints import load_or_make_arrays, replacing
 from ml.evaluation.calibration import Platt
 from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import Extractor, augmented_copy, restructuring_of
@@ -29,7 +28,7 @@ from ml.networks import autoencoder
 from ml.networks.aggregation import aggregate_scans, answer_graph, scan_probability
 from ml.networks.convolutions import convolved, pooled, set_weights, weights_of
 from ml.networks.fine_tuning import balanced_draws
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.onnx_graph import model_of, serialized
 from ml.networks.training_loop import Batch, run_epochs
 from ml.networks.weights import Weights, layout_of, rounded
 
@@ -153,18 +152,16 @@ class _Source:
         path = (task.own if own else task.shared) / ".maps.npy"
         wanted = task.train if own else np.flatnonzero(task.labels >= 0)
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(".maps-unfinished.npy")
-            maps = np.lib.format.open_memmap(
-                unfinished, mode="w+", dtype=np.float16, shape=(self.copies, n, *self.shape)
-            )
-            for number in range(self.copies):
-                for begin in range(0, len(wanted), CHUNK):
-                    report((number + begin / len(wanted)) / self.copies, {})
-                    at = wanted[begin : begin + CHUNK]
-                    maps[number, at] = self._computed(at, np.full(len(at), number))
-            maps.flush()
-            unfinished.replace(path)
+            with replacing(path) as unfinished:
+                maps = np.lib.format.open_memmap(
+                    unfinished, mode="w+", dtype=np.float16, shape=(self.copies, n, *self.shape)
+                )
+                for number in range(self.copies):
+                    for begin in range(0, len(wanted), CHUNK):
+                        report((number + begin / len(wanted)) / self.copies, {})
+                        at = wanted[begin : begin + CHUNK]
+                        maps[number, at] = self._computed(at, np.full(len(at), number))
+                maps.flush()
         self.kept = np.asarray(np.load(path, mmap_mode="r"))
 
     def inputs(self, at: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -209,8 +206,8 @@ def head_of(maps: tuple[int, ...], width: int, dropout: float, seed: int) -> ker
 
 def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) -> Trained:
     path, state = task.own / "trained.npz", task.own / "state.npz"
-    cached = load_arrays(path)
-    if cached is None:
+
+    def learn_anew() -> Weights:
         source.keep(lambda share, figures: task.report((0.5 + 0.5 * share) * MAPS_SHARE, figures))
         keras.utils.set_random_seed(task.seed)
         before = keras.config.dtype_policy()
@@ -247,10 +244,11 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
             trained_weights[f"{name}_W"], trained_weights[f"{name}_b"] = (
                 np.asarray(values) for values in head.get_layer(name).get_weights()
             )
-        cached = {name: values.astype(np.float16) for name, values in trained_weights.items()}
-        save_arrays(path, cached)
-        state.unlink()
-    whole = {name: values.astype(np.float32) for name, values in cached.items()}
+        return {name: values.astype(np.float16) for name, values in trained_weights.items()}
+
+    kept = load_or_make_arrays(path, learn_anew)
+    state.unlink(missing_ok=True)
+    whole = {name: values.astype(np.float32) for name, values in kept.items()}
     return Trained(
         rounded({name: values for name, values in whole.items() if not name.startswith("fc")}),
         {name: values for name, values in whole.items() if name.startswith("fc")},
@@ -330,17 +328,14 @@ def head_to_onnx(dense: Weights, platt: Platt, scan_platt: Platt, maps: tuple[in
         numpy_helper.from_array(np.array([[-1.0], [1.0]], np.float32), "second_less_first")
     )
     nodes.append(helper.make_node("MatMul", [x, "second_less_first"], ["softmax_decision"]))
-    graph = helper.make_graph(
+    layers = model_of(
         nodes,
         "fully_connected",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", height, width, channels])],
         [helper.make_tensor_value_info("softmax_decision", TensorProto.FLOAT, ["N", 1])],
         constants,
     )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
-    layers = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     whole = compose.merge_models(
         layers, answer_graph(platt, scan_platt), io_map=[("softmax_decision", "decision")]
     )
-    onnx.checker.check_model(whole, full_check=True)
-    return bytes(whole.SerializeToString())
+    return serialized(whole)

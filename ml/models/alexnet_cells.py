@@ -12,7 +12,6 @@ groups and takes the calibration of the cross-validation's answers.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 from onnx import TensorProto, compose, helper
 
 from ml.evaluation.calibration import Platt
@@ -30,7 +29,7 @@ from ml.networks.aggregation import (
 from ml.networks.cells import decision_nodes, decisions_of
 from ml.networks.convolutions import mirrored, pooled
 from ml.networks.fine_tuning import Tuned
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.onnx_graph import model_of, serialized
 
 LAYER = "conv5"
 TUNING_SHARE = 0.95  # of a fit's time
@@ -111,17 +110,14 @@ def head_to_onnx(
     if smooths:
         more_nodes, more_constants = smoothing_nodes(decided)
         nodes, constants, decided = nodes + more_nodes, constants + more_constants, "smoothed"
-    graph = helper.make_graph(
+    cells = model_of(
         nodes,
         "cells",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
         [helper.make_tensor_value_info(decided, TensorProto.FLOAT, ["N", 1])],
         constants,
     )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
-    cells = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     whole = compose.merge_models(
         cells, answer_graph(platt, scan_platt), io_map=[(decided, "decision")]
     )
-    onnx.checker.check_model(whole, full_check=True)
-    return bytes(whole.SerializeToString())
+    return serialized(whole)

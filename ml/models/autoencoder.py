@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
 from ml.models.contract import FitTask, Fitted, held_out_of
@@ -20,6 +19,7 @@ from ml.models.features import autoencoder_of, features_of
 from ml.models.inner_folds import inner_folds
 from ml.models.svm import Features, answer, choose, summarized
 from ml.networks import autoencoder
+from ml.networks.onnx_graph import model_of, serialized
 
 LAYER = "bottleneck"
 # progress of a fit after the autoencoder and after the features
@@ -47,7 +47,7 @@ class Bottleneck:
         """Return the features graph: "images" (N, size, size, 1) -> "maps" (N, h, w, 32)."""
         side, channels = self.shape
         nodes, constants = autoencoder.encoder_nodes(self.weights, self.size, "grey", "bottleneck")
-        graph = helper.make_graph(
+        model = model_of(
             [
                 helper.make_node("Transpose", ["images"], ["grey"], perm=[0, 3, 1, 2]),
                 *nodes,
@@ -62,10 +62,7 @@ class Bottleneck:
             [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
             constants,
         )
-        opsets = [helper.make_opsetid("", autoencoder.OPSET)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=autoencoder.IR_VERSION)
-        onnx.checker.check_model(model, full_check=True)
-        return bytes(model.SerializeToString())
+        return serialized(model)
 
 
 def fit(task: FitTask) -> Fitted:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import keras
 import numpy as np
 
-from ml.checkpoints import digest, load_arrays, save_arrays
+from ml.checkpoints import digest, load_or_make_arrays
 from ml.models.contract import FitTask
 from ml.models.fine_tuned import initial_weights, normalizes, tuned_convolutions
 from ml.networks import autoencoder
@@ -137,14 +138,16 @@ def autoencoder_of(
     epochs = epochs or usual_epochs(len(learn))
     name = f"autoencoder-{digest(task.seed, epochs, learn.tolist())[:12]}"
     path, state = task.shared / f"{name}.npz", task.own / f"{name}-state.npz"
-    cached = load_arrays(path)
-    if cached is None:
-        cached = autoencoder.fit_autoencoder(
-            task.images, learn, task.seed, epochs, state, report
-        ).weights
-        save_arrays(path, cached)
-        state.unlink()
-    return cached
+    weights = load_or_make_arrays(
+        path,
+        lambda: (
+            autoencoder.fit_autoencoder(
+                task.images, learn, task.seed, epochs, state, report
+            ).weights
+        ),
+    )
+    state.unlink(missing_ok=True)
+    return weights
 
 
 def usual_epochs(pictures: int) -> int:
@@ -199,35 +202,30 @@ def features_of(
     # whole, with their unlabeled slices.
     wanted = task.train if learned else np.flatnonzero(task.labels >= 0)
     if by_scan:
-        weak_scans = (
-            task.weak_scans if learned else np.array(sorted(task.given_scan_labels), np.int64)
-        )
-        wanted = np.flatnonzero(np.isin(task.scans, np.union1d(task.scans[wanted], weak_scans)))
-    model: keras.Model | None = None
-    copies_done = []
-    for number in range(copies):
-        path = folder / f"features-{number}.npz"
-        cached = load_arrays(path)
-        if cached is None:
-            model = model or build()
-            positions = np.arange(n) if number == 0 else wanted
-            parts = []
-            for start in range(0, len(positions), CHUNK):
-                report((number + start / len(positions)) / copies, {})
-                chunk = positions[start : start + CHUNK]
-                pictures = np.stack(
-                    [
-                        augmented_copy(
-                            task, at, number, int(task.scans[at]) if by_scan else int(at)
-                        )
-                        for at in chunk
-                    ]
-                )
-                parts.append(np.asarray(summarize(model.predict_on_batch(pictures)), np.float32))
-            there = np.concatenate(parts)
-            whole = np.zeros((n, *there.shape[1:]), np.float32)
-            whole[positions] = there
-            cached = {"features": whole}
-            save_arrays(path, cached)
-        copies_done.append(cached["features"])
-    return np.stack(copies_done)
+        weak = task.weak_scans if learned else np.array(sorted(task.given_scan_labels), np.int64)
+        wanted = np.flatnonzero(np.isin(task.scans, np.union1d(task.scans[wanted], weak)))
+    model = cache(build)
+
+    def of_copy(number: int) -> dict[str, np.ndarray]:
+        positions = np.arange(n) if number == 0 else wanted
+        parts = []
+        for start in range(0, len(positions), CHUNK):
+            report((number + start / len(positions)) / copies, {})
+            chunk = positions[start : start + CHUNK]
+            pictures = np.stack(
+                [
+                    augmented_copy(task, at, number, int(task.scans[at]) if by_scan else int(at))
+                    for at in chunk
+                ]
+            )
+            parts.append(np.asarray(summarize(model().predict_on_batch(pictures)), np.float32))
+        there = np.concatenate(parts)
+        whole = np.zeros((n, *there.shape[1:]), np.float32)
+        whole[positions] = there
+        return {"features": whole}
+
+    found = [
+        load_or_make_arrays(folder / f"features-{number}.npz", partial(of_copy, number))["features"]
+        for number in range(copies)
+    ]
+    return np.stack(found)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ml.checkpoints import load_arrays, save_arrays
+from ml.checkpoints import load_or_make_arrays
 from ml.models.contract import RECIPE, FitTask
 from ml.networks.fine_tuning import Tuned, fine_tune
 from ml.networks.weights import CONTRASTS, SOFT_TISSUE, Weights, load_weights
@@ -68,35 +68,32 @@ def tuned_convolutions(
         report: told the share done; raises to stop.
     """
     path, state = task.own / "tuned.npz", task.own / "state.npz"
-    cached, start = load_arrays(path), initial_weights(task, layer)
-    if cached is None:
-        precision = str(task.settings["precision"])
-        name = (
-            f"tuned-{_digest(task, start, learn, layer, epochs, precision)[:32]}.npz"
-            if task.reuse
-            else ""
-        )
-        cached = load_arrays(task.reuse / name) if task.reuse else None
-        if cached is None:
-            data = task.images, task.labels, task.sources, task.masks, learn
-            tuned = fine_tune(
-                start,
-                *data,
-                layer,
-                epochs,
-                task.seed,
-                state,
-                report,
-                precision=precision,
-                normalizes=normalizes(task),
-            )
-            cached = tuned.arrays()
-            if task.reuse:
-                save_arrays(task.reuse / name, cached)
-        save_arrays(path, cached)
-        state.unlink(missing_ok=True)
+    start, precision = initial_weights(task, layer), str(task.settings["precision"])
+
+    def tune() -> Mapping[str, np.ndarray]:
+        data = task.images, task.labels, task.sources, task.masks, learn
+        return fine_tune(
+            start,
+            *data,
+            layer,
+            epochs,
+            task.seed,
+            state,
+            report,
+            precision=precision,
+            normalizes=normalizes(task),
+        ).arrays()
+
+    def reuse_or_tune() -> Mapping[str, np.ndarray]:
+        if task.reuse is None:
+            return tune()
+        name = _digest(task, start, learn, layer, epochs, precision)[:32]
+        return load_or_make_arrays(task.reuse / f"tuned-{name}.npz", tune)
+
+    kept = load_or_make_arrays(path, reuse_or_tune)
+    state.unlink(missing_ok=True)
     share = 0.0 if task.init == "random" else float(task.settings["initial_share"])
-    return Tuned.of_arrays(cached).mixed_with(start, share)
+    return Tuned.of_arrays(kept).mixed_with(start, share)
 
 
 def _digest(

@@ -22,7 +22,7 @@ from typing import Literal
 import keras
 import numpy as np
 
-from ml.checkpoints import load_arrays, save_arrays
+from ml.checkpoints import load_or_make_arrays
 from ml.evaluation.calibration import Platt
 from ml.models.contract import FitTask, Fitted, HeldOut, held_out_of
 from ml.models.features import extractor_of, features_of
@@ -275,8 +275,8 @@ def _trained(
     keras.utils.set_random_seed(task.seed)
     own = (float(mean[0]), float(spread[0])) if corrects else None
     model = build_network(cell, len(mean), task.settings, task.seed, own)
-    cached = load_arrays(path)
-    if cached is None:
+
+    def learn_anew() -> dict[str, np.ndarray]:
         standard = (features - mean) / spread
         batches, draw = (
             slices_drawn(task, standard, learn)
@@ -298,10 +298,11 @@ def _trained(
             state=state,
             report=report,
         )
-        cached = {f"w{number}": values for number, values in enumerate(model.get_weights())}
-        save_arrays(path, cached)
-        state.unlink()
-    model.set_weights([cached[f"w{number}"] for number in range(len(cached))])
+        return {f"w{number}": values for number, values in enumerate(model.get_weights())}
+
+    kept = load_or_make_arrays(path, learn_anew)
+    state.unlink(missing_ok=True)
+    model.set_weights([kept[f"w{number}"] for number in range(len(kept))])
     return Network(model, mean, spread)
 
 

@@ -16,9 +16,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ml.evaluation.calibration import Platt
+from ml.networks.onnx_graph import model_of
 
-OPSET = 17
-IR_VERSION = 8
 KERNEL = np.array([0.25, 0.5, 0.25])
 """What the slice before, a slice itself and the slice after weigh in its smoothed decision."""
 
@@ -145,6 +144,4 @@ def _calibrated(
         helper.make_tensor_value_info("slice_probability", TensorProto.FLOAT, ["N"]),
         helper.make_tensor_value_info("scan_probability", TensorProto.FLOAT, [1]),
     ]
-    graph = helper.make_graph(nodes, "answers", inputs, outputs, constants)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    return model_of(nodes, "answers", inputs, outputs, constants)

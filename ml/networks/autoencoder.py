@@ -39,8 +39,6 @@ CELL_PX = 16
 BATCH = 16
 LEARNING_RATE = 2e-3
 AVERAGING = 0.95
-OPSET = 17
-IR_VERSION = 8
 
 
 @dataclass(frozen=True)

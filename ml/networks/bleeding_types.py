@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.linear_model import LogisticRegression
 
 from ml.catalogue import BLEEDING_TYPES
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.onnx_graph import model_of, serialized
 
 # that show a type, and that bleed without showing it: below, what is learned is those patients
 LEAST_GROUPS = 3
@@ -82,7 +82,7 @@ class TypesHead:
         def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
-        graph = helper.make_graph(
+        model = model_of(
             nodes,
             "bleeding_types",
             [
@@ -93,11 +93,7 @@ class TypesHead:
             [value("slice_types", "N", types), value("scan_types", types)],
             [numpy_helper.from_array(array, name) for name, array in constants.items()],
         )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
-        onnx.checker.check_model(model, full_check=True)
-        return bytes(model.SerializeToString())
+        return serialized(model)
 
 
 def of_scan(types: np.ndarray, probability: float) -> np.ndarray:

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ml.networks import autoencoder
 from ml.networks.contrasts import contrasts, contrasts_nodes
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.onnx_graph import model_of, serialized
 from ml.networks.weights import (
     LAYERS,
     OWT,
@@ -288,18 +288,14 @@ def to_onnx(
         nodes.append(helper.make_node("Mul", ["maps_of_both", "half"], ["maps_mean"]))
         x = "maps_mean"
     nodes.append(helper.make_node("Transpose", [x], ["maps"], perm=[0, 2, 3, 1]))
-    graph = helper.make_graph(
+    model = model_of(
         nodes,
         "alexnet_convolutions",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", size, size, 1])],
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
         constants,
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+    return serialized(model)
 
 
 def _convolution_nodes(

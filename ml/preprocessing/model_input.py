@@ -25,9 +25,7 @@ from ml.preprocessing.head import find_head
 from ml.preprocessing.normalization import normalize
 from ml.preprocessing.segmentation import AIR, restructure
 from ml.preprocessing.skull import intracranial_space, tilt_deg
-from ml.scans.slices import FloatArray, Slice, window
-
-__all__ = ["Frame", "InputSpec", "cut", "find_head", "to_input", "turned_to_frame", "window"]
+from ml.scans.slices import FloatArray, Slice, gray_of
 
 # of the picture's longer side: the crown of a head stays small instead of filling the input
 SMALLEST_SIDE = 0.4
@@ -151,11 +149,7 @@ def to_input(slice_: Slice, spec: InputSpec) -> tuple[FloatArray, Frame]:
 
     Where no head is found, the whole picture is taken.
     """
-    gray = (
-        window(slice_.pixels, spec.window_level, spec.window_width)
-        if slice_.unit == "hu"
-        else np.clip(slice_.pixels, 0, 1)
-    )
+    gray = gray_of(slice_, spec.window_level, spec.window_width)
     restructures = (spec.normalisation, spec.segmentation) != ("none", "none")
     head = (
         find_head(gray)

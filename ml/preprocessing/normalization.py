@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from ml.preprocessing.scaling import BoolArray
 from ml.preprocessing.segmentation import AIR, soft_tissue
 from ml.scans.slices import FloatArray
-
-BoolArray = NDArray[np.bool_]
 
 # where the soft tissue of most heads lies in the brain window
 LOW_PERCENT, HIGH_PERCENT, LOW_GRAY, HIGH_GRAY = 10, 90, 0.25, 0.55

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ml.preprocessing.head import find_head
-from ml.scans.slices import Series, Slice, window
+from ml.scans.slices import Series, Slice, gray_of
 
 AIR_HU, BLACK = -1000.0, 0.0
 COVERED = "What lies beside the head was covered."
@@ -31,8 +31,7 @@ def covered(series: Series) -> Series:
 
 
 def _covered(slice_: Slice) -> Slice:
-    gray = window(slice_.pixels, 40, 80) if slice_.unit == "hu" else np.clip(slice_.pixels, 0, 1)
-    head = find_head(gray)
+    head = find_head(gray_of(slice_))
     if head is None:
         return slice_
     return replace(

@@ -14,9 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.preprocessing.scaling import BoolArray, restored, shrunk
 from ml.scans.slices import FloatArray
-
-BoolArray = NDArray[np.bool_]
 
 # of white in the brain window: below lies air, above bone (and calcium, and metal)
 AIR, BONE = 0.02, 0.98
@@ -100,14 +99,8 @@ def grabcut(picture: FloatArray, region: BoolArray) -> BoolArray:
     what lies outside the region, and fits a mixture of grays to both sides (Rother, Kolmogorov and
     Blake 2004, doi 10.1145/1015706.1015720). The same picture gives the same answer.
     """
-    height, width = picture.shape
-    scale = min(1.0, GRABCUT_PX / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = np.asarray(
-        cv2.resize(np.ascontiguousarray(picture, np.float32), size, interpolation=cv2.INTER_AREA),
-        np.float32,
-    )
-    inside = cv2.resize(region.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+    small = shrunk(picture, GRABCUT_PX)
+    inside = shrunk(region.astype(np.float32), GRABCUT_PX) >= 0.5
     soft = inside & (small > AIR) & (small < BONE)
     labels = np.where(soft, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
     if soft.any() and not soft.all():
@@ -122,10 +115,8 @@ def grabcut(picture: FloatArray, region: BoolArray) -> BoolArray:
             GRABCUT_ROUNDS,
             cv2.GC_INIT_WITH_MASK,
         )
-    chosen = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
-    return np.asarray(
-        (cv2.resize(chosen, (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5) & region
-    )
+    chosen = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+    return restored(chosen, picture.shape) & region
 
 
 def watershed(mask: BoolArray) -> NDArray[np.int32]:

@@ -8,7 +8,6 @@ CT is reported beside its answer.
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from ml.evaluation.metrics import metrics_with_intervals, undefined_metrics
 from ml.inference.gate import REFUSED_FROM, Gate, gate
 from ml.inference.predictor import Finding, Predictor
 from ml.scans.slices import Series, Slice
+from ml.training.answer_rows import whose_answer
 
 PREDICTIONS = ("filename", "label", "patient", "slice", "probability")
 ANSWERS = (*COLUMNS, "not_head_ct")
@@ -369,20 +369,17 @@ def _write_predictions(
         example.name: float(probability)
         for example, probability in zip(examples, probabilities, strict=True)
     }
-    unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(PREDICTIONS)
-        for example in in_scan_order([*examples, *unread]):
-            row = [
-                example.name,
-                example.label,
-                example.scan_name,
-                example.slice,
-                probability_of.get(example.name),
-            ]
-            table.writerow(["" if value is None else value for value in row])
-    unfinished.replace(path)
+    rows = (
+        (
+            example.name,
+            example.label,
+            example.scan_name,
+            example.slice,
+            probability_of.get(example.name),
+        )
+        for example in in_scan_order([*examples, *unread])
+    )
+    write_answers(path, (dict(zip(PREDICTIONS, row, strict=True)) for row in rows), PREDICTIONS)
 
 
 def _rows(
@@ -399,17 +396,10 @@ def _rows(
         ("patient", patients, first),
     ):
         for number, position in enumerate(positions):
-            example = examples[position]
-            whole = name == "patient" and example.patient
             rows.append(
-                {
-                    "level": name,
-                    "dataset": example.dataset,
-                    "filename": "" if whole else example.name,
+                whose_answer(examples[position], name, level.groups[number])
+                | {
                     "label": "" if level.labels[number] == UNKNOWN else int(level.labels[number]),
-                    "patient": example.scan_name,
-                    "slice": "" if whole or example.slice is None else example.slice,
-                    "group": level.groups[number],
                     "probability": repr(float(level.probabilities[number])),
                     "predicted": int(level.predicted[number]),
                     "overlap": int(level.seen[number]),

@@ -124,6 +124,26 @@ def train(
             if that is unfinished.
         ArtifactError: the initial weights are unusable.
         TrainingStopped: `should_stop` said so.
+
+    Example:
+        Twelve phantoms, one folder a class; so few images and no controls are for a try only.
+
+        >>> from pathlib import Path
+        >>> from ml.datasets.read import read_dataset
+        >>> from ml.scans.phantoms import phantom, write_png
+        >>> from ml.training.run import TrainConfig, train
+        >>> for seed in range(36, 48):
+        ...     folder = Path("heads", "hemorrhage" if seed % 2 else "normal")
+        ...     folder.mkdir(parents=True, exist_ok=True)
+        ...     hu = phantom(seed, hemorrhage=seed % 2 == 1, size=128)
+        ...     write_png(hu, folder / f"{seed}.png")
+        >>> settings = {"folds": 2, "input_size": 160, "layer": "conv3", "controls": "none"}
+        >>> config = TrainConfig("alexnet_svm", settings, init="random")
+        >>> card = train(config, [read_dataset(Path("heads"), "phantoms")], Path("run"))
+        >>> card.export_check["passed"], card.metrics["auroc"]["n"]
+        (True, 12)
+        >>> sorted(path.name for path in Path("run").iterdir())
+        ['model', 'predictions.csv']
     """
     architecture = architecture_named(config.architecture)
     settings = architecture.parse_settings(config.settings)

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ml.artifacts.card import Card
 from ml.artifacts.folder import write_model
+from ml.networks.onnx_graph import model_of, serialized
 
 CELLS = 8
 INPUT_PX = 64
@@ -164,10 +165,7 @@ def _graph(
         ]
 
     initial = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "tiny", described(takes), described(gives), initial)
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    ).SerializeToString()
+    return serialized(model_of(nodes, "tiny", described(takes), described(gives), initial))
 
 
 @pytest.fixture

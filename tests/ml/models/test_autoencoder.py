@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
@@ -14,6 +13,7 @@ from onnx import TensorProto, helper
 from ml.evaluation.metrics import auroc
 from ml.models.autoencoder import fit
 from ml.networks import autoencoder
+from ml.networks.onnx_graph import model_of, serialized
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.phantoms import phantom
 from ml.scans.slices import Slice
@@ -46,10 +46,9 @@ def exported(weights: autoencoder.Weights, size: int, images: np.ndarray) -> np.
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1, size, size])
         for name in ("pictures", "drawn")
     ]
-    graph = helper.make_graph(nodes, "test", ends[:1], ends[1:], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString())
+    session = onnxruntime.InferenceSession(
+        serialized(model_of(nodes, "test", ends[:1], ends[1:], constants))
+    )
     return np.asarray(
         session.run(["drawn"], {"pictures": images.transpose(0, 3, 1, 2)})[0]
     ).transpose(0, 2, 3, 1)

@@ -21,7 +21,7 @@ from ml.models.recurrent_batches import scans_drawn
 from ml.networks.aggregation import aggregate
 from ml.networks.cells import evidence_nodes, evidence_of
 from ml.networks.fine_tuning import Tuned, computed_by
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.onnx_graph import model_of, serialized
 from tests.ml.tasks import largest_difference, task_of
 
 SMALL: dict[str, object] = {"layer": "conv3", "epochs": 2, "units": 4, "projection": 4}
@@ -189,12 +189,9 @@ def test_evidence_is_the_decision_and_the_most_of_each_region(side: int) -> None
     nodes, constants = evidence_nodes(tuned, side, 8)
     outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", "f"])]
     given = [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, 8])]
-    graph = helper.make_graph(nodes, "evidence", given, outputs, constants)
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
+    model = serialized(model_of(nodes, "evidence", given, outputs, constants))
     found = evidence_of(maps, tuned)
-    by_graph = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"maps": maps})[0]
+    by_graph = onnxruntime.InferenceSession(model).run(None, {"maps": maps})[0]
     np.testing.assert_allclose(by_graph, found, atol=1e-5)
     cells = maps @ tuned.cell_weights - 1.0
     parts = min(4, side)

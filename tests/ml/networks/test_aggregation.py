@@ -10,8 +10,6 @@ import pytest
 from ml.evaluation.calibration import Platt
 from ml.models.contract import held_out_of
 from ml.networks.aggregation import (
-    IR_VERSION,
-    OPSET,
     aggregate,
     aggregate_scans,
     answer_graph,
@@ -20,6 +18,7 @@ from ml.networks.aggregation import (
     smoothed,
     smoothing_nodes,
 )
+from ml.networks.onnx_graph import model_of, serialized
 
 PLATT, SCAN_PLATT = Platt(2.0, -0.5), Platt(0.7, 1.0)
 
@@ -75,13 +74,9 @@ def test_the_graph_smooths_as_numpy_does(length: int) -> None:
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 1])
         for name in ("decision", "smoothed")
     ]
-    graph = onnx.helper.make_graph(nodes, "smoothing", shapes[:1], shapes[1:], constants)
-    model = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    onnx.checker.check_model(model, full_check=True)
+    model = serialized(model_of(nodes, "smoothing", shapes[:1], shapes[1:], constants))
     decisions = np.random.default_rng(length).normal(0, 2, length).astype(np.float32)
-    found = onnxruntime.InferenceSession(model.SerializeToString()).run(
+    found = onnxruntime.InferenceSession(model).run(
         ["smoothed"], {"decision": decisions[:, np.newaxis]}
     )[0]
     assert found[:, 0] == pytest.approx(smoothed(decisions, np.zeros(length, int)), abs=1e-6)
