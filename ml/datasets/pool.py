@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
+from ml.artifacts.folder import read_card
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, architecture_named
 from ml.datasets.examples import UNKNOWN, Example, scan_key
 from ml.datasets.groups import assign_groups, groups_per_class
 from ml.datasets.near_duplicates import is_telling, same_pictures
@@ -123,11 +124,14 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
     )
 
 
-def start_of(init: Path | str, datasets: Sequence[Dataset], folds: int) -> tuple[Path | str, Pool]:
+def start_of(
+    init: Path | str, encoder: str | None, datasets: Sequence[Dataset], folds: int
+) -> tuple[Path | str, Pool]:
     """Return what to start from, and the pool with what that has seen marked.
 
-    "starter" is the first shipped model whose convolutions have seen too few of the images to
-    forbid an honest test; where there is none, random weights, which the notes say.
+    "starter" is the first shipped model that has the architecture's `encoder` and has seen too few
+    of the images to forbid an honest test; where there is none, random weights, which the notes
+    say.
 
     Raises:
         DatasetError: the data cannot be tested on, whatever one starts from, or the weights that
@@ -137,15 +141,18 @@ def start_of(init: Path | str, datasets: Sequence[Dataset], folds: int) -> tuple
     if init != "starter":
         return init, pool_datasets(datasets, marks_of(init), folds)
     for folder in (STARTER_DIR, STARTER_SERIES_DIR):
-        if folder.is_dir():
+        if (
+            folder.is_dir()
+            and architecture_named(read_card(folder).architecture).encoder == encoder
+        ):
             try:
                 return folder, pool_datasets(datasets, marks_of(folder), folds)
             except DatasetError:
                 continue  # also what is wrong with the data themselves, which is said below
     pool = pool_datasets(datasets, (), folds)
     note = (
-        "The models that ship have seen these images, so the training started from random weights;"
-        " ImageNet's would serve better."
+        "The models that ship have another encoder or have seen these images, so the training"
+        " started from random weights; ImageNet's would serve better."
     )
     return "random", replace(pool, notes=(*pool.notes, note))
 

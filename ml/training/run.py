@@ -34,8 +34,8 @@ from ml.evaluation import metrics as evaluation
 from ml.evaluation.answers import Answers
 from ml.evaluation.calibration import predictive_values_outside_band
 from ml.models.contract import RECIPE, Fitted
+from ml.models.fine_tuned import require_usable
 from ml.networks.bleeding_types import fit_types
-from ml.networks.weights import load_weights
 from ml.preprocessing.model_input import InputSpec
 from ml.training.controls import blocked_because, control_names, fits_of_controls, run_controls
 from ml.training.cross_validation import OutOfFold, cross_validate
@@ -128,13 +128,14 @@ def train(
     architecture = architecture_named(config.architecture)
     settings = architecture.parse_settings(config.settings)
     folds, repeats = _folds_and_repeats(settings, len(datasets))
-    # Without a layer of AlexNet nothing starts from there, and nothing has been seen.
-    init, pool = start_of("random" if "layout" not in settings else config.init, datasets, folds)
+    # What starts from random weights has seen nothing.
+    init, pool = start_of(
+        config.init if architecture.encoder else "random", architecture.encoder, datasets, folds
+    )
     seen = marks_of(init)
     start_from = describe_weights(init)
     if init != "random":
-        groups = settings.get("groups")  # unusable weights are said before the folder is claimed
-        load_weights(init, config.seed, "conv2", groups=None if groups is None else int(groups))
+        require_usable(architecture, settings, init)  # said before the folder is claimed
     data_fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
     # their files decide the order
     placed = [example.name for example in pool.examples if example.place_mm is not None]

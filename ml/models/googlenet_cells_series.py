@@ -1,0 +1,14 @@
+"""GoogLeNet with a pyramid, read cell by cell, over the slices of a scan: half of a slice's
+decision is that of its two neighbors.
+"""
+
+from __future__ import annotations
+
+from ml.models.cells import fit_cells
+from ml.models.contract import FitTask, Fitted
+from ml.networks.googlenet import GoogLeNet
+
+
+def fit(task: FitTask) -> Fitted:
+    """Fit the architecture on `task.train`; see `ml.models.contract`."""
+    return fit_cells(task, GoogLeNet(), smooths=True)
