@@ -115,6 +115,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             "probability": None,
             "threshold": predictor.card.threshold,
             "positive": None,
+            "state": None,
             "types": None,
             "warnings": [],
             "error": None,
@@ -131,6 +132,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                 "probability": finding.probability,
                 "threshold": finding.threshold,
                 "positive": finding.positive,
+                "state": finding.state,
             }
             row["types"] = dict(finding.types)
         except ImageError as err:
@@ -140,7 +142,9 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             counter(len(rows), len(options.paths))
     if options.format == "csv":
         table = csv.DictWriter(
-            sys.stdout, ["path", "probability", "threshold", "positive"], extrasaction="ignore"
+            sys.stdout,
+            ["path", "probability", "threshold", "positive", "state"],
+            extrasaction="ignore",
         )
         table.writeheader()
         table.writerows(rows)
