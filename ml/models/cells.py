@@ -50,15 +50,18 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
     )
     size = task.images.shape[1]
     features = mirrored(encoder.build(tuned.convolutions, size))
-    parts, descriptions = [], []
-    for start in range(0, len(task.images), CHUNK):
-        task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(task.images), {})
-        maps = np.asarray(
-            features.predict_on_batch(np.asarray(task.images[start : start + CHUNK], np.float32))
-        )
-        parts.append(decisions_of(maps, tuned))
-        descriptions.append(pooled(maps, "both"))
-    decisions = smoothed(np.concatenate(parts), task.scans) if smooths else np.concatenate(parts)
+    # Of what was learned from only the bleeding slices are asked for: types are fitted to them.
+    asked = np.setdiff1d(np.arange(len(task.images)), learn[task.labels[learn] != 1])
+    decisions = np.full(len(task.images), np.nan)
+    descriptions = np.zeros((len(task.images), 2 * encoder.maps_shape(size)[1]), np.float32)
+    for start in range(0, len(asked), CHUNK):
+        task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(asked), {})
+        chunk = asked[start : start + CHUNK]
+        maps = np.asarray(features.predict_on_batch(np.asarray(task.images[chunk], np.float32)))
+        decisions[chunk] = decisions_of(maps, tuned)
+        descriptions[chunk] = pooled(maps, "both")
+    if smooths:
+        decisions = smoothed(decisions, task.scans)
     held_out = task.held_out or held_out_of(decisions, held, task.scans)
 
     def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
@@ -86,7 +89,7 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
         export=export,
         reference=reference,
         learnt_features=True,
-        descriptions=np.concatenate(descriptions),
+        descriptions=descriptions,
     )
 
 
