@@ -203,17 +203,17 @@ JUDGING = (
     Setting(
         "threshold",
         "choice",
-        "sensitivity",
-        "sensitivity: where the target sensitivity is reached out of fold. one half: from a"
-        " calibrated probability of 0.5 on, where the fewest errors are expected, as accuracy"
-        " counts them.",
-        choices=("sensitivity", "one half"),
+        "balanced",
+        "balanced: where sensitivity + specificity is largest out of fold (Youden). sensitivity:"
+        " where the target sensitivity is reached. specific: where 95 % of those without hemorrhage"
+        " are called negative. one half: what is likelier than not.",
+        choices=("balanced", "sensitivity", "specific", "one half"),
     ),
     Setting(
         "target_sensitivity",
         "float",
         0.95,
-        "The threshold is set to reach this sensitivity out of fold.",
+        "The sensitivity that the sensitive operating point reaches out of fold.",
         low=0.5,
         high=0.999,
     ),

@@ -39,7 +39,7 @@ LATER_FIELDS = frozenset(
         "band",
         "controls",
     )
-) | {"blocked_because", "seconds", "heat_maps", "checksum", "types"}
+) | {"points", "blocked_because", "seconds", "heat_maps", "checksum", "types"}
 """Fields that cards of the first versions do not have; they are read with their defaults."""
 
 
@@ -64,6 +64,9 @@ class Card:
         patient_metrics, patient_metrics_by_dataset: the same by scan.
         band: {"slice", "patient"}: how often answers outside the uncertain band were right,
             `ml.evaluation.calibration.predictive_values_outside_band`.
+        points: {"slice", "patient"}: for each named operating point its "threshold" and what it
+            means, `ml.training.operating_points.named_points`; empty in a card that was written
+            before there were any.
         controls: what `ml.training.controls` found.
         heat_maps: how often those of rightly found hemorrhages, out of fold, held
             `ml.training.heat_map_tests`'s tests.
@@ -110,6 +113,7 @@ class Card:
     patient_metrics: dict[str, Any] = field(default_factory=dict)
     patient_metrics_by_dataset: dict[str, Any] = field(default_factory=dict)
     band: dict[str, Any] = field(default_factory=dict)
+    points: dict[str, Any] = field(default_factory=dict)
     controls: list[dict[str, Any]] = field(default_factory=list)
     heat_maps: dict[str, Any] = field(default_factory=dict)
     types: dict[str, Any] = field(default_factory=dict)

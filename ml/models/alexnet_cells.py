@@ -7,8 +7,11 @@ from __future__ import annotations
 from ml.models.cells import fit_cells
 from ml.models.contract import FitTask, Fitted
 from ml.models.fine_tuned import alexnet_of
+from ml.networks.aggregation import aggregate
 
 LAYER = "conv5"
+
+SCAN_RULE = aggregate
 
 
 def fit(task: FitTask) -> Fitted:

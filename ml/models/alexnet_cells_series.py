@@ -12,6 +12,9 @@ from ml.models.alexnet_cells import LAYER
 from ml.models.cells import fit_cells
 from ml.models.contract import FitTask, Fitted
 from ml.models.fine_tuned import alexnet_of
+from ml.networks.aggregation import aggregate_smoothed
+
+SCAN_RULE = aggregate_smoothed
 
 
 def fit(task: FitTask) -> Fitted:

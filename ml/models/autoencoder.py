@@ -20,7 +20,9 @@ from ml.models.features import autoencoder_of, features_of
 from ml.models.inner_folds import inner_folds
 from ml.models.svm import Features, answer, choose, summarized
 from ml.networks import autoencoder as reconstruction
+from ml.networks.aggregation import aggregate
 
+SCAN_RULE = aggregate
 LAYER = "bottleneck"
 # of a fit's time: when the autoencoder is done, and when the features are
 LEARNING_SHARE, FEATURES_SHARE = 0.8, 0.9

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from ml.models.cells import fit_cells
 from ml.models.contract import FitTask, Fitted
+from ml.networks.aggregation import aggregate_smoothed
 from ml.networks.googlenet import GoogLeNet
+
+SCAN_RULE = aggregate_smoothed
 
 
 def fit(task: FitTask) -> Fitted:

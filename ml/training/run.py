@@ -43,6 +43,7 @@ from ml.training.experiment import Experiment
 from ml.training.export_check import check_export
 from ml.training.heat_map_tests import summary
 from ml.training.inputs import read_inputs
+from ml.training.operating_points import named_points
 from ml.training.out_of_fold import write_predictions
 from ml.training.progress import Meter, Progress, TrainingStopped
 from ml.training.type_figures import figures_of_types, write_types
@@ -200,7 +201,7 @@ def train(
         out_of_fold.held_out,
         out_of_fold.chosen,
     )
-    of_slices, of_scans = experiment.operating_points(final)
+    of_slices, of_scans = experiment.operating_points(final.held_out)
     meter.tell("export", 0.97, {})
     files = final.export(of_slices.platt, of_scans.platt)
     types = None
@@ -262,6 +263,9 @@ def train(
             level: predictive_values_outside_band(found.labels, found.zones)
             for level, found in _levels(out_of_fold)
         },
+        points=named_points(
+            experiment, config.architecture, out_of_fold.held_out, out_of_fold.held_out_folds
+        ),
         controls=controls,
         heat_maps=summary(out_of_fold.heat_maps, experiment.groups, config.seed),
         types=figures_of_types(experiment, out_of_fold, types.names if types else ()),
