@@ -143,7 +143,7 @@ def named_points(
         called = [np.zeros(len(each), bool) for each in labels]
         judged = [np.zeros(len(each), bool) for each in labels]
         for fold in np.unique(folds[0]):
-            others = restricted(held, held.slices[folds[0] != fold], held.scans[folds[1] != fold])
+            others = without(held, held.slices[folds[0] == fold], held.scans[folds[1] == fold])
             if not has_both_classes(run, others):
                 continue
             points = operating_points(run, architecture, others, name)
