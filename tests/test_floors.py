@@ -11,7 +11,7 @@ from webapp.config import PROJECT_ROOT
 
 FLOORS = (
     {"errors"},
-    {"checkpoints", "catalogue"},
+    {"checkpoints", "catalogue", "verdict"},
     {"scans"},
     {"preprocessing"},
     {"artifacts"},

@@ -39,7 +39,7 @@ LATER_FIELDS = frozenset(
         "band",
         "controls",
     )
-) | {"blocked_because", "seconds", "heat_maps", "checksum", "types"}
+) | {"points", "blocked_because", "seconds", "heat_maps", "checksum", "types"}
 """Fields that cards of early versions lack; their defaults apply."""
 
 
@@ -63,6 +63,8 @@ class Card:
         patient_metrics, patient_metrics_by_dataset: the same by scan.
         band: {"slice", "patient"}: predictive values outside the uncertain band,
             `ml.evaluation.calibration.predictive_values_outside_band`.
+        points: {"slice", "patient"}: each named operating point with its "threshold" and figures,
+            `ml.training.operating_points.named_points`; empty in cards that predate them.
         controls: results of `ml.training.controls`.
         heat_maps: how often the heat maps of true positives in the held-out folds passed
             `ml.training.heat_map_tests`.
@@ -110,6 +112,7 @@ class Card:
     patient_metrics: dict[str, Any] = field(default_factory=dict)
     patient_metrics_by_dataset: dict[str, Any] = field(default_factory=dict)
     band: dict[str, Any] = field(default_factory=dict)
+    points: dict[str, Any] = field(default_factory=dict)
     controls: list[dict[str, Any]] = field(default_factory=list)
     heat_maps: dict[str, Any] = field(default_factory=dict)
     types: dict[str, Any] = field(default_factory=dict)

@@ -119,6 +119,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             "probability": None,
             "threshold": predictor.card.threshold,
             "positive": None,
+            "state": None,
             "types": None,
             "warnings": [],
             "error": None,
@@ -135,6 +136,7 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                 "probability": finding.probability,
                 "threshold": finding.threshold,
                 "positive": finding.positive,
+                "state": finding.state,
             }
             row["types"] = dict(finding.types)
         except ImageError as err:
@@ -144,7 +146,9 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
             counter.count(len(rows), len(options.paths))
     if options.format == "csv":
         table = csv.DictWriter(
-            sys.stdout, ["path", "probability", "threshold", "positive"], extrasaction="ignore"
+            sys.stdout,
+            ["path", "probability", "threshold", "positive", "state"],
+            extrasaction="ignore",
         )
         table.writeheader()
         table.writerows(rows)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
+from ml.artifacts.folder import read_card
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, architecture_named
 from ml.datasets.examples import UNKNOWN, Example, scan_key
 from ml.datasets.groups import assign_groups, groups_per_class
 from ml.datasets.near_duplicates import is_telling, same_pictures
@@ -124,12 +125,15 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
     )
 
 
-def start_of(init: Path | str, datasets: Sequence[Dataset], folds: int) -> tuple[Path | str, Pool]:
+def start_of(
+    init: Path | str, encoder: str | None, datasets: Sequence[Dataset], folds: int
+) -> tuple[Path | str, Pool]:
     """Return the initial weights, and the pool in which the images that they have seen are
     marked.
 
-    "starter" selects the first shipped model whose convolutions have seen so few of the images that
-    enough are left for testing; if there is none, random weights, with a note.
+    "starter" selects the first shipped model that has the architecture's `encoder` and has seen so
+    few of the images that enough are left for testing; if there is none, random weights, with a
+    note.
 
     Raises:
         DatasetError: the data do not allow testing with any weights, or the given weights have seen
@@ -139,15 +143,18 @@ def start_of(init: Path | str, datasets: Sequence[Dataset], folds: int) -> tuple
     if init != "starter":
         return init, pool_datasets(datasets, marks_of(init), folds)
     for folder in (STARTER_DIR, STARTER_SERIES_DIR):
-        if folder.is_dir():
+        if (
+            folder.is_dir()
+            and architecture_named(read_card(folder).architecture).encoder == encoder
+        ):
             try:
                 return folder, pool_datasets(datasets, marks_of(folder), folds)
             except DatasetError:
                 continue  # or the data themselves are unusable, which is raised below
     pool = pool_datasets(datasets, (), folds)
     note = (
-        "The shipped models have seen these images, so the training started from random weights;"
-        " ImageNet weights would be better."
+        "The shipped models have another encoder or have seen these images, so the training started"
+        " from random weights; ImageNet weights would be better."
     )
     return "random", replace(pool, notes=(*pool.notes, note))
 

@@ -20,6 +20,7 @@ from ml.inference.sessions import load_graph, require_same_channels
 from ml.preprocessing.model_input import Frame, InputSpec, to_input
 from ml.scans.slabs import Slabs
 from ml.scans.slices import FloatArray, Series
+from ml.verdict import State, state_of
 
 NOT_HEAD_CT = (
     "This does not look like a head CT; the model's output is meaningless for other images."
@@ -71,6 +72,11 @@ class Finding:
     first_slices: tuple[int, ...] = ()
     types: Mapping[str, float] = field(default_factory=dict)
     slice_types: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def state(self) -> State:
+        """Whether a hemorrhage is suspected, not found, or the answer is inconclusive."""
+        return state_of(positive=self.positive, uncertain=self.uncertain)
 
 
 class Predictor:

@@ -25,13 +25,14 @@ from ml.models.features import Extractor, augmented_copy, restructuring_of
 from ml.models.fine_tuned import initial_weights, normalizes
 from ml.models.inner_folds import inner_folds
 from ml.networks import autoencoder
-from ml.networks.aggregation import aggregate_scans, answer_graph, scan_probability
+from ml.networks.aggregation import aggregate, aggregate_scans, answer_graph, scan_probability
 from ml.networks.convolutions import convolved, pooled, set_weights, weights_of
 from ml.networks.fine_tuning import balanced_draws
 from ml.networks.onnx_graph import model_of, serialized
 from ml.networks.training_loop import Batch, run_epochs
 from ml.networks.weights import Weights, layout_of, rounded
 
+SCAN_RULE = aggregate
 LAYER = "conv5"
 BATCH = 32
 MOST_BATCHES = 32  # per epoch, which is at most 1,024 images

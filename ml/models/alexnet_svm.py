@@ -19,7 +19,9 @@ from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import extractor_of, features_of
 from ml.models.inner_folds import inner_folds
 from ml.models.svm import Features, answer, choose, summarized, usual_choice
+from ml.networks.aggregation import aggregate
 
+SCAN_RULE = aggregate
 LAYERS = ("conv3", "conv4", "conv5", "pool5")
 LEARNED_LAYER = "conv5"  # the last layer to fine-tune if the layer is selected later
 # progress of a fit after fine-tuning and after the features

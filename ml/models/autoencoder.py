@@ -19,8 +19,10 @@ from ml.models.features import autoencoder_of, features_of
 from ml.models.inner_folds import inner_folds
 from ml.models.svm import Features, answer, choose, summarized
 from ml.networks import autoencoder
+from ml.networks.aggregation import aggregate
 from ml.networks.onnx_graph import model_of, serialized
 
+SCAN_RULE = aggregate
 LAYER = "bottleneck"
 # progress of a fit after the autoencoder and after the features
 LEARNING_SHARE, FEATURES_SHARE = 0.8, 0.9

@@ -21,7 +21,7 @@ import numpy as np
 from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import aggregate_scans
 
-RECIPE = 3
+RECIPE = 4
 """Increase it whenever a fit changes its results for the same settings, so that no run resumes from
 an older checkpoint.
 """
@@ -143,6 +143,15 @@ def fit_of(architecture: str) -> Callable[[FitTask], Fitted]:
     """Return the `fit` of an architecture of the catalogue."""
     fit: Callable[[FitTask], Fitted] = importlib.import_module(f"ml.models.{architecture}").fit
     return fit
+
+
+def scan_rule_of(architecture: str) -> Callable[[np.ndarray], float] | None:
+    """Return how an architecture makes the decision of a scan from those of its slices (n,), each
+    made by itself; None where it reads the scan as a whole.
+    """
+    module = importlib.import_module(f"ml.models.{architecture}")
+    rule: Callable[[np.ndarray], float] | None = getattr(module, "SCAN_RULE", None)
+    return rule
 
 
 def held_out_of(decisions: np.ndarray, at: np.ndarray, scans: np.ndarray) -> HeldOut:

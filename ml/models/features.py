@@ -18,7 +18,7 @@ import numpy as np
 
 from ml.checkpoints import digest, load_or_make_arrays
 from ml.models.contract import FitTask
-from ml.models.fine_tuned import initial_weights, normalizes, tuned_convolutions
+from ml.models.fine_tuned import alexnet_of, initial_weights, normalizes, tuned_convolutions
 from ml.networks import autoencoder
 from ml.networks.convolutions import build, build_several, maps_shape, to_onnx
 from ml.networks.fine_tuning import Tuned
@@ -109,7 +109,11 @@ def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -
             start, layer, size, normalizes(task), restructuring, learned=restructuring is not None
         )
     tuned = tuned_convolutions(
-        task, learn, layer, epochs, lambda share, figures: report(0.3 + 0.7 * share, figures)
+        task,
+        alexnet_of(task, layer),
+        learn,
+        epochs,
+        lambda share, figures: report(0.3 + 0.7 * share, figures),
     )
     return Extractor(
         tuned.convolutions, layer, size, normalizes(task), restructuring, learned=True, tuned=tuned

@@ -12,31 +12,63 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ml.catalogue import Architecture
 from ml.checkpoints import load_or_make_arrays
-from ml.models.contract import RECIPE, FitTask
-from ml.networks.fine_tuning import Tuned, fine_tune
-from ml.networks.weights import CONTRASTS, SOFT_TISSUE, Weights, load_weights
+from ml.models.contract import FitTask
+from ml.networks.convolutions import AlexNet
+from ml.networks.encoder import Encoder
+from ml.networks.fine_tuning import LabeledSlices, Schedule, Tuned, fine_tune
+from ml.networks.googlenet import GoogLeNet
+from ml.networks.weights import Weights, load_weights
 
+TUNING_RECIPE = 4
+"""Increase it whenever a fine-tuning changes its results for the same arguments, so that no run
+reuses an older one.
+"""
 CHUNK = 64
 
 
+def alexnet_of(task: FitTask, layer: str) -> AlexNet:
+    """Return the encoder that the task's settings describe, up to `layer`."""
+    settings = task.settings
+    groups = settings.get("groups")
+    return AlexNet(
+        layer,
+        normalizes(task),
+        None if groups is None else int(groups),
+        str(settings.get("layout", "owt")),
+        settings.get("contrasts") == "both",
+    )
+
+
 def initial_weights(task: FitTask, layer: str) -> Weights:
-    """Load the initial weights of the task.
+    """Return the initial weights of AlexNet that the task names.
 
     Raises:
         ArtifactError: they cannot be used.
     """
-    groups = task.settings.get("groups")
-    layout = str(task.settings.get("layout", "owt"))
-    weights = load_weights(
-        task.init, task.seed, layer, layout=layout, groups=None if groups is None else int(groups)
-    )
-    if task.settings.get("contrasts") == "both":
-        weights = {**weights, SOFT_TISSUE: np.array(CONTRASTS, np.float16).astype(np.float32)}
-    return weights
+    return alexnet_of(task, layer).initial(task.init, task.seed)
+
+
+def require_usable(
+    architecture: Architecture, settings: Mapping[str, Any], init: Path | str
+) -> None:
+    """Check initial weights before a training begins.
+
+    Raises:
+        ArtifactError: the architecture cannot start from them.
+    """
+    if architecture.encoder == "googlenet":
+        GoogLeNet().initial(init, 0)
+    elif architecture.encoder == "alexnet":
+        groups = settings.get("groups")
+        load_weights(init, 0, "conv2", groups=None if groups is None else int(groups))
 
 
 def normalizes(task: FitTask) -> bool | None:
@@ -50,67 +82,58 @@ def normalizes(task: FitTask) -> bool | None:
 
 def tuned_convolutions(
     task: FitTask,
+    encoder: Encoder,
     learn: np.ndarray,
-    layer: str,
     epochs: int,
     report: Callable[[float, Mapping[str, float]], None],
 ) -> Tuned:
-    """Return the fine-tuned convolutions of the task, averaged with the initial ones and rounded to
-    half precision.
+    """Return the initial convolutions of the task after they have learned, some of the initial ones
+    mixed in; rounded to what the encoder stores.
 
     A reuse folder holds the weights before averaging.
 
     Args:
         task: what is being fitted.
-        learn: positions of the training images.
-        layer: the last convolutional layer to train.
-        epochs: number of epochs, see `ml.networks.fine_tuning.fine_tune`.
-        report: told the share done; raises to stop.
+        encoder: whose convolutions learn.
+        learn: positions of the images to learn from.
+        epochs: of `ml.networks.fine_tuning.fine_tune`.
+        report: receives the share done; raises to stop.
     """
     path, state = task.own / "tuned.npz", task.own / "state.npz"
-    start, precision = initial_weights(task, layer), str(task.settings["precision"])
+    start = encoder.initial(task.init, task.seed)
+    schedule = Schedule(epochs, task.seed, str(task.settings["precision"]))
+    slices = LabeledSlices(task.images, task.labels, task.sources, task.masks, learn)
 
     def tune() -> Mapping[str, np.ndarray]:
-        data = task.images, task.labels, task.sources, task.masks, learn
-        return fine_tune(
-            start,
-            *data,
-            layer,
-            epochs,
-            task.seed,
-            state,
-            report,
-            precision=precision,
-            normalizes=normalizes(task),
-        ).arrays()
+        return fine_tune(start, encoder, slices, schedule, state, report).arrays()
 
     def reuse_or_tune() -> Mapping[str, np.ndarray]:
         if task.reuse is None:
             return tune()
-        name = _digest(task, start, learn, layer, epochs, precision)[:32]
+        name = _digest(slices, start, encoder, schedule)[:32]
         return load_or_make_arrays(task.reuse / f"tuned-{name}.npz", tune)
 
-    kept = load_or_make_arrays(path, reuse_or_tune)
+    cached = load_or_make_arrays(path, reuse_or_tune)
     state.unlink(missing_ok=True)
     share = 0.0 if task.init == "random" else float(task.settings["initial_share"])
-    return Tuned.of_arrays(kept).mixed_with(start, share)
+    return Tuned.of_arrays(cached).mixed_with(start, share, encoder)
 
 
-def _digest(
-    task: FitTask, start: Weights, learn: np.ndarray, layer: str, epochs: int, precision: str
-) -> str:
-    """Return the SHA-256 (hex) of everything that the fine-tuning depends on, independent of the
-    positions of the images.
+def _digest(slices: LabeledSlices, start: Weights, encoder: Encoder, schedule: Schedule) -> str:
+    """Return the SHA-256 (hex) of everything that the fine-tuning depends on; where images stand
+    among others is no part of it.
     """
-    hasher = hashlib.sha256(
-        json.dumps([RECIPE, layer, epochs, task.seed, precision, normalizes(task)]).encode()
+    learn = slices.learn
+    how = [TUNING_RECIPE, encoder.name, encoder.learning_rate, *astuple(schedule)]
+    hashed = hashlib.sha256(json.dumps(how).encode())
+    hashed.update(
+        json.dumps([slices.labels[learn].tolist(), slices.sources[learn].tolist()]).encode()
     )
-    hasher.update(json.dumps([task.labels[learn].tolist(), task.sources[learn].tolist()]).encode())
     for name, values in sorted(start.items()):
-        hasher.update(f"{name} {values.dtype} {values.shape}".encode())
-        hasher.update(values.tobytes())
-    for values in (task.images, task.masks):
-        hasher.update(f"{values.dtype} {values.shape[1:]}".encode())
+        hashed.update(f"{name} {values.dtype} {values.shape}".encode())
+        hashed.update(values.tobytes())
+    for values in (slices.images, slices.masks):
+        hashed.update(f"{values.dtype} {values.shape[1:]}".encode())
         for first in range(0, len(learn), CHUNK):
-            hasher.update(values[learn[first : first + CHUNK]].tobytes())
-    return hasher.hexdigest()
+            hashed.update(values[learn[first : first + CHUNK]].tobytes())
+    return hashed.hexdigest()

@@ -242,6 +242,17 @@ def _from_file(path: Path) -> Weights:
                 f"{path.name} has no features.0.weight; it is no AlexNet of torchvision."
             )
         return weights
+    return arrays_of_file(path)
+
+
+def arrays_of_file(path: Path) -> Weights:
+    """Return the arrays of a .npz file by name; nothing in it is run.
+
+    Raises:
+        ArtifactError: it is missing or unreadable.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"There are no initial weights at {path}.")
     try:
         with np.load(path, allow_pickle=False) as opened:
             return {name: opened[name] for name in opened.files}

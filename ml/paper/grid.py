@@ -90,7 +90,7 @@ def run_paper(
         ArtifactError: the initial weights are unusable.
         TrainingStopped: `should_stop` returned True.
     """
-    start, pool = start_of(init, [dataset], max(cell.folds for cell in cells))
+    start, pool = start_of(init, "alexnet", [dataset], max(cell.folds for cell in cells))
     facts: dict[str, Any] = {
         "identity": digest(
             dataset.fingerprint, seed, json.dumps([RECIPE, describe_weights(start)], sort_keys=True)

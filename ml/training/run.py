@@ -34,8 +34,8 @@ from ml.evaluation.answers import Answers
 from ml.evaluation.calibration import predictive_values_outside_band
 from ml.evaluation.metrics import confusion, metrics_with_intervals, roc_points
 from ml.models.contract import RECIPE, Fitted
+from ml.models.fine_tuned import require_usable
 from ml.networks.bleeding_types import fit_types
-from ml.networks.weights import load_weights
 from ml.preprocessing.model_input import InputSpec
 from ml.training.controls import blocked_because, control_names, fits_of_controls, run_controls
 from ml.training.cross_validation import OutOfFold, cross_validate
@@ -43,6 +43,7 @@ from ml.training.experiment import Experiment
 from ml.training.export_check import check_export
 from ml.training.heat_map_tests import summary
 from ml.training.inputs import read_inputs
+from ml.training.operating_points import named_points
 from ml.training.out_of_fold import write_predictions
 from ml.training.progress import Meter, Progress, TrainingStopped
 from ml.training.type_figures import figures_of_types, write_types
@@ -148,13 +149,14 @@ def train(
     architecture = architecture_named(config.architecture)
     settings = architecture.parse_settings(config.settings)
     folds, repeats = _folds_and_repeats(settings, len(datasets))
-    # Without a layer of AlexNet nothing starts from there, and nothing has been seen.
-    init, pool = start_of("random" if "layout" not in settings else config.init, datasets, folds)
+    # What starts from random weights has seen nothing.
+    init, pool = start_of(
+        config.init if architecture.encoder else "random", architecture.encoder, datasets, folds
+    )
     seen = marks_of(init)
     start_from = describe_weights(init)
     if init != "random":
-        groups = settings.get("groups")  # unusable weights are said before the folder is claimed
-        load_weights(init, config.seed, "conv2", groups=None if groups is None else int(groups))
+        require_usable(architecture, settings, init)  # said before the folder is claimed
     data_fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
     # their files decide the order
     placed = [example.name for example in pool.examples if example.place_mm is not None]
@@ -219,7 +221,7 @@ def train(
         out_of_fold.held_out,
         out_of_fold.chosen,
     )
-    of_slices, of_scans = experiment.operating_points(final)
+    of_slices, of_scans = experiment.operating_points(final.held_out)
     meter.tell("export", 0.97, {})
     files = final.export(of_slices.platt, of_scans.platt)
     types = None
@@ -284,6 +286,9 @@ def train(
             level: predictive_values_outside_band(found.labels, found.zones)
             for level, found in _levels(out_of_fold)
         },
+        points=named_points(
+            experiment, config.architecture, out_of_fold.held_out, out_of_fold.held_out_folds
+        ),
         controls=controls,
         heat_maps=summary(out_of_fold.heat_maps, experiment.groups, config.seed),
         types=figures_of_types(experiment, out_of_fold, types.names if types else ()),

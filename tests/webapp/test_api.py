@@ -396,6 +396,7 @@ def test_a_verdict_is_told_in_full(app: Flask, ann: FlaskClient) -> None:
         "verdict": "Brain Hemorrhage Detected.",
         "positive": True,
         "uncertain": False,
+        "state": "suspected",
         "probability": 0.75,
         "threshold": 0.5,
         "warnings": ["Small."],

@@ -43,14 +43,19 @@ def test_a_finding_has_the_probability_of_the_graph(tiny_model: TinyModel) -> No
 
 
 @pytest.mark.parametrize(
-    ("logit", "positive", "uncertain"),
-    [(-2.0, False, False), (-0.3, False, True), (0.3, True, True), (2.0, True, False)],
+    ("logit", "positive", "uncertain", "state"),
+    [
+        (-2.0, False, False, "not found"),
+        (-0.3, False, True, "inconclusive"),
+        (0.3, True, True, "inconclusive"),
+        (2.0, True, False, "suspected"),
+    ],
 )
 def test_threshold_and_uncertain_band_are_the_cards(
-    tiny_model: TinyModel, logit: float, positive: bool, uncertain: bool
+    tiny_model: TinyModel, logit: float, positive: bool, uncertain: bool, state: str
 ) -> None:
     finding = Predictor(tiny_model()).predict(Series((with_bright_cell(0.5 + logit / 8),)))
-    assert (finding.positive, finding.uncertain) == (positive, uncertain)
+    assert (finding.positive, finding.uncertain, finding.state) == (positive, uncertain, state)
 
 
 def test_the_threshold_itself_is_positive_and_the_band_is_half_open(tiny_model: TinyModel) -> None:

@@ -12,6 +12,7 @@ from ml.models.contract import held_out_of
 from ml.networks.aggregation import (
     aggregate,
     aggregate_scans,
+    aggregate_smoothed,
     answer_graph,
     calibration_graph,
     scan_probability,
@@ -27,14 +28,14 @@ def test_one_slice_keeps_its_decision() -> None:
     assert aggregate(np.array([1.25])) == pytest.approx(1.25)
 
 
-def test_the_mean_of_the_odds_decides() -> None:
-    # odds 1, 1, 4 -> their mean is 2
-    assert aggregate(np.log([1.0, 1.0, 4.0])) == pytest.approx(np.log(2))
+def test_the_three_highest_slices_decide() -> None:
+    assert aggregate(np.array([-9.0, 1, 4, -2, 7])) == pytest.approx(4)
+    assert aggregate(np.array([2.0, 4])) == pytest.approx(3)
 
 
-def test_the_number_of_slices_alone_changes_nothing() -> None:
+def test_slices_that_show_nothing_change_nothing_however_many_there_are() -> None:
     decisions = np.array([-2.0, 0.5, 3.0])
-    assert aggregate(np.repeat(decisions, 7)) == pytest.approx(aggregate(decisions))
+    assert aggregate(np.concatenate([decisions, np.full(50, -4.0)])) == aggregate(decisions)
 
 
 def test_blood_in_neighboring_slices_counts_more_than_in_one() -> None:
@@ -43,10 +44,9 @@ def test_blood_in_neighboring_slices_counts_more_than_in_one() -> None:
     assert aggregate(often) > aggregate(once) > aggregate(np.full(20, -3.0))
 
 
-def test_decisions_far_from_nothing_do_not_overflow() -> None:
-    assert aggregate(np.array([800.0, 800.0])) == pytest.approx(800) and aggregate(
-        np.array([-900.0])
-    ) == pytest.approx(-900)
+def test_the_rule_of_a_series_smooths_first() -> None:
+    decisions = np.array([0.0, 0, 8, 0, 0])
+    assert aggregate_smoothed(decisions) == pytest.approx((2 + 4 + 2) / 3)
 
 
 def test_scans_are_told_apart_by_their_numbers() -> None:

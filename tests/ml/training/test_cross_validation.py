@@ -56,9 +56,7 @@ def test_every_slice_is_judged_once_by_a_fit_that_never_saw_its_group(
         round(13 / 14, 6),
     ]
     assert found.slices.predicted[0].tolist() == [False, True] * 16
-    assert json.loads((tmp_path / "fold-0.json").read_text())["threshold"] == pytest.approx(
-        13 / 14, abs=1e-6
-    )
+    assert json.loads((tmp_path / "fold-0.json").read_text())["threshold"] == pytest.approx(0.5)
 
 
 def test_single_pictures_are_judged_alike_at_both_levels(
