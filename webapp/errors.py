@@ -19,8 +19,8 @@ from werkzeug.exceptions import (
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import RoutingException
 
-from webapp.extensions import db, is_busy
-from webapp.storage import MissingFile, StorageError
+from webapp.extensions import db, is_busy, is_full
+from webapp.storage import MissingFile, StorageError, StorageFull
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,18 @@ EXPIRED_FORM = "This form has expired; please go back, reload the page and submi
 BUSY = "The database is busy. Please try again in a few seconds."
 BUSY_S = 5
 OTHER_HOST = "This service does not answer to that host name."
+DISK_FULL = "The server's disk is full. Please try again later."
 DRAINED = 4
 """Times the largest upload that is read of an even larger one, so that its sender gets to see the
 answer.
 """
+
+
+class InsufficientStorage(HTTPException):
+    """507: there is no room for what was sent (RFC 4918, 11.5)."""
+
+    code = 507
+    description = DISK_FULL
 
 
 def init_errors(app: Flask) -> None:
@@ -59,7 +67,7 @@ def refuse(error: HTTPException) -> Response | HTTPException:
     """Answer an error that HTTP has a status for."""
     if isinstance(error, RoutingException) or error.code is None or error.response is not None:
         return error  # A redirection, or somebody's ready answer.
-    if isinstance(error, RequestEntityTooLarge):
+    if isinstance(error, (RequestEntityTooLarge, InsufficientStorage)):
         _drain()
     response = Response(status=error.code)
     for name, value in error.get_headers():
@@ -101,13 +109,19 @@ def refuse_for_storage(error: StorageError) -> Response | HTTPException:
         log.error("A file that a row names is gone, at %s", request.endpoint)
         return refuse(NotFound(str(error)))
     log.error("The storage failed at %s: %s", request.endpoint, type(error.__cause__).__name__)
+    if isinstance(error, StorageFull):
+        return refuse(InsufficientStorage(str(error)))
     return refuse(ServiceUnavailable(str(error)))
 
 
 def refuse_for_database(error: OperationalError) -> Response | HTTPException:
-    """Answer a database that others held for too long: nothing was done, so the same may be sent
-    again.
+    """Answer a database that others held for too long, or whose disk is full: nothing was done, so
+    the same may be sent again.
     """
+    if is_full(error):
+        db.session.rollback()
+        log.error("The database's disk is full at %s", request.endpoint)
+        return refuse(InsufficientStorage(DISK_FULL))
     if not is_busy(error):
         return fail(error)
     db.session.rollback()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from sqlite3 import SQLITE_BUSY, SQLITE_LOCKED
+from sqlite3 import SQLITE_BUSY, SQLITE_FULL, SQLITE_LOCKED
 from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import Error as SQLiteError
 from typing import Any
@@ -53,6 +53,7 @@ BUSY_MS = 15_000
 """How long a statement waits for SQLite's write lock."""
 BUSY_STATES = ("40001", "40P01", "55P03")
 """PostgreSQL's: a transaction ended for another's sake, a deadlock, a lock that is held."""
+DISK_FULL_STATE = "53100"
 
 reads_only: ContextVar[bool] = ContextVar("reads_only", default=False)
 """True while a request that may not write is answered; SQLite then opens its transactions without
@@ -152,9 +153,19 @@ def _begin_sqlite(connection: Connection) -> None:
 def is_busy(error: OperationalError) -> bool:
     """True where others held the database for too long; the same is worth another try."""
     if isinstance(error.orig, SQLiteError):
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # The rest says more of the same.
-        return code in (SQLITE_BUSY, SQLITE_LOCKED)
+        return _code_of(error.orig) in (SQLITE_BUSY, SQLITE_LOCKED)
     return getattr(error.orig, "sqlstate", None) in BUSY_STATES
+
+
+def is_full(error: OperationalError) -> bool:
+    """True where the database could not write because its disk is full."""
+    if isinstance(error.orig, SQLiteError):
+        return _code_of(error.orig) == SQLITE_FULL
+    return getattr(error.orig, "sqlstate", None) == DISK_FULL_STATE
+
+
+def _code_of(error: SQLiteError) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # The rest says more of the same.
 
 
 def forget_deleted(waits_s: tuple[float, ...] = (0.1, 0.3, 0.6)) -> bool:
