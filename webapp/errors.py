@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from functools import lru_cache
 
 from flask import Flask, Response, current_app, json, render_template, request
 from flask_wtf.csrf import CSRFError
@@ -38,6 +39,7 @@ SENTENCES = {
 EXPIRED_FORM = "This form has expired; please go back, reload the page and submit it again."
 BUSY = "The database is busy. Please try again in a few seconds."
 BUSY_S = 5
+OVERLOADED = "Too many uploads are arriving at once. Please send this one again in a few seconds."
 OTHER_HOST = "This service does not answer to that host name."
 DISK_FULL = "The server's disk is full. Please try again later."
 DRAINED = 4
@@ -98,6 +100,31 @@ def refuse(error: HTTPException) -> Response | HTTPException:
         )
         response.content_type = "text/html; charset=utf-8"
     return response
+
+
+@lru_cache(maxsize=64)  # The main loop of the web server makes them.
+def overload_answer(app: Flask, for_program: bool, retry_after_s: int) -> bytes:
+    """Return the whole HTTP response to an upload for which there is no time (`webapp.serving`):
+    429, and when to try again; no request is at hand, and nobody asks the database.
+    """
+    if for_program:
+        problem = {
+            "type": "about:blank",
+            "title": HTTP_STATUS_CODES[429],
+            "status": 429,
+            "detail": OVERLOADED,
+        }
+        body, content_type = app.json.dumps(problem), "application/problem+json"
+    else:
+        template = app.jinja_env.get_template("errors/failure.html")
+        body, content_type = template.render(sentence=OVERLOADED, home="/"), "text/html"
+    response = Response(body, 429, content_type=f"{content_type}; charset=utf-8")
+    response.headers["Retry-After"] = str(retry_after_s)
+    response.headers["Connection"] = "close"
+    with app.test_request_context():
+        response = app.process_response(response)
+    head = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
+    return f"HTTP/1.1 {response.status}\r\n{head}\r\n".encode("latin-1") + response.get_data()
 
 
 def refuse_for_storage(error: StorageError) -> Response | HTTPException:

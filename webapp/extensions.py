@@ -12,7 +12,7 @@ from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import Error as SQLiteError
 from typing import Any
 
-from flask import Flask, request
+from flask import Flask, has_request_context, request
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 from flask_login import LoginManager
@@ -51,6 +51,8 @@ limiter = Limiter(get_remote_address)
 
 BUSY_MS = 15_000
 """How long a statement waits for SQLite's write lock."""
+REQUEST_BUSY_MS = 5_000
+"""The same where somebody waits for an answer, and a thread with them."""
 BUSY_STATES = ("40001", "40P01", "55P03")
 """PostgreSQL's: a transaction ended for another's sake, a deadlock, a lock that is held."""
 DISK_FULL_STATE = "53100"
@@ -145,6 +147,9 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 @event.listens_for(Engine, "begin")
 def _begin_sqlite(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
+        # Not by a statement of the transaction, which waits for this long itself.
+        patience_ms = REQUEST_BUSY_MS if has_request_context() else BUSY_MS
+        connection.connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
         # A transaction that reads first and writes later fails at once if another process wrote in
         # between.
         connection.exec_driver_sql("BEGIN" if reads_only.get() else "BEGIN IMMEDIATE")

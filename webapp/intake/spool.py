@@ -46,9 +46,9 @@ class Request(flask.Request):
         require_space(total_content_length or 0)
         folder = str(incoming_folder())
         if total_content_length is None or total_content_length > HELD_IN_MEMORY:
-            stream = self._spooled.enter_context(TemporaryFile("rb+", dir=folder))
+            stream = self._spooled.enter_context(TemporaryFile("rb+", dir=folder))  # noqa: SIM115
             return cast(IO[bytes], stream)
-        in_memory = SpooledTemporaryFile(HELD_IN_MEMORY, "rb+", dir=folder)
+        in_memory = SpooledTemporaryFile(HELD_IN_MEMORY, "rb+", dir=folder)  # noqa: SIM115
         return cast(IO[bytes], self._spooled.enter_context(in_memory))
 
 
