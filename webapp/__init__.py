@@ -32,6 +32,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         pictures,
         scans,
         security_headers,
+        space,
         storage,
     )
     from webapp.config import PROJECT_ROOT, settings
@@ -53,6 +54,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     audit.init_audit(app)
     jobs.make_celery(app)
     storage.init_storage(app)
+    space.init_space(app)
 
     for room in (auth, scans, pictures, admin, health, metrics):
         app.register_blueprint(room.blueprint)

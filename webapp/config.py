@@ -106,6 +106,11 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # What one person's submitted files may take in all, not counting what the workers make of
         # them; 0 sets no limit.
         "QUOTA_MB": number("QUOTA_MB", 20_000),
+        # The same for all people together; 0 sets no limit but the disk.
+        "TOTAL_QUOTA_MB": number("TOTAL_QUOTA_MB", 0),
+        # Uploads are refused that would leave less free where they wait or where files live: a full
+        # disk stops the database, and with it logins and reading.
+        "MIN_FREE_MB": number("MIN_FREE_MB", 1024),
         "UPLOADS_PER_MINUTE": number("UPLOADS_PER_MINUTE", 600),
         # A person's urgent scans that wait at once: if all were urgent, nobody's would be.
         "MAX_STAT": number("MAX_STAT", 20),

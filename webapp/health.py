@@ -13,6 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from webapp.extensions import database_now, db, limiter
 from webapp.jobs import PREDICT
 from webapp.models import Worker
+from webapp.space import has_room
+from webapp.storage import storage
 
 blueprint = Blueprint("health", __name__)
 limiter.exempt(blueprint)
@@ -29,12 +31,22 @@ def healthz() -> Response:
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """A scan submitted now would be answered: 200, or 503 with what is missing."""
+    """A scan submitted now would be taken in and answered: 200, or 503 with what is missing."""
     try:
-        checks: dict[str, bool | None] = {"database": True, **checks_by_rows()}
+        checks: dict[str, bool | None] = {
+            "database": True,
+            **checks_by_rows(),
+            "free_space": has_room(),
+        }
     except SQLAlchemyError as err:
         log.warning("The database cannot be read: %s", type(err).__name__)
-        checks = {"database": False, "broker": None, "predict_worker": None}  # None: not known.
+        checks = {  # None: not known.
+            "database": False,
+            "broker": None,
+            "predict_worker": None,
+            "free_space": None,
+        }
+    checks["storage"] = storage.answers()
     ready = all(checks.values())
     return uncached(
         {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ each reader.
 """
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that is full, a quota that is used up and a file that may not grow."""
+
 STARTED = ".started"
 """The empty folder that setup makes in a new storage, which is then told from the bare mount point
 of one that is away.
@@ -40,6 +44,10 @@ class StorageError(RuntimeError):
     """The storage refused to read or write; the text is a sentence without the file's content or
     address.
     """
+
+
+class StorageFull(StorageError):
+    """There is no room for more, on this machine or in the storage."""
 
 
 class StorageAway(StorageError):
@@ -106,7 +114,13 @@ class Storage:
         try:
             yield
         except self._failures as err:
-            raise StorageError(otherwise) from err
+            is_full = isinstance(err, OSError) and err.errno in FULL
+            raise (StorageFull if is_full else StorageError)(otherwise) from err
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the files are in; None where they are not on this machine's disks."""
+        return Path(self._root) if self._protocol == "file" else None
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
@@ -129,7 +143,8 @@ class Storage:
             StorageAway: the folder is not there or empty: on the disk under a mount point the file
                 would be lost to all others, and whatever lies there makes a storage that is away
                 look like one that has lost its files.
-            StorageError: it could not be written; nothing is left behind.
+            StorageError: it could not be written (`StorageFull` where there is no room); nothing is
+                left behind.
         """
         if self._protocol == "file" and not self.answers():
             raise StorageAway("The storage cannot be reached at the moment.")

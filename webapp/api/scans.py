@@ -89,7 +89,7 @@ from webapp.models import (
         },
     }
 )
-@documented_problems(413, 415, 422, 429, 503)
+@documented_problems(413, 415, 422, 429, 503, 507)
 @blueprint.response(202, SubmissionSchema)
 def submit() -> dict[str, Any]:
     """Submit slices and series; DICOM files of one series become one scan.
