@@ -20,6 +20,7 @@ from sklearn.datasets import load_sample_images
 from ml.errors import ImageError
 from ml.scans.dicom import read_planes
 from ml.scans.limits import MIN_SIDE_PX, MOST_ELONGATED
+from ml.scans.ordering import slices_of
 from ml.scans.slices import Slice
 
 CUTS = (
@@ -99,14 +100,14 @@ def _dicom() -> Iterator[Slice]:
             warnings.simplefilter("ignore")  # many of these files are wrong on purpose
             try:
                 with path.open("rb") as file:
-                    slice = read_planes(file, max_pixels=2_000_000, max_slices=1)[0].slice
+                    slices, _ = slices_of(read_planes(file, max_pixels=2_000_000, max_slices=1))
             except ImageError:
                 # The reader refuses it already, by its tags; its pixels are what somebody may send
                 # as PNG.
                 picture = _pixels(path)
                 yield from [] if picture is None else list(_cuts(picture))[:1]
             else:
-                yield slice
+                yield slices[0]
 
 
 FAMILIES: dict[str, Callable[[], Iterator[Slice]]] = {
