@@ -16,7 +16,7 @@ import numpy as np
 import pydicom
 
 from ml.errors import ImageError
-from ml.scans.dicom import numbers_of, require_known_transfer_syntax, values_of
+from ml.scans.dicom import numbers_of, read_tags, values_of
 from ml.scans.files import place_in_series
 from ml.scans.limits import MAX_BYTES
 from ml.scans.ordering import AXIAL
@@ -70,10 +70,7 @@ def read_header(path: Path) -> Header:
             warnings.simplefilter("ignore")  # pydicom warns about every unusual value
             if path.stat().st_size > MAX_BYTES:
                 raise ImageError("The file is too large.")
-            require_known_transfer_syntax(file)
-            file.seek(0)
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
-            return _header_of(path, header)
+            return _header_of(path, read_tags(file, TAGS, with_pixels=False))
     except (ImageError, MemoryError):
         raise
     except Exception as err:  # pydicom may raise any exception on a damaged file

@@ -19,6 +19,7 @@ from sklearn.datasets import load_sample_images
 from ml.errors import ImageError
 from ml.scans.dicom import read_planes
 from ml.scans.limits import MIN_SIDE_PX, MOST_ELONGATED
+from ml.scans.ordering import slices_of
 from ml.scans.slices import Slice
 
 CUTS = (
@@ -98,14 +99,14 @@ def _dicom() -> Iterator[Slice]:
             warnings.simplefilter("ignore")  # many of these files are malformed on purpose
             try:
                 with path.open("rb") as file:
-                    slice_ = read_planes(file, max_pixels=2_000_000, max_slices=1)[0].slice
+                    slices, _ = slices_of(read_planes(file, max_pixels=2_000_000, max_slices=1))
             except ImageError:
                 # The reader refuses such a file by its tags, but users may submit its pixels as
                 # PNG.
                 picture = _pixels(path)
                 yield from [] if picture is None else list(_cuts(picture))[:1]
             else:
-                yield slice_
+                yield slices[0]
 
 
 FAMILIES: dict[str, Callable[[], Iterator[Slice]]] = {

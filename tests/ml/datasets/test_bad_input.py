@@ -15,9 +15,9 @@ from PIL import Image
 
 from ml.errors import ImageError
 from ml.preprocessing.model_input import InputSpec, to_input
+from ml.scans.hounsfield import hounsfield_in_16_bits
 from ml.scans.phantoms import phantom, write_dicom
 from ml.scans.read import DARK_NOTE, read_series
-from ml.scans.repairs import hounsfield_in_16_bits
 from ml.scans.slices import Series, Slice, render
 
 
