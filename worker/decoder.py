@@ -4,8 +4,8 @@ or swells ends its own scan alone.
 One child serves a worker process as long as it lives: starting one takes longer than most decodes.
 It is started at the first scan, inherits no secret and no open file, and ends with its worker,
 whose end closes the child's input. What the kernel allows keeps it to its folder, away from the
-network and from other processes (`ml.confinement`). `multiprocessing` would not do: it refuses to start a process
-inside a Celery child.
+network and from other processes (`ml.confinement`). `multiprocessing` would not do: it refuses to
+start a process inside a Celery child.
 """
 
 from __future__ import annotations
