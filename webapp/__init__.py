@@ -31,6 +31,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         metrics,
         pictures,
         scans,
+        second_factor_pages,
         security_headers,
         storage,
     )
@@ -54,7 +55,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     jobs.make_celery(app)
     storage.init_storage(app)
 
-    for room in (auth, scans, pictures, admin, health, metrics):
+    for room in (auth, second_factor_pages, scans, pictures, admin, health, metrics):
         app.register_blueprint(room.blueprint)
     api.init_api(app)
     errors.init_errors(app)
