@@ -93,12 +93,12 @@ def is_pending(job: Leased) -> bool:
 class Page:
     """Some of the rows of a long table, and where in it they stand."""
 
-    rows: Sequence[Row[Any]]
+    rows: Sequence[Row[*tuple[Any, ...]]]
     number: int
     pages: int
 
 
-def page_of(table: type[Base], rows: Select[Any]) -> Page:
+def page_of(table: type[Base], rows: Select[*tuple[Any, ...]]) -> Page:
     """Return those of `rows`, which are one for each row of `table`, that the query string `?page=`
     asks for.
     """
