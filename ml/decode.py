@@ -1,5 +1,5 @@
-"""Decode scans in a separate process, to contain malicious files: `python -m
-ml.decode MEMORY_MB`.
+"""Decode scans in a separate process, to contain malicious files: `python -m ml.decode MEMORY_MB
+FOLDER`. All files lie in that folder, and nothing else is read or written (`ml.confinement`).
 
 A request is a line of JSON on standard input, its answer a line on standard output; the end of the
 input ends the process. A request:
@@ -31,8 +31,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
+from ml.confinement import confine
 from ml.errors import ImageError
 from ml.preprocessing.redaction import covered
 from ml.scans.read import read_series
@@ -43,9 +45,13 @@ PIXELS = "pixels.npy"
 
 def main(arguments: list[str]) -> int:
     """Answer requests until there are no more."""
-    bound_memory(int(arguments[0]) * 2**20)
+    memory_bytes, folder = int(arguments[0]) * 2**20, Path(arguments[1])
     # a core dump would contain a patient's images
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    cv2.setNumThreads(0)  # None can be started.
+    # What is written was in the memory.
+    confine(folder, file_bytes=memory_bytes)
+    bound_memory(memory_bytes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nothing that a library prints may be mistaken for an answer.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

@@ -31,6 +31,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         metrics,
         pictures,
         scans,
+        second_factor_pages,
         security_headers,
         space,
         storage,
@@ -56,7 +57,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     storage.init_storage(app)
     space.init_space(app)
 
-    for room in (auth, scans, pictures, admin, health, metrics):
+    for room in (auth, second_factor_pages, scans, pictures, admin, health, metrics):
         app.register_blueprint(room.blueprint)
     api.init_api(app)
     errors.init_errors(app)

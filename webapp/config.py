@@ -89,6 +89,8 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # for LOGIN_IDLE_HOURS: a shift and a night.
         "LOGIN_DAYS": number("LOGIN_DAYS", 14),
         "LOGIN_IDLE_HOURS": number("LOGIN_IDLE_HOURS", 24),
+        # 1 keeps administrators without a second factor out of the administration.
+        "REQUIRE_SECOND_FACTOR": environ.get("REQUIRE_SECOND_FACTOR", "0") == "1",
         "RESET_LINK_HOURS": number("RESET_LINK_HOURS", 24),
         # One slice is 0.5 MB as DICOM, a thin-sliced head 150 MB.
         "MAX_UPLOAD_MB": number("MAX_UPLOAD_MB", 512),

@@ -3,8 +3,9 @@ or swells ends its own scan alone.
 
 One child serves a worker process as long as it lives: starting one takes longer than most decodes.
 It is started at the first scan, inherits no secret and no open file, and ends with its worker,
-whose end closes the child's input. `multiprocessing` would not do: it refuses to start a process
-inside a Celery child.
+whose end closes the child's input. What the kernel allows keeps it to its folder, away from the
+network and from other processes (`ml.confinement`). `multiprocessing` would not do: it refuses to
+start a process inside a Celery child.
 """
 
 from __future__ import annotations
@@ -59,11 +60,16 @@ class Decoder:
     Args:
         memory_mb: what the child may allocate.
         limit_s: how long a scan may take.
+        folder: what it reads lies in it, and what it writes.
     """
 
-    def __init__(self, memory_mb: int, limit_s: int) -> None:
-        self.memory_mb, self.limit_s = memory_mb, limit_s
+    def __init__(self, memory_mb: int, limit_s: int, folder: Path) -> None:
+        self.memory_mb, self.limit_s, self.folder = memory_mb, limit_s, folder
         self._child: subprocess.Popen[bytes] | None = None
+        self._opened = (0, 0)
+        """Device and inode of the folder that the child may use: a new one of the same name would
+        be closed to it.
+        """
 
     def decode(
         self, paths: Sequence[Path], folder: Path, *, redact: bool = False, **limits: int
@@ -116,9 +122,12 @@ class Decoder:
         """Return the child's answer; None if there came none in time, and the next request gets a
         new child.
         """
-        child = (
-            self._child if self._child is not None and self._child.poll() is None else self._start()
-        )
+        found = self.folder.stat()
+        opened = (found.st_dev, found.st_ino)
+        child = self._child
+        if child is None or child.poll() is not None or opened != self._opened:
+            child = self._start()
+            self._opened = opened
         answer = b""
         try:
             child.stdin.write(request)  # type: ignore[union-attr]
@@ -153,7 +162,7 @@ class Decoder:
         # A process group of its own: a signal to the worker's must not interrupt a batch. One
         # thread: of many, each costs memory.
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "ml.decode", str(self.memory_mb)],
+            [sys.executable, "-m", "ml.decode", str(self.memory_mb), str(self.folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=PROJECT_ROOT,
@@ -177,8 +186,8 @@ def decode(paths: Sequence[Path], *, redact: bool = False, **limits: int) -> Ser
         OSError: this machine's disk takes no more.
     """
     global _decoder
-    config = current_app.config
+    config, mine = current_app.config, presence()
     if _decoder is None:
-        _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"])
-    with presence().work_folder() as folder:
+        _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"], mine.folder)
+    with mine.work_folder() as folder:
         return _decoder.decode(paths, folder, redact=redact, **limits)

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Blueprint, Response, abort, flash, make_response, render_template, request
+from flask import (
+    Blueprint,
+    Response,
+    abort,
+    flash,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import Row, Select, func, select
@@ -16,6 +26,7 @@ from sqlalchemy import Row, Select, func, select
 from webapp.extensions import Base, db, login_manager
 from webapp.forms import is_id, page_number
 from webapp.models import JobStatus, Leased
+from webapp.second_factors import lacks_required_factor
 
 ROWS_PER_PAGE = 25
 REFUSED = 400  # A form that was refused.
@@ -26,12 +37,17 @@ blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 
 @blueprint.before_request
 def admit_admins_only() -> ResponseReturnValue | None:
-    """Send strangers to the login; to everybody else who is no admin, there is nothing here."""
+    """Send strangers to the login, and admins without a second factor that they must have to their
+    account; to everybody else there is nothing here.
+    """
     if not current_user.is_authenticated:
         answer: ResponseReturnValue = login_manager.unauthorized()
         return answer
     if not current_user.is_admin:
         abort(404)
+    if lacks_required_factor(current_user):
+        flash("Administrators must set up a second factor first.", "warning")
+        return redirect(url_for("auth.account", _anchor="second-factor"))
     if not all(is_id(value) for value in (request.view_args or {}).values()):
         abort(404)
     return None
@@ -77,12 +93,12 @@ def is_pending(job: Leased) -> bool:
 class Page:
     """Some of the rows of a long table, and where in it they stand."""
 
-    rows: Sequence[Row[Any]]
+    rows: Sequence[Row[*tuple[Any, ...]]]
     number: int
     pages: int
 
 
-def page_of(table: type[Base], rows: Select[Any]) -> Page:
+def page_of(table: type[Base], rows: Select[*tuple[Any, ...]]) -> Page:
     """Return those of `rows`, which are one for each row of `table`, that the query string `?page=`
     asks for.
     """
