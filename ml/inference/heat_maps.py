@@ -8,7 +8,7 @@ needed, so the same code works for every head: softmax, SVM, LSTM, GRU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -19,7 +19,8 @@ from ml.preprocessing.scaling import shrunk
 from ml.scans.slices import FloatArray
 
 CHUNK = 64  # masked copies per batch: 64 x (13, 13, 256) maps take 11 MB
-REACH = 1  # cells on each side of the window's center
+REACH = 1  # a window extends by so many blocks to each side
+MOST_BLOCKS = 14
 AIR = 0.02  # relative to white; darker pixels are not tissue
 SMALLEST_DROP = 0.02  # in log-odds; smaller drops are noise and must not be scaled to full heat
 # heat -> red, green, blue
@@ -27,49 +28,57 @@ RAMP = ((0.0, (70, 10, 110)), (0.4, (215, 45, 65)), (0.75, (250, 150, 20)), (1.0
 MOST_OPAQUE = 0.85
 
 
-def masked_copies(maps: FloatArray) -> FloatArray:
-    """Return a copy of a slice's maps (h, w, c) for each cell, masked around that cell: float32 (h
-    * w, h, w, c), in row-major order.
+def block_of(side: int) -> int:
+    """Return how many cells of maps with that side are masked as one block, along each side: large
+    maps would take thousands of copies.
+    """
+    return -(-side // MOST_BLOCKS)
 
-    The window is 3 x 3 cells, since a hemorrhage rarely fits in one cell, and heads with max
-    pooling ignore the masking of one cell if its neighbor still shows the hemorrhage. Masked cells
-    are set to each channel's median over the slice, a typical cell of the image. Zeros would be out
-    of distribution, with erratic output of a standardized SVM; the mean would still contain part of
-    a large hemorrhage.
+
+def masked_copies(maps: FloatArray) -> Iterator[FloatArray]:
+    """Yield a copy of a slice's maps (h, w, c) for each block of cells, masked around that block,
+    in row-major order and in chunks: float32 (at most `CHUNK`, h, w, c).
+
+    The window is 3 x 3 blocks, since a hemorrhage rarely fits in one, and heads with max pooling
+    ignore the masking of one cell if its neighbor still shows the hemorrhage. Masked cells are set
+    to each channel's median over the slice, a typical cell of the image. Zeros would be out of
+    distribution, with erratic output of a standardized SVM; the mean would still contain part of a
+    large hemorrhage.
     """
     height, width, channels = maps.shape
-    copies = np.repeat(maps[np.newaxis], height * width, axis=0)
+    block = block_of(max(height, width))
+    blocks = [
+        (row, column) for row in range(-(-height // block)) for column in range(-(-width // block))
+    ]
     typical = np.median(maps.reshape(-1, channels), axis=0)
-    for cell, copy in enumerate(copies):
-        row, column = divmod(cell, width)
-        copy[max(row - REACH, 0) : row + REACH + 1, max(column - REACH, 0) : column + REACH + 1] = (
-            typical
-        )
-    return copies
+    for start in range(0, len(blocks), CHUNK):
+        chunk = blocks[start : start + CHUNK]
+        copies = np.repeat(maps[np.newaxis], len(chunk), axis=0)
+        for copy, (row, column) in zip(copies, chunk, strict=True):
+            top, left = max(row - REACH, 0) * block, max(column - REACH, 0) * block
+            copy[top : (row + REACH + 1) * block, left : (column + REACH + 1) * block] = typical
+        yield copies
 
 
 def occlusion(
     maps: FloatArray, score: Callable[[FloatArray], FloatArray], pixels: FloatArray | None = None
 ) -> FloatArray:
-    """Return how much each cell raises the probability, float32 (h, w): 1 at the largest drop, 0
-    without a drop.
+    """Return how much each block of cells raises the probability, float32 (rows, columns), at most
+    `MOST_BLOCKS` along a side: 1 at the largest drop, 0 without a drop.
 
     Args:
         maps: float32 (h, w, c), maps of one slice.
         score: maps (n, h, w, c) of n slices -> probabilities (n,).
-        pixels: the input (size, size, 1) of the maps. Cells are weighted by their share of head:
+        pixels: the input (size, size, 1) of the maps. Blocks are weighted by their share of head:
             air holds no hemorrhage, but padding makes the corner cells unusual.
     """
-    copies = masked_copies(maps)
-    masked = np.concatenate(
-        [score(copies[start : start + CHUNK]) for start in range(0, len(copies), CHUNK)]
-    )
+    block = block_of(max(maps.shape[:2]))
+    shape = -(-maps.shape[0] // block), -(-maps.shape[1] // block)
+    masked = np.concatenate([score(copies) for copies in masked_copies(maps)])
     # In log-odds, because probabilities near 0 and 1 hardly change.
-    drop = np.maximum(log_odds(score(maps[np.newaxis])) - log_odds(masked), 0).reshape(
-        maps.shape[:2]
-    )
-    # A cell's heat is the mean over the windows that contain it, so that a single relevant cell is
-    # the peak.
+    drop = np.maximum(log_odds(score(maps[np.newaxis])) - log_odds(masked), 0).reshape(shape)
+    # A block's heat is the mean over the windows that contain it, so that a single relevant block
+    # is the peak.
     side = (2 * REACH + 1, 2 * REACH + 1)
     windows = cv2.boxFilter(
         np.ones_like(drop), -1, side, normalize=False, borderType=cv2.BORDER_CONSTANT
@@ -77,9 +86,7 @@ def occlusion(
     drop = cv2.boxFilter(drop, -1, side, normalize=False, borderType=cv2.BORDER_CONSTANT) / windows
     if pixels is not None:
         shown = (pixels[:, :, 0] > AIR).astype(np.float32)
-        drop = drop * cv2.resize(
-            shown, (maps.shape[1], maps.shape[0]), interpolation=cv2.INTER_AREA
-        )
+        drop = drop * cv2.resize(shown, shape[::-1], interpolation=cv2.INTER_AREA)
     heat: FloatArray = (drop / max(float(drop.max()), SMALLEST_DROP)).astype(np.float32)
     return heat
 
