@@ -97,6 +97,23 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--json", action="store_true", help="write the metrics as JSON to standard output too"
     )
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="calibrate a model to a site with at least 20 confirmed scans of it, with and without"
+        " hemorrhage; writes a model folder",
+    )
+    calibrate.add_argument("model", help=MODEL_HELP)
+    calibrate.add_argument("dataset", type=Path, help="a folder or a ZIP file with labels")
+    calibrate.add_argument(
+        "--out", type=Path, required=True, help="folder for the model and its evaluation"
+    )
+    calibrate.add_argument("--json", action="store_true", help="write the figures as JSON")
+    simulate = commands.add_parser(
+        "simulate-calibration",
+        help="how much 20, 50 and 100 confirmed scans of a site would help, for each data set of a"
+        " training with folds by data set",
+    )
+    simulate.add_argument("run", type=Path, metavar="RUN", help="output folder of train")
     compare = commands.add_parser(
         "compare",
         help="compare runs on the images they share, with paired differences from the first",

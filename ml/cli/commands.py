@@ -188,6 +188,44 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[
     say(f"metrics.json, predictions.csv, answers.csv and plots are in {options.out}")
 
 
+def calibrate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Calibrate a model to a site."""
+    from ml.training.site_calibration import calibrate
+
+    model = _model_folder(options.model)
+    read_card(model)  # fail before a data set is read
+    dataset = _dataset(options.dataset, stack, on_image=StatusLine("reading image").count)
+    result = calibrate(
+        model, dataset, options.out, StatusLine("scoring image").count, threads=os.cpu_count() or 1
+    )
+    if options.json:
+        return _write_json(result)
+    for level, found in result.items():
+        say(f"{level}: {found['scans']} confirmed")
+        for side in ("before", "after"):
+            shown = "  ".join(
+                f"{name} {figure(found[side][name])}" for name in ("sensitivity", "specificity")
+            )
+            say(f"  {side:6}  {shown}  Brier {found[side]['brier']:.3f}")
+    say(f"The calibrated model is in {options.out / 'model'}")
+
+
+def simulate_calibration_command(
+    options: argparse.Namespace, stack: ExitStack, given: list[str]
+) -> None:
+    """Show what local calibration would do at each data set of a run."""
+    from ml.training.site_calibration import simulate_sites
+
+    table = csv.writer(sys.stdout)
+    rows = simulate_sites(options.run)
+    if rows:
+        table.writerow(rows[0])
+    table.writerows(
+        [f"{value:.3f}" if isinstance(value, float) else value for value in row.values()]
+        for row in rows
+    )
+
+
 def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Show the metrics of several runs on the images they share, and their differences."""
     from ml.evaluation.comparison import compare
@@ -348,6 +386,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, ExitStack, list[str]], None]] 
     "train": train_command,
     "predict": predict_command,
     "evaluate": evaluate_command,
+    "calibrate": calibrate_command,
+    "simulate-calibration": simulate_calibration_command,
     "compare": compare_command,
     "worklist": worklist_command,
     "paper": paper_command,

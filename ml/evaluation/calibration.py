@@ -156,17 +156,20 @@ def threshold_at(sample: Sample, point: str, target: float = 0.95) -> float:
         sample: answers that no part of the model's training saw, of both classes.
         point: a name of `POINTS`. "balanced" is where sensitivity + specificity is largest (W.
             Youden 1950, "Index for rating diagnostic tests"); where several thresholds are as good,
-            the middle of them.
+            the middle of them. "sensitive" lies at or below it, "specific" at or above.
         target: the sensitivity of "sensitive".
     """
     thresholds, sensitivity, specificity = sample.candidates()
-    if point == "sensitive":
-        return float(thresholds[np.flatnonzero(sensitivity >= target - 1e-9)[-1]])
-    if point == "specific":
-        return float(thresholds[np.flatnonzero(specificity >= SPECIFICITY - 1e-9)[0]])
     youden = sensitivity + specificity
     best = np.flatnonzero(youden >= youden.max() - 1e-9)
-    return float(thresholds[best[len(best) // 2]])
+    balanced = float(thresholds[best[len(best) // 2]])
+    if point == "sensitive":
+        reached = thresholds[np.flatnonzero(sensitivity >= target - 1e-9)[-1]]
+        return min(float(reached), balanced)
+    if point == "specific":
+        reached = thresholds[np.flatnonzero(specificity >= SPECIFICITY - 1e-9)[0]]
+        return max(float(reached), balanced)
+    return balanced
 
 
 def inconclusive_band(sample: Sample, threshold: float) -> tuple[float, float]:
