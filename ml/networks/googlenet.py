@@ -301,7 +301,7 @@ class _Graph:
                 (near * (ALPHA / NEIGHBORS)).astype(np.float32)[..., None, None], summing
             ),
             numpy_helper.from_array(np.full(channels, K, np.float32), least),
-            numpy_helper.from_array(np.float32(-BETA), power),
+            numpy_helper.from_array(np.array(-BETA, np.float32), power),
         ]
         total = self.add("Conv", [self.add("Mul", [x, x]), summing, least])
         factor = self.add("Exp", [self.add("Mul", [self.add("Log", [total]), power])])
