@@ -25,6 +25,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         audit,
         auth,
         cli,
+        display,
         errors,
         health,
         jobs,
@@ -57,6 +58,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     for room in (auth, scans, pictures, admin, health, metrics):
         app.register_blueprint(room.blueprint)
     api.init_api(app)
+    display.init_display(app)
     errors.init_errors(app)
     cli.init_cli(app)
     return app

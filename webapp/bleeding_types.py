@@ -4,7 +4,7 @@ test lets one trust that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -17,8 +17,8 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
     """Return `types`, the most probable first, and `untold_types`; none where the verdict is a
     plain no, or the model tells none.
 
-    Each type has `name`, `probability`, `trust` (a sentence) and `slice`, where it is most probable
-    in a series (else None).
+    Each type has `name`, `probability`, `trust` (a sentence) and `slice_number`: the slice of a
+    series, counted from 1, where it is most probable (None for a single slice).
     """
     if (
         prediction is None
@@ -36,7 +36,7 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
         {
             "name": name,
             "probability": told["probability"],
-            "slice": told["slices"].index(max(told["slices"])) if len(told["slices"]) > 1 else None,
+            "slice_number": most_probable_slice(told["slices"]),
             "trust": trust_in(judged.get(name, {})),
         }
         for name, told in prediction.types.items()
@@ -46,6 +46,13 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
         "types": types,
         "untold_types": [name for name, found in judged.items() if not found.get("given")],
     }
+
+
+def most_probable_slice(probabilities: Sequence[float]) -> int | None:
+    """Return the number, from 1, of the slice with the highest probability; None for one slice."""
+    if len(probabilities) <= 1:
+        return None
+    return probabilities.index(max(probabilities)) + 1
 
 
 def trust_in(judged: Mapping[str, Any]) -> str:

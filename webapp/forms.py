@@ -27,13 +27,6 @@ def is_id(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
-def page_number() -> int:
-    """Return the page that the query asks for, 1 where it asks for nothing sensible."""
-    text = request.args.get("page", "1")
-    # Nine digits are more pages than anybody has, and an OFFSET that every database can count to.
-    return max(1, int(text)) if re.fullmatch(r"[0-9]{1,9}", text) else 1
-
-
 def text_problem(text: str, longest: int) -> str | None:
     """Return why `text` cannot be stored as a line of at most `longest` characters, as a sentence,
     or None.

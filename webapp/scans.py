@@ -29,7 +29,7 @@ from webapp.audit import record
 from webapp.bleeding_types import typed
 from webapp.deletion import delete_scan
 from webapp.extensions import db
-from webapp.forms import PhantomForm, ScanForm, is_id, page_number
+from webapp.forms import PhantomForm, ScanForm, is_id
 from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, accept_scans, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
@@ -46,8 +46,10 @@ from webapp.models import (
     force,
     retry,
 )
+from webapp.paging import requested_page
+from webapp.series_view import series_view
 from webapp.storage import StorageError
-from webapp.volume import WINDOWS, open_volume
+from webapp.volume import open_volume
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
@@ -258,15 +260,15 @@ def _standing(scan: Scan) -> dict[str, object]:
 
 
 def _pictured(scan: Scan) -> dict[str, object]:
-    """Return what the viewer of a series shows: `series`, where the scan is one, `drawn_slices`,
-    which have a heat map, and `windows`.
+    """Return what the viewer of a series shows: `series`, where the scan is one, and
+    `drawn_slices`, which have a heat map.
 
-    While the storage is away the page is there too, with the slice that stands for the scan.
+    While the storage is unavailable, the page shows only the slice that represents the scan.
     """
     series = None
     if scan.volume_key and scan.prediction:
         try:
-            series = open_volume(scan.volume_key)
+            series = series_view(open_volume(scan.volume_key), scan.prediction)
         except StorageError as err:
             log.error(
                 "scan=%s its slices cannot be shown: %s", scan.id, type(err.__cause__).__name__
@@ -275,7 +277,6 @@ def _pictured(scan: Scan) -> dict[str, object]:
     return {
         "series": series,
         "drawn_slices": (heatmap and heatmap.slices) or [],
-        "windows": WINDOWS,
     }
 
 
@@ -316,21 +317,20 @@ def _submit(files: Sequence[FileStorage], title: str, choices: Choices) -> Werkz
 def _history(form: ScanForm) -> str:
     own = Scan.user_id == current_user.id
     total = db.session.scalar(select(func.count()).select_from(Scan).where(own)) or 0
-    pages = max(1, -(-total // PER_PAGE))
-    page = min(page_number(), pages)
+    page = requested_page(total, PER_PAGE)
     order = order_asked()
     # A second statement for the verdicts: joined before the page is cut out, those of everybody
     # might be read.
     shown = select(Scan).where(own).options(selectinload(Scan.prediction)).order_by(*order.columns)
-    scans = db.session.scalars(shown.limit(PER_PAGE).offset((page - 1) * PER_PAGE)).all()
+    scans = db.session.scalars(shown.limit(PER_PAGE).offset((page.number - 1) * PER_PAGE)).all()
     return render_template(
         "scans/history.html",
         form=form,
         scans=scans,
         total=total,
         page=page,
-        pages=pages,
         order=order,
+        orders=list(Order),
         phantoms=phantoms(),
     )
 

@@ -23,6 +23,7 @@ from wtforms.validators import DataRequired
 
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
 from webapp.audit import record
+from webapp.charts import histogram_chart
 from webapp.deletion import StillNeeded, delete_dataset
 from webapp.extensions import csrf, db
 from webapp.forms import PostedForm, TextField, at_most
@@ -142,7 +143,13 @@ def uploaded_form() -> Iterator[MultiDict[str, Any] | None]:
 def dataset(dataset_id: str) -> Response:
     """Show what is in a data set."""
     found = db.get_or_404(Dataset, dataset_id)
-    return live_page("dataset", pending=is_pending(found), dataset=found)
+    histograms = (found.exploration or {}).get("histograms")
+    return live_page(
+        "dataset",
+        pending=is_pending(found),
+        dataset=found,
+        grays=histogram_chart(histograms) if histograms else None,
+    )
 
 
 @blueprint.post("/datasets/<dataset_id>/cancel")

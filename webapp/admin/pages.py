@@ -14,8 +14,9 @@ from flask_login import current_user
 from sqlalchemy import Row, Select, func, select
 
 from webapp.extensions import Base, db, login_manager
-from webapp.forms import is_id, page_number
+from webapp.forms import is_id
 from webapp.models import JobStatus, Leased
+from webapp.paging import PageNumbers, requested_page
 
 ROWS_PER_PAGE = 25
 REFUSED = 400  # A form that was refused.
@@ -74,21 +75,15 @@ def is_pending(job: Leased) -> bool:
 
 
 @dataclass(frozen=True)
-class Page:
-    """Some of the rows of a long table, and where in it they stand."""
+class Page(PageNumbers):
+    """The rows of one page of a long table."""
 
     rows: Sequence[Row[Any]]
-    number: int
-    pages: int
 
 
 def page_of(table: type[Base], rows: Select[Any]) -> Page:
-    """Return those of `rows`, which are one for each row of `table`, that the query string `?page=`
-    asks for.
-    """
-    pages = max(
-        -(-(db.session.scalar(select(func.count()).select_from(table)) or 0) // ROWS_PER_PAGE), 1
-    )
-    number = min(page_number(), pages)
-    found = db.session.execute(rows.limit(ROWS_PER_PAGE).offset((number - 1) * ROWS_PER_PAGE)).all()
-    return Page(found, number, pages)
+    """Return the requested page of `rows`, which are one for each row of `table`."""
+    total = db.session.scalar(select(func.count()).select_from(table)) or 0
+    page = requested_page(total, ROWS_PER_PAGE)
+    shown = rows.limit(ROWS_PER_PAGE).offset((page.number - 1) * ROWS_PER_PAGE)
+    return Page(page.number, page.pages, db.session.execute(shown).all())

@@ -35,6 +35,8 @@ from ml.catalogue import (
 from ml.errors import SettingError
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
 from webapp.audit import record
+from webapp.charts import roc_chart
+from webapp.display import display_name
 from webapp.extensions import db
 from webapp.forms import PostedForm
 from webapp.jobs import TRAIN_MODEL, nudge
@@ -128,7 +130,14 @@ def run(run_id: str) -> Response:
             selectinload(TrainingRun.datasets).load_only(Dataset.name, Dataset.fingerprint),
         ],
     )
-    return live_page("run", pending=is_pending(found), run=found, version=found.version)
+    version = found.version
+    return live_page(
+        "run",
+        pending=is_pending(found),
+        run=found,
+        version=version,
+        roc=roc_chart(version.card) if version else None,
+    )
 
 
 @blueprint.post("/runs/<run_id>/cancel")
@@ -243,7 +252,7 @@ def field_of(setting: Setting) -> Field:
         except SettingError as err:
             raise ValidationError(str(err)) from err
 
-    label = setting.name.replace("_", " ").capitalize()
+    label = display_name(setting.name)
     if setting.kind == "choice":
         return cast(
             Field,

@@ -13,6 +13,7 @@ from wtforms.validators import DataRequired
 
 from webapp.admin.pages import REFUSED, blueprint, page_of
 from webapp.audit import record
+from webapp.charts import roc_chart
 from webapp.extensions import db
 from webapp.forms import PostedForm, TextField, at_most
 from webapp.models import (
@@ -111,6 +112,7 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         is_live=is_live,
         before=version_before(version) if is_live else None,
         comparisons=comparisons_of(version),
+        roc=roc_chart(version.card),
         form=form,
     )
 
