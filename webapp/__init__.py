@@ -13,11 +13,11 @@ __version__ = "0.1.0"
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    """Return the application, configured from the environment; `config` goes before it and may add
-    Flask's own settings.
+    """Return the application, configured from the environment; `config` overrides the environment
+    and may add Flask settings.
 
     Raises:
-        ConfigurationError: the environment cannot work.
+        ConfigurationError: a setting is missing or invalid.
     """
     from webapp import (
         admin,
@@ -55,8 +55,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     jobs.make_celery(app)
     storage.init_storage(app)
 
-    for room in (auth, scans, pictures, admin, health, metrics):
-        app.register_blueprint(room.blueprint)
+    for module in (auth, scans, pictures, admin, health, metrics):
+        app.register_blueprint(module.blueprint)
     api.init_api(app)
     display.init_display(app)
     errors.init_errors(app)

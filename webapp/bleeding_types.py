@@ -1,5 +1,5 @@
-"""What a scan's page says about types of bleeding: how likely each is, and how far the model's own
-test lets one trust that.
+"""Types of hemorrhage on a scan's page: the probability of each, and how well the model detected it
+in its evaluation.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from webapp.models import ModelVersion, Prediction
 
 
 def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
-    """Return `types`, the most probable first, and `untold_types`; none where the verdict is a
-    plain no, or the model tells none.
+    """Return `types`, the most probable first, and `untold_types`, which the model does not report;
+    both are empty for a negative result outside the uncertain band.
 
     Each type has `name`, `probability`, `trust` (a sentence) and `slice_number`: the slice of a
     series, counted from 1, where it is most probable (None for a single slice).
@@ -56,7 +56,7 @@ def most_probable_slice(probabilities: Sequence[float]) -> int | None:
 
 
 def trust_in(judged: Mapping[str, Any]) -> str:
-    """Return what a version's card says of one type, as a sentence."""
+    """Return how well a model detects one type, according to its card, as a sentence."""
     if not judged:
         return "This type has not been evaluated."
     patients = judged["patients"]

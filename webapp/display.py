@@ -49,6 +49,20 @@ DISPLAY_NAMES = {
     "pca": "PCA",
     # states of a job
     "cancelled": "canceled",
+    # actions in the audit log
+    "login throttled": "logins throttled",
+    "access refused": "access denied",
+    "logins ended": "sessions logged out",
+    "reset link made": "reset link created",
+    "token made": "API token created",
+    "token revoked": "API token revoked",
+    "admin made": "administrator created",
+    "scan cancelled": "scan canceled",
+    "scan forced": "scan scored anyway",
+    "import cancelled": "import canceled",
+    "run launched": "training launched",
+    "run cancelled": "training canceled",
+    "run retried": "training relaunched",
     # kinds of files
     "png": "PNG",
     "jpeg": "JPEG",
@@ -71,9 +85,9 @@ def display_name(name: str) -> str:
     return DISPLAY_NAMES.get(name) or name.replace("_", " ").capitalize()
 
 
-def status_name(status: str) -> str:
-    """Return the word for a job's status."""
-    return DISPLAY_NAMES.get(status, status)
+def display_term(name: str) -> str:
+    """Return the term to show, within a sentence or a label, for a state or an audited action."""
+    return DISPLAY_NAMES.get(name, name)
 
 
 def number_word(count: int) -> str:
@@ -122,7 +136,7 @@ def init_display(app: Flask) -> None:
     """Let the templates of `app` call these functions."""
     functions = (
         display_name,
-        status_name,
+        display_term,
         number_word,
         number,
         signed,

@@ -45,7 +45,7 @@ class MakeRun:
 
     def start(self) -> None:
         """Start it and wait until a scan would be answered."""
-        starts = self.said.count("Hemoscan answers at") if self.log.exists() else 0
+        starts = self.said.count("Hemoscan is running at") if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "webapp.embedded"],
@@ -58,7 +58,7 @@ class MakeRun:
         # A run that was killed may still answer for a moment, so this one must have said that it is
         # up.
         eventually(
-            lambda: self.said.count("Hemoscan answers at") > starts and self.is_ready(),
+            lambda: self.said.count("Hemoscan is running at") > starts and self.is_ready(),
             "It is ready",
             READY_S,
         )
@@ -145,7 +145,8 @@ def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
     busy = make_run.again(HEMOSCAN_HOME=f"{make_run.home} 2")
     assert (busy.returncode, busy.stdout) == (
         1,
-        f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n",
+        f"Port {make_run.port} is already in use. Choose another one:"
+        f" PORT={make_run.port + 1} make run\n",
     )
     second = make_run.again(PORT=str(free_port()))
     assert second.returncode == 1
@@ -175,7 +176,7 @@ def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
 
 def the_first_admin_logs_in(make_run: MakeRun) -> str:
     """Log in with what the terminal showed; return a token made in a second terminal."""
-    shown = re.search(r"The first admin is '(\w+)' with the password (\S+) ", make_run.said)
+    shown = re.search(r"The first administrator is '(\w+)' with the password (\S+) ", make_run.said)
     assert shown, make_run.said
     browser = requests.Session()
     page = browser.get(f"{make_run.url}/login", timeout=10).text
@@ -241,7 +242,7 @@ def test_a_process_that_dies_ends_everything(make_run: MakeRun) -> None:
 
     assert make_run.process.wait(STOP_S) == 1, make_run.said
     assert make_run.said.endswith(
-        "A process ended by itself (status -9; see above), so all were stopped.\n"
+        "A process exited unexpectedly (status -9; see above), so all processes were stopped.\n"
     )
     eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
 
@@ -262,7 +263,8 @@ def test_a_port_that_is_taken_is_a_sentence_and_nothing_is_begun(make_run: MakeR
 
     assert (said.returncode, said.stdout) == (
         1,
-        f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n",
+        f"Port {make_run.port} is already in use. Choose another one:"
+        f" PORT={make_run.port + 1} make run\n",
     )
     assert not (make_run.home / "hemoscan.db").exists()
 

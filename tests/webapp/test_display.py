@@ -8,13 +8,13 @@ from flask import Flask
 
 from webapp.display import (
     display_name,
+    display_term,
     duration,
     excerpt,
     number,
     number_word,
     percent,
     signed,
-    status_name,
 )
 from webapp.models import JobStatus, Order
 from webapp.paging import PageNumbers, requested_page
@@ -44,7 +44,7 @@ def test_every_order_of_the_worklist_has_a_name() -> None:
 
 
 def test_states_are_spelled_as_americans_do() -> None:
-    assert [status_name(status) for status in JobStatus] == [
+    assert [display_term(status) for status in JobStatus] == [
         "queued",
         "running",
         "done",

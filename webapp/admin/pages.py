@@ -1,6 +1,4 @@
-"""What all pages of the administration share: who may enter, parts that follow a job live, and
-paging.
-"""
+"""What all administrator pages share: access control, live updates and paging."""
 
 from __future__ import annotations
 
@@ -20,14 +18,14 @@ from webapp.paging import PageNumbers, requested_page
 
 ROWS_PER_PAGE = 25
 REFUSED = 400  # A form that was refused.
-STOP_POLLING = 286  # htmx's own status: swap this answer in, then ask no more.
+STOP_POLLING = 286  # htmx's own status: show this response, then stop polling.
 
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 
 
 @blueprint.before_request
 def admit_admins_only() -> ResponseReturnValue | None:
-    """Send strangers to the login; to everybody else who is no admin, there is nothing here."""
+    """Redirect anonymous users to the login; return 404 to users who are not administrators."""
     if not current_user.is_authenticated:
         answer: ResponseReturnValue = login_manager.unauthorized()
         return answer
@@ -39,11 +37,10 @@ def admit_admins_only() -> ResponseReturnValue | None:
 
 
 def live_page(name: str, *, pending: bool, status: int = 200, **context: Any) -> Response:
-    """Answer with `admin/<name>.html` or, under …/progress, with its part `admin/_<name>.html` for
-    htmx.
+    """Render `admin/<name>.html` or, for htmx requests under …/progress, its part
+    `admin/_<name>.html`.
 
-    The part is left out (304) while it is as the browser knows it, and stops the polling once
-    nothing is `pending`.
+    The part is 304 while it is unchanged, and ends the polling once nothing is `pending`.
     """
     if not request.path.endswith("/progress"):
         return make_response(
@@ -61,16 +58,16 @@ def live_page(name: str, *, pending: bool, status: int = 200, **context: Any) ->
 
 
 def warn_of_delay() -> None:
-    """Tell the admin that no worker could be woken for what was just queued."""
+    """Tell the administrator that no worker could be notified of a new job."""
     flash(
-        "The message broker cannot be reached, so this may wait until it is back. It is safely"
-        " stored.",
+        "The message broker is unavailable, so this may start with a delay. Your request has been"
+        " saved.",
         "warning",
     )
 
 
 def is_pending(job: Leased) -> bool:
-    """True while a worker has still to decide how `job` ends."""
+    """Return whether `job` is queued or running."""
     return not JobStatus(job.status).is_final
 
 
