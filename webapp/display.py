@@ -5,7 +5,7 @@ Templates call these functions; `init_display` makes them known to every templat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -119,6 +119,14 @@ def duration(seconds: float) -> str:
     return f"{round(seconds / 3600, 1)} h"
 
 
+def value_range(found: Mapping[str, float], unit: str = "") -> str:
+    """Return {"min", "median", "max"} as "1–4, median 2.5", or as one value where all are equal."""
+    low, median, high = found["min"], found["median"], found["max"]
+    if low == high:
+        return f"{low:g}{unit}"
+    return f"{low:g}–{high:g}{unit}, median {median:g}{unit}"
+
+
 @dataclass(frozen=True)
 class Excerpt(Generic[Item]):
     """The beginning of a list, and how many items are left out."""
@@ -143,5 +151,6 @@ def init_display(app: Flask) -> None:
         percent,
         duration,
         excerpt,
+        value_range,
     )
     app.jinja_env.globals.update({function.__name__: function for function in functions})

@@ -205,7 +205,7 @@ def test_import_train_promote_predict_and_roll_back(
     page = visit()
     log_in(page, "root")
     page.goto("/admin/models")
-    starter = page.locator("h2:has-text('Live for a slice') a").inner_text().split()[-1]
+    starter = page.locator("h2:has-text('Live slice model') a").inner_text().split()[-1]
 
     page.goto("/admin/datasets")
     page.fill("[name=name]", "Phantoms")

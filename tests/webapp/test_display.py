@@ -15,6 +15,7 @@ from webapp.display import (
     number_word,
     percent,
     signed,
+    value_range,
 )
 from webapp.models import JobStatus, Order
 from webapp.paging import PageNumbers, requested_page
@@ -65,6 +66,11 @@ def test_numbers_have_their_digits_and_none_is_a_dash() -> None:
 )
 def test_a_duration_has_the_unit_that_is_easiest_to_read(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def test_a_range_of_one_value_is_that_value() -> None:
+    assert value_range({"min": 1, "median": 2.5, "max": 4}) == "1–4, median 2.5"
+    assert value_range({"min": 192, "median": 192.0, "max": 192}, " px") == "192 px"
 
 
 def test_small_numbers_are_words() -> None:

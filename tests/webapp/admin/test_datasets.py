@@ -249,7 +249,7 @@ class TestCancel:
             storage.put("datasets/mine.zip", b"an archive")
         assert 'form="cancel-import"' in admin.get(f"/admin/datasets/{id}").text
         assert (
-            "This import was canceled."
+            "The import was canceled"
             in admin.post(f"/admin/datasets/{id}/cancel", follow_redirects=True).text
         )
         with app.app_context():
