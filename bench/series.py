@@ -47,7 +47,8 @@ def measure(folder: Path, slices: int, distance_mm: float | None) -> Figures:
                 write_png(hu, path)
             else:
                 write_dicom(hu, path, number=number, position_mm=number * distance_mm)
-        predictor, decoder = Predictor(folder), Decoder(memory_mb=2048, limit_s=60)
+        decoder = Decoder(memory_mb=2048, limit_s=60, folder=Path(scratch))
+        predictor = Predictor(folder)
         figures, began, began_cpu = {}, time.perf_counter(), sum(os.times()[:4])
 
         def lap(name: str) -> None:

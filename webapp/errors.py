@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from functools import lru_cache
 
 from flask import Flask, Response, current_app, json, render_template, request
 from flask_wtf.csrf import CSRFError
@@ -19,8 +20,8 @@ from werkzeug.exceptions import (
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import RoutingException
 
-from webapp.extensions import db, is_busy
-from webapp.storage import MissingFile, StorageError
+from webapp.extensions import db, is_busy, is_full
+from webapp.storage import MissingFile, StorageError, StorageFull
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,20 @@ SENTENCES = {
 EXPIRED_FORM = "This form has expired. Please go back, reload the page and submit it again."
 BUSY = "The database is busy. Please try again in a few seconds."
 BUSY_S = 5
+OVERLOADED = "Too many uploads are arriving at once. Please send this one again in a few seconds."
 OTHER_HOST = "This service is not available under that host name."
+DISK_FULL = "The server's disk is full. Please try again later."
 DRAINED = 4
 """An oversized upload is read up to this multiple of the limit, so that its sender sees the
 response.
 """
+
+
+class InsufficientStorage(HTTPException):
+    """507: there is no room for what was sent (RFC 4918, 11.5)."""
+
+    code = 507
+    description = DISK_FULL
 
 
 def init_errors(app: Flask) -> None:
@@ -57,7 +67,7 @@ def refuse(error: HTTPException) -> Response | HTTPException:
     """Respond to an HTTP error."""
     if isinstance(error, RoutingException) or error.code is None or error.response is not None:
         return error  # A redirect, or an error with a complete response.
-    if isinstance(error, RequestEntityTooLarge):
+    if isinstance(error, (RequestEntityTooLarge, InsufficientStorage)):
         _drain()
     response = Response(status=error.code)
     for name, value in error.get_headers():
@@ -89,6 +99,31 @@ def refuse(error: HTTPException) -> Response | HTTPException:
     return response
 
 
+@lru_cache(maxsize=64)  # The main loop of the web server makes them.
+def overload_answer(app: Flask, for_program: bool, retry_after_s: int) -> bytes:
+    """Return the whole HTTP response to an upload for which there is no time (`webapp.serving`):
+    429, and when to try again; no request is at hand, and nobody asks the database.
+    """
+    if for_program:
+        problem = {
+            "type": "about:blank",
+            "title": HTTP_STATUS_CODES[429],
+            "status": 429,
+            "detail": OVERLOADED,
+        }
+        body, content_type = app.json.dumps(problem), "application/problem+json"
+    else:
+        template = app.jinja_env.get_template("errors/failure.html")
+        body, content_type = template.render(sentence=OVERLOADED, home="/"), "text/html"
+    response = Response(body, 429, content_type=f"{content_type}; charset=utf-8")
+    response.headers["Retry-After"] = str(retry_after_s)
+    response.headers["Connection"] = "close"
+    with app.test_request_context():
+        response = app.process_response(response)
+    head = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
+    return f"HTTP/1.1 {response.status}\r\n{head}\r\n".encode("latin-1") + response.get_data()
+
+
 def refuse_for_storage(error: StorageError) -> Response | HTTPException:
     """Respond to a storage failure or a missing file with its message, and log it."""
     db.session.rollback()
@@ -96,11 +131,19 @@ def refuse_for_storage(error: StorageError) -> Response | HTTPException:
         log.error("A file that a row names is gone, at %s", request.endpoint)
         return refuse(NotFound(str(error)))
     log.error("The storage failed at %s: %s", request.endpoint, type(error.__cause__).__name__)
+    if isinstance(error, StorageFull):
+        return refuse(InsufficientStorage(str(error)))
     return refuse(ServiceUnavailable(str(error)))
 
 
 def refuse_for_database(error: OperationalError) -> Response | HTTPException:
-    """Respond to a database that was locked too long; nothing was done, so clients may retry."""
+    """Respond to a database that was locked too long or whose disk is full; nothing was done, so
+    clients may retry.
+    """
+    if is_full(error):
+        db.session.rollback()
+        log.error("The database's disk is full at %s", request.endpoint)
+        return refuse(InsufficientStorage(DISK_FULL))
     if not is_busy(error):
         return fail(error)
     db.session.rollback()

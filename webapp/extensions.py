@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from sqlite3 import SQLITE_BUSY, SQLITE_LOCKED
+from sqlite3 import SQLITE_BUSY, SQLITE_FULL, SQLITE_LOCKED
 from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import Error as SQLiteError
 from typing import Any
 
-from flask import Flask, request
+from flask import Flask, has_request_context, request
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 from flask_login import LoginManager
@@ -51,8 +51,11 @@ limiter = Limiter(get_remote_address)
 
 BUSY_MS = 15_000
 """How long a statement waits for SQLite's write lock."""
+REQUEST_BUSY_MS = 5_000
+"""The same where somebody waits for an answer, and a thread with them."""
 BUSY_STATES = ("40001", "40P01", "55P03")
 """SQLSTATEs of PostgreSQL: serialization failure, deadlock, lock not available."""
+DISK_FULL_STATE = "53100"
 
 reads_only: ContextVar[bool] = ContextVar("reads_only", default=False)
 """True during requests that must not write; SQLite then begins transactions without the write lock.
@@ -143,6 +146,9 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 @event.listens_for(Engine, "begin")
 def _begin_sqlite(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
+        # Not by a statement of the transaction, which waits for this long itself.
+        patience_ms = REQUEST_BUSY_MS if has_request_context() else BUSY_MS
+        connection.connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
         # A transaction that reads first and writes later fails immediately if another process wrote
         # in between.
         connection.exec_driver_sql("BEGIN" if reads_only.get() else "BEGIN IMMEDIATE")
@@ -151,9 +157,19 @@ def _begin_sqlite(connection: Connection) -> None:
 def is_busy(error: OperationalError) -> bool:
     """Return whether the database was locked for too long, so that a retry may succeed."""
     if isinstance(error.orig, SQLiteError):
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # The other bits only add detail.
-        return code in (SQLITE_BUSY, SQLITE_LOCKED)
+        return _code_of(error.orig) in (SQLITE_BUSY, SQLITE_LOCKED)
     return getattr(error.orig, "sqlstate", None) in BUSY_STATES
+
+
+def is_full(error: OperationalError) -> bool:
+    """True where the database could not write because its disk is full."""
+    if isinstance(error.orig, SQLiteError):
+        return _code_of(error.orig) == SQLITE_FULL
+    return getattr(error.orig, "sqlstate", None) == DISK_FULL_STATE
+
+
+def _code_of(error: SQLiteError) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # The rest says more of the same.
 
 
 def forget_deleted(waits_s: tuple[float, ...] = (0.1, 0.3, 0.6)) -> bool:

@@ -16,6 +16,7 @@ from wtforms.validators import DataRequired, Email, Length, Optional, Regexp, Va
 from webapp.passwords import MIN_PASSWORD, password_problem
 
 MAX_USERNAME, MAX_NAME, MAX_EMAIL, MAX_PHONE, MAX_TITLE, MAX_TOKEN_NAME = 64, 120, 254, 40, 80, 80
+MAX_CODE = 40
 
 required = DataRequired("Please fill in this field.")
 
@@ -210,6 +211,39 @@ class TokenForm(PostedForm):
     )
     token_password = PasswordField(
         "Your password", [required], render_kw={"autocomplete": "current-password"}
+    )
+
+
+class SetUpFactorForm(PostedForm):
+    """The password once more: a browser left open sets up no second factor."""
+
+    factor_password = PasswordField(
+        "Your password", [required], render_kw={"autocomplete": "current-password"}
+    )
+
+
+class CodeForm(PostedForm):
+    """A code of the authenticator app, or where it stands for one, a recovery code."""
+
+    code = StringField(
+        "Code",
+        [required, at_most(MAX_CODE)],
+        render_kw={
+            "autocomplete": "one-time-code",
+            "autocapitalize": "none",
+            "spellcheck": "false",
+            "autofocus": True,
+        },
+    )
+
+
+class ChangeFactorForm(SetUpFactorForm):
+    """Password and code: only who has both changes a second factor."""
+
+    factor_code = StringField(
+        "Code from your app, or a recovery code",
+        [required, at_most(MAX_CODE)],
+        render_kw={"autocomplete": "one-time-code", "autocapitalize": "none"},
     )
 
 

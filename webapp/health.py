@@ -11,6 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from webapp.extensions import database_now, db, limiter
 from webapp.jobs import PREDICT
 from webapp.models import Worker
+from webapp.space import has_room
+from webapp.storage import storage
 
 blueprint = Blueprint("health", __name__)
 limiter.exempt(blueprint)
@@ -27,14 +29,24 @@ def healthz() -> Response:
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """Respond with 200 if a scan submitted now would be analyzed, else with 503 and what is
-    missing.
+    """Respond with 200 if a scan submitted now would be accepted and analyzed, else with 503 and
+    what is missing.
     """
     try:
-        checks: dict[str, bool | None] = {"database": True, **checks_by_rows()}
+        checks: dict[str, bool | None] = {
+            "database": True,
+            **checks_by_rows(),
+            "free_space": has_room(),
+        }
     except SQLAlchemyError as err:
         log.warning("The database cannot be read: %s", type(err).__name__)
-        checks = {"database": False, "broker": None, "predict_worker": None}  # None: unknown.
+        checks = {  # None: unknown.
+            "database": False,
+            "broker": None,
+            "predict_worker": None,
+            "free_space": None,
+        }
+    checks["storage"] = storage.answers()
     ready = all(checks.values())
     return uncached(
         {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503

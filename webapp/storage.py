@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ be held in memory for each reader.
 """
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that is full, a quota that is used up and a file that may not grow."""
+
 STARTED = ".started"
 """The empty folder that setup creates in a new storage, to tell it from the bare mount point of an
 unavailable one.
@@ -38,6 +42,10 @@ unavailable one.
 
 class StorageError(RuntimeError):
     """Reading or writing failed; the message contains neither content nor location of the file."""
+
+
+class StorageFull(StorageError):
+    """There is no room for more, on this machine or in the storage."""
 
 
 class StorageAway(StorageError):
@@ -102,7 +110,13 @@ class Storage:
         try:
             yield
         except self._failures as err:
-            raise StorageError(otherwise) from err
+            is_full = isinstance(err, OSError) and err.errno in FULL
+            raise (StorageFull if is_full else StorageError)(otherwise) from err
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the files are in; None where they are not on this machine's disks."""
+        return Path(self._root) if self._protocol == "file" else None
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
@@ -125,7 +139,8 @@ class Storage:
             StorageAway: the folder is missing or empty. Below a mount point the file would be lost
                 to other machines, and would make an unavailable storage look like one that has lost
                 its files.
-            StorageError: it could not be written; nothing is left behind.
+            StorageError: it could not be written (`StorageFull` if there is no space); nothing is
+                left behind.
         """
         if self._protocol == "file" and not self.answers():
             raise StorageAway("The storage cannot be reached at the moment.")

@@ -32,6 +32,7 @@ from webapp import jobs, logs
 from webapp.extensions import db
 from worker import tasks
 from worker.heartbeat import Presence
+from worker.process_secrets import forget_secrets
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,9 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         # Without fork (the default on macOS), the child would not have this application.
         billiard.set_start_method("fork", force=True)
 
+    def keep_secrets(**_: Any) -> None:
+        forget_secrets()
+
     def write_json(loglevel: int = logging.WARNING, **_: Any) -> None:
         logging.captureWarnings(True)
         logging.config.dictConfig(logs.json_logging(loglevel))
@@ -160,6 +164,7 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
             sender.timer.call_repeatedly(BEAT_LOOK_S, look)
 
     # weak=False: nothing else keeps a reference to these functions.
+    signals.celeryd_init.connect(keep_secrets, weak=False)
     if app.config["LOG_FORMAT"] == "json":
         # Celery may log a warning about root privileges before it sets up logging.
         signals.celeryd_init.connect(write_json, weak=False)

@@ -65,7 +65,7 @@ def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, An
     try:
         answers.mkdir(parents=True)
         retry_storage(lambda: storage.fetch(key, answers / PREDICTIONS))
-        found = compare([answers, run])
+        comparison = compare([answers, run])
     except MissingFile:
         return {"reason": "This version has no stored out-of-fold predictions."}
     except (AnswersError, DatasetError, StorageError) as err:
@@ -77,8 +77,8 @@ def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, An
         }
     return {
         level: {
-            "n": found[level]["n"],
-            **{name: found[level]["differences"][0][name] for name in DIFFERENCES},
+            "n": comparison[level]["n"],
+            **{name: comparison[level]["differences"][0][name] for name in DIFFERENCES},
         }
         for level in LEVELS
     }

@@ -12,8 +12,9 @@ from pathlib import Path
 from flask import current_app
 from sqlalchemy import select
 
-from ml.datasets import read as datasets
 from ml.datasets.archive import unpack
+from ml.datasets.read import Dataset as LoadedDataset
+from ml.datasets.read import read_dataset
 from ml.errors import DatasetError
 from ml.exploration import summary
 from ml.exploration.report import contact_sheet
@@ -61,9 +62,9 @@ def import_next_dataset() -> bool:
     dataset = claimed[0]
     with mine.holding(Dataset, [dataset.id]):
         try:
-            found = look_into(dataset)
+            facts = look_into(dataset)
             if not in_transaction(
-                lambda: leases.finish(Dataset, mine.owner, [dataset.id], **found)
+                lambda: leases.finish(Dataset, mine.owner, [dataset.id], **facts)
             ):
                 raise LeaseLost
             log.info("dataset=%s imported", dataset.id)
@@ -149,7 +150,7 @@ def sheet_key(dataset: Dataset) -> str:
     return f"sheets/{dataset.id}.png"
 
 
-def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dataset:
+def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> LoadedDataset:
     """Download a data set's archive, unpack it in `folder` and read it; `on_part` is called for
     each file and image.
 
@@ -167,9 +168,7 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dat
         archive, folder / dataset.id, max_bytes=max_bytes, on_file=partial(on_part, UNPACKING)
     )
     archive.unlink()
-    return datasets.read_dataset(
-        root, dataset.name, partial(on_part, READING), decode=_reader_with_limits()
-    )
+    return read_dataset(root, dataset.name, partial(on_part, READING), decode=_reader_with_limits())
 
 
 def _reader_with_limits() -> Callable[..., Series]:

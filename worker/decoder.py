@@ -3,8 +3,9 @@ it, hangs or needs too much memory fails only its own scan.
 
 Each worker process keeps one child, because starting one takes longer than most files take to
 decode. The child is started for the first scan, inherits no secrets and no open files, and exits
-when its worker does, because its standard input is closed then. `multiprocessing` refuses to start
-a process inside a Celery child.
+when its worker does, because its standard input is closed then. The kernel confines it to its
+folder, without access to the network and other processes (`ml.confinement`). `multiprocessing`
+refuses to start a process inside a Celery child.
 """
 
 from __future__ import annotations
@@ -55,11 +56,16 @@ class Decoder:
     Args:
         memory_mb: how much memory the child may allocate.
         limit_s: how many seconds a scan may take.
+        folder: what it reads and writes is in this folder.
     """
 
-    def __init__(self, memory_mb: int, limit_s: int) -> None:
-        self.memory_mb, self.limit_s = memory_mb, limit_s
+    def __init__(self, memory_mb: int, limit_s: int, folder: Path) -> None:
+        self.memory_mb, self.limit_s, self.folder = memory_mb, limit_s, folder
         self._child: subprocess.Popen[bytes] | None = None
+        self._opened = (0, 0)
+        """Device and inode of the folder that the child may use: a new one of the same name would
+        be closed to it.
+        """
 
     def decode(
         self, paths: Sequence[Path], folder: Path, *, redact: bool = False, **limits: int
@@ -112,9 +118,12 @@ class Decoder:
         """Return the child's answer; None if it gave none in time, in which case the next request
         gets a new child.
         """
-        child = (
-            self._child if self._child is not None and self._child.poll() is None else self._start()
-        )
+        found = self.folder.stat()
+        opened = (found.st_dev, found.st_ino)
+        child = self._child
+        if child is None or child.poll() is not None or opened != self._opened:
+            child = self._start()
+            self._opened = opened
         answer = b""
         try:
             child.stdin.write(request)  # type: ignore[union-attr]
@@ -129,8 +138,8 @@ class Decoder:
             self.close()
             log.warning("the decoder gave no answer: status=%s", child.returncode)
             return None
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        response: dict[str, Any] = json.loads(answer)
+        return response
 
     def _line_from(self, child: subprocess.Popen[bytes]) -> bytes:
         """Return the child's next line, or its beginning if the child exited or ran out of time."""
@@ -149,7 +158,7 @@ class Decoder:
         # A separate process group, so that a signal to the worker's does not interrupt a batch; a
         # single thread, since each one costs memory.
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "ml.decode", str(self.memory_mb)],
+            [sys.executable, "-m", "ml.decode", str(self.memory_mb), str(self.folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=PROJECT_ROOT,
@@ -173,8 +182,8 @@ def decode(paths: Sequence[Path], *, redact: bool = False, **limits: int) -> Ser
         OSError: the local disk cannot be written to.
     """
     global _decoder
-    config = current_app.config
+    config, mine = current_app.config, presence()
     if _decoder is None:
-        _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"])
-    with presence().work_folder() as folder:
+        _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"], mine.folder)
+    with mine.work_folder() as folder:
         return _decoder.decode(paths, folder, redact=redact, **limits)

@@ -44,7 +44,7 @@ def predictor_for(version: ModelVersion) -> Predictor:
         predictor = Predictor(
             model_folder(version),
             threads=config["PREDICT_THREADS"],
-            judges_pictures=config["CHECK_HEAD_CT"],
+            checks_head_ct=config["CHECK_HEAD_CT"],
         )
         _loaded[version.card_id] = predictor
         if len(_loaded) > MOST_LOADED:

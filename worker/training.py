@@ -248,9 +248,10 @@ class Training:
         check = card.export_check
         blocked_because = card.blocked_because or None
         if not check.get("passed"):
-            found, limit = check.get("largest_difference"), check.get("limit")
+            difference, limit = check.get("largest_difference"), check.get("limit")
             blocked_because = (
-                f"The exported model differs from the trained one by {found}; the limit is {limit}."
+                f"The exported model differs from the trained one by {difference}; the limit is"
+                f" {limit}."
             )
         if not leases.finish(TrainingRun, self._owner, [self.run.id], eta_s=None):
             raise LeaseLost

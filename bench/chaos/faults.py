@@ -144,7 +144,7 @@ def kill_web(stack: Stack, rng: random.Random) -> str:
 
 
 def restart_broker(stack: Stack, rng: random.Random) -> str:
-    """Stop it and start it at once; it keeps its queue."""
+    """Stop it and start it at once; its queue is lost."""
     stack.broker.stop()
     stack.broker.start()
     return ""

@@ -132,7 +132,7 @@ class Postgres:
 
 
 class Redis:
-    """A Redis server that keeps its queue over a restart, as `docker-compose.yml` has it."""
+    """A Redis server that keeps nothing over a restart, as `docker-compose.yml` has it."""
 
     def __init__(self, folder: Path) -> None:
         """Raises NotInstalled."""
@@ -141,7 +141,7 @@ class Redis:
             raise NotInstalled("redis-server")
         port = free_port()
         self.url: str | None = f"redis://127.0.0.1:{port}/0"
-        keep = ["--appendonly", "yes", "--save", "", "--dir", str(folder)]
+        keep = ["--appendonly", "no", "--save", "", "--dir", str(folder)]
         self._command = [installed, "--port", str(port), "--bind", "127.0.0.1", *keep]
         self._server = Server(folder / "redis.log", lambda: answers(self))
 

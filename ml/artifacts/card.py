@@ -1,4 +1,4 @@
-"""What a model folder says of its model: `card.json`, as a dataclass."""
+"""The model card as a dataclass, stored as `card.json`."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ LATER_FIELDS = frozenset(
         "band",
         "controls",
     )
-) | {"blocked_because", "seconds", "heat_maps", "checksum", "types"}
-"""Fields that cards of the first versions do not have; they are read with their defaults."""
+) | {"points", "blocked_because", "seconds", "heat_maps", "checksum", "types"}
+"""Fields that cards of early versions lack; their defaults apply."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,39 +52,41 @@ class Card:
         reads: what one prediction takes, "slice" or "series".
         created_at: ISO 8601, UTC.
         preprocessing: `InputSpec.to_dict()`.
-        threshold: a slice, or a scan of one slice, is positive from this probability on.
+        threshold: a slice, or a scan of one slice, with at least this probability is positive.
         uncertain_low, uncertain_high: low <= probability < high is uncertain.
         scan_threshold, scan_uncertain_low, scan_uncertain_high: the same for a scan of several
-            slices; negative in a card that was written before there were any, and then those above
-            serve.
+            slices; negative in cards that predate them, and then the values above apply.
         data: datasets, fingerprint, images, positive, negative, groups, licence_notes.
-        metrics: pooled out-of-fold, each {"value", "low", "high", "n"}; where undefined these are
-            null and "reason" says why.
+        metrics: pooled over the held-out folds, each {"value", "low", "high", "n"}; null with a
+            "reason" where undefined.
         metrics_by_dataset: the same for each data set.
         patient_metrics, patient_metrics_by_dataset: the same by scan.
-        band: {"slice", "patient"}: how often answers outside the uncertain band were right,
+        band: {"slice", "patient"}: predictive values outside the uncertain band,
             `ml.evaluation.calibration.predictive_values_outside_band`.
-        controls: what `ml.training.controls` found.
-        heat_maps: how often those of rightly found hemorrhages, out of fold, held
-            `ml.training.heat_map_tests`'s tests.
-        types: where the data tell types of bleeding, for each of `ml.catalogue.BLEEDING_TYPES`:
-            "given", whether the model tells it; "slices" and "patients" that show it, of
+        points: {"slice", "patient"}: each named operating point with its "threshold" and figures,
+            `ml.training.operating_points.named_points`; empty in cards that predate them.
+        controls: results of `ml.training.controls`.
+        heat_maps: how often the heat maps of true positives in the held-out folds passed
+            `ml.training.heat_map_tests`.
+        types: where the labels name types of hemorrhage, for each of `ml.catalogue.BLEEDING_TYPES`:
+            "given", whether the model predicts it; "slices" and "patients" that show it, of
             "of_slices" and "of_patients" whose types are known; then either "slice" and "patient"
-            with "auroc", "ece" and "auroc_among_bleeding" out of fold, or, where few patients show
-            it, "scores": each one's "probability" and "rank" among "of" patients, null where its
-            fold told no such type.
-        blocked_because: a sentence if the controls forbid promotion, else empty.
+            with "auroc", "ece" and "auroc_among_bleeding" on held-out data, or, where few patients
+            show it, "scores": each patient's "probability" and "rank" among "of" patients, null
+            where the model of that fold does not predict the type.
+        blocked_because: why the controls rule out promotion, in a sentence; else empty.
         roc: [false positive rate, true positive rate] pairs of slices, at most 200 (of the first
             repeat).
         confusion: tp, fp, tn, fn of slices at the folds' thresholds (of the first repeat).
-        protocol: how the metrics were made, in a sentence.
-        export_check: largest_difference, limit, passed: the ONNX graphs against what was trained.
-        seconds: how long cross-validation, controls and final fit took.
-        command: what was run.
-        id, files: filled in by `write_model`: the first 12 hex of a sha256 over all files, and the
-            sha256 of each.
-        checksum: filled in by `write_model`: the sha256 of all other fields; empty in a card that
-            was written before there was any.
+        protocol: how the metrics were obtained, in a sentence.
+        export_check: largest_difference, limit, passed: comparison of the ONNX graphs with the
+            trained model.
+        seconds: duration of cross-validation, controls and final fit.
+        command: the command line.
+        id, files: filled in by `write_model`: the first 12 hex digits of a SHA-256 over all files,
+            and the SHA-256 of each file.
+        checksum: filled in by `write_model`: the SHA-256 of all other fields; empty in cards that
+            predate it.
     """
 
     architecture: str
@@ -110,6 +112,7 @@ class Card:
     patient_metrics: dict[str, Any] = field(default_factory=dict)
     patient_metrics_by_dataset: dict[str, Any] = field(default_factory=dict)
     band: dict[str, Any] = field(default_factory=dict)
+    points: dict[str, Any] = field(default_factory=dict)
     controls: list[dict[str, Any]] = field(default_factory=list)
     heat_maps: dict[str, Any] = field(default_factory=dict)
     types: dict[str, Any] = field(default_factory=dict)
@@ -123,15 +126,15 @@ class Card:
     checksum: str = ""
 
     def to_json(self) -> str:
-        """Return the card as JSON text; NaN, which is no JSON, is a ValueError."""
+        """Return the card as JSON text; raise ValueError for NaN, which JSON does not know."""
         return json.dumps(asdict(self), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Card:
-        """Return the card that `to_json` wrote. Keys that this version does not know are left out.
+        """Parse a card that `to_json` wrote, ignoring unknown keys.
 
         Raises:
-            ArtifactError: it is no card of this format.
+            ArtifactError: it is not a card of this format.
         """
         try:
             read = json.loads(text)
@@ -148,7 +151,7 @@ class Card:
             if item.name not in read and item.name in LATER_FIELDS:
                 continue
             if item.name not in read:
-                raise ArtifactError(f"The model's {CARD} does not give {item.name!r}.")
+                raise ArtifactError(f"The model's {CARD} lacks {item.name!r}.")
             if not isinstance(
                 read[item.name], _JSON_TYPES[str(item.type).split("[")[0]]
             ) or isinstance(read[item.name], bool):
@@ -179,11 +182,13 @@ class Card:
 
     @property
     def told_types(self) -> tuple[str, ...]:
-        """The types of bleeding that types.onnx tells, in its order."""
+        """The types of hemorrhage that types.onnx predicts, in its order."""
         return tuple(name for name in BLEEDING_TYPES if self.types.get(name, {}).get("given"))
 
     def point_of(self, slices: int) -> tuple[float, float, float]:
-        """Return threshold and uncertain band (low, high) for a scan of that many slices."""
+        """Return the threshold and the uncertain band (low, high) for a scan of that many
+        slices.
+        """
         if slices == 1 or self.scan_threshold == ABSENT:
             return self.threshold, self.uncertain_low, self.uncertain_high
         return self.scan_threshold, self.scan_uncertain_low, self.scan_uncertain_high
@@ -199,14 +204,14 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 
 
 TYPE_FIGURES = {"slice": ("auroc",), "patient": ("auroc", "auroc_among_bleeding", "ece")}
-"""Of those that `ml.training.type_figures` writes, the ones that cards and pages read of a type
-that enough patients show.
+"""Of the metrics that `ml.training.type_figures` writes for a type with enough patients, those that
+cards and pages use.
 """
 
 
 def _require_judged(name: str, found: Any) -> None:
-    """Refuse what a card says of a type of bleeding, unless all is there that those read who show
-    it.
+    """Raise ArtifactError unless the card has all fields of a type of hemorrhage that the pages
+    show.
     """
     complete = isinstance(found, dict) and isinstance(found.get("given"), bool)
     complete = complete and all(
@@ -226,23 +231,19 @@ def _require_judged(name: str, found: Any) -> None:
             _has_all(score, ("probability", "rank", "of")) for score in scores
         )
     if not complete:
-        raise ArtifactError(
-            f"The model's {CARD} does not give all that belongs to {name[:40]!r} in 'types'."
-        )
+        raise ArtifactError(f"The model's {CARD} lacks fields of {name[:40]} in 'types'.")
 
 
 def _has_all(value: Any, names: tuple[str, ...]) -> bool:
-    """True if it is an object with a number, or null where nobody knows one, for each of the
-    names.
-    """
+    """Return whether it is an object with a number or null for each of the names."""
     return isinstance(value, dict) and all(
         name in value and type(value[name]) in (int, float, type(None)) for name in names
     )
 
 
 def checksum_of(card: Mapping[str, Any]) -> str:
-    """Return the sha256 of a card's fields without the checksum itself, however they are spaced and
-    ordered.
+    """Return the SHA-256 of a card's fields without the checksum itself, independent of their order
+    and of white space.
     """
     others = {name: value for name, value in card.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A data set that comes as a ZIP is unpacked under limits."""
+"""Unpack a data set from a ZIP file, with limits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
 
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024
-"""What a name and a path may have on the file systems that there are, less the folder that it is
-unpacked in.
-"""
+"""Maximum length of a name and a path on common file systems, less the folder for unpacking."""
 
 
 def unpack(
@@ -28,21 +26,21 @@ def unpack(
     max_ratio: int = 200,
     on_file: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Unpack a ZIP file into the new folder `into` and return that folder; nothing stays behind on
-    failure.
+    """Unpack a ZIP file into the new folder `into` and return that folder; nothing is left behind
+    on failure.
 
-    `on_file` hears (files unpacked, files in all); what it raises is a failure.
+    `on_file` is called with (files unpacked, number of files) and may raise to stop.
 
-    Names that lead outside or that no file can have, links, devices and encrypted files are refused
-    before anything is written, and so is an archive that would grow beyond `max_bytes`, `max_files`
-    or `max_ratio` times its own size, or that holds another one. Sizes and contents are looked at
-    while writing, since an archive may lie about them.
+    Paths that lead outside, invalid names, links, devices and encrypted files are refused before
+    anything is written, as are nested archives and archives that would exceed `max_bytes`,
+    `max_files` or `max_ratio` times their own size. Sizes and contents are checked again while
+    writing, since the archive's directory may be wrong.
 
     Raises:
-        DatasetError: the file is no ZIP file or one of these limits is broken.
+        DatasetError: the file is not a ZIP file, or a limit is exceeded.
     """
     if into.exists():
-        raise DatasetError(f"The folder {into.name} exists already.")
+        raise DatasetError(f"The folder {into.name} already exists.")
     limit = min(max_bytes, max_ratio * max(archive.stat().st_size, 1) + 2**20)
     complete = False
     try:
@@ -77,7 +75,9 @@ def _require_safe(info: zipfile.ZipInfo) -> None:
     if leads_outside or stat.S_ISLNK(info.external_attr >> 16):
         raise DatasetError(f"The archive holds {info.filename[:100]!r}, which leads outside it.")
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-        raise DatasetError(f"The archive holds {info.filename[:100]!r}, which is no plain file.")
+        raise DatasetError(
+            f"The archive holds {info.filename[:100]!r}, which is not a regular file."
+        )
     longest = max((len(part.encode()) for part in parts), default=0)
     if (
         not info.filename.isprintable()
@@ -85,8 +85,8 @@ def _require_safe(info: zipfile.ZipInfo) -> None:
         or len(info.filename.encode()) > MAX_PATH_BYTES
     ):
         raise DatasetError(
-            f"The archive holds {info.filename[:100]!r}, which is too long or too odd for the name"
-            " of a file."
+            f"The archive holds {info.filename[:100]!r}, which is too long or not a valid file"
+            " name."
         )
     if info.flag_bits & 1:
         raise DatasetError("The archive is encrypted; give it without a password.")
@@ -118,7 +118,7 @@ def _extract(
                 written += len(block)
                 if written > limit:
                     raise DatasetError(
-                        f"The archive grows beyond {limit / 2**20:,.0f} MB when unpacked; that is"
-                        " not allowed."
+                        f"The archive grows beyond {limit / 2**20:,.0f} MB when unpacked, which is"
+                        " the limit."
                     )
                 sink.write(block)

@@ -1,4 +1,4 @@
-"""Where labels stand and what they say: the layouts of data sets that people have."""
+"""The supported layouts of data sets: where images and labels are found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from ml.datasets.cq500 import from_cq500, is_cq500
 from ml.datasets.examples import Example
 from ml.datasets.rsna import from_rsna, is_rsna
-from ml.datasets.scan_labels import join_told, read_patients, with_scan_labels
+from ml.datasets.scan_labels import add_scan_label, read_patients, with_scan_labels
 from ml.datasets.tables import (
     PATIENT_COLUMNS,
     column_of,
@@ -53,20 +53,19 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
 def find_examples(
     root: Path, name: str, on_header: Callable[[int], None] = lambda total: None
 ) -> tuple[Path, str, list[Example], list[str]]:
-    """Return the folder with the data, the layout, an entry for each image, none of them opened
-    yet, and sentences about what is odd.
+    """Return the folder with the data, the layout, an example for each image without opening it,
+    and notes about irregularities.
 
-    `group` is filled in where a patient column or a groups file says something, and empty
-    elsewhere.
+    `group` is set where there is a patient column or a groups file, else empty.
 
     Args:
-        root: the folder, or one that holds nothing but that folder.
-        name: what the data set is called.
-        on_header: where headers tell what a data set holds, asked before those of each image or
-            scan, of how many; raises to stop.
+        root: the folder, or one that contains only that folder.
+        name: name of the data set.
+        on_header: called with the number of images or scans before each header is read, in layouts
+            that need headers; raises to stop.
 
     Raises:
-        DatasetError: no layout fits, a file is missing, or a label is unreadable.
+        DatasetError: no layout matches, a file is missing, or a label is invalid.
     """
     base = _descend(root)
     for table in (
@@ -122,8 +121,10 @@ def _from_manifest(
 ) -> tuple[str, list[Example], list[str]]:
     header, rows = read_table(manifest)
     name_column, label_column = column_of(header, NAME_COLUMNS), column_of(header, LABEL_COLUMNS)
-    told = read_patients(base / "patients.csv")
-    if name_column is None or (label_column is None and not told and "scan_label" not in header):
+    of_patients = read_patients(base / "patients.csv")
+    if name_column is None or (
+        label_column is None and not of_patients and "scan_label" not in header
+    ):
         raise DatasetError(
             f"{manifest.name} needs the columns filename and label (or id and hemorrhage); it has"
             f" {', '.join(header)}."
@@ -164,7 +165,9 @@ def _from_manifest(
         if row.get("slice") and slice_number is None:
             odd_slices.append(f"{row['slice'][:40]!r} of {name}")
         mask = _mask_of(base, name, row.get("mask", ""), f"{manifest.name}, line {number}")
-        join_told(told, patient, row.get("scan_label", ""), f"{manifest.name}, line {number}")
+        add_scan_label(
+            of_patients, patient, row.get("scan_label", ""), f"{manifest.name}, line {number}"
+        )
         types = types_of(row.get("subtypes"), label, f"{manifest.name}, line {number}")
         examples.append(
             Example(
@@ -179,31 +182,31 @@ def _from_manifest(
                 types=types,
             )
         )
-    strangers = sorted(set(groups) - {row.get(name_column, "") for row in rows})
-    if strangers:
+    unknown_names = sorted(set(groups) - {row.get(name_column, "") for row in rows})
+    if unknown_names:
         raise DatasetError(
-            f"groups.csv names {strangers[0]}, which is no image of {manifest.name}; both must"
-            " write the names alike."
+            f"groups.csv names {unknown_names[0]}, which is not an image of {manifest.name}; both"
+            " must spell the names alike."
         )
     most_common, times = Counter(example.name for example in examples).most_common(1)[0]
     if times > 1:
         raise DatasetError(f"{manifest.name} lists {most_common} {times} times.")
-    examples, odd = with_scan_labels(examples, told)
+    examples, odd = with_scan_labels(examples, of_patients)
     if odd_slices:
         odd.append(
-            f"Slices without a whole number: {len(odd_slices)}, such as {odd_slices[0]}; they count"
-            " as unknown."
+            f"Slice numbers that are not integers: {len(odd_slices)}, such as {odd_slices[0]};"
+            " they are ignored."
         )
     return "kaggle head_ct" if kaggle else "manifest", examples, odd
 
 
 def _mask_of(base: Path, name: str, given: str, where: str) -> Path | None:
-    """Return the outline of an image: what its row names, else its own name in `masks/`, with or
-    without its first folder.
+    """Return the segmentation mask of an image: the file named in its row, else its own name in
+    `masks/`, with or without its first folder.
     """
     if given:
         if not stays_inside(given) or not (base / given).is_file():
-            raise DatasetError(f"{where}: the outline {given[:100]!r} is no file of the data set.")
+            raise DatasetError(f"{where}: the mask {given[:100]} is not a file of the data set.")
         return base / given
     own = Path(name).with_suffix(".png")
     beside = (
@@ -254,6 +257,6 @@ def _from_folders(base: Path, dataset: str) -> list[Example]:
     if not examples:
         raise DatasetError(
             f"{dataset} has neither a table (labels.csv with the columns filename and label) "
-            "nor one folder a class (such as hemorrhage and normal)."
+            "nor one folder per class (such as hemorrhage and normal)."
         )
     return examples

@@ -1,4 +1,4 @@
-"""Several data sets become one, in the order in which scans are read."""
+"""Pool several data sets into one, with scans in anatomical order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
+from ml.artifacts.folder import read_card
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, architecture_named
 from ml.datasets.examples import UNKNOWN, Example, scan_key
 from ml.datasets.groups import assign_groups, groups_per_class
 from ml.datasets.near_duplicates import is_telling, same_pictures
@@ -21,15 +22,14 @@ from ml.scans.files import place_in_series
 
 @dataclass(frozen=True)
 class Pool:
-    """The images of all data sets, one entry each; those of a scan are neighbors, from foot to
+    """The images of all data sets, one entry each; those of a scan are consecutive, from foot to
     head.
 
-    A scan is what one patient of a data set has, and an image without a patient is a scan of its
-    own. `scans` numbers them 0..s-1. A
-    label that nobody knows is `UNKNOWN`: such a slice stands in its scan, and never trains or
-    tests. `unseen` is False for images that the initial weights have seen, or whose patient they
-    have: such an image may train, and never stands in a test fold. `told` is the label of each
-    scan, by its number, that was labeled as a whole.
+    A scan comprises the slices of one patient of a data set; an image without a patient is a scan
+    of its own. `scans` numbers them 0..s-1. Unlabeled slices have the label `UNKNOWN`: they are
+    part of their scan, but not used for training or testing. `unseen` is False for images in the
+    training data of the initial weights, or of a patient in them: such images are only used for
+    training. `given_scan_labels` maps scan numbers to scan-level labels.
     """
 
     examples: tuple[Example, ...]
@@ -39,29 +39,30 @@ class Pool:
     scans: np.ndarray
     unseen: np.ndarray
     notes: tuple[str, ...]
-    told: Mapping[int, int]
+    given_scan_labels: Mapping[int, int]
 
     @property
     def known(self) -> np.ndarray:
-        """Where the label is known, bool (n,)."""
+        """Whether the label is known, bool (n,)."""
         known: np.ndarray = self.labels != UNKNOWN
         return known
 
 
 def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
-    """Join the images of all data sets, scan by scan, and mark what the initial weights have seen.
+    """Pool the images of all data sets, scan by scan, and mark those that the initial weights have
+    seen.
 
     Raises:
-        DatasetError: two data sets share a name, or too few groups of a class are left to test on
+        DatasetError: two data sets share a name, or too few groups of a class are left for testing
             in that many folds.
     """
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise DatasetError(
-            f"Two data sets are called {max(names, key=names.count)}; give them different names."
+            f"Two data sets are named {max(names, key=names.count)}; give them different names."
         )
     everything = [example for dataset in datasets for example in in_scan_order(dataset.examples)]
-    # The same file or picture in two data sets joins their groups.
+    # A file or image that is in two data sets joins their groups.
     files = [[("file", e.sha256)] if is_telling(e.dhash) else [] for e in everything]
     numbers = assign_groups(
         [[("group", e.group), *own] for e, own in zip(everything, files, strict=True)],
@@ -73,88 +74,96 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
         for example in everything
         if (example.label, example.scan_label) != (None, None)
     }
-    kept = [
+    used = [
         (number, example)
         for number, example in zip(numbers, everything, strict=True)
         if scan_key(example) in with_a_label
     ]
     labels = np.array(
-        [UNKNOWN if example.label is None else example.label for _, example in kept], np.int64
+        [UNKNOWN if example.label is None else example.label for _, example in used], np.int64
     )
-    groups = np.array([everything[number].group for number, _ in kept])
-    unseen = np.array([number not in seen_groups for number, _ in kept], bool)
+    groups = np.array([everything[number].group for number, _ in used])
+    unseen = np.array([number not in seen_groups for number, _ in used], bool)
     known = labels != UNKNOWN
-    scans = numbered([scan_key(example) for _, example in kept])
-    told = {
+    scans = numbered([scan_key(example) for _, example in used])
+    given_scan_labels = {
         int(scan): e.scan_label
-        for scan, (_, e) in zip(scans, kept, strict=True)
+        for scan, (_, e) in zip(scans, used, strict=True)
         if e.scan_label is not None
     }
-    if told and not known.any():
+    if given_scan_labels and not known.any():
         raise DatasetError(
-            "Only whole scans are labeled here, so no slice could be answered for; add a data set"
-            " with labeled slices."
+            "There are only scan-level labels, so slices could not be tested; add a data set with"
+            " labeled slices."
         )
     _require_enough(
         labels[unseen & known], groups[unseen & known], folds, some_seen=not unseen.all()
     )
     notes = notes_on_marks(seen)
-    if len(kept) < len(everything):
-        notes.append(f"{len(everything) - len(kept)} images with unknown labels were left out.")
+    if len(used) < len(everything):
+        notes.append(f"{len(everything) - len(used)} images with unknown labels were left out.")
     if not known.all():
         notes.append(
-            f"{int((~known).sum())} slices with unknown labels stand in their scans; they neither"
-            " train nor test."
+            f"{int((~known).sum())} unlabeled slices are part of their scans, but are not used for"
+            " training or testing."
         )
     if not unseen.all():
         notes.append(
             f"{int((~unseen).sum())} of the {len(labels)} images belong to patients that the"
-            " initial weights have seen; they only train, and no figure includes them."
+            " initial weights have seen; they are used for training only, and no metric includes"
+            " them."
         )
     return Pool(
-        tuple(e for _, e in kept),
+        tuple(e for _, e in used),
         labels,
         groups,
-        np.array([e.dataset for _, e in kept]),
+        np.array([e.dataset for _, e in used]),
         scans,
         unseen,
         tuple(notes),
-        told,
+        given_scan_labels,
     )
 
 
-def start_of(init: Path | str, datasets: Sequence[Dataset], folds: int) -> tuple[Path | str, Pool]:
-    """Return what to start from, and the pool with what that has seen marked.
+def start_of(
+    init: Path | str, encoder: str | None, datasets: Sequence[Dataset], folds: int
+) -> tuple[Path | str, Pool]:
+    """Return the initial weights, and the pool in which the images that they have seen are
+    marked.
 
-    "starter" is the first shipped model whose convolutions have seen too few of the images to
-    forbid an honest test; where there is none, random weights, which the notes say.
+    "starter" selects the first shipped model that has the architecture's `encoder` and has seen so
+    few of the images that enough are left for testing; if there is none, random weights, with a
+    note.
 
     Raises:
-        DatasetError: the data cannot be tested on, whatever one starts from, or the weights that
-            were named have seen them.
-        ArtifactError: the weights that were named do not say what they have seen.
+        DatasetError: the data do not allow testing with any weights, or the given weights have seen
+            them.
+        ArtifactError: the given weights do not state what they have seen.
     """
     if init != "starter":
         return init, pool_datasets(datasets, marks_of(init), folds)
     for folder in (STARTER_DIR, STARTER_SERIES_DIR):
-        if folder.is_dir():
+        if (
+            folder.is_dir()
+            and architecture_named(read_card(folder).architecture).encoder == encoder
+        ):
             try:
                 return folder, pool_datasets(datasets, marks_of(folder), folds)
             except DatasetError:
-                continue  # also what is wrong with the data themselves, which is said below
+                continue  # or the data themselves are unusable, which is raised below
     pool = pool_datasets(datasets, (), folds)
     note = (
-        "The models that ship have seen these images, so the training started from random weights;"
-        " ImageNet's would serve better."
+        "The shipped models have another encoder or have seen these images, so the training started"
+        " from random weights; ImageNet weights would be better."
     )
     return "random", replace(pool, notes=(*pool.notes, note))
 
 
 def in_scan_order(examples: Sequence[Example]) -> list[Example]:
-    """Return the examples scan by scan in the order of their first slices, each scan from foot to
+    """Return the examples scan by scan, in the order of their first slices; each scan from foot to
     head.
 
-    That is the order of their places, of its `slice` column, or else of the numbers in its files'
+    Slices are sorted by position, else by the `slice` column, else by the numbers in their file
     names.
     """
     first: dict[tuple[str, str, str], int] = {}
@@ -180,7 +189,7 @@ def numbered(keys: Sequence[Hashable]) -> np.ndarray:
 
 
 def _same_in_two_sets(examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
-    """Yield the positions of pictures that show the same in two data sets."""
+    """Yield the positions of images that are duplicates across data sets."""
     before: list[int] = []
     for name in dict.fromkeys(example.dataset for example in examples):
         own = [
@@ -196,16 +205,16 @@ def _same_in_two_sets(examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
 
 
 def _require_enough(labels: np.ndarray, groups: np.ndarray, folds: int, some_seen: bool) -> None:
-    found = groups_per_class(labels, groups)
-    if some_seen and not all(found.values()):
+    groups_of_class = groups_per_class(labels, groups)
+    if some_seen and not all(groups_of_class.values()):
         raise DatasetError(
-            "The initial weights have already seen these images, so nothing honest is left to test"
-            " on; start from random or ImageNet weights, or add another data set."
+            "The initial weights have already seen these images, so no unseen images are left for"
+            " testing; start from random or ImageNet weights, or add another data set."
         )
     for label, noun in ((1, "hemorrhage"), (0, "no hemorrhage")):
-        if found[label] < 2 * folds:
+        if groups_of_class[label] < 2 * folds:
             unseen = " that the initial weights have not seen" if some_seen else ""
             raise DatasetError(
-                f"Only {found[label]} groups (patients) show {noun}; {folds} folds need at least"
-                f" {2 * folds}{unseen}."
+                f"Only {groups_of_class[label]} groups (patients) show {noun}; {folds} folds"
+                f" need at least {2 * folds}{unseen}."
             )

@@ -1,6 +1,4 @@
-"""Tables that come with data sets: read within limits, cell by cell, with a sentence for whatever
-is wrong.
-"""
+"""Read and validate the tables of data sets, with limits."""
 
 from __future__ import annotations
 
@@ -18,15 +16,15 @@ MAX_TABLE_MB = 32
 """A table is read whole; one of 50,000 images has a few megabytes."""
 MAX_NAME_BYTES = 255
 MOST_IMAGES = 50_000
-"""Of a public set that is far larger: each is decoded, and compared with every other."""
+"""Larger public data sets must be reduced: each image is decoded and compared with every other."""
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return header and rows, column names and values stripped; Kaggle's header has a space after
-    its comma.
+    """Return header and rows with column names and values stripped (Kaggle's header has a space
+    after the comma).
 
-    Where a header has semicolons and no comma, as spreadsheets write in half of Europe, they
-    separate the columns.
+    A header with semicolons and no commas, as written by spreadsheets in many European locales, is
+    split at the semicolons.
     """
     if path.stat().st_size > MAX_TABLE_MB * 2**20:
         raise DatasetError(f"{path.name} is larger than {MAX_TABLE_MB} MB.")
@@ -60,28 +58,26 @@ def label_of(text: str, what: str, where: str) -> int | None:
 
 
 def types_of(given: str | None, label: int | None, where: str) -> frozenset[str] | None:
-    """Return the types of bleeding that a cell such as "epidural|subdural" names; an empty one
-    tells of no type where there is no blood.
+    """Parse the types of hemorrhage in a cell such as "epidural|subdural"; an empty cell means no
+    type if the label is 0, else unknown.
     """
     if not given:
         return frozenset() if given is not None and label == 0 else None
     named = frozenset(name.strip().lower() for name in given.split("|"))
     if label != 1:
         raise DatasetError(
-            f"{where}: the types of bleeding {given[:60]!r} stand beside a label that is not 1."
+            f"{where}: the types of hemorrhage {given[:60]} are given, but the label is not 1."
         )
     if unknown := sorted(named - set(BLEEDING_TYPES)):
         raise DatasetError(
-            f"{where}: {unknown[0][:40]!r} is no type of bleeding; there are"
+            f"{where}: {unknown[0][:40]} is not a type of hemorrhage; the types are"
             f" {', '.join(BLEEDING_TYPES)}."
         )
     return named
 
 
 def whole_number(text: str) -> int | None:
-    """Return the whole number that a cell of a table holds, as 12, -3 or 12.0; None if it holds
-    none.
-    """
+    """Parse an integer such as 12, -3 or 12.0; None if the cell does not hold one."""
     try:
         number = float(text)
     except ValueError:
@@ -90,9 +86,7 @@ def whole_number(text: str) -> int | None:
 
 
 def stays_inside(name: str) -> bool:
-    """True if this can be the name of a file in a folder: no path that leads elsewhere, and nothing
-    that no file is called.
-    """
+    """Return whether this is a valid relative path inside the folder."""
     return (
         not Path(name).is_absolute()
         and ".." not in Path(name).parts
@@ -102,13 +96,13 @@ def stays_inside(name: str) -> bool:
 
 
 def require_no_formula(row: Mapping[str, str], columns: Sequence[str | None], where: str) -> None:
-    """Refuse a cell that a spreadsheet would compute: names and patients are written to tables that
-    people open in one.
+    """Raise DatasetError for a cell that a spreadsheet would evaluate as a formula: names and
+    patients are written to tables that users open in one.
     """
     for column in columns:
         text = row.get(column, "") if column else ""
         if len(text) > 1 and text[0] in "=+-@" and not re.fullmatch(r"[+-][0-9.]+", text):
             raise DatasetError(
-                f"{where}: the {column} {text[:40]!r} is a formula to a spreadsheet; please write"
-                f" it without {text[0]}."
+                f"{where}: the {column} {text[:40]!r} would be a formula in a spreadsheet; please"
+                f" write it without {text[0]}."
             )

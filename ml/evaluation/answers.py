@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ml.checkpoints import replacing
 from ml.errors import UserError
 
 
@@ -48,12 +49,10 @@ def write_answers(
     path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS
 ) -> None:
     """Write rows of `columns`; the file is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as hidden, hidden.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, columns, restval="")
         table.writeheader()
         table.writerows(rows)
-    unfinished.replace(path)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
-from ml.evaluation.calibration import Platt, fit_platt, threshold_at_sensitivity, uncertain_band
+from ml.evaluation.calibration import PREVALENCES, Platt, fit_platt
 
 __all__ = [
     "Platt",
@@ -25,8 +26,6 @@ __all__ = [
     "paired_differences",
     "roc_points",
     "share_with_interval",
-    "threshold_at_sensitivity",
-    "uncertain_band",
     "undefined_metrics",
 ]
 
@@ -94,6 +93,55 @@ def metrics_with_intervals(
         name: _entry(once[name], sampled[name], own_n.get(name, len(truth)), UNDEFINED[name])
         for name in once
     }
+
+
+def figures_at(
+    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """Return what a threshold means: {"sensitivity", "specificity", "ppv", "npv"}, each figure
+    {"value", "low", "high", "n"} with its 95 % interval over bootstrap samples of groups.
+
+    The predictive values are given for each of `PREVALENCES`, by its percentage as text: those that
+    these sensitivity and specificity have where so many bleed.
+
+    Args:
+        labels, groups: (n,).
+        predicted: (n,) booleans, each at a threshold that its own label did not help to choose.
+        seed: of the bootstrap.
+    """
+    truth, called = np.asarray(labels) == 1, np.asarray(predicted, bool)
+    ones = np.ones((1, len(truth)))
+    sampled = list(_drawn_weights(groups, seed, RESAMPLES)) if len(truth) else []
+
+    def rates(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return (
+            _ratio(weights @ (truth & called), weights @ truth),
+            _ratio(weights @ (~truth & ~called), weights @ ~truth),
+        )
+
+    once, drawn = rates(ones), [rates(weights) for weights in sampled]
+    sensitivity, specificity = (
+        np.concatenate([once[level], *(part[level] for part in drawn)]) for level in (0, 1)
+    )
+    figures: dict[str, Any] = {
+        "sensitivity": _entry(
+            float(sensitivity[0]), sensitivity[1:], int(truth.sum()), UNDEFINED["sensitivity"]
+        ),
+        "specificity": _entry(
+            float(specificity[0]), specificity[1:], int((~truth).sum()), UNDEFINED["specificity"]
+        ),
+        "ppv": {},
+        "npv": {},
+    }
+    for prevalence in PREVALENCES:
+        found, clear = prevalence * sensitivity, (1 - prevalence) * specificity
+        ppv = _ratio(found, found + (1 - prevalence) * (1 - specificity))
+        npv = _ratio(clear, clear + prevalence * (1 - sensitivity))
+        for name, values in (("ppv", ppv), ("npv", npv)):
+            figures[name][f"{prevalence * 100:g}"] = _entry(
+                float(values[0]), values[1:], len(truth), UNDEFINED[name]
+            )
+    return figures
 
 
 def undefined_metrics(reason: str) -> dict[str, dict[str, Any]]:
@@ -374,12 +422,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return ratio
 
 
-Z95 = 1.959964
-
-
 def wilson(count: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (E. B. Wilson 1927)."""
-    share = count / n
-    middle = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
-    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
+    """Return the 95 % interval of the share count / n, n >= 1 (E. B. Wilson 1927)."""
+    low, high = binomtest(count, n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)

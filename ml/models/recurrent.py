@@ -1,17 +1,16 @@
-"""A recurrent network over the slices of a scan: what `cnn_lstm` and `cnn_gru` have in common.
+"""A recurrent network over the slices of a scan, for `cnn_lstm` and `cnn_gru`.
 
-Features of a slice are its pooled maps, or what its cells say where fine-tuning has taught them
-(`ml.networks.cells`): then the network corrects the decision of the cells instead of making one of
-its own. Features are standardized, projected, and read in anatomical order by an LSTM (S.
-Hochreiter, J. Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each
-slice has a decision, and
-the scan has one: the smooth maximum (log mean exp) of a second decision for each slice. Both learn
-together, from labels of slices and from whether any slice shows blood. A scan that was labeled as
-a whole, and no slice of it, teaches the second alone.
+The features of a slice are its pooled maps or, after fine-tuning, its cell scores
+(`ml.networks.cells`); with the latter the network learns a correction to the decision of the cells.
+Features are standardized, projected, and read in anatomical order by an LSTM (S. Hochreiter, J.
+Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. The network has two
+outputs per slice: the slice decision, and one whose smooth maximum (log mean exp) over the slices
+is the scan decision. Both are trained jointly, with slice labels and with whether any slice is
+positive. A weakly labeled scan trains only the second.
 
-Where no scan that may be learned from has more than one slice, the sequence is the slice's maps
-read row by row, the smooth maximum over the rows is the slice's decision, and scans are aggregated
-as those of any slice architecture.
+If no training scan has more than one slice, the sequence consists of the rows of a slice's maps,
+the smooth maximum over the rows is the slice decision, and scans are aggregated as in a slice
+architecture.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Literal
 import keras
 import numpy as np
 
-from ml.checkpoints import load_arrays, save_arrays
+from ml.checkpoints import load_or_make_arrays
 from ml.evaluation.calibration import Platt
 from ml.models.contract import FitTask, Fitted, HeldOut, held_out_of
 from ml.models.features import extractor_of, features_of
@@ -37,14 +36,14 @@ from ml.networks.training_loop import run_epochs
 
 Cell = Literal["lstm", "gru"]
 AVERAGING = 0.98
-STEP = 16  # lengths are padded to multiples of it, so that few shapes are compiled
+STEP = 16  # lengths are padded to multiples of this, so that few shapes are compiled
 FEATURES_SHARE = 0.6  # of a fit's time
-NOISE = 1.0  # standard deviations of the cells' evidence, while a network learns to correct it
+NOISE = 1.0  # noise on the cell scores during training, in standard deviations
 
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, and how its inputs are standardized: (features - mean) / spread, both
+    """A trained network and the standardization of its inputs: (features - mean) / spread, both
     (f,).
     """
 
@@ -68,19 +67,19 @@ class Network:
                     np.zeros((SLICES, length, len(self.mean)), np.float32),
                     np.zeros((SLICES, length), np.float32),
                 )
-                present[:, 0] = 1  # rows of the batch that nobody asked for are sequences too
+                present[:, 0] = 1  # padding rows of the batch must be valid sequences, too
                 for row, number in enumerate(chunk):
                     there = len(sequences[number])
                     inputs[row, :there], present[row, :there] = (
                         (sequences[number] - self.mean) / self.spread,
                         1,
                     )
-                found = self.model.predict_on_batch({"features": inputs, "present": present})
+                outputs = self.model.predict_on_batch({"features": inputs, "present": present})
                 for row, number in enumerate(chunk):
                     steps[number] = np.asarray(
-                        found["steps"][row, : len(sequences[number]), 0], np.float64
+                        outputs["steps"][row, : len(sequences[number]), 0], np.float64
                     )
-                    wholes[number] = float(found["whole"][row, 0])
+                    wholes[number] = float(outputs["whole"][row, 0])
         return steps, wholes
 
 
@@ -91,11 +90,11 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
     )
     learn_weak, held_weak = (
-        (task.weak, task.weak[:0]) if task.held_out else split_weak(task, learn, held)
+        (task.weak_scans, task.weak_scans[:0]) if task.held_out else split_weak(task, learn, held)
     )
     by_rows = (
         int(np.bincount(task.scans[task.train]).max()) == 1
-        and not (np.bincount(task.scans)[task.weak] > 1).any()
+        and not (np.bincount(task.scans)[task.weak_scans] > 1).any()
     )
     extractor = extractor_of(
         task,
@@ -103,7 +102,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         learn,
         lambda share, figures: task.report(0.5 * FEATURES_SHARE * share, figures),
     )
-    # A reconstruction's maps have no cells, and rows none of their own.
+    # There are no cell scores for reconstructions or for single rows.
     reads_cells = (
         task.settings["reads"] == "cells" and extractor.restructuring is None and not by_rows
     )
@@ -114,29 +113,29 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
             return np.concatenate([evidence_of(maps, cells), pooled(maps, "both")], axis=1)
         return rows_of(maps) if by_rows else pooled(maps, "both")
 
-    kept = features_of(
+    feature_copies = features_of(
         task,
         extractor.build,
         summarized,
         int(task.settings["augmentation"]),
         lambda share, figures: task.report((0.5 + 0.5 * share) * FEATURES_SHARE, figures),
-        learnt=extractor.learnt,
+        learned=extractor.learned,
         by_scan=True,
     )
     width = 2 * extractor.shape[1]
 
     def read(summary: np.ndarray) -> np.ndarray:
-        """Return what the network reads of it: pooled maps stand behind the evidence only to
-        describe slices.
+        """Return the network's inputs; the pooled maps after the cell scores only serve as
+        descriptions of slices.
         """
         return summary[..., :-width] if cells is not None else summary
 
-    features = read(kept)
+    features = read(feature_copies)
 
     def trained(
-        name: str, at: np.ndarray, weak: np.ndarray, begin: float, end: float
+        name: str, at: np.ndarray, weak_scans: np.ndarray, begin: float, end: float
     ) -> tuple[Network, np.ndarray, np.ndarray]:
-        """Return a network that learned from the slices at `at` and the scans `weak`, and its
+        """Train a network on the slices at `at` and the scans `weak_scans`; return it with its
         decisions for all slices and scans.
         """
 
@@ -150,7 +149,7 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
             cell,
             features,
             at,
-            weak,
+            weak_scans,
             name,
             report,
             by_rows=by_rows,
@@ -166,10 +165,10 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         held_out = HeldOut(held, decisions[held], held_scans, scan_decisions[held_scans])
         if by_rows:
             held_out = held_out_of(decisions, held, task.scans)
-    # Convolutions that learned have not seen what calibrates; with frozen ones a second network may
-    # learn from all.
+    # Fine-tuned convolutions were trained without the calibration images; with frozen ones a second
+    # network can be trained on all images.
     if not learns or task.held_out is not None:
-        network, decisions, scan_decisions = trained("final", task.train, task.weak, 0.5, 1.0)
+        network, decisions, scan_decisions = trained("final", task.train, task.weak_scans, 0.5, 1.0)
 
     model = extractor.build()
 
@@ -196,12 +195,20 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         images: np.ndarray, platt: Platt, scan_platt: Platt
     ) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(model.predict_on_batch(np.asarray(images, np.float32)))
-        found, whole = answers_of(
+        slice_decisions, whole = answers_of(
             network, read(summarized(maps)), np.zeros(len(maps), int), by_rows
         )
         if by_rows:
-            return maps, platt(found), scan_probability(found, platt, scan_platt)
-        return maps, platt(found), float((platt if len(found) == 1 else scan_platt)(whole)[0])
+            return (
+                maps,
+                platt(slice_decisions),
+                scan_probability(slice_decisions, platt, scan_platt),
+            )
+        return (
+            maps,
+            platt(slice_decisions),
+            float((platt if len(slice_decisions) == 1 else scan_platt)(whole)[0]),
+        )
 
     return Fitted(
         decisions=decisions,
@@ -215,8 +222,8 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         },
         export=export,
         reference=reference,
-        learnt_features=extractor.learnt,
-        descriptions=pooled_rows(features[0]) if by_rows else kept[0, :, -width:],
+        learned_features=extractor.learned,
+        descriptions=pooled_rows(features[0]) if by_rows else feature_copies[0, :, -width:],
     )
 
 
@@ -236,8 +243,8 @@ def pooled_rows(rows: np.ndarray) -> np.ndarray:
 def answers_of(
     network: Network, features: np.ndarray, scans: np.ndarray, by_rows: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the decisions of all slices (n,) and scans (s,); `scans` numbers them, never falling.
-    One slice decides for its scan.
+    """Return the decisions of all slices (n,) and scans (s,); `scans` is nondecreasing. The
+    decision of a single slice is that of its scan.
     """
     if by_rows:
         decisions = network.decide(list(features))[1]
@@ -253,7 +260,7 @@ def _trained(
     cell: Cell,
     features: np.ndarray,
     learn: np.ndarray,
-    weak: np.ndarray,
+    weak_scans: np.ndarray,
     name: str,
     report: Callable[[float, Mapping[str, float]], None],
     *,
@@ -261,20 +268,20 @@ def _trained(
     corrects: bool,
 ) -> Network:
     axes = tuple(range(features.ndim - 2))
-    shown = np.concatenate([learn, np.flatnonzero(np.isin(task.scans, weak))])
+    shown = np.concatenate([learn, np.flatnonzero(np.isin(task.scans, weak_scans))])
     mean = features[0, shown].mean(axis=axes)
     spread = features[0, shown].std(axis=axes) + np.float32(1e-3)
     path, state = task.own / f"{name}.npz", task.own / f"{name}-state.npz"
     keras.utils.set_random_seed(task.seed)
     own = (float(mean[0]), float(spread[0])) if corrects else None
     model = build_network(cell, len(mean), task.settings, task.seed, own)
-    kept = load_arrays(path)
-    if kept is None:
+
+    def learn_anew() -> dict[str, np.ndarray]:
         standard = (features - mean) / spread
         batches, draw = (
             slices_drawn(task, standard, learn)
             if by_rows
-            else scans_drawn(task, standard, learn, weak)
+            else scans_drawn(task, standard, learn, weak_scans)
         )
         run_epochs(
             model,
@@ -291,9 +298,10 @@ def _trained(
             state=state,
             report=report,
         )
-        kept = {f"w{number}": values for number, values in enumerate(model.get_weights())}
-        save_arrays(path, kept)
-        state.unlink()
+        return {f"w{number}": values for number, values in enumerate(model.get_weights())}
+
+    kept = load_or_make_arrays(path, learn_anew)
+    state.unlink(missing_ok=True)
     model.set_weights([kept[f"w{number}"] for number in range(len(kept))])
     return Network(model, mean, spread)
 
@@ -308,11 +316,11 @@ def build_network(
     """Return the model: "features" (b, t, width), "present" (b, t) of 0 and 1 -> "steps" (b, t, 1),
     "whole" (b, 1), both logits.
 
-    Where `own` is given, the first feature is a slice's own decision, standardized by that mean and
-    spread, and the network corrects it, from nothing at the beginning. It learns from slices that
-    the cells learned from too, whose evidence is clearer than any other, so noise
-    makes what it reads as uncertain as that of strangers: what neighbors say then counts. What it
-    corrects has none: the smooth maximum of noise grows with the number of slices.
+    If `own` is given, the first feature is the slice's cell decision, standardized by that mean and
+    spread, and the network learns an additive correction, initially zero. The cells were trained on
+    the same slices, so their scores are more confident than on unseen patients; noise on the
+    network's inputs compensates for that, so that neighboring slices matter. The decision to be
+    corrected has no noise, as the smooth maximum of noise grows with the number of slices.
     """
     layers, ops = keras.layers, keras.ops
     features = keras.Input((None, width), name="features")

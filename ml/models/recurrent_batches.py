@@ -1,5 +1,5 @@
-"""What a recurrent network learns from in an epoch: slices for their rows, or scans and parts of
-scans, drawn batch by batch.
+"""Training batches of a recurrent network: slices as sequences of rows, or scans and parts of
+scans.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from ml.networks.training_loop import Batch
 
 SCANS, SLICES = 8, 32  # sequences in a batch
 MOST_BATCHES = 48  # of an epoch
-MOST_SLICES = 64  # of a sequence that is learned from
-WHOLE_SHARE = 0.5  # of the sequences that are learned from; the rest are parts of scans
+MOST_SLICES = 64  # slices in a training sequence
+WHOLE_SHARE = 0.5  # share of whole scans among the training sequences; the rest are parts of scans
 Drawing = tuple[int, Callable[[int], Iterator[Batch]]]
-"""How many batches an epoch has, and what draws them."""
+"""The number of batches per epoch, and the function that draws one."""
 
 
 def slices_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Drawing:
-    """Draw slices for their rows: nothing is known of a row, so only the whole learns."""
+    """Draw slices as sequences of rows: rows have no labels, so only the sequence output is
+    trained.
+    """
     batches = int(np.clip(4 * len(learn) // SLICES, 1, MOST_BATCHES))
     copies, _, rows, _ = features.shape
     present, unknown = np.ones((SLICES, rows), np.float32), np.zeros((SLICES, rows, 1), np.float32)
@@ -43,25 +45,25 @@ def slices_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Draw
 
 
 def scans_drawn(
-    task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np.ndarray
+    task: FitTask, features: np.ndarray, learn: np.ndarray, weak_scans: np.ndarray
 ) -> Drawing:
-    """Draw scans and parts of scans, read upwards or downwards.
+    """Draw scans and parts of scans, in ascending or descending order.
 
-    Within a data set slices of both classes weigh the same, and so do scans; where all its scans
-    are of one class only parts of scans teach the whole's decision, as among them there are both.
-    The scans `weak` are drawn whole, however long: a part of one that bleeds may show no blood, and
-    parts of the others alone would teach that parts never do.
+    Within a data set both classes have equal weight, among slices and among scans; if all its scans
+    are of one class, the scan output is trained on parts of scans only, which are of both classes.
+    The scans `weak_scans` are drawn whole, however long: a part of a positive scan may be negative,
+    and drawing only parts of negative ones would bias the network.
     """
-    scans = np.union1d(task.scans[learn], weak)
+    scans = np.union1d(task.scans[learn], weak_scans)
     places = [np.flatnonzero(task.scans == scan) for scan in scans]
     slice_weights = np.zeros(len(task.labels), np.float32)
     slice_weights[learn] = sample_weights(
         task.labels[learn], task.sources[learn], task.groups[learn]
     )
-    told = [task.told.get(int(scan), UNKNOWN) for scan in scans]
-    is_weak = np.isin(scans, weak)
+    labels_of_scans = [task.given_scan_labels.get(int(scan), UNKNOWN) for scan in scans]
+    is_weak = np.isin(scans, weak_scans)
     truth_of = np.array(
-        [max(task.labels[at].max(), said) for at, said in zip(places, told, strict=True)]
+        [max(task.labels[at].max(), said) for at, said in zip(places, labels_of_scans, strict=True)]
     )
     source_of = np.array([task.sources[at[0]] for at in places])
     share_of = np.array([(truth_of[source_of == source] == 1).mean() for source in source_of])
@@ -113,11 +115,15 @@ def scans_drawn(
                     labels == 1,
                     slice_weights[at],
                 )
-                whole[row] = float((labels == 1).any() or (told[number] == 1 and not is_part))
-                # A single slice answers by its own decision; what nobody looked at may show blood,
-                # unless the scan is told to show none.
+                whole[row] = float(
+                    (labels == 1).any() or (labels_of_scans[number] == 1 and not is_part)
+                )
+                # The scan decision of a single slice is its slice decision; unlabeled slices may be
+                # positive unless the scan is labeled negative.
                 known = wanted > 1 and (
-                    whole[row, 0] == 1 or told[number] == 0 or not (labels == UNKNOWN).any()
+                    whole[row, 0] == 1
+                    or labels_of_scans[number] == 0
+                    or not (labels == UNKNOWN).any()
                 )
                 whole_weights[row] = whole_weight(number, is_part) if known else 0.0
             yield (

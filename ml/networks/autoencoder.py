@@ -39,8 +39,6 @@ CELL_PX = 16
 BATCH = 16
 LEARNING_RATE = 2e-3
 AVERAGING = 0.95
-OPSET = 17
-IR_VERSION = 8
 
 
 @dataclass(frozen=True)
@@ -334,10 +332,10 @@ def _set(layer: keras.Layer, x: keras.KerasTensor, weights: Weights) -> keras.Ke
 
 
 def _weights_of(network: keras.Model) -> Weights:
-    found: Weights = {}
+    weights: Weights = {}
     for name, *_ in (*ENCODERS, *DECODERS):
         for key, values in zip(
             (f"{name}_W", f"{name}_b"), network.get_layer(name).get_weights(), strict=True
         ):
-            found[key] = np.asarray(values).astype(np.float16).astype(np.float32)
-    return found
+            weights[key] = np.asarray(values).astype(np.float16).astype(np.float32)
+    return weights

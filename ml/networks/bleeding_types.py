@@ -2,11 +2,10 @@
 same for every architecture.
 
 It answers for P(type) in two parts. The model says whether a slice bleeds, as it is calibrated to.
-This head says which types a slice shows
-given that it bleeds: one logistic regression a type, learned from bleeding slices only. So it does
-not learn once more, and worse, what blood looks like, and no type is ever likelier than a
-hemorrhage. A scan has a type as its most probable slice has it, and is no likelier to
-have it than to bleed. What it was compared with: docs/adr/0009.
+This head says which types a slice shows given that it bleeds: one logistic regression a type,
+learned from bleeding slices only. So it does not learn once more, and worse, what blood looks like,
+and no type is ever likelier than a hemorrhage. A scan has a type as its most probable slice has it,
+and is no likelier to have it than to bleed. What it was compared with: docs/adr/0009.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.linear_model import LogisticRegression
 
 from ml.catalogue import BLEEDING_TYPES
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.onnx_graph import model_of, serialized
 
 # that show a type, and that bleed without showing it: below, what is learned is those patients
 LEAST_GROUPS = 3
@@ -46,15 +45,15 @@ class TypesHead:
             descriptions: (n, 2c), see `ml.models.contract.Fitted`.
             probabilities: (n,) that the slices bleed at all.
         """
-        found = np.full((len(descriptions), len(BLEEDING_TYPES)), np.nan)
+        of_types = np.full((len(descriptions), len(BLEEDING_TYPES)), np.nan)
         logits = np.asarray(descriptions, np.float32) @ self.weights + self.offsets
-        told = [BLEEDING_TYPES.index(name) for name in self.names]
-        found[:, told] = (
+        columns = [BLEEDING_TYPES.index(name) for name in self.names]
+        of_types[:, columns] = (
             0.5
             * (1 + np.tanh(logits.astype(np.float64) / 2))
             * np.asarray(probabilities)[:, np.newaxis]
         )
-        return found
+        return of_types
 
     def to_onnx(self) -> bytes:
         """Return the graph: "maps" (N, h, w, c), "slice_probability" (N,), "scan_probability" (1,)
@@ -78,12 +77,12 @@ class TypesHead:
             "offsets": self.offsets,
             "one": np.array([1], np.int64),
         }
-        told, channels = len(self.names), len(self.weights) // 2
+        types, channels = len(self.names), len(self.weights) // 2
 
         def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
-        graph = helper.make_graph(
+        model = model_of(
             nodes,
             "bleeding_types",
             [
@@ -91,14 +90,10 @@ class TypesHead:
                 value("slice_probability", "N"),
                 value("scan_probability", 1),
             ],
-            [value("slice_types", "N", told), value("scan_types", told)],
+            [value("slice_types", "N", types), value("scan_types", types)],
             [numpy_helper.from_array(array, name) for name, array in constants.items()],
         )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
-        onnx.checker.check_model(model, full_check=True)
-        return bytes(model.SerializeToString())
+        return serialized(model)
 
 
 def of_scan(types: np.ndarray, probability: float) -> np.ndarray:
@@ -112,7 +107,8 @@ def of_scan(types: np.ndarray, probability: float) -> np.ndarray:
 def fit_types(
     descriptions: np.ndarray, types: np.ndarray, groups: np.ndarray, learn: np.ndarray
 ) -> TypesHead:
-    """Return the head, fitted to the bleeding slices among those at `learn` whose types are known.
+    """Return the head, fitted to the bleeding slices among those at `learn` whose types are
+    known.
 
     A type is left out where fewer than `LEAST_GROUPS` groups show it, or bleed without showing it.
 
@@ -123,24 +119,25 @@ def fit_types(
         learn: positions.
     """
     at = learn[(types[learn] == 1).any(axis=1)]
-    told = [
+    fitted = [
         number
         for number in range(len(BLEEDING_TYPES))
         if min(len(np.unique(groups[at[types[at, number] == shown]])) for shown in (0, 1))
         >= LEAST_GROUPS
     ]
     given = descriptions[at].astype(np.float64)
-    fits = [_logistic(given, types[at, number]) for number in told]
+    fits = [_logistic(given, types[at, number]) for number in fitted]
     width = descriptions.shape[1]
     return TypesHead(
-        tuple(BLEEDING_TYPES[number] for number in told),
-        np.array([weights for weights, _ in fits], np.float32).reshape(len(told), width).T.copy(),
+        tuple(BLEEDING_TYPES[number] for number in fitted),
+        np.array([weights for weights, _ in fits], np.float32).reshape(len(fitted), width).T.copy(),
         np.array([offset for _, offset in fits], np.float32),
     )
 
 
 def _logistic(given: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return weights and offset of a logistic regression, for features that are not standardized.
+    """Return weights and offset of a logistic regression, for features that are not
+    standardized.
 
     Classes keep their weights, so that the mean answer is the share of bleeding slices that show
     the type: it is a probability as it is.

@@ -13,23 +13,28 @@ the maps of both are joined by channel.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ml.networks import autoencoder as reconstruction
+from ml.networks import autoencoder
 from ml.networks.contrasts import contrasts, contrasts_nodes
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.onnx_graph import model_of, serialized
 from ml.networks.weights import (
+    CONTRASTS,
     LAYERS,
+    LAYOUTS,
     OWT,
     SOFT_TISSUE,
     Layout,
     Weights,
     groups_of,
     layout_of,
+    load_weights,
     rounded,
 )
 
@@ -52,7 +57,7 @@ def build(
     size: int,
     *,
     normalizes: bool | None = None,
-    restructuring: reconstruction.Weights | None = None,
+    restructuring: autoencoder.Weights | None = None,
 ) -> keras.Model:
     """Return the Keras model: float32 (N, size, size, 1) in 0..1 -> maps float32 (N, h, w, c) of
     `layer`; see `build_several`.
@@ -69,7 +74,7 @@ def build_several(
     size: int,
     *,
     normalizes: bool | None = None,
-    restructuring: reconstruction.Weights | None = None,
+    restructuring: autoencoder.Weights | None = None,
 ) -> keras.Model:
     """Return the Keras model: float32 (N, size, size, 1) in 0..1 -> a dictionary, the maps float32
     (N, h, w, c) by layer.
@@ -108,7 +113,7 @@ def build_several(
     if restructuring is None:
         return model
     pictures = keras.Input((size, size, 1), name="images")
-    own, drawn_again = model(pictures), model(reconstruction.build(restructuring, size)(pictures))
+    own, drawn_again = model(pictures), model(autoencoder.build(restructuring, size)(pictures))
     both = {layer: keras.layers.Concatenate()([own[layer], drawn_again[layer]]) for layer in maps}
     return keras.Model(pictures, both, name="restructured")
 
@@ -154,13 +159,12 @@ def locally_normalized(x: keras.KerasTensor) -> keras.KerasTensor:
     """Return maps (n, h, w, c) divided by what their neighboring channels show (A. Krizhevsky, I.
     Sutskever, G. Hinton 2012).
     """
-    ops, side = keras.ops, NEIGHBORS // 2
-    squares = ops.pad(ops.square(x), [[0, 0], [0, 0], [0, 0], [side, side]])
-    channels = x.shape[-1]
-    total = squares[..., :channels]
-    for number in range(1, NEIGHBORS):
-        total = total + squares[..., number : number + channels]
-    return x / ops.power(K + ALPHA / NEIGHBORS * total, BETA)
+    ops, numbers = keras.ops, np.arange(x.shape[-1])
+    # Summing the neighbors as a convolution learns four times faster than adding shifted copies.
+    near = np.abs(numbers[:, None] - numbers[None]) <= NEIGHBORS // 2
+    summing = ops.cast(near[None, None] * (ALPHA / NEIGHBORS), x.dtype)
+    total = ops.conv(ops.square(x), summing, padding="same")
+    return x * ops.exp(-BETA * ops.log(K + total))
 
 
 def set_weights(model: keras.Model, weights: Weights) -> None:
@@ -194,12 +198,12 @@ def weights_of(model: keras.Model, base: Weights) -> Weights:
             parts.setdefault(layer.name.partition("_")[0], []).append(
                 [np.asarray(values) for values in layer.get_weights()]
             )
-    found = dict(base)
+    weights = dict(base)
     for name, groups in parts.items():
-        found[f"{name}_W"], found[f"{name}_b"] = (
+        weights[f"{name}_W"], weights[f"{name}_b"] = (
             np.concatenate(values, axis=-1) for values in zip(*groups, strict=True)
         )
-    return rounded(found)
+    return rounded(weights)
 
 
 def pooled(maps: np.ndarray, pooling: str) -> np.ndarray:
@@ -221,7 +225,7 @@ def to_onnx(
     *,
     both_ways: bool = False,
     normalizes: bool | None = None,
-    restructuring: reconstruction.Weights | None = None,
+    restructuring: autoencoder.Weights | None = None,
 ) -> bytes:
     """Return the features graph, "images" (N, size, size, 1) -> "maps" (N, h, w, c), its weights
     stored in half precision.
@@ -242,9 +246,7 @@ def to_onnx(
         nodes.append(helper.make_node("Concat", [x, "other_way"], ["ways"], axis=0))
         x = "ways"
     if restructuring is not None:
-        more_nodes, more_constants = reconstruction.onnx_nodes(
-            restructuring, size, x, "reconstructed"
-        )
+        more_nodes, more_constants = autoencoder.onnx_nodes(restructuring, size, x, "reconstructed")
         nodes, constants = nodes + more_nodes, constants + more_constants
         nodes.append(helper.make_node("Concat", [x, "reconstructed"], ["pictures"], axis=0))
         x = "pictures"
@@ -290,18 +292,14 @@ def to_onnx(
         nodes.append(helper.make_node("Mul", ["maps_of_both", "half"], ["maps_mean"]))
         x = "maps_mean"
     nodes.append(helper.make_node("Transpose", [x], ["maps"], perm=[0, 2, 3, 1]))
-    graph = helper.make_graph(
+    model = model_of(
         nodes,
         "alexnet_convolutions",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", size, size, 1])],
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
         constants,
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+    return serialized(model)
 
 
 def _convolution_nodes(
@@ -372,3 +370,56 @@ def maps_shape(layer: str, size: int, layout: Layout = OWT) -> tuple[int, int]:
         side = (side - 3) // 2 + 1 if each.pooled_before else side
         side, channels = (side + 2 * each.padding - each.kernel) // each.stride + 1, each.channels
     return ((side - 3) // 2 + 1 if layer == "pool5" else side), channels
+
+
+@dataclass(frozen=True)
+class AlexNet:
+    """AlexNet's convolutions up to `layer` as an encoder (`ml.networks.encoder.Encoder`).
+
+    Attributes:
+        layer: the last layer.
+        normalizes: local response normalization; None is as the weights were trained.
+        groups: as `ml.networks.weights.load_weights` takes it.
+        layout: of random weights.
+        contrasts: two of three channels show other contrasts (`ml.networks.contrasts`), whatever
+            the initial weights saw.
+    """
+
+    layer: str
+    normalizes: bool | None = None
+    groups: int | None = None
+    layout: str = "owt"
+    contrasts: bool = False
+    learning_rate: float = 8e-4
+
+    @property
+    def name(self) -> str:
+        """Everything apart from the weights that decides what the encoder computes."""
+        return f"alexnet-{self.layer}-{self.normalizes}"
+
+    def initial(self, init: Path | str, seed: int) -> Weights:
+        """Return initial weights; see `ml.networks.weights.load_weights`."""
+        weights = load_weights(init, seed, self.layer, layout=self.layout, groups=self.groups)
+        if self.contrasts:
+            weights[SOFT_TISSUE] = np.array(CONTRASTS, np.float16).astype(np.float32)
+        return weights
+
+    def build(self, weights: Weights, size: int) -> keras.Model:
+        """Return the Keras model; see `build`."""
+        return build(weights, self.layer, size, normalizes=self.normalizes)
+
+    def weights_of(self, model: keras.Model, base: Weights) -> Weights:
+        """Return the model's convolutions; see `weights_of`."""
+        return weights_of(model, base)
+
+    def as_stored(self, weights: Weights) -> Weights:
+        """Return the weights rounded to half precision."""
+        return rounded(weights)
+
+    def maps_shape(self, size: int) -> tuple[int, int]:
+        """Return the side and the channels of the maps of pictures of `size` pixels."""
+        return maps_shape(self.layer, size, LAYOUTS[self.layout])
+
+    def to_onnx(self, weights: Weights, size: int) -> bytes:
+        """Return the features graph of both ways round; see `to_onnx`."""
+        return to_onnx(weights, self.layer, size, both_ways=True, normalizes=self.normalizes)

@@ -18,9 +18,7 @@ from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import answer_graph, calibration_graph
 from ml.networks.cells import evidence_nodes
 from ml.networks.fine_tuning import Tuned
-from ml.networks.onnx_graph import IR_VERSION, OPSET
-
-ML_OPSET = 1
+from ml.networks.onnx_graph import model_of, serialized
 
 
 def head_to_onnx(
@@ -122,19 +120,14 @@ def head_to_onnx(
         outputs = [("own", ["N", 1]), ("scan", [1])]
     height, width, channels = maps
     used = {name for node in nodes for name in node.input}
-    graph = helper.make_graph(
+    model = model_of(
         nodes,
         "reader",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", height, width, channels])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
         [constant for constant in constants if constant.name in used],
     )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
-    model = compose.add_prefix(
-        helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION),
-        "reader_",
-        rename_inputs=False,
-    )
+    model = compose.add_prefix(model, "reader_", rename_inputs=False)
     if by_rows:
         whole = compose.merge_models(
             model, answer_graph(platt, scan_platt), io_map=[("reader_whole", "decision")]
@@ -144,8 +137,7 @@ def head_to_onnx(
         whole = compose.merge_models(
             model, answers, io_map=[("reader_own", "decision"), ("reader_scan", "scan_decision")]
         )
-    onnx.checker.check_model(whole, full_check=True)
-    return bytes(whole.SerializeToString())
+    return serialized(whole)
 
 
 def _decided(name: str, cells: Tuned | None) -> list[onnx.NodeProto]:

@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 
 from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import answer_graph
-from ml.networks.onnx_graph import IR_VERSION, ML_OPSET, OPSET, ml_model
+from ml.networks.onnx_graph import IR_VERSION, ML_OPSET, OPSET, model_of, serialized
 
 
 def head_to_onnx(
@@ -40,8 +40,7 @@ def head_to_onnx(
     merged = compose.merge_models(
         merged, answer_graph(platt, scan_platt), io_map=[("svm_decision", "decision")]
     )
-    onnx.checker.check_model(merged, full_check=True)
-    return bytes(merged.SerializeToString())
+    return serialized(merged)
 
 
 def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
@@ -60,8 +59,9 @@ def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
         numpy_helper.from_array(weights.astype(np.float32).reshape(width, 1), "weights"),
         numpy_helper.from_array(offset.astype(np.float32), "bias"),
     ]
-    return ml_model(
+    return model_of(
         [helper.make_node("Gemm", ["features", "weights", "bias"], ["svm_decision"])],
+        "part",
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", width])],
         [helper.make_tensor_value_info("svm_decision", TensorProto.FLOAT, ["N", 1])],
         constants,
@@ -84,8 +84,9 @@ def _kernel_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
         )
     converted.ir_version = IR_VERSION
     # The raw decision stands in the first column of the scores, its negative in the second.
-    first = ml_model(
+    first = model_of(
         [helper.make_node("Gather", ["scores", "column"], ["svm_decision"], axis=1)],
+        "part",
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 2])],
         [helper.make_tensor_value_info("svm_decision", TensorProto.FLOAT, ["N", 1])],
         [numpy_helper.from_array(np.array([0], np.int64), "column")],
@@ -105,8 +106,9 @@ def _pooling_graph(pooling: str, side: int, channels: int, width: int) -> onnx.M
         helper.make_node(kind, ["maps"], [kind], axes=[1, 2], keepdims=0) for kind in reductions
     ]
     nodes.append(helper.make_node("Concat", reductions, ["pooled"], axis=1))
-    return ml_model(
+    return model_of(
         nodes,
+        "part",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
         [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["N", width])],
     )

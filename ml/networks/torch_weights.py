@@ -201,25 +201,27 @@ def _read_stream(file: IO[bytes], size: int, wanted: Sequence[str]) -> dict[str,
     tensors = _named(reader.load(), wanted)
     keys = [str(key) for key in _Numbers(file).load()]
     needed = {tensor.storage.key for tensor in tensors.values()}
-    kept: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     for key in keys:
         length = int.from_bytes(file.read(8), "little") * reader.bytes_each[key]
         if length > size - file.tell():
             raise ValueError("a storage is cut short")
         if key in needed:
-            kept[key] = file.read(length)
+            contents[key] = file.read(length)
         else:
             file.seek(length, io.SEEK_CUR)
-    return {name: _numbers_of(tensor, kept[tensor.storage.key]) for name, tensor in tensors.items()}
+    return {
+        name: _numbers_of(tensor, contents[tensor.storage.key]) for name, tensor in tensors.items()
+    }
 
 
 def _named(loaded: Any, wanted: Sequence[str]) -> dict[str, _Tensor]:
     if not isinstance(loaded, Mapping):
         raise ValueError("no named tensors")
-    found = {name: loaded[name] for name in wanted if name in loaded}
-    if not all(isinstance(tensor, _Tensor) for tensor in found.values()):
+    tensors = {name: loaded[name] for name in wanted if name in loaded}
+    if not all(isinstance(tensor, _Tensor) for tensor in tensors.values()):
         raise ValueError("something else than tensors")
-    return found
+    return tensors
 
 
 def _numbers_of(tensor: _Tensor, raw: bytes) -> np.ndarray:

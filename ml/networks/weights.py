@@ -225,7 +225,7 @@ def _from_file(path: Path) -> Weights:
             for conv, number in TORCHVISION.items()
             for kind in ("weight", "bias")
         }
-        found: Weights = {}
+        weights: Weights = {}
         for name, values in read_tensors(path, list(names)).items():
             conv, kind = names[name]
             if values.ndim != (4 if kind == "weight" else 1):
@@ -234,14 +234,25 @@ def _from_file(path: Path) -> Weights:
                     " torchvision."
                 )
             # OIHW -> HWIO
-            found[f"{conv}_{'W' if kind == 'weight' else 'b'}"] = (
+            weights[f"{conv}_{'W' if kind == 'weight' else 'b'}"] = (
                 values.transpose(2, 3, 1, 0) if kind == "weight" else values
             )
-        if not found:
+        if not weights:
             raise ArtifactError(
                 f"{path.name} has no features.0.weight; it is no AlexNet of torchvision."
             )
-        return found
+        return weights
+    return arrays_of_file(path)
+
+
+def arrays_of_file(path: Path) -> Weights:
+    """Return the arrays of a .npz file by name; nothing in it is run.
+
+    Raises:
+        ArtifactError: it is missing or unreadable.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"There are no initial weights at {path}.")
     try:
         with np.load(path, allow_pickle=False) as opened:
             return {name: opened[name] for name in opened.files}
@@ -252,13 +263,13 @@ def _from_file(path: Path) -> Weights:
 
 def _from_model(folder: Path) -> Weights:
     card = read_card(folder)
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     require_self_contained(folder / FEATURES)
     for constant in onnx.load(str(folder / FEATURES)).graph.initializer:
-        found[constant.name] = numpy_helper.to_array(constant).astype(np.float32)
+        arrays[constant.name] = numpy_helper.to_array(constant).astype(np.float32)
     weights = {
         name: values.transpose(2, 3, 1, 0) if name.endswith("_W") else values
-        for name, values in found.items()
+        for name, values in arrays.items()
         if name.startswith("conv") or name == SOFT_TISSUE
     }
     if "conv1_W" not in weights:

@@ -1,20 +1,18 @@
-"""The paper's experiment made honest: every architecture, plain and restructured, with and without
-augmentation, under two protocols.
+"""The paper's experiment under two protocols: every architecture, plain and restructured, with and
+without augmentation.
 
-    honest   grouped k-fold cross-validation: patients and near-duplicates never stand on both
-    sides, and everything that is fitted
-             (augmentation, autoencoder, scaler, C, calibration, threshold) is fitted inside the
-             training part
-    leaked   what a careless protocol reports. Each picture is enlarged to all its copies first, and
-    the copies are split as if each were a
-             patient; without augmentation the pictures themselves are split so. Nothing else is
-             changed: only the split is careless, thresholds still come from the training part. A
-             scan that a series architecture reads stays whole. Intervals take every copy for an
-             independent one, as that protocol would.
+    honest   grouped k-fold cross-validation: patients and near-duplicates are never on both sides
+             of a split, and everything that is fitted (augmentation, autoencoder, scaler, C,
+             calibration, threshold) is fitted in the training part
+    leaked   a protocol with data leakage: the data set is first enlarged by augmentation, and then
+             the copies are split as if each were a patient of its own; without augmentation the
+             images are split that way. Only the split differs; thresholds still come from the
+             training part. A scan that a series architecture reads stays whole. Confidence
+             intervals treat every copy as independent, as that protocol would.
 
-The architecture `autoencoder` is itself the restructuring, so it is only there restructured. Frozen
-convolutions see each picture once for all cells that agree on them, and an autoencoder that is
-fitted to the same pictures is fitted once; the first cell that needs it pays.
+The architecture `autoencoder` is itself the restructuring, so there is no plain version of it.
+Features of frozen convolutions and autoencoders fitted to the same images are computed once and
+shared between cells; their time counts for the first cell that needs them.
 """
 
 from __future__ import annotations
@@ -66,34 +64,33 @@ def run_paper(
     on_cell: Callable[[dict[str, Any]], object] = lambda found: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Run the cells that are not done yet and return what is in `out_dir/cells.json`.
+    """Run the cells that are not done yet and return the contents of `out_dir/cells.json`.
 
-    Called again on the same folder it continues: at the next cell, and within a cell at the fold
-    and epoch where it was.
+    Called again on the same folder, it resumes at the cell, fold and epoch where it stopped.
 
     Args:
         dataset: slices or scans.
         cells: of `plan`.
-        out_dir: gets `cells.json`, after each cell; `checkpoint` and `cache` in it vanish at the
-            end.
+        out_dir: `cells.json` is written here after each cell; `checkpoint` and `cache` are removed
+            at the end.
         init: initial weights: "random", "starter", a file, or a model folder.
-        seed: of everything random; the folds of all honest cells are the same.
-        command: how a person repeats this.
-        on_progress: told after every step.
-        on_plan: told (cells, cells done, expected seconds of the rest) before the first cell and
-            after each.
-        on_cell: given what there is after each cell, so that an experiment of hours shows what it
-            has.
-        should_stop: asked at least every batch.
+        seed: random seed; all honest cells use the same folds.
+        command: the command line, for the report.
+        on_progress: called after every step.
+        on_plan: called with (cells, cells done, expected seconds of the rest) before the first cell
+            and after each.
+        on_cell: called with the results so far after each cell, to show progress in an experiment
+            of hours.
+        should_stop: called at least once per batch.
 
     Raises:
-        DatasetError: the data cannot be trained or tested on, or the initial weights have seen
-            them.
-        SettingError: the folder holds the experiment on other data, weights or seed.
+        DatasetError: the data cannot be used for training or testing, or the initial weights have
+            seen them.
+        SettingError: the folder holds results for other data, weights or seed.
         ArtifactError: the initial weights are unusable.
-        TrainingStopped: `should_stop` said so.
+        TrainingStopped: `should_stop` returned True.
     """
-    start, pool = start_of(init, [dataset], max(cell.folds for cell in cells))
+    start, pool = start_of(init, "alexnet", [dataset], max(cell.folds for cell in cells))
     facts: dict[str, Any] = {
         "identity": digest(
             dataset.fingerprint, seed, json.dumps([RECIPE, describe_weights(start)], sort_keys=True)
@@ -106,13 +103,13 @@ def run_paper(
         "command": command,
         "notes": list(pool.notes),
     }
-    kept: dict[str, Any] = load_json(out_dir / "cells.json") or facts | {"cells": []}
-    if kept["identity"] != facts["identity"]:
+    saved: dict[str, Any] = load_json(out_dir / "cells.json") or facts | {"cells": []}
+    if saved["identity"] != facts["identity"]:
         raise SettingError(
-            f"The folder {out_dir.name} holds the experiment on other data, weights or seed; give"
+            f"The folder {out_dir.name} holds results for other data, weights or seed; give"
             " another folder."
         )
-    results: dict[str, dict[str, Any]] = {result["name"]: result for result in kept["cells"]}
+    results: dict[str, dict[str, Any]] = {result["name"]: result for result in saved["cells"]}
     meter = Meter(on_progress, should_stop)
     whole_s = READING_S + sum(cell.expected_s for cell in cells)
     on_plan(len(cells), sum(cell.is_in(results) for cell in cells), expected_left_s(cells, results))
@@ -154,12 +151,12 @@ def run_paper(
             experiment, cell.folds, cell.repeats, checkpoint, _later(tell, cell)
         )
         results[cell.name] = _result(
-            cell, out_of_fold, _epochs(cell, len(experiment.learnable)), seed
+            cell, out_of_fold, _epochs(cell, len(experiment.labeled)), seed
         )
         save_json(out_dir / "cells.json", facts | {"cells": _in_order(results)})
         on_cell(facts | {"cells": _in_order(results)})
         shutil.rmtree(checkpoint, ignore_errors=True)
-        keras.utils.clear_session()  # some hundred networks are built in one process
+        keras.utils.clear_session()  # hundreds of networks are built in one process
         behind_s += cell.expected_s
         on_plan(
             len(cells), sum(one.is_in(results) for one in cells), expected_left_s(cells, results)
@@ -172,8 +169,8 @@ def run_paper(
 
 @dataclass(frozen=True)
 class _Bench:
-    """The data set as the cells read it: as it is, and enlarged, which several leaked cells
-    share.
+    """The data set as the cells read it: original and enlarged; several leaked cells share the
+    latter.
     """
 
     pictures: Experiment
@@ -181,10 +178,10 @@ class _Bench:
     enlarged: dict[str, Experiment]
 
     def material_of(self, cell: Cell, tell: Tell) -> Experiment:
-        """Return what a cell learns from and is judged on."""
+        """Return the training and test data of a cell."""
         if InputSpec.from_settings(cell.settings) != self.spec:
             raise SettingError(
-                f"{cell.architecture} reads its pictures otherwise than the other cells; one"
+                f"{cell.architecture} preprocesses its images differently from the other cells; an"
                 " experiment has one preprocessing."
             )
         cache = self.pictures.shared
@@ -210,8 +207,8 @@ class _Bench:
 
 
 def split_by_picture(experiment: Experiment) -> Experiment:
-    """Return the material with groups that no patient holds together: each picture, or each scan of
-    a series architecture, for itself.
+    """Return the data with groups that ignore patients: each image, or each scan of a series
+    architecture, is its own group.
     """
     n = len(experiment.labels)
     scans = (
@@ -223,15 +220,15 @@ def split_by_picture(experiment: Experiment) -> Experiment:
 
 
 def _later(tell: Tell, cell: Cell) -> Tell:
-    """Return a `tell` for what follows the enlarging, which took the first fifth."""
+    """Return a progress callback for the part after enlarging, which takes the first fifth."""
     if cell.protocol == "honest" or cell.augmentation == 1:
         return tell
     return lambda stage, share, figures: tell(stage, 0.2 + 0.8 * share, figures)
 
 
 def _epochs(cell: Cell, images: int) -> int:
-    """Return for how many epochs the cell's network learned; an autoencoder's depend on how many
-    pictures a fold learns from.
+    """Return the number of epochs of the cell's network; an autoencoder's depends on the number of
+    training images in a fold.
     """
     if cell.architecture == "autoencoder":
         return network_epochs(cell.settings) or usual_epochs(
@@ -241,8 +238,8 @@ def _epochs(cell: Cell, images: int) -> int:
 
 
 def _result(cell: Cell, out_of_fold: OutOfFold, epochs: int, seed: int) -> dict[str, Any]:
-    """Return a cell's results as JSON; patients are a level of their own where their scans have
-    several slices.
+    """Return a cell's results as JSON, with patient-level metrics where scans have several
+    slices.
     """
     levels = {"slice": out_of_fold.slices}
     if len(out_of_fold.scans.at) < len(out_of_fold.slices.at):
@@ -270,7 +267,7 @@ def _metrics(answers: Answers, seed: int) -> dict[str, dict[str, Any]]:
 
 
 def _in_order(results: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the results as a reader wants them: honest and leaked beside each other."""
+    """Return the results in display order: honest and leaked side by side."""
     order = list(EFFORTS)
     return sorted(
         results.values(),

@@ -1,4 +1,4 @@
-"""The files of the paper's experiment (`ml.paper.grid`): the rows of <data set>.csv, table.md, and
+"""Report files of the paper's experiment (`ml.paper.grid`): rows of <data set>.csv, table.md, and
 the paper's graphs.
 """
 
@@ -21,41 +21,41 @@ SHOWN = {
 DRAWN = {"accuracy": "accuracy", "auroc": "AUROC"}
 PANELS = {
     "honest": "honest: patients apart",
-    "leaked": "leaked: pictures and copies split at random",
+    "leaked": "leaked: images and copies split at random",
 }
 NOTES = (
     (
-        "honest: grouped folds, patients and near-duplicates never on both sides; everything that"
-        " is fitted (augmentation, autoencoder, scaler, C, calibration) is fitted inside the"
-        " training part. What is likelier than not, by that calibration, is called positive."
+        "honest: grouped folds, patients and near-duplicates never on both sides of a split;"
+        " everything that is fitted (augmentation, autoencoder, scaler, C, calibration) is fitted"
+        " in the training part. The threshold is a calibrated probability of 0.5."
     ),
     (
-        "leaked: the pictures, enlarged by their augmented copies where augmentation is above ×1,"
-        " are split as if each were a patient. It is what a careless protocol reports, and no"
-        " figure to believe; its intervals take every copy for an independent one."
+        "leaked: the images, with their augmented copies where augmentation is above ×1, are split"
+        " as if each were a patient of its own. These numbers are inflated by data leakage and"
+        " must not be quoted as performance; their intervals treat every copy as independent."
     ),
     (
-        "augmentation ×n: what is learned from is each picture and n - 1 changed copies of it."
-        " restructured: an autoencoder draws each picture again, and features of both are joined;"
-        " the architecture autoencoder classifies by its bottleneck."
+        "augmentation ×n: the training data are each image and n - 1 altered copies of it."
+        " restructured: an autoencoder reconstructs each image, and the features of both are"
+        " concatenated; the architecture autoencoder classifies by its bottleneck."
     ),
     (
         "Brackets hold 95 % intervals, by bootstrap over groups. Seconds are those of the fits;"
-        " what several cells share (features of frozen convolutions, autoencoders) counts for the"
-        " first that needs it. Epochs are those of the network that learns last; an autoencoder"
-        " before it sees 8,000 pictures."
+        " shared work (features of frozen convolutions, autoencoders) counts for the first cell"
+        " that needs it. Epochs are those of the last network to be trained; an autoencoder before"
+        " it sees 8,000 images."
     ),
 )
 
 
-def write_report(found: Mapping[str, Any], out_dir: Path) -> list[Path]:
+def write_report(results: Mapping[str, Any], out_dir: Path) -> list[Path]:
     """Write what `ml.paper.grid.run_paper` returned as CSV, Markdown and pictures; return the
     files.
 
     Raises:
-        ArtifactError: another kind of table stands in the place of the CSV.
+        ArtifactError: the CSV file exists and has other columns.
     """
-    name, cells = found["dataset"], found["cells"]
+    name, cells = results["dataset"], results["cells"]
     written = [out_dir / f"{name}.csv", out_dir / "table.md"]
     rows = []
     for cell in cells:
@@ -63,7 +63,7 @@ def write_report(found: Mapping[str, Any], out_dir: Path) -> list[Path]:
         for level, metrics in cell["metrics"].items():
             rows += rows_of(facts, level, metrics)
     update_results(written[0], rows)
-    save_text(written[1], "\n".join(_lines(found)) + "\n")
+    save_text(written[1], "\n".join(_lines(results)) + "\n")
     for level in _levels(cells):
         for metric, title in DRAWN.items():
             path = out_dir / f"{name}_paper_{level}_{metric}.png"
@@ -86,7 +86,7 @@ def _panels(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return panel -> series -> architecture -> entry."""
     panels: dict[str, dict[str, dict[str, Any]]] = {}
-    for restructured in (False, True):  # series in this order, whichever cells are there
+    for restructured in (False, True):  # series in this order, whichever cells exist
         for augmented in (False, True):
             for cell in cells:
                 if (cell["restructured"], cell["augmentation"] > 1) == (
@@ -102,22 +102,22 @@ def _panels(
     return {name: panels[name] for name in PANELS.values() if name in panels}
 
 
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    weights = found["initial_weights"]
-    yield f"# The paper's experiment on {found['dataset']}, honest and leaked"
+def _lines(results: Mapping[str, Any]) -> Iterator[str]:
+    weights = results["initial_weights"]
+    yield f"# The paper's experiment on {results['dataset']}, honest and leaked"
     yield ""
-    yield "Made by `python -m ml paper`; do not edit."
+    yield "Generated by `python -m ml paper`; do not edit."
     yield ""
     yield (
-        f"{found['images']} labeled images of {found['groups']} groups (patients and"
+        f"{results['images']} labeled images of {results['groups']} groups (patients and"
         " near-duplicates)."
     )
     yield (
         f"Initial weights: {weights.get('name') or weights.get('id') or weights['kind']}, seed"
-        f" {found['seed']}."
+        f" {results['seed']}."
     )
     yield ""
-    for level in _levels(found["cells"]):
+    for level in _levels(results["cells"]):
         yield f"## By {level}"
         yield ""
         yield (
@@ -126,7 +126,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             + " | folds × repeats | epochs | seconds |"
         )
         yield "|---|---|---|---|" + "---|" * len(SHOWN) + "--:|--:|--:|"
-        for cell in found["cells"]:
+        for cell in results["cells"]:
             if level in cell["metrics"]:
                 figures = " | ".join(_figure(cell["metrics"][level][name]) for name in SHOWN)
                 restructured = "yes" if cell["restructured"] else "no"
@@ -139,10 +139,10 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
                     f" {cell['epochs']} | {cell['seconds']:.0f} |"
                 )
         yield ""
-    yield from (f"- {note}" for note in (*NOTES, *found["notes"]))
-    if found["command"]:
+    yield from (f"- {note}" for note in (*NOTES, *results["notes"]))
+    if results["command"]:
         yield ""
-        yield f"```\n{found['command']}\n```"
+        yield f"```\n{results['command']}\n```"
 
 
 def _figure(entry: Mapping[str, Any]) -> str:

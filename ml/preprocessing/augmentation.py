@@ -87,7 +87,7 @@ def vary(
     return _regrade(image, random, strength), np.asarray(moved, np.uint8)
 
 
-def children(image: FloatArray, count: int, seed: int) -> FloatArray:
+def augmented_copies(image: FloatArray, count: int, seed: int) -> FloatArray:
     """Return the picture (s, s, 1) and count - 1 changed copies of it, float32 (count, s, s, 1):
     the paper's enlargement of a data set.
 

@@ -2,8 +2,7 @@
 
 The pictures come from many sources (scanners, figures of papers, screenshots), and what differs
 between sources (table, head holder, panel letters, black or gray margins, scale) would be learned
-in
-place of blood. So it is removed by construction: the head is the largest bright body of the
+in place of blood. So it is removed by construction: the head is the largest bright body of the
 picture, everything outside its outline becomes 0, and its square fills the input. So table, text
 beside the head and margins are gone by construction. Colors are gone before (`ml.scans.read`); the
 shade that a tint leaves is a factor on all grays, which `normalisation` takes away. The other steps
@@ -23,12 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.preprocessing.head import find_head
-from ml.preprocessing.normalization import normalise
+from ml.preprocessing.normalization import normalize
 from ml.preprocessing.segmentation import AIR, restructure
 from ml.preprocessing.skull import intracranial_space, tilt_deg
-from ml.scans.slices import FloatArray, Slice, window
-
-__all__ = ["Frame", "InputSpec", "cut", "find_head", "to_input", "turned_to_frame", "window"]
+from ml.scans.slices import FloatArray, Slice, gray_of
 
 # of the picture's longer side: the crown of a head stays small instead of filling the input
 SMALLEST_SIDE = 0.4
@@ -49,7 +46,7 @@ class InputSpec:
         size: the input is size x size pixels.
         window_level, window_width: HU; used where a slice holds HU.
         crop_to_head: False takes the whole picture.
-        normalisation: how grays come on one scale; see `ml.preprocessing.normalization.normalise`.
+        normalisation: how grays come on one scale; see `ml.preprocessing.normalization.normalize`.
         skull_stripping: True leaves only what the skull encloses.
         upright: True turns the head so that its midline is vertical.
         segmentation: the step that restructures the picture; see
@@ -146,49 +143,45 @@ class Frame:
     notes: tuple[str, ...] = ()
 
 
-def to_input(slice: Slice, spec: InputSpec) -> tuple[FloatArray, Frame]:
+def to_input(slice_: Slice, spec: InputSpec) -> tuple[FloatArray, Frame]:
     """Return a model's input, float32 (size, size, 1) in 0..1, and the square of the slice that it
     shows.
 
     Where no head is found, the whole picture is taken.
     """
-    grey = (
-        window(slice.pixels, spec.window_level, spec.window_width)
-        if slice.unit == "hu"
-        else np.clip(slice.pixels, 0, 1)
-    )
+    gray = gray_of(slice_, spec.window_level, spec.window_width)
     restructures = (spec.normalisation, spec.segmentation) != ("none", "none")
     head = (
-        find_head(grey)
+        find_head(gray)
         if spec.crop_to_head or spec.skull_stripping or spec.upright or restructures
         else None
     )
-    angle = tilt_deg(grey, head) if spec.upright and head is not None else 0.0
+    angle = tilt_deg(gray, head) if spec.upright and head is not None else 0.0
     notes: tuple[str, ...] = ()
     if spec.skull_stripping:
-        space = None if head is None else intracranial_space(grey, head)
+        space = None if head is None else intracranial_space(gray, head)
         if space is None:
             notes = (NOT_STRIPPED,)
         else:
             head = space
-            grey = np.where(space, grey, np.float32(0))
+            gray = np.where(space, gray, np.float32(0))
     if head is None or not spec.crop_to_head:
-        frame = replace(_square((0, 0, *grey.shape), side=max(grey.shape)), shows_head=False)
+        frame = replace(_square((0, 0, *gray.shape), side=max(gray.shape)), shows_head=False)
     else:
-        grey = np.where(head, grey, np.float32(0))
+        gray = np.where(head, gray, np.float32(0))
         box = _box(head) if angle == 0 else _turned_box(head, angle)
         longer = max(box[2] - box[0], box[3] - box[1])
-        side = max(longer + 2 * round(MARGIN * longer), round(SMALLEST_SIDE * max(grey.shape)))
+        side = max(longer + 2 * round(MARGIN * longer), round(SMALLEST_SIDE * max(gray.shape)))
         frame = _square(box, side)
     frame = replace(frame, angle_deg=angle, notes=notes)
-    resized = np.clip(_resized(cut(grey, frame), spec.size), 0, 1)
+    resized = np.clip(_resized(cut(gray, frame), spec.size), 0, 1)
     if restructures:
         region = (
             resized > AIR
             if head is None
             else _resized(cut(head.astype(np.float32), frame), spec.size) >= 0.5
         )
-        resized = normalise(resized, region, spec.normalisation)
+        resized = normalize(resized, region, spec.normalisation)
         resized = restructure(resized, region, spec.segmentation)
     return resized.astype(np.float32)[..., np.newaxis], frame
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from ml.preprocessing.scaling import BoolArray
 from ml.preprocessing.segmentation import AIR, soft_tissue
 from ml.scans.slices import FloatArray
-
-BoolArray = NDArray[np.bool_]
 
 # where the soft tissue of most heads lies in the brain window
 LOW_PERCENT, HIGH_PERCENT, LOW_GRAY, HIGH_GRAY = 10, 90, 0.25, 0.55
@@ -23,15 +21,15 @@ SMALLEST_SPREAD = 0.05
 CLAHE_LIMIT, CLAHE_TILES = 2.0, (8, 8)
 
 
-def normalise(picture: FloatArray, region: BoolArray, how: str) -> FloatArray:
+def normalize(picture: FloatArray, region: BoolArray, how: str) -> FloatArray:
     """Return the picture with its grays on a common scale, float32 (height, width) in 0..1; what
     was black stays black.
 
     - "none": as it is.
     - "percentile": the 10th and 90th percentile of the region's soft tissue become 0.25 and 0.55,
       the rest in proportion. The limits lie well inside, since a bleed is the brightest soft tissue
-      and must neither set the scale nor be cut off by it.
-      It takes away what multiplies or shifts all grays: a tint, another window, a dark photograph.
+      and must neither set the scale nor be cut off by it. It takes away what multiplies or shifts
+      all grays: a tint, another window, a dark photograph.
     - "equalize": each gray becomes its rank among the region's grays.
     - "clahe": ranks within neighborhoods, contrast limited (Zuiderveld 1994, Graphics Gems IV).
 

@@ -2,9 +2,8 @@
 edges. OpenCV only, also when serving.
 
 All work on one gray picture, float32 (height, width) in 0..1, and the region of it that shows the
-head. As a setting of a model
-they restructure its input: what the step selects stays, everything else keeps half of its gray. So
-a mistake of the step costs contrast, and not the finding.
+head. As a setting of a model they restructure its input: what the step selects stays, everything
+else keeps half of its gray. So a mistake of the step costs contrast, and not the finding.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.preprocessing.scaling import BoolArray, restored, shrunk
 from ml.scans.slices import FloatArray
-
-BoolArray = NDArray[np.bool_]
 
 # of white in the brain window: below lies air, above bone (and calcium, and metal)
 AIR, BONE = 0.02, 0.98
@@ -98,25 +96,18 @@ def grabcut(picture: FloatArray, region: BoolArray) -> BoolArray:
     of at most 128 pixels a side.
 
     It starts from "probably inside" for the region's soft tissue and "surely not" for bone, air and
-    what lies outside the region, and fits a mixture of grays
-    to both sides (Rother, Kolmogorov and Blake 2004, doi 10.1145/1015706.1015720). The same picture
-    gives the same answer.
+    what lies outside the region, and fits a mixture of grays to both sides (Rother, Kolmogorov and
+    Blake 2004, doi 10.1145/1015706.1015720). The same picture gives the same answer.
     """
-    height, width = picture.shape
-    scale = min(1.0, GRABCUT_PX / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = np.asarray(
-        cv2.resize(np.ascontiguousarray(picture, np.float32), size, interpolation=cv2.INTER_AREA),
-        np.float32,
-    )
-    inside = cv2.resize(region.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+    small = shrunk(picture, GRABCUT_PX)
+    inside = shrunk(region.astype(np.float32), GRABCUT_PX) >= 0.5
     soft = inside & (small > AIR) & (small < BONE)
     labels = np.where(soft, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
     if soft.any() and not soft.all():
         cv2.setRNGSeed(0)  # its mixtures start from k-means with random centers
-        colours = cv2.cvtColor(_bytes(small), cv2.COLOR_GRAY2BGR)
+        colors = cv2.cvtColor(_bytes(small), cv2.COLOR_GRAY2BGR)
         cv2.grabCut(
-            colours,
+            colors,
             labels,
             (0, 0, 0, 0),
             np.zeros((1, 65)),
@@ -124,10 +115,8 @@ def grabcut(picture: FloatArray, region: BoolArray) -> BoolArray:
             GRABCUT_ROUNDS,
             cv2.GC_INIT_WITH_MASK,
         )
-    chosen = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
-    return np.asarray(
-        (cv2.resize(chosen, (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5) & region
-    )
+    chosen = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+    return restored(chosen, picture.shape) & region
 
 
 def watershed(mask: BoolArray) -> NDArray[np.int32]:
@@ -136,9 +125,8 @@ def watershed(mask: BoolArray) -> NDArray[np.int32]:
 
     Water rises level by level from the points that lie deepest in the mask; where two basins meet,
     a line is drawn (Meyer 1994, doi 10.1016/0165-1684(94)90060-4). So two discs that touch become
-    two bodies. (`cv2.watershed` floods by the difference between
-    neighbors and not by level: on the smooth slope of a distance it put the line pixels away from
-    where two discs touch.)
+    two bodies. (`cv2.watershed` floods by the difference between neighbors and not by level: on the
+    smooth slope of a distance it put the line pixels away from where two discs touch.)
     """
     padded = np.pad(mask, 1).astype(np.uint8)
     depth = np.asarray(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from ml.preprocessing.normalization import BoolArray
+from ml.preprocessing.scaling import BoolArray, disc, restored, shrunk
 from ml.preprocessing.segmentation import white_of
 from ml.scans.slices import FloatArray
 
@@ -36,7 +35,7 @@ MOST_TILT_DEG = 20
 SHIFTS_PX = range(-3, 4)  # the midline need not run through the centroid
 
 
-def intracranial_space(grey: FloatArray, head: BoolArray) -> BoolArray | None:
+def intracranial_space(gray: FloatArray, head: BoolArray) -> BoolArray | None:
     """Return what the skull encloses, bool (height, width); None where no closed skull is seen.
 
     Bone is what is white in the brain window, gaps of a few pixels closed. The inside is the
@@ -46,24 +45,16 @@ def intracranial_space(grey: FloatArray, head: BoolArray) -> BoolArray | None:
     belong to it. It fails, and says so by None, where the skull is open wide (craniotomy, orbits, a
     figure without bone) or the picture shows no bone.
     """
-    height, width = grey.shape
-    scale = min(1.0, STRIP_PX / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = np.asarray(
-        cv2.resize(np.ascontiguousarray(grey, np.float32), size, interpolation=cv2.INTER_AREA),
-        np.float32,
-    )
-    inside_head = (
-        cv2.resize(head.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
-    ).astype(np.uint8)
+    small = shrunk(gray, STRIP_PX)
+    inside_head = (shrunk(head.astype(np.float32), STRIP_PX) >= 0.5).astype(np.uint8)
     smooth = cv2.GaussianBlur(small, (5, 5), 0)  # noise lifts a pixel of blood to bone
     bone = ((smooth >= BONE_SHARE * white_of(small, inside_head > 0)) & (inside_head > 0)).astype(
         np.uint8
     )
     closed = np.asarray(
-        cv2.morphologyEx(np.pad(bone, GAP_PX), cv2.MORPH_CLOSE, _disc(GAP_PX)), np.uint8
+        cv2.morphologyEx(np.pad(bone, GAP_PX), cv2.MORPH_CLOSE, disc(GAP_PX)), np.uint8
     )[GAP_PX:-GAP_PX, GAP_PX:-GAP_PX]
-    free = cv2.morphologyEx(inside_head & (1 - closed), cv2.MORPH_OPEN, _disc(5))
+    free = cv2.morphologyEx(inside_head & (1 - closed), cv2.MORPH_OPEN, disc(5))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(free, connectivity=4)
     if count < 2:
         return None
@@ -71,23 +62,17 @@ def intracranial_space(grey: FloatArray, head: BoolArray) -> BoolArray | None:
     space = (labels == largest).astype(np.uint8)
     # Eroding leaves the picture's own edge alone: a head that is cut off there has no rim on that
     # side.
-    rim = (inside_head > 0) & (cv2.erode(inside_head, _disc(2 * RIM_PX + 1)) == 0)
+    rim = (inside_head > 0) & (cv2.erode(inside_head, disc(2 * RIM_PX + 1)) == 0)
     leaks = rim.any() and (space[rim] > 0).mean() > MOST_RIM
     if leaks or space.sum() < LEAST_BRAIN * inside_head.sum():
         return None
     outlines, _ = cv2.findContours(space, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     hull = np.zeros_like(space)
     cv2.fillConvexPoly(hull, cv2.convexHull(np.concatenate(outlines)), 1)
-    return np.asarray(
-        (
-            cv2.resize(hull.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-            >= 0.5
-        )
-        & head
-    )
+    return restored(hull, gray.shape) & head
 
 
-def tilt_deg(grey: FloatArray, head: BoolArray) -> float:
+def tilt_deg(gray: FloatArray, head: BoolArray) -> float:
     """Return by how many degrees the head is turned clockwise in the picture, within ±20; 0 where
     no midline is clear.
 
@@ -102,7 +87,7 @@ def tilt_deg(grey: FloatArray, head: BoolArray) -> float:
     reach = 1.05 * float(np.hypot(columns - center[0], rows - center[1]).max()) + 1
     scale = TILT_PX / (2 * reach)
     # the outline counts as much as what lies inside
-    body = np.where(head, 0.5 + 0.5 * grey, 0).astype(np.float32)
+    body = np.where(head, 0.5 + 0.5 * gray, 0).astype(np.float32)
     turns = np.arange(-MOST_TILT_DEG - 1, MOST_TILT_DEG + 2)
     costs = np.empty(len(turns))
     if scale < 1:
@@ -124,7 +109,3 @@ def tilt_deg(grey: FloatArray, head: BoolArray) -> float:
     bend = before - 2 * least + after
     fraction = 0.0 if bend <= 0 else 0.5 * (before - after) / bend
     return float(np.clip(turns[best] + fraction, -MOST_TILT_DEG, MOST_TILT_DEG))
-
-
-def _disc(diameter: int) -> NDArray[np.uint8]:
-    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (diameter, diameter)), np.uint8)

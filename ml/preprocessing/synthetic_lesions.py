@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from ml.preprocessing.augmentation import Mask, as_float
+from ml.preprocessing.scaling import BoolArray, disc
 from ml.scans.slices import FloatArray
 
 FAINTEST = 0.05
@@ -31,17 +31,20 @@ PUSHED_SHARE = 0.5
 """This share of the crescents along the bone pushes the brain inwards."""
 
 
-def inside_of_skull(image: FloatArray) -> NDArray[np.bool_]:
-    """Return the space inside the skull, bool (size, size); all False where no closed ring of bone
-    shows, as at the skull base.
+def room_for_lesions(image: FloatArray) -> BoolArray:
+    """Return where a lesion may be made in a model's input, bool (size, size): inside the skull;
+    all False where no closed ring of bone shows, as at the skull base.
+
+    `ml.preprocessing.skull.intracranial_space` answers another question and is no substitute: it
+    strips the skull off any slice, so it takes the head's outline, adapts to dim bone and gives
+    back by a convex hull what bone hides. A lesion may lie in none of what a hull adds, and a face
+    must be refused.
     """
     size = image.shape[0]
     none = np.zeros(image.shape, bool)
     bone = (image > 0.93).astype(np.uint8)
-    reach = max(3, round(size / 56)) | 1
-    closed = cv2.morphologyEx(
-        bone, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
-    )
+    round_gap = disc(max(3, round(size / 56)) | 1)
+    closed = cv2.morphologyEx(bone, cv2.MORPH_CLOSE, round_gap)
     count, parts, stats, _ = cv2.connectedComponentsWithStats(
         1 - np.asarray(closed, np.uint8), connectivity=4
     )
@@ -52,9 +55,7 @@ def inside_of_skull(image: FloatArray) -> NDArray[np.bool_]:
     if not areas or max(areas)[0] < 0.12 * size * size:
         return none
     space = (parts == max(areas)[1]).astype(np.uint8)
-    space = cv2.morphologyEx(
-        space, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
-    )
+    space = cv2.morphologyEx(space, cv2.MORPH_OPEN, round_gap)
     holes, _ = cv2.findContours(space, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = np.zeros_like(space)
     if holes:
@@ -76,7 +77,7 @@ def with_drawn_bleed(
     brain inwards, or along the falx, a lens (epidural), an uneven ball with a dark rim
     (intraparenchymal), blood in what was dark fluid (subarachnoid, intraventricular).
     """
-    space = inside_of_skull(image)
+    space = room_for_lesions(image)
     shape = SHAPES[int(random.integers(len(SHAPES)))]
     for _ in range(TRIES if space.any() else 0):
         drawn = _drawn(shape, image, mask, space, random)
@@ -89,7 +90,7 @@ def _drawn(
     shape: Callable[..., FloatArray],
     image: FloatArray,
     mask: Mask,
-    space: NDArray[np.bool_],
+    space: BoolArray,
     random: np.random.Generator,
 ) -> tuple[FloatArray, Mask] | None:
     """Return what `with_drawn_bleed` does; None where the shape turned out too small or too
@@ -129,7 +130,7 @@ def with_moved_bleed(
 
     Both heads fill their frames, so a place in one is nearly the same place in the other.
     """
-    space = inside_of_skull(image)
+    space = room_for_lesions(image)
     size = image.shape[0]
     outline = as_float(
         cv2.resize(
@@ -177,7 +178,7 @@ def with_decoy(image: FloatArray, random: np.random.Generator) -> FloatArray:
     Nothing clearly brighter than brain is darkened, and streaks are faint: a bleed that is there
     remains brighter than what lies beside it.
     """
-    space = inside_of_skull(image)
+    space = room_for_lesions(image)
     if not space.any():
         return image
     return np.clip(DECOYS[int(random.integers(len(DECOYS)))](image, space, random), 0, 1).astype(
@@ -185,7 +186,7 @@ def with_decoy(image: FloatArray, random: np.random.Generator) -> FloatArray:
     )
 
 
-def _outlined(blood: NDArray[np.bool_], mask: Mask) -> Mask:
+def _outlined(blood: BoolArray, mask: Mask) -> Mask:
     """Return the outline in the size of `mask`, joined with what it already outlines."""
     small = (
         cv2.resize(blood.astype(np.float32), mask.shape[::-1], interpolation=cv2.INTER_AREA) > 0.3
@@ -212,9 +213,7 @@ def _blob(
     return as_float(np.hypot(along, across) / max(radius, 1) + wobble < 1)
 
 
-def _along_bone(
-    space: NDArray[np.bool_], random: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
+def _along_bone(space: BoolArray, random: np.random.Generator) -> tuple[FloatArray, FloatArray]:
     """Return the depth below the bone in pixels, and how near a pixel's direction is to a random
     one (1 there, 0 and less far away).
     """
@@ -227,9 +226,7 @@ def _along_bone(
     return depth.astype(np.float32), (1 - (away / half_width) ** 2).astype(np.float32)
 
 
-def _crescent(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _crescent(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     depth, near = _along_bone(space, random)
     thickness = random.uniform(2.5, 12) * image.shape[0] / 224
     wobble = cv2.resize(
@@ -244,7 +241,7 @@ def _crescent(
 
 
 def _push_inwards(
-    image: FloatArray, space: NDArray[np.bool_], depth: FloatArray, reach: FloatArray
+    image: FloatArray, space: BoolArray, depth: FloatArray, reach: FloatArray
 ) -> None:
     """Move the brain away from the bone by `reach` pixels, less the deeper it lies: what a subdural
     bleed displaces is not lost.
@@ -264,9 +261,7 @@ def _push_inwards(
     image[brain] = pushed[brain]
 
 
-def _along_falx(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _along_falx(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     size = image.shape[0]
     places = np.argwhere(space).astype(np.float32)
     center = places.mean(axis=0)
@@ -288,7 +283,7 @@ def _along_falx(
     return as_float((off > -1) & (off < thickness * taper) & (taper > 0) & space)
 
 
-def _lens(image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator) -> FloatArray:
+def _lens(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     depth, _ = _along_bone(space, random)
     edge = np.argwhere(space & (depth < 2.5))
     row, column = edge[int(random.integers(len(edge)))]
@@ -299,7 +294,7 @@ def _lens(image: FloatArray, space: NDArray[np.bool_], random: np.random.Generat
     )
 
 
-def _ball(image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator) -> FloatArray:
+def _ball(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     size = image.shape[0]
     depth = cv2.distanceTransform(space.astype(np.uint8), cv2.DIST_L2, 5)
     room = np.argwhere(depth > random.uniform(3, 25) * size / 224)
@@ -314,9 +309,7 @@ def _ball(image: FloatArray, space: NDArray[np.bool_], random: np.random.Generat
     return blood * space
 
 
-def _filled_fluid(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _filled_fluid(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     size = image.shape[0]
     smooth = cv2.GaussianBlur(image, (0, 0), 1.2 * size / 224)
     fluid = (smooth < np.median(image[space]) - 0.06) & space
@@ -333,9 +326,7 @@ def _filled_fluid(
     return (region * fluid).astype(np.float32)
 
 
-def _calcified(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _calcified(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     size = image.shape[0]
     depth = cv2.distanceTransform(space.astype(np.uint8), cv2.DIST_L2, 5)
     room = np.argwhere(depth > 5 * size / 224)
@@ -350,9 +341,7 @@ def _calcified(
     return as_float(image * (1 - chalk) + np.maximum(image, random.uniform(0.9, 1.0)) * chalk)
 
 
-def _darkened(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _darkened(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     """An old or a young infarct, swelling, a cyst."""
     size = image.shape[0]
     places = np.argwhere(space)
@@ -371,9 +360,7 @@ def _darkened(
     )
 
 
-def _streaked(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _streaked(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     size = image.shape[0]
     rows, columns = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
     angle = random.normal(0, 0.35)  # most run from one petrous bone to the other

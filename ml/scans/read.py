@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ml.errors import ImageError
-from ml.scans.dicom import read_planes
+from ml.scans.dicom import read_planes, start_of_data
 from ml.scans.files import LeftOut, opened
 from ml.scans.limits import (
     MAX_BYTES,
@@ -87,8 +87,10 @@ def read_series(
         planes = []
         for path, _ in kinds:
             with left_out.if_unreadable(path.name), opened(path, max_bytes) as file:
-                planes += read_planes(file, max_pixels=max_pixels, max_slices=max_slices)
-                require_fewer_slices(len(planes), planes[-1].slice.pixels.size, max_slices)
+                planes += read_planes(
+                    file, max_pixels=max_pixels, max_slices=max_slices, name=path.name
+                )
+                require_fewer_slices(len(planes), planes[-1].stored.size, max_slices)
         left_out.require_others(planes)
         series = arrange(planes)
     elif different == ["NIfTI"]:
@@ -112,15 +114,18 @@ def _read_pictures(
     paths: Sequence[Path], left_out: LeftOut, max_bytes: int, max_pixels: int, max_slices: int
 ) -> Series:
     slices: list[Slice] = []
+    names: list[str] = []
     notes: list[str] = []
     for path in paths:
         with left_out.if_unreadable(path.name), opened(path, max_bytes) as file:
             slice, of_slice = read_picture(file, max_pixels)
             require_fewer_slices(len(slices) + 1, slice.pixels.size, max_slices)
             slices.append(slice)
+            names.append(path.name)
             notes += of_slice
     left_out.require_others(slices)
-    slices = [slices[index] for index in of_one_size(slices, notes)]
+    sizes = [(slice.pixels.shape[0], slice.pixels.shape[1]) for slice in slices]
+    slices = [slices[index] for index in of_one_size(sizes, names, notes)]
     if len(slices) > 1:
         notes.append(ORDER_GIVEN)
     if all(slice.unit == "display" and np.percentile(slice.pixels, 99) < DARK for slice in slices):
@@ -143,4 +148,6 @@ def _kind(head: bytes) -> str:
         return "DICOM"
     if is_nifti(head):
         return "NIfTI"
+    if start_of_data(head) is not None:
+        return "DICOM"
     raise ImageError("The file is not a PNG, JPEG, DICOM or NIfTI image.")

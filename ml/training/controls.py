@@ -32,7 +32,7 @@ from ml.datasets.groups import stratified_group_folds
 from ml.errors import DatasetError
 from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import auroc, lower_bound_of_mean, metrics_with_intervals
-from ml.preprocessing.augmentation import children
+from ml.preprocessing.augmentation import augmented_copies
 from ml.training.cross_validation import Tell, cross_validate
 from ml.training.experiment import Experiment
 
@@ -50,7 +50,7 @@ MODES = ("L", "LA", "P", "RGB", "RGBA", "I;16", "DICOM")
 NAMES = ("permuted", "metadata", "leaked", "random_weights")
 
 
-def control_names(settings: Mapping[str, Any], learnt_features: bool) -> tuple[str, ...]:
+def control_names(settings: Mapping[str, Any], learned_features: bool) -> tuple[str, ...]:
     """Return the controls that the setting `controls` asks for: "all", "cheap" (what takes no
     fine-tuning) or "none".
 
@@ -62,10 +62,12 @@ def control_names(settings: Mapping[str, Any], learnt_features: bool) -> tuple[s
         return NAMES
     if wanted == "none":
         return ()
-    return ("metadata",) if learnt_features else ("permuted", "metadata")
+    return ("metadata",) if learned_features else ("permuted", "metadata")
 
 
-def fits_of_controls(names: Sequence[str], learnt_features: bool, images: int) -> tuple[float, ...]:
+def fits_of_controls(
+    names: Sequence[str], learned_features: bool, images: int
+) -> tuple[float, ...]:
     """Return about how many fits of a fold each control takes, which is what its progress goes by;
     heads alone are not told apart.
     """
@@ -75,13 +77,13 @@ def fits_of_controls(names: Sequence[str], learnt_features: bool, images: int) -
         "leaked": _copies(images),
         "random_weights": 1,
     }
-    return tuple(float(fits[name]) if learnt_features else 1.0 for name in names)
+    return tuple(float(fits[name]) if learned_features else 1.0 for name in names)
 
 
 def run_controls(
     experiment: Experiment,
     examples: Sequence[Example],
-    learnt_features: bool,
+    learned_features: bool,
     folds: int,
     checkpoint: Path,
     tell: Tell,
@@ -93,13 +95,13 @@ def run_controls(
     Args:
         material: what the run itself learns from.
         examples: its images, for their files' facts.
-        learnt_features: whether the run's convolutions learn; then permutations are dear.
+        learned_features: whether the run's convolutions learn; then permutations are dear.
         folds: of the run.
         checkpoint: folder; controls and folds that are finished there are not run again.
         tell: told the progress.
     """
-    names = control_names(experiment.settings, learnt_features)
-    fits = fits_of_controls(names, learnt_features, len(experiment.labels))
+    names = control_names(experiment.settings, learned_features)
+    fits = fits_of_controls(names, learned_features, len(experiment.labels))
     results = []
     for number, name in enumerate(names):
         before, own, of_all = sum(fits[:number]), fits[number], sum(fits)
@@ -130,7 +132,7 @@ def run_controls(
                         name,
                         experiment,
                         examples,
-                        learnt_features,
+                        learned_features,
                         folds,
                         checkpoint / f"control-{name}",
                         within,
@@ -149,19 +151,19 @@ def _run(
     name: str,
     experiment: Experiment,
     examples: Sequence[Example],
-    learnt_features: bool,
+    learned_features: bool,
     folds: int,
     folder: Path,
     tell: Tell,
 ) -> dict[str, Any]:
     match name:
         case "permuted":
-            return _permuted(experiment, learnt_features, folds, folder, tell)
+            return _permuted(experiment, learned_features, folds, folder, tell)
         case "metadata":
             return _metadata(experiment, examples, folds, tell)
         case "leaked":
-            return _leaked(experiment, learnt_features, folds, folder, tell)
-    return _random_weights(experiment, learnt_features, folds, folder, tell)
+            return _leaked(experiment, learned_features, folds, folder, tell)
+    return _random_weights(experiment, learned_features, folds, folder, tell)
 
 
 def blocked_because(controls: Sequence[Mapping[str, Any]]) -> str | None:
@@ -186,9 +188,8 @@ def permute_between_groups(
     random places.
 
     Groups keep their sizes, and most stay of one class, so the data are as hard to split and to
-    learn as before. The places are drawn
-    too: whole vectors of labels would keep blood in the middle of each head, which anatomy tells
-    without any leak.
+    learn as before. The places are drawn too: whole vectors of labels would keep blood in the
+    middle of each head, which anatomy tells without any leak.
     """
     permuted = labels.copy()
     names, group_of = np.unique(groups, return_inverse=True)
@@ -209,19 +210,21 @@ def permute_between_groups(
 
 
 def _permuted(
-    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
+    experiment: Experiment, learned_features: bool, folds: int, folder: Path, tell: Tell
 ) -> dict[str, Any]:
-    n = DEAR_PERMUTATIONS if learnt_features else CHEAP_PERMUTATIONS
-    whole = not learnt_features and len(experiment.judged) <= MOST_IMAGES_PERMUTED_WHOLE
+    n = DEAR_PERMUTATIONS if learned_features else CHEAP_PERMUTATIONS
+    whole = not learned_features and len(experiment.testable) <= MOST_IMAGES_PERMUTED_WHOLE
     found, seconds = [], 0.0
     for number in range(n):
         random = np.random.default_rng([experiment.seed, number])
         shuffled = replace(
             experiment,
             labels=permute_between_groups(experiment.labels, experiment.groups, random),
-            told=_permuted_wholes(experiment, np.random.default_rng([experiment.seed, number, 1])),
+            given_scan_labels=_permuted_wholes(
+                experiment, np.random.default_rng([experiment.seed, number, 1])
+            ),
             masks=np.full_like(experiment.masks, 255),  # outlines know the true labels
-            shared=experiment.shared if not learnt_features else folder / "shared",
+            shared=experiment.shared if not learned_features else folder / "shared",
         )
 
         def within(
@@ -257,25 +260,27 @@ def _permuted_wholes(experiment: Experiment, random: np.random.Generator) -> dic
     """Return what is told of weakly labeled scans, permuted between their groups; the others have
     slices, permuted already.
     """
-    weak = experiment.weak
+    weak_scans = experiment.weak_scans
     labels = permute_between_groups(
-        experiment.scan_labels[weak], experiment.groups[experiment.first_of_scan[weak]], random
+        experiment.scan_labels[weak_scans],
+        experiment.groups[experiment.first_of_scan[weak_scans]],
+        random,
     )
-    return dict(zip(weak.tolist(), labels.tolist(), strict=True))
+    return dict(zip(weak_scans.tolist(), labels.tolist(), strict=True))
 
 
 def _metadata(
     experiment: Experiment, examples: Sequence[Example], folds: int, tell: Tell
 ) -> dict[str, Any]:
-    judged = experiment.judged
+    testable = experiment.testable
     facts = []
-    for done, position in enumerate(judged):
+    for done, position in enumerate(testable):
         facts.append(file_facts(examples[position]))
-        tell("reading files", 0.9 * done / len(judged), {})
+        tell("reading files", 0.9 * done / len(testable), {})
     return metadata_control(
         np.array(facts),
-        experiment.labels[judged],
-        experiment.groups[judged],
+        experiment.labels[testable],
+        experiment.groups[testable],
         folds,
         experiment.seed,
     )
@@ -323,11 +328,11 @@ def file_facts(example: Example) -> list[float]:
 
 
 def _leaked(
-    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
+    experiment: Experiment, learned_features: bool, folds: int, folder: Path, tell: Tell
 ) -> dict[str, Any]:
     copies = _copies(len(experiment.labels))
     leaked = replace(leak(experiment, copies, folder, tell), shared=folder / "shared")
-    only = [0] if learnt_features else None
+    only = [0] if learned_features else None
     answers = cross_validate(
         leaked,
         folds,
@@ -338,7 +343,7 @@ def _leaked(
     )
     how = (
         f"Every picture and {copies - 1} augmented copies, split without regard to picture or"
-        f" patient; {_once(learnt_features, folds)}."
+        f" patient; {_once(learned_features, folds)}."
     )
     return {**_figures(answers.slices, experiment.seed), "seconds": answers.seconds, "how": how}
 
@@ -356,7 +361,7 @@ def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Exper
     architecture gets every copy as a scan of one; the scans of a series architecture are copied as
     scans.
     """
-    keep = experiment.judged
+    keep = experiment.testable
     reads_slices = architecture_named(experiment.architecture).reads == "slice"
     scans = (
         np.arange(len(keep))
@@ -373,7 +378,7 @@ def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Exper
     for number, position in enumerate(keep):
         # Copy c of all pictures stands together, so that the slices of a copied scan stay
         # neighbors.
-        images[number :: len(keep)] = children(
+        images[number :: len(keep)] = augmented_copies(
             np.asarray(experiment.images[position]), copies, experiment.seed + int(position)
         )
         tell("copies", 0.2 * (number + 1) / len(keep), {})
@@ -388,17 +393,17 @@ def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Exper
         sources=np.tile(experiment.sources[keep], copies),
         scans=all_scans,
         unseen=np.ones(n, bool),
-        told={},
+        given_scan_labels={},
     )
 
 
 def _random_weights(
-    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
+    experiment: Experiment, learned_features: bool, folds: int, folder: Path, tell: Tell
 ) -> dict[str, Any]:
     if experiment.init == "random":
         raise DatasetError("The run itself started from random weights.")
     start = replace(experiment, init="random", shared=folder / "shared")
-    only = [0] if learnt_features else None
+    only = [0] if learned_features else None
     answers = cross_validate(start, folds, 1, folder, tell, only)
     # kept, not fitted again
     run = _figures(
@@ -414,7 +419,7 @@ def _random_weights(
     )
     how = (
         "The same settings from random initial weights, none of which are mixed in at the end;"
-        f" {_once(learnt_features, folds)}{itself}."
+        f" {_once(learned_features, folds)}{itself}."
     )
     return {
         **_figures(answers.slices, experiment.seed),
@@ -424,8 +429,8 @@ def _random_weights(
     }
 
 
-def _once(learnt_features: bool, folds: int) -> str:
-    return f"the first of {folds} folds" if learnt_features else f"{folds} folds, once"
+def _once(learned_features: bool, folds: int) -> str:
+    return f"the first of {folds} folds" if learned_features else f"{folds} folds, once"
 
 
 def _figures(answers: Answers, seed: int) -> dict[str, Any]:

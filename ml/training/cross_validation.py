@@ -28,6 +28,7 @@ from ml.networks.bleeding_types import fit_types, of_scan
 from ml.training.experiment import Experiment
 from ml.training.folds import splits
 from ml.training.heat_map_tests import judge_heat_maps
+from ml.training.operating_points import has_both_classes, without
 
 MOST_HEAT_MAPS = 50  # tested in a fold: they take about ten seconds
 Tell = Callable[[str, float, Mapping[str, float]], None]
@@ -41,7 +42,8 @@ class OutOfFold:
     Attributes:
         slices, scans: the answers.
         held_out: the raw decisions of the first repeat.
-        learnt_features: whether the convolutions learned.
+        held_out_folds: the folds of these, of slices and of scans.
+        learned_features: whether the convolutions learned.
         seconds: what all its fits took.
         heat_maps: the tests of `ml.training.heat_map_tests`, of the first repeat; empty where they
             were not asked for.
@@ -51,7 +53,8 @@ class OutOfFold:
     slices: Answers
     scans: Answers
     held_out: HeldOut
-    learnt_features: bool
+    held_out_folds: tuple[np.ndarray, np.ndarray]
+    learned_features: bool
     seconds: float
     heat_maps: Sequence[Mapping[str, Any]] = ()
     chosen: Sequence[Mapping[str, Any]] = ()
@@ -76,7 +79,7 @@ class _Level:
             "types": np.full((*shape, len(BLEEDING_TYPES)), np.nan),
         }
 
-    def write(self, repeat: int, fold: int, answers: Mapping[str, Sequence[float]]) -> None:
+    def write(self, repeat: int, fold: int, answers: Mapping[str, Any]) -> None:
         places = np.searchsorted(self.at, answers["at"])
         for name in ("decisions", "probabilities", "predicted", "zones"):
             self.columns[name][repeat, places] = answers[name]
@@ -88,6 +91,11 @@ class _Level:
         there = np.asarray((self.columns["folds"] >= 0).all(axis=0))
         columns = {name: values for name, values in self.columns.items() if name != "decisions"}
         return Answers(self.at, labels, groups, sources, **columns).among(there)
+
+    def first_folds(self) -> np.ndarray:
+        """Return the folds of the answers of the first repeat."""
+        folds = self.columns["folds"][0]
+        return np.asarray(folds[folds >= 0])
 
     def first_decisions(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where the first repeat answered, and its raw decisions."""
@@ -105,7 +113,8 @@ def cross_validate(
     *,
     test_heat_maps: bool = False,
 ) -> OutOfFold:
-    """Return the answers for all judged slices and their scans, from one model a fold and repeat.
+    """Return the answers for all judged slices and their scans, from one model a fold and
+    repeat.
 
     Args:
         material: what to learn and to judge.
@@ -116,13 +125,13 @@ def cross_validate(
             answers.
         test_heat_maps: test the heat maps of rightly found hemorrhages in the first repeat.
     """
-    judged, weak = experiment.judged, experiment.weak
+    testable, weak_scans = experiment.testable, experiment.weak_scans
     known_scans = np.flatnonzero(experiment.scan_labels != UNKNOWN)
-    levels = _Level(judged, repeats), _Level(known_scans, repeats)
-    always = np.setdiff1d(experiment.learnable, judged)
-    always_weak = weak[~experiment.unseen[experiment.first_of_scan[weak]]]
+    levels = _Level(testable, repeats), _Level(known_scans, repeats)
+    always = np.setdiff1d(experiment.labeled, testable)
+    always_weak_scans = weak_scans[~experiment.unseen[experiment.first_of_scan[weak_scans]]]
     wanted = range(folds) if only is None else only
-    seconds, learnt = 0.0, False
+    seconds, learned = 0.0, False
     heat_maps: list[Mapping[str, Any]] = []
     chosen: list[Mapping[str, Any]] = []
     for repeat in range(repeats):
@@ -152,7 +161,7 @@ def cross_validate(
 
                 train, wholes = (
                     np.concatenate([always, split.learn]),
-                    np.concatenate([always_weak, split.learn_weak]),
+                    np.concatenate([always_weak_scans, split.learn_weak]),
                 )
                 fitted = experiment.fit(train, checkpoint / name, report, wholes)
                 done = _answers_of(experiment, fitted, split.held, split.held_weak)
@@ -162,14 +171,14 @@ def cross_validate(
                     done["heat_maps"] = _heat_maps_of(experiment, fitted, done["slices"])
                 done |= {
                     "seconds": time.monotonic() - began,
-                    "learnt_features": fitted.learnt_features,
+                    "learnt_features": fitted.learned_features,
                     "chosen": dict(fitted.chosen),
                 }
                 save_json(checkpoint / f"{name}.json", done)
                 shutil.rmtree(checkpoint / name, ignore_errors=True)
             levels[0].write(repeat, fold, done["slices"])
             levels[1].write(repeat, fold, done["scans"])
-            seconds, learnt = seconds + done["seconds"], learnt or done["learnt_features"]
+            seconds, learned = seconds + done["seconds"], learned or done["learnt_features"]
             heat_maps.extend(done.get("heat_maps", []))
             chosen.append(done.get("chosen", {}))
             tell(
@@ -182,47 +191,83 @@ def cross_validate(
                     )
                 },
             )
+    if experiment.settings.get("folds_by") == "data set":
+        _judge_by_the_others(experiment, levels)
     first = experiment.first_of_scan[known_scans]
     return OutOfFold(
         slices=levels[0].answers(
-            experiment.labels[judged], experiment.groups[judged], experiment.sources[judged]
+            experiment.labels[testable], experiment.groups[testable], experiment.sources[testable]
         ),
         scans=levels[1].answers(
             experiment.scan_labels[known_scans], experiment.groups[first], experiment.sources[first]
         ),
         held_out=HeldOut(*levels[0].first_decisions(), *levels[1].first_decisions()),
-        learnt_features=learnt,
+        held_out_folds=(levels[0].first_folds(), levels[1].first_folds()),
+        learned_features=learned,
         seconds=seconds,
         heat_maps=heat_maps,
         chosen=chosen,
     )
 
 
-def _answers_of(
-    experiment: Experiment, fitted: Fitted, test: np.ndarray, weak: np.ndarray
-) -> dict[str, Any]:
-    """Return a fold's answers for the slices at `test`, their scans and the scans `weak`, as JSON.
-    A scan of one slice is judged as one.
+def _judge_by_the_others(experiment: Experiment, levels: tuple[_Level, _Level]) -> None:
+    """Where each fold is a data set: calibrate and judge its answers by those for the others, which
+    models that had not seen them gave as well.
+
+    What a model held back of the data sets that it learned from says little about one that it has
+    never seen.
     """
-    of_slices, of_scans = experiment.operating_points(fitted)
-    test = np.sort(test)
-    scans = np.union1d(experiment.scans[test], weak)
+    held = HeldOut(*levels[0].first_decisions(), *levels[1].first_decisions())
+    folds = levels[0].first_folds(), levels[1].first_folds()
+    for fold in np.unique(folds[0]):
+        here = held.slices[folds[0] == fold], held.scans[folds[1] == fold]
+        others = without(held, *here)
+        if not has_both_classes(experiment, others):
+            continue
+        of_slices, of_scans = experiment.operating_points(others)
+        at = held.decisions[folds[0] == fold], held.scan_decisions[folds[1] == fold]
+        levels[0].write(0, fold, {"at": here[0], **_judge(of_slices, at[0])})
+        levels[1].write(
+            0,
+            fold,
+            {"at": here[1], **_judged_scans(experiment, here[1], at[1], of_slices, of_scans)},
+        )
+
+
+def _judged_scans(
+    experiment: Experiment,
+    scans: np.ndarray,
+    decisions: np.ndarray,
+    of_slices: OperatingPoint,
+    of_scans: OperatingPoint,
+) -> dict[str, np.ndarray]:
+    """Return the answers for scans; one of a single slice is judged as that slice."""
     single = experiment.scan_sizes[scans] == 1
-    own, whole = (
-        _judge(of_slices, fitted.scan_decisions[scans]),
-        _judge(of_scans, fitted.scan_decisions[scans]),
-    )
-    return {
-        "slices": {
-            "at": test.tolist(),
-            **{
-                name: values.tolist()
-                for name, values in _judge(of_slices, fitted.decisions[test]).items()
-            },
-        },
+    own, whole = _judge(of_slices, decisions), _judge(of_scans, decisions)
+    return {name: np.where(single, own[name], whole[name]) for name in own}
+
+
+def _answers_of(
+    experiment: Experiment, fitted: Fitted, test: np.ndarray, weak_scans: np.ndarray
+) -> dict[str, Any]:
+    """Return a fold's answers for the slices at `test`, their scans and the scans `weak_scans`, as
+    JSON. A scan of one slice is judged as one.
+    """
+    of_slices, of_scans = experiment.operating_points(fitted.held_out)
+    test = np.sort(test)
+    scans = np.union1d(experiment.scans[test], weak_scans)
+    whole = fitted.scan_decisions[scans]
+    judged = {
+        "slices": {"at": test, **_judge(of_slices, fitted.decisions[test])},
         "scans": {
-            "at": scans.tolist(),
-            **{name: np.where(single, own[name], whole[name]).tolist() for name in own},
+            "at": scans,
+            **_judged_scans(experiment, scans, whole, of_slices, of_scans),
+        },
+    }
+    return {
+        **{
+            level: {name: values.tolist() for name, values in answers.items()}
+            for level, answers in judged.items()
         },
         "threshold": of_slices.threshold,
         "scan_threshold": of_scans.threshold,
@@ -239,7 +284,7 @@ def _add_types(
     """Add to a fold's answers what a head fitted to the training part tells of the types of
     bleeding.
     """
-    of_slices, _ = experiment.operating_points(fitted)
+    of_slices, _ = experiment.operating_points(fitted.held_out)
     found = fit_types(fitted.descriptions, types.slices, experiment.groups, part).of_slices(
         fitted.descriptions, of_slices.platt(fitted.decisions)
     )
@@ -267,7 +312,7 @@ def _heat_maps_of(
         else np.zeros(0, bool)
     )
     tested = found[np.lexsort((random.random(len(found)), ~outlined))][:MOST_HEAT_MAPS]
-    of_slices, of_scans = experiment.operating_points(fitted)
+    of_slices, of_scans = experiment.operating_points(fitted.held_out)
     return judge_heat_maps(
         fitted.export(of_slices.platt, of_scans.platt),
         experiment.images,

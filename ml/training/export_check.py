@@ -52,12 +52,14 @@ def check_export(
                 "slice_probability": found_slices,
                 "scan_probability": found_whole,
             }
-            found = onnxruntime.InferenceSession(files[TYPES]).run(
+            probabilities = onnxruntime.InferenceSession(files[TYPES]).run(
                 ["slice_types", "scan_types"], given
             )
-            told = [BLEEDING_TYPES.index(name) for name in types.names]
+            columns = [BLEEDING_TYPES.index(name) for name in types.names]
             for one, other in zip(
-                found, (expected[:, told], of_scan(expected, whole)[told]), strict=True
+                probabilities,
+                (expected[:, columns], of_scan(expected, whole)[columns]),
+                strict=True,
             ):
                 largest = max(largest, float(np.abs(one - other).max()))
     return {"largest_difference": largest, "limit": EXPORT_LIMIT, "passed": largest <= EXPORT_LIMIT}

@@ -2,13 +2,12 @@
 and every answer in a table.
 
 What the model's training has seen is recognized by file and picture, counted, and left out of the
-headline with all slices of its group.
-Nothing is refused: how little each image looks like a head CT is reported beside its answer.
+headline with all slices of its group. Nothing is refused: how little each image looks like a head
+CT is reported beside its answer.
 """
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from ml.evaluation.metrics import metrics_with_intervals, undefined_metrics
 from ml.inference.gate import REFUSED_FROM, Gate, gate
 from ml.inference.predictor import Finding, Predictor
 from ml.scans.slices import Series, Slice
+from ml.training.answer_rows import whose_answer
 
 PREDICTIONS = ("filename", "label", "patient", "slice", "probability")
 ANSWERS = (*COLUMNS, "not_head_ct")
@@ -94,7 +94,7 @@ def evaluate(
             " replace; give another folder."
         )
     # each image is judged once, below
-    predictor = Predictor(model_dir, threads, judges_pictures=False)
+    predictor = Predictor(model_dir, threads, checks_head_ct=False)
     judge, notes = _judge()
     examples = in_scan_order(dataset.examples)
     scans = numbered([scan_key(example) for example in examples])
@@ -369,20 +369,17 @@ def _write_predictions(
         example.name: float(probability)
         for example, probability in zip(examples, probabilities, strict=True)
     }
-    unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(PREDICTIONS)
-        for example in in_scan_order([*examples, *unread]):
-            row = [
-                example.name,
-                example.label,
-                example.scan_name,
-                example.slice,
-                probability_of.get(example.name),
-            ]
-            table.writerow(["" if value is None else value for value in row])
-    unfinished.replace(path)
+    rows = (
+        (
+            example.name,
+            example.label,
+            example.scan_name,
+            example.slice,
+            probability_of.get(example.name),
+        )
+        for example in in_scan_order([*examples, *unread])
+    )
+    write_answers(path, (dict(zip(PREDICTIONS, row, strict=True)) for row in rows), PREDICTIONS)
 
 
 def _rows(
@@ -399,17 +396,10 @@ def _rows(
         ("patient", patients, first),
     ):
         for number, position in enumerate(positions):
-            example = examples[position]
-            whole = name == "patient" and example.patient
             rows.append(
-                {
-                    "level": name,
-                    "dataset": example.dataset,
-                    "filename": "" if whole else example.name,
+                whose_answer(examples[position], name, level.groups[number])
+                | {
                     "label": "" if level.labels[number] == UNKNOWN else int(level.labels[number]),
-                    "patient": example.scan_name,
-                    "slice": "" if whole or example.slice is None else example.slice,
-                    "group": level.groups[number],
                     "probability": repr(float(level.probabilities[number])),
                     "predicted": int(level.predicted[number]),
                     "overlap": int(level.seen[number]),

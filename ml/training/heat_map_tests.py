@@ -56,7 +56,7 @@ def judge_heat_maps(
             np.float32,
         )
 
-    found: list[dict[str, bool | int | None]] = []
+    tests: list[dict[str, bool | int | None]] = []
     for position in at:
         image = np.asarray(images[position], np.float32)
         maps = maps_of(image[np.newaxis])[0]
@@ -70,14 +70,14 @@ def judge_heat_maps(
             score(maps_of(np.stack([image, *(covered(image, cells) for cells in covers)])))
         )
         drops = answers[0] - answers[1:]
-        found.append(
+        tests.append(
             {
                 "at": int(position),
                 "hottest_beats_random": bool(drops[0] > drops[1:].mean()),
                 "hottest_in_or_beside_mask": points_at(heat, masks[position]),
             }
         )
-    return found
+    return tests
 
 
 def summary(tested: Sequence[Mapping[str, Any]], groups: np.ndarray, seed: int) -> dict[str, Any]:
@@ -123,16 +123,16 @@ def covered(image: FloatArray, cells: np.ndarray) -> FloatArray:
     what it shows.
     """
     inside = image > AIR
-    grey = float(np.median(image[inside])) if inside.any() else 0.0
+    gray = float(np.median(image[inside])) if inside.any() else 0.0
     painted = cv2.resize(
         cells.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST
     ).astype(bool)
-    return np.where(painted[..., np.newaxis] & inside, np.float32(grey), image)
+    return np.where(painted[..., np.newaxis] & inside, np.float32(gray), image)
 
 
 def points_at(heat: FloatArray, mask: np.ndarray) -> bool | None:
-    """Return whether the hottest cell of (h, w) or one of its neighbors holds outlined blood of
-    the mask, uint8 (m, m).
+    """Return whether the hottest cell of (h, w) or one of its neighbors holds outlined blood of the
+    mask, uint8 (m, m).
     """
     bloody = mask == 1
     if not bloody.any():

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ml.checkpoints import digest, load_json, save_json
+from ml.checkpoints import digest, load_json, replacing, save_json
 from ml.datasets.examples import Example, slice_of
 from ml.errors import DatasetError, ImageError
 from ml.preprocessing.model_input import Frame, InputSpec, cut, to_input
@@ -61,18 +61,15 @@ def read_inputs(
     save_json(owner, made_of)
     if not all(path.is_file() for path in paths):
         shapes = (len(examples), spec.size, spec.size, 1), (len(examples), MASK_PX, MASK_PX)
-        unfinished = [path.with_name(f".{path.name}") for path in paths]
-        images = np.lib.format.open_memmap(
-            unfinished[0], mode="w+", dtype=np.float32, shape=shapes[0]
-        )
-        masks = np.lib.format.open_memmap(unfinished[1], mode="w+", dtype=np.uint8, shape=shapes[1])
-        for position, example in enumerate(examples):
-            images[position], masks[position] = _input_and_mask(example, spec)
-            report((position + 1) / len(examples))
-        images.flush()
-        masks.flush()
-        for before, path in zip(unfinished, paths, strict=True):
-            before.replace(path)
+        with replacing(paths[0]) as of_images, replacing(paths[1]) as of_masks:
+            create = np.lib.format.open_memmap
+            images = create(of_images, mode="w+", dtype=np.float32, shape=shapes[0])
+            masks = create(of_masks, mode="w+", dtype=np.uint8, shape=shapes[1])
+            for position, example in enumerate(examples):
+                images[position], masks[position] = _input_and_mask(example, spec)
+                report((position + 1) / len(examples))
+            images.flush()
+            masks.flush()
     return Inputs(*(np.asarray(np.load(path, mmap_mode="r")) for path in paths))
 
 

@@ -30,12 +30,12 @@ from ml.datasets.read import Dataset
 from ml.datasets.seen_images import describe_weights, marks_of, seen_json
 from ml.datasets.type_labels import known_types
 from ml.errors import SettingError
-from ml.evaluation import metrics as evaluation
 from ml.evaluation.answers import Answers
 from ml.evaluation.calibration import predictive_values_outside_band
+from ml.evaluation.metrics import confusion, metrics_with_intervals, roc_points
 from ml.models.contract import RECIPE, Fitted
+from ml.models.fine_tuned import require_usable
 from ml.networks.bleeding_types import fit_types
-from ml.networks.weights import load_weights
 from ml.preprocessing.model_input import InputSpec
 from ml.training.controls import blocked_because, control_names, fits_of_controls, run_controls
 from ml.training.cross_validation import OutOfFold, cross_validate
@@ -43,6 +43,7 @@ from ml.training.experiment import Experiment
 from ml.training.export_check import check_export
 from ml.training.heat_map_tests import summary
 from ml.training.inputs import read_inputs
+from ml.training.operating_points import named_points
 from ml.training.out_of_fold import write_predictions
 from ml.training.progress import Meter, Progress, TrainingStopped
 from ml.training.type_figures import figures_of_types, write_types
@@ -82,7 +83,7 @@ class TrainConfig:
         reuse: folder where fine-tuned convolutions are looked for and kept, so that trainings that
             ask for the same fine-tuning do it once; it changes no number, but for the rounding and
             the draws of whatever Keras computed with (`tuned_by` in the card).
-        licence_notes, notes: sentences for the card.
+        license_notes, notes: sentences for the card.
     """
 
     architecture: str
@@ -91,7 +92,7 @@ class TrainConfig:
     init: Path | Literal["random", "starter"] = "starter"
     command: str = ""
     reuse: Path | None = None
-    licence_notes: tuple[str, ...] = LICENSE_NOTES
+    license_notes: tuple[str, ...] = LICENSE_NOTES
     notes: tuple[str, ...] = ()
 
 
@@ -124,17 +125,38 @@ def train(
             if that is unfinished.
         ArtifactError: the initial weights are unusable.
         TrainingStopped: `should_stop` said so.
+
+    Example:
+        Twelve phantoms, one folder a class; so few images and no controls are for a try only.
+
+        >>> from pathlib import Path
+        >>> from ml.datasets.read import read_dataset
+        >>> from ml.scans.phantoms import phantom, write_png
+        >>> from ml.training.run import TrainConfig, train
+        >>> for seed in range(36, 48):
+        ...     folder = Path("heads", "hemorrhage" if seed % 2 else "normal")
+        ...     folder.mkdir(parents=True, exist_ok=True)
+        ...     hu = phantom(seed, hemorrhage=seed % 2 == 1, size=128)
+        ...     write_png(hu, folder / f"{seed}.png")
+        >>> settings = {"folds": 2, "input_size": 160, "layer": "conv3", "controls": "none"}
+        >>> config = TrainConfig("alexnet_svm", settings, init="random")
+        >>> card = train(config, [read_dataset(Path("heads"), "phantoms")], Path("run"))
+        >>> card.export_check["passed"], card.metrics["auroc"]["n"]
+        (True, 12)
+        >>> sorted(path.name for path in Path("run").iterdir())
+        ['model', 'predictions.csv']
     """
     architecture = architecture_named(config.architecture)
     settings = architecture.parse_settings(config.settings)
     folds, repeats = _folds_and_repeats(settings, len(datasets))
-    # Without a layer of AlexNet nothing starts from there, and nothing has been seen.
-    init, pool = start_of("random" if "layout" not in settings else config.init, datasets, folds)
+    # What starts from random weights has seen nothing.
+    init, pool = start_of(
+        config.init if architecture.encoder else "random", architecture.encoder, datasets, folds
+    )
     seen = marks_of(init)
     start_from = describe_weights(init)
     if init != "random":
-        groups = settings.get("groups")  # unusable weights are said before the folder is claimed
-        load_weights(init, config.seed, "conv2", groups=None if groups is None else int(groups))
+        require_usable(architecture, settings, init)  # said before the folder is claimed
     data_fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
     # their files decide the order
     placed = [example.name for example in pool.examples if example.place_mm is not None]
@@ -179,7 +201,7 @@ def train(
     controls = run_controls(
         of_labels,
         pool.examples,
-        out_of_fold.learnt_features,
+        out_of_fold.learned_features,
         folds,
         checkpoint,
         meter.between(*parts["controls"]),
@@ -190,22 +212,22 @@ def train(
     def tell_final(share: float, metrics: Mapping[str, float]) -> None:
         final_progress("final model", share, metrics)
 
-    weak = experiment.weak
+    weak_scans = experiment.weak_scans
     final = experiment.fit(
-        experiment.learnable,
+        experiment.labeled,
         checkpoint / "final",
         tell_final,
-        weak,
+        weak_scans,
         out_of_fold.held_out,
         out_of_fold.chosen,
     )
-    of_slices, of_scans = experiment.operating_points(final)
+    of_slices, of_scans = experiment.operating_points(final.held_out)
     meter.tell("export", 0.97, {})
     files = final.export(of_slices.platt, of_scans.platt)
     types = None
     if experiment.types is not None:
         types = fit_types(
-            final.descriptions, experiment.types.slices, experiment.groups, experiment.learnable
+            final.descriptions, experiment.types.slices, experiment.groups, experiment.labeled
         )
         if types.names:
             files[TYPES] = types.to_onnx()
@@ -215,15 +237,18 @@ def train(
     export_check = check_export(
         files, final, of_slices.platt, of_scans.platt, types, np.asarray(inputs.images[probe])
     )
-    calibrating = np.intersect1d(weak, final.held_out.scans)
+    calibrating = np.intersect1d(weak_scans, final.held_out.scans)
     taught_whole = [
         pool.examples[at]
         for at in np.flatnonzero(
-            np.isin(pool.scans, weak if architecture.learns_scans else calibrating)
+            np.isin(pool.scans, weak_scans if architecture.learns_scans else calibrating)
         )
     ]
     files[SEEN] = seen_json(
-        [e for e in pool.examples if e.label is not None], seen, final.learnt_features, taught_whole
+        [e for e in pool.examples if e.label is not None],
+        seen,
+        final.learned_features,
+        taught_whole,
     )
     meter.tell("figures", 0.98, {})
     known = pool.known
@@ -249,9 +274,9 @@ def train(
             "positive": int((pool.labels == 1).sum()),
             "negative": int((pool.labels == 0).sum()),
             "groups": len(np.unique(pool.groups[known])),
-            "judged": len(experiment.judged),
+            "judged": len(experiment.testable),
             "scans": len(out_of_fold.scans.at),
-            "licence_notes": list(config.licence_notes),
+            "licence_notes": list(config.license_notes),
         },
         metrics=_metrics(out_of_fold.slices, config.seed),
         metrics_by_dataset=_metrics_by_dataset(out_of_fold.slices, config.seed),
@@ -261,12 +286,15 @@ def train(
             level: predictive_values_outside_band(found.labels, found.zones)
             for level, found in _levels(out_of_fold)
         },
+        points=named_points(
+            experiment, config.architecture, out_of_fold.held_out, out_of_fold.held_out_folds
+        ),
         controls=controls,
         heat_maps=summary(out_of_fold.heat_maps, experiment.groups, config.seed),
         types=figures_of_types(experiment, out_of_fold, types.names if types else ()),
         blocked_because=blocked_because(controls) or "",
-        roc=evaluation.roc_points(out_of_fold.slices.labels, out_of_fold.slices.probabilities[0]),
-        confusion=evaluation.confusion(out_of_fold.slices.labels, out_of_fold.slices.predicted[0]),
+        roc=roc_points(out_of_fold.slices.labels, out_of_fold.slices.probabilities[0]),
+        confusion=confusion(out_of_fold.slices.labels, out_of_fold.slices.predicted[0]),
         protocol=_protocol(experiment, folds, repeats),
         export_check=export_check,
         versions=_versions(),
@@ -280,7 +308,7 @@ def train(
         command=config.command,
         notes=[
             *pool.notes,
-            *_notes_on_weak(weak, architecture.learns_scans, len(calibrating)),
+            *_notes_on_weak(weak_scans, architecture.learns_scans, len(calibrating)),
             *_notes_on_tuning(out_of_fold, final),
             *config.notes,
         ],
@@ -293,18 +321,18 @@ def train(
     return written
 
 
-def _notes_on_weak(weak: np.ndarray, learnt: bool, calibrating: int) -> list[str]:
-    if not len(weak):
+def _notes_on_weak(weak_scans: np.ndarray, learned: bool, calibrating: int) -> list[str]:
+    if not len(weak_scans):
         return []
-    if learnt:
+    if learned:
         taught = "teach the answer for a scan"
     elif calibrating:
         taught = "calibrate the answer for a scan and teach no slice"
     else:
         taught = "taught nothing, since this architecture learns from slices"
     return [
-        f"{len(weak)} scans are labeled as wholes only: they {taught}, are judged as patients, and"
-        " are in no slice figure."
+        f"{len(weak_scans)} scans are labeled as wholes only: they {taught}, are judged as"
+        " patients, and are in no slice figure."
     ]
 
 
@@ -398,7 +426,7 @@ def _levels(out_of_fold: OutOfFold) -> tuple[tuple[str, Answers], tuple[str, Ans
 
 
 def _metrics(answers: Answers, seed: int) -> dict[str, dict[str, Any]]:
-    return evaluation.metrics_with_intervals(
+    return metrics_with_intervals(
         answers.labels, answers.probabilities, answers.predicted, answers.groups, seed
     )
 
@@ -429,7 +457,7 @@ def _protocol(experiment: Experiment, folds: int, repeats: int) -> str:
             " the others only,"
         )
     return (
-        f"{split} on {len(experiment.judged)} of {len(experiment.learnable)} images, which the"
+        f"{split} on {len(experiment.testable)} of {len(experiment.labeled)} images, which the"
         f" initial weights had not seen; everything that learns, calibrations and thresholds"
         f" ({target})"
         " fitted inside each training part; pooled out-of-fold answers by slice and by patient; 95"

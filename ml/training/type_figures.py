@@ -18,6 +18,7 @@ from ml.datasets.examples import UNKNOWN, Example
 from ml.datasets.type_labels import KnownTypes
 from ml.evaluation.answers import Answers, write_answers
 from ml.evaluation.metrics import metrics_with_intervals
+from ml.training.answer_rows import whose_answer
 from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
 
@@ -137,15 +138,7 @@ def _rows(
     positions = answers.at if level == "slice" else experiment.first_of_scan[answers.at]
     for repeat in range(len(answers.types)):
         for column, (at, position) in enumerate(zip(answers.at, positions, strict=True)):
-            example = examples[position]
-            whole = level == "patient" and example.patient
-            row: dict[str, Any] = {
-                "level": level,
-                "dataset": example.dataset,
-                "filename": "" if whole else example.name,
-                "patient": example.scan_name,
-                "slice": "" if whole or example.slice is None else example.slice,
-                "group": answers.groups[column],
+            row = whose_answer(examples[position], level, answers.groups[column]) | {
                 "repeat": repeat,
                 "fold": int(answers.folds[repeat, column]),
             }

@@ -24,7 +24,9 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-VERDICT = re.compile(r"^(No )?Brain Hemorrhage Detected\.$")
+VERDICT = re.compile(
+    r"^((No )?Brain Hemorrhage Detected\.|Inconclusive\. Please have this scan read\.)$"
+)
 VERDICT_MS = 20_000
 IMPORT_MS = 60_000
 TRAINING_MS = 180_000

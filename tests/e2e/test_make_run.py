@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 import requests
 
 from ml.catalogue import STARTER_DIR
 from tests.e2e.conftest import eventually, free_port
-from webapp.config import PROJECT_ROOT
+from webapp.config import PROJECT_ROOT, socket_path
 
 PHANTOM = PROJECT_ROOT / "webapp" / "static" / "phantoms" / "phantom-1.png"
 READY_S = 90
@@ -234,15 +235,54 @@ def test_a_run_that_was_killed_takes_its_processes_along_and_frees_the_folder(
     eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
 
 
-def test_a_process_that_dies_ends_everything(make_run: MakeRun) -> None:
+def test_what_dies_is_started_again(make_run: MakeRun) -> None:
+    """A process that was killed, then the broker, beside files of it that are damaged."""
+    (make_run.home / "broker" / "appendonlydir").mkdir(parents=True)
+    for name in ("dump.rdb", "appendonlydir/appendonly.aof.manifest"):
+        (make_run.home / "broker" / name).write_bytes(b"REDIS0011 half of what it was")
     make_run.start()
-    web = re.search(r"web +started \(pid=(\d+)\)|web started \(pid=(\d+)\)", make_run.said)
-    assert web and make_run.process is not None
-    os.kill(int(web[1] or web[2]), signal.SIGKILL)
+    assert make_run.process is not None
+    web = re.findall(r"web started \(pid=(\d+)\)", make_run.said)[-1]
+    os.kill(int(web), signal.SIGKILL)
+    eventually(
+        lambda: make_run.said.count("web started") == 2 and make_run.is_ready(),
+        "The web process answers again",
+        READY_S,
+    )
+    assert "exited (status -9) and is being restarted" in make_run.said
 
-    assert make_run.process.wait(STOP_S) == 1, make_run.said
-    assert make_run.said.endswith(
-        "A process exited unexpectedly (status -9; see above), so all processes were stopped.\n"
+    with redis.Redis(unix_socket_path=str(socket_path(make_run.home))) as client:
+        killed = int(client.info("server")["process_id"])
+        os.kill(killed, signal.SIGKILL)
+        eventually(
+            lambda: pid_of_broker(make_run) not in (None, killed), "The broker answers again", 30
+        )
+    assert "The embedded broker exited and is being restarted." in make_run.said
+    if (STARTER_DIR / "card.json").exists():
+        a_phantom_is_answered(make_run, the_first_admin_logs_in(make_run))
+
+    assert make_run.stop(signal.SIGINT) == 0, make_run.said
+    assert make_run.remains() == []
+    kept = {path.name for path in (make_run.home / "broker").iterdir()}
+    assert kept == {"valkey.conf", "valkey.log"}
+
+
+def pid_of_broker(make_run: MakeRun) -> int | None:
+    """Return the process that the broker is, None where nobody answers."""
+    try:
+        with redis.Redis(unix_socket_path=str(socket_path(make_run.home))) as client:
+            return int(client.info("server")["process_id"])
+    except redis.ConnectionError:
+        return None
+
+
+def test_a_process_that_cannot_work_ends_everything(make_run: MakeRun) -> None:
+    make_run.environ["WEB_PROCESSES"] = "many"
+    said = make_run.again()
+
+    assert said.returncode == 1
+    assert said.stdout.endswith(
+        "A process exited unexpectedly (status 1; see above), so all processes were stopped.\n"
     )
     eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
 

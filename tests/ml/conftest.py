@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ml.artifacts.card import Card
 from ml.artifacts.folder import write_model
+from ml.networks.onnx_graph import model_of, serialized
 
 CELLS = 8
 INPUT_PX = 64
@@ -164,10 +165,7 @@ def _graph(
         ]
 
     initial = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "tiny", described(takes), described(gives), initial)
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    ).SerializeToString()
+    return serialized(model_of(nodes, "tiny", described(takes), described(gives), initial))
 
 
 @pytest.fixture
@@ -201,13 +199,12 @@ def few_repetitions() -> Iterator[None]:
     """What a training repeats for the sake of its figures it does but once or twice: controls and
     heat maps take most of its time.
     """
-    from ml.training import controls as honesty
-    from ml.training import cross_validation
+    from ml.training import controls, cross_validation
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(honesty, "CHEAP_PERMUTATIONS", 2)
-        patch.setattr(honesty, "DEAR_PERMUTATIONS", 2)
-        patch.setattr(honesty, "TREES", 20)
+        patch.setattr(controls, "CHEAP_PERMUTATIONS", 2)
+        patch.setattr(controls, "DEAR_PERMUTATIONS", 2)
+        patch.setattr(controls, "TREES", 20)
         patch.setattr(cross_validation, "MOST_HEAT_MAPS", 1)
         yield
 

@@ -49,7 +49,13 @@ def test_ready_when_a_predict_worker_lives_and_a_message_arrived(any_database_ap
     answer = any_database_app.test_client().get("/readyz")
     assert answer.json == {
         "status": "ready",
-        "checks": {"database": True, "broker": True, "predict_worker": True},
+        "checks": {
+            "database": True,
+            "broker": True,
+            "predict_worker": True,
+            "free_space": True,
+            "storage": True,
+        },
     }
     assert answer.status_code == 200
     assert answer.headers["Cache-Control"] == "no-store"
@@ -100,7 +106,13 @@ def test_a_dead_database_is_told_at_once_and_without_a_traceback(
     assert answer.status_code == 503
     assert answer.json == {
         "status": "not ready",
-        "checks": {"database": False, "broker": None, "predict_worker": None},
+        "checks": {
+            "database": False,
+            "broker": None,
+            "predict_worker": None,
+            "free_space": None,
+            "storage": False,
+        },
     }
     assert time.monotonic() - began < 5
     assert broken.test_client().get("/healthz").status_code == 200

@@ -22,6 +22,9 @@ from webapp.models import AuditEvent, JobStatus, Scan
 OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
 """A database of the eleven migrations that the first one replaces, with rows in every table."""
 
+SINCE = {"second_factor", "recovery_code"}
+"""Tables that later migrations made."""
+
 
 @contextmanager
 def app_at(database_url: str, home: Path) -> Iterator[Flask]:
@@ -97,11 +100,16 @@ def test_the_migrations_go_down_to_nothing_and_up_again(empty_app: Flask) -> Non
 
 def test_a_database_of_the_eleven_migrations_goes_on_with_its_rows(app_of_eleven: Flask) -> None:
     before = rows()
-    assert all(before.values()) and before.keys() == {"alembic_version", *db.metadata.tables}
+    assert all(before.values())
+    assert before.keys() == {"alembic_version", *db.metadata.tables} - SINCE
 
     flask_migrate.upgrade()
 
-    assert rows() == before
+    after = rows()
+    assert {name: after[name] for name in before if name != "alembic_version"} == {
+        name: found for name, found in before.items() if name != "alembic_version"
+    }
+    assert not any(after[name] for name in SINCE)
     assert differences() == []
     scan = db.session.scalars(select(Scan).where(Scan.title == "A series")).one()
     assert scan.status == JobStatus.DONE

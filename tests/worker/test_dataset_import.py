@@ -117,8 +117,8 @@ def with_a_swelling_image(tmp_path: Path) -> bytes:
 
 
 @pytest.fixture
-def small_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
-    child = Decoder(300, 60)
+def small_decoder(worker_app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
+    child = Decoder(300, 60, presence().folder)
     monkeypatch.setattr(decoder, "_decoder", child)
     yield child
     child.close()

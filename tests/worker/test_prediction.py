@@ -35,8 +35,7 @@ from webapp.models import (
     retry,
 )
 from webapp.storage import Storage, StorageError, storage
-from worker import heat_maps, leases, prediction, predictors, tasks
-from worker import scan_files as files
+from worker import heat_maps, leases, prediction, predictors, scan_files, tasks
 from worker.heartbeat import presence
 from worker.retries import NO_ROOM
 
@@ -645,14 +644,14 @@ def test_a_workers_full_disk_is_tried_again_and_never_called_the_files_fault(
 ) -> None:
     install_model()
     (lucky, unlucky) = submit(picture(), picture(3))
-    real, refusals = files.decode, iter([True, False, True, True, True, True])
+    real, refusals = scan_files.decode, iter([True, False, True, True, True, True])
 
     def decode(paths: Sequence[Path], **limits: int) -> Series:
         if next(refusals):
             raise OSError("No space left on device")
         return real(paths, **limits)
 
-    monkeypatch.setattr(files, "decode", decode)
+    monkeypatch.setattr(scan_files, "decode", decode)
     prediction.answer_next_scans()
     assert scan(lucky).status == "done"
     assert (scan(unlucky).status, scan(unlucky).error) == ("failed", NO_ROOM)

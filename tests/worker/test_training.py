@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 from ml.artifacts.card import Card
 from ml.artifacts.folder import write_model
 from ml.catalogue import IMAGENET_WEIGHTS
-from ml.datasets.read import Dataset as Opened
+from ml.datasets.read import Dataset as LoadedDataset
 from ml.errors import SettingError
 from ml.evaluation.answers import write_answers
 from ml.training.progress import Progress, TrainingStopped
@@ -68,7 +68,7 @@ class StubTraining:
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.config: TrainConfig | None = None
-        self.datasets: Sequence[Opened] = ()
+        self.datasets: Sequence[LoadedDataset] = ()
         self.after_step: Callable[[int], None] = lambda step: None
         self.passed = True
         self.blocked_because = ""
@@ -77,7 +77,7 @@ class StubTraining:
     def __call__(
         self,
         config: TrainConfig,
-        datasets: Sequence[Opened],
+        datasets: Sequence[LoadedDataset],
         out_dir: Path,
         on_progress: Say,
         should_stop: Ask,
@@ -428,7 +428,7 @@ def test_a_run_whose_checkpoint_is_of_an_earlier_version_begins_anew(
 
     def of_a_newer_version(
         config: TrainConfig,
-        datasets: Sequence[Opened],
+        datasets: Sequence[LoadedDataset],
         out_dir: Path,
         on_progress: Say,
         should_stop: Ask,

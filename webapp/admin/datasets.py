@@ -30,6 +30,7 @@ from webapp.forms import PostedForm, TextField, at_most
 from webapp.intake import UploadRejected, accept_dataset
 from webapp.intake.spool import incoming_folder
 from webapp.models import Act, Dataset, cancel
+from webapp.space import disk_full_is_told, require_space
 from webapp.storage import storage
 
 MULTIPART_ALLOWANCE = 2**20  # For multipart boundaries and small fields.
@@ -117,6 +118,7 @@ def uploaded_form() -> Iterator[MultiDict[str, Any] | None]:
     with ExitStack() as spooled:
 
         def spool(*_: object, **__: object) -> IO[bytes]:
+            require_space(request.content_length or 0)
             return spooled.enter_context(
                 NamedTemporaryFile(dir=incoming_folder(), prefix="dataset-", suffix=".zip")
             )
@@ -128,12 +130,14 @@ def uploaded_form() -> Iterator[MultiDict[str, Any] | None]:
             max_form_parts=10,
         )
         try:
-            _, fields, files = parser.parse_from_environ(request.environ)
+            with disk_full_is_told():
+                _, fields, files = parser.parse_from_environ(request.environ)
         except RequestEntityTooLarge:
             yield None
             return
-        for stream in files.values():
-            stream.flush()
+        with disk_full_is_told():
+            for stream in files.values():
+                stream.flush()
         yield CombinedMultiDict([files, fields])
 
 

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Blueprint, Response, abort, flash, make_response, render_template, request
+from flask import (
+    Blueprint,
+    Response,
+    abort,
+    flash,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import Row, Select, func, select
@@ -15,6 +25,7 @@ from webapp.extensions import Base, db, login_manager
 from webapp.forms import is_id
 from webapp.models import JobStatus, Leased
 from webapp.paging import PageNumbers, requested_page
+from webapp.second_factors import lacks_required_factor
 
 ROWS_PER_PAGE = 25
 REFUSED = 400  # A form that was refused.
@@ -25,12 +36,17 @@ blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 
 @blueprint.before_request
 def admit_admins_only() -> ResponseReturnValue | None:
-    """Redirect anonymous users to the login; return 404 to users who are not administrators."""
+    """Redirect anonymous users to the login, and administrators without a required second factor to
+    their account; return 404 to other users.
+    """
     if not current_user.is_authenticated:
         answer: ResponseReturnValue = login_manager.unauthorized()
         return answer
     if not current_user.is_admin:
         abort(404)
+    if lacks_required_factor(current_user):
+        flash("Administrators must set up a second factor first.", "warning")
+        return redirect(url_for("auth.account", _anchor="second-factor"))
     if not all(is_id(value) for value in (request.view_args or {}).values()):
         abort(404)
     return None
@@ -75,10 +91,10 @@ def is_pending(job: Leased) -> bool:
 class Page(PageNumbers):
     """The rows of one page of a long table."""
 
-    rows: Sequence[Row[Any]]
+    rows: Sequence[Row[*tuple[Any, ...]]]
 
 
-def page_of(table: type[Base], rows: Select[Any]) -> Page:
+def page_of(table: type[Base], rows: Select[*tuple[Any, ...]]) -> Page:
     """Return the requested page of `rows`, which are one for each row of `table`."""
     total = db.session.scalar(select(func.count()).select_from(table)) or 0
     page = requested_page(total, ROWS_PER_PAGE)

@@ -23,8 +23,8 @@ from wtforms.widgets import CheckboxInput, NumberInput
 
 from ml.catalogue import (
     ARCHITECTURES,
+    EVALUATION_SETTINGS,
     IMAGENET_WEIGHTS,
-    JUDGING,
     PREPROCESSING,
     STARTER_DIR,
     STARTER_SERIES_DIR,
@@ -215,7 +215,7 @@ def settings_in_groups(
     form: PostedForm, architecture: Architecture
 ) -> list[tuple[str, list[Field]]]:
     """Return the settings' fields in titled groups; those specific to the architecture first."""
-    shared = {"Evaluation": JUDGING, "Image preprocessing": PREPROCESSING}
+    shared = {"Evaluation": EVALUATION_SETTINGS, "Image preprocessing": PREPROCESSING}
     own = [
         setting
         for setting in architecture.settings

@@ -1,4 +1,6 @@
-"""The pages of users: password-reset links, disabling and deletion of accounts."""
+"""The pages of users: password-reset links, lost second factors, disabling and deletion of
+accounts.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ from webapp.auth import FILES_LEFT
 from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, utc_now
 from webapp.logins import end_logins
-from webapp.models import Act, PasswordReset, User, active_admins
+from webapp.models import Act, PasswordReset, SecondFactor, User, active_admins
 from webapp.models.accounts import new_secret, secret_hash
+from webapp.second_factors import remove
 
 
 @blueprint.get("/users")
@@ -24,7 +27,12 @@ def users() -> ResponseReturnValue:
     """List all users, newest first."""
     return render_template(
         "admin/users.html",
-        page=page_of(User, select(User).order_by(User.created_at.desc(), User.id)),
+        page=page_of(
+            User,
+            select(User, SecondFactor.confirmed_at)
+            .outerjoin(SecondFactor, SecondFactor.user_id == User.id)
+            .order_by(User.created_at.desc(), User.id),
+        ),
     )
 
 
@@ -50,6 +58,26 @@ def make_reset_link(user_id: str) -> ResponseReturnValue:
     )
     answer.cache_control.no_store = True
     return answer
+
+
+@blueprint.post("/users/<user_id>/second-factor/reset")
+def reset_second_factor(user_id: str) -> ResponseReturnValue:
+    """Take away the second factor of somebody who lost it, and end their logins; one's own takes
+    password and code, on the account page.
+    """
+    user = db.get_or_404(User, user_id)
+    if user.id == current_user.id:
+        return redirect(url_for("auth.account", _anchor="second-factor"))
+    if remove(user.id):
+        end_logins(user)
+        record(Act.SECOND_FACTOR_REMOVED, user.id)
+        flash(
+            f"The second factor of {user.username} has been removed, and all sessions were logged"
+            " out. The password alone logs in until a new one is set up.",
+            "success",
+        )
+    db.session.commit()
+    return redirect(url_for("admin.users"))
 
 
 @blueprint.post("/users/<user_id>/delete")

@@ -89,7 +89,7 @@ from webapp.models import (
         },
     }
 )
-@documented_problems(413, 415, 422, 429, 503)
+@documented_problems(413, 415, 422, 429, 503, 507)
 @blueprint.response(202, SubmissionSchema)
 def submit() -> dict[str, Any]:
     """Submit slices or series; all DICOM files of a series become one scan.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from marshmallow import Schema, fields, pre_load, validate
 
+from ml.verdict import STATES
 from webapp.models import JobStatus, Order
 
 
@@ -64,6 +65,16 @@ class ResultSchema(Schema):
     positive = fields.Boolean(required=True)
     uncertain = fields.Boolean(
         required=True, metadata={"description": "The probability is close to the threshold."}
+    )
+    state = fields.String(
+        required=True,
+        validate=validate.OneOf(STATES),
+        metadata={
+            "description": (
+                "suspected, not found, or inconclusive: the probability lies in the band around the"
+                " threshold within which neither answer is reliable."
+            )
+        },
     )
     probability = fields.Float(required=True)
     threshold = fields.Float(required=True)

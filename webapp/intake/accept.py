@@ -34,6 +34,7 @@ from webapp.intake.spool import incoming_folder
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
 from webapp.models import IN_ITS_TURN, Act, Dataset, JobStatus, Scan, new_id, urgent_room
 from webapp.models.accounts import lock_person
+from webapp.space import disk_full_is_told, require_cap, require_space
 from webapp.storage import StorageError, new_key, storage
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ def accept_scans(
 
     Raises:
         UploadRejected: a file or the title is not accepted, or the account is gone or disabled.
-        StorageError: the storage did not take a file.
+        StorageError: the storage did not take a file; a `StorageFull` where there is no room, or
+            where all scans take as much as they may.
     """
     title = title.strip()
     problem = text_problem(title, MAX_TITLE)
@@ -106,6 +108,8 @@ def accept_scans(
         raise UploadRejected(f"Invalid title. {problem}")
     _require_files(files)
     _require_room(user_id)
+    require_space(0)
+    require_cap()
     # No transaction, on SQLite the write lock, is open while files are read and stored.
     db.session.commit()
     scans: list[Scan] = []
@@ -209,7 +213,8 @@ def accept_dataset(
 def _disk_has_room() -> Iterator[None]:
     """Turn a disk that is full, or refuses, into a `StorageError`."""
     try:
-        yield
+        with disk_full_is_told():
+            yield
     except OSError as err:
         raise StorageError(
             "The server could not store your files. Please try again later."

@@ -26,6 +26,7 @@ from webapp.models.scans import (
     retry,
     urgent_room,
 )
+from webapp.models.second_factors import RecoveryCode, SecondFactor
 
 __all__ = [
     "IN_ITS_TURN",
@@ -45,8 +46,10 @@ __all__ = [
     "Prediction",
     "Promotion",
     "PromotionRefused",
+    "RecoveryCode",
     "Role",
     "Scan",
+    "SecondFactor",
     "TrainingRun",
     "User",
     "Worker",

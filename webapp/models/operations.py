@@ -42,6 +42,11 @@ class Act(StrEnum):
     RESET_LINK_MADE = "reset link made"  # (the person it is for)
     TOKEN_MADE = "token made"
     TOKEN_REVOKED = "token revoked"
+    SECOND_FACTOR_SET_UP = "second factor set up"
+    SECOND_FACTOR_FAILED = "second factor failed"  # (the person, after the right password)
+    SECOND_FACTOR_REMOVED = "second factor removed"  # (the person whose it was)
+    RECOVERY_CODES_MADE = "recovery codes made"
+    RECOVERY_CODE_USED = "recovery code used"
     USER_DISABLED = "user disabled"
     USER_ENABLED = "user enabled"
     ACCOUNT_DELETED = "account deleted"

@@ -107,7 +107,7 @@ def test_a_model_that_needs_more_than_itself_is_refused(
     model = onnx.load_from_string(head_graph())
     change(model)
     with pytest.raises(ArtifactError, match=rf"The model's head\.onnx {sentence}"):
-        Predictor(tiny_model(head=model.SerializeToString()), judges_pictures=False)
+        Predictor(tiny_model(head=model.SerializeToString()), checks_head_ct=False)
 
 
 @pytest.mark.parametrize("folder", [STARTER_DIR, STARTER_SERIES_DIR])

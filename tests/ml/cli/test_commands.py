@@ -229,10 +229,10 @@ def test_predict_and_evaluate_say_what_they_had_to_assume(
     tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "set").mkdir()
-    colours = np.zeros((96, 96, 3), np.uint8)
-    colours[..., 2] = np.random.default_rng(0).integers(0, 256, (96, 96))
+    colors = np.zeros((96, 96, 3), np.uint8)
+    colors[..., 2] = np.random.default_rng(0).integers(0, 256, (96, 96))
     for number in range(2):
-        Image.fromarray(colours).save(tmp_path / "set" / f"{number}.png")
+        Image.fromarray(colors).save(tmp_path / "set" / f"{number}.png")
     (tmp_path / "set" / "labels.csv").write_text("filename,label\n0.png,1\n1.png,0\n")
     assert (
         main(["predict", str(tiny_model()), str(tmp_path / "set" / "0.png"), "--format", "json"])

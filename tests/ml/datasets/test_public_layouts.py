@@ -374,7 +374,7 @@ def test_a_wrong_row_of_cq500s_table_is_named(cq500: Path) -> None:
 
 def test_scans_of_cq500_stand_in_a_pool_beside_labeled_slices(cq500: Path, rsna: Path) -> None:
     pool = pool_datasets([read_dataset(rsna), read_dataset(cq500)], (), 0)
-    assert len(pool.labels) == 6 + 14 and pool.told == {3: 1, 4: 0}
+    assert len(pool.labels) == 6 + 14 and pool.given_scan_labels == {3: 1, 4: 0}
     assert not pool.known[6:].any() and pool.known[:6].all()
 
 

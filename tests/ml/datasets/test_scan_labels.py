@@ -47,7 +47,11 @@ def test_a_table_of_patients_labels_the_scans_whose_slices_nobody_labeled(tmp_pa
         frozenset(),
     ]
     pool = pool_datasets([found], (), 1)
-    assert len(pool.labels) == 12 and pool.told == {4: 1, 5: 0} and not pool.known[8:].any()
+    assert (
+        len(pool.labels) == 12
+        and pool.given_scan_labels == {4: 1, 5: 0}
+        and not pool.known[8:].any()
+    )
 
 
 def test_a_column_labels_scans_too_even_where_no_slice_has_a_label(tmp_path: Path) -> None:
@@ -69,7 +73,7 @@ def test_where_every_slice_is_labeled_the_slices_say_it_all(tmp_path: Path) -> N
     assert (
         found.fingerprint == before.fingerprint
         and set(told(found).values()) == {None}
-        and pool_datasets([found], (), 1).told == {}
+        and pool_datasets([found], (), 1).given_scan_labels == {}
     )
     assert found.problems == (
         (

@@ -43,14 +43,19 @@ def test_a_finding_has_the_probability_of_the_graph(tiny_model: TinyModel) -> No
 
 
 @pytest.mark.parametrize(
-    ("logit", "positive", "uncertain"),
-    [(-2.0, False, False), (-0.3, False, True), (0.3, True, True), (2.0, True, False)],
+    ("logit", "positive", "uncertain", "state"),
+    [
+        (-2.0, False, False, "not found"),
+        (-0.3, False, True, "inconclusive"),
+        (0.3, True, True, "inconclusive"),
+        (2.0, True, False, "suspected"),
+    ],
 )
 def test_threshold_and_uncertain_band_are_the_cards(
-    tiny_model: TinyModel, logit: float, positive: bool, uncertain: bool
+    tiny_model: TinyModel, logit: float, positive: bool, uncertain: bool, state: str
 ) -> None:
     finding = Predictor(tiny_model()).predict(Series((with_bright_cell(0.5 + logit / 8),)))
-    assert (finding.positive, finding.uncertain) == (positive, uncertain)
+    assert (finding.positive, finding.uncertain, finding.state) == (positive, uncertain, state)
 
 
 def test_the_threshold_itself_is_positive_and_the_band_is_half_open(tiny_model: TinyModel) -> None:
@@ -80,7 +85,7 @@ def test_many_scans_get_the_answers_that_each_gets_alone(tiny_model: TinyModel) 
 
 
 def test_warnings_of_the_series_reach_the_finding(tiny_model: TinyModel) -> None:
-    predictor = Predictor(tiny_model(), judges_pictures=False)
+    predictor = Predictor(tiny_model(), checks_head_ct=False)
     finding = predictor.predict(
         Series((with_bright_cell(0.9),), ("The picture has colors; they were removed.",))
     )
@@ -93,7 +98,7 @@ def test_what_is_no_head_ct_is_answered_for_and_called_so(tiny_model: TinyModel)
     assert finding.refused and finding.not_head_ct >= REFUSED_FROM
     assert finding.warnings == (NOT_HEAD_CT,)
     assert finding.probability == pytest.approx(sigmoid(8 * 0.4), abs=1e-6)
-    unasked = Predictor(tiny_model(), judges_pictures=False).predict(bars)
+    unasked = Predictor(tiny_model(), checks_head_ct=False).predict(bars)
     assert (unasked.refused, unasked.not_head_ct, unasked.warnings) == (False, 0.0, ())
 
 
@@ -112,7 +117,7 @@ def test_thin_slices_are_read_as_slabs_and_each_has_the_answer_of_its_own(
         1.0,
     )
     thick = Series((with_bright_cell(0.7), with_bright_cell(0.1)), (), 5.0)
-    predictor = Predictor(tiny_model(reads="series", head={"context": 0.5}), judges_pictures=False)
+    predictor = Predictor(tiny_model(reads="series", head={"context": 0.5}), checks_head_ct=False)
     of_thin, of_thick = predictor.predict(thin), predictor.predict(thick)
     assert of_thin.probability == pytest.approx(of_thick.probability, abs=1e-6)
     expected = np.repeat(of_thick.slice_probabilities, 5)
@@ -126,7 +131,7 @@ def test_thin_slices_are_read_as_slabs_and_each_has_the_answer_of_its_own(
 
 def test_a_single_thin_slab_is_judged_as_a_single_slice(tiny_model: TinyModel) -> None:
     card = {"scan_threshold": 0.99, "scan_uncertain_low": 0.98, "scan_uncertain_high": 0.995}
-    predictor = Predictor(tiny_model(**card), judges_pictures=False)
+    predictor = Predictor(tiny_model(**card), checks_head_ct=False)
     three = tuple(with_bright_cell(0.9) for _ in range(3))
     assert predictor.predict(Series(three, (), 1.0)).threshold == 0.5
     assert predictor.predict(Series(three, (), 5.0)).threshold == 0.99
@@ -164,7 +169,7 @@ def test_a_model_without_types_tells_none(tiny_model: TinyModel) -> None:
 def test_progress_is_told_in_slices_and_a_stop_is_obeyed_between_chunks(
     tiny_model: TinyModel,
 ) -> None:
-    predictor = Predictor(tiny_model(), judges_pictures=False)
+    predictor = Predictor(tiny_model(), checks_head_ct=False)
     scan = Series(tuple(with_bright_cell(0.5) for _ in range(40)), (), 5.0)
     told: list[tuple[int, int]] = []
     predictor.predict(scan, lambda done, total: told.append((done, total)))

@@ -251,7 +251,7 @@ def test_weights_that_have_seen_the_pictures_are_refused(
     write_model(
         tmp_path / "seen",
         make_card(),
-        graphs | {SEEN: seen_json(phantoms.examples, (), learnt_features=True)},
+        graphs | {SEEN: seen_json(phantoms.examples, (), learned_features=True)},
     )
     with pytest.raises(DatasetError, match="The initial weights have already seen these images"):
         run_paper(phantoms, few_cells("alexnet_svm"), tmp_path / "out", init=tmp_path / "seen")

@@ -381,7 +381,7 @@ def test_pictures_listed_by_an_earlier_version_are_known_by_their_files_alone(
     )
     assert said in pool.notes
     renewed = json.loads(
-        seen_json([first], ((first.sha256[:16], "0123456789abcdef"),), learnt_features=True)
+        seen_json([first], ((first.sha256[:16], "0123456789abcdef"),), learned_features=True)
     )
     assert renewed["features"] == [[first.sha256[:16], first.dhash]]
 
@@ -415,8 +415,8 @@ def test_an_unknown_slice_stays_in_its_scan_between_its_neighbors(phantoms: Data
 
 def test_what_shaped_the_features_stays_apart_from_what_shaped_the_head(phantoms: Dataset) -> None:
     before = (("aaaa", "bbbb"),)
-    frozen = json.loads(seen_json(phantoms.examples[:1], before, learnt_features=False))
-    tuned = json.loads(seen_json(phantoms.examples[:1], before, learnt_features=True))
+    frozen = json.loads(seen_json(phantoms.examples[:1], before, learned_features=False))
+    tuned = json.loads(seen_json(phantoms.examples[:1], before, learned_features=True))
     mark = [phantoms.examples[0].sha256[:16], phantoms.examples[0].dhash]
     assert frozen == {"features": [["aaaa", "bbbb"]], "head": [mark]}
     assert sorted(tuned["features"]) == sorted([["aaaa", "bbbb"], mark])
@@ -466,7 +466,7 @@ def test_the_starter_gives_way_to_random_weights_for_images_that_it_has_seen(
     files = {
         name: (trained[0] / "model" / name).read_bytes() for name in ("features.onnx", "head.onnx")
     }
-    files["seen.json"] = seen_json(phantoms.examples, (), learnt_features=True)
+    files["seen.json"] = seen_json(phantoms.examples, (), learned_features=True)
     write_model(tmp_path / "seen", card, files)
     monkeypatch.setattr(pool, "STARTER_DIR", tmp_path / "seen")
     monkeypatch.setattr(pool, "STARTER_SERIES_DIR", tmp_path / "none")
