@@ -277,7 +277,7 @@ def reset_second_factor(username: str) -> None:
     """
     user = db.session.scalar(select(User).where(User.username_key == username.lower()))
     if user is None:
-        raise click.ClickException(f"There is no user {username!r}.")
+        raise click.ClickException(f"User {username!r} does not exist.")
     if not remove(user.id):
         raise click.ClickException(f"{user.username} has no second factor.")
     end_logins(user)
