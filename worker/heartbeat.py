@@ -1,6 +1,4 @@
-"""A worker process that is alive says so: its row, its heartbeat, the leases it holds and its
-folder.
-"""
+"""The heartbeat of a worker process: it keeps its row, its leases and its folder alive."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from worker import leases
 log = logging.getLogger(__name__)
 
 ABANDONED_S = 600
-"""A worker that has not touched its folder for so long will not come back for it."""
+"""A work folder that has not been touched for this long was abandoned."""
 
 
 class Presence:

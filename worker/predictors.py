@@ -1,4 +1,4 @@
-"""The models of this process: fetched from the storage once a machine, loaded once a process."""
+"""The models of this process: downloaded once per machine, loaded once per process."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.csv"
 ANSWERS = (PREDICTIONS, "types.csv")
-"""What a training answered out of fold, stored beside its model and no part of it; comparisons read
-the first, people the second.
+"""The out-of-fold predictions of a training, stored beside its model but not part of it;
+comparisons read the first file, people the second.
 """
 
 MOST_LOADED = 3
-"""The live models of slices and of series, and one before, whose heat maps may still be waiting."""
+"""The live models for slices and for series, and a previous one with heat maps still to draw."""
 
 _loaded: OrderedDict[str, Predictor] = OrderedDict()
 
 
 def predictor_for(version: ModelVersion) -> Predictor:
-    """Return the predictor of that version, loading it if this process has not.
+    """Return the predictor of a model version, loading it on first use.
 
     Raises:
-        StorageError: its files cannot be fetched.
-        ArtifactError: its files are not those that were stored.
+        StorageError: its files cannot be downloaded.
+        ArtifactError: its files differ from those that were stored.
     """
     predictor = _loaded.get(version.card_id)
     if predictor is None:
@@ -55,12 +55,12 @@ def predictor_for(version: ModelVersion) -> Predictor:
 
 
 def model_folder(version: ModelVersion) -> Path:
-    """Return the folder of that version on this machine: its files are those that its card names,
-    or are fetched anew.
+    """Return the local folder of a model version, downloading it if it is missing or its files do
+    not match its card.
 
     Raises:
-        StorageError: they cannot be fetched.
-        ArtifactError: what was fetched is not that model.
+        StorageError: its files cannot be downloaded.
+        ArtifactError: the downloaded files are not that model.
     """
     folder = Path(current_app.config["HEMOSCAN_HOME"]) / "cache" / "models" / version.card_id
     if folder.is_dir():
@@ -85,7 +85,7 @@ def model_folder(version: ModelVersion) -> Path:
         try:
             fetched.rename(folder)
         except OSError:
-            # Another worker of this machine was first; its folder is as good.
+            # Another worker on this machine was faster; its folder will do.
             if not folder.is_dir():
                 raise
     finally:
@@ -94,10 +94,10 @@ def model_folder(version: ModelVersion) -> Path:
 
 
 def _files_of(version: ModelVersion) -> list[str]:
-    """Return the keys of a version's files; none is a failure to read them: a folder that is not
-    mounted lists nothing.
+    """Return the storage keys of a version's files; finding none is an error, since a folder that
+    is not mounted looks empty.
     """
     keys = storage.keys(version.storage_prefix)
     if not keys:
-        raise StorageError(f"There are no files of model version {version.id} in the storage.")
+        raise StorageError(f"The storage has no files of model version {version.id}.")
     return keys

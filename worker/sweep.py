@@ -1,6 +1,4 @@
-"""What brings work back: rows whose worker died return to the queue, and a queue whose nudges were
-lost gets new ones.
-"""
+"""The sweep: returns rows of dead workers to the queue, and replaces lost nudges."""
 
 from __future__ import annotations
 
@@ -26,15 +24,16 @@ DOING: dict[type[Leased], str] = {
     Dataset: "was importing this data set",
     TrainingRun: "was training without reaching a new checkpoint",
 }
-# Nudges of a queue are interchangeable: each makes a worker look for all that the queue is for.
+# Nudges of a queue are interchangeable: each makes a worker look for every kind of work in it.
 NUDGE_OF_QUEUE = {jobs.PREDICT: jobs.PREDICT_SCANS, jobs.TRAIN: jobs.TRAIN_MODEL}
 SILENT_FOR_GOOD_S = 24 * 3600
 
 
 def sweep() -> None:
-    """Reap, nudge and tidy; any number of maintenance workers may do so at once.
+    """Requeue abandoned rows, nudge workers and clean up; safe for several maintenance workers at
+    once.
 
-    A database that others hold for too long is left to the next sweep.
+    If the database is locked for too long, the next sweep tries again.
     """
     try:
         bring_back()
@@ -44,12 +43,12 @@ def sweep() -> None:
             raise
         log.warning("the database was busy for too long; the next sweep comes in seconds")
     else:
-        forget_deleted(waits_s=())  # What a deletion could not, because somebody was reading.
+        forget_deleted(waits_s=())  # What a deletion could not clear because of a reader.
     remove_abandoned_folders()
 
 
 def bring_back() -> None:
-    """Return work to its queue whose worker died, and see to it that somebody looks there."""
+    """Requeue rows of dead workers, and make sure that each queue has enough nudges."""
     note_delivery()
     for table, what in DOING.items():
         reaped = leases.reap(table, what)
@@ -71,9 +70,7 @@ def bring_back() -> None:
 
 
 def note_delivery() -> None:
-    """Write that the broker brought this worker a message: the readiness check reads it instead of
-    asking the broker.
-    """
+    """Record that the broker delivered a message to this worker, for the readiness check."""
     db.session.execute(
         update(Worker).where(Worker.id == presence().owner).values(delivered_at=database_now())
     )
@@ -81,8 +78,8 @@ def note_delivery() -> None:
 
 
 def top_up(queue: str) -> bool:
-    """Send nudges until min(queued rows, 2 x live workers) wait in `queue`; False if the broker
-    cannot be reached.
+    """Send nudges until min(queued rows, 2 x live workers) are in `queue`; return False if the
+    broker is unreachable.
     """
     live = (
         select(func.count())
@@ -92,7 +89,7 @@ def top_up(queue: str) -> bool:
     most = max(1, 2 * (db.session.scalar(live) or 0))
     queued = 0
     for table in (table for table, of in jobs.QUEUE_OF_TABLE.items() if of == queue):
-        # No further than is of interest: the queue may be ten thousand rows long.
+        # Counted up to `most` only, since the queue may have ten thousand rows.
         some = select(table.id).where(table.status == JobStatus.QUEUED).limit(most).subquery()
         queued += db.session.scalar(select(func.count()).select_from(some)) or 0
     db.session.commit()
@@ -105,8 +102,8 @@ def top_up(queue: str) -> bool:
 
 
 def nudges_in(queue: str) -> int | None:
-    """Return how many messages wait in the broker, so that an idle minute does not pile them up;
-    None if it cannot be reached.
+    """Return how many messages are in the broker's queue, so that they do not pile up; None if it
+    is unreachable.
     """
     celery: Celery = current_app.extensions["celery"]
     with celery.connection_for_write() as connection:

@@ -1,5 +1,5 @@
-"""One training run: from its row to a model version, continuing from its checkpoint wherever it was
-interrupted.
+"""Turns a training run into a model version; interrupted runs continue from their checkpoint, on
+any machine.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ WRITE_EVERY_S = 1.0
 
 
 def train_next_run() -> bool:
-    """Claim one queued run and train it to a verdict, or hand it back when the worker stops; False
-    if none was queued.
+    """Claim a queued run and carry it through, or hand it back if the worker stops; return False if
+    none was queued.
     """
     mine = presence()
 
@@ -65,8 +65,8 @@ def train_next_run() -> bool:
 class Training:
     """A claimed run while this process works on it.
 
-    The checkpoint in storage, not a folder that some machine has kept, says where the run stands:
-    any machine may have continued it since.
+    The checkpoint in storage, never a leftover local folder, says how far the run has got, since
+    another machine may have continued it in the meantime.
     """
 
     def __init__(self, run: TrainingRun, folder: Path) -> None:
@@ -78,11 +78,11 @@ class Training:
         self._is_trained = False
         self._owner = presence().owner
         self._written_at = time.monotonic()
-        self._progress: dict[str, Any] = {"stage": "Fetching the data"}
+        self._progress: dict[str, Any] = {"stage": "Downloading the data"}
 
     def carry_through(self) -> None:
-        """Train; the row ends as done or failed, or returns to the queue with its checkpoint kept,
-        as far as the storage is there.
+        """Train; the row ends as done or failed, or returns to the queue with its checkpoint stored
+        if the storage is available.
         """
         try:
             card = self._train()
@@ -103,8 +103,8 @@ class Training:
         except (DatasetError, SettingError, ArtifactError) as err:
             self._fail(str(err))
         except StorageError as err:
-            # The storage refused a model that is trained: whoever tries the run again goes on from
-            # the checkpoint that was stored last.
+            # The model is trained, but the storage refused it: a retry continues from the last
+            # stored checkpoint.
             self._fail(str(err), keeps_checkpoint=self._is_trained)
         except Exception:
             log.error("run=%s failed unexpectedly", self.run.id)
@@ -112,9 +112,7 @@ class Training:
             raise
 
     def _let_go(self) -> None:
-        """Leave a run that this worker no longer holds; of one that was cancelled no checkpoint
-        stays.
-        """
+        """Drop a run that this worker no longer holds; delete the checkpoint if it was canceled."""
         status = in_transaction(
             lambda: db.session.scalar(
                 select(TrainingRun.status).where(TrainingRun.id == self.run.id)
@@ -145,9 +143,9 @@ class Training:
         try:
             return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
         except OtherTraining:
-            # A run has one setting and data for ever, but a newer version of this software may read
-            # them otherwise.
-            log.warning("run=%s begins anew: its checkpoint is of an earlier version", run.id)
+            # The settings and data of a run never change, but a newer version of this software may
+            # interpret them differently.
+            log.warning("run=%s starts over: its checkpoint is from an earlier version", run.id)
             shutil.rmtree(self.out_dir)
             self.checkpoint.forget()
             return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
@@ -164,8 +162,7 @@ class Training:
                 weights = Path(current_app.config["WEIGHTS_DIR"]) / name
                 if not weights.is_file():
                     raise SettingError(
-                        "The ImageNet weights are not on this worker: its WEIGHTS_DIR has no"
-                        f" {name}."
+                        f"The ImageNet weights {name} are not in the WEIGHTS_DIR of this worker."
                     )
                 return weights
             case ("version", ":", version_id):
@@ -202,9 +199,7 @@ class Training:
             self._write()
 
     def _write(self) -> None:
-        """Write the progress; a database that is away for a while does not end a training, a lost
-        lease does.
-        """
+        """Write the progress; a lost lease ends the training, an unavailable database does not."""
         self._written_at = time.monotonic()
         self._write_columns(**self._progress)
 
@@ -219,15 +214,15 @@ class Training:
 
     def _keep_checkpoint(self) -> None:
         if self.checkpoint.store():
-            # A death after a new checkpoint does not speak against the run.
+            # The death of a worker after a new checkpoint does not count against the run.
             self._write_columns(death_counts=False)
 
     def _store_model(self, card: Card) -> str:
-        """Store the model folder and its answers, compare them with others', then write version and
-        verdict in one transaction.
+        """Store the model folder with its predictions, compare it with earlier versions, then write
+        the version and finish the run in one transaction.
 
         Raises:
-            LeaseLost: another worker has the run; nothing of this model stays.
+            LeaseLost: another worker has the run; the files of this model were deleted.
         """
         version_id = new_id()
         prefix = f"models/{version_id}"
@@ -249,14 +244,14 @@ class Training:
         self, card: Card, comparisons: list[dict[str, Any]], version_id: str, prefix: str
     ) -> None:
         if db.session.get(ModelVersion, version_id) is not None:
-            return  # It was committed, and only the answer to that was lost.
+            return  # The commit succeeded, but its confirmation was lost.
         check = card.export_check
         blocked_because = card.blocked_because or None
         if not check.get("passed"):
             difference, limit = check.get("largest_difference"), check.get("limit")
             blocked_because = (
-                f"The exported model differs from the trained one by {difference}; at most {limit}"
-                " is allowed."
+                f"The exported model differs from the trained one by {difference}; the limit is"
+                f" {limit}."
             )
         if not leases.finish(TrainingRun, self._owner, [self.run.id], eta_s=None):
             raise LeaseLost

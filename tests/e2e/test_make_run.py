@@ -46,7 +46,7 @@ class MakeRun:
 
     def start(self) -> None:
         """Start it and wait until a scan would be answered."""
-        starts = self.said.count("Hemoscan answers at") if self.log.exists() else 0
+        starts = self.said.count("Hemoscan is running at") if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "webapp.embedded"],
@@ -59,7 +59,7 @@ class MakeRun:
         # A run that was killed may still answer for a moment, so this one must have said that it is
         # up.
         eventually(
-            lambda: self.said.count("Hemoscan answers at") > starts and self.is_ready(),
+            lambda: self.said.count("Hemoscan is running at") > starts and self.is_ready(),
             "It is ready",
             READY_S,
         )
@@ -146,7 +146,8 @@ def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
     busy = make_run.again(HEMOSCAN_HOME=f"{make_run.home} 2")
     assert (busy.returncode, busy.stdout) == (
         1,
-        f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n",
+        f"Port {make_run.port} is already in use. Choose another one:"
+        f" PORT={make_run.port + 1} make run\n",
     )
     second = make_run.again(PORT=str(free_port()))
     assert second.returncode == 1
@@ -176,7 +177,7 @@ def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
 
 def the_first_admin_logs_in(make_run: MakeRun) -> str:
     """Log in with what the terminal showed; return a token made in a second terminal."""
-    shown = re.search(r"The first admin is '(\w+)' with the password (\S+) ", make_run.said)
+    shown = re.search(r"The first administrator is '(\w+)' with the password (\S+) ", make_run.said)
     assert shown, make_run.said
     browser = requests.Session()
     page = browser.get(f"{make_run.url}/login", timeout=10).text
@@ -248,7 +249,7 @@ def test_what_dies_is_started_again(make_run: MakeRun) -> None:
         "The web process answers again",
         READY_S,
     )
-    assert "ended by itself (status -9) and is started again" in make_run.said
+    assert "exited (status -9) and is being restarted" in make_run.said
 
     with redis.Redis(unix_socket_path=str(socket_path(make_run.home))) as client:
         killed = int(client.info("server")["process_id"])
@@ -256,7 +257,7 @@ def test_what_dies_is_started_again(make_run: MakeRun) -> None:
         eventually(
             lambda: pid_of_broker(make_run) not in (None, killed), "The broker answers again", 30
         )
-    assert "The embedded broker ended by itself and is started again." in make_run.said
+    assert "The embedded broker exited and is being restarted." in make_run.said
     if (STARTER_DIR / "card.json").exists():
         a_phantom_is_answered(make_run, the_first_admin_logs_in(make_run))
 
@@ -281,7 +282,7 @@ def test_a_process_that_cannot_work_ends_everything(make_run: MakeRun) -> None:
 
     assert said.returncode == 1
     assert said.stdout.endswith(
-        "A process ended by itself (status 1; see above), so all were stopped.\n"
+        "A process exited unexpectedly (status 1; see above), so all processes were stopped.\n"
     )
     eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
 
@@ -302,7 +303,8 @@ def test_a_port_that_is_taken_is_a_sentence_and_nothing_is_begun(make_run: MakeR
 
     assert (said.returncode, said.stdout) == (
         1,
-        f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n",
+        f"Port {make_run.port} is already in use. Choose another one:"
+        f" PORT={make_run.port + 1} make run\n",
     )
     assert not (make_run.home / "hemoscan.db").exists()
 

@@ -144,8 +144,8 @@ def test_a_data_set_of_many_such_images_fails_with_a_sentence(
     assert dataset.status == "failed"
     assert (
         dataset.error
-        == "More than 0 images, 4.nii.gz the last, could not be decoded within the limits on time"
-        " and memory."
+        == "More than 0 images, most recently 4.nii.gz, could not be decoded within the limits on"
+        " time and memory."
     )
 
 

@@ -220,7 +220,7 @@ def test_progress_is_written_at_most_once_a_second(
     stages: list[str | None] = []
     stub.after_step = lambda step: stages.append(the_run().stage)
     train_model()
-    assert stages == ["Fetching the data"] * 3
+    assert stages == ["Downloading the data"] * 3
 
 
 def test_a_worker_that_stops_hands_the_run_back_and_another_continues(
@@ -492,7 +492,7 @@ def test_a_model_whose_export_differs_may_not_be_promoted(
     version = db.session.scalars(select(ModelVersion)).one()
     assert (
         version.blocked_because
-        == "The exported model differs from the trained one by 0.0003; at most 0.0001 is allowed."
+        == "The exported model differs from the trained one by 0.0003; the limit is 0.0001."
     )
 
 

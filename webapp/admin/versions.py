@@ -1,4 +1,4 @@
-"""Model versions: what each can do, which is live, and who decided so."""
+"""The pages of model versions: figures, promotion and rollback."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from wtforms.validators import DataRequired
 
 from webapp.admin.pages import REFUSED, blueprint, page_of
 from webapp.audit import record
+from webapp.charts import roc_chart
 from webapp.extensions import db
 from webapp.forms import PostedForm, TextField, at_most
 from webapp.models import (
@@ -30,12 +31,12 @@ LATER_COMPARED = 50
 
 
 class PromoteForm(PostedForm):
-    """Why a version should go live."""
+    """The reason for a promotion."""
 
     reason = TextField(
         "Reason",
         validators=[
-            DataRequired("A promotion needs a reason, which is recorded in the history."),
+            DataRequired("Please enter a reason for the promotion; it is recorded in the history."),
             at_most(500),
         ],
     )
@@ -43,7 +44,7 @@ class PromoteForm(PostedForm):
 
 @blueprint.get("/models")
 def models() -> ResponseReturnValue:
-    """List all versions, newest first, with what is live and the history of promotions."""
+    """List all versions, newest first, with the live ones and the history of promotions."""
     page = page_of(
         ModelVersion,
         select(ModelVersion, ModelVersion.card["metrics"], ModelVersion.card["data"])
@@ -78,7 +79,7 @@ def model(version_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/models/<version_id>/promote")
 def promote(version_id: str) -> ResponseReturnValue:
-    """Make a version live; a rollback does the same with an older one."""
+    """Make a version live; a rollback promotes an older one."""
     version = db.get_or_404(ModelVersion, version_id)
     form = PromoteForm()
     if form.validate_on_submit():
@@ -89,7 +90,7 @@ def promote(version_id: str) -> ResponseReturnValue:
         else:
             record(Act.VERSION_PROMOTED, version.id)
             db.session.commit()
-            flash(f"The version {version.card_id} is now live.", "success")
+            flash(f"Version {version.card_id} is now live.", "success")
             return redirect(url_for("admin.models"))
     return show_version(version, form), REFUSED
 
@@ -111,16 +112,16 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         is_live=is_live,
         before=version_before(version) if is_live else None,
         comparisons=comparisons_of(version),
+        roc=roc_chart(version.card),
         form=form,
     )
 
 
 def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
-    """Return how a version differs from others, as `worker.comparison` writes it: from later ones,
-    the newest first, then from earlier ones.
+    """Return the comparisons of a version with others (`worker.comparison`): later versions, the
+    newest first, then earlier ones.
 
-    A version is compared once, when it is made, with some made before it; seen from those the sign
-    is the other.
+    A version is compared with earlier ones when it is created; for those, the sign is reversed.
     """
     later = db.session.execute(
         select(ModelVersion.id, ModelVersion.card_id, ModelVersion.comparisons)
@@ -129,7 +130,7 @@ def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
         .limit(LATER_COMPARED)
     )
     seen_from_here = [
-        {**turned_round(found), "version_id": id, "card_id": card_id}
+        {**reversed_comparison(found), "version_id": id, "card_id": card_id}
         for id, card_id, comparisons in later
         for found in comparisons or []
         if found["version_id"] == version.id
@@ -137,11 +138,11 @@ def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
     return seen_from_here + (version.comparisons or [])
 
 
-def turned_round(found: Any) -> Any:
-    """Return a comparison with every difference seen from the other side."""
+def reversed_comparison(found: Any) -> Any:
+    """Return a comparison with the sign of every difference reversed."""
     if not isinstance(found, dict):
         return found
     if "value" in found and found["value"] is not None:
         low, high = (None if found[bound] is None else -found[bound] for bound in ("high", "low"))
         return {**found, "value": -found["value"], "low": low, "high": high}
-    return {name: turned_round(part) for name, part in found.items()}
+    return {name: reversed_comparison(part) for name, part in found.items()}

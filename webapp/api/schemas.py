@@ -1,4 +1,4 @@
-"""What the JSON API takes and tells: the schemas of its OpenAPI document."""
+"""The schemas of the JSON API's requests and responses, and so of its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from webapp.models import JobStatus, Order
 
 
 class ProblemSchema(Schema):
-    """An error (RFC 9457); `detail` is a sentence for a person."""
+    """An error (RFC 9457); `detail` is a sentence for people to read."""
 
     type = fields.String(required=True)
     title = fields.String(required=True)
@@ -24,24 +24,24 @@ class JobSchema(Schema):
 
     id = fields.String(required=True)
     status = fields.Enum(JobStatus, by_value=True, required=True)
-    url = fields.Url(required=True, metadata={"description": "Where to poll."})
+    url = fields.Url(required=True, metadata={"description": "Poll this URL for the result."})
 
 
 class SubmissionSchema(JobSchema):
-    """What was accepted; the first three fields are those of the first scan."""
+    """The scans of an upload; the first three fields repeat those of the first scan."""
 
     scans = fields.List(fields.Nested(JobSchema), required=True)
 
 
 class ModelVersionSchema(Schema):
-    """The model version that answered."""
+    """The model version that produced the result."""
 
     id = fields.String(required=True)
     architecture = fields.String(required=True)
 
 
 class SliceSchema(Schema):
-    """One slice's probability of hemorrhage; slices count from 0 in anatomical order."""
+    """The result for one slice; slices are numbered from 0 in anatomical order."""
 
     index = fields.Integer(required=True)
     probability = fields.Float(required=True)
@@ -51,20 +51,20 @@ class SliceSchema(Schema):
         required=True,
         metadata={
             "description": (
-                "The probability of each type of bleeding in this slice, as far as the model tells"
-                " any."
+                "The probability of each type of hemorrhage in this slice; empty if the model does"
+                " not report types."
             )
         },
     )
 
 
 class ResultSchema(Schema):
-    """The verdict on a scan. Research use, never a diagnosis."""
+    """The result for a scan. Research use only, never a diagnosis."""
 
     verdict = fields.String(required=True)
     positive = fields.Boolean(required=True)
     uncertain = fields.Boolean(
-        required=True, metadata={"description": "The probability lies close to the threshold."}
+        required=True, metadata={"description": "The probability is close to the threshold."}
     )
     state = fields.String(
         required=True,
@@ -86,8 +86,8 @@ class ResultSchema(Schema):
         required=True,
         metadata={
             "description": (
-                "The probability of each type of bleeding, as far as the model tells any. They are"
-                " less certain than the verdict, and none is above `probability`."
+                "The probability of each type of hemorrhage; empty if the model does not report"
+                " types. Less certain than the overall result; none exceeds `probability`."
             )
         },
     )
@@ -96,20 +96,18 @@ class ResultSchema(Schema):
         fields.Integer(),
         required=True,
         metadata={
-            "description": "Which slices of a series to look at first; empty for a single slice."
+            "description": "The slices of a series to look at first; empty for a single slice."
         },
     )
     heatmap_slices = fields.List(
         fields.Integer(),
         required=True,
-        metadata={"description": "Which slices of a series have a heat map by now."},
+        metadata={"description": "The slices of a series that have a heat map so far."},
     )
     heatmap_url = fields.Url(
         required=True,
         allow_none=True,
-        metadata={
-            "description": "A PNG over the image, drawn after the verdict; null if it could not be."
-        },
+        metadata={"description": "A PNG overlay for the image; null if it could not be generated."},
     )
 
 
@@ -122,7 +120,7 @@ class AttemptSchema(Schema):
 
 
 class ScanSchema(Schema):
-    """A scan: `result` is null until `status` is done, `error` is a sentence where it is failed."""
+    """A scan: `result` is null until `status` is done; `error` says why a scan failed."""
 
     id = fields.String(required=True)
     status = fields.Enum(JobStatus, by_value=True, required=True)
@@ -131,30 +129,28 @@ class ScanSchema(Schema):
     title = fields.String(required=True)
     kind = fields.String(required=True, metadata={"description": "png, jpeg, dicom or nifti"})
     slice_count = fields.Integer(
-        required=True, metadata={"description": "How many slices were submitted for it."}
+        required=True, metadata={"description": "The number of slices that were submitted."}
     )
     stat = fields.Boolean(required=True)
     notes = fields.List(
         fields.String(),
         required=True,
-        metadata={"description": "What was found while it was taken in."},
+        metadata={"description": "Remarks about the upload, such as files that were skipped."},
     )
     created_at = fields.AwareDateTime(required=True)
     finished_at = fields.AwareDateTime(required=True, allow_none=True)
     original_removed_at = fields.AwareDateTime(
         required=True,
         allow_none=True,
-        metadata={
-            "description": "When the submitted file was too old to be kept; null while it is kept."
-        },
+        metadata={"description": "When the expired file was deleted; null while it is stored."},
     )
     score_anyway_url = fields.Url(
         required=True,
         allow_none=True,
         metadata={
             "description": (
-                "POST here to have it scored although it does not look like a head CT; null unless"
-                " it was refused for that."
+                "POST to this URL to score the scan although it does not look like a head CT; null"
+                " unless it was rejected for that reason."
             )
         },
     )
@@ -163,7 +159,7 @@ class ScanSchema(Schema):
 
 
 class ScansQuerySchema(Schema):
-    """Which page of the scans to list."""
+    """Paging, filter and order of the list of scans."""
 
     page = fields.Integer(load_default=1, validate=validate.Range(1, 1_000_000))
     per_page = fields.Integer(load_default=20, validate=validate.Range(1, 100))
@@ -174,14 +170,13 @@ class ScansQuerySchema(Schema):
         load_default=Order.NEWEST,
         metadata={
             "description": (
-                "risk: the highest probability first; uncertainty: what lies nearest its threshold"
-                " first."
+                "risk: highest probability first; uncertainty: closest to the threshold first."
             )
         },
     )
 
     @pre_load
-    def leave_out_what_is_empty(self, data: Mapping[str, str], **_: object) -> dict[str, str]:
+    def drop_empty_parameters(self, data: Mapping[str, str], **_: object) -> dict[str, str]:
         """`?status=` means any status."""
         return {name: value for name, value in data.items() if value}
 

@@ -138,10 +138,12 @@ def promote(version: ModelVersion, by_id: str | None, reason: str) -> Promotion:
     if version.blocked_because:
         raise PromotionRefused(version.blocked_because)
     if not reason.strip():
-        raise PromotionRefused("A promotion needs a reason, which is recorded in the history.")
+        raise PromotionRefused(
+            "Please enter a reason for the promotion; it is recorded in the history."
+        )
     live = live_version(version.reads)
     if live is not None and live.id == version.id:
-        raise PromotionRefused(f"The version {version.card_id} is already live.")
+        raise PromotionRefused(f"Version {version.card_id} is already live.")
     promotion = Promotion(version=version, reads=version.reads, by_id=by_id, reason=reason.strip())
     db.session.add(promotion)
     return promotion

@@ -71,7 +71,7 @@ class TestPromotion:
         assert admin.post(f"/admin/models/{id}/promote", data={"reason": reason}).status_code == 400
         with app.app_context():
             assert live_version("slice") is None
-            with pytest.raises(PromotionRefused, match="needs a reason"):
+            with pytest.raises(PromotionRefused, match="enter a reason"):
                 promote(db.session.get_one(ModelVersion, id), None, " ")
 
     def test_what_is_live_is_not_promoted_twice(self, app: Flask, admin: FlaskClient) -> None:
