@@ -1,6 +1,4 @@
-"""From raw decisions to probabilities, thresholds and an uncertain band: all fitted to what a model
-had not seen.
-"""
+"""Calibration, thresholds and uncertain band, fitted to held-out raw decisions."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Platt:
-    """Turns a raw decision d into a probability: 1 / (1 + exp(-(slope * d + offset))). The slope is
+    """Maps a raw decision d to a probability: 1 / (1 + exp(-(slope * d + offset))). The slope is
     positive.
     """
 
@@ -27,20 +25,18 @@ class Platt:
 
 
 PRIOR_SPREAD = np.array([0.25, 0.5])
-"""How far a calibration may lie from its prior: of the slope as a share of it, of the offset as it
-is; one standard deviation each.
-"""
+"""Standard deviations of the prior: relative for the slope, absolute for the offset."""
 
 
 def fit_platt(labels: np.ndarray, decisions: np.ndarray, prior: Platt | None = None) -> Platt:
     """Fit the calibration to decisions of models that did not see these images.
 
-    With a `prior` it is the most probable one given that prior: a handful of scans then moves it a
-    little, hundreds move it at will.
+    With a `prior` it is the maximum a posteriori estimate: a few scans change it little, hundreds
+    determine it.
 
     Newton's method on the cross entropy with Platt's smoothed targets (J. Platt 1999; Lin, Lin,
     Weng 2007), which keeps the fit finite when the classes are separable. The slope is kept
-    positive: a calibration never turns a ranking round.
+    positive, so that a calibration never reverses a ranking.
     """
     labels, decisions = np.asarray(labels), np.asarray(decisions, np.float64)
     positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
@@ -48,7 +44,7 @@ def fit_platt(labels: np.ndarray, decisions: np.ndarray, prior: Platt | None = N
     center, scale = float(decisions.mean()), float(decisions.std()) or 1.0
     inputs = np.stack([(decisions - center) / scale, np.ones_like(decisions)], axis=1)
     expected, certainty = np.array([0.0, np.log((positive + 1) / (negative + 1))]), np.zeros((2, 2))
-    if prior:  # on the same standardized decisions, so that the least slope means the same
+    if prior:  # on the same standardized decisions, so that the minimum slope is comparable
         expected = np.array([prior.slope * scale, prior.offset + prior.slope * center])
         deviations = (
             np.array([[1 / scale, 0.0], [-center / scale, 1.0]])
@@ -85,9 +81,7 @@ def fit_platt(labels: np.ndarray, decisions: np.ndarray, prior: Platt | None = N
 
 
 def threshold_at_sensitivity(labels: np.ndarray, probabilities: np.ndarray, target: float) -> float:
-    """Return the highest threshold at which `probabilities >= threshold` still finds that share of
-    the hemorrhages.
-    """
+    """Return the highest threshold with at least that sensitivity."""
     of_positives = np.sort(np.asarray(probabilities, np.float64)[np.asarray(labels) == 1])[::-1]
     needed = int(np.ceil(target * len(of_positives) - 1e-9))
     return float(of_positives[max(needed, 1) - 1])
@@ -96,11 +90,10 @@ def threshold_at_sensitivity(labels: np.ndarray, probabilities: np.ndarray, targ
 def uncertain_band(
     labels: np.ndarray, probabilities: np.ndarray, threshold: float, target: float
 ) -> tuple[float, float]:
-    """Return (low, high) around the threshold: low <= p < high should be read by a person before
-    anyone relies on it.
+    """Return (low, high) around the threshold: low <= p < high needs review by a person.
 
-    Below `low` at most half of the misses allowed by the target sensitivity remain; from `high` on
-    at most 5 % of the images without hemorrhage are called positive.
+    Below `low` are at most half of the false negatives allowed by the target sensitivity; from
+    `high` on the false positive rate is at most 5 %.
     """
     low = threshold_at_sensitivity(labels, probabilities, (1 + target) / 2)
     of_negatives = np.sort(np.asarray(probabilities, np.float64)[np.asarray(labels) == 0])
@@ -110,9 +103,7 @@ def uncertain_band(
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """How raw decisions of one level (slices or scans) become answers: calibration, threshold,
-    uncertain band.
-    """
+    """Operating point of one level (slices or scans): calibration, threshold, uncertain band."""
 
     platt: Platt
     threshold: float
@@ -126,8 +117,8 @@ def operating_point(
     """Return calibration, threshold and band fitted to raw decisions of models that did not see
     these slices or scans.
 
-    The threshold reaches the sensitivity `target`; None calls what is likelier than not positive,
-    and the band is that of 0.95. `prior` is that of the calibration.
+    The threshold reaches the sensitivity `target`; None means a threshold of 0.5, with the band for
+    a target of 0.95. `prior` is the prior of the calibration.
     """
     platt = fit_platt(labels, decisions, prior)
     probabilities = platt(decisions)
@@ -142,9 +133,7 @@ BELOW, UNCERTAIN, ABOVE = -1, 0, 1
 
 
 def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return for each probability whether it lies below, in or above the uncertain band: -1, 0 or
-    1.
-    """
+    """Return whether each probability is below, in or above the uncertain band: -1, 0 or 1."""
     given = np.asarray(probabilities)
     return np.where(given < low, BELOW, np.where(given >= high, ABOVE, UNCERTAIN))
 
@@ -152,11 +141,12 @@ def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
 def predictive_values_outside_band(
     labels: np.ndarray, zone: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    """Return how often answers outside the uncertain band are right: {"npv", "ppv", "uncertain"},
-    each {"value", "n"}.
+    """Return the predictive values outside the uncertain band: {"npv", "ppv", "uncertain"}, each
+    {"value", "n"}.
 
-    The NPV is that of answers below the band, the PPV that of answers above; "uncertain" is the
-    share of answers inside. None where there is none. `labels` (n,), `zone` (n,) or (repeats, n).
+    The NPV is that of predictions below the band, the PPV that of predictions above; "uncertain" is
+    the share of predictions inside. None if there are none. `labels` (n,), `zone` (n,) or (repeats,
+    n).
     """
     zone = np.atleast_2d(zone)
     truth = np.broadcast_to(np.asarray(labels), zone.shape)

@@ -1,4 +1,4 @@
-"""What every ONNX graph of ours has in common."""
+"""Common parts of all our ONNX graphs."""
 
 from __future__ import annotations
 

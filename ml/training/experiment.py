@@ -1,6 +1,4 @@
-"""What a training has: all slices and what is known of them, how a part of them is fitted, and how
-its answers are calibrated.
-"""
+"""The data of a training with its architecture: fits on parts of it, and their calibration."""
 
 from __future__ import annotations
 
@@ -21,8 +19,8 @@ from ml.training.inputs import Inputs
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(RunData):
-    """The basis of a run, the architecture that is fitted, and what is known of types of bleeding:
-    None where nobody asks about them.
+    """The data of a run, its architecture, and the labels of types of hemorrhage, None if they are
+    not used.
     """
 
     architecture: str
@@ -30,8 +28,8 @@ class Experiment(RunData):
 
     @classmethod
     def of(cls, pool: Pool, inputs: Inputs, **more: Any) -> Experiment:
-        """Return that of pooled data sets and their pictures as the model reads them; `more` are
-        the fields that these do not know.
+        """Create an experiment from pooled data sets and their model inputs; `more` are the
+        remaining fields.
         """
         known: dict[str, Any] = {
             "labels": pool.labels,
@@ -50,12 +48,12 @@ class Experiment(RunData):
 
     @property
     def testable(self) -> np.ndarray:
-        """Positions of the slices that may test: known labels, unseen by the initial weights."""
+        """Positions of the slices that can be tested: labeled and unseen by the initial weights."""
         return np.flatnonzero(self.unseen & (self.labels != UNKNOWN))
 
     @property
     def labeled(self) -> np.ndarray:
-        """Positions of all slices with known labels."""
+        """Positions of all labeled slices."""
         return np.flatnonzero(self.labels != UNKNOWN)
 
     @property
@@ -65,8 +63,8 @@ class Experiment(RunData):
 
     @property
     def scan_labels(self) -> np.ndarray:
-        """The label of each scan (s,): 1 if any slice shows blood or somebody said so, 0 if what is
-        known does not, else unknown.
+        """The label of each scan (s,): 1 if any slice or the scan label is positive, 0 if all known
+        labels are negative, else unknown.
         """
         labels = np.full(int(self.scans.max()) + 1, UNKNOWN)
         np.maximum.at(labels, self.scans, self.labels)
@@ -76,14 +74,14 @@ class Experiment(RunData):
 
     @property
     def weak_scans(self) -> np.ndarray:
-        """Numbers of the scans that were labeled as wholes, and no slice of theirs."""
+        """Numbers of the scans with a scan-level label and no labeled slice."""
         return np.setdiff1d(
             np.array(sorted(self.given_scan_labels), np.int64), self.scans[self.labeled]
         )
 
     @property
     def scan_sizes(self) -> np.ndarray:
-        """How many slices each scan has (s,)."""
+        """Number of slices of each scan (s,)."""
         return np.bincount(self.scans)
 
     def fit(
@@ -95,7 +93,7 @@ class Experiment(RunData):
         held_out: HeldOut | None = None,
         chosen: Sequence[Mapping[str, Any]] = (),
     ) -> Fitted:
-        """Fit the architecture on the slices at `train` and the scans `weak_scans`; see
+        """Fit the architecture to the slices at `train` and the scans `weak_scans`; see
         `ml.models.contract` for the rest.
         """
         basis = {part.name: getattr(self, part.name) for part in fields(RunData)}
@@ -111,11 +109,12 @@ class Experiment(RunData):
         return fit_of(self.architecture)(task)
 
     def operating_points(self, fitted: Fitted) -> tuple[OperatingPoint, OperatingPoint]:
-        """Return those of slices and of scans, fitted to what a fit held out.
+        """Return the operating points for slices and scans, fitted to the held-out decisions of a
+        fit.
 
-        The scans are those of several slices, of data sets that have both classes of them: one that
-        sent only bleeding patients says nothing about a threshold. They are few, so the slices'
-        calibration is the prior of theirs; without both classes it serves as is.
+        Scans with several slices are used, from data sets with both classes of them, since a data
+        set of positive patients only has no information about a threshold. They are few, so the
+        calibration of slices is the prior of theirs; without both classes it is used unchanged.
         """
         one_half = self.settings.get("threshold") == "one half"
         target = None if one_half else float(self.settings.get("target_sensitivity", 0.95))
