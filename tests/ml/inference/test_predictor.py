@@ -298,7 +298,7 @@ def test_a_card_whose_types_have_no_graph_or_another_is_an_artifact_error(
     tiny_model: TinyModel,
 ) -> None:
     with pytest.raises(
-        ArtifactError, match=r"names types of bleeding that it tells, but no types\.onnx"
+        ArtifactError, match=r"lists types of hemorrhage, but there is no types\.onnx"
     ):
         Predictor(tiny_model(types=types_judged()))
     with pytest.raises(
