@@ -3,12 +3,12 @@ computed.
 
     level         "slice" or "patient" (a scan)
     dataset, filename, label, patient, slice, group
-    repeat, fold  of the cross-validation; empty where a finished model was evaluated
+    repeat, fold  of the cross-validation; empty for a finished model
     probability, predicted
-    overlap       1 where the model's training saw the image or its patient; such answers are in no
-    comparison
+    overlap       1 if the image or its patient is in the model's training data; excluded from
+                  comparisons
 
-A patient's row names the file of a scan without a patient, and is empty there otherwise.
+Rows of patients have a file name only for scans without a patient.
 """
 
 from __future__ import annotations

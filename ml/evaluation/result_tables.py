@@ -1,18 +1,18 @@
-"""Figures as rows of docs/results/<data set>.csv: one row a figure, of finished trainings,
+"""Result tables docs/results/<data set>.csv, with a row per metric of finished trainings,
 evaluations and the paper's experiment.
 
     python -m ml results RUN=PROTOCOL ... --out docs/results
 
-RUN is a folder that `train` or `evaluate` wrote, or a model folder; PROTOCOL says in a few words
-how its figures came about, such as "5-fold by patient". Rows of the same architecture,
-restructuring, augmentation, protocol, level and metric are replaced, others stay.
+RUN is an output folder of `train` or `evaluate`, or a model folder; PROTOCOL is a short description
+such as "5-fold by patient". Rows with the same architecture, restructuring, augmentation, protocol,
+level and metric are replaced.
 
-    restructured   yes or no: an autoencoder stands before the convolutions
-    augmentation   how many copies of each picture were learned from; empty where each draw is
-    changed anew level          slice, or patient where scans of several slices were judged
-    low, high, n   95 % interval, and how many the figure is a share of
-    epochs         of the network; 0 where nothing but the head learned
-    seconds        what the fits took
+    restructured   yes or no: an autoencoder precedes the convolutions
+    augmentation   number of copies of each training image; empty if each draw is augmented anew
+    level          slice, or patient for scans of several slices
+    low, high, n   95 % interval and denominator
+    epochs         of the network; 0 if only the head was trained
+    seconds        duration of the fits
 """
 
 from __future__ import annotations

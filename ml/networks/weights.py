@@ -1,9 +1,10 @@
 """AlexNet's convolutional weights as arrays: the two layouts, and loading of initial weights.
 
     owt        torchvision's, "One weird trick" (A. Krizhevsky 2014): 64-192-384-256-256 channels,
-    no local response normalization original   the paper's of 2012 as Caffe trained it:
-    96-256-384-384-256 channels, local response normalization after the first two
-               convolutions; conv2, conv4 and conv5 in two groups, where the weights are grouped
+               no local response normalization
+    original   AlexNet of 2012 as trained with Caffe: 96-256-384-384-256 channels, local response
+               normalization after the first two convolutions; conv2, conv4 and conv5 in two groups
+               if the weights are grouped
 
 Weights are rounded to half precision, as in the exported file, before any use, so that the export
 computes exactly what was evaluated.

@@ -27,13 +27,13 @@ def normalize(picture: FloatArray, region: BoolArray, how: str) -> FloatArray:
     """Return the image with normalized gray levels, float32 (height, width) in 0..1; black stays
     black.
 
-    - "none": as it is.
-    - "percentile": the 10th and 90th percentile of the region's soft tissue become 0.25 and 0.55,
-      the rest in proportion. The limits lie well inside, since a bleed is the brightest soft tissue
-      and must neither set the scale nor be cut off by it. It takes away what multiplies or shifts
-      all grays: a tint, another window, a dark photograph.
-    - "equalize": each gray becomes its rank among the region's grays.
-    - "clahe": ranks within neighborhoods, contrast limited (Zuiderveld 1994, Graphics Gems IV).
+    - "none": unchanged.
+    - "percentile": linear scaling that maps the 10th and 90th percentile of the region's soft
+      tissue to 0.25 and 0.55. The percentiles are moderate, since hemorrhage is the brightest soft
+      tissue and must neither determine the scale nor be clipped. This removes gains and offsets: a
+      tint, another window, a dark photograph.
+    - "equalise": histogram equalization over the region.
+    - "clahe": contrast-limited adaptive histogram equalization (Zuiderveld 1994, Graphics Gems IV).
 
     Raises:
         ValueError: the method is unknown.

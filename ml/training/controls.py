@@ -1,11 +1,12 @@
 """Control experiments of a run: the results of the same folds, code and budget where there is no
 signal.
 
-    permuted         the labels belong to other groups: whatever ranks them has leaked
-    metadata         no pixel, only file size, width, height, kind of pixels and color: what a
-    shortcut is worth leaked           augmented first, then split, copies of one picture on both
-    sides: what a careless protocol would report
-    random_weights   the run itself from random initial weights: what the initial weights are worth
+    permuted         labels permuted between groups: anything above chance is leakage
+    metadata         no pixels, only file size, width, height, pixel format and color: the strength
+                     of shortcuts
+    leaked           augmented before splitting, with copies of an image on both sides: what a
+                     protocol with data leakage would report
+    random_weights   the run from random initial weights: the benefit of pretraining
 
 Each has {"name", "auroc", "accuracy", "seconds", "how"}, with metrics by slice as in
 `ml.evaluation.metrics`; a control that was not run gives the reason in "skipped". For random

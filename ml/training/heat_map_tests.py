@@ -1,10 +1,9 @@
 """Two tests of whether heat maps locate the hemorrhage, on held-out true positives.
 
-    deletion   covering the hottest tenth of the picture must lower the answer more than covering a
-    random tenth of the head
-               (W. Samek et al. 2017, doi 10.1109/TNNLS.2016.2599820); a covered cell becomes the
-               gray of that head's median
-    pointing   the hottest cell must lie in the outlined blood or beside it, within one cell
+    deletion   covering the hottest tenth of the image must lower the probability more than
+               covering a random tenth of the head (W. Samek et al. 2017,
+               doi 10.1109/TNNLS.2016.2599820); covered cells get the median gray of the head
+    pointing   the hottest cell must be in the hemorrhage mask or adjacent to it
                (J. Zhang et al. 2018, doi 10.1007/s11263-017-1059-x)
 
 Both use the exported graphs and `ml.inference.heat_maps`, as in serving. Each slice is predicted
