@@ -1,5 +1,5 @@
-"""What goes wrong: one function a kind of fault. Each returns when the fault is over, with a word
-on what it met.
+"""The faults, one function per kind. Each returns when the fault is over, with a note on its
+effect.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from bench.chaos.stack import LEASES_S, STACKS, STOP_S, Stack
 from bench.service import descendants
 from webapp import jobs
 
-STORAGE_AWAY_S = (1.0, 8.0)  # Workers try again for 4.2 s, then hand back.
-DISK_FULL_S = (1.0, 2.5)  # What is refused for longer fails.
-"""Less than the 4.2 s for which a worker tries again (`worker.retries`): what is refused longer is
-an honest failure of the scan.
+STORAGE_AWAY_S = (1.0, 8.0)  # Workers retry for 4.2 s, then hand back.
+DISK_FULL_S = (1.0, 2.5)  # Longer outages cause failures.
+"""Less than the 4.2 s of a worker's retries (`worker.retries`); after that, failure of the scan is
+correct behavior.
 """
 FULL_DISK_BYTES = 20_000
-"""A file may grow to this size, so that a picture stops half way."""
+"""Maximum file size, so that writing an image fails halfway."""
 
 Inject = Callable[[Stack, random.Random], str]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault: what it holds while it lasts, so that two never meet there, and where it is
-    possible.
+    """A kind of fault, the resource that it locks so that two faults never share it, and the stacks
+    that support it.
     """
 
     inject: Inject
@@ -47,7 +47,7 @@ class Kind:
 
 @dataclass
 class Fault:
-    """One fault: when it began and ended (seconds since 1970), and what it met."""
+    """One fault, with start and end (seconds since 1970) and its effect."""
 
     kind: str
     began: float = 0.0
@@ -57,7 +57,7 @@ class Fault:
 
 @dataclass
 class Injector:
-    """Injects faults into a stack, each in a thread of its own, so that they overlap; tells of each
+    """Injects faults into a stack, each in its own thread so that they overlap, and reports each
     when it is over.
     """
 
@@ -69,7 +69,7 @@ class Injector:
     _held: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
 
     def begin(self, kind: str, rng: random.Random) -> None:
-        """Begin a fault and return at once."""
+        """Start a fault and return immediately."""
         fault = Fault(kind)
         self.faults.append(fault)
         thread = threading.Thread(target=self._carry_out, args=(fault, rng), name=kind, daemon=True)
@@ -77,7 +77,7 @@ class Injector:
         thread.start()
 
     def wait(self) -> None:
-        """Return when all are over."""
+        """Wait until all are over."""
         for thread in self._threads:
             thread.join()
 
@@ -97,7 +97,7 @@ class Injector:
 
 
 def schedule(kind_of_stack: str, count: int, rng: random.Random) -> list[str]:
-    """Return `count` kinds of fault in random order, each about as often."""
+    """Return `count` kinds of fault in random order with about equal frequency."""
     possible = [name for name, kind in KINDS.items() if kind_of_stack in kind.stacks]
     drawn: list[str] = []
     while len(drawn) < count:
@@ -106,14 +106,14 @@ def schedule(kind_of_stack: str, count: int, rng: random.Random) -> list[str]:
 
 
 def kill_worker(stack: Stack, rng: random.Random) -> str:
-    """SIGKILL to a worker's parent, to its children, or to all, as when a machine dies."""
+    """SIGKILL to a worker's parent, to its children, or to all, as in a machine failure."""
     name, to = rng.choice(VICTIMS), rng.choice(("parent", "children", "all"))
     stack.programs[name].send(signal.SIGKILL, to)
     return f"{name}, {to}"
 
 
 def pause_worker(stack: Stack, rng: random.Random) -> str:
-    """SIGSTOP, and SIGCONT when others have taken over."""
+    """SIGSTOP, and SIGCONT after others have taken over."""
     name = rng.choice(VICTIMS)
     stack.programs[name].send(signal.SIGSTOP, "all")
     time.sleep(LEASES_S["LEASE_S"] + rng.uniform(1, 3))
@@ -122,9 +122,7 @@ def pause_worker(stack: Stack, rng: random.Random) -> str:
 
 
 def ask_worker_to_stop(stack: Stack, rng: random.Random) -> str:
-    """SIGTERM, and SIGKILL to one that does not end within the time that docker-compose.yml
-    gives.
-    """
+    """SIGTERM, then SIGKILL after the grace period of docker-compose.yml."""
     name = rng.choice(("worker-train", *VICTIMS))
     program = stack.programs[name]
     starts, deadline = program.starts, time.monotonic() + STOP_S
@@ -138,7 +136,7 @@ def ask_worker_to_stop(stack: Stack, rng: random.Random) -> str:
 
 
 def kill_web(stack: Stack, rng: random.Random) -> str:
-    """SIGKILL to the web process, perhaps between a file and its row."""
+    """SIGKILL to the web process, possibly between a file and its row."""
     stack.programs["web"].send(signal.SIGKILL, "all")
     return ""
 
@@ -159,20 +157,20 @@ def take_broker_away(stack: Stack, rng: random.Random) -> str:
 
 
 def hang_broker(stack: Stack, rng: random.Random) -> str:
-    """Connections are taken and not answered."""
+    """Connections are accepted, but not answered."""
     held_still(pid_of(stack.broker), rng.uniform(3, 6))
     return ""
 
 
 def flush_broker(stack: Stack, rng: random.Random) -> str:
-    """All it knows is gone."""
+    """All its data are lost."""
     with stack.broker.client() as client:
         client.flushall()
     return ""
 
 
 def drop_nudges(stack: Stack, rng: random.Random) -> str:
-    """For two seconds every message that waits is dropped."""
+    """For two seconds every queued message is dropped."""
     dropped = 0
     until = time.monotonic() + 2
     with stack.broker.client() as client:
@@ -181,20 +179,20 @@ def drop_nudges(stack: Stack, rng: random.Random) -> str:
                 try:
                     dropped += len(client.lpop(queue, 1000) or [])
                 except redis.RedisError:
-                    continue  # Another fault has the broker.
+                    continue  # Another fault is affecting the broker.
             time.sleep(0.02)
     return f"{dropped} dropped"
 
 
 def double_nudges(stack: Stack, rng: random.Random) -> str:
-    """Every kind of nudge comes ten times more."""
+    """Every kind of nudge is sent ten more times."""
     with stack.app.app_context():
         sent = sum(jobs.nudge(task) for task in jobs.QUEUE_OF_TASK for _ in range(10))
     return f"{sent} sent"
 
 
 def restart_database(stack: Stack, rng: random.Random) -> str:
-    """PostgreSQL is stopped, in order or by a crash, and is away for up to three seconds."""
+    """PostgreSQL is stopped, cleanly or by a crash, and is down for up to three seconds."""
     if stack.database is None:
         raise RuntimeError("An embedded database cannot be restarted.")
     crash = rng.random() < 0.5
@@ -205,9 +203,7 @@ def restart_database(stack: Stack, rng: random.Random) -> str:
 
 
 def take_storage_away(stack: Stack, rng: random.Random) -> str:
-    """The folder is not there, as a network folder that is unmounted: nothing can be read or
-    written.
-    """
+    """The storage folder is missing, like an unmounted network folder."""
     point_files_to(stack, stack.folder / "nowhere")
     time.sleep(rng.uniform(*STORAGE_AWAY_S))
     point_files_to(stack, stack.volume)
@@ -215,8 +211,8 @@ def take_storage_away(stack: Stack, rng: random.Random) -> str:
 
 
 def fill_disk(stack: Stack, rng: random.Random) -> str:
-    """A worker's writes end in an error half way (a limit on the size of files stands for a full
-    disk; it holds for root too).
+    """A worker's writes fail halfway (a file size limit simulates a full disk; it also applies to
+    root).
     """
     name = rng.choice(("worker-predict", "worker-predict-2"))
     limit_files(stack.programs[name].pid, FULL_DISK_BYTES)
@@ -226,8 +222,8 @@ def fill_disk(stack: Stack, rng: random.Random) -> str:
 
 
 def limit_files(root_pid: int, size: int) -> None:
-    """Limit the size of the files that a process and its children may write; the parent first, so
-    that new children inherit it.
+    """Limit the file size for a process and its children; the parent first, so that new children
+    inherit it.
     """
     for pid in (root_pid, *descendants(root_pid)):
         try:
@@ -237,15 +233,15 @@ def limit_files(root_pid: int, size: int) -> None:
 
 
 def point_files_to(stack: Stack, target: Path) -> None:
-    """Let the storage's folder be another one, in one step."""
+    """Switch the storage's folder atomically."""
     fresh = stack.home / "files.new"
     fresh.symlink_to(target)
     os.replace(fresh, stack.files)
 
 
 VICTIMS = ("worker-predict", "worker-predict-2", "beat")
-"""The train worker is killed by `bench.chaos.trainings`, each time after a new checkpoint: other
-deaths count against a run.
+"""The train worker is killed by `bench.chaos.trainings` only, each time after a new checkpoint,
+because other deaths count against a run.
 """
 
 KINDS = {

@@ -1,6 +1,4 @@
-"""The form of the pages: spoiled files and odd texts, sent as a browser sends them, and the pages
-that show what came of them.
-"""
+"""The web forms: mutated files and unusual text, sent like a browser, and the resulting pages."""
 
 from __future__ import annotations
 
@@ -44,20 +42,20 @@ FORMS = {
     "/scans": ("file", "title", "together", "stat", "keep_names"),
     "/scans/phantom": ("name",),
 }
-"""The fields of the forms that everybody may post."""
+"""The fields of the forms that any user may post."""
 VALUES: tuple[object, ...] = (0, -1, 1.5, True, None, [], ["a", "b"], [1], {"a": 1}, "text")
 REFUSAL = re.compile(r'<p class="error"[^>]*>(.*?)</p>', re.DOTALL)
 
 
 def post_odd_types(given: Service, posts: int, seed: int, tally: Tally) -> None:
-    """Post so many forms with fields of odd types, as somebody who is logged in."""
+    """Post that many forms with fields of wrong types as a logged-in user."""
     browser, rng = Browser(given), random.Random(f"{seed} odd types")
     for _ in range(posts):
         browser.post_odd_types(rng, tally)
 
 
 class Browser:
-    """A browser in which the person of the fuzzer is logged in."""
+    """A browser with the fuzzer's user logged in."""
 
     def __init__(self, given: Service) -> None:
         self.given = given
@@ -75,8 +73,8 @@ class Browser:
         return found[1]
 
     def upload(self, content: bytes, rng: random.Random, tally: Tally) -> tuple[list[str], str]:
-        """Send one file by the form; return the ids of its scans, none where it was refused, and
-        what was told then.
+        """Send one file by the form; return the ids of its scans, none if it was refused, and the
+        error message.
         """
         with self.given.app.app_context():
             before = set(db.session.scalars(select(Scan.id)))
@@ -115,7 +113,7 @@ class Browser:
             tally.check(answer.status_code == 200, f"a page was answered with {answer.status_code}")
 
     def post_odd_types(self, rng: random.Random, tally: Tally) -> None:
-        """Post a form whose fields are of other types than a browser sends."""
+        """Post a form with field types that a browser does not send."""
         path, fields = rng.choice(list(FORMS.items()))
         headers = {"X-CSRFToken": self._csrf_token}
         if rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""Hemoscan as it is fuzzed, and the notes of what came of all that was sent."""
+"""The fuzzed instance of Hemoscan, and the record of outcomes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ crashing decoders end in.
 
 @dataclass
 class Tally:
-    """What came of everything that was sent.
+    """The outcomes of everything that was sent.
 
     Attributes:
-        outcomes: by kind of the file that was spoiled, then "refused" uploads, and scans by status.
-        sentences: what people were told, by kind, numbers left out.
-        statuses: of the answers of API and pages, by operation.
-        deaths: of the child that decodes, by exit status; a new one took its place.
+        outcomes: by kind of the seed file: "refused" uploads, and scans by status.
+        sentences: error messages by kind, without numbers.
+        statuses: status codes of API and pages, by operation.
+        deaths: exits of the decoder process, by exit status.
     """
 
     broken: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Tally:
     decoder_mb: float = 0.0
 
     def check(self, holds: bool, complaint: str) -> None:
-        """Note `complaint` unless it holds."""
+        """Record `complaint` if the condition is false."""
         if not holds:
             self.broken.append(complaint)
 

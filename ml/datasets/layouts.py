@@ -206,7 +206,7 @@ def _mask_of(base: Path, name: str, given: str, where: str) -> Path | None:
     """
     if given:
         if not stays_inside(given) or not (base / given).is_file():
-            raise DatasetError(f"{where}: the mask {given[:100]} is not a file of the data set.")
+            raise DatasetError(f"{where}: the mask {given[:100]!r} is not a file of the data set.")
         return base / given
     own = Path(name).with_suffix(".png")
     beside = (

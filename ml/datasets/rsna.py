@@ -159,8 +159,8 @@ def _read(
                 label = LABELS.get(row[1].strip().lower()) if len(row) > 1 else None
                 if match is None or label is None:
                     raise DatasetError(
-                        f"{table.name}, line {number}: {','.join(row)[:60]} is not an image with a"
-                        " type of hemorrhage, and 0 or 1."
+                        f"{table.name}, line {number}: {','.join(row)[:60]!r} is not an image with"
+                        " a type of hemorrhage, and 0 or 1."
                     )
                 name, fact = match.groups()
                 if name not in wanted:

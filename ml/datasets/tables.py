@@ -66,11 +66,11 @@ def types_of(given: str | None, label: int | None, where: str) -> frozenset[str]
     named = frozenset(name.strip().lower() for name in given.split("|"))
     if label != 1:
         raise DatasetError(
-            f"{where}: the types of hemorrhage {given[:60]} are given, but the label is not 1."
+            f"{where}: the types of hemorrhage {given[:60]!r} are given, but the label is not 1."
         )
     if unknown := sorted(named - set(BLEEDING_TYPES)):
         raise DatasetError(
-            f"{where}: {unknown[0][:40]} is not a type of hemorrhage; the types are"
+            f"{where}: {unknown[0][:40]!r} is not a type of hemorrhage; the types are"
             f" {', '.join(BLEEDING_TYPES)}."
         )
     return named
