@@ -305,7 +305,7 @@ def _without_unused_bits(words: NDArray[np.generic], bits: int) -> NDArray[np.ge
     unused = 8 * words.dtype.itemsize - bits
     if unused <= 0:
         return words
-    return np.right_shift(np.left_shift(words, unused), unused)  # type: ignore[call-overload, no-any-return]
+    return np.right_shift(np.left_shift(words, unused), unused)  # type: ignore[no-any-return]
 
 
 def _padding(
