@@ -38,7 +38,8 @@ def read_patients(path: Path) -> dict[str, Told]:
     told: dict[str, Told] = {}
     if patient_column is None or label_column is None:
         return told
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
+        number = row.line
         where = f"{path.name}, line {number}"
         before = told.get(row.get(patient_column, ""))
         label = join_told(told, row.get(patient_column, ""), row.get(label_column, ""), where)
