@@ -282,9 +282,6 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
         )
     # The lock is ours, so a server that answers there was left behind by a run that was killed.
     shut_down(socket_path)
-    # Of earlier versions, which kept them; the server would read the first, damaged or not.
-    (folder / "dump.rdb").unlink(missing_ok=True)
-    shutil.rmtree(folder / "appendonlydir", ignore_errors=True)
     # Its paths are relative to the folder in which it is started.
     with chdir(folder):
         server = ValkeyServer(
@@ -299,6 +296,9 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
         )
 
     def start() -> None:
+        # Of earlier versions, which kept them; the server would read the first, damaged or not.
+        (folder / "dump.rdb").unlink(missing_ok=True)
+        shutil.rmtree(folder / "appendonlydir", ignore_errors=True)
         # Ctrl-C reaches every process of the terminal; the broker must not end before the workers
         # have.
         with chdir(folder), blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -115,6 +115,13 @@ def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
     return "An unexpected error occurred; administrators can find the details in the log."
 
 
+def is_passing(err: Exception) -> bool:
+    """True for a refusal of the storage, or of this machine's disk, that may pass by itself: the
+    row is worth another try (`worker.leases.refuse`).
+    """
+    return isinstance(err, StorageError) and not isinstance(err, MissingFile)
+
+
 def discard_pictures_of_deleted(lost: Collection[str]) -> None:
     """Remove the pictures of those scans among `lost` that were deleted meanwhile; of the others
     another worker may have made its own.

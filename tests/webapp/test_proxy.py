@@ -1,4 +1,4 @@
-"""The proxy that faces the network, by the configuration of docker-compose.yml, with a real nginx."""
+"""The proxy that faces the network, by the configuration of compose, with a real nginx."""
 
 from __future__ import annotations
 
