@@ -67,10 +67,11 @@ def answer_next_scans() -> bool:
         if of_slices is None or of_series is None:
             in_transaction(lambda: leases.fail(Scan, mine.owner, dict.fromkeys(ids, NO_MODEL)))
             return True
-        if is_any_broken():
-            scans = _those_that_can_be_answered(scans, of_slices, of_series)
         try:
-            answer(scans, of_slices, of_series)
+            if is_any_broken():
+                scans = _those_that_can_be_answered(scans, of_slices, of_series)
+            if scans:
+                answer(scans, of_slices, of_series)
         except StorageAway:
             in_transaction(lambda: leases.hand_back(Scan, mine.owner, ids))
             log.warning("scans=%s handed back: the storage is away", ",".join(ids))
@@ -228,8 +229,8 @@ def read(scan: Scan) -> Outcome:
 def ask(version: ModelVersion, chosen: Sequence[tuple[Outcome, Series]]) -> None:
     """Have the version answer these scans; where it cannot be loaded, they are handed back."""
     ids = [outcome.scan.id for outcome, _ in chosen]
-    if not all_load([version]):
-        hand_back_for_later(ids)
+    if not loads(version):
+        hand_back_for_later(ids)  # The next look for work raises the alarm.
         return
     score(predictor_for(version), chosen, Watch(ids))
     for outcome, _ in chosen:

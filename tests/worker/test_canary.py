@@ -4,18 +4,20 @@ promoted.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from flask import Flask
+from flask import Flask, current_app
 from sqlalchemy import select, update
 
 from tests.worker.conftest import install_model, picture, submit
 from tests.worker.test_series import pictures, submit_zip
 from webapp.extensions import database_now, db
-from webapp.models import ModelVersion, Scan, Worker
+from webapp.models import Heatmap, ModelVersion, Scan, Worker
 from webapp.storage import storage
-from worker import predictors, tasks
+from worker import prediction, predictors, tasks
 from worker.canary import answer_of
 from worker.heartbeat import presence
 from worker.predictors import model_folder, predictor_for
@@ -46,6 +48,11 @@ def spoil(version: ModelVersion) -> bytes:
     before: bytes = storage.get(key)
     storage.put(key, b"not the head")
     return before
+
+
+def model_folder_of(version: ModelVersion) -> Path:
+    """Return where this machine keeps the files of that version."""
+    return Path(current_app.config["HEMOSCAN_HOME"]) / "cache" / "models" / version.card_id
 
 
 def alarm() -> str | None:
@@ -101,6 +108,29 @@ def test_a_version_that_answers_otherwise_than_it_did_is_not_used(worker_app: Fl
     tasks.predict_scans()
     assert scan(scan_id).status == "queued"
     assert "probability for the test phantom" in str(alarm())
+
+
+def test_a_heat_map_waits_for_a_version_that_does_not_load_here(
+    worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = install_model()
+    (scan_id,) = submit(picture(255))
+    assert prediction.answer_next_scans()
+    head = spoil(version)
+    predictors._loaded.clear()
+    shutil.rmtree(model_folder_of(version))
+    tasks.predict_scans()
+    heatmap = db.session.scalars(select(Heatmap)).one()
+    assert (heatmap.status, heatmap.error) == ("queued", None)
+    assert heatmap.retry_at is not None
+
+    storage.put(f"{version.storage_prefix}/head.onnx", head)
+    monkeypatch.setattr(predictors, "LOAD_AGAIN_S", 0)
+    heatmap.retry_at = None
+    db.session.commit()
+    tasks.predict_scans()
+    db.session.refresh(heatmap)
+    assert (heatmap.status, scan(scan_id).status) == ("done", "done")
 
 
 def test_a_version_is_checked_as_it_is_stored_before_it_is_promoted(
