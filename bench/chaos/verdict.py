@@ -63,7 +63,9 @@ def judge(campaign: Campaign, within_s: float) -> Outcome:
     outcome.restarts = {name: program.starts - 1 for name, program in stack.programs.items()}
     outcome.faults = Counter(fault.kind for fault in injected)
     outcome.notes = [
-        f"{fault.kind}: {fault.met}." for fault in injected if "did not end" in fault.met
+        f"{fault.kind}: {fault.met}."
+        for fault in injected
+        if "did not end" in fault.met or "health checks" in fault.met
     ]
     with stack.app.app_context():
         scans = db.session.scalars(select(Scan)).all()
