@@ -121,7 +121,7 @@ def load_model(folder: Path) -> Predictor:
     """
     config = current_app.config
     return Predictor(
-        folder, threads=config["PREDICT_THREADS"], judges_pictures=config["CHECK_HEAD_CT"]
+        folder, threads=config["PREDICT_THREADS"], checks_head_ct=config["CHECK_HEAD_CT"]
     )
 
 
