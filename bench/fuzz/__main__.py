@@ -5,10 +5,11 @@ and never more.
 
 So many uploads are sound files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to three
 places spoiled, every fourth by the form of the pages, with odd texts; the worker then reads what
-was accepted, with the models that ship, and its pages are opened. The forms get so many posts each
-with fields of odd types: text as a file, JSON of every type. So many requests of each
-operation of the API and each of two ways, as its OpenAPI document allows and as it does not, come
-from schemathesis. All in one process, on SQLite; only decoding has a process of its own, as always.
+was accepted, with the models that ship, and its pages are opened. All forms, those of
+administrators too, get so many posts each with fields of odd types: text as a file, JSON of every
+type. So many requests of each operation of the API and each of two ways, as its OpenAPI document
+allows and as it does not, come from schemathesis, which also checks that the answers are such as
+the document says. All in one process, on SQLite; only decoding has a process of its own, as always.
 The same seed sends the same. Linux only. The last line is the verdict; the exit status is 1 where
 the promise is broken.
 """

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute
 from werkzeug.exceptions import HTTPException, NotFound
 
-from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented_problems, is_own
+from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented, is_own
 from webapp.api.schemas import ProblemSchema
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction, Scan
@@ -35,7 +35,7 @@ class NotYet(HTTPException):
 
 
 def operation(
-    path: str, what: Mapping[str, str], media: str, *problems: int
+    operation_id: str, path: str, what: Mapping[str, str], media: str, *problems: int
 ) -> Callable[[Any], Any]:
     """Return a decorator for a GET of something that may not be made yet."""
 
@@ -48,18 +48,20 @@ def operation(
             description="Not made yet; see Retry-After.",
             success=True,
         )(view)
-        return blueprint.get(f"/scans/<scan_id>/{path}")(documented_problems(404, *problems)(view))
+        return blueprint.get(f"/scans/<scan_id>/{path}")(
+            documented(operation_id, 404, *problems)(view)
+        )
 
     return add
 
 
-@operation("image.png", BINARY, "image/png")
+@operation("read_image", "image.png", BINARY, "image/png")
 def image(scan_id: str) -> Response:
     """Fetch the slice that stands for the scan, as the model's reader sees it."""
     return picture(key_of(scan_id, Scan.image_key, "picture"))
 
 
-@operation("heatmap.png", BINARY, "image/png")
+@operation("read_heatmap", "heatmap.png", BINARY, "image/png")
 def heatmap(scan_id: str) -> Response:
     """Fetch the heat map, to be laid over the image.
 
@@ -69,7 +71,7 @@ def heatmap(scan_id: str) -> Response:
     return picture(key)
 
 
-@operation("volume", BINARY, "application/gzip")
+@operation("read_volume", "volume", BINARY, "application/gzip")
 def volume(scan_id: str) -> Response:
     """Fetch all slices of a series as NIfTI (.nii.gz, int16): HU, or greys 0..1 in thousandths
     where pictures were submitted.
@@ -77,7 +79,7 @@ def volume(scan_id: str) -> Response:
     return series_file(key_of(scan_id, Scan.volume_key, "series of slices"))
 
 
-@operation("slices/<int:index>.png", BINARY, "image/png", 422)
+@operation("read_slice_image", "slices/<int:index>.png", BINARY, "image/png", 422)
 @blueprint.arguments(WindowSchema, location="query")
 def slice_image(window: Window | None, scan_id: str, index: int) -> Response:
     """Fetch one slice of a series as a picture through a window.
@@ -88,7 +90,7 @@ def slice_image(window: Window | None, scan_id: str, index: int) -> Response:
     return slice_picture(key_of(scan_id, Scan.volume_key, "series of slices"), index, window)
 
 
-@operation("slices/<int:index>/heatmap.png", BINARY, "image/png")
+@operation("read_slice_heatmap", "slices/<int:index>/heatmap.png", BINARY, "image/png")
 def slice_heatmap(scan_id: str, index: int) -> Response:
     """Fetch the heat map of one slice of a series, to be laid over its picture; `heatmap_slices`
     says which are drawn.

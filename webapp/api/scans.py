@@ -14,7 +14,7 @@ from webapp import intake
 from webapp.api.access import (
     NO_SUCH_SCAN,
     blueprint,
-    documented_problems,
+    documented,
     is_own,
     require_bearer_still,
     require_own,
@@ -89,7 +89,7 @@ from webapp.models import (
         },
     }
 )
-@documented_problems(413, 415, 422, 429, 503)
+@documented("submit_scans", 413, 415, 422, 429, 503)
 @blueprint.response(202, SubmissionSchema)
 def submit() -> dict[str, Any]:
     """Submit slices and series; DICOM files of one series become one scan.
@@ -127,7 +127,7 @@ def flag(name: str) -> bool:
 
 
 @blueprint.get("/scans")
-@documented_problems(422)
+@documented("list_scans", 422)
 @blueprint.arguments(ScansQuerySchema, location="query")
 @blueprint.response(200, ScansPageSchema)
 def index(query: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def index(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @blueprint.get("/scans/<scan_id>")
-@documented_problems(404)
+@documented("read_scan", 404)
 @blueprint.alt_response(
     304, description="Unchanged since the answer with the ETag in If-None-Match.", success=True
 )
@@ -168,7 +168,7 @@ def show(scan_id: str) -> dict[str, Any]:
 
 
 @blueprint.post("/scans/<scan_id>/score-anyway")
-@documented_problems(404, 409)
+@documented("score_scan_anyway", 404, 409)
 @blueprint.response(202, JobSchema)
 def score_anyway(scan_id: str) -> dict[str, Any]:
     """Score a scan that was refused because it does not look like a head CT.
@@ -183,7 +183,7 @@ def score_anyway(scan_id: str) -> dict[str, Any]:
 
 
 @blueprint.post("/scans/<scan_id>/cancel")
-@documented_problems(404, 409)
+@documented("cancel_scan", 404, 409)
 @blueprint.response(200, JobSchema)
 def cancel_scan(scan_id: str) -> dict[str, Any]:
     """End a scan that waits or is being read, as cancelled."""
@@ -198,7 +198,7 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
 
 
 @blueprint.post("/scans/<scan_id>/retry")
-@documented_problems(404, 409)
+@documented("retry_scan", 404, 409)
 @blueprint.response(202, JobSchema)
 def retry_scan(scan_id: str) -> dict[str, Any]:
     """Queue a scan again that failed or was cancelled."""
@@ -208,7 +208,7 @@ def retry_scan(scan_id: str) -> dict[str, Any]:
 
 
 @blueprint.delete("/scans/<scan_id>")
-@documented_problems(404)
+@documented("delete_scan", 404)
 @blueprint.response(204)
 def remove(scan_id: str) -> None:
     """Delete a scan with its file, its pictures and its verdict.
