@@ -54,10 +54,11 @@ def ask_everything(given: Service, requests: int, seed: int, tally: Tally) -> No
             def ask(case: Case[Any], scan_id: str | None) -> None:
                 if scan_id is not None and "scan_id" in case.path_parameters:
                     case.path_parameters["scan_id"] = scan_id
-                answer = case.call(headers={"Authorization": f"Bearer {given.token}"})
+                headers = {"Authorization": f"Bearer {given.token}"}
+                answer = case.call(headers=headers)
                 tally.statuses[case.operation.label, answer.status_code] += 1
                 try:
-                    case.validate_response(answer)
+                    case.validate_response(answer, headers=headers)
                 except FailureGroup as group:
                     tally.broken += [
                         f"{case.operation.label} ({answer.status_code}): {failure.title}"
