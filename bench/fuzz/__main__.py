@@ -3,14 +3,15 @@ sentence.
 
     python -m bench.fuzz [--inputs 10000] [--requests 50] [--seed 1] [--report FILE] [--keep FOLDER]
 
-The uploads (`--inputs`) are valid files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to
-three mutations, every fourth sent by the web form with unusual text fields; the worker then
-processes the accepted ones with the shipped models, and their pages are opened. Each form also gets
-posts with fields of wrong types: text as a file, JSON of every type. Schemathesis sends requests
-(`--requests`) to each API operation, both valid and invalid by the OpenAPI document. Everything
-runs in one process on SQLite; only decoding has its own process, as in production. The seed
-determines the input. Linux only. The last line is the verdict; the exit status is 1 if a check
-failed.
+So many uploads are sound files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to three
+places spoiled, every fourth by the form of the pages, with odd texts; the worker then reads what
+was accepted, with the models that ship, and its pages are opened. All forms, those of
+administrators too, get so many posts each with fields of odd types: text as a file, JSON of every
+type. So many requests of each operation of the API and each of two ways, as its OpenAPI document
+allows and as it does not, come from schemathesis, which also checks that the answers are such as
+the document says. All in one process, on SQLite; only decoding has a process of its own, as always.
+The same seed sends the same. Linux only. The last line is the verdict; the exit status is 1 where
+the promise is broken.
 """
 
 from __future__ import annotations
