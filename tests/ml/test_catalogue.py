@@ -56,7 +56,7 @@ def test_an_unknown_setting_names_those_that_exist() -> None:
 
 def test_an_unknown_architecture_names_those_that_exist() -> None:
     with pytest.raises(
-        SettingError, match="There is no architecture 'resnet'; there is alexnet_svm"
+        SettingError, match="There is no architecture 'resnet'; choose one of alexnet_svm"
     ):
         architecture_named("resnet")
 
