@@ -102,7 +102,8 @@ PROMISE = 0.9
 """The predictive value that an answer outside the inconclusive band promises where half of the
 scans bleed.
 """
-MOST_INCONCLUSIVE = 0.25
+MOST_INCONCLUSIVE = 0.15
+"""Of the answers that the band is fitted to, so that it takes at most a quarter elsewhere."""
 
 
 def balanced_weights(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
