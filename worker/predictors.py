@@ -32,7 +32,8 @@ _loaded: OrderedDict[str, Predictor] = OrderedDict()
 
 
 def predictor_for(version: ModelVersion) -> Predictor:
-    """Return the predictor of that version, loading it if this process has not.
+    """Return the predictor of that version with the thresholds chosen for it, loading it if this
+    process has not.
 
     Raises:
         StorageError: its files cannot be fetched.
@@ -51,7 +52,7 @@ def predictor_for(version: ModelVersion) -> Predictor:
             _loaded.popitem(last=False)
         log.info("version=%s model loaded", version.id)
     _loaded.move_to_end(version.card_id)
-    return predictor
+    return predictor.with_thresholds(version.slice_threshold, version.scan_threshold)
 
 
 def model_folder(version: ModelVersion) -> Path:
