@@ -13,11 +13,11 @@ __version__ = "0.1.0"
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    """Return the application, configured from the environment; `config` goes before it and may add
-    Flask's own settings.
+    """Return the application, configured from the environment; `config` overrides the environment
+    and may add Flask settings.
 
     Raises:
-        ConfigurationError: the environment cannot work.
+        ConfigurationError: a setting is missing or invalid.
     """
     from webapp import (
         admin,
@@ -25,6 +25,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         audit,
         auth,
         cli,
+        display,
         errors,
         health,
         jobs,
@@ -57,9 +58,10 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     storage.init_storage(app)
     space.init_space(app)
 
-    for room in (auth, second_factor_pages, scans, pictures, admin, health, metrics):
-        app.register_blueprint(room.blueprint)
+    for module in (auth, second_factor_pages, scans, pictures, admin, health, metrics):
+        app.register_blueprint(module.blueprint)
     api.init_api(app)
+    display.init_display(app)
     errors.init_errors(app)
     cli.init_cli(app)
     return app

@@ -270,7 +270,7 @@ def make_token() -> str | tuple[str, int] | WerkzeugResponse:
         user: User = current_user._get_current_object()
         db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
         if not user.has_password(form.token_password.data):
-            form.token_password.errors = ["This is not your password."]
+            form.token_password.errors = ["The password is incorrect."]
         elif lock_person(user.id) != user.password_hash:  # It was changed meanwhile.
             abort(401)
         else:

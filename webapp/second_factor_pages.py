@@ -159,7 +159,7 @@ def _with_password(form: SetUpFactorForm) -> User | None:
     user: User = current_user._get_current_object()
     db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
     if not user.has_password(form.factor_password.data):
-        form.factor_password.errors = ["This is not your password."]
+        form.factor_password.errors = ["The password is incorrect."]
         return None
     if lock_person(user.id) != user.password_hash:  # It was changed meanwhile.
         abort(401)

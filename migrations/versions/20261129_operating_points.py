@@ -1,7 +1,7 @@
 """The operating point that was chosen for a version, and what an audit event says of it
 
 Revision ID: 3f6a92d8b1e5
-Revises: 5b0e9d7c2a41
+Revises: 7d1e90b3a6c4
 Created: 2026-11-29 11:10:00
 """
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "3f6a92d8b1e5"
-down_revision = "5b0e9d7c2a41"
+down_revision = "7d1e90b3a6c4"
 branch_labels = None
 depends_on = None
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,10 +21,13 @@ import requests
 from ml.catalogue import STARTER_DIR
 from tests.e2e.conftest import eventually, free_port
 from webapp.config import PROJECT_ROOT, socket_path
+from webapp.space import NO_SPACE
 
 PHANTOM = PROJECT_ROOT / "webapp" / "static" / "phantoms" / "phantom-1.png"
 READY_S = 90
 STOP_S = 40
+FULL_S = 8
+"""Longer than a sweep and a heartbeat take to come round."""
 
 
 class MakeRun:
@@ -46,7 +52,7 @@ class MakeRun:
 
     def start(self) -> None:
         """Start it and wait until a scan would be answered."""
-        starts = self.said.count("Hemoscan answers at") if self.log.exists() else 0
+        starts = self.said.count("Hemoscan is running at") if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "webapp.embedded"],
@@ -59,7 +65,7 @@ class MakeRun:
         # A run that was killed may still answer for a moment, so this one must have said that it is
         # up.
         eventually(
-            lambda: self.said.count("Hemoscan answers at") > starts and self.is_ready(),
+            lambda: self.said.count("Hemoscan is running at") > starts and self.is_ready(),
             "It is ready",
             READY_S,
         )
@@ -102,7 +108,7 @@ class MakeRun:
             env=self.environ,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=READY_S,
             check=True,
         )
         return done.stdout.splitlines()[-1]
@@ -146,7 +152,8 @@ def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
     busy = make_run.again(HEMOSCAN_HOME=f"{make_run.home} 2")
     assert (busy.returncode, busy.stdout) == (
         1,
-        f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n",
+        f"Port {make_run.port} is already in use. Choose another one:"
+        f" PORT={make_run.port + 1} make run\n",
     )
     second = make_run.again(PORT=str(free_port()))
     assert second.returncode == 1
@@ -176,7 +183,7 @@ def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
 
 def the_first_admin_logs_in(make_run: MakeRun) -> str:
     """Log in with what the terminal showed; return a token made in a second terminal."""
-    shown = re.search(r"The first admin is '(\w+)' with the password (\S+) ", make_run.said)
+    shown = re.search(r"The first administrator is '(\w+)' with the password (\S+) ", make_run.said)
     assert shown, make_run.said
     browser = requests.Session()
     page = browser.get(f"{make_run.url}/login", timeout=10).text
@@ -248,7 +255,7 @@ def test_what_dies_is_started_again(make_run: MakeRun) -> None:
         "The web process answers again",
         READY_S,
     )
-    assert "ended by itself (status -9) and is started again" in make_run.said
+    assert "exited (status -9) and is being restarted" in make_run.said
 
     with redis.Redis(unix_socket_path=str(socket_path(make_run.home))) as client:
         killed = int(client.info("server")["process_id"])
@@ -256,7 +263,7 @@ def test_what_dies_is_started_again(make_run: MakeRun) -> None:
         eventually(
             lambda: pid_of_broker(make_run) not in (None, killed), "The broker answers again", 30
         )
-    assert "The embedded broker ended by itself and is started again." in make_run.said
+    assert "The embedded broker exited and is being restarted." in make_run.said
     if (STARTER_DIR / "card.json").exists():
         a_phantom_is_answered(make_run, the_first_admin_logs_in(make_run))
 
@@ -264,6 +271,64 @@ def test_what_dies_is_started_again(make_run: MakeRun) -> None:
     assert make_run.remains() == []
     kept = {path.name for path in (make_run.home / "broker").iterdir()}
     assert kept == {"valkey.conf", "valkey.log"}
+
+
+@contextmanager
+def a_disk_of_its_own(folder: Path, size_mb: int) -> Iterator[None]:
+    """Make `folder` a small file system; only root may."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("A file system of the test's own cannot be mounted here.")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(file: Path, leaving_mb: int) -> None:
+    """Let a file grow until so much is free."""
+    with file.open("ab") as filler, suppress(OSError):
+        while shutil.disk_usage(file.parent).free > leaving_mb * 2**20:
+            filler.write(bytes(2**16))
+            filler.flush()
+
+
+def test_a_full_disk_ends_nothing(make_run: MakeRun) -> None:
+    with a_disk_of_its_own(make_run.home, 120):
+        make_run.environ["MIN_FREE_MB"] = "20"
+        make_run.start()
+        token = the_first_admin_logs_in(make_run)
+        headers = {"Authorization": f"Bearer {token}"}
+        scans = f"{make_run.url}/api/v1/scans"
+
+        fill(make_run.home / "filler", leaving_mb=10)
+        sent = requests.post(
+            scans, headers=headers, files={"file": PHANTOM.read_bytes()}, timeout=20
+        )
+        assert (sent.status_code, sent.json()["detail"]) == (507, NO_SPACE)
+        ready = requests.get(f"{make_run.url}/readyz", timeout=20)
+        assert (ready.status_code, ready.json()["checks"]["free_space"]) == (503, False)
+        the_first_admin_logs_in(make_run)
+
+        fill(make_run.home / "filler", leaving_mb=0)
+        deadline = time.monotonic() + FULL_S
+        while time.monotonic() < deadline:
+            assert requests.get(scans, headers=headers, timeout=20).status_code == 200
+            time.sleep(0.5)
+        assert make_run.process is not None and make_run.process.poll() is None, make_run.said
+        assert "ended by itself" not in make_run.said, make_run.said
+
+        (make_run.home / "filler").unlink()
+        eventually(make_run.is_ready, "It is ready again", READY_S)
+        if (STARTER_DIR / "card.json").exists():
+            a_phantom_is_answered(make_run, token)
+        assert make_run.stop(signal.SIGINT) == 0, make_run.said
+        assert make_run.remains() == []
 
 
 def pid_of_broker(make_run: MakeRun) -> int | None:
@@ -281,7 +346,7 @@ def test_a_process_that_cannot_work_ends_everything(make_run: MakeRun) -> None:
 
     assert said.returncode == 1
     assert said.stdout.endswith(
-        "A process ended by itself (status 1; see above), so all were stopped.\n"
+        "A process exited unexpectedly (status 1; see above), so all processes were stopped.\n"
     )
     eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
 
@@ -302,7 +367,8 @@ def test_a_port_that_is_taken_is_a_sentence_and_nothing_is_begun(make_run: MakeR
 
     assert (said.returncode, said.stdout) == (
         1,
-        f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n",
+        f"Port {make_run.port} is already in use. Choose another one:"
+        f" PORT={make_run.port + 1} make run\n",
     )
     assert not (make_run.home / "hemoscan.db").exists()
 

@@ -1,5 +1,5 @@
-"""The people with an account: one-time links to a new password, second factors that were lost, who
-may not come in any more, and deletion.
+"""The pages of users: password-reset links, lost second factors, disabling and deletion of
+accounts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from webapp.second_factors import remove
 
 @blueprint.get("/users")
 def users() -> ResponseReturnValue:
-    """List everybody with an account, newest first."""
+    """List all users, newest first."""
     return render_template(
         "admin/users.html",
         page=page_of(
@@ -38,7 +38,7 @@ def users() -> ResponseReturnValue:
 
 @blueprint.post("/users/<user_id>/reset-link")
 def make_reset_link(user_id: str) -> ResponseReturnValue:
-    """Make a link with which this person sets a new password, and show it this once."""
+    """Create a one-time link to set a new password for a user, and show it once."""
     user = db.get_or_404(User, user_id)
     secret = new_secret()
     reset = PasswordReset(
@@ -47,7 +47,7 @@ def make_reset_link(user_id: str) -> ResponseReturnValue:
         secret_hash=secret_hash(secret),
         expires_at=utc_now() + timedelta(hours=current_app.config["RESET_LINK_HOURS"]),
     )
-    # Only the newest link works: one that went astray ends when another is made.
+    # Only the newest link works, so creating another invalidates one that was lost.
     db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == user.id))
     db.session.add(reset)
     record(Act.RESET_LINK_MADE, user.id)
@@ -82,8 +82,8 @@ def reset_second_factor(user_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/users/<user_id>/delete")
 def delete_user(user_id: str) -> ResponseReturnValue:
-    """Delete the account of another person with all their scans; one's own needs the password, on
-    the account page.
+    """Delete another user's account with all scans; deleting one's own takes the password, on the
+    account page.
     """
     user = db.get_or_404(User, user_id)
     if user.id == current_user.id:
@@ -102,9 +102,7 @@ def delete_user(user_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/users/<user_id>/disable")
 def disable_user(user_id: str) -> ResponseReturnValue:
-    """Keep this person out: all logins end, and neither password, reset link nor tokens are
-    believed. Their scans stay.
-    """
+    """Disable a user: end all sessions and refuse password, reset links and tokens; keep scans."""
     user = db.get_or_404(User, user_id)
     if active_admins() == [user.id]:
         flash(
@@ -126,7 +124,7 @@ def disable_user(user_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/users/<user_id>/enable")
 def enable_user(user_id: str) -> ResponseReturnValue:
-    """Let this person in again, with the same password and tokens."""
+    """Enable a user again, with the same password and tokens."""
     user = db.get_or_404(User, user_id)
     if user.disabled_at is not None:
         user.disabled_at = None

@@ -105,6 +105,13 @@ class Scan(Leased, db.Model):
         return (cls.stat,)  # type: ignore[return-value]
 
     @property
+    def turnaround_s(self) -> float | None:
+        """Seconds from submission to the end; None while it has not ended."""
+        if self.finished_at is None:
+            return None
+        return (self.finished_at - self.created_at).total_seconds()
+
+    @property
     def may_be_forced(self) -> bool:
         """True where it failed only because it does not look like a head CT, which its owner may
         know better.

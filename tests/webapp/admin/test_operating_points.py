@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from tests.ml.conftest import points_judged
 from tests.webapp.admin.conftest import a_card, add_version
-from webapp.extensions import db
+from webapp.extensions import db, utc_now
 from webapp.models import (
     Act,
     AuditEvent,
@@ -35,6 +35,7 @@ def add_with_points(card_id: str = "with-points") -> str:
     """Commit a version whose card has named points; it was trained for .222 by scan."""
     return add_version(
         card_id,
+        checked_at=utc_now(),
         card=a_card(
             id=card_id,
             points=points_judged(),
@@ -68,7 +69,7 @@ def test_a_version_without_points_is_used_as_trained_or_at_own_thresholds(
     app: Flask, admin: FlaskClient
 ) -> None:
     with app.app_context():
-        id = add_version("old-card")
+        id = add_version("old-card", checked_at=utc_now())
     page = admin.get(f"/admin/models/{id}").text
     assert 'value="balanced"' not in page and "no named operating points" in page
     assert "Of 100 slices, 10 of them with hemorrhage: finds 9, misses 1, flags 9" in page
