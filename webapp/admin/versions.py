@@ -44,7 +44,7 @@ NOT_CHECKED = (
 
 
 class PromoteForm(PostedForm):
-    """The reason for a promotion, and the operating point; without one the version keeps its own."""
+    """The reason for a promotion, and the operating point; none keeps the version's own."""
 
     reason = TextField(
         "Reason",
