@@ -45,7 +45,7 @@ class CannotLoad(Exception):
 
 
 def predictor_for(version: ModelVersion) -> Predictor:
-    """Return the predictor of a model version, loading it on first use.
+    """Return the predictor of a model version at its operating point, loading it on first use.
 
     One that could not be loaded is not tried again for `LOAD_AGAIN_S`; meanwhile the alarm of this
     worker is on.
@@ -79,7 +79,7 @@ def predictor_for(version: ModelVersion) -> Predictor:
             _loaded.popitem(last=False)
         log.info("version=%s model loaded", version.id)
     _loaded.move_to_end(version.card_id)
-    return predictor
+    return predictor.with_thresholds(version.slice_threshold, version.scan_threshold)
 
 
 def loads(version: ModelVersion) -> bool:

@@ -91,13 +91,8 @@ def fit_platt(
     return Platt(slope, float(line[1]) - slope * center)
 
 
-POINTS = ("sensitive", "balanced", "specific")
-"""The named operating points: 95 % sensitivity (or the target set), equal care for both errors, and
-95 % specificity.
-"""
 SPECIFICITY = 0.95
-PREVALENCES = (0.02, 0.1, 0.5)
-"""Shares of scans that bleed for which predictive values are reported."""
+"""That of "specific"."""
 PROMISE = 0.9
 """The predictive value that an answer outside the inconclusive band promises where half of the
 scans bleed.
@@ -153,9 +148,10 @@ def threshold_at(sample: Sample, point: str, target: float = 0.95) -> float:
 
     Args:
         sample: answers that no part of the model's training saw, of both classes.
-        point: a name of `POINTS`. "balanced" is where sensitivity + specificity is largest (W.
-            Youden 1950, "Index for rating diagnostic tests"); where several thresholds are as good,
-            the middle of them. "sensitive" lies at or below it, "specific" at or above.
+        point: a name of `ml.named_points.POINTS`. "balanced" is where sensitivity + specificity is
+            largest (W. Youden 1950, "Index for rating diagnostic tests"); where several thresholds
+            are as good, the middle of them. "sensitive" lies at or below it, "specific" at or
+            above.
         target: the sensitivity of "sensitive".
     """
     thresholds, sensitivity, specificity = sample.candidates()
@@ -239,14 +235,15 @@ def operating_point(
 
     Args:
         labels, decisions, sources: (n,) of both classes.
-        point: a name of `POINTS`, or "one half": what is likelier than not is positive.
+        point: a name of `ml.named_points.POINTS`, or "one half": what is likelier than not is
+            positive.
         target: the sensitivity of "sensitive".
         prior: of the calibration.
     """
     weights = balanced_weights(labels, sources)
     platt = fit_platt(labels, decisions, prior, weights)
     sample = Sample(np.asarray(labels), platt(decisions), weights)
-    threshold = 0.5 if point == "one half" else threshold_at(sample, point, target)
+    threshold = 0.5 if point == "one half" else min(threshold_at(sample, point, target), 1.0)
     return OperatingPoint(platt, threshold, *inconclusive_band(sample, threshold))
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
-from ml.evaluation.calibration import PREVALENCES, Platt, fit_platt
+from ml.evaluation.calibration import Platt, fit_platt
+from ml.named_points import PREVALENCES
 
 __all__ = [
     "Platt",

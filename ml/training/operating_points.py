@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from ml.datasets.examples import UNKNOWN
-from ml.evaluation.calibration import POINTS, OperatingPoint, operating_point
+from ml.evaluation.calibration import OperatingPoint, operating_point
 from ml.evaluation.metrics import figures_at
 from ml.models.contract import HeldOut, RunData, scan_rule_of
+from ml.named_points import POINTS
 
 FEWEST_SLICES = 2
 """A data set whose typical scan has fewer slices holds single images; a few of the same person make
@@ -58,7 +59,7 @@ def operating_points(
         run: what is known of the slices.
         architecture: a name of `ml.catalogue`; whether it answers for scans by a rule.
         held: decisions of models that had not learned from these slices and scans.
-        point: a name of `ml.evaluation.calibration.POINTS` in place of the setting "threshold".
+        point: a name of `ml.named_points.POINTS` in place of the setting "threshold".
     """
     chosen = point or str(run.settings.get("threshold", "balanced"))
     how: dict[str, Any] = {

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from webapp import create_app
 from webapp.extensions import db
-from webapp.models import AuditEvent, JobStatus, Scan
+from webapp.models import AuditEvent, JobStatus, ModelVersion, Promotion, Scan
 
 OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
 """A database of the eleven migrations that the first one replaces, with rows in every table."""
@@ -119,7 +119,12 @@ def test_a_database_of_the_eleven_migrations_goes_on_with_its_rows(app_of_eleven
     after = rows(columns)
     assert after.pop("alembic_version") != before.pop("alembic_version")
     assert after == before
+    assert not any(rows()[name] for name in SINCE)
     assert differences() == []
+    as_trained = (None, None, None)
+    for table in (ModelVersion, Promotion):
+        for row in db.session.scalars(select(table)):
+            assert (row.point, row.slice_threshold, row.scan_threshold) == as_trained
     scan = db.session.scalars(select(Scan).where(Scan.title == "A series")).one()
     assert scan.status == JobStatus.DONE
     assert scan.prediction is not None and scan.prediction.model_version.run is not None

@@ -14,6 +14,7 @@ import pytest
 from flask import Flask
 from PIL import Image
 from sqlalchemy import event, func, select, update
+from sqlalchemy.orm import Session
 
 from ml.inference.predictor import NOT_HEAD_CT, Finding, Predictor
 from ml.scans.phantoms import phantom, write_png
@@ -23,9 +24,11 @@ from tests.worker.conftest import install_model, picture, submit
 from webapp.deletion import delete_account, delete_scan
 from webapp.extensions import database_now, db, utc_now
 from webapp.models import (
+    OWN_THRESHOLDS,
     Heatmap,
     JobStatus,
     ModelVersion,
+    OperatingPoint,
     Prediction,
     Promotion,
     Scan,
@@ -339,6 +342,25 @@ def test_the_live_version_is_looked_up_at_every_claim(worker_app: Flask) -> None
         assert answered is not None
         answered_by.append(answered.model_version_id)
     assert answered_by == [first.id, second.id, first.id]
+
+
+def test_a_batch_after_a_change_of_operating_point_uses_its_thresholds(
+    any_worker_app: Flask,
+) -> None:
+    version = install_model()
+    (before,) = submit(picture(200))
+    prediction.answer_next_scans()
+    with Session(db.engine) as elsewhere:
+        changed = elsewhere.get_one(ModelVersion, version.id)
+        changed.operating_point = OperatingPoint(OWN_THRESHOLDS, 0.999, None)
+        elsewhere.commit()
+    (after,) = submit(picture(200))
+    prediction.answer_next_scans()
+    first, second = scan(before).prediction, scan(after).prediction
+    assert first is not None and second is not None
+    assert (first.threshold, first.positive, first.uncertain) == (0.5, True, False)
+    assert (second.threshold, second.positive, second.uncertain) == (0.999, False, True)
+    assert second.probability == first.probability
 
 
 def test_a_heat_map_is_drawn_by_the_version_that_gave_the_verdict(

@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import contains_eager, defer, joinedload
 from wtforms.validators import DataRequired
 
+from webapp.admin.operating_points import asked_for, chosen_for, offered_for
 from webapp.admin.pages import REFUSED, blueprint, page_of
 from webapp.audit import record
 from webapp.charts import roc_chart
@@ -21,6 +22,7 @@ from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
     Act,
     ModelVersion,
+    OperatingPoint,
     Promotion,
     PromotionRefused,
     live_version,
@@ -42,7 +44,7 @@ NOT_CHECKED = (
 
 
 class PromoteForm(PostedForm):
-    """The reason for a promotion."""
+    """The reason for a promotion, and the operating point; none keeps the version's own."""
 
     reason = TextField(
         "Reason",
@@ -51,6 +53,27 @@ class PromoteForm(PostedForm):
             at_most(500),
         ],
     )
+    point = TextField("Operating point")
+    scan_threshold = TextField("Series from")
+    slice_threshold = TextField("Single slices from")
+
+    def operating_point(self, version: ModelVersion) -> OperatingPoint | None:
+        """Return the operating point asked for, None where none is.
+
+        Raises:
+            PromotionRefused: the version has no such point.
+        """
+        if not self.point.data:
+            return None
+        try:
+            return asked_for(
+                version,
+                self.point.data,
+                self.slice_threshold.data or "",
+                self.scan_threshold.data or "",
+            )
+        except ValueError as err:
+            raise PromotionRefused(str(err)) from err
 
 
 @blueprint.get("/models")
@@ -77,6 +100,7 @@ def models() -> ResponseReturnValue:
         page=page,
         history=history,
         live=live,
+        chosen={reads: chosen_for(version) for reads, version in live.items()},
         before={reads: version_before(version) for reads, version in live.items()},
         form=PromoteForm(),
     )
@@ -91,21 +115,26 @@ def model(version_id: str) -> ResponseReturnValue:
 @blueprint.post("/models/<version_id>/promote")
 def promote(version_id: str) -> ResponseReturnValue:
     """Make a version live that a predict worker can load; a rollback does the same with an older
-    one.
+    one, and a change of operating point with the live one.
     """
     version = db.get_or_404(ModelVersion, version_id)
     form = PromoteForm()
     if form.validate_on_submit():
+        live = live_version(version.reads)
+        was_live = live is not None and live.id == version.id
         try:
-            require_promotable(version, form.reason.data)
-            require_check(version.id)
-            promote_version(version, current_user.id, form.reason.data)
+            point = form.operating_point(version)
+            require_promotable(version, form.reason.data, point)
+            if not was_live:
+                require_check(version.id)
+            promote_version(version, current_user.id, form.reason.data, point)
         except PromotionRefused as err:
             form.form_errors.append(str(err))
         else:
-            record(Act.VERSION_PROMOTED, version.id)
+            act = Act.POINT_CHANGED if was_live else Act.VERSION_PROMOTED
+            record(act, version.id, detail=str(version.operating_point))
             db.session.commit()
-            flash(f"Version {version.card_id} is now live.", "success")
+            flash(f"Version {version.card_id} is now live, {version.operating_point}.", "success")
             return redirect(url_for("admin.models"))
     return show_version(version, form), REFUSED
 
@@ -163,6 +192,8 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         version=version,
         history=history,
         is_live=is_live,
+        chosen=chosen_for(version),
+        offered=offered_for(version),
         before=version_before(version) if is_live else None,
         comparisons=comparisons_of(version),
         roc=roc_chart(version.card),

@@ -2,8 +2,10 @@
 
 from webapp.models.accounts import ApiToken, LoginSession, PasswordReset, Role, User, active_admins
 from webapp.models.learning import (
+    OWN_THRESHOLDS,
     Dataset,
     ModelVersion,
+    OperatingPoint,
     Promotion,
     PromotionRefused,
     TrainingRun,
@@ -33,6 +35,7 @@ from webapp.models.second_factors import RecoveryCode, SecondFactor
 __all__ = [
     "IN_ITS_TURN",
     "ORIGINAL_REMOVED",
+    "OWN_THRESHOLDS",
     "Act",
     "ApiToken",
     "Attempt",
@@ -43,6 +46,7 @@ __all__ = [
     "Leased",
     "LoginSession",
     "ModelVersion",
+    "OperatingPoint",
     "Order",
     "PasswordReset",
     "Prediction",

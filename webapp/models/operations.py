@@ -64,6 +64,7 @@ class Act(StrEnum):
     RUN_CANCELLED = "run cancelled"
     RUN_RETRIED = "run retried"
     VERSION_PROMOTED = "version promoted"  # Also a rollback.
+    POINT_CHANGED = "operating point changed"  # (the live version)
 
 
 class AuditEvent(db.Model):
@@ -72,7 +73,7 @@ class AuditEvent(db.Model):
 
     So it holds ids and no names, and no foreign keys: it outlives the people and things that it
     speaks of. `actor_id` is empty where nobody was logged in; `address` is the client's, or
-    "command line".
+    "command line". `detail` is the operating point that was chosen, where one was.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -81,6 +82,7 @@ class AuditEvent(db.Model):
     actor_id: Mapped[str | None] = mapped_column(String(32))
     object_id: Mapped[str | None] = mapped_column(String(32))
     address: Mapped[str] = mapped_column(String(45))
+    detail: Mapped[str | None] = mapped_column(String(120))
 
     __table_args__ = tuple(
         Index(None, column, "id") for column in ("act", "actor_id", "object_id", "address")

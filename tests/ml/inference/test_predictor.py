@@ -137,6 +137,20 @@ def test_a_single_thin_slab_is_judged_as_a_single_slice(tiny_model: TinyModel) -
     assert predictor.predict(Series(three, (), 5.0)).threshold == 0.99
 
 
+def test_other_thresholds_decide_and_widen_the_band(tiny_model: TinyModel) -> None:
+    predictor = Predictor(tiny_model(), checks_head_ct=False)
+    picture = Series((with_bright_cell(0.9),))
+    trained = predictor.predict(picture)
+    assert trained.positive and not trained.uncertain and trained.threshold == 0.5
+    above = predictor.with_thresholds((trained.probability + 1) / 2, None).predict(picture)
+    assert above.probability == trained.probability and above.threshold > trained.probability
+    assert not above.positive and above.uncertain
+    series = Series((with_bright_cell(0.9), with_bright_cell(0.1)), (), 5.0)
+    assert predictor.with_thresholds(None, 0.2).predict(series).threshold == 0.2
+    assert predictor.with_thresholds(None, 0.2).predict(picture).threshold == 0.5
+    assert predictor.predict(series).threshold == 0.5, "the other predictor is its own"
+
+
 def test_types_of_bleeding_are_told_for_the_scan_and_each_slice(tiny_model: TinyModel) -> None:
     series = Series((with_bright_cell(0.75), with_bright_cell(0.25)))
     found = Predictor(tiny_model(types=types_judged(), types_onnx=types_graph())).predict(series)
