@@ -252,11 +252,10 @@ class Training:
             return  # It was committed, and only the answer to that was lost.
         check = card.export_check
         blocked_because = card.blocked_because or None
-        if not check.get("passed"):
-            found, limit = check.get("largest_difference"), check.get("limit")
+        if not check.passed:
             blocked_because = (
-                f"The exported model differs from the trained one by {found}; at most {limit} is"
-                " allowed."
+                f"The exported model differs from the trained one by {check.largest_difference}; at"
+                f" most {check.limit} is allowed."
             )
         if not leases.finish(TrainingRun, self._owner, [self.run.id], eta_s=None):
             raise LeaseLost

@@ -1,15 +1,17 @@
-"""What a model folder says of its model: `card.json`, as a dataclass."""
+"""What a model folder says of its model: `card.json`, as dataclasses."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from ml.catalogue import BLEEDING_TYPES
 from ml.errors import ArtifactError
+from ml.figures import BandFigures, Confusion, Estimate, Metrics
+from ml.typed_json import JsonError, from_json, to_json
 
 FORMAT = 1
 
@@ -29,18 +31,137 @@ READS = ("slice", "series")
 ABSENT = -1.0
 
 
-LATER_FIELDS = frozenset(
-    (
-        "scan_threshold",
-        "scan_uncertain_low",
-        "scan_uncertain_high",
-        "patient_metrics",
-        "patient_metrics_by_dataset",
-        "band",
-        "controls",
-    )
-) | {"blocked_because", "seconds", "heat_maps", "checksum", "types"}
-"""Fields that cards of the first versions do not have; they are read with their defaults."""
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """What a training started from.
+
+    Attributes:
+        kind: "random", "file" or "model".
+        name, sha256: of a file.
+        id, architecture, command, datasets, fingerprint, initial_weights: of a model of ours, as
+            its card gives them.
+    """
+
+    kind: str
+    name: str | None = None
+    sha256: str | None = None
+    id: str | None = None
+    architecture: str | None = None
+    command: str | None = None
+    datasets: list[str] | None = None
+    fingerprint: str | None = None
+    initial_weights: InitialWeights | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a model learned from and was judged on.
+
+    Attributes:
+        datasets: their names.
+        fingerprint: digest of their fingerprints.
+        initial_weights: what the training started from.
+        training: digest of all that decides the training's outcome.
+        images, positive, negative: labeled slices, and how many show hemorrhage or none.
+        groups: patients and near-duplicates that the labeled slices come from.
+        judged, scans: slices and scans that the figures are of; None for scans in a card of the
+            first versions.
+        licence_notes: sentences.
+    """
+
+    datasets: list[str]
+    fingerprint: str
+    initial_weights: InitialWeights
+    training: str
+    images: int
+    positive: int
+    negative: int
+    groups: int
+    judged: int
+    scans: int | None = None
+    licence_notes: list[str]
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """How far the ONNX graphs are from what was trained, and how far they may be."""
+
+    largest_difference: float
+    limit: float
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """What a control of `ml.training.controls` found.
+
+    Attributes:
+        name: of the control.
+        skipped: why it was not run; then all figures are None.
+        auroc, accuracy: of slices.
+        how: how the figures were made, in a sentence.
+        seconds: what it took.
+        lower_99: the one-sided lower 99 % bound of the permuted control's AUROC.
+        permutations: the AUROC of each permutation.
+        run_auroc: the run's own AUROC on the same folds.
+    """
+
+    name: str
+    skipped: str | None = None
+    auroc: Estimate | None = None
+    accuracy: Estimate | None = None
+    how: str | None = None
+    seconds: float = 0.0
+    lower_99: float | None = None
+    permutations: list[float] | None = None
+    run_auroc: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class TypeMetrics:
+    """How well a type of bleeding is recognized, and how well among slices or scans that bleed."""
+
+    auroc: Estimate
+    ece: Estimate
+    auroc_among_bleeding: Estimate
+
+
+@dataclass(frozen=True)
+class TypeScore:
+    """What a patient who shows a type got: probability and rank among `of` patients, None where the
+    patient's fold had too few others to learn the type from.
+    """
+
+    probability: float | None
+    rank: int | None
+    of: int
+
+
+@dataclass(frozen=True)
+class TypeFigures:
+    """What a card says of a type of bleeding.
+
+    Attributes:
+        given: whether the model gives its probability.
+        slices, patients: how many show it.
+        of_slices, of_patients: among how many whose types are known.
+        slice, patient: metrics out of fold; None where few patients show the type.
+        scores: in their place, what each of those patients got, the highest first.
+    """
+
+    given: bool
+    slices: int
+    of_slices: int
+    patients: int
+    of_patients: int
+    slice: TypeMetrics | None = None
+    patient: TypeMetrics | None = None
+    scores: list[TypeScore] | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there are metrics of both levels, or scores."""
+        return self.scores is not None or None not in (self.slice, self.patient)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,28 +178,23 @@ class Card:
         scan_threshold, scan_uncertain_low, scan_uncertain_high: the same for a scan of several
             slices; negative in a card that was written before there were any, and then those above
             serve.
-        data: datasets, fingerprint, images, positive, negative, groups, licence_notes.
-        metrics: pooled out-of-fold, each {"value", "low", "high", "n"}; where undefined these are
-            null and "reason" says why.
+        data: what the model learned from and was judged on.
+        metrics: pooled out-of-fold.
         metrics_by_dataset: the same for each data set.
-        patient_metrics, patient_metrics_by_dataset: the same by scan.
-        band: {"slice", "patient"}: how often answers outside the uncertain band were right,
-            `ml.evaluation.calibration.predictive_values_outside_band`.
+        patient_metrics, patient_metrics_by_dataset: the same by scan; None and empty in a card of
+            the first versions.
+        band: by level, "slice" and "patient": how often answers outside the uncertain band were
+            right (`ml.evaluation.calibration.predictive_values_outside_band`).
         controls: what `ml.training.controls` found.
         heat_maps: how often those of rightly found hemorrhages, out of fold, held
             `ml.training.heat_map_tests`'s tests.
-        types: where the data tell types of bleeding, for each of `ml.catalogue.BLEEDING_TYPES`:
-            "given", whether the model tells it; "slices" and "patients" that show it, of
-            "of_slices" and "of_patients" whose types are known; then either "slice" and "patient"
-            with "auroc", "ece" and "auroc_among_bleeding" out of fold, or, where few patients show
-            it, "scores": each one's "probability" and "rank" among "of" patients, null where its
-            fold told no such type.
+        types: where the data tell types of bleeding, each of `ml.catalogue.BLEEDING_TYPES`.
         blocked_because: a sentence if the controls forbid promotion, else empty.
         roc: [false positive rate, true positive rate] pairs of slices, at most 200 (of the first
             repeat).
         confusion: tp, fp, tn, fn of slices at the folds' thresholds (of the first repeat).
         protocol: how the metrics were made, in a sentence.
-        export_check: largest_difference, limit, passed: the ONNX graphs against what was trained.
+        export_check: the ONNX graphs against what was trained.
         seconds: how long cross-validation, controls and final fit took.
         command: what was run.
         id, files: filled in by `write_model`: the first 12 hex of a sha256 over all files, and the
@@ -96,23 +212,23 @@ class Card:
     threshold: float
     uncertain_low: float
     uncertain_high: float
-    data: dict[str, Any]
-    metrics: dict[str, Any]
-    metrics_by_dataset: dict[str, Any]
+    data: TrainingData
+    metrics: Metrics
+    metrics_by_dataset: dict[str, Metrics]
     roc: list[list[float]]
-    confusion: dict[str, Any]
+    confusion: Confusion
     protocol: str
-    export_check: dict[str, Any]
+    export_check: ExportCheck
     versions: dict[str, str]
     scan_threshold: float = ABSENT
     scan_uncertain_low: float = ABSENT
     scan_uncertain_high: float = ABSENT
-    patient_metrics: dict[str, Any] = field(default_factory=dict)
-    patient_metrics_by_dataset: dict[str, Any] = field(default_factory=dict)
-    band: dict[str, Any] = field(default_factory=dict)
-    controls: list[dict[str, Any]] = field(default_factory=list)
-    heat_maps: dict[str, Any] = field(default_factory=dict)
-    types: dict[str, Any] = field(default_factory=dict)
+    patient_metrics: Metrics | None = None
+    patient_metrics_by_dataset: dict[str, Metrics] = field(default_factory=dict)
+    band: dict[str, BandFigures] = field(default_factory=dict)
+    controls: list[Control] = field(default_factory=list)
+    heat_maps: dict[str, Estimate] = field(default_factory=dict)
+    types: dict[str, TypeFigures] = field(default_factory=dict)
     blocked_because: str = ""
     seconds: float = 0.0
     command: str = ""
@@ -124,7 +240,7 @@ class Card:
 
     def to_json(self) -> str:
         """Return the card as JSON text; NaN, which is no JSON, is a ValueError."""
-        return json.dumps(asdict(self), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return json.dumps(to_json(self), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Card:
@@ -143,21 +259,10 @@ class Card:
             raise ArtifactError(
                 f"The model's format is {read.get('format')!r}; this version reads format {FORMAT}."
             )
-        known = {}
-        for item in fields(cls):
-            if item.name not in read and item.name in LATER_FIELDS:
-                continue
-            if item.name not in read:
-                raise ArtifactError(f"The model's {CARD} does not give {item.name!r}.")
-            if not isinstance(
-                read[item.name], _JSON_TYPES[str(item.type).split("[")[0]]
-            ) or isinstance(read[item.name], bool):
-                raise ArtifactError(
-                    f"The model's {CARD} gives {item.name!r} as {str(read[item.name])[:40]!r}, not"
-                    f" as {item.type}."
-                )
-            known[item.name] = read[item.name]
-        card = cls(**known)
+        try:
+            card = from_json(cls, read)
+        except JsonError as err:
+            raise ArtifactError(f"The model's {CARD} {err}.") from err
         if card.reads not in READS:
             raise ArtifactError(
                 f"The model reads {card.reads!r}; it must be one of {', '.join(READS)}."
@@ -169,7 +274,11 @@ class Card:
                     " in order within 0 and 1."
                 )
         for name, found in card.types.items():
-            _require_judged(name, found)
+            if not found.is_complete:
+                raise ArtifactError(
+                    f"The model's {CARD} does not give all that belongs to {name[:40]!r} in"
+                    " 'types'."
+                )
         if card.checksum and card.checksum != checksum_of(read):
             raise ArtifactError(
                 f"The model's {CARD} is not what was written: its sha256 differs from the one"
@@ -180,64 +289,15 @@ class Card:
     @property
     def told_types(self) -> tuple[str, ...]:
         """The types of bleeding that types.onnx tells, in its order."""
-        return tuple(name for name in BLEEDING_TYPES if self.types.get(name, {}).get("given"))
+        return tuple(
+            name for name in BLEEDING_TYPES if name in self.types and self.types[name].given
+        )
 
     def point_of(self, slices: int) -> tuple[float, float, float]:
         """Return threshold and uncertain band (low, high) for a scan of that many slices."""
         if slices == 1 or self.scan_threshold == ABSENT:
             return self.threshold, self.uncertain_low, self.uncertain_high
         return self.scan_threshold, self.scan_uncertain_low, self.scan_uncertain_high
-
-
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "dict": (dict,),
-    "list": (list,),
-}
-
-
-TYPE_FIGURES = {"slice": ("auroc",), "patient": ("auroc", "auroc_among_bleeding", "ece")}
-"""Of those that `ml.training.type_figures` writes, the ones that cards and pages read of a type
-that enough patients show.
-"""
-
-
-def _require_judged(name: str, found: Any) -> None:
-    """Refuse what a card says of a type of bleeding, unless all is there that those read who show
-    it.
-    """
-    complete = isinstance(found, dict) and isinstance(found.get("given"), bool)
-    complete = complete and all(
-        type(found.get(count)) is int
-        for count in ("slices", "of_slices", "patients", "of_patients")
-    )
-    if complete and found.keys() & TYPE_FIGURES.keys():
-        complete = all(
-            isinstance(found.get(level), dict)
-            and _has_all(found[level].get(figure), ("value", "low", "high"))
-            for level, figures in TYPE_FIGURES.items()
-            for figure in figures
-        )
-    elif complete:
-        scores = found.get("scores")
-        complete = isinstance(scores, list) and all(
-            _has_all(score, ("probability", "rank", "of")) for score in scores
-        )
-    if not complete:
-        raise ArtifactError(
-            f"The model's {CARD} does not give all that belongs to {name[:40]!r} in 'types'."
-        )
-
-
-def _has_all(value: Any, names: tuple[str, ...]) -> bool:
-    """True if it is an object with a number, or null where nobody knows one, for each of the
-    names.
-    """
-    return isinstance(value, dict) and all(
-        name in value and type(value[name]) in (int, float, type(None)) for name in names
-    )
 
 
 def checksum_of(card: Mapping[str, Any]) -> str:

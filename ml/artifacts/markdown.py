@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from ml.artifacts.card import ABSENT, Card
+from ml.artifacts.card import ABSENT, Card, InitialWeights, TypeFigures
+from ml.figures import BandFigures, Estimate, Metrics, Share
 
 HEAT_MAPS = {
     "hottest_beats_random": (
@@ -24,12 +24,27 @@ def model_card(card: Card) -> str:
 
 
 def _lines(card: Card) -> Iterator[str]:
-    data = card.data
     yield f"# Model {card.id}: {card.architecture}, reads one {card.reads}"
     yield ""
     yield "Made by `python -m ml card` from `card.json`; do not edit."
     yield ""
-    yield from (f"- {note}" for note in data.get("licence_notes", []))
+    yield from _use(card)
+    yield from _data(card)
+    yield from _results(card)
+    yield from _controls(card)
+    yield "## Notes and known failures"
+    yield ""
+    yield from _failures(card)
+    yield from (f"- {note}" for note in card.notes)
+    yield ""
+    yield from _making(card)
+
+
+def _use(card: Card) -> Iterator[str]:
+    """Yield what the model may be used for, and from which probability on it calls a scan
+    positive.
+    """
+    yield from (f"- {note}" for note in card.data.licence_notes)
     band = f"{card.uncertain_low:.3f} to {card.uncertain_high:.3f}"
     yield f"- A probability from {card.threshold:.3f} on is called positive; {band} is uncertain."
     if card.scan_threshold != ABSENT:
@@ -40,15 +55,22 @@ def _lines(card: Card) -> Iterator[str]:
     if card.blocked_because:
         yield f"- **Not to be promoted.** {card.blocked_because}"
     yield ""
+
+
+def _data(card: Card) -> Iterator[str]:
+    data = card.data
     yield "## Data"
     yield ""
     yield (
-        f"{', '.join(data['datasets'])}: {data['images']} labeled slices, {data['positive']} with"
+        f"{', '.join(data.datasets)}: {data.images} labeled slices, {data.positive} with"
         " hemorrhage,"
     )
-    yield f"{data['negative']} without, of {data['groups']} groups (patients and near-duplicates)."
-    yield f"Fingerprint `{data['fingerprint'][:16]}`."
+    yield f"{data.negative} without, of {data.groups} groups (patients and near-duplicates)."
+    yield f"Fingerprint `{data.fingerprint[:16]}`."
     yield ""
+
+
+def _results(card: Card) -> Iterator[str]:
     yield "## Results"
     yield ""
     yield card.protocol
@@ -65,84 +87,70 @@ def _lines(card: Card) -> Iterator[str]:
     counts = card.confusion
     yield ""
     yield (
-        f"At the thresholds of the folds {counts['tp']} hemorrhages were found and {counts['fn']}"
-        " missed;"
+        f"At the thresholds of the folds {counts.tp} hemorrhages were found and {counts.fn} missed;"
     )
-    yield f"of those without, {counts['tn']} were called negative and {counts['fp']} positive."
+    yield f"of those without, {counts.tn} were called negative and {counts.fp} positive."
     yield from _band(card.band)
     yield from _heat_maps(card.heat_maps)
     yield from _types(card.types)
-    yield ""
     check = card.export_check
+    yield ""
     yield (
-        f"Exported graphs and what was trained differ by at most {check['largest_difference']:.1e}"
-        f" (limit {check['limit']:.0e})."
+        f"Exported graphs and what was trained differ by at most {check.largest_difference:.1e}"
+        f" (limit {check.limit:.0e})."
     )
     yield ""
-    yield from _controls(card)
-    yield "## Notes and known failures"
-    yield ""
-    yield from _failures(card)
-    yield from (f"- {note}" for note in card.notes)
-    yield ""
+
+
+def _making(card: Card) -> Iterator[str]:
     yield "## How it was made"
     yield ""
-    yield (
-        "Settings: "
-        + ", ".join(f"{name} {value}" for name, value in card.settings.items())
-        + f", seed {card.seed}."
-    )
-    yield (
-        "Preprocessing: "
-        + ", ".join(f"{name} {value}" for name, value in card.preprocessing.items())
-        + "."
-    )
-    yield "Versions: " + ", ".join(f"{name} {value}" for name, value in card.versions.items()) + "."
+    yield f"Settings: {_named(card.settings)}, seed {card.seed}."
+    yield f"Preprocessing: {_named(card.preprocessing)}."
+    yield f"Versions: {_named(card.versions)}."
     yield ""
     yield "```"
-    yield from _commands(data.get("initial_weights", {}))
+    yield from _commands(card.data.initial_weights)
     yield card.command
     yield "```"
     yield ""
-    yield from _origin(data.get("initial_weights", {}))
+    yield from _origin(card.data.initial_weights)
 
 
-def _columns(
-    metrics: Mapping[str, Any], by_dataset: Mapping[str, Mapping[str, Any]]
-) -> Mapping[str, Mapping[str, Any]]:
-    return {"all": metrics, **by_dataset} if len(by_dataset) > 1 else by_dataset
+def _named(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _band(band: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _columns(metrics: Metrics, by_dataset: Mapping[str, Metrics]) -> Mapping[str, Metrics]:
+    return {"all": metrics, **by_dataset} if len(by_dataset) != 1 else by_dataset
+
+
+def _band(band: Mapping[str, BandFigures]) -> Iterator[str]:
     for level, found in band.items():
-        npv, ppv = (
-            (
-                "undefined"
-                if found[name]["value"] is None
-                else f"{found[name]['value']:.3f} of {found[name]['n']}"
-            )
-            for name in ("npv", "ppv")
-        )
         yield ""
         yield (
-            f"By {level}, out of fold: right below the uncertain band (NPV) {npv}, right above it"
-            f" (PPV) {ppv},"
+            f"By {level}, out of fold: right below the uncertain band (NPV) {_share(found.npv)},"
+            f" right above it (PPV) {_share(found.ppv)},"
         )
-        yield f"in the band {found['uncertain']['value'] or 0:.1%}."
+        yield f"in the band {found.uncertain.value or 0:.1%}."
 
 
-def _heat_maps(heat_maps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _share(share: Share) -> str:
+    return "undefined" if share.value is None else f"{share.value:.3f} of {share.n}"
+
+
+def _heat_maps(heat_maps: Mapping[str, Estimate]) -> Iterator[str]:
     if heat_maps:
         yield ""
         yield "Heat maps of hemorrhages that were found, out of fold:"
         yield ""
         yield from (
-            f"- {HEAT_MAPS[name]}: {_cell(found)} of {found['n']}."
+            f"- {HEAT_MAPS[name]}: {_cell(found)} of {found.n}."
             for name, found in heat_maps.items()
         )
 
 
-def _types(types: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _types(types: Mapping[str, TypeFigures]) -> Iterator[str]:
     """Yield how well each type of bleeding is told, out of fold; of a type that few patients show,
     what each of them got.
     """
@@ -160,30 +168,25 @@ def _types(types: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|---|---|---|"
     for name, found in types.items():
-        counts = (
-            f"{found['slices']} of {found['of_slices']} | {found['patients']} of"
-            f" {found['of_patients']}"
-        )
+        counts = f"{found.slices} of {found.of_slices} | {found.patients} of {found.of_patients}"
         figures = ["few patients", "–", "–", "–"]
-        if "slice" in found:
-            of_patients = found["patient"]
+        if found.slice and found.patient:
+            of_patients = found.patient
             shown = (
-                found["slice"]["auroc"],
-                of_patients["auroc"],
-                of_patients["auroc_among_bleeding"],
-                of_patients["ece"],
+                found.slice.auroc,
+                of_patients.auroc,
+                of_patients.auroc_among_bleeding,
+                of_patients.ece,
             )
-            figures = [_cell(entry) for entry in shown]
-        yield f"| {name} | {'yes' if found['given'] else 'no'} | {counts} | {' | '.join(figures)} |"
+            figures = [_cell(figure) for figure in shown]
+        yield f"| {name} | {'yes' if found.given else 'no'} | {counts} | {' | '.join(figures)} |"
     for name, found in types.items():
-        if found.get("scores"):
+        if found.scores:
             scores = ", ".join(
-                (
-                    "no answer"
-                    if score["rank"] is None
-                    else f"{score['probability']:.3f} (rank {score['rank']} of {score['of']})"
-                )
-                for score in found["scores"]
+                "no answer"
+                if score.rank is None
+                else f"{score.probability:.3f} (rank {score.rank} of {score.of})"
+                for score in found.scores
             )
             yield ""
             yield f"Patients with {name} bleeding: {scores}."
@@ -199,22 +202,19 @@ def _controls(card: Card) -> Iterator[str]:
     yield ""
     yield "| run | AUROC of slices (interval) | n | accuracy (interval) | seconds | how |"
     yield "|---|---|---|---|---|---|"
-    auroc, accuracy = card.metrics["auroc"], card.metrics["accuracy"]
+    auroc, accuracy = card.metrics.auroc, card.metrics.accuracy
     yield (
-        f"| **this model** | {_cell(auroc)} | {auroc['n']} | {_cell(accuracy)} | {card.seconds:.0f}"
+        f"| **this model** | {_cell(auroc)} | {auroc.n} | {_cell(accuracy)} | {card.seconds:.0f}"
         " in all | as above |"
     )
     for control in card.controls:
-        name = control["name"].replace("_", " ")
-        if "skipped" in control:
-            yield f"| {name} | – | – | – | – | not run: {control['skipped']} |"
+        name = control.name.replace("_", " ")
+        if control.auroc is None:
+            yield f"| {name} | – | – | – | – | not run: {control.skipped} |"
             continue
-        accuracy = _cell(control["accuracy"]) if "accuracy" in control else "–"
-        figures = (
-            f"{_cell(control['auroc'])} | {control['auroc']['n']} | {accuracy} |"
-            f" {control['seconds']:.0f}"
-        )
-        yield f"| {name} | {figures} | {control['how']} |"
+        shown = "–" if control.accuracy is None else _cell(control.accuracy)
+        figures = f"{_cell(control.auroc)} | {control.auroc.n} | {shown} | {control.seconds:.0f}"
+        yield f"| {name} | {figures} | {control.how} |"
     yield ""
 
 
@@ -225,56 +225,54 @@ def _failures(card: Card) -> Iterator[str]:
     if not card.patient_metrics:
         return
     counts = card.confusion
-    positives, negatives = counts["tp"] + counts["fn"], counts["tn"] + counts["fp"]
-    yield f"- Of {positives} slices with hemorrhage {counts['fn']} were missed;"
-    yield f"  of {negatives} without, {counts['fp']} raised a false alarm."
+    yield f"- Of {counts.tp + counts.fn} slices with hemorrhage {counts.fn} were missed;"
+    yield f"  of {counts.tn + counts.fp} without, {counts.fp} raised a false alarm."
     ranked = {
-        name: metrics["auroc"]["value"]
+        name: metrics.auroc.value
         for name, metrics in card.metrics_by_dataset.items()
-        if metrics["auroc"]["value"] is not None
+        if metrics.auroc.value is not None
     }
     if len(ranked) > 1:
-        worst = min(ranked, key=lambda name: float(ranked[name]))
+        worst = min(ranked, key=lambda name: ranked[name])
         yield f"- It is weakest on {worst} (AUROC of slices {ranked[worst]:.3f})."
 
 
-def _table(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _table(columns: Mapping[str, Metrics]) -> Iterator[str]:
     yield "| figure | " + " | ".join(f"{name} (95 % interval)" for name in columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
-    for figure in next(iter(columns.values())):
-        yield (
-            f"| {figure} | "
-            + " | ".join(_cell(metrics[figure]) for metrics in columns.values())
-            + " |"
-        )
+    for rows in zip(*(metrics.items() for metrics in columns.values()), strict=True):
+        figure = rows[0][0]
+        yield f"| {figure} | " + " | ".join(_cell(entry) for _, entry in rows) + " |"
 
 
-def _cell(entry: Mapping[str, Any]) -> str:
-    if entry["value"] is None:
-        return f"undefined: {entry['reason']}"
-    if entry["low"] is None:
-        return f"{entry['value']:.3f}"
-    return f"{entry['value']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
+def _cell(figure: Estimate) -> str:
+    if figure.value is None:
+        return f"undefined: {figure.reason}"
+    if figure.low is None:
+        return f"{figure.value:.3f}"
+    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
 
 
-def _commands(initial: Mapping[str, Any]) -> Iterator[str]:
+def _commands(initial: InitialWeights | None) -> Iterator[str]:
     """Yield the commands that made the initial weights, the first one first."""
-    if initial.get("kind") == "model":
-        yield from _commands(initial.get("initial_weights") or {})
-        yield initial["command"]
+    if initial and initial.kind == "model":
+        yield from _commands(initial.initial_weights)
+        yield initial.command or ""
 
 
-def _origin(initial: Mapping[str, Any]) -> Iterator[str]:
-    if initial.get("kind") == "model":
+def _origin(initial: InitialWeights | None) -> Iterator[str]:
+    if initial is None:
+        return
+    if initial.kind == "model":
         yield (
-            f"Its features are those of model {initial['id']}, trained on"
-            f" {', '.join(initial['datasets'])}."
+            f"Its features are those of model {initial.id}, trained on"
+            f" {', '.join(initial.datasets or [])}."
         )
-        yield from _origin(initial.get("initial_weights") or {})
-    elif initial.get("kind") == "file":
+        yield from _origin(initial.initial_weights)
+    elif initial.kind == "file":
         yield (
-            f"The first weights are those of `{initial['name']}` (SHA-256"
-            f" `{initial['sha256'][:16]}…`)."
+            f"The first weights are those of `{initial.name}` (SHA-256"
+            f" `{(initial.sha256 or '')[:16]}…`)."
         )
-    elif initial.get("kind") == "random":
+    elif initial.kind == "random":
         yield "The first weights were drawn at random."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,62 @@ class Pool:
         return known
 
 
-def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
-    """Join the images of all data sets, scan by scan, and mark what the initial weights have seen.
+@dataclass(frozen=True)
+class Joined:
+    """The images of all data sets, scan by scan, before anybody asks what has been seen of them.
+
+    Attributes:
+        everything: all images.
+        groups: (m,) a number for each of them; those of one group have the same.
+        kept: positions of the n images whose scan has any label.
+    """
+
+    everything: tuple[Example, ...]
+    groups: np.ndarray
+    kept: np.ndarray
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The images that are kept."""
+        return tuple(self.everything[at] for at in self.kept)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Their labels (n,), `UNKNOWN` where nobody knows one."""
+        return np.array([UNKNOWN if e.label is None else e.label for e in self.examples], np.int64)
+
+    @property
+    def group_names(self) -> np.ndarray:
+        """Their groups (n,), by name."""
+        return np.array([self.everything[number].group for number in self.groups[self.kept]])
+
+    def unseen(self, seen: Marks) -> np.ndarray:
+        """Return which of the n images belong to a group of which nothing is among `seen`, bool."""
+        of_seen = self.groups[seen_among(self.everything, seen)]
+        return ~np.isin(self.groups[self.kept], of_seen)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from.
+
+    Attributes:
+        weights: a file, a model folder or "random".
+        unseen: (n,) which of the joined images shaped no weights, nor others of their groups.
+        notes: sentences for the card.
+    """
+
+    weights: Path | str
+    unseen: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def join_datasets(datasets: Sequence[Dataset]) -> Joined:
+    """Join the images of all data sets, scan by scan; the same file or picture in two of them joins
+    their groups.
 
     Raises:
-        DatasetError: two data sets share a name, or too few groups of a class are left to test on
-            in that many folds.
+        DatasetError: two data sets share a name, or only whole scans are labeled.
     """
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
@@ -61,46 +112,64 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
             f"Two data sets are called {max(names, key=names.count)}; give them different names."
         )
     everything = [example for dataset in datasets for example in in_scan_order(dataset.examples)]
-    # The same file or picture in two data sets joins their groups.
     files = [[("file", e.sha256)] if is_telling(e.dhash) else [] for e in everything]
     numbers = assign_groups(
         [[("group", e.group), *own] for e, own in zip(everything, files, strict=True)],
         _same_in_two_sets(everything),
     )
-    seen_groups = set(np.array(numbers)[seen_among(everything, seen)].tolist())
     with_a_label = {
         scan_key(example)
         for example in everything
         if (example.label, example.scan_label) != (None, None)
     }
-    kept = [
-        (number, example)
-        for number, example in zip(numbers, everything, strict=True)
-        if scan_key(example) in with_a_label
-    ]
-    labels = np.array(
-        [UNKNOWN if example.label is None else example.label for _, example in kept], np.int64
-    )
-    groups = np.array([everything[number].group for number, _ in kept])
-    unseen = np.array([number not in seen_groups for number, _ in kept], bool)
-    known = labels != UNKNOWN
-    scans = numbered([scan_key(example) for _, example in kept])
-    told = {
-        int(scan): e.scan_label
-        for scan, (_, e) in zip(scans, kept, strict=True)
-        if e.scan_label is not None
-    }
-    if told and not known.any():
+    kept = [at for at, example in enumerate(everything) if scan_key(example) in with_a_label]
+    if kept and all(everything[at].label is None for at in kept):
         raise DatasetError(
             "Only whole scans are labeled here, so no slice could be answered for; add a data set"
             " with labeled slices."
         )
-    _require_enough(
-        labels[unseen & known], groups[unseen & known], folds, some_seen=not unseen.all()
+    return Joined(tuple(everything), np.array(numbers, np.int64), np.array(kept, np.int64))
+
+
+def choose_start(init: Path | str, joined: Joined, folds: int) -> Start:
+    """Return what to start from.
+
+    "starter" is the first shipped model whose convolutions have seen too few of the images to
+    forbid an honest test; where there is none, random weights, which the notes say.
+
+    Raises:
+        DatasetError: the data cannot be tested on in that many folds, whatever one starts from, or
+            the weights that were named have seen them.
+        ArtifactError: the weights that were named do not say what they have seen.
+    """
+    if init != "starter":
+        return start_from(init, marks_of(init), joined, folds)
+    for folder in (STARTER_DIR, STARTER_SERIES_DIR):
+        if folder.is_dir():
+            with suppress(DatasetError):  # also what is wrong with the data, which is said below
+                return start_from(folder, marks_of(folder), joined, folds)
+    start = start_from("random", (), joined, folds)
+    note = (
+        "The models that ship have seen these images, so the training started from random weights;"
+        " ImageNet's would serve better."
     )
-    notes = notes_on_marks(seen)
-    if len(kept) < len(everything):
-        notes.append(f"{len(everything) - len(kept)} images with unknown labels were left out.")
+    return replace(start, notes=(*start.notes, note))
+
+
+def pool_datasets(joined: Joined, start: Start) -> Pool:
+    """Return the joined images with what the initial weights have seen marked."""
+    examples, labels = joined.examples, joined.labels
+    known, unseen = labels != UNKNOWN, start.unseen
+    scans = numbered([scan_key(example) for example in examples])
+    told = {
+        int(scan): e.scan_label
+        for scan, e in zip(scans, examples, strict=True)
+        if e.scan_label is not None
+    }
+    notes = []
+    if len(examples) < len(joined.everything):
+        left_out = len(joined.everything) - len(examples)
+        notes.append(f"{left_out} images with unknown labels were left out.")
     if not known.all():
         notes.append(
             f"{int((~known).sum())} slices with unknown labels stand in their scans; they neither"
@@ -112,42 +181,31 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
             " initial weights have seen; they only train, and no figure includes them."
         )
     return Pool(
-        tuple(e for _, e in kept),
+        examples,
         labels,
-        groups,
-        np.array([e.dataset for _, e in kept]),
+        joined.group_names,
+        np.array([example.dataset for example in examples]),
         scans,
         unseen,
-        tuple(notes),
+        (*start.notes, *notes),
         told,
     )
 
 
-def start_of(init: Path | str, datasets: Sequence[Dataset], folds: int) -> tuple[Path | str, Pool]:
-    """Return what to start from, and the pool with what that has seen marked.
-
-    "starter" is the first shipped model whose convolutions have seen too few of the images to
-    forbid an honest test; where there is none, random weights, which the notes say.
+def start_from(weights: Path | str, seen: Marks, joined: Joined, folds: int) -> Start:
+    """Return a start from weights that the images `seen` shaped.
 
     Raises:
-        DatasetError: the data cannot be tested on, whatever one starts from, or the weights that
-            were named have seen them.
-        ArtifactError: the weights that were named do not say what they have seen.
+        DatasetError: too few groups of a class are left to test on in that many folds.
     """
-    if init != "starter":
-        return init, pool_datasets(datasets, marks_of(init), folds)
-    for folder in (STARTER_DIR, STARTER_SERIES_DIR):
-        if folder.is_dir():
-            try:
-                return folder, pool_datasets(datasets, marks_of(folder), folds)
-            except DatasetError:
-                continue  # also what is wrong with the data themselves, which is said below
-    pool = pool_datasets(datasets, (), folds)
-    note = (
-        "The models that ship have seen these images, so the training started from random weights;"
-        " ImageNet's would serve better."
+    unseen, known = joined.unseen(seen), joined.labels != UNKNOWN
+    _require_enough(
+        joined.labels[unseen & known],
+        joined.group_names[unseen & known],
+        folds,
+        some_seen=not unseen.all(),
     )
-    return "random", replace(pool, notes=(*pool.notes, note))
+    return Start(weights, unseen, tuple(notes_on_marks(seen)))
 
 
 def in_scan_order(examples: Sequence[Example]) -> list[Example]:

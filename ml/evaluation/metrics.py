@@ -7,12 +7,12 @@ arrays have one entry for each image that was scored by a model which never saw 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from scipy.stats import t as student_t
 
 from ml.evaluation.calibration import Platt, fit_platt, threshold_at_sensitivity, uncertain_band
+from ml.figures import Confusion, Estimate, Metrics, undefined
 
 __all__ = [
     "Platt",
@@ -54,14 +54,12 @@ def metrics_with_intervals(
     groups: np.ndarray,
     seed: int,
     resamples: int = RESAMPLES,
-) -> dict[str, dict[str, Any]]:
-    """Return each metric as {"value", "low", "high", "n"}: the figure and its 95 % interval.
+) -> Metrics:
+    """Return each metric with its 95 % interval.
 
     The interval holds the middle 95 % of the figure over bootstrap samples of whole groups, since
-    images of a patient are no independent evidence. A figure that cannot be computed is None and
-    carries a "reason". `n` counts what the figure is a share
-    of: the hemorrhages for the sensitivity, the positive calls for the PPV (their mean over
-    repeats).
+    images of a patient are no independent evidence. `n` counts what the figure is a share of: the
+    hemorrhages for the sensitivity, the positive calls for the PPV (their mean over repeats).
 
     Args:
         labels, groups: as the module says.
@@ -81,29 +79,25 @@ def metrics_with_intervals(
     once, sampled = _sampled_figures(truth, rows, called, groups, seed, resamples)
     counts = [confusion(truth, row) for row in called]
 
-    def mean_count(*names: str) -> int:
-        return round(sum(count[name] for count in counts for name in names) / len(counts))
-
     own_n = {
-        "sensitivity": mean_count("tp", "fn"),
-        "specificity": mean_count("tn", "fp"),
-        "ppv": mean_count("tp", "fp"),
-        "npv": mean_count("tn", "fn"),
+        "sensitivity": _mean([count.tp + count.fn for count in counts]),
+        "specificity": _mean([count.tn + count.fp for count in counts]),
+        "ppv": _mean([count.tp + count.fp for count in counts]),
+        "npv": _mean([count.tn + count.fn for count in counts]),
     }
-    return {
-        name: _entry(once[name], sampled[name], own_n.get(name, len(truth)), UNDEFINED[name])
-        for name in once
-    }
+    return Metrics(
+        **{
+            name: _estimate(once[name], sampled[name], own_n.get(name, len(truth)), reason)
+            for name, reason in UNDEFINED.items()
+        }
+    )
 
 
-def undefined_metrics(reason: str) -> dict[str, dict[str, Any]]:
+def undefined_metrics(reason: str) -> Metrics:
     """Return what `metrics_with_intervals` returns where nothing may be counted, for that
     reason.
     """
-    return {
-        name: {"value": None, "low": None, "high": None, "n": 0, "reason": reason}
-        for name in UNDEFINED
-    }
+    return Metrics(**{name: undefined(reason) for name in UNDEFINED})
 
 
 def paired_differences(
@@ -113,7 +107,7 @@ def paired_differences(
     groups: np.ndarray,
     seed: int,
     resamples: int = RESAMPLES,
-) -> dict[str, dict[str, Any]]:
+) -> Metrics:
     """Return for each metric the second model's minus the first's on the same images, with the
     difference's 95 % interval.
 
@@ -133,20 +127,22 @@ def paired_differences(
         )
         for p, called in (first, second)
     ]
-    return {
-        name: _entry(
-            found[1][0][name] - found[0][0][name],
-            found[1][1][name] - found[0][1][name],
-            len(truth),
-            UNDEFINED[name],
-        )
-        for name in found[0][0]
-    }
+    return Metrics(
+        **{
+            name: _estimate(
+                found[1][0][name] - found[0][0][name],
+                found[1][1][name] - found[0][1][name],
+                len(truth),
+                reason,
+            )
+            for name, reason in UNDEFINED.items()
+        }
+    )
 
 
 def auroc_within(
     labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray, groups: np.ndarray, seed: int
-) -> dict[str, Any]:
+) -> Estimate:
     """Return the area under the ROC curve over pairs of one fold, with its 95 % interval by
     bootstrap over groups (n,).
 
@@ -177,7 +173,7 @@ def auroc_within(
         return np.asarray(np.mean(found, axis=0))
 
     sampled = [areas(weights) for weights in _drawn_weights(groups, seed, RESAMPLES)]
-    return _entry(
+    return _estimate(
         float(areas(np.ones((1, len(truth))))[0]),
         np.concatenate(sampled),
         len(truth),
@@ -187,23 +183,17 @@ def auroc_within(
 
 def share_with_interval(
     holds: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES
-) -> dict[str, Any]:
-    """Return how often something holds, (n,) 0 or 1, as {"value", "low", "high", "n"}: its interval
-    by bootstrap over groups (n,).
+) -> Estimate:
+    """Return how often something holds, (n,) 0 or 1, with its interval by bootstrap over groups
+    (n,).
     """
     if not len(holds):
-        return {
-            "value": None,
-            "low": None,
-            "high": None,
-            "n": 0,
-            "reason": "there is nothing to count",
-        }
+        return undefined("there is nothing to count")
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     drawn = np.random.default_rng(seed).multinomial(
         len(names), np.full(len(names), 1 / len(names)), size=resamples
     )[:, group_of]
-    return _entry(
+    return _estimate(
         float(np.mean(holds)),
         _ratio(drawn @ np.asarray(holds, np.float64), drawn.sum(axis=1)),
         len(holds),
@@ -221,14 +211,18 @@ def lower_bound_of_mean(values: Sequence[float], level: float = 0.99) -> float:
     return float(np.mean(values)) - float(student_t.ppf(level, len(values) - 1)) * spread
 
 
-def _entry(value: float, sampled: np.ndarray, n: int, reason: str) -> dict[str, Any]:
+def _mean(counts: Sequence[int]) -> int:
+    return round(sum(counts) / len(counts))
+
+
+def _estimate(value: float, sampled: np.ndarray, n: int, reason: str) -> Estimate:
     if not np.isfinite(value):
-        return {"value": None, "low": None, "high": None, "n": n, "reason": reason}
+        return undefined(reason, n)
     defined = sampled[np.isfinite(sampled)]
     low, high = (
         (float(q) for q in np.quantile(defined, [0.025, 0.975])) if len(defined) else (None, None)
     )
-    return {"value": float(value), "low": low, "high": high, "n": n}
+    return Estimate(float(value), low, high, n)
 
 
 def _sampled_figures(
@@ -306,15 +300,15 @@ def roc_points(labels: np.ndarray, probabilities: np.ndarray, most: int = 200) -
     return [[float(x), float(y)] for x, y in points]
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray) -> dict[str, int]:
-    """Return the counts {"tp", "fp", "tn", "fn"}."""
+def confusion(labels: np.ndarray, predicted: np.ndarray) -> Confusion:
+    """Return the counts of positives and negatives, true and false."""
     truth, called = np.asarray(labels) == 1, np.asarray(predicted, bool)
-    return {
-        "tp": int((truth & called).sum()),
-        "fp": int((~truth & called).sum()),
-        "tn": int((~truth & ~called).sum()),
-        "fn": int((truth & ~called).sum()),
-    }
+    return Confusion(
+        tp=int((truth & called).sum()),
+        fp=int((~truth & called).sum()),
+        tn=int((~truth & ~called).sum()),
+        fn=int((truth & ~called).sum()),
+    )
 
 
 def _figures(

@@ -20,8 +20,10 @@ from sklearn.ensemble import RandomForestClassifier
 from ml.datasets.examples import Example, slice_of
 from ml.datasets.groups import groups_per_class, stratified_group_folds
 from ml.evaluation.metrics import metrics_with_intervals
+from ml.figures import undefined
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.slices import FloatArray, window
+from ml.typed_json import to_json
 
 TREES, LEAF, FOLDS, MOST_IMAGES = 40, 3, 5, 3000
 SMALL_PX, BORDER_PX = 32, 3
@@ -93,7 +95,7 @@ def class_probes(
     hears (probes tried, in all).
 
     Each is {"name", "auroc", "accuracy", "majority", "suspicious"}: two figures with their
-    intervals as `ml.evaluation.metrics.metrics_with_intervals` gives them, the share of the larger
+    intervals as JSON of `ml.figures.Estimate`, the share of the larger
     class, and whether the whole interval of the AUROC lies above chance.
     """
     known = [(e, m) for e, m in zip(examples, measured, strict=True) if e.label is not None]
@@ -142,8 +144,7 @@ def _probe(
     groups_of = groups_per_class(labels, groups)
     folds = min(FOLDS, *groups_of.values())
     if folds < 2:
-        reason = "fewer than two groups of a class"
-        missing = {"value": None, "low": None, "high": None, "n": len(labels), "reason": reason}
+        missing = to_json(undefined("fewer than two groups of a class", len(labels)))
         return {
             "name": name,
             "auroc": missing,
@@ -164,11 +165,11 @@ def _probe(
         labels, probabilities, (probabilities >= 0.5).astype(np.int64), groups, seed
     )
     majority = float(max(labels.mean(), 1 - labels.mean()))
-    low = figures["auroc"]["low"]
+    low = figures.auroc.low
     return {
         "name": name,
-        "auroc": figures["auroc"],
-        "accuracy": figures["accuracy"],
+        "auroc": to_json(figures.auroc),
+        "accuracy": to_json(figures.accuracy),
         "majority": majority,
         "suspicious": low is not None and low > CHANCE_AUROC,
     }

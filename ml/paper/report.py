@@ -4,13 +4,14 @@ the paper's graphs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ml.checkpoints import save_text
 from ml.evaluation.plots import grouped_bars_plot
 from ml.evaluation.result_tables import rows_of, update_results
+from ml.figures import Estimate, Metrics
+from ml.paper.cells import CellResult, PaperResults
 
 SHOWN = {
     "accuracy": "accuracy",
@@ -48,20 +49,20 @@ NOTES = (
 )
 
 
-def write_report(found: Mapping[str, Any], out_dir: Path) -> list[Path]:
+def write_report(found: PaperResults, out_dir: Path) -> list[Path]:
     """Write what `ml.paper.grid.run_paper` returned as CSV, Markdown and pictures; return the
     files.
 
     Raises:
         ArtifactError: another kind of table stands in the place of the CSV.
     """
-    name, cells = found["dataset"], found["cells"]
+    name, cells = found.dataset, found.cells
     written = [out_dir / f"{name}.csv", out_dir / "table.md"]
     rows = []
     for cell in cells:
-        facts = {**cell, "restructured": "yes" if cell["restructured"] else "no"}
-        for level, metrics in cell["metrics"].items():
-            rows += rows_of(facts, level, metrics)
+        facts = {**vars(cell), "restructured": "yes" if cell.restructured else "no"}
+        for level, metrics in cell.metrics.items():
+            rows += rows_of(facts, level, metrics.items())
     update_results(written[0], rows)
     save_text(written[1], "\n".join(_lines(found)) + "\n")
     for level in _levels(cells):
@@ -77,47 +78,45 @@ def write_report(found: Mapping[str, Any], out_dir: Path) -> list[Path]:
     return written
 
 
-def _levels(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(level for cell in cells for level in cell["metrics"]))
+def _levels(cells: Sequence[CellResult]) -> list[str]:
+    return list(dict.fromkeys(level for cell in cells for level in cell.metrics))
+
+
+def _figure_of(metrics: Metrics, name: str) -> Estimate:
+    return dict(metrics.items())[name]
 
 
 def _panels(
-    cells: Sequence[Mapping[str, Any]], level: str, metric: str
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return panel -> series -> architecture -> entry."""
-    panels: dict[str, dict[str, dict[str, Any]]] = {}
+    cells: Sequence[CellResult], level: str, metric: str
+) -> dict[str, dict[str, dict[str, Estimate]]]:
+    """Return panel -> series -> architecture -> figure."""
+    panels: dict[str, dict[str, dict[str, Estimate]]] = {}
     for restructured in (False, True):  # series in this order, whichever cells are there
         for augmented in (False, True):
+            series = (
+                f"{'restructured' if restructured else 'plain'},"
+                f" {'augmented' if augmented else '×1'}"
+            )
             for cell in cells:
-                if (cell["restructured"], cell["augmentation"] > 1) == (
-                    restructured,
-                    augmented,
-                ) and level in cell["metrics"]:
-                    series = (
-                        f"{'restructured' if restructured else 'plain'},"
-                        f" {'augmented' if augmented else '×1'}"
-                    )
-                    panel = panels.setdefault(PANELS[cell["protocol"]], {}).setdefault(series, {})
-                    panel[cell["architecture"]] = cell["metrics"][level][metric]
+                kind = cell.restructured, cell.augmentation > 1
+                if kind == (restructured, augmented) and level in cell.metrics:
+                    panel = panels.setdefault(PANELS[cell.protocol], {}).setdefault(series, {})
+                    panel[cell.architecture] = _figure_of(cell.metrics[level], metric)
     return {name: panels[name] for name in PANELS.values() if name in panels}
 
 
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    weights = found["initial_weights"]
-    yield f"# The paper's experiment on {found['dataset']}, honest and leaked"
+def _lines(found: PaperResults) -> Iterator[str]:
+    weights = found.initial_weights
+    yield f"# The paper's experiment on {found.dataset}, honest and leaked"
     yield ""
     yield "Made by `python -m ml paper`; do not edit."
     yield ""
     yield (
-        f"{found['images']} labeled images of {found['groups']} groups (patients and"
-        " near-duplicates)."
+        f"{found.images} labeled images of {found.groups} groups (patients and near-duplicates)."
     )
-    yield (
-        f"Initial weights: {weights.get('name') or weights.get('id') or weights['kind']}, seed"
-        f" {found['seed']}."
-    )
+    yield f"Initial weights: {weights.name or weights.id or weights.kind}, seed {found.seed}."
     yield ""
-    for level in _levels(found["cells"]):
+    for level in _levels(found.cells):
         yield f"## By {level}"
         yield ""
         yield (
@@ -126,28 +125,27 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             + " | folds × repeats | epochs | seconds |"
         )
         yield "|---|---|---|---|" + "---|" * len(SHOWN) + "--:|--:|--:|"
-        for cell in found["cells"]:
-            if level in cell["metrics"]:
-                figures = " | ".join(_figure(cell["metrics"][level][name]) for name in SHOWN)
-                restructured = "yes" if cell["restructured"] else "no"
-                label = (
-                    f"{cell['architecture']} | {restructured} | ×{cell['augmentation']} |"
-                    f" {cell['protocol']}"
-                )
-                yield (
-                    f"| {label} | {figures} | {cell['folds']} × {cell['repeats']} |"
-                    f" {cell['epochs']} | {cell['seconds']:.0f} |"
-                )
+        yield from (_row(cell, level) for cell in found.cells if level in cell.metrics)
         yield ""
-    yield from (f"- {note}" for note in (*NOTES, *found["notes"]))
-    if found["command"]:
+    yield from (f"- {note}" for note in (*NOTES, *found.notes))
+    if found.command:
         yield ""
-        yield f"```\n{found['command']}\n```"
+        yield f"```\n{found.command}\n```"
 
 
-def _figure(entry: Mapping[str, Any]) -> str:
-    if entry["value"] is None:
+def _row(cell: CellResult, level: str) -> str:
+    figures = " | ".join(_figure(_figure_of(cell.metrics[level], name)) for name in SHOWN)
+    restructured = "yes" if cell.restructured else "no"
+    label = f"{cell.architecture} | {restructured} | ×{cell.augmentation} | {cell.protocol}"
+    return (
+        f"| {label} | {figures} | {cell.folds} × {cell.repeats} | {cell.epochs} |"
+        f" {cell.seconds:.0f} |"
+    )
+
+
+def _figure(figure: Estimate) -> str:
+    if figure.value is None:
         return "–"
-    return f"{entry['value']:.3f}" + (
-        "" if entry["low"] is None else f" ({entry['low']:.3f} to {entry['high']:.3f})"
+    return f"{figure.value:.3f}" + (
+        "" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})"
     )

@@ -7,17 +7,16 @@ where there is nothing to find.
     sides: what a careless protocol would report
     random_weights   the run itself from random initial weights: what the initial weights are worth
 
-Each answers {"name", "auroc", "accuracy", "seconds", "how"}, the figures as in
-`ml.evaluation.metrics`, all by slice; a control that was not run says why in "skipped". Random
-weights stand beside the run on the same folds, "run_auroc". Each is kept in the checkpoint piece by
-piece.
+Each answers an `ml.artifacts.card.Control`, all figures by slice; one that was not run says why in
+`skipped`. Random weights stand beside the run on the same folds, `run_auroc`. Each is kept in the
+checkpoint piece by piece.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from sklearn.ensemble import RandomForestClassifier
 
+from ml.artifacts.card import Control
 from ml.catalogue import architecture_named
 from ml.checkpoints import load_json, save_json
 from ml.datasets.examples import UNKNOWN, Example
@@ -32,9 +32,11 @@ from ml.datasets.groups import stratified_group_folds
 from ml.errors import DatasetError
 from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import auroc, lower_bound_of_mean, metrics_with_intervals
+from ml.figures import Estimate, Metrics
 from ml.preprocessing.augmentation import children
 from ml.training.cross_validation import Tell, cross_validate
 from ml.training.experiment import Experiment
+from ml.typed_json import from_json, to_json
 
 CHEAP_PERMUTATIONS, DEAR_PERMUTATIONS = 20, 5
 MOST_IMAGES_PERMUTED_WHOLE = 600
@@ -78,102 +80,96 @@ def fits_of_controls(names: Sequence[str], learnt_features: bool, images: int) -
     return tuple(float(fits[name]) if learnt_features else 1.0 for name in names)
 
 
-def run_controls(
-    experiment: Experiment,
-    examples: Sequence[Example],
-    learnt_features: bool,
-    folds: int,
-    checkpoint: Path,
-    tell: Tell,
-) -> list[dict[str, Any]]:
-    """Run the controls of a run.
+@dataclass(frozen=True)
+class ControlledRun:
+    """A run whose controls are asked for.
 
-    Those that the settings do not ask for are told as skipped.
-
-    Args:
-        material: what the run itself learns from.
+    Attributes:
+        experiment: what the run learns from and is judged on.
         examples: its images, for their files' facts.
         learnt_features: whether the run's convolutions learn; then permutations are dear.
         folds: of the run.
+    """
+
+    experiment: Experiment
+    examples: Sequence[Example]
+    learnt_features: bool
+    folds: int
+
+    @property
+    def first_fold(self) -> list[int] | None:
+        """The folds that a control of fits is judged on: the first where convolutions learn, else
+        all.
+        """
+        return [0] if self.learnt_features else None
+
+    @property
+    def scope(self) -> str:
+        """The same in words."""
+        return (
+            f"the first of {self.folds} folds"
+            if self.learnt_features
+            else (f"{self.folds} folds, once")
+        )
+
+
+def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Control]:
+    """Run the controls of a run. Those that the settings do not ask for are listed as skipped.
+
+    Args:
+        run: the run.
         checkpoint: folder; controls and folds that are finished there are not run again.
         tell: told the progress.
     """
-    names = control_names(experiment.settings, learnt_features)
-    fits = fits_of_controls(names, learnt_features, len(experiment.labels))
+    names = control_names(run.experiment.settings, run.learnt_features)
+    fits = fits_of_controls(names, run.learnt_features, len(run.experiment.labels))
     results = []
     for number, name in enumerate(names):
-        before, own, of_all = sum(fits[:number]), fits[number], sum(fits)
-
-        def within(
-            stage: str,
-            share: float,
-            metrics: Mapping[str, float],
-            name: str = name,
-            before: float = before,
-            own: float = own,
-            of_all: float = of_all,
-        ) -> None:
-            tell(
-                f"control {name.replace('_', ' ')}: {stage}",
-                (before + share * own) / of_all,
-                metrics,
-            )
-
-        kept = checkpoint / f"control-{name}.json"
-        result = load_json(kept)
-        if result is None:
-            began = time.monotonic()
-            try:
-                result = {
-                    "name": name,
-                    **_run(
-                        name,
-                        experiment,
-                        examples,
-                        learnt_features,
-                        folds,
-                        checkpoint / f"control-{name}",
-                        within,
-                    ),
-                }
-            except DatasetError as err:
-                result = {"name": name, "skipped": str(err)}
-            result.setdefault("seconds", time.monotonic() - began)
-            save_json(kept, result)
+        begin, own = sum(fits[:number]) / sum(fits), fits[number] / sum(fits)
+        within = _within(tell, f"control {name.replace('_', ' ')}: ", begin, own)
+        kept = load_json(checkpoint / f"control-{name}.json")
+        if kept is None:
+            result = _run(name, run, checkpoint / f"control-{name}", within)
+            save_json(checkpoint / f"control-{name}.json", to_json(result))
+        else:
+            result = from_json(Control, kept)
         results.append(result)
-    skipped = {"skipped": "the setting controls did not ask for it", "seconds": 0.0}
-    return results + [{"name": name, **skipped} for name in NAMES if name not in names]
+    reason = "the setting controls did not ask for it"
+    return results + [Control(name=name, skipped=reason) for name in NAMES if name not in names]
 
 
-def _run(
-    name: str,
-    experiment: Experiment,
-    examples: Sequence[Example],
-    learnt_features: bool,
-    folds: int,
-    folder: Path,
-    tell: Tell,
-) -> dict[str, Any]:
-    match name:
-        case "permuted":
-            return _permuted(experiment, learnt_features, folds, folder, tell)
-        case "metadata":
-            return _metadata(experiment, examples, folds, tell)
-        case "leaked":
-            return _leaked(experiment, learnt_features, folds, folder, tell)
-    return _random_weights(experiment, learnt_features, folds, folder, tell)
+def _within(tell: Tell, before: str, begin: float, own: float) -> Tell:
+    """Return a `tell` for a part of the controls, which begins at the share `begin` and is `own` of
+    the whole.
+    """
+    return lambda stage, share, metrics: tell(before + stage, begin + share * own, metrics)
 
 
-def blocked_because(controls: Sequence[Mapping[str, Any]]) -> str | None:
+def _run(name: str, run: ControlledRun, folder: Path, tell: Tell) -> Control:
+    began = time.monotonic()
+    try:
+        match name:
+            case "permuted":
+                return _permuted(run, folder, tell)
+            case "metadata":
+                return replace(_metadata(run, tell), seconds=time.monotonic() - began)
+            case "leaked":
+                return _leaked(run, folder, tell)
+        return _random_weights(run, folder, tell)
+    except DatasetError as err:
+        return Control(name=name, skipped=str(err), seconds=time.monotonic() - began)
+
+
+def blocked_because(controls: Sequence[Control]) -> str | None:
     """Return the sentence that keeps a model from promotion: its permuted control found something;
     None if it did not.
     """
     for control in controls:
-        bound = control.get("lower_99")
-        if control["name"] == "permuted" and bound is not None and bound > 0.5:
+        bound = control.lower_99
+        if control.auroc and bound is not None and bound > 0.5:
             return (
                 "With labels permuted between groups the same run still reaches an AUROC of"
-                f" {control['auroc']['value']:.3f} (lower 99 % bound {bound:.3f}, above 0.5):"
+                f" {control.auroc.value:.3f} (lower 99 % bound {bound:.3f}, above 0.5):"
                 " something leaks from training into test."
             )
     return None
@@ -208,27 +204,16 @@ def permute_between_groups(
     return permuted
 
 
-def _permuted(
-    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
-) -> dict[str, Any]:
-    n = DEAR_PERMUTATIONS if learnt_features else CHEAP_PERMUTATIONS
-    whole = not learnt_features and len(experiment.judged) <= MOST_IMAGES_PERMUTED_WHOLE
+def _permuted(run: ControlledRun, folder: Path, tell: Tell) -> Control:
+    experiment, folds = run.experiment, run.folds
+    n = DEAR_PERMUTATIONS if run.learnt_features else CHEAP_PERMUTATIONS
+    whole = not run.learnt_features and len(experiment.judged) <= MOST_IMAGES_PERMUTED_WHOLE
     found, seconds = [], 0.0
     for number in range(n):
-        random = np.random.default_rng([experiment.seed, number])
-        shuffled = replace(
-            experiment,
-            labels=permute_between_groups(experiment.labels, experiment.groups, random),
-            told=_permuted_wholes(experiment, np.random.default_rng([experiment.seed, number, 1])),
-            masks=np.full_like(experiment.masks, 255),  # outlines know the true labels
-            shared=experiment.shared if not learnt_features else folder / "shared",
-        )
-
-        def within(
-            stage: str, share: float, metrics: Mapping[str, float], number: int = number
-        ) -> None:
-            tell(f"permutation {number + 1} of {n}", (number + share) / n, metrics)
-
+        shuffled = _shuffled(experiment, number)
+        if run.learnt_features:
+            shuffled = replace(shuffled, shared=folder / "shared")
+        within = _permutation(tell, number, n)
         only = None if whole else [number % folds]
         answers = cross_validate(shuffled, folds, 1, folder / f"{number}", within, only)
         seconds += answers.seconds
@@ -239,18 +224,39 @@ def _permuted(
         raise DatasetError("No permutation left both classes in a test fold.")
     lower = lower_bound_of_mean(found, LEVEL)
     mean = float(np.mean(found))
-    bounds = (lower, 2 * mean - lower) if np.isfinite(lower) else (None, None)
+    low, high = (lower, 2 * mean - lower) if np.isfinite(lower) else (None, None)
     scope = "a whole cross-validation each" if whole else f"permutation p on fold p of {folds}"
-    return {
-        "auroc": {"value": mean, "low": bounds[0], "high": bounds[1], "n": len(found)},
-        "lower_99": bounds[0],
-        "permutations": found,
-        "seconds": seconds,
-        "how": (
+    return Control(
+        name="permuted",
+        auroc=Estimate(mean, low, high, len(found)),
+        lower_99=low,
+        permutations=found,
+        seconds=seconds,
+        how=(
             f"Mean over {len(found)} permutations of labels between groups, {scope}; low and high"
             " are its one-sided 99 % bounds."
         ),
-    }
+    )
+
+
+def _permutation(tell: Tell, number: int, n: int) -> Tell:
+    """Return a `tell` for one of n permutations, whose own stages are not told."""
+    return lambda stage, share, metrics: tell(
+        f"permutation {number + 1} of {n}", (number + share) / n, metrics
+    )
+
+
+def _shuffled(experiment: Experiment, number: int) -> Experiment:
+    """Return the experiment with labels that belong to other groups, the permutation of that
+    number.
+    """
+    random = np.random.default_rng([experiment.seed, number])
+    return replace(
+        experiment,
+        labels=permute_between_groups(experiment.labels, experiment.groups, random),
+        told=_permuted_wholes(experiment, np.random.default_rng([experiment.seed, number, 1])),
+        masks=np.full_like(experiment.masks, 255),  # outlines know the true labels
+    )
 
 
 def _permuted_wholes(experiment: Experiment, random: np.random.Generator) -> dict[int, int]:
@@ -264,26 +270,24 @@ def _permuted_wholes(experiment: Experiment, random: np.random.Generator) -> dic
     return dict(zip(weak.tolist(), labels.tolist(), strict=True))
 
 
-def _metadata(
-    experiment: Experiment, examples: Sequence[Example], folds: int, tell: Tell
-) -> dict[str, Any]:
-    judged = experiment.judged
+def _metadata(run: ControlledRun, tell: Tell) -> Control:
+    experiment, judged = run.experiment, run.experiment.judged
     facts = []
     for done, position in enumerate(judged):
-        facts.append(file_facts(examples[position]))
+        facts.append(file_facts(run.examples[position]))
         tell("reading files", 0.9 * done / len(judged), {})
     return metadata_control(
         np.array(facts),
         experiment.labels[judged],
         experiment.groups[judged],
-        folds,
+        run.folds,
         experiment.seed,
     )
 
 
 def metadata_control(
     facts: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int
-) -> dict[str, Any]:
+) -> Control:
     """Return what a random forest (L. Breiman 2001) on facts of the files (n, k) finds in grouped
     folds.
     """
@@ -299,7 +303,7 @@ def metadata_control(
         "A random forest on file size, width, height, kind of pixels and color, not one pixel of"
         f" anatomy; {folds} grouped folds."
     )
-    return {"auroc": figures["auroc"], "accuracy": figures["accuracy"], "how": how}
+    return Control(name="metadata", auroc=figures.auroc, accuracy=figures.accuracy, how=how)
 
 
 def file_facts(example: Example) -> list[float]:
@@ -322,25 +326,22 @@ def file_facts(example: Example) -> list[float]:
     ]
 
 
-def _leaked(
-    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
-) -> dict[str, Any]:
-    copies = _copies(len(experiment.labels))
-    leaked = replace(leak(experiment, copies, folder, tell), shared=folder / "shared")
-    only = [0] if learnt_features else None
-    answers = cross_validate(
-        leaked,
-        folds,
-        1,
-        folder,
-        lambda stage, share, metrics: tell(stage, 0.2 + 0.8 * share, metrics),
-        only,
+def _leaked(run: ControlledRun, folder: Path, tell: Tell) -> Control:
+    copies = _copies(len(run.experiment.labels))
+    leaked = replace(leak(run.experiment, copies, folder, tell), shared=folder / "shared")
+    fitting = _within(tell, "", 0.2, 0.8)
+    answers = cross_validate(leaked, run.folds, 1, folder, fitting, run.first_fold)
+    figures = _metrics(answers.slices, run.experiment.seed)
+    return Control(
+        name="leaked",
+        auroc=figures.auroc,
+        accuracy=figures.accuracy,
+        seconds=answers.seconds,
+        how=(
+            f"Every picture and {copies - 1} augmented copies, split without regard to picture or"
+            f" patient; {run.scope}."
+        ),
     )
-    how = (
-        f"Every picture and {copies - 1} augmented copies, split without regard to picture or"
-        f" patient; {_once(learnt_features, folds)}."
-    )
-    return {**_figures(answers.slices, experiment.seed), "seconds": answers.seconds, "how": how}
 
 
 def _copies(images: int) -> int:
@@ -392,44 +393,38 @@ def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Exper
     )
 
 
-def _random_weights(
-    experiment: Experiment, learnt_features: bool, folds: int, folder: Path, tell: Tell
-) -> dict[str, Any]:
+def _random_weights(run: ControlledRun, folder: Path, tell: Tell) -> Control:
+    experiment = run.experiment
     if experiment.init == "random":
         raise DatasetError("The run itself started from random weights.")
     start = replace(experiment, init="random", shared=folder / "shared")
-    only = [0] if learnt_features else None
-    answers = cross_validate(start, folds, 1, folder, tell, only)
+    answers = cross_validate(start, run.folds, 1, folder, tell, run.first_fold)
     # kept, not fitted again
-    run = _figures(
-        cross_validate(experiment, folds, 1, folder.parent, tell, only).slices, experiment.seed
-    )["auroc"]
-    itself = (
+    itself = cross_validate(experiment, run.folds, 1, folder.parent, tell, run.first_fold)
+    own = _metrics(itself.slices, experiment.seed).auroc
+    beside = (
         ""
-        if run["low"] is None
+        if own.low is None
         else (
-            f", where the run itself has an AUROC of {run['value']:.3f} ({run['low']:.3f} to"
-            f" {run['high']:.3f})"
+            f", where the run itself has an AUROC of {own.value:.3f} ({own.low:.3f} to"
+            f" {own.high:.3f})"
         )
     )
-    how = (
-        "The same settings from random initial weights, none of which are mixed in at the end;"
-        f" {_once(learnt_features, folds)}{itself}."
+    figures = _metrics(answers.slices, experiment.seed)
+    return Control(
+        name="random_weights",
+        auroc=figures.auroc,
+        accuracy=figures.accuracy,
+        run_auroc=own,
+        seconds=answers.seconds,
+        how=(
+            "The same settings from random initial weights, none of which are mixed in at the end;"
+            f" {run.scope}{beside}."
+        ),
     )
-    return {
-        **_figures(answers.slices, experiment.seed),
-        "run_auroc": run,
-        "seconds": answers.seconds,
-        "how": how,
-    }
 
 
-def _once(learnt_features: bool, folds: int) -> str:
-    return f"the first of {folds} folds" if learnt_features else f"{folds} folds, once"
-
-
-def _figures(answers: Answers, seed: int) -> dict[str, Any]:
-    figures = metrics_with_intervals(
+def _metrics(answers: Answers, seed: int) -> Metrics:
+    return metrics_with_intervals(
         answers.labels, answers.probabilities, answers.predicted, answers.groups, seed
     )
-    return {"auroc": figures["auroc"], "accuracy": figures["accuracy"]}

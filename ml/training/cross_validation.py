@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from ml.evaluation.metrics import auroc
 from ml.models.contract import Fitted, HeldOut
 from ml.networks.bleeding_types import fit_types, of_scan
 from ml.training.experiment import Experiment
-from ml.training.folds import splits
-from ml.training.heat_map_tests import judge_heat_maps
+from ml.training.folds import Split, splits
+from ml.training.heat_map_tests import HeatMapTest, judge_heat_maps
+from ml.typed_json import from_json, to_json
 
 MOST_HEAT_MAPS = 50  # tested in a fold: they take about ten seconds
 Tell = Callable[[str, float, Mapping[str, float]], None]
@@ -53,8 +54,49 @@ class OutOfFold:
     held_out: HeldOut
     learnt_features: bool
     seconds: float
-    heat_maps: Sequence[Mapping[str, Any]] = ()
+    heat_maps: Sequence[HeatMapTest] = ()
     chosen: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class FoldAnswers:
+    """A fold's answers at one level.
+
+    Attributes:
+        at: positions of slices or numbers of scans, ascending (n,).
+        decisions, probabilities, predicted, zones: (n,), see `ml.evaluation.answers.Answers`.
+        types: (n, 5) probabilities of the types of bleeding; None where the data tell none.
+    """
+
+    at: list[int]
+    decisions: list[float]
+    probabilities: list[float]
+    predicted: list[bool]
+    zones: list[int]
+    types: list[list[float]] | None = None
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What is kept of a finished fold.
+
+    Attributes:
+        slices, scans: its answers.
+        threshold, scan_threshold: fitted inside its training part.
+        seconds: what it took.
+        learnt_features: whether the convolutions learned.
+        chosen: what the fit chose inside its training part.
+        heat_maps: their tests; None where they were not asked for.
+    """
+
+    slices: FoldAnswers
+    scans: FoldAnswers
+    threshold: float
+    scan_threshold: float
+    seconds: float
+    learnt_features: bool
+    chosen: dict[str, Any]
+    heat_maps: list[HeatMapTest] | None = None
 
 
 @dataclass
@@ -76,13 +118,15 @@ class _Level:
             "types": np.full((*shape, len(BLEEDING_TYPES)), np.nan),
         }
 
-    def write(self, repeat: int, fold: int, answers: Mapping[str, Sequence[float]]) -> None:
-        places = np.searchsorted(self.at, answers["at"])
-        for name in ("decisions", "probabilities", "predicted", "zones"):
-            self.columns[name][repeat, places] = answers[name]
+    def write(self, repeat: int, fold: int, answers: FoldAnswers) -> None:
+        places = np.searchsorted(self.at, answers.at)
+        self.columns["decisions"][repeat, places] = answers.decisions
+        self.columns["probabilities"][repeat, places] = answers.probabilities
+        self.columns["predicted"][repeat, places] = answers.predicted
+        self.columns["zones"][repeat, places] = answers.zones
         self.columns["folds"][repeat, places] = fold
-        if "types" in answers:
-            self.columns["types"][repeat, places] = answers["types"]
+        if answers.types is not None:
+            self.columns["types"][repeat, places] = answers.types
 
     def answers(self, labels: np.ndarray, groups: np.ndarray, sources: np.ndarray) -> Answers:
         there = np.asarray((self.columns["folds"] >= 0).all(axis=0))
@@ -108,7 +152,7 @@ def cross_validate(
     """Return the answers for all judged slices and their scans, from one model a fold and repeat.
 
     Args:
-        material: what to learn and to judge.
+        experiment: what to learn and to judge.
         folds, repeats: each repeat has folds of its own seed.
         checkpoint: folder; a fold that is finished there is not fitted again.
         tell: told the progress.
@@ -116,150 +160,162 @@ def cross_validate(
             answers.
         test_heat_maps: test the heat maps of rightly found hemorrhages in the first repeat.
     """
-    judged, weak = experiment.judged, experiment.weak
     known_scans = np.flatnonzero(experiment.scan_labels != UNKNOWN)
-    levels = _Level(judged, repeats), _Level(known_scans, repeats)
-    always = np.setdiff1d(experiment.learnable, judged)
-    always_weak = weak[~experiment.unseen[experiment.first_of_scan[weak]]]
+    slices, scans = _Level(experiment.judged, repeats), _Level(known_scans, repeats)
     wanted = range(folds) if only is None else only
-    seconds, learnt = 0.0, False
-    heat_maps: list[Mapping[str, Any]] = []
-    chosen: list[Mapping[str, Any]] = []
-    for repeat in range(repeats):
-        for fold, split in enumerate(splits(experiment, folds, repeat)):
-            if fold not in wanted:
-                continue
-            number = repeat * len(wanted) + list(wanted).index(fold)
-            start, end = (n / (repeats * len(wanted)) for n in (number, number + 1))
-            stage = (
-                f"fold {fold + 1} of {folds}"
-                if repeats == 1
-                else f"repeat {repeat + 1} of {repeats}, fold {fold + 1} of {folds}"
-            )
-            name = f"fold-{fold}" if repeat == 0 else f"repeat-{repeat}-fold-{fold}"
-            done = load_json(checkpoint / f"{name}.json")
-            if done is None:
-                began = time.monotonic()
-
-                def report(
-                    share: float,
-                    metrics: Mapping[str, float],
-                    start: float = start,
-                    end: float = end,
-                    stage: str = stage,
-                ) -> None:
-                    tell(stage, start + share * (end - start), metrics)
-
-                train, wholes = (
-                    np.concatenate([always, split.learn]),
-                    np.concatenate([always_weak, split.learn_weak]),
-                )
-                fitted = experiment.fit(train, checkpoint / name, report, wholes)
-                done = _answers_of(experiment, fitted, split.held, split.held_weak)
-                if experiment.types is not None:
-                    _add_types(done, experiment, experiment.types, fitted, train)
-                if test_heat_maps and repeat == 0:
-                    done["heat_maps"] = _heat_maps_of(experiment, fitted, done["slices"])
-                done |= {
-                    "seconds": time.monotonic() - began,
-                    "learnt_features": fitted.learnt_features,
-                    "chosen": dict(fitted.chosen),
-                }
-                save_json(checkpoint / f"{name}.json", done)
-                shutil.rmtree(checkpoint / name, ignore_errors=True)
-            levels[0].write(repeat, fold, done["slices"])
-            levels[1].write(repeat, fold, done["scans"])
-            seconds, learnt = seconds + done["seconds"], learnt or done["learnt_features"]
-            heat_maps.extend(done.get("heat_maps", []))
-            chosen.append(done.get("chosen", {}))
-            tell(
-                stage,
-                end,
-                {
-                    "fold_auroc": auroc(
-                        experiment.labels[done["slices"]["at"]],
-                        np.asarray(done["slices"]["probabilities"]),
-                    )
-                },
-            )
-    first = experiment.first_of_scan[known_scans]
+    results: list[FoldResult] = []
+    for repeat, fold, split in _splits_of_repeats(experiment, folds, repeats):
+        if fold not in wanted:
+            continue
+        number = repeat * len(wanted) + list(wanted).index(fold)
+        begin, end = (n / (repeats * len(wanted)) for n in (number, number + 1))
+        stage = f"fold {fold + 1} of {folds}"
+        if repeats > 1:
+            stage = f"repeat {repeat + 1} of {repeats}, {stage}"
+        name = f"fold-{fold}" if repeat == 0 else f"repeat-{repeat}-fold-{fold}"
+        result = _finished(
+            experiment,
+            split,
+            checkpoint / name,
+            _within(tell, stage, begin, end),
+            test_heat_maps and repeat == 0,
+        )
+        slices.write(repeat, fold, result.slices)
+        scans.write(repeat, fold, result.scans)
+        results.append(result)
+        area = auroc(experiment.labels[result.slices.at], np.asarray(result.slices.probabilities))
+        tell(stage, end, {"fold_auroc": area})
+    at, first = experiment.judged, experiment.first_of_scan[known_scans]
     return OutOfFold(
-        slices=levels[0].answers(
-            experiment.labels[judged], experiment.groups[judged], experiment.sources[judged]
-        ),
-        scans=levels[1].answers(
+        slices=slices.answers(experiment.labels[at], experiment.groups[at], experiment.sources[at]),
+        scans=scans.answers(
             experiment.scan_labels[known_scans], experiment.groups[first], experiment.sources[first]
         ),
-        held_out=HeldOut(*levels[0].first_decisions(), *levels[1].first_decisions()),
-        learnt_features=learnt,
-        seconds=seconds,
-        heat_maps=heat_maps,
-        chosen=chosen,
+        held_out=HeldOut(*slices.first_decisions(), *scans.first_decisions()),
+        learnt_features=any(result.learnt_features for result in results),
+        seconds=sum(result.seconds for result in results),
+        heat_maps=[test for result in results for test in result.heat_maps or ()],
+        chosen=[result.chosen for result in results],
     )
 
 
+def _splits_of_repeats(
+    experiment: Experiment, folds: int, repeats: int
+) -> Iterator[tuple[int, int, Split]]:
+    """Yield repeat, fold and its split."""
+    for repeat in range(repeats):
+        for fold, split in enumerate(splits(experiment, folds, repeat)):
+            yield repeat, fold, split
+
+
+def _within(
+    tell: Tell, stage: str, begin: float, end: float
+) -> Callable[[float, Mapping[str, float]], None]:
+    """Return what a fit reports to, whose part goes from `begin` to `end` of the whole."""
+    return lambda share, metrics: tell(stage, begin + share * (end - begin), metrics)
+
+
+def _finished(
+    experiment: Experiment,
+    split: Split,
+    own: Path,
+    report: Callable[[float, Mapping[str, float]], None],
+    test_heat_maps: bool,
+) -> FoldResult:
+    """Return a fold's result: what an earlier call left beside the folder `own`, or that of a new
+    fit, which is then left there.
+    """
+    path = own.with_name(f"{own.name}.json")
+    kept = load_json(path)
+    if kept is not None:
+        return from_json(FoldResult, kept)
+    began = time.monotonic()
+    train, weak = _learned_from(experiment, split)
+    fitted = experiment.fit(train, own, report, weak)
+    slices, scans = _answers_of(experiment, fitted, split)
+    if experiment.types is not None:
+        slices, scans = _with_types(slices, scans, experiment, experiment.types, fitted, train)
+    of_slices, of_scans = experiment.operating_points(fitted)
+    result = FoldResult(
+        slices=slices,
+        scans=scans,
+        threshold=of_slices.threshold,
+        scan_threshold=of_scans.threshold,
+        heat_maps=_heat_maps_of(experiment, fitted, slices) if test_heat_maps else None,
+        seconds=time.monotonic() - began,
+        learnt_features=fitted.learnt_features,
+        chosen=dict(fitted.chosen),
+    )
+    save_json(path, to_json(result))
+    shutil.rmtree(own, ignore_errors=True)
+    return result
+
+
+def _learned_from(experiment: Experiment, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions of slices and numbers of weakly labeled scans that a fold learns from: its
+    own, and in every fold what the initial weights have seen.
+    """
+    always = np.setdiff1d(experiment.learnable, experiment.judged)
+    weak = experiment.weak
+    always_weak = weak[~experiment.unseen[experiment.first_of_scan[weak]]]
+    return np.concatenate([always, split.learn]), np.concatenate([always_weak, split.learn_weak])
+
+
 def _answers_of(
-    experiment: Experiment, fitted: Fitted, test: np.ndarray, weak: np.ndarray
-) -> dict[str, Any]:
-    """Return a fold's answers for the slices at `test`, their scans and the scans `weak`, as JSON.
-    A scan of one slice is judged as one.
+    experiment: Experiment, fitted: Fitted, split: Split
+) -> tuple[FoldAnswers, FoldAnswers]:
+    """Return a fold's answers for the slices that it holds out, and for their scans and the weakly
+    labeled ones. A scan of one slice is judged as one.
     """
     of_slices, of_scans = experiment.operating_points(fitted)
-    test = np.sort(test)
-    scans = np.union1d(experiment.scans[test], weak)
+    at = np.sort(split.held)
+    scans = np.union1d(experiment.scans[at], split.held_weak)
     single = experiment.scan_sizes[scans] == 1
     own, whole = (
         _judge(of_slices, fitted.scan_decisions[scans]),
         _judge(of_scans, fitted.scan_decisions[scans]),
     )
-    return {
-        "slices": {
-            "at": test.tolist(),
-            **{
-                name: values.tolist()
-                for name, values in _judge(of_slices, fitted.decisions[test]).items()
-            },
-        },
-        "scans": {
-            "at": scans.tolist(),
-            **{name: np.where(single, own[name], whole[name]).tolist() for name in own},
-        },
-        "threshold": of_slices.threshold,
-        "scan_threshold": of_scans.threshold,
-    }
+    return (
+        _fold_answers(at, _judge(of_slices, fitted.decisions[at])),
+        _fold_answers(scans, {name: np.where(single, own[name], whole[name]) for name in own}),
+    )
 
 
-def _add_types(
-    answers: dict[str, Any],
+def _fold_answers(at: np.ndarray, columns: Mapping[str, np.ndarray]) -> FoldAnswers:
+    return FoldAnswers(at.tolist(), **{name: values.tolist() for name, values in columns.items()})
+
+
+def _with_types(
+    slices: FoldAnswers,
+    scans: FoldAnswers,
     experiment: Experiment,
     types: KnownTypes,
     fitted: Fitted,
     part: np.ndarray,
-) -> None:
-    """Add to a fold's answers what a head fitted to the training part tells of the types of
+) -> tuple[FoldAnswers, FoldAnswers]:
+    """Return a fold's answers with what a head fitted to the training part tells of the types of
     bleeding.
     """
     of_slices, _ = experiment.operating_points(fitted)
     found = fit_types(fitted.descriptions, types.slices, experiment.groups, part).of_slices(
         fitted.descriptions, of_slices.platt(fitted.decisions)
     )
-    slices, scans = answers["slices"], answers["scans"]
-    slices["types"] = found[slices["at"]].tolist()
     ends = np.append(experiment.first_of_scan, len(found))
-    scans["types"] = [
+    of_scans = [
         of_scan(found[ends[scan] : ends[scan + 1]], probability).tolist()
-        for scan, probability in zip(scans["at"], scans["probabilities"], strict=True)
+        for scan, probability in zip(scans.at, scans.probabilities, strict=True)
     ]
+    return replace(slices, types=found[slices.at].tolist()), replace(scans, types=of_scans)
 
 
 def _heat_maps_of(
-    experiment: Experiment, fitted: Fitted, answers: Mapping[str, Sequence[float]]
-) -> list[dict[str, Any]]:
+    experiment: Experiment, fitted: Fitted, answers: FoldAnswers
+) -> list[HeatMapTest]:
     """Test the heat maps of a fold's true positives, at most `MOST_HEAT_MAPS`, those with outlines
     first.
     """
-    at = np.asarray(answers["at"], int)
-    found = at[(experiment.labels[at] == 1) & np.asarray(answers["predicted"], bool)]
+    at = np.asarray(answers.at, int)
+    found = at[(experiment.labels[at] == 1) & np.asarray(answers.predicted, bool)]
     random = np.random.default_rng([experiment.seed, len(found)])
     outlined = (
         (np.asarray(experiment.masks[found]) == 1).any(axis=(1, 2))

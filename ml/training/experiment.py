@@ -5,7 +5,7 @@ its answers are calibrated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,35 @@ class Experiment(RunData):
     types: KnownTypes | None = None
 
     @classmethod
-    def of(cls, pool: Pool, inputs: Inputs, **more: Any) -> Experiment:
-        """Return that of pooled data sets and their pictures as the model reads them; `more` are
-        the fields that these do not know.
+    def of(
+        cls,
+        pool: Pool,
+        inputs: Inputs,
+        *,
+        architecture: str,
+        settings: Mapping[str, Any],
+        seed: int,
+        init: Path | str,
+        shared: Path,
+    ) -> Experiment:
+        """Return that of pooled data sets and their pictures as the model reads them, without types
+        of bleeding; the fields are as in `ml.models.contract.RunData`.
         """
-        known: dict[str, Any] = {
-            "labels": pool.labels,
-            "groups": pool.groups,
-            "sources": pool.sources,
-            "scans": pool.scans,
-            "unseen": pool.unseen,
-        }
-        return cls(images=inputs.images, masks=inputs.masks, told=pool.told, **known, **more)
+        return cls(
+            images=inputs.images,
+            labels=pool.labels,
+            groups=pool.groups,
+            sources=pool.sources,
+            scans=pool.scans,
+            masks=inputs.masks,
+            unseen=pool.unseen,
+            settings=settings,
+            seed=seed,
+            init=init,
+            shared=shared,
+            told=pool.told,
+            architecture=architecture,
+        )
 
     @property
     def judged(self) -> np.ndarray:
@@ -90,9 +107,20 @@ class Experiment(RunData):
         """Fit the architecture on the slices at `train` and the scans `weak`; see
         `ml.models.contract` for the rest.
         """
-        basis = {part.name: getattr(self, part.name) for part in fields(RunData)}
         task = FitTask(
-            **basis,
+            images=self.images,
+            labels=self.labels,
+            groups=self.groups,
+            sources=self.sources,
+            scans=self.scans,
+            masks=self.masks,
+            unseen=self.unseen,
+            settings=self.settings,
+            seed=self.seed,
+            init=self.init,
+            shared=self.shared,
+            reuse=self.reuse,
+            told=self.told,
             train=train,
             own=own,
             report=report,
