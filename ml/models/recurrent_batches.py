@@ -4,7 +4,8 @@ scans, drawn batch by batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -52,74 +53,23 @@ def scans_drawn(
     The scans `weak` are drawn whole, however long: a part of one that bleeds may show no blood, and
     parts of the others alone would teach that parts never do.
     """
-    scans = np.union1d(task.scans[learn], weak)
-    places = [np.flatnonzero(task.scans == scan) for scan in scans]
-    slice_weights = np.zeros(len(task.labels), np.float32)
-    slice_weights[learn] = sample_weights(
-        task.labels[learn], task.sources[learn], task.groups[learn]
-    )
-    told = [task.told.get(int(scan), UNKNOWN) for scan in scans]
-    is_weak = np.isin(scans, weak)
-    truth_of = np.array(
-        [max(task.labels[at].max(), said) for at, said in zip(places, told, strict=True)]
-    )
-    source_of = np.array([task.sources[at[0]] for at in places])
-    share_of = np.array([(truth_of[source_of == source] == 1).mean() for source in source_of])
-    length = max(
-        len(at) if whole else min(len(at), MOST_SLICES)
-        for at, whole in zip(places, is_weak, strict=True)
-    )
-    batches = int(np.clip(-(-2 * len(scans) // SCANS), 1, MOST_BATCHES))
+    scans = _Scans.of(task, learn, weak)
+    batches = int(np.clip(-(-2 * len(scans.places) // SCANS), 1, MOST_BATCHES))
     copies, _, width = features.shape
-
-    def whole_weight(number: int, is_part: bool) -> float:
-        if is_part:
-            return 1.0
-        share = share_of[number]
-        return (
-            0.0 if share in (0, 1) else float(0.5 / (share if truth_of[number] == 1 else 1 - share))
-        )
 
     def draw(seed: int) -> Iterator[Batch]:
         random = np.random.default_rng(seed)
         for _ in range(batches):
-            inputs, present = (
-                np.zeros((SCANS, length, width), np.float32),
-                np.zeros((SCANS, length), np.float32),
-            )
-            steps, weights = (
-                np.zeros((SCANS, length, 1), np.float32),
-                np.zeros((SCANS, length), np.float32),
-            )
+            shape = SCANS, scans.longest
+            inputs, present = np.zeros((*shape, width), np.float32), np.zeros(shape, np.float32)
+            steps, weights = np.zeros((*shape, 1), np.float32), np.zeros(shape, np.float32)
             whole, whole_weights = np.zeros((SCANS, 1), np.float32), np.zeros(SCANS, np.float32)
             for row in range(SCANS):
-                number = int(random.integers(len(scans)))
-                at = places[number]
-                wanted = (
-                    len(at)
-                    if random.random() < WHOLE_SHARE
-                    else int(random.integers(1, len(at) + 1))
-                )
-                wanted = len(at) if is_weak[number] else min(wanted, MOST_SLICES)
-                first = int(random.integers(len(at) - wanted + 1))
-                is_part = wanted < len(at)
-                at = at[first : first + wanted]
-                if random.random() < 0.5:
-                    at = at[::-1]
-                labels = task.labels[at]
-                inputs[row, :wanted] = features[random.integers(copies), at]
-                present[row, :wanted], steps[row, :wanted, 0], weights[row, :wanted] = (
-                    1,
-                    labels == 1,
-                    slice_weights[at],
-                )
-                whole[row] = float((labels == 1).any() or (told[number] == 1 and not is_part))
-                # A single slice answers by its own decision; what nobody looked at may show blood,
-                # unless the scan is told to show none.
-                known = wanted > 1 and (
-                    whole[row, 0] == 1 or told[number] == 0 or not (labels == UNKNOWN).any()
-                )
-                whole_weights[row] = whole_weight(number, is_part) if known else 0.0
+                number, at, is_part = scans.drawn(random)
+                n = len(at)
+                inputs[row, :n], present[row, :n] = features[random.integers(copies), at], 1
+                steps[row, :n, 0], weights[row, :n] = task.labels[at] == 1, scans.slice_weights[at]
+                whole[row], whole_weights[row] = scans.whole(number, at, is_part)
             yield (
                 {"features": inputs, "present": present},
                 {"steps": steps, "whole": whole},
@@ -127,3 +77,78 @@ def scans_drawn(
             )
 
     return batches, draw
+
+
+@dataclass(frozen=True)
+class _Scans:
+    """The s scans that a network learns from.
+
+    Attributes:
+        labels: (n,) of all slices of the task.
+        places: the positions of the slices of each scan.
+        slice_weights: (n,) of all slices of the task.
+        told: (s,) what was told of each scan as a whole, else `UNKNOWN`.
+        is_weak: (s,) whether it was labeled as a whole, and no slice of it.
+        weights: (s,) of the whole's decision for a whole scan, 0 where all scans of its data set
+            are of one class.
+    """
+
+    labels: np.ndarray
+    places: Sequence[np.ndarray]
+    slice_weights: np.ndarray
+    told: Sequence[int]
+    is_weak: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, task: FitTask, learn: np.ndarray, weak: np.ndarray) -> _Scans:
+        """Return the scans of the slices at `learn`, and those numbered `weak`."""
+        scans = np.union1d(task.scans[learn], weak)
+        places = [np.flatnonzero(task.scans == scan) for scan in scans]
+        slice_weights = np.zeros(len(task.labels), np.float32)
+        slice_weights[learn] = sample_weights(
+            task.labels[learn], task.sources[learn], task.groups[learn]
+        )
+        told = [task.told.get(int(scan), UNKNOWN) for scan in scans]
+        truth = np.array(
+            [max(task.labels[at].max(), said) for at, said in zip(places, told, strict=True)]
+        )
+        sources = np.array([task.sources[at[0]] for at in places])
+        shares = np.array([(truth[sources == source] == 1).mean() for source in sources])
+        of_class = np.where(truth == 1, shares, 1 - shares)
+        one_class = (shares == 0) | (shares == 1)
+        weights = np.where(one_class, 0.0, 0.5 / np.where(one_class, 1.0, of_class))
+        return cls(task.labels, places, slice_weights, told, np.isin(scans, weak), weights)
+
+    @property
+    def longest(self) -> int:
+        """How many slices the longest sequence has."""
+        return max(
+            len(at) if whole else min(len(at), MOST_SLICES)
+            for at, whole in zip(self.places, self.is_weak, strict=True)
+        )
+
+    def drawn(self, random: np.random.Generator) -> tuple[int, np.ndarray, bool]:
+        """Return the number of a scan, positions of all or some of its slices in the order in which
+        they are read, and whether they are a part of it.
+        """
+        number = int(random.integers(len(self.places)))
+        at = self.places[number]
+        wanted = len(at) if random.random() < WHOLE_SHARE else int(random.integers(1, len(at) + 1))
+        wanted = len(at) if self.is_weak[number] else min(wanted, MOST_SLICES)
+        first = int(random.integers(len(at) - wanted + 1))
+        is_part = wanted < len(at)
+        at = at[first : first + wanted]
+        return number, at[::-1] if random.random() < 0.5 else at, is_part
+
+    def whole(self, number: int, at: np.ndarray, is_part: bool) -> tuple[float, float]:
+        """Return whether what was drawn of a scan bleeds, 1 or 0, and how much the decision for the
+        whole of it weighs.
+        """
+        labels, told = self.labels[at], self.told[number]
+        bleeds = bool((labels == 1).any() or (told == 1 and not is_part))
+        # A single slice answers by its own decision; what nobody looked at may show blood, unless
+        # the scan is told to show none.
+        known = len(at) > 1 and (bleeds or told == 0 or not (labels == UNKNOWN).any())
+        weight = 1.0 if is_part else float(self.weights[number])
+        return float(bleeds), weight if known else 0.0
