@@ -48,7 +48,7 @@ from ml.training.cross_validation import OutOfFold, Tell, cross_validate
 from ml.training.experiment import Experiment
 from ml.training.inputs import read_inputs
 from ml.training.progress import Meter, Progress
-from ml.typed_json import from_json, to_json
+from ml.typed_json import JsonError, from_json, to_json
 
 __all__ = ["Watcher", "plan", "run_paper"]
 
@@ -169,7 +169,7 @@ def _kept(out_dir: Path, nothing: PaperResults) -> PaperResults:
     """Return what the folder has of this experiment.
 
     Raises:
-        SettingError: it is another one's.
+        SettingError: it is another one's, or of another version.
     """
     kept = load_json(out_dir / "cells.json")
     if kept is None:
@@ -179,7 +179,12 @@ def _kept(out_dir: Path, nothing: PaperResults) -> PaperResults:
             f"The folder {out_dir.name} holds the experiment on other data, weights or seed; give"
             " another folder."
         )
-    return from_json(PaperResults, kept)
+    try:
+        return from_json(PaperResults, kept)
+    except JsonError as err:
+        raise SettingError(
+            f"{out_dir.name}/cells.json {err}; another version wrote it, so give another folder."
+        ) from err
 
 
 def _named(tell: Tell, name: str) -> Tell:

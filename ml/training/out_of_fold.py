@@ -1,4 +1,4 @@
-""""""
+"""The table of all out-of-fold answers of a training."""
 
 from __future__ import annotations
 

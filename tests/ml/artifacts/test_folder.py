@@ -10,6 +10,7 @@ import pytest
 
 from ml.artifacts.card import Card
 from ml.artifacts.folder import read_card, write_model
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.errors import ArtifactError
 from ml.typed_json import to_json
 from tests.ml.conftest import a_card, types_judged
@@ -211,3 +212,9 @@ def test_a_card_of_before_there_were_checksums_is_read(folder: Path) -> None:
     written = read_card(folder)
     rewrite(folder)
     assert read_card(folder) == dataclasses.replace(written, checksum="")
+
+
+@pytest.mark.parametrize("shipped", [STARTER_DIR, STARTER_SERIES_DIR])
+def test_a_shipped_card_is_written_as_it_was_read(shipped: Path) -> None:
+    written = json.loads((shipped / "card.json").read_text(encoding="utf-8"))
+    assert json.loads(read_card(shipped).to_json()) == written

@@ -245,6 +245,11 @@ def test_cells_of_other_data_seed_or_weights_are_not_mixed(
     run_paper(phantoms, cells, tmp_path, init="random")
     with pytest.raises(SettingError, match="holds the experiment on other data, weights or seed"):
         run_paper(phantoms, cells, tmp_path, init="random", seed=1)
+    kept = json.loads((tmp_path / "cells.json").read_text())
+    del kept["cells"][0]["epochs"]
+    (tmp_path / "cells.json").write_text(json.dumps(kept))
+    with pytest.raises(SettingError, match=r"cells.json does not give 'cells.epochs'"):
+        run_paper(phantoms, cells, tmp_path, init="random")
 
 
 def test_weights_that_have_seen_the_pictures_are_refused(
