@@ -1,4 +1,4 @@
-"""Hemoscan's learning package: arrays and files in, findings and model folders out.
+"""Hemoscan's machine learning package: arrays and files in, findings and model folders out.
 
-It has never heard of Flask, Celery or a database (`tests/test_architecture.py` holds that).
+It does not depend on Flask, Celery or a database (see `tests/test_architecture.py`).
 """

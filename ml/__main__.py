@@ -21,12 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             COMMANDS[options.command](options, stack, given)
     except KeyboardInterrupt:
-        sys.stderr.write("\nStopped; the same command continues.\n")
+        sys.stderr.write("\nStopped; run the same command again to resume.\n")
         return 130
     except UserError as err:
         sys.stderr.write(f"{err}\n")
         return 2
-    except OSError as err:  # a file where a folder should be, a folder that may not be written to
+    except (
+        OSError
+    ) as err:  # e.g. a file where a folder is expected, or a folder without write permission
         if err.filename is None:
             raise
         sys.stderr.write(f"{err.filename}: {err.strerror}.\n")

@@ -1,7 +1,7 @@
-"""The architectures that Hemoscan can train: what each reads and which settings it takes.
+"""The architectures that Hemoscan can train: what each takes as input, and its settings.
 
-Standard library only, because the web application renders its training form from this
-module and must not load numpy, let alone TensorFlow.
+Standard library only, because the web application renders its training form from this module and
+must not load numpy, let alone TensorFlow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STARTER_DIR = Path(__file__).parent / "starter"
 """The model folder that ships with the repository and is live after setup."""
 
 STARTER_SERIES_DIR = Path(__file__).parent / "starter_series"
-"""The model folder for whole series, where one ships."""
+"""The model folder for whole series."""
 
 IMAGENET_WEIGHTS = {
     "alexnet_owt_imagenet_conv.npz": "ImageNet weights in torchvision's layout",
@@ -25,23 +25,24 @@ IMAGENET_WEIGHTS = {
         "ImageNet weights in the original layout, with local response normalization"
     ),
     "alexnet-owt-7be5be79.pth": "ImageNet weights as torchvision publishes them",
+    "googlenet_bvlc_imagenet.npz": "ImageNet weights of GoogLeNet",
 }
-"""The files of ImageNet weights that an operator may offer to trainings, and what people read about
-each.
+"""The files of ImageNet weights that an operator may offer for training, with their
+descriptions.
 """
 
 
 BLEEDING_TYPES = ("epidural", "subdural", "subarachnoid", "intraparenchymal", "intraventricular")
-"""The types of bleeding that slices may be labeled with and models may tell, by the compartment of
-the head, from outside inwards.
+"""The types of hemorrhage that labels and models distinguish, named by compartment, from the
+outside in.
 """
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing a person may choose about a training run.
+    """One setting of a training run.
 
-    `choices` is set for a choice; `low` and `high` (inclusive) for a number.
+    `choices` lists the options of a selection; `low` and `high` (inclusive) bound a number.
     """
 
     name: str
@@ -82,8 +83,9 @@ class Setting:
 class Architecture:
     """An entry of the catalogue.
 
-    `reads` is what one prediction takes: a slice or a whole series. `learns_scans` says that labels
-    of whole scans teach it too; every architecture learns from labels of slices.
+    `reads` is the input of one prediction: "slice" or "series". Every architecture learns from
+    slice labels; with `learns_scans` it also learns from scan-level labels. `encoder` names the
+    pretrained network that it starts from; None where it always starts from random weights.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Architecture:
     reads: Literal["slice", "series"]
     settings: tuple[Setting, ...]
     learns_scans: bool = False
+    encoder: Literal["alexnet", "googlenet"] | None = "alexnet"
 
     def parse_settings(self, given: Mapping[str, object]) -> dict[str, int | float | str]:
         """Return every setting of this architecture, defaults filled in.
@@ -115,7 +118,7 @@ PREPROCESSING: tuple[Setting, ...] = (
         "input_size",
         "int",
         224,
-        "Side of the square picture that the model sees, in pixels.",
+        "Side length of the square input image, in pixels.",
         160,
         320,
     ),
@@ -123,7 +126,7 @@ PREPROCESSING: tuple[Setting, ...] = (
         "window_level",
         "float",
         40.0,
-        "The middle of the window in HU; 40 shows brain. Pictures are windowed already.",
+        "Window level in HU; 40 for brain. Pictures are already windowed.",
         -500,
         1000,
     ),
@@ -131,7 +134,7 @@ PREPROCESSING: tuple[Setting, ...] = (
         "window_width",
         "float",
         80.0,
-        "The width of the window in HU; 80 shows brain, 200 subdural blood, 2800 bone.",
+        "Window width in HU; 80 for brain, 200 for subdural blood, 2800 for bone.",
         1,
         4000,
     ),
@@ -139,78 +142,78 @@ PREPROCESSING: tuple[Setting, ...] = (
         "crop_to_head",
         "choice",
         "yes",
-        "Cut out the head and make everything around it black: table, letters, margins.",
+        "Crop to the head and blacken everything around it: table, annotations, margins.",
         choices=("yes", "no"),
     ),
     Setting(
         "normalisation",
         "choice",
         "none",
-        "Bring grays on one scale: by percentiles of the soft tissue (which takes away tints), by"
-        " ranks, or by ranks of neighborhoods.",
+        "Normalize gray levels: by percentiles of the soft tissue (which also removes tints), by"
+        " histogram equalization, or by local histogram equalization (CLAHE).",
         choices=("none", "percentile", "equalise", "clahe"),
     ),
     Setting(
         "skull_stripping",
         "choice",
         "no",
-        "Leave only what the skull encloses, where a closed skull is found; blood as white as bone"
-        " along the skull is lost with it.",
+        "Keep only the intracranial space where a closed skull is found. Blood as bright as bone"
+        " along the inner table is lost with the bone.",
         choices=("yes", "no"),
     ),
     Setting(
         "upright",
         "choice",
         "no",
-        "Turn the head, by up to 20 degrees, until its midline is vertical.",
+        "Rotate the head by up to 20 degrees so that its midline is vertical.",
         choices=("yes", "no"),
     ),
     Setting(
         "segmentation",
         "choice",
         "none",
-        "Keep what this step selects and dim the rest to half: Otsu's threshold, GrabCut,"
-        " watershed; or draw Canny's edges.",
+        "Keep the region that this method selects and dim the rest to half: Otsu's threshold,"
+        " GrabCut or watershed; or overlay Canny edges.",
         choices=("none", "otsu", "grabcut", "watershed", "edges"),
     ),
 )
-"""What every architecture lets a person choose about its input;
-`ml.preprocessing.model_input.InputSpec.from_settings` reads them.
+"""Preprocessing settings of every architecture, read by
+`ml.preprocessing.model_input.InputSpec.from_settings`.
 """
 
-JUDGING = (
+EVALUATION_SETTINGS = (
     Setting(
         "folds_by",
         "choice",
         "group",
-        "group: no patient stands on both sides of a fold. data set: each data set is answered for"
-        " by models that learned from the others.",
+        "group: no patient is in both the training and the test part of a fold. data set: each"
+        " data set is tested with models trained on the others.",
         choices=("group", "data set"),
     ),
-    Setting("folds", "int", 5, "Folds of the grouped cross-validation.", low=2, high=10),
+    Setting("folds", "int", 5, "Number of folds of the grouped cross-validation.", low=2, high=10),
     Setting(
         "repeats",
         "int",
         1,
-        "How often the cross-validation is repeated with other folds; figures are means over the"
-        " repeats.",
+        "How often the cross-validation is repeated with different folds; the metrics are averaged"
+        " over the repeats.",
         1,
         10,
     ),
     Setting(
         "threshold",
         "choice",
-        "sensitivity",
-        "sensitivity: where the target sensitivity is reached out of fold. one half: from a"
-        " calibrated probability of 0.5 on, where the fewest errors are expected, as accuracy"
-        " counts them.",
-        choices=("sensitivity", "one half"),
+        "balanced",
+        "balanced: the threshold with the highest sensitivity + specificity on held-out data"
+        " (Youden). sensitivity: the one that reaches the target sensitivity. specific: 95 %"
+        " specificity. one half: a calibrated probability of 0.5.",
+        choices=("balanced", "sensitivity", "specific", "one half"),
     ),
     Setting(
         "target_sensitivity",
         "float",
         0.95,
-        "The threshold is set to reach this sensitivity out of fold.",
+        "The sensitivity on held-out data that the sensitive operating point reaches.",
         low=0.5,
         high=0.999,
     ),
@@ -218,20 +221,20 @@ JUDGING = (
         "controls",
         "choice",
         "all",
-        "What the run is checked against: shuffled labels, the files' facts, a leaked split and"
-        " random initial weights (all), or only what takes no fine-tuning (cheap). Where"
-        " convolutions learn, all takes longer than the run itself.",
+        "Control experiments: shuffled labels, file metadata, a leaked split and random initial"
+        " weights (all), or only those without fine-tuning (cheap). If convolutional layers are"
+        " trained, all takes longer than the run itself.",
         choices=("all", "cheap", "none"),
     ),
 )
-"""How every architecture is judged."""
+"""Evaluation settings of every architecture."""
 
 AUGMENTATION = Setting(
     "augmentation",
     "int",
     1,
-    "Copies of each picture that is learned from, itself included: turned, moved, scaled, warped,"
-    " other grays. 1 is none, 10 the paper's.",
+    "Copies of each training image, including the original: rotated, shifted, scaled, warped and"
+    " with other gray levels. 1 means no augmentation; the paper uses 10.",
     low=1,
     high=10,
 )
@@ -240,29 +243,36 @@ ENRICHMENT = (
         "restructure",
         "choice",
         "none",
-        "autoencoder: features of each picture as an autoencoder draws it again, learned in every"
-        " training part, join those of the picture.",
+        "autoencoder: add the features of each image's reconstruction by an autoencoder, which is"
+        " trained in every training part, to those of the image.",
         choices=("none", "autoencoder"),
     ),
     AUGMENTATION,
 )
-"""What the paper adds to the pictures; every architecture of the paper lets a person choose it."""
+"""The paper's data enlargement, a setting of every architecture of the paper."""
 
+PRECISION = Setting(
+    "precision",
+    "choice",
+    "float32",
+    "bfloat16 trains up to twice as fast on processors with native support (AMD since 2022, Intel"
+    " with AMX), and slower on others.",
+    choices=("float32", "bfloat16"),
+)
 CONVOLUTIONS = (
     Setting(
         "layout",
         "choice",
         "owt",
-        "AlexNet of 2014 (owt) or of 2012 (original), which normalizes locally; for random initial"
-        " weights: others bring theirs.",
+        "AlexNet of 2014 (owt) or of 2012 (original, with local response normalization). Applies"
+        " to random initial weights only; pretrained weights determine their layout.",
         choices=("owt", "original"),
     ),
     Setting(
         "groups",
         "int",
         1,
-        "2 keeps the channels in two groups, as in 2012, and learns three times slower; 1 joins"
-        " them.",
+        "2: grouped convolutions as in 2012, three times slower to train. 1: a single group.",
         1,
         2,
     ),
@@ -270,37 +280,29 @@ CONVOLUTIONS = (
         "local_response_normalisation",
         "choice",
         "auto",
-        "Divide maps by what neighboring channels show, after the first two convolutions; auto as"
-        " the initial weights were trained.",
+        "Local response normalization after the first two convolutional layers; auto: as in the"
+        " training of the initial weights.",
         choices=("auto", "yes", "no"),
     ),
     Setting(
         "contrasts",
         "choice",
         "auto",
-        "both: two of three channels show the picture with its soft tissue at one gray, whatever"
-        " window it came in, one of them without bone; auto as the initial weights were trained.",
+        "both: two of the three input channels show the image with its soft tissue shifted to a"
+        " fixed gray level, whatever its window, one of them without bone; auto: as in the"
+        " training of the initial weights.",
         choices=("auto", "both"),
     ),
-    Setting(
-        "precision",
-        "choice",
-        "float32",
-        "bfloat16 learns up to twice as fast where a processor multiplies in it at full rate (AMD"
-        " since 2022, Intel with AMX), and slower elsewhere.",
-        choices=("float32", "bfloat16"),
-    ),
+    PRECISION,
 )
-"""How AlexNet's convolutions are made and compute; every architecture that has them lets a person
-choose it.
-"""
+"""Settings of AlexNet's convolutional layers, of every architecture that has them."""
 
 FINE_TUNE_EPOCHS = Setting(
     "fine_tune_epochs",
     "int",
     0,
-    "0 leaves the convolutions as they are; more lets them learn inside every training fold, which"
-    " takes minutes to hours.",
+    "0 freezes the convolutional layers; otherwise they are fine-tuned for this many epochs in"
+    " every training fold, which takes minutes to hours.",
     low=0,
     high=60,
 )
@@ -308,50 +310,48 @@ INITIAL_SHARE = Setting(
     "initial_share",
     "float",
     0.2,
-    "So much of the initial weights is mixed into those that learned, unless they were random:"
-    " scans"
-    " of unknown hospitals are read better.",
+    "Share of the pretrained weights in a weighted average with the fine-tuned ones; it improves"
+    " results on scans from other hospitals. Not applied to random initial weights.",
     low=0,
     high=0.9,
 )
 LAYERS = ("conv3", "conv4", "conv5", "pool5")
-LAYER_HELP = "The convolution whose maps are the features; pool5 is conv5 after its max-pooling."
+LAYER_HELP = "The convolutional layer that gives the features; pool5 is conv5 after max pooling."
 
 MACHINE = (
     Setting(
         "pooling",
         "choice",
         "both",
-        "How a map becomes numbers.",
+        "How each feature map is pooled.",
         choices=("average", "max", "both", "auto"),
     ),
     Setting(
         "kernel",
         "choice",
         "linear",
-        "The kernel of the SVM; its C is chosen inside the training folds, and so is all that says"
-        " auto.",
+        "The kernel of the SVM. C, and every setting left at auto, is chosen by inner"
+        " cross-validation.",
         choices=("linear", "rbf", "auto"),
     ),
     Setting(
         "pca",
         "choice",
         "none",
-        "auto: the principal components that hold 95 % of the variance take the features' place"
-        " where the training folds like it better.",
+        "Replace the features by the principal components that explain 95 % of the variance; auto:"
+        " if inner cross-validation favors it.",
         choices=("none", "auto"),
     ),
 )
-"""How features are classified by a support vector machine."""
+"""Settings of classification by a support vector machine."""
 
 RECURRENT = (
     Setting(
         "reads",
         "choice",
         "cells",
-        "cells: what the cells of each slice say, where fine-tuning has taught them; the network"
-        " corrects it. maps: pooled maps, as the paper's networks do, which lose more in an unknown"
-        " hospital.",
+        "cells: the cell scores of each slice, after fine-tuning; the network corrects them. maps:"
+        " pooled feature maps, as in the paper, which generalize less well to other hospitals.",
         choices=("cells", "maps"),
     ),
     Setting("layer", "choice", "conv5", LAYER_HELP, choices=LAYERS),
@@ -362,7 +362,7 @@ RECURRENT = (
         "projection",
         "int",
         64,
-        "To how many numbers the features of a slice are brought before they are read.",
+        "Dimension to which the features of a slice are projected before the recurrent layer.",
         low=4,
         high=1024,
     ),
@@ -370,7 +370,7 @@ RECURRENT = (
         "bidirectional",
         "choice",
         "yes",
-        "Read from foot to head and from head to foot.",
+        "Read the slices in both directions.",
         choices=("yes", "no"),
     ),
     Setting(
@@ -385,7 +385,7 @@ RECURRENT = (
         "epochs",
         "int",
         40,
-        "Of the recurrent network; each draws at most 48 batches and takes a few seconds.",
+        "Epochs of the recurrent network; each has at most 48 batches and takes a few seconds.",
         low=1,
         high=400,
     ),
@@ -393,7 +393,7 @@ RECURRENT = (
         "learning_rate",
         "float",
         0.001,
-        "Of the recurrent network at its beginning; it falls to nothing.",
+        "Initial learning rate of the recurrent network; it decays to zero.",
         low=1e-6,
         high=0.1,
     ),
@@ -401,7 +401,7 @@ RECURRENT = (
     INITIAL_SHARE,
     *ENRICHMENT,
     *CONVOLUTIONS,
-    *JUDGING,
+    *EVALUATION_SETTINGS,
     *PREPROCESSING,
 )
 
@@ -410,13 +410,28 @@ CELLS = (
         "epochs",
         "int",
         30,
-        "Each draws 1,024 pictures and takes 12 to 30 seconds on two cores.",
+        "Each epoch draws 1,024 images and takes 12 to 30 seconds on two cores.",
         low=1,
         high=200,
     ),
     INITIAL_SHARE,
     *CONVOLUTIONS,
-    *JUDGING,
+    *EVALUATION_SETTINGS,
+    *PREPROCESSING,
+)
+
+GOOGLENET_CELLS = (
+    Setting(
+        "epochs",
+        "int",
+        20,
+        "Each draws 1,024 pictures and takes about a minute on two cores.",
+        low=1,
+        high=200,
+    ),
+    INITIAL_SHARE,
+    PRECISION,
+    *EVALUATION_SETTINGS,
     *PREPROCESSING,
 )
 
@@ -438,21 +453,22 @@ ARCHITECTURES: dict[str, Architecture] = {
                 INITIAL_SHARE,
                 *ENRICHMENT,
                 *CONVOLUTIONS,
-                *JUDGING,
+                *EVALUATION_SETTINGS,
                 *PREPROCESSING,
             ),
         ),
         Architecture(
             name="alexnet",
             title="AlexNet",
-            summary="The paper's network: five convolutions, two fully connected layers, softmax.",
+            summary="The paper's network: five convolutional layers, two fully connected layers,"
+            " softmax.",
             reads="slice",
             settings=(
                 Setting(
                     "fully_connected",
                     "int",
                     512,
-                    "Width of the two fully connected layers; the paper's is 4096.",
+                    "Width of the two fully connected layers; 4096 in the paper.",
                     low=16,
                     high=4096,
                 ),
@@ -460,7 +476,8 @@ ARCHITECTURES: dict[str, Architecture] = {
                     "frozen",
                     "int",
                     3,
-                    "So many convolutions stay as they are; 0 lets all learn, which takes longer.",
+                    "Number of frozen convolutional layers; 0 trains all of them, which takes"
+                    " longer.",
                     low=0,
                     high=5,
                 ),
@@ -476,7 +493,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                     "epochs",
                     "int",
                     20,
-                    "Each draws at most 1,024 pictures and takes 2 to 30 seconds on two cores.",
+                    "Each epoch draws at most 1,024 images and takes 2 to 30 seconds on two cores.",
                     low=1,
                     high=200,
                 ),
@@ -484,13 +501,13 @@ ARCHITECTURES: dict[str, Architecture] = {
                     "learning_rate",
                     "float",
                     0.0003,
-                    "At the beginning; it falls to nothing.",
+                    "Initial learning rate; it decays to zero.",
                     low=1e-6,
                     high=0.1,
                 ),
                 *ENRICHMENT,
                 *CONVOLUTIONS,
-                *JUDGING,
+                *EVALUATION_SETTINGS,
                 *PREPROCESSING,
             ),
         ),
@@ -498,8 +515,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             name="cnn_lstm",
             title="AlexNet features + LSTM",
             summary=(
-                "Features of each slice, read in anatomical order by an LSTM: an answer for each"
-                " slice and for the scan."
+                "Features of each slice, read in anatomical order by an LSTM; gives a probability"
+                " for each slice and for the scan."
             ),
             reads="series",
             settings=RECURRENT,
@@ -509,8 +526,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             name="cnn_gru",
             title="AlexNet features + GRU",
             summary=(
-                "Features of each slice, read in anatomical order by a GRU: an answer for each"
-                " slice and for the scan."
+                "Features of each slice, read in anatomical order by a GRU; gives a probability"
+                " for each slice and for the scan."
             ),
             reads="series",
             settings=RECURRENT,
@@ -520,22 +537,23 @@ ARCHITECTURES: dict[str, Architecture] = {
             name="autoencoder",
             title="Autoencoder + SVM",
             summary=(
-                "The bottleneck of an autoencoder, which learns from random weights and without"
-                " labels, classified by a support vector machine."
+                "The bottleneck of an autoencoder, trained from random weights without labels,"
+                " classified by a support vector machine."
             ),
             reads="slice",
+            encoder=None,
             settings=(
                 *MACHINE,
                 Setting(
                     "epochs",
                     "int",
                     0,
-                    "Of the autoencoder; 0 takes as many as show it 8,000 pictures.",
+                    "Epochs of the autoencoder; 0: as many as it takes to show it 8,000 images.",
                     low=0,
                     high=500,
                 ),
                 AUGMENTATION,
-                *JUDGING,
+                *EVALUATION_SETTINGS,
                 *PREPROCESSING,
             ),
         ),
@@ -543,9 +561,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             name="alexnet_cells",
             title="AlexNet, cell by cell",
             summary=(
-                "Fine-tuned convolutions of AlexNet; each of 13 x 13 cells says whether blood is"
-                " there, and outlines teach it where. Ours, not the paper's: it always augments and"
-                " never restructures."
+                "Fine-tuned AlexNet with a hemorrhage score for each of 13 x 13 cells, trained"
+                " with lesion outlines where a data set has them. Not from the paper: always"
+                " augmented, never restructured."
             ),
             reads="slice",
             settings=CELLS,
@@ -554,12 +572,33 @@ ARCHITECTURES: dict[str, Architecture] = {
             name="alexnet_cells_series",
             title="AlexNet, cell by cell, over the slices",
             summary=(
-                "The same over the slices of a scan in anatomical order: half of what a slice says"
-                " is what its two neighbors say. Ours, not the paper's: it always augments and"
-                " never restructures."
+                "The same for whole scans: half of each slice's score comes from its two"
+                " neighboring slices. Not from the paper: always augmented, never restructured."
             ),
             reads="series",
             settings=CELLS,
+        ),
+        Architecture(
+            name="googlenet_cells",
+            title="GoogLeNet, cell by cell",
+            summary=(
+                "GoogLeNet's inception modules with a pyramid; a decision for each of 28 x 28"
+                " cells. Finds thin bleeds that AlexNet misses. Ours, not the paper's."
+            ),
+            reads="slice",
+            settings=GOOGLENET_CELLS,
+            encoder="googlenet",
+        ),
+        Architecture(
+            name="googlenet_cells_series",
+            title="GoogLeNet, cell by cell, over the slices",
+            summary=(
+                "The same over the slices of a scan in anatomical order, each averaged with its two"
+                " neighbors. Ours, not the paper's."
+            ),
+            reads="series",
+            settings=GOOGLENET_CELLS,
+            encoder="googlenet",
         ),
     )
 }
@@ -573,6 +612,6 @@ def architecture_named(name: str) -> Architecture:
     """
     if name not in ARCHITECTURES:
         raise SettingError(
-            f"There is no architecture {name!r}; there is {', '.join(ARCHITECTURES)}."
+            f"There is no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}."
         )
     return ARCHITECTURES[name]

@@ -1,27 +1,44 @@
-"""Files of a training that may be interrupted: each is there whole or not at all."""
+"""Checkpoint files of a training, written atomically."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as one .npz file."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden name beside `path`, whose folder is made; what the block writes there becomes
+    `path` once all of it is on disk, unless the block fails.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("wb") as file:
+    yield unfinished
+    flush_to_disk(unfinished)
+    unfinished.replace(path)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return when the file, or the folder's list of names, would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as one .npz file."""
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
         # The names are keywords of savez, whose stub takes them for its flags.
         np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
@@ -32,6 +49,19 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
         return {name: opened[name] for name in opened.files}
 
 
+def load_or_make_arrays(
+    path: Path, make: Callable[[], Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of that file; where there is none, what `make` returns, once it is saved
+    there.
+    """
+    arrays = load_arrays(path)
+    if arrays is None:
+        arrays = dict(make())
+        save_arrays(path, arrays)
+    return arrays
+
+
 def save_json(path: Path, value: object) -> None:
     """Write a value as JSON."""
     save_text(path, json.dumps(value, indent=1, sort_keys=True))
@@ -39,13 +69,8 @@ def save_json(path: Path, value: object) -> None:
 
 def save_text(path: Path, text: str) -> None:
     """Write text as UTF-8, line ends as they are."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", newline="")
 
 
 def load_json(path: Path) -> Any:

@@ -1,22 +1,22 @@
-"""Decode scans in a process of their own, so that a hostile file can harm nothing else: `python -m
-ml.decode MEMORY_MB`.
+"""Decode scans in a separate process, to contain malicious files: `python -m ml.decode MEMORY_MB
+FOLDER`. All files lie in that folder, and nothing else is read or written (`ml.confinement`).
 
-A request is a line of JSON on standard input, its answer a line on standard output; the end of the
-input ends the process. A request:
+A request is a line of JSON on standard input, its response a line on standard output; the end of
+the input ends the process. A request:
 
     {"paths": [...], "folder": "...", "limit_s": 60, "limits": {"max_pixels": ...}, "redact": true}
 
-Its answer is one of these:
+The response is one of these:
 
     {"unit": "hu", "spacing_mm": [[0.5, 0.5], ...], "distance_mm": 5.0, "steps_mm": [...],
-     "warnings": [...]}                      the pixels are in folder/pixels.npy
-    {"error": "The file is empty."}          what an `ImageError` says
-    {"error": null}                          the memory did not suffice
-    {"full": "No space left on device"}      the folder took no more
+     "warnings": [...]}                      pixels in folder/pixels.npy
+    {"error": "The file is empty."}          text of an `ImageError`
+    {"error": null}                          out of memory
+    {"full": "No space left on device"}      out of disk space
 
-`limits` are those of `ml.scans.read.read_series`; `redact` blackens what lies beside the head
-(`ml.preprocessing.redaction`). What goes wrong in any other way ends the
-process, and so does a scan that takes longer.
+`limits` are those of `ml.scans.read.read_series`; `redact` blackens everything outside the head
+(`ml.preprocessing.redaction`). Any other failure, and a scan that exceeds the time limit, ends the
+process.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
+from ml.confinement import confine
 from ml.errors import ImageError
 from ml.preprocessing.redaction import covered
 from ml.scans.read import read_series
@@ -43,17 +45,21 @@ PIXELS = "pixels.npy"
 
 def main(arguments: list[str]) -> int:
     """Answer requests until there are no more."""
-    bound_memory(int(arguments[0]) * 2**20)
-    # what a crash would leave on the disk is a patient's picture
+    memory_bytes, folder = int(arguments[0]) * 2**20, Path(arguments[1])
+    # a core dump would contain a patient's images
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    cv2.setNumThreads(0)  # None can be started.
+    # What is written was in the memory.
+    confine(folder, file_bytes=memory_bytes)
+    bound_memory(memory_bytes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A library that prints must not be taken for an answer.
+    # Nothing that a library prints may be mistaken for an answer.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
-        # Not caught anywhere, the alarm kills this process even inside a decoder that hangs,
-        # whoever is left to wait for it.
+        # The alarm is not handled, so it kills this process even if a decoder hangs and nobody
+        # waits for it.
         signal.alarm(request["limit_s"])
         answer = answer_to(request)
         signal.alarm(0)
@@ -63,19 +69,18 @@ def main(arguments: list[str]) -> int:
 
 
 def bound_memory(limit_bytes: int) -> None:
-    """Let allocations beyond the limit fail.
+    """Make allocations beyond the limit fail.
 
-    RLIMIT_DATA, not RLIMIT_AS: it counts what is written to and nobody else has (heap, anonymous
-    mappings), so the limit means the same whatever libraries are mapped and however large the file
-    is in which the pixels go out. Linux counts so since 4.7; where a system does not enforce it, as
-    macOS, the time limit is all there is.
+    RLIMIT_DATA, not RLIMIT_AS: it counts private writable memory (heap, anonymous mappings), so the
+    limit does not depend on the mapped libraries or on the size of the output file. Linux enforces
+    it since 4.7; on systems that do not, such as macOS, only the time limit applies.
     """
-    with contextlib.suppress(ValueError):  # a lower limit was set from outside
+    with contextlib.suppress(ValueError):  # a lower limit was already set
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
 
 
 def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer to one request, its pixels written."""
+    """Write the pixels of one request and return its answer."""
     try:
         series = read_series([Path(path) for path in request["paths"]], **request["limits"])
         if request.get("redact"):
@@ -90,7 +95,7 @@ def answer_to(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"full": str(err.strerror)}
     return {
         "unit": series.slices[0].unit,
-        "spacing_mm": [slice.spacing_mm for slice in series.slices],
+        "spacing_mm": [slice_.spacing_mm for slice_ in series.slices],
         "distance_mm": series.distance_mm,
         "steps_mm": series.steps_mm,
         "warnings": series.warnings,
@@ -104,8 +109,8 @@ def write_pixels(series: Series, path: Path) -> None:
         np.lib.format.write_array_header_1_0(
             file, {"descr": "<f4", "fortran_order": False, "shape": shape}
         )
-        for slice in series.slices:
-            file.write(slice.pixels.astype("<f4", order="C", copy=False).data)
+        for slice_ in series.slices:
+            file.write(slice_.pixels.astype("<f4", order="C", copy=False).data)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""One tree of errors whose text is one sentence for a person."""
+"""Exceptions whose text is one sentence for the user."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something that a person can mend; its text is one sentence for them."""
+    """A problem that the user can fix; its text is one sentence for them."""
 
 
 class ImageError(UserError):
@@ -12,17 +12,17 @@ class ImageError(UserError):
 
 
 class BareImageError(ImageError):
-    """A scan shows too little to be read, though each of its slices might stand in a scan that
-    shows more.
+    """A scan has too little contrast as a whole, though each slice might be part of a readable
+    scan.
     """
 
 
 class TooLargeError(ImageError):
-    """A scan as a whole is larger than what is read."""
+    """A scan exceeds the size limits."""
 
 
 class NoSliceError(ImageError):
-    """A file of a scan is sound but shows no slice: a localizer, a report, a picture in color."""
+    """A valid file that holds no slice: a localizer, a report, a color image."""
 
 
 class ArtifactError(UserError):

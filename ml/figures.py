@@ -1,5 +1,5 @@
-"""Figures as results hold them: an estimate with its interval, and the metrics of one level, slices
-or scans.
+"""Figures as results hold them: an estimate with its interval, the metrics of one level, slices or
+scans, and what a threshold means.
 """
 
 from __future__ import annotations
@@ -71,14 +71,44 @@ class Share:
 
 @dataclass(frozen=True)
 class BandFigures:
-    """How often answers outside the uncertain band are right.
+    """Predictive values outside the uncertain band.
 
     Attributes:
-        npv: the share without hemorrhage of answers below the band.
-        ppv: the share with hemorrhage of answers above it.
-        uncertain: the share of all answers that lie in it.
+        npv: of predictions below the band.
+        ppv: of predictions above it.
+        uncertain: the share of predictions inside.
     """
 
     npv: Share
     ppv: Share
     uncertain: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdFigures:
+    """What a threshold means.
+
+    Attributes:
+        sensitivity, specificity: with their intervals.
+        ppv, npv: the predictive values that these have where so many bleed, by the prevalence in
+            percent as text ("2", "10" and "50").
+    """
+
+    sensitivity: Estimate
+    specificity: Estimate
+    ppv: dict[str, Estimate]
+    npv: dict[str, Estimate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointFigures(ThresholdFigures):
+    """A named operating point: its threshold and what that means."""
+
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFigures(ThresholdFigures):
+    """What a threshold means at one site, and the Brier score there, both classes alike."""
+
+    brier: float

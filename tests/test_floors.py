@@ -10,8 +10,8 @@ import pytest
 from webapp.config import PROJECT_ROOT
 
 FLOORS = (
-    {"errors"},
-    {"checkpoints", "catalogue", "figures", "typed_json"},
+    {"errors", "confinement"},
+    {"checkpoints", "catalogue", "verdict", "figures", "typed_json"},
     {"scans"},
     {"preprocessing"},
     {"artifacts"},

@@ -13,11 +13,11 @@ __version__ = "0.1.0"
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
-    """Return the application, configured from the environment; `config` goes before it and may add
-    Flask's own settings.
+    """Return the application, configured from the environment; `config` overrides the environment
+    and may add Flask settings.
 
     Raises:
-        ConfigurationError: the environment cannot work.
+        ConfigurationError: a setting is missing or invalid.
     """
     from webapp import (
         admin,
@@ -25,13 +25,16 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         audit,
         auth,
         cli,
+        display,
         errors,
         health,
         jobs,
         metrics,
         pictures,
         scans,
+        second_factor_pages,
         security_headers,
+        space,
         storage,
     )
     from webapp.config import PROJECT_ROOT, settings
@@ -53,10 +56,12 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     audit.init_audit(app)
     jobs.make_celery(app)
     storage.init_storage(app)
+    space.init_space(app)
 
-    for room in (auth, scans, pictures, admin, health, metrics):
-        app.register_blueprint(room.blueprint)
+    for module in (auth, second_factor_pages, scans, pictures, admin, health, metrics):
+        app.register_blueprint(module.blueprint)
     api.init_api(app)
+    display.init_display(app)
     errors.init_errors(app)
     cli.init_cli(app)
     return app

@@ -22,10 +22,13 @@ from webapp.audit import record, whose_request
 from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, limiter, utc_now
 from webapp.forms import (
+    ChangeFactorForm,
     ChangePasswordForm,
     DeleteAccountForm,
     LoginForm,
     NewPasswordForm,
+    PostedForm,
+    SetUpFactorForm,
     SignupForm,
     TokenForm,
     is_id,
@@ -42,6 +45,12 @@ from webapp.logins import (
 )
 from webapp.models import Act, ApiToken, LoginSession, PasswordReset, User
 from webapp.models.accounts import TooManyTokens, add_token, lock_person, secret_hash
+from webapp.second_factors import (
+    await_code,
+    confirmed_factor,
+    lacks_required_factor,
+    recovery_codes_left,
+)
 
 blueprint = Blueprint("auth", __name__)
 
@@ -116,12 +125,15 @@ def has_failed(answer: WerkzeugResponse) -> bool:
     on_breach=record_throttling,
 )
 def login() -> str | tuple[str, int] | WerkzeugResponse:
-    """Log in with this browser."""
+    """Log in with this browser; a person with a second factor is then asked for a code."""
     form = LoginForm(next=request.args.get("next"))
     if request.method == "GET" and current_user.is_authenticated:
         return redirect(local_target(form.next.data))
     if form.validate_on_submit():
         user = user_with_password(form.username.data.strip(), form.password.data)
+        if user is not None and confirmed_factor(user.id) is not None:
+            await_code(user, form.next.data)
+            return redirect(url_for("second_factor.give_code"))
         if user is not None:
             start_login(user)
             return remember_browser(user, redirect(local_target(form.next.data)))
@@ -190,7 +202,7 @@ def account() -> str | tuple[str, int] | WerkzeugResponse:
             )
             return redirect(url_for("auth.account"))
         form.current_password.errors = ["The current password is incorrect."]
-    return _account(form, TokenForm(formdata=None))
+    return account_page(form=form)
 
 
 @blueprint.post("/account/delete")
@@ -217,11 +229,7 @@ def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
                 return forget_here(redirect(url_for("scans.home")))
         else:
             form.your_password.errors = ["The password is incorrect."]
-    return _account(
-        ChangePasswordForm(current_user.username, formdata=None),
-        TokenForm(formdata=None),
-        deletion_form=form,
-    )
+    return account_page(deletion_form=form)
 
 
 @blueprint.post("/account/logins/<login_id>/end")
@@ -262,7 +270,7 @@ def make_token() -> str | tuple[str, int] | WerkzeugResponse:
         user: User = current_user._get_current_object()
         db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
         if not user.has_password(form.token_password.data):
-            form.token_password.errors = ["This is not your password."]
+            form.token_password.errors = ["The password is incorrect."]
         elif lock_person(user.id) != user.password_hash:  # It was changed meanwhile.
             abort(401)
         else:
@@ -274,9 +282,7 @@ def make_token() -> str | tuple[str, int] | WerkzeugResponse:
                 record(Act.TOKEN_MADE, token.id)
                 db.session.commit()
                 form = TokenForm(formdata=None)
-    page = make_response(
-        _account(ChangePasswordForm(current_user.username, formdata=None), form, secret)
-    )
+    page = make_response(account_page(secret, token_form=form))
     page.headers["Cache-Control"] = "no-store"
     return page
 
@@ -345,13 +351,21 @@ def _page(
     return (page, 400) if form.is_submitted() else page
 
 
-def _account(
-    password_form: ChangePasswordForm,
-    token_form: TokenForm,
-    secret: str | None = None,
-    deletion_form: DeleteAccountForm | None = None,
-) -> str | tuple[str, int]:
-    deletion_form = deletion_form or DeleteAccountForm(formdata=None)
+def account_page(secret: str | None = None, **posted: PostedForm) -> str | tuple[str, int]:
+    """Return the account page: 400 where one of the forms in it was posted and refused.
+
+    Args:
+        secret: that of a token that was made just now.
+        posted: by its name in the template, the form that the request posted.
+    """
+    factor = confirmed_factor(current_user.id)
+    forms: dict[str, PostedForm] = {
+        "form": ChangePasswordForm(current_user.username, formdata=None),
+        "token_form": TokenForm(formdata=None),
+        "deletion_form": DeleteAccountForm(formdata=None),
+        "factor_form": (ChangeFactorForm if factor else SetUpFactorForm)(formdata=None),
+        **posted,
+    }
     tokens = db.session.scalars(
         select(ApiToken).where(ApiToken.user_id == current_user.id).order_by(ApiToken.created_at)
     ).all()
@@ -362,14 +376,13 @@ def _account(
     )
     page = render_template(
         "auth/account.html",
-        form=password_form,
-        token_form=token_form,
-        deletion_form=deletion_form,
+        **forms,
+        factor=factor,
+        recovery_codes_left=recovery_codes_left(current_user.id),
+        factor_is_missing=lacks_required_factor(current_user),
         logins=db.session.scalars(own).all(),
         this_login=secret_hash(current_user.login_secret),
         tokens=tokens,
         secret=secret,
     )
-    return (
-        (page, 400) if password_form.errors or token_form.errors or deletion_form.errors else page
-    )
+    return (page, 400) if any(form.errors for form in forms.values()) else page

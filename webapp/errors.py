@@ -1,9 +1,10 @@
-"""What a person or a program is told when a request fails: one sentence, and never an internal."""
+"""Error responses: one sentence for the person or program, never an internal detail."""
 
 from __future__ import annotations
 
 import logging
 import traceback
+from functools import lru_cache
 
 from flask import Flask, Response, current_app, json, render_template, request
 from flask_wtf.csrf import CSRFError
@@ -19,8 +20,8 @@ from werkzeug.exceptions import (
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import RoutingException
 
-from webapp.extensions import db, is_busy
-from webapp.storage import MissingFile, StorageError
+from webapp.extensions import db, is_busy, is_full
+from webapp.storage import MissingFile, StorageError, StorageFull
 
 log = logging.getLogger(__name__)
 
@@ -29,26 +30,33 @@ SENTENCES = {
     401: "Please log in first.",
     403: "You do not have permission to do this.",
     404: "Not found, or you do not have access.",
-    405: "This address does not support that method.",
+    405: "This page does not support that request method.",
     413: "The upload is larger than {MAX_UPLOAD_MB} MB, the maximum upload size.",
     429: "Too many attempts. Please wait a minute and try again.",
     500: "Something went wrong on our side. The error has been logged; please try again.",
     503: "Part of the service is unavailable. Please try again later.",
 }
-EXPIRED_FORM = "This form has expired; please go back, reload the page and submit it again."
+EXPIRED_FORM = "This form has expired. Please go back, reload the page and submit it again."
 BUSY = "The database is busy. Please try again in a few seconds."
 BUSY_S = 5
-OTHER_HOST = "This service does not answer to that host name."
+OVERLOADED = "Too many uploads are arriving at once. Please send this one again in a few seconds."
+OTHER_HOST = "This service is not available under that host name."
+DISK_FULL = "The server's disk is full. Please try again later."
 DRAINED = 4
-"""Times the largest upload that is read of an even larger one, so that its sender gets to see the
-answer.
+"""An oversized upload is read up to this multiple of the limit, so that its sender sees the
+response.
 """
 
 
+class InsufficientStorage(HTTPException):
+    """507: there is no room for what was sent (RFC 4918, 11.5)."""
+
+    code = 507
+    description = DISK_FULL
+
+
 def init_errors(app: Flask) -> None:
-    """Answer every error of `app` with a sentence: a page for people, problem+json under the API's
-    prefix.
-    """
+    """Respond to every error of `app` with a sentence: as a page, or as problem+json in the API."""
     app.register_error_handler(HTTPException, refuse)
     app.register_error_handler(StorageError, refuse_for_storage)
     app.register_error_handler(OperationalError, refuse_for_database)
@@ -56,10 +64,10 @@ def init_errors(app: Flask) -> None:
 
 
 def refuse(error: HTTPException) -> Response | HTTPException:
-    """Answer an error that HTTP has a status for."""
+    """Respond to an HTTP error."""
     if isinstance(error, RoutingException) or error.code is None or error.response is not None:
-        return error  # A redirection, or somebody's ready answer.
-    if isinstance(error, RequestEntityTooLarge):
+        return error  # A redirect, or an error with a complete response.
+    if isinstance(error, (RequestEntityTooLarge, InsufficientStorage)):
         _drain()
     response = Response(status=error.code)
     for name, value in error.get_headers():
@@ -78,9 +86,8 @@ def refuse(error: HTTPException) -> Response | HTTPException:
         response.set_data(json.dumps(problem))
         response.content_type = "application/problem+json"
     elif error.code >= 500 or isinstance(error, SecurityError):
-        # A host that is not trusted has no addresses, which a usual page links to.
-        # Without context processors: they would ask the database who is logged in, and it may be
-        # the one that failed.
+        # Other pages contain links, which cannot be built for an untrusted host. Context processors
+        # would query the database for the current user, and it may be what failed.
         template = current_app.jinja_env.get_template("errors/failure.html")
         response.set_data(template.render(sentence=sentence, home=request.script_root + "/"))
         response.content_type = "text/html; charset=utf-8"
@@ -92,22 +99,51 @@ def refuse(error: HTTPException) -> Response | HTTPException:
     return response
 
 
-def refuse_for_storage(error: StorageError) -> Response | HTTPException:
-    """Answer a storage that does not, or a file that is gone from it: its own sentence, and a line
-    in the log.
+@lru_cache(maxsize=64)  # The main loop of the web server makes them.
+def overload_answer(app: Flask, for_program: bool, retry_after_s: int) -> bytes:
+    """Return the whole HTTP response to an upload for which there is no time (`webapp.serving`):
+    429, and when to try again; no request is at hand, and nobody asks the database.
     """
+    if for_program:
+        problem = {
+            "type": "about:blank",
+            "title": HTTP_STATUS_CODES[429],
+            "status": 429,
+            "detail": OVERLOADED,
+        }
+        body, content_type = app.json.dumps(problem), "application/problem+json"
+    else:
+        template = app.jinja_env.get_template("errors/failure.html")
+        body, content_type = template.render(sentence=OVERLOADED, home="/"), "text/html"
+    response = Response(body, 429, content_type=f"{content_type}; charset=utf-8")
+    response.headers["Retry-After"] = str(retry_after_s)
+    response.headers["Connection"] = "close"
+    with app.test_request_context():
+        response = app.process_response(response)
+    head = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
+    return f"HTTP/1.1 {response.status}\r\n{head}\r\n".encode("latin-1") + response.get_data()
+
+
+def refuse_for_storage(error: StorageError) -> Response | HTTPException:
+    """Respond to a storage failure or a missing file with its message, and log it."""
     db.session.rollback()
     if isinstance(error, MissingFile):
         log.error("A file that a row names is gone, at %s", request.endpoint)
         return refuse(NotFound(str(error)))
     log.error("The storage failed at %s: %s", request.endpoint, type(error.__cause__).__name__)
+    if isinstance(error, StorageFull):
+        return refuse(InsufficientStorage(str(error)))
     return refuse(ServiceUnavailable(str(error)))
 
 
 def refuse_for_database(error: OperationalError) -> Response | HTTPException:
-    """Answer a database that others held for too long: nothing was done, so the same may be sent
-    again.
+    """Respond to a database that was locked too long or whose disk is full; nothing was done, so
+    clients may retry.
     """
+    if is_full(error):
+        db.session.rollback()
+        log.error("The database's disk is full at %s", request.endpoint)
+        return refuse(InsufficientStorage(DISK_FULL))
     if not is_busy(error):
         return fail(error)
     db.session.rollback()
@@ -116,14 +152,14 @@ def refuse_for_database(error: OperationalError) -> Response | HTTPException:
 
 
 def fail(error: Exception) -> Response | HTTPException:
-    """Answer what nobody expected: a neutral sentence, and where it happened in the log."""
+    """Respond to an unexpected exception with a neutral sentence, and log where it happened."""
     if current_app.config["PROPAGATE_EXCEPTIONS"] or (
         current_app.config["PROPAGATE_EXCEPTIONS"] is None and current_app.testing
     ):
         raise error
     db.session.rollback()
-    # Types and places only: an exception's text may quote a file's name, a patient's tag or a
-    # person's data.
+    # Only types and locations: the message of an exception may contain file names, patient tags or
+    # personal data.
     kinds: list[str] = []
     cause: BaseException | None = error
     frames = traceback.format_tb(error.__traceback__)
@@ -135,9 +171,7 @@ def fail(error: Exception) -> Response | HTTPException:
 
 
 def _sentence(error: HTTPException) -> str:
-    """Return what to say: the sentence that was given with the error, else the one of its
-    status.
-    """
+    """Return the message of the error if it has one, else the default for its status."""
     if isinstance(error, CSRFError):
         return EXPIRED_FORM
     if isinstance(error, SecurityError):
@@ -155,15 +189,15 @@ def _sentence(error: HTTPException) -> str:
 
 
 def _details(error: HTTPException) -> dict[str, object]:
-    """Return which fields were refused, where a schema refused them."""
+    """Return the invalid fields, if a schema rejected the request."""
     said = getattr(error, "data", None) or {}
     errors = said.get("errors") or said.get("messages")
     return {"errors": errors} if errors else {}
 
 
 def _drain() -> None:
-    """Read on for a while and forget it: a connection that is closed with bytes unread is reset,
-    and the answer is lost with it.
+    """Read and discard some of the body: closing a connection with unread bytes resets it, and the
+    client never sees the response.
     """
     left = min(
         request.content_length or 0, DRAINED * (current_app.config["MAX_CONTENT_LENGTH"] or 0)
@@ -173,5 +207,5 @@ def _drain() -> None:
         while left > 0 and (read := source.read(min(left, 2**16))):
             left -= len(read)
     except (OSError, ValueError):
-        # The sender is gone, or the server has closed the body: there is nobody to wait for.
+        # The client is gone, or the server has closed the body.
         return

@@ -1,4 +1,4 @@
-"""The Flask extensions, unbound, and the database settings that hold for every process."""
+"""The Flask extensions, and the database settings that apply to every process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from sqlite3 import SQLITE_BUSY, SQLITE_LOCKED
+from sqlite3 import SQLITE_BUSY, SQLITE_FULL, SQLITE_LOCKED
 from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import Error as SQLiteError
 from typing import Any
 
-from flask import Flask, request
+from flask import Flask, has_request_context, request
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 from flask_login import LoginManager
@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeDecorator
 
 
 class Base(DeclarativeBase):
-    """Every table; constraints are named so that migrations can drop them on both databases."""
+    """Base class of all tables; migrations can drop named constraints on both databases."""
 
     metadata = MetaData(
         naming_convention={
@@ -42,7 +42,7 @@ class Base(DeclarativeBase):
     )
 
 
-# Rows stay readable after a commit: a view commits early, to hold no lock while it stores a file.
+# Rows stay readable after a commit, since views commit before they store files.
 db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
 migrate = Migrate(render_as_batch=True)
 login_manager = LoginManager()
@@ -51,12 +51,14 @@ limiter = Limiter(get_remote_address)
 
 BUSY_MS = 15_000
 """How long a statement waits for SQLite's write lock."""
+REQUEST_BUSY_MS = 5_000
+"""The same where somebody waits for an answer, and a thread with them."""
 BUSY_STATES = ("40001", "40P01", "55P03")
-"""PostgreSQL's: a transaction ended for another's sake, a deadlock, a lock that is held."""
+"""SQLSTATEs of PostgreSQL: serialization failure, deadlock, lock not available."""
+DISK_FULL_STATE = "53100"
 
 reads_only: ContextVar[bool] = ContextVar("reads_only", default=False)
-"""True while a request that may not write is answered; SQLite then opens its transactions without
-the write lock.
+"""True during requests that must not write; SQLite then begins transactions without the write lock.
 """
 
 
@@ -74,8 +76,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class database_now(GenericFunction[datetime]):  # noqa: N801 - named like the SQL function it is
-    """The database's clock in UTC, `database_now(20)` is 20 seconds ahead: leases never trust a
-    worker's clock.
+    """The database's clock in UTC, which leases use instead of a worker's; `database_now(20)` is 20
+    seconds ahead.
     """
 
     type = UtcDateTime()
@@ -95,8 +97,8 @@ def _postgresql_now(element: database_now, compiler: SQLCompiler, **kwargs: Any)
 
 @compiles(database_now, "sqlite")
 def _sqlite_now(element: database_now, compiler: SQLCompiler, **kwargs: Any) -> str:
-    # %f has milliseconds; three more digits make it the text that SQLAlchemy stores, so that
-    # comparisons are exact.
+    # %f has milliseconds; with three more digits it is in the format that SQLAlchemy stores, so
+    # that comparisons are exact.
     return (
         f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(element.clauses, **kwargs)} ||"
         " ' seconds')"
@@ -104,18 +106,18 @@ def _sqlite_now(element: database_now, compiler: SQLCompiler, **kwargs: Any) -> 
 
 
 def utc_now() -> datetime:
-    """Return this machine's time, for what people read; leases use `database_now`."""
+    """Return this machine's time, for display; leases use `database_now`."""
     return datetime.now(UTC)
 
 
 @contextmanager
 def noting() -> Iterator[None]:
-    """Commit what is written inside, in a request that otherwise reads too.
+    """Commit what is written inside this context, also in a request that otherwise only reads.
 
-    What was open before is committed. The answer does not hang on a note: a database that is too
-    busy for it loses it.
+    Commits the current transaction first. If the database is too busy, the note is lost rather than
+    the response.
     """
-    # On SQLite a transaction that has read may not write once another process has written.
+    # On SQLite, a transaction that began by reading cannot write after another process has written.
     db.session.commit()
     was_reading = reads_only.get()
     reads_only.set(False)
@@ -131,38 +133,51 @@ def noting() -> Iterator[None]:
 @event.listens_for(Engine, "connect")
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     if isinstance(connection, SQLiteConnection):
-        # The driver must not open transactions of its own: `_begin_sqlite` does.
+        # The driver must not begin transactions itself; `_begin_sqlite` does.
         connection.isolation_level = None
         connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
-        # What a person deletes is overwritten, not only unlinked.
+        # Overwrite deleted data.
         connection.execute("PRAGMA secure_delete = ON")
 
 
 @event.listens_for(Engine, "begin")
 def _begin_sqlite(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
-        # A transaction that reads first and writes later fails at once if another process wrote in
-        # between.
+        # Not by a statement of the transaction, which waits for this long itself.
+        patience_ms = REQUEST_BUSY_MS if has_request_context() else BUSY_MS
+        connection.connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
+        # A transaction that reads first and writes later fails immediately if another process wrote
+        # in between.
         connection.exec_driver_sql("BEGIN" if reads_only.get() else "BEGIN IMMEDIATE")
 
 
 def is_busy(error: OperationalError) -> bool:
-    """True where others held the database for too long; the same is worth another try."""
+    """Return whether the database was locked for too long, so that a retry may succeed."""
     if isinstance(error.orig, SQLiteError):
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # The rest says more of the same.
-        return code in (SQLITE_BUSY, SQLITE_LOCKED)
+        return _code_of(error.orig) in (SQLITE_BUSY, SQLITE_LOCKED)
     return getattr(error.orig, "sqlstate", None) in BUSY_STATES
 
 
-def forget_deleted(waits_s: tuple[float, ...] = (0.1, 0.3, 0.6)) -> bool:
-    """Empty SQLite's write-ahead log, which holds copies of what was deleted; PostgreSQL overwrites
-    by its own vacuum.
+def is_full(error: OperationalError) -> bool:
+    """True where the database could not write because its disk is full."""
+    if isinstance(error.orig, SQLiteError):
+        return _code_of(error.orig) == SQLITE_FULL
+    return getattr(error.orig, "sqlstate", None) == DISK_FULL_STATE
 
-    While somebody reads it cannot be emptied: it is tried again after each of `waits_s`, and by
-    every sweep. Nobody who writes is kept waiting meanwhile. True if it is empty.
+
+def _code_of(error: SQLiteError) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # The rest says more of the same.
+
+
+def forget_deleted(waits_s: tuple[float, ...] = (0.1, 0.3, 0.6)) -> bool:
+    """Truncate SQLite's write-ahead log, which contains copies of deleted data; return whether it
+    is empty. PostgreSQL overwrites deleted data when it vacuums.
+
+    The log cannot be truncated while there are readers, so this retries after each of `waits_s`,
+    and every sweep tries again. Writers are not blocked meanwhile.
     """
     if db.engine.dialect.name != "sqlite":
         return True
@@ -177,10 +192,10 @@ def _emptied_log() -> bool:
     connection = db.engine.raw_connection()
     try:
         cursor = connection.cursor()
-        # With patience it would hold the write lock while it waits for those who read.
+        # With a timeout, it would hold the write lock while it waits for readers.
         cursor.execute("PRAGMA busy_timeout = 0")
         try:
-            # Most is moved without the write lock, which is taken for what is left.
+            # Moves most pages without the write lock, which the next statement needs for the rest.
             cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             ((busy, *_),) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         finally:
@@ -191,7 +206,7 @@ def _emptied_log() -> bool:
 
 
 def init_extensions(app: Flask) -> None:
-    """Bind all extensions to `app`."""
+    """Initialize all extensions for `app`."""
     db.init_app(app)
     migrate.init_app(app, db, directory=str(app.config["MIGRATIONS_DIR"]))
     login_manager.init_app(app)
@@ -204,4 +219,4 @@ def init_extensions(app: Flask) -> None:
 
     @app.teardown_request
     def unmark(_error: BaseException | None) -> None:
-        reads_only.set(False)  # What runs in this thread after the request may write.
+        reads_only.set(False)  # Code that runs in this thread after the request may write.

@@ -1,4 +1,4 @@
-"""The forms of accounts and scans, and the checks of text that other rooms share."""
+"""The forms of accounts and scans, and the validation of text that other modules share."""
 
 from __future__ import annotations
 
@@ -16,27 +16,21 @@ from wtforms.validators import DataRequired, Email, Length, Optional, Regexp, Va
 from webapp.passwords import MIN_PASSWORD, password_problem
 
 MAX_USERNAME, MAX_NAME, MAX_EMAIL, MAX_PHONE, MAX_TITLE, MAX_TOKEN_NAME = 64, 120, 254, 40, 80, 80
+MAX_CODE = 40
 
 required = DataRequired("Please fill in this field.")
 
 
 def is_id(text: str) -> bool:
-    """True if `text` has the form of a row's id. Anything else is never asked of the database:
-    PostgreSQL refuses a NUL.
+    """Return whether `text` looks like the id of a row. Nothing else is sent to the database, since
+    PostgreSQL rejects NUL characters.
     """
     return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
-def page_number() -> int:
-    """Return the page that the query asks for, 1 where it asks for nothing sensible."""
-    text = request.args.get("page", "1")
-    # Nine digits are more pages than anybody has, and an OFFSET that every database can count to.
-    return max(1, int(text)) if re.fullmatch(r"[0-9]{1,9}", text) else 1
-
-
 def text_problem(text: str, longest: int) -> str | None:
-    """Return why `text` cannot be stored as a line of at most `longest` characters, as a sentence,
-    or None.
+    """Return, as a sentence, why `text` is not a line of at most `longest` printable characters;
+    None if it is.
     """
     if len(text) > longest:
         return f"Please use at most {longest} characters."
@@ -47,26 +41,26 @@ def text_problem(text: str, longest: int) -> str | None:
 
 
 def username_problem(username: str) -> str | None:
-    """Return why nobody can have this username, as a sentence, or None."""
+    """Return, as a sentence, why this username is not allowed; None if it is."""
     if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{1,{MAX_USERNAME - 1}}}", username):
         return (
-            f"A username has 2 to {MAX_USERNAME} letters, digits, dots, dashes or underscores and"
-            " begins with a letter or digit."
+            f"Usernames have 2 to {MAX_USERNAME} letters, digits, dots, dashes or underscores, and"
+            " start with a letter or digit."
         )
     return None
 
 
 def at_most(characters: int) -> Length:
-    """Return a validator for the longest text; browsers are told too."""
+    """Return a validator for the maximum length, which browsers enforce too."""
     return Length(max=characters, message=f"Please use at most {characters} characters.")
 
 
 _posted = object()
-"""Stands for what the request carries, where a form is given nothing else."""
+"""Default of a form's data: the data of the current request."""
 
 
 class TextField(StringField):
-    """A line of text, stripped; control characters are refused."""
+    """A line of text, stripped of surrounding spaces; control characters are rejected."""
 
     def process_formdata(self, valuelist: list[str]) -> None:
         super().process_formdata([value.strip() for value in valuelist])
@@ -78,17 +72,17 @@ class TextField(StringField):
 
 
 class PostedForm(FlaskForm):
-    """A form as browsers post it: text comes from its text parts and files from its file parts.
+    """A form as browsers post it: text fields come from text parts, files from file parts.
 
-    Flask-WTF alone would also fill a text field with a file of that name, or with any value of a
-    JSON body, which no validator expects and which the throttles do not look at.
+    Flask-WTF alone would also fill a text field from a file of that name or from a JSON body, which
+    validators do not expect and rate limits do not see.
     """
 
     class Meta(FlaskForm.Meta):  # type: ignore[misc]
-        """How what was posted reaches the fields."""
+        """How the request's data reaches the fields."""
 
         def wrap_formdata(self, form: Form, formdata: Any) -> MultiDict[str, Any] | None:
-            """Return for each field of `form` the values of its type; None where nothing came."""
+            """Return the values of the right type for each field; None if nothing was posted."""
             if formdata is None or (formdata is not _posted and not formdata):
                 return None
             if formdata is _posted:
@@ -110,7 +104,7 @@ class PostedForm(FlaskForm):
 
 
 class SignupForm(PostedForm):
-    """What a new person tells of themselves."""
+    """A new account."""
 
     username = TextField(
         "Username",
@@ -139,27 +133,25 @@ class SignupForm(PostedForm):
     password = PasswordField(
         "Password",
         [required],
-        description=f"At least {MIN_PASSWORD} characters; a few words in a row are best.",
+        description=f"At least {MIN_PASSWORD} characters; a few unrelated words are best.",
         render_kw={"autocomplete": "new-password"},
     )
 
     def validate_username(self, field: StringField) -> None:
-        """Refuse a username that nobody can have."""
+        """Reject invalid usernames."""
         problem = username_problem(field.data or "")
         if problem:
             raise ValidationError(problem)
 
     def validate_password(self, field: PasswordField) -> None:
-        """Refuse a password that is easily guessed."""
+        """Reject passwords that are easy to guess."""
         problem = password_problem(self.username.data or "", field.data or "")
         if problem:
             raise ValidationError(problem)
 
 
 class LoginForm(PostedForm):
-    """Who is there. Its lengths are not told apart from a wrong password: the answer is always the
-    same.
-    """
+    """Username and password. Values that are too long get the same answer as a wrong password."""
 
     username = StringField(
         "Username",
@@ -171,7 +163,7 @@ class LoginForm(PostedForm):
 
 
 class NewPasswordForm(PostedForm):
-    """A new password for the person whose username is given to the constructor."""
+    """A new password; the username is given to the constructor."""
 
     password = PasswordField(
         "New password",
@@ -185,14 +177,14 @@ class NewPasswordForm(PostedForm):
         super().__init__(**kwargs)
 
     def validate_password(self, field: PasswordField) -> None:
-        """Refuse a password that is easily guessed."""
+        """Reject passwords that are easy to guess."""
         problem = password_problem(self.known_username, field.data or "")
         if problem:
             raise ValidationError(problem)
 
 
 class ChangePasswordForm(NewPasswordForm):
-    """A new password, by somebody who knows the current one."""
+    """A new password, confirmed by the current one."""
 
     current_password = PasswordField(
         "Current password", [required], render_kw={"autocomplete": "current-password"}
@@ -200,7 +192,7 @@ class ChangePasswordForm(NewPasswordForm):
 
 
 class DeleteAccountForm(PostedForm):
-    """The password once more, so that a browser left open deletes nothing."""
+    """The password again, so that a browser left open cannot delete the account."""
 
     your_password = PasswordField(
         "Your password", [required], render_kw={"autocomplete": "current-password"}
@@ -208,28 +200,63 @@ class DeleteAccountForm(PostedForm):
 
 
 class TokenForm(PostedForm):
-    """What an API token is for, and the password once more: a browser left open makes none."""
+    """The name of an API token, and the password again, so that a browser left open cannot create
+    one.
+    """
 
     name = TextField(
-        "Name of the token",
+        "Token name",
         [required, at_most(MAX_TOKEN_NAME)],
-        description="What the token is for, such as “research script”.",
+        description="What you will use the token for, such as “research script”.",
     )
     token_password = PasswordField(
         "Your password", [required], render_kw={"autocomplete": "current-password"}
     )
 
 
-class ScanForm(PostedForm):
-    """The scans that a person submits."""
+class SetUpFactorForm(PostedForm):
+    """The password once more: a browser left open sets up no second factor."""
 
-    # No `accept`: files of a DICOM series often have no ending.
+    factor_password = PasswordField(
+        "Your password", [required], render_kw={"autocomplete": "current-password"}
+    )
+
+
+class CodeForm(PostedForm):
+    """A code of the authenticator app, or where it stands for one, a recovery code."""
+
+    code = StringField(
+        "Code",
+        [required, at_most(MAX_CODE)],
+        render_kw={
+            "autocomplete": "one-time-code",
+            "autocapitalize": "none",
+            "spellcheck": "false",
+            "autofocus": True,
+        },
+    )
+
+
+class ChangeFactorForm(SetUpFactorForm):
+    """Password and code: only who has both changes a second factor."""
+
+    factor_code = StringField(
+        "Code from your app, or a recovery code",
+        [required, at_most(MAX_CODE)],
+        render_kw={"autocomplete": "one-time-code", "autocapitalize": "none"},
+    )
+
+
+class ScanForm(PostedForm):
+    """Scans to submit."""
+
+    # No `accept`: files of a DICOM series often have no extension.
     file = MultipleFileField(
         "Files",
         [FileRequired("Please choose a PNG, JPEG, DICOM, NIfTI or ZIP file.")],
         description=(
-            "A slice as PNG, JPEG or DICOM; a series as DICOM files, NIfTI or a ZIP of slices. Each"
-            " series becomes one scan."
+            "A single slice (PNG, JPEG or DICOM) or a series (DICOM files, NIfTI or a ZIP of"
+            " slices). Each series becomes one scan."
         ),
     )
     title = TextField(
@@ -245,12 +272,13 @@ class ScanForm(PostedForm):
     keep_names = BooleanField(
         "Keep file names",
         description=(
-            "As title and in messages. They may name a patient; without this they are forgotten."
+            "Use file names as titles and in messages. File names may identify patients; unless you"
+            " select this, they are not stored."
         ),
     )
 
 
 class PhantomForm(PostedForm):
-    """The phantom that a person tries."""
+    """The phantom to submit."""
 
     name = HiddenField(validators=[required])

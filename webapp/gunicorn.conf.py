@@ -11,6 +11,8 @@ bind = f"{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or '800
 workers = int(os.environ.get("WEB_PROCESSES") or 2)
 worker_class = "webapp.serving.Worker"  # Who sends slowly, or nothing, holds no thread.
 threads = int(os.environ.get("WEB_THREADS") or 8)
+# Most of them are idle; who has most of these loses them first.
+worker_connections = 2000
 # Each process opens its own connections; nothing is shared across a fork.
 preload_app = False
 # An upload of the largest size over a slow line must not be cut off: a thread reads it while the

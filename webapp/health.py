@@ -1,6 +1,4 @@
-"""Whether this process is up and whether the service as a whole can answer: for load balancers and
-operators.
-"""
+"""Health checks for load balancers and operators: of this process, and of the whole service."""
 
 from __future__ import annotations
 
@@ -13,6 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from webapp.extensions import database_now, db, limiter
 from webapp.jobs import PREDICT
 from webapp.models import Worker
+from webapp.space import has_room
+from webapp.storage import storage
 
 blueprint = Blueprint("health", __name__)
 limiter.exempt(blueprint)
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @blueprint.get("/healthz")
 def healthz() -> Response:
-    """This process answers; nothing else is asked, so that a slow database does not get it
+    """Report that this process is up. Checks nothing else, so that a slow database does not get it
     restarted.
     """
     return uncached({"status": "up"}, 200)
@@ -29,12 +29,24 @@ def healthz() -> Response:
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """A scan submitted now would be answered: 200, or 503 with what is missing."""
+    """Respond with 200 if a scan submitted now would be accepted and analyzed, else with 503 and
+    what is missing.
+    """
     try:
-        checks: dict[str, bool | None] = {"database": True, **checks_by_rows()}
+        checks: dict[str, bool | None] = {
+            "database": True,
+            **checks_by_rows(),
+            "free_space": has_room(),
+        }
     except SQLAlchemyError as err:
         log.warning("The database cannot be read: %s", type(err).__name__)
-        checks = {"database": False, "broker": None, "predict_worker": None}  # None: not known.
+        checks = {  # None: unknown.
+            "database": False,
+            "broker": None,
+            "predict_worker": None,
+            "free_space": None,
+        }
+    checks["storage"] = storage.answers()
     ready = all(checks.values())
     return uncached(
         {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503
@@ -42,24 +54,26 @@ def readyz() -> Response:
 
 
 def checks_by_rows() -> dict[str, bool]:
-    """Return what the rows of the workers prove, in one statement and on the database's clock.
+    """Return whether broker and predict workers are up, in one SQL statement.
 
-    The broker is not asked: a sweep goes through it every few seconds, and a worker notes that it
-    arrived.
+    The broker is not contacted: every few seconds a sweep goes through it, and a worker records
+    that it arrived.
     """
     delivered_after = database_now(-4 * current_app.config["SWEEP_S"])
     seen_after = database_now(-current_app.config["LEASE_S"])
     broker, predict_worker = db.session.execute(
         select(
             exists().where(Worker.delivered_at > delivered_after),
-            exists().where(Worker.queue == PREDICT, Worker.seen_at > seen_after),
+            exists().where(
+                Worker.queue == PREDICT, Worker.seen_at > seen_after, Worker.alarm.is_(None)
+            ),
         )
     ).one()
     return {"broker": bool(broker), "predict_worker": bool(predict_worker)}
 
 
 def uncached(body: dict[str, object], status: int) -> Response:
-    """Return a JSON answer that no proxy may keep."""
+    """Return a JSON response that must not be cached."""
     answer = jsonify(body)
     answer.status_code = status
     answer.headers["Cache-Control"] = "no-store"

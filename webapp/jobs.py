@@ -1,7 +1,6 @@
 """The contract with the workers: queues, task names, and the nudges that wake them.
 
-The rows are the jobs. A nudge says only "look into the database", so it may be lost, doubled or
-late.
+The jobs are rows. A nudge only says "look in the database", so it may be lost, duplicated or late.
 """
 
 from __future__ import annotations
@@ -42,42 +41,42 @@ QUEUE_OF_TABLE: dict[type[Leased], str] = {
 
 
 def make_celery(app: Flask) -> Celery:
-    """Return the Celery application with this app's settings; each setting argues for itself."""
+    """Return the Celery application for `app`; comments give the reason for each setting."""
     celery = Celery("hemoscan", broker=app.config["BROKER_URL"], set_as_current=False)
     celery.conf.update(
-        # The database is the only truth about a job, so Celery keeps no results.
+        # The state of a job is in the database only, so Celery keeps no results.
         task_ignore_result=True,
-        # Nothing that could run code is ever read from the broker.
+        # Never read anything from the broker that could run code.
         task_serializer="json",
         accept_content=["json"],
         task_routes={task: {"queue": queue} for task, queue in QUEUE_OF_TASK.items()},
         task_create_missing_queues=True,
-        # The lease, not the broker, brings work back: a nudge is acknowledged on receipt and never
+        # Leases, not the broker, bring work back, so nudges are acknowledged on receipt and never
         # redelivered.
         task_acks_late=False,
-        # A worker takes one nudge at a time; more would wait behind its batch while another worker
-        # idles.
+        # A worker takes one nudge at a time; others would wait behind its batch while another
+        # worker is idle.
         worker_prefetch_multiplier=1,
-        # A prefork child loads its model before it takes work; on a slow machine that may exceed
-        # the default 4 s.
+        # A child loads its model before it accepts work, which may exceed the default of 4 s on a
+        # slow machine.
         worker_proc_alive_timeout=120,
-        # Workers outlive a broker that is restarted, and may start before it.
+        # Workers survive a restart of the broker, and may start before it.
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # The queue is never long (`sweep` tops it up), so gossip between workers and events would
-        # be all its traffic.
+        # The queue is short (`sweep` tops it up), so events and gossip between workers would be
+        # most of its traffic.
         worker_send_task_events=False,
-        # A web request that nudges a broker which is gone, or does not answer, gives up at once:
-        # the row is committed, the sweeper nudges later.
+        # A web request does not wait for an unreachable broker: the row is committed, and the
+        # sweeper sends the nudge later.
         task_publish_retry=False,
         broker_transport_options={
             "socket_connect_timeout": 0.5,
             "socket_timeout": 0.5,
             "retry_on_timeout": False,
             "max_retries": 0,
-            # A nudge is gone from the broker once it is received. To acknowledge it there would be
-            # a second message, and a worker that could not send that one, the broker being
-            # restarted, would wait for its only prefetched nudge for ever and take no other.
+            # A nudge is removed from the broker when it is received. Acknowledging it would take a
+            # second message; a worker that cannot send that one during a restart of the broker
+            # would never take another nudge.
             "ack_emulation": False,
         },
         redis_socket_connect_timeout=0.5,
@@ -89,8 +88,8 @@ def make_celery(app: Flask) -> Celery:
 
 
 def nudge(task: str) -> bool:
-    """Wake a worker for `task`; False where the broker cannot be reached (the row stays queued and
-    the sweeper will).
+    """Wake a worker for `task`; return False if the broker is unreachable, in which case the
+    sweeper does it later.
     """
     celery: Celery = current_app.extensions["celery"]
     try:

@@ -203,8 +203,16 @@ def who_guesses() -> str:
     So strangers, from however many addresses, get few guesses at an account, and do not keep its
     owner out of it. An account that does not exist is counted alike.
     """
-    username = request.form.get("username", "").strip().lower()[:MAX_USERNAME]
-    account = hashlib.sha256(username.encode("utf-8", "replace")).hexdigest()
+    return guesser(account_key(request.form.get("username", "").strip()[:MAX_USERNAME]))
+
+
+def account_key(username: str) -> str:
+    """Return what stands for an account in cookies and counters, whether or not it exists."""
+    return hashlib.sha256(username.lower().encode("utf-8", "replace")).hexdigest()
+
+
+def guesser(account: str) -> str:
+    """Return whose guesses at that account (`account_key`) count together with this request's."""
     try:
         known_account, browser = known_browsers().loads(
             request.cookies.get(cookie_name(KNOWN_BROWSER), ""), max_age=KNOWN_BROWSER_DAYS * 86_400
@@ -218,7 +226,7 @@ def remember_browser(user: User, answer: WerkzeugResponse) -> WerkzeugResponse:
     """Let this browser be known to its person's account, which it was in; it is no login and opens
     nothing.
     """
-    account = hashlib.sha256(user.username_key.encode()).hexdigest()
+    account = account_key(user.username)
     answer.set_cookie(
         cookie_name(KNOWN_BROWSER),
         str(known_browsers().dumps([account, new_secret()])),

@@ -1,10 +1,8 @@
-"""Events as lines of JSON, for those who collect them (`LOG_FORMAT=json`); by default they are
-lines for people.
+"""Logging as lines of JSON for log collectors (`LOG_FORMAT=json`); the default is plain text.
 
 Each line is an object with `time`, `level`, `logger` and `message`, the `worker` that wrote it, and
-the ids of what it is about, always
-as lists: `scan_ids`, `heatmap_ids`, `dataset_ids`, `run_ids`. Nothing else that a library hands to
-its logger comes along: it might be a file's name or a person's.
+the ids of the rows it is about as lists: `scan_ids`, `heatmap_ids`, `dataset_ids`, `run_ids`. Any
+other fields of a log record are dropped, because they may contain file names or personal data.
 """
 
 from __future__ import annotations
@@ -27,13 +25,13 @@ _process: dict[str, str] = {}
 
 
 def ids_field(table: type[Leased]) -> str:
-    """Return the field for the ids of rows of `table`."""
+    """Return the name of the field for ids of rows of `table`."""
     return f"{str(table.__tablename__).removeprefix('training_')}_ids"  # type: ignore[attr-defined]
 
 
 @contextmanager
 def about(**ids: Collection[str]) -> Iterator[None]:
-    """Let all events meanwhile, in this thread, tell these ids, by their fields."""
+    """Add these ids to all log records of this thread within the context."""
     token = _about.set(
         {**_about.get({}), **{field: list(of_field) for field, of_field in ids.items()}}
     )
@@ -44,12 +42,12 @@ def about(**ids: Collection[str]) -> Iterator[None]:
 
 
 def name_worker(name: str) -> None:
-    """Let all events of this process tell which worker it is."""
+    """Add the name of the worker to all log records of this process."""
     _process["worker"] = name
 
 
 class JsonLines(JsonFormatter):
-    """Writes an event as a line of JSON."""
+    """Formats a log record as a line of JSON."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -59,8 +57,8 @@ class JsonLines(JsonFormatter):
         )
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        """Return what is told of an event; ids that were logged with it go before those of its
-        surroundings.
+        """Return the fields of a log record; ids that it was logged with override those of its
+        context.
         """
         known = {**_process, **_ids_of_request(), **_about.get({}), **log_data}
         return {field: known[field] for field in TOLD if field in known} | {
@@ -69,7 +67,7 @@ class JsonLines(JsonFormatter):
 
 
 def _ids_of_request() -> dict[str, list[str]]:
-    """Return the ids in the address that is asked for; a reset link's secret is none."""
+    """Return the ids in the URL of the current request, but not the secret of a reset link."""
     parts = (request.view_args or {}) if has_request_context() else {}
     return {
         f"{name}s": [str(value)]
@@ -79,8 +77,8 @@ def _ids_of_request() -> dict[str, list[str]]:
 
 
 def json_logging(level: int | str = "WARNING") -> dict[str, Any]:
-    """Return the configuration for `logging.config.dictConfig`: our own events from INFO on, those
-    of libraries from `level` on.
+    """Return the configuration for `logging.config.dictConfig`: Hemoscan's own records from INFO
+    on, those of libraries from `level` on.
     """
     return {
         "version": 1,
@@ -91,7 +89,7 @@ def json_logging(level: int | str = "WARNING") -> dict[str, Any]:
         "loggers": {
             **{package: {"level": "INFO"} for package in ("webapp", "worker", "ml")},
             "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
-            # Its lines hold addresses, and in these the secrets of reset links.
+            # Its lines contain URLs, and thus the secrets of reset links.
             "gunicorn.access": {"level": "WARNING"},
         },
     }

@@ -1,5 +1,5 @@
-"""/metrics for Prometheus, read from SQL at the scrape: every web process gives the same figures,
-and none keeps any.
+"""/metrics for Prometheus, computed from SQL at each scrape, so that every web process returns the
+same values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HOUR_S, DAY_S = 3600, 24 * 3600
 
 @blueprint.get("/metrics")
 def metrics() -> Response:
-    """Answer a scrape that carries `METRICS_TOKEN`; where none is set there is nothing here."""
+    """Respond to a scrape with `METRICS_TOKEN` as bearer token; 404 if no token is configured."""
     token = current_app.config["METRICS_TOKEN"]
     if not token:
         abort(404)
@@ -37,7 +37,7 @@ def metrics() -> Response:
         request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()
     ):
         return Response(
-            "A bearer token is needed.\n",
+            "A bearer token is required.\n",
             401,
             {"WWW-Authenticate": "Bearer"},
             mimetype="text/plain",
@@ -55,32 +55,32 @@ def metrics() -> Response:
 
 
 class Rows(Collector):
-    """What the rows say, in three statements."""
+    """Collects metrics from the database, in three SQL statements."""
 
     def describe(self) -> list[Metric]:
-        """Nothing beforehand: registering must not read the database."""
+        """Return nothing, so that registering does not read the database."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Read all rows' states, the last hour's durations and the workers."""
+        """Read the states of all jobs, the durations of the last hour and the workers."""
         jobs = GaugeMetricFamily(
-            "hemoscan_jobs", "Rows by table and state.", labels=["table", "state"]
+            "hemoscan_jobs", "Jobs by table and state.", labels=["table", "state"]
         )
         attempts = GaugeMetricFamily(
             "hemoscan_attempts",
-            "Claims that ended in a worker's death, of the rows there are.",
+            "Attempts of the current jobs that ended with the death of a worker.",
             labels=["table"],
         )
-        depth = GaugeMetricFamily("hemoscan_queue_depth", "Queued rows.", labels=["queue"])
+        depth = GaugeMetricFamily("hemoscan_queue_depth", "Queued jobs.", labels=["queue"])
         age = GaugeMetricFamily(
             "hemoscan_queue_oldest_age_seconds",
-            "Age of the oldest queued row, 0 without one.",
+            "Age of the oldest queued job, 0 if there is none.",
             labels=["queue"],
         )
         counts: dict[tuple[str, JobStatus], int] = {}
         deaths: dict[str, int] = {}
         ages: dict[str, float] = {}
-        # Reads every row once: `attempts` is in no index.
+        # Reads every row once, because `attempts` is not indexed.
         for name, status, number, died, oldest, now in db.session.execute(
             union_all(
                 *(
@@ -110,21 +110,21 @@ class Rows(Collector):
                 [queue], sum(counts.get((name, JobStatus.QUEUED), 0) for name in names)
             )
             age.add_metric([queue], max(ages.get(name, 0.0) for name in names))
-        yield from (jobs, attempts, depth, age, *_durations(), _workers())
+        yield from (jobs, attempts, depth, age, *_durations(), *_workers())
 
 
 def _durations() -> tuple[Metric, Metric]:
-    """Return count and sum of the last hour's runs; queued within a day, so that the index bounds
-    what is read.
+    """Return number and total duration of jobs finished in the last hour; only of those queued in
+    the last day, so that the index limits the rows that are read.
     """
     count = GaugeMetricFamily(
         "hemoscan_finished_last_hour",
-        "Jobs done within the hour, queued within the day.",
+        "Jobs finished in the last hour, of those queued in the last day.",
         labels=["table"],
     )
     total = GaugeMetricFamily(
         "hemoscan_seconds_last_hour",
-        "Sum of their seconds from claim to verdict.",
+        "Total time of these jobs from claim to result.",
         labels=["table"],
     )
     found = db.session.execute(
@@ -149,24 +149,33 @@ def _durations() -> tuple[Metric, Metric]:
     return count, total
 
 
-def _workers() -> Metric:
-    """Return how many workers of each queue spoke within a lease."""
+def _workers() -> tuple[Metric, Metric]:
+    """Return how many workers of each queue spoke within a lease, and how many of these have an
+    alarm.
+    """
     family = GaugeMetricFamily(
-        "hemoscan_workers", "Workers that spoke within a lease.", labels=["queue"]
+        "hemoscan_workers", "Workers that reported within the last lease period.", labels=["queue"]
+    )
+    alarms = GaugeMetricFamily(
+        "hemoscan_worker_alarms",
+        "Of these, workers that cannot answer: their live model does not load.",
+        labels=["queue"],
     )
     alive = (
-        select(Worker.queue, func.count())
+        select(Worker.queue, func.count(), func.count(Worker.alarm))
         .where(Worker.seen_at > database_now(-current_app.config["LEASE_S"]))
         .group_by(Worker.queue)
     )
-    found: dict[str, int] = {row[0]: row[1] for row in db.session.execute(alive)}
+    found = {queue: counts for queue, *counts in db.session.execute(alive)}
     for queue in QUEUES:
-        family.add_metric([queue], found.get(queue, 0))
-    return family
+        number, with_alarm = found.get(queue, (0, 0))
+        family.add_metric([queue], number)
+        alarms.add_metric([queue], with_alarm)
+    return family, alarms
 
 
 def _seconds(table: type[Leased]) -> ColumnElement[float]:
-    """Return the seconds that a row's last run took, in the words of the database at hand."""
+    """Return the SQL expression for the seconds of a job's last attempt on this database."""
     if db.engine.dialect.name == "postgresql":
         return type_coerce(extract("epoch", table.finished_at - table.started_at), Float)
     return (func.julianday(table.finished_at) - func.julianday(table.started_at)) * 86_400.0

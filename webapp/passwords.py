@@ -1,6 +1,4 @@
-"""Which passwords are refused: too short, too long, or among the first that somebody who guesses
-tries.
-"""
+"""Which passwords are refused: too short, too long, or easy to guess."""
 
 from __future__ import annotations
 
@@ -10,11 +8,11 @@ from pathlib import Path
 MIN_PASSWORD, MAX_PASSWORD = 10, 200
 COMMON = Path(__file__).with_name("common_passwords.txt")
 EXPECTED_WORDS = ("hemoscan", "hemorrhage", "haemorrhage", "radiology", "hospital")
-"""Words that this service suggests, beside the username."""
+"""Words that suggest themselves on this service, besides the username."""
 FEWEST_CHARACTERS = 4
-"""Different ones: "1212121212" is long and has two."""
+"""Minimum number of different characters: "1212121212" is long but has only two."""
 SHORTEST_WORD = 4
-"""What is left of a password without its digits and signs is no word if it is shorter."""
+"""A password without its digits and punctuation counts as a word from this length on."""
 
 
 def password_problem(username: str, password: str) -> str | None:
@@ -31,12 +29,9 @@ def password_problem(username: str, password: str) -> str | None:
     if whole == username.lower() or (person and word == person):
         return "The password must differ from the username."
     if len(set(whole)) < FEWEST_CHARACTERS:
-        return "This password repeats only a few characters. Please choose another."
+        return "This password uses too few different characters. Please choose another."
     if whole in common_passwords() or word in common_passwords() or word in EXPECTED_WORDS:
-        return (
-            "This password is one that many people choose, so it is guessed first; a few words in a"
-            " row are better."
-        )
+        return "This password is too common and easy to guess. A few unrelated words are better."
     return None
 
 

@@ -1,5 +1,5 @@
-"""The pictures of a scan and the slices of a series, for the scan's owner alone: the pages'
-addresses, and the answers of the API too.
+"""Images of a scan and slices of a series, served to the scan's owner only: the routes of the
+pages, and the responses that the API shares with them.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ blueprint = Blueprint("pictures", __name__, url_prefix="/scans/<scan_id>")
 
 
 class WindowSchema(Schema):
-    """The window through which a query wants to see a slice, by name or by `level` and `width` in
-    HU; loaded it is a `Window` or None.
+    """The window in a query, by name or by `level` and `width` in HU; loads as a `Window` or
+    None.
     """
 
     window = fields.String(
         validate=validate.OneOf(list(WINDOWS)),
-        metadata={"description": "Where it is left out: brain."},
+        metadata={"description": "Default: brain."},
     )
     level = fields.Float(
         validate=validate.Range(-32_768, 32_768),
-        metadata={"description": "HU in the middle of the window; needs width."},
+        metadata={"description": "Center of the window in HU; requires width."},
     )
     width = fields.Float(
-        validate=validate.Range(0.001, 65_536), metadata={"description": "HU from black to white."}
+        validate=validate.Range(0.001, 65_536),
+        metadata={"description": "Width of the window in HU."},
     )
 
     @post_load
@@ -56,7 +57,7 @@ class WindowSchema(Schema):
 @blueprint.get("/image.png")
 @login_required
 def image(scan_id: str) -> Response:
-    """Send the slice that stands for the scan."""
+    """Send the slice that represents the scan."""
     (key,) = _of_own_scan(scan_id, Scan.image_key)
     return picture(key)
 
@@ -64,7 +65,7 @@ def image(scan_id: str) -> Response:
 @blueprint.get("/thumbnail.png")
 @login_required
 def thumbnail(scan_id: str) -> Response:
-    """Send that slice as a small picture."""
+    """Send that slice as a thumbnail."""
     (key,) = _of_own_scan(scan_id, Scan.thumbnail_key)
     return picture(key)
 
@@ -72,7 +73,7 @@ def thumbnail(scan_id: str) -> Response:
 @blueprint.get("/heatmap.png")
 @login_required
 def heatmap(scan_id: str) -> Response:
-    """Send the heat map, which lies over the image."""
+    """Send the heat map, an overlay for the image."""
     (key,) = _of_own_scan(scan_id, Heatmap.image_key)
     return picture(key)
 
@@ -88,7 +89,7 @@ def volume(scan_id: str) -> Response:
 @blueprint.get("/slices/<int:index>.png")
 @login_required
 def slice_image(scan_id: str, index: int) -> Response:
-    """Send one slice of a series as a picture, through the window that the query names."""
+    """Send one slice of a series as a PNG, with the window of the query."""
     (key,) = _of_own_scan(scan_id, Scan.volume_key)
     try:
         window = WindowSchema().load(request.args, unknown=EXCLUDE)
@@ -100,20 +101,20 @@ def slice_image(scan_id: str, index: int) -> Response:
 @blueprint.get("/slices/<int:index>/heatmap.png")
 @login_required
 def slice_heatmap(scan_id: str, index: int) -> Response:
-    """Send the heat map of one slice of a series, which lies over its picture."""
+    """Send the heat map of one slice of a series, an overlay for its image."""
     drawn = _of_own_scan(scan_id, Heatmap.id, Heatmap.slices)
     return picture(heatmap_key(drawn.id, index) if index in (drawn.slices or ()) else None)
 
 
 def picture(key: str | None) -> Response:
-    """Return a stored PNG, or 404 where it is not ready yet."""
+    """Return a stored PNG, or 404 if it is not ready yet."""
     if key is None:
         abort(404, "This image is not ready yet.")
-    return _kept_by_the_browser("image/png", key, lambda: storage.get(key))
+    return _private_response("image/png", key, lambda: storage.get(key))
 
 
 def slice_picture(volume_key: str | None, index: int, window: Window | None) -> Response:
-    """Return a slice of a stored series as a PNG, or 404 where there is none."""
+    """Return a slice of a stored series as a PNG, or 404 if there is none."""
     if volume_key is None:
         abort(404, "This scan is not a series.")
 
@@ -123,14 +124,14 @@ def slice_picture(volume_key: str | None, index: int, window: Window | None) -> 
         except IndexError:
             abort(404, "Slice not found in this series.")
 
-    return _kept_by_the_browser("image/png", f"{volume_key} {index} {window}", drawn)
+    return _private_response("image/png", f"{volume_key} {index} {window}", drawn)
 
 
 def series_file(volume_key: str | None) -> Response:
-    """Return a stored series piece by piece, however long it is; 404 where there is none."""
+    """Stream a stored series; 404 if there is none."""
     if volume_key is None:
         abort(404, "This scan is not a series.")
-    answer = _kept_by_the_browser(
+    answer = _private_response(
         "application/gzip", volume_key, lambda: FileWrapper(storage.open(volume_key), 2**16)
     )
     answer.headers.set("Content-Disposition", "attachment", filename=volume_key.rsplit("/", 1)[-1])
@@ -138,17 +139,17 @@ def series_file(volume_key: str | None) -> Response:
 
 
 def heatmap_key(heatmap_id: str, index: int) -> str:
-    """Return where the heat map of one slice of a series is stored."""
+    """Return the storage key of the heat map of one slice of a series."""
     return f"heatmaps/{heatmap_id}.{index}.png"
 
 
-def _kept_by_the_browser(
+def _private_response(
     media: str, name: str, content: Callable[[], bytes | Iterable[bytes]]
 ) -> Response:
-    """Return content for its owner's browser alone, which asks each time whether it may still show
-    its copy; it is made if it may not.
+    """Return content that only the owner's browser may cache, revalidated on each use; `content` is
+    called only if the browser has no current copy.
 
-    What has a `name` never changes.
+    `name` identifies the content: the content under a name never changes.
     """
     answer = Response(mimetype=media)
     answer.cache_control.private = True
@@ -158,7 +159,7 @@ def _kept_by_the_browser(
     answer.set_etag(tag)
     if not request.if_none_match.contains(tag):
         made = content()
-        # Nothing may gather the pieces of a long file.
+        # No middleware may buffer a long file.
         answer.direct_passthrough = not isinstance(made, bytes)
         answer.response = [made] if isinstance(made, bytes) else made
     answer.make_conditional(request)
@@ -166,7 +167,7 @@ def _kept_by_the_browser(
 
 
 def _of_own_scan(scan_id: str, *columns: InstrumentedAttribute[Any]) -> Row[Any]:
-    """Return what is asked of a scan of the person who asks; to anybody else there is nothing."""
+    """Return columns of one of the current user's scans; 404 for anybody else's."""
     found = (
         is_id(scan_id)
         and db.session.execute(

@@ -1,4 +1,4 @@
-"""A person's scans: submit, follow, read, and the history."""
+"""The pages of a person's scans: submission, progress, result and history."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from webapp.audit import record
 from webapp.bleeding_types import typed
 from webapp.deletion import delete_scan
 from webapp.extensions import db
-from webapp.forms import PhantomForm, ScanForm, is_id, page_number
+from webapp.forms import PhantomForm, ScanForm, is_id
 from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, accept_scans, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
@@ -46,8 +46,10 @@ from webapp.models import (
     force,
     retry,
 )
+from webapp.paging import requested_page
+from webapp.series_view import series_view
 from webapp.storage import StorageError
-from webapp.volume import WINDOWS, open_volume
+from webapp.volume import open_volume
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
@@ -58,12 +60,12 @@ QUEUE_AWAY = (
     " queue is back."
 )
 STOP_POLLING = 286
-"""htmx shows the answer and asks no more."""
+"""htmx shows the response and stops polling."""
 
 
 @blueprint.get("/")
 def home() -> str | WerkzeugResponse:
-    """Say what this is."""
+    """Show the home page; logged-in users go to their history."""
     if current_user.is_authenticated:
         return redirect(url_for("scans.history"))
     return render_template("scans/home.html")
@@ -72,7 +74,7 @@ def home() -> str | WerkzeugResponse:
 @blueprint.get("/scans")
 @login_required
 def history() -> str:
-    """Show the form for a scan and one's scans, in the order that is asked for."""
+    """Show the submission form and the user's scans, in the requested order."""
     return _history(ScanForm(formdata=None))
 
 
@@ -80,7 +82,7 @@ def history() -> str:
 @within_rate
 @login_required
 def submit() -> tuple[str, int] | WerkzeugResponse:
-    """Take in slices and series, each a scan of its own."""
+    """Submit slices and series; each becomes a scan."""
     form = ScanForm()
     if form.validate_on_submit():
         try:
@@ -98,7 +100,7 @@ def submit() -> tuple[str, int] | WerkzeugResponse:
 @within_rate
 @login_required
 def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
-    """Take in one of the phantoms that are offered."""
+    """Submit one of the phantoms."""
     form = PhantomForm()
     phantom = (
         next((phantom for phantom in phantoms() if phantom["file"] == form.name.data), None)
@@ -114,7 +116,7 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
 @blueprint.get("/scans/<scan_id>")
 @login_required
 def show(scan_id: str) -> str:
-    """Show a scan and what is known of it by now."""
+    """Show a scan with its progress or result."""
     scan = _own_scan(scan_id)
     return render_template(
         "scans/show.html", scan=scan, **_standing(scan), **_pictured(scan), **typed(scan.prediction)
@@ -124,7 +126,7 @@ def show(scan_id: str) -> str:
 @blueprint.get("/scans/<scan_id>/progress")
 @login_required
 def progress(scan_id: str) -> Response:
-    """Show the part of the scan's page that changes; nothing where the page has it already
+    """Return the part of the scan's page that changes, or 204 if the page already shows it
     (`seen`).
     """
     scan = _own_scan(scan_id)
@@ -145,7 +147,7 @@ def progress(scan_id: str) -> Response:
 @blueprint.post("/scans/<scan_id>/score-anyway")
 @login_required
 def score_anyway(scan_id: str) -> WerkzeugResponse:
-    """Queue a scan again that was refused because it does not look like a head CT."""
+    """Score a scan that was rejected because it does not look like a head CT."""
     scan = _own_scan(scan_id)
     return _queued(
         scan.id,
@@ -158,7 +160,7 @@ def score_anyway(scan_id: str) -> WerkzeugResponse:
 @blueprint.post("/scans/<scan_id>/cancel")
 @login_required
 def cancel_scan(scan_id: str) -> WerkzeugResponse:
-    """End a scan that waits or is being read."""
+    """Cancel a queued or running scan."""
     scan = _own_scan(scan_id)
     cancelled = cancel(Scan, Scan.id == scan.id)
     if cancelled:
@@ -172,7 +174,7 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
 @blueprint.post("/scans/<scan_id>/retry")
 @login_required
 def retry_scan(scan_id: str) -> WerkzeugResponse:
-    """Queue a scan again that failed or was cancelled."""
+    """Retry a failed or canceled scan."""
     scan = _own_scan(scan_id)
     otherwise = (
         ORIGINAL_REMOVED
@@ -185,7 +187,7 @@ def retry_scan(scan_id: str) -> WerkzeugResponse:
 @blueprint.post("/scans/<scan_id>/delete")
 @login_required
 def remove(scan_id: str) -> WerkzeugResponse:
-    """Delete a scan with all that was made of it."""
+    """Delete a scan with everything derived from it."""
     if delete_scan(_own_scan(scan_id).id):
         flash("The scan and all its results have been deleted.", "success")
     else:
@@ -198,9 +200,7 @@ def remove(scan_id: str) -> WerkzeugResponse:
 
 
 def phantoms() -> list[dict[str, str]]:
-    """Return the phantoms that are offered: `file` in static/phantoms and `title`; none where none
-    are installed.
-    """
+    """Return the installed phantoms, each with `file` (in static/phantoms) and `title`."""
     try:
         offered: list[dict[str, str]] = json.loads(
             _phantom_folder().joinpath("index.json").read_text("utf-8")
@@ -215,9 +215,7 @@ def _phantom_folder() -> Path:
 
 
 def _own_scan(scan_id: str) -> Scan:
-    """Return that scan of the person who asks, with all that belongs to it; to anybody else there
-    is nothing.
-    """
+    """Return a scan of the current user with its result; 404 for anybody else's."""
     prediction = joinedload(Scan.prediction)
     scan = is_id(scan_id) and db.session.scalar(
         select(Scan)
@@ -235,11 +233,10 @@ def _own_scan(scan_id: str) -> Scan:
 
 
 def _standing(scan: Scan) -> dict[str, object]:
-    """Return what a page needs to know of where a scan stands.
+    """Return the progress of a scan for its page.
 
-    `open`: something will still change; `drawing`: of these, the heat map; `state`: another text
-    whenever something to see changed;
-    `nobody_reads`: the scan waits and no predict worker is there.
+    `open`: something will still change; `drawing`: the heat map will; `state`: a hash that changes
+    whenever the page does; `nobody_reads`: the scan is queued and no predict worker is running.
     """
     heatmap = scan.prediction.heatmap if scan.prediction else None
     drawing = heatmap is not None and not heatmap.status.is_final
@@ -258,15 +255,15 @@ def _standing(scan: Scan) -> dict[str, object]:
 
 
 def _pictured(scan: Scan) -> dict[str, object]:
-    """Return what the viewer of a series shows: `series`, where the scan is one, `drawn_slices`,
-    which have a heat map, and `windows`.
+    """Return what the viewer of a series shows: `series`, where the scan is one, and
+    `drawn_slices`, which have a heat map.
 
-    While the storage is away the page is there too, with the slice that stands for the scan.
+    While the storage is unavailable, the page shows only the slice that represents the scan.
     """
     series = None
     if scan.volume_key and scan.prediction:
         try:
-            series = open_volume(scan.volume_key)
+            series = series_view(open_volume(scan.volume_key), scan.prediction)
         except StorageError as err:
             log.error(
                 "scan=%s its slices cannot be shown: %s", scan.id, type(err.__cause__).__name__
@@ -275,13 +272,12 @@ def _pictured(scan: Scan) -> dict[str, object]:
     return {
         "series": series,
         "drawn_slices": (heatmap and heatmap.slices) or [],
-        "windows": WINDOWS,
     }
 
 
 def _queued(scan_id: str, act: Act, queued: bool, otherwise: str) -> WerkzeugResponse:
-    """Commit what was queued again, wake a worker and go to the scan's page, which says `otherwise`
-    where nothing was queued.
+    """Commit a scan that was queued again, wake a worker and redirect to the scan's page, with the
+    message `otherwise` if nothing was queued.
     """
     if queued:
         record(act, scan_id)
@@ -316,29 +312,26 @@ def _submit(files: Sequence[FileStorage], title: str, choices: Choices) -> Werkz
 def _history(form: ScanForm) -> str:
     own = Scan.user_id == current_user.id
     total = db.session.scalar(select(func.count()).select_from(Scan).where(own)) or 0
-    pages = max(1, -(-total // PER_PAGE))
-    page = min(page_number(), pages)
+    page = requested_page(total, PER_PAGE)
     order = order_asked()
-    # A second statement for the verdicts: joined before the page is cut out, those of everybody
-    # might be read.
+    # Results are loaded in a second statement: with a join, the database might read those of
+    # everybody before it cuts out the page.
     shown = select(Scan).where(own).options(selectinload(Scan.prediction)).order_by(*order.columns)
-    scans = db.session.scalars(shown.limit(PER_PAGE).offset((page - 1) * PER_PAGE)).all()
+    scans = db.session.scalars(shown.limit(PER_PAGE).offset((page.number - 1) * PER_PAGE)).all()
     return render_template(
         "scans/history.html",
         form=form,
         scans=scans,
         total=total,
         page=page,
-        pages=pages,
         order=order,
+        orders=list(Order),
         phantoms=phantoms(),
     )
 
 
 def order_asked() -> Order:
-    """Return the order that the query asks for, newest first where it asks for none that there
-    is.
-    """
+    """Return the requested order; newest first if it is missing or unknown."""
     try:
         return Order(request.args.get("order", ""))
     except ValueError:

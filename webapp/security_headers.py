@@ -1,4 +1,4 @@
-"""What browsers are told they may do with an answer, and what they must do with our cookies."""
+"""Security policies for browsers: response headers and cookie attributes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self' data:",  # NiiVue brings the pictures of its letters in its script.
+        "img-src 'self' data:",  # NiiVue contains its font textures as data: URLs.
         "connect-src 'self'",
         "form-action 'self'",
         "base-uri 'none'",
@@ -22,8 +22,8 @@ POLICIES = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # To ourselves in full, which the check of forms under TLS needs; to others nothing, since a
-    # reset link is a secret.
+    # In full to this site, because the CSRF check over TLS needs it; to others nothing, because the
+    # URL of a reset link is a secret.
     "Referrer-Policy": "same-origin",
     "Permissions-Policy": (
         "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()"
@@ -35,16 +35,16 @@ STRICT_TRANSPORT_SECURITY = "max-age=31536000; includeSubDomains"
 
 
 def init_policies(app: Flask) -> None:
-    """Send the policies with every answer of `app`, and keep its cookies to TLS wherever there is
-    TLS.
+    """Send the policies with every response of `app`, and restrict its cookies to TLS if TLS is
+    used.
     """
     app.session_interface = TlsAwareSessions()
     app.after_request(add_policies)
 
 
 def add_policies(answer: Response) -> Response:
-    """Add the policies; a page that says nothing about caches is kept by none, not even by the
-    browser's way back.
+    """Add the policies; pages without their own Cache-Control are never cached, not even for the
+    browser's back button.
     """
     answer.headers.update(POLICIES)
     if over_tls():
@@ -55,21 +55,17 @@ def add_policies(answer: Response) -> Response:
 
 
 def over_tls() -> bool:
-    """True if the browser speaks TLS to us or to a proxy: the operator says so, or the request
-    does.
-    """
+    """Return whether the browser uses TLS, according to the request or the operator's setting."""
     return bool(current_app.config["SESSION_COOKIE_SECURE"] or request.is_secure)
 
 
 def cookie_name(name: str) -> str:
-    """Return what a cookie is called; over TLS by a name that a browser takes from this very host
-    alone.
-    """
+    """Return the name of a cookie; over TLS with the prefix that binds it to this host."""
     return f"__Host-{name}" if over_tls() else name
 
 
 class TlsAwareSessions(SecureCookieSessionInterface):
-    """Flask's signed cookie, which never travels without TLS once it was given over TLS."""
+    """Flask's signed session cookie; once set over TLS, it is only ever sent over TLS."""
 
     def get_cookie_name(self, app: Flask) -> str:
         """Return the name for this request."""

@@ -1,7 +1,8 @@
-"""Where files live: one fsspec URL, a local folder or S3. Keys are made here, never by a user."""
+"""File storage under one fsspec URL, a local folder or S3. Keys are never chosen by a user."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -19,37 +20,40 @@ from webapp.models.leased import new_id
 log = logging.getLogger(__name__)
 
 S3_PATIENCE = {"connect_timeout": 2, "read_timeout": 20, "retries": {"max_attempts": 1}}
-"""botocore's: a web request must not hang for minutes on a storage that is away; workers try again
-by themselves.
+"""For botocore: a web request must not hang for minutes if the storage is unavailable; workers
+retry by themselves.
 """
 
 
 READ_AHEAD = 4 * 2**20
-"""Bytes of an open file that are fetched from S3 at once; its library would hold fifty million for
-each reader.
+"""Bytes of an open file that are read from S3 at once; the library's default of fifty million would
+be held in memory for each reader.
 """
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that is full, a quota that is used up and a file that may not grow."""
+
 STARTED = ".started"
-"""The empty folder that setup makes in a new storage, which is then told from the bare mount point
-of one that is away.
+"""The empty folder that setup creates in a new storage, to tell it from the bare mount point of an
+unavailable one.
 """
 
 
 class StorageError(RuntimeError):
-    """The storage refused to read or write; the text is a sentence without the file's content or
-    address.
-    """
+    """Reading or writing failed; the message contains neither content nor location of the file."""
+
+
+class StorageFull(StorageError):
+    """There is no room for more, on this machine or in the storage."""
 
 
 class StorageAway(StorageError):
-    """The storage as a whole is not there: what failed says nothing about the file that was asked
-    for.
-    """
+    """The storage as a whole is unavailable; the failure says nothing about the requested file."""
 
 
 class MissingFile(StorageError):
-    """The storage answers, and has no such file: asking again is of no use."""
+    """The storage is available but has no such file, so a retry is useless."""
 
 
 def new_key(kind: str, suffix: str = "") -> str:
@@ -58,7 +62,7 @@ def new_key(kind: str, suffix: str = "") -> str:
 
 
 class Storage:
-    """Files by key under one URL. A file is there whole or not at all."""
+    """Files by key under one URL. A file exists completely or not at all."""
 
     def __init__(self, url: str) -> None:
         """`url` is `file:///folder` or `s3://bucket/prefix`; an S3 endpoint and keys come from the
@@ -78,8 +82,8 @@ class Storage:
 
     @property
     def _files(self) -> Any:
-        # S3 runs an event loop in a thread, which a fork does not copy: each process opens its own,
-        # at first use.
+        # S3 runs an event loop in a thread, which a fork does not copy, so each process opens its
+        # own on first use.
         if self._opened is None or self._opened[0] != os.getpid():
             options = {"config_kwargs": S3_PATIENCE} if self._protocol == "s3" else {}
             files = fsspec.filesystem(
@@ -90,51 +94,58 @@ class Storage:
 
     @property
     def _failures(self) -> tuple[type[Exception], ...]:
-        """What a storage raises that refuses or is away; s3fs turns answers into OSErrors, and lets
-        through that there was none.
+        """The exceptions of a failing storage: s3fs turns error responses into OSErrors, but lets
+        connection errors through.
         """
         if self._protocol != "s3":
             return (OSError,)
-        # here: a folder needs none of it, and it takes 20 MB
+        # Imported here because it takes 20 MB, which a local folder does not need.
         from botocore.exceptions import BotoCoreError
 
         return (OSError, BotoCoreError)
 
     @contextmanager
     def _asking(self, otherwise: str) -> Iterator[None]:
-        """Turn what the storage raises into a `StorageError` that says `otherwise`."""
+        """Turn exceptions of the storage into a `StorageError` with the message `otherwise`."""
         try:
             yield
         except self._failures as err:
-            raise StorageError(otherwise) from err
+            is_full = isinstance(err, OSError) and err.errno in FULL
+            raise (StorageFull if is_full else StorageError)(otherwise) from err
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the files are in; None where they are not on this machine's disks."""
+        return Path(self._root) if self._protocol == "file" else None
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
     def start(self) -> None:
-        """Make the folder of a new storage, and something in it, without which nothing is put
-        there; a bucket needs none.
+        """Create the folder of a new storage and the marker in it, without which nothing is stored
+        there; does nothing for a bucket.
 
         Raises:
-            StorageError: it could not be made.
+            StorageError: it could not be created.
         """
         if self._protocol == "file":
-            with self._asking("The storage's folder cannot be made."):
+            with self._asking("The storage folder cannot be created."):
                 self._files.makedirs(self._path(STARTED), exist_ok=True)
 
     def put(self, key: str, content: bytes | Path) -> None:
         """Store bytes, or a local file, under `key`.
 
         Raises:
-            StorageAway: the folder is not there or empty: on the disk under a mount point the file
-                would be lost to all others, and whatever lies there makes a storage that is away
-                look like one that has lost its files.
-            StorageError: it could not be written; nothing is left behind.
+            StorageAway: the folder is missing or empty. Below a mount point the file would be lost
+                to other machines, and would make an unavailable storage look like one that has lost
+                its files.
+            StorageError: it could not be written (`StorageFull` if there is no space); nothing is
+                left behind.
         """
         if self._protocol == "file" and not self.answers():
             raise StorageAway("The storage cannot be reached at the moment.")
-        # S3 shows an object only when it is complete; a folder needs a second name and a rename for
-        # that.
+        # An S3 object becomes visible only when it is complete; in a folder this takes a temporary
+        # name and a rename.
         target = self._path(key)
         written = target if self._protocol == "s3" else f"{target}.{new_id()}.part"
         try:
@@ -155,20 +166,20 @@ class Storage:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Tell a file that is not there from a storage that is away: its folder is unmounted, its
-        bucket cannot be reached.
+        """Distinguish a missing file from an unavailable storage, whose folder is not mounted or
+        whose bucket is unreachable.
         """
         with self._asking("A stored file cannot be read."):
             try:
                 yield
             except FileNotFoundError as err:
                 if self.answers():
-                    raise MissingFile("A stored file is not there any more.") from err
+                    raise MissingFile("A stored file no longer exists.") from err
                 raise
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Return the content under `key`, or its bytes from `start` to before `stop`: nothing else
-        is read or sent.
+        is read or transferred.
 
         Raises:
             StorageError: it cannot be read.
@@ -197,10 +208,8 @@ class Storage:
             self._files.get_file(self._path(key), str(path))
 
     def answers(self) -> bool:
-        """True if the storage is there: a folder, or a bucket that can be reached, and something in
-        it.
-
-        What a network folder is mounted over is a folder too, and empty.
+        """Return whether the storage is available: a folder that exists or a bucket that can be
+        reached, and is not empty, as the bare mount point of a network folder would be.
         """
         try:
             return bool(self._files.ls(self._root, detail=False))
@@ -208,10 +217,10 @@ class Storage:
             return False
 
     def exists(self, key: str) -> bool:
-        """True if there is something under `key`.
+        """Return whether there is a file under `key`.
 
         Raises:
-            StorageError: it cannot be told.
+            StorageError: the storage cannot be read.
         """
         with self._asking("The storage cannot be read."):
             return bool(self._files.exists(self._path(key)))
@@ -225,7 +234,7 @@ class Storage:
         return sorted(self.written(prefix))
 
     def written(self, prefix: str) -> dict[str, datetime]:
-        """Return all keys under `prefix` and when each was written, by the storage's clock.
+        """Return all keys under `prefix` with the time each was written, by the storage's clock.
 
         Raises:
             StorageError: they cannot be listed.
@@ -243,10 +252,10 @@ class Storage:
         }
 
     def delete(self, key: str) -> None:
-        """Remove what is under `key`, a file or a folder; nothing there is fine.
+        """Delete the file or folder under `key`; does nothing if there is none.
 
         Raises:
-            StorageError: it cannot be removed.
+            StorageError: it cannot be deleted.
         """
         path = self._path(key)
         with self._asking("A stored file cannot be removed."):
@@ -254,8 +263,8 @@ class Storage:
                 self._files.rm(path, recursive=True)
 
     def discard(self, key: str) -> bool:
-        """Remove what nobody needs any more; False where that is left to `worker.orphaned_files`,
-        as the storage is away.
+        """Delete a file that is no longer needed; return False if that failed and is left to
+        `worker.orphaned_files`.
         """
         try:
             self.delete(key)
@@ -266,7 +275,7 @@ class Storage:
 
 
 def init_storage(app: Flask) -> None:
-    """Give `app` its storage."""
+    """Open the storage of `app`."""
     app.extensions["storage"] = Storage(app.config["STORAGE_URL"])
 
 

@@ -60,17 +60,17 @@ class Volume:
 
     @property
     def is_hu(self) -> bool:
-        """False where the series was submitted as pictures, whose greys say no Hounsfield units."""
+        """False where the series was submitted as pictures, whose grays are no Hounsfield units."""
         return self.slope == 1
 
     def png(self, index: int, window: Window | None = None) -> bytes:
-        """Return a slice as an 8-bit grey PNG as radiologists look at it: the forehead up, the
+        """Return a slice as an 8-bit gray PNG as radiologists look at it: the forehead up, the
         patient's left on the right.
 
         Args:
             index: counts from 0 in anatomical order.
             window: what is shown; where it is left out the brain window. Of pictures without HU the
-                greys are shown as they were submitted, unless a window other than those for HU is
+                grays are shown as they were submitted, unless a window other than those for HU is
                 given.
 
         Raises:
@@ -96,8 +96,8 @@ class Volume:
             voxels.byteswap()
         if window is None or (window in WINDOWS.values() and not self.is_hu):
             window = WINDOWS["brain"] if self.is_hu else AS_SUBMITTED
-        grey = grey_of(window, self.slope, self.intercept)
-        shown = bytes([grey[voxel] for voxel in voxels])
+        gray = gray_of(window, self.slope, self.intercept)
+        shown = bytes([gray[voxel] for voxel in voxels])
         # Stored to the right and to the front (RAS), looked at from the foot end with the face up:
         # turned by 180 degrees.
         return png(shown[::-1], self.columns)
@@ -136,8 +136,8 @@ def open_volume(key: str) -> Volume:
 
 
 @lru_cache(maxsize=16)
-def grey_of(window: Window, slope: float, intercept: float) -> bytes:
-    """Return the grey of each value of a voxel, by its 16 bits read without sign: black below the
+def gray_of(window: Window, slope: float, intercept: float) -> bytes:
+    """Return the gray of each value of a voxel, by its 16 bits read without sign: black below the
     window, white above.
     """
     low = (window.level - window.width / 2 - intercept) / slope
@@ -146,13 +146,13 @@ def grey_of(window: Window, slope: float, intercept: float) -> bytes:
     ramp = bytes(
         [min(max(round(255 * (value - low) / span), 0), 255) for value in range(first, last)]
     )
-    greys = bytes(first + 32768) + ramp + b"\xff" * (32768 - last)
-    return greys[32768:] + greys[:32768]
+    grays = bytes(first + 32768) + ramp + b"\xff" * (32768 - last)
+    return grays[32768:] + grays[:32768]
 
 
-def png(greys: bytes, columns: int) -> bytes:
-    """Return rows of grey bytes, one after the other, as a PNG file."""
-    rows = [greys[start : start + columns] for start in range(0, len(greys), columns)]
+def png(grays: bytes, columns: int) -> bytes:
+    """Return rows of gray bytes, one after the other, as a PNG file."""
+    rows = [grays[start : start + columns] for start in range(0, len(grays), columns)]
     header = pack(">2I5B", columns, len(rows), 8, 0, 0, 0, 0)
     pixels = zlib.compress(b"".join([b"\0" + row for row in rows]), FAST)
     return (

@@ -1,3 +1,3 @@
-"""Hemoscan's workers: they move rows from queued to a verdict, with `ml` in between. Nothing
-imports this package.
+"""Hemoscan's workers: they claim queued rows, run `ml` and write the results. No other package
+imports this one.
 """

@@ -1,14 +1,14 @@
-"""The workers' Celery application. The parent process stays bare; everything that cannot be forked
-is made in its child.
+"""The workers' Celery application. Everything that must not be forked is created in the child
+processes, never in the parent.
 
     python -m celery -A worker.app worker -Q predict -c 1 QUIET
     python -m celery -A worker.app worker -Q train -c 1 --max-tasks-per-child 1 QUIET
     python -m celery -A worker.app worker -Q maintenance -c 1 -B QUIET
 
-where QUIET is `--without-mingle --without-gossip --without-heartbeat`, and `-n predict-2@%h` names
-a second one of a machine. A worker that does not mingle is ready a second sooner. SIGTERM or
-SIGINT, to the parent or to its whole process group, stops a
-worker in order: a batch is finished, a training is handed back with its checkpoint.
+where QUIET is `--without-mingle --without-gossip --without-heartbeat` (without mingling, a worker
+is ready a second sooner). A second worker on the same machine needs its own name, such as
+`-n predict-2@%h`. SIGTERM or SIGINT, sent to the parent or its process group, stops a worker
+gracefully: it finishes its batch, or hands its training back with the checkpoint.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ from webapp import jobs, logs
 from webapp.extensions import db
 from worker import tasks
 from worker.heartbeat import Presence
+from worker.process_secrets import forget_secrets
 
 log = logging.getLogger(__name__)
 
 TIDY_S = 3600
-"""All files are listed for it, so not at every sweep."""
+"""Lists all files in the storage, so it runs less often than the sweep."""
 
 BROKER_S = 10.0
-"""A worker that waits longer for the broker connects anew."""
+"""A worker that waits longer for the broker reconnects."""
 
 BEAT_LOOK_S = 1.0
 
 _stop = mmap.mmap(-1, 1)
-"""One byte that the parent shares with its children: 1 once they are to stop. A signal would meet a
-child in the middle of things.
+"""One byte that the parent shares with its children: 1 once they should stop. A signal could
+interrupt a child at any point.
 """
 
 _storage_away = mmap.mmap(-1, 1)
-"""Another byte: 1 while the storage is missed, which is told once and not by each child anew."""
+"""Another shared byte: 1 while the storage is unavailable, so that it is logged only once."""
 
 
 def stopping() -> bool:
-    """True once this worker was asked to stop."""
+    """Return whether this worker was asked to stop."""
     return _stop[0] != 0
 
 
@@ -62,20 +63,19 @@ def create_app(config: Mapping[str, Any] | None = None) -> Celery:
     app = webapp.create_app(config)
     celery: Celery = app.extensions["celery"]
     celery.conf.update(
-        # The sweep runs even where every nudge was lost. One that could not be delivered in time is
-        # of no use later.
+        # The sweep runs even if all nudges were lost; one that is not delivered in time is useless.
         beat_schedule={
             task: {"task": task, "schedule": every_s, "options": {"expires": every_s}}
             for task, every_s in ((jobs.SWEEP, app.config["SWEEP_S"]), (jobs.TIDY, TIDY_S))
         },
-        # The schedule is above; a shelve file would only be something to lose and to lock.
+        # The schedule is fixed, so there is no need for a shelve file that can be lost or locked.
         beat_scheduler="celery.beat:Scheduler",
-        # A worker has more patience with a busy broker than a web request may have.
+        # A worker can wait longer for a busy broker than a web request.
         broker_transport_options={
             **celery.conf.broker_transport_options,
             "socket_timeout": BROKER_S,
         },
-        # Workers are seen in SQL, so nobody asks them by broker.
+        # The state of workers is in the database, so nothing needs remote control.
         worker_enable_remote_control=False,
     )
     for name, work in (
@@ -91,7 +91,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Celery:
 
 
 def in_context_of(app: Flask, work: Callable[[], None]) -> Callable[[], None]:
-    """Return `work` with the application's context around it."""
+    """Return `work` wrapped in the application's context."""
 
     @wraps(work)
     def task() -> None:
@@ -102,7 +102,7 @@ def in_context_of(app: Flask, work: Callable[[], None]) -> Callable[[], None]:
 
 
 def live_as_worker(app: Flask, celery: Celery) -> None:
-    """Connect the beginning and the end of parent and child."""
+    """Connect the signals for the start and stop of the parent and its children."""
 
     def refuse_wrong_queue(**_: Any) -> None:
         queues = set(celery.amqp.queues.consume_from)
@@ -111,9 +111,11 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
                 f"A worker serves one queue: -Q {', -Q '.join(jobs.QUEUES[:-1])} or -Q"
                 f" {jobs.QUEUES[-1]}."
             )
-        # Where the platform would start a fresh interpreter (macOS), the child would lack this
-        # application.
+        # Without fork (the default on macOS), the child would not have this application.
         billiard.set_start_method("fork", force=True)
+
+    def keep_secrets(**_: Any) -> None:
+        forget_secrets()
 
     def write_json(loglevel: int = logging.WARNING, **_: Any) -> None:
         logging.captureWarnings(True)
@@ -123,8 +125,8 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         _stop[0] = 1
 
     def begin(**_: Any) -> None:
-        # The parent decides when a child ends; a signal to the whole process group must not
-        # interrupt a batch.
+        # The parent decides when a child stops; a signal to the process group must not interrupt a
+        # batch.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with app.app_context():
             db.engine.dispose(close=False)
@@ -139,31 +141,32 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         app.extensions["presence"].stop()
 
     def sweep_at_once(**_: Any) -> None:
-        # Beat's first tick comes after a whole interval; until a sweep has run, nothing says that
-        # the broker delivers, and a service that is stopped every evening would seldom tidy.
+        # Beat waits a full interval first. Until a sweep has run, /readyz cannot know that the
+        # broker delivers, and a service that is stopped every evening would rarely tidy up.
         with app.app_context():
             jobs.nudge(jobs.SWEEP)
             jobs.nudge(jobs.TIDY)
 
     def end_with_beat(sender: Any, **_: Any) -> None:
-        # Celery does not start a beat process again that was killed: without it nothing would be
+        # Celery does not restart a beat process that was killed; without one, nothing would be
         # swept, and nobody would notice.
         beat: Any = sender.controller.beat
 
         def look() -> None:
             if not beat.is_alive() and state.should_stop is None:
                 log.error(
-                    "The beat process has died, so this worker ends; its supervisor starts both"
-                    " again."
+                    "The beat process has died, so this worker exits for its supervisor to restart"
+                    " both."
                 )
                 state.should_stop = EX_FAILURE
 
         if beat is not None:
             sender.timer.call_repeatedly(BEAT_LOOK_S, look)
 
-    # weak=False: these functions have no other owner.
+    # weak=False: nothing else keeps a reference to these functions.
+    signals.celeryd_init.connect(keep_secrets, weak=False)
     if app.config["LOG_FORMAT"] == "json":
-        # Celery warns of a superuser before it sets up logging.
+        # Celery may log a warning about root privileges before it sets up logging.
         signals.celeryd_init.connect(write_json, weak=False)
         signals.setup_logging.connect(write_json, weak=False)
     signals.celeryd_after_setup.connect(refuse_wrong_queue, weak=False)
@@ -175,14 +178,14 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
 
 
 def prepare_to_predict() -> None:
-    """Load the live model, so that the first scan need not wait; without it the worker starts all
-    the same.
+    """Load the live models, so that the first scan does not have to wait; if that fails, the worker
+    starts anyway.
     """
     from worker.prediction import warm_up
 
     try:
         warm_up()
-    except Exception:  # The first scan will meet the same trouble, and tell its user.
+    except Exception:  # The first scan will meet the same trouble.
         db.session.rollback()
         log.warning("the live model could not be loaded in advance", exc_info=True)
 

@@ -1,4 +1,4 @@
-"""A training's checkpoint in the storage: with it any machine goes on where another one stopped."""
+"""A training's checkpoint in the storage, from which any machine can continue the run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """The checkpoint of one run, and how much of it this process knows to be in the storage.
+    """The checkpoint of one run, and which state of it this process knows to be stored.
 
     Args:
-        run_id: the run's.
-        folder: where the training writes it.
-        work_folder: where it may be packed and unpacked.
+        run_id: the id of the run.
+        folder: where the training writes its checkpoint.
+        work_folder: a temporary folder for the archive.
     """
 
     def __init__(self, run_id: str, folder: Path, work_folder: Path) -> None:
@@ -30,17 +30,17 @@ class Checkpoint:
         self.forget()
 
     def forget(self) -> None:
-        """Take nothing for stored, so that the next one is due at once."""
+        """Assume that nothing is stored, so that the next checkpoint is due immediately."""
         self._stored: frozenset[tuple[str, int, int]] = frozenset()
         self._stored_at = float("-inf")
 
     def is_due(self, every_s: float) -> bool:
-        """True if the last one was stored that long ago."""
+        """Return whether the last checkpoint was stored at least `every_s` seconds ago."""
         return time.monotonic() - self._stored_at >= every_s
 
     def store(self) -> bool:
-        """Store what the training has reached, if that is more than what is stored; True if it
-        was. What goes wrong is logged, and costs no training.
+        """Store the checkpoint if it has changed; return whether it was stored. Errors are logged
+        and do not stop the training.
         """
         files = [path for path in self._files() if not path.name.startswith(".")]
         reached = _state_of(files)
@@ -51,7 +51,7 @@ class Checkpoint:
                 for path in files:
                     archive.write(path, path.relative_to(self._folder))
             storage.put(self.key, self._packed)
-        # This machine's disk may be full: the run can be handed back all the same.
+        # The local disk may be full; the run can still be handed back.
         except (OSError, StorageError) as err:
             log.warning(
                 "run=%s checkpoint could not be stored: %s",
@@ -65,10 +65,10 @@ class Checkpoint:
         return True
 
     def fetch(self) -> None:
-        """Unpack the one that is stored; where there is none, the run begins.
+        """Download and unpack the stored checkpoint, if there is one.
 
         Raises:
-            StorageError: it cannot be fetched.
+            StorageError: it cannot be downloaded.
         """
         try:
             retry_storage(lambda: storage.fetch(self.key, self._packed))
@@ -81,7 +81,7 @@ class Checkpoint:
         log.info("run=%s continues from its checkpoint", self._run_id)
 
     def discard(self) -> None:
-        """Remove it from the storage: the run has ended."""
+        """Delete the stored checkpoint of a run that has ended."""
         storage.discard(self.key)
 
     def _files(self) -> list[Path]:

@@ -1,5 +1,5 @@
-"""How a new version compares with those before it: paired differences on what both answered out of
-fold.
+"""How a new version compares with earlier ones: paired differences on images for which both have
+out-of-fold predictions.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ NEWEST_COMPARED = 5
 
 
 def compare_with_earlier(run: Path, folder: Path) -> list[dict[str, Any]]:
-    """Return how a finished training differs from the live versions and the newest trained ones.
+    """Compare a finished training with the live versions and the newest trained ones.
 
     Args:
         run: the folder of the training, with its `predictions.csv`.
-        folder: where the others' answers may lie for a while.
+        folder: a temporary folder for the predictions of the other versions.
 
     Returns:
         For each version {"version_id", "card_id"} and either {"slice" and "patient": {"n", "auroc",
         "accuracy"}}, each difference (this training minus that version) as {"value", "low", "high",
-        "n"}, or {"reason"}, a sentence why there is none. Whatever goes
-        wrong is such a reason: a comparison must not cost a training.
+        "n"}, or {"reason"}, a sentence. Any error becomes such a reason, because a failed
+        comparison must not fail the training.
     """
     return [
         {
@@ -66,9 +66,9 @@ def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, An
     try:
         answers.mkdir(parents=True)
         retry_storage(lambda: storage.fetch(key, answers / PREDICTIONS))
-        found = compare([answers, run])
+        comparison = compare([answers, run])
     except MissingFile:
-        return {"reason": "It has no stored out-of-fold predictions."}
+        return {"reason": "This version has no stored out-of-fold predictions."}
     except (AnswersError, DatasetError, StorageError) as err:
         return {"reason": str(err)}
     except Exception:
@@ -82,5 +82,8 @@ def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, An
             "auroc": to_json(compared.differences[0].auroc),
             "accuracy": to_json(compared.differences[0].accuracy),
         }
-        for level, compared in (("slice", found.slice), ("patient", found.patient))
+        for level, compared in (
+            ("slice", comparison.slice),
+            ("patient", comparison.patient),
+        )
     }

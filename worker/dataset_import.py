@@ -1,4 +1,4 @@
-"""Data sets that an admin imports: unpacked, read and explored before they count."""
+"""Imports data sets: unpacks, reads and explores them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from flask import current_app
 from sqlalchemy import select
 
-from ml.datasets import read as datasets
 from ml.datasets.archive import unpack
+from ml.datasets.read import Dataset as LoadedDataset
+from ml.datasets.read import read_dataset
 from ml.errors import DatasetError
 from ml.exploration import summary
 from ml.exploration.report import contact_sheet
@@ -26,34 +27,33 @@ from worker.decoder import BeyondLimits, decode
 from worker.heartbeat import presence
 from worker.leases import LeaseLost
 from worker.retries import in_transaction, retry_disk, retry_storage
+from worker.scan_files import is_passing
 
 log = logging.getLogger(__name__)
 
 Told = Callable[[str, int, int], None]
-"""Hears what goes on, how many parts of it are done, and of how many."""
+"""Called with the current step, how many of its parts are done, and how many there are."""
 
 UNPACKING, READING, MEASURING, PROBING = PARTS = (
     "Unpacking file",
     "Reading image",
     "Measuring image",
-    "Trying shortcut",
+    "Testing shortcut",
 )
 MOST_BEYOND_LIMITS = 10
-"""Images of one data set that may take longer than is allowed: an archive of such would keep a
-worker for days.
+"""Images of a data set that may exceed the limits; an archive full of them would keep a worker
+busy for days.
 """
 LOOK_S = 1.0
-"""How often progress is written and the lease looked at: an import that was cancelled ends within a
-second and a part.
-"""
+"""How often progress is written and the lease checked, and so how soon a canceled import ends."""
 
 
 class ImportStopped(Exception):
-    """This worker was asked to stop; the data set goes back to the queue."""
+    """This worker was asked to stop; the data set returns to the queue."""
 
 
 def import_next_dataset() -> bool:
-    """Claim one queued data set and end it as ready or with a sentence, or hand it back; False if
+    """Claim a queued data set and import it, or hand it back if the worker stops; return False if
     none was queued.
     """
     mine = presence()
@@ -63,9 +63,9 @@ def import_next_dataset() -> bool:
     dataset = claimed[0]
     with mine.holding(Dataset, [dataset.id]):
         try:
-            found = look_into(dataset)
+            facts = look_into(dataset)
             if not in_transaction(
-                lambda: leases.finish(Dataset, mine.owner, [dataset.id], **found)
+                lambda: leases.finish(Dataset, mine.owner, [dataset.id], **facts)
             ):
                 raise LeaseLost
             log.info("dataset=%s imported", dataset.id)
@@ -75,10 +75,12 @@ def import_next_dataset() -> bool:
             let_go(dataset)
         except (DatasetError, StorageError) as err:
             sentence = str(err)
-            if in_transaction(
+            if is_passing(err):
+                in_transaction(lambda: leases.refuse(Dataset, mine.owner, {dataset.id: sentence}))
+            elif in_transaction(
                 lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence})
             ) and isinstance(err, DatasetError):
-                # It will never be read again.
+                # It will not be read again.
                 retry_storage(lambda: storage.delete(dataset.archive_key))
         except Exception:
             log.error("dataset=%s failed unexpectedly", dataset.id)
@@ -92,8 +94,8 @@ def import_next_dataset() -> bool:
 
 
 def let_go(dataset: Dataset) -> None:
-    """Leave a data set that this worker no longer holds; of one that was cancelled, and perhaps
-    deleted, nothing stays.
+    """Drop a data set that this worker no longer holds, and the contact sheet of one that was
+    canceled or deleted.
     """
     status = in_transaction(
         lambda: db.session.scalar(select(Dataset.status).where(Dataset.id == dataset.id))
@@ -106,13 +108,13 @@ def let_go(dataset: Dataset) -> None:
 
 
 def look_into(dataset: Dataset) -> dict[str, object]:
-    """Return the columns that describe a data set, after storing its contact sheet.
+    """Explore a data set and store its contact sheet; return the columns that describe it.
 
     Raises:
         DatasetError: it cannot be used.
-        StorageError: its archive cannot be fetched, or the sheet not stored.
-        ImportStopped: this worker is to stop.
-        LeaseLost: it was cancelled, or is another worker's.
+        StorageError: its archive cannot be downloaded, or the contact sheet not stored.
+        ImportStopped: this worker was asked to stop.
+        LeaseLost: it was canceled, or another worker has it.
     """
     mine = presence()
     looked_at = float("-inf")
@@ -147,20 +149,20 @@ def look_into(dataset: Dataset) -> dict[str, object]:
 
 
 def sheet_key(dataset: Dataset) -> str:
-    """Return where the contact sheet of a data set is stored."""
+    """Return the storage key of a data set's contact sheet."""
     return f"sheets/{dataset.id}.png"
 
 
-def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dataset:
-    """Fetch a data set's archive, unpack it in `folder` and read it; `on_part` hears of files and
-    images.
+def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> LoadedDataset:
+    """Download a data set's archive, unpack it in `folder` and read it; `on_part` is called for
+    each file and image.
 
-    An image that harms whoever decodes it is left out like any that cannot be read. What is decoded
-    again later was read here first.
+    Images that exceed the decoder's limits are left out like unreadable ones, so that later steps
+    only decode images that were decoded here.
 
     Raises:
         DatasetError: it cannot be used.
-        StorageError: it cannot be fetched.
+        StorageError: it cannot be downloaded.
     """
     archive = folder / "archive.zip"
     retry_storage(lambda: storage.fetch(dataset.archive_key, archive))
@@ -169,14 +171,12 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told) -> datasets.Dat
         archive, folder / dataset.id, max_bytes=max_bytes, on_file=partial(on_part, UNPACKING)
     )
     archive.unlink()
-    return datasets.read_dataset(
-        root, dataset.name, partial(on_part, READING), decode=_reader_with_limits()
-    )
+    return read_dataset(root, dataset.name, partial(on_part, READING), decode=_reader_with_limits())
 
 
 def _reader_with_limits() -> Callable[..., Series]:
-    """Return what reads the images of one data set as `ml.scans.read.read_series` does, in the
-    decoder's child.
+    """Return a reader for the images of a data set: like `ml.scans.read.read_series`, but in the
+    decoder's child process.
     """
     beyond = 0
 
@@ -187,9 +187,9 @@ def _reader_with_limits() -> Callable[..., Series]:
         except BeyondLimits as err:
             beyond += 1
             if beyond > MOST_BEYOND_LIMITS:
-                many = f"More than {MOST_BEYOND_LIMITS} images, {paths[0].name} the last,"
                 raise DatasetError(
-                    f"{many} could not be decoded within the limits on time and memory."
+                    f"More than {MOST_BEYOND_LIMITS} images, most recently {paths[0].name}, could"
+                    " not be decoded within the limits on time and memory."
                 ) from err
             raise
 

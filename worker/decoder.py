@@ -1,10 +1,11 @@
-"""Users' files are decoded by a child process with limits (`ml.decode`): a file that crashes, hangs
-or swells ends its own scan alone.
+"""Decodes users' files in a child process with limits (`ml.decode`), so that a file that crashes
+it, hangs or needs too much memory fails only its own scan.
 
-One child serves a worker process as long as it lives: starting one takes longer than most decodes.
-It is started at the first scan, inherits no secret and no open file, and ends with its worker,
-whose end closes the child's input. `multiprocessing` would not do: it refuses to start a process
-inside a Celery child.
+Each worker process keeps one child, because starting one takes longer than most files take to
+decode. The child is started for the first scan, inherits no secrets and no open files, and exits
+when its worker does, because its standard input is closed then. The kernel confines it to its
+folder, without access to the network and other processes (`ml.confinement`). `multiprocessing`
+refuses to start a process inside a Celery child.
 """
 
 from __future__ import annotations
@@ -37,43 +38,44 @@ BEYOND_LIMITS = (
     " too large."
 )
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV")
-"""What the child may know of this process's environment; the rest is nothing that a hostile file
-should find.
-"""
+"""The environment variables that the child inherits; a hostile file must not get at the others."""
 GRACE_S = 10
-"""So much later than this process would, the child kills itself: in case nobody waits for it any
-more.
-"""
+"""The child kills itself this long after its time limit, in case its worker no longer does."""
 
 
 class BeyondLimits(ImageError):
-    """What a file is shows only to somebody with more time or memory; or the child died over it."""
+    """A file needs more time or memory to decode than allowed, or the child died decoding it."""
 
     def __init__(self) -> None:
         super().__init__(BEYOND_LIMITS)
 
 
 class Decoder:
-    """A child process that decodes. Not to be shared across a fork.
+    """A child process that decodes files. Must not be shared across a fork.
 
     Args:
-        memory_mb: what the child may allocate.
-        limit_s: how long a scan may take.
+        memory_mb: how much memory the child may allocate.
+        limit_s: how many seconds a scan may take.
+        folder: what it reads and writes is in this folder.
     """
 
-    def __init__(self, memory_mb: int, limit_s: int) -> None:
-        self.memory_mb, self.limit_s = memory_mb, limit_s
+    def __init__(self, memory_mb: int, limit_s: int, folder: Path) -> None:
+        self.memory_mb, self.limit_s, self.folder = memory_mb, limit_s, folder
         self._child: subprocess.Popen[bytes] | None = None
+        self._opened = (0, 0)
+        """Device and inode of the folder that the child may use: a new one of the same name would
+        be closed to it.
+        """
 
     def decode(
         self, paths: Sequence[Path], folder: Path, *, redact: bool = False, **limits: int
     ) -> Series:
-        """Return the series that these files are, what lies beside the head blackened where
-        `redact` says so; its pixels are in a file in `folder`, which may be removed afterwards.
+        """Return the series in these files, blacked out around the head if `redact`; its pixels are
+        mapped from a file in `folder`, which may be deleted afterwards.
 
         Raises:
-            ImageError: they cannot be read, or not within the limits.
-            OSError: the folder takes no more.
+            ImageError: they cannot be decoded, or not within the limits.
+            OSError: the folder cannot be written to.
         """
         request = {
             "paths": [str(path) for path in paths],
@@ -89,7 +91,7 @@ class Decoder:
             raise ImageError(answer["error"])
         if "full" in answer:
             raise OSError(answer["full"])
-        # Copied where it is written to, so that a series is as good as one read here.
+        # Copy-on-write, so that the series can be modified like any other.
         pixels = np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)
         slices = [
             Slice(plane, answer["unit"], spacing and tuple(spacing))
@@ -103,7 +105,7 @@ class Decoder:
         )
 
     def close(self) -> None:
-        """End the child, if there is one."""
+        """Kill the child, if there is one."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
@@ -113,12 +115,15 @@ class Decoder:
             self._child = None
 
     def _ask(self, request: bytes) -> dict[str, Any] | None:
-        """Return the child's answer; None if there came none in time, and the next request gets a
-        new child.
+        """Return the child's answer; None if it gave none in time, in which case the next request
+        gets a new child.
         """
-        child = (
-            self._child if self._child is not None and self._child.poll() is None else self._start()
-        )
+        found = self.folder.stat()
+        opened = (found.st_dev, found.st_ino)
+        child = self._child
+        if child is None or child.poll() is not None or opened != self._opened:
+            child = self._start()
+            self._opened = opened
         answer = b""
         try:
             child.stdin.write(request)  # type: ignore[union-attr]
@@ -127,17 +132,17 @@ class Decoder:
         except BrokenPipeError:
             log.warning("the decoder was gone")
         except BaseException:
-            self.close()  # Its answer would be taken for the next scan's.
+            self.close()  # Otherwise a late answer would be taken for the next scan's.
             raise
         if not answer.endswith(b"\n"):
             self.close()
             log.warning("the decoder gave no answer: status=%s", child.returncode)
             return None
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        response: dict[str, Any] = json.loads(answer)
+        return response
 
     def _line_from(self, child: subprocess.Popen[bytes]) -> bytes:
-        """Return the child's next line; what came of it until its end, or until its time was up."""
+        """Return the child's next line, or its beginning if the child exited or ran out of time."""
         line, deadline = b"", time.monotonic() + self.limit_s
         with selectors.DefaultSelector() as selector:
             selector.register(child.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
@@ -150,10 +155,10 @@ class Decoder:
     def _start(self) -> subprocess.Popen[bytes]:
         self.close()
         known = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        # A process group of its own: a signal to the worker's must not interrupt a batch. One
-        # thread: of many, each costs memory.
+        # A separate process group, so that a signal to the worker's does not interrupt a batch; a
+        # single thread, since each one costs memory.
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "ml.decode", str(self.memory_mb)],
+            [sys.executable, "-m", "ml.decode", str(self.memory_mb), str(self.folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=PROJECT_ROOT,
@@ -167,18 +172,18 @@ _decoder: Decoder | None = None
 
 
 def decode(paths: Sequence[Path], *, redact: bool = False, **limits: int) -> Series:
-    """Return the series that these files are, decoded by this process's child.
+    """Return the series in these files, decoded by this process's child.
 
-    `limits` are those of `ml.scans.read.read_series`; `redact` blackens what lies beside the head
-    (`ml.preprocessing.redaction`).
+    `limits` are those of `ml.scans.read.read_series`; `redact` blacks out everything around the
+    head (`ml.preprocessing.redaction`).
 
     Raises:
-        ImageError: they cannot be read, or not within the limits.
-        OSError: this machine's disk takes no more.
+        ImageError: they cannot be decoded, or not within the limits.
+        OSError: the local disk cannot be written to.
     """
     global _decoder
-    config = current_app.config
+    config, mine = current_app.config, presence()
     if _decoder is None:
-        _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"])
-    with presence().work_folder() as folder:
+        _decoder = Decoder(config["DECODE_MEMORY_MB"], config["DECODE_S"], mine.folder)
+    with mine.work_folder() as folder:
         return _decoder.decode(paths, folder, redact=redact, **limits)

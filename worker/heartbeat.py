@@ -1,6 +1,4 @@
-"""A worker process that is alive says so: its row, its heartbeat, the leases it holds and its
-folder.
-"""
+"""The heartbeat of a worker process: it keeps its row, its leases and its folder alive."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from worker import leases
 log = logging.getLogger(__name__)
 
 ABANDONED_S = 600
-"""A worker that has not touched its folder for so long will not come back for it."""
+"""A work folder that has not been touched for this long was abandoned."""
 
 
 class Presence:
@@ -59,6 +57,8 @@ class Presence:
         self.last_drawn_for = ""
         """Whose heat map was drawn last: the others are next."""
         self._storage_away = storage_away or mmap.mmap(-1, 1)
+        self.alarm: str | None = None
+        """A sentence on what keeps this worker from answering; the next beat writes it."""
         self.folder = work_folder_of(app) / self.owner
         self._app = app
         self._held: tuple[type[Leased], Collection[str]] | None = None
@@ -107,7 +107,7 @@ class Presence:
                 alive = db.session.scalar(
                     update(Worker)
                     .where(Worker.id == self.owner)
-                    .values(seen_at=database_now())
+                    .values(seen_at=database_now(), alarm=self.alarm)
                     .returning(Worker.id),
                     execution_options={"synchronize_session": False},
                 )
@@ -121,6 +121,7 @@ class Presence:
                             pid=os.getpid(),
                             started_at=now,
                             seen_at=now,
+                            alarm=self.alarm,
                         )
                     )
                 held = self._held

@@ -1,4 +1,4 @@
-"""Pictures of where a model looked, drawn after the verdict is told."""
+"""Generates heat maps, after the result of a scan has been written."""
 
 from __future__ import annotations
 
@@ -17,20 +17,27 @@ from webapp.pictures import heatmap_key
 from webapp.storage import StorageAway, storage
 from worker import leases
 from worker.heartbeat import presence
-from worker.predictors import predictor_for
+from worker.predictors import LOAD_AGAIN_S, CannotLoad, predictor_for
 from worker.retries import in_transaction, retry_storage
-from worker.scan_files import IMAGE_PX, png, read_original, sentence_for, shown_slice
+from worker.scan_files import (
+    IMAGE_PX,
+    is_passing,
+    png,
+    read_original,
+    sentence_for,
+    shown_slice,
+)
 
 MOST_HEATMAPS = 20
-"""Slices of one series that are drawn; each takes as long as a verdict."""
+"""Heat maps per series; each takes as long as a prediction."""
 DRAWN_TOGETHER = 5
-"""So many share what the convolutions see."""
+"""Slices whose feature maps are computed together."""
 LOOK_S = 1.0
 
 
 def draw_next_heatmap() -> bool:
-    """Claim one heat map and draw it; False if none was queued, or it was handed back. One at a
-    time: verdicts go before maps.
+    """Claim one heat map and draw it; return False if none was queued or it was handed back. Only
+    one at a time, because predictions have priority.
     """
     mine = presence()
 
@@ -56,12 +63,17 @@ def draw_next_heatmap() -> bool:
     with mine.holding(Heatmap, [heatmap.id]), logs.about(scan_ids=[heatmap.prediction.scan_id]):
         try:
             draw(heatmap)
+        except CannotLoad:
+            held = in_transaction(
+                lambda: leases.put_off(Heatmap, mine.owner, [heatmap.id], LOAD_AGAIN_S)
+            )
         except (Stopped, StorageAway):
             held = in_transaction(lambda: leases.hand_back(Heatmap, mine.owner, [heatmap.id]))
             goes_on = not held
         except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
-            sentence = sentence_for(err, heatmap)
-            held = in_transaction(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
+            sentences = {heatmap.id: sentence_for(err, heatmap)}
+            end = leases.refuse if is_passing(err) else leases.fail
+            held = in_transaction(lambda: end(Heatmap, mine.owner, sentences))
         else:
             columns = {
                 "image_key": next(iter(keys.values())),
@@ -74,16 +86,15 @@ def draw_next_heatmap() -> bool:
             lambda: db.session.scalar(select(Heatmap.id).where(Heatmap.id == heatmap.id))
         ):
             for key in keys.values():
-                storage.discard(key)  # Its scan was deleted meanwhile.
+                storage.discard(key)  # The scan was deleted in the meantime.
     return goes_on
 
 
 def draw(heatmap: Heatmap) -> None:
-    """Store pictures of where the version that gave the verdict looked.
+    """Draw and store the heat maps of a prediction, with the model version that made it.
 
     Raises:
-        Stopped: the worker was asked to stop before all were drawn, or nobody asks for them any
-            more.
+        Stopped: before all were drawn, the worker was asked to stop or the lease was lost.
     """
     predictor = predictor_for(heatmap.prediction.model_version)
     series = read_original(heatmap.prediction.scan)
@@ -96,9 +107,7 @@ def draw(heatmap: Heatmap) -> None:
 
 
 def _watch(heatmap_id: str) -> Callable[[], bool]:
-    """Return what tells whether to draw no further; the row is looked at no more often than once a
-    second.
-    """
+    """Return a function that says whether to stop; it checks the row at most once a second."""
     mine = presence()
     looked_at = time.monotonic()
 
@@ -115,7 +124,7 @@ def _watch(heatmap_id: str) -> Callable[[], bool]:
 
 
 def keys_of(heatmap: Heatmap) -> dict[int, str]:
-    """Return where the slices that get a heat map are drawn, by slice, the shown one first."""
+    """Return the storage key of each slice's heat map, the slice that represents the scan first."""
     indices = drawn_slices(heatmap.prediction)
     is_series = len(heatmap.prediction.slices) > 1
     return {
@@ -125,8 +134,8 @@ def keys_of(heatmap: Heatmap) -> dict[int, str]:
 
 
 def drawn_slices(prediction: Prediction) -> list[int]:
-    """Return which slices get a heat map: those to look at first, the shown one among them, then
-    the most probable positive ones.
+    """Return the slices that get a heat map: those to look at first, then the positive ones by
+    descending probability.
     """
     by_probability = sorted(
         range(len(prediction.slices)), key=lambda index: -prediction.slices[index]

@@ -1,8 +1,8 @@
-"""Who owns a queued row: claim, renew, finish, hand back, reap.
+"""Leases on rows: claim, renew, finish, hand back, reap.
 
-A row is `running` while a worker holds its lease, and every write about it is conditional on still
-holding it. So a worker that was presumed dead can never overwrite what its successor did. All times
-are the database's; the caller commits.
+A row is `running` while a worker holds its lease, and every write to it is conditional on still
+holding it, so a worker that was presumed dead can never overwrite the work of its successor. All
+times are those of the database; the caller commits.
 """
 
 from __future__ import annotations
@@ -33,34 +33,38 @@ from webapp.models import Attempt, JobStatus, Leased
 
 LOST = "The worker stopped."
 MOST_DEATHS = 3
-"""The third death that counts is the last: the row fails."""
+"""A row fails with its third counted death of a worker."""
+
+GIVE_UP_S = 3600
+"""A row that the storage has refused for so long fails."""
+FIRST_RETRY_S, LAST_RETRY_S = 2.0, 300.0
+"""A refused row waits as long as it has been refused already, within these bounds."""
 
 MOST_CLAIMED_AHEAD = 16
-"""A claim looks at so many times its limit: as many claims at the same moment find rows that no
-other has locked.
+"""A claim considers this many times its limit, so that as many simultaneous claims find unlocked
+rows.
 """
 
 Row = TypeVar("Row", bound=Leased)
 
 
 class LeaseLost(Exception):
-    """Another worker has this row now, or it was cancelled or deleted."""
+    """Another worker has this row now, or it was canceled or deleted."""
 
 
 def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None) -> list[Row]:
-    """Take the next queued rows, up to `limit`, in one statement; no other worker gets them.
+    """Claim the next queued rows, up to `limit`, for `owner` in one statement.
 
-    The oldest are next; where rows belong to people (`Leased.in_turn_of`), the oldest of each
-    person in turn, whoever has fewest at work first, so that one's single scan waits for one batch
-    and not behind another's thousands. Urgent rows (`Leased.urgency`) go before all others, among
-    themselves in the same turns.
+    The oldest rows are next. If rows belong to people (`Leased.in_turn_of`), they take turns: the
+    oldest row of each person, those with the fewest running rows first, so that a single scan does
+    not wait behind somebody else's thousands. Urgent rows (`Leased.urgency`) come before all others
+    and take turns among themselves.
 
-    A claim of one row sees no turns but those of rows at work, so whoever makes many such claims
-    says whose row was the last (`after`): the people go round by their ids then, and one's
-    thousands of older rows are no reason to come first.
+    Claims of one row at a time cannot see turns beyond the running rows, so the caller passes the
+    person whose row it had last as `after`: people then take turns by id.
 
-    A row whose batch died before is claimed alone, so that the next death tells who causes it. Only
-    deaths while alone count.
+    A row whose batch died is claimed alone next time, so that the next death shows which row causes
+    it. Only deaths while alone count.
     """
     turns = _turns(table, limit, after)
     order = ("turn",) if after is None else ("turn", "is_passed", "person")
@@ -70,8 +74,8 @@ def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None
         .limit(limit)
     )
     if _on_postgresql():  # SQLite has one writer at a time.
-        # Locked one by one, by key. The status is asked here too, and again once there is a row
-        # that another claim had locked.
+        # Rows are locked one by one, by key; the status is checked again on the locked row, because
+        # another claim may have changed it.
         free = (
             select(table.id)
             .where(table.id == turns.c.id, table.status == JobStatus.QUEUED)
@@ -106,8 +110,8 @@ def claim(table: type[Row], owner: str, limit: int = 1, after: str | None = None
 
 
 def _turns(table: type[Row], limit: int, after: str | None) -> CTE:
-    """Return the queued rows that a claim of `limit` looks at, each with its turn: 1 for the oldest
-    of a person who has none at work, and so on. Where nobody owns rows every turn is 0.
+    """Return the queued rows that a claim of `limit` considers, each with its turn: 1 for the
+    oldest row of a person without running rows, and so on; 0 if rows do not belong to people.
     """
     person = table.in_turn_of()
     most = MOST_CLAIMED_AHEAD * limit
@@ -135,12 +139,12 @@ def _turns(table: type[Row], limit: int, after: str | None) -> CTE:
 def _oldest_of_each(
     table: type[Row], person: InstrumentedAttribute[str], limit: int
 ) -> Select[Any]:
-    """Return the queued rows of each person that a claim of `limit` may come to, in the words of
+    """Return the queued rows of each person that a claim of `limit` may reach, in SQL for
     PostgreSQL (SQLite has no LATERAL).
 
-    It goes from person to person through the index of the queue, so its cost hangs on the number of
-    people and not of rows: of each it looks at `limit`, and at an equal share of those that other
-    claims may have locked.
+    It goes from person to person through the index of the queue, so its cost depends on the number
+    of people, not of rows. For each person it considers `limit` rows, and an equal share of those
+    that other claims may have locked.
     """
     first = select(func.min(person).label("person")).where(_is_queued(table))
     people = first.cte("people", recursive=True)
@@ -157,12 +161,11 @@ def _oldest_of_each(
 
 
 def _oldest(table: type[Row], *columns: ColumnElement[Any]) -> Select[Any]:
-    """Return the queued rows with what their order hangs on and these columns, in the order of a
-    queue without people.
-    """
+    """Return the queued rows, oldest first, with the columns needed to sort them and `columns`."""
     own = table.__table__.c  # type: ignore[attr-defined]
     needed = (own.id, own.attempts, own.queued_at, *table.urgency())
-    return select(*needed, *columns).where(_is_queued(table)).order_by(*_in_order(table, own))
+    due = select(*needed, *columns).where(_is_queued(table), is_due(table))
+    return due.order_by(*_in_order(table, own))
 
 
 def _in_order(
@@ -177,10 +180,18 @@ def _in_order(
 
 
 def _is_queued(table: type[Row]) -> ColumnElement[bool]:
-    """Return the condition of the index of the queue, word for word: a parameter could have any
-    value.
+    """Return the condition of the queue's partial index as a literal, since the planner cannot use
+    the index with a parameter.
     """
     return table.status == literal_column(f"'{JobStatus.QUEUED}'")
+
+
+def is_due(table: type[Row]) -> ColumnElement[bool]:
+    """Return the condition of rows that are not put off, or not any longer."""
+    # Not the clock itself, which is volatile: PostgreSQL would then compute all turns before it
+    # locks, and lock each of them instead of those that are claimed.
+    now = func.timezone("utc", func.statement_timestamp()) if _on_postgresql() else database_now()
+    return or_(table.retry_at.is_(None), table.retry_at <= now)
 
 
 def _on_postgresql() -> bool:
@@ -188,9 +199,7 @@ def _on_postgresql() -> bool:
 
 
 def write(table: type[Row], owner: str, ids: Collection[str], **columns: Any) -> frozenset[str]:
-    """Set columns of rows that `owner` still holds; return the ids of these, and leave the others
-    alone.
-    """
+    """Update those rows that `owner` still holds; return their ids."""
     if not ids:
         return frozenset()
     return frozenset(
@@ -210,14 +219,14 @@ def renew(table: type[Row], owner: str, ids: Collection[str]) -> frozenset[str]:
 
 
 def finish(table: type[Row], owner: str, ids: Collection[str], **columns: Any) -> frozenset[str]:
-    """End rows as done and set `columns`, which may be SQL; return the ids that `owner` still held:
-    only these have the verdict.
+    """Mark rows as done and set `columns`, which may be SQL expressions; return the ids of those
+    that `owner` still held, the only ones that were changed.
     """
     return write(table, owner, ids, **_ended(JobStatus.DONE), progress=1.0, error=None, **columns)
 
 
 def fail(table: type[Row], owner: str, sentences: Mapping[str, str]) -> frozenset[str]:
-    """End rows as failed, each with its sentence; return the ids that `owner` still held."""
+    """Mark rows as failed, each with its error message; return the ids that `owner` still held."""
     if not sentences:
         return frozenset()
     return write(
@@ -230,7 +239,7 @@ def fail(table: type[Row], owner: str, sentences: Mapping[str, str]) -> frozense
 
 
 def hand_back(table: type[Row], owner: str, ids: Collection[str]) -> frozenset[str]:
-    """Queue rows again at their place; that is no attempt."""
+    """Return rows to their place in the queue; this does not count as an attempt."""
     return write(
         table,
         owner,
@@ -242,13 +251,51 @@ def hand_back(table: type[Row], owner: str, ids: Collection[str]) -> frozenset[s
     )
 
 
-def reap(table: type[Row], what: str) -> dict[str, JobStatus]:
-    """Take back every row whose lease expired; return what became of each.
+def put_off(table: type[Row], owner: str, ids: Collection[str], wait_s: float) -> frozenset[str]:
+    """Queue rows again at their place, to be claimed in `wait_s` seconds at the earliest; that is
+    no attempt.
+    """
+    held = hand_back(table, owner, ids)
+    if held:
+        db.session.execute(
+            update(table).where(table.id.in_(held)).values(retry_at=database_now(wait_s)),
+            execution_options={"synchronize_session": False},
+        )
+    return held
 
-    One that is locked is left to the next sweep: a worker that stands still in the midst of a
-    transaction holds no other rows up. A row is
-    queued again, or failed after the third death that counts: "The worker stopped three times while
-    it `what`."
+
+def refuse(table: type[Row], owner: str, sentences: Mapping[str, str]) -> frozenset[str]:
+    """Put rows off that the storage refused, each for as long as that has lasted already; after
+    `GIVE_UP_S` a row fails with its sentence.
+
+    Return the ids that `owner` still held.
+    """
+    if not sentences:
+        return frozenset()
+    rows = db.session.execute(
+        select(table.id, table.refused_since, database_now().label("now")).where(
+            table.id.in_(sentences), table.lease_owner == owner
+        )
+    ).all()
+    held: frozenset[str] = frozenset()
+    for row in rows:
+        refused_s = (row.now - row.refused_since).total_seconds() if row.refused_since else 0.0
+        if refused_s >= GIVE_UP_S:
+            held |= fail(table, owner, {row.id: sentences[row.id]})
+            continue
+        if row.refused_since is None:
+            write(table, owner, [row.id], refused_since=database_now())
+        wait_s = min(max(refused_s, FIRST_RETRY_S), LAST_RETRY_S)
+        held |= put_off(table, owner, [row.id], wait_s)
+    return held
+
+
+def reap(table: type[Row], what: str) -> dict[str, JobStatus]:
+    """Take back all rows whose lease has expired; return the new status of each.
+
+    A row is queued again, or failed at the third counted death: "The worker stopped three times
+    while it `what`." Locked rows are left to the next sweep, so that a worker that hangs in a
+    transaction does not hold up other rows.
     """
     deaths = table.counted_deaths + case((table.death_counts, 1), else_=0)
     is_last = deaths >= MOST_DEATHS

@@ -1,5 +1,5 @@
-"""Files that no row names: what a deletion could not remove, or a process that was killed between
-file and row left behind.
+"""Orphaned files, which no row refers to: a deletion could not remove them, or a process was killed
+between storing a file and committing its row.
 """
 
 from __future__ import annotations
@@ -19,25 +19,24 @@ from webapp.storage import StorageError, storage
 log = logging.getLogger(__name__)
 
 ABANDONED_AFTER = timedelta(hours=1)
-"""A file is stored before the row that names it is committed: seconds before, not an hour."""
+"""Files are stored before the row that refers to them is committed, but only seconds before."""
 ASKED_AT_ONCE = 500
 
 FILE = re.compile(r"[a-z]+/[0-9a-f]{32}\.[^/]+|models/[0-9a-f]{32}/[^/]+")
-"""What is removed looks like this: a kind and a name that begins with a row's id, or a model's
-folder. Anything else in the storage is not ours."""
+"""Keys that may be deleted: a kind and a name starting with a row's id, or a file of a model
+folder. Anything else in the storage is not Hemoscan's.
+"""
 DATABASES = "databases"
-"""Under this name a database leaves its mark in the storage whose orphans it removes."""
+"""Folder for the mark of the database that deletes orphans from this storage."""
 
 
 def id_in(key: str) -> str:
-    """Return the id that the name of a file begins with: `originals/3f…c2.dcm` is of the scan
-    3f…c2.
-    """
+    """Return the id at the start of a file name: 3f…c2 for `originals/3f…c2.dcm`."""
     return key.rsplit("/", 1)[-1].split(".", 1)[0]
 
 
 def folder_of(key: str) -> str:
-    """Return the folder that a file lies in: `models/3f…c2/card.json` lies in `models/3f…c2`."""
+    """Return the folder of a file: `models/3f…c2` for `models/3f…c2/card.json`."""
     return key.rsplit("/", 1)[0]
 
 
@@ -45,7 +44,7 @@ OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
 MAY_CONTINUE = (TrainingRun.status == JobStatus.FAILED) & (
     TrainingRun.finished_at > database_now(-7 * 24 * 3600)
 )
-"""A run that failed may have kept its last checkpoint, for whoever tries it again within a week."""
+"""The last checkpoint of a failed run is kept for a week, in case the run is retried."""
 OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], ColumnElement[bool]]] = {
     "originals": (Scan.id, id_in, Scan.original_removed_at.is_(None)),
     "images": (Scan.id, id_in, true()),
@@ -57,20 +56,18 @@ OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], Column
     "checkpoints": (TrainingRun.id, id_in, or_(TrainingRun.status.in_(OPEN), MAY_CONTINUE)),
     "models": (ModelVersion.storage_prefix, folder_of, true()),
 }
-"""By kind of file the column that names its owners, what stands there of a file's key, and which
-rows still need their files.
+"""For each kind of file: the column that identifies its owner, the part of the key that column
+holds, and the condition for rows that still need their files.
 """
 
 
 def remove_orphans() -> None:
-    """Remove the files that nobody needs; a storage that is away is asked again at the next
-    time.
-    """
+    """Delete files that no row needs; if the storage is unavailable, the next run tries again."""
     try:
         if not storage_is_ours():
             return
     except StorageError as err:
-        log.warning("orphans could not be looked for: %s", type(err).__name__)
+        log.warning("cannot look for orphans: %s", type(err).__name__)
         return
     before = datetime.now(UTC) - ABANDONED_AFTER
     for kind, (column, name_in, needs) in OWNERS.items():
@@ -81,7 +78,7 @@ def remove_orphans() -> None:
                 if written < before and FILE.fullmatch(key)
             ]
         except StorageError as err:
-            log.warning("orphans of %s could not be looked for: %s", kind, type(err).__name__)
+            log.warning("cannot look for orphans in %s: %s", kind, type(err).__name__)
             continue
         for keys in (
             old[first : first + ASKED_AT_ONCE] for first in range(0, len(old), ASKED_AT_ONCE)
@@ -93,18 +90,18 @@ def remove_orphans() -> None:
             )
             db.session.commit()
             for key in keys:
-                # A part is what a process was writing when it was killed.
+                # A process was killed while writing a .part file.
                 if key.endswith(".part") or name_in(key) not in needed:
                     storage.discard(key)
-                    log.warning("%s belonged to nobody and is removed", key)
+                    log.warning("%s is an orphan and was deleted", key)
 
 
 def storage_is_ours() -> bool:
-    """True where this database alone has left its mark in the storage, now or earlier.
+    """Return whether this database, and no other, has left its mark in the storage.
 
-    A new database, a mistaken address or a copy for tests knows none of the rows that the files
-    belong to, and would remove them all. A database is known by its first model version, which
-    setup makes.
+    A new database, one with a mistyped address or a copy for tests does not have the rows that the
+    files belong to, and would delete them all. A database is identified by its first model version,
+    which setup creates.
     """
     ours = db.session.scalar(
         select(ModelVersion.id).order_by(ModelVersion.created_at, ModelVersion.id).limit(1)
@@ -117,7 +114,7 @@ def storage_is_ours() -> bool:
         storage.put(f"{DATABASES}/{ours}", b"")
     elif marks != {ours}:
         log.error(
-            "orphans are not removed: the storage belongs to another database, as %s/ in it says",
+            "orphans are not deleted: the storage belongs to another database, see %s/ in it",
             DATABASES,
         )
         return False

@@ -1,33 +1,32 @@
-"""Scans to verdicts: what a predict worker does first. It never loads TensorFlow."""
+"""Predictions: the first task of a predict worker. Never loads TensorFlow."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import floor
 from typing import Any
 
-import numpy as np
 from flask import current_app
 from sqlalchemy import ColumnElement, ScalarSelect, case, insert, literal, select
 
-from ml.errors import ArtifactError
 from ml.inference.predictor import Finding, Predictor, Stopped
-from ml.scans.slices import Series, Slice
+from ml.scans.slices import Series
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
-from webapp.storage import StorageAway, StorageError
+from webapp.storage import StorageAway
 from worker import leases
 from worker.heartbeat import presence
-from worker.predictors import predictor_for
+from worker.predictors import LOAD_AGAIN_S, all_load, is_any_broken, loads, predictor_for
 from worker.retries import in_transaction
 from worker.scan_files import (
     discard_pictures_of_deleted,
+    is_passing,
     read_original,
     sentence_for,
     shown_slice,
@@ -37,24 +36,23 @@ from worker.scan_files import (
 log = logging.getLogger(__name__)
 
 MOST_SLICES = 64
-"""Slices of the scans that are read together, where it is more than one: a longer series is read
-alone.
-"""
+"""Maximum slices of a batch of scans; a longer series is analyzed alone."""
 PROGRESS_S = 1.0
 NOT_HEAD_CT = "This does not look like a head CT, so it was not scored."
-CANNOT_BE_LOADED = "The live model cannot be loaded. Please contact an administrator."
 NO_MODEL = "No model is live. Ask an administrator to promote one."
 
 
 def answer_next_scans() -> bool:
-    """Claim a batch of queued scans and end each in a verdict or a sentence, or hand them back;
-    False if none was queued.
+    """Claim a batch of queued scans and write a result or an error for each, or hand them back;
+    return False if none was queued.
     """
     mine = presence()
+    if is_any_broken() and not some_live_version_loads():
+        return False
 
     def claim() -> tuple[list[Scan], ModelVersion | None, ModelVersion | None]:
         scans = leases.claim(Scan, mine.owner, current_app.config["PREDICT_BATCH"])
-        # Asked at every claim, so that a promotion needs no restart.
+        # Looked up for every claim, so that a promotion needs no restart.
         return scans, *(answering_versions() if scans else (None, None))
 
     scans, of_slices, of_series = in_transaction(claim)
@@ -63,25 +61,60 @@ def answer_next_scans() -> bool:
     scans = _as_many_as_memory_holds(scans)
     ids = [scan.id for scan in scans]
     with mine.holding(Scan, ids):
-        # Each kind stands in for the other: without one there is none.
+        # Each kind of model can replace the other, so if one is missing, both are.
         if of_slices is None or of_series is None:
             in_transaction(lambda: leases.fail(Scan, mine.owner, dict.fromkeys(ids, NO_MODEL)))
             return True
         try:
-            answer(scans, of_slices, of_series)
+            if is_any_broken():
+                scans = _those_that_can_be_answered(scans, of_slices, of_series)
+            if scans:
+                answer(scans, of_slices, of_series)
         except StorageAway:
             in_transaction(lambda: leases.hand_back(Scan, mine.owner, ids))
             log.warning("scans=%s handed back: the storage is away", ",".join(ids))
     return True
 
 
-def _as_many_as_memory_holds(scans: list[Scan]) -> list[Scan]:
-    """Return the first of these scans, at least one, and hand the others back: another worker may
-    have time for them now.
+def some_live_version_loads() -> bool:
+    """True if this worker can answer for slices or for series; if not, nothing need be claimed."""
+    versions = in_transaction(answering_versions)
+    live = {version.id: version for version in versions if version is not None}.values()
+    return all_load(live) or any(loads(version) for version in live)
 
-    First are the urgent ones, then the oldest of each person in turn, whose scan was read last
-    coming last: by age alone, one's older series would send everybody else's scans back again and
-    again.
+
+def _those_that_can_be_answered(
+    scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion
+) -> list[Scan]:
+    """Return the scans whose version loads here, and hand the others back for other workers, or
+    until another version is live.
+    """
+    waiting = [
+        scan for scan in scans if not loads(of_series if scan.slice_count > 1 else of_slices)
+    ]
+    hand_back_for_later([scan.id for scan in waiting])
+    return [scan for scan in scans if scan not in waiting]
+
+
+def hand_back_for_later(scan_ids: Collection[str]) -> None:
+    """Hand scans back that a version which does not load here should answer."""
+    if not scan_ids:
+        return
+    owner = presence().owner
+    in_transaction(lambda: leases.put_off(Scan, owner, scan_ids, LOAD_AGAIN_S))
+    log.error(
+        "scans=%s handed back: the live model cannot be loaded on this worker",
+        ",".join(scan_ids),
+    )
+
+
+def _as_many_as_memory_holds(scans: list[Scan]) -> list[Scan]:
+    """Return the first of these scans that fit into MOST_SLICES, at least one, and hand back the
+    others for another worker to claim.
+
+    STAT scans come first, then the oldest scan of each person in turn, beginning after the person
+    whose scan came last. By age alone, one person's older series would displace everybody else's
+    scans again and again.
     """
     mine = presence()
     people = Counter[tuple[str, bool]]()
@@ -109,7 +142,7 @@ def _as_many_as_memory_holds(scans: list[Scan]) -> list[Scan]:
 
 @dataclass
 class Outcome:
-    """What has become of one scan of a batch so far.
+    """The state of one scan of a batch.
 
     Attributes:
         series: its slices, None where they cannot be read.
@@ -117,6 +150,7 @@ class Outcome:
         finding: what that version answered, None where the scan gets no verdict.
         refusal: the sentence why it gets none; None with a finding, and where nobody waits for the
             scan any more.
+        refused_by_storage: the refusal is one that may pass by itself, so the scan is put off.
         not_head_ct: the score of one that is refused because it does not look like a head CT.
     """
 
@@ -125,19 +159,29 @@ class Outcome:
     version_id: str | None = None
     finding: Finding | None = None
     refusal: str | None = None
+    refused_by_storage: bool = False
     not_head_ct: float | None = None
 
     def refuse(self, sentence: str) -> None:
-        """End without a verdict, for that reason."""
+        """Fail for this reason."""
         self.finding, self.refusal = None, sentence
+
+    def refuse_for(self, err: Exception) -> None:
+        """End without a verdict for what went wrong, or be put off where it may pass by itself.
+
+        Raises:
+            StorageAway: that is what went wrong, and no failure of this scan.
+        """
+        self.refuse(sentence_for(err, self.scan))
+        self.refused_by_storage = is_passing(err)
 
 
 def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) -> None:
-    """Read, score and render a batch, each scan by the version for so many slices, then write all
-    its verdicts in one transaction.
+    """Read, score and render a batch of scans, then write all results in one transaction. Single
+    slices and series are scored by the version for their kind.
 
     Raises:
-        StorageAway: nothing was written about any of them.
+        StorageAway: nothing was written for any of them.
     """
     outcomes = [read(scan) for scan in scans]
     started = time.monotonic()
@@ -171,33 +215,28 @@ def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) 
 
 
 def read(scan: Scan) -> Outcome:
-    """Return a scan with its series, or refused where that cannot be read."""
+    """Read a scan's series; refuse the scan if it cannot be read."""
     outcome = Outcome(scan)
     try:
         outcome.series = read_original(scan)
     except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
-        outcome.refuse(sentence_for(err, scan))
+        outcome.refuse_for(err)
     return outcome
 
 
 def ask(version: ModelVersion, chosen: Sequence[tuple[Outcome, Series]]) -> None:
-    """Have the version answer these scans; where it cannot be loaded, they are refused."""
-    try:
-        watch = Watch([outcome.scan.id for outcome, _ in chosen])
-        score(predictor_for(version), chosen, watch)
-    except StorageAway:
-        raise
-    except (StorageError, ArtifactError) as err:
-        log.error("version=%s cannot be loaded: %s", version.id, err)
-        for outcome, _ in chosen:
-            outcome.refuse(CANNOT_BE_LOADED)
-    else:
-        for outcome, _ in chosen:
-            outcome.version_id = version.id
+    """Have the version answer these scans; where it cannot be loaded, they are handed back."""
+    ids = [outcome.scan.id for outcome, _ in chosen]
+    if not loads(version):
+        hand_back_for_later(ids)  # The next look for work raises the alarm.
+        return
+    score(predictor_for(version), chosen, Watch(ids))
+    for outcome, _ in chosen:
+        outcome.version_id = version.id
 
 
 def refuse_other_images(outcome: Outcome) -> None:
-    """Refuse what does not look like a head CT, unless a person wants it scored anyway."""
+    """Refuse a scan that does not look like a head CT, unless its owner wants it scored anyway."""
     finding = outcome.finding
     if finding is not None and finding.refused and outcome.scan.forced_at is None:
         outcome.not_head_ct = finding.not_head_ct
@@ -205,31 +244,28 @@ def refuse_other_images(outcome: Outcome) -> None:
 
 
 def render(outcome: Outcome) -> None:
-    """Store the pictures of a scan that has an answer; it is refused where that fails."""
+    """Store the images of a scan with a result; refuse the scan if that fails."""
     if outcome.series is None or outcome.finding is None:
         return
     try:
         store_pictures(outcome.scan.id, outcome.series, shown_slice(outcome.finding.first_slices))
     except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
-        outcome.refuse(sentence_for(err, outcome.scan))
+        outcome.refuse_for(err)
 
 
 class Watch:
-    """Tells while series are read how far they are, at most once a second, and notices when nobody
-    waits for them any more.
+    """Writes the progress of scans being scored, at most once a second, and notices when they no
+    longer belong to this worker.
 
-    Scans that were cancelled or deleted, or whose lease was lost, are no longer this worker's; a
-    worker that is asked to stop hands series back, since they may take longer than the grace that
-    it is given.
+    That is the case when all were canceled or deleted, or lost their leases. A worker that is asked
+    to stop hands its scans back, since series may take longer than the time it has left.
     """
 
     def __init__(self, scan_ids: list[str]) -> None:
         self._scan_ids, self._told, self._is_over = scan_ids, time.monotonic(), False
 
     def on_progress(self, done: int, total: int) -> None:
-        """Write how many slices are read; of scans that are read together each is told how far all
-        of them are.
-        """
+        """Write how many slices are done; scans of a batch all show the progress of the batch."""
         if time.monotonic() - self._told < PROGRESS_S:
             return
         self._told = time.monotonic()
@@ -250,13 +286,13 @@ class Watch:
             )
 
     def is_over(self) -> bool:
-        """True if none of the scans is this worker's any more."""
+        """Return whether none of the scans belong to this worker any longer."""
         return self._is_over
 
 
 def score(predictor: Predictor, chosen: Sequence[tuple[Outcome, Series]], watch: Watch) -> None:
-    """Give each scan its finding, none where nobody asks any more; one on which the model fails is
-    refused.
+    """Score these scans; refuse those on which the model fails. If the batch is stopped, the scans
+    get neither result nor refusal.
     """
     all_series = [series for _, series in chosen]
     try:
@@ -264,7 +300,7 @@ def score(predictor: Predictor, chosen: Sequence[tuple[Outcome, Series]], watch:
         answered = list(zip(chosen, findings, strict=True))
     except Stopped:
         return
-    except Exception as err:  # noqa: BLE001 - which scan it was shows below.
+    except Exception as err:  # noqa: BLE001 - scoring one by one shows which scan it was.
         log.warning(
             "scans=%s the batch failed and is scored one by one: %s",
             ",".join(outcome.scan.id for outcome, _ in chosen),
@@ -278,14 +314,14 @@ def score(predictor: Predictor, chosen: Sequence[tuple[Outcome, Series]], watch:
         try:
             outcome.finding = predictor.predict(series)
         except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
-            outcome.refuse(sentence_for(err, outcome.scan))
+            outcome.refuse_for(err)
 
 
 def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str]:
-    """Write the verdicts on scans that this worker still holds, and queue their heat maps; return
-    these scans' ids.
+    """Write the results of scans that this worker still holds and queue their heat maps; return the
+    ids of these scans.
 
-    The number of statements does not depend on the number of scans.
+    The number of SQL statements does not depend on the number of scans.
 
     Args:
         seconds: each scan's share of the time in the model.
@@ -333,9 +369,13 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
     odd = {one.scan.id: one.not_head_ct for one in outcomes if one.not_head_ct is not None}
     if odd:
         leases.write(Scan, owner, odd, not_head_ct=by_scan(odd))
-    leases.fail(
-        Scan, owner, {one.scan.id: one.refusal for one in outcomes if one.refusal is not None}
-    )
+    for end, is_put_off in ((leases.fail, False), (leases.refuse, True)):
+        refusals = {
+            one.scan.id: one.refusal
+            for one in outcomes
+            if one.refusal is not None and one.refused_by_storage is is_put_off
+        }
+        end(Scan, owner, refusals)
     return owned
 
 
@@ -358,11 +398,11 @@ def prediction_of(outcome: Outcome, finding: Finding, seconds: float) -> dict[st
 
 
 def types_of(finding: Finding) -> dict[str, dict[str, Any]]:
-    """Return what `Prediction.types` holds; to four digits, since a series has a thousand of these
-    and no page shows more.
+    """Return the value of `Prediction.types`, with four digits, because a series has a thousand
+    such numbers and no page shows more.
 
-    They are rounded down: no type may be likelier than the hemorrhage, whose probability is kept as
-    it is.
+    They are rounded down, since no type may be more probable than hemorrhage itself, whose
+    probability is not rounded.
     """
     return {
         name: {
@@ -378,7 +418,7 @@ def _rounded(probability: float) -> float:
 
 
 def by_scan(values: Mapping[str, float]) -> ColumnElement[float] | None:
-    """Return each scan's value, by the scans' ids, for one statement that writes many."""
+    """Return an SQL expression for each scan's value, to update many scans in one statement."""
     return case(dict(values), value=Scan.id) if values else None
 
 
@@ -387,10 +427,9 @@ def _owner_of(scan_id: str) -> ScalarSelect[str]:
 
 
 def warm_up() -> None:
-    """Load the live model before the first scan comes, and run it once."""
+    """Load the live models before the first scan comes; each scores a phantom."""
     versions = [version for version in answering_versions() if version is not None]
     db.session.commit()
     if not versions:
         log.warning("no model is live yet")
-    for version in versions:
-        predictor_for(version).predict(Series((Slice(np.zeros((64, 64), np.float32), "display"),)))
+    all_load(versions)

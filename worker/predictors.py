@@ -1,11 +1,13 @@
-"""The models of this process: fetched from the storage once a machine, loaded once a process."""
+"""The models of this process: downloaded once per machine, loaded once per process."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import tempfile
+import time
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 
 from flask import current_app
@@ -14,38 +16,64 @@ from ml.artifacts.folder import read_card
 from ml.errors import ArtifactError
 from ml.inference.predictor import Predictor
 from webapp.models import ModelVersion
-from webapp.storage import StorageError, storage
+from webapp.storage import StorageAway, StorageError, storage
+from worker.canary import require_same_answer
+from worker.heartbeat import presence
 from worker.retries import retry_storage
 
 log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.csv"
 ANSWERS = (PREDICTIONS, "types.csv")
-"""What a training answered out of fold, stored beside its model and no part of it; comparisons read
-the first, people the second.
+"""The out-of-fold predictions of a training, stored beside its model but not part of it;
+comparisons read the first file, people the second.
 """
 
 MOST_LOADED = 3
-"""The live models of slices and of series, and one before, whose heat maps may still be waiting."""
+"""The live models for slices and for series, and a previous one with heat maps still to draw."""
+
+LOAD_AGAIN_S = 30.0
 
 _loaded: OrderedDict[str, Predictor] = OrderedDict()
 
+_broken: dict[str, tuple[float, str]] = {}
+"""By card: when a version could not be loaded here, and a sentence why."""
+
+
+class CannotLoad(Exception):
+    """A version cannot be loaded here, or does not answer as it should; the text is a sentence."""
+
 
 def predictor_for(version: ModelVersion) -> Predictor:
-    """Return the predictor of that version, loading it if this process has not.
+    """Return the predictor of a model version, loading it on first use.
+
+    One that could not be loaded is not tried again for `LOAD_AGAIN_S`; meanwhile the alarm of this
+    worker is on.
 
     Raises:
-        StorageError: its files cannot be fetched.
-        ArtifactError: its files are not those that were stored.
+        StorageAway: the storage cannot be reached.
+        CannotLoad: its files cannot be fetched, are not those that were stored, or do not score a
+            phantom as they did (`worker.canary`).
     """
     predictor = _loaded.get(version.card_id)
     if predictor is None:
-        config = current_app.config
-        predictor = Predictor(
-            model_folder(version),
-            threads=config["PREDICT_THREADS"],
-            judges_pictures=config["CHECK_HEAD_CT"],
-        )
+        tried_at, sentence = _broken.get(version.card_id, (float("-inf"), ""))
+        if time.monotonic() - tried_at < LOAD_AGAIN_S:
+            raise CannotLoad(sentence)
+        try:
+            predictor = load_model(model_folder(version))
+            require_same_answer(version, predictor)
+        except StorageAway:
+            raise
+        except (ArtifactError, StorageError, OSError) as err:
+            known = isinstance(err, ArtifactError | StorageError)
+            sentence = f"Model version {version.card_id} cannot be loaded: " + (
+                str(err) if known else f"{type(err).__name__}."
+            )
+            _broken[version.card_id] = time.monotonic(), sentence
+            log.error("version=%s cannot be loaded on this worker: %s", version.id, sentence)
+            raise CannotLoad(sentence) from err
+        _broken.pop(version.card_id, None)
         _loaded[version.card_id] = predictor
         if len(_loaded) > MOST_LOADED:
             _loaded.popitem(last=False)
@@ -54,13 +82,56 @@ def predictor_for(version: ModelVersion) -> Predictor:
     return predictor
 
 
-def model_folder(version: ModelVersion) -> Path:
-    """Return the folder of that version on this machine: its files are those that its card names,
-    or are fetched anew.
+def loads(version: ModelVersion) -> bool:
+    """True if this worker can answer with that version.
 
     Raises:
-        StorageError: they cannot be fetched.
-        ArtifactError: what was fetched is not that model.
+        StorageAway: the storage cannot be reached.
+    """
+    try:
+        predictor_for(version)
+    except CannotLoad:
+        return False
+    return True
+
+
+def all_load(versions: Collection[ModelVersion]) -> bool:
+    """True if this worker can answer with each of these versions; otherwise its alarm is on, for
+    operators (`webapp.health`).
+    """
+    try:
+        broken = {version.card_id for version in versions if not loads(version)}
+    except StorageAway:
+        return True  # That has a way of its own (`worker.retries`).
+    sentences = [sentence for card_id, (_, sentence) in _broken.items() if card_id in broken]
+    presence().alarm = " ".join(sentences) or None
+    return not broken
+
+
+def is_any_broken() -> bool:
+    """True if a version could not be loaded when it was last tried."""
+    return bool(_broken)
+
+
+def load_model(folder: Path) -> Predictor:
+    """Return the model in a folder, as this worker's settings want it.
+
+    Raises:
+        ArtifactError: it cannot be used.
+    """
+    config = current_app.config
+    return Predictor(
+        folder, threads=config["PREDICT_THREADS"], checks_head_ct=config["CHECK_HEAD_CT"]
+    )
+
+
+def model_folder(version: ModelVersion) -> Path:
+    """Return the local folder of a model version, downloading it if it is missing or its files do
+    not match its card.
+
+    Raises:
+        StorageError: its files cannot be downloaded.
+        ArtifactError: the downloaded files are not that model.
     """
     folder = Path(current_app.config["HEMOSCAN_HOME"]) / "cache" / "models" / version.card_id
     if folder.is_dir():
@@ -75,17 +146,11 @@ def model_folder(version: ModelVersion) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fetched = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder.parent))
     try:
-        for key in retry_storage(lambda: _files_of(version)):
-            if (name := key.rsplit("/", 1)[-1]) not in ANSWERS:
-                retry_storage(lambda key=key, name=name: storage.fetch(key, fetched / name))  # type: ignore[misc]
-        if read_card(fetched).id != version.card_id:
-            raise ArtifactError(
-                f"The stored files of model version {version.id} belong to another model."
-            )
+        fetch_model(version, fetched)
         try:
             fetched.rename(folder)
         except OSError:
-            # Another worker of this machine was first; its folder is as good.
+            # Another worker on this machine was faster; its folder will do.
             if not folder.is_dir():
                 raise
     finally:
@@ -93,11 +158,27 @@ def model_folder(version: ModelVersion) -> Path:
     return folder
 
 
+def fetch_model(version: ModelVersion, folder: Path) -> None:
+    """Fetch the files of that version into `folder`.
+
+    Raises:
+        StorageError: they cannot be fetched.
+        ArtifactError: what was fetched is not that model.
+    """
+    for key in retry_storage(lambda: _files_of(version)):
+        if (name := key.rsplit("/", 1)[-1]) not in ANSWERS:
+            retry_storage(lambda key=key, name=name: storage.fetch(key, folder / name))  # type: ignore[misc]
+    if read_card(folder).id != version.card_id:
+        raise ArtifactError(
+            f"The stored files of model version {version.id} belong to another model."
+        )
+
+
 def _files_of(version: ModelVersion) -> list[str]:
-    """Return the keys of a version's files; none is a failure to read them: a folder that is not
-    mounted lists nothing.
+    """Return the storage keys of a version's files; finding none is an error, since a folder that
+    is not mounted looks empty.
     """
     keys = storage.keys(version.storage_prefix)
     if not keys:
-        raise StorageError(f"There are no files of model version {version.id} in the storage.")
+        raise StorageError(f"The storage has no files of model version {version.id}.")
     return keys

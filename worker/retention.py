@@ -1,6 +1,4 @@
-"""What goes once an hour: scans and originals that were kept for as long as the operator wants,
-then the files that no row names.
-"""
+"""Hourly cleanup: deletes scans and originals whose retention has expired, then orphaned files."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from worker.retries import in_transaction
 log = logging.getLogger(__name__)
 
 AT_ONCE = 200
-"""Scans of one transaction, which holds SQLite's write lock for milliseconds then."""
+"""Scans per transaction, which then holds SQLite's write lock for milliseconds."""
 DAY_S = 24 * 3600
 
 _tidying = threading.Lock()
@@ -68,7 +66,7 @@ def remove_expired() -> None:
             total += removed
         if total:
             forget_deleted()
-            log.info("scans=%d went after %d days (%s)", total, days, setting)
+            log.info("scans=%d deleted after %d days (%s)", total, days, setting)
 
 
 def remove_scans(which: ColumnElement[bool]) -> int:

@@ -1,8 +1,7 @@
-"""What may pass by itself (a storage or a database that is away for a moment) is tried again, at
-most three times.
+"""Retries for temporary failures of storage, disk or database, at most three times.
 
-A storage that stays away is nobody's verdict: what needs it returns to the queue, and nothing is
-claimed until it is back.
+If the storage stays unavailable, no job fails: jobs return to the queue, and nothing is claimed
+until it is back.
 """
 
 from __future__ import annotations

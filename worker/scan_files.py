@@ -1,5 +1,5 @@
-"""A scan's files as a worker handles them: what was submitted, what is made of it, and what its
-owner is told of a failure.
+"""The files of a scan: reads the submitted one, stores the images made from it, and words the
+errors that its owner sees.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ THUMBNAIL_PX = 128
 
 
 def read_original(scan: Scan) -> Series:
-    """Return what the user submitted.
+    """Return the submitted series.
 
     Raises:
-        StorageError: it cannot be fetched, is not kept any longer, or finds no room on this
-            machine.
-        ImageError: it is no readable head CT.
+        StorageError: it cannot be downloaded, is no longer stored, or the local disk is full.
+        ImageError: it cannot be decoded.
     """
     if scan.original_removed_at is not None:
         raise MissingFile(ORIGINAL_REMOVED)
@@ -61,8 +60,8 @@ def read_original(scan: Scan) -> Series:
 
 
 def _unpack(original: Path) -> list[Path]:
-    """Return the files of a series in the order in which they were sent; `webapp.intake` packed
-    them, uncompressed.
+    """Unpack the archive made by `webapp.intake`; return the files of the series in the order in
+    which they were uploaded.
     """
     with zipfile.ZipFile(original) as packed:
         packed.extractall(original.parent)
@@ -70,9 +69,7 @@ def _unpack(original: Path) -> list[Path]:
 
 
 def store_pictures(scan_id: str, series: Series, index: int) -> None:
-    """Store that slice as the pages show it, large and small, and all slices of a series as a
-    volume.
-    """
+    """Store one slice as image and thumbnail, and the slices of a series as a volume."""
     shown = series.slices[index]
     for key, max_px in (
         (f"images/{scan_id}.png", IMAGE_PX),
@@ -87,22 +84,22 @@ def store_pictures(scan_id: str, series: Series, index: int) -> None:
 
 
 def shown_slice(first_slices: Sequence[int] | None) -> int:
-    """Return the index of the slice that stands for the scan on a page: the first to look at."""
+    """Return the index of the slice that represents the scan: the first one to look at."""
     return first_slices[0] if first_slices else 0
 
 
 def png(picture: Image.Image) -> bytes:
-    """Return a picture as the content of a PNG file."""
+    """Return an image as the content of a PNG file."""
     content = BytesIO()
     picture.save(content, "PNG")
     return content.getvalue()
 
 
 def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
-    """Return what the user is told; what nobody expected goes into the log with the row's id.
+    """Return the error message for the user; unexpected errors are logged with the row's id.
 
     Raises:
-        StorageAway: that is what happened, and no failure of this row.
+        StorageAway: `err` is one, which is not a failure of this row.
     """
     if isinstance(err, StorageAway):
         raise err
@@ -115,9 +112,16 @@ def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
     return "An unexpected error occurred; administrators can find the details in the log."
 
 
+def is_passing(err: Exception) -> bool:
+    """True for a refusal of the storage, or of this machine's disk, that may pass by itself: the
+    row is worth another try (`worker.leases.refuse`).
+    """
+    return isinstance(err, StorageError) and not isinstance(err, MissingFile)
+
+
 def discard_pictures_of_deleted(lost: Collection[str]) -> None:
-    """Remove the pictures of those scans among `lost` that were deleted meanwhile; of the others
-    another worker may have made its own.
+    """Delete the images of those scans in `lost` that no longer exist; the others may have images
+    made by another worker.
     """
     if not lost:
         return

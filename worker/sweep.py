@@ -1,6 +1,4 @@
-"""What brings work back: rows whose worker died return to the queue, and a queue whose nudges were
-lost gets new ones.
-"""
+"""The sweep: returns rows of dead workers to the queue, and replaces lost nudges."""
 
 from __future__ import annotations
 
@@ -14,7 +12,17 @@ from sqlalchemy.exc import OperationalError as DatabaseError
 
 from webapp import jobs, logs
 from webapp.extensions import database_now, db, forget_deleted, is_busy
-from webapp.models import Dataset, Heatmap, JobStatus, Leased, Scan, TrainingRun, Worker
+from webapp.models import (
+    Dataset,
+    Heatmap,
+    JobStatus,
+    Leased,
+    ModelVersion,
+    Scan,
+    TrainingRun,
+    Worker,
+    waits_for_check,
+)
 from worker import leases
 from worker.heartbeat import presence, remove_abandoned_folders
 
@@ -26,30 +34,31 @@ DOING: dict[type[Leased], str] = {
     Dataset: "was importing this data set",
     TrainingRun: "was training without reaching a new checkpoint",
 }
-# Nudges of a queue are interchangeable: each makes a worker look for all that the queue is for.
+# Nudges of a queue are interchangeable: each makes a worker look for every kind of work in it.
 NUDGE_OF_QUEUE = {jobs.PREDICT: jobs.PREDICT_SCANS, jobs.TRAIN: jobs.TRAIN_MODEL}
 SILENT_FOR_GOOD_S = 24 * 3600
 
 
 def sweep() -> None:
-    """Reap, nudge and tidy; any number of maintenance workers may do so at once.
+    """Requeue abandoned rows, nudge workers and clean up; safe for several maintenance workers at
+    once.
 
-    A database that others hold for too long is left to the next sweep.
+    If the database is locked for too long, the next sweep tries again.
     """
     try:
         bring_back()
+        remove_abandoned_folders()
     except DatabaseError as err:
         db.session.rollback()
         if not is_busy(err):
             raise
         log.warning("the database was busy for too long; the next sweep comes in seconds")
     else:
-        forget_deleted(waits_s=())  # What a deletion could not, because somebody was reading.
-    remove_abandoned_folders()
+        forget_deleted(waits_s=())  # What a deletion could not clear because of a reader.
 
 
 def bring_back() -> None:
-    """Return work to its queue whose worker died, and see to it that somebody looks there."""
+    """Requeue rows of dead workers, and make sure that each queue has enough nudges."""
     note_delivery()
     for table, what in DOING.items():
         reaped = leases.reap(table, what)
@@ -71,9 +80,7 @@ def bring_back() -> None:
 
 
 def note_delivery() -> None:
-    """Write that the broker brought this worker a message: the readiness check reads it instead of
-    asking the broker.
-    """
+    """Record that the broker delivered a message to this worker, for the readiness check."""
     db.session.execute(
         update(Worker).where(Worker.id == presence().owner).values(delivered_at=database_now())
     )
@@ -81,8 +88,8 @@ def note_delivery() -> None:
 
 
 def top_up(queue: str) -> bool:
-    """Send nudges until min(queued rows, 2 x live workers) wait in `queue`; False if the broker
-    cannot be reached.
+    """Send nudges until min(queued rows, 2 x live workers) are in `queue`; return False if the
+    broker is unreachable.
     """
     live = (
         select(func.count())
@@ -92,9 +99,13 @@ def top_up(queue: str) -> bool:
     most = max(1, 2 * (db.session.scalar(live) or 0))
     queued = 0
     for table in (table for table, of in jobs.QUEUE_OF_TABLE.items() if of == queue):
-        # No further than is of interest: the queue may be ten thousand rows long.
-        some = select(table.id).where(table.status == JobStatus.QUEUED).limit(most).subquery()
+        # Counted up to `most` only, since the queue may have ten thousand rows.
+        waits = (table.status == JobStatus.QUEUED, leases.is_due(table))
+        some = select(table.id).where(*waits).limit(most).subquery()
         queued += db.session.scalar(select(func.count()).select_from(some)) or 0
+    if queue == jobs.PREDICT:
+        asked = select(func.count()).select_from(ModelVersion).where(waits_for_check())
+        queued += db.session.scalar(asked) or 0
     db.session.commit()
     if not queued:
         return True
@@ -105,8 +116,8 @@ def top_up(queue: str) -> bool:
 
 
 def nudges_in(queue: str) -> int | None:
-    """Return how many messages wait in the broker, so that an idle minute does not pile them up;
-    None if it cannot be reached.
+    """Return how many messages are in the broker's queue, so that they do not pile up; None if it
+    is unreachable.
     """
     celery: Celery = current_app.extensions["celery"]
     with celery.connection_for_write() as connection:

@@ -1,5 +1,5 @@
-"""One training run: from its row to a model version, continuing from its checkpoint wherever it was
-interrupted.
+"""Turns a training run into a model version; interrupted runs continue from their checkpoint, on
+any machine.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from sqlalchemy.orm import selectinload
 from ml.artifacts.card import Card
 from ml.catalogue import IMAGENET_WEIGHTS, STARTER_SERIES_DIR
 from ml.errors import ArtifactError, DatasetError, SettingError
+from ml.inference.predictor import Predictor
 from ml.training.progress import Progress, TrainingStopped
 from ml.training.run import OtherTraining, TrainConfig, train
 from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
 from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
+from worker.canary import answer_of
 from worker.checkpoints import Checkpoint
 from worker.comparison import compare_with_earlier
 from worker.dataset_import import fetch_dataset
@@ -32,6 +34,7 @@ from worker.heartbeat import presence
 from worker.leases import LeaseLost
 from worker.predictors import ANSWERS, model_folder
 from worker.retries import in_transaction, retry_storage
+from worker.scan_files import is_passing
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +42,8 @@ WRITE_EVERY_S = 1.0
 
 
 def train_next_run() -> bool:
-    """Claim one queued run and train it to a verdict, or hand it back when the worker stops; False
-    if none was queued.
+    """Claim a queued run and carry it through, or hand it back if the worker stops; return False if
+    none was queued.
     """
     mine = presence()
 
@@ -65,8 +68,8 @@ def train_next_run() -> bool:
 class Training:
     """A claimed run while this process works on it.
 
-    The checkpoint in storage, not a folder that some machine has kept, says where the run stands:
-    any machine may have continued it since.
+    The checkpoint in storage, never a leftover local folder, says how far the run has got, since
+    another machine may have continued it in the meantime.
     """
 
     def __init__(self, run: TrainingRun, folder: Path) -> None:
@@ -78,11 +81,11 @@ class Training:
         self._is_trained = False
         self._owner = presence().owner
         self._written_at = time.monotonic()
-        self._progress: dict[str, Any] = {"stage": "Fetching the data"}
+        self._progress: dict[str, Any] = {"stage": "Downloading the data"}
 
     def carry_through(self) -> None:
-        """Train; the row ends as done or failed, or returns to the queue with its checkpoint kept,
-        as far as the storage is there.
+        """Train; the row ends as done or failed, or returns to the queue with its checkpoint stored
+        if the storage is available.
         """
         try:
             card = self._train()
@@ -103,18 +106,17 @@ class Training:
         except (DatasetError, SettingError, ArtifactError) as err:
             self._fail(str(err))
         except StorageError as err:
-            # The storage refused a model that is trained: whoever tries the run again goes on from
-            # the checkpoint that was stored last.
-            self._fail(str(err), keeps_checkpoint=self._is_trained)
+            if is_passing(err):
+                self._put_off(str(err))
+            else:
+                self._fail(str(err), keeps_checkpoint=self._is_trained)
         except Exception:
             log.error("run=%s failed unexpectedly", self.run.id)
             self._fail("An unexpected error occurred during training; see the log for details.")
             raise
 
     def _let_go(self) -> None:
-        """Leave a run that this worker no longer holds; of one that was cancelled no checkpoint
-        stays.
-        """
+        """Drop a run that this worker no longer holds; delete the checkpoint if it was canceled."""
         status = in_transaction(
             lambda: db.session.scalar(
                 select(TrainingRun.status).where(TrainingRun.id == self.run.id)
@@ -145,9 +147,9 @@ class Training:
         try:
             return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
         except OtherTraining:
-            # A run has one setting and data for ever, but a newer version of this software may read
-            # them otherwise.
-            log.warning("run=%s begins anew: its checkpoint is of an earlier version", run.id)
+            # The settings and data of a run never change, but a newer version of this software may
+            # interpret them differently.
+            log.warning("run=%s starts over: its checkpoint is from an earlier version", run.id)
             shutil.rmtree(self.out_dir)
             self.checkpoint.forget()
             return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
@@ -164,8 +166,7 @@ class Training:
                 weights = Path(current_app.config["WEIGHTS_DIR"]) / name
                 if not weights.is_file():
                     raise SettingError(
-                        "The ImageNet weights are not on this worker: its WEIGHTS_DIR has no"
-                        f" {name}."
+                        f"The ImageNet weights {name} are not in the WEIGHTS_DIR of this worker."
                     )
                 return weights
             case ("version", ":", version_id):
@@ -202,9 +203,7 @@ class Training:
             self._write()
 
     def _write(self) -> None:
-        """Write the progress; a database that is away for a while does not end a training, a lost
-        lease does.
-        """
+        """Write the progress; a lost lease ends the training, an unavailable database does not."""
         self._written_at = time.monotonic()
         self._write_columns(**self._progress)
 
@@ -220,25 +219,28 @@ class Training:
     def _keep_checkpoint(self) -> None:
         if self.checkpoint.store():
             # A death after a new checkpoint does not speak against the run.
-            self._write_columns(death_counts=False)
+            self._write_columns(death_counts=False, refused_since=None)
 
     def _store_model(self, card: Card) -> str:
-        """Store the model folder and its answers, compare them with others', then write version and
-        verdict in one transaction.
+        """Store the model folder with its predictions, compare it with earlier versions, then write
+        the version and finish the run in one transaction.
 
         Raises:
-            LeaseLost: another worker has the run; nothing of this model stays.
+            LeaseLost: another worker has the run; the files of this model were deleted.
         """
         version_id = new_id()
         prefix = f"models/{version_id}"
         self._progress["stage"] = "Comparing with earlier versions"
         self._write()
         comparisons = compare_with_earlier(self.out_dir, self.folder)
+        canary = answer_of(Predictor(self.out_dir / "model"))
         try:
             answers = [path for name in ANSWERS if (path := self.out_dir / name).is_file()]
             for path in [*sorted((self.out_dir / "model").iterdir()), *answers]:
                 retry_storage(lambda path=path: storage.put(f"{prefix}/{path.name}", path))  # type: ignore[misc]
-            in_transaction(lambda: self._write_version(card, comparisons, version_id, prefix))
+            in_transaction(
+                lambda: self._write_version(card, comparisons, canary, version_id, prefix)
+            )
         except (LeaseLost, StorageError):
             storage.discard(prefix)
             raise
@@ -246,10 +248,15 @@ class Training:
         return version_id
 
     def _write_version(
-        self, card: Card, comparisons: list[dict[str, Any]], version_id: str, prefix: str
+        self,
+        card: Card,
+        comparisons: list[dict[str, Any]],
+        canary: float,
+        version_id: str,
+        prefix: str,
     ) -> None:
         if db.session.get(ModelVersion, version_id) is not None:
-            return  # It was committed, and only the answer to that was lost.
+            return  # The commit succeeded, but its confirmation was lost.
         check = card.export_check
         blocked_because = card.blocked_because or None
         if not check.passed:
@@ -270,8 +277,19 @@ class Training:
                 card=json.loads(card.to_json()),
                 blocked_because=blocked_because,
                 comparisons=comparisons,
+                canary=canary,
             )
         )
+
+    def _put_off(self, sentence: str) -> None:
+        """Queue a run again that the storage refused something; it goes on from the checkpoint that
+        was stored last. After an hour of that it fails, and whoever tries it again does so too.
+        """
+        self.checkpoint.store()
+        if not in_transaction(
+            lambda: leases.refuse(TrainingRun, self._owner, {self.run.id: sentence})
+        ):
+            self._let_go()
 
     def _fail(self, sentence: str, keeps_checkpoint: bool = False) -> None:
         if not in_transaction(

@@ -1,4 +1,4 @@
-"""What a model folder says of its model: `card.json`, as dataclasses."""
+"""The model card as dataclasses, stored as `card.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ml.catalogue import BLEEDING_TYPES
 from ml.errors import ArtifactError
-from ml.figures import BandFigures, Confusion, Estimate, Metrics
+from ml.figures import BandFigures, Confusion, Estimate, LocalFigures, Metrics, PointFigures
 from ml.typed_json import JsonError, from_json, to_json
 
 FORMAT = 1
@@ -33,13 +33,13 @@ ABSENT = -1.0
 
 @dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-    """What a training started from.
+    """The initial weights of a training.
 
     Attributes:
         kind: "random", "file" or "model".
         name, sha256: of a file.
-        id, architecture, command, datasets, fingerprint, initial_weights: of a model of ours, as
-            its card gives them.
+        id, architecture, command, datasets, fingerprint, initial_weights: of a model of ours, from
+            its card.
     """
 
     kind: str
@@ -54,19 +54,52 @@ class InitialWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalLevel:
+    """The calibration of slices or of scans to one site.
+
+    Attributes:
+        scans: the number of scans that it was fitted to.
+        platt: "slope" and "offset" for the log-odds of shipped probabilities.
+        before, after: what the threshold means there with shipped and with local probabilities.
+    """
+
+    scans: int
+    platt: dict[str, float]
+    before: LocalFigures
+    after: LocalFigures
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalCalibration:
+    """A calibration to one site (`ml.training.site_calibration`).
+
+    Attributes:
+        model: id of the model before.
+        dataset: name of the site's data set.
+        slice, scan: what was calibrated; None if not.
+    """
+
+    model: str
+    dataset: str
+    slice: LocalLevel | None = None
+    scan: LocalLevel | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a model learned from and was judged on.
+    """The training and test data of a model.
 
     Attributes:
         datasets: their names.
         fingerprint: digest of their fingerprints.
-        initial_weights: what the training started from.
-        training: digest of all that decides the training's outcome.
-        images, positive, negative: labeled slices, and how many show hemorrhage or none.
-        groups: patients and near-duplicates that the labeled slices come from.
-        judged, scans: slices and scans that the figures are of; None for scans in a card of the
-            first versions.
+        initial_weights: of the training.
+        training: digest of everything that determines the training's outcome.
+        images, positive, negative: numbers of labeled slices, and of those with and without
+            hemorrhage.
+        groups: number of groups (patients and near-duplicates) of the labeled slices.
+        judged, scans: numbers of test slices and scans; None for scans in early cards.
         licence_notes: sentences.
+        local_calibration: of a model that was calibrated to one site.
     """
 
     datasets: list[str]
@@ -80,11 +113,12 @@ class TrainingData:
     judged: int
     scans: int | None = None
     licence_notes: list[str]
+    local_calibration: LocalCalibration | None = None
 
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """How far the ONNX graphs are from what was trained, and how far they may be."""
+    """The comparison of the ONNX graphs with the trained model."""
 
     largest_difference: float
     limit: float
@@ -93,14 +127,14 @@ class ExportCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """What a control of `ml.training.controls` found.
+    """The result of a control of `ml.training.controls`.
 
     Attributes:
         name: of the control.
-        skipped: why it was not run; then all figures are None.
+        skipped: why it was not run; then all metrics are None.
         auroc, accuracy: of slices.
-        how: how the figures were made, in a sentence.
-        seconds: what it took.
+        how: how the metrics were obtained, in a sentence.
+        seconds: its duration.
         lower_99: the one-sided lower 99 % bound of the permuted control's AUROC.
         permutations: the AUROC of each permutation.
         run_auroc: the run's own AUROC on the same folds.
@@ -119,7 +153,7 @@ class Control:
 
 @dataclass(frozen=True)
 class TypeMetrics:
-    """How well a type of bleeding is recognized, and how well among slices or scans that bleed."""
+    """Metrics of a type of hemorrhage, with the AUROC among slices or scans with hemorrhage."""
 
     auroc: Estimate
     ece: Estimate
@@ -128,8 +162,8 @@ class TypeMetrics:
 
 @dataclass(frozen=True)
 class TypeScore:
-    """What a patient who shows a type got: probability and rank among `of` patients, None where the
-    patient's fold had too few others to learn the type from.
+    """Probability and rank among `of` patients of a patient with a type; None if the model of that
+    fold does not predict the type.
     """
 
     probability: float | None
@@ -139,14 +173,14 @@ class TypeScore:
 
 @dataclass(frozen=True)
 class TypeFigures:
-    """What a card says of a type of bleeding.
+    """The card's entry for a type of hemorrhage.
 
     Attributes:
-        given: whether the model gives its probability.
+        given: whether the model predicts it.
         slices, patients: how many show it.
-        of_slices, of_patients: among how many whose types are known.
-        slice, patient: metrics out of fold; None where few patients show the type.
-        scores: in their place, what each of those patients got, the highest first.
+        of_slices, of_patients: how many have known types.
+        slice, patient: metrics on held-out data; None where few patients show the type.
+        scores: instead of these, the score of each of those patients, the highest first.
     """
 
     given: bool
@@ -173,34 +207,35 @@ class Card:
         reads: what one prediction takes, "slice" or "series".
         created_at: ISO 8601, UTC.
         preprocessing: `InputSpec.to_dict()`.
-        threshold: a slice, or a scan of one slice, is positive from this probability on.
+        threshold: a slice, or a scan of one slice, with at least this probability is positive.
         uncertain_low, uncertain_high: low <= probability < high is uncertain.
         scan_threshold, scan_uncertain_low, scan_uncertain_high: the same for a scan of several
-            slices; negative in a card that was written before there were any, and then those above
-            serve.
-        data: what the model learned from and was judged on.
-        metrics: pooled out-of-fold.
+            slices; negative in cards that predate them, and then the values above apply.
+        data: training and test data.
+        metrics: pooled over the held-out folds.
         metrics_by_dataset: the same for each data set.
-        patient_metrics, patient_metrics_by_dataset: the same by scan; None and empty in a card of
-            the first versions.
-        band: by level, "slice" and "patient": how often answers outside the uncertain band were
-            right (`ml.evaluation.calibration.predictive_values_outside_band`).
-        controls: what `ml.training.controls` found.
-        heat_maps: how often those of rightly found hemorrhages, out of fold, held
-            `ml.training.heat_map_tests`'s tests.
-        types: where the data tell types of bleeding, each of `ml.catalogue.BLEEDING_TYPES`.
-        blocked_because: a sentence if the controls forbid promotion, else empty.
+        patient_metrics, patient_metrics_by_dataset: the same by scan; None and empty in early
+            cards.
+        band: by level, "slice" and "patient": predictive values outside the uncertain band
+            (`ml.evaluation.calibration.predictive_values_outside_band`).
+        points: by level, "slice" and "patient": each named operating point
+            (`ml.training.operating_points.named_points`); empty in cards that predate them.
+        controls: results of `ml.training.controls`.
+        heat_maps: how often the heat maps of true positives in the held-out folds passed
+            `ml.training.heat_map_tests`.
+        types: where the labels name types of hemorrhage, each of `ml.catalogue.BLEEDING_TYPES`.
+        blocked_because: why the controls rule out promotion, in a sentence; else empty.
         roc: [false positive rate, true positive rate] pairs of slices, at most 200 (of the first
             repeat).
         confusion: tp, fp, tn, fn of slices at the folds' thresholds (of the first repeat).
-        protocol: how the metrics were made, in a sentence.
-        export_check: the ONNX graphs against what was trained.
-        seconds: how long cross-validation, controls and final fit took.
-        command: what was run.
-        id, files: filled in by `write_model`: the first 12 hex of a sha256 over all files, and the
-            sha256 of each.
-        checksum: filled in by `write_model`: the sha256 of all other fields; empty in a card that
-            was written before there was any.
+        protocol: how the metrics were obtained, in a sentence.
+        export_check: comparison of the ONNX graphs with the trained model.
+        seconds: duration of cross-validation, controls and final fit.
+        command: the command line.
+        id, files: filled in by `write_model`: the first 12 hex digits of a SHA-256 over all files,
+            and the SHA-256 of each file.
+        checksum: filled in by `write_model`: the SHA-256 of all other fields; empty in cards that
+            predate it.
     """
 
     architecture: str
@@ -226,6 +261,7 @@ class Card:
     patient_metrics: Metrics | None = None
     patient_metrics_by_dataset: dict[str, Metrics] = field(default_factory=dict)
     band: dict[str, BandFigures] = field(default_factory=dict)
+    points: dict[str, dict[str, PointFigures]] = field(default_factory=dict)
     controls: list[Control] = field(default_factory=list)
     heat_maps: dict[str, Estimate] = field(default_factory=dict)
     types: dict[str, TypeFigures] = field(default_factory=dict)
@@ -239,15 +275,15 @@ class Card:
     checksum: str = ""
 
     def to_json(self) -> str:
-        """Return the card as JSON text; NaN, which is no JSON, is a ValueError."""
+        """Return the card as JSON text; raise ValueError for NaN, which JSON does not know."""
         return json.dumps(to_json(self), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Card:
-        """Return the card that `to_json` wrote. Keys that this version does not know are left out.
+        """Parse a card that `to_json` wrote, ignoring unknown keys.
 
         Raises:
-            ArtifactError: it is no card of this format.
+            ArtifactError: it is not a card of this format.
         """
         try:
             read = json.loads(text)
@@ -275,10 +311,7 @@ class Card:
                 )
         for name, found in card.types.items():
             if not found.is_complete:
-                raise ArtifactError(
-                    f"The model's {CARD} does not give all that belongs to {name[:40]!r} in"
-                    " 'types'."
-                )
+                raise ArtifactError(f"The model's {CARD} lacks fields of {name[:40]!r} in 'types'.")
         if card.checksum and card.checksum != checksum_of(read):
             raise ArtifactError(
                 f"The model's {CARD} is not what was written: its sha256 differs from the one"
@@ -288,21 +321,23 @@ class Card:
 
     @property
     def told_types(self) -> tuple[str, ...]:
-        """The types of bleeding that types.onnx tells, in its order."""
+        """The types of hemorrhage that types.onnx predicts, in its order."""
         return tuple(
             name for name in BLEEDING_TYPES if name in self.types and self.types[name].given
         )
 
     def point_of(self, slices: int) -> tuple[float, float, float]:
-        """Return threshold and uncertain band (low, high) for a scan of that many slices."""
+        """Return the threshold and the uncertain band (low, high) for a scan of that many
+        slices.
+        """
         if slices == 1 or self.scan_threshold == ABSENT:
             return self.threshold, self.uncertain_low, self.uncertain_high
         return self.scan_threshold, self.scan_uncertain_low, self.scan_uncertain_high
 
 
 def checksum_of(card: Mapping[str, Any]) -> str:
-    """Return the sha256 of a card's fields without the checksum itself, however they are spaced and
-    ordered.
+    """Return the SHA-256 of a card's fields without the checksum itself, independent of their order
+    and of white space.
     """
     others = {name: value for name, value in card.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()

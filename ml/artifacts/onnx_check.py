@@ -1,9 +1,8 @@
-"""Whether an ONNX graph holds all that it needs: read from its bytes, before anything is loaded or
-computed.
+"""Check that an ONNX graph is self-contained, from its bytes, before it is loaded.
 
-A graph may name files that its weights lie in, and operators that only somebody's library knows.
-Neither is wanted in a model folder. What protobuf writes is a run of (field number, kind, value),
-so following the few fields that can say such a thing needs no library; serving has none for it.
+A graph can refer to external weight files and to custom operators; neither is allowed in a model
+folder. A protobuf message is a sequence of (field number, wire type, value), so the few relevant
+fields can be followed without the onnx package, which is not installed for serving.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from pathlib import Path
 from ml.errors import ArtifactError
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
-"""Of the operators that ONNX itself defines."""
+"""The domains of ONNX's own operators."""
 DEEPEST = 40
-"""Messages within messages; real graphs have fewer than ten."""
+"""Maximum nesting of messages; real graphs have fewer than ten levels."""
 
 # By message of onnx.proto: field number -> what it holds.
 _LEADS_TO = {
@@ -40,21 +39,20 @@ _VARINT, _FIXED_64, _LENGTH, _FIXED_32 = 0, 1, 2, 5
 
 
 def require_self_contained(path: Path) -> None:
-    """Refuse a graph that needs more than itself and ONNX's own operators.
+    """Raise unless a graph is self-contained and uses only ONNX's own operators.
 
     Raises:
-        ArtifactError: its weights lie elsewhere, an operator or function is not ONNX's own, or it
-            is no graph at all.
+        ArtifactError: it has external weights, custom operators or functions, or is not a graph.
         OSError: the file cannot be read.
     """
     try:
         _follow(memoryview(path.read_bytes()), "model", path.name, 0)
     except (IndexError, UnicodeDecodeError, _Damaged) as err:
-        raise ArtifactError(f"The model's {path.name} is no graph that can be read.") from err
+        raise ArtifactError(f"The model's {path.name} is not a readable ONNX graph.") from err
 
 
 class _Damaged(ValueError):
-    """These bytes are not what protobuf writes."""
+    """The bytes are not a valid protobuf message."""
 
 
 def _follow(message: memoryview, kind: str, name: str, depth: int) -> None:
@@ -67,13 +65,12 @@ def _follow(message: memoryview, kind: str, name: str, depth: int) -> None:
             continue
         if inner == "functions":
             raise ArtifactError(
-                f"The model's {name} brings functions of its own; only ONNX's own operators are"
-                " computed."
+                f"The model's {name} defines its own functions; only ONNX's own operators are"
+                " allowed."
             )
         if inner == "outside" or (inner == "location" and value != 0):
             raise ArtifactError(
-                f"The model's {name} keeps weights in another file; a graph must hold all that it"
-                " needs."
+                f"The model's {name} keeps weights in another file; a graph must be self-contained."
             )
         if inner == "location":
             continue
@@ -84,14 +81,14 @@ def _follow(message: memoryview, kind: str, name: str, depth: int) -> None:
             if domain not in DOMAINS:
                 raise ArtifactError(
                     f"The model's {name} uses operators of {domain[:60]!r}; only ONNX's own are"
-                    " computed."
+                    " allowed."
                 )
         else:
             _follow(value, inner, name, depth + 1)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield the number and value of each field: a number, or the bytes of a text or message."""
+    """Yield the number and value of each field: an integer, or the bytes of a string or message."""
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
@@ -113,7 +110,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """Return the number that begins at `place`, seven bits a byte, and where it ends."""
+    """Return the varint that begins at `place` and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = message[place]

@@ -1,4 +1,4 @@
-"""What `python -m ml` may be told."""
+"""The arguments of `python -m ml`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ LARGEST_SEED = 2**31 - 1
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; what it reads names the `command`."""
+    """Return the parser of all commands; the parsed namespace holds the `command`."""
     parser = argparse.ArgumentParser(
         prog="python -m ml", description="Brain hemorrhage detection on head CT. Research use only."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     explore = commands.add_parser(
-        "explore", help="describe data sets (folders or ZIP files), their look and their shortcuts"
+        "explore",
+        help="describe data sets (folders or ZIP files), their appearance and shortcuts in them",
     )
     explore.add_argument("datasets", type=Path, nargs="+", metavar="DATASET")
     explore.add_argument("--out", type=Path, help="folder for a report with pictures (index.html)")
     explore.add_argument("--json", action="store_true", help="write JSON")
     train = commands.add_parser(
-        "train", help="train a model; the same command on the same folder continues"
+        "train", help="train a model; repeat the command on the same folder to resume"
     )
     train.add_argument("datasets", type=Path, nargs="+", metavar="DATASET")
     train.add_argument("--architecture", required=True, choices=sorted(ARCHITECTURES))
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         required=True,
-        help="folder for the training; the model will be in model/",
+        help="output folder; the model will be in its model/ subfolder",
     )
     train.add_argument(
         "--set",
@@ -54,13 +55,18 @@ def parser() -> argparse.ArgumentParser:
         "--reuse",
         type=Path,
         metavar="DIR",
-        help="keep fine-tuned convolutions there for other trainings; changes no number",
+        help="cache fine-tuned convolutions in this folder for other trainings; results do not"
+        " change",
     )
     train.add_argument(
-        "--note", action="append", default=[], metavar="SENTENCE", help="goes into the model's card"
+        "--note",
+        action="append",
+        default=[],
+        metavar="SENTENCE",
+        help="a note for the model's card",
     )
     train.add_argument(
-        "--licence",
+        "--license",
         action="append",
         default=[],
         metavar="SENTENCE",
@@ -78,45 +84,66 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate = commands.add_parser(
         "evaluate",
-        help="score a model on a labeled data set; the same command on the same folder continues",
+        help="evaluate a model on a labeled data set; repeat the command on the same folder to"
+        " resume",
     )
     evaluate.add_argument("model", help=MODEL_HELP)
-    evaluate.add_argument("dataset", type=Path, help="a folder or a ZIP file; labels may be empty")
+    evaluate.add_argument(
+        "dataset", type=Path, help="a folder or a ZIP file; labels may be missing"
+    )
     evaluate.add_argument(
         "--out", type=Path, required=True, help="folder for metrics.json, predictions.csv and plots"
     )
     evaluate.add_argument(
         "--json", action="store_true", help="write the metrics as JSON to standard output too"
     )
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="calibrate a model to a site with at least 20 confirmed scans of it, with and without"
+        " hemorrhage; writes a model folder",
+    )
+    calibrate.add_argument("model", help=MODEL_HELP)
+    calibrate.add_argument("dataset", type=Path, help="a folder or a ZIP file with labels")
+    calibrate.add_argument(
+        "--out", type=Path, required=True, help="folder for the model and its evaluation"
+    )
+    calibrate.add_argument("--json", action="store_true", help="write the figures as JSON")
+    simulate = commands.add_parser(
+        "simulate-calibration",
+        help="how much 20, 50 and 100 confirmed scans of a site would help, for each data set of a"
+        " training with folds by data set",
+    )
+    simulate.add_argument("run", type=Path, metavar="RUN", help="output folder of train")
     compare = commands.add_parser(
         "compare",
-        help="figures of several runs on what they share, and paired differences to the first",
+        help="compare runs on the images they share, with paired differences from the first",
     )
     compare.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="a folder that train or evaluate wrote"
     )
     compare.add_argument("--json", action="store_true", help="write JSON")
-    triage = commands.add_parser(
-        "triage",
-        help="simulate how much sooner hemorrhages are looked at where answers order the worklist",
+    worklist = commands.add_parser(
+        "worklist",
+        help="simulate how much sooner hemorrhages are read when the model prioritizes the"
+        " worklist",
     )
-    triage.add_argument(
+    worklist.add_argument(
         "run_or_model",
         metavar="RUN",
-        help=f"a folder that train or evaluate wrote, for its answers; or {MODEL_HELP}",
+        help=f"output folder of train or evaluate, for its predictions; or {MODEL_HELP}",
     )
-    triage.add_argument("--dataset", metavar="NAME", help="take the scans of this data set only")
+    worklist.add_argument("--dataset", metavar="NAME", help="use only the scans of this data set")
     for setting in fields(Department):
         flag, convert = "--" + setting.name.replace("_", "-"), type(setting.default)
         said = f"{setting.metadata['help']} (default {setting.default:g})"
-        triage.add_argument(flag, type=convert, default=setting.default, metavar="N", help=said)
-    triage.add_argument("--seed", type=_seed, default=0)
-    triage.add_argument("--json", action="store_true", help="write JSON")
+        worklist.add_argument(flag, type=convert, default=setting.default, metavar="N", help=said)
+    worklist.add_argument("--seed", type=_seed, default=0)
+    worklist.add_argument("--json", action="store_true", help="write JSON")
     paper = commands.add_parser(
         "paper",
         help=(
-            "the paper's experiment, honest and leaked; the same command on the same folder"
-            " continues"
+            "the paper's experiment, honest and leaked; repeat the command on the same folder to"
+            " resume"
         ),
     )
     paper.add_argument("dataset", type=Path, metavar="DATASET")
@@ -130,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     )
     paper.add_argument("--json", action="store_true", help="write the cells as JSON")
     results = commands.add_parser(
-        "results", help="put the figures of finished runs into tables of results"
+        "results", help="add the metrics of finished runs to the result tables"
     )
     results.add_argument(
         "runs",
@@ -143,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="DIR",
-        help="the folder of the tables, one a data set",
+        help="the folder of the tables, one per data set",
     )
     card = commands.add_parser("card", help="write a model's card as Markdown")
     card.add_argument("model", help=MODEL_HELP)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ml.artifacts.folder import read_card
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, architecture_named
-from ml.cli.terminal import Counter, Trail, figure, minutes, say, say_figures
+from ml.cli.terminal import StatusLine, figure, minutes, say, say_figures
 from ml.errors import ArtifactError, DatasetError, ImageError, SettingError
 from ml.evaluation.result_tables import Row, rows_of_run, update_results
 from ml.evaluation.worklist import Department, scans_of, sentences, simulate
@@ -30,17 +30,21 @@ BY_NAME = (
 
 
 def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Describe data sets, and, of several, how well one can tell them apart."""
+    """Describe data sets and, if there are several, how distinguishable they are."""
     from ml.exploration.summary import compare_sources, explore, measure_all
 
     opened = [
         _dataset(
-            path, stack, needs_both_classes=False, on_image=Counter(f"reading {path.name}: image")
+            path,
+            stack,
+            needs_both_classes=False,
+            on_image=StatusLine(f"reading {path.name}: image").count,
         )
         for path in options.datasets
     ]
     measured = [
-        measure_all(dataset, Counter(f"measuring {dataset.name}: image")) for dataset in opened
+        measure_all(dataset, StatusLine(f"measuring {dataset.name}: image").count)
+        for dataset in opened
     ]
     facts = [explore(dataset, of_one) for dataset, of_one in zip(opened, measured, strict=True)]
     sources = compare_sources(opened, measured)
@@ -58,17 +62,17 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                     f"{name.replace('_', ' ')}:"
                     f" {value if isinstance(value, (str, int)) else json.dumps(value)}"
                 )
-        _say_probes("told from the labels by", of_one["probes"])
+        _say_probes("labels predicted by", of_one["probes"])
     for pair in sources:
         _say_probes(f"{' told from '.join(pair['sources'])} by", pair["probes"])
 
 
 def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Train a model, show how far it is, and write its figures."""
+    """Train a model, show progress, and print its metrics."""
     from ml.training.run import LICENSE_NOTES, TrainConfig, train
 
     settings = dict(_key_and_value(text) for text in options.set)
-    # a wrong one is said before a data set is read
+    # fail before a data set is read
     architecture_named(options.architecture).parse_settings(settings)
     config = TrainConfig(
         architecture=options.architecture,
@@ -77,12 +81,12 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
         init=_initial(options.init),
         command=shlex.join(["python", "-m", "ml", *_deciding(given)]),
         reuse=options.reuse,
-        licence_notes=(*LICENSE_NOTES, *options.licence),
+        license_notes=(*LICENSE_NOTES, *options.license),
         notes=tuple(options.note),
     )
     datasets = [_dataset(path, stack) for path in options.datasets]
 
-    card = train(config, datasets, options.out, Trail())
+    card = train(config, datasets, options.out, StatusLine().train)
     if options.json:
         return _write_json(json.loads(card.to_json()))
     say(f"Model {card.id} in {options.out / 'model'}")
@@ -100,21 +104,22 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
 
 
 def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Predict scans; a folder is one series. One line each, a scan that cannot be read among them;
-    it is an error if none can.
+    """Predict scans, one line each; a folder is one series. Unreadable scans get a line, too; it is
+    an error if none can be read.
     """
     from ml.inference.predictor import Predictor
 
     predictor = Predictor(_model_folder(options.model))
     rows: list[dict[str, Any]] = []
     said: list[str] = []
-    counter = Counter("predicting scan") if len(options.paths) > 1 else None
+    counter = StatusLine("predicting scan") if len(options.paths) > 1 else None
     for path in options.paths:
         row: dict[str, Any] = {
             "path": str(path),
             "probability": None,
             "threshold": predictor.card.threshold,
             "positive": None,
+            "state": None,
             "types": None,
             "warnings": [],
             "error": None,
@@ -131,16 +136,19 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                 "probability": finding.probability,
                 "threshold": finding.threshold,
                 "positive": finding.positive,
+                "state": finding.state,
             }
             row["types"] = dict(finding.types)
         except ImageError as err:
             row["error"] = str(err)
         rows.append(row)
         if counter:
-            counter(len(rows), len(options.paths))
+            counter.count(len(rows), len(options.paths))
     if options.format == "csv":
         table = csv.DictWriter(
-            sys.stdout, ["path", "probability", "threshold", "positive"], extrasaction="ignore"
+            sys.stdout,
+            ["path", "probability", "threshold", "positive", "state"],
+            extrasaction="ignore",
         )
         table.writeheader()
         table.writerows(rows)
@@ -153,21 +161,21 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
 
 
 def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Score a model on a labeled data set."""
+    """Evaluate a model on a labeled data set."""
     from ml.evaluation.plots import write_plots
     from ml.training.external_validation import evaluate
 
     model = _model_folder(options.model)
-    read_card(model)  # a model that is none is said before a data set is read
+    read_card(model)  # fail before a data set is read
     dataset = _dataset(
         options.dataset,
         stack,
         needs_both_classes=False,
         keeps_bare=True,
-        on_image=Counter("reading image"),
+        on_image=StatusLine("reading image").count,
     )
     result = evaluate(
-        model, dataset, options.out, Counter("scoring image"), threads=os.cpu_count() or 1
+        model, dataset, options.out, StatusLine("scoring image").count, threads=os.cpu_count() or 1
     )
     write_plots(options.out)
     if options.json:
@@ -180,8 +188,45 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[
     say(f"metrics.json, predictions.csv, answers.csv and plots are in {options.out}")
 
 
+def calibrate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Calibrate a model to a site."""
+    from ml.training.site_calibration import calibrate
+
+    model = _model_folder(options.model)
+    read_card(model)  # fail before a data set is read
+    dataset = _dataset(options.dataset, stack, on_image=StatusLine("reading image").count)
+    result = calibrate(
+        model, dataset, options.out, StatusLine("scoring image").count, threads=os.cpu_count() or 1
+    )
+    if options.json:
+        return _write_json(to_json(result))
+    for level, found in result.items():
+        say(f"{level}: {found.scans} confirmed")
+        for side, figures in (("before", found.before), ("after", found.after)):
+            shown = f"sensitivity {figure(figures.sensitivity)}"
+            shown += f"  specificity {figure(figures.specificity)}"
+            say(f"  {side:6}  {shown}  Brier {figures.brier:.3f}")
+    say(f"The calibrated model is in {options.out / 'model'}")
+
+
+def simulate_calibration_command(
+    options: argparse.Namespace, stack: ExitStack, given: list[str]
+) -> None:
+    """Show what local calibration would do at each data set of a run."""
+    from ml.training.site_calibration import simulate_sites
+
+    table = csv.writer(sys.stdout)
+    rows = simulate_sites(options.run)
+    if rows:
+        table.writerow(rows[0])
+    table.writerows(
+        [f"{value:.3f}" if isinstance(value, float) else value for value in row.values()]
+        for row in rows
+    )
+
+
 def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Show the figures of several runs on what they share, and their differences."""
+    """Show the metrics of several runs on the images they share, and their differences."""
     from ml.evaluation.comparison import compare
 
     result = compare(options.runs)
@@ -196,7 +241,7 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                 figures.append(("auroc within folds", run.auroc_within_folds))
             shown = "  ".join(f"{name} {figure(estimate)}" for name, estimate in figures)
             say(f"  {run.run:{width}}  {shown}")
-        # a data set may be called all, too
+        # a data set may be named "all", too
         for dataset, those in [("all", found), *(found.by_dataset or {}).items()]:
             for difference in those.differences:
                 say(
@@ -206,10 +251,8 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                 )
 
 
-def triage_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Simulate how much sooner hemorrhages are looked at where a model's answers order the
-    worklist.
-    """
+def worklist_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Simulate how much sooner hemorrhages are read when a model prioritizes the worklist."""
     department = Department(
         **{name: getattr(options, name) for name in Department.__dataclass_fields__}
     )
@@ -217,7 +260,7 @@ def triage_command(options: argparse.Namespace, stack: ExitStack, given: list[st
         scans_of(_model_folder(options.run_or_model), options.dataset),
         department,
         options.seed,
-        Counter("simulating day"),
+        StatusLine("simulating day").count,
     )
     if options.json:
         return _write_json(to_json(result))
@@ -231,7 +274,7 @@ def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str
     from ml.paper.grid import Watcher, run_paper
     from ml.paper.report import write_report
 
-    dataset = _dataset(options.dataset, stack, on_image=Counter("reading image"))
+    dataset = _dataset(options.dataset, stack, on_image=StatusLine("reading image").count)
     cells = plan(len(dataset.examples), *([options.only] if options.only else []))
 
     def say_plan(total: int, done: int, seconds: float) -> None:
@@ -250,7 +293,7 @@ def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str
         seed=options.seed,
         command=command,
         watcher=Watcher(
-            on_progress=Trail(),
+            on_progress=StatusLine().train,
             on_plan=say_plan,
             on_cell=lambda so_far: write_report(so_far, options.out),
         ),
@@ -278,13 +321,11 @@ def _model_folder(name: str) -> Path:
 
 
 def _deciding(given: list[str]) -> list[str]:
-    """Return the arguments that decide what is computed; the sentences for the card stand in the
-    card already.
-    """
+    """Return the arguments that affect the results; the card already holds its notes."""
     return [
         word
         for before, word in zip(["", *given], given, strict=False)
-        if not {before, word} & {"--note", "--licence", "--reuse"}
+        if not {before, word} & {"--note", "--license", "--reuse"}
     ]
 
 
@@ -324,7 +365,7 @@ def _write_json(value: object) -> None:
 
 
 def results_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
-    """Put the figures of finished runs into the tables of results."""
+    """Add the metrics of finished runs to the result tables."""
     gathered: dict[str, list[Row]] = {}
     for text in options.runs:
         run, sign, protocol = text.rpartition("=")
@@ -344,8 +385,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, ExitStack, list[str]], None]] 
     "train": train_command,
     "predict": predict_command,
     "evaluate": evaluate_command,
+    "calibrate": calibrate_command,
+    "simulate-calibration": simulate_calibration_command,
     "compare": compare_command,
-    "triage": triage_command,
+    "worklist": worklist_command,
     "paper": paper_command,
     "results": results_command,
     "card": card_command,

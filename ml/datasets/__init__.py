@@ -1,1 +1,1 @@
-"""Labeled sets are read, grouped and pooled."""
+"""Read, group and pool labeled data sets."""

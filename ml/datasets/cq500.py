@@ -1,14 +1,14 @@
-"""The layout of CQ500 (S. Chilamkurthy et al., The Lancet 2018): scans that three radiologists read
-as wholes.
+"""The layout of CQ500 (S. Chilamkurthy et al., The Lancet 2018): scans with scan-level labels by
+three radiologists.
 
 `reads.csv` has a row for each scan, CQ500-CT-0 and so on, with the columns R1:ICH, R1:IPH, R1:IVH,
-R1:SDH, R1:EDH, R1:SAH, and the same of R2 and R3. A scan has the label that most of them gave. Its
-files lie in a folder such as "CQ500CT0 CQ500CT0/Unknown Study/CT Thin Plain", perhaps within
-another one, one folder a series.
+R1:SDH, R1:EDH, R1:SAH, and the same of R2 and R3. A scan's label is the majority vote. Its files
+lie in a folder such as "CQ500CT0 CQ500CT0/Unknown Study/CT Thin Plain", possibly nested, with one
+folder per series.
 
-Of a patient's series one is taken: axial, at least ten slices, without contrast agent, not
-reconstructed for bone; of several the one whose slices are nearest to 5 mm, as models learned them.
-Where only thin ones are, neighbors are averaged to slabs of 5 mm, as in serving.
+One series per patient is used: axial, at least ten slices, unenhanced, no bone kernel; of several,
+the one with slice thickness closest to 5 mm, as in training. Thin slices are averaged into slabs of
+5 mm, as in serving.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ml.datasets.dicom_headers import Header, from_foot_to_head, read_header
 from ml.datasets.examples import Example
 from ml.datasets.tables import LABELS, MOST_IMAGES, read_table, require_no_formula
 from ml.errors import DatasetError, ImageError
-from ml.scans.files import place_in_series
+from ml.scans.files import is_named_as_image, place_in_series
 from ml.scans.ordering import SAME_PLACE_MM
 from ml.scans.slabs import SLAB_MM, slab_starts
 
@@ -56,7 +56,7 @@ BONE_KERNEL = re.compile(
 
 
 def is_cq500(table: Path) -> bool:
-    """True if a table has this layout."""
+    """Return whether a table has this layout."""
     with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         header = [word.strip().lower() for word in file.readline(10_000).split(",")]
     return {"name", "r1:ich"} <= set(header)
@@ -65,33 +65,33 @@ def is_cq500(table: Path) -> bool:
 def from_cq500(
     base: Path, table: Path, dataset: str, on_header: Callable[[int], None] = lambda total: None
 ) -> tuple[str, list[Example], list[str]]:
-    """Return the layout's name, an example for each slice or slab of a scan, and sentences about
-    scans that are left out.
+    """Return the layout's name, an example for each slice or slab, and notes about excluded
+    scans.
 
     `on_header` is as in `ml.datasets.layouts.find_examples`.
 
     Raises:
-        DatasetError: a row is wrong, there are too many files, or no scan is left.
+        DatasetError: a row is invalid, there are too many files, or no scan is left.
     """
-    told = _read(table)
+    labels_of = _read(table)
     problems = []
     folders: dict[int, list[Path]] = {}
     for number, folder in _scan_folders(base):
         folders.setdefault(number, []).append(folder)
-    if absent := len(set(told) - set(folders)):
+    if absent := len(set(labels_of) - set(folders)):
         problems.append(
-            f"{absent:,} scans of {table.name} are not here; their rows were passed over."
+            f"{absent:,} scans of {table.name} are not in this data set; their rows were ignored."
         )
-    if strangers := sorted(set(folders) - set(told)):
+    if unlabeled := sorted(set(folders) - set(labels_of)):
         problems.append(
-            f"{len(strangers):,} scans have no label in {table.name} and are left out; the first is"
-            f" CQ500-CT-{strangers[0]}."
+            f"{len(unlabeled):,} scans have no label in {table.name} and are left out; the first is"
+            f" CQ500-CT-{unlabeled[0]}."
         )
     examples: list[Example] = []
-    here = sorted(set(told) & set(folders))
+    here = sorted(set(labels_of) & set(folders))
     for number in here:
         on_header(len(here))
-        label, types = told[number]
+        label, types = labels_of[number]
         examples += _of_scan(base, dataset, number, folders[number], label, types, problems)
         if len(examples) > MOST_IMAGES:
             raise DatasetError(
@@ -120,14 +120,14 @@ def _of_scan(
     name = f"CQ500-CT-{number}"
     if label is None:
         problems.append(
-            f"{name} is left out: as many readers see a hemorrhage as do not, or nobody told."
+            f"{name} is left out: the readers disagree about hemorrhage without a majority, or"
+            " gave no label."
         )
         return
     chosen = _chosen_series([series for folder in folders for series in _series_in(folder)])
     if chosen is None:
         problems.append(
-            f"{name} is left out: it has no axial series without contrast agent that is not made"
-            " for bone."
+            f"{name} is left out: it has no unenhanced axial series with a soft-tissue kernel."
         )
         return
     slabs, damaged = _slabs_of(chosen)
@@ -155,7 +155,7 @@ def _of_scan(
 
 @dataclass(frozen=True)
 class _Series:
-    """A folder of slices, and what one of them says of all."""
+    """A folder of slices, with the header of one of them."""
 
     folder: Path
     files: Sequence[Path]
@@ -163,9 +163,7 @@ class _Series:
 
     @property
     def is_plain(self) -> bool:
-        """True if it was made without contrast agent, and not for bone, as far as the name of its
-        folder and the header say.
-        """
+        """Whether folder name and header indicate neither a contrast agent nor a bone kernel."""
         words = re.sub("[_-]", " ", f"{self.folder.name} {self.header.description}")
         has_contrast = not PLAIN.search(words) and bool(
             CONTRAST.search(words) or self.header.contrast
@@ -176,9 +174,7 @@ class _Series:
 
     @property
     def from_usual_mm(self) -> float:
-        """How far the thickness of its slices is from the usual one, in powers of e; unknown is
-        furthest.
-        """
+        """Absolute log ratio of its slice thickness to the usual one; infinite if unknown."""
         thickness_mm = self.header.thickness_mm
         return (
             abs(log(thickness_mm / SLAB_MM)) if thickness_mm and thickness_mm > 0 else float("inf")
@@ -186,22 +182,23 @@ class _Series:
 
 
 def _read(table: Path) -> dict[int, tuple[int | None, frozenset[str] | None]]:
-    """Return label and types of each scan by its number, both None where readers do not agree about
-    a hemorrhage.
+    """Return label and types of each scan by its number, both None where there is no majority about
+    hemorrhage.
     """
     header, rows = read_table(table)
-    told: dict[int, tuple[int | None, frozenset[str] | None]] = {}
-    for line, row in enumerate(rows, start=2):
-        found = SCAN.match(row.get("name", ""))
-        if found is None:
+    labels_of: dict[int, tuple[int | None, frozenset[str] | None]] = {}
+    for row in rows:
+        line = row.line
+        match = SCAN.match(row.get("name", ""))
+        if match is None:
             raise DatasetError(
                 f"{table.name}, line {line}: {row.get('name', '')[:60]!r} is no name such as"
                 " CQ500-CT-0."
             )
-        number = int(found.group(1))
-        if number in told:
+        number = int(match.group(1))
+        if number in labels_of:
             raise DatasetError(
-                f"{table.name}, line {line}: CQ500-CT-{number} stands in the table twice."
+                f"{table.name}, line {line}: CQ500-CT-{number} is in the table twice."
             )
         where = f"{table.name}, line {line} (CQ500-CT-{number})"
         label = _majority(row, "ich", where)
@@ -210,12 +207,15 @@ def _read(table: Path) -> dict[int, tuple[int | None, frozenset[str] | None]]:
             for column, name in TYPES.items()
             if f"r1:{column}" in header and _majority(row, column, where) == 1
         )
-        told[number] = label, None if label is None else (types or None) if label else frozenset()
-    return told
+        labels_of[number] = (
+            label,
+            None if label is None else (types or None) if label else frozenset(),
+        )
+    return labels_of
 
 
 def _majority(row: Mapping[str, str], fact: str, where: str) -> int | None:
-    """Return what most readers said, None where no answer has more than half."""
+    """Return the majority vote, None if there is none."""
     votes = []
     for reader in READERS:
         text = row.get(f"{reader}:{fact}", "")
@@ -234,20 +234,20 @@ def _scan_folders(base: Path) -> Iterator[tuple[int, Path]]:
     for folder, inside, _ in os.walk(base):
         deeper = []
         for name in sorted(inside):
-            if found := SCAN.match(name):
-                yield int(found.group(1)), Path(folder) / name
+            if match := SCAN.match(name):
+                yield int(match.group(1)), Path(folder) / name
             elif not name.startswith((".", "__")):
                 deeper.append(name)
         inside[:] = deeper
 
 
 def _series_in(folder: Path) -> Iterator[_Series]:
-    """Yield the series of a scan's folder: those of enough axial slices, one file each."""
+    """Yield the series in a scan's folder that have enough axial slices, one per file."""
     for inside, _, names in os.walk(folder):
         paths = [
             Path(inside) / name
             for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in DICOM_SUFFIXES
+            if not name.startswith(".") and is_named_as_image(Path(name), DICOM_SUFFIXES)
         ]
         files = sorted(paths, key=place_in_series)
         if len(files) < FEWEST_SLICES:
@@ -263,14 +263,14 @@ def _series_in(folder: Path) -> Iterator[_Series]:
 
 
 def _chosen_series(series: Sequence[_Series]) -> _Series | None:
-    """Return the series that stands for a scan; see the head of this module."""
+    """Return the series to use for a scan; see the module docstring."""
     plain = [one for one in series if one.is_plain]
     return min(plain, key=lambda one: (one.from_usual_mm, one.folder.as_posix()), default=None)
 
 
 def _slabs_of(series: _Series) -> tuple[list[list[Path]], int]:
-    """Return the files of each slab from foot to head, most often one, and how many files have no
-    readable header.
+    """Return the files of each slab (usually one) from foot to head, and the number of files
+    without a readable header.
     """
     headers, damaged = [], 0
     for file in series.files:

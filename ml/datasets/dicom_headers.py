@@ -1,9 +1,8 @@
-"""What the headers of the DICOM files of a public data set say: whose they are, of which series,
-and where they lie.
+"""Headers of the DICOM files of a public data set: patient, series and slice position.
 
-The pixels are not read, so that a folder of many thousands is sorted in minutes. Here, unlike in
-`ml.scans.dicom`, the number of a patient is
-read: folds must not divide one, and the publisher of a data set has replaced the real one.
+Pixels are not read, so many thousands of files take minutes. Unlike `ml.scans.dicom`, this reads
+the patient ID, since the slices of a patient must stay in one fold; publishers of data sets have
+replaced the real IDs.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 import pydicom
 
 from ml.errors import ImageError
-from ml.scans.dicom import numbers_of, require_known_transfer_syntax, values_of
+from ml.scans.dicom import numbers_of, read_tags, values_of
 from ml.scans.files import place_in_series
 from ml.scans.limits import MAX_BYTES
 from ml.scans.ordering import AXIAL
@@ -30,23 +29,21 @@ TAGS = [
 ]  # fmt: skip
 
 LONGEST_TEXT = 1000
-"""Of a value: DICOM allows 64 letters, and what is kept of 50,000 files must not fill the memory.
-"""
+"""Of a value: DICOM allows 64 characters, and the values of 50,000 files must fit in memory."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What one file says; text is empty and numbers are None where it says nothing.
+    """The header of one file; missing text is empty, missing numbers are None.
 
     Attributes:
         path: the file.
-        patient, study, series: what tells them from others.
-        place_mm: how far along its normal the slice lies, toward the head.
+        patient, study, series: identifiers.
+        place_mm: position of the slice along its normal, toward the head.
         number: the instance number.
         thickness_mm: of the slice.
-        description, kernel, contrast: of the series, what reconstructed it, and the contrast agent
-            given.
-        is_axial_ct: False for other modalities, localizers, and slices in other directions.
+        description, kernel, contrast: series description, convolution kernel, and contrast agent.
+        is_axial_ct: False for other modalities, localizers, and other orientations.
     """
 
     path: Path
@@ -63,29 +60,26 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Return what a file's header says.
+    """Read a file's header.
 
     Raises:
-        ImageError: it is no DICOM file, or damaged before its pixels.
+        ImageError: it is not a DICOM file, or is damaged before its pixels.
     """
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of every odd value
+            warnings.simplefilter("ignore")  # pydicom warns about every unusual value
             if path.stat().st_size > MAX_BYTES:
                 raise ImageError("The file is too large.")
-            require_known_transfer_syntax(file)
-            file.seek(0)
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
-            return _header_of(path, header)
+            return _header_of(path, read_tags(file, TAGS, with_pixels=False))
     except (ImageError, MemoryError):
         raise
-    except Exception as err:  # a damaged file makes pydicom raise anything
+    except Exception as err:  # pydicom may raise any exception on a damaged file
         raise ImageError("The header of the DICOM file is damaged.") from err
 
 
 def from_foot_to_head(headers: Sequence[Header]) -> list[Header]:
-    """Return the files of one series in order: by place where all know theirs, else by instance
-    number, else by name.
+    """Sort the files of one series: by position if all have one, else by instance number, else by
+    name.
     """
     named = sorted(headers, key=lambda one: place_in_series(one.path))
     places = [one.place_mm for one in named if one.place_mm is not None]
@@ -99,14 +93,14 @@ def from_foot_to_head(headers: Sequence[Header]) -> list[Header]:
 
 def _header_of(path: Path, header: pydicom.Dataset) -> Header:
     def text(name: str) -> str:
-        found = " ".join(str(value).strip() for value in values_of(header, name))
-        if len(found) > LONGEST_TEXT:
-            raise ImageError("The header of the DICOM file holds a text that is far too long.")
-        return found
+        joined = " ".join(str(value).strip() for value in values_of(header, name))
+        if len(joined) > LONGEST_TEXT:
+            raise ImageError("The header of the DICOM file has a value that is far too long.")
+        return joined
 
     def number(name: str) -> float | None:
-        found = numbers_of(header, name, 1)
-        return found[0] if found else None
+        numbers = numbers_of(header, name, 1)
+        return numbers[0] if numbers else None
 
     directions, corner = (
         numbers_of(header, "ImageOrientationPatient", 6),

@@ -1,4 +1,4 @@
-"""What a data set consists of: labeled slices, each of one scan of one patient."""
+"""Labeled slices, the elements of a data set."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ class Example:
     """One labeled slice.
 
     `name` is the path inside the data set, `label` 1 for hemorrhage, 0 for none, None for unknown.
-    Images with the same `group` never stand on both sides of a split. `sha256` and `dhash` identify
-    file and picture. `mask` is a picture of
-    the same size in which somebody has outlined the blood: the column `mask` of the table, or the
-    file of that name in `masks/`. `types` are those of `ml.catalogue.BLEEDING_TYPES` that the slice
-    shows, None where nobody said: the column `subtypes` of the table. `scan_label` and `scan_types`
-    are what was said of the patient's scan as a whole, None where nobody did or its slices say it
-    all. `scan` tells a patient's scans apart, empty for the first. `beside` are thin neighbors,
-    averaged with it to a slab (`ml.scans.slabs`). `place_mm` is how far toward the head it lies,
-    known for all readable slices of a scan or for none.
+    Images with the same `group` are never on both sides of a split. `sha256` and `dhash` identify
+    file and picture. `mask` is an image of the same size with the segmentation of the hemorrhage:
+    the column `mask` of the table, or the file of that name in `masks/`. `types` are those of
+    `ml.catalogue.BLEEDING_TYPES` that the slice shows, None if not annotated: the column `subtypes`
+    of the table. `scan_label` and `scan_types` are scan-level labels, None if there are none or if
+    all slices are labeled. `scan` distinguishes a patient's scans, empty for the first. `beside`
+    are neighboring thin slices that are averaged with it into a slab (`ml.scans.slabs`). `place_mm`
+    is its position toward the head, known for all readable slices of a scan or for none.
     """
 
     path: Path
@@ -51,8 +50,8 @@ class Example:
 
     @property
     def scan_name(self) -> str:
-        """What tables of answers call its scan: the patient, and which one, where that has several;
-        empty without a patient.
+        """The scan's name in tables of predictions: the patient, and which scan if there are
+        several; empty without a patient.
         """
         return (
             f"{self.patient} scan {self.scan}" if self.patient and self.scan else self.patient or ""
@@ -60,8 +59,8 @@ class Example:
 
 
 def scan_key(example: Example) -> tuple[str, str, str]:
-    """Return what the slices of one scan share: data set, patient and scan; an image without a
-    patient shares nothing.
+    """Return a key shared by the slices of one scan: data set, patient and scan; an image without a
+    patient has a key of its own.
     """
     return example.dataset, example.patient or "", example.scan if example.patient else example.name
 
@@ -74,21 +73,21 @@ def slice_of(
     Raises:
         ImageError: it cannot be read, or is a file of several slices.
     """
-    slices = decode([example.path, *example.beside], may_be_bare=may_be_bare).slices
+    slices = decode([example.path, *example.beside], may_be_bare=may_be_bare, crops=False).slices
     if len(slices) > 1 and not example.beside:
-        raise ImageError(f"it holds {len(slices)} slices, and a data set has one file a slice.")
+        raise ImageError(f"it holds {len(slices)} slices, but a data set needs one file per slice.")
     return mean_of(slices) if example.beside else slices[0]
 
 
 def sha256_of(example: Example) -> str:
-    """Return the SHA-256 (hex) of an example's file, or of its files one after the other."""
-    found = hashlib.sha256()
+    """Return the SHA-256 (hex) of an example's file, or of its files concatenated."""
+    digest = hashlib.sha256()
     for path in (example.path, *example.beside):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 UNKNOWN = -1
-"""The label of a slice whose label nobody knows: it never trains and never tests, but it stands in
-its scan.
+"""The label of an unlabeled slice: it is part of its scan, but is not used for training or
+testing.
 """

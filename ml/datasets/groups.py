@@ -1,8 +1,8 @@
-"""Which images belong together, and folds that never split them.
+"""Groups of related images, and folds that never split a group.
 
-Two pictures of one patient, or the same picture twice, on both sides of a split make a model look
-better than it is. A group therefore joins what a patient column or a groups file joins with the
-near-duplicates found here.
+Images of one patient, or duplicates, on both sides of a split inflate the metrics. A group
+therefore comprises the images of a patient or of an entry of a groups file and their
+near-duplicates.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 def assign_groups(
     keys: Sequence[Sequence[Hashable]], duplicates: Iterable[tuple[int, int]] = ()
 ) -> list[int]:
-    """Return a group number for each image: images that share a key, or are duplicates of each
-    other, share a group.
+    """Return a group number for each image: images that share a key or are duplicates share a
+    group.
 
     Args:
-        keys: for each image what it may share with others (its patient, its row in a groups file);
+        keys: for each image, what identifies its group (its patient, its entry in a groups file);
             empty for none.
         duplicates: pairs of positions.
 
@@ -64,8 +64,7 @@ def groups_per_class(
 def stratified_group_folds(
     labels: Sequence[int] | np.ndarray, groups: Sequence[str] | np.ndarray, n_folds: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (train, test) positions of each fold; a group is never on both sides, classes are
-    spread evenly.
+    """Yield (train, test) positions of each stratified fold; a group is never on both sides.
 
     The same arguments give the same folds.
     """
@@ -74,8 +73,8 @@ def stratified_group_folds(
 
 
 def dealt_folds(labels: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
-    """Return a fold for each item (n,): those of a group share it, and groups with and without a
-    positive are dealt out in turn.
+    """Return a fold number for each item (n,): a group shares one, and groups with and without a
+    positive are distributed in turn.
     """
     names, group_of = np.unique(groups, return_inverse=True)
     positive = np.zeros(len(names), np.int64)

@@ -1,17 +1,18 @@
-"""Where labels stand and what they say: the layouts of data sets that people have."""
+"""The supported layouts of data sets: where images and labels are found."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.cq500 import from_cq500, is_cq500
 from ml.datasets.examples import Example
 from ml.datasets.rsna import from_rsna, is_rsna
-from ml.datasets.scan_labels import join_told, read_patients, with_scan_labels
+from ml.datasets.scan_labels import add_scan_label, read_patients, with_scan_labels
 from ml.datasets.tables import (
     PATIENT_COLUMNS,
     column_of,
@@ -23,6 +24,7 @@ from ml.datasets.tables import (
     whole_number,
 )
 from ml.errors import DatasetError
+from ml.scans.files import is_named_as_image
 
 __all__ = ["DatasetError", "Example", "find_examples"]
 
@@ -46,6 +48,7 @@ NEGATIVE_FOLDERS = {
     "no",
     "0",
 }
+SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 LABEL_COLUMNS = ("label", "hemorrhage", "any")
 NAME_COLUMNS = ("filename", "file", "path", "image", "id")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
@@ -54,20 +57,19 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
 def find_examples(
     root: Path, name: str, on_header: Callable[[int], None] = lambda total: None
 ) -> tuple[Path, str, list[Example], list[str]]:
-    """Return the folder with the data, the layout, an entry for each image, none of them opened
-    yet, and sentences about what is odd.
+    """Return the folder with the data, the layout, an example for each image without opening it,
+    and notes about irregularities.
 
-    `group` is filled in where a patient column or a groups file says something, and empty
-    elsewhere.
+    `group` is set where there is a patient column or a groups file, else empty.
 
     Args:
-        root: the folder, or one that holds nothing but that folder.
-        name: what the data set is called.
-        on_header: where headers tell what a data set holds, asked before those of each image or
-            scan, of how many; raises to stop.
+        root: the folder, or one that contains only that folder.
+        name: name of the data set.
+        on_header: called with the number of images or scans before each header is read, in layouts
+            that need headers; raises to stop.
 
     Raises:
-        DatasetError: no layout fits, a file is missing, or a label is unreadable.
+        DatasetError: no layout matches, a file is missing, or a label is invalid.
     """
     base = _descend(root)
     for table in (
@@ -79,7 +81,7 @@ def find_examples(
             return base, *from_cq500(base, table, name, on_header)
     manifest = _manifest_of(base)
     if manifest is None:
-        return base, "folders", _from_folders(base, name), []
+        return base, "folders", *_from_folders(base, name)
     return base, *_from_manifest(base, manifest, name)
 
 
@@ -170,8 +172,11 @@ class _Manifest:
 
     def _file_of(self, given: str, where: str) -> str:
         """Return the name of the image's file within the data set."""
-        is_number = self.is_kaggle and re.fullmatch("[0-9]{1,9}", given)
-        name = f"head_ct/{int(given):03d}.png" if is_number else given
+        name = given.replace("\\", "/")
+        if self.is_kaggle and re.fullmatch("[0-9]{1,9}", given):
+            name = f"head_ct/{int(given):03d}.png"
+            if not (self.base / name).is_file() and (self.base / "head_ct" / name).is_file():
+                name = f"head_ct/{name}"  # as Kaggle's own notebooks show it
         if not given or not stays_inside(name):
             raise DatasetError(
                 f"{where}: {given[:100]!r} is not the name of a file in the data set."
@@ -182,11 +187,11 @@ class _Manifest:
 
     def require_sound(self, rows: Sequence[Mapping[str, str]], examples: Sequence[Example]) -> None:
         """Refuse groups of images that are not in the table, and images that are twice."""
-        strangers = sorted(set(self.groups) - {row.get(self.name, "") for row in rows})
-        if strangers:
+        unknown_names = sorted(set(self.groups) - {row.get(self.name, "") for row in rows})
+        if unknown_names:
             raise DatasetError(
-                f"groups.csv names {strangers[0]}, which is no image of {self.path.name}; both"
-                " must write the names alike."
+                f"groups.csv names {unknown_names[0]}, which is not an image of {self.path.name};"
+                " both must spell the names alike."
             )
         most_common, times = Counter(example.name for example in examples).most_common(1)[0]
         if times > 1:
@@ -198,8 +203,10 @@ def _from_manifest(
 ) -> tuple[str, list[Example], list[str]]:
     header, rows = read_table(manifest)
     name_column, label_column = column_of(header, NAME_COLUMNS), column_of(header, LABEL_COLUMNS)
-    told = read_patients(base / "patients.csv")
-    if name_column is None or (label_column is None and not told and "scan_label" not in header):
+    of_patients = read_patients(base / "patients.csv")
+    if name_column is None or (
+        label_column is None and not of_patients and "scan_label" not in header
+    ):
         raise DatasetError(
             f"{manifest.name} needs the columns filename and label (or id and hemorrhage); it has"
             f" {', '.join(header)}."
@@ -214,37 +221,33 @@ def _from_manifest(
         _read_groups(base / "groups.csv"),
     )
     examples, odd_slices = [], []
-    for number, row in enumerate(rows, start=2):
-        where = f"{manifest.name}, line {number}"
+    for row in rows:
+        where = f"{manifest.name}, line {row.line}"
         example = table.example(row, where)
         if row.get("slice") and example.slice is None:
             odd_slices.append(f"{row['slice'][:40]!r} of {example.name}")
-        join_told(told, example.patient or "", row.get("scan_label", ""), where)
+        add_scan_label(of_patients, example.patient or "", row.get("scan_label", ""), where)
         examples.append(example)
     table.require_sound(rows, examples)
-    examples, odd = with_scan_labels(examples, told)
+    examples, odd = with_scan_labels(examples, of_patients)
     if odd_slices:
         odd.append(
-            f"Slices without a whole number: {len(odd_slices)}, such as {odd_slices[0]}; they count"
-            " as unknown."
+            f"Slice numbers that are not integers: {len(odd_slices)}, such as {odd_slices[0]};"
+            " they are ignored."
         )
     return "kaggle head_ct" if table.is_kaggle else "manifest", examples, odd
 
 
 def _mask_of(base: Path, name: str, given: str, where: str) -> Path | None:
-    """Return the outline of an image: what its row names, else its own name in `masks/`, with or
-    without its first folder.
+    """Return the outline of an image: what its row names, else its own name in `masks/`, with all
+    or some of its folders.
     """
     if given:
         if not stays_inside(given) or not (base / given).is_file():
-            raise DatasetError(f"{where}: the outline {given[:100]!r} is no file of the data set.")
+            raise DatasetError(f"{where}: the mask {given[:100]!r} is not a file of the data set.")
         return base / given
     own = Path(name).with_suffix(".png")
-    beside = (
-        [base / "masks" / own, base / "masks" / Path(*own.parts[1:])]
-        if len(own.parts) > 1
-        else [base / "masks" / own]
-    )
+    beside = [base / "masks" / Path(*own.parts[at:]) for at in range(len(own.parts))]
     return next((path for path in beside if path.is_file()), None)
 
 
@@ -257,37 +260,57 @@ def _read_groups(path: Path) -> Mapping[str, str]:
         raise DatasetError(
             f"{path.name} needs the columns id (or filename) and group; it has {', '.join(header)}."
         )
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
+        number = row.line
         require_no_formula(row, ("group",), f"{path.name}, line {number}")
     return {row.get(name_column, ""): row["group"] for row in rows if row.get("group")}
 
 
-def _from_folders(base: Path, dataset: str) -> list[Example]:
-    examples = []
-    for folder in (p for p in _visible(base) if p.is_dir()):
-        word = folder.name.lower().replace(" ", "_").replace("-", "_")
-        label = 1 if word in POSITIVE_FOLDERS else 0 if word in NEGATIVE_FOLDERS else None
-        if label is None:
-            continue
+def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
+    """Return the images of the folders that are called as a class, also within those of a split,
+    and sentences about the other folders and files.
+    """
+    examples: list[Example] = []
+    left_out: Counter[str] = Counter()
+    for folder in _class_folders(base, left_out):
+        word = _word(folder)
+        types = frozenset({word}) if word in BLEEDING_TYPES else None
+        label = 0 if word in NEGATIVE_FOLDERS else 1
         for path in sorted(folder.rglob("*")):
-            hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
-            if path.is_file() and not hidden and path.suffix.lower() in IMAGE_SUFFIXES:
-                name = path.relative_to(base).as_posix()
-                examples.append(
-                    Example(
-                        path,
-                        name,
-                        label,
-                        None,
-                        None,
-                        "",
-                        dataset,
-                        mask=_mask_of(base, name, "", dataset),
-                    )
-                )
+            if not path.is_file() or _is_hidden(path, base):
+                continue
+            if not is_named_as_image(path, IMAGE_SUFFIXES):
+                left_out[f"{path.suffix.lower()} files, which are not read"] += 1
+                continue
+            name = path.relative_to(base).as_posix()
+            mask = _mask_of(base, name, "", dataset)
+            examples.append(
+                Example(path, name, label, None, None, "", dataset, mask=mask, types=types)
+            )
     if not examples:
         raise DatasetError(
             f"{dataset} has neither a table (labels.csv with the columns filename and label) "
-            "nor one folder a class (such as hemorrhage and normal)."
+            "nor one folder per class (such as hemorrhage and normal)."
         )
-    return examples
+    return examples, [f"{count} files are left out: {what}." for what, count in left_out.items()]
+
+
+def _class_folders(base: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """Yield the folders that are called as a class; those that are not are counted by files."""
+    for folder in (path for path in _visible(base) if path.is_dir()):
+        word = _word(folder)
+        if word in POSITIVE_FOLDERS | NEGATIVE_FOLDERS | set(BLEEDING_TYPES):
+            yield folder
+        elif word in SPLIT_FOLDERS:
+            yield from _class_folders(folder, left_out)
+        elif word != "masks":
+            files = sum(path.is_file() and not _is_hidden(path, base) for path in folder.rglob("*"))
+            left_out[f"the folder {folder.name} is called neither hemorrhage nor normal"] += files
+
+
+def _word(folder: Path) -> str:
+    return folder.name.lower().replace(" ", "_").replace("-", "_")
+
+
+def _is_hidden(path: Path, base: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(base).parts)

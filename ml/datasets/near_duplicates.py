@@ -1,4 +1,4 @@
-"""Which pictures are the same or nearly the same."""
+"""Detection of duplicate and near-duplicate images."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 
 from ml.errors import DatasetError
-from ml.scans.slices import Slice, window
+from ml.scans.slices import Slice, gray_of
 
 THUMBNAIL_PX, BORDERS_PX = 32, 256
 
 
 HASH_PX = 16
-"""The side of the miniature that is hashed, in pairs of neighbors: the hash has 256 bits, a
-quarter as many hex digits.
+"""The side of the thumbnail that is hashed, in pairs of neighbors: the hash has 256 bits, or 64 hex
+digits.
 """
 
 
@@ -23,71 +23,72 @@ HASH_DIGITS = HASH_PX * HASH_PX // 4
 
 
 CANDIDATE = 0.5
-"""Thumbnails are compared where hashes are so alike (`likeness`); those of duplicates in our sets
-are from 0.55 on.
+"""Thumbnails are compared if hashes have at least this similarity (`likeness`); duplicates in our
+data sets have at least 0.55.
 """
 
 
 DUPLICATE_CORRELATION = 0.975
-"""From this correlation of their thumbnails on two candidates are the same picture.
+"""Candidates whose thumbnails have at least this correlation are duplicates.
 
-Chosen on head_ct, where it and `SAME_PICTURE` join seven of the eleven duplicate pairs known by eye
-(the others are cropped differently), and on CT-ICH and PHE-SICH, where they join no two patients;
-at 0.974 it would.
+Chosen on head_ct, where this and `SAME_PICTURE` detect seven of the eleven duplicate pairs found by
+visual inspection (the others are cropped differently), and on CT-ICH and PHE-SICH, where no two
+patients are joined; 0.974 would join some.
 """
 
 
 SAME_PICTURE = 0.88
-"""From this likeness of their hashes on, a picture is one that a model has seen, or that stands in
-another data set, saved anew: as JPEG, smaller, darker, with another margin
-(`tests/ml/test_grouping.py`). Pictures of two patients of our three sets reach 0.85."""
+"""An image whose hash has at least this similarity to one that a model has seen, or that is in
+another data set, is a copy of it, such as a JPEG version or one with another size, brightness or
+margin (`tests/ml/test_grouping.py`). Images of different patients in our three data sets reach
+0.85."""
 
 
 LEAST_BITS = 32
-"""Of the 256 bits of a hash: fewer are set where a picture shows air or a speck, which are
-anybody's. Nine of the 2,407 pictures of our three sets have fewer."""
+"""Of the 256 bits of a hash: fewer are set if an image shows only air or a speck, which identifies
+nobody. Nine of the 2,407 images of our three data sets have fewer.
+"""
 
 
 CHUNK = 512
-"""Hashes that are compared with all others at a time."""
+"""Number of hashes that are compared with all others at a time."""
 
 
 MOST_PAIRS, MOST_PAIRS_EACH = 100_000, 20
-"""Pairs that may be found, and so many more for each image: those of thousands of copies of one
-picture would fill the memory.
+"""Maximum number of pairs, plus this many per image: the pairs of thousands of copies of one image
+would exhaust the memory.
 """
 
 
 def look_at(slice_: Slice) -> tuple[str, np.ndarray]:
-    """Return the perceptual hash (`HASH_DIGITS` hex digits) and the thumbnail, uint8 (32, 32), of
-    what a slice shows.
+    """Return the perceptual hash (`HASH_DIGITS` hex digits) and the thumbnail, uint8 (32, 32), of a
+    slice.
 
-    Empty borders are cut off first, so that the same picture with another margin is recognized. The
-    hash is the difference hash of N. Krawetz ("Kind of like that", 2013): one bit for each
-    horizontal neighbor in a 17 x 16 miniature, so that size, contrast and compression of the file
-    hardly matter.
+    Empty borders are cropped first, so that the margin does not matter. The hash is the difference
+    hash of N. Krawetz ("Kind of like that", 2013): one bit for each pair of horizontal neighbors in
+    a 17 x 16 thumbnail, so that size, contrast and compression hardly matter.
     """
-    grey = window(slice_.pixels, 40, 80) if slice_.unit == "hu" else slice_.pixels
-    shown = _without_borders(np.ascontiguousarray(grey, dtype=np.float32))
+    shown = _without_borders(np.ascontiguousarray(gray_of(slice_), np.float32))
     small = cv2.resize(shown, (HASH_PX + 1, HASH_PX), interpolation=cv2.INTER_AREA)
-    # the margin keeps compression noise in black borders out
+    # the margin excludes compression noise in black borders
     bits = (small[:, 1:] > small[:, :-1] + 0.01).ravel()
     thumbnail = cv2.resize(shown, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
     return np.packbits(bits).tobytes().hex(), np.clip(thumbnail * 255, 0, 255).astype(np.uint8)
 
 
 def is_telling(dhash: str) -> bool:
-    """Return whether a picture of this perceptual hash shows enough to say whose it is; an empty
-    slice is the same in every scan.
+    """Return whether an image with this perceptual hash has enough content to be recognized; empty
+    slices look the same in every scan.
     """
     return int(dhash or "0", 16).bit_count() >= LEAST_BITS
 
 
 def likeness(bits: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return how alike hashes are, float32 (n, m): the bits that both set of those that either sets
-    (Tanimoto's coefficient).
+    """Return the pairwise similarity of hashes, float32 (n, m): the Tanimoto coefficient of the set
+    bits.
 
-    What is black in both says nothing. Both are bits of hashes, float32 (n, 256) and (m, 256).
+    Areas that are black in both do not count. Arguments are bits of hashes, float32 (n, 256) and
+    (m, 256).
     """
     shared = bits @ others.T
     either = bits.sum(axis=1)[:, None] + others.sum(axis=1) - shared
@@ -95,7 +96,7 @@ def likeness(bits: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def same_pictures(dhashes: Sequence[str], others: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the positions of each hash and of each of the others that are of the same picture."""
+    """Yield the positions of hashes and of others that belong to the same image."""
     bits, of_others = bits_of(dhashes), bits_of(others)
     for start in range(0, len(bits), CHUNK):
         alike = likeness(bits[start : start + CHUNK], of_others) >= SAME_PICTURE
@@ -110,16 +111,16 @@ def bits_of(dhashes: Sequence[str]) -> np.ndarray:
     return np.unpackbits(rows, axis=1).astype(np.float32)
 
 
-def _without_borders(grey: np.ndarray) -> np.ndarray:
-    """Return the smallest rectangle whose outer rows and columns show something (2 % of them
+def _without_borders(gray: np.ndarray) -> np.ndarray:
+    """Crop empty borders: the outer rows and columns of the result have content (2 % of the pixels
     brighter than 0.15).
 
-    It is found in a picture of one size, so that a smaller copy is cut alike.
+    The borders are determined at a fixed size, so that smaller copies are cropped alike.
     """
-    shape = np.array(grey.shape)
+    shape = np.array(gray.shape)
     height, width = np.maximum((shape * BORDERS_PX / shape.max()).round().astype(int), 1)
     bright = (
-        cv2.blur(cv2.resize(grey, (int(width), int(height)), interpolation=cv2.INTER_AREA), (3, 3))
+        cv2.blur(cv2.resize(gray, (int(width), int(height)), interpolation=cv2.INTER_AREA), (3, 3))
         > 0.15
     )
     rows, columns = (
@@ -127,23 +128,23 @@ def _without_borders(grey: np.ndarray) -> np.ndarray:
         np.flatnonzero(bright.mean(axis=0) > 0.02),
     )
     if not len(rows) or not len(columns):
-        return grey
+        return gray
     top, bottom = (np.array([rows[0], rows[-1] + 1]) * shape[0] / height).round().astype(int)
     left, right = (np.array([columns[0], columns[-1] + 1]) * shape[1] / width).round().astype(int)
-    # a speck may round to nothing
-    return np.ascontiguousarray(grey[top : max(bottom, top + 1), left : max(right, left + 1)])
+    # a speck may round to an empty rectangle
+    return np.ascontiguousarray(gray[top : max(bottom, top + 1), left : max(right, left + 1)])
 
 
 def near_duplicates(
     dhashes: Sequence[str], thumbnails: Sequence[np.ndarray]
 ) -> list[tuple[int, int]]:
-    """Return the pairs (i, j), i < j, that show nearly the same picture.
+    """Return the pairs (i, j), i < j, of near-duplicates.
 
-    Pictures without contrast (an empty frame) resemble each other and say nothing about a patient:
-    they are left out.
+    Images without contrast (an empty frame) resemble each other whoever the patient is, and are
+    excluded.
 
     Raises:
-        DatasetError: they are copies of each other, hundreds of them.
+        DatasetError: there are hundreds of copies of the same image.
     """
     if not dhashes:
         return []
@@ -160,13 +161,12 @@ def near_duplicates(
         alike, correlation = likeness(bits[own], bits[start:]), flat[own] @ flat[start:].T
         same = (alike >= SAME_PICTURE) & np.outer(telling[own], telling[start:])
         same |= (alike >= CANDIDATE) & (correlation >= DUPLICATE_CORRELATION)
-        found = (
+        close = (
             np.argwhere(np.triu(same & np.outer(informative[own], informative[start:]), 1)) + start
         )
-        if len(pairs) + len(found) > most:
+        if len(pairs) + len(close) > most:
             raise DatasetError(
-                f"More than {most:,} pairs of images show nearly the same; please leave the copies"
-                " out."
+                f"More than {most:,} pairs of images are near-duplicates; please remove the copies."
             )
-        pairs += [(int(first), int(second)) for first, second in found]
+        pairs += [(int(first), int(second)) for first, second in close]
     return pairs

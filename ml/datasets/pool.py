@@ -1,16 +1,16 @@
-"""Several data sets become one, in the order in which scans are read."""
+"""Pool several data sets into one, with scans in anatomical order."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
+from ml.artifacts.folder import read_card
+from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, architecture_named
 from ml.datasets.examples import UNKNOWN, Example, scan_key
 from ml.datasets.groups import assign_groups, groups_per_class
 from ml.datasets.near_duplicates import is_telling, same_pictures
@@ -22,15 +22,14 @@ from ml.scans.files import place_in_series
 
 @dataclass(frozen=True)
 class Pool:
-    """The images of all data sets, one entry each; those of a scan are neighbors, from foot to
+    """The images of all data sets, one entry each; those of a scan are consecutive, from foot to
     head.
 
-    A scan is what one patient of a data set has, and an image without a patient is a scan of its
-    own. `scans` numbers them 0..s-1. A
-    label that nobody knows is `UNKNOWN`: such a slice stands in its scan, and never trains or
-    tests. `unseen` is False for images that the initial weights have seen, or whose patient they
-    have: such an image may train, and never stands in a test fold. `told` is the label of each
-    scan, by its number, that was labeled as a whole.
+    A scan comprises the slices of one patient of a data set; an image without a patient is a scan
+    of its own. `scans` numbers them 0..s-1. Unlabeled slices have the label `UNKNOWN`: they are
+    part of their scan, but not used for training or testing. `unseen` is False for images in the
+    training data of the initial weights, or of a patient in them: such images are only used for
+    training. `given_scan_labels` maps scan numbers to scan-level labels.
     """
 
     examples: tuple[Example, ...]
@@ -40,18 +39,18 @@ class Pool:
     scans: np.ndarray
     unseen: np.ndarray
     notes: tuple[str, ...]
-    told: Mapping[int, int]
+    given_scan_labels: Mapping[int, int]
 
     @property
     def known(self) -> np.ndarray:
-        """Where the label is known, bool (n,)."""
+        """Whether the label is known, bool (n,)."""
         known: np.ndarray = self.labels != UNKNOWN
         return known
 
 
 @dataclass(frozen=True)
 class Joined:
-    """The images of all data sets, scan by scan, before anybody asks what has been seen of them.
+    """The images of all data sets, scan by scan, before initial weights are chosen.
 
     Attributes:
         everything: all images.
@@ -65,12 +64,12 @@ class Joined:
 
     @property
     def examples(self) -> tuple[Example, ...]:
-        """The images that are kept."""
+        """The images whose scan has any label."""
         return tuple(self.everything[at] for at in self.kept)
 
     @property
     def labels(self) -> np.ndarray:
-        """Their labels (n,), `UNKNOWN` where nobody knows one."""
+        """Their labels (n,), `UNKNOWN` where there is none."""
         return np.array([UNKNOWN if e.label is None else e.label for e in self.examples], np.int64)
 
     @property
@@ -79,18 +78,18 @@ class Joined:
         return np.array([self.everything[number].group for number in self.groups[self.kept]])
 
     def unseen(self, seen: Marks) -> np.ndarray:
-        """Return which of the n images belong to a group of which nothing is among `seen`, bool."""
+        """Return which of the n images belong to groups without an image in `seen`, bool (n,)."""
         of_seen = self.groups[seen_among(self.everything, seen)]
         return ~np.isin(self.groups[self.kept], of_seen)
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts from.
+    """The initial weights of a training.
 
     Attributes:
         weights: a file, a model folder or "random".
-        unseen: (n,) which of the joined images shaped no weights, nor others of their groups.
+        unseen: bool (n,), True for images of groups that the weights were not trained on.
         notes: sentences for the card.
     """
 
@@ -100,16 +99,16 @@ class Start:
 
 
 def join_datasets(datasets: Sequence[Dataset]) -> Joined:
-    """Join the images of all data sets, scan by scan; the same file or picture in two of them joins
-    their groups.
+    """Join the images of all data sets, scan by scan. A file or image that is in two data sets
+    joins their groups.
 
     Raises:
-        DatasetError: two data sets share a name, or only whole scans are labeled.
+        DatasetError: two data sets share a name, or there are only scan-level labels.
     """
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise DatasetError(
-            f"Two data sets are called {max(names, key=names.count)}; give them different names."
+            f"Two data sets are named {max(names, key=names.count)}; give them different names."
         )
     everything = [example for dataset in datasets for example in in_scan_order(dataset.examples)]
     files = [[("file", e.sha256)] if is_telling(e.dhash) else [] for e in everything]
@@ -125,43 +124,49 @@ def join_datasets(datasets: Sequence[Dataset]) -> Joined:
     kept = [at for at, example in enumerate(everything) if scan_key(example) in with_a_label]
     if kept and all(everything[at].label is None for at in kept):
         raise DatasetError(
-            "Only whole scans are labeled here, so no slice could be answered for; add a data set"
-            " with labeled slices."
+            "There are only scan-level labels, so slices could not be tested; add a data set with"
+            " labeled slices."
         )
     return Joined(tuple(everything), np.array(numbers, np.int64), np.array(kept, np.int64))
 
 
-def choose_start(init: Path | str, joined: Joined, folds: int) -> Start:
-    """Return what to start from.
+def choose_start(init: Path | str, encoder: str | None, joined: Joined, folds: int) -> Start:
+    """Return the initial weights, and which images they have not seen.
 
-    "starter" is the first shipped model whose convolutions have seen too few of the images to
-    forbid an honest test; where there is none, random weights, which the notes say.
+    "starter" selects the first shipped model that has the architecture's `encoder` and has seen so
+    few of the images that enough are left for testing; if there is none, random weights, with a
+    note.
 
     Raises:
-        DatasetError: the data cannot be tested on in that many folds, whatever one starts from, or
-            the weights that were named have seen them.
-        ArtifactError: the weights that were named do not say what they have seen.
+        DatasetError: the data do not allow testing with any weights, or the given weights have seen
+            them.
+        ArtifactError: the given weights do not state what they have seen.
     """
     if init != "starter":
         return start_from(init, marks_of(init), joined, folds)
     for folder in (STARTER_DIR, STARTER_SERIES_DIR):
-        if folder.is_dir():
-            with suppress(DatasetError):  # also what is wrong with the data, which is said below
+        if (
+            folder.is_dir()
+            and architecture_named(read_card(folder).architecture).encoder == encoder
+        ):
+            try:
                 return start_from(folder, marks_of(folder), joined, folds)
+            except DatasetError:
+                continue  # or the data themselves are unusable, which is raised below
     start = start_from("random", (), joined, folds)
     note = (
-        "The models that ship have seen these images, so the training started from random weights;"
-        " ImageNet's would serve better."
+        "The shipped models have another encoder or have seen these images, so the training started"
+        " from random weights; ImageNet weights would be better."
     )
     return replace(start, notes=(*start.notes, note))
 
 
 def pool_datasets(joined: Joined, start: Start) -> Pool:
-    """Return the joined images with what the initial weights have seen marked."""
+    """Return the joined images, with those that the initial weights have seen marked."""
     examples, labels = joined.examples, joined.labels
     known, unseen = labels != UNKNOWN, start.unseen
     scans = numbered([scan_key(example) for example in examples])
-    told = {
+    given_scan_labels = {
         int(scan): e.scan_label
         for scan, e in zip(scans, examples, strict=True)
         if e.scan_label is not None
@@ -172,13 +177,14 @@ def pool_datasets(joined: Joined, start: Start) -> Pool:
         notes.append(f"{left_out} images with unknown labels were left out.")
     if not known.all():
         notes.append(
-            f"{int((~known).sum())} slices with unknown labels stand in their scans; they neither"
-            " train nor test."
+            f"{int((~known).sum())} unlabeled slices are part of their scans, but are not used for"
+            " training or testing."
         )
     if not unseen.all():
         notes.append(
             f"{int((~unseen).sum())} of the {len(labels)} images belong to patients that the"
-            " initial weights have seen; they only train, and no figure includes them."
+            " initial weights have seen; they are used for training only, and no metric includes"
+            " them."
         )
     return Pool(
         examples,
@@ -188,15 +194,15 @@ def pool_datasets(joined: Joined, start: Start) -> Pool:
         scans,
         unseen,
         (*start.notes, *notes),
-        told,
+        given_scan_labels,
     )
 
 
 def start_from(weights: Path | str, seen: Marks, joined: Joined, folds: int) -> Start:
-    """Return a start from weights that the images `seen` shaped.
+    """Return the start from weights that were trained on the images `seen`.
 
     Raises:
-        DatasetError: too few groups of a class are left to test on in that many folds.
+        DatasetError: too few groups of a class are left for testing in that many folds.
     """
     unseen, known = joined.unseen(seen), joined.labels != UNKNOWN
     _require_enough(
@@ -209,10 +215,10 @@ def start_from(weights: Path | str, seen: Marks, joined: Joined, folds: int) -> 
 
 
 def in_scan_order(examples: Sequence[Example]) -> list[Example]:
-    """Return the examples scan by scan in the order of their first slices, each scan from foot to
+    """Return the examples scan by scan, in the order of their first slices; each scan from foot to
     head.
 
-    That is the order of their places, of its `slice` column, or else of the numbers in its files'
+    Slices are sorted by position, else by the `slice` column, else by the numbers in their file
     names.
     """
     first: dict[tuple[str, str, str], int] = {}
@@ -238,7 +244,7 @@ def numbered(keys: Sequence[Hashable]) -> np.ndarray:
 
 
 def _same_in_two_sets(examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
-    """Yield the positions of pictures that show the same in two data sets."""
+    """Yield the positions of images that are duplicates across data sets."""
     before: list[int] = []
     for name in dict.fromkeys(example.dataset for example in examples):
         own = [
@@ -254,16 +260,16 @@ def _same_in_two_sets(examples: Sequence[Example]) -> Iterator[tuple[int, int]]:
 
 
 def _require_enough(labels: np.ndarray, groups: np.ndarray, folds: int, some_seen: bool) -> None:
-    found = groups_per_class(labels, groups)
-    if some_seen and not all(found.values()):
+    groups_of_class = groups_per_class(labels, groups)
+    if some_seen and not all(groups_of_class.values()):
         raise DatasetError(
-            "The initial weights have already seen these images, so nothing honest is left to test"
-            " on; start from random or ImageNet weights, or add another data set."
+            "The initial weights have already seen these images, so no unseen images are left for"
+            " testing; start from random or ImageNet weights, or add another data set."
         )
     for label, noun in ((1, "hemorrhage"), (0, "no hemorrhage")):
-        if found[label] < 2 * folds:
+        if groups_of_class[label] < 2 * folds:
             unseen = " that the initial weights have not seen" if some_seen else ""
             raise DatasetError(
-                f"Only {found[label]} groups (patients) show {noun}; {folds} folds need at least"
-                f" {2 * folds}{unseen}."
+                f"Only {groups_of_class[label]} groups (patients) show {noun}; {folds} folds"
+                f" need at least {2 * folds}{unseen}."
             )

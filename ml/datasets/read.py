@@ -1,7 +1,7 @@
-"""Labeled images on disk: read in the layouts that people have, checked, grouped, described.
+"""Read labeled images from disk in several layouts, and check, group and describe them.
 
-Whatever is wrong with a data set is said in one sentence that names the file or the row
-(`DatasetError`), or, where the set stays usable, listed in `Dataset.problems`.
+Problems are raised as `DatasetError` with a sentence that names the file or row, or, if the data
+set remains usable, listed in `Dataset.problems`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ from ml.scans.slices import Series, Slice
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that was read whole. `fingerprint` changes with any label, type of bleeding,
-    group, name or file.
+    """A data set. `fingerprint` changes with any label, type of hemorrhage, group, name or file.
 
-    `unread` are the images that cannot be read; `problems` says why, and what had to be assumed of
-    the others.
+    `unread` are the unreadable images; `problems` lists the reasons, and assumptions about other
+    images.
     """
 
     name: str
@@ -53,27 +52,27 @@ def read_dataset(
     keeps_bare: bool = False,
     decode: Callable[..., Series] = read_series,
 ) -> Dataset:
-    """Read a data set: its labels, every image, and what belongs together.
+    """Read a data set: labels, images and groups.
 
     Layouts: Kaggle's head_ct (`labels.csv` with `id` and `hemorrhage`, `head_ct/NNN.png`, perhaps a
     `groups.csv`); a manifest with the columns `filename` and `label`, perhaps `patient`, `slice`
-    and `scan_label`, perhaps with a `patients.csv` that labels whole scans; one folder a class; the
-    RSNA's of 2019 (`ml.datasets.rsna`); CQ500's (`ml.datasets.cq500`).
+    and `scan_label`, perhaps with a `patients.csv` that labels whole scans; one folder per class;
+    RSNA 2019 (`ml.datasets.rsna`); CQ500 (`ml.datasets.cq500`).
 
     Args:
-        root: the folder, or one that holds nothing but that folder.
-        name: what the set is called; the folder's name if left out.
-        on_image: told (images read, images in all) after each, and before where their headers are
-            read first; raises to stop.
-        needs_both_classes: False where the set is only scored, or judged as far as its labels go.
-        keeps_bare: keep a slice that shows next to nothing, such as air above the crown, where its
-            patient has others that do not.
-        decode: what reads every image and outline here first: `ml.scans.read.read_series`, or the
-            same elsewhere under limits.
+        root: the folder, or one that contains only that folder.
+        name: name of the data set; default: name of the folder.
+        on_image: called with (images read, number of images) after each image, and before reading
+            if headers are read first; raises to stop.
+        needs_both_classes: False if the data set is used for prediction or evaluation only.
+        keeps_bare: keep nearly empty slices, such as air above the vertex, if the patient has
+            others.
+        decode: reads images and masks: `ml.scans.read.read_series`, or the same in a process with
+            limits.
 
     Raises:
-        DatasetError: no layout fits, an image is missing, a label is unreadable, one class only, or
-            no image is left.
+        DatasetError: no layout matches, an image is missing, a label is invalid, there is only one
+            class, or no image is left.
     """
     name = name or root.resolve().name
     base, layout, examples, odd = find_examples(root, name, lambda total: on_image(0, total))
@@ -101,9 +100,7 @@ def read_dataset(
             and one.label != other.label
             and (not one.patient or one.patient != other.patient)
         ):
-            problems.append(
-                f"{one.name} and {other.name} look the same but carry different labels."
-            )
+            problems.append(f"{one.name} and {other.name} look the same but have different labels.")
     fingerprint = digest(
         *sorted(f"{e.name}\t{e.label}\t{e.group}\t{e.sha256}{_told_more(e)}" for e in grouped)
     )
@@ -118,8 +115,8 @@ def read_dataset(
 
 
 def _told_more(example: Example) -> str:
-    """Return what the fingerprint holds of types of bleeding and of the scan: nothing where nothing
-    was told, as before it could be.
+    """Return the part of the fingerprint for types of hemorrhage and scan-level labels: empty
+    without them, so that older fingerprints remain valid.
     """
     told = "\t" + "|".join(sorted(example.types)) if example.types else ""
     if example.scan_label is not None:
@@ -128,29 +125,28 @@ def _told_more(example: Example) -> str:
 
 
 def _missing_class(examples: Sequence[Example]) -> str | None:
-    found = {example.label for example in examples} | {example.scan_label for example in examples}
+    labels = {example.label for example in examples} | {example.scan_label for example in examples}
     return (
         "image with hemorrhage"
-        if 1 not in found
+        if 1 not in labels
         else "image without hemorrhage"
-        if 0 not in found
+        if 0 not in labels
         else None
     )
 
 
 @dataclass
 class _Looked:
-    """What was seen of a data set whose every image is decoded once.
+    """The results of decoding every image of a data set once.
 
     Attributes:
-        decode: reads a file, under whatever limits.
-        keeps_bare: see `read_dataset`.
-        examples: the readable ones, with their facts.
+        decode, keeps_bare: see `read_dataset`.
+        examples: the readable examples with their hashes.
         thumbnails: theirs.
-        headers: by name, what the DICOM files of patients say of their places.
-        problems: what was wrong or had to be assumed.
-        bare: by name, why an image that shows next to nothing would be refused.
-        assumed: how many images a sentence is about.
+        headers: the DICOM headers of patients' files by name.
+        problems: problems and assumptions.
+        bare: by name, why a nearly empty image would be refused.
+        assumed: the number of images of each assumption.
     """
 
     decode: Callable[..., Series]
@@ -163,13 +159,13 @@ class _Looked:
     assumed: Counter[str] = field(default_factory=Counter)
 
     def add(self, example: Example) -> None:
-        """Decode an image and note its facts, or why it is left out."""
+        """Decode an image and add it with its hashes, or the reason why it is left out."""
         try:
             shown = self._decoded(example)
         except ImageError as err:
             self.problems.append(f"{example.name} is left out: {err}")
             return
-        example = self._with_readable_outline(example)
+        example = self._with_readable_mask(example)
         dhash, thumbnail = look_at(shown)
         height, width = shown.pixels.shape
         example = replace(
@@ -183,7 +179,7 @@ class _Looked:
         self.examples.append(example)
         self.thumbnails.append(thumbnail)
         if example.mode == "DICOM" and example.patient and not example.beside:
-            # its pixels were read all the same; its scan has no places then
+            # its pixels were readable; its scan then has no positions
             with suppress(ImageError):
                 self.headers[example.name] = read_header(example.path)
 
@@ -201,17 +197,17 @@ class _Looked:
         self.assumed.update(set(series.warnings) - {ORDER_GIVEN})
         return series
 
-    def _with_readable_outline(self, example: Example) -> Example:
+    def _with_readable_mask(self, example: Example) -> Example:
         if example.mask is not None:
             try:
                 self.decode([example.mask], may_be_bare=True)
             except ImageError as err:
-                self.problems.append(f"The outline of {example.name} is left out: {err}")
+                self.problems.append(f"The mask of {example.name} is left out: {err}")
                 return replace(example, mask=None)
         return example
 
     def leave_out_bare(self) -> None:
-        """Leave out the bare images of patients who have no others."""
+        """Leave out the nearly empty images of patients who have no others."""
         with_others = {one.patient for one in self.examples if one.name not in self.bare}
         examples, thumbnails = self.examples, self.thumbnails
         self.examples, self.thumbnails = [], []
@@ -243,28 +239,31 @@ def _look_at_all(
 
 
 def _placed(examples: Sequence[Example], headers: Mapping[str, Header]) -> list[Example]:
-    """Return the examples, with their places where the DICOM files of a whole scan know them and
-    are of one series.
+    """Return the examples with their positions, if all DICOM files of a scan have one and are of
+    one series.
     """
     of_scan: dict[tuple[str, str, str], list[Header | None]] = {}
     for example in examples:
         of_scan.setdefault(scan_key(example), []).append(headers.get(example.name))
     places: dict[Path, float] = {}
-    for found in of_scan.values():
+    for headers_of_scan in of_scan.values():
         known = {
             header.path: header.place_mm
-            for header in found
+            for header in headers_of_scan
             if header and header.place_mm is not None
         }
-        if len(known) == len(found) and len({header.series for header in found if header}) == 1:
+        if (
+            len(known) == len(headers_of_scan)
+            and len({header.series for header in headers_of_scan if header}) == 1
+        ):
             places |= known
     return [replace(example, place_mm=places.get(example.path)) for example in examples]
 
 
 def _mode(path: Path) -> str:
-    """Return the file's kind of pixels as Pillow names it ("L", "RGBA"), or "DICOM"."""
+    """Return Pillow's mode of the file ("L", "RGBA"), or "DICOM"."""
     try:
-        # what a DICOM file's preamble claims to be is not tried
+        # the preamble of a DICOM file may look like another format
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             return str(image.mode)
     except UnidentifiedImageError:

@@ -2,10 +2,10 @@
 Intelligence 2020).
 
 `stage_2_train.csv` (or stage 1's) has the columns ID and Label and six rows for each image,
-ID_0a1b2c3d4_epidural and so on, the last of them ID_0a1b2c3d4_any; some rows stand twice. Beside it
-lie ID_0a1b2c3d4.dcm in a folder such as stage_2_train. The table tells neither
-patient nor order: the headers do. People keep a part of the 752,803 images and the whole table, so
-rows of images that are not here are passed over.
+ID_0a1b2c3d4_epidural and so on, the last of them ID_0a1b2c3d4_any; some rows are duplicated. The
+files ID_0a1b2c3d4.dcm are in a folder next to it, such as stage_2_train. Patient and slice order
+come from the DICOM headers. Rows without a file are ignored, so a subset of the 752,803 images can
+be used with the complete table.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ml.datasets.tables import LABELS, MOST_IMAGES, require_no_formula
 from ml.errors import DatasetError, ImageError
 
 MAX_TABLE_MB = 256
-"""The whole table has 4.5 million rows and 120 MB; it is read row by row, and takes about as much
+"""The complete table has 4.5 million rows and 120 MB; it is read row by row and takes about as much
 memory.
 """
 MOST_ABSENT = 1_000_000
-"""Of other images whose rows a table may hold: their names are kept, to be counted."""
+"""Maximum number of images in the table without a file; their names are stored for counting."""
 FACTS = (*BLEEDING_TYPES, "any")
 ROW = re.compile(rf"([A-Za-z0-9][A-Za-z0-9_.-]{{0,99}})_({'|'.join(FACTS)})")
 SUFFIX = ".dcm"
 
 
 def is_rsna(table: Path) -> bool:
-    """True if a table has this layout, and is no list of what to hand in, whose labels are all one
-    half.
+    """Return whether a table has this layout and is not the sample submission, whose labels are all
+    0.5.
     """
     if "submission" in table.name.lower():
         return False
@@ -49,14 +49,14 @@ def is_rsna(table: Path) -> bool:
 def from_rsna(
     base: Path, table: Path, dataset: str, on_header: Callable[[int], None] = lambda total: None
 ) -> tuple[str, list[Example], list[str]]:
-    """Return the layout's name, an example for each image that is here and has rows, and sentences
-    about the others.
+    """Return the layout's name, an example for each file that has rows, and notes about the
+    others.
 
     A patient's second series is a scan of its own. `on_header` is as in
     `ml.datasets.layouts.find_examples`.
 
     Raises:
-        DatasetError: the table is too large or a row of it wrong, there are too many images, or
+        DatasetError: the table is too large or has an invalid row, there are too many images, or
             none has a row.
     """
     paths: dict[str, Path] = {}
@@ -70,47 +70,52 @@ def from_rsna(
             f"{dataset} holds {len(paths):,} images; at most {MOST_IMAGES:,} are read. Keep a part"
             " of the patients."
         )
-    told, absent = _read(table, paths)
+    labels_of, absent = _read(table, paths)
     problems = []
+    if unclear := sorted(name for name, (label, _) in labels_of.items() if label is None):
+        problems.append(
+            f"{len(unclear):,} images have rows for some types of bleeding only, and none says that"
+            f" they show one, so their label is unknown; the first is {unclear[0]}{SUFFIX}."
+        )
     if doubled:
         problems.append(
-            f"{len(doubled):,} images lie in more than one folder, and the last is read; the first"
-            f" is {min(doubled)}{SUFFIX}."
+            f"{len(doubled):,} images are in more than one folder, of which the last is read; the"
+            f" first such image is {min(doubled)}{SUFFIX}."
         )
     if absent:
         problems.append(
-            f"{absent:,} images of {table.name} are not here; their rows were passed over."
+            f"{absent:,} images of {table.name} are not in this data set; their rows were ignored."
         )
-    if strangers := sorted(set(paths) - set(told)):
+    if unlabeled := sorted(set(paths) - set(labels_of)):
         problems.append(
-            f"{len(strangers):,} images have no row in {table.name} and are left out; the first is"
-            f" {strangers[0]}{SUFFIX}."
+            f"{len(unlabeled):,} images have no row in {table.name} and are left out; the first is"
+            f" {unlabeled[0]}{SUFFIX}."
         )
-    if not told:
+    if not labels_of:
         raise DatasetError(
             f"None of the {len(paths):,} images of {dataset} has a row in {table.name}."
         )
     headers = []
-    for name in sorted(told):
-        on_header(len(told))
+    for name in sorted(labels_of):
+        on_header(len(labels_of))
         try:
             headers.append(read_header(paths[name]))
         except ImageError as err:
             problems.append(f"{paths[name].relative_to(base).as_posix()} is left out: {err}")
-    return "RSNA 2019", list(_examples(base, dataset, headers, told)), problems
+    return "RSNA 2019", list(_examples(base, dataset, headers, labels_of)), problems
 
 
 def _examples(
     base: Path,
     dataset: str,
     headers: list[Header],
-    told: Mapping[str, tuple[int, frozenset[str] | None]],
+    labels_of: Mapping[str, tuple[int | None, frozenset[str] | None]],
 ) -> Iterator[Example]:
     """Yield an example for each readable image, patient by patient and scan by scan."""
     for patient, scan, slices in _scans(headers):
         require_no_formula({"patient": patient}, ("patient",), dataset)
         for place, header in enumerate(slices, start=1):
-            label, types = told[header.path.stem]
+            label, types = labels_of[header.path.stem]
             name = header.path.relative_to(base).as_posix()
             require_no_formula({"filename": name}, ("filename",), dataset)
             yield Example(
@@ -127,8 +132,8 @@ def _examples(
 
 
 def _images(base: Path) -> Iterator[Path]:
-    """Yield the DICOM files beside the table and in the folders there, but for those of the test
-    set, which nobody labeled.
+    """Yield the DICOM files next to the table and in folders there, except for the unlabeled test
+    set.
     """
     folders = [
         path
@@ -145,7 +150,7 @@ def _images(base: Path) -> Iterator[Path]:
 
 def _read(
     table: Path, wanted: Mapping[str, Path]
-) -> tuple[dict[str, tuple[int, frozenset[str] | None]], int]:
+) -> tuple[dict[str, tuple[int | None, frozenset[str] | None]], int]:
     """Return label and types of each wanted image that has rows, and how many other images have
     some.
     """
@@ -160,44 +165,52 @@ def _read(
             for number, row in enumerate(rows, start=2):
                 if not row:
                     continue
-                found = ROW.fullmatch(row[0].strip())
+                match = ROW.fullmatch(row[0].strip())
                 label = LABELS.get(row[1].strip().lower()) if len(row) > 1 else None
-                if found is None or label is None:
+                if match is None or label is None:
                     raise DatasetError(
                         f"{table.name}, line {number}: {','.join(row)[:60]!r} is not an image with"
-                        " a type of bleeding, and 0 or 1."
+                        " a type of hemorrhage, and 0 or 1."
                     )
-                name, fact = found.groups()
+                name, fact = match.groups()
                 if name not in wanted:
                     absent.add(name)
                     if len(absent) > MOST_ABSENT:
                         raise DatasetError(
-                            f"{table.name} names more than {MOST_ABSENT:,} images that are not"
-                            " here."
+                            f"{table.name} names more than {MOST_ABSENT:,} images that are not in"
+                            " this data set."
                         )
                 elif said.setdefault(name, {}).setdefault(fact, label) != label:
                     raise DatasetError(
-                        f"{table.name}, line {number}: {row[0].strip()} has the label {label}, and"
-                        " another one above."
+                        f"{table.name}, line {number}: {row[0].strip()} has the label {label}, but"
+                        " a different one in an earlier row."
                     )
     except (UnicodeDecodeError, csv.Error) as err:
         raise DatasetError(f"{table.name} is not a readable table.") from err
     return {name: _facts_of(name, facts, table.name) for name, facts in said.items()}, len(absent)
 
 
-def _facts_of(name: str, facts: Mapping[str, int], table: str) -> tuple[int, frozenset[str] | None]:
+def _facts_of(
+    name: str, facts: Mapping[str, int], table: str
+) -> tuple[int | None, frozenset[str] | None]:
+    """Return label and types of an image; the label is None where the rows that say that it shows
+    no bleeding are not all there.
+    """
     types = frozenset(one for one in BLEEDING_TYPES if facts.get(one))
-    label = facts.get("any", int(bool(types)))
+    told_all = all(one in facts for one in BLEEDING_TYPES)
+    label = facts.get("any", 1 if types else 0 if told_all else None)
     if types and not label:
         raise DatasetError(
-            f"{table}: {name} shows {', '.join(sorted(types))}, but its row for any bleeding"
+            f"{table}: {name} shows {', '.join(sorted(types))}, but its row for any hemorrhage"
             " says 0."
         )
-    return label, types if types or not label else None
+    if label == 0:
+        return 0, frozenset()
+    return label, types if types and told_all else None
 
 
 def _scans(headers: list[Header]) -> Iterator[tuple[str, str, list[Header]]]:
-    """Yield patient, what tells the scan from the patient's others, and its slices from foot to
+    """Yield patient, name of the scan among the patient's scans, and its slices from foot to
     head.
     """
     series: dict[str, dict[str, list[Header]]] = defaultdict(lambda: defaultdict(list))

@@ -1,6 +1,4 @@
-"""Labels of whole scans, where nobody labeled each slice: a table of patients, or a column beside
-the slices.
-"""
+"""Scan-level (weak) labels, from a table of patients or a column of the table of slices."""
 
 from __future__ import annotations
 
@@ -16,17 +14,17 @@ SCAN_LABEL_COLUMNS = ("scan_label", "study_label", "label", "hemorrhage", "any")
 
 
 @dataclass(frozen=True)
-class Told:
-    """What was said of a patient's scan as a whole, and where it stands."""
+class ScanLabel:
+    """The label of a patient's scan, and where it was read."""
 
     label: int
     types: frozenset[str] | None
     where: str
 
 
-def read_patients(path: Path) -> dict[str, Told]:
-    """Return what a table of patients says of their scans; nothing where it is not there, or holds
-    no labels.
+def read_patients(path: Path) -> dict[str, ScanLabel]:
+    """Read the scan labels of a table of patients; empty if there is no table or it has no
+    labels.
     """
     if not path.is_file():
         return {}
@@ -35,13 +33,14 @@ def read_patients(path: Path) -> dict[str, Told]:
         column_of(header, PATIENT_COLUMNS),
         column_of(header, SCAN_LABEL_COLUMNS),
     )
-    told: dict[str, Told] = {}
+    given: dict[str, ScanLabel] = {}
     if patient_column is None or label_column is None:
-        return told
-    for number, row in enumerate(rows, start=2):
+        return given
+    for row in rows:
+        number = row.line
         where = f"{path.name}, line {number}"
-        before = told.get(row.get(patient_column, ""))
-        label = join_told(told, row.get(patient_column, ""), row.get(label_column, ""), where)
+        before = given.get(row.get(patient_column, ""))
+        label = add_scan_label(given, row.get(patient_column, ""), row.get(label_column, ""), where)
         if label is None:
             continue
         types = types_of(row.get("subtypes"), label, where)
@@ -53,22 +52,22 @@ def read_patients(path: Path) -> dict[str, Told]:
         ):
             patient = row[patient_column][:60]
             raise DatasetError(
-                f"{where}: the scan of patient {patient} shows other types of bleeding than in"
+                f"{where}: the scan of patient {patient} has other types of hemorrhage than in"
                 f" {before.where}."
             )
         if before is None or before.types is None:
-            told[row[patient_column]] = Told(label, types, where)
-    return told
+            given[row[patient_column]] = ScanLabel(label, types, where)
+    return given
 
 
-def join_told(told: dict[str, Told], patient: str, text: str, where: str) -> int | None:
-    """Add what a cell says of a patient's scan, and return it; None where the cell is empty."""
+def add_scan_label(given: dict[str, ScanLabel], patient: str, text: str, where: str) -> int | None:
+    """Add the scan label in a cell and return it; None if the cell is empty."""
     label = label_of(text, "label of the scan", where)
     if label is None:
         return None
     if not patient:
-        raise DatasetError(f"{where}: a label of a scan needs a patient beside it.")
-    before = told.setdefault(patient, Told(label, None, where))
+        raise DatasetError(f"{where}: a scan label needs a patient in the same row.")
+    before = given.setdefault(patient, ScanLabel(label, None, where))
     if before.label != label:
         raise DatasetError(
             f"{where}: the scan of patient {patient[:60]} has the label {label}, and {before.label}"
@@ -78,23 +77,23 @@ def join_told(told: dict[str, Told], patient: str, text: str, where: str) -> int
 
 
 def with_scan_labels(
-    examples: Sequence[Example], told: Mapping[str, Told]
+    examples: Sequence[Example], given: Mapping[str, ScanLabel]
 ) -> tuple[list[Example], list[str]]:
-    """Return the examples with what was told of their patients' scans, and sentences about what
-    does not agree.
+    """Return the examples with the scan labels of their patients, and notes about
+    contradictions.
 
-    Where the labels of all slices of a scan are known they say it all, so that nothing is added.
+    If all slices of a scan are labeled, no scan label is added.
 
     Raises:
-        DatasetError: a scan is told to show no blood, and one of its slices is labeled with it.
+        DatasetError: a scan is labeled negative, but one of its slices is labeled positive.
     """
     of_patient: dict[str, list[Example]] = {}
     for example in examples:
-        if example.patient and example.patient in told:
+        if example.patient and example.patient in given:
             of_patient.setdefault(example.patient, []).append(example)
-    weak, problems = set(), []
+    weak_patients, problems = set(), []
     for patient, own in of_patient.items():
-        said, labels = told[patient], {example.label for example in own}
+        said, labels = given[patient], {example.label for example in own}
         if said.label == 0 and 1 in labels:
             positive = next(example.name for example in own if example.label == 1)
             raise DatasetError(
@@ -102,16 +101,16 @@ def with_scan_labels(
                 f" {positive} has 1."
             )
         if None in labels:
-            weak.add(patient)
+            weak_patients.add(patient)
         elif said.label == 1 and 1 not in labels:
             problems.append(
                 f"{said.where}: the scan of patient {patient[:60]} has the label 1, but all its"
-                " slices have 0; the slices count."
+                " slices have 0; the slice labels are used."
             )
     return [
         (
-            replace(e, scan_label=told[e.patient].label, scan_types=told[e.patient].types)
-            if e.patient and e.patient in weak
+            replace(e, scan_label=given[e.patient].label, scan_types=given[e.patient].types)
+            if e.patient and e.patient in weak_patients
             else e
         )
         for e in examples

@@ -1,11 +1,10 @@
-"""Which images shaped which weights, so that no model is tested on what its features have already
-learned.
+"""The training images of weights, so that no model is tested on images that it was trained on.
 
-`seen.json` of a model folder holds no names, only what recognizes an image again: the first 16 hex
-digits of the file's SHA-256, and the perceptual hash of the picture, which a copy that was saved
-anew still has, or nearly. "features" lists the images that shaped the convolutions (also those of
-the weights they started from); "head" lists others that shaped the rest, which a later training
-throws away.
+`seen.json` of a model folder holds no names, only identifiers: the first 16 hex digits of the
+file's SHA-256, and the perceptual hash of the image, which re-encoded copies share, or nearly.
+"features" lists the images that the convolutions were trained on (including those of their initial
+weights); "head" lists further images that only the head was trained on, which a later training
+discards.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from ml.datasets.near_duplicates import HASH_DIGITS, is_telling, same_pictures
 from ml.errors import ArtifactError
 
 Marks = tuple[tuple[str, str], ...]
-"""(first 16 hex digits of the SHA-256, perceptual hash of 64) of each image; lists of earlier
-versions have hashes of 16.
+"""(first 16 hex digits of the SHA-256, perceptual hash of 64 hex digits) of each image; lists of
+earlier versions have hashes of 16.
 """
 
 
 def describe_weights(init: Path | str) -> InitialWeights:
-    """Return what the initial weights are, for the card: their own origin too, where they are a
-    model of ours.
+    """Describe the initial weights for the card, including their own origin if they are a model of
+    ours.
 
     Raises:
         ArtifactError: there are none.
@@ -61,19 +60,20 @@ def describe_weights(init: Path | str) -> InitialWeights:
 
 
 def marks_of(init: Path | str) -> Marks:
-    """Return the images that shaped initial weights: those a model folder lists; none for random
-    weights or a file from elsewhere.
+    """Return the training images of initial weights, as listed in a model folder; none for random
+    weights or other files.
 
     Raises:
-        ArtifactError: the folder is no model, or does not say what its features have seen.
+        ArtifactError: the folder is not a model, or does not state what its features were trained
+            on.
     """
     if init == "random" or not Path(init).is_dir():
         return ()
     card = read_card(Path(init))
     if SEEN not in card.files:
         raise ArtifactError(
-            f"The model {card.id} does not say which images it has seen, so nothing could be tested"
-            " honestly."
+            f"The model {card.id} does not state which images it was trained on, so no test would"
+            " be unbiased."
         )
     return tuple(
         (str(file), str(picture))
@@ -82,16 +82,16 @@ def marks_of(init: Path | str) -> Marks:
 
 
 def all_marks_of(model_dir: Path) -> Marks:
-    """Return every image that shaped any part of a model.
+    """Return all training images of a model.
 
     Raises:
-        ArtifactError: the model does not say.
+        ArtifactError: the model does not state them.
     """
     card = read_card(model_dir)
     if SEEN not in card.files:
         raise ArtifactError(
-            f"The model {card.id} does not say which images it has seen, so overlaps with its"
-            " training are unknown."
+            f"The model {card.id} does not state which images it was trained on, so an overlap is"
+            " unknown."
         )
     listed = json.loads((model_dir / SEEN).read_bytes())
     return tuple(
@@ -104,20 +104,20 @@ def all_marks_of(model_dir: Path) -> Marks:
 
 
 def notes_on_marks(marks: Marks) -> list[str]:
-    """Return a sentence where pictures are listed by the 64-bit hash of earlier versions, which is
-    not compared.
+    """Return a note if images are listed by the 64-bit hash of earlier versions, which is not
+    compared.
     """
     earlier = sum(bool(picture) and len(picture) != HASH_DIGITS for _, picture in marks)
     listed = (
-        f"An earlier version listed {earlier} of the pictures that training has seen; of these only"
+        f"{earlier} of the training images were listed by an earlier version; of these, only"
         " unchanged files are recognized."
     )
     return [listed] if earlier else []
 
 
 def seen_among(examples: Sequence[Example], marks: Marks) -> np.ndarray:
-    """Return which examples are among the marks, bool (n,): the same file, or nearly the same
-    picture; an empty slice is nobody's.
+    """Return which examples are among the marks, bool (n,): the same file or a near-duplicate;
+    empty slices are never matched.
     """
     files = {file for file, _ in marks}
     pictures = [picture for _, picture in marks if len(picture) == HASH_DIGITS]
@@ -131,15 +131,19 @@ def seen_among(examples: Sequence[Example], marks: Marks) -> np.ndarray:
 
 
 def seen_json(
-    examples: Sequence[Example], before: Marks, learnt_features: bool, weak: Sequence[Example] = ()
+    examples: Sequence[Example],
+    before: Marks,
+    learned_features: bool,
+    weak_examples: Sequence[Example] = (),
 ) -> bytes:
-    """Return seen.json of a model trained on `examples` from weights that had seen `before`; `weak`
-    taught its head alone.
+    """Return seen.json of a model trained on `examples` from weights that had seen `before`;
+    `weak_examples` trained only its head.
     """
     now, whole = (
-        {(example.sha256[:16], example.dhash) for example in part} for part in (examples, weak)
+        {(example.sha256[:16], example.dhash) for example in part}
+        for part in (examples, weak_examples)
     )
-    features = set(before) | (now if learnt_features else set())
+    features = set(before) | (now if learned_features else set())
     renewed = {file for file, picture in features if len(picture) == HASH_DIGITS}
     features = {
         (file, picture)

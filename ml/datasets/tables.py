@@ -1,6 +1,4 @@
-"""Tables that come with data sets: read within limits, cell by cell, with a sentence for whatever
-is wrong.
-"""
+"""Read and validate the tables of data sets, with limits."""
 
 from __future__ import annotations
 
@@ -18,15 +16,21 @@ MAX_TABLE_MB = 32
 """A table is read whole; one of 50,000 images has a few megabytes."""
 MAX_NAME_BYTES = 255
 MOST_IMAGES = 50_000
-"""Of a public set that is far larger: each is decoded, and compared with every other."""
+"""Larger public data sets must be reduced: each image is decoded and compared with every other."""
 
 
-def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+class Row(dict[str, str]):
+    """The cells of a row by column; `line` is where it stands in its file."""
+
+    line: int = 0
+
+
+def read_table(path: Path) -> tuple[list[str], list[Row]]:
     """Return header and rows, column names and values stripped; Kaggle's header has a space after
-    its comma.
+    its comma. Rows without any text, which spreadsheets leave behind, are passed over.
 
     Where a header has semicolons and no comma, as spreadsheets write in half of Europe, they
-    separate the columns.
+    separate the columns; a first line such as "sep=;" says what does.
     """
     if path.stat().st_size > MAX_TABLE_MB * 2**20:
         raise DatasetError(f"{path.name} is larger than {MAX_TABLE_MB} MB.")
@@ -35,18 +39,27 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     except UnicodeDecodeError as err:
         raise DatasetError(f"{path.name} is not a text file in UTF-8.") from err
     lines = text.splitlines()
-    first = next((line for line in lines if line.strip()), "")
-    semicolons = ";" in first and "," not in first
+    told = re.fullmatch(r"sep=(.)[,;\s]*", lines[0]) if lines else None
+    before = 1 if told else 0
+    first = next((line for line in lines[before:] if line.strip()), "")
+    comma = told.group(1) if told else ";" if ";" in first and "," not in first else ","
+    reader = csv.reader(lines[before:], delimiter=comma)
+    rows: list[tuple[int, list[str]]] = []
     try:
-        rows = [row for row in csv.reader(lines, delimiter=";" if semicolons else ",") if row]
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((reader.line_num + before, row))
     except csv.Error as err:
         raise DatasetError(f"{path.name} is not a readable table: {err}.") from err
     if len(rows) < 2:
         raise DatasetError(f"{path.name} has no rows.")
-    header = [column.strip().lower() for column in rows[0]]
-    return header, [
-        dict(zip(header, (value.strip() for value in row), strict=False)) for row in rows[1:]
-    ]
+    header = [column.strip().lower() for column in rows[0][1]]
+    found = []
+    for line, cells in rows[1:]:
+        one = Row(zip(header, (value.strip() for value in cells), strict=False))
+        one.line = line
+        found.append(one)
+    return header, found
 
 
 def column_of(header: Sequence[str], known: Sequence[str]) -> str | None:
@@ -60,28 +73,26 @@ def label_of(text: str, what: str, where: str) -> int | None:
 
 
 def types_of(given: str | None, label: int | None, where: str) -> frozenset[str] | None:
-    """Return the types of bleeding that a cell such as "epidural|subdural" names; an empty one
-    tells of no type where there is no blood.
+    """Parse the types of hemorrhage in a cell such as "epidural|subdural"; an empty cell means no
+    type if the label is 0, else unknown.
     """
     if not given:
         return frozenset() if given is not None and label == 0 else None
     named = frozenset(name.strip().lower() for name in given.split("|"))
     if label != 1:
         raise DatasetError(
-            f"{where}: the types of bleeding {given[:60]!r} stand beside a label that is not 1."
+            f"{where}: the types of hemorrhage {given[:60]!r} are given, but the label is not 1."
         )
     if unknown := sorted(named - set(BLEEDING_TYPES)):
         raise DatasetError(
-            f"{where}: {unknown[0][:40]!r} is no type of bleeding; there are"
+            f"{where}: {unknown[0][:40]!r} is not a type of hemorrhage; the types are"
             f" {', '.join(BLEEDING_TYPES)}."
         )
     return named
 
 
 def whole_number(text: str) -> int | None:
-    """Return the whole number that a cell of a table holds, as 12, -3 or 12.0; None if it holds
-    none.
-    """
+    """Parse an integer such as 12, -3 or 12.0; None if the cell does not hold one."""
     try:
         number = float(text)
     except ValueError:
@@ -90,9 +101,7 @@ def whole_number(text: str) -> int | None:
 
 
 def stays_inside(name: str) -> bool:
-    """True if this can be the name of a file in a folder: no path that leads elsewhere, and nothing
-    that no file is called.
-    """
+    """Return whether this is a valid relative path inside the folder."""
     return (
         not Path(name).is_absolute()
         and ".." not in Path(name).parts
@@ -102,13 +111,13 @@ def stays_inside(name: str) -> bool:
 
 
 def require_no_formula(row: Mapping[str, str], columns: Sequence[str | None], where: str) -> None:
-    """Refuse a cell that a spreadsheet would compute: names and patients are written to tables that
-    people open in one.
+    """Raise DatasetError for a cell that a spreadsheet would evaluate as a formula: names and
+    patients are written to tables that users open in one.
     """
     for column in columns:
         text = row.get(column, "") if column else ""
         if len(text) > 1 and text[0] in "=+-@" and not re.fullmatch(r"[+-][0-9.]+", text):
             raise DatasetError(
-                f"{where}: the {column} {text[:40]!r} is a formula to a spreadsheet; please write"
-                f" it without {text[0]}."
+                f"{where}: the {column} {text[:40]!r} would be a formula in a spreadsheet; please"
+                f" write it without {text[0]}."
             )

@@ -1,4 +1,4 @@
-"""What is known of the types of bleeding in slices and in whole scans."""
+"""Labels of types of hemorrhage, for slices and for scans."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class KnownTypes:
 
 
 def known_types(examples: Sequence[Example], scans: np.ndarray) -> KnownTypes | None:
-    """Return what the examples name, None where no slice is said to show any type.
+    """Return the types in the examples' labels, None if no slice has a type.
 
-    A scan shows what any of its slices shows, or what was told of it as a whole. Where its blood is
-    of unknown types, so is what is left.
+    A scan has the types of its slices and of its scan-level label. If a positive slice or scan has
+    unknown types, the remaining types of the scan are unknown.
 
     Args:
         examples: the slices.
@@ -35,17 +35,17 @@ def known_types(examples: Sequence[Example], scans: np.ndarray) -> KnownTypes | 
         return None
     slices = np.array([_row(example.types) for example in examples], np.int8)
     whole = np.array([_row(example.scan_types) for example in examples], np.int8)
-    found = np.full((int(scans.max()) + 1, len(BLEEDING_TYPES)), UNKNOWN, np.int8)
-    np.maximum.at(found, scans, slices)
+    of_scans = np.full((int(scans.max()) + 1, len(BLEEDING_TYPES)), UNKNOWN, np.int8)
+    np.maximum.at(of_scans, scans, slices)
     hides = [
         (e.label == 1 and e.types is None) or (e.scan_label == 1 and e.scan_types is None)
         for e in examples
     ]
-    hidden = np.zeros(len(found), bool)
+    hidden = np.zeros(len(of_scans), bool)
     np.logical_or.at(hidden, scans, np.array(hides, bool))
-    found[hidden[:, np.newaxis] & (found == 0)] = UNKNOWN
-    np.maximum.at(found, scans, whole)
-    return KnownTypes(slices, found)
+    of_scans[hidden[:, np.newaxis] & (of_scans == 0)] = UNKNOWN
+    np.maximum.at(of_scans, scans, whole)
+    return KnownTypes(slices, of_scans)
 
 
 def _row(types: frozenset[str] | None) -> list[int]:

@@ -1,5 +1,5 @@
-"""From raw decisions to probabilities, thresholds and an uncertain band: all fitted to what a model
-had not seen.
+"""From raw decisions to probabilities, thresholds and an inconclusive band: all fitted to what a
+model had not seen.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ml.figures import BandFigures, Share
 
 @dataclass(frozen=True)
 class Platt:
-    """Turns a raw decision d into a probability: 1 / (1 + exp(-(slope * d + offset))). The slope is
+    """Maps a raw decision d to a probability: 1 / (1 + exp(-(slope * d + offset))). The slope is
     positive.
     """
 
@@ -28,27 +28,34 @@ class Platt:
 
 
 PRIOR_SPREAD = np.array([0.25, 0.5])
-"""How far a calibration may lie from its prior: of the slope as a share of it, of the offset as it
-is; one standard deviation each.
-"""
+"""Standard deviations of the prior: relative for the slope, absolute for the offset."""
 
 
-def fit_platt(labels: np.ndarray, decisions: np.ndarray, prior: Platt | None = None) -> Platt:
+def fit_platt(
+    labels: np.ndarray,
+    decisions: np.ndarray,
+    prior: Platt | None = None,
+    weights: np.ndarray | None = None,
+) -> Platt:
     """Fit the calibration to decisions of models that did not see these images.
 
-    With a `prior` it is the most probable one given that prior: a handful of scans then moves it a
-    little, hundreds move it at will.
+    `weights` (n,) say how much each counts; all count alike if left out. With a `prior` it is the
+    most probable one given that prior: a handful of scans then moves it a little, hundreds move it
+    at will.
 
     Newton's method on the cross entropy with Platt's smoothed targets (J. Platt 1999; Lin, Lin,
     Weng 2007), which keeps the fit finite when the classes are separable. The slope is kept
-    positive: a calibration never turns a ranking round.
+    positive, so that a calibration never reverses a ranking.
     """
     labels, decisions = np.asarray(labels), np.asarray(decisions, np.float64)
     positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
     targets = np.where(labels == 1, (positive + 1) / (positive + 2), 1 / (negative + 2))
+    counts = np.ones(len(labels)) if weights is None else weights * (len(labels) / weights.sum())
     center, scale = float(decisions.mean()), float(decisions.std()) or 1.0
     inputs = np.stack([(decisions - center) / scale, np.ones_like(decisions)], axis=1)
-    expected, certainty = np.array([0.0, np.log((positive + 1) / (negative + 1))]), np.zeros((2, 2))
+    of_positive, of_negative = counts[labels == 1].sum(), counts[labels == 0].sum()
+    odds = np.log((of_positive + 1) / (of_negative + 1))
+    expected, certainty = np.array([0.0, odds]), np.zeros((2, 2))
     if prior:  # on the same standardized decisions, so that the least slope means the same
         expected = np.array([prior.slope * scale, prior.offset + prior.slope * center])
         deviations = (
@@ -57,62 +64,156 @@ def fit_platt(labels: np.ndarray, decisions: np.ndarray, prior: Platt | None = N
         )
         certainty = deviations.T @ deviations
 
-    def loss(weights: np.ndarray) -> float:
-        linear, away = inputs @ weights, weights - expected
+    def loss(line: np.ndarray) -> float:
+        linear, away = inputs @ line, line - expected
         return float(
-            (np.logaddexp(0, linear) - targets * linear).sum() + 0.5 * away @ certainty @ away
+            counts @ (np.logaddexp(0, linear) - targets * linear) + 0.5 * away @ certainty @ away
         )
 
-    weights = expected
+    line = expected
     for _ in range(100):
-        predicted = 0.5 * (1 + np.tanh(inputs @ weights / 2))
-        gradient = inputs.T @ (predicted - targets) + certainty @ (weights - expected)
+        predicted = 0.5 * (1 + np.tanh(inputs @ line / 2))
+        gradient = inputs.T @ (counts * (predicted - targets)) + certainty @ (line - expected)
         curvature = (
-            inputs.T @ (inputs * (predicted * (1 - predicted))[:, None])
+            inputs.T @ (inputs * (counts * predicted * (1 - predicted))[:, None])
             + certainty
             + 1e-9 * np.eye(2)
         )
         step = np.linalg.solve(curvature, gradient)
         size = 1.0
-        while size > 1e-10 and loss(weights - size * step) > loss(weights) - 1e-4 * size * float(
+        while size > 1e-10 and loss(line - size * step) > loss(line) - 1e-4 * size * float(
             gradient @ step
         ):
             size /= 2
-        weights = weights - size * step
+        line = line - size * step
         if np.abs(gradient).max() < 1e-8 * len(labels):
             break
-    slope = max(float(weights[0]), 1e-3) / scale
-    return Platt(slope, float(weights[1]) - slope * center)
+    slope = max(float(line[0]), 1e-3) / scale
+    return Platt(slope, float(line[1]) - slope * center)
 
 
-def threshold_at_sensitivity(labels: np.ndarray, probabilities: np.ndarray, target: float) -> float:
-    """Return the highest threshold at which `probabilities >= threshold` still finds that share of
-    the hemorrhages.
+POINTS = ("sensitive", "balanced", "specific")
+"""The named operating points: 95 % sensitivity (or the target set), equal care for both errors, and
+95 % specificity.
+"""
+SPECIFICITY = 0.95
+PREVALENCES = (0.02, 0.1, 0.5)
+"""Shares of scans that bleed for which predictive values are reported."""
+PROMISE = 0.9
+"""The predictive value that an answer outside the inconclusive band promises where half of the
+scans bleed.
+"""
+MOST_INCONCLUSIVE = 0.25
+
+
+def balanced_weights(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """Return weights (n,), 1 in all: both classes count alike, and so do the sources within each.
+
+    A threshold then means the same wherever one class or one hospital sent more.
     """
-    of_positives = np.sort(np.asarray(probabilities, np.float64)[np.asarray(labels) == 1])[::-1]
-    needed = int(np.ceil(target * len(of_positives) - 1e-9))
-    return float(of_positives[max(needed, 1) - 1])
+    labels, sources = np.asarray(labels), np.asarray(sources)
+    weights = np.zeros(len(labels))
+    for label in np.unique(labels):
+        of_class = np.unique(sources[labels == label])
+        for source in of_class:
+            chosen = (labels == label) & (sources == source)
+            weights[chosen] = 1 / chosen.sum() / len(of_class)
+    normalized: np.ndarray = weights / weights.sum()
+    return normalized
 
 
-def uncertain_band(
-    labels: np.ndarray, probabilities: np.ndarray, threshold: float, target: float
-) -> tuple[float, float]:
-    """Return (low, high) around the threshold: low <= p < high should be read by a person before
-    anyone relies on it.
+@dataclass(frozen=True)
+class Sample:
+    """Answers that thresholds are fitted to: labels, probabilities and weights, each (n,)."""
 
-    Below `low` at most half of the misses allowed by the target sensitivity remain; from `high` on
-    at most 5 % of the images without hemorrhage are called positive.
+    labels: np.ndarray
+    probabilities: np.ndarray
+    weights: np.ndarray
+
+    def candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return thresholds between the answers (k,), rising, and sensitivity and specificity at
+        each.
+
+        The first calls everything positive, the last nothing.
+        """
+        values = np.unique(self.probabilities)
+        middles = (values[1:] + values[:-1]) / 2
+        thresholds = np.concatenate([[0.0], middles, [np.nextafter(values[-1], 2)]])
+        order = np.argsort(self.probabilities, kind="stable")
+        found, rates = self.probabilities[order], []
+        for label in (1, 0):
+            of_class = np.where(self.labels == label, self.weights, 0)[order]
+            below = np.concatenate([[0.0], np.cumsum(of_class)]) / of_class.sum()
+            rates.append(below[np.searchsorted(found, thresholds)])
+        return thresholds, 1 - rates[0], rates[1]
+
+
+def threshold_at(sample: Sample, point: str, target: float = 0.95) -> float:
+    """Return the threshold of a named operating point.
+
+    Args:
+        sample: answers that no part of the model's training saw, of both classes.
+        point: a name of `POINTS`. "balanced" is where sensitivity + specificity is largest (W.
+            Youden 1950, "Index for rating diagnostic tests"); where several thresholds are as good,
+            the middle of them. "sensitive" lies at or below it, "specific" at or above.
+        target: the sensitivity of "sensitive".
     """
-    low = threshold_at_sensitivity(labels, probabilities, (1 + target) / 2)
-    of_negatives = np.sort(np.asarray(probabilities, np.float64)[np.asarray(labels) == 0])
-    above = float(np.quantile(of_negatives, 0.95, method="higher"))
-    return min(low, threshold), min(max(float(np.nextafter(above, 2)), threshold), 1.0)
+    thresholds, sensitivity, specificity = sample.candidates()
+    youden = sensitivity + specificity
+    best = np.flatnonzero(youden >= youden.max() - 1e-9)
+    balanced = float(thresholds[best[len(best) // 2]])
+    if point == "sensitive":
+        reached = thresholds[np.flatnonzero(sensitivity >= target - 1e-9)[-1]]
+        return min(float(reached), balanced)
+    if point == "specific":
+        reached = thresholds[np.flatnonzero(specificity >= SPECIFICITY - 1e-9)[0]]
+        return max(float(reached), balanced)
+    return balanced
+
+
+def inconclusive_band(sample: Sample, threshold: float) -> tuple[float, float]:
+    """Return (low, high) around the threshold: low <= p < high is inconclusive.
+
+    From `high` on the positive and below `low` the negative predictive value reaches `PROMISE`
+    where half of the scans bleed. At most `MOST_INCONCLUSIVE` of the sample lie between: where the
+    promise would take more, the band is cut on both sides alike.
+    """
+    thresholds, sensitivity, specificity = sample.candidates()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ppv = sensitivity / (sensitivity + 1 - specificity)
+        npv = specificity / (specificity + 1 - sensitivity)
+    holds = np.flatnonzero((thresholds >= threshold) & (ppv >= PROMISE))
+    high = max(float(thresholds[holds[0]]) if len(holds) else float(thresholds[-1]), threshold)
+    holds = np.flatnonzero((thresholds <= threshold) & (npv >= PROMISE))
+    low = min(float(thresholds[holds[-1]]) if len(holds) else 0.0, threshold)
+    between = (sample.probabilities >= low) & (sample.probabilities < high)
+    share = float(sample.weights[between].sum() / sample.weights.sum())
+    if share > MOST_INCONCLUSIVE:
+        kept = MOST_INCONCLUSIVE / share
+        low = _nearer(sample, threshold, low, kept)
+        high = _nearer(sample, threshold, high, kept)
+    return low, min(high, 1.0)
+
+
+def _nearer(sample: Sample, threshold: float, end: float, kept: float) -> float:
+    """Return the end of the band on one side of the threshold that keeps that share of what lay
+    between.
+    """
+    first, last = min(threshold, end), max(threshold, end)
+    between = (sample.probabilities >= first) & (sample.probabilities < last)
+    if not between.any():
+        return end
+    away = np.abs(sample.probabilities[between] - threshold)
+    order = np.argsort(away)
+    counted = np.cumsum(sample.weights[between][order])
+    reach = float(away[order][np.flatnonzero(counted <= kept * counted[-1] + 1e-12)[-1:]].sum())
+    return threshold - reach if end < threshold else float(np.nextafter(threshold + reach, 2))
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
     """How raw decisions of one level (slices or scans) become answers: calibration, threshold,
-    uncertain band.
+    inconclusive band.
     """
 
     platt: Platt
@@ -122,36 +223,44 @@ class OperatingPoint:
 
 
 def operating_point(
-    labels: np.ndarray, decisions: np.ndarray, target: float | None, prior: Platt | None = None
+    labels: np.ndarray,
+    decisions: np.ndarray,
+    sources: np.ndarray,
+    *,
+    point: str = "balanced",
+    target: float = 0.95,
+    prior: Platt | None = None,
 ) -> OperatingPoint:
     """Return calibration, threshold and band fitted to raw decisions of models that did not see
     these slices or scans.
 
-    The threshold reaches the sensitivity `target`; None calls what is likelier than not positive,
-    and the band is that of 0.95. `prior` is that of the calibration.
+    Both classes and all sources count alike (`balanced_weights`), so a probability is that where
+    half of the scans bleed.
+
+    Args:
+        labels, decisions, sources: (n,) of both classes.
+        point: a name of `POINTS`, or "one half": what is likelier than not is positive.
+        target: the sensitivity of "sensitive".
+        prior: of the calibration.
     """
-    platt = fit_platt(labels, decisions, prior)
-    probabilities = platt(decisions)
-    threshold = 0.5 if target is None else threshold_at_sensitivity(labels, probabilities, target)
-    target = 0.95 if target is None else target
-    return OperatingPoint(
-        platt, threshold, *uncertain_band(labels, probabilities, threshold, target)
-    )
+    weights = balanced_weights(labels, sources)
+    platt = fit_platt(labels, decisions, prior, weights)
+    sample = Sample(np.asarray(labels), platt(decisions), weights)
+    threshold = 0.5 if point == "one half" else threshold_at(sample, point, target)
+    return OperatingPoint(platt, threshold, *inconclusive_band(sample, threshold))
 
 
 BELOW, UNCERTAIN, ABOVE = -1, 0, 1
 
 
 def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return for each probability whether it lies below, in or above the uncertain band: -1, 0 or
-    1.
-    """
+    """Return whether each probability is below, in or above the uncertain band: -1, 0 or 1."""
     given = np.asarray(probabilities)
     return np.where(given < low, BELOW, np.where(given >= high, ABOVE, UNCERTAIN))
 
 
 def predictive_values_outside_band(labels: np.ndarray, zone: np.ndarray) -> BandFigures:
-    """Return how often answers outside the uncertain band are right.
+    """Return the predictive values outside the uncertain band; None if there are no predictions.
 
     `labels` (n,), `zone` (n,) or (repeats, n).
     """

@@ -1,7 +1,7 @@
-"""Figures that a reviewer can check: metrics with intervals, thresholds, calibration.
+"""Metrics with confidence intervals.
 
-Labels are 0 or 1, probabilities lie in 0..1, groups name what belongs together (a patient). All
-arrays have one entry for each image that was scored by a model which never saw its group.
+Labels are 0 or 1, probabilities lie in 0..1, groups identify dependent images (a patient). All
+arrays have one entry per held-out image.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
-from ml.evaluation.calibration import Platt, fit_platt, threshold_at_sensitivity, uncertain_band
-from ml.figures import Confusion, Estimate, Metrics, undefined
+from ml.evaluation.calibration import PREVALENCES, Platt, fit_platt
+from ml.figures import Confusion, Estimate, Metrics, ThresholdFigures, undefined
 
 __all__ = [
     "Platt",
@@ -25,13 +26,11 @@ __all__ = [
     "paired_differences",
     "roc_points",
     "share_with_interval",
-    "threshold_at_sensitivity",
-    "uncertain_band",
     "undefined_metrics",
 ]
 
 RESAMPLES = 1000
-MOST_WEIGHTS = 4_000_000  # numbers in a chunk of bootstrap weights, 32 MB
+MOST_WEIGHTS = 4_000_000  # values per chunk of bootstrap weights, 32 MB
 CALIBRATION_BINS = 10
 UNDEFINED = {
     "accuracy": "there is no image",
@@ -57,19 +56,19 @@ def metrics_with_intervals(
 ) -> Metrics:
     """Return each metric with its 95 % interval.
 
-    The interval holds the middle 95 % of the figure over bootstrap samples of whole groups, since
-    images of a patient are no independent evidence. `n` counts what the figure is a share of: the
-    hemorrhages for the sensitivity, the positive calls for the PPV (their mean over repeats).
+    The interval is the percentile interval of a cluster bootstrap over groups, since images of a
+    patient are not independent. `n` is the denominator: the positives for the sensitivity, the
+    positive predictions for the PPV (averaged over repeats).
 
     Args:
-        labels, groups: as the module says.
-        probabilities: (n,), or (repeats, n) where a cross-validation was repeated: a figure is then
-            its mean over the repeats, and a bootstrap sample draws the same groups in each of them,
-            since repeats are no new patients.
+        labels, groups: see the module docstring.
+        probabilities: (n,), or (repeats, n) where a cross-validation was repeated: a metric is then
+            the mean over the repeats, and a bootstrap sample draws the same groups in each of them,
+            since repeats do not add patients.
         predicted: booleans of the same shape; separate from the probabilities, as each fold has its
             own threshold.
         seed: of the bootstrap.
-        resamples: how many bootstrap samples.
+        resamples: number of bootstrap samples.
     """
     truth = np.asarray(labels, np.float64)
     rows, called = (
@@ -93,10 +92,56 @@ def metrics_with_intervals(
     )
 
 
-def undefined_metrics(reason: str) -> Metrics:
-    """Return what `metrics_with_intervals` returns where nothing may be counted, for that
-    reason.
+def figures_at(
+    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int
+) -> ThresholdFigures:
+    """Return what a threshold means, each figure with its 95 % interval over bootstrap samples of
+    groups.
+
+    The predictive values are given for each of `PREVALENCES`, by its percentage as text: those that
+    these sensitivity and specificity have where so many bleed.
+
+    Args:
+        labels, groups: (n,).
+        predicted: (n,) booleans, each at a threshold that its own label did not help to choose.
+        seed: of the bootstrap.
     """
+    truth, called = np.asarray(labels) == 1, np.asarray(predicted, bool)
+    ones = np.ones((1, len(truth)))
+    sampled = list(_drawn_weights(groups, seed, RESAMPLES)) if len(truth) else []
+
+    def rates(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return (
+            _ratio(weights @ (truth & called), weights @ truth),
+            _ratio(weights @ (~truth & ~called), weights @ ~truth),
+        )
+
+    once, drawn = rates(ones), [rates(weights) for weights in sampled]
+    sensitivity, specificity = (
+        np.concatenate([once[level], *(part[level] for part in drawn)]) for level in (0, 1)
+    )
+
+    def estimate(name: str, values: np.ndarray, n: int) -> Estimate:
+        return _estimate(float(values[0]), values[1:], n, UNDEFINED[name])
+
+    ppv, npv = {}, {}
+    for prevalence in PREVALENCES:
+        found, clear = prevalence * sensitivity, (1 - prevalence) * specificity
+        right_positive = _ratio(found, found + (1 - prevalence) * (1 - specificity))
+        right_negative = _ratio(clear, clear + prevalence * (1 - sensitivity))
+        percent = f"{prevalence * 100:g}"
+        ppv[percent] = estimate("ppv", right_positive, len(truth))
+        npv[percent] = estimate("npv", right_negative, len(truth))
+    return ThresholdFigures(
+        sensitivity=estimate("sensitivity", sensitivity, int(truth.sum())),
+        specificity=estimate("specificity", specificity, int((~truth).sum())),
+        ppv=ppv,
+        npv=npv,
+    )
+
+
+def undefined_metrics(reason: str) -> Metrics:
+    """Return undefined metrics in the form of `metrics_with_intervals`, with that reason."""
     return Metrics(**{name: undefined(reason) for name in UNDEFINED})
 
 
@@ -108,11 +153,11 @@ def paired_differences(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> Metrics:
-    """Return for each metric the second model's minus the first's on the same images, with the
-    difference's 95 % interval.
+    """Return the paired difference of each metric, second model minus first, with its 95 %
+    interval.
 
-    Both are computed on the same bootstrap samples of groups, so what makes a patient hard for both
-    cancels out. Each model is given as (probabilities, predicted), (n,) or (repeats, n); see
+    Both use the same bootstrap samples of groups, so that the difficulty of a patient cancels out.
+    Each model is given as (probabilities, predicted), (n,) or (repeats, n); see
     `metrics_with_intervals`.
     """
     truth = np.asarray(labels, np.float64)
@@ -146,9 +191,9 @@ def auroc_within(
     """Return the area under the ROC curve over pairs of one fold, with its 95 % interval by
     bootstrap over groups (n,).
 
-    Folds have models and calibrations of their own. This says how well they rank, where the pooled
-    area also says how well answers of one fold compare with those of another (A. Airola et al.
-    2011). `probabilities` and `folds` are (repeats, n).
+    Each fold has its own model and calibration. This measures the ranking within folds, whereas the
+    pooled AUROC also depends on the comparability of folds (A. Airola et al. 2011). `probabilities`
+    and `folds` are (repeats, n).
     """
     truth = np.asarray(labels, np.float64)
 
@@ -184,9 +229,7 @@ def auroc_within(
 def share_with_interval(
     holds: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES
 ) -> Estimate:
-    """Return how often something holds, (n,) 0 or 1, with its interval by bootstrap over groups
-    (n,).
-    """
+    """Return a proportion of outcomes (n,) 0 or 1 with a bootstrap interval over groups (n,)."""
     if not len(holds):
         return undefined("there is nothing to count")
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
@@ -233,11 +276,10 @@ def _sampled_figures(
     seed: int,
     resamples: int,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Return each figure, and the same over bootstrap samples of groups; both are means over the
-    rows (repeats).
+    """Return each metric and its bootstrap samples over groups; both are means over the rows
+    (repeats).
 
-    Samples are drawn and weighed a chunk at a time, so that a large set needs no (samples, images)
-    array at once.
+    Samples are processed in chunks, so that a large data set needs no (samples, images) array.
     """
     once = {
         name: float(values[0])
@@ -255,8 +297,8 @@ def _sampled_figures(
 
 
 def _drawn_weights(groups: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """Yield how often each image (n,) counts in bootstrap samples of groups, a chunk (samples, n)
-    at a time.
+    """Yield the weight of each image (n,) in bootstrap samples of groups, in chunks (samples,
+    n).
     """
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     random = np.random.default_rng(seed)
@@ -314,9 +356,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray) -> Confusion:
 def _figures(
     labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, weights: np.ndarray
 ) -> Mapping[str, np.ndarray]:
-    """Return each metric for each row of `weights` (samples, images): how often an image counts.
-    NaN where undefined.
-    """
+    """Return each metric for each row of image weights (samples, images); NaN where undefined."""
     truth, called = labels == 1, predicted
     tp, fp = weights @ (truth & called), weights @ (~truth & called)
     tn, fn = weights @ (~truth & ~called), weights @ (truth & ~called)
@@ -368,12 +408,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return ratio
 
 
-Z95 = 1.959964
-
-
 def wilson(count: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (E. B. Wilson 1927)."""
-    share = count / n
-    middle = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
-    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
+    """Return the 95 % interval of the share count / n, n >= 1 (E. B. Wilson 1927)."""
+    low, high = binomtest(count, n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)

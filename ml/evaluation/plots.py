@@ -1,5 +1,5 @@
-"""Pictures of figures: ROC with its interval, calibration, bars with intervals, training curves.
-PNG, for reports; matplotlib.
+"""Plots for reports as PNG, with matplotlib: ROC with its band, calibration, bars with intervals,
+training curves.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ BOOTSTRAPS = 200
 BINS = 10
 INK, SOFT = "#1f4e79", "#9dc3e6"
 DISTINCT = ("#56b4e9", "#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7")
-"""Colors that people of any color vision tell apart (M. Okabe, K. Ito 2008)."""
+"""A palette suited to all forms of color vision (M. Okabe, K. Ito 2008)."""
 
 
 def write_plots(run: Path) -> list[Path]:
-    """Draw ROC, calibration and figures of what `evaluate` wrote to a folder, into that folder;
-    return the pictures.
+    """Plot ROC, calibration and metrics of an evaluation's folder into that folder; return the
+    files.
 
-    A plot that one class or no answer makes impossible is left out.
+    Plots that are impossible with a single class or without predictions are omitted.
     """
     written = []
     found = read_evaluation(run)
@@ -72,7 +72,7 @@ def roc_plot(
     Args:
         path: the PNG.
         labels, groups: (n,).
-        probabilities: (n,), or (repeats, n), which are averaged in the curve's sensitivity.
+        probabilities: (n,), or (repeats, n), whose sensitivities are averaged.
         title: above it.
         seed: of the bootstrap.
     """
@@ -107,8 +107,8 @@ def roc_plot(
 
 
 def calibration_plot(path: Path, labels: np.ndarray, probabilities: np.ndarray, title: str) -> None:
-    """Draw how often there was hemorrhage among answers of each tenth of probability, with Wilson's
-    95 % interval.
+    """Draw the observed frequency of hemorrhage by decile of probability, with 95 % Wilson
+    intervals.
     """
     given, truth = (
         np.atleast_2d(probabilities).ravel(),
@@ -230,6 +230,6 @@ def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write the PNG without dates or versions, so that the same figures make the same file."""
+    """Write the PNG without dates or versions, so that the file is reproducible."""
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure.savefig(path, dpi=110, metadata={"Software": None})

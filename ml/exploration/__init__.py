@@ -1,1 +1,1 @@
-"""What a data set holds, and which shortcuts it offers."""
+"""Exploratory analysis of data sets: contents, appearance and shortcuts."""

@@ -1,8 +1,8 @@
-"""The report of an exploration: a folder with index.html and its pictures, readable without a
-network and without scripts.
+"""The exploration report: a folder with index.html and its images, which needs neither network nor
+scripts.
 
-Every word of a data set (names, problems) is escaped; a report may be opened by somebody who did
-not make the data set.
+All text from a data set (names, problems) is escaped, since a report may be opened by someone who
+does not trust the data set.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STEPS: dict[str, InputSpec] = {
     "percentiles": InputSpec(normalisation="percentile"),
     "CLAHE": InputSpec(normalisation="clahe"),
 }
-"""What the preprocessing examples show, one column each."""
+"""The columns of the preprocessing examples."""
 
 ABOVE_CHANCE = '<strong class="warning">above chance</strong>'
 STYLE = (
@@ -58,15 +58,15 @@ def write_report(
 
     Args:
         opened: the data sets.
-        facts: what `ml.exploration.summary.explore` says of each.
-        sources: what `ml.exploration.summary.compare_sources` says of them.
-        out: a folder, made where it is missing; files of an earlier report are replaced.
+        facts: result of `ml.exploration.summary.explore` for each.
+        sources: result of `ml.exploration.summary.compare_sources`.
+        out: a folder, created if missing; files of an earlier report are replaced.
     """
     out.mkdir(parents=True, exist_ok=True)
     parts = [
         part
-        for n, (dataset, found) in enumerate(zip(opened, facts, strict=True), 1)
-        for part in _of_one(dataset, found, out, n)
+        for n, (dataset, summary) in enumerate(zip(opened, facts, strict=True), 1)
+        for part in _of_one(dataset, summary, out, n)
     ]
     parts += list(_of_sources(sources, out))
     title = "Exploration of " + " and ".join(escape(dataset.name) for dataset in opened)
@@ -83,72 +83,73 @@ def write_report(
     return page
 
 
-def _of_one(dataset: Dataset, found: Mapping[str, Any], out: Path, number: int) -> Iterator[str]:
-    """Yield the parts of the page about one data set; writes its pictures, named by `number`."""
+def _of_one(dataset: Dataset, summary: Mapping[str, Any], out: Path, number: int) -> Iterator[str]:
+    """Yield the HTML about one data set and write its images, named by `number`."""
 
     def picture(name: str) -> Path:
         return out / f"{number}-{name}.png"
 
     yield f"<h2>{escape(dataset.name)}</h2>"
-    yield _facts(found)
+    yield _facts(summary)
     contact_sheet(dataset).save(picture("samples"))
     yield _figure(
         picture("samples"),
         "Samples",
-        "Images spread over the data set; those with hemorrhage come first. Do they look alike?",
+        "Images sampled evenly from the data set; those with hemorrhage come first. Do the classes"
+        " look alike?",
     )
     _sizes(dataset.examples).savefig(picture("sizes"))
     yield _figure(
         picture("sizes"),
         "Sizes",
-        "Each dot is an image, by its width and height. Classes that lie in different places can be"
-        " told apart without a look inside.",
+        "Each dot is an image, by width and height. If the classes are in different places, they"
+        " can be distinguished without looking at the content.",
     )
-    _grays(found["histograms"]).savefig(picture("greys"))
+    _grays(summary["histograms"]).savefig(picture("grays"))
     yield _figure(
-        picture("greys"),
-        "Grays inside the head",
-        "How often each gray from black (air) to white (bone) occurs, on average over a class."
-        " Blood adds light grays; a shift of the whole curve means that the classes were windowed"
-        " or photographed differently.",
+        picture("grays"),
+        "Gray levels inside the head",
+        "Mean histogram of gray levels from black (air) to white (bone), by class. Blood adds"
+        " bright gray levels; a shift of the whole curve means that the classes were windowed or"
+        " photographed differently.",
     )
-    if found["slices_per_patient"]:
+    if summary["slices_per_patient"]:
         _slices_per_patient(dataset.examples).savefig(picture("patients"))
         yield _figure(
             picture("patients"),
             "Slices of each patient",
-            "A patient's slices resemble each other, so they stay on one side of every split.",
+            "A patient's slices resemble each other, so they stay on the same side of every split.",
         )
-    _probes(found["probes"]).savefig(picture("probes"))
+    _probes(summary["probes"]).savefig(picture("probes"))
     yield _figure(
         picture("probes"),
         "Shortcut probes",
-        "How well facts that are no anatomy tell the classes apart, by grouped cross-validation:"
-        " 0.5 is chance, 1 is perfect, the line is the 95 % interval. What stands above chance can"
-        " be learned in place of blood. (The size of a file also follows from what it shows, so a"
-        " little above chance is natural.)",
+        "How well non-anatomical features predict the class, in grouped cross-validation: 0.5 is"
+        " chance, 1 is perfect, the line is the 95 % interval. Whatever is above chance is a"
+        " shortcut that a model can learn instead of hemorrhage. (File size also depends on the"
+        " content, so values slightly above chance are expected.)",
     )
-    yield _probe_table(found["probes"])
+    yield _probe_table(summary["probes"])
     if dataset.near_duplicates:
         _pairs(dataset).save(picture("duplicates"))
         yield _figure(
             picture("duplicates"),
             "Near-duplicates",
-            f"{len(dataset.near_duplicates)} pairs look nearly the same and share a group; the"
+            f"{len(dataset.near_duplicates)} pairs are near-duplicates and share a group; the"
             f" first {MOST_PAIRS} are shown, one above the other. Split between training and test,"
-            " they would make a model look better than it is.",
+            " they would inflate the metrics.",
         )
         yield _list([f"{one} and {other}" for one, other in dataset.near_duplicates])
     _steps(dataset.examples).savefig(picture("steps"))
     yield _figure(
         picture("steps"),
         "Preprocessing and segmentation",
-        "What each step makes of a few slices. A selection keeps its grays, everything else is"
-        " dimmed to half; edges are drawn white.",
+        "The result of each step on a few slices. Selected regions keep their gray levels,"
+        " everything else is dimmed to half; edges are white.",
     )
-    if found["problems"]:
+    if summary["problems"]:
         yield "<h3>Problems</h3>"
-        yield _list(found["problems"])
+        yield _list(summary["problems"])
 
 
 def _of_sources(sources: Sequence[Mapping[str, Any]], out: Path) -> Iterator[str]:
@@ -156,42 +157,42 @@ def _of_sources(sources: Sequence[Mapping[str, Any]], out: Path) -> Iterator[str
         one, other = map(escape, pair["sources"])
         path = out / f"source-{number}.png"
         _probes(pair["probes"]).savefig(path)
-        yield f"<h2>Can one tell {one} from {other}?</h2>"
+        yield f"<h2>Can {one} be told from {other}?</h2>"
         yield _figure(
             path,
             "Source probes",
-            "How well simple facts tell the two sources apart: 0.5 is chance, 1 is perfect. Where"
-            " they are told apart and hemorrhage is more frequent in one of them, a model trained"
-            " on both can learn the source instead of the blood.",
+            "How well simple features distinguish the two sources: 0.5 is chance, 1 is perfect. If"
+            " they can be distinguished and hemorrhage is more frequent in one of them, a model"
+            " trained on both can learn the source instead of the hemorrhage.",
         )
         yield _probe_table(pair["probes"])
 
 
-def _facts(found: Mapping[str, Any]) -> str:
+def _facts(summary: Mapping[str, Any]) -> str:
     sizes = "; ".join(
         f"{side} {s['min']}–{s['max']} px, median {s['median']} px"
-        for side, s in found["sizes"].items()
+        for side, s in summary["sizes"].items()
     )
-    per_patient = found["slices_per_patient"]
+    per_patient = summary["slices_per_patient"]
     rows = {
-        "Layout": found["layout"],
-        "Images": found["images"],
-        "With hemorrhage": found["positive"],
-        "Without": found["negative"],
-        "Without a label": found["unknown"],
-        "Patients": found["patients"] or "not told",
-        "Scans": f"{found['scans']}: {_of_scans(found['scan_labels'])}",
-        "Types of bleeding": _of_types(found["types"]) or "not told",
+        "Layout": summary["layout"],
+        "Images": summary["images"],
+        "With hemorrhage": summary["positive"],
+        "Without": summary["negative"],
+        "Without a label": summary["unknown"],
+        "Patients": summary["patients"] or "not told",
+        "Scans": f"{summary['scans']}: {_of_scans(summary['scan_labels'])}",
+        "Types of bleeding": _of_types(summary["types"]) or "not told",
         "Slices of a patient": (
             f"{per_patient['min']}–{per_patient['max']}, median {per_patient['median']:g}"
             if per_patient
             else "not told"
         ),
-        "Groups": found["groups"],
-        "Near-duplicate pairs": len(found["near_duplicates"]),
+        "Groups": summary["groups"],
+        "Near-duplicate pairs": len(summary["near_duplicates"]),
         "Sizes": sizes,
-        "Modes": ", ".join(f"{mode}: {count}" for mode, count in found["modes"].items()),
-        "Fingerprint": found["fingerprint"],
+        "Modes": ", ".join(f"{mode}: {count}" for mode, count in summary["modes"].items()),
+        "Fingerprint": summary["fingerprint"],
     }
     return (
         "<table>"
@@ -209,7 +210,9 @@ def _of_scans(labels: Mapping[str, int]) -> str:
         " without a label"
     )
     return (
-        f"{said}; {labels['as_wholes']} are labeled as wholes only" if labels["as_wholes"] else said
+        f"{said}; {labels['as_wholes']} have scan-level labels only"
+        if labels["as_wholes"]
+        else said
     )
 
 
@@ -267,7 +270,7 @@ def _interval(metric: Mapping[str, Any]) -> str:
 def _sizes(examples: Sequence[Example]) -> Figure:
     figure = Figure((7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="width in px", ylabel="height in px")
-    for label, name, colour in (
+    for label, name, color in (
         (None, "no label", NOTHING),
         (0, "no hemorrhage", NO_BLOOD),
         (1, "hemorrhage", BLOOD),
@@ -276,7 +279,7 @@ def _sizes(examples: Sequence[Example]) -> Figure:
         if sizes:
             widths, heights = zip(*sizes, strict=True)
             axes.scatter(
-                widths, heights, s=14, alpha=0.5, color=colour, label=f"{name} ({len(sizes)})"
+                widths, heights, s=14, alpha=0.5, color=color, label=f"{name} ({len(sizes)})"
             )
     axes.legend()
     return figure
@@ -287,12 +290,12 @@ def _grays(histograms: Mapping[str, Sequence[float]]) -> Figure:
     axes = figure.add_subplot(
         xlabel="gray in the brain window (0 black, 1 white)", ylabel="share of the head"
     )
-    for name, said, colour in (
+    for name, said, color in (
         ("negative", "no hemorrhage", NO_BLOOD),
         ("positive", "hemorrhage", BLOOD),
     ):
         if histograms[name]:
-            axes.plot(GRAYS, histograms[name], color=colour, label=said, drawstyle="steps-mid")
+            axes.plot(GRAYS, histograms[name], color=color, label=said, drawstyle="steps-mid")
     if axes.lines:
         axes.legend()
     return figure
@@ -321,10 +324,10 @@ def _probes(probes: Sequence[Mapping[str, Any]]) -> Figure:
     for place, probe in enumerate(probes):
         auroc = probe["auroc"]
         if auroc["value"] is not None:
-            colour = BLOOD if probe["suspicious"] else NO_BLOOD
-            axes.plot(auroc["value"], place, "o", color=colour)
+            color = BLOOD if probe["suspicious"] else NO_BLOOD
+            axes.plot(auroc["value"], place, "o", color=color)
             if auroc["low"] is not None:
-                axes.plot([auroc["low"], auroc["high"]], [place, place], color=colour)
+                axes.plot([auroc["low"], auroc["high"]], [place, place], color=color)
     return figure
 
 
@@ -363,8 +366,8 @@ def _steps(examples: Sequence[Example]) -> Figure:
 
 
 def contact_sheet(dataset: Dataset, n: int = 24, max_px: int = 160) -> Image.Image:
-    """Return `n` images spread over the data set as one gray picture, hemorrhage in the upper half;
-    any, where no label is known.
+    """Return `n` images sampled evenly from the data set as one gray image, hemorrhage in the upper
+    half; any images if there are no labels.
 
     Each tile is a square of `max_px`; a row holds eight.
     """

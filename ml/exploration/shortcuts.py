@@ -1,9 +1,9 @@
-"""Shortcut probes: how well do facts that are no anatomy tell the classes of a data set apart, or
-its source?
+"""Shortcut probes: how well do non-anatomical features predict the class or the source of an
+image?
 
-A probe is a small forest of decision trees on a handful of numbers, scored out of fold by group.
-What it finds, a network can find as well, and will, since it is easier to see than blood. So a
-figure well above chance is a warning about the data, not about a model.
+A probe is a small random forest on a few features, evaluated by grouped cross-validation. A network
+can learn the same shortcuts, and will, since they are easier to see than hemorrhage. A result well
+above chance is thus a warning about the data, not about a model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ml.datasets.groups import groups_per_class, stratified_group_folds
 from ml.evaluation.metrics import metrics_with_intervals
 from ml.figures import undefined
 from ml.preprocessing.model_input import InputSpec, to_input
-from ml.scans.slices import FloatArray, window
+from ml.scans.slices import FloatArray, gray_of
 from ml.typed_json import to_json
 
 TREES, LEAF, FOLDS, MOST_IMAGES = 40, 3, 5, 3000
@@ -37,24 +37,23 @@ PROBES: dict[str, tuple[str, ...]] = {
     "all facts of the file": ("bytes", "width", "height", "mode", "colour", "red", "blue"),
     "border pixels": ("border",),
 }
-"""The probes by name, and what each may look at. None of it is anatomy."""
+"""The probes by name, with their non-anatomical features."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured about one image.
+    """Features of one image.
 
     Attributes:
-        facts: numbers by name: bytes of the file, width and height in px, a number for the mode,
-            the share of colored pixels, and how much redder and bluer than gray the picture is
-            (0..1).
-        border: float32 (k,), the outermost pixels of the whole picture at 32 x 32.
-        greys: float64 (32,), the shares of grays inside the head, in the brain window.
+        facts: values by name: file size in bytes, width and height in px, a number for the mode,
+            the share of colored pixels, and the mean red and blue excess over gray (0..1).
+        border: float32 (k,), the outermost pixels of the whole image at 32 x 32.
+        grays: float64 (32,), histogram of gray levels inside the head, in the brain window.
     """
 
     facts: Mapping[str, float]
     border: FloatArray
-    greys: np.ndarray
+    grays: np.ndarray
 
 
 def measure(example: Example) -> Measured:
@@ -64,10 +63,8 @@ def measure(example: Example) -> Measured:
         ImageError: it cannot be read.
     """
     slice_ = slice_of(example)
-    whole = window(slice_.pixels, 40, 80) if slice_.unit == "hu" else slice_.pixels
-    small = cv2.resize(
-        np.ascontiguousarray(whole, np.float32), (SMALL_PX, SMALL_PX), interpolation=cv2.INTER_AREA
-    )
+    whole = np.ascontiguousarray(gray_of(slice_), np.float32)
+    small = cv2.resize(whole, (SMALL_PX, SMALL_PX), interpolation=cv2.INTER_AREA)
     outer = np.ones((SMALL_PX, SMALL_PX), bool)
     outer[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = False
     head = to_input(slice_, InputSpec(size=HEAD_PX))[0]
@@ -91,23 +88,23 @@ def class_probes(
     seed: int = 0,
     on_probe: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
-    """Return what each probe says about the labels; images without a label are left out. `on_probe`
-    hears (probes tried, in all).
+    """Return the result of each probe for the labels, without unlabeled images. `on_probe` is
+    called with (probes done, number of probes).
 
-    Each is {"name", "auroc", "accuracy", "majority", "suspicious"}: two figures with their
-    intervals as JSON of `ml.figures.Estimate`, the share of the larger
-    class, and whether the whole interval of the AUROC lies above chance.
+    Each is {"name", "auroc", "accuracy", "majority", "suspicious"}: two metrics with intervals as
+    JSON of `ml.figures.Estimate`, the share of the larger class, and whether the lower bound of the
+    AUROC is above chance.
     """
     known = [(e, m) for e, m in zip(examples, measured, strict=True) if e.label is not None]
     labels, groups = (
         np.array([e.label for e, _ in known], np.int64),
         np.array([e.group for e, _ in known]),
     )
-    found = []
+    probes = []
     for done, (name, what) in enumerate(PROBES.items()):
         on_probe(done, len(PROBES))
-        found.append(_probe(name, _columns([m for _, m in known], what), labels, groups, seed))
-    return found
+        probes.append(_probe(name, _columns([m for _, m in known], what), labels, groups, seed))
+    return probes
 
 
 def source_probes(
@@ -115,10 +112,11 @@ def source_probes(
     examples: tuple[Sequence[Example], Sequence[Example]],
     measured: tuple[Sequence[Measured], Sequence[Measured]],
 ) -> list[dict[str, Any]]:
-    """Return how well simple facts tell two data sets apart, the grays inside the head among them.
+    """Return how well simple features, including gray levels inside the head, distinguish two data
+    sets.
 
-    A model that is trained on both and finds more hemorrhage in one can learn the source in place
-    of the blood.
+    If hemorrhage is more frequent in one of them, a model trained on both can learn the source
+    instead.
     """
     labels = np.repeat([0, 1], [len(part) for part in examples])
     groups = np.array(
@@ -135,7 +133,7 @@ def source_probes(
 def _probe(
     name: str, columns: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int
 ) -> dict[str, Any]:
-    # a figure to two digits needs no more, and an import should not take an hour
+    # enough for two digits, without an import taking an hour
     if len(labels) > MOST_IMAGES:
         chosen = np.sort(
             np.random.default_rng(seed).choice(len(labels), MOST_IMAGES, replace=False)
@@ -183,7 +181,7 @@ def _columns(measured: Sequence[Measured], what: Sequence[str]) -> np.ndarray:
             row += (
                 list(one.border)
                 if name == "border"
-                else list(one.greys)
+                else list(one.grays)
                 if name == "greys"
                 else [one.facts[name]]
             )
@@ -192,11 +190,9 @@ def _columns(measured: Sequence[Measured], what: Sequence[str]) -> np.ndarray:
 
 
 def _colors(example: Example) -> tuple[float, float, float]:
-    """Return the share of colored pixels, and how much redder and bluer than gray the picture is
-    on average.
-    """
+    """Return the share of colored pixels, and the mean red and blue excess over gray."""
     try:
-        # whatever the preamble of a DICOM file claims to be
+        # the preamble of a DICOM file may look like another format
         with Image.open(example.path, formats=("PNG", "JPEG")) as picture:
             if picture.mode == "L":
                 return 0.0, 0.0, 0.0
@@ -206,8 +202,8 @@ def _colors(example: Example) -> tuple[float, float, float]:
                 )
                 / 255
             )
-    except UnidentifiedImageError:  # DICOM has no colors
+    except UnidentifiedImageError:  # DICOM slices are gray
         return 0.0, 0.0, 0.0
-    grey = rgb.mean(axis=2)
+    gray = rgb.mean(axis=2)
     share = float((rgb.max(axis=2) - rgb.min(axis=2) > 0.06).mean())
-    return share, float((rgb[..., 0] - grey).mean()), float((rgb[..., 2] - grey).mean())
+    return share, float((rgb[..., 0] - gray).mean()), float((rgb[..., 2] - gray).mean())

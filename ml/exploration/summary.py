@@ -1,6 +1,4 @@
-"""Look into a data set before anything is trained on it: what it holds, how it looks, and which
-shortcuts it offers.
-"""
+"""Summary of a data set before training: contents, appearance and shortcuts."""
 
 from __future__ import annotations
 
@@ -20,7 +18,9 @@ Told = Callable[[int, int], None]
 
 
 def measure_all(dataset: Dataset, on_image: Told = lambda done, total: None) -> list[Measured]:
-    """Measure every image of a data set; `on_image` hears (images measured, images in all)."""
+    """Measure every image of a data set; `on_image` is called with (images measured, number of
+    images).
+    """
     measured = []
     for done, example in enumerate(dataset.examples, start=1):
         measured.append(measure(example))
@@ -33,15 +33,16 @@ def explore(
     measured: Sequence[Measured] | None = None,
     on_probe: Told = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Describe a data set for a page, a report or a terminal; every value can be written as JSON.
+    """Describe a data set for a page, a report or a terminal; every value can be written as
+    JSON.
 
-    `on_probe` hears (probes tried, probes in all).
+    `on_probe` is called with (probes done, number of probes).
 
-    To the facts of `facts_of` come:
-        slices_per_patient: {"min", "median", "max"}, or None where no patient is named.
-        histograms: {"positive": [...], "negative": [...]}, the mean share of 32 grays from black to
-        white inside the heads of
-            each class, in the brain window; a class without images has an empty list.
+    In addition to `facts_of`, it has:
+        slices_per_patient: {"min", "median", "max"}, or None without patients.
+        histograms: {"positive": [...], "negative": [...]}, the mean histogram of 32 gray levels
+            from black to white inside the heads of each class, in the brain window; empty for a
+            class without images.
         probes: see `ml.exploration.shortcuts.class_probes`.
     """
     measured = measure_all(dataset) if measured is None else measured
@@ -65,8 +66,8 @@ def explore(
 def compare_sources(
     opened: Sequence[Dataset], measured: Sequence[Sequence[Measured]]
 ) -> list[dict[str, Any]]:
-    """Return for each pair of data sets how well simple facts tell them apart: [{"sources": [name,
-    name], "probes": [...]}, ...].
+    """Return for each pair of data sets how well simple features distinguish them: [{"sources":
+    [name, name], "probes": [...]}, ...].
     """
     pairs = combinations(zip(opened, measured, strict=True), 2)
     return [
@@ -83,23 +84,21 @@ def compare_sources(
 def _mean_grays(
     examples: Sequence[Example], measured: Sequence[Measured], label: int
 ) -> list[float]:
-    greys = [m.greys for e, m in zip(examples, measured, strict=True) if e.label == label]
-    return [round(float(share), 6) for share in np.mean(greys, axis=0)] if greys else []
+    grays = [m.grays for e, m in zip(examples, measured, strict=True) if e.label == label]
+    return [round(float(share), 6) for share in np.mean(grays, axis=0)] if grays else []
 
 
 GRAYS = tuple((bin_ + 0.5) / BINS for bin_ in range(BINS))
-"""The middles of the histograms' bins, 0 black and 1 white."""
+"""The centers of the histogram bins, 0 black and 1 white."""
 
 
 def facts_of(dataset: Dataset) -> dict[str, object]:
     """Describe a data set for a page or a terminal; every value can be written as JSON.
 
-    Among the facts are:
-        scan_labels: how many scans are {"positive", "negative", "unknown"}, and of how many only
-        the whole is labeled ("as_wholes"). An
-            image without a patient is a scan.
-        types: {type of bleeding: {"slices": n, "patients": n}}, empty where the data set tells of
-        none.
+    It includes:
+        scan_labels: number of scans that are {"positive", "negative", "unknown"}, and that have
+            only a scan-level label ("as_wholes"). An image without a patient is a scan.
+        types: {type of hemorrhage: {"slices": n, "patients": n}}, empty if there are none.
     """
     examples = dataset.examples
     widths, heights = np.array([e.width for e in examples]), np.array([e.height for e in examples])
@@ -138,8 +137,8 @@ def _scans_counted(examples: Sequence[Example]) -> dict[str, object]:
         if example.scan_label is not None:
             wholes[scan_key(example)] = example.scan_label
     of_scans = [
-        max((one for one in (*found, wholes.get(key)) if one is not None), default=None)
-        for key, found in labels.items()
+        max((one for one in (*slice_labels, wholes.get(key)) if one is not None), default=None)
+        for key, slice_labels in labels.items()
     ]
     counts = {
         name: of_scans.count(label)

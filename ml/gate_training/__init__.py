@@ -1,1 +1,1 @@
-"""How the check "not a head CT" is fitted."""
+"""Training of the check "not a head CT"."""

@@ -1,14 +1,13 @@
-"""Fit the check "this does not look like a head CT", and measure it on data sets and on families of
-pictures that it never met.
+"""Train the check "this does not look like a head CT" and evaluate it on held-out data sets and
+families of other images.
 
     python -m ml.gate_training.fit DATASET... [--out DIR] [--results FILE]
 
-With n data sets there are n rounds: each fits on the others and on the families of odd pictures
-that are not its own, and is measured on the data set and the families left out; of each kind some
-families are known, so a brain in MR may be, if of another weighting. The
-operating point is set by the head CT alone: where the rounds refuse 4.5 % of what they left out;
-what share of odd pictures is refused there is measured, not chosen. Then the gate that ships is
-fitted on all. Some minutes for each round on two cores.
+With n data sets there are n rounds, each of which holds out one data set and a part of the families
+of other images, and trains on the rest. Of each kind of image some families are in training, for
+example brain MR of another weighting. The operating point is set on head CT alone, such that 4.5 %
+of the held-out head CT is refused; the share of other images refused at that point is a result. The
+shipped gate is then trained on everything. A round takes several minutes on two cores.
 """
 
 from __future__ import annotations
@@ -24,15 +23,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
 from ml.datasets.examples import slice_of
 from ml.datasets.read import read_dataset
 from ml.errors import DatasetError, ImageError
-from ml.gate_training.network import IR_VERSION, OPSET, fit_judge, judge_to_onnx
+from ml.gate_training.network import fit_judge, judge_to_onnx
 from ml.gate_training.other_images.counterexamples import of_head
-from ml.gate_training.other_images.families import KINDS, oddities
+from ml.gate_training.other_images.families import KINDS, other_images
 from ml.gate_training.other_images.heads import phantom_heads, varied
 from ml.gate_training.results import Measured, intervals, write_results
 from ml.inference.gate import AUTOENCODER, CARD, JUDGE, REFUSED_FROM
@@ -40,21 +38,22 @@ from ml.inference.gate_measures import look_at, measure
 from ml.inference.gate_views import VIEW_PX, errors, view_of
 from ml.inference.sessions import session
 from ml.networks.autoencoder import Weights, fit_autoencoder, onnx_nodes
+from ml.networks.onnx_graph import model_of, serialized
 from ml.scans.slices import FloatArray, Slice
 
-MADE_EACH = 24  # pictures of a made family
-MOST_HEADS = 900  # of a data set, that are learned from
+MADE_EACH = 24  # images of a synthetic family
+MOST_HEADS = 900  # training images of a data set
 COUNTEREXAMPLES = 1800
 PHANTOMS = 150
 AUTOENCODER_EPOCHS = 20
 GAIN = 0.5
-HEADS_REFUSED = 0.045  # of the head CT that the rounds left out
+HEADS_REFUSED = 0.045  # share of the held-out head CT
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture as the gate sees it; `measures` is empty where it shows no body, and is refused
-    without a judge.
+    """An image as the gate sees it; `measures` is empty if it shows no body, and it is then always
+    refused.
     """
 
     source: str
@@ -66,16 +65,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The two graphs of a gate, and the names of the measures in their order."""
+    """The two graphs of a gate, and the names of the measures in order."""
 
     autoencoder: bytes
     judge: bytes
     measures: tuple[str, ...]
 
 
-def see(slice: Slice, source: str, family: str) -> Seen:
-    """Return a picture as the gate sees it."""
-    look = look_at(slice)
+def see(slice_: Slice, source: str, family: str) -> Seen:
+    """Return an image as the gate sees it."""
+    look = look_at(slice_)
     measures = measure(look)
     if not measures:
         nothing = np.zeros((VIEW_PX, VIEW_PX), np.float32)
@@ -85,21 +84,21 @@ def see(slice: Slice, source: str, family: str) -> Seen:
 
 
 def see_heads(folders: Sequence[Path]) -> tuple[list[Seen], list[Seen]]:
-    """Return the readable pictures of the data sets as they are, and of each a variant: other
-    window, size, margins, tilt.
+    """Return the readable images of the data sets, and a variant of each with other window, size,
+    margins and tilt.
     """
     plain, variants = [], []
     for folder in folders:
         dataset = read_dataset(folder)
         for number, example in enumerate(dataset.examples):
             try:
-                slice = slice_of(example)
+                slice_ = slice_of(example)
             except ImageError:
-                continue  # blank slices above the crown
-            plain.append(see(slice, dataset.name, "head CT"))
+                continue  # blank slices above the vertex
+            plain.append(see(slice_, dataset.name, "head CT"))
             variants.append(
                 see(
-                    varied(np.random.default_rng([1, number]), slice),
+                    varied(np.random.default_rng([1, number]), slice_),
                     dataset.name,
                     "head CT, varied",
                 )
@@ -110,13 +109,13 @@ def see_heads(folders: Sequence[Path]) -> tuple[list[Seen], list[Seen]]:
 def fit_gate(
     heads: Sequence[Seen], odd: Sequence[Seen], folder: Path, seed: int, refused_above: float = 0.0
 ) -> Fitted:
-    """Return a gate fitted to heads and to odd pictures; counterexamples are made of the heads.
+    """Fit a gate to heads and other images; counterexamples are made from the heads.
 
     Args:
-        heads: plain and varied, of all sources that it may learn from.
-        odd: of the families that it may learn from.
-        folder: where unfinished networks are kept.
-        seed: of everything random.
+        heads: original and varied, of all training sources.
+        odd: other images, of the training families.
+        folder: for checkpoints of the networks.
+        seed: random seed.
         refused_above: the logit of the score that becomes `REFUSED_FROM`.
     """
     random = np.random.default_rng(seed)
@@ -139,18 +138,18 @@ def fit_gate(
     autoencoder = _autoencoder_graph(encoder.weights)
     bases = [chosen[at] for at in random.integers(len(chosen), size=COUNTEREXAMPLES).tolist()]
     counter = [see(of_head(random, one.view[:, :, 0]), "made", "counterexample") for one in bases]
-    learnt = [
+    learned = [
         *chosen,
         *(one for one in counter if one.measures),
         *(one for one in odd if one.measures),
     ]
-    is_odd = np.array([False] * len(chosen) + [True] * (len(learnt) - len(chosen)))
-    names, rows = rows_of(learnt, autoencoder)
+    is_odd = np.array([False] * len(chosen) + [True] * (len(learned) - len(chosen)))
+    names, rows = rows_of(learned, autoencoder)
     judge = fit_judge(
-        np.stack([one.view for one in learnt]),
+        np.stack([one.view for one in learned]),
         rows,
         is_odd,
-        _weights(learnt, is_odd),
+        _weights(learned, is_odd),
         seed,
         folder / "judge.npz",
     )
@@ -158,20 +157,20 @@ def fit_gate(
 
 
 def rows_of(seen: Sequence[Seen], autoencoder: bytes) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the names of all measures, the autoencoder's errors among them, and their values,
+    """Return the names of all measures, including the autoencoder's errors, and their values,
     float32 (n, k).
     """
     draws = session(autoencoder)
-    found = []
+    rows = []
     for one in seen:
         drawn = draws.run(["drawn"], {"views": one.view[np.newaxis]})[0]
-        found.append(one.measures | errors(one.view[:, :, 0], drawn[0, :, :, 0], one.mask))
-    names = tuple(sorted(found[0]))
-    return names, np.array([[measures[name] for name in names] for measures in found], np.float32)
+        rows.append(one.measures | errors(one.view[:, :, 0], drawn[0, :, :, 0], one.mask))
+    names = tuple(sorted(rows[0]))
+    return names, np.array([[measures[name] for name in names] for measures in rows], np.float32)
 
 
 def scores_of(fitted: Fitted, seen: Sequence[Seen]) -> np.ndarray:
-    """Return the score of each picture, (n,), 1 where there is no body."""
+    """Return the score of each image, (n,), 1 if there is no body."""
     scores = np.ones(len(seen))
     at = [number for number, one in enumerate(seen) if one.measures]
     _, rows = rows_of([seen[number] for number in at], fitted.autoencoder)
@@ -186,8 +185,8 @@ def scores_of(fitted: Fitted, seen: Sequence[Seen]) -> np.ndarray:
 
 
 def rounds(sources: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return which data set and which families each round leaves out: every data set and every
-    family once, of each kind some.
+    """Return the data set and the families held out in each round: each once, some families of each
+    kind at a time.
     """
     families = [family for kind in KINDS.values() for family in kind]
     return [
@@ -196,7 +195,7 @@ def rounds(sources: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, fit, write; return the exit status."""
+    """Evaluate, fit and write; return the exit status."""
     options = _options(arguments)
     try:
         plain, variants = see_heads(options.datasets)
@@ -204,13 +203,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DatasetError as err:
         sys.stderr.write(f"{err}\n")
         return 2
-    phantoms = [see(slice, "phantoms", "head phantom") for slice in phantom_heads(PHANTOMS)]
+    phantoms = [see(slice_, "phantoms", "head phantom") for slice_ in phantom_heads(PHANTOMS)]
     odd = {
-        family: [see(one.slice, "made", one.family) for one in oddities(family, MADE_EACH, 0)]
+        family: [see(one.slice, "made", one.family) for one in other_images(family, MADE_EACH, 0)]
         for kind in KINDS.values()
         for family in kind
     }
-    _say(f"{len(plain)} head CT, {sum(map(len, odd.values()))} odd pictures")
+    _say(f"{len(plain)} head CT, {sum(map(len, odd.values()))} other images")
     heads = [*plain, *variants]
     sources = list(dict.fromkeys(one.source for one in plain))
     with tempfile.TemporaryDirectory(prefix="hemoscan-gate-") as scratch:
@@ -245,16 +244,16 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder for the gate that is fitted on all; none is written without it",
+        help="output folder for the gate trained on everything; by default none is written",
     )
-    parser.add_argument("--results", type=Path, help="CSV file for the figures")
+    parser.add_argument("--results", type=Path, help="CSV file for the results")
     parser.add_argument(
         "--extra",
         type=Path,
         nargs="*",
         default=[],
         metavar="DATASET",
-        help="head CT that is only measured",
+        help="head CT used for evaluation only",
     )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -294,12 +293,12 @@ def _measured(
             Measured(one.source, one.family, float(score))
             for one, score in zip(test, scores, strict=True)
         ]
-        _say(f"round {number + 1}: {source} and {', '.join(families)} left out")
+        _say(f"round {number + 1}: {source} and {', '.join(families)} held out")
     return measured
 
 
 def operating_logit(measured: Sequence[Measured]) -> float:
-    """Return the logit of the score above which `HEADS_REFUSED` of the left-out head CT lie."""
+    """Return the logit of the score that `HEADS_REFUSED` of the held-out head CT exceed."""
     return _logit(
         float(
             np.quantile(
@@ -312,7 +311,7 @@ def operating_logit(measured: Sequence[Measured]) -> float:
 def write_gate(
     folder: Path, fitted: Fitted, sources: Iterable[str], figures: object, command: str, seed: int
 ) -> None:
-    """Write the gate's folder: two graphs and the card that names their sha256, the data and the
+    """Write the gate's folder: two graphs and a card with their SHA-256, the data and the
     command.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -320,7 +319,7 @@ def write_gate(
     for name, content in files.items():
         (folder / name).write_bytes(content)
     card = {
-        "what": "The check for pictures that are no head CT. Research use only, not for diagnosis.",
+        "what": "Check for images that are not head CT. Research use only, not for diagnosis.",
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "measures": list(fitted.measures),
         "refused_from": REFUSED_FROM,
@@ -330,17 +329,17 @@ def write_gate(
         "command": command,
         "figures": figures,
         "protocol": (
-            "Each round is measured on a data set and on families of odd pictures it was not"
-            " fitted to; 95 % intervals by Wilson. The operating point is where the rounds refuse"
-            f" {HEADS_REFUSED:.1%} of the head CT left out; no odd picture had a part in it."
+            "Each round is evaluated on a held-out data set and held-out families of other images;"
+            f" 95 % Wilson intervals. At the operating point {HEADS_REFUSED:.1%} of the held-out"
+            " head CT is refused; it was set without other images."
         ),
     }
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def _weights(seen: Sequence[Seen], is_odd: np.ndarray) -> np.ndarray:
-    """Return how often each picture is drawn among its like: sources and families by the root of
-    their size; half are counterexamples.
+    """Return the sampling weight of each image in its class: sources and families by the square
+    root of their size; half are counterexamples.
     """
     names = np.array(
         [one.family if odd else one.source for one, odd in zip(seen, is_odd, strict=True)]
@@ -364,17 +363,12 @@ def _autoencoder_graph(weights: Weights) -> bytes:
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", VIEW_PX, VIEW_PX, 1])
         for name in ("views", "drawn")
     ]
-    graph = helper.make_graph(nodes, "autoencoder", ends[:1], ends[1:], constants)
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+    return serialized(model_of(nodes, "autoencoder", ends[:1], ends[1:], constants))
 
 
 def _logit(score: float) -> float:
-    kept = min(max(score, 1e-6), 1 - 1e-6)
-    return float(np.log(kept / (1 - kept)))
+    clipped = min(max(score, 1e-6), 1 - 1e-6)
+    return float(np.log(clipped / (1 - clipped)))
 
 
 def _sigmoid(logit: float) -> float:

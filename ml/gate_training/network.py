@@ -1,4 +1,4 @@
-"""The network that weighs the witnesses of `ml.inference.gate`, and its ONNX graph."""
+"""The network that combines the three inputs of `ml.inference.gate`, and its ONNX graph."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 import cv2
 import keras
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from ml.inference.gate_views import VIEW_PX
+from ml.networks.onnx_graph import model_of, serialized
 from ml.networks.training_loop import Batch, run_epochs
 
 CHANNELS = (16, 24, 32, 48)
 HIDDEN = 32
-MOST_DEVIATIONS = 4.0  # a measurement counts as at most this many standard deviations off
+MOST_DEVIATIONS = 4.0  # measures are clipped to this many standard deviations
 EPOCHS, BATCHES, BATCH = 14, 100, 64
 LEARNING_RATE, AVERAGING = 2e-3, 0.98
-OPSET, IR_VERSION = 17, 8
 
 
 def fit_judge(
@@ -30,15 +29,15 @@ def fit_judge(
     seed: int,
     state: Path,
 ) -> keras.Model:
-    """Return the network: views (N, 128, 128, 1) and measures (N, k) -> two logits (N, 1) each, of
-    the picture and of the measures.
+    """Return the network: views (N, 128, 128, 1) and measures (N, k) -> two logits (N, 1), of the
+    image and of the measures.
 
     Args:
         views: float32 (n, 128, 128, 1).
         measures: float32 (n, k).
-        odd: bool (n,), True where it is no head CT.
-        weights: (n,) how often an example is drawn among its like.
-        seed: of everything random.
+        odd: bool (n,), True if it is not head CT.
+        weights: (n,) sampling weight of an example in its class.
+        seed: random seed.
         state: file for the state after each epoch.
     """
     keras.utils.set_random_seed(seed)
@@ -77,7 +76,7 @@ def judge_to_onnx(network: keras.Model, gain: float, offset: float) -> bytes:
     """Return "views" (N, 128, 128, 1), "measures" (N, k) -> "score" (N,): sigmoid(gain * (sum of
     both logits - offset)).
     """
-    constants: list[onnx.TensorProto] = []
+    constants: list[TensorProto] = []
 
     def constant(name: str, values: np.ndarray) -> str:
         constants.append(numpy_helper.from_array(np.asarray(values, np.float32), name))
@@ -92,7 +91,7 @@ def judge_to_onnx(network: keras.Model, gain: float, offset: float) -> bytes:
         helper.make_node("ReduceMean", ["column"], ["score"], axes=[1], keepdims=0),
     ]
     width = network.get_layer("standardised").mean.shape[-1]
-    graph = helper.make_graph(
+    model = model_of(
         nodes,
         "judge",
         [
@@ -102,18 +101,14 @@ def judge_to_onnx(network: keras.Model, gain: float, offset: float) -> bytes:
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"])],
         constants,
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+    return serialized(model)
 
 
 Constant = Callable[[str, np.ndarray], str]
 """Adds a constant of that name to a graph, and returns the name."""
 
 
-def _picture_nodes(network: keras.Model, constant: Constant) -> Iterator[onnx.NodeProto]:
+def _picture_nodes(network: keras.Model, constant: Constant) -> Iterator[NodeProto]:
     """Yield nodes "views" -> "of_picture" (N, 1), the logit of the convolutions."""
     yield helper.make_node("Transpose", ["views"], ["planes"], perm=[0, 3, 1, 2])
     yield helper.make_node("AveragePool", ["planes"], ["half"], kernel_shape=[2, 2], strides=[2, 2])
@@ -139,7 +134,7 @@ def _picture_nodes(network: keras.Model, constant: Constant) -> Iterator[onnx.No
     yield _dense_node(network, "of_picture", "pooled", constant)
 
 
-def _measure_nodes(network: keras.Model, constant: Constant) -> Iterator[onnx.NodeProto]:
+def _measure_nodes(network: keras.Model, constant: Constant) -> Iterator[NodeProto]:
     """Yield nodes "measures" -> "of_measures" (N, 1), the logit of what was measured."""
     scaler = network.get_layer("standardised")
     mean, spread = np.asarray(scaler.mean), np.sqrt(np.asarray(scaler.variance))
@@ -157,7 +152,7 @@ def _measure_nodes(network: keras.Model, constant: Constant) -> Iterator[onnx.No
     yield _dense_node(network, "of_measures", "hidden_positive", constant)
 
 
-def _dense_node(network: keras.Model, name: str, takes: str, constant: Constant) -> onnx.NodeProto:
+def _dense_node(network: keras.Model, name: str, takes: str, constant: Constant) -> NodeProto:
     kernel, bias = (np.asarray(values) for values in network.get_layer(name).get_weights())
     weights = [constant(f"{name}_W", kernel), constant(f"{name}_b", bias)]
     return helper.make_node("Gemm", [takes, *weights], [name])
@@ -188,7 +183,7 @@ def _network(measures: np.ndarray) -> keras.Model:
 
 
 def _varied(views: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the views mirrored, turned, moved, scaled and in other grays, some of them."""
+    """Return randomly augmented views: mirrored, rotated, shifted, scaled, other gray levels."""
     varied = np.empty_like(views)
     for number, view in enumerate(views[..., 0]):
         turn = random.uniform(-25, 25) if random.random() < 0.5 else 0.0

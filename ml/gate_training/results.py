@@ -1,4 +1,4 @@
-"""The figures of the gate: the share refused, by family and in all, with intervals."""
+"""The results of the gate: the share refused, by family and overall, with intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADS = "head"
 
 @dataclass(frozen=True)
 class Measured:
-    """The score of one picture that its gate had not met."""
+    """The score of one held-out image."""
 
     source: str
     family: str
@@ -25,7 +25,7 @@ class Measured:
 
 def intervals(measured: Sequence[Measured], refused_from: float) -> list[dict[str, object]]:
     """Return family, n, refused, share, low, high: for every family, then for all head CT and all
-    odd pictures.
+    other images.
     """
     groups: dict[str, list[float]] = {}
     for one in measured:
@@ -52,7 +52,7 @@ def intervals(measured: Sequence[Measured], refused_from: float) -> list[dict[st
 def write_results(
     measured: Sequence[Measured], refused_from: float, path: Path | None
 ) -> list[str]:
-    """Write the figures as CSV, if there is a path; return them as lines."""
+    """Write the results as CSV if there is a path; return them as lines."""
     rows = intervals(measured, refused_from)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Answers, heat maps and the check "not a head CT", on ONNX Runtime only."""
+"""Prediction, heat maps and the check "not a head CT", with ONNX Runtime only."""

@@ -1,4 +1,4 @@
-"""Which slices to look at first."""
+"""Selection of the slices to view first."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ MOST_FIRST = 5
 
 
 def look_first(probabilities: NDArray[np.float32], threshold: float) -> list[int]:
-    """Return the indices of up to five slices (or slabs) to look at first, the most probable one
-    first.
+    """Return the indices of up to five slices (or slabs) to view first, by descending priority.
 
-    Neighbors show the same blood. So each stretch of positive slices sends its peak before any
-    sends a second one; then come other positive slices that are no neighbors of those chosen, then
-    whatever is most probable.
+    Adjacent slices show the same hemorrhage. So the peaks of all runs of positive slices come
+    first; then other positive slices that are not adjacent to a selected one, then the most
+    probable of the rest.
 
     Args:
-        probabilities: (n,) from foot to head.
-        threshold: positive is from there on.
+        probabilities: (n,), from foot to head.
+        threshold: at least this probability is positive.
     """
     by_probability = [int(index) for index in np.argsort(-probabilities, kind="stable")]
     positive = probabilities >= threshold
-    stretch = np.cumsum(np.diff(positive, prepend=False))  # one number for each run of equals
+    stretch = np.cumsum(np.diff(positive, prepend=False))  # number of the run of equal values
     peaks: dict[int, int] = {}
     for index in by_probability:
         if positive[index]:
             peaks.setdefault(int(stretch[index]), index)
     chosen = list(peaks.values())[:MOST_FIRST]
-    for apart in (2, 1):  # at least so many slices from those chosen
+    for apart in (2, 1):  # minimum distance from the selected slices
         for index in by_probability:
             is_candidate = positive[index] or apart == 1
             if (

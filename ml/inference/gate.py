@@ -1,10 +1,10 @@
-"""Does a picture look like a head CT at all? Loaded once a process; numpy, OpenCV and ONNX Runtime
-only.
+"""Check whether an image looks like a head CT. Loaded once per process; numpy, OpenCV and ONNX
+Runtime only.
 
-Three witnesses are heard: measurements of shape, rim, inside and surroundings
-(`ml.inference.gate_measures`); the error of an autoencoder that learned to draw head CT and nothing
-else, normalized by local contrast; and a small network that sees the picture. The second and the
-third see the square around the largest body, 128 x 128.
+It combines three inputs: measures of shape, rim, inside and surroundings
+(`ml.inference.gate_measures`); the reconstruction error, normalized by local contrast, of an
+autoencoder trained on head CT only; and a small network on the image. The last two use a 128 x 128
+crop around the largest body.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_SLICES = 15
 
 
 class Gate:
-    """The judge of pictures. Not to be shared across a fork.
+    """The check for images. Not to be shared across a fork.
 
     Raises:
         ArtifactError: its files are missing or altered.
@@ -41,13 +41,11 @@ class Gate:
             card = json.loads((folder / CARD).read_text(encoding="utf-8"))
             contents = {name: (folder / name).read_bytes() for name in (AUTOENCODER, JUDGE)}
         except (OSError, ValueError) as err:
-            raise ArtifactError(
-                "The check for pictures that are no head CT is incomplete."
-            ) from err
+            raise ArtifactError("The check for images that are not head CT is incomplete.") from err
         for name, content in contents.items():
             if hashlib.sha256(content).hexdigest() != card["files"][name]:
                 raise ArtifactError(
-                    f"The {name} of the check for pictures that are no head CT is not the file that"
+                    f"The {name} of the check for images that are not head CT was changed after it"
                     " was written."
                 )
         self.card = card
@@ -55,11 +53,11 @@ class Gate:
         self._autoencoder = session(contents[AUTOENCODER])
         self._judge = session(contents[JUDGE])
 
-    def score(self, slice: Slice) -> float:
-        """Return how little a picture looks like a head CT, 0..1; `REFUSED_FROM` on it is refused.
-        1 where it shows no body at all.
+    def score(self, slice_: Slice) -> float:
+        """Return the score for "not a head CT", 0..1; from `REFUSED_FROM` on the image is refused.
+        1 if it shows no body.
         """
-        look = look_at(slice)
+        look = look_at(slice_)
         measures = measure(look)
         if not measures:
             return 1.0
@@ -71,8 +69,8 @@ class Gate:
         return float(np.clip(answer.ravel()[0], 0, 1))
 
     def score_series(self, slices: Sequence[Slice]) -> float:
-        """Return the median over the slices of a scan, at most 15 of them, evenly spread: some
-        slices of a series may be odd.
+        """Return the median score of at most 15 evenly spaced slices of a scan, since single slices
+        may be atypical.
         """
         chosen = np.unique(
             np.linspace(0, len(slices) - 1, min(len(slices), MOST_SLICES)).round().astype(int)
@@ -82,5 +80,5 @@ class Gate:
 
 @functools.cache
 def gate() -> Gate:
-    """Return the gate that ships with this version, loaded once a process."""
+    """Return the shipped gate, loaded once per process."""
     return Gate()

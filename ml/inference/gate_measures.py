@@ -1,8 +1,8 @@
-"""What can be measured on a picture to tell a head CT from anything else: shape, rim, inside,
-symmetry, surroundings.
+"""Measures that distinguish head CT from other images: shape, rim, inside, symmetry,
+surroundings.
 
-A head in CT is one upright oval body with a closed shell of bone, bright in every window, around a
-gray inside with little contrast. numpy and OpenCV only; a picture takes some milliseconds.
+A head in CT is a single oval body with a closed shell of bone, bright in every window, around a
+gray inside with low contrast. numpy and OpenCV only; an image takes a few milliseconds.
 """
 
 from __future__ import annotations
@@ -14,82 +14,71 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.preprocessing.head import find_head
-from ml.scans.slices import FloatArray, Slice, window
+from ml.preprocessing.scaling import shrunk
+from ml.scans.slices import FloatArray, Slice, gray_of
 
-WORK_PX = 256  # pictures are looked at with this longer side
+WORK_PX, SHORTEST_PX = 256, 8  # sides of a picture that is shrunk to be measured
 # the head unrolled: rays from its middle, steps from its outline (0) inwards
 ANGLES, DEPTHS = 72, 32
 # of DEPTHS: a skull lies in the first; the inside of a head begins at the second
 RIM, CORE = 13, 18
 # of white: rows and columns at a picture's edge whose grays spread less are margin
 PLAIN_EDGE = 0.03
-BACKGROUND_HU = (40.0, 80.0)
 HARMONICS = 4
 
 
 @dataclass(frozen=True)
 class Look:
-    """A picture prepared for measuring.
+    """An image prepared for measuring.
 
     Attributes:
-        grey: float32 (height, width) in 0..1 without plain margins, longer side at most 256.
-        head: where the largest body is, bool of the same shape; None where there is none.
+        gray: float32 (height, width) in 0..1 without plain margins, longer side at most 256.
+        head: mask of the largest body, bool of the same shape; None if there is none.
     """
 
-    grey: FloatArray
+    gray: FloatArray
     head: NDArray[np.bool_] | None
 
 
-def look_at(slice: Slice) -> Look:
+def look_at(slice_: Slice) -> Look:
     """Return the picture prepared for measuring; HU through the brain window."""
-    grey = (
-        window(slice.pixels, *BACKGROUND_HU) if slice.unit == "hu" else np.clip(slice.pixels, 0, 1)
-    )
-    scale = min(1.0, WORK_PX / max(grey.shape))
-    if scale < 1:
-        size = max(8, round(grey.shape[1] * scale)), max(8, round(grey.shape[0] * scale))
-        shrunk = cv2.resize(
-            np.ascontiguousarray(grey, np.float32), size, interpolation=cv2.INTER_AREA
-        )
-        grey = np.asarray(shrunk, np.float32)
-    grey = np.ascontiguousarray(_without_margins(grey), np.float32)
-    return Look(grey, find_head(grey))
+    gray = shrunk(gray_of(slice_), WORK_PX, SHORTEST_PX)
+    gray = np.ascontiguousarray(_without_margins(gray), np.float32)
+    return Look(gray, find_head(gray))
 
 
 def measure(look: Look) -> dict[str, float]:
-    """Return the measurements by name; empty where the picture shows no body at all."""
+    """Return the measures by name; empty if the image shows no body."""
     if look.head is None or look.head.sum() < 64:
         return {}
-    grey, head = look.grey, look.head
+    gray, head = look.gray, look.head
     outlines, _ = cv2.findContours(head.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     outline = np.asarray(max(outlines, key=cv2.contourArea), np.int32)
     if len(outline) < 16:
         return {}
-    unrolled, radii = _unrolled(grey, head)
-    found = _shape(head, outline, radii)
-    found |= _rim(unrolled)
-    found |= _inside(grey, head, unrolled)
-    found |= _surroundings(grey, head)
-    return {name: float(value) for name, value in found.items()}
+    unrolled, radii = _unrolled(gray, head)
+    measures = _shape(head, outline, radii)
+    measures |= _rim(unrolled)
+    measures |= _inside(gray, head, unrolled)
+    measures |= _surroundings(gray, head)
+    return {name: float(value) for name, value in measures.items()}
 
 
-def _without_margins(grey: FloatArray) -> FloatArray:
-    """Return the picture without rows and columns of one gray at its edges, as pages and figures
-    have them.
-    """
-    rows = np.flatnonzero(np.ptp(grey, axis=1) > PLAIN_EDGE)
-    columns = np.flatnonzero(np.ptp(grey, axis=0) > PLAIN_EDGE)
+def _without_margins(gray: FloatArray) -> FloatArray:
+    """Crop uniform rows and columns at the edges, as in pages and figures."""
+    rows = np.flatnonzero(np.ptp(gray, axis=1) > PLAIN_EDGE)
+    columns = np.flatnonzero(np.ptp(gray, axis=0) > PLAIN_EDGE)
     if len(rows) < 8 or len(columns) < 8:
-        return grey
-    # A little of the margin stays, so that a head that fills the rest still has its outline.
+        return gray
+    # A small margin remains, so that the outline of a head that fills the rest is visible.
     top, bottom = max(rows[0] - 2, 0), rows[-1] + 3
     left, right = max(columns[0] - 2, 0), columns[-1] + 3
-    return grey[top:bottom, left:right]
+    return gray[top:bottom, left:right]
 
 
-def _unrolled(grey: FloatArray, head: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
-    """Return the head unrolled, float32 (ANGLES, DEPTHS), and the distance of its outline from its
-    middle in each direction, px.
+def _unrolled(gray: FloatArray, head: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+    """Return the head in polar coordinates, float32 (ANGLES, DEPTHS), and the radius of its outline
+    in each direction, px.
     """
     down, across = np.nonzero(head)
     middle_y, middle_x = float(down.mean()), float(across.mean())
@@ -105,15 +94,13 @@ def _unrolled(grey: FloatArray, head: NDArray[np.bool_]) -> tuple[FloatArray, Fl
     at = radii[:, None] * shares
     map_x = (middle_x + np.cos(angles)[:, None] * at).astype(np.float32)
     map_y = (middle_y + np.sin(angles)[:, None] * at).astype(np.float32)
-    return np.asarray(cv2.remap(grey, map_x, map_y, cv2.INTER_LINEAR)), radii.astype(np.float32)
+    return np.asarray(cv2.remap(gray, map_x, map_y, cv2.INTER_LINEAR)), radii.astype(np.float32)
 
 
 def _shape(
     head: NDArray[np.bool_], outline: NDArray[np.int32], radii: FloatArray
 ) -> dict[str, float]:
-    """Size, oblongness, solidity, roundness, and how much of the outline lies on the picture's
-    edge.
-    """
+    """Size, elongation, solidity, roundness, and the share of the outline on the image's edge."""
     area = float(head.sum())
     hull = max(float(cv2.contourArea(cv2.convexHull(outline))), 1.0)
     (_, (minor, major), _) = cv2.fitEllipse(outline)
@@ -142,13 +129,13 @@ def _shape(
 
 
 def _rim(unrolled: FloatArray) -> dict[str, float]:
-    """How closed, bright and even a shell lies under the outline, against what lies inside it."""
+    """How closed, bright and uniform the shell below the outline is, relative to the inside."""
     core = unrolled[:, CORE:]
     inside = float(np.median(core))
     rim = unrolled[:, :RIM]
     peak = rim.max(axis=1)
     at = rim.argmax(axis=1)
-    found = {
+    measures = {
         "peak_mean": peak.mean(),
         "peak_low": np.percentile(peak, 10),
         "peak_over_inside_low": np.percentile(peak, 15) - inside,
@@ -162,29 +149,29 @@ def _rim(unrolled: FloatArray) -> dict[str, float]:
         "thickness": np.median((rim > (peak[:, None] + inside) / 2).sum(axis=1)) / DEPTHS,
     }
     for number, band in enumerate(np.split(unrolled, 8, axis=1)):
-        found[f"depth{number}_median"] = np.median(band)
-        found[f"depth{number}_spread"] = np.percentile(band, 85) - np.percentile(band, 15)
-    # Mirrored about the best axis through the middle: heads are symmetric, also turned ones.
+        measures[f"depth{number}_median"] = np.median(band)
+        measures[f"depth{number}_spread"] = np.percentile(band, 85) - np.percentile(band, 15)
+    # Symmetry about the best axis through the center; heads are symmetric, also when rotated.
     rows = unrolled[:, : DEPTHS * 3 // 4] - unrolled[:, : DEPTHS * 3 // 4].mean(axis=0)
     turned = np.fft.rfft(rows, axis=0)
     matches = np.fft.irfft((turned * turned).sum(axis=1), n=ANGLES)
-    found["symmetry"] = matches.max() / max(float((rows**2).sum()), 1e-6)
-    return found
+    measures["symmetry"] = matches.max() / max(float((rows**2).sum()), 1e-6)
+    return measures
 
 
-def _inside(grey: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> dict[str, float]:
-    """Grays, grain, edges and flatness within the shell."""
+def _inside(gray: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> dict[str, float]:
+    """Gray levels, grain, edges and flatness inside the shell."""
     core = unrolled[:, CORE:]
     eroded = _core(head)
-    values = grey[eroded]
+    values = gray[eroded]
     if len(values) < 32:
-        values = grey[head]
+        values = gray[head]
         eroded = head
-    smooth = cv2.GaussianBlur(grey, (0, 0), 1.5)
+    smooth = cv2.GaussianBlur(gray, (0, 0), 1.5)
     gradient = (
         np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)) / 8
     )
-    grain = np.abs(grey - cv2.blur(grey, (3, 3)))
+    grain = np.abs(gray - cv2.blur(gray, (3, 3)))
     low, middle, high = np.percentile(values, [5, 50, 95])
     return {
         "inside_low": low,
@@ -204,18 +191,18 @@ def _inside(grey: FloatArray, head: NDArray[np.bool_], unrolled: FloatArray) -> 
     }
 
 
-def _surroundings(grey: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]:
-    """What lies beside the head: little, in CT; and how much of the picture is edges and how many
-    grays it has.
+def _surroundings(gray: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]:
+    """Content beside the head, which is little in CT; the share of edges and the number of gray
+    levels of the image.
     """
     around = ~cv2.dilate(head.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
-    values = grey[around]
+    values = gray[around]
     if len(values) < 32:
         values = np.zeros(32, np.float32)
     background = float(np.median(values))
-    bright = ((np.abs(grey - background) > 0.2) & around).astype(np.uint8)
+    bright = ((np.abs(gray - background) > 0.2) & around).astype(np.uint8)
     pieces = cv2.connectedComponents(bright)[0] - 1
-    gradient = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
+    gradient = np.abs(np.diff(gray, axis=0))[:, :-1] + np.abs(np.diff(gray, axis=1))[:-1]
     return {
         "around_share": around.mean(),
         "around_median": background,
@@ -223,13 +210,13 @@ def _surroundings(grey: FloatArray, head: NDArray[np.bool_]) -> dict[str, float]
         "around_other": (np.abs(values - background) > 0.1).mean(),
         "around_pieces": np.log1p(pieces),
         "edges": (gradient > 0.25).mean(),
-        "greys": len(np.unique((grey * 255).astype(np.uint8))) / 256,
-        "black": (grey < 0.03).mean(),
-        "white": (grey > 0.97).mean(),
+        "greys": len(np.unique((gray * 255).astype(np.uint8))) / 256,
+        "black": (gray < 0.03).mean(),
+        "white": (gray > 0.97).mean(),
     }
 
 
 def _core(head: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the inner part of the head, without the outer third of its half width."""
+    """Return the inner part of the head, without the outer third of its radius."""
     distance = cv2.distanceTransform(np.pad(head, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     return np.asarray(distance > 0.36 * distance.max())

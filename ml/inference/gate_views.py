@@ -1,5 +1,5 @@
-"""What the networks of the gate see: the square around the largest body; and how badly the
-autoencoder drew it.
+"""The input of the gate's networks, a crop around the largest body, and the reconstruction
+errors.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from ml.inference.gate_measures import Look
 from ml.scans.slices import FloatArray
 
 VIEW_PX = 128
-CONTEXT = 1.1  # the view's side, of the body's longer side
-LOCAL_PX = 9  # the neighborhood whose contrast an error is set against
-LEAST_VARIANCE = 0.003  # of white squared: below, a neighborhood counts as flat
+CONTEXT = 1.1  # side of the view relative to the body's longer side
+LOCAL_PX = 9  # neighborhood for local contrast
+LEAST_VARIANCE = 0.003  # variance relative to white squared; below, a neighborhood counts as flat
 
 
 def view_of(look: Look) -> tuple[FloatArray, FloatArray]:
-    """Return the square around the body, float32 (128, 128, 1), black outside the picture, and the
-    share of it that is body (128, 128).
+    """Return a square crop around the body, float32 (128, 128, 1), black outside the image, and its
+    body mask (128, 128), 0..1.
 
     Raises:
-        ValueError: there is no body.
+        ValueError: the image shows no body.
     """
     if look.head is None:
-        raise ValueError("There is no body to look at.")
+        raise ValueError("The image shows no body.")
     rows, columns = np.flatnonzero(look.head.any(axis=1)), np.flatnonzero(look.head.any(axis=0))
     middle = (columns[0] + columns[-1]) / 2, (rows[0] + rows[-1]) / 2
     side = CONTEXT * (max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1)
@@ -32,24 +32,22 @@ def view_of(look: Look) -> tuple[FloatArray, FloatArray]:
     matrix = np.array(
         [[scale, 0, VIEW_PX / 2 - scale * middle[0]], [0, scale, VIEW_PX / 2 - scale * middle[1]]]
     )
-    # Shrunk through a blur, since warpAffine takes single pixels.
-    grey = cv2.GaussianBlur(look.grey, (0, 0), 0.4 / scale) if scale < 0.8 else look.grey
+    # Blurred before shrinking, since warpAffine does not average pixels.
+    gray = cv2.GaussianBlur(look.gray, (0, 0), 0.4 / scale) if scale < 0.8 else look.gray
     size = (VIEW_PX, VIEW_PX)
-    pixels = np.clip(cv2.warpAffine(grey, matrix, size, flags=cv2.INTER_LINEAR), 0, 1)
+    pixels = np.clip(cv2.warpAffine(gray, matrix, size, flags=cv2.INTER_LINEAR), 0, 1)
     mask = cv2.warpAffine(look.head.astype(np.float32), matrix, size, flags=cv2.INTER_LINEAR)
     return pixels[..., np.newaxis].astype(np.float32), np.asarray(mask, np.float32)
 
 
 def errors(pixels: FloatArray, drawn: FloatArray, mask: FloatArray) -> dict[str, float]:
-    """Return how badly the autoencoder drew the view: absolute, and against the contrast of each
-    pixel's neighborhood.
-    """
+    """Return the reconstruction errors of a view: absolute, and relative to local contrast."""
     squared = (pixels - drawn) ** 2
     around = (LOCAL_PX, LOCAL_PX)
     variance = np.maximum(cv2.blur(pixels**2, around) - cv2.blur(pixels, around) ** 2, 0)
-    normalised = cv2.blur(squared, around) / (variance + LEAST_VARIANCE)
+    normalized = cv2.blur(squared, around) / (variance + LEAST_VARIANCE)
     body = mask > 0.5
-    inside = normalised[body] if body.any() else normalised.ravel()
+    inside = normalized[body] if body.any() else normalized.ravel()
     return {
         "error": float(np.log(squared.mean() + 1e-5)),
         "error_normalised": float(np.log(inside.mean() + 1e-3)),

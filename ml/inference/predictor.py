@@ -1,6 +1,4 @@
-"""Answer for scans with a trained model: ONNX Runtime on the CPU, and none of the libraries that
-trained it.
-"""
+"""Prediction with a trained model, using ONNX Runtime on the CPU and no training libraries."""
 
 from __future__ import annotations
 
@@ -22,43 +20,45 @@ from ml.inference.sessions import load_graph, require_same_channels
 from ml.preprocessing.model_input import Frame, InputSpec, to_input
 from ml.scans.slabs import Slabs
 from ml.scans.slices import FloatArray, Series
+from ml.verdict import State, state_of
 
 NOT_HEAD_CT = (
-    "This does not look like a head CT, and what a model answers about anything else means nothing."
+    "This does not look like a head CT; the model's output is meaningless for other images."
 )
-NO_PROBABILITIES = "The model's answer is no probability for each slice and one for the scan."
-# slices in one run of the convolutions: more is no faster on one core and only costs memory
+NO_PROBABILITIES = "The model did not output a probability for each slice and for the scan."
+# slices per run of the convolutions; larger batches are no faster on one core and use more memory
 CHUNK = 16
 NEIGHBORS = 4
-"""Slices to each side among which a series model's heat map is made. Further ones do not move it
-(on six scans of ct_ich the maps correlate with those made among all slices by .996 or more, with
-the same peak), and 200 of them would cost a minute."""
+"""Neighboring slices on each side that are used for the heat map of a series model. More distant
+ones do not matter (on six scans of ct_ich the correlation with heat maps from all slices is at
+least .996, with the same peak), and 200 slices would take a minute.
+"""
 
 
 class Stopped(Exception):
-    """A prediction was asked to stop; it has no finding."""
+    """A prediction was stopped; it has no finding."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A model's answer for one scan.
+    """The prediction for one scan.
 
     Attributes:
-        probability: of a hemorrhage anywhere in the scan, calibrated, 0..1.
-        threshold: the model's for a single slice or for a scan of several; `positive` is
+        probability: calibrated probability of hemorrhage in the scan, 0..1.
+        threshold: the model's threshold for a single slice or for a scan of several; `positive` is
             probability >= threshold.
-        uncertain: the probability lies in the uncertain band that belongs to it.
-        slice_probabilities: one for each slice, in the order of the series; thin slices share that
-            of their slab (`ml.scans.slabs`).
-        warnings: those of the series, then what the model had to assume.
-        not_head_ct: how little the scan looks like a head CT, 0..1, whatever the model; 0 where
-            nobody asked.
-        refused: it looks so little like one that the answer means nothing; a warning says so.
-        first_slices: the indices of up to five slices to look at first, the most probable one first
+        uncertain: the probability is in the corresponding uncertain band.
+        slice_probabilities: of each slice, in the order of the series; thin slices have that of
+            their slab (`ml.scans.slabs`).
+        warnings: those of the series, then the model's assumptions.
+        not_head_ct: score of the check "not a head CT", 0..1, independent of the model; 0 if not
+            checked.
+        refused: the scan failed that check, so the prediction is meaningless; a warning says so.
+        first_slices: indices of up to five slices to view first, by descending priority
             (`ml.inference.first_slices.look_first`).
-        types: the probability of each type of bleeding that the model tells, by its name; none is
-            above that of a hemorrhage.
-        slice_types: the same for each slice, by the type's name.
+        types: the probability of each predicted type of hemorrhage, by name; at most that of
+            hemorrhage.
+        slice_types: the same for each slice.
     """
 
     probability: float
@@ -73,23 +73,43 @@ class Finding:
     types: Mapping[str, float] = field(default_factory=dict)
     slice_types: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
+    @property
+    def state(self) -> State:
+        """Whether a hemorrhage is suspected, not found, or the answer is inconclusive."""
+        return state_of(positive=self.positive, uncertain=self.uncertain)
+
 
 class Predictor:
-    """A model, loaded once and used many times. Not to be shared across a fork: make it in the
-    child.
+    """A loaded model. Not to be shared across a fork: create it in the child process.
 
     Args:
-        model_dir: a folder as `ml.artifacts.folder` describes it.
-        threads: how many threads compute one run.
-        judges_pictures: False spares the question whether a scan looks like a head CT at all.
+        model_dir: a model folder, see `ml.artifacts.folder`.
+        threads: number of threads per run.
+        checks_head_ct: False skips the check whether a scan looks like a head CT.
 
     Raises:
         ArtifactError: the folder is incomplete or altered, or its graphs are not what the card
             promises; or `ml.inference.gate` is unusable.
+
+    Example:
+        A phantom stands in for a patient; a series is the list of its files.
+
+        >>> from pathlib import Path
+        >>> from ml.catalogue import STARTER_DIR
+        >>> from ml.inference.predictor import Predictor
+        >>> from ml.scans.phantoms import phantom, write_dicom
+        >>> from ml.scans.read import read_series
+        >>> write_dicom(phantom(1, hemorrhage=True), Path("head.dcm"))
+        >>> predictor = Predictor(STARTER_DIR)
+        >>> finding = predictor.predict(read_series([Path("head.dcm")]))
+        >>> finding.positive, finding.uncertain
+        (True, False)
+        >>> finding.probability == finding.slice_probabilities[0] > finding.threshold
+        True
     """
 
-    def __init__(self, model_dir: Path, threads: int = 1, judges_pictures: bool = True) -> None:
-        self._gate = gate() if judges_pictures else None
+    def __init__(self, model_dir: Path, threads: int = 1, checks_head_ct: bool = True) -> None:
+        self._gate = gate() if checks_head_ct else None
         self.card = read_card(model_dir)
         try:
             self.spec = InputSpec.from_dict(self.card.preprocessing)
@@ -102,7 +122,7 @@ class Predictor:
         if self.card.told_types:
             if TYPES not in self.card.files:
                 raise ArtifactError(
-                    f"The model's card names types of bleeding that it tells, but no {TYPES}."
+                    f"The model's card lists types of hemorrhage, but there is no {TYPES}."
                 )
             self._types = load_graph(
                 model_dir / TYPES, threads, ("maps", *answers), ("slice_types", "scan_types")
@@ -128,22 +148,22 @@ class Predictor:
     ) -> list[Finding]:
         """Return the findings of several scans, in their order.
 
-        The convolutions run over the slices of all scans in chunks of 16, whichever scan they
-        belong to; the head runs for each scan. Only the maps of the scans in the current chunk are
-        kept. Thin slices go in as slabs (`ml.scans.slabs`).
+        The convolutions run over the slices of all scans in batches of 16; the head runs once per
+        scan. Only the maps of scans in the current batch are held in memory. Thin slices are
+        averaged into slabs (`ml.scans.slabs`).
 
         Args:
             series: the scans.
-            on_progress: told after each chunk how many slices are done, of how many.
-            should_stop: asked before each chunk.
+            on_progress: called after each batch with the number of slices done and in total.
+            should_stop: called before each batch; True stops.
 
         Raises:
-            ValueError: a scan has no slice.
-            ArtifactError: the model's answer is no probability.
-            Stopped: it was asked to stop.
+            ValueError: a scan has no slices.
+            ArtifactError: the model's output is not a probability.
+            Stopped: `should_stop` returned True.
         """
         if any(not scan.slices for scan in series):
-            raise ValueError("A scan without slices cannot be scored.")
+            raise ValueError("A scan without slices cannot be predicted.")
         stacks = [Slabs(scan) for scan in series]
         jobs = [(owner, index) for owner, stack in enumerate(stacks) for index in range(len(stack))]
         done, total = 0, sum(len(scan.slices) for scan in series)
@@ -175,7 +195,7 @@ class Predictor:
         return findings
 
     def heatmap(self, series: Series, index: int = 0) -> FloatArray:
-        """Return what speaks for a hemorrhage in one slice; see `heatmaps`."""
+        """Return the heat map of one slice; see `heatmaps`."""
         return self.heatmaps(series, [index])[0]
 
     def heatmaps(
@@ -184,18 +204,17 @@ class Predictor:
         indices: Sequence[int],
         should_stop: Callable[[], bool] = lambda: False,
     ) -> list[FloatArray]:
-        """Return what speaks for a hemorrhage in slices of one scan, in the order asked for.
+        """Return the heat maps of some slices of a scan, in the order of the indices.
 
-        Each is float32 (H, W) of that slice as it came, 0..1, 0 outside the model's frame. It is
-        occlusion in feature space (see `ml.inference.heat_maps`). A slice model is asked about that
-        slice alone; a series model, which reads a slice among its neighbors, about that slice
-        among the nearest four to each side. The convolutions run once for each slice that is
-        needed, and thin slices of one slab share its map. `should_stop` is asked before each chunk
-        of these and before each slice.
+        Each is float32 (H, W) in the geometry of the original slice, 0..1, and 0 outside the
+        model's frame. It is occlusion in feature space (see `ml.inference.heat_maps`). A slice
+        model uses that slice alone; a series model uses it with its four nearest neighbors on each
+        side. The convolutions run once per required slice, and thin slices of a slab share its heat
+        map. `should_stop` is called before each batch and before each slice.
 
         Raises:
-            IndexError: the scan has no slice of such an index.
-            Stopped: it was asked to stop.
+            IndexError: an index is out of range.
+            Stopped: `should_stop` returned True.
         """
         for index in indices:
             if not 0 <= index < len(series.slices):
@@ -230,7 +249,7 @@ class Predictor:
         ]
 
     def _around(self, number: int, slabs: int) -> range:
-        """Return which of a scan's slices a heat map of one depends on."""
+        """Return the slices of a scan that the heat map of one slice depends on."""
         reach = NEIGHBORS if self.card.reads == "series" else 0
         return range(max(number - reach, 0), min(number + reach + 1, slabs))
 
@@ -238,8 +257,8 @@ class Predictor:
         return [to_input(stack[number], self.spec) for number in numbers]
 
     def _score_among(self, context: FloatArray, at: int) -> Callable[[FloatArray], FloatArray]:
-        """Return what gives the probabilities of copies of one slice's maps, which stand at `at`
-        among the maps (n, h, w, c) around.
+        """Return a function from copies of one slice's maps to its probabilities, with the slice at
+        `at` among its neighbors' maps (n, h, w, c).
         """
         if self.card.reads == "slice":
             return lambda copies: self._answer(copies)[0]
@@ -269,8 +288,8 @@ class Predictor:
     def _types_of(
         self, maps: FloatArray, slices: FloatArray, probability: float
     ) -> tuple[FloatArray, FloatArray]:
-        """Return the probability of each type in each slice (n, k) and in the scan (k,), where
-        those of a hemorrhage are given.
+        """Return the probability of each type in each slice (n, k) and in the scan (k,), given
+        those of hemorrhage.
         """
         told = len(self.card.told_types)
         if self._types is None:
@@ -295,9 +314,9 @@ class Predictor:
         slice_types = stack.per_slice(slice_types)
         threshold, low, high = self.card.point_of(len(answers))
         warnings = [*series.warnings, *notes]
-        # the lowest and highest slices of a series often show none, and that is no news
+        # expected in the lowest and highest slices of a series
         if headless == len(maps):
-            warnings.append("No head was found in the picture, so the model read the whole of it.")
+            warnings.append("No head was found in the image, so the model used the whole image.")
         not_head_ct = self._gate.score_series(stack) if self._gate else 0.0
         if refused := not_head_ct >= REFUSED_FROM:
             warnings.append(NOT_HEAD_CT)
@@ -322,7 +341,7 @@ class Predictor:
 
 
 def _unless(should_stop: Callable[[], bool], numbers: Iterable[int]) -> Iterator[int]:
-    """Yield these numbers, and ask before each whether to stop.
+    """Yield these numbers, checking before each whether to stop.
 
     Raises:
         Stopped: so it is.
@@ -334,7 +353,7 @@ def _unless(should_stop: Callable[[], bool], numbers: Iterable[int]) -> Iterator
 
 
 def _probabilities(answers: FloatArray) -> FloatArray:
-    # Half a millionth of rounding is forgiven; NaN fails both comparisons.
+    # Tolerates rounding errors of 5e-7; NaN fails both comparisons.
     if not ((answers >= -1e-6) & (answers <= 1 + 1e-6)).all():
         raise ArtifactError(NO_PROBABILITIES)
     return np.clip(np.asarray(answers, np.float32), 0, 1)

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions, checked when they are made."""
+"""ONNX Runtime sessions with validation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ml.errors import ArtifactError
 
 
 def session(graph: bytes) -> onnxruntime.InferenceSession:
-    """Return an ONNX session of one thread that keeps little memory."""
+    """Return a single-threaded ONNX session with low memory use."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
@@ -21,11 +21,11 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
         raise ArtifactError(
-            "The check for pictures that are no head CT is no graph that ONNX Runtime can load."
+            "The check for pictures that are no head CT is not a graph that ONNX Runtime can load."
         ) from err
 
 
-SINGLE_PRECISION = "tensor(float)"  # ONNX Runtime's word for it
+SINGLE_PRECISION = "tensor(float)"  # ONNX Runtime's name of the type
 
 
 def require_same_channels(
@@ -34,11 +34,11 @@ def require_same_channels(
     given = next(item.shape for item in features.get_outputs() if item.name == "maps")
     taken = next(item.shape for item in reader.get_inputs() if item.name == "maps")
     channels = [shape[-1] for shape in (given, taken) if shape]
-    # what a graph does not declare is a word or None
+    # undeclared dimensions are a name or None
     declared = [size for size in channels if isinstance(size, int)]
     if len(set(declared)) > 1:
         raise ArtifactError(
-            f"The model's {name} reads maps of {taken}, and its {FEATURES} makes maps of {given}."
+            f"The model's {name} takes maps of {taken}, but its {FEATURES} gives maps of {given}."
         )
 
 
@@ -50,10 +50,10 @@ def load_graph(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # idle threads would eat the cores of other workers
+    # spinning idle threads would slow down other workers
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # The arena keeps the largest batch's memory for ever, and patterns are made for one shape;
-    # batches here vary in size.
+    # The memory arena never shrinks, and memory patterns require a fixed shape; batches vary in
+    # size.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = 3
@@ -63,7 +63,7 @@ def load_graph(
         )
     except Exception as err:  # ONNX Runtime's own exceptions have no common base but this
         raise ArtifactError(
-            f"The model's {path.name} is no graph that ONNX Runtime can load."
+            f"The model's {path.name} is not a graph that ONNX Runtime can load."
         ) from err
     if tuple(item.name for item in session.get_inputs()) != takes or not set(gives) <= {
         item.name for item in session.get_outputs()
@@ -76,7 +76,5 @@ def load_graph(
         if item.name in takes + gives
     ]
     if odd := [item.name for item in read if item.type != SINGLE_PRECISION]:
-        raise ArtifactError(
-            f"The model's {path.name} must hold {odd[0]!r} as numbers of single precision."
-        )
+        raise ArtifactError(f"The model's {path.name} must use single precision for {odd[0]!r}.")
     return session

@@ -1,1 +1,1 @@
-"""The contract of a fit, and one module an architecture."""
+"""The interface of a fit, and one module per architecture."""

@@ -1,12 +1,12 @@
-"""The paper's network: AlexNet (A. Krizhevsky, I. Sutskever, G. Hinton 2012) with an answer for two
-classes.
+"""The paper's network: AlexNet (A. Krizhevsky, I. Sutskever, G. Hinton 2012) with a two-class
+output.
 
-Five convolutions, three overlapping max-poolings, local response normalization where the weights
-were trained with it, two fully connected layers with dropout, softmax. The softmax of two classes
-is the logistic function of their difference, which is the raw decision. Maps of frozen
-convolutions, of augmented copies too, are computed once. The features graph ends at conv5, so that
-a heat map has its 13 x 13 cells; the last pooling and the fully connected layers are the head. A
-part of the training part's groups, which the network never saw, calibrates.
+Five convolutional layers, three overlapping max pooling layers, local response normalization if the
+weights were trained with it, two fully connected layers with dropout, softmax. The softmax of two
+classes is the logistic function of their difference, which is the raw decision. Feature maps of
+frozen layers, including those of augmented copies, are computed once. The features graph ends at
+conv5, so that a heat map has its 13 x 13 cells; the last pooling and the fully connected layers are
+the head. The calibration uses groups of the training part that were held out from the network.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from ml.checkpoints import load_arrays, save_arrays
+from ml.checkpoints import load_or_make_arrays, replacing
 from ml.evaluation.calibration import Platt
 from ml.models.contract import FitTask, Fitted, held_out_of
-from ml.models.features import Extractor, child, restructuring_of
+from ml.models.features import Extractor, augmented_copy, restructuring_of
 from ml.models.fine_tuned import initial_weights, normalizes
 from ml.models.inner_folds import inner_folds
 from ml.networks import autoencoder
-from ml.networks.aggregation import aggregate_scans, answer_graph, scan_probability
+from ml.networks.aggregation import aggregate, aggregate_scans, answer_graph, scan_probability
 from ml.networks.convolutions import convolved, pooled, set_weights, weights_of
 from ml.networks.fine_tuning import balanced_draws
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.onnx_graph import model_of, serialized
 from ml.networks.training_loop import Batch, run_epochs
 from ml.networks.weights import Weights, layout_of, rounded
 
+SCAN_RULE = aggregate
 LAYER = "conv5"
 BATCH = 32
-MOST_BATCHES = 32  # of an epoch, which is at most 1,024 pictures
+MOST_BATCHES = 32  # per epoch, which is at most 1,024 images
 AVERAGING = 0.98
 CHUNK = 64
-# of maps of frozen convolutions; beyond that they are computed each time
+# of cached feature maps; beyond that they are recomputed
 MOST_KEPT_BYTES = 3 * 2**30
 DENSE = ("fc6", "fc7", "fc8")
 MAPS_SHARE, TUNING_SHARE = 0.25, 0.7  # of a fit's time
@@ -47,7 +47,7 @@ Report = Callable[[float, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left: convolutions and fully connected layers, rounded to half precision, as
+    """Trained weights: convolutional and fully connected layers, rounded to half precision, as
     float32.
     """
 
@@ -90,8 +90,8 @@ def fit(task: FitTask) -> Fitted:
         images: np.ndarray, platt: Platt, scan_platt: Platt
     ) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
-        found = decided(maps)
-        return maps, platt(found), scan_probability(found, platt, scan_platt)
+        slice_decisions = decided(maps)
+        return maps, platt(slice_decisions), scan_probability(slice_decisions, platt, scan_platt)
 
     frozen = int(task.settings["frozen"])
     return Fitted(
@@ -105,7 +105,7 @@ def fit(task: FitTask) -> Fitted:
         },
         export=export,
         reference=reference,
-        learnt_features=frozen < 5 or restructuring is not None,
+        learned_features=frozen < 5 or restructuring is not None,
         descriptions=descriptions,
     )
 
@@ -127,8 +127,8 @@ def _of_all(
 
 
 class _Source:
-    """Where the trained part of the network takes its inputs from: pictures, or maps of the frozen
-    convolutions, kept in a file.
+    """The inputs of the trainable part of the network: images, or cached feature maps of the frozen
+    layers.
     """
 
     def __init__(self, task: FitTask, start: Weights, restructuring: Weights | None) -> None:
@@ -148,30 +148,28 @@ class _Source:
             self.shape = self.model.output_shape[1:]
 
     def keep(self, report: Report) -> None:
-        """Compute and keep the maps of the frozen convolutions for all that may be learned from, if
-        they are not too many.
+        """Cache the feature maps of the frozen layers for the whole training part, if they are not
+        too many.
         """
         task = self.task
         own = self.restructuring is not None
         n = len(task.images)
         if self.front is None or self.copies * n * int(np.prod(self.shape)) * 2 > MOST_KEPT_BYTES:
             return
-        # Hidden: a worker keeps no such file with the checkpoint, it is made again.
+        # A hidden file, so workers leave it out of the checkpoint; it is recomputed.
         path = (task.own if own else task.shared) / ".maps.npy"
         wanted = task.train if own else np.flatnonzero(task.labels >= 0)
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(".maps-unfinished.npy")
-            maps = np.lib.format.open_memmap(
-                unfinished, mode="w+", dtype=np.float16, shape=(self.copies, n, *self.shape)
-            )
-            for number in range(self.copies):
-                for begin in range(0, len(wanted), CHUNK):
-                    report((number + begin / len(wanted)) / self.copies, {})
-                    at = wanted[begin : begin + CHUNK]
-                    maps[number, at] = self._computed(at, np.full(len(at), number))
-            maps.flush()
-            unfinished.replace(path)
+            with replacing(path) as unfinished:
+                maps = np.lib.format.open_memmap(
+                    unfinished, mode="w+", dtype=np.float16, shape=(self.copies, n, *self.shape)
+                )
+                for number in range(self.copies):
+                    for begin in range(0, len(wanted), CHUNK):
+                        report((number + begin / len(wanted)) / self.copies, {})
+                        at = wanted[begin : begin + CHUNK]
+                        maps[number, at] = self._computed(at, np.full(len(at), number))
+                maps.flush()
         self.kept = np.asarray(np.load(path, mmap_mode="r"))
 
     def inputs(self, at: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -186,14 +184,17 @@ class _Source:
 
     def _computed(self, at: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         pictures = np.stack(
-            [child(self.task, int(p), int(c), int(p)) for p, c in zip(at, numbers, strict=True)]
+            [
+                augmented_copy(self.task, int(p), int(c), int(p))
+                for p, c in zip(at, numbers, strict=True)
+            ]
         )
         return pictures if self.front is None else np.asarray(self.model.predict_on_batch(pictures))
 
 
 def head_of(maps: tuple[int, ...], width: int, dropout: float, seed: int) -> keras.Model:
-    """Return the last pooling and the fully connected layers: maps (n, h, w, c) -> scores of the
-    two classes (n, 2), before the softmax.
+    """Return the last pooling and the fully connected layers: maps (n, h, w, c) -> logits of the
+    two classes (n, 2).
     """
     layers = keras.layers
     given = keras.Input(maps, name="maps")
@@ -213,8 +214,8 @@ def head_of(maps: tuple[int, ...], width: int, dropout: float, seed: int) -> ker
 
 def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) -> Trained:
     path, state = task.own / "trained.npz", task.own / "state.npz"
-    kept = load_arrays(path)
-    if kept is None:
+
+    def learn_anew() -> Weights:
         source.keep(lambda share, figures: task.report((0.5 + 0.5 * share) * MAPS_SHARE, figures))
         keras.utils.set_random_seed(task.seed)
         before = keras.config.dtype_policy()
@@ -246,14 +247,15 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
             report=lambda share, figures: task.report(MAPS_SHARE + share * TUNING_SHARE, figures),
         )
         head = network.get_layer("head")
-        found = weights_of(back, start) if back is not None else dict(start)
+        trained_weights = weights_of(back, start) if back is not None else dict(start)
         for name in DENSE:
-            found[f"{name}_W"], found[f"{name}_b"] = (
+            trained_weights[f"{name}_W"], trained_weights[f"{name}_b"] = (
                 np.asarray(values) for values in head.get_layer(name).get_weights()
             )
-        kept = {name: values.astype(np.float16) for name, values in found.items()}
-        save_arrays(path, kept)
-        state.unlink()
+        return {name: values.astype(np.float16) for name, values in trained_weights.items()}
+
+    kept = load_or_make_arrays(path, learn_anew)
+    state.unlink(missing_ok=True)
     whole = {name: values.astype(np.float32) for name, values in kept.items()}
     return Trained(
         rounded({name: values for name, values in whole.items() if not name.startswith("fc")}),
@@ -264,8 +266,8 @@ def _trained(task: FitTask, start: Weights, source: _Source, learn: np.ndarray) 
 def _network(
     task: FitTask, start: Weights, source: _Source
 ) -> tuple[keras.Model, keras.Model | None]:
-    """Return the network that learns, from the inputs of `source` to scores, and the convolutions
-    in it that learn, if any do.
+    """Return the trainable network, from the inputs of `source` to logits, and its trainable
+    convolutional part, if any.
     """
     inputs = keras.Input(source.shape, name="inputs")
     names = [each.name for each in layout_of(start).convolutions][source.frozen :]
@@ -287,7 +289,7 @@ def _network(
             given, convolved(given, start, names, normalizes(task)), name="learning_convolutions"
         )
         set_weights(back, start)
-        # Picture and reconstruction go through the same convolutions.
+        # Image and reconstruction go through the same convolutions.
         parts = keras.ops.split(inputs, 2, axis=-1) if twice else [inputs]
         made = [back(part) for part in parts]
         maps = keras.layers.Concatenate()(made) if twice else made[0]
@@ -334,17 +336,14 @@ def head_to_onnx(dense: Weights, platt: Platt, scan_platt: Platt, maps: tuple[in
         numpy_helper.from_array(np.array([[-1.0], [1.0]], np.float32), "second_less_first")
     )
     nodes.append(helper.make_node("MatMul", [x, "second_less_first"], ["softmax_decision"]))
-    graph = helper.make_graph(
+    layers = model_of(
         nodes,
         "fully_connected",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", height, width, channels])],
         [helper.make_tensor_value_info("softmax_decision", TensorProto.FLOAT, ["N", 1])],
         constants,
     )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
-    layers = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     whole = compose.merge_models(
         layers, answer_graph(platt, scan_platt), io_map=[("softmax_decision", "decision")]
     )
-    onnx.checker.check_model(whole, full_check=True)
-    return bytes(whole.SerializeToString())
+    return serialized(whole)

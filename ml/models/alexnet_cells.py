@@ -1,127 +1,19 @@
-"""AlexNet read cell by cell: its convolutions, fine-tuned, and one linear decision for each cell of
-the last maps.
-
-A slice's decision is the log-sum-exp of its cells (see `ml.networks.fine_tuning`). The maps of a
-picture and of its mirror image are averaged, so that left and right are read alike. A part of the
-training part's groups, which the network never saw, calibrates; the final network learns from all
-groups and takes the calibration of the cross-validation's answers.
-
-`alexnet_cells_series` is the same network for whole scans.
+"""AlexNet read cell by cell (`ml.models.cells`): a decision for each of 13 x 13 cells of a
+slice.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
-from onnx import TensorProto, compose, helper
-
-from ml.evaluation.calibration import Platt
-from ml.models.contract import FitTask, Fitted, held_out_of
-from ml.models.features import Extractor
-from ml.models.fine_tuned import normalizes, tuned_convolutions
-from ml.models.inner_folds import inner_folds
-from ml.networks.aggregation import (
-    aggregate_scans,
-    answer_graph,
-    scan_probability,
-    smoothed,
-    smoothing_nodes,
-)
-from ml.networks.cells import decision_nodes, decisions_of
-from ml.networks.convolutions import mirrored, pooled
-from ml.networks.fine_tuning import Tuned
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.models.cells import fit_cells
+from ml.models.contract import FitTask, Fitted
+from ml.models.fine_tuned import alexnet_of
+from ml.networks.aggregation import aggregate
 
 LAYER = "conv5"
-TUNING_SHARE = 0.95  # of a fit's time
-CHUNK = 64
+
+SCAN_RULE = aggregate
 
 
 def fit(task: FitTask) -> Fitted:
     """Fit the architecture on `task.train`; see `ml.models.contract`."""
-    return fit_cells(task, smooths=False)
-
-
-def fit_cells(task: FitTask, *, smooths: bool) -> Fitted:
-    """Fit on `task.train`; where it `smooths`, neighboring slices of a scan decide along
-    (`ml.networks.aggregation`).
-    """
-    learn, held = (
-        (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
-    )
-    epochs = int(task.settings["epochs"])
-    tuned = tuned_convolutions(
-        task,
-        learn,
-        LAYER,
-        epochs,
-        lambda share, figures: task.report(TUNING_SHARE * share, figures),
-    )
-    extractor = Extractor(
-        tuned.convolutions, LAYER, task.images.shape[1], normalizes(task), None, learnt=True
-    )
-    features = mirrored(extractor.build())
-    parts, descriptions = [], []
-    for start in range(0, len(task.images), CHUNK):
-        task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(task.images), {})
-        maps = np.asarray(
-            features.predict_on_batch(np.asarray(task.images[start : start + CHUNK], np.float32))
-        )
-        parts.append(decisions_of(maps, tuned))
-        descriptions.append(pooled(maps, "both"))
-    decisions = smoothed(np.concatenate(parts), task.scans) if smooths else np.concatenate(parts)
-    held_out = task.held_out or held_out_of(decisions, held, task.scans)
-
-    def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
-        head = head_to_onnx(tuned, platt, scan_platt, *extractor.shape, smooths=smooths)
-        return {"features.onnx": extractor.to_onnx(both_ways=True), "head.onnx": head}
-
-    def reference(
-        images: np.ndarray, platt: Platt, scan_platt: Platt
-    ) -> tuple[np.ndarray, np.ndarray, float]:
-        maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
-        found = decisions_of(maps, tuned)
-        found = smoothed(found, np.zeros(len(found), int)) if smooths else found
-        return maps, platt(found), scan_probability(found, platt, scan_platt)
-
-    return Fitted(
-        decisions=decisions,
-        scan_decisions=aggregate_scans(decisions, task.scans),
-        held_out=held_out,
-        chosen={
-            "learnt_from": len(learn),
-            "calibrated_on": len(held_out.slices),
-            "tuned_by": tuned.by,
-        },
-        export=export,
-        reference=reference,
-        learnt_features=extractor.learnt,
-        descriptions=np.concatenate(descriptions),
-    )
-
-
-def head_to_onnx(
-    tuned: Tuned, platt: Platt, scan_platt: Platt, side: int, channels: int, *, smooths: bool
-) -> bytes:
-    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
-    (1,).
-    """
-    nodes, constants = decision_nodes(tuned, side, channels)
-    decided = "cells_decision"
-    if smooths:
-        more_nodes, more_constants = smoothing_nodes(decided)
-        nodes, constants, decided = nodes + more_nodes, constants + more_constants, "smoothed"
-    graph = helper.make_graph(
-        nodes,
-        "cells",
-        [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
-        [helper.make_tensor_value_info(decided, TensorProto.FLOAT, ["N", 1])],
-        constants,
-    )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", 1)]
-    cells = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-    whole = compose.merge_models(
-        cells, answer_graph(platt, scan_platt), io_map=[(decided, "decision")]
-    )
-    onnx.checker.check_model(whole, full_check=True)
-    return bytes(whole.SerializeToString())
+    return fit_cells(task, alexnet_of(task, LAYER), smooths=False)

@@ -1,13 +1,12 @@
 """AlexNet features + SVM: convolutions, pooled maps, standardization, a support vector machine; see
 `ml.models.svm`.
 
-The convolutions are frozen, or fine-tuned inside each training part. With frozen ones five grouped
-folds within the training part choose, and make the decisions that the calibration is fitted to; an
-autoencoder before them learns from the whole part, since it sees no label. Where the convolutions
-learn there is one such split, since each fine-tuning takes minutes: they learn from most of the
-part's groups, and the rest, which they never saw, choose and calibrate. The final model's
-convolutions learn from all; it takes what the fits of the cross-validation chose most often, and
-their answers for its calibration.
+The convolutions are frozen, or fine-tuned in each training part. Frozen: five grouped inner folds
+select the hyperparameters and give the held-out decisions for calibration; a preceding autoencoder,
+which uses no labels, is trained on the whole part. Fine-tuned: a single inner split, since each
+fine-tuning takes minutes; the convolutions are trained on most groups, and the held-out groups
+serve selection and calibration. The final model is fine-tuned on all groups, with the
+hyperparameters that the folds selected most often and a calibration from their held-out decisions.
 """
 
 from __future__ import annotations
@@ -20,10 +19,12 @@ from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import extractor_of, features_of
 from ml.models.inner_folds import inner_folds
 from ml.models.svm import Features, answer, choose, summarized, usual_choice
+from ml.networks.aggregation import aggregate
 
+SCAN_RULE = aggregate
 LAYERS = ("conv3", "conv4", "conv5", "pool5")
-LEARNED_LAYER = "conv5"  # up to which convolutions learn where the layer is chosen later
-# of a fit's time: when what learns before the features is done, and when they are
+LEARNED_LAYER = "conv5"  # the last layer to fine-tune if the layer is selected later
+# progress of a fit after fine-tuning and after the features
 LEARNING_SHARE, FEATURES_SHARE = 0.7, 0.8
 
 
@@ -39,14 +40,14 @@ def fit(task: FitTask) -> Fitted:
         lambda share, figures: task.report(LEARNING_SHARE * share, figures),
     )
     layers = (usual.layer,) if usual else LAYERS if layer == "auto" else (layer,)
-    begin = LEARNING_SHARE if extractor.learnt else 0.0
+    begin = LEARNING_SHARE if extractor.learned else 0.0
     values = features_of(
         task,
         lambda: extractor.build_several(layers),
         lambda maps: summarized(maps[name] for name in layers),
         int(task.settings["augmentation"]),
         lambda share, figures: task.report(begin + (FEATURES_SHARE - begin) * share, figures),
-        learnt=extractor.learnt,
+        learned=extractor.learned,
     )
     features = Features(values, {name: replace(extractor, layer=name).shape[1] for name in layers})
     if usual and task.held_out is not None:

@@ -1,9 +1,9 @@
-"""An autoencoder's bottleneck + SVM: what a network that has to draw heads again makes of them,
-without a label; see `ml.models.svm`.
+"""An autoencoder's bottleneck + SVM: features learned without labels by reconstructing heads; see
+`ml.models.svm`.
 
-The autoencoder (`ml.networks.autoencoder`) starts from random weights, whatever initial weights
-are given: it has no layer of AlexNet. It learns from the whole training part, and inner folds of
-that part, with its labels, choose the machine and calibrate.
+The autoencoder (`ml.networks.autoencoder`) starts from random weights, whatever initial weights are
+given, as it shares no layer with AlexNet. It is trained on the whole training part, whose inner
+folds select the SVM and calibrate it.
 """
 
 from __future__ import annotations
@@ -12,44 +12,44 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
 from ml.models.contract import FitTask, Fitted, held_out_of
 from ml.models.features import autoencoder_of, features_of
 from ml.models.inner_folds import inner_folds
 from ml.models.svm import Features, answer, choose, summarized
-from ml.networks import autoencoder as reconstruction
+from ml.networks import autoencoder
+from ml.networks.aggregation import aggregate
+from ml.networks.onnx_graph import model_of, serialized
 
+SCAN_RULE = aggregate
 LAYER = "bottleneck"
-# of a fit's time: when the autoencoder is done, and when the features are
+# progress of a fit after the autoencoder and after the features
 LEARNING_SHARE, FEATURES_SHARE = 0.8, 0.9
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """The encoder of an autoencoder, which learned from images of one fit."""
+    """The encoder of an autoencoder trained on the images of one fit."""
 
-    weights: reconstruction.Weights
+    weights: autoencoder.Weights
     size: int
-    learnt: bool = True
+    learned: bool = True
 
     @property
     def shape(self) -> tuple[int, int]:
         """The side (h = w) and the channels of the maps."""
-        return reconstruction.bottleneck_side(self.size), reconstruction.BOTTLENECK_CHANNELS
+        return autoencoder.bottleneck_side(self.size), autoencoder.BOTTLENECK_CHANNELS
 
     def build(self) -> keras.Model:
         """Return the Keras model: images -> maps."""
-        return reconstruction.build_encoder(self.weights, self.size)
+        return autoencoder.build_encoder(self.weights, self.size)
 
     def to_onnx(self) -> bytes:
         """Return the features graph: "images" (N, size, size, 1) -> "maps" (N, h, w, 32)."""
         side, channels = self.shape
-        nodes, constants = reconstruction.encoder_nodes(
-            self.weights, self.size, "grey", "bottleneck"
-        )
-        graph = helper.make_graph(
+        nodes, constants = autoencoder.encoder_nodes(self.weights, self.size, "grey", "bottleneck")
+        model = model_of(
             [
                 helper.make_node("Transpose", ["images"], ["grey"], perm=[0, 3, 1, 2]),
                 *nodes,
@@ -64,10 +64,7 @@ class Bottleneck:
             [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
             constants,
         )
-        opsets = [helper.make_opsetid("", reconstruction.OPSET)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=reconstruction.IR_VERSION)
-        onnx.checker.check_model(model, full_check=True)
-        return bytes(model.SerializeToString())
+        return serialized(model)
 
 
 def fit(task: FitTask) -> Fitted:
@@ -88,7 +85,7 @@ def fit(task: FitTask) -> Fitted:
         lambda share, figures: task.report(
             LEARNING_SHARE + (FEATURES_SHARE - LEARNING_SHARE) * share, figures
         ),
-        learnt=source.learnt,
+        learned=source.learned,
     )
     features = Features(values, {LAYER: source.shape[1]})
     choice, score, decisions = choose(

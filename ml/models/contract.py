@@ -1,10 +1,10 @@
-"""The trainable architectures, one module each, found by its name in the catalogue.
+"""The interface of the trainable architectures, one module each, named as in the catalogue.
 
-Every module has one function `fit(task: FitTask) -> Fitted`. It is called once for each fold and
-once for the final model, and must use the images at `task.train` for everything it fits.
+Every module has one function `fit(task: FitTask) -> Fitted`. It is called once per fold and once
+for the final model, and must fit everything on the images at `task.train`.
 
-A scan is a series of slices, a single picture a series of one. Every architecture answers for each
-slice and for each scan: a slice architecture aggregates its slices (`ml.networks.aggregation`), a
+A scan is a series of slices; a single image is a series of one. Every architecture predicts each
+slice and each scan: a slice architecture aggregates its slices (`ml.networks.aggregation`), a
 series architecture reads them in anatomical order.
 """
 
@@ -21,22 +21,22 @@ import numpy as np
 from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import aggregate_scans
 
-RECIPE = 3
-"""To be raised whenever a fit computes something else from the same settings: nothing that an older
-one left is then gone on from.
+RECIPE = 4
+"""Increase it whenever a fit changes its results for the same settings, so that no run resumes from
+an older checkpoint.
 """
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Raw decisions on images inside `task.train`, by models of the same kind that did not see
+    """Raw decisions on images in `task.train`, by models of the same kind that were trained without
     their groups.
 
     Attributes:
         slices: positions of slices with known labels.
         decisions: their raw decisions.
         scans: numbers of scans.
-        scan_decisions: their raw decisions; a scan of one slice has that slice's.
+        scan_decisions: their raw decisions; for a scan of one slice, that of the slice.
     """
 
     slices: np.ndarray
@@ -47,25 +47,26 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """What all fits of a run have in common.
+    """Data shared by all fits of a run.
 
     Attributes:
-        images: float32 (n, size, size, 1) in 0..1, of all data sets together; those of a scan are
-            neighbors, from foot to head.
+        images: float32 (n, size, size, 1) in 0..1, of all data sets; those of a scan are
+            consecutive, from foot to head.
         labels: (n,) 0, 1 or `UNKNOWN`.
-        groups, sources: (n,) what belongs together; the data set each image is from.
-        scans: (n,) number of the scan each image belongs to, 0..s-1, never falling.
-        masks: uint8 (n, m, m), 1 where an outline shows blood, 0 where it shows none, 255 where
-            nobody drew; in the frame of `images`.
-        unseen: (n,) False where the initial weights have seen the image: it may train, and never
-            tests anything.
+        groups, sources: (n,) group and data set of each image; a group is never split between
+            folds.
+        scans: (n,) number of each image's scan, 0..s-1, nondecreasing.
+        masks: uint8 (n, m, m), segmentation masks in the frame of `images`: 1 inside an outlined
+            hemorrhage, 0 outside, 255 where there is no annotation.
+        unseen: (n,) False for images in the training data of the initial weights: they may be used
+            for training, never for testing.
         settings: all settings of the architecture.
-        seed: of everything random.
+        seed: random seed.
         init: initial weights: a file, a model folder, or "random".
-        shared: folder for what all fits share (features of frozen convolutions).
-        reuse: folder where fine-tuned convolutions are kept for other trainings
+        shared: folder for results that all fits share (features of frozen convolutions).
+        reuse: folder where fine-tuned convolutions are cached for other trainings
             (`ml.models.fine_tuned`).
-        told: the label, 0 or 1, of each scan that was labeled as a whole, by its number.
+        given_scan_labels: scan number -> scan-level label, 0 or 1, of the scans that have one.
     """
 
     images: np.ndarray
@@ -80,25 +81,25 @@ class RunData:
     init: Path | str
     shared: Path
     reuse: Path | None = None
-    told: Mapping[int, int] = field(default_factory=dict)
+    given_scan_labels: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitTask(RunData):
-    """What one fit may use.
+    """The input of one fit.
 
     Attributes:
-        train: positions that this fit may learn from, all with known labels; a scan is wholly in or
-            wholly out.
-        own: folder for what this fit alone keeps, so that it continues after an interruption.
-        report: told the share of this fit that is done and figures to show, at least every batch;
+        train: positions of the training images, all with known labels; the slices of a scan are
+            never split.
+        own: checkpoint folder of this fit.
+        report: called at least once per batch with the share that is done and metrics to show;
             raises to stop the fit.
-        held_out: for the final fit, the cross-validation's decisions on what it learns from: a fit
-            that takes them for its calibration need not keep images back, and learns from all.
-        chosen: for the final fit, what each fit of the cross-validation chose.
-        weak: numbers of scans that this fit may learn from, though nobody labeled a slice of
-            theirs; what was told of them is in `told`. An architecture that learns from slices
-            alone leaves them out.
+        held_out: for the final fit, the cross-validation's decisions on its training images: a fit
+            that calibrates on them need not hold images out.
+        chosen: for the final fit, the hyperparameters that each fold selected.
+        weak_scans: numbers of the weakly labeled training scans: none of their slices is labeled,
+            and their labels are in `given_scan_labels`. An architecture that learns from slice
+            labels alone ignores them.
     """
 
     train: np.ndarray
@@ -106,28 +107,26 @@ class FitTask(RunData):
     report: Callable[[float, Mapping[str, float]], None]
     held_out: HeldOut | None = None
     chosen: Sequence[Mapping[str, Any]] = ()
-    weak: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    weak_scans: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit hands back. Raw decisions are real numbers, higher for hemorrhage; `Platt` turns
-    them into probabilities.
+    """The result of a fit. Raw decisions are real numbers, higher for hemorrhage; `Platt` maps them
+    to probabilities.
 
     Attributes:
-        decisions: (n,) for all slices of the task; the caller looks only at those the fit did not
-            learn from.
-        scan_decisions: (s,) for all scans.
-        held_out: what calibrations and thresholds are fitted to.
-        chosen: what was chosen inside the training part (C of the SVM, say).
+        decisions: (n,) of all slices of the task; the caller uses only those outside the training
+            part.
+        scan_decisions: (s,) of all scans.
+        held_out: held-out decisions for calibration and thresholds.
+        chosen: hyperparameters selected in the training part (such as C of the SVM).
         export: calibration of slices, calibration of scans -> files of the model folder by name.
         reference: images of one scan, both calibrations -> (maps, slice probabilities, scan
-            probability) as Keras and scikit-learn
-            compute them: what the export must equal.
-        learnt_features: True if the convolutions learned from the training images.
-        descriptions: float32 (n, 2c), average and maximum of the maps of each slice, as
-            `features.onnx` gives them; what tells types of bleeding apart
-            (`ml.networks.bleeding_types`).
+            probability) as computed by Keras and scikit-learn; the exported graphs must agree.
+        learned_features: True if the convolutions learned from the training images.
+        descriptions: float32 (n, 2c), average and maximum of each slice's maps, as output by
+            `features.onnx`; the features for types of hemorrhage (`ml.networks.bleeding_types`).
     """
 
     decisions: np.ndarray
@@ -136,7 +135,7 @@ class Fitted:
     chosen: Mapping[str, Any]
     export: Callable[[Platt, Platt], dict[str, bytes]]
     reference: Callable[[np.ndarray, Platt, Platt], tuple[np.ndarray, np.ndarray, float]]
-    learnt_features: bool
+    learned_features: bool
     descriptions: np.ndarray
 
 
@@ -144,6 +143,15 @@ def fit_of(architecture: str) -> Callable[[FitTask], Fitted]:
     """Return the `fit` of an architecture of the catalogue."""
     fit: Callable[[FitTask], Fitted] = importlib.import_module(f"ml.models.{architecture}").fit
     return fit
+
+
+def scan_rule_of(architecture: str) -> Callable[[np.ndarray], float] | None:
+    """Return how an architecture makes the decision of a scan from those of its slices (n,), each
+    made by itself; None where it reads the scan as a whole.
+    """
+    module = importlib.import_module(f"ml.models.{architecture}")
+    rule: Callable[[np.ndarray], float] | None = getattr(module, "SCAN_RULE", None)
+    return rule
 
 
 def held_out_of(decisions: np.ndarray, at: np.ndarray, scans: np.ndarray) -> HeldOut:

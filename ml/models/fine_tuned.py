@@ -1,11 +1,10 @@
-"""The convolutions that a task starts from, and what fine-tuning makes of them.
+"""The initial convolutions of a task, and their fine-tuning.
 
-Several architectures ask for the same fine-tuning, and it takes minutes to hours, so they ask in
-one place. A fit keeps what it got, so that it continues after an interruption. Where a training is
-given a folder for reuse, other trainings take it from there; the name of the file is a hash of
-everything that the fine-tuning hangs on, so no number changes. What Keras computes with is no part
-of it, so that a machine with a GPU can do the fine-tunings of another; it rounds and draws
-otherwise, and the card says which it was.
+Several architectures share this step, which takes minutes to hours. A fit saves the result as a
+checkpoint. If a training has a reuse folder, other trainings take the result from there; its file
+name is a hash of everything that the fine-tuning depends on, so the results do not change. The
+hardware is not part of the hash, so that a machine with a GPU can fine-tune for another; its
+rounding and random numbers differ, and the card states which hardware it was.
 """
 
 from __future__ import annotations
@@ -13,36 +12,68 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ml.checkpoints import load_arrays, save_arrays
-from ml.models.contract import RECIPE, FitTask
-from ml.networks.fine_tuning import Tuned, fine_tune
-from ml.networks.weights import CONTRASTS, SOFT_TISSUE, Weights, load_weights
+from ml.catalogue import Architecture
+from ml.checkpoints import load_or_make_arrays
+from ml.models.contract import FitTask
+from ml.networks.convolutions import AlexNet
+from ml.networks.encoder import Encoder
+from ml.networks.fine_tuning import LabeledSlices, Schedule, Tuned, fine_tune
+from ml.networks.googlenet import GoogLeNet
+from ml.networks.weights import Weights, load_weights
 
+TUNING_RECIPE = 4
+"""Increase it whenever a fine-tuning changes its results for the same arguments, so that no run
+reuses an older one.
+"""
 CHUNK = 64
 
 
+def alexnet_of(task: FitTask, layer: str) -> AlexNet:
+    """Return the encoder that the task's settings describe, up to `layer`."""
+    settings = task.settings
+    groups = settings.get("groups")
+    return AlexNet(
+        layer,
+        normalizes(task),
+        None if groups is None else int(groups),
+        str(settings.get("layout", "owt")),
+        settings.get("contrasts") == "both",
+    )
+
+
 def initial_weights(task: FitTask, layer: str) -> Weights:
-    """Return the initial weights that the task names.
+    """Return the initial weights of AlexNet that the task names.
 
     Raises:
-        ArtifactError: they are unusable.
+        ArtifactError: they cannot be used.
     """
-    groups = task.settings.get("groups")
-    layout = str(task.settings.get("layout", "owt"))
-    weights = load_weights(
-        task.init, task.seed, layer, layout=layout, groups=None if groups is None else int(groups)
-    )
-    if task.settings.get("contrasts") == "both":
-        weights = {**weights, SOFT_TISSUE: np.array(CONTRASTS, np.float16).astype(np.float32)}
-    return weights
+    return alexnet_of(task, layer).initial(task.init, task.seed)
+
+
+def require_usable(
+    architecture: Architecture, settings: Mapping[str, Any], init: Path | str
+) -> None:
+    """Check initial weights before a training begins.
+
+    Raises:
+        ArtifactError: the architecture cannot start from them.
+    """
+    if architecture.encoder == "googlenet":
+        GoogLeNet().initial(init, 0)
+    elif architecture.encoder == "alexnet":
+        groups = settings.get("groups")
+        load_weights(init, 0, "conv2", groups=None if groups is None else int(groups))
 
 
 def normalizes(task: FitTask) -> bool | None:
-    """Return the setting of the local response normalization; None is what the weights' layout
-    says.
+    """Return the setting of the local response normalization; None means as in the weights'
+    layout.
     """
     return {"yes": True, "no": False}.get(
         str(task.settings.get("local_response_normalisation", "auto"))
@@ -51,70 +82,58 @@ def normalizes(task: FitTask) -> bool | None:
 
 def tuned_convolutions(
     task: FitTask,
+    encoder: Encoder,
     learn: np.ndarray,
-    layer: str,
     epochs: int,
     report: Callable[[float, Mapping[str, float]], None],
 ) -> Tuned:
     """Return the initial convolutions of the task after they have learned, some of the initial ones
-    mixed in; rounded to half precision.
+    mixed in; rounded to what the encoder stores.
 
-    How much of them is mixed in is no part of what a folder for reuse keeps.
+    A reuse folder holds the weights before averaging.
 
     Args:
         task: what is being fitted.
+        encoder: whose convolutions learn.
         learn: positions of the images to learn from.
-        layer: the convolutions up to this one learn.
         epochs: of `ml.networks.fine_tuning.fine_tune`.
-        report: told the share done; raises to stop.
+        report: receives the share done; raises to stop.
     """
     path, state = task.own / "tuned.npz", task.own / "state.npz"
-    kept, start = load_arrays(path), initial_weights(task, layer)
-    if kept is None:
-        precision = str(task.settings["precision"])
-        name = (
-            f"tuned-{_digest(task, start, learn, layer, epochs, precision)[:32]}.npz"
-            if task.reuse
-            else ""
-        )
-        kept = load_arrays(task.reuse / name) if task.reuse else None
-        if kept is None:
-            data = task.images, task.labels, task.sources, task.masks, learn
-            tuned = fine_tune(
-                start,
-                *data,
-                layer,
-                epochs,
-                task.seed,
-                state,
-                report,
-                precision=precision,
-                normalizes=normalizes(task),
-            )
-            kept = tuned.arrays()
-            if task.reuse:
-                save_arrays(task.reuse / name, kept)
-        save_arrays(path, kept)
-        state.unlink(missing_ok=True)
+    start = encoder.initial(task.init, task.seed)
+    schedule = Schedule(epochs, task.seed, str(task.settings["precision"]))
+    slices = LabeledSlices(task.images, task.labels, task.sources, task.masks, learn)
+
+    def tune() -> Mapping[str, np.ndarray]:
+        return fine_tune(start, encoder, slices, schedule, state, report).arrays()
+
+    def reuse_or_tune() -> Mapping[str, np.ndarray]:
+        if task.reuse is None:
+            return tune()
+        name = _digest(slices, start, encoder, schedule)[:32]
+        return load_or_make_arrays(task.reuse / f"tuned-{name}.npz", tune)
+
+    cached = load_or_make_arrays(path, reuse_or_tune)
+    state.unlink(missing_ok=True)
     share = 0.0 if task.init == "random" else float(task.settings["initial_share"])
-    return Tuned.of_arrays(kept).mixed_with(start, share)
+    return Tuned.of_arrays(cached).mixed_with(start, share, encoder)
 
 
-def _digest(
-    task: FitTask, start: Weights, learn: np.ndarray, layer: str, epochs: int, precision: str
-) -> str:
-    """Return the SHA-256 (hex) of everything that the fine-tuning hangs on; where images stand
+def _digest(slices: LabeledSlices, start: Weights, encoder: Encoder, schedule: Schedule) -> str:
+    """Return the SHA-256 (hex) of everything that the fine-tuning depends on; where images stand
     among others is no part of it.
     """
-    found = hashlib.sha256(
-        json.dumps([RECIPE, layer, epochs, task.seed, precision, normalizes(task)]).encode()
+    learn = slices.learn
+    how = [TUNING_RECIPE, encoder.name, encoder.learning_rate, *astuple(schedule)]
+    hashed = hashlib.sha256(json.dumps(how).encode())
+    hashed.update(
+        json.dumps([slices.labels[learn].tolist(), slices.sources[learn].tolist()]).encode()
     )
-    found.update(json.dumps([task.labels[learn].tolist(), task.sources[learn].tolist()]).encode())
     for name, values in sorted(start.items()):
-        found.update(f"{name} {values.dtype} {values.shape}".encode())
-        found.update(values.tobytes())
-    for values in (task.images, task.masks):
-        found.update(f"{values.dtype} {values.shape[1:]}".encode())
+        hashed.update(f"{name} {values.dtype} {values.shape}".encode())
+        hashed.update(values.tobytes())
+    for values in (slices.images, slices.masks):
+        hashed.update(f"{values.dtype} {values.shape[1:]}".encode())
         for first in range(0, len(learn), CHUNK):
-            found.update(values[learn[first : first + CHUNK]].tobytes())
-    return found.hexdigest()
+            hashed.update(values[learn[first : first + CHUNK]].tobytes())
+    return hashed.hexdigest()

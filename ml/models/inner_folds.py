@@ -1,4 +1,6 @@
-"""Folds within a training part: what chooses and calibrates without having been learned from."""
+"""Inner folds of a training part, for hyperparameter selection and calibration on held-out
+images.
+"""
 
 from __future__ import annotations
 
@@ -12,53 +14,53 @@ from ml.models.contract import FitTask
 
 INNER_FOLDS = 5
 PARTS, PARTS_OF_MANY = 4, 6
-# of each class: a sixth of them is enough to calibrate, and leaves more to learn from
+# of each class: then a sixth suffices for calibration
 MANY_GROUPS = 60
 
 
 def inner_folds(task: FitTask, one_split: bool) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-    """Return (learn, held out) positions of grouped folds within the training part, or one such
-    split.
+    """Return (training, held-out) positions of grouped folds within the training part, or of one
+    such split.
 
-    The one split holds out a quarter of the groups, a sixth where there are many.
+    A single split holds out a quarter of the groups, or a sixth if there are many.
 
-    Images that the initial weights have seen always learn: their decisions would look better than
-    they are.
+    Images that the initial weights were trained on are never held out: their decisions would be
+    optimistic.
 
     Raises:
-        DatasetError: no fold would hold out both classes.
+        DatasetError: no fold can hold out both classes.
     """
-    judged = task.train[task.unseen[task.train]]
+    testable = task.train[task.unseen[task.train]]
     always = task.train[~task.unseen[task.train]]
-    labels, groups = task.labels[judged], task.groups[judged]
+    labels, groups = task.labels[testable], task.groups[testable]
     fewest = min(groups_per_class(labels, groups).values())
     parts = PARTS_OF_MANY if fewest >= MANY_GROUPS else PARTS
     n_folds = max(2, min(parts if one_split else INNER_FOLDS, fewest))
     folds = stratified_group_folds(labels, groups, n_folds, task.seed)
     usable = [
-        (np.concatenate([always, judged[learn]]), judged[held])
+        (np.concatenate([always, testable[learn]]), testable[held])
         for learn, held in folds
         if len(np.unique(labels[held])) == 2
     ]
     if not usable:
         raise DatasetError(
-            "Too few groups (patients) of each class are left within a training part to choose C"
-            " and calibrate."
+            "A training part has too few groups (patients) of each class for hyperparameter"
+            " selection and calibration."
         )
     return usable[:1] if one_split else usable
 
 
 def split_weak(task: FitTask, learn: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (learn, held out), numbers of `task.weak`, beside a split of the slices: a scan goes
-    with the slices of its group.
+    """Split `task.weak_scans` into (training, held-out) scan numbers in accordance with a split of
+    the slices: a scan follows the slices of its group.
 
-    Of the other scans a quarter is held out, and none that the initial weights have seen.
+    A quarter of the other scans is held out, but none that the initial weights were trained on.
     """
-    first = np.searchsorted(task.scans, task.weak)
+    first = np.searchsorted(task.scans, task.weak_scans)
     groups = task.groups[first]
-    labels = np.array([task.told[int(scan)] for scan in task.weak], np.int64)
+    labels = np.array([task.given_scan_labels[int(scan)] for scan in task.weak_scans], np.int64)
     is_held = dealt_folds(labels, groups, PARTS, task.seed) == 0
     is_held = (is_held & ~np.isin(groups, task.groups[learn]) & task.unseen[first]) | np.isin(
         groups, task.groups[held]
     )
-    return task.weak[~is_held], task.weak[is_held]
+    return task.weak_scans[~is_held], task.weak_scans[is_held]

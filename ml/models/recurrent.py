@@ -1,17 +1,16 @@
-"""A recurrent network over the slices of a scan: what `cnn_lstm` and `cnn_gru` have in common.
+"""A recurrent network over the slices of a scan, for `cnn_lstm` and `cnn_gru`.
 
-Features of a slice are its pooled maps, or what its cells say where fine-tuning has taught them
-(`ml.networks.cells`): then the network corrects the decision of the cells instead of making one of
-its own. Features are standardized, projected, and read in anatomical order by an LSTM (S.
-Hochreiter, J. Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. Each
-slice has a decision, and
-the scan has one: the smooth maximum (log mean exp) of a second decision for each slice. Both learn
-together, from labels of slices and from whether any slice shows blood. A scan that was labeled as
-a whole, and no slice of it, teaches the second alone.
+The features of a slice are its pooled maps or, after fine-tuning, its cell scores
+(`ml.networks.cells`); with the latter the network learns a correction to the decision of the cells.
+Features are standardized, projected, and read in anatomical order by an LSTM (S. Hochreiter, J.
+Schmidhuber 1997) or a GRU (K. Cho et al. 2014), by default in both directions. The network has two
+outputs per slice: the slice decision, and one whose smooth maximum (log mean exp) over the slices
+is the scan decision. Both are trained jointly, with slice labels and with whether any slice is
+positive. A weakly labeled scan trains only the second.
 
-Where no scan that may be learned from has more than one slice, the sequence is the slice's maps
-read row by row, the smooth maximum over the rows is the slice's decision, and scans are aggregated
-as those of any slice architecture.
+If no training scan has more than one slice, the sequence consists of the rows of a slice's maps,
+the smooth maximum over the rows is the slice decision, and scans are aggregated as in a slice
+architecture.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Protocol
 import keras
 import numpy as np
 
-from ml.checkpoints import load_arrays, save_arrays
+from ml.checkpoints import load_or_make_arrays
 from ml.evaluation.calibration import Platt
 from ml.models.contract import FitTask, Fitted, HeldOut, held_out_of
 from ml.models.features import Extractor, extractor_of, features_of
@@ -41,7 +40,9 @@ FEATURES_SHARE = 0.6  # of a fit's time
 
 
 class Sequences(Protocol):
-    """What the network reads of maps, and how its decisions become those of slices and scans."""
+    """The network's inputs from feature maps, and how its outputs become slice and scan
+    decisions.
+    """
 
     @property
     def name(self) -> str:
@@ -49,31 +50,29 @@ class Sequences(Protocol):
 
     @property
     def cells(self) -> Tuned | None:
-        """Those whose evidence the network corrects; None where it reads pooled maps."""
+        """The cells whose scores the network corrects; None for pooled maps."""
 
     def summarized(self, maps: np.ndarray) -> np.ndarray:
-        """Return what is kept of the maps of slices (n, h, w, c): float32 (n, ...)."""
+        """Return the features of maps of slices (n, h, w, c): float32 (n, ...)."""
 
     def read(self, summary: np.ndarray) -> np.ndarray:
-        """Return the part of it that the network reads, (..., f)."""
+        """Return the part of them that is the network's input, (..., f)."""
 
     def described(self, summary: np.ndarray) -> np.ndarray:
         """Return average and maximum of the maps of slices, float32 (n, 2c)."""
 
     def drawn(
-        self, task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np.ndarray
+        self, task: FitTask, features: np.ndarray, learn: np.ndarray, weak_scans: np.ndarray
     ) -> Drawing:
-        """Return what the network learns from in an epoch."""
+        """Return the training batches of an epoch."""
 
     def decided(
         self, network: Network, features: np.ndarray, scans: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the decisions of all slices (n,) and scans (s,); `scans` numbers them, never
-        falling.
-        """
+        """Return the decisions of all slices (n,) and scans (s,); `scans` is nondecreasing."""
 
     def held_out(self, trained: Trained, part: Part, scans: np.ndarray) -> HeldOut:
-        """Return the decisions on what a network did not learn from."""
+        """Return the decisions on data that the network was not trained on."""
 
     def scan_probability(
         self, decisions: np.ndarray, whole: float, platt: Platt, scan_platt: Platt
@@ -83,8 +82,8 @@ class Sequences(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """Positions of slices that a network learns from and that calibrate it, and numbers of weakly
-    labeled scans that do.
+    """Positions of the slices that a network is trained and calibrated on, and numbers of such
+    weakly labeled scans.
     """
 
     learn: np.ndarray
@@ -104,10 +103,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class OfSlices:
-    """A sequence is the slices of a scan.
+    """A sequence consists of the slices of a scan.
 
-    Of each slice pooled maps are read, `width` numbers; where there are `cells`, their evidence,
-    and the pooled maps stand behind it only to describe slices.
+    The features of a slice are its pooled maps, `width` numbers, or the scores of the `cells`,
+    followed by pooled maps that only serve as descriptions of slices.
     """
 
     cells: Tuned | None
@@ -126,15 +125,15 @@ class OfSlices:
         return summary[:, -self.width :]
 
     def drawn(
-        self, task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np.ndarray
+        self, task: FitTask, features: np.ndarray, learn: np.ndarray, weak_scans: np.ndarray
     ) -> Drawing:
-        return scans_drawn(task, features, learn, weak)
+        return scans_drawn(task, features, learn, weak_scans)
 
     def decided(
         self, network: Network, features: np.ndarray, scans: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         steps, wholes = network.decide(by_scan(features, scans))
-        # one slice decides for its scan
+        # the decision of a single slice is that of its scan
         of_scans = [
             own[0] if len(own) == 1 else whole for own, whole in zip(steps, wholes, strict=True)
         ]
@@ -155,8 +154,8 @@ class OfSlices:
 
 @dataclass(frozen=True)
 class OfRows:
-    """A sequence is the maps of one slice read row by row; scans are aggregated as those of any
-    slice architecture.
+    """A sequence consists of the rows of a slice's maps; scans are aggregated as in a slice
+    architecture.
     """
 
     cells: None = None
@@ -172,7 +171,7 @@ class OfRows:
         return pooled_rows(summary)
 
     def drawn(
-        self, task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np.ndarray
+        self, task: FitTask, features: np.ndarray, learn: np.ndarray, weak_scans: np.ndarray
     ) -> Drawing:
         return slices_drawn(task, features, learn)
 
@@ -201,26 +200,26 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         lambda share, figures: task.report(0.5 * FEATURES_SHARE * share, figures),
     )
     sequences = _sequences_of(task, extractor)
-    kept = features_of(
+    feature_copies = features_of(
         task,
         extractor.build,
         sequences.summarized,
         int(task.settings["augmentation"]),
         lambda share, figures: task.report((0.5 + 0.5 * share) * FEATURES_SHARE, figures),
-        learnt=extractor.learnt,
+        learned=extractor.learned,
         by_scan=True,
     )
-    learner = _Learner(task, cell, sequences, sequences.read(kept))
+    learner = _Learner(task, cell, sequences, sequences.read(feature_copies))
     first = None
     if task.held_out is None:
         first = learner.trained("calibrating", part.learn, part.learn_weak, 0.0, 0.5)
-    # Convolutions that learned have not seen what calibrates; with frozen ones a second network may
-    # learn from all.
+    # Fine-tuned convolutions were trained without the calibration images; with frozen ones a second
+    # network can be trained on all images.
     if first is not None and int(task.settings["fine_tune_epochs"]) > 0:
-        trained, learnt_from = first, part.learn
+        trained, learned_from = first, part.learn
     else:
-        trained = learner.trained("final", task.train, task.weak, 0.5, 1.0)
-        learnt_from = task.train
+        trained = learner.trained("final", task.train, task.weak_scans, 0.5, 1.0)
+        learned_from = task.train
     exported = _Exported(cell, sequences, extractor, trained.network)
     return Fitted(
         decisions=trained.decisions,
@@ -229,39 +228,39 @@ def fit(task: FitTask, cell: Cell) -> Fitted:
         chosen={
             "sequence": sequences.name,
             "read": "maps" if sequences.cells is None else "cells",
-            "learnt_from": len(learnt_from),
+            "learnt_from": len(learned_from),
             **extractor.tuned_by,
         },
         export=exported.export,
         reference=exported.reference,
-        learnt_features=extractor.learnt,
-        descriptions=sequences.described(kept[0]),
+        learned_features=extractor.learned,
+        descriptions=sequences.described(feature_copies[0]),
     )
 
 
 def _part_of(task: FitTask) -> Part:
-    """Return what the first network learns from; all, where a cross-validation calibrates."""
+    """Return the data of the first network; all for training if a cross-validation calibrates."""
     if task.held_out:
-        return Part(task.train, task.train[:0], task.weak, task.weak[:0])
+        return Part(task.train, task.train[:0], task.weak_scans, task.weak_scans[:0])
     learn, held = inner_folds(task, one_split=True)[0]
     return Part(learn, held, *split_weak(task, learn, held))
 
 
 def _sequences_of(task: FitTask, extractor: Extractor) -> Sequences:
-    """Return rows where no scan that may be learned from has more than one slice; else slices, with
-    the evidence of cells where fine-tuning taught them and the settings ask for it.
+    """Return rows if no training scan has more than one slice; else slices, with cell scores if the
+    cells were trained and the settings ask for them.
     """
     labeled, sizes = np.bincount(task.scans[task.train]), np.bincount(task.scans)
-    if labeled.max() == 1 and not (sizes[task.weak] > 1).any():
+    if labeled.max() == 1 and not (sizes[task.weak_scans] > 1).any():
         return OfRows()
-    # A reconstruction's maps have no cells.
+    # There are no cell scores for reconstructions.
     reads_cells = task.settings["reads"] == "cells" and extractor.restructuring is None
     return OfSlices(extractor.tuned if reads_cells else None, 2 * extractor.shape[1])
 
 
 @dataclass(frozen=True)
 class _Learner:
-    """What networks of one fit learn from: the features (copies, n, ..., f) of all slices."""
+    """Trains the networks of one fit on the features (copies, n, ..., f) of all slices."""
 
     task: FitTask
     cell: Cell
@@ -269,36 +268,38 @@ class _Learner:
     features: np.ndarray
 
     def trained(
-        self, name: str, learn: np.ndarray, weak: np.ndarray, begin: float, end: float
+        self, name: str, learn: np.ndarray, weak_scans: np.ndarray, begin: float, end: float
     ) -> Trained:
-        """Return a network that learned from the slices at `learn` and the scans `weak`.
+        """Train a network on the slices at `learn` and the scans `weak_scans`.
 
         Args:
             name: of its files.
-            learn, weak: what it learns from.
-            begin, end: its part of the time that networks take.
+            learn, weak_scans: its training data.
+            begin, end: its part of the time of all networks.
         """
-        network = self._network(name, learn, weak, begin, end)
+        network = self._network(name, learn, weak_scans, begin, end)
         decided = self.sequences.decided(network, self.features[0], self.task.scans)
         return Trained(network, *decided)
 
     def _network(
-        self, name: str, learn: np.ndarray, weak: np.ndarray, begin: float, end: float
+        self, name: str, learn: np.ndarray, weak_scans: np.ndarray, begin: float, end: float
     ) -> Network:
         task, features = self.task, self.features
         axes = tuple(range(features.ndim - 2))
-        shown = np.concatenate([learn, np.flatnonzero(np.isin(task.scans, weak))])
+        shown = np.concatenate([learn, np.flatnonzero(np.isin(task.scans, weak_scans))])
         mean = features[0, shown].mean(axis=axes)
         spread = features[0, shown].std(axis=axes) + np.float32(1e-3)
         path, state = task.own / f"{name}.npz", task.own / f"{name}-state.npz"
         keras.utils.set_random_seed(task.seed)
         own = None if self.sequences.cells is None else (float(mean[0]), float(spread[0]))
         model = build_network(self.cell, len(mean), task.settings, task.seed, own)
-        kept = load_arrays(path)
-        if kept is None:
+
+        def learn_anew() -> dict[str, np.ndarray]:
             share = (1 - FEATURES_SHARE) * (end - begin)
             first = FEATURES_SHARE + (1 - FEATURES_SHARE) * begin
-            batches, draw = self.sequences.drawn(task, (features - mean) / spread, learn, weak)
+            batches, draw = self.sequences.drawn(
+                task, (features - mean) / spread, learn, weak_scans
+            )
             loss = keras.losses.BinaryCrossentropy
             run_epochs(
                 model,
@@ -312,15 +313,16 @@ class _Learner:
                 state=state,
                 report=lambda done, figures: task.report(first + done * share, figures),
             )
-            kept = {f"w{number}": values for number, values in enumerate(model.get_weights())}
-            save_arrays(path, kept)
-            state.unlink()
+            return {f"w{number}": values for number, values in enumerate(model.get_weights())}
+
+        kept = load_or_make_arrays(path, learn_anew)
+        state.unlink(missing_ok=True)
         model.set_weights([kept[f"w{number}"] for number in range(len(kept))])
         return Network(model, mean, spread)
 
 
 class _Exported:
-    """A trained network with its convolutions, as graphs and as Keras computes them."""
+    """A trained network with its convolutions, as ONNX graphs and in Keras."""
 
     def __init__(
         self, cell: Cell, sequences: Sequences, extractor: Extractor, network: Network

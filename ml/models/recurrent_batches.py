@@ -1,5 +1,5 @@
-"""What a recurrent network learns from in an epoch: slices for their rows, or scans and parts of
-scans, drawn batch by batch.
+"""Training batches of a recurrent network: slices as sequences of rows, or scans and parts of
+scans.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from ml.networks.training_loop import Batch
 
 SCANS, SLICES = 8, 32  # sequences in a batch
 MOST_BATCHES = 48  # of an epoch
-MOST_SLICES = 64  # of a sequence that is learned from
-WHOLE_SHARE = 0.5  # of the sequences that are learned from; the rest are parts of scans
+MOST_SLICES = 64  # slices in a training sequence
+WHOLE_SHARE = 0.5  # share of whole scans among the training sequences; the rest are parts of scans
 Drawing = tuple[int, Callable[[int], Iterator[Batch]]]
-"""How many batches an epoch has, and what draws them."""
+"""The number of batches per epoch, and the function that draws one."""
 
 
 def slices_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Drawing:
-    """Draw slices for their rows: nothing is known of a row, so only the whole learns."""
+    """Draw slices as sequences of rows: rows have no labels, so only the sequence output is
+    trained.
+    """
     batches = int(np.clip(4 * len(learn) // SLICES, 1, MOST_BATCHES))
     copies, _, rows, _ = features.shape
     present, unknown = np.ones((SLICES, rows), np.float32), np.zeros((SLICES, rows, 1), np.float32)
@@ -44,16 +46,16 @@ def slices_drawn(task: FitTask, features: np.ndarray, learn: np.ndarray) -> Draw
 
 
 def scans_drawn(
-    task: FitTask, features: np.ndarray, learn: np.ndarray, weak: np.ndarray
+    task: FitTask, features: np.ndarray, learn: np.ndarray, weak_scans: np.ndarray
 ) -> Drawing:
-    """Draw scans and parts of scans, read upwards or downwards.
+    """Draw scans and parts of scans, in ascending or descending order.
 
-    Within a data set slices of both classes weigh the same, and so do scans; where all its scans
-    are of one class only parts of scans teach the whole's decision, as among them there are both.
-    The scans `weak` are drawn whole, however long: a part of one that bleeds may show no blood, and
-    parts of the others alone would teach that parts never do.
+    Within a data set both classes have equal weight, among slices and among scans; if all its scans
+    are of one class, the scan output is trained on parts of scans only, which are of both classes.
+    The scans `weak_scans` are drawn whole, however long: a part of a positive scan may be negative,
+    and drawing only parts of negative ones would bias the network.
     """
-    scans = _Scans.of(task, learn, weak)
+    scans = _Scans.of(task, learn, weak_scans)
     batches = int(np.clip(-(-2 * len(scans.places) // SCANS), 1, MOST_BATCHES))
     copies, _, width = features.shape
 
@@ -81,48 +83,53 @@ def scans_drawn(
 
 @dataclass(frozen=True)
 class _Scans:
-    """The s scans that a network learns from.
+    """The s training scans.
 
     Attributes:
         labels: (n,) of all slices of the task.
         places: the positions of the slices of each scan.
         slice_weights: (n,) of all slices of the task.
-        told: (s,) what was told of each scan as a whole, else `UNKNOWN`.
-        is_weak: (s,) whether it was labeled as a whole, and no slice of it.
-        weights: (s,) of the whole's decision for a whole scan, 0 where all scans of its data set
-            are of one class.
+        labels_of_scans: (s,) scan-level labels, `UNKNOWN` where there is none.
+        is_weak: (s,) True for scans with a scan-level label and no labeled slice.
+        weights: (s,) of the scan output for a whole scan, 0 if all scans of its data set are of one
+            class.
     """
 
     labels: np.ndarray
     places: Sequence[np.ndarray]
     slice_weights: np.ndarray
-    told: Sequence[int]
+    labels_of_scans: Sequence[int]
     is_weak: np.ndarray
     weights: np.ndarray
 
     @classmethod
-    def of(cls, task: FitTask, learn: np.ndarray, weak: np.ndarray) -> _Scans:
-        """Return the scans of the slices at `learn`, and those numbered `weak`."""
-        scans = np.union1d(task.scans[learn], weak)
+    def of(cls, task: FitTask, learn: np.ndarray, weak_scans: np.ndarray) -> _Scans:
+        """Return the scans of the slices at `learn`, and the scans `weak_scans`."""
+        scans = np.union1d(task.scans[learn], weak_scans)
         places = [np.flatnonzero(task.scans == scan) for scan in scans]
         slice_weights = np.zeros(len(task.labels), np.float32)
         slice_weights[learn] = sample_weights(
             task.labels[learn], task.sources[learn], task.groups[learn]
         )
-        told = [task.told.get(int(scan), UNKNOWN) for scan in scans]
+        labels_of_scans = [task.given_scan_labels.get(int(scan), UNKNOWN) for scan in scans]
         truth = np.array(
-            [max(task.labels[at].max(), said) for at, said in zip(places, told, strict=True)]
+            [
+                max(task.labels[at].max(), said)
+                for at, said in zip(places, labels_of_scans, strict=True)
+            ]
         )
         sources = np.array([task.sources[at[0]] for at in places])
         shares = np.array([(truth[sources == source] == 1).mean() for source in sources])
         of_class = np.where(truth == 1, shares, 1 - shares)
         one_class = (shares == 0) | (shares == 1)
         weights = np.where(one_class, 0.0, 0.5 / np.where(one_class, 1.0, of_class))
-        return cls(task.labels, places, slice_weights, told, np.isin(scans, weak), weights)
+        return cls(
+            task.labels, places, slice_weights, labels_of_scans, np.isin(scans, weak_scans), weights
+        )
 
     @property
     def longest(self) -> int:
-        """How many slices the longest sequence has."""
+        """The number of slices of the longest sequence."""
         return max(
             len(at) if whole else min(len(at), MOST_SLICES)
             for at, whole in zip(self.places, self.is_weak, strict=True)
@@ -142,13 +149,11 @@ class _Scans:
         return number, at[::-1] if random.random() < 0.5 else at, is_part
 
     def whole(self, number: int, at: np.ndarray, is_part: bool) -> tuple[float, float]:
-        """Return whether what was drawn of a scan bleeds, 1 or 0, and how much the decision for the
-        whole of it weighs.
-        """
-        labels, told = self.labels[at], self.told[number]
-        bleeds = bool((labels == 1).any() or (told == 1 and not is_part))
-        # A single slice answers by its own decision; what nobody looked at may show blood, unless
-        # the scan is told to show none.
-        known = len(at) > 1 and (bleeds or told == 0 or not (labels == UNKNOWN).any())
+        """Return label, 1 or 0, and weight of the scan output for the drawn part of a scan."""
+        labels, of_scan = self.labels[at], self.labels_of_scans[number]
+        bleeds = bool((labels == 1).any() or (of_scan == 1 and not is_part))
+        # The scan decision of a single slice is its slice decision; unlabeled slices may be
+        # positive unless the scan is labeled negative.
+        known = len(at) > 1 and (bleeds or of_scan == 0 or not (labels == UNKNOWN).any())
         weight = 1.0 if is_part else float(self.weights[number])
         return float(bleeds), weight if known else 0.0

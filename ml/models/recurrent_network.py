@@ -12,13 +12,13 @@ import numpy as np
 from ml.models.recurrent_batches import SLICES
 
 Cell = Literal["lstm", "gru"]
-STEP = 16  # lengths are padded to multiples of it, so that few shapes are compiled
-NOISE = 1.0  # standard deviations of the cells' evidence, while a network learns to correct it
+STEP = 16  # lengths are padded to multiples of this, so that few shapes are compiled
+NOISE = 1.0  # noise on the cell scores during training, in standard deviations
 
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, and how its inputs are standardized: (features - mean) / spread, both
+    """A trained network and the standardization of its inputs: (features - mean) / spread, both
     (f,).
     """
 
@@ -42,19 +42,19 @@ class Network:
                     np.zeros((SLICES, length, len(self.mean)), np.float32),
                     np.zeros((SLICES, length), np.float32),
                 )
-                present[:, 0] = 1  # rows of the batch that nobody asked for are sequences too
+                present[:, 0] = 1  # padding rows of the batch must be valid sequences, too
                 for row, number in enumerate(chunk):
                     there = len(sequences[number])
                     inputs[row, :there], present[row, :there] = (
                         (sequences[number] - self.mean) / self.spread,
                         1,
                     )
-                found = self.model.predict_on_batch({"features": inputs, "present": present})
+                outputs = self.model.predict_on_batch({"features": inputs, "present": present})
                 for row, number in enumerate(chunk):
                     steps[number] = np.asarray(
-                        found["steps"][row, : len(sequences[number]), 0], np.float64
+                        outputs["steps"][row, : len(sequences[number]), 0], np.float64
                     )
-                    wholes[number] = float(found["whole"][row, 0])
+                    wholes[number] = float(outputs["whole"][row, 0])
         return steps, wholes
 
 
@@ -68,11 +68,11 @@ def build_network(
     """Return the model: "features" (b, t, width), "present" (b, t) of 0 and 1 -> "steps" (b, t, 1),
     "whole" (b, 1), both logits.
 
-    Where `own` is given, the first feature is a slice's own decision, standardized by that mean and
-    spread, and the network corrects it, from nothing at the beginning. It learns from slices that
-    the cells learned from too, whose evidence is clearer than any other, so noise
-    makes what it reads as uncertain as that of strangers: what neighbors say then counts. What it
-    corrects has none: the smooth maximum of noise grows with the number of slices.
+    If `own` is given, the first feature is the slice's cell decision, standardized by that mean and
+    spread, and the network learns an additive correction, initially zero. The cells were trained on
+    the same slices, so their scores are more confident than on unseen patients; noise on the
+    network's inputs compensates for that, so that neighboring slices matter. The decision to be
+    corrected has no noise, as the smooth maximum of noise grows with the number of slices.
     """
     layers, ops = keras.layers, keras.ops
     features = keras.Input((None, width), name="features")

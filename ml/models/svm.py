@@ -1,9 +1,9 @@
 """Pooled maps, standardized, classified by a support vector machine (C. Cortes, V. Vapnik 1995);
-principal components where they help.
+optionally after principal component analysis.
 
-Everything that may be chosen is chosen by grouped folds within the training part, in two steps,
-since all combinations would take hours: layer and pooling with a machine of the first kernel, then
-kernel and components; the cost C in both. Augmented copies are learned from and never scored.
+Hyperparameters are selected by grouped folds within the training part, in two steps, since all
+combinations would take hours: layer and pooling with the first kernel, then kernel and PCA; C in
+both. Augmented copies are used for training only.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from ml.networks.svm_graph import head_to_onnx
 
 COSTS = {"linear": (0.0003, 0.001, 0.003, 0.01, 0.03), "rbf": (0.3, 1.0, 3.0, 10.0)}
 ALLOWED = {"pooling": ("both", "average", "max"), "kernel": ("linear", "rbf"), "pca": ("no", "yes")}
-VARIANCE_KEPT = 0.95  # by the principal components
+VARIANCE_KEPT = 0.95  # explained by the principal components
 CACHE_MB = 500  # of kernel values
 
 
 class Source(Protocol):
-    """What makes maps of pictures: convolutions, or an encoder. `learnt` says whether it learned
-    from images of one fit.
+    """A source of feature maps: convolutions or an encoder. `learned`: it was trained on images of
+    one fit.
     """
 
     @property
-    def learnt(self) -> bool: ...
+    def learned(self) -> bool: ...
 
     @property
     def shape(self) -> tuple[int, int]: ...
@@ -53,7 +53,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """What may be chosen inside a training part. `pca` is "yes" or "no"."""
+    """The hyperparameters selected in a training part. `pca` is "yes" or "no"."""
 
     layer: str
     pooling: str
@@ -83,14 +83,14 @@ class Features:
 
 
 def summarized(maps: Iterable[np.ndarray]) -> np.ndarray:
-    """Return what `Features` holds of some pictures, (m, sum of 2c), from their maps (m, h, w, c)
-    of each layer.
+    """Return the `values` of `Features` for some images, (m, sum of 2c), from their maps (m, h, w,
+    c) of each layer.
     """
     return np.concatenate([pooled(np.asarray(one), "both") for one in maps], axis=1)
 
 
 def usual_choice(chosen: Sequence[Mapping[str, Any]]) -> Choice | None:
-    """Return what the fits of a cross-validation chose most often, None if there were none."""
+    """Return the most frequent choice of the folds, None if there were none."""
     counted = Counter(
         Choice(*(one[name] for name in ("layer", "pooling", "kernel", "pca", "C")))
         for one in chosen
@@ -105,8 +105,8 @@ def choose(
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     report: Callable[[float, Mapping[str, float]], None],
 ) -> tuple[Choice, float, np.ndarray]:
-    """Return the best choice that the settings allow, its mean AUROC in the folds, and its
-    decisions (n,), NaN where no fold held out.
+    """Return the best choice allowed by the settings, its mean AUROC over the folds, and its
+    held-out decisions (n,), NaN where there are none.
     """
     poolings, kernels = (_allowed(task, name) for name in ("pooling", "kernel"))
     components = ("no", "yes") if task.settings["pca"] == "auto" else ("no",)
@@ -118,15 +118,15 @@ def choose(
     tried: dict[Choice, tuple[float, np.ndarray]] = {}
 
     def best() -> Choice:
-        # Ties go to the smaller cost, and to what stands first.
+        # Ties go to the smaller C, then to the earlier option.
         return max(tried, key=lambda choice: round(tried[choice][0], 4))
 
     steps = 2 if len(kernels) * len(components) > 1 else 1
     tried |= _scores(task, features, folds, first, lambda share: report(share / steps, {}))
     if steps == 2:
-        found = best()
+        selection = best()
         more = [
-            Choice(found.layer, found.pooling, kernel, pca, cost)
+            Choice(selection.layer, selection.pooling, kernel, pca, cost)
             for pca in components
             for kernel in kernels
             for cost in COSTS[kernel]
@@ -137,7 +137,7 @@ def choose(
 
 
 def fit_machine(task: FitTask, features: Features, learn: np.ndarray, choice: Choice) -> Pipeline:
-    """Return scaler, perhaps components, and SVM, fitted to all copies of the images at `learn`."""
+    """Return scaler, optional PCA, and SVM, fitted to all copies of the images at `learn`."""
     front = _front(choice)
     prepared = front.fit_transform(_rows(features, learn, choice))
     return Pipeline([*front.steps, ("svm", _fit_svm(task, prepared, learn, choice))])
@@ -151,8 +151,8 @@ def answer(
     held_out: HeldOut,
     figures: Mapping[str, Any],
 ) -> Fitted:
-    """Return what the architecture hands back: a machine of that choice, fitted to the training
-    part. `figures` join what was chosen.
+    """Fit an SVM with that choice to the training part and return the result of the fit; `figures`
+    are added to the selected hyperparameters.
     """
     machine = fit_machine(task, features, task.train, choice)
     decisions = machine.decision_function(features.of(choice)[0])
@@ -165,8 +165,8 @@ def answer(
         images: np.ndarray, platt: Platt, scan_platt: Platt
     ) -> tuple[np.ndarray, np.ndarray, float]:
         maps = np.asarray(source.build().predict_on_batch(np.asarray(images, np.float32)))
-        found = machine.decision_function(pooled(maps, choice.pooling))
-        return maps, platt(found), scan_probability(found, platt, scan_platt)
+        slice_decisions = machine.decision_function(pooled(maps, choice.pooling))
+        return maps, platt(slice_decisions), scan_probability(slice_decisions, platt, scan_platt)
 
     named = {
         "layer": choice.layer,
@@ -182,7 +182,7 @@ def answer(
         chosen={**named, **figures, "support_vectors": int(machine["svm"].n_support_.sum())},
         export=export,
         reference=reference,
-        learnt_features=source.learnt,
+        learned_features=source.learned,
         descriptions=features.of(replace(choice, pooling="both"))[0],
     )
 
@@ -193,7 +193,7 @@ def _allowed(task: FitTask, name: str) -> Sequence[str]:
 
 
 def _front(choice: Choice) -> Pipeline:
-    """Return what stands before the SVM, not fitted."""
+    """Return the unfitted steps before the SVM."""
     components = [("pca", PCA(VARIANCE_KEPT))] if choice.pca == "yes" else []
     return Pipeline([("scaler", StandardScaler()), *components])
 
@@ -208,8 +208,8 @@ def _fit_svm(task: FitTask, prepared: np.ndarray, learn: np.ndarray, choice: Cho
     copies = len(prepared) // len(learn)
     weights = sample_weights(task.labels[learn], task.sources[learn], task.groups[learn])
     svm = SVC(kernel=choice.kernel, C=choice.cost, cache_size=CACHE_MB)
-    # Copies of a picture weigh together what the picture weighs, so that C means the same with and
-    # without them.
+    # The weights of an image's copies sum to one, so that C means the same with and without
+    # augmentation.
     svm.fit(
         prepared,
         np.tile(task.labels[learn], copies),
@@ -225,8 +225,8 @@ def _scores(
     choices: Sequence[Choice],
     report: Callable[[float], None],
 ) -> dict[Choice, tuple[float, np.ndarray]]:
-    """Return the mean AUROC in the folds and the decisions (n,) of each choice; those that share
-    what stands before the SVM fit it once.
+    """Return the mean AUROC over the folds and the held-out decisions (n,) of each choice; choices
+    with the same preceding steps share them.
     """
     decisions = {choice: np.full(len(task.labels), np.nan) for choice in choices}
     scores: dict[Choice, list[float]] = {choice: [] for choice in choices}

@@ -1,12 +1,11 @@
-"""The types of bleeding in a slice and a scan: a linear head on what a model's own maps hold, the
-same for every architecture.
+"""Types of hemorrhage in a slice and a scan: a linear head on a model's own feature maps, the same
+for every architecture.
 
-It answers for P(type) in two parts. The model says whether a slice bleeds, as it is calibrated to.
-This head says which types a slice shows
-given that it bleeds: one logistic regression a type, learned from bleeding slices only. So it does
-not learn once more, and worse, what blood looks like, and no type is ever likelier than a
-hemorrhage. A scan has a type as its most probable slice has it, and is no likelier to
-have it than to bleed. What it was compared with: docs/adr/0009.
+P(type) = P(hemorrhage) x P(type | hemorrhage). The first factor is the model's calibrated
+probability. The second comes from this head: one logistic regression per type, trained on positive
+slices only. So it need not relearn, less accurately, what hemorrhage looks like, and no type is
+more probable than hemorrhage. A scan's probability of a type is the maximum over its slices, capped
+by that of hemorrhage. For the alternatives, see docs/adr/0009.
 """
 
 from __future__ import annotations
@@ -19,19 +18,23 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.linear_model import LogisticRegression
 
 from ml.catalogue import BLEEDING_TYPES
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.onnx_graph import model_of, serialized
 
-# that show a type, and that bleed without showing it: below, what is learned is those patients
+# with a type, and with hemorrhage but without the type; with fewer, the head would overfit to
+# patients
 LEAST_GROUPS = 3
-# of logistic regression on standardized features: strong, since slices are few beside features
+# of logistic regression on standardized features: strong, since there are fewer slices than
+# features
 COST = 0.001
-LEAST_SPREAD = 1e-3  # of a feature: one that hardly moves in training must not decide elsewhere
+LEAST_SPREAD = (
+    1e-3  # of a feature, so that one that is almost constant in training cannot dominate elsewhere
+)
 
 
 @dataclass(frozen=True)
 class TypesHead:
-    """Tells `names`, a part of `BLEEDING_TYPES` in their order: weights float32 (2c, k) and offsets
-    (k,) on descriptions of slices.
+    """Predicts `names`, a subset of `BLEEDING_TYPES` in the same order: weights float32 (2c, k) and
+    offsets (k,) on descriptions of slices.
     """
 
     names: tuple[str, ...]
@@ -40,21 +43,21 @@ class TypesHead:
 
     def of_slices(self, descriptions: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """Return the probability of each type in each slice, float64 (n, 5); NaN for types that the
-        head does not tell.
+        head does not predict.
 
         Args:
             descriptions: (n, 2c), see `ml.models.contract.Fitted`.
-            probabilities: (n,) that the slices bleed at all.
+            probabilities: (n,) of hemorrhage in the slices.
         """
-        found = np.full((len(descriptions), len(BLEEDING_TYPES)), np.nan)
+        of_types = np.full((len(descriptions), len(BLEEDING_TYPES)), np.nan)
         logits = np.asarray(descriptions, np.float32) @ self.weights + self.offsets
-        told = [BLEEDING_TYPES.index(name) for name in self.names]
-        found[:, told] = (
+        columns = [BLEEDING_TYPES.index(name) for name in self.names]
+        of_types[:, columns] = (
             0.5
             * (1 + np.tanh(logits.astype(np.float64) / 2))
             * np.asarray(probabilities)[:, np.newaxis]
         )
-        return found
+        return of_types
 
     def to_onnx(self) -> bytes:
         """Return the graph: "maps" (N, h, w, c), "slice_probability" (N,), "scan_probability" (1,)
@@ -78,12 +81,12 @@ class TypesHead:
             "offsets": self.offsets,
             "one": np.array([1], np.int64),
         }
-        told, channels = len(self.names), len(self.weights) // 2
+        types, channels = len(self.names), len(self.weights) // 2
 
         def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
-        graph = helper.make_graph(
+        model = model_of(
             nodes,
             "bleeding_types",
             [
@@ -91,14 +94,10 @@ class TypesHead:
                 value("slice_probability", "N"),
                 value("scan_probability", 1),
             ],
-            [value("slice_types", "N", told), value("scan_types", told)],
+            [value("slice_types", "N", types), value("scan_types", types)],
             [numpy_helper.from_array(array, name) for name, array in constants.items()],
         )
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
-        onnx.checker.check_model(model, full_check=True)
-        return bytes(model.SerializeToString())
+        return serialized(model)
 
 
 def of_scan(types: np.ndarray, probability: float) -> np.ndarray:
@@ -112,9 +111,9 @@ def of_scan(types: np.ndarray, probability: float) -> np.ndarray:
 def fit_types(
     descriptions: np.ndarray, types: np.ndarray, groups: np.ndarray, learn: np.ndarray
 ) -> TypesHead:
-    """Return the head, fitted to the bleeding slices among those at `learn` whose types are known.
+    """Fit the head to the positive slices at `learn` whose types are known.
 
-    A type is left out where fewer than `LEAST_GROUPS` groups show it, or bleed without showing it.
+    A type is omitted if fewer than `LEAST_GROUPS` groups have it, or have hemorrhage without it.
 
     Args:
         descriptions: (n, 2c) of all slices.
@@ -123,27 +122,26 @@ def fit_types(
         learn: positions.
     """
     at = learn[(types[learn] == 1).any(axis=1)]
-    told = [
+    fitted = [
         number
         for number in range(len(BLEEDING_TYPES))
         if min(len(np.unique(groups[at[types[at, number] == shown]])) for shown in (0, 1))
         >= LEAST_GROUPS
     ]
     given = descriptions[at].astype(np.float64)
-    fits = [_logistic(given, types[at, number]) for number in told]
+    fits = [_logistic(given, types[at, number]) for number in fitted]
     width = descriptions.shape[1]
     return TypesHead(
-        tuple(BLEEDING_TYPES[number] for number in told),
-        np.array([weights for weights, _ in fits], np.float32).reshape(len(told), width).T.copy(),
+        tuple(BLEEDING_TYPES[number] for number in fitted),
+        np.array([weights for weights, _ in fits], np.float32).reshape(len(fitted), width).T.copy(),
         np.array([offset for _, offset in fits], np.float32),
     )
 
 
 def _logistic(given: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return weights and offset of a logistic regression, for features that are not standardized.
+    """Return weights and offset of a logistic regression, for unstandardized features.
 
-    Classes keep their weights, so that the mean answer is the share of bleeding slices that show
-    the type: it is a probability as it is.
+    Classes are not reweighted, so that the outputs are calibrated probabilities in positive slices.
     """
     mean, spread = given.mean(axis=0), given.std(axis=0) + LEAST_SPREAD
     fitted = LogisticRegression(C=COST, max_iter=1000).fit((given - mean) / spread, shown)

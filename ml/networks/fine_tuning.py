@@ -1,4 +1,4 @@
-"""Fine-tuning of AlexNet's convolutions cell by cell: every cell of the last maps says whether
+"""Fine-tuning of an encoder's convolutions cell by cell: every cell of the last maps says whether
 blood is there.
 
 A slice's answer is the log-sum-exp of its cells, a smooth maximum, as in multiple-instance learning
@@ -20,15 +20,14 @@ import cv2
 import keras
 import numpy as np
 
-from ml.networks.convolutions import build, weights_of
+from ml.networks.encoder import Encoder
 from ml.networks.training_loop import Batch, run_epochs
-from ml.networks.weights import Weights, rounded
+from ml.networks.weights import Weights
 from ml.preprocessing.augmentation import NOT_DRAWN, vary
 from ml.preprocessing.synthetic_lesions import with_decoy, with_drawn_bleed, with_moved_bleed
 
 BATCH = 32
 MOST_BATCHES = 32  # of an epoch, which is at most 1,024 pictures
-LEARNING_RATE = 8e-4
 AVERAGING = 0.98
 MAP_DROPOUT = 0.08  # of whole channels
 POOLED_DROPOUT = 0.2
@@ -81,9 +80,9 @@ class Tuned:
             str(arrays.get("by", "an older version")),
         )
 
-    def mixed_with(self, initial: Weights, share: float) -> Tuned:
-        """Return it with `share` (0..1) of the initial convolutions in its own, rounded to half
-        precision.
+    def mixed_with(self, initial: Weights, share: float, encoder: Encoder) -> Tuned:
+        """Return it with `share` (0..1) of the initial convolutions in its own, rounded to what
+        `encoder` stores.
 
         What fine-tuning unlearns of the pretrained network is what scans unlike those it learned
         from would have needed (M. Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
@@ -92,73 +91,92 @@ class Tuned:
             name: share * initial[name] + (1 - share) * values
             for name, values in self.convolutions.items()
         }
-        return replace(self, convolutions=rounded(mixed))
+        return replace(self, convolutions=encoder.as_stored(mixed))
 
 
-def fine_tune(
-    start: Weights,
-    images: np.ndarray,
-    labels: np.ndarray,
-    sources: np.ndarray,
-    masks: np.ndarray,
-    learn: np.ndarray,
-    layer: str,
-    epochs: int,
-    seed: int,
-    state: Path,
-    report: Callable[[float, Mapping[str, float]], None],
-    *,
-    precision: str = "float32",
-    normalizes: bool | None = None,
-) -> Tuned:
-    """Return convolutions that learned from labeled slices, and the head of the cells.
+@dataclass(frozen=True)
+class LabeledSlices:
+    """What a fine-tuning learns from.
 
-    Args:
-        start: initial weights.
+    Attributes:
         images: float32 (n, size, size, 1) in 0..1; may lie in a file, since only batches are read.
         labels: (n,) 0 or 1 at `learn`.
         sources: (n,) data set of each image.
         masks: uint8 (n, m, m) outlines as `ml.models.contract.FitTask` describes them.
         learn: positions of the images to learn from.
-        layer: the convolutions up to this one learn.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    sources: np.ndarray
+    masks: np.ndarray
+    learn: np.ndarray
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a fine-tuning takes and how it computes.
+
+    Attributes:
         epochs: each draws 1,024 pictures, fewer where the set is small.
         seed: of batches, augmentation and head.
-        state: the file that keeps the state after each epoch.
-        report: told the share done and the loss after each batch; raises to stop.
         precision: "bfloat16" computes in half the bits, faster on processors that can; weights and
             their updates stay float32.
-        normalizes: local response normalization, as `ml.networks.convolutions.build_several` takes
-            it.
     """
+
+    epochs: int
+    seed: int
+    precision: str = "float32"
+
+
+def fine_tune(
+    start: Weights,
+    encoder: Encoder,
+    slices: LabeledSlices,
+    schedule: Schedule,
+    state: Path,
+    report: Callable[[float, Mapping[str, float]], None],
+) -> Tuned:
+    """Return an encoder's weights after they have learned from labeled slices, and the head of the
+    cells.
+
+    Args:
+        start: the encoder's initial weights.
+        encoder: all of its convolutions learn.
+        slices: what it learns from.
+        schedule: for how long, and in which precision.
+        state: the file that keeps the state after each epoch.
+        report: receives the share done and the loss after each batch; raises to stop.
+    """
+    seed = schedule.seed
     keras.utils.set_random_seed(seed)
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    keras.config.set_dtype_policy(
+        "mixed_bfloat16" if schedule.precision == "bfloat16" else "float32"
+    )
     try:
-        convolutions = build(start, layer, images.shape[1], normalizes=normalizes)
+        convolutions = encoder.build(start, slices.images.shape[1])
         network = _with_cells(convolutions, seed)
     finally:
         keras.config.set_dtype_policy(before)
     side = network.get_layer("cells").output.shape[1]
-    batches = max(min(4 * len(learn) // BATCH, MOST_BATCHES), 1)
+    batches = max(min(4 * len(slices.learn) // BATCH, MOST_BATCHES), 1)
     run_epochs(
         network,
         loss={"cells": _cells_loss, "slice": _entropy(), "pooled": _entropy()},
         loss_weights=LOSS_WEIGHTS,
-        epochs=epochs,
+        epochs=schedule.epochs,
         batches=batches,
-        learning_rate=LEARNING_RATE,
+        learning_rate=encoder.learning_rate,
         averaging=AVERAGING,
         seed=seed,
-        draw=lambda epoch_seed: _batches(
-            images, labels, sources, masks, learn, batches, side, epoch_seed
-        ),
+        draw=lambda epoch_seed: _batches(slices, batches, side, epoch_seed),
         state=state,
         report=report,
     )
     weights, bias = (np.asarray(values) for values in network.get_layer("cell").get_weights())
-    return Tuned(
-        rounded(weights_of(convolutions, start)), weights.reshape(-1), float(bias[0]), computed_by()
-    )
+    learned = encoder.as_stored(encoder.weights_of(convolutions, start))
+    return Tuned(learned, weights.reshape(-1), float(bias[0]), computed_by())
 
 
 def computed_by() -> str:
@@ -196,16 +214,9 @@ def balanced_draws(
     return np.array(drawn)
 
 
-def _batches(
-    images: np.ndarray,
-    labels: np.ndarray,
-    sources: np.ndarray,
-    masks: np.ndarray,
-    learn: np.ndarray,
-    batches: int,
-    side: int,
-    seed: int,
-) -> Iterator[Batch]:
+def _batches(slices: LabeledSlices, batches: int, side: int, seed: int) -> Iterator[Batch]:
+    images, masks, learn = slices.images, slices.masks, slices.learn
+    labels, sources = slices.labels, slices.sources
     random = np.random.default_rng(seed)
     outlined = learn[(labels[learn] == 1) & (masks[learn].reshape(len(learn), -1) == 1).any(axis=1)]
     for _ in range(batches):

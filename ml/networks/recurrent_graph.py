@@ -1,8 +1,8 @@
 """The head of a recurrent architecture as an ONNX graph, written node by node.
 
 ONNX orders the gates of an LSTM as input, output, forget, cell, and Keras as input, forget, cell,
-output; those of a GRU stand in the same order in both, and Keras's reset after the product is
-ONNX's `linear_before_reset`.
+output; those of a GRU are in the same order in both, and Keras's reset after the product is ONNX's
+`linear_before_reset`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import answer_graph, calibration_graph
 from ml.networks.cells import evidence_nodes
 from ml.networks.fine_tuning import Tuned
-from ml.networks.onnx_graph import IR_VERSION, OPSET
-
-ML_OPSET = 1
+from ml.networks.onnx_graph import model_of, serialized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +33,8 @@ class RecurrentHead:
         mean, spread: (f,) of the standardization.
         maps: h, w, c.
         by_rows: the sequence is the rows of each slice, not the slices.
-        cells: those whose evidence is read and corrected (`ml.networks.cells`); None where pooled
-            maps are read.
+        cells: the cells whose scores are the input and are corrected (`ml.networks.cells`); None
+            for pooled maps.
     """
 
     cell: str
@@ -65,27 +63,21 @@ def head_to_onnx(head: RecurrentHead, platt: Platt, scan_platt: Platt) -> bytes:
         nodes += _slices_and_scan(head)
         outputs = [("own", ["N", 1]), ("scan", [1])]
     used = {name for node in nodes for name in node.input}
-    graph = helper.make_graph(
+    model = model_of(
         nodes,
         "reader",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", *head.maps])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
         [one for one in (*_constants(head, gates), *constants) if one.name in used],
     )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
-    model = compose.add_prefix(
-        helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION),
-        "reader_",
-        rename_inputs=False,
-    )
+    model = compose.add_prefix(model, "reader_", rename_inputs=False)
     if head.by_rows:
         answers, joints = answer_graph(platt, scan_platt), [("reader_whole", "decision")]
     else:
         answers = calibration_graph(platt, scan_platt)
         joints = [("reader_own", "decision"), ("reader_scan", "scan_decision")]
     whole = compose.merge_models(model, answers, io_map=joints)
-    onnx.checker.check_model(whole, full_check=True)
-    return bytes(whole.SerializeToString())
+    return serialized(whole)
 
 
 def _constants(head: RecurrentHead, gates: Mapping[str, np.ndarray]) -> list[onnx.TensorProto]:
@@ -182,8 +174,8 @@ def _slices_and_scan(head: RecurrentHead) -> list[onnx.NodeProto]:
 
 
 def _decided(name: str, cells: Tuned | None) -> list[onnx.NodeProto]:
-    """Return nodes "states" (N, 1, units) -> `name` (N, 1, 1): a dense layer, which corrects what
-    the cells decided if there are any.
+    """Return nodes "states" (N, 1, units) -> `name` (N, 1, 1): a dense layer, added to the decision
+    of the cells if there are any.
     """
     product = helper.make_node("MatMul", ["states", f"{name}_W"], [f"{name}_product"])
     if cells is None:

@@ -1,5 +1,5 @@
-"""The head of a support vector machine as an ONNX graph: pooling, scaler, components and machine,
-aggregation and calibration.
+"""The head with a support vector machine as an ONNX graph: pooling, scaler, PCA, SVM, aggregation
+and calibration.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 
 from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import answer_graph
-from ml.networks.onnx_graph import IR_VERSION, ML_OPSET, OPSET, ml_model
+from ml.networks.onnx_graph import IR_VERSION, ML_OPSET, OPSET, model_of, serialized
 
 
 def head_to_onnx(
@@ -24,8 +24,7 @@ def head_to_onnx(
     """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
     (1,).
 
-    Three graphs in a row: pooling, scaler with components and SVM, and aggregation with
-    calibration.
+    It merges three graphs: pooling; scaler, PCA and SVM; aggregation and calibration.
     """
     width = channels * (2 if pooling == "both" else 1)
     front = _pooling_graph(pooling, side, channels, width)
@@ -40,15 +39,14 @@ def head_to_onnx(
     merged = compose.merge_models(
         merged, answer_graph(platt, scan_platt), io_map=[("svm_decision", "decision")]
     )
-    onnx.checker.check_model(merged, full_check=True)
-    return bytes(merged.SerializeToString())
+    return serialized(merged)
 
 
 def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
-    """Return "features" (N, width) -> "svm_decision" (N, 1) of a linear SVM: scaler, components and
-    machine are one row of weights.
+    """Return "features" (N, width) -> "svm_decision" (N, 1) of a linear SVM, with scaler, PCA and
+    SVM folded into one weight vector.
 
-    skl2onnx would write every support vector out, megabytes in place of kilobytes.
+    skl2onnx would store all support vectors: megabytes instead of kilobytes.
     """
     weights, offset = machine["svm"].coef_[0], machine["svm"].intercept_
     if "pca" in machine.named_steps:
@@ -60,8 +58,9 @@ def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
         numpy_helper.from_array(weights.astype(np.float32).reshape(width, 1), "weights"),
         numpy_helper.from_array(offset.astype(np.float32), "bias"),
     ]
-    return ml_model(
+    return model_of(
         [helper.make_node("Gemm", ["features", "weights", "bias"], ["svm_decision"])],
+        "part",
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", width])],
         [helper.make_tensor_value_info("svm_decision", TensorProto.FLOAT, ["N", 1])],
         constants,
@@ -69,12 +68,12 @@ def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
 
 
 def _kernel_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
-    """Return "features" (N, width) -> "svm_decision" (N, 1) of scaler, components and SVM as
-    skl2onnx converts them.
+    """Return "features" (N, width) -> "svm_decision" (N, 1) of scaler, PCA and SVM as converted by
+    skl2onnx.
     """
     with warnings.catch_warnings():
-        # skl2onnx 1.20 asks scikit-learn 1.9 for probA_ and probB_, which are on their way out and
-        # not used here.
+        # skl2onnx 1.20 asks scikit-learn 1.9 for probA_ and probB_, which are deprecated and not
+        # used here.
         warnings.filterwarnings("ignore", message="Attribute `prob", category=FutureWarning)
         converted = sklearn_to_onnx(
             machine,
@@ -84,8 +83,9 @@ def _kernel_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
         )
     converted.ir_version = IR_VERSION
     # The raw decision stands in the first column of the scores, its negative in the second.
-    first = ml_model(
+    first = model_of(
         [helper.make_node("Gather", ["scores", "column"], ["svm_decision"], axis=1)],
+        "part",
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 2])],
         [helper.make_tensor_value_info("svm_decision", TensorProto.FLOAT, ["N", 1])],
         [numpy_helper.from_array(np.array([0], np.int64), "column")],
@@ -105,8 +105,9 @@ def _pooling_graph(pooling: str, side: int, channels: int, width: int) -> onnx.M
         helper.make_node(kind, ["maps"], [kind], axes=[1, 2], keepdims=0) for kind in reductions
     ]
     nodes.append(helper.make_node("Concat", reductions, ["pooled"], axis=1))
-    return ml_model(
+    return model_of(
         nodes,
+        "part",
         [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
         [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["N", width])],
     )

@@ -1,6 +1,4 @@
-"""The cells of the paper's experiment: what each combination computes with, and what it may
-cost.
-"""
+"""The cells of the paper's experiment: the settings of each combination and its expected cost."""
 
 from __future__ import annotations
 
@@ -17,10 +15,10 @@ from ml.figures import Metrics
 
 Protocol = Literal["honest", "leaked"]
 IMAGES_TIMED = 200
-"""The expected seconds are those of so many pictures on two cores."""
+"""The number of images that the expected seconds refer to, on two cores."""
 THRESHOLD = "one half"
-"""The paper's figure is the accuracy, so what is likelier than not is called positive, by the
-calibration of the training part.
+"""The paper reports accuracy, so the threshold is a probability of 0.5, calibrated in the training
+part.
 """
 HEADS_ALONE = frozenset(
     (
@@ -36,24 +34,24 @@ HEADS_ALONE = frozenset(
         "precision",
     )
 )
-"""Settings that frozen features do not hang on: cells that differ in nothing else share what the
-convolutions gave.
+"""Settings that frozen features do not depend on: cells that differ only in these share their
+features.
 """
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What one architecture may cost.
+    """The computing budget of one architecture.
 
     Attributes:
-        settings: those that are not its defaults.
+        settings: settings that differ from its defaults.
         fold_s: expected seconds of a fold by (restructured, augmented).
-        repeats: of the honest cross-validation of plain pictures; all others are done once: an
-            autoencoder for each fold is dear.
-        copies, copies_leaked: how many a picture becomes, itself included.
-        epochs_leaked: of enlarged pictures, so that as many are drawn as in an honest cell, whose
-            epochs are shorter.
-        restructured_only: the architecture is the restructuring.
+        repeats: repeats of the honest cross-validation on plain images; all others run once, since
+            training an autoencoder in each fold is expensive.
+        copies, copies_leaked: number of augmented copies of an image, including the original.
+        epochs_leaked: epochs on the enlarged set, chosen so that as many images are drawn as in an
+            honest cell, whose epochs are shorter.
+        restructured_only: the architecture is itself the restructuring.
     """
 
     settings: Mapping[str, object]
@@ -86,15 +84,15 @@ EFFORTS: Mapping[str, Effort] = {
     "cnn_gru": RECURRENT,
     "autoencoder": Effort({}, fold_s={(True, False): 1, (True, True): 2}, restructured_only=True),
 }
-"""So that all of head_ct takes about three quarters of an hour on two cores. The expected seconds
-are the processor's of single folds, over 1.6, as two cores do not halve them; what is shared counts
-where it is first needed."""
+"""All of head_ct takes about 45 minutes on two cores. The expected seconds are CPU seconds of
+single folds divided by 1.6, the speedup of two cores; shared work counts where it is first needed.
+"""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination. `augmentation` counts the copies of each picture, itself included; a leaked
-    cell has its copies before the fit.
+    """One combination. `augmentation` counts the copies of each image, including the original; in a
+    leaked cell the copies are made before the split.
     """
 
     architecture: str
@@ -108,7 +106,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """The display name."""
         return (
             f"{self.architecture} {'restructured' if self.restructured else 'plain'}"
             f" ×{self.augmentation} {self.protocol}"
@@ -116,24 +114,24 @@ class Cell:
 
     @property
     def identity(self) -> str:
-        """What its results hang on, beside data, weights and seed."""
+        """What its results depend on, besides data, weights and seed."""
         return digest(
             self.name, json.dumps([self.settings, self.folds, self.repeats], sort_keys=True)
         )[:16]
 
     def is_in(self, results: Mapping[str, CellResult]) -> bool:
-        """Return whether the results, by name, have this very cell."""
+        """Return whether the results, keyed by name, contain this cell with the same settings."""
         return self.name in results and results[self.name].identity == self.identity
 
     @property
     def features_from(self) -> str:
-        """What cells share that may share features and autoencoders: the pictures and the settings
-        that frozen features hang on.
+        """Key of the cells that can share features and autoencoders: the images and the settings
+        that frozen features depend on.
         """
         enlarged = self.protocol == "leaked" and self.augmentation > 1
         pictures = f"leaked-{self.augmentation}" if enlarged else "pictures"
         if self.restructured:
-            # features belong to one fit then, only autoencoders are shared
+            # then features belong to one fit and only autoencoders are shared
             return f"{pictures}-restructured"
         kind = "rows" if self.architecture in ("cnn_lstm", "cnn_gru") else self.architecture
         settings = {name: value for name, value in self.settings.items() if name not in HEADS_ALONE}
@@ -194,16 +192,16 @@ def plan(
     folds: int = 5,
     efforts: Mapping[str, Effort] = EFFORTS,
 ) -> list[Cell]:
-    """Return the cells in their order, for so many images.
+    """Return the cells in order, for that many images.
 
     Raises:
-        SettingError: an architecture is not of the paper, or its settings are wrong.
+        SettingError: an architecture is not in the paper, or its settings are invalid.
     """
     cells = []
     for name in only:
         if name not in efforts:
             raise SettingError(
-                f"{name} is no architecture of the paper; there is {', '.join(efforts)}."
+                f"{name} is not an architecture of the paper; choose from {', '.join(efforts)}."
             )
         effort = efforts[name]
         for protocol in ("honest", "leaked"):
@@ -246,9 +244,7 @@ def _cell(
 
 
 def expected_left_s(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> float:
-    """Return how many seconds the cells that are not done will take, by what those that are done
-    took.
-    """
+    """Estimate the seconds that the remaining cells will take, from those that are done."""
     done = [cell for cell in cells if cell.is_in(results)]
     expected, took = (
         sum(cell.expected_s for cell in done),

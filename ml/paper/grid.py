@@ -1,20 +1,18 @@
-"""The paper's experiment made honest: every architecture, plain and restructured, with and without
-augmentation, under two protocols.
+"""The paper's experiment under two protocols: every architecture, plain and restructured, with and
+without augmentation.
 
-    honest   grouped k-fold cross-validation: patients and near-duplicates never stand on both
-    sides, and everything that is fitted
-             (augmentation, autoencoder, scaler, C, calibration, threshold) is fitted inside the
-             training part
-    leaked   what a careless protocol reports. Each picture is enlarged to all its copies first, and
-    the copies are split as if each were a
-             patient; without augmentation the pictures themselves are split so. Nothing else is
-             changed: only the split is careless, thresholds still come from the training part. A
-             scan that a series architecture reads stays whole. Intervals take every copy for an
-             independent one, as that protocol would.
+    honest   grouped k-fold cross-validation: patients and near-duplicates are never on both sides
+             of a split, and everything that is fitted (augmentation, autoencoder, scaler, C,
+             calibration, threshold) is fitted in the training part
+    leaked   a protocol with data leakage: the data set is first enlarged by augmentation, and then
+             the copies are split as if each were a patient of its own; without augmentation the
+             images are split that way. Only the split differs; thresholds still come from the
+             training part. A scan that a series architecture reads stays whole. Confidence
+             intervals treat every copy as independent, as that protocol would.
 
-The architecture `autoencoder` is itself the restructuring, so it is only there restructured. Frozen
-convolutions see each picture once for all cells that agree on them, and an autoencoder that is
-fitted to the same pictures is fitted once; the first cell that needs it pays.
+The architecture `autoencoder` is itself the restructuring, so there is no plain version of it.
+Features of frozen convolutions and autoencoders fitted to the same images are computed once and
+shared between cells; their time counts for the first cell that needs them.
 """
 
 from __future__ import annotations
@@ -58,14 +56,14 @@ Report = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who is told how an experiment of hours goes.
+    """Callbacks of an experiment of hours.
 
     Attributes:
-        on_progress: told after every step.
-        on_plan: told (cells, cells done, expected seconds of the rest) before the first cell and
-            after each.
-        on_cell: given what there is after each cell.
-        should_stop: asked at least every batch.
+        on_progress: called after every step.
+        on_plan: called with (cells, cells done, expected seconds of the rest) before the first cell
+            and after each.
+        on_cell: called with the results so far after each cell.
+        should_stop: called at least once per batch.
     """
 
     on_progress: Callable[[Progress], None] = lambda progress: None
@@ -87,30 +85,29 @@ def run_paper(
     command: str = "",
     watcher: Watcher = NOBODY,
 ) -> PaperResults:
-    """Run the cells that are not done yet and return what is in `out_dir/cells.json`.
+    """Run the cells that are not done yet and return the contents of `out_dir/cells.json`.
 
-    Called again on the same folder it continues: at the next cell, and within a cell at the fold
-    and epoch where it was.
+    Called again on the same folder, it resumes at the cell, fold and epoch where it stopped.
 
     Args:
         dataset: slices or scans.
         cells: of `plan`.
-        out_dir: gets `cells.json`, after each cell; `checkpoint` and `cache` in it vanish at the
-            end.
+        out_dir: `cells.json` is written here after each cell; `checkpoint` and `cache` are removed
+            at the end.
         init: initial weights: "random", "starter", a file, or a model folder.
-        seed: of everything random; the folds of all honest cells are the same.
-        command: how a person repeats this.
-        watcher: who is told how it goes, and may stop it.
+        seed: random seed; all honest cells use the same folds.
+        command: the command line, for the report.
+        watcher: callbacks, which may stop it.
 
     Raises:
-        DatasetError: the data cannot be trained or tested on, or the initial weights have seen
-            them.
-        SettingError: the folder holds the experiment on other data, weights or seed.
+        DatasetError: the data cannot be used for training or testing, or the initial weights have
+            seen them.
+        SettingError: the folder holds results for other data, weights or seed.
         ArtifactError: the initial weights are unusable.
-        TrainingStopped: the watcher said so.
+        TrainingStopped: the watcher's `should_stop` returned True.
     """
     joined = join_datasets([dataset])
-    start = choose_start(init, joined, max(cell.folds for cell in cells))
+    start = choose_start(init, "alexnet", joined, max(cell.folds for cell in cells))
     pool = pool_datasets(joined, start)
     nothing = _without_cells(dataset, pool, start.weights, seed, command)
     results = {result.name: result for result in _kept(out_dir, nothing).cells}
@@ -138,7 +135,7 @@ def run_paper(
         save_json(out_dir / "cells.json", to_json(found))
         watcher.on_cell(found)
         shutil.rmtree(out_dir / "checkpoint" / cell.identity, ignore_errors=True)
-        keras.utils.clear_session()  # some hundred networks are built in one process
+        keras.utils.clear_session()  # hundreds of networks are built in one process
         tell_plan()
     for name in ("checkpoint", "cache"):
         shutil.rmtree(out_dir / name, ignore_errors=True)
@@ -176,7 +173,7 @@ def _kept(out_dir: Path, nothing: PaperResults) -> PaperResults:
         return nothing
     if kept["identity"] != nothing.identity:
         raise SettingError(
-            f"The folder {out_dir.name} holds the experiment on other data, weights or seed; give"
+            f"The folder {out_dir.name} holds results for other data, weights or seed; give"
             " another folder."
         )
     try:
@@ -188,24 +185,24 @@ def _kept(out_dir: Path, nothing: PaperResults) -> PaperResults:
 
 
 def _named(tell: Tell, name: str) -> Tell:
-    """Return a `tell` whose stages begin with that name."""
+    """Return a progress callback whose stages begin with that name."""
     return lambda stage, share, figures: tell(name + stage, share, figures)
 
 
 def _judged(cell: Cell, bench: _Bench, checkpoint: Path, tell: Tell) -> CellResult:
-    """Return the results of a cell; what is finished in its checkpoint is not done again."""
+    """Return the results of a cell, resuming from its checkpoint."""
     experiment = bench.material_of(cell, tell)
     out_of_fold = cross_validate(
         experiment, cell.folds, cell.repeats, checkpoint, _later(tell, cell)
     )
-    epochs = _epochs(cell, len(experiment.learnable))
+    epochs = _epochs(cell, len(experiment.labeled))
     return _result(cell, out_of_fold, epochs, bench.pictures.seed)
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """The data set as the cells read it: as it is, and enlarged, which several leaked cells
-    share.
+    """The data set as the cells read it: original and enlarged; several leaked cells share the
+    latter.
     """
 
     pictures: Experiment
@@ -216,7 +213,7 @@ class _Bench:
     def read(
         cls, pool: Pool, start: Start, seed: int, cell: Cell, cache: Path, report: Report
     ) -> _Bench:
-        """Read all pictures as a cell needs them."""
+        """Read all images with a cell's preprocessing."""
         spec = InputSpec.from_settings(cell.settings)
         pictures = Experiment.of(
             pool,
@@ -230,10 +227,10 @@ class _Bench:
         return cls(pictures, spec)
 
     def material_of(self, cell: Cell, tell: Tell) -> Experiment:
-        """Return what a cell learns from and is judged on."""
+        """Return the training and test data of a cell."""
         if InputSpec.from_settings(cell.settings) != self.spec:
             raise SettingError(
-                f"{cell.architecture} reads its pictures otherwise than the other cells; one"
+                f"{cell.architecture} preprocesses its images differently from the other cells; an"
                 " experiment has one preprocessing."
             )
         cache = self.pictures.shared
@@ -259,8 +256,8 @@ class _Bench:
 
 
 def split_by_picture(experiment: Experiment) -> Experiment:
-    """Return the material with groups that no patient holds together: each picture, or each scan of
-    a series architecture, for itself.
+    """Return the data with groups that ignore patients: each image, or each scan of a series
+    architecture, is its own group.
     """
     n = len(experiment.labels)
     scans = (
@@ -272,15 +269,15 @@ def split_by_picture(experiment: Experiment) -> Experiment:
 
 
 def _later(tell: Tell, cell: Cell) -> Tell:
-    """Return a `tell` for what follows the enlarging, which took the first fifth."""
+    """Return a progress callback for the part after enlarging, which takes the first fifth."""
     if cell.protocol == "honest" or cell.augmentation == 1:
         return tell
     return lambda stage, share, figures: tell(stage, 0.2 + 0.8 * share, figures)
 
 
 def _epochs(cell: Cell, images: int) -> int:
-    """Return for how many epochs the cell's network learned; an autoencoder's depend on how many
-    pictures a fold learns from.
+    """Return the number of epochs of the cell's network; an autoencoder's depends on the number of
+    training images in a fold.
     """
     if cell.architecture == "autoencoder":
         return network_epochs(cell.settings) or usual_epochs(
@@ -290,9 +287,7 @@ def _epochs(cell: Cell, images: int) -> int:
 
 
 def _result(cell: Cell, out_of_fold: OutOfFold, epochs: int, seed: int) -> CellResult:
-    """Return a cell's results; patients are a level of their own where their scans have several
-    slices.
-    """
+    """Return a cell's results, with patient-level metrics where scans have several slices."""
     levels = {"slice": out_of_fold.slices}
     if len(out_of_fold.scans.at) < len(out_of_fold.slices.at):
         levels["patient"] = out_of_fold.scans
@@ -319,7 +314,7 @@ def _metrics(answers: Answers, seed: int) -> Metrics:
 
 
 def _in_order(results: Mapping[str, CellResult]) -> list[CellResult]:
-    """Return the results as a reader wants them: honest and leaked beside each other."""
+    """Return the results in display order: honest and leaked side by side."""
     order = list(EFFORTS)
     return sorted(
         results.values(),

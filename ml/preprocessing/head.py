@@ -1,4 +1,4 @@
-"""Where the head is in a slice."""
+"""Detection of the head in a slice."""
 
 from __future__ import annotations
 
@@ -6,41 +6,36 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.preprocessing.scaling import disc, restored, shrunk
 from ml.scans.slices import FloatArray
 
-# the head is looked for in a picture of this longer side, so that sizes below mean the same in
-# every picture
+# images are resized to this longer side, so that the sizes below do not depend on resolution
 SEARCH_PX = 256
 
 
 OPENING_PX, CLOSING_PX, RIM_PX = 7, 9, 2
 
 
-BRIGHTNESS = 0.25  # of the way from the picture's background to its bone
+BRIGHTNESS = 0.25  # threshold between the image's background (0) and its bone (1)
 
 
-SMALLEST_HEAD = 0.02  # of the picture's area; below, there is no head
+SMALLEST_HEAD = 0.02  # minimum area of a head, relative to the image
 
 
-def find_head(grey: FloatArray) -> NDArray[np.bool_] | None:
-    """Return where the head is, bool (height, width), holes filled; None where the picture shows
-    none.
+def find_head(gray: FloatArray) -> NDArray[np.bool_] | None:
+    """Return the mask of the head, bool (height, width), with holes filled; None if there is no
+    head.
 
     Args:
-        grey: float32 (height, width) in 0..1, in a window that shows brain.
+        gray: float32 (height, width) in 0..1, in a window that shows brain.
     """
-    height, width = grey.shape
-    scale = min(1.0, SEARCH_PX / max(height, width))
-    small_size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(
-        np.ascontiguousarray(grey, np.float32), small_size, interpolation=cv2.INTER_AREA
-    )
+    small = shrunk(gray, SEARCH_PX)
     background, bone = np.percentile(small, [2, 99])
     bright = (small > background + BRIGHTNESS * (bone - background)).astype(np.uint8)
     # Opening cuts the thin things that touch a head: its holder, a panel letter, a scale bar.
-    bodies = cv2.morphologyEx(_bordered(bright), cv2.MORPH_OPEN, _disc(OPENING_PX))
+    bodies = cv2.morphologyEx(_bordered(bright), cv2.MORPH_OPEN, disc(OPENING_PX))
     outlines, _ = cv2.findContours(
-        cv2.morphologyEx(bodies, cv2.MORPH_CLOSE, _disc(CLOSING_PX)),
+        cv2.morphologyEx(bodies, cv2.MORPH_CLOSE, disc(CLOSING_PX)),
         cv2.RETR_EXTERNAL,
         cv2.CHAIN_APPROX_NONE,
     )
@@ -51,21 +46,14 @@ def find_head(grey: FloatArray) -> NDArray[np.bool_] | None:
     if filled.sum() < SMALLEST_HEAD * small.size:
         return None
     # The rim gives back what opening took from the scalp, and keeps the outline off the bone.
-    rimmed = cv2.dilate(filled, _disc(2 * RIM_PX + 1))[
+    rimmed = cv2.dilate(filled, disc(2 * RIM_PX + 1))[
         CLOSING_PX:-CLOSING_PX, CLOSING_PX:-CLOSING_PX
     ]
-    return (
-        cv2.resize(rimmed.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-        >= 0.5
-    )
+    return restored(rimmed, gray.shape)
 
 
 def _bordered(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the mask with a black border, so that a head cut off by the picture's edge has an
-    outline there.
+    """Add a black border to the mask, so that a head cut off by the image's edge has an outline
+    there.
     """
     return np.pad(mask, CLOSING_PX)
-
-
-def _disc(diameter: int) -> NDArray[np.uint8]:
-    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (diameter, diameter)), np.uint8)

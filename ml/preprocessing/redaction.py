@@ -1,4 +1,4 @@
-"""Cover what lies beside the head: names and notes that are burned into pictures stand there."""
+"""Redact everything outside the head, where names and notes may be burned into images."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 
 from ml.preprocessing.head import find_head
-from ml.scans.slices import Series, Slice, window
+from ml.scans.slices import Series, Slice, gray_of
 
 AIR_HU, BLACK = -1000.0, 0.0
-COVERED = "What lies beside the head was covered."
+COVERED = "Everything outside the head was covered."
 
 
 def covered(series: Series) -> Series:
-    """Return the series with air, or black, beside the head.
+    """Return the series with air, or black, outside the head.
 
-    In the brain window, the head is the largest bright body with what it encloses
-    (`ml.preprocessing.head.find_head`). Slices that show none, as above the crown, are left
-    as they are, and a sentence says how many.
+    The head is the largest bright body in the brain window, including what it encloses
+    (`ml.preprocessing.head.find_head`). Slices without a head, as above the vertex, are unchanged,
+    and a note states their number.
     """
-    slices = [_covered(slice) for slice in series.slices]
+    slices = [_covered(slice_) for slice_ in series.slices]
     without = sum(new is old for new, old in zip(slices, series.slices, strict=True))
     notes = [COVERED] if without < len(slices) else []
     if without:
@@ -30,12 +30,11 @@ def covered(series: Series) -> Series:
     return replace(series, slices=tuple(slices), warnings=(*series.warnings, *notes))
 
 
-def _covered(slice: Slice) -> Slice:
-    grey = window(slice.pixels, 40, 80) if slice.unit == "hu" else np.clip(slice.pixels, 0, 1)
-    head = find_head(grey)
+def _covered(slice_: Slice) -> Slice:
+    head = find_head(gray_of(slice_))
     if head is None:
-        return slice
+        return slice_
     return replace(
-        slice,
-        pixels=np.where(head, slice.pixels, np.float32(AIR_HU if slice.unit == "hu" else BLACK)),
+        slice_,
+        pixels=np.where(head, slice_.pixels, np.float32(AIR_HU if slice_.unit == "hu" else BLACK)),
     )

@@ -1,8 +1,7 @@
-"""Lesions made in training pictures: bleeds drawn or moved into pictures that have none, and what
-is no blood but may be taken for it.
+"""Synthetic lesions in training images: hemorrhages drawn or transferred into negative images, and
+mimics of hemorrhage.
 
-Only ever applied to images that a fold may learn from; pictures and outlines are those of
-`ml.preprocessing.augmentation`.
+Applied to training images only; images and masks as in `ml.preprocessing.augmentation`.
 """
 
 from __future__ import annotations
@@ -11,37 +10,40 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from ml.preprocessing.augmentation import Mask, as_float
+from ml.preprocessing.scaling import BoolArray, disc
 from ml.scans.slices import FloatArray
 
 FAINTEST = 0.05
-"""A drawn bleed is at least so much brighter than what was there: blood that nobody could see must
-not be called blood.
+"""Minimum brightness of a drawn hemorrhage above the original: invisible hemorrhage must not be
+labeled.
 """
 
 TRIES = 4
-"""At drawing a shape: thin ones are often too faint, and would become rare."""
+"""Attempts per shape: thin ones are often too faint and would otherwise be rare."""
 
 RIM_PX = 4.0
-"""So deep below the bone, in pixels of a picture 224 wide, its partial volume is still bright."""
+"""Depth below the bone of its partial volume, in pixels of an image 224 wide."""
 
 PUSHED_SHARE = 0.5
-"""This share of the crescents along the bone pushes the brain inwards."""
+"""Share of the crescents along the bone with mass effect."""
 
 
-def inside_of_skull(image: FloatArray) -> NDArray[np.bool_]:
-    """Return the space inside the skull, bool (size, size); all False where no closed ring of bone
-    shows, as at the skull base.
+def room_for_lesions(image: FloatArray) -> BoolArray:
+    """Return where a lesion may be made in a model's input, bool (size, size): inside the skull;
+    all False where no closed ring of bone shows, as at the skull base.
+
+    `ml.preprocessing.skull.intracranial_space` answers another question and is no substitute: it
+    strips the skull off any slice, so it takes the head's outline, adapts to dim bone and gives
+    back by a convex hull what bone hides. A lesion may lie in none of what a hull adds, and a face
+    must be refused.
     """
     size = image.shape[0]
     none = np.zeros(image.shape, bool)
     bone = (image > 0.93).astype(np.uint8)
-    reach = max(3, round(size / 56)) | 1
-    closed = cv2.morphologyEx(
-        bone, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
-    )
+    round_gap = disc(max(3, round(size / 56)) | 1)
+    closed = cv2.morphologyEx(bone, cv2.MORPH_CLOSE, round_gap)
     count, parts, stats, _ = cv2.connectedComponentsWithStats(
         1 - np.asarray(closed, np.uint8), connectivity=4
     )
@@ -52,15 +54,13 @@ def inside_of_skull(image: FloatArray) -> NDArray[np.bool_]:
     if not areas or max(areas)[0] < 0.12 * size * size:
         return none
     space = (parts == max(areas)[1]).astype(np.uint8)
-    space = cv2.morphologyEx(
-        space, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
-    )
+    space = cv2.morphologyEx(space, cv2.MORPH_OPEN, round_gap)
     holes, _ = cv2.findContours(space, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = np.zeros_like(space)
     if holes:
         cv2.drawContours(filled, [max(holes, key=cv2.contourArea)], -1, 1, thickness=cv2.FILLED)
     shown = image[filled.astype(bool)]
-    # Brain is gray and even; a face with its sinuses and bones is not.
+    # Brain is gray and homogeneous; a face with its sinuses and bones is not.
     if not len(shown) or np.mean(shown < 0.12) > 0.25 or np.mean(shown > 0.93) > 0.1:
         return none
     return filled.astype(bool)
@@ -69,14 +69,14 @@ def inside_of_skull(image: FloatArray) -> NDArray[np.bool_]:
 def with_drawn_bleed(
     image: FloatArray, mask: Mask, random: np.random.Generator
 ) -> tuple[FloatArray, Mask] | None:
-    """Return the picture with a bleed drawn into it, and its outline; None where the picture has no
-    room for one.
+    """Return the image with a drawn hemorrhage, and its mask; None if the image has no room for
+    one.
 
-    The shapes are those of the textbook: a crescent (subdural) along the bone, which may push the
-    brain inwards, or along the falx, a lens (epidural), an uneven ball with a dark rim
-    (intraparenchymal), blood in what was dark fluid (subarachnoid, intraventricular).
+    The shapes are typical: a crescent (subdural) along the bone, possibly with mass effect, or
+    along the falx; a lens (epidural); an irregular ball with a hypodense rim (intraparenchymal);
+    blood in CSF spaces (subarachnoid, intraventricular).
     """
-    space = inside_of_skull(image)
+    space = room_for_lesions(image)
     shape = SHAPES[int(random.integers(len(SHAPES)))]
     for _ in range(TRIES if space.any() else 0):
         drawn = _drawn(shape, image, mask, space, random)
@@ -89,12 +89,10 @@ def _drawn(
     shape: Callable[..., FloatArray],
     image: FloatArray,
     mask: Mask,
-    space: NDArray[np.bool_],
+    space: BoolArray,
     random: np.random.Generator,
 ) -> tuple[FloatArray, Mask] | None:
-    """Return what `with_drawn_bleed` does; None where the shape turned out too small or too
-    faint.
-    """
+    """Return the result of `with_drawn_bleed`, None if the shape is too small or too faint."""
     before, image = image, image.copy()
     amount = shape(image, space, random)
     amount = as_float(
@@ -109,7 +107,7 @@ def _drawn(
         )
     )
     texture = smooth / max(float(smooth.std()), 1e-6) * np.float32(random.uniform(0.01, 0.05))
-    # of the picture itself, so that the bleed is no smoother than the brain
+    # from the image itself, so that the hemorrhage is as noisy as the brain
     grain = image - cv2.GaussianBlur(image, (0, 0), 1.5)
     blood = np.clip(brain + random.uniform(0.12, 0.42), 0, 0.97) + texture + grain
     drawn = np.clip(image * (1 - amount) + np.maximum(blood, image) * amount, 0, 1).astype(
@@ -124,12 +122,12 @@ def _drawn(
 def with_moved_bleed(
     image: FloatArray, mask: Mask, donor: FloatArray, donor_mask: Mask, random: np.random.Generator
 ) -> tuple[FloatArray, Mask] | None:
-    """Return the picture with the outlined bleed of another patient in the same place of the head;
-    None where it does not fit.
+    """Return the image with another patient's hemorrhage at the same location in the head; None if
+    it does not fit.
 
-    Both heads fill their frames, so a place in one is nearly the same place in the other.
+    Both heads fill their frames, so locations correspond approximately.
     """
-    space = inside_of_skull(image)
+    space = room_for_lesions(image)
     size = image.shape[0]
     outline = as_float(
         cv2.resize(
@@ -171,13 +169,13 @@ def with_moved_bleed(
 
 
 def with_decoy(image: FloatArray, random: np.random.Generator) -> FloatArray:
-    """Return the picture with something that is no blood: calcifications, a dark lesion, or the
-    streaks of a hard beam.
+    """Return the image with a mimic of hemorrhage: calcifications, a hypodense lesion, or beam
+    hardening streaks.
 
-    Nothing clearly brighter than brain is darkened, and streaks are faint: a bleed that is there
-    remains brighter than what lies beside it.
+    Nothing clearly brighter than brain is darkened, and streaks are faint, so that a hemorrhage in
+    the image remains brighter than its surroundings.
     """
-    space = inside_of_skull(image)
+    space = room_for_lesions(image)
     if not space.any():
         return image
     return np.clip(DECOYS[int(random.integers(len(DECOYS)))](image, space, random), 0, 1).astype(
@@ -185,7 +183,7 @@ def with_decoy(image: FloatArray, random: np.random.Generator) -> FloatArray:
     )
 
 
-def _outlined(blood: NDArray[np.bool_], mask: Mask) -> Mask:
+def _outlined(blood: BoolArray, mask: Mask) -> Mask:
     """Return the outline in the size of `mask`, joined with what it already outlines."""
     small = (
         cv2.resize(blood.astype(np.float32), mask.shape[::-1], interpolation=cv2.INTER_AREA) > 0.3
@@ -196,7 +194,7 @@ def _outlined(blood: NDArray[np.bool_], mask: Mask) -> Mask:
 def _blob(
     size: int, center: tuple[float, float], radius: float, random: np.random.Generator
 ) -> FloatArray:
-    """Return an uneven ball, float32 (size, size): 1 inside, 0 outside."""
+    """Return an irregular ball, float32 (size, size): 1 inside, 0 outside."""
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     angle, stretch = random.uniform(0, np.pi), random.uniform(0.55, 1.0)
     down, right = rows - center[0], columns - center[1]
@@ -212,9 +210,7 @@ def _blob(
     return as_float(np.hypot(along, across) / max(radius, 1) + wobble < 1)
 
 
-def _along_bone(
-    space: NDArray[np.bool_], random: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
+def _along_bone(space: BoolArray, random: np.random.Generator) -> tuple[FloatArray, FloatArray]:
     """Return the depth below the bone in pixels, and how near a pixel's direction is to a random
     one (1 there, 0 and less far away).
     """
@@ -227,9 +223,7 @@ def _along_bone(
     return depth.astype(np.float32), (1 - (away / half_width) ** 2).astype(np.float32)
 
 
-def _crescent(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _crescent(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     depth, near = _along_bone(space, random)
     thickness = random.uniform(2.5, 12) * image.shape[0] / 224
     wobble = cv2.resize(
@@ -244,12 +238,12 @@ def _crescent(
 
 
 def _push_inwards(
-    image: FloatArray, space: NDArray[np.bool_], depth: FloatArray, reach: FloatArray
+    image: FloatArray, space: BoolArray, depth: FloatArray, reach: FloatArray
 ) -> None:
-    """Move the brain away from the bone by `reach` pixels, less the deeper it lies: what a subdural
-    bleed displaces is not lost.
+    """Simulate mass effect: displace the brain from the bone by `reach` pixels, decreasing with
+    depth.
 
-    The rim of bone, whose gray falls off over a pixel or two, stays where it is.
+    The blurred edge of the bone stays in place.
     """
     size = image.shape[0]
     down, right = np.gradient(cv2.GaussianBlur(depth, (0, 0), 2 * size / 224))
@@ -264,9 +258,7 @@ def _push_inwards(
     image[brain] = pushed[brain]
 
 
-def _along_falx(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _along_falx(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     size = image.shape[0]
     places = np.argwhere(space).astype(np.float32)
     center = places.mean(axis=0)
@@ -288,7 +280,7 @@ def _along_falx(
     return as_float((off > -1) & (off < thickness * taper) & (taper > 0) & space)
 
 
-def _lens(image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator) -> FloatArray:
+def _lens(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     depth, _ = _along_bone(space, random)
     edge = np.argwhere(space & (depth < 2.5))
     row, column = edge[int(random.integers(len(edge)))]
@@ -299,7 +291,7 @@ def _lens(image: FloatArray, space: NDArray[np.bool_], random: np.random.Generat
     )
 
 
-def _ball(image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator) -> FloatArray:
+def _ball(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     size = image.shape[0]
     depth = cv2.distanceTransform(space.astype(np.uint8), cv2.DIST_L2, 5)
     room = np.argwhere(depth > random.uniform(3, 25) * size / 224)
@@ -314,9 +306,7 @@ def _ball(image: FloatArray, space: NDArray[np.bool_], random: np.random.Generat
     return blood * space
 
 
-def _filled_fluid(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _filled_fluid(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     size = image.shape[0]
     smooth = cv2.GaussianBlur(image, (0, 0), 1.2 * size / 224)
     fluid = (smooth < np.median(image[space]) - 0.06) & space
@@ -333,9 +323,7 @@ def _filled_fluid(
     return (region * fluid).astype(np.float32)
 
 
-def _calcified(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _calcified(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     size = image.shape[0]
     depth = cv2.distanceTransform(space.astype(np.uint8), cv2.DIST_L2, 5)
     room = np.argwhere(depth > 5 * size / 224)
@@ -350,9 +338,7 @@ def _calcified(
     return as_float(image * (1 - chalk) + np.maximum(image, random.uniform(0.9, 1.0)) * chalk)
 
 
-def _darkened(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _darkened(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     """An old or a young infarct, swelling, a cyst."""
     size = image.shape[0]
     places = np.argwhere(space)
@@ -371,12 +357,10 @@ def _darkened(
     )
 
 
-def _streaked(
-    image: FloatArray, space: NDArray[np.bool_], random: np.random.Generator
-) -> FloatArray:
+def _streaked(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     size = image.shape[0]
     rows, columns = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
-    angle = random.normal(0, 0.35)  # most run from one petrous bone to the other
+    angle = random.normal(0, 0.35)  # most extend between the petrous bones
     profile = random.normal(0, 1, (1, int(random.integers(8, 30)))).astype(np.float32)
     profile = cv2.resize(profile, (2 * size, 1), interpolation=cv2.INTER_CUBIC)[0]
     place = np.clip(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import struct
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -21,18 +23,15 @@ from pydicom.pixels.utils import iter_pixels
 
 from ml.errors import ImageError, NoSliceError
 from ml.scans.dicom_frames import PER_FRAME, SHARED, frame_headers
+from ml.scans.hounsfield import DICOM, Claim
 from ml.scans.limits import require_a_picture, require_fewer_pixels, require_fewer_slices
-from ml.scans.ordering import AXIAL, FURTHEST_MM, Plane
-from ml.scans.slices import FloatArray, Slice
+from ml.scans.ordering import FURTHEST_MM, Plane
 
 # its warnings quote what stands in tags, and a log may not
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
-AIR_HU = -1000.0
-# what 12 bits of CT can say; beyond lie markers of pixels outside the scanned circle
-LOWEST_HU, HIGHEST_HU = -1024.0, 4095.0
-
-NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN}
 COMPRESSED = {
     "1.2.840.10008.1.2.5",  # RLE
     # JPEG, JPEG-LS, JPEG 2000
@@ -47,11 +46,13 @@ in pydicom.
 
 CT_SOP_CLASSES = {f"1.2.840.10008.5.1.4.1.1.2{kind}" for kind in ("", ".1", ".2")}
 """CT, Enhanced CT, and Enhanced CT converted from single slices."""
+START_BYTES = 132 + 12
 # of the unit: directions of rows and columns that are no right angle at all span no plane
 SHORTEST_NORMAL = 0.5
 
 # US is "unspecified"; iodine maps, electron densities and the like say what they are (C.11.1.1.2)
-HU_TYPES = {"HU", "HU_MOD", "US"}
+HU_TYPES = {"HU", "HU_MOD", "US", "HOUNSFIELD", "HOUNSFIELD UNITS"}
+OTHER_TYPES = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
 HEAD_PARTS = (
     "HEAD",
     "BRAIN",
@@ -67,22 +68,24 @@ HEAD_PARTS = (
 )
 
 TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "ImageType", "Modality", "SeriesInstanceUID",
-    "InstanceNumber", "ImagePositionPatient",
-    "ImageOrientationPatient",
+    "SOPClassUID", "SOPInstanceUID", "ImageType", "Modality", "StudyInstanceUID",
+    "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "AcquisitionTime", "ContentTime",
+    "InstanceNumber", "ConcatenationFrameOffsetNumber", "ImagePositionPatient",
+    "ImageOrientationPatient", "SliceLocation", "SliceThickness", "SpacingBetweenSlices",
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
     "PixelSpacing", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue",
-    "PixelPaddingRangeLimit", "RescaleIntercept",
+    "PixelPaddingRangeLimit", "RescaleIntercept", "ModalityLUTSequence",
     "RescaleSlope", "RescaleType", "BodyPartExamined", SHARED, PER_FRAME, "PixelData",
 ]  # fmt: skip
 
 
-def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int) -> list[Plane]:
+def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int, name: str = "") -> list[Plane]:
     """Return the slices of one DICOM file with what puts them in order: one, or one for each frame.
 
     Args:
         file: the open file, at its beginning.
+        name: what the user calls it.
         max_pixels: the largest picture (rows x columns) that is decoded.
         max_slices: the most frames that are decoded.
 
@@ -93,12 +96,14 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int) -> list[Pla
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom warns of every odd value, and may quote it
-            require_known_transfer_syntax(file)
-            file.seek(0)
-            header = pydicom.dcmread(file, specific_tags=list(TAGS))
+            header = read_tags(file, TAGS)
             frames = _require_ct_frames(header, max_pixels, max_slices)
-            pairs = zip(frame_headers(header, frames), iter_pixels(header), strict=True)
-            return [_to_plane(own, stored.astype(np.int64)) for own, stored in pairs]
+            # uncorrected: what a padding value is compared with may lie in the bits that are not
+            # stored
+            words = iter_pixels(header, correct_unused_bits=False)
+            pairs = zip(frame_headers(header, frames), words, strict=True)
+            order = ">" if header.file_meta.TransferSyntaxUID == BIG_ENDIAN else "<"
+            return [_to_plane(own, frame, name, order) for own, frame in pairs]
     except (ImageError, MemoryError):
         raise
     # a damaged file makes pydicom and its decoders raise anything, RecursionError included
@@ -106,15 +111,16 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int) -> list[Pla
         raise ImageError("The DICOM file is damaged or incomplete and cannot be decoded.") from err
 
 
-def require_known_transfer_syntax(file: BinaryIO) -> None:
-    """Refuse a DICOM file whose pixels, or whose header, are coded in a way that is not read.
+def read_tags(file: BinaryIO, tags: Sequence[str], *, with_pixels: bool = True) -> pydicom.Dataset:
+    """Return some tags of a DICOM file, which may lack the preamble and the file meta information.
 
     Raises:
-        ImageError: they are.
+        ImageError: its pixels, or its header, are coded in a way that is not read.
     """
-    # preamble and "DICM"; `dcmread` would inflate a deflated data set before anybody could refuse
-    # it
-    file.seek(132)
+    file.seek(0)
+    at = start_of_data(file.read(START_BYTES))
+    file.seek(at or 0)
+    # `dcmread` would inflate a deflated data set before anybody could refuse it
     meta = read_dataset(
         file,
         is_implicit_VR=False,
@@ -122,15 +128,43 @@ def require_known_transfer_syntax(file: BinaryIO) -> None:
         stop_when=lambda tag, vr, length: tag.group != 2,
     )
     syntax = meta.get("TransferSyntaxUID")
-    if syntax is None:
-        raise ImageError(
-            "The DICOM file does not say how its pixels are coded (no transfer syntax)."
-        )
-    if syntax not in NATIVE | COMPRESSED:
+    if syntax is not None and syntax not in NATIVE | COMPRESSED:
         raise ImageError(
             "The DICOM file is coded in a way that is not read: transfer syntax"
             f" {_printable(pydicom.uid.UID(syntax).name)}."
         )
+    file.seek(0)
+    header = pydicom.dcmread(
+        file, specific_tags=list(tags), stop_before_pixels=not with_pixels, force=True
+    )
+    if syntax is None:
+        is_implicit, is_little = header.original_encoding
+        is_coded = "PixelData" in header and header["PixelData"].is_undefined_length
+        if not len(header) or is_coded or not is_little:
+            raise ImageError(
+                "The DICOM file does not say how its pixels are coded (no transfer syntax)."
+            )
+        header.file_meta.TransferSyntaxUID = (
+            pydicom.uid.ImplicitVRLittleEndian
+            if is_implicit
+            else pydicom.uid.ExplicitVRLittleEndian
+        )
+    return header
+
+
+def start_of_data(head: bytes) -> int | None:
+    """Return where the elements of a DICOM file begin, by its first `START_BYTES`: behind the
+    preamble, or at once where it has none; None where this is no DICOM file.
+    """
+    if head[128:132] == b"DICM":
+        return 132
+    if len(head) < 12:
+        return None
+    group, element, vr, _ = struct.unpack("<HH2sH", head[:8])
+    (length,) = struct.unpack("<I", head[4:8])
+    is_first = (group == 2 and element <= 0x10) or (group == 8 and element <= 0x18)
+    is_explicit = vr in (b"UL", b"CS", b"UI", b"OB", b"DA", b"TM", b"SH", b"LO")
+    return 0 if is_first and (is_explicit or (group == 8 and length <= 256)) else None
 
 
 def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int) -> int:
@@ -197,142 +231,131 @@ def _coded_size(frame: bytes) -> tuple[int, int] | None:
     raise ImageError("The DICOM file's compressed picture is damaged.")
 
 
-def _to_plane(header: pydicom.Dataset, stored: NDArray[np.int64]) -> Plane:
-    require_a_picture(stored.astype(np.float32))
+def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, order: str) -> Plane:
+    require_a_picture(words.astype(np.float32))
     notes: list[str] = []
-    unit = "hu" if int(header.BitsStored) > 8 else "display"
+    bits = int(header.BitsStored)
+    stored = _without_unused_bits(words, bits)
+    padding = _padding(header, words, stored)
+    claim = _claim_of(header, bits)
+    if header.get("ModalityLUTSequence"):
+        stored = _looked_up(stored, header.ModalityLUTSequence[0], order)
+        claim = replace(claim, slope=1.0, intercept=0.0, bits=16)
     spacing = numbers_of(header, "PixelSpacing", 2)
-    spacing_mm = (
-        (spacing[0], spacing[1])
-        if spacing is not None and min(spacing) > 0 and max(spacing) < FURTHEST_MM
-        else None
-    )
-    if unit == "display":  # eight bits cannot hold a head's HU: somebody has windowed it already
-        notes.append(
-            "The DICOM file has 8-bit pixels, so it was read as a picture without Hounsfield units."
-        )
-        pixels = (stored / 255).astype(np.float32)
-        if header.get("PhotometricInterpretation") == "MONOCHROME1":
-            pixels = 1 - pixels
-    else:
-        pixels = _to_hu(header, stored, notes)
     orientation = numbers_of(header, "ImageOrientationPatient", 6)
     position = numbers_of(header, "ImagePositionPatient", 3)
-    if position is not None and max(map(abs, position)) >= FURTHEST_MM:
-        position = None
-    normal = None
-    if orientation is not None:
-        across, down = np.array(orientation[:3]), np.array(orientation[3:])
-        normal = np.cross(across, down)
-        length = float(np.linalg.norm(normal))
-        normal = (
-            normal / length * (1 if normal[2] >= 0 else -1) if length > SHORTEST_NORMAL else None
-        )
-    if normal is None:
-        notes.append(
-            "The DICOM file does not say how the patient lies; the forehead is assumed at the top."
-        )
-    elif normal[2] >= AXIAL:
-        pixels, spacing_mm = _turn_upright(pixels, spacing_mm, across, down)
     part = _printable(str(header.get("BodyPartExamined") or "")).upper()
     if part and not any(known in part for known in HEAD_PARTS):
         notes.append(f"The DICOM file says that it shows {part}, not a head.")
-    number = numbers_of(header, "InstanceNumber", 1)
+
+    def number(tag: str) -> float | None:
+        found = numbers_of(header, tag, 1)
+        return found[0] if found is not None and abs(found[0]) < FURTHEST_MM else None
+
+    instance = numbers_of(header, "InstanceNumber", 1)
     return Plane(
-        Slice(
-            np.ascontiguousarray(pixels, np.float32),
-            "hu" if unit == "hu" else "display",
-            spacing_mm,
+        stored,
+        claim,
+        padding=padding,
+        spacing_mm=(
+            (spacing[0], spacing[1])
+            if spacing is not None and min(spacing) > 0 and max(spacing) < FURTHEST_MM
+            else None
         ),
-        None if position is None else np.array(position),
-        normal,
-        None if number is None else int(number[0]),
-        str(header.get("SeriesInstanceUID", "")),
-        str(header.get("SOPInstanceUID", "")),
-        tuple(notes),
+        position_mm=(
+            np.array(position)
+            if position is not None and max(map(abs, position)) < FURTHEST_MM
+            else None
+        ),
+        directions=None if orientation is None else _directions(orientation),
+        location_mm=number("SliceLocation"),
+        number=None if instance is None else int(instance[0]),
+        acquisition=number("AcquisitionNumber"),
+        time=_printable(str(header.get("AcquisitionTime") or header.get("ContentTime") or "")),
+        step_mm=number("SpacingBetweenSlices") or number("SliceThickness"),
+        study_uid=str(header.get("StudyInstanceUID") or ""),
+        series_uid=str(header.get("SeriesInstanceUID") or ""),
+        series_number=number("SeriesNumber"),
+        name=name,
+        notes=tuple(notes),
     )
 
 
-def _to_hu(header: pydicom.Dataset, stored: NDArray[np.int64], notes: list[str]) -> FloatArray:
-    """Return stored values (rows, columns) as HU, clipped to -1024..4095; padding becomes air."""
-    bits, signed = int(header.BitsStored), int(header.PixelRepresentation) == 1
-    rescale_type = str(header.get("RescaleType") or "HU")
-    if rescale_type not in HU_TYPES:
-        raise ImageError(
-            f"The DICOM file's values are {_printable(rescale_type)}, not Hounsfield units."
-        )
-    padding = _padding(header, stored)
+def _claim_of(header: pydicom.Dataset, bits: int) -> Claim:
+    """Return what a file, or a frame, says of its numbers."""
+    words = str(header.get("RescaleType") or "HU").strip().upper()
+    if words in OTHER_TYPES:
+        raise ImageError(f"The DICOM file's values are {_printable(words)}, not Hounsfield units.")
     slope, intercept = (
         numbers_of(header, "RescaleSlope", 1),
         numbers_of(header, "RescaleIntercept", 1),
     )
-    if header.get("PhotometricInterpretation") == "MONOCHROME1" and _air_is_brightest(stored):
-        # MONOCHROME1 speaks of display only (PS3.3 C.7.6.3.1.2), but some exporters turn the values
-        # over as well.
-        stored = (-1 if signed else 2**bits - 1) - stored
-        notes.append("The DICOM file's gray values were upside down; they were turned over.")
-    if slope is not None and slope[0] == 0:
-        raise ImageError(
-            "The DICOM file's rescale slope is 0, so its pixels have no Hounsfield units."
-        )
-    if intercept is None:
-        # CT requires the tag. Values that are never negative are stored from -1024 HU on, by all
-        # but universal habit.
-        assumed = 0.0 if stored.min() < 0 else -1024.0
-        notes.append(
-            f"The DICOM file has no rescale values; an intercept of {assumed:g} HU was assumed."
-        )
-        intercept = (assumed,)
-    elif bits == 12 and not signed and intercept[0] == 0 and stored.max() >= 3096:
-        # Some scanners' files hold signed HU in unsigned 12 bits and lost the intercept: air shows
-        # as 3096 (RSNA 2019 has hundreds).
-        stored = np.where(stored >= 3096, stored - 4096, stored)
-        notes.append("The DICOM file's negative values were wrapped around; they were put right.")
-    values = stored * (1.0 if slope is None else slope[0]) + intercept[0]
-    if padding is not None:
-        values = np.where(padding, AIR_HU, values)
-    clipped: FloatArray = np.clip(values, LOWEST_HU, HIGHEST_HU).astype(np.float32)
-    return clipped
+    return Claim(
+        DICOM,
+        None if slope is None else slope[0],
+        None if intercept is None else intercept[0],
+        bits,
+        int(header.PixelRepresentation) == 1,
+        white_is_low=header.get("PhotometricInterpretation") == "MONOCHROME1",
+        unit_is_known=words in HU_TYPES,
+    )
 
 
-def _padding(header: pydicom.Dataset, stored: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-    """Return where the file says that nothing was scanned; None where it says nothing."""
+def _without_unused_bits(words: NDArray[np.generic], bits: int) -> NDArray[np.generic]:
+    """Return the numbers in the lowest bits of words; above may lie an overlay."""
+    unused = 8 * words.dtype.itemsize - bits
+    if unused <= 0:
+        return words
+    return np.right_shift(np.left_shift(words, unused), unused)  # type: ignore[no-any-return]
+
+
+def _looked_up(
+    stored: NDArray[np.generic], table: pydicom.Dataset, order: str
+) -> NDArray[np.generic]:
+    """Return what a modality table (PS3.3 C.11.1) makes of stored numbers; beyond its ends it goes
+    on as there. `order` is that of the file's bytes.
+    """
+    entries, first, _ = (int(number) for number in table.LUTDescriptor)
+    entries = entries or 2**16
+    if stored.dtype.kind == "i" and first >= 2**15:
+        first -= 2**16  # written as an unsigned number
+    data = table.LUTData
+    if isinstance(data, bytes):
+        kind = "u1" if len(data) <= entries + 1 else f"{order}u2"
+        data = np.frombuffer(data, kind)
+    values = np.asarray(data, np.int64)[:entries].astype(np.uint16)
+    return values[np.clip(stored.astype(np.int64) - first, 0, len(values) - 1)]
+
+
+def _padding(
+    header: pydicom.Dataset, words: NDArray[np.generic], stored: NDArray[np.generic]
+) -> NDArray[np.bool_] | None:
+    """Return where the file says that nothing was scanned; None where it says nothing.
+
+    The tag may be signed or not, whatever the pixels are, and reach beyond the bits that are
+    stored.
+    """
     value, limit = (
         numbers_of(header, "PixelPaddingValue", 1),
         numbers_of(header, "PixelPaddingRangeLimit", 1),
     )
     if value is None:
         return None
-    low, high = sorted((value[0], value[0] if limit is None else limit[0]))
-    return (stored >= low) & (stored <= high)
+    modulus = 2 ** (8 * words.dtype.itemsize)
+    first = -modulus // 2 if words.dtype.kind == "i" else 0
+    low, high = sorted(
+        (int(found[0]) - first) % modulus + first for found in (value, limit or value)
+    )
+    padding: NDArray[np.bool_] = (stored >= low) & (stored <= high)
+    if limit is None:
+        padding |= words == low
+    return padding
 
 
-def _air_is_brightest(stored: NDArray[np.int64]) -> bool:
-    """True if the rim of the picture, which shows air, is brighter than the picture as a whole."""
-    rim = np.concatenate([stored[0], stored[-1], stored[:, 0], stored[:, -1]])
-    return bool(np.median(rim) > stored.mean())
-
-
-def _turn_upright(
-    pixels: FloatArray,
-    spacing_mm: tuple[float, float] | None,
-    across: NDArray[np.float64],
-    down: NDArray[np.float64],
-) -> tuple[FloatArray, tuple[float, float] | None]:
-    """Turn an axial slice as radiologists read it: forehead at the top, the patient's left on the
-    right.
-
-    `across` and `down` are the directions of a row and a column in patient coordinates (x to the
-    left, y to the back).
-    """
-    if abs(across[1]) > abs(across[0]):
-        pixels, across, down = pixels.T, down, across
-        spacing_mm = None if spacing_mm is None else (spacing_mm[1], spacing_mm[0])
-    if across[0] < 0:
-        pixels = pixels[:, ::-1]
-    if down[1] < 0:
-        pixels = pixels[::-1]
-    return pixels, spacing_mm
+def _directions(orientation: Sequence[float]) -> NDArray[np.float64] | None:
+    """Return the unit vectors along rows and columns (2, 3); None where they span no plane."""
+    vectors = np.array(orientation, np.float64).reshape(2, 3)
+    return vectors if float(np.linalg.norm(np.cross(*vectors))) > SHORTEST_NORMAL else None
 
 
 def _printable(value: str) -> str:
@@ -343,19 +366,29 @@ def _printable(value: str) -> str:
 
 
 def values_of(header: pydicom.Dataset, name: str) -> list[object]:
-    """Return the values of a tag, none where it is missing or empty."""
-    value = header.get(name)
+    """Return the values of a tag, as text where they are not what the tag should hold; none where
+    it is missing or empty.
+    """
+    try:
+        value = header.get(name)
+    except (ValueError, OverflowError):
+        raw = header.get_item(name)
+        value = raw.value.decode("latin-1").strip(" \0").split("\\") if raw is not None else None
     if value is None or value == "":
         return []
-    return list(value) if isinstance(value, pydicom.multival.MultiValue) else [value]
+    return list(value) if isinstance(value, pydicom.multival.MultiValue | list) else [value]
 
 
 def numbers_of(header: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
-    """Return a tag's numbers; None where it is missing, has another count, or is not all finite
-    numbers.
+    """Return a tag's numbers, whose point may be a comma; None where it is missing, has another
+    count, or is not all finite numbers.
     """
     try:
-        numbers = tuple(float(str(value)) for value in values_of(header, name))
+        numbers = tuple(_number(str(value)) for value in values_of(header, name))
     except ValueError:
         return None
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)

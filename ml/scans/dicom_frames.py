@@ -12,7 +12,7 @@ SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsS
 GROUPS = {
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
-    "PixelMeasuresSequence": ("PixelSpacing",),
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
     "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "RescaleType"),
 }
 
@@ -21,21 +21,24 @@ def frame_headers(header: pydicom.Dataset, frames: int) -> Iterator[pydicom.Data
     """Yield the tags of each frame, without pixels: those of the file, over them what its
     functional groups say.
 
-    A position in the tags of a file of several frames is that of its first, so it counts for none.
+    A place in the tags of a file of several frames is that of its first, so it counts for none. The
+    frames of a concatenation are numbered over all of its files.
     """
     of_file = pydicom.Dataset()
     of_file.update(
         {tag: element for tag, element in header.items() if tag.group not in (0x5200, 0x7FE0)}
     )
-    if frames > 1 and "ImagePositionPatient" in of_file:
-        del of_file.ImagePositionPatient
+    for name in ("ImagePositionPatient", "SliceLocation"):
+        if frames > 1 and name in of_file:
+            delattr(of_file, name)
+    earlier = int(header.get("ConcatenationFrameOffsetNumber") or 0)
     _overlay(of_file, header.get(SHARED) or [])
     per_frame = header.get(PER_FRAME) or []
     for index in range(frames):
         own = pydicom.Dataset()
         own.update(of_file)
         if frames > 1:
-            own.InstanceNumber = index + 1
+            own.InstanceNumber = earlier + index + 1
         _overlay(own, per_frame[index : index + 1])
         yield own
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ml.errors import BareImageError, ImageError, TooLargeError
-from ml.scans.repairs import soft_tissue_share
+from ml.scans.hounsfield import is_clipped_window, soft_tissue_share
 from ml.scans.slices import FloatArray, Series
 
 MAX_BYTES = 256 * 2**20
@@ -107,7 +107,11 @@ def require_contrast(series: Series) -> None:
         raise BareImageError(
             f"The scan shows no brain: its values run from {lowest:g} to {highest:g} HU."
         )
-    elif lowest >= 0 and highest <= 255:
+    elif (
+        lowest >= 0
+        and highest <= 255
+        and not is_clipped_window(np.stack([slice.pixels for slice in series.slices]))
+    ):
         raise ImageError(
             f"The scan holds no Hounsfield units: its values run from {lowest:g} to {highest:g},"
             " like those of a picture."

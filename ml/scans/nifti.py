@@ -13,16 +13,17 @@ import itertools
 import struct
 import zlib
 from dataclasses import dataclass, replace
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ml.errors import ImageError
+from ml.scans.geometry import in_square_pixels, says_no_size
+from ml.scans.hounsfield import NIFTI, Claim, scale_of
 from ml.scans.limits import require_a_picture, require_fewer_pixels, require_fewer_slices
 from ml.scans.ordering import AXIAL, FURTHEST_MM, NOT_AXIAL, tilt_note
-from ml.scans.repairs import hounsfield_in_16_bits
-from ml.scans.slices import FloatArray, Series, Slice
+from ml.scans.slices import Series, Slice
 
 GZIP = b"\x1f\x8b"
 HEADER_BYTES = {1: 348, 2: 540}
@@ -41,21 +42,26 @@ TYPES = {
     1024: "i8",
     1280: "u8",
 }
+# of files that do not name it, by the bits of a voxel
+UNKNOWN_TYPE, TYPE_OF_BITS = 0, {8: 2, 16: 4, 32: 16, 64: 64}
 # meters, millimeters, micrometers; unknown units are millimeters in practice
 TO_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 ACROSS = 2.0  # the axis of the slices has larger steps than the others by this factor, if one has
 
-# values that are never negative and reach it may be HU with something added
-LEAST_WITH_OFFSET = 1000.0
-LOWEST_HU, HIGHEST_HU = -1024.0, 4095.0
-AIR_HU = -1000.0
+# of the way from air to bone; of a line of voxels; of the head's width
+HEAD_LEVEL, HEAD_SHARE, LONGER = 0.2, 0.05, 1.05
+# rows run to the back and columns to the left, in coordinates to the right, the front and the head
+ROWS_FIRST = np.array(
+    [[0.0, -1.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+)
 DAMAGED = "The NIfTI file is damaged or incomplete and cannot be decoded."
 
 
 @dataclass(frozen=True)
 class Header:
     """What is read of a header. `affine` (4, 4) takes a voxel (i, j, k, 1) to mm; `says_where` is
-    False where it was assumed.
+    False where it was assumed; `is_identity` is True where a program wrote the affine that stands
+    for none.
     """
 
     shape: tuple[int, int, int]
@@ -65,6 +71,7 @@ class Header:
     intercept: float
     affine: NDArray[np.float64]
     says_where: bool
+    is_identity: bool
 
 
 def is_nifti(head: bytes) -> bool:
@@ -99,6 +106,9 @@ def read_nifti(file: BinaryIO, *, max_pixels: int, max_slices: int) -> Series:
         require_fewer_pixels(columns, rows, max_pixels)
         require_fewer_slices(slices, rows * columns, max_slices)
         voxels = _read_voxels(stream, header)
+        if header.is_identity and _rows_come_first(voxels):
+            header = replace(header, affine=header.affine @ ROWS_FIRST)
+            axes, signs = _axes(header.affine)
     except (EOFError, OSError, zlib.error, struct.error) as err:
         raise ImageError(DAMAGED) from err
     # To (slices, rows, columns), toward the head, the back and the left: what NIfTI calls +z, -y
@@ -117,19 +127,31 @@ def read_nifti(file: BinaryIO, *, max_pixels: int, max_slices: int) -> Series:
     )
     if slices > 1:
         notes += tilt_note(steps[:, 2], normal)
-    unit = _unit(voxels, header, notes)
-    if unit == "hu":
-        header = replace(
-            header,
-            intercept=header.intercept - _added(stacked[len(stacked) // 2], voxels, header, notes),
-        )
-    found = tuple(
-        Slice(_values(plane, header, unit), unit, (float(spacing[1]), float(spacing[0])))
-        for plane in stacked
+    scale, of_values = scale_of(
+        list(stacked),
+        [None] * len(stacked),
+        Claim(
+            NIFTI,
+            header.slope,
+            header.intercept,
+            8 * header.dtype.itemsize,
+            signed=header.dtype.kind != "u",
+        ),
     )
+    across, step_mm = (float(spacing[1]), float(spacing[0])), float(abs(steps[:, 2] @ normal))
+    knows_sizes = not says_no_size((*across, step_mm), slices)
+    if not knows_sizes:
+        notes.append(
+            "The NIfTI file does not say how large its voxels are: a head is not as low as its"
+            f" {slices} slices of 1 mm."
+        )
+    found = []
+    for plane in stacked:
+        pixels, spacing_mm = in_square_pixels(scale.pixels(plane), across if knows_sizes else None)
+        found.append(Slice(pixels, scale.unit, spacing_mm))
     require_a_picture(found[0].pixels)
     return Series(
-        found, tuple(notes), float(abs(np.dot(steps[:, 2], normal))) if slices > 1 else None
+        tuple(found), (*notes, *of_values), step_mm if slices > 1 and knows_sizes else None
     )
 
 
@@ -176,6 +198,9 @@ def _read_header(stream: BinaryIO) -> Header:
     if (volumes := int(np.prod([float(size) for size in dims[4 : dims[0] + 1]]))) > 1:
         raise ImageError(f"The NIfTI file holds {volumes} volumes; one scan is one volume.")
     (code,) = struct.unpack_from(f"{order}h", head, 70 if version == 1 else 12)
+    (bits,) = struct.unpack_from(f"{order}h", head, 72 if version == 1 else 14)
+    if code == UNKNOWN_TYPE:
+        code = TYPE_OF_BITS.get(bits, code)
     if code not in TYPES:
         raise ImageError("The NIfTI file's voxels are colors or complex numbers, not CT values.")
     (offset,) = get("f", 108, 0) if version == 1 else struct.unpack_from(f"{order}q", head, 168)
@@ -200,6 +225,8 @@ def _read_header(stream: BinaryIO) -> Header:
             np.array(get("6f", 256, 352)),
             np.array(get("12f", 280, 400)).reshape(3, 4),
         )
+    # np.eye(4) is what scripts write that know no affine
+    is_identity = says_where and bool(np.array_equal(affine, np.eye(4)))
     affine[:3] *= TO_MM.get(units & 7, 1.0)
     return Header(
         (shape[0], shape[1], shape[2]),
@@ -208,7 +235,8 @@ def _read_header(stream: BinaryIO) -> Header:
         slope,
         intercept,
         affine,
-        says_where,
+        says_where and not is_identity,
+        is_identity,
     )
 
 
@@ -274,6 +302,17 @@ def _axes(affine: NDArray[np.float64]) -> tuple[list[int], list[int]]:
     return axes, [1 if cosines[world, axis] >= 0 else -1 for world, axis in enumerate(axes)]
 
 
+def _rows_come_first(voxels: NDArray[np.generic]) -> bool:
+    """True if the head is longer along the first axis of the voxels (i, j, k) than along the
+    second: then they are rows and columns, as of a picture, and not columns and rows.
+    """
+    middle = np.nan_to_num(voxels[:, :, voxels.shape[2] // 2].astype(np.float64))
+    low, high = np.percentile(middle, [1, 99])
+    head = middle > low + HEAD_LEVEL * (high - low)
+    lengths = [int((head.mean(axis=axis) > HEAD_SHARE).sum()) for axis in (1, 0)]
+    return lengths[0] > LONGER * lengths[1]
+
+
 def _read_voxels(stream: BinaryIO, header: Header) -> NDArray[np.generic]:
     """Return all voxels as they are stored, indexed (i, j, k)."""
     voxels = np.empty(header.shape, header.dtype, order="F")
@@ -285,82 +324,3 @@ def _read_voxels(stream: BinaryIO, header: Header) -> NDArray[np.generic]:
         rest = rest[got:]
     stream.read(1)  # at its end gzip compares its checksum
     return voxels
-
-
-def _unit(
-    voxels: NDArray[np.generic], header: Header, notes: list[str]
-) -> Literal["hu", "display"]:
-    # fmin and fmax pass over what is no number.
-    low, high = (
-        float(find.reduce(voxels, axis=None)) * header.slope + header.intercept
-        for find in (np.fmin, np.fmax)
-    )
-    if (
-        header.dtype.kind == "u"
-        and header.dtype.itemsize == 1
-        and (header.slope, header.intercept) == (1.0, 0.0)
-    ):
-        notes.append(
-            "The NIfTI file has 8-bit voxels, so it was read as pictures without Hounsfield units."
-        )
-        return "display"
-    # a slope is a float: 1000 thousandths are a little more than 1
-    if min(low, high) >= 0 and max(low, high) < 1.001:
-        notes.append(
-            "The NIfTI file's values run from 0 to 1, so it was read as pictures without Hounsfield"
-            " units."
-        )
-        return "display"
-    return "hu"
-
-
-def _added(
-    middle: NDArray[np.generic], voxels: NDArray[np.generic], header: Header, notes: list[str]
-) -> float:
-    """Return what a program added to the HU without saying so; in nearly all files, nothing. A
-    slice of the middle tells.
-
-    Raises:
-        ImageError: something was added, and it cannot be told how much.
-    """
-    low, high = (
-        float(find.reduce(voxels, axis=None)) * header.slope + header.intercept
-        for find in (np.fmin, np.fmax)
-    )
-    if low < 0 or high < LEAST_WITH_OFFSET or not np.isfinite(high):
-        return 0.0
-    stored = (
-        np.nan_to_num(middle.astype(np.float64) * header.slope + header.intercept)
-        .round()
-        .astype(np.int64)
-    )
-    values_hu, is_offset = hounsfield_in_16_bits(stored)
-    if values_hu is None:
-        if is_offset:
-            raise ImageError(
-                "The NIfTI file holds CT values, but not where their zero lies; give the DICOM"
-                " files."
-            )
-        return 0.0
-    brightest = int(stored.argmax())
-    added = float(stored.flat[brightest]) - float(values_hu.flat[brightest])
-    if added:
-        notes.append(
-            f"The NIfTI file's values are Hounsfield units with {added:g} added, which was taken"
-            " off."
-        )
-    return added
-
-
-def _values(plane: NDArray[np.generic], header: Header, unit: str) -> FloatArray:
-    # what is too large for a float is clipped below
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = plane.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)
-    if unit == "display":
-        return np.ascontiguousarray(
-            np.clip(np.nan_to_num(values) / (255 if header.dtype.itemsize == 1 else 1), 0, 1),
-            np.float32,
-        )
-    if header.dtype.kind == "f":
-        values = np.nan_to_num(values, nan=AIR_HU)  # outside the scanned circle
-    return np.ascontiguousarray(np.clip(values, LOWEST_HU, HIGHEST_HU), np.float32)

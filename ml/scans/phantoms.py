@@ -184,15 +184,15 @@ def write_demonstration(out_dir: Path) -> list[Path]:
 # Seeds whose heads the shipped model answers clearly: these show the pages at work and prove
 # nothing about the model.
 DEMONSTRATION: tuple[tuple[str, str, int, Kind | None], ...] = (
-    ("phantom-1.png", "Phantom 1: bleeding inside the brain (PNG)", 17, "intraparenchymal"),
-    ("phantom-2.png", "Phantom 2: no bleeding (PNG)", 13, None),
-    ("phantom-3.png", "Phantom 3: bleeding into the ventricles (PNG)", 22, "intraventricular"),
-    ("phantom-4.png", "Phantom 4: no bleeding (PNG)", 19, None),
-    ("phantom-5.dcm", "Phantom 5: bleeding inside the brain (DICOM)", 29, "intraparenchymal"),
-    ("phantom-6.dcm", "Phantom 6: no bleeding (DICOM)", 14, None),
+    ("phantom-1.png", "Phantom 1: intraparenchymal hemorrhage (PNG)", 17, "intraparenchymal"),
+    ("phantom-2.png", "Phantom 2: no hemorrhage (PNG)", 13, None),
+    ("phantom-3.png", "Phantom 3: intraventricular hemorrhage (PNG)", 22, "intraventricular"),
+    ("phantom-4.png", "Phantom 4: no hemorrhage (PNG)", 19, None),
+    ("phantom-5.dcm", "Phantom 5: intraparenchymal hemorrhage (DICOM)", 29, "intraparenchymal"),
+    ("phantom-6.dcm", "Phantom 6: no hemorrhage (DICOM)", 14, None),
     (
         "phantom-7.zip",
-        "Phantom 7: bleeding in some slices of a series (ZIP of DICOM)",
+        "Phantom 7: series with hemorrhage in some slices (ZIP of DICOM)",
         3,
         "intraparenchymal",
     ),

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ml.errors import ImageError
+from ml.scans.hounsfield import hounsfield_in_16_bits
 from ml.scans.limits import require_a_picture, require_fewer_pixels
-from ml.scans.repairs import hounsfield_in_16_bits, on_black
+from ml.scans.repairs import on_black
 from ml.scans.slices import FloatArray, Slice
 
 COLOR_SPREAD = 24  # of 255 between a pixel's channels; JPEG chroma noise stays below it

@@ -1,8 +1,4 @@
-"""What the values of a picture give away about how it was saved, and what can be put right safely.
-
-Nothing here guesses: where two readings fit, neither is taken, and the caller refuses the picture
-with a sentence.
-"""
+"""The background of a picture made black, where it can be told from the head."""
 
 from __future__ import annotations
 
@@ -12,54 +8,9 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 
-SOFT_HU = (-20.0, 100.0)  # brain, blood, muscle
-NOT_AIR_HU, AIR_HU, AIR_REACH_HU = -300.0, -1000.0, 10.0
-LEAST_SOFT = 0.3  # of what is not air, in a single slice saved with its CT values
-OFFSETS = (1024, 1000, 32768)
-MOST_12_BIT = 4095
-
 WHITE, BLACK = 0.85, 0.15
 WHITE_LINE = 0.98  # of the pixels of a margin's row or column
 SKULL_DEPTH, SKULL_SHARE = 0.2, 0.25  # of the way to the body's middle; of that zone
-
-
-def soft_tissue_share(values_hu: FloatArray) -> float:
-    """Return how much of what is not air has the HU of soft tissue, 0..1; 0 where all is air."""
-    shown = values_hu[values_hu > NOT_AIR_HU]
-    return float(((shown >= SOFT_HU[0]) & (shown <= SOFT_HU[1])).mean()) if shown.size else 0.0
-
-
-def hounsfield_in_16_bits(stored: NDArray[np.int64]) -> tuple[FloatArray | None, bool]:
-    """Return the HU that a 16-bit picture's values (height, width) hold, and whether they are CT
-    values at all.
-
-    Programs save HU as signed numbers read as unsigned ones, or with 1024, 1000 or 32768 added.
-    What was added follows from air, which lies at -1000 HU. Values of CT whose air is cut off at
-    zero fit 1024 (a padded circle) as well as 1000, and the 24 HU
-    between these are the difference between brain and blood: then the HU are None though the second
-    answer is True.
-    """
-    unclear = False
-    candidates = [
-        np.where(stored >= 32768, stored - 65536, stored),
-        *(stored - offset for offset in OFFSETS),
-    ]
-    for number, candidate in enumerate(candidates):
-        values = np.clip(candidate, -1024, MOST_12_BIT).astype(np.float32)
-        if (candidate > MOST_12_BIT).any() or soft_tissue_share(values) < LEAST_SOFT:
-            continue
-        lowest = int(candidate.min())
-        above = candidate[(candidate > lowest) & (candidate < -700)]
-        # Unsigned numbers that begin at 0 may have been cut off there.
-        air_is_lowest = (number == 0 or stored.min() > 0) and abs(lowest - AIR_HU) <= AIR_REACH_HU
-        air_is_above = (
-            above.size >= 0.01 * stored.size
-            and abs(float(np.median(above)) - AIR_HU) <= AIR_REACH_HU
-        )
-        if air_is_lowest or air_is_above:
-            return values, True
-        unclear = unclear or (number in (1, 2) and stored.max() <= MOST_12_BIT)
-    return None, unclear
 
 
 def on_black(grey: FloatArray) -> tuple[FloatArray | None, str]:

@@ -61,6 +61,16 @@ def window(values_hu: FloatArray, level: float, width: float) -> FloatArray:
     return shown
 
 
+def gray_of(slice: Slice, level: float = 40, width: float = 80) -> FloatArray:
+    """Return the gray values of a slice, float32 (height, width) in 0..1: Hounsfield units through
+    the window (HU), display values as they are.
+    """
+    if slice.unit == "hu":
+        return window(slice.pixels, level, width)
+    shown: FloatArray = np.clip(slice.pixels, 0, 1)
+    return shown
+
+
 def rendered_size(shape: tuple[int, ...], max_px: int) -> tuple[int, int]:
     """Return (width, height) of an array of that shape (height, width) shown with its longer side
     at most `max_px`, never enlarged.
@@ -78,11 +88,7 @@ def render(
 
     Hounsfield units are shown through the window (HU); display values are shown as they are.
     """
-    grey = (
-        window(slice.pixels, window_level, window_width)
-        if slice.unit == "hu"
-        else np.clip(slice.pixels, 0, 1)
-    )
+    grey = gray_of(slice, window_level, window_width)
     picture = Image.fromarray(np.round(grey * 255).astype(np.uint8))
     size = rendered_size(grey.shape, max_px)
     return (

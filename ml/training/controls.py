@@ -1,15 +1,16 @@
-"""The controls that a run carries: what the same folds, the same code and the same budget find
-where there is nothing to find.
+"""Control experiments of a run: the results of the same folds, code and budget where there is no
+signal.
 
-    permuted         the labels belong to other groups: whatever ranks them has leaked
-    metadata         no pixel, only file size, width, height, kind of pixels and color: what a
-    shortcut is worth leaked           augmented first, then split, copies of one picture on both
-    sides: what a careless protocol would report
-    random_weights   the run itself from random initial weights: what the initial weights are worth
+    permuted         labels permuted between groups: anything above chance is leakage
+    metadata         no pixels, only file size, width, height, pixel format and color: the strength
+                     of shortcuts
+    leaked           augmented before splitting, with copies of an image on both sides: what a
+                     protocol with data leakage would report
+    random_weights   the run from random initial weights: the benefit of pretraining
 
-Each answers an `ml.artifacts.card.Control`, all figures by slice; one that was not run says why in
-`skipped`. Random weights stand beside the run on the same folds, `run_auroc`. Each is kept in the
-checkpoint piece by piece.
+Each has an `ml.artifacts.card.Control`, with metrics by slice; a control that was not run gives the
+reason in `skipped`. For random weights, `run_auroc` is the run's result on the same folds.
+Checkpoints are saved for each step.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from ml.errors import DatasetError
 from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import auroc, lower_bound_of_mean, metrics_with_intervals
 from ml.figures import Estimate, Metrics
-from ml.preprocessing.augmentation import children
+from ml.preprocessing.augmentation import augmented_copies
 from ml.training.cross_validation import Tell, cross_validate
 from ml.training.experiment import Experiment
 from ml.typed_json import from_json, to_json
 
 CHEAP_PERMUTATIONS, DEAR_PERMUTATIONS = 20, 5
 MOST_IMAGES_PERMUTED_WHOLE = 600
-"""Up to so many images every permutation is a whole cross-validation; above, permutation p is
-judged on fold p only.
+"""Up to this number of images every permutation is a full cross-validation; above, permutation p is
+tested on fold p only.
 """
 MOST_COPIES, MOST_LEAKED_IMAGES = 10, 4000
 LEVEL = 0.99
@@ -52,24 +53,26 @@ MODES = ("L", "LA", "P", "RGB", "RGBA", "I;16", "DICOM")
 NAMES = ("permuted", "metadata", "leaked", "random_weights")
 
 
-def control_names(settings: Mapping[str, Any], learnt_features: bool) -> tuple[str, ...]:
-    """Return the controls that the setting `controls` asks for: "all", "cheap" (what takes no
-    fine-tuning) or "none".
+def control_names(settings: Mapping[str, Any], learned_features: bool) -> tuple[str, ...]:
+    """Return the controls for the setting `controls`: "all", "cheap" (without fine-tuning) or
+    "none".
 
-    Where the convolutions learn, the leaked split and the random weights are judged on the first
-    fold: they take a fit each.
+    If the convolutions are trained, the leaked split and the random weights are tested on the first
+    fold only, with one fit each.
     """
     wanted = str(settings.get("controls", "cheap"))
     if wanted == "all":
         return NAMES
     if wanted == "none":
         return ()
-    return ("metadata",) if learnt_features else ("permuted", "metadata")
+    return ("metadata",) if learned_features else ("permuted", "metadata")
 
 
-def fits_of_controls(names: Sequence[str], learnt_features: bool, images: int) -> tuple[float, ...]:
-    """Return about how many fits of a fold each control takes, which is what its progress goes by;
-    heads alone are not told apart.
+def fits_of_controls(
+    names: Sequence[str], learned_features: bool, images: int
+) -> tuple[float, ...]:
+    """Return the approximate number of fold fits of each control, for the progress; equal for all
+    if only heads are trained.
     """
     fits = {
         "permuted": DEAR_PERMUTATIONS,
@@ -77,7 +80,7 @@ def fits_of_controls(names: Sequence[str], learnt_features: bool, images: int) -
         "leaked": _copies(images),
         "random_weights": 1,
     }
-    return tuple(float(fits[name]) if learnt_features else 1.0 for name in names)
+    return tuple(float(fits[name]) if learned_features else 1.0 for name in names)
 
 
 @dataclass(frozen=True)
@@ -85,44 +88,44 @@ class ControlledRun:
     """A run whose controls are asked for.
 
     Attributes:
-        experiment: what the run learns from and is judged on.
-        examples: its images, for their files' facts.
-        learnt_features: whether the run's convolutions learn; then permutations are dear.
+        experiment: the data of the run.
+        examples: its images, for file metadata.
+        learned_features: whether the run trains convolutions; then permutations are expensive.
         folds: of the run.
     """
 
     experiment: Experiment
     examples: Sequence[Example]
-    learnt_features: bool
+    learned_features: bool
     folds: int
 
     @property
     def first_fold(self) -> list[int] | None:
-        """The folds that a control of fits is judged on: the first where convolutions learn, else
-        all.
+        """The folds that a control is tested on: the first if convolutions are trained, else all
+        (None).
         """
-        return [0] if self.learnt_features else None
+        return [0] if self.learned_features else None
 
     @property
     def scope(self) -> str:
         """The same in words."""
         return (
             f"the first of {self.folds} folds"
-            if self.learnt_features
+            if self.learned_features
             else (f"{self.folds} folds, once")
         )
 
 
 def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Control]:
-    """Run the controls of a run. Those that the settings do not ask for are listed as skipped.
+    """Run the controls of a run. Those not requested in the settings are reported as skipped.
 
     Args:
         run: the run.
-        checkpoint: folder; controls and folds that are finished there are not run again.
-        tell: told the progress.
+        checkpoint: folder with finished controls and folds, which are not repeated.
+        tell: progress callback.
     """
-    names = control_names(run.experiment.settings, run.learnt_features)
-    fits = fits_of_controls(names, run.learnt_features, len(run.experiment.labels))
+    names = control_names(run.experiment.settings, run.learned_features)
+    fits = fits_of_controls(names, run.learned_features, len(run.experiment.labels))
     results = []
     for number, name in enumerate(names):
         begin, own = sum(fits[:number]) / sum(fits), fits[number] / sum(fits)
@@ -134,13 +137,13 @@ def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Contr
         else:
             result = from_json(Control, kept)
         results.append(result)
-    reason = "the setting controls did not ask for it"
+    reason = "not requested by the setting controls"
     return results + [Control(name=name, skipped=reason) for name in NAMES if name not in names]
 
 
 def _within(tell: Tell, before: str, begin: float, own: float) -> Tell:
-    """Return a `tell` for a part of the controls, which begins at the share `begin` and is `own` of
-    the whole.
+    """Return a progress callback for a part of the controls, which begins at the share `begin` and
+    is `own` of the whole.
     """
     return lambda stage, share, metrics: tell(before + stage, begin + share * own, metrics)
 
@@ -161,16 +164,16 @@ def _run(name: str, run: ControlledRun, folder: Path, tell: Tell) -> Control:
 
 
 def blocked_because(controls: Sequence[Control]) -> str | None:
-    """Return the sentence that keeps a model from promotion: its permuted control found something;
-    None if it did not.
+    """Return a sentence that blocks promotion if the permuted control is above chance, else
+    None.
     """
     for control in controls:
         bound = control.lower_99
         if control.auroc and bound is not None and bound > 0.5:
             return (
-                "With labels permuted between groups the same run still reaches an AUROC of"
+                "With labels permuted between groups, the run still reaches an AUROC of"
                 f" {control.auroc.value:.3f} (lower 99 % bound {bound:.3f}, above 0.5):"
-                " something leaks from training into test."
+                " there is leakage from training to test data."
             )
     return None
 
@@ -178,13 +181,12 @@ def blocked_because(controls: Sequence[Control]) -> str | None:
 def permute_between_groups(
     labels: np.ndarray, groups: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
-    """Return labels that say nothing: every group gets the share of positives of another group, at
-    random places.
+    """Return permuted labels: every group gets the share of positives of another group, at random
+    positions.
 
-    Groups keep their sizes, and most stay of one class, so the data are as hard to split and to
-    learn as before. The places are drawn
-    too: whole vectors of labels would keep blood in the middle of each head, which anatomy tells
-    without any leak.
+    Group sizes stay, and most groups remain of one class, so splitting and training are as hard as
+    before. Positions are drawn, too: whole label vectors would keep hemorrhage in the middle of
+    each head, which is predictable from anatomy without leakage.
     """
     permuted = labels.copy()
     names, group_of = np.unique(groups, return_inverse=True)
@@ -197,7 +199,7 @@ def permute_between_groups(
         wanted = share * len(places)
         count = int(wanted) + int(random.random() < wanted - int(wanted))
         if 0 < share < 1 and len(places) > 1:
-            # a group with both kinds of slices stays one
+            # a group with both classes keeps both
             count = min(max(count, 1), len(places) - 1)
         permuted[places] = 0
         permuted[random.choice(places, count, replace=False)] = 1
@@ -206,12 +208,12 @@ def permute_between_groups(
 
 def _permuted(run: ControlledRun, folder: Path, tell: Tell) -> Control:
     experiment, folds = run.experiment, run.folds
-    n = DEAR_PERMUTATIONS if run.learnt_features else CHEAP_PERMUTATIONS
-    whole = not run.learnt_features and len(experiment.judged) <= MOST_IMAGES_PERMUTED_WHOLE
+    n = DEAR_PERMUTATIONS if run.learned_features else CHEAP_PERMUTATIONS
+    whole = not run.learned_features and len(experiment.testable) <= MOST_IMAGES_PERMUTED_WHOLE
     found, seconds = [], 0.0
     for number in range(n):
         shuffled = _shuffled(experiment, number)
-        if run.learnt_features:
+        if run.learned_features:
             shuffled = replace(shuffled, shared=folder / "shared")
         within = _permutation(tell, number, n)
         only = None if whole else [number % folds]
@@ -221,7 +223,7 @@ def _permuted(run: ControlledRun, folder: Path, tell: Tell) -> Control:
         if np.isfinite(value):
             found.append(value)
     if not found:
-        raise DatasetError("No permutation left both classes in a test fold.")
+        raise DatasetError("No permutation had both classes in a test fold.")
     lower = lower_bound_of_mean(found, LEVEL)
     mean = float(np.mean(found))
     low, high = (lower, 2 * mean - lower) if np.isfinite(lower) else (None, None)
@@ -240,46 +242,50 @@ def _permuted(run: ControlledRun, folder: Path, tell: Tell) -> Control:
 
 
 def _permutation(tell: Tell, number: int, n: int) -> Tell:
-    """Return a `tell` for one of n permutations, whose own stages are not told."""
+    """Return a progress callback for one of n permutations, which does not show its own stages."""
     return lambda stage, share, metrics: tell(
         f"permutation {number + 1} of {n}", (number + share) / n, metrics
     )
 
 
 def _shuffled(experiment: Experiment, number: int) -> Experiment:
-    """Return the experiment with labels that belong to other groups, the permutation of that
+    """Return the experiment with its labels permuted between groups, the permutation of that
     number.
     """
     random = np.random.default_rng([experiment.seed, number])
     return replace(
         experiment,
         labels=permute_between_groups(experiment.labels, experiment.groups, random),
-        told=_permuted_wholes(experiment, np.random.default_rng([experiment.seed, number, 1])),
-        masks=np.full_like(experiment.masks, 255),  # outlines know the true labels
+        given_scan_labels=_permuted_wholes(
+            experiment, np.random.default_rng([experiment.seed, number, 1])
+        ),
+        masks=np.full_like(experiment.masks, 255),  # masks would reveal the true labels
     )
 
 
 def _permuted_wholes(experiment: Experiment, random: np.random.Generator) -> dict[int, int]:
-    """Return what is told of weakly labeled scans, permuted between their groups; the others have
-    slices, permuted already.
+    """Return the labels of weakly labeled scans, permuted between their groups; other scans have
+    permuted slice labels.
     """
-    weak = experiment.weak
+    weak_scans = experiment.weak_scans
     labels = permute_between_groups(
-        experiment.scan_labels[weak], experiment.groups[experiment.first_of_scan[weak]], random
+        experiment.scan_labels[weak_scans],
+        experiment.groups[experiment.first_of_scan[weak_scans]],
+        random,
     )
-    return dict(zip(weak.tolist(), labels.tolist(), strict=True))
+    return dict(zip(weak_scans.tolist(), labels.tolist(), strict=True))
 
 
 def _metadata(run: ControlledRun, tell: Tell) -> Control:
-    experiment, judged = run.experiment, run.experiment.judged
+    experiment, testable = run.experiment, run.experiment.testable
     facts = []
-    for done, position in enumerate(judged):
+    for done, position in enumerate(testable):
         facts.append(file_facts(run.examples[position]))
-        tell("reading files", 0.9 * done / len(judged), {})
+        tell("reading files", 0.9 * done / len(testable), {})
     return metadata_control(
         np.array(facts),
-        experiment.labels[judged],
-        experiment.groups[judged],
+        experiment.labels[testable],
+        experiment.groups[testable],
         run.folds,
         experiment.seed,
     )
@@ -288,7 +294,7 @@ def _metadata(run: ControlledRun, tell: Tell) -> Control:
 def metadata_control(
     facts: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int
 ) -> Control:
-    """Return what a random forest (L. Breiman 2001) on facts of the files (n, k) finds in grouped
+    """Return the result of a random forest (L. Breiman 2001) on file metadata (n, k) in grouped
     folds.
     """
     probabilities = np.zeros(len(labels))
@@ -300,16 +306,14 @@ def metadata_control(
         probabilities[held] = forest.predict_proba(facts[held])[:, 1]
     figures = metrics_with_intervals(labels, probabilities, probabilities >= 0.5, groups, seed)
     how = (
-        "A random forest on file size, width, height, kind of pixels and color, not one pixel of"
-        f" anatomy; {folds} grouped folds."
+        "A random forest on file size, width, height, pixel format and color, without any anatomy;"
+        f" {folds} grouped folds."
     )
     return Control(name="metadata", auroc=figures.auroc, accuracy=figures.accuracy, how=how)
 
 
 def file_facts(example: Example) -> list[float]:
-    """Return what a file tells without its anatomy: bytes, width, height, kind of pixels, color
-    cast (0..1).
-    """
+    """Return file metadata: bytes, width, height, pixel format, color cast (0..1)."""
     try:
         with Image.open(example.path, formats=("PNG", "JPEG")) as opened:
             pixels = np.asarray(opened.convert("RGB").resize((64, 64)), np.float32) / 255
@@ -338,33 +342,32 @@ def _leaked(run: ControlledRun, folder: Path, tell: Tell) -> Control:
         accuracy=figures.accuracy,
         seconds=answers.seconds,
         how=(
-            f"Every picture and {copies - 1} augmented copies, split without regard to picture or"
-            f" patient; {run.scope}."
+            f"Every image and {copies - 1} augmented copies, split regardless of image and patient;"
+            f" {run.scope}."
         ),
     )
 
 
 def _copies(images: int) -> int:
-    """Return how often each picture stands among those of the leaked split."""
+    """Return the number of copies of each image in the leaked split."""
     return max(2, min(MOST_COPIES, MOST_LEAKED_IMAGES // images))
 
 
 def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Experiment:
-    """Return the material enlarged before any split: each picture's copies are scans and groups of
-    their own.
+    """Return the data enlarged before splitting: each copy of an image is a scan and a group of its
+    own.
 
-    Only pictures with known labels that the initial weights have not seen are taken. A slice
-    architecture gets every copy as a scan of one; the scans of a series architecture are copied as
-    scans.
+    Only labeled images that the initial weights have not seen are used. For a slice architecture
+    every copy is a scan of one slice; for a series architecture whole scans are copied.
     """
-    keep = experiment.judged
+    keep = experiment.testable
     reads_slices = architecture_named(experiment.architecture).reads == "slice"
     scans = (
         np.arange(len(keep))
         if reads_slices
         else np.unique(experiment.scans[keep], return_inverse=True)[1]
     )
-    # hidden: a worker keeps no such file with the checkpoint, it is made again
+    # a hidden file, so workers leave it out of the checkpoint; it is recomputed
     path = folder / ".images.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     size = experiment.images.shape[1]
@@ -372,9 +375,8 @@ def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Exper
         path, mode="w+", dtype=np.float32, shape=(copies * len(keep), size, size, 1)
     )
     for number, position in enumerate(keep):
-        # Copy c of all pictures stands together, so that the slices of a copied scan stay
-        # neighbors.
-        images[number :: len(keep)] = children(
+        # Sorted by copy, so that the slices of a copied scan are consecutive.
+        images[number :: len(keep)] = augmented_copies(
             np.asarray(experiment.images[position]), copies, experiment.seed + int(position)
         )
         tell("copies", 0.2 * (number + 1) / len(keep), {})
@@ -389,17 +391,17 @@ def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Exper
         sources=np.tile(experiment.sources[keep], copies),
         scans=all_scans,
         unseen=np.ones(n, bool),
-        told={},
+        given_scan_labels={},
     )
 
 
 def _random_weights(run: ControlledRun, folder: Path, tell: Tell) -> Control:
     experiment = run.experiment
     if experiment.init == "random":
-        raise DatasetError("The run itself started from random weights.")
+        raise DatasetError("The run itself started from random initial weights.")
     start = replace(experiment, init="random", shared=folder / "shared")
     answers = cross_validate(start, run.folds, 1, folder, tell, run.first_fold)
-    # kept, not fitted again
+    # reused, not fitted again
     itself = cross_validate(experiment, run.folds, 1, folder.parent, tell, run.first_fold)
     own = _metrics(itself.slices, experiment.seed).auroc
     beside = (
@@ -418,7 +420,7 @@ def _random_weights(run: ControlledRun, folder: Path, tell: Tell) -> Control:
         run_auroc=own,
         seconds=answers.seconds,
         how=(
-            "The same settings from random initial weights, none of which are mixed in at the end;"
+            "The same settings from random initial weights, without averaging them in at the end;"
             f" {run.scope}{beside}."
         ),
     )

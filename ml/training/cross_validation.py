@@ -1,7 +1,7 @@
-"""Judge an architecture by grouped cross-validation: every slice and scan is answered for by a
-model that never saw its group.
+"""Evaluate an architecture by grouped cross-validation: every slice and scan is predicted by a
+model trained without its group.
 
-Calibration, threshold and uncertain band of a fold come from what was held out inside its training
+Calibration, threshold and uncertain band of a fold come from inner held-out data of its training
 part, for slices and for scans.
 """
 
@@ -28,31 +28,34 @@ from ml.networks.bleeding_types import fit_types, of_scan
 from ml.training.experiment import Experiment
 from ml.training.folds import Split, splits
 from ml.training.heat_map_tests import HeatMapTest, judge_heat_maps
+from ml.training.operating_points import has_both_classes, without
 from ml.typed_json import from_json, to_json
 
-MOST_HEAT_MAPS = 50  # tested in a fold: they take about ten seconds
+MOST_HEAT_MAPS = 50  # per fold: they take about ten seconds
 Tell = Callable[[str, float, Mapping[str, float]], None]
-"""Told a stage, the share that is done, and figures to show; raises to stop."""
+"""Called with a stage, the share that is done, and metrics to show; raises to stop."""
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """What a cross-validation found.
+    """The results of a cross-validation.
 
     Attributes:
-        slices, scans: the answers.
-        held_out: the raw decisions of the first repeat.
-        learnt_features: whether the convolutions learned.
-        seconds: what all its fits took.
-        heat_maps: the tests of `ml.training.heat_map_tests`, of the first repeat; empty where they
-            were not asked for.
-        chosen: what each fit chose inside its training part.
+        slices, scans: the predictions.
+        held_out: raw decisions of the first repeat.
+        held_out_folds: the folds of these slices and scans.
+        learned_features: whether the convolutions were trained.
+        seconds: duration of all fits.
+        heat_maps: results of `ml.training.heat_map_tests` in the first repeat; empty if not
+            requested.
+        chosen: hyperparameters selected by each fit.
     """
 
     slices: Answers
     scans: Answers
     held_out: HeldOut
-    learnt_features: bool
+    held_out_folds: tuple[np.ndarray, np.ndarray]
+    learned_features: bool
     seconds: float
     heat_maps: Sequence[HeatMapTest] = ()
     chosen: Sequence[Mapping[str, Any]] = ()
@@ -60,12 +63,12 @@ class OutOfFold:
 
 @dataclass(frozen=True)
 class FoldAnswers:
-    """A fold's answers at one level.
+    """A fold's predictions at one level.
 
     Attributes:
         at: positions of slices or numbers of scans, ascending (n,).
         decisions, probabilities, predicted, zones: (n,), see `ml.evaluation.answers.Answers`.
-        types: (n, 5) probabilities of the types of bleeding; None where the data tell none.
+        types: (n, 5) probabilities of the types of hemorrhage; None if they are not used.
     """
 
     at: list[int]
@@ -81,12 +84,12 @@ class FoldResult:
     """What is kept of a finished fold.
 
     Attributes:
-        slices, scans: its answers.
-        threshold, scan_threshold: fitted inside its training part.
-        seconds: what it took.
-        learnt_features: whether the convolutions learned.
-        chosen: what the fit chose inside its training part.
-        heat_maps: their tests; None where they were not asked for.
+        slices, scans: its predictions.
+        threshold, scan_threshold: fitted in its training part.
+        seconds: its duration.
+        learnt_features: whether the convolutions were trained; checkpoints have this name.
+        chosen: hyperparameters selected by the fit.
+        heat_maps: results of `ml.training.heat_map_tests`; None if not requested.
     """
 
     slices: FoldAnswers
@@ -95,13 +98,13 @@ class FoldResult:
     scan_threshold: float
     seconds: float
     learnt_features: bool
-    chosen: dict[str, Any]
+    chosen: dict[str, Any] = field(default_factory=dict)
     heat_maps: list[HeatMapTest] | None = None
 
 
 @dataclass
 class _Level:
-    """Answers of one level while they are gathered."""
+    """Predictions of one level while they are collected."""
 
     at: np.ndarray
     repeats: int
@@ -133,8 +136,13 @@ class _Level:
         columns = {name: values for name, values in self.columns.items() if name != "decisions"}
         return Answers(self.at, labels, groups, sources, **columns).among(there)
 
+    def first_folds(self) -> np.ndarray:
+        """Return the folds of the answers of the first repeat."""
+        folds = self.columns["folds"][0]
+        return np.asarray(folds[folds >= 0])
+
     def first_decisions(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return where the first repeat answered, and its raw decisions."""
+        """Return the positions predicted in the first repeat, and their raw decisions."""
         there = self.columns["folds"][0] >= 0
         return self.at[there], self.columns["decisions"][0, there]
 
@@ -149,19 +157,19 @@ def cross_validate(
     *,
     test_heat_maps: bool = False,
 ) -> OutOfFold:
-    """Return the answers for all judged slices and their scans, from one model a fold and repeat.
+    """Return the predictions for all test slices and their scans, with one model per fold and
+    repeat.
 
     Args:
-        experiment: what to learn and to judge.
-        folds, repeats: each repeat has folds of its own seed.
-        checkpoint: folder; a fold that is finished there is not fitted again.
-        tell: told the progress.
-        only: the folds to do; all if left out. The others' slices and scans are left out of the
-            answers.
-        test_heat_maps: test the heat maps of rightly found hemorrhages in the first repeat.
+        experiment: training and test data.
+        folds, repeats: each repeat has different folds.
+        checkpoint: folder with finished folds, which are not repeated.
+        tell: progress callback.
+        only: the folds to run; default: all. Slices and scans of the others are not in the results.
+        test_heat_maps: test the heat maps of true positives in the first repeat.
     """
     known_scans = np.flatnonzero(experiment.scan_labels != UNKNOWN)
-    slices, scans = _Level(experiment.judged, repeats), _Level(known_scans, repeats)
+    slices, scans = _Level(experiment.testable, repeats), _Level(known_scans, repeats)
     wanted = range(folds) if only is None else only
     results: list[FoldResult] = []
     for repeat, fold, split in _splits_of_repeats(experiment, folds, repeats):
@@ -185,18 +193,42 @@ def cross_validate(
         results.append(result)
         area = auroc(experiment.labels[result.slices.at], np.asarray(result.slices.probabilities))
         tell(stage, end, {"fold_auroc": area})
-    at, first = experiment.judged, experiment.first_of_scan[known_scans]
+    if experiment.settings.get("folds_by") == "data set":
+        _judge_by_the_others(experiment, slices, scans)
+    at, first = experiment.testable, experiment.first_of_scan[known_scans]
     return OutOfFold(
         slices=slices.answers(experiment.labels[at], experiment.groups[at], experiment.sources[at]),
         scans=scans.answers(
             experiment.scan_labels[known_scans], experiment.groups[first], experiment.sources[first]
         ),
         held_out=HeldOut(*slices.first_decisions(), *scans.first_decisions()),
-        learnt_features=any(result.learnt_features for result in results),
+        held_out_folds=(slices.first_folds(), scans.first_folds()),
+        learned_features=any(result.learnt_features for result in results),
         seconds=sum(result.seconds for result in results),
         heat_maps=[test for result in results for test in result.heat_maps or ()],
         chosen=[result.chosen for result in results],
     )
+
+
+def _judge_by_the_others(experiment: Experiment, slices: _Level, scans: _Level) -> None:
+    """Where each fold is a data set: calibrate and judge its answers by those for the others, which
+    models that had not seen them gave as well.
+
+    What a model held back of the data sets that it learned from says little about one that it has
+    never seen.
+    """
+    held = HeldOut(*slices.first_decisions(), *scans.first_decisions())
+    folds = slices.first_folds(), scans.first_folds()
+    for fold in np.unique(folds[0]):
+        here = held.slices[folds[0] == fold], held.scans[folds[1] == fold]
+        others = without(held, *here)
+        if not has_both_classes(experiment, others):
+            continue
+        of_slices, of_scans = experiment.operating_points(others)
+        at = held.decisions[folds[0] == fold], held.scan_decisions[folds[1] == fold]
+        judged = _judged_scans(experiment, here[1], at[1], of_slices, of_scans)
+        slices.write(0, fold, _fold_answers(here[0], _judge(of_slices, at[0])))
+        scans.write(0, fold, _fold_answers(here[1], judged))
 
 
 def _splits_of_repeats(
@@ -230,12 +262,12 @@ def _finished(
     if kept is not None:
         return from_json(FoldResult, kept)
     began = time.monotonic()
-    train, weak = _learned_from(experiment, split)
-    fitted = experiment.fit(train, own, report, weak)
+    train, weak_scans = _learned_from(experiment, split)
+    fitted = experiment.fit(train, own, report, weak_scans)
     slices, scans = _answers_of(experiment, fitted, split)
     if experiment.types is not None:
         slices, scans = _with_types(slices, scans, experiment, experiment.types, fitted, train)
-    of_slices, of_scans = experiment.operating_points(fitted)
+    of_slices, of_scans = experiment.operating_points(fitted.held_out)
     result = FoldResult(
         slices=slices,
         scans=scans,
@@ -243,7 +275,7 @@ def _finished(
         scan_threshold=of_scans.threshold,
         heat_maps=_heat_maps_of(experiment, fitted, slices) if test_heat_maps else None,
         seconds=time.monotonic() - began,
-        learnt_features=fitted.learnt_features,
+        learnt_features=fitted.learned_features,
         chosen=dict(fitted.chosen),
     )
     save_json(path, to_json(result))
@@ -252,32 +284,41 @@ def _finished(
 
 
 def _learned_from(experiment: Experiment, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions of slices and numbers of weakly labeled scans that a fold learns from: its
+    """Return positions of slices and numbers of weakly labeled scans that a fold is trained on: its
     own, and in every fold what the initial weights have seen.
     """
-    always = np.setdiff1d(experiment.learnable, experiment.judged)
-    weak = experiment.weak
-    always_weak = weak[~experiment.unseen[experiment.first_of_scan[weak]]]
+    always = np.setdiff1d(experiment.labeled, experiment.testable)
+    weak_scans = experiment.weak_scans
+    always_weak = weak_scans[~experiment.unseen[experiment.first_of_scan[weak_scans]]]
     return np.concatenate([always, split.learn]), np.concatenate([always_weak, split.learn_weak])
+
+
+def _judged_scans(
+    experiment: Experiment,
+    scans: np.ndarray,
+    decisions: np.ndarray,
+    of_slices: OperatingPoint,
+    of_scans: OperatingPoint,
+) -> dict[str, np.ndarray]:
+    """Return the answers for scans; one of a single slice is judged as that slice."""
+    single = experiment.scan_sizes[scans] == 1
+    own, whole = _judge(of_slices, decisions), _judge(of_scans, decisions)
+    return {name: np.where(single, own[name], whole[name]) for name in own}
 
 
 def _answers_of(
     experiment: Experiment, fitted: Fitted, split: Split
 ) -> tuple[FoldAnswers, FoldAnswers]:
-    """Return a fold's answers for the slices that it holds out, and for their scans and the weakly
-    labeled ones. A scan of one slice is judged as one.
+    """Return a fold's predictions for its held-out slices, and for their scans and the weakly
+    labeled ones. A scan of one slice is treated as a slice.
     """
-    of_slices, of_scans = experiment.operating_points(fitted)
+    of_slices, of_scans = experiment.operating_points(fitted.held_out)
     at = np.sort(split.held)
     scans = np.union1d(experiment.scans[at], split.held_weak)
-    single = experiment.scan_sizes[scans] == 1
-    own, whole = (
-        _judge(of_slices, fitted.scan_decisions[scans]),
-        _judge(of_scans, fitted.scan_decisions[scans]),
-    )
+    whole = fitted.scan_decisions[scans]
     return (
         _fold_answers(at, _judge(of_slices, fitted.decisions[at])),
-        _fold_answers(scans, {name: np.where(single, own[name], whole[name]) for name in own}),
+        _fold_answers(scans, _judged_scans(experiment, scans, whole, of_slices, of_scans)),
     )
 
 
@@ -293,10 +334,10 @@ def _with_types(
     fitted: Fitted,
     part: np.ndarray,
 ) -> tuple[FoldAnswers, FoldAnswers]:
-    """Return a fold's answers with what a head fitted to the training part tells of the types of
-    bleeding.
+    """Return a fold's predictions with the types of hemorrhage, predicted by a head fitted to the
+    training part.
     """
-    of_slices, _ = experiment.operating_points(fitted)
+    of_slices, _ = experiment.operating_points(fitted.held_out)
     found = fit_types(fitted.descriptions, types.slices, experiment.groups, part).of_slices(
         fitted.descriptions, of_slices.platt(fitted.decisions)
     )
@@ -311,7 +352,7 @@ def _with_types(
 def _heat_maps_of(
     experiment: Experiment, fitted: Fitted, answers: FoldAnswers
 ) -> list[HeatMapTest]:
-    """Test the heat maps of a fold's true positives, at most `MOST_HEAT_MAPS`, those with outlines
+    """Test the heat maps of at most `MOST_HEAT_MAPS` true positives of a fold, those with masks
     first.
     """
     at = np.asarray(answers.at, int)
@@ -323,7 +364,7 @@ def _heat_maps_of(
         else np.zeros(0, bool)
     )
     tested = found[np.lexsort((random.random(len(found)), ~outlined))][:MOST_HEAT_MAPS]
-    of_slices, of_scans = experiment.operating_points(fitted)
+    of_slices, of_scans = experiment.operating_points(fitted.held_out)
     return judge_heat_maps(
         fitted.export(of_slices.platt, of_scans.platt),
         experiment.images,

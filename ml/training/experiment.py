@@ -1,6 +1,4 @@
-"""What a training has: all slices and what is known of them, how a part of them is fitted, and how
-its answers are calibrated.
-"""
+"""The data of a training with its architecture: fits on parts of it, and their calibration."""
 
 from __future__ import annotations
 
@@ -14,15 +12,16 @@ import numpy as np
 from ml.datasets.examples import UNKNOWN
 from ml.datasets.pool import Pool
 from ml.datasets.type_labels import KnownTypes
-from ml.evaluation.calibration import OperatingPoint, operating_point
+from ml.evaluation.calibration import OperatingPoint
 from ml.models.contract import FitTask, Fitted, HeldOut, RunData, fit_of
 from ml.training.inputs import Inputs
+from ml.training.operating_points import operating_points, scan_labels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(RunData):
-    """The basis of a run, the architecture that is fitted, and what is known of types of bleeding:
-    None where nobody asks about them.
+    """The data of a run, its architecture, and the labels of types of hemorrhage, None if they are
+    not used.
     """
 
     architecture: str
@@ -40,8 +39,8 @@ class Experiment(RunData):
         init: Path | str,
         shared: Path,
     ) -> Experiment:
-        """Return that of pooled data sets and their pictures as the model reads them, without types
-        of bleeding; the fields are as in `ml.models.contract.RunData`.
+        """Create an experiment from pooled data sets and their model inputs, without types of
+        hemorrhage; the fields are as in `ml.models.contract.RunData`.
         """
         return cls(
             images=inputs.images,
@@ -55,18 +54,18 @@ class Experiment(RunData):
             seed=seed,
             init=init,
             shared=shared,
-            told=pool.told,
+            given_scan_labels=pool.given_scan_labels,
             architecture=architecture,
         )
 
     @property
-    def judged(self) -> np.ndarray:
-        """Positions of the slices that may test: known labels, unseen by the initial weights."""
+    def testable(self) -> np.ndarray:
+        """Positions of the slices that can be tested: labeled and unseen by the initial weights."""
         return np.flatnonzero(self.unseen & (self.labels != UNKNOWN))
 
     @property
-    def learnable(self) -> np.ndarray:
-        """Positions of all slices with known labels."""
+    def labeled(self) -> np.ndarray:
+        """Positions of all labeled slices."""
         return np.flatnonzero(self.labels != UNKNOWN)
 
     @property
@@ -76,23 +75,19 @@ class Experiment(RunData):
 
     @property
     def scan_labels(self) -> np.ndarray:
-        """The label of each scan (s,): 1 if any slice shows blood or somebody said so, 0 if what is
-        known does not, else unknown.
-        """
-        labels = np.full(int(self.scans.max()) + 1, UNKNOWN)
-        np.maximum.at(labels, self.scans, self.labels)
-        for scan, label in self.told.items():
-            labels[scan] = max(labels[scan], label)
-        return labels
+        """The label of each scan (s,); see `ml.training.operating_points.scan_labels`."""
+        return scan_labels(self)
 
     @property
-    def weak(self) -> np.ndarray:
-        """Numbers of the scans that were labeled as wholes, and no slice of theirs."""
-        return np.setdiff1d(np.array(sorted(self.told), np.int64), self.scans[self.learnable])
+    def weak_scans(self) -> np.ndarray:
+        """Numbers of the scans with a scan-level label and no labeled slice."""
+        return np.setdiff1d(
+            np.array(sorted(self.given_scan_labels), np.int64), self.scans[self.labeled]
+        )
 
     @property
     def scan_sizes(self) -> np.ndarray:
-        """How many slices each scan has (s,)."""
+        """Number of slices of each scan (s,)."""
         return np.bincount(self.scans)
 
     def fit(
@@ -100,11 +95,11 @@ class Experiment(RunData):
         train: np.ndarray,
         own: Path,
         report: Callable[[float, Mapping[str, float]], None],
-        weak: np.ndarray,
+        weak_scans: np.ndarray,
         held_out: HeldOut | None = None,
         chosen: Sequence[Mapping[str, Any]] = (),
     ) -> Fitted:
-        """Fit the architecture on the slices at `train` and the scans `weak`; see
+        """Fit the architecture to the slices at `train` and the scans `weak_scans`; see
         `ml.models.contract` for the rest.
         """
         task = FitTask(
@@ -120,38 +115,16 @@ class Experiment(RunData):
             init=self.init,
             shared=self.shared,
             reuse=self.reuse,
-            told=self.told,
+            given_scan_labels=self.given_scan_labels,
             train=train,
             own=own,
             report=report,
             held_out=held_out,
             chosen=chosen,
-            weak=weak,
+            weak_scans=weak_scans,
         )
         return fit_of(self.architecture)(task)
 
-    def operating_points(self, fitted: Fitted) -> tuple[OperatingPoint, OperatingPoint]:
-        """Return those of slices and of scans, fitted to what a fit held out.
-
-        The scans are those of several slices, of data sets that have both classes of them: one that
-        sent only bleeding patients says nothing about a threshold. They are few, so the slices'
-        calibration is the prior of theirs; without both classes it serves as is.
-        """
-        one_half = self.settings.get("threshold") == "one half"
-        target = None if one_half else float(self.settings.get("target_sensitivity", 0.95))
-        held = fitted.held_out
-        of_slices = operating_point(self.labels[held.slices], held.decisions, target)
-        usable = (self.scan_sizes[held.scans] > 1) & (self.scan_labels[held.scans] != UNKNOWN)
-        sources = self.sources[self.first_of_scan[held.scans]]
-        truth = self.scan_labels[held.scans]
-        mixed = [
-            source
-            for source in np.unique(sources)
-            if len(np.unique(truth[usable & (sources == source)])) == 2
-        ]
-        chosen = usable & np.isin(sources, mixed) if mixed else usable
-        if len(np.unique(truth[chosen])) < 2:
-            return of_slices, of_slices
-        return of_slices, operating_point(
-            truth[chosen], held.scan_decisions[chosen], target, of_slices.platt
-        )
+    def operating_points(self, held: HeldOut) -> tuple[OperatingPoint, OperatingPoint]:
+        """Return those of slices and of scans; see `ml.training.operating_points`."""
+        return operating_points(self, self.architecture, held)

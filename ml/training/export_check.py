@@ -1,5 +1,5 @@
-"""Whether the exported graphs compute what was trained: ONNX Runtime against Keras, scikit-learn
-and numpy.
+"""Compare the exported graphs in ONNX Runtime with the trained model in Keras, scikit-learn and
+numpy.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def check_export(
     """Return how far the graphs in `files` are from what was trained; that of types is looked at
     where it is among them.
 
-    The images are read as one scan, and the first alone. Probabilities differ as they are, maps as
-    a share of their largest value, since single precision is relative.
+    The images are predicted as one scan, and the first one alone. Differences of probabilities are
+    absolute; those of maps are relative to the largest value, since single precision is relative.
     """
     features, head = (onnxruntime.InferenceSession(files[name]) for name in (FEATURES, HEAD))
     largest = 0.0
@@ -51,12 +51,14 @@ def check_export(
                 "slice_probability": found_slices,
                 "scan_probability": found_whole,
             }
-            found = onnxruntime.InferenceSession(files[TYPES]).run(
+            probabilities = onnxruntime.InferenceSession(files[TYPES]).run(
                 ["slice_types", "scan_types"], given
             )
-            told = [BLEEDING_TYPES.index(name) for name in types.names]
+            columns = [BLEEDING_TYPES.index(name) for name in types.names]
             for one, other in zip(
-                found, (expected[:, told], of_scan(expected, whole)[told]), strict=True
+                probabilities,
+                (expected[:, columns], of_scan(expected, whole)[columns]),
+                strict=True,
             ):
                 largest = max(largest, float(np.abs(one - other).max()))
     return ExportCheck(largest, EXPORT_LIMIT, largest <= EXPORT_LIMIT)

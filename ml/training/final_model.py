@@ -63,14 +63,14 @@ def fit_final(
     """
     began = time.monotonic()
     fitted = experiment.fit(
-        experiment.learnable,
+        experiment.labeled,
         experiment.shared / "final",
         report,
-        experiment.weak,
+        experiment.weak_scans,
         out_of_fold.held_out,
         out_of_fold.chosen,
     )
-    of_slices, of_scans = experiment.operating_points(fitted)
+    of_slices, of_scans = experiment.operating_points(fitted.held_out)
     on_export()
     files = fitted.export(of_slices.platt, of_scans.platt)
     types = _types_head(experiment, fitted)
@@ -81,7 +81,7 @@ def fit_final(
     check = check_export(
         files, fitted, of_slices.platt, of_scans.platt, types, np.asarray(experiment.images[probe])
     )
-    calibrating = np.intersect1d(experiment.weak, fitted.held_out.scans)
+    calibrating = np.intersect1d(experiment.weak_scans, fitted.held_out.scans)
     files[SEEN] = _seen(plan, experiment, fitted, calibrating)
     return FinalModel(
         fitted=fitted,
@@ -99,7 +99,7 @@ def _types_head(experiment: Experiment, fitted: Fitted) -> TypesHead | None:
     if experiment.types is None:
         return None
     return fit_types(
-        fitted.descriptions, experiment.types.slices, experiment.groups, experiment.learnable
+        fitted.descriptions, experiment.types.slices, experiment.groups, experiment.labeled
     )
 
 
@@ -108,7 +108,7 @@ def _seen(plan: Plan, experiment: Experiment, fitted: Fitted, calibrating: np.nd
     calibrated the model.
     """
     examples = plan.pool.examples
-    taught = experiment.weak if plan.architecture.learns_scans else calibrating
+    taught = experiment.weak_scans if plan.architecture.learns_scans else calibrating
     whole = [examples[at] for at in np.flatnonzero(np.isin(plan.pool.scans, taught))]
     labeled = [example for example in examples if example.label is not None]
-    return seen_json(labeled, marks_of(plan.init), fitted.learnt_features, whole)
+    return seen_json(labeled, marks_of(plan.init), fitted.learned_features, whole)

@@ -1,4 +1,4 @@
-"""The table of all out-of-fold answers of a training."""
+"""The table of all out-of-fold answers of a cross-validation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from ml.datasets.examples import Example
 from ml.evaluation.answers import Answers, write_answers
+from ml.training.answer_rows import whose_answer
 from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
 
@@ -15,7 +16,7 @@ from ml.training.experiment import Experiment
 def write_predictions(
     path: Path, examples: Sequence[Example], experiment: Experiment, out_of_fold: OutOfFold
 ) -> None:
-    """Write all out-of-fold answers of a cross-validation."""
+    """Write all predictions of a cross-validation."""
     write_answers(
         path,
         [
@@ -31,16 +32,8 @@ def _rows(
     positions = answers.at if level == "slice" else experiment.first_of_scan[answers.at]
     for repeat in range(len(answers.probabilities)):
         for column, position in enumerate(positions):
-            example = examples[position]
-            whole = level == "patient" and example.patient
-            yield {
-                "level": level,
-                "dataset": example.dataset,
-                "filename": "" if whole else example.name,
+            yield whose_answer(examples[position], level, answers.groups[column]) | {
                 "label": int(answers.labels[column]),
-                "patient": example.scan_name,
-                "slice": "" if whole or example.slice is None else example.slice,
-                "group": answers.groups[column],
                 "repeat": repeat,
                 "fold": int(answers.folds[repeat, column]),
                 "probability": repr(float(answers.probabilities[repeat, column])),

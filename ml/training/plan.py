@@ -19,7 +19,7 @@ from ml.datasets.seen_images import describe_weights
 from ml.datasets.type_labels import known_types
 from ml.errors import SettingError
 from ml.models.contract import RECIPE
-from ml.networks.weights import load_weights
+from ml.models.fine_tuned import require_usable
 from ml.preprocessing.model_input import InputSpec
 from ml.training.controls import control_names, fits_of_controls
 from ml.training.experiment import Experiment
@@ -43,7 +43,7 @@ class TrainConfig:
         reuse: folder where fine-tuned convolutions are looked for and kept, so that trainings that
             ask for the same fine-tuning do it once; it changes no number, but for the rounding and
             the draws of whatever Keras computed with (`tuned_by` in the card).
-        licence_notes, notes: sentences for the card.
+        license_notes, notes: sentences for the card.
     """
 
     architecture: str
@@ -52,7 +52,7 @@ class TrainConfig:
     init: Path | Literal["random", "starter"] = "starter"
     command: str = ""
     reuse: Path | None = None
-    licence_notes: tuple[str, ...] = LICENSE_NOTES
+    license_notes: tuple[str, ...] = LICENSE_NOTES
     notes: tuple[str, ...] = ()
 
 
@@ -94,7 +94,7 @@ class Plan:
         return bool(self.settings.get("fine_tune_epochs") or self.settings.get("epochs"))
 
     def experiment(self, inputs: Inputs, shared: Path) -> Experiment:
-        """Return what is learned from and judged on; `shared` is a folder for what fits share."""
+        """Return the data of the training; `shared` is a folder for results that all fits share."""
         experiment = Experiment.of(
             self.pool,
             inputs,
@@ -140,15 +140,13 @@ def plan_of(config: TrainConfig, datasets: Sequence[Dataset]) -> Plan:
     settings = architecture.parse_settings(config.settings)
     folds, repeats = _folds_and_repeats(settings, len(datasets))
     joined = join_datasets(datasets)
-    # Without a layer of AlexNet nothing starts from there, and nothing has been seen.
-    start = choose_start("random" if "layout" not in settings else config.init, joined, folds)
+    # What starts from random weights has seen nothing.
+    init = config.init if architecture.encoder else "random"
+    start = choose_start(init, architecture.encoder, joined, folds)
     pool = pool_datasets(joined, start)
     start_from = describe_weights(start.weights)
     if start.weights != "random":
-        groups = settings.get("groups")  # unusable weights are said before a folder is claimed
-        load_weights(
-            start.weights, config.seed, "conv2", groups=None if groups is None else int(groups)
-        )
+        require_usable(architecture, settings, start.weights)  # said before a folder is claimed
     fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
     # their files decide the order
     placed = [example.name for example in pool.examples if example.place_mm is not None]

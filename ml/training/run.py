@@ -73,6 +73,26 @@ def train(
             if that is unfinished.
         ArtifactError: the initial weights are unusable.
         TrainingStopped: `should_stop` said so.
+
+    Example:
+        Twelve phantoms, one folder a class; so few images and no controls are for a try only.
+
+        >>> from pathlib import Path
+        >>> from ml.datasets.read import read_dataset
+        >>> from ml.scans.phantoms import phantom, write_png
+        >>> from ml.training.run import TrainConfig, train
+        >>> for seed in range(36, 48):
+        ...     folder = Path("heads", "hemorrhage" if seed % 2 else "normal")
+        ...     folder.mkdir(parents=True, exist_ok=True)
+        ...     hu = phantom(seed, hemorrhage=seed % 2 == 1, size=128)
+        ...     write_png(hu, folder / f"{seed}.png")
+        >>> settings = {"folds": 2, "input_size": 160, "layer": "conv3", "controls": "none"}
+        >>> config = TrainConfig("alexnet_svm", settings, init="random")
+        >>> card = train(config, [read_dataset(Path("heads"), "phantoms")], Path("run"))
+        >>> card.export_check.passed, card.metrics.auroc.n
+        (True, 12)
+        >>> sorted(path.name for path in Path("run").iterdir())
+        ['model', 'predictions.csv']
     """
     plan = plan_of(config, datasets)
     finished = _claim_folder(out_dir, plan.identity)
@@ -99,7 +119,7 @@ def train(
         test_heat_maps=True,
     )
     of_labels = replace(experiment, types=None)  # controls ask about hemorrhage alone
-    run = ControlledRun(of_labels, plan.pool.examples, out_of_fold.learnt_features, plan.folds)
+    run = ControlledRun(of_labels, plan.pool.examples, out_of_fold.learned_features, plan.folds)
     controls = run_controls(run, checkpoint, meter.between(*parts["controls"]))
     tell_final = meter.between(*parts["final"])
 

@@ -11,9 +11,9 @@ from importlib.metadata import version
 import numpy as np
 
 from ml.artifacts.card import Card, Control, TrainingData
-from ml.evaluation import metrics as evaluation
 from ml.evaluation.answers import Answers
 from ml.evaluation.calibration import predictive_values_outside_band
+from ml.evaluation.metrics import confusion, metrics_with_intervals, roc_points
 from ml.figures import Metrics
 from ml.models.contract import Fitted
 from ml.training.controls import blocked_because
@@ -21,6 +21,7 @@ from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
 from ml.training.final_model import FinalModel
 from ml.training.heat_map_tests import summary
+from ml.training.operating_points import named_points
 from ml.training.plan import Plan
 from ml.training.type_figures import figures_of_types
 
@@ -67,12 +68,15 @@ def card_of_run(
             "slice": predictive_values_outside_band(slices.labels, slices.zones),
             "patient": predictive_values_outside_band(scans.labels, scans.zones),
         },
+        points=named_points(
+            experiment, config.architecture, out_of_fold.held_out, out_of_fold.held_out_folds
+        ),
         controls=controls,
         heat_maps=summary(out_of_fold.heat_maps, experiment.groups, config.seed),
         types=figures_of_types(experiment, out_of_fold, final.types),
         blocked_because=blocked_because(controls) or "",
-        roc=evaluation.roc_points(slices.labels, slices.probabilities[0]),
-        confusion=evaluation.confusion(slices.labels, slices.predicted[0]),
+        roc=roc_points(slices.labels, slices.probabilities[0]),
+        confusion=confusion(slices.labels, slices.predicted[0]),
         protocol=_protocol(experiment, plan.folds, plan.repeats),
         export_check=final.export_check,
         versions=_versions(),
@@ -80,7 +84,9 @@ def card_of_run(
         command=config.command,
         notes=[
             *plan.pool.notes,
-            *_notes_on_weak(experiment.weak, plan.architecture.learns_scans, final.calibrating),
+            *_notes_on_weak(
+                experiment.weak_scans, plan.architecture.learns_scans, final.calibrating
+            ),
             *_notes_on_tuning(out_of_fold, final.fitted),
             *config.notes,
         ],
@@ -103,24 +109,24 @@ def _data(plan: Plan, experiment: Experiment, out_of_fold: OutOfFold) -> Trainin
         positive=int((pool.labels == 1).sum()),
         negative=int((pool.labels == 0).sum()),
         groups=len(np.unique(pool.groups[pool.known])),
-        judged=len(experiment.judged),
+        judged=len(experiment.testable),
         scans=len(out_of_fold.scans.at),
-        licence_notes=list(plan.config.licence_notes),
+        licence_notes=list(plan.config.license_notes),
     )
 
 
-def _notes_on_weak(weak: np.ndarray, learnt: bool, calibrating: int) -> list[str]:
-    if not len(weak):
+def _notes_on_weak(weak_scans: np.ndarray, learned: bool, calibrating: int) -> list[str]:
+    if not len(weak_scans):
         return []
-    if learnt:
+    if learned:
         taught = "teach the answer for a scan"
     elif calibrating:
         taught = "calibrate the answer for a scan and teach no slice"
     else:
         taught = "taught nothing, since this architecture learns from slices"
     return [
-        f"{len(weak)} scans are labeled as wholes only: they {taught}, are judged as patients, and"
-        " are in no slice figure."
+        f"{len(weak_scans)} scans are labeled as wholes only: they {taught}, are judged as"
+        " patients, and are in no slice figure."
     ]
 
 
@@ -153,7 +159,7 @@ def _versions() -> dict[str, str]:
 
 
 def _metrics(answers: Answers, seed: int) -> Metrics:
-    return evaluation.metrics_with_intervals(
+    return metrics_with_intervals(
         answers.labels, answers.probabilities, answers.predicted, answers.groups, seed
     )
 
@@ -184,7 +190,7 @@ def _protocol(experiment: Experiment, folds: int, repeats: int) -> str:
             " the others only,"
         )
     return (
-        f"{split} on {len(experiment.judged)} of {len(experiment.learnable)} images, which the"
+        f"{split} on {len(experiment.testable)} of {len(experiment.labeled)} images, which the"
         f" initial weights had not seen; everything that learns, calibrations and thresholds"
         f" ({target})"
         " fitted inside each training part; pooled out-of-fold answers by slice and by patient; 95"

@@ -1,8 +1,8 @@
-"""How well types of bleeding are told: from out-of-fold answers, on slices and scans whose types
-are known.
+"""Performance on types of hemorrhage, from held-out predictions on slices and scans whose types are
+known.
 
-A type that fewer than ten patients show has no AUROC, which would say more about those patients
-than about the type. In its place stands what each of them got, and how many patients got more.
+A type that fewer than ten patients have gets no AUROC, which would depend on those patients more
+than on the type. Instead, each patient's probability and rank are given.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ml.datasets.type_labels import KnownTypes
 from ml.evaluation.answers import Answers, write_answers
 from ml.evaluation.metrics import metrics_with_intervals
 from ml.figures import Metrics
+from ml.training.answer_rows import whose_answer
 from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
 
@@ -39,7 +40,7 @@ def figures_of_types(
     Args:
         experiment: what was judged.
         out_of_fold: its answers.
-        given: the types that the final model tells.
+        given: the types that the final model predicts.
     """
     if experiment.types is None:
         return {}
@@ -58,8 +59,8 @@ def figures_of_types(
 def write_types(
     path: Path, examples: Sequence[Example], experiment: Experiment, out_of_fold: OutOfFold
 ) -> None:
-    """Write all out-of-fold answers about types as a table, beside what is known; nothing where the
-    data tell no types.
+    """Write all held-out predictions of types with the labels as a table, if the data have
+    types.
     """
     if experiment.types is not None:
         rows = (
@@ -101,8 +102,8 @@ class _OfType:
         return np.asarray(np.isfinite(self.probabilities).all(axis=0) & self.known)
 
     def metrics(self, seed: int) -> TypeMetrics:
-        """Return how well the type is recognized, and how well among what bleeds: told from the
-        other types, not from no blood.
+        """Return the metrics of the type, with the AUROC among positives: how well it is
+        distinguished from the other types.
         """
         of_all = self._metrics(self.answered, seed)
         among = self._metrics(self.answered & (self.truth == 1).any(axis=1), seed)
@@ -128,10 +129,10 @@ def _of_type(given: bool, slices: _OfType, patients: _OfType, seed: int) -> Type
 
 
 def _scores(probabilities: np.ndarray, shown: np.ndarray, answered: np.ndarray) -> list[TypeScore]:
-    """Return the probability of each patient who shows a type, and its rank among all that were
-    answered for; the highest first.
+    """Return the probability of each patient with a type, and its rank among all patients; the
+    highest first.
 
-    Both are None where the patient's fold had too few others to learn the type from.
+    Both are None if the training part of the patient's fold had too few patients with the type.
     """
     of = int(answered.sum())
     ranks = [
@@ -160,15 +161,7 @@ def _rows(
     positions = answers.at if level == "slice" else experiment.first_of_scan[answers.at]
     for repeat in range(len(answers.types)):
         for column, (at, position) in enumerate(zip(answers.at, positions, strict=True)):
-            example = examples[position]
-            whole = level == "patient" and example.patient
-            row: dict[str, Any] = {
-                "level": level,
-                "dataset": example.dataset,
-                "filename": "" if whole else example.name,
-                "patient": example.scan_name,
-                "slice": "" if whole or example.slice is None else example.slice,
-                "group": answers.groups[column],
+            row = whose_answer(examples[position], level, answers.groups[column]) | {
                 "repeat": repeat,
                 "fold": int(answers.folds[repeat, column]),
             }

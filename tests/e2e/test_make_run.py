@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import redis
 import requests
 
 from ml.catalogue import STARTER_DIR
 from tests.e2e.conftest import eventually, free_port
-from webapp.config import PROJECT_ROOT
+from webapp.config import PROJECT_ROOT, socket_path
+from webapp.space import NO_SPACE
 
 PHANTOM = PROJECT_ROOT / "webapp" / "static" / "phantoms" / "phantom-1.png"
 READY_S = 90
 STOP_S = 40
+FULL_S = 8
+"""Longer than a sweep and a heartbeat take to come round."""
 
 
 class MakeRun:
@@ -45,7 +52,7 @@ class MakeRun:
 
     def start(self) -> None:
         """Start it and wait until a scan would be answered."""
-        starts = self.said.count("Hemoscan answers at") if self.log.exists() else 0
+        starts = self.said.count("Hemoscan is running at") if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "webapp.embedded"],
@@ -58,7 +65,7 @@ class MakeRun:
         # A run that was killed may still answer for a moment, so this one must have said that it is
         # up.
         eventually(
-            lambda: self.said.count("Hemoscan answers at") > starts and self.is_ready(),
+            lambda: self.said.count("Hemoscan is running at") > starts and self.is_ready(),
             "It is ready",
             READY_S,
         )
@@ -145,7 +152,8 @@ def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
     busy = make_run.again(HEMOSCAN_HOME=f"{make_run.home} 2")
     assert (busy.returncode, busy.stdout) == (
         1,
-        f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n",
+        f"Port {make_run.port} is already in use. Choose another one:"
+        f" PORT={make_run.port + 1} make run\n",
     )
     second = make_run.again(PORT=str(free_port()))
     assert second.returncode == 1
@@ -175,7 +183,7 @@ def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
 
 def the_first_admin_logs_in(make_run: MakeRun) -> str:
     """Log in with what the terminal showed; return a token made in a second terminal."""
-    shown = re.search(r"The first admin is '(\w+)' with the password (\S+) ", make_run.said)
+    shown = re.search(r"The first administrator is '(\w+)' with the password (\S+) ", make_run.said)
     assert shown, make_run.said
     browser = requests.Session()
     page = browser.get(f"{make_run.url}/login", timeout=10).text
@@ -233,15 +241,112 @@ def test_a_run_that_was_killed_takes_its_processes_along_and_frees_the_folder(
     eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
 
 
-def test_a_process_that_dies_ends_everything(make_run: MakeRun) -> None:
+def test_what_dies_is_started_again(make_run: MakeRun) -> None:
+    """A process that was killed, then the broker, beside files of it that are damaged."""
+    (make_run.home / "broker" / "appendonlydir").mkdir(parents=True)
+    for name in ("dump.rdb", "appendonlydir/appendonly.aof.manifest"):
+        (make_run.home / "broker" / name).write_bytes(b"REDIS0011 half of what it was")
     make_run.start()
-    web = re.search(r"web +started \(pid=(\d+)\)|web started \(pid=(\d+)\)", make_run.said)
-    assert web and make_run.process is not None
-    os.kill(int(web[1] or web[2]), signal.SIGKILL)
+    assert make_run.process is not None
+    web = re.findall(r"web started \(pid=(\d+)\)", make_run.said)[-1]
+    os.kill(int(web), signal.SIGKILL)
+    eventually(
+        lambda: make_run.said.count("web started") == 2 and make_run.is_ready(),
+        "The web process answers again",
+        READY_S,
+    )
+    assert "exited (status -9) and is being restarted" in make_run.said
 
-    assert make_run.process.wait(STOP_S) == 1, make_run.said
-    assert make_run.said.endswith(
-        "A process ended by itself (status -9; see above), so all were stopped.\n"
+    with redis.Redis(unix_socket_path=str(socket_path(make_run.home))) as client:
+        killed = int(client.info("server")["process_id"])
+        os.kill(killed, signal.SIGKILL)
+        eventually(
+            lambda: pid_of_broker(make_run) not in (None, killed), "The broker answers again", 30
+        )
+    assert "The embedded broker exited and is being restarted." in make_run.said
+    if (STARTER_DIR / "card.json").exists():
+        a_phantom_is_answered(make_run, the_first_admin_logs_in(make_run))
+
+    assert make_run.stop(signal.SIGINT) == 0, make_run.said
+    assert make_run.remains() == []
+    kept = {path.name for path in (make_run.home / "broker").iterdir()}
+    assert kept == {"valkey.conf", "valkey.log"}
+
+
+@contextmanager
+def a_disk_of_its_own(folder: Path, size_mb: int) -> Iterator[None]:
+    """Make `folder` a small file system; only root may."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("A file system of the test's own cannot be mounted here.")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(file: Path, leaving_mb: int) -> None:
+    """Let a file grow until so much is free."""
+    with file.open("ab") as filler, suppress(OSError):
+        while shutil.disk_usage(file.parent).free > leaving_mb * 2**20:
+            filler.write(bytes(2**16))
+            filler.flush()
+
+
+def test_a_full_disk_ends_nothing(make_run: MakeRun) -> None:
+    with a_disk_of_its_own(make_run.home, 120):
+        make_run.environ["MIN_FREE_MB"] = "20"
+        make_run.start()
+        token = the_first_admin_logs_in(make_run)
+        headers = {"Authorization": f"Bearer {token}"}
+        scans = f"{make_run.url}/api/v1/scans"
+
+        fill(make_run.home / "filler", leaving_mb=10)
+        sent = requests.post(
+            scans, headers=headers, files={"file": PHANTOM.read_bytes()}, timeout=20
+        )
+        assert (sent.status_code, sent.json()["detail"]) == (507, NO_SPACE)
+        ready = requests.get(f"{make_run.url}/readyz", timeout=20)
+        assert (ready.status_code, ready.json()["checks"]["free_space"]) == (503, False)
+        the_first_admin_logs_in(make_run)
+
+        fill(make_run.home / "filler", leaving_mb=0)
+        deadline = time.monotonic() + FULL_S
+        while time.monotonic() < deadline:
+            assert requests.get(scans, headers=headers, timeout=20).status_code == 200
+            time.sleep(0.5)
+        assert make_run.process is not None and make_run.process.poll() is None, make_run.said
+        assert "ended by itself" not in make_run.said, make_run.said
+
+        (make_run.home / "filler").unlink()
+        eventually(make_run.is_ready, "It is ready again", READY_S)
+        if (STARTER_DIR / "card.json").exists():
+            a_phantom_is_answered(make_run, token)
+        assert make_run.stop(signal.SIGINT) == 0, make_run.said
+        assert make_run.remains() == []
+
+
+def pid_of_broker(make_run: MakeRun) -> int | None:
+    """Return the process that the broker is, None where nobody answers."""
+    try:
+        with redis.Redis(unix_socket_path=str(socket_path(make_run.home))) as client:
+            return int(client.info("server")["process_id"])
+    except redis.ConnectionError:
+        return None
+
+
+def test_a_process_that_cannot_work_ends_everything(make_run: MakeRun) -> None:
+    make_run.environ["WEB_PROCESSES"] = "many"
+    said = make_run.again()
+
+    assert said.returncode == 1
+    assert said.stdout.endswith(
+        "A process exited unexpectedly (status 1; see above), so all processes were stopped.\n"
     )
     eventually(lambda: not make_run.remains(), "Nothing is left running", within_s=30)
 
@@ -262,7 +367,8 @@ def test_a_port_that_is_taken_is_a_sentence_and_nothing_is_begun(make_run: MakeR
 
     assert (said.returncode, said.stdout) == (
         1,
-        f"Port {make_run.port} is busy; choose another one: PORT={make_run.port + 1} make run\n",
+        f"Port {make_run.port} is already in use. Choose another one:"
+        f" PORT={make_run.port + 1} make run\n",
     )
     assert not (make_run.home / "hemoscan.db").exists()
 

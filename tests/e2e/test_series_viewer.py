@@ -99,14 +99,14 @@ def expect_slice(
     expect(part(page, "slider")).to_have_value(str(index + 1))
     expect(part(page, "here")).to_have_attribute("x", str(index))
     expect(part(page, "heat")).to_be_visible(visible=index in (0, SLICES - 1))
-    grey = min(max((index * STEP_HU - level + width / 2) / width, 0), 1) * 255
+    gray = min(max((index * STEP_HU - level + width / 2) / width, 0), 1) * 255
 
     def is_shown() -> bool:
         picture = Image.open(io.BytesIO(part(page, "stage").screenshot())).convert("L")
-        return abs(picture.getpixel((picture.width // 2, picture.height // 3)) - grey) <= 3  # type: ignore[operator]
+        return abs(picture.getpixel((picture.width // 2, picture.height // 3)) - gray) <= 3  # type: ignore[operator]
 
     service.eventually(
-        is_shown, f"Slice {index} at {level}/{width} is of gray {grey:.0f}", DRAWN_MS / 1000
+        is_shown, f"Slice {index} at {level}/{width} is of gray {gray:.0f}", DRAWN_MS / 1000
     )
 
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ml.artifacts.card import Card, TypeFigures
 from ml.artifacts.folder import write_model
 from ml.figures import Estimate, Metrics
+from ml.networks.onnx_graph import model_of, serialized
 from ml.typed_json import from_json, to_json
 
 CELLS = 8
@@ -184,10 +185,7 @@ def _graph(
         ]
 
     initial = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "tiny", described(takes), described(gives), initial)
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    ).SerializeToString()
+    return serialized(model_of(nodes, "tiny", described(takes), described(gives), initial))
 
 
 @pytest.fixture
@@ -221,13 +219,12 @@ def few_repetitions() -> Iterator[None]:
     """What a training repeats for the sake of its figures it does but once or twice: controls and
     heat maps take most of its time.
     """
-    from ml.training import controls as honesty
-    from ml.training import cross_validation
+    from ml.training import controls, cross_validation
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(honesty, "CHEAP_PERMUTATIONS", 2)
-        patch.setattr(honesty, "DEAR_PERMUTATIONS", 2)
-        patch.setattr(honesty, "TREES", 20)
+        patch.setattr(controls, "CHEAP_PERMUTATIONS", 2)
+        patch.setattr(controls, "DEAR_PERMUTATIONS", 2)
+        patch.setattr(controls, "TREES", 20)
         patch.setattr(cross_validation, "MOST_HEAT_MAPS", 1)
         yield
 

@@ -62,7 +62,7 @@ def nothing(task: FitTask) -> np.ndarray:
 def fit_with(
     decide: Callable[[FitTask], np.ndarray],
     tasks: list[FitTask],
-    learnt_features: bool = False,
+    learned_features: bool = False,
     describe: Callable[[FitTask], np.ndarray] = nothing,
 ) -> Callable[[FitTask], Fitted]:
     """Return a `fit` whose raw decisions are those of `decide`; a scan's is its largest slice's.
@@ -76,10 +76,10 @@ def fit_with(
         decisions = decide(task)
         of_scans = np.full(int(task.scans.max()) + 1, -np.inf)
         np.maximum.at(of_scans, task.scans, decisions)
-        for scan, label in task.told.items():
+        for scan, label in task.given_scan_labels.items():
             of_scans[scan] = max(of_scans[scan], 2.0 * label - 1)
         held = task.train[task.unseen[task.train]]
-        scans = np.union1d(task.scans[held], task.weak)
+        scans = np.union1d(task.scans[held], task.weak_scans)
 
         def export(of_slices: Platt, of_scans: Platt) -> dict[str, bytes]:
             raise NotImplementedError
@@ -91,7 +91,7 @@ def fit_with(
 
         held_out = HeldOut(held, decisions[held], scans, of_scans[scans])
         return Fitted(
-            decisions, of_scans, held_out, {}, export, reference, learnt_features, describe(task)
+            decisions, of_scans, held_out, {}, export, reference, learned_features, describe(task)
         )
 
     return fit

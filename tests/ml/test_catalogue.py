@@ -8,7 +8,7 @@ from ml.catalogue import (
     ARCHITECTURES,
     CONVOLUTIONS,
     ENRICHMENT,
-    JUDGING,
+    EVALUATION_SETTINGS,
     PREPROCESSING,
     architecture_named,
 )
@@ -56,7 +56,7 @@ def test_an_unknown_setting_names_those_that_exist() -> None:
 
 def test_an_unknown_architecture_names_those_that_exist() -> None:
     with pytest.raises(
-        SettingError, match="There is no architecture 'resnet'; there is alexnet_svm"
+        SettingError, match="There is no architecture 'resnet'; choose one of alexnet_svm"
     ):
         architecture_named("resnet")
 
@@ -78,6 +78,8 @@ def test_every_architecture_of_the_paper_is_there_and_the_quick_one_is_first() -
         "autoencoder": "slice",
         "alexnet_cells": "slice",
         "alexnet_cells_series": "series",
+        "googlenet_cells": "slice",
+        "googlenet_cells_series": "series",
     }
     assert next(iter(ARCHITECTURES)) == "alexnet_svm", "the form of the browser begins with it"
 
@@ -85,11 +87,11 @@ def test_every_architecture_of_the_paper_is_there_and_the_quick_one_is_first() -
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_groups_of_settings_are_taken_whole_and_no_name_twice(name: str) -> None:
     settings = ARCHITECTURES[name].settings
-    assert {*JUDGING, *PREPROCESSING} <= set(settings)
+    assert {*EVALUATION_SETTINGS, *PREPROCESSING} <= set(settings)
     assert len({setting.name for setting in settings}) == len(settings)
-    if name != "autoencoder":
+    if ARCHITECTURES[name].encoder == "alexnet":
         assert set(CONVOLUTIONS) <= set(settings)
-    if name not in ("autoencoder", "alexnet_cells", "alexnet_cells_series"):
+    if name != "autoencoder" and "_cells" not in name:
         assert set(ENRICHMENT) <= set(settings), (
             "the paper restructures and augments for every architecture"
         )

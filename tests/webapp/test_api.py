@@ -396,6 +396,7 @@ def test_a_verdict_is_told_in_full(app: Flask, ann: FlaskClient) -> None:
         "verdict": "Brain Hemorrhage Detected.",
         "positive": True,
         "uncertain": False,
+        "state": "suspected",
         "probability": 0.75,
         "threshold": 0.5,
         "warnings": ["Small."],
@@ -600,7 +601,16 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
         ]
         == "array"
     )
-    assert set(submit["responses"]) == {"202", "401", "413", "415", "422", "429", "503"}
+    assert set(submit["responses"]) == {
+        "202",
+        "401",
+        "413",
+        "415",
+        "422",
+        "429",
+        "503",
+        "507",
+    }
     assert set(submit["responses"]["422"]["content"]) == {"application/problem+json"}
     page = document["components"]["schemas"]["ScansPage"]["properties"]
     assert set(page) == {"items", "page", "per_page", "total"}

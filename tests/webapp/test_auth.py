@@ -102,7 +102,7 @@ def test_username_and_email_are_unique_without_regard_to_case(
     ("wrong", "sentence"),
     [
         ({"username": ""}, "Please fill in this field."),
-        ({"username": "a b"}, "A username has"),
+        ({"username": "a b"}, "Usernames have"),
         ({"username": "x" * 65}, "at most 64 characters"),
         ({"username": "an\x00n"}, "printable characters"),
         ({"name": "Ann\x00"}, "printable characters"),
@@ -214,7 +214,7 @@ def test_a_link_cannot_log_out(logged_in: Callable[..., FlaskClient]) -> None:
     client = logged_in("ann")
     answer = client.get("/logout")
     assert answer.status_code == 405
-    assert "This address does not support that method." in answer.text
+    assert "This page does not support that request method." in answer.text
     assert is_logged_in(client)
 
 
@@ -454,7 +454,7 @@ def test_there_is_an_end_to_tokens(app: Flask, logged_in: Callable[..., FlaskCli
             == 200
         )
     assert (
-        "please revoke one first"
+        "Please revoke one first"
         in client.post(
             "/account/tokens", data={"name": "a script", "token_password": PASSWORD}
         ).text
@@ -581,4 +581,4 @@ def test_there_is_an_end_to_tokens_that_are_made_at_once(
         assert sorted(answer.status_code for answer in answers) == [200, 200, 400, 400]
     assert count(app, ApiToken) == 20
     made = app.test_cli_runner().invoke(args=["create-token", "ann"])
-    assert made.exit_code != 0 and "20 tokens" in made.output
+    assert made.exit_code != 0 and "20 API tokens" in made.output

@@ -121,11 +121,16 @@ def test_setup_leaves_the_bare_mount_point_of_an_older_installation_alone(
     again = run(new_app, "setup")
 
     assert again.exit_code == 0
-    assert "The storage is away or empty, although the database names files in it" in again.output
+    assert (
+        "The storage is unavailable or empty, although the database refers to files in it"
+        in again.output
+    )
     assert not list((tmp_path / "files").iterdir())
     (tmp_path / "files").rmdir()
     (tmp_path / "elsewhere").rename(tmp_path / "files")
-    assert "is installed" in run(new_app, "setup").output, "what was left out then is made up for"
+    assert "Installed the starter model" in run(new_app, "setup").output, (
+        "what was left out then is made up for"
+    )
 
 
 def test_setup_makes_a_starter_for_series_live_for_series(
@@ -142,7 +147,7 @@ def test_setup_makes_a_starter_for_series_live_for_series(
     said = run(new_app, "setup")
 
     assert said.exit_code == 0, said.output
-    assert said.output.count("is installed.") == 2
+    assert said.output.count("Installed the starter model") == 2
     with new_app.app_context():
         live = [live_version(reads) for reads in ("slice", "series")]
         assert [version and version.reads for version in live] == ["slice", "series"]
@@ -222,8 +227,8 @@ def test_setup_without_a_starter_model_warns(
 
     assert said.exit_code == 0
     assert (
-        "There is no starter model, so uploads will fail until an admin trains and promotes one."
-        in said.output
+        "There is no starter model. All scans will fail until an administrator trains and promotes"
+        " a model." in said.output
     )
 
 
@@ -234,7 +239,7 @@ def test_setup_does_not_touch_somebody_elses_account_named_admin(
     with app.app_context():
         cli.ensure_admin()
         assert db.session.scalars(select(User.role)).all() == [Role.USER]
-    assert "make one with `flask --app webapp create-admin USERNAME`" in capsys.readouterr().out
+    assert "`flask --app webapp create-admin USERNAME`" in capsys.readouterr().out
 
 
 def test_create_admin_takes_the_password_from_the_environment(app: Flask) -> None:
@@ -284,7 +289,7 @@ def test_create_admin_makes_an_existing_account_an_admins_and_ends_its_logins(ap
     said = run(app, "create-admin", "Ann", HEMOSCAN_PASSWORD="another long password")
 
     assert said.exit_code == 0
-    assert "ann existed" in said.output
+    assert "The existing account ann is now an administrator's" in said.output
     with app.app_context():
         ann = db.session.scalars(select(User)).one()
         assert ann.is_admin and ann.has_password("another long password")
@@ -296,7 +301,7 @@ def test_create_admin_makes_an_existing_account_an_admins_and_ends_its_logins(ap
     ("username", "password", "sentence"),
     [
         ("eve", "short", "Passwords must have at least 10 characters."),
-        ("e ve", PASSWORD, "A username has 2 to 64"),
+        ("e ve", PASSWORD, "Usernames have 2 to 64"),
     ],
 )
 def test_create_admin_refuses_what_the_sign_up_page_refuses(
@@ -314,7 +319,7 @@ def test_create_admin_says_whose_email_address_it_is(app: Flask) -> None:
     said = run(app, "create-admin", "eve", "--email", "ANN@example.org", HEMOSCAN_PASSWORD=PASSWORD)
 
     assert said.exit_code == 1
-    assert "Another account has the email address ANN@example.org." in said.output
+    assert "Another account already uses the email address ANN@example.org." in said.output
 
 
 def test_create_token_prints_the_token_alone_on_the_last_line_and_keeps_its_hash(
@@ -333,7 +338,7 @@ def test_create_token_prints_the_token_alone_on_the_last_line_and_keeps_its_hash
 def test_create_token_of_nobody_is_a_sentence(app: Flask) -> None:
     said = run(app, "create-token", "nobody")
 
-    assert (said.exit_code, said.output) == (1, "Error: There is no user 'nobody'.\n")
+    assert (said.exit_code, said.output) == (1, "Error: User 'nobody' does not exist.\n")
 
 
 def test_import_dataset_packs_a_folder(app: Flask, tmp_path: Path) -> None:

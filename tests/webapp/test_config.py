@@ -65,7 +65,7 @@ def test_both_databases_are_understood(url: str, understood: str) -> None:
 @pytest.mark.parametrize("url", ["mysql://db/x", "hemoscan.db"])
 def test_another_database_is_refused_in_a_sentence(url: str) -> None:
     with pytest.raises(
-        ConfigurationError, match="DATABASE_URL must begin with sqlite:// or postgresql://"
+        ConfigurationError, match="DATABASE_URL must start with sqlite:// or postgresql://"
     ):
         database_url(url)
 
@@ -88,7 +88,8 @@ def test_what_is_kept_is_kept_for_ever_unless_a_number_of_days_is_given(tmp_path
             30,
         )
         with pytest.raises(
-            ConfigurationError, match=f"{setting} must be a number of days, or 0 for ever, not -1."
+            ConfigurationError,
+            match=f"{setting} must be a number of days, or 0 for no limit, not -1.",
         ):
             settings({**home, setting: "-1"})
 

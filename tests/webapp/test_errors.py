@@ -47,7 +47,7 @@ def broken(tmp_path: Path) -> Iterator[FlaskClient]:
         raise OperationalError("SELECT ?", {"phone": SECRET}, Exception(SECRET))
 
     def file_is_gone() -> None:
-        raise MissingFile("A stored file is not there any more.") from FileNotFoundError(SECRET)
+        raise MissingFile("A stored file no longer exists.") from FileNotFoundError(SECRET)
 
     def storage_fails() -> None:
         raise StorageError(
@@ -70,7 +70,7 @@ def broken(tmp_path: Path) -> Iterator[FlaskClient]:
 PAGES = [
     ("surprise", 500, "Something went wrong on our side."),
     ("database_fails", 500, "Something went wrong on our side."),
-    ("file_is_gone", 404, "A stored file is not there any more."),
+    ("file_is_gone", 404, "A stored file no longer exists."),
     ("storage_fails", 503, "The storage did not accept a file; please try again later."),
     ("unavailable", 503, "Part of the service is unavailable"),
     ("teapot", 418, "Tea only."),

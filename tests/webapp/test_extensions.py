@@ -12,6 +12,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from tests.conftest import make_user
+from webapp.deletion import delete_account
 from webapp.extensions import BUSY_MS, db, forget_deleted
 
 
@@ -89,3 +90,19 @@ def test_who_deletes_while_somebody_reads_keeps_nobody_from_writing(
         assert forget_deleted()
         assert log.stat().st_size == 0
         assert db.session.scalar(text("PRAGMA busy_timeout")) == BUSY_MS
+
+
+def test_what_is_deleted_while_somebody_reads_is_overwritten_once_they_have_read(
+    app: Flask, tmp_path: Path
+) -> None:
+    def kept() -> bytes:
+        return b"".join(path.read_bytes() for path in tmp_path.glob("test.db*"))
+
+    user_id = make_user(app, "sally-quux")
+    with app.app_context():
+        assert forget_deleted() and b"sally-quux" in kept()
+        with somebody_reads(tmp_path / "test.db"):
+            delete_account(user_id)
+            assert b"sally-quux" in kept()
+        assert forget_deleted(waits_s=())  # As every sweep does.
+        assert b"sally-quux" not in kept()

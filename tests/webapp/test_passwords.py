@@ -8,7 +8,7 @@ from flask import Flask
 from tests.conftest import PASSWORD
 from webapp.passwords import MIN_PASSWORD, common_passwords, password_problem
 
-GUESSED_FIRST = "This password is one that many people choose"
+GUESSED_FIRST = "This password is too common and easy to guess."
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_username_with_digits_and_signs_is_refused(password: str) -> None:
 def test_a_few_characters_over_and_over_are_refused(password: str) -> None:
     assert (
         password_problem("ann", password)
-        == "This password repeats only a few characters. Please choose another."
+        == "This password uses too few different characters. Please choose another."
     )
 
 

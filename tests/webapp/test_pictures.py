@@ -44,7 +44,7 @@ def client(
     return client_of(app, "ann"), "/api/v1/scans"
 
 
-def grey(answer: TestResponse) -> int:
+def gray(answer: TestResponse) -> int:
     """Return the gray of a picture that is of one gray."""
     assert (answer.status_code, answer.content_type) == (200, "image/png"), answer.text
     (shade,) = set(np.asarray(Image.open(io.BytesIO(answer.data))).flat)
@@ -52,7 +52,7 @@ def grey(answer: TestResponse) -> int:
 
 
 @pytest.mark.parametrize(
-    ("query", "greys"),
+    ("query", "grays"),
     [
         ("", [0, 51, 102, 153, 204, 255]),
         ("?window=brain", [0, 51, 102, 153, 204, 255]),
@@ -62,11 +62,11 @@ def grey(answer: TestResponse) -> int:
     ],
 )
 def test_each_slice_is_shown_through_the_window_that_is_asked_for(
-    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], query: str, greys: list[int]
+    app: Flask, client: tuple[FlaskClient, str], hu: NDArray[np.int16], query: str, grays: list[int]
 ) -> None:
     browser, scans = client
     address = f"{scans}/{add_series(app, hu)}/slices"
-    assert [grey(browser.get(f"{address}/{index}.png{query}")) for index in range(SLICES)] == greys
+    assert [gray(browser.get(f"{address}/{index}.png{query}")) for index in range(SLICES)] == grays
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_the_named_windows_leave_pictures_as_they_were_submitted(
 ) -> None:
     browser, scans = client
     address = f"{scans}/{add_series(app, hu / 100, unit='display')}/slices/5.png"
-    assert grey(browser.get(address)) == grey(browser.get(f"{address}?window=bone")) == 204
-    assert grey(browser.get(f"{address}?level=0.4&width=0.8")) == 255
+    assert gray(browser.get(address)) == gray(browser.get(f"{address}?window=bone")) == 204
+    assert gray(browser.get(f"{address}?level=0.4&width=0.8")) == 255
 
 
 def test_the_whole_series_is_sent_as_one_file_in_pieces(

@@ -354,17 +354,30 @@ def test_a_verdict_is_told_with_all_that_belongs_to_it(app: Flask, ann: FlaskCli
         "Research use only, never a diagnosis.",
     ):
         assert text in page
-    assert "Uncertain." not in page
+    assert "Inconclusive" not in page and 'class="card verdict suspected"' in page
     assert "http-equiv" not in page
     assert "/admin/" not in page
 
 
-def test_no_hemorrhage_and_uncertainty_are_said(app: Flask, ann: FlaskClient) -> None:
+def test_no_hemorrhage_is_said(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app)
-    add_verdict(app, scan_id, positive=False, uncertain=True, probability=0.35)
+    add_verdict(app, scan_id, positive=False, probability=0.02)
     page = ann.get(f"/scans/{scan_id}").text
     assert "<h1>No Brain Hemorrhage Detected.</h1>" in page
-    assert "Uncertain." in page
+    assert 'class="card verdict not-found"' in page and "Inconclusive" not in page
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_an_inconclusive_scan_has_no_headline_of_either_side(
+    app: Flask, ann: FlaskClient, positive: bool
+) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id, positive=positive, uncertain=True, probability=0.35)
+    page, worklist = ann.get(f"/scans/{scan_id}").text, ann.get("/scans").text
+    assert "<h1>Inconclusive. Please have this scan read.</h1>" in page
+    assert "<title>Inconclusive" in page and 'class="card verdict inconclusive"' in page
+    assert "Brain Hemorrhage Detected." in page, "the sentence of the paper stays"
+    assert "Brain Hemorrhage Detected." not in worklist and "badge inconclusive" in worklist
 
 
 TYPES = {

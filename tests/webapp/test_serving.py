@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
 
+from tests.conftest import empty_sqlite_database
 from tests.worker.conftest import wait_for
 from webapp import serving
 from webapp.config import PROJECT_ROOT
-from webapp.serving import PacedInput, is_upload
+from webapp.errors import OVERLOADED
+from webapp.serving import Line, PacedInput, is_upload
 
 IDLE = 40
 UPLOAD = b"POST /api/v1/scans HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nhalf"
@@ -34,9 +42,16 @@ BEGUN = {
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Where one web process listens, with the configuration that ships."""
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an empty database."""
     home = tmp_path_factory.mktemp("home")
+    (home / "test.db").write_bytes(empty_sqlite_database())
+    return home
+
+
+@pytest.fixture(scope="module")
+def port(home: Path) -> Iterator[int]:
+    """Where one web process listens, with the configuration that ships."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -141,6 +156,116 @@ def test_whoever_sends_too_slowly_is_taken_for_gone(monkeypatch: pytest.MonkeyPa
         assert ours.gettimeout() is None
 
 
+@contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Hold the database's write lock, so that what writes waits."""
+    with closing(sqlite3.connect(home / "test.db")) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def an_upload(size: int = 100) -> bytes:
+    """Return a request that submits a file with a token that nobody has."""
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    body = part + b"x" * size + b"\r\n--b--\r\n"
+    head = [
+        b"POST /api/v1/scans HTTP/1.1",
+        b"Host: x",
+        b"Authorization: Bearer nobodys",
+        b"Content-Type: multipart/form-data; boundary=b",
+        b"Connection: close",
+        b"Content-Length: %d" % len(body),
+    ]
+    return b"\r\n".join(head) + b"\r\n\r\n" + body
+
+
+def test_health_is_answered_while_every_thread_is_busy(port: int, home: Path) -> None:
+    page = (
+        b"POST /api/v1/scans/x/cancel HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer nobodys\r\n\r\n"
+    )
+    with locked(home), ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connect(port, page))
+        time.sleep(0.5)
+        for _ in range(5):
+            began = time.monotonic()
+            assert health(port).status_code == 200
+            assert time.monotonic() - began < 1
+
+
+def test_uploads_that_would_wait_for_too_long_are_refused_early(port: int, home: Path) -> None:
+    statuses: Counter[bytes] = Counter()
+    slowest = 0.0
+    with ExitStack() as stack:
+        with locked(home):
+            sent = [stack.enter_context(connect(port, an_upload())) for _ in range(400)]
+            refused = [connect(port, an_upload(2_000_000)) for _ in range(5)]
+            for sock in refused:  # Also what is still sending reads its answer.
+                with sock:
+                    answer = b""
+                    while came := sock.recv(4096):
+                        answer += came
+                head, _, body = answer.partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 429 ")
+                assert re.search(rb"\r\nRetry-After: [1-9][0-9]*\r\n", head)
+                assert json.loads(body)["detail"] == OVERLOADED
+            for _ in range(5):
+                began = time.monotonic()
+                assert health(port).status_code == 200
+                slowest = max(slowest, time.monotonic() - began)
+        for sock in sent:
+            statuses[sock.recv(4096)[:12]] += 1
+    assert slowest < 1
+    assert statuses.total() == 400
+    assert set(statuses) <= {b"HTTP/1.1 401", b"HTTP/1.1 429", b"HTTP/1.1 503"}
+    assert statuses[b"HTTP/1.1 429"] >= 50
+
+
+def test_one_address_cannot_have_all_connections(port: int) -> None:
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connect(port, b"GET /")) for _ in range(serving.MOST_IDLE + 20)]
+        began = time.monotonic()
+        assert idle[0].recv(10) == b""
+        assert time.monotonic() - began < serving.REQUEST_S - 3
+        assert health(port).status_code == 200
+        idle[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            idle[-1].recv(10)
+
+
+def test_one_address_cannot_have_all_threads_for_uploads() -> None:
+    line = Line(threads=4, of_one_address=2)
+    mine = [SimpleNamespace(client=("10.0.0.1", port)) for port in range(5)]
+    theirs = SimpleNamespace(client=("10.0.0.2", 1))
+    for conn in [*mine, theirs]:
+        line.join(conn)
+    assert [line.next(), line.next(), line.next()] == [*mine[:2], theirs]
+    assert line.next() is None
+    line.leave(mine[0], 1)
+    assert line.next() is mine[2]
+    behind_a_proxy = Line(threads=4, of_one_address=4)
+    for conn in mine:
+        behind_a_proxy.join(conn)
+    assert [behind_a_proxy.next() for _ in range(5)] == [*mine[:4], None]
+
+
+def test_the_wait_is_told_from_how_long_uploads_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(threads=2, of_one_address=2)
+    conns = [SimpleNamespace(client=("10.0.0.1", port)) for port in range(12)]
+    for conn in conns:
+        line.join(conn)
+    for _ in range(2):
+        line.next()
+    assert line.wait_s == pytest.approx(10 * serving.FIRST_GUESS_S / 2)
+    for _ in range(200):
+        line.running["10.0.0.1"] += 1
+        line.leave(conns[0], 1000)
+    assert line.wait_s == pytest.approx(10 * serving.LONGEST_S / 2, rel=0.01)
+    assert line.late() is None
+    monkeypatch.setattr(serving, "MOST_WAIT_S", -1)
+    assert line.late() is conns[2]
+
+
 @pytest.mark.parametrize(
     ("begun", "upload"),
     [
@@ -150,6 +275,7 @@ def test_whoever_sends_too_slowly_is_taken_for_gone(monkeypatch: pytest.MonkeyPa
         (b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nab", None),
         (b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc", False),
         (b"POST / HTTP/1.1\r\nCONTENT-LENGTH:20000\r\n\r\n", True),
+        (b"POST / HTTP/1.1\r\nContent-Type: multipart/form-data; b=x\r\n\r\n", True),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", True),
         (b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n", True),
     ],

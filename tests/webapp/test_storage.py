@@ -70,7 +70,7 @@ def test_what_is_not_there_is_a_sentence(storage: Storage, tmp_path: Path, read:
     arguments = ["originals/none.png", *([tmp_path / "none"] if read == "fetch" else [])]
 
     storage.put("originals/other.png", b"x")
-    with pytest.raises(MissingFile, match="A stored file is not there any more."):
+    with pytest.raises(MissingFile, match="A stored file no longer exists."):
         getattr(storage, read)(*arguments)
 
 

@@ -52,7 +52,7 @@ def test_the_head_of_a_series_says_its_shape_and_what_its_values_are(
 
 
 @pytest.mark.parametrize(
-    ("window", "greys"),
+    ("window", "grays"),
     [
         (None, [0, 0, 0, 128, 255, 255, 255]),
         (Window(40, 80), [0, 0, 0, 128, 255, 255, 255]),
@@ -63,12 +63,12 @@ def test_the_head_of_a_series_says_its_shape_and_what_its_values_are(
     ],
 )
 def test_a_window_is_black_below_and_white_above(
-    app: Flask, window: Window | None, greys: list[int]
+    app: Flask, window: Window | None, grays: list[int]
 ) -> None:
     hu = np.array([-32768, -32760, 0, 40, 80, 2000, 32767], np.int16)
     with app.app_context():
-        grey = shown(stored(stored_series(hu.reshape(1, 1, 7))), 0, window)
-    assert grey.tolist() == [greys]
+        gray = shown(stored(stored_series(hu.reshape(1, 1, 7))), 0, window)
+    assert gray.tolist() == [grays]
 
 
 def test_a_slice_looks_as_the_workers_picture_of_it(app: Flask) -> None:
@@ -84,8 +84,8 @@ def test_a_slice_looks_as_the_workers_picture_of_it(app: Flask) -> None:
 def test_a_series_of_pictures_is_shown_with_the_grays_that_were_submitted(app: Flask) -> None:
     display = np.array([[[0, 0.25, 0.5, 1]]])
     with app.app_context():
-        grey = shown(stored(stored_series(display, "display")), 0)
-    assert grey.tolist() == [[0, 64, 128, 255]]
+        gray = shown(stored(stored_series(display, "display")), 0)
+    assert gray.tolist() == [[0, 64, 128, 255]]
 
 
 def test_a_slice_is_read_without_the_others(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:

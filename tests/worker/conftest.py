@@ -31,6 +31,7 @@ from webapp.extensions import db
 from webapp.models import ModelVersion, Promotion, Scan, User, Worker, new_id
 from webapp.storage import storage
 from worker import decoder, predictors, retries
+from worker.decoder import Decoder
 from worker.heartbeat import Presence
 
 PATIENCE_S = 30
@@ -127,8 +128,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def decoder_of_the_tests() -> Iterator[None]:
-    """All tests share the child that decodes; it ends with them."""
+def decoder_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All tests share the child that decodes, for which all their folders are one; it ends with
+    them.
+    """
+    decoder._decoder = Decoder(2048, 60, tmp_path_factory.getbasetemp())
     yield
     if decoder._decoder is not None:
         decoder._decoder.close()
@@ -141,6 +145,7 @@ def as_worker(app: Flask) -> Iterator[Flask]:
     with app.app_context():
         yield app
     predictors._loaded.clear()
+    predictors._broken.clear()
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_a_run_is_compared_with_the_live_version_and_the_newest(
     assert starter == {
         "version_id": live.id,
         "card_id": live.card_id,
-        "reason": "It has no stored out-of-fold predictions.",
+        "reason": "This version has no stored out-of-fold predictions.",
     }
     assert (found["version_id"], found["card_id"], found["slice"]["n"], found["patient"]["n"]) == (
         earlier.id,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,8 +32,8 @@ MEMORY_MB, LIMIT_S = 300, 60
 
 
 @pytest.fixture
-def child() -> Iterator[Decoder]:
-    child = Decoder(MEMORY_MB, LIMIT_S)
+def child(tmp_path: Path) -> Iterator[Decoder]:
+    child = Decoder(MEMORY_MB, LIMIT_S, tmp_path)
     yield child
     child.close()
 
@@ -106,17 +107,17 @@ def test_a_full_disk_is_not_the_files_fault_and_passes(
     child: Decoder, png: Path, tmp_path: Path
 ) -> None:
     child.decode([png], tmp_path)
-    resource.prlimit(pid_of(child), resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    usual = resource.prlimit(pid_of(child), resource.RLIMIT_FSIZE)
+    assert usual == (MEMORY_MB * 2**20, MEMORY_MB * 2**20)
+    resource.prlimit(pid_of(child), resource.RLIMIT_FSIZE, (1000, usual[1]))
     with pytest.raises(OSError, match="File too large"):
         child.decode([png], tmp_path)
-    resource.prlimit(
-        pid_of(child), resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    )
+    resource.prlimit(pid_of(child), resource.RLIMIT_FSIZE, usual)
     assert len(child.decode([png], tmp_path).slices) == 1
 
 
 def test_a_scan_that_takes_too_long_fails_alone(png: Path, tmp_path: Path) -> None:
-    child = Decoder(MEMORY_MB, 1)
+    child = Decoder(MEMORY_MB, 1, tmp_path)
     with pytest.raises(ImageError) as caught:
         child.decode([hanging(tmp_path)], tmp_path)
     assert str(caught.value) == BEYOND_LIMITS
@@ -166,7 +167,7 @@ def test_a_child_that_nobody_waits_for_ends_itself(tmp_path: Path) -> None:
         " {}}\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "ml.decode", "300"],
+        [sys.executable, "-m", "ml.decode", "300", str(tmp_path)],
         cwd=PROJECT_ROOT,
         input=request.encode(),
         timeout=60,
@@ -196,11 +197,12 @@ def test_what_a_library_prints_is_no_answer(tmp_path: Path, png: Path) -> None:
         "import sys, os, ml.decode, ml.scans.read\n"
         "real = ml.decode.read_series\n"
         "def read(*given, **limits): os.write(1, b'noise\\n'); return real(*given, **limits)\n"
-        "ml.decode.read_series = read; sys.exit(ml.decode.main(['300']))\n"
+        "ml.decode.read_series = read; sys.exit(ml.decode.main(['300',"
+        " sys.argv[1]]))\n"
     )
     request = f'{{"paths": ["{png}"], "folder": "{tmp_path}", "limit_s": 60, "limits": {{}}}}\n'
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, str(tmp_path)],
         cwd=PROJECT_ROOT,
         input=request.encode(),
         capture_output=True,
@@ -210,13 +212,32 @@ def test_what_a_library_prints_is_no_answer(tmp_path: Path, png: Path) -> None:
     assert done.stdout.startswith(b'{"unit": "display"') and done.stderr == b"noise\n"
 
 
-def test_a_worker_keeps_its_decoder_and_leaves_no_file_behind(worker_app: Flask, png: Path) -> None:
-    decoder.decode([png])
-    first = decoder._decoder
-    assert len(decoder.decode([png], max_pixels=5000).slices) == 1
+def test_a_worker_keeps_its_decoder_and_leaves_no_file_behind(
+    worker_app: Flask, png: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "_decoder", None)
+    with presence().work_folder() as folder:
+        mine = png.rename(folder / "picture")
+        decoder.decode([mine])
+        first = decoder._decoder
+        assert len(decoder.decode([mine], max_pixels=5000).slices) == 1
     assert decoder._decoder is first and first is not None
     assert (first.memory_mb, first.limit_s) == (2048, 60)
-    assert list(presence().folder.iterdir()) == []
+    assert first.folder == presence().folder and list(presence().folder.iterdir()) == []
+    first.close()
+
+
+def test_a_work_folder_that_was_removed_and_made_again_gets_a_new_child(
+    tmp_path: Path, png: Path
+) -> None:
+    folder = tmp_path / "folder"
+    child = Decoder(MEMORY_MB, LIMIT_S, folder)
+    for _ in range(2):
+        folder.mkdir()
+        shutil.copy(png, folder / "picture")
+        assert len(child.decode([folder / "picture"], folder).slices) == 1
+        shutil.rmtree(folder)
+    child.close()
 
 
 def test_a_bomb_ends_before_it_is_inflated(child: Decoder, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 from ml.artifacts.card import Card
 from ml.artifacts.folder import write_model
 from ml.catalogue import IMAGENET_WEIGHTS
-from ml.datasets.read import Dataset as Opened
+from ml.datasets.read import Dataset as LoadedDataset
 from ml.errors import SettingError
 from ml.evaluation.answers import write_answers
 from ml.training.progress import Progress, TrainingStopped
@@ -68,7 +68,7 @@ class StubTraining:
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.config: TrainConfig | None = None
-        self.datasets: Sequence[Opened] = ()
+        self.datasets: Sequence[LoadedDataset] = ()
         self.after_step: Callable[[int], None] = lambda step: None
         self.passed = True
         self.blocked_because = ""
@@ -77,7 +77,7 @@ class StubTraining:
     def __call__(
         self,
         config: TrainConfig,
-        datasets: Sequence[Opened],
+        datasets: Sequence[LoadedDataset],
         out_dir: Path,
         on_progress: Say,
         should_stop: Ask,
@@ -220,7 +220,7 @@ def test_progress_is_written_at_most_once_a_second(
     stages: list[str | None] = []
     stub.after_step = lambda step: stages.append(the_run().stage)
     train_model()
-    assert stages == ["Fetching the data"] * 3
+    assert stages == ["Downloading the data"] * 3
 
 
 def test_a_worker_that_stops_hands_the_run_back_and_another_continues(
@@ -309,7 +309,7 @@ def test_a_finished_training_waits_for_a_storage_that_is_away(
     assert (the_run().status, stub.steps) == ("done", [0, 1, 2, 1, 2])
 
 
-def test_a_run_whose_model_the_storage_refuses_fails_and_continues_when_it_is_tried_again(
+def test_a_run_whose_model_the_storage_refuses_is_tried_again_for_an_hour(
     worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = launch(tmp_path)
@@ -323,16 +323,22 @@ def test_a_run_whose_model_the_storage_refuses_fails_and_continues_when_it_is_tr
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "put", refuse)
         train_model()
-    assert (the_run().status, the_run().error) == (
-        "failed",
-        "The storage did not accept a file; please try again later.",
-    )
+        assert (the_run().status, the_run().error, stub.steps) == ("queued", None, [0, 1, 2])
+        train_model()  # Not yet.
+        assert stub.steps == [0, 1, 2]
+        hour = {"retry_at": database_now(-1), "refused_since": database_now(-3601)}
+        db.session.execute(update(TrainingRun).values(**hour))
+        db.session.commit()
+        train_model()
+        assert (the_run().status, the_run().error) == (
+            "failed",
+            "The storage did not accept a file; please try again later.",
+        )
     queue_again(TrainingRun, TrainingRun.id == run_id)
     db.session.commit()
     train_model()
-    assert (the_run().status, stub.steps) == ("done", [0, 1, 2, 1, 2]), (
-        "from the checkpoint that was stored last: one in five minutes is"
-    )
+    assert the_run().status == "done"
+    assert 0 not in stub.steps[3:], "each time from the checkpoint that was stored last"
 
 
 def test_a_worker_whose_own_disk_is_full_hands_the_run_back_all_the_same(
@@ -428,7 +434,7 @@ def test_a_run_whose_checkpoint_is_of_an_earlier_version_begins_anew(
 
     def of_a_newer_version(
         config: TrainConfig,
-        datasets: Sequence[Opened],
+        datasets: Sequence[LoadedDataset],
         out_dir: Path,
         on_progress: Say,
         should_stop: Ask,
@@ -492,7 +498,7 @@ def test_a_model_whose_export_differs_may_not_be_promoted(
     version = db.session.scalars(select(ModelVersion)).one()
     assert (
         version.blocked_because
-        == "The exported model differs from the trained one by 0.0003; at most 0.0001 is allowed."
+        == "The exported model differs from the trained one by 0.0003; the limit is 0.0001."
     )
 
 

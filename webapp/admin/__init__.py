@@ -1,5 +1,5 @@
-"""The administrator's pages: workers, data sets, training runs, model versions, people and what
-they did.
+"""The administrator's pages: operations, data sets, training runs, model versions, users and the
+audit log.
 """
 
 from webapp.admin import audit, datasets, operations, runs, users, versions

@@ -1,4 +1,4 @@
-"""The audit log as a page: who did what to which object, when and from where."""
+"""The page of the audit log: who did what to which object, when and from where."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ EVENTS_PER_PAGE = 50
 
 @blueprint.get("/audit")
 def audit() -> ResponseReturnValue:
-    """List events, newest first: those of one act, one person (`by`, a username or an id), one
-    object or one address, as the query asks.
+    """List events, newest first, filtered by action, user (`by`, a username or id), object or
+    address.
 
-    A page begins below an event (`before`) rather than after so many rows, so that the millionth
-    costs no more than the first.
+    Pages start below an event (`before`) instead of at an offset, so that late pages cost no more
+    than the first.
     """
     asked = {
         name: request.args.get(name, "").strip() for name in ("act", "by", "object", "address")
@@ -53,8 +53,8 @@ def audit() -> ResponseReturnValue:
 
 
 def id_of(given: str) -> str:
-    """Return the id that was given, or that of the person with this username; where there is none,
-    an id that nothing has.
+    """Return `given` if it is an id, else the id of the user with that name, or "" if there is
+    none.
     """
     if is_id(given):
         return given
@@ -65,5 +65,5 @@ def id_of(given: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` without what no name and no address has; PostgreSQL refuses a NUL."""
+    """Return `text` without unprintable characters; PostgreSQL rejects NUL characters."""
     return "".join(character for character in text if character.isprintable())

@@ -1,4 +1,4 @@
-"""Importing data sets, looking at what is in them, and deleting them."""
+"""The pages of data sets: import, exploration and deletion."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from wtforms.validators import DataRequired
 
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
 from webapp.audit import record
+from webapp.charts import histogram_chart
 from webapp.deletion import StillNeeded, delete_dataset
 from webapp.extensions import csrf, db
 from webapp.forms import PostedForm, TextField, at_most
 from webapp.intake import UploadRejected, accept_dataset
 from webapp.intake.spool import incoming_folder
 from webapp.models import Act, Dataset, cancel
+from webapp.space import disk_full_is_told, require_space
 from webapp.storage import storage
 
-MULTIPART_ALLOWANCE = 2**20  # The envelope of a multipart body and its small fields.
+MULTIPART_ALLOWANCE = 2**20  # For multipart boundaries and small fields.
 
 
 class ImportDatasetForm(PostedForm):
@@ -44,8 +46,8 @@ class ImportDatasetForm(PostedForm):
         "ZIP file",
         validators=[FileRequired("Choose a ZIP file.")],
         description=(
-            "A manifest (filename, label and perhaps patient, slice, scan_label), one folder a"
-            " class, or the layout of Kaggle's head_ct, of the RSNA's challenge of 2019, or of"
+            "A CSV manifest (filename, label and, if known, patient, slice and scan_label), one"
+            " folder per class, or the layout of Kaggle's head_ct, the 2019 RSNA challenge or"
             " CQ500."
         ),
     )
@@ -59,7 +61,7 @@ def datasets() -> Response:
 
 
 def list_datasets(form: ImportDatasetForm, status: int = 200) -> Response:
-    """Answer with the list and this form."""
+    """Render the list with this form."""
     counts = [Dataset.exploration[key].as_integer() for key in ("images", "positive", "negative")]
     page = page_of(
         Dataset,
@@ -72,20 +74,19 @@ def list_datasets(form: ImportDatasetForm, status: int = 200) -> Response:
 
 
 @blueprint.post("/datasets")
-# The check for all requests would read the archive into a temporary folder first; the form checks
-# the token.
+# The global check would read the archive into a temporary folder first; the form checks the token.
 @csrf.exempt
 def import_dataset() -> ResponseReturnValue:
-    """Take in a ZIP file as a data set; a train worker reads it."""
+    """Accept a ZIP file as a data set, for a train worker to import."""
     user_id = current_user.id
-    # An upload may last for minutes, and an open transaction would hold SQLite's write lock.
+    # An upload may take minutes, and an open transaction would hold SQLite's write lock.
     db.session.commit()
     with uploaded_form() as fields:
         if fields is None:
             form = ImportDatasetForm(formdata=None)
             form.form_errors.append(
-                f"The archive is larger than {current_app.config['MAX_DATASET_MB']:,} MB, which is"
-                " the limit."
+                f"The archive is larger than the limit of {current_app.config['MAX_DATASET_MB']:,}"
+                " MB."
             )
             return list_datasets(form, 413)
         form = ImportDatasetForm(fields)
@@ -109,14 +110,15 @@ def import_dataset() -> ResponseReturnValue:
 
 @contextmanager
 def uploaded_form() -> Iterator[MultiDict[str, Any] | None]:
-    """Give the posted fields and files, or None where the body exceeds the limit for data sets.
+    """Yield the posted fields and files, or None if the body exceeds the limit for data sets.
 
-    Files lie under HEMOSCAN_HOME, readable by the owner only, and are removed when the context
-    ends, however it does.
+    Files are spooled under HEMOSCAN_HOME, readable by their owner only, and deleted when the
+    context ends.
     """
     with ExitStack() as spooled:
 
         def spool(*_: object, **__: object) -> IO[bytes]:
+            require_space(request.content_length or 0)
             return spooled.enter_context(
                 NamedTemporaryFile(dir=incoming_folder(), prefix="dataset-", suffix=".zip")
             )
@@ -128,33 +130,43 @@ def uploaded_form() -> Iterator[MultiDict[str, Any] | None]:
             max_form_parts=10,
         )
         try:
-            _, fields, files = parser.parse_from_environ(request.environ)
+            with disk_full_is_told():
+                _, fields, files = parser.parse_from_environ(request.environ)
         except RequestEntityTooLarge:
             yield None
             return
-        for stream in files.values():
-            stream.flush()
+        with disk_full_is_told():
+            for stream in files.values():
+                stream.flush()
         yield CombinedMultiDict([files, fields])
 
 
 @blueprint.get("/datasets/<dataset_id>")
 @blueprint.get("/datasets/<dataset_id>/progress", endpoint="dataset_progress")
 def dataset(dataset_id: str) -> Response:
-    """Show what is in a data set."""
+    """Show the contents of a data set."""
     found = db.get_or_404(Dataset, dataset_id)
-    return live_page("dataset", pending=is_pending(found), dataset=found)
+    histograms = (found.exploration or {}).get("histograms")
+    return live_page(
+        "dataset",
+        pending=is_pending(found),
+        dataset=found,
+        grays=histogram_chart(histograms) if histograms else None,
+    )
 
 
 @blueprint.post("/datasets/<dataset_id>/cancel")
 def cancel_import(dataset_id: str) -> ResponseReturnValue:
-    """End an import that waits or goes on; its worker notices within seconds, and stays."""
+    """Cancel a queued or running import; its worker notices within seconds and continues with
+    others.
+    """
     found = db.get_or_404(Dataset, dataset_id)
     cancelled = cancel(Dataset, Dataset.id == dataset_id)
     if cancelled:
         record(Act.IMPORT_CANCELLED, dataset_id)
     db.session.commit()
     if cancelled:
-        storage.discard(found.archive_key)  # It will never be read.
+        storage.discard(found.archive_key)  # It will not be needed.
     else:
         flash("This import has already finished.", "warning")
     return redirect(url_for("admin.dataset", dataset_id=dataset_id))
@@ -162,7 +174,7 @@ def cancel_import(dataset_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/datasets/<dataset_id>/delete")
 def remove_dataset(dataset_id: str) -> ResponseReturnValue:
-    """Delete a data set that is no longer of use, with its archive."""
+    """Delete a data set with its archive."""
     name = db.get_or_404(Dataset, dataset_id).name
     try:
         all_removed = delete_dataset(dataset_id)
@@ -181,11 +193,11 @@ def remove_dataset(dataset_id: str) -> ResponseReturnValue:
 
 @blueprint.get("/datasets/<dataset_id>/contact-sheet.png")
 def contact_sheet(dataset_id: str) -> ResponseReturnValue:
-    """Send the picture of samples that the worker made."""
+    """Send the contact sheet of sample images."""
     key = db.session.scalar(select(Dataset.contact_sheet_key).where(Dataset.id == dataset_id))
     if key is None:
         abort(404)
-    # A key is never written twice, so it names its content.
+    # A key is never written twice, so it identifies its content.
     if request.if_none_match.contains(key):
         return "", 304
     return send_file(BytesIO(storage.get(key)), mimetype="image/png", etag=key, max_age=0)

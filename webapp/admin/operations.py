@@ -1,4 +1,4 @@
-"""What is live, what is stuck, what runs, what waits, and who is there to do it."""
+"""The page of operations: live models, stuck and running jobs, queues and workers."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ WORK: dict[type[Leased], str] = {
 COUNTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)
 SECONDS_IN_VIEW = 24 * 3600
 STUCK_S = 300
-"""A row that waits longer has no worker, or too few."""
+"""A job queued for longer has no worker, or too few."""
 MOST_SHOWN = 50
 
 
 @blueprint.get("")
 @blueprint.get("/progress", endpoint="operations_progress")
 def operations() -> Response:
-    """Show live versions, stuck and running jobs, queues and workers: all from SQL and on the
-    database's clock.
+    """Show live models, stuck and running jobs, queues and workers, with times by the database's
+    clock.
     """
     now: datetime = db.session.scalars(select(database_now())).one()
     in_view = (
@@ -69,8 +69,8 @@ def operations() -> Response:
 
 
 def count_work(now: datetime) -> list[dict[str, object]]:
-    """Return, for each kind of work, how many rows are queued, running and failed, and how old the
-    oldest queued one is (None without one), in one query over the indexes.
+    """Return, for each kind of job, how many are queued, running and failed, and the age of the
+    oldest queued one (None if there is none), in one query that uses the indexes.
     """
     counts = {
         (what, status): (number, oldest)
@@ -99,8 +99,8 @@ def count_work(now: datetime) -> list[dict[str, object]]:
 
 
 def stuck_jobs(table: type[Leased]) -> list[Leased]:
-    """Return the oldest rows of `table` whose lease expired, or that are queued for longer than
-    STUCK_S.
+    """Return the oldest rows of `table` whose lease has expired, or that have been queued for
+    longer than STUCK_S.
     """
     expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
     waiting = (table.status == JobStatus.QUEUED) & (table.queued_at < database_now(-STUCK_S))
@@ -111,16 +111,14 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
 
 
 def running_jobs(table: type[Leased]) -> list[Leased]:
-    """Return the oldest rows of `table` that run under a lease."""
+    """Return the oldest running rows of `table` with a valid lease."""
     return oldest_rows(
         table, (table.status == JobStatus.RUNNING) & (table.lease_expires_at >= database_now())
     )
 
 
 def oldest_rows(table: type[Leased], of_one_status: ColumnElement[bool]) -> list[Leased]:
-    """Return the oldest rows for which that holds; of a single status, so that the index has them
-    in this order.
-    """
+    """Return the oldest rows with this condition on a single status, so that the index applies."""
     return list(
         db.session.scalars(
             select(table).where(of_one_status).order_by(table.queued_at, table.id).limit(MOST_SHOWN)
@@ -129,5 +127,5 @@ def oldest_rows(table: type[Leased], of_one_status: ColumnElement[bool]) -> list
 
 
 def seconds_since(then: datetime, now: datetime) -> float:
-    """Return how long ago that was by the database's clock; never less than 0."""
+    """Return the seconds from `then` to `now`, at least 0."""
     return max((now - then).total_seconds(), 0.0)

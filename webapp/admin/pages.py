@@ -1,6 +1,4 @@
-"""What all pages of the administration share: who may enter, parts that follow a job live, and
-paging.
-"""
+"""What all administrator pages share: access control, live updates and paging."""
 
 from __future__ import annotations
 
@@ -8,41 +6,57 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Blueprint, Response, abort, flash, make_response, render_template, request
+from flask import (
+    Blueprint,
+    Response,
+    abort,
+    flash,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import Row, Select, func, select
 
 from webapp.extensions import Base, db, login_manager
-from webapp.forms import is_id, page_number
+from webapp.forms import is_id
 from webapp.models import JobStatus, Leased
+from webapp.paging import PageNumbers, requested_page
+from webapp.second_factors import lacks_required_factor
 
 ROWS_PER_PAGE = 25
 REFUSED = 400  # A form that was refused.
-STOP_POLLING = 286  # htmx's own status: swap this answer in, then ask no more.
+STOP_POLLING = 286  # htmx's own status: show this response, then stop polling.
 
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
 
 
 @blueprint.before_request
 def admit_admins_only() -> ResponseReturnValue | None:
-    """Send strangers to the login; to everybody else who is no admin, there is nothing here."""
+    """Redirect anonymous users to the login, and administrators without a required second factor to
+    their account; return 404 to other users.
+    """
     if not current_user.is_authenticated:
         answer: ResponseReturnValue = login_manager.unauthorized()
         return answer
     if not current_user.is_admin:
         abort(404)
+    if lacks_required_factor(current_user):
+        flash("Administrators must set up a second factor first.", "warning")
+        return redirect(url_for("auth.account", _anchor="second-factor"))
     if not all(is_id(value) for value in (request.view_args or {}).values()):
         abort(404)
     return None
 
 
 def live_page(name: str, *, pending: bool, status: int = 200, **context: Any) -> Response:
-    """Answer with `admin/<name>.html` or, under …/progress, with its part `admin/_<name>.html` for
-    htmx.
+    """Render `admin/<name>.html` or, for htmx requests under …/progress, its part
+    `admin/_<name>.html`.
 
-    The part is left out (304) while it is as the browser knows it, and stops the polling once
-    nothing is `pending`.
+    The part is 304 while it is unchanged, and ends the polling once nothing is `pending`.
     """
     if not request.path.endswith("/progress"):
         return make_response(
@@ -60,35 +74,29 @@ def live_page(name: str, *, pending: bool, status: int = 200, **context: Any) ->
 
 
 def warn_of_delay() -> None:
-    """Tell the admin that no worker could be woken for what was just queued."""
+    """Tell the administrator that no worker could be notified of a new job."""
     flash(
-        "The message broker cannot be reached, so this may wait until it is back. It is safely"
-        " stored.",
+        "The message broker is unavailable, so this may start with a delay. Your request has been"
+        " saved.",
         "warning",
     )
 
 
 def is_pending(job: Leased) -> bool:
-    """True while a worker has still to decide how `job` ends."""
+    """Return whether `job` is queued or running."""
     return not JobStatus(job.status).is_final
 
 
 @dataclass(frozen=True)
-class Page:
-    """Some of the rows of a long table, and where in it they stand."""
+class Page(PageNumbers):
+    """The rows of one page of a long table."""
 
-    rows: Sequence[Row[Any]]
-    number: int
-    pages: int
+    rows: Sequence[Row[*tuple[Any, ...]]]
 
 
-def page_of(table: type[Base], rows: Select[Any]) -> Page:
-    """Return those of `rows`, which are one for each row of `table`, that the query string `?page=`
-    asks for.
-    """
-    pages = max(
-        -(-(db.session.scalar(select(func.count()).select_from(table)) or 0) // ROWS_PER_PAGE), 1
-    )
-    number = min(page_number(), pages)
-    found = db.session.execute(rows.limit(ROWS_PER_PAGE).offset((number - 1) * ROWS_PER_PAGE)).all()
-    return Page(found, number, pages)
+def page_of(table: type[Base], rows: Select[*tuple[Any, ...]]) -> Page:
+    """Return the requested page of `rows`, which are one for each row of `table`."""
+    total = db.session.scalar(select(func.count()).select_from(table)) or 0
+    page = requested_page(total, ROWS_PER_PAGE)
+    shown = rows.limit(ROWS_PER_PAGE).offset((page.number - 1) * ROWS_PER_PAGE)
+    return Page(page.number, page.pages, db.session.execute(shown).all())

@@ -1,4 +1,4 @@
-"""Launching training runs and following them."""
+"""The pages of training runs: launch and progress."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from wtforms.widgets import CheckboxInput, NumberInput
 
 from ml.catalogue import (
     ARCHITECTURES,
+    EVALUATION_SETTINGS,
     IMAGENET_WEIGHTS,
-    JUDGING,
     PREPROCESSING,
     STARTER_DIR,
     STARTER_SERIES_DIR,
@@ -35,6 +35,8 @@ from ml.catalogue import (
 from ml.errors import SettingError
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
 from webapp.audit import record
+from webapp.charts import roc_chart
+from webapp.display import display_name
 from webapp.extensions import db
 from webapp.forms import PostedForm
 from webapp.jobs import TRAIN_MODEL, nudge
@@ -77,7 +79,7 @@ def runs() -> Response:
 
 @blueprint.route("/runs/new", methods=["GET", "POST"])
 def launch() -> ResponseReturnValue:
-    """Queue a training run with the settings that the catalogue knows for its architecture."""
+    """Queue a training run with the settings of its architecture (`ml.catalogue`)."""
     try:
         architecture = architecture_named(
             request.values.get("architecture") or next(iter(ARCHITECTURES))
@@ -118,7 +120,7 @@ def launch() -> ResponseReturnValue:
 @blueprint.get("/runs/<run_id>")
 @blueprint.get("/runs/<run_id>/progress", endpoint="run_progress")
 def run(run_id: str) -> Response:
-    """Show a training run: where it stands, then what came of it."""
+    """Show a training run: its progress, then the model it created."""
     found = db.get_or_404(
         TrainingRun,
         run_id,
@@ -128,12 +130,19 @@ def run(run_id: str) -> Response:
             selectinload(TrainingRun.datasets).load_only(Dataset.name, Dataset.fingerprint),
         ],
     )
-    return live_page("run", pending=is_pending(found), run=found, version=found.version)
+    version = found.version
+    return live_page(
+        "run",
+        pending=is_pending(found),
+        run=found,
+        version=version,
+        roc=roc_chart(version.card) if version else None,
+    )
 
 
 @blueprint.post("/runs/<run_id>/cancel")
 def cancel_run(run_id: str) -> ResponseReturnValue:
-    """End a run that waits or trains; its worker notices within a second or a batch, and stays."""
+    """Cancel a queued or running training; its worker notices within a second or a batch."""
     cancelled = cancel(TrainingRun, TrainingRun.id == run_id)
     if cancelled:
         record(Act.RUN_CANCELLED, run_id)
@@ -147,7 +156,7 @@ def cancel_run(run_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/runs/<run_id>/retry")
 def retry_run(run_id: str) -> ResponseReturnValue:
-    """Queue a run again that failed or was cancelled, as it was launched."""
+    """Queue a failed or canceled run again, with the same settings."""
     queued = queue_again(TrainingRun, TrainingRun.id == run_id, eta_s=None, current_metrics={})
     if queued:
         record(Act.RUN_RETRIED, run_id)
@@ -160,9 +169,7 @@ def retry_run(run_id: str) -> ResponseReturnValue:
 
 
 def launch_form(architecture: Architecture) -> Any:
-    """Return the form that launches a run of `architecture`: its settings from the catalogue, data
-    sets, weights, seed.
-    """
+    """Return the launch form for `architecture`: data sets, settings, initial weights and seed."""
 
     class LaunchForm(PostedForm):
         datasets = SelectMultipleField(
@@ -170,21 +177,19 @@ def launch_form(architecture: Architecture) -> Any:
             choices=[SelectChoice(id, name) for id, name in db.session.execute(ready_datasets())],
             option_widget=CheckboxInput(),
             description=(
-                "Images of one patient and near-duplicates always stay on the same side of a split."
+                "All images of a patient, and near-duplicates, stay on the same side of a split."
             ),
         )
         initial_weights = SelectField(
             "Initial weights",
             choices=initial_weights(),
-            description=(
-                "The weights that training starts from; they can come from any architecture."
-            ),
+            description=("The weights that training starts from, from any architecture."),
         )
         seed = StringField(
             "Seed",
             default="0",
             widget=NumberInput(min=0, max=LARGEST_SEED),
-            description="The same seed and the same data give the same splits.",
+            description="The same seed and data always give the same splits.",
         )
 
         def validate_datasets(self, field: Field) -> None:
@@ -209,10 +214,8 @@ def launch_form(architecture: Architecture) -> Any:
 def settings_in_groups(
     form: PostedForm, architecture: Architecture
 ) -> list[tuple[str, list[Field]]]:
-    """Return the fields of the settings by group, under a title; those that no other architecture
-    has come first.
-    """
-    shared = {"Evaluation": JUDGING, "Preprocessing of the images": PREPROCESSING}
+    """Return the settings' fields in titled groups; those specific to the architecture first."""
+    shared = {"Evaluation": EVALUATION_SETTINGS, "Image preprocessing": PREPROCESSING}
     own = [
         setting
         for setting in architecture.settings
@@ -228,14 +231,12 @@ def settings_in_groups(
 
 
 def field_name(setting: Setting) -> str:
-    """Return the setting's name in the form, where it cannot collide with the fields of every
-    run.
-    """
+    """Return the name of a setting's form field, which cannot collide with other fields."""
     return f"setting_{setting.name}"
 
 
 def field_of(setting: Setting) -> Field:
-    """Return the form field of a setting; whether a value fits is for the catalogue to say."""
+    """Return the form field of a setting, validated by the catalogue."""
 
     def fits(_: Form, field: Field) -> None:
         try:
@@ -243,7 +244,7 @@ def field_of(setting: Setting) -> Field:
         except SettingError as err:
             raise ValidationError(str(err)) from err
 
-    label = setting.name.replace("_", " ").capitalize()
+    label = display_name(setting.name)
     if setting.kind == "choice":
         return cast(
             Field,
@@ -275,7 +276,7 @@ def field_of(setting: Setting) -> Field:
 
 
 def ready_datasets() -> Any:
-    """Select id and name of the data sets that a worker has read without fault."""
+    """Select id and name of the imported data sets."""
     return (
         select(Dataset.id, Dataset.name)
         .where(Dataset.status == JobStatus.DONE)
@@ -284,7 +285,7 @@ def ready_datasets() -> Any:
 
 
 def initial_weights() -> list[SelectChoice]:
-    """Return what a run may start from, the best guess first."""
+    """Return the choices of initial weights, the best default first."""
     choices = []
     for value, folder, reads in (
         ("starter", STARTER_DIR, "slices"),
@@ -292,7 +293,7 @@ def initial_weights() -> list[SelectChoice]:
     ):
         if (folder / "card.json").exists():
             choices.append(
-                SelectChoice(value, f"The starter model for {reads} included with Hemoscan")
+                SelectChoice(value, f"Starter model for {reads} (included with Hemoscan)")
             )
     for name, title in IMAGENET_WEIGHTS.items():
         if (current_app.config["WEIGHTS_DIR"] / name).exists():

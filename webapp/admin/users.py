@@ -1,5 +1,5 @@
-"""The people with an account: one-time links to a new password, who may not come in any more, and
-deletion.
+"""The pages of users: password-reset links, lost second factors, disabling and deletion of
+accounts.
 """
 
 from __future__ import annotations
@@ -17,22 +17,28 @@ from webapp.auth import FILES_LEFT
 from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, utc_now
 from webapp.logins import end_logins
-from webapp.models import Act, PasswordReset, User, active_admins
+from webapp.models import Act, PasswordReset, SecondFactor, User, active_admins
 from webapp.models.accounts import new_secret, secret_hash
+from webapp.second_factors import remove
 
 
 @blueprint.get("/users")
 def users() -> ResponseReturnValue:
-    """List everybody with an account, newest first."""
+    """List all users, newest first."""
     return render_template(
         "admin/users.html",
-        page=page_of(User, select(User).order_by(User.created_at.desc(), User.id)),
+        page=page_of(
+            User,
+            select(User, SecondFactor.confirmed_at)
+            .outerjoin(SecondFactor, SecondFactor.user_id == User.id)
+            .order_by(User.created_at.desc(), User.id),
+        ),
     )
 
 
 @blueprint.post("/users/<user_id>/reset-link")
 def make_reset_link(user_id: str) -> ResponseReturnValue:
-    """Make a link with which this person sets a new password, and show it this once."""
+    """Create a one-time link to set a new password for a user, and show it once."""
     user = db.get_or_404(User, user_id)
     secret = new_secret()
     reset = PasswordReset(
@@ -41,7 +47,7 @@ def make_reset_link(user_id: str) -> ResponseReturnValue:
         secret_hash=secret_hash(secret),
         expires_at=utc_now() + timedelta(hours=current_app.config["RESET_LINK_HOURS"]),
     )
-    # Only the newest link works: one that went astray ends when another is made.
+    # Only the newest link works, so creating another invalidates one that was lost.
     db.session.execute(delete(PasswordReset).where(PasswordReset.user_id == user.id))
     db.session.add(reset)
     record(Act.RESET_LINK_MADE, user.id)
@@ -54,10 +60,30 @@ def make_reset_link(user_id: str) -> ResponseReturnValue:
     return answer
 
 
+@blueprint.post("/users/<user_id>/second-factor/reset")
+def reset_second_factor(user_id: str) -> ResponseReturnValue:
+    """Take away the second factor of somebody who lost it, and end their logins; one's own takes
+    password and code, on the account page.
+    """
+    user = db.get_or_404(User, user_id)
+    if user.id == current_user.id:
+        return redirect(url_for("auth.account", _anchor="second-factor"))
+    if remove(user.id):
+        end_logins(user)
+        record(Act.SECOND_FACTOR_REMOVED, user.id)
+        flash(
+            f"The second factor of {user.username} has been removed, and all sessions were logged"
+            " out. The password alone logs in until a new one is set up.",
+            "success",
+        )
+    db.session.commit()
+    return redirect(url_for("admin.users"))
+
+
 @blueprint.post("/users/<user_id>/delete")
 def delete_user(user_id: str) -> ResponseReturnValue:
-    """Delete the account of another person with all their scans; one's own needs the password, on
-    the account page.
+    """Delete another user's account with all scans; deleting one's own takes the password, on the
+    account page.
     """
     user = db.get_or_404(User, user_id)
     if user.id == current_user.id:
@@ -76,9 +102,7 @@ def delete_user(user_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/users/<user_id>/disable")
 def disable_user(user_id: str) -> ResponseReturnValue:
-    """Keep this person out: all logins end, and neither password, reset link nor tokens are
-    believed. Their scans stay.
-    """
+    """Disable a user: end all sessions and refuse password, reset links and tokens; keep scans."""
     user = db.get_or_404(User, user_id)
     if active_admins() == [user.id]:
         flash(
@@ -100,7 +124,7 @@ def disable_user(user_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/users/<user_id>/enable")
 def enable_user(user_id: str) -> ResponseReturnValue:
-    """Let this person in again, with the same password and tokens."""
+    """Enable a user again, with the same password and tokens."""
     user = db.get_or_404(User, user_id)
     if user.disabled_at is not None:
         user.disabled_at = None

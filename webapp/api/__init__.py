@@ -1,4 +1,4 @@
-"""The JSON API under /api/v1: submit scans and read verdicts with a bearer token.
+"""The JSON API under /api/v1: submit scans and read results with a bearer token.
 
 Errors are `application/problem+json` (RFC 9457) and come from `webapp/errors.py`, like those of
 every page.
@@ -25,7 +25,7 @@ class Api(flask_smorest.Api):
 
 
 def init_api(app: Flask) -> None:
-    """Add the API and its OpenAPI document to `app`."""
+    """Register the API and its OpenAPI document with `app`."""
     api = Api(
         app,
         spec_kwargs={
@@ -38,6 +38,7 @@ def init_api(app: Flask) -> None:
         },
     )
     api.spec.components.security_scheme(
-        "token", {"type": "http", "scheme": "bearer", "description": "From your account page."}
+        "token",
+        {"type": "http", "scheme": "bearer", "description": "Create a token on your account page."},
     )
     api.register_blueprint(blueprint)

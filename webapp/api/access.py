@@ -1,4 +1,4 @@
-"""Who may ask, for what, and how every operation is answered and documented."""
+"""Authentication and authorization of API requests, and what all operations share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import flask_smorest
 from flask import Response, g, request
-from marshmallow import ValidationError
+from marshmallow import RAISE, ValidationError
 from sqlalchemy import ColumnElement, and_, select
 from webargs.flaskparser import FlaskParser
 from werkzeug.datastructures import WWWAuthenticate
@@ -27,10 +27,15 @@ NO_SUCH_SCAN = "Scan not found."
 
 
 class Parser(FlaskParser):
-    """Reads query parameters; what it refuses is told in a sentence."""
+    """Reads query parameters; what it refuses, such as one that is misspelled, is told in a
+    sentence.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(unknown=RAISE)
 
     def handle_error(self, error: ValidationError, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Answer 422 with every parameter that is wrong."""
+        """Respond with 422 and list every invalid parameter."""
         messages_of: dict[str, list[str]] = error.normalized_messages()["query"]  # type: ignore[no-untyped-call]
         sentences = [f"{name}: {' '.join(messages)}" for name, messages in messages_of.items()]
         raise UnprocessableEntity(" ".join(sentences)) from error
@@ -42,22 +47,22 @@ class Blueprint(flask_smorest.Blueprint):
     ARGUMENTS_PARSER = Parser()
 
 
-blueprint = Blueprint("api", __name__, url_prefix="/api/v1", description="Scans and their verdicts")
-csrf.exempt(blueprint)  # No cookie is believed here, so no other site can act for a browser.
+blueprint = Blueprint("api", __name__, url_prefix="/api/v1", description="Scans and their results")
+csrf.exempt(blueprint)  # The API ignores cookies, so no other site can act for a browser.
 
 
 def bearer() -> str:
-    """Return the token that a request carries, or nothing."""
+    """Return the bearer token of the request, or an empty string."""
     given = request.authorization
     return given.token or "" if given is not None and given.type == "bearer" else ""
 
 
 @blueprint.before_request
 def require_bearer() -> None:
-    """Find the token's owner, whose id becomes `g.token_owner_id`.
+    """Authenticate the request by its token and set `g.token_owner_id` and `g.token_id`.
 
     Raises:
-        Unauthorized: there is no token in the `Authorization` header, or an unknown one.
+        Unauthorized: the `Authorization` header has no token or an unknown one.
     """
     if not (token := bearer()):
         raise Unauthorized(
@@ -69,7 +74,7 @@ def require_bearer() -> None:
         .join(ApiToken.user)
         .where(ApiToken.secret_hash == secret_hash(token), User.disabled_at.is_(None))
     )
-    # No transaction, on SQLite the write lock, is open while an upload comes in over a slow line.
+    # No open transaction (on SQLite: write lock) while a slow upload is being received.
     db.session.commit()
     if known is None:
         raise unknown_token()
@@ -79,7 +84,7 @@ def require_bearer() -> None:
 
 
 def unknown_token() -> Unauthorized:
-    """Return the answer to a token that was revoked or never was."""
+    """Return the error for a token that was revoked or never existed."""
     return Unauthorized(
         "Unknown API token; it may have been revoked.",
         www_authenticate=WWWAuthenticate("bearer", {"realm": REALM, "error": "invalid_token"}),
@@ -87,11 +92,10 @@ def unknown_token() -> Unauthorized:
 
 
 def require_bearer_still() -> None:
-    """Refuse a request whose token was revoked since it came, and let nobody revoke it until the
-    caller commits.
+    """Check again that the request's token is valid, and lock it until the caller commits.
 
     Raises:
-        Unauthorized: so it is.
+        Unauthorized: the token was revoked while the request was being received.
     """
     token = select(ApiToken.id).where(ApiToken.id == g.token_id).with_for_update(read=True)
     if db.session.scalar(token) is None:
@@ -100,8 +104,8 @@ def require_bearer_still() -> None:
 
 @blueprint.after_request
 def answer_conditionally(answer: Response) -> Response:
-    """Let a client that polls be told in a few bytes that nothing changed, and let nobody else keep
-    the answer.
+    """Add an ETag, so that polling clients get 304 while nothing changes, and forbid shared
+    caching.
     """
     if request.method in ("GET", "HEAD") and answer.status_code == 200:
         answer.add_etag()
@@ -110,13 +114,14 @@ def answer_conditionally(answer: Response) -> Response:
     return answer
 
 
-def documented_problems(*statuses: int) -> Callable[[Any], Any]:
-    """Return a decorator that describes these errors in the OpenAPI document; every operation may
-    answer 401.
+def documented(operation_id: str, *problems: int) -> Callable[[Any], Any]:
+    """Return a decorator that names an operation in the OpenAPI document and describes its errors;
+    every operation may answer 401.
     """
 
     def document(view: Any) -> Any:
-        for status in (401, *statuses):
+        view = blueprint.doc(operationId=operation_id)(view)
+        for status in (401, *problems):
             view = blueprint.alt_response(status, schema=ProblemSchema, content_type=PROBLEM)(view)
         return view
 
@@ -124,11 +129,11 @@ def documented_problems(*statuses: int) -> Callable[[Any], Any]:
 
 
 def require_own(scan_id: str) -> datetime | None:
-    """Refuse a request about a scan that the token's owner does not have; return when its original
-    was removed, None if it is kept.
+    """Check that a scan belongs to the token's owner; return when its original was deleted, None if
+    it is still stored.
 
     Raises:
-        NotFound: there is no such scan for them.
+        NotFound: the token's owner has no such scan.
     """
     found = db.session.execute(
         select(Scan.original_removed_at).where(is_own(scan_id))
@@ -139,10 +144,10 @@ def require_own(scan_id: str) -> datetime | None:
 
 
 def is_own(scan_id: str) -> ColumnElement[bool]:
-    """Return the condition for the scan with that id, if it is the token owner's.
+    """Return the SQL condition for the scan with that id and owned by the token's owner.
 
     Raises:
-        NotFound: this is no id at all.
+        NotFound: `scan_id` is not a valid id.
     """
     if not is_id(scan_id):
         raise NotFound(NO_SUCH_SCAN)

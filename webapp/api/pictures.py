@@ -1,4 +1,4 @@
-"""The pictures of a scan and the slices of a series; some are made after the verdict."""
+"""Images, slices and heat maps of a scan; heat maps are generated after the result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute
 from werkzeug.exceptions import HTTPException, NotFound
 
-from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented_problems, is_own
+from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented, is_own
 from webapp.api.schemas import ProblemSchema
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction, Scan
@@ -20,24 +20,24 @@ from webapp.volume import Window
 
 BINARY = {"type": "string", "format": "binary"}
 HEATMAP_WAIT_S = 2.0
-"""How long a request for a heat map waits for it: most are drawn within a second of the verdict."""
+"""How long a request waits for a heat map; most are ready within a second of the result."""
 HEATMAP_LOOK_S = 0.1
 
 
 class NotYet(HTTPException):
-    """Not an error: what was asked for is being made, ask again in a second."""
+    """Not an error: the resource is being generated; the client should retry in a second."""
 
     code = 202
 
     def get_headers(self, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
-        """Return the headers, with the time to wait."""
+        """Return the headers, including Retry-After."""
         return [*super().get_headers(*args, **kwargs), ("Retry-After", "1")]
 
 
 def operation(
-    path: str, what: Mapping[str, str], media: str, *problems: int
+    operation_id: str, path: str, what: Mapping[str, str], media: str, *problems: int
 ) -> Callable[[Any], Any]:
-    """Return a decorator for a GET of something that may not be made yet."""
+    """Return a decorator for a GET of a resource that may not be ready yet."""
 
     def add(view: Any) -> Any:
         view = blueprint.response(200, what, content_type=media)(view)
@@ -45,53 +45,55 @@ def operation(
             202,
             schema=ProblemSchema,
             content_type=PROBLEM,
-            description="Not made yet; see Retry-After.",
+            description="Not ready yet; see the Retry-After header.",
             success=True,
         )(view)
-        return blueprint.get(f"/scans/<scan_id>/{path}")(documented_problems(404, *problems)(view))
+        return blueprint.get(f"/scans/<scan_id>/{path}")(
+            documented(operation_id, 404, *problems)(view)
+        )
 
     return add
 
 
-@operation("image.png", BINARY, "image/png")
+@operation("read_image", "image.png", BINARY, "image/png")
 def image(scan_id: str) -> Response:
-    """Fetch the slice that stands for the scan, as the model's reader sees it."""
-    return picture(key_of(scan_id, Scan.image_key, "picture"))
+    """Download the slice that represents the scan, as shown on its page."""
+    return picture(key_of(scan_id, Scan.image_key, "image"))
 
 
-@operation("heatmap.png", BINARY, "image/png")
+@operation("read_heatmap", "heatmap.png", BINARY, "image/png")
 def heatmap(scan_id: str) -> Response:
-    """Fetch the heat map, to be laid over the image.
+    """Download the heat map as an overlay for the image.
 
-    It is drawn after the verdict; this waits for it a moment.
+    Heat maps are generated after the result; the request waits for up to two seconds.
     """
     _, key, _ = drawn_heatmap(scan_id)
     return picture(key)
 
 
-@operation("volume", BINARY, "application/gzip")
+@operation("read_volume", "volume", BINARY, "application/gzip")
 def volume(scan_id: str) -> Response:
-    """Fetch all slices of a series as NIfTI (.nii.gz, int16): HU, or greys 0..1 in thousandths
-    where pictures were submitted.
+    """Download all slices of a series as NIfTI (.nii.gz, int16), in HU; for images without HU, gray
+    levels from 0 to 1 in thousandths.
     """
-    return series_file(key_of(scan_id, Scan.volume_key, "series of slices"))
+    return series_file(key_of(scan_id, Scan.volume_key, "volume"))
 
 
-@operation("slices/<int:index>.png", BINARY, "image/png", 422)
+@operation("read_slice_image", "slices/<int:index>.png", BINARY, "image/png", 422)
 @blueprint.arguments(WindowSchema, location="query")
 def slice_image(window: Window | None, scan_id: str, index: int) -> Response:
-    """Fetch one slice of a series as a picture through a window.
+    """Download one slice of a series as a PNG with the given window.
 
-    Slices count from 0 in anatomical order. Where pictures were submitted there is no HU: the named
-    windows show their greys as they are, `level` and `width` are in 0..1.
+    Slices are numbered from 0 in anatomical order. If the series has no HU, named windows leave
+    gray levels unchanged, and `level` and `width` range from 0 to 1.
     """
-    return slice_picture(key_of(scan_id, Scan.volume_key, "series of slices"), index, window)
+    return slice_picture(key_of(scan_id, Scan.volume_key, "volume"), index, window)
 
 
-@operation("slices/<int:index>/heatmap.png", BINARY, "image/png")
+@operation("read_slice_heatmap", "slices/<int:index>/heatmap.png", BINARY, "image/png")
 def slice_heatmap(scan_id: str, index: int) -> Response:
-    """Fetch the heat map of one slice of a series, to be laid over its picture; `heatmap_slices`
-    says which are drawn.
+    """Download the heat map of one slice as an overlay for its image; `heatmap_slices` lists the
+    slices that have one.
     """
     heatmap_id, _, slices = drawn_heatmap(scan_id)
     if index not in slices:
@@ -100,10 +102,10 @@ def slice_heatmap(scan_id: str, index: int) -> Response:
 
 
 def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -> str:
-    """Return the key of something that is made together with the verdict.
+    """Return the storage key of a file that is made together with the result.
 
     Raises:
-        NotFound: there is no such scan for the token's owner, or it has no `what`.
+        NotFound: the token's owner has no such scan, or the scan has no `what`.
         NotYet: it is not ready yet.
     """
     look = db.session.execute(
@@ -119,12 +121,12 @@ def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -
 
 
 def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
-    """Wait a moment for the heat map; return its id, the key of its picture, and which slices of a
-    series are drawn.
+    """Wait up to HEATMAP_WAIT_S for the heat map; return its id, the storage key of its image, and
+    the slices of a series that have one.
 
     Raises:
-        NotFound: there is no such scan for the token's owner, or it has no heat map.
-        NotYet: it is not drawn yet.
+        NotFound: the token's owner has no such scan, or the scan has no heat map.
+        NotYet: it is not ready yet.
     """
     give_up_at = time.monotonic() + HEATMAP_WAIT_S
     find = (

@@ -1,4 +1,4 @@
-"""Submit scans, follow them, and read what became of them."""
+"""Submit scans, follow them and read their results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from webapp import intake
 from webapp.api.access import (
     NO_SUCH_SCAN,
     blueprint,
-    documented_problems,
+    documented,
     is_own,
     require_bearer_still,
     require_own,
@@ -60,28 +60,28 @@ from webapp.models import (
                             "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
                             "description": (
-                                "A slice as PNG, JPEG or DICOM, or a series as NIfTI or ZIP; repeat"
-                                " the field for several."
+                                "A slice (PNG, JPEG or DICOM) or a series (NIfTI or ZIP). Repeat"
+                                " the field to send several files."
                             ),
                         },
                         "title": {
                             "type": "string",
-                            "description": "Shown in the history; give no patient's name.",
+                            "description": "Shown in the history. Do not include patient names.",
                         },
                         "stat": {
                             "type": "string",
                             "enum": ["", "0", "1"],
-                            "description": "1: read before all scans that are not.",
+                            "description": "1: STAT, analyzed before all routine scans.",
                         },
                         "together": {
                             "type": "string",
                             "enum": ["", "0", "1"],
-                            "description": "1: the pictures are slices of one scan.",
+                            "description": "1: the images are slices of one scan.",
                         },
                         "keep_names": {
                             "type": "string",
                             "enum": ["", "0", "1"],
-                            "description": "1: file names may be kept, as title.",
+                            "description": "1: store file names and use them as titles.",
                         },
                     },
                 }
@@ -89,13 +89,13 @@ from webapp.models import (
         },
     }
 )
-@documented_problems(413, 415, 422, 429, 503)
+@documented("submit_scans", 413, 415, 422, 429, 503, 507)
 @blueprint.response(202, SubmissionSchema)
 def submit() -> dict[str, Any]:
-    """Submit slices and series; DICOM files of one series become one scan.
+    """Submit slices or series; all DICOM files of a series become one scan.
 
-    The answer comes at once; poll `url` for the verdict. What is read of an upload and what is not,
-    a scan's `notes` say.
+    The response is immediate; poll `url` for the result. A scan's `notes` report anything unusual
+    about the upload, such as files that were skipped.
     """
     if request.mimetype not in ("", "multipart/form-data"):
         raise UnsupportedMediaType("Send the files as multipart/form-data, in the field “file”.")
@@ -115,10 +115,10 @@ def submit() -> dict[str, Any]:
 
 
 def flag(name: str) -> bool:
-    """Return a choice of the form.
+    """Return a yes-or-no field of the form.
 
     Raises:
-        UnprocessableEntity: it is neither 0 nor 1.
+        UnprocessableEntity: its value is neither 0 nor 1.
     """
     given = request.form.get(name, "")
     if given not in ("", "0", "1"):
@@ -127,14 +127,13 @@ def flag(name: str) -> bool:
 
 
 @blueprint.get("/scans")
-@documented_problems(422)
+@documented("list_scans", 422)
 @blueprint.arguments(ScansQuerySchema, location="query")
 @blueprint.response(200, ScansPageSchema)
 def index(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List the scans of the token's owner.
+    """List your scans.
 
-    In the orders by risk and by uncertainty urgent scans come first, and those without a result
-    last.
+    When ordered by risk or uncertainty, STAT scans come first and scans without a result last.
     """
     page, per_page = query["page"], query["per_page"]
     mine = [Scan.user_id == g.token_owner_id]
@@ -144,7 +143,7 @@ def index(query: Mapping[str, Any]) -> dict[str, Any]:
     ordered = with_result(select(Scan), selectinload).where(*mine).order_by(*query["order"].columns)
     shown = ordered.limit(per_page).offset((page - 1) * per_page)
     return {
-        "items": [told(scan) for scan in db.session.scalars(shown)],
+        "items": [scan_as_json(scan) for scan in db.session.scalars(shown)],
         "page": page,
         "per_page": per_page,
         "total": total,
@@ -152,28 +151,28 @@ def index(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @blueprint.get("/scans/<scan_id>")
-@documented_problems(404)
+@documented("read_scan", 404)
 @blueprint.alt_response(
-    304, description="Unchanged since the answer with the ETag in If-None-Match.", success=True
+    304, description="Not modified since the ETag in If-None-Match.", success=True
 )
 @blueprint.response(200, ScanSchema)
 def show(scan_id: str) -> dict[str, Any]:
-    """Poll one scan."""
+    """Get a scan and its result."""
     scan = (
         db.session.scalars(with_result(select(Scan)).where(is_own(scan_id))).unique().one_or_none()
     )
     if scan is None:
         raise NotFound(NO_SUCH_SCAN)
-    return told(scan)
+    return scan_as_json(scan)
 
 
 @blueprint.post("/scans/<scan_id>/score-anyway")
-@documented_problems(404, 409)
+@documented("score_scan_anyway", 404, 409)
 @blueprint.response(202, JobSchema)
 def score_anyway(scan_id: str) -> dict[str, Any]:
-    """Score a scan that was refused because it does not look like a head CT.
+    """Score a scan that was rejected because it does not look like a head CT.
 
-    Its result carries a warning.
+    The result will include a warning.
     """
     require_own(scan_id)
     refusal = (
@@ -183,10 +182,10 @@ def score_anyway(scan_id: str) -> dict[str, Any]:
 
 
 @blueprint.post("/scans/<scan_id>/cancel")
-@documented_problems(404, 409)
+@documented("cancel_scan", 404, 409)
 @blueprint.response(200, JobSchema)
 def cancel_scan(scan_id: str) -> dict[str, Any]:
-    """End a scan that waits or is being read, as cancelled."""
+    """Cancel a queued or running scan."""
     require_own(scan_id)
     cancelled = cancel(Scan, Scan.id == scan_id)
     if cancelled:
@@ -198,44 +197,44 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
 
 
 @blueprint.post("/scans/<scan_id>/retry")
-@documented_problems(404, 409)
+@documented("retry_scan", 404, 409)
 @blueprint.response(202, JobSchema)
 def retry_scan(scan_id: str) -> dict[str, Any]:
-    """Queue a scan again that failed or was cancelled."""
+    """Retry a failed or canceled scan."""
     removed_at = require_own(scan_id)
     refusal = ORIGINAL_REMOVED if removed_at else "Only failed or canceled scans can be retried."
     return queued(scan_id, Act.SCAN_RETRIED, retry(scan_id), refusal)
 
 
 @blueprint.delete("/scans/<scan_id>")
-@documented_problems(404)
+@documented("delete_scan", 404)
 @blueprint.response(204)
 def remove(scan_id: str) -> None:
-    """Delete a scan with its file, its pictures and its verdict.
+    """Delete a scan with its file, images and result.
 
-    Files that the storage does not remove at once are removed within hours.
+    Files that cannot be deleted immediately are deleted within a few hours.
     """
     require_own(scan_id)
     delete_scan(scan_id)
 
 
 def queued(scan_id: str, act: Act, was_queued: bool, refusal: str) -> dict[str, Any]:
-    """Commit what was queued again, wake a worker and return what a client polls.
+    """Commit a scan that was queued again, wake a worker and return its job.
 
     Raises:
-        Conflict: nothing was queued; it says `refusal`.
+        Conflict: nothing was queued, for the reason `refusal`.
     """
     if was_queued:
         record(act, scan_id)
     db.session.commit()
     if not was_queued:
         raise Conflict(refusal)
-    nudge(PREDICT_SCANS)  # Where the queue cannot be reached the row waits, and the sweeper nudges.
+    nudge(PREDICT_SCANS)  # If the broker is unreachable, the next sweep sends the message.
     return job(scan_id, JobStatus.QUEUED)
 
 
 def job(scan_id: str, status: JobStatus) -> dict[str, Any]:
-    """Return what a client polls (`JobSchema`)."""
+    """Return the job that a client polls (`JobSchema`)."""
     return {
         "id": scan_id,
         "status": status,
@@ -244,11 +243,11 @@ def job(scan_id: str, status: JobStatus) -> dict[str, Any]:
 
 
 def with_result(scans: Select[Scan], load: Callable[..., Any] = joinedload) -> Select[Scan]:
-    """Return the statement that also loads all that `told` needs, but no model's card, which is
-    long.
+    """Return the statement with everything that `scan_as_json` needs loaded, except model cards,
+    which are large.
 
-    A page of many asks for its verdicts in a second statement (`selectinload`): joined before the
-    page is cut out, they would all be read.
+    Lists load results in a second statement (`selectinload`): with a join, the database would read
+    the results of all scans before it cuts out the page.
     """
     prediction = load(Scan.prediction)
     return scans.options(
@@ -258,8 +257,8 @@ def with_result(scans: Select[Scan], load: Callable[..., Any] = joinedload) -> S
     )
 
 
-def told(scan: Scan) -> dict[str, Any]:
-    """Return what a client is told of a scan (`ScanSchema`)."""
+def scan_as_json(scan: Scan) -> dict[str, Any]:
+    """Return a scan as the API shows it (`ScanSchema`)."""
     result = result_of(scan)
     if result is not None:
         drawing = scan.prediction.heatmap if scan.prediction else None

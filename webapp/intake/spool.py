@@ -5,6 +5,7 @@ owner only.
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, TemporaryFile
 from typing import IO, cast
@@ -12,13 +13,28 @@ from typing import IO, cast
 import flask
 from flask import current_app
 
+from webapp.space import disk_full_is_told, require_space
+
 HELD_IN_MEMORY = 500_000
 
 
 class Request(flask.Request):
     """A request whose files are spooled to that folder; they have no name there, so they go with
     the process, however it ends.
+
+    A file that would leave too little free space, or that fills the disk, is refused with a
+    `StorageFull`, whoever reads the form first.
     """
+
+    def _load_form_data(self) -> None:
+        self._spooled = ExitStack()
+        try:
+            with disk_full_is_told():
+                super()._load_form_data()
+        except BaseException:
+            with suppress(OSError):  # What is left to be written of a file on a full disk.
+                self._spooled.close()
+            raise
 
     def _get_file_stream(
         self,
@@ -27,11 +43,13 @@ class Request(flask.Request):
         filename: str | None = None,
         content_length: int | None = None,
     ) -> IO[bytes]:
+        require_space(total_content_length or 0)
+        folder = str(incoming_folder())
         if total_content_length is None or total_content_length > HELD_IN_MEMORY:
-            return cast(IO[bytes], TemporaryFile("rb+", dir=incoming_folder()))
-        return cast(
-            IO[bytes], SpooledTemporaryFile(HELD_IN_MEMORY, "rb+", dir=str(incoming_folder()))
-        )
+            stream = self._spooled.enter_context(TemporaryFile("rb+", dir=folder))  # noqa: SIM115
+            return cast(IO[bytes], stream)
+        in_memory = SpooledTemporaryFile(HELD_IN_MEMORY, "rb+", dir=folder)  # noqa: SIM115
+        return cast(IO[bytes], self._spooled.enter_context(in_memory))
 
 
 def incoming_folder() -> Path:

@@ -168,7 +168,7 @@ def add_token(user_id: str, name: str) -> tuple[ApiToken, str]:
     """
     owned = select(func.count()).select_from(ApiToken).where(ApiToken.user_id == user_id)
     if (db.session.scalar(owned) or 0) >= MAX_TOKENS:
-        raise TooManyTokens(f"You have {MAX_TOKENS} tokens; please revoke one first.")
+        raise TooManyTokens(f"You already have {MAX_TOKENS} API tokens. Please revoke one first.")
     secret = new_secret()
     token = ApiToken(id=new_id(), user_id=user_id, name=name, secret_hash=secret_hash(secret))
     db.session.add(token)

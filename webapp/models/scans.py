@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
+from ml.verdict import State, state_of
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
 from webapp.models.accounts import User, lock_person
 from webapp.models.learning import ModelVersion
@@ -102,6 +103,13 @@ class Scan(Leased, db.Model):
     def urgency(cls) -> tuple[InstrumentedAttribute[bool], ...]:
         """Return whether its submitter called it urgent."""
         return (cls.stat,)  # type: ignore[return-value]
+
+    @property
+    def turnaround_s(self) -> float | None:
+        """Seconds from submission to the end; None while it has not ended."""
+        if self.finished_at is None:
+            return None
+        return (self.finished_at - self.created_at).total_seconds()
 
     @property
     def may_be_forced(self) -> bool:
@@ -242,6 +250,11 @@ class Prediction(db.Model):
         """The sentence that a person reads first."""
         return "Brain Hemorrhage Detected." if self.positive else "No Brain Hemorrhage Detected."
 
+    @property
+    def state(self) -> State:
+        """Whether a hemorrhage is suspected, not found, or the verdict is inconclusive."""
+        return state_of(positive=self.positive, uncertain=self.uncertain)
+
 
 class Heatmap(Leased, db.Model):
     """The picture of where the model looked, drawn after the verdict is told; it is claimed like
@@ -289,6 +302,7 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
         "verdict": prediction.verdict,
         "positive": prediction.positive,
         "uncertain": prediction.uncertain,
+        "state": prediction.state,
         "probability": prediction.probability,
         "threshold": prediction.threshold,
         "warnings": prediction.warnings,

@@ -1,1 +1,1 @@
-"""Pictures that are not head CTs, which the check learns from."""
+"""Images that are not head CT, for training the check."""

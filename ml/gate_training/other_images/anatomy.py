@@ -1,8 +1,8 @@
-"""Phantoms of other anatomy in CT, and of other modalities: ellipses, ripples and noise, no
-patient.
+"""Phantoms of other anatomy in CT and of other modalities, made of ellipses, waves and noise,
+without patient data.
 
-CT comes in Hounsfield units, or as a viewer shows it in a window of soft tissue, lung, bone or
-brain; the others as gray.
+CT is in Hounsfield units or in a soft tissue, lung, bone or brain window; the others are gray
+images.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SIZES = (256, 320, 512)
 
 
 class _Sheet:
-    """A square picture of which ellipses with uneven outlines are filled; coordinates run from -1
-    to 1, y downwards.
+    """A square image in which ellipses with irregular outlines are filled; coordinates run from -1
+    to 1, y downward.
     """
 
     def __init__(self, rng: np.random.Generator, ground: float) -> None:
@@ -51,7 +51,7 @@ class _Sheet:
         wobble: float = 0.04,
         turn_deg: float = 0.0,
     ) -> NDArray[np.bool_]:
-        """Return where an ellipse with half axes `wide` and `high` lies."""
+        """Return the mask of an ellipse with half axes `wide` and `high`."""
         turn = np.deg2rad(turn_deg)
         across, down = self.x - x, self.y - y
         u = (across * np.cos(turn) + down * np.sin(turn)) / wide
@@ -73,7 +73,7 @@ class _Sheet:
         wobble: float = 0.04,
         turn_deg: float = 0.0,
     ) -> NDArray[np.bool_]:
-        """Fill an ellipse and return where it lies."""
+        """Fill an ellipse and return its mask."""
         where = self.inside(x, y, wide, high, wobble, turn_deg)
         self.values[where] = value
         return where
@@ -86,16 +86,14 @@ class _Sheet:
         )
 
     def texture(self, amount: float, cells: int) -> FloatArray:
-        """Return smooth noise of that many cells a side."""
+        """Return smooth noise with that many cells per side."""
         coarse = self.rng.normal(0, amount, (cells, cells)).astype(np.float32)
         return np.asarray(
             cv2.resize(coarse, (self.side, self.side), interpolation=cv2.INTER_CUBIC), np.float32
         )
 
     def ct(self) -> Slice:
-        """Return it as CT, noisy and as sharp as a scanner's picture: in HU, or in one of the
-        windows.
-        """
+        """Return it as CT with realistic noise and sharpness, in HU or in one of the windows."""
         rng = self.rng
         blurred = cv2.GaussianBlur(self.values, (0, 0), self.side / 512)
         grain = cv2.GaussianBlur(
@@ -110,8 +108,8 @@ class _Sheet:
             return Slice(hu, "hu")
         return Slice(window(hu, *WINDOWS_HU[int(rng.integers(len(WINDOWS_HU)))]), "display")
 
-    def grey(self, noise: float = 0.03, blur: float = 1.0) -> Slice:
-        """Return it as another modality's picture, 0..1."""
+    def gray(self, noise: float = 0.03, blur: float = 1.0) -> Slice:
+        """Return it as an image of another modality, 0..1."""
         values = cv2.GaussianBlur(self.values, (0, 0), blur * self.side / 400)
         return Slice(
             np.clip(values + self.rng.normal(0, noise, values.shape), 0, 1).astype(np.float32),
@@ -120,7 +118,7 @@ class _Sheet:
 
 
 def _trunk(rng: np.random.Generator, wide: float, high: float) -> _Sheet:
-    """Return skin, fat, muscles and the spine of a person lying on a table, the spine below."""
+    """Return skin, fat, muscles and spine of a supine patient on a table."""
     sheet = _Sheet(rng, AIR_HU)
     if rng.random() < 0.6:
         sheet.fill(-300, 0, high + 0.09, 0.8, 0.04, 0)
@@ -203,7 +201,7 @@ def pelvis_ct(rng: np.random.Generator) -> Slice:
 
 
 def shoulders_ct(rng: np.random.Generator) -> Slice:
-    """The height of the shoulders: broad, with humeral heads, clavicles and the trachea."""
+    """Shoulder level: broad, with humeral heads, clavicles and trachea."""
     wide, high = rng.uniform(0.85, 0.97), rng.uniform(0.28, 0.42)
     sheet = _trunk(rng, wide, high)
     for side in (-1, 1):
@@ -249,7 +247,7 @@ def knee_ct(rng: np.random.Generator) -> Slice:
 
 
 def forearm_ct(rng: np.random.Generator) -> Slice:
-    """Radius and ulna, or the upper arm's one bone."""
+    """Radius and ulna, or humerus."""
     sheet = _Sheet(rng, AIR_HU)
     bones = ((-0.35, 0.1, 0.22), (0.35, -0.05, 0.2)) if rng.random() < 0.6 else ((0.0, 0.0, 0.3),)
     _limb(rng, sheet, rng.uniform(-0.2, 0.2), rng.uniform(0.35, 0.75), bones)
@@ -257,7 +255,7 @@ def forearm_ct(rng: np.random.Generator) -> Slice:
 
 
 def foot_ct(rng: np.random.Generator) -> Slice:
-    """A row of toes or of metatarsal bones, or the heel."""
+    """A row of toes or metatarsal bones, or the heel."""
     sheet = _Sheet(rng, AIR_HU)
     sheet.fill(MUSCLE_HU, 0, 0, rng.uniform(0.6, 0.85), rng.uniform(0.28, 0.45), 0.05)
     for x in np.linspace(-0.5, 0.5, int(rng.integers(2, 6))):
@@ -268,28 +266,28 @@ def foot_ct(rng: np.random.Generator) -> Slice:
 
 
 def _brain_mr(
-    rng: np.random.Generator, scalp: float, bone: float, csf: float, grey: float, white: float
+    rng: np.random.Generator, scalp: float, bone: float, csf: float, gray: float, white: float
 ) -> Slice:
-    """Return a brain as MR shows it: fat of the scalp bright, bone dark."""
+    """Return a brain in MR: scalp fat bright, bone dark."""
     sheet = _Sheet(rng, 0.02)
     wide, high = rng.uniform(0.6, 0.75), rng.uniform(0.75, 0.92)
     sheet.fill(scalp, 0, 0, wide, high, 0.015)
     sheet.fill(bone, 0, 0, wide * 0.94, high * 0.95, 0.01)
     brain = sheet.fill(csf, 0, 0, wide * 0.87, high * 0.89, 0.01)
     cortex = sheet.inside(0, 0, wide * 0.855, high * 0.875, 0.02) & (sheet.texture(1, 40) > -0.9)
-    sheet.values[cortex] = grey
+    sheet.values[cortex] = gray
     inner = (
         sheet.inside(0, 0, wide * 0.74, high * 0.77, 0.06) & brain & (sheet.texture(1, 24) > -0.8)
     )
     sheet.values[inner] = white
     for side in (-1, 1):
         sheet.fill(csf, side * 0.1, -0.12, 0.05, 0.2, 0.05, side * 12)
-        sheet.fill(grey, side * 0.2, 0.05, 0.08, 0.14, 0.05)
+        sheet.fill(gray, side * 0.2, 0.05, 0.08, 0.14, 0.05)
     if rng.random() < 0.4:
         sheet.fill(rng.uniform(0, 1), rng.uniform(-0.3, 0.3), rng.uniform(-0.3, 0.4), 0.1, 0.1, 0.1)
     bias = 1 + sheet.texture(0.1, 3)
     sheet.values = np.clip(sheet.values * bias, 0, 1)
-    return sheet.grey(rng.uniform(0.01, 0.04), rng.uniform(0.6, 1.4))
+    return sheet.gray(rng.uniform(0.01, 0.04), rng.uniform(0.6, 1.4))
 
 
 def brain_mr_t1(rng: np.random.Generator) -> Slice:
@@ -317,7 +315,7 @@ def brain_mr_t2(rng: np.random.Generator) -> Slice:
 
 
 def brain_mr_flair(rng: np.random.Generator) -> Slice:
-    """FLAIR, diffusion: dark fluid, the brain bright, often nothing around it."""
+    """FLAIR, diffusion: dark fluid, bright brain, often nothing around it."""
     scalp = rng.choice([0.02, rng.uniform(0.3, 0.7)])
     return _brain_mr(
         rng,
@@ -339,11 +337,11 @@ def body_mr(rng: np.random.Generator) -> Slice:
         radius = rng.uniform(0.05, 0.25)
         x, y = rng.uniform(-0.6, 0.6) * wide, rng.uniform(-0.6, 0.6) * high
         sheet.fill(rng.uniform(0, 1), x, y, radius, radius * rng.uniform(0.4, 1.2), 0.1)
-    return sheet.grey(rng.uniform(0.01, 0.05))
+    return sheet.gray(rng.uniform(0.01, 0.05))
 
 
 def chest_xray(rng: np.random.Generator) -> Slice:
-    """A radiograph of the chest: it fills the picture, lungs dark, ribs across."""
+    """A chest radiograph, which fills the image: dark lungs, ribs across."""
     sheet = _Sheet(rng, rng.uniform(0.55, 0.8))
     for side in (-1, 1):
         sheet.values -= 0.4 * sheet.inside(side * 0.38, -0.05, 0.28, 0.6, 0.05, side * -6)
@@ -359,7 +357,7 @@ def chest_xray(rng: np.random.Generator) -> Slice:
     sheet.values += 0.15 * sheet.y
     if rng.random() < 0.3:
         sheet.values = 1 - sheet.values
-    return sheet.grey(rng.uniform(0.01, 0.03), 2)
+    return sheet.gray(rng.uniform(0.01, 0.03), 2)
 
 
 def hand_xray(rng: np.random.Generator) -> Slice:
@@ -373,13 +371,11 @@ def hand_xray(rng: np.random.Generator) -> Slice:
         )
         for y in (0.3, -0.05, -0.35, -0.58):
             sheet.values += 0.45 * sheet.inside(x * 0.8 - lean * y, y, 0.05, 0.14, 0.03, turn)
-    return sheet.grey(0.02, 1.5)
+    return sheet.gray(0.02, 1.5)
 
 
 def skull_xray(rng: np.random.Generator) -> Slice:
-    """A radiograph of a skull from the side: all of it one bright shadow, the face and the neck in
-    it.
-    """
+    """A lateral skull radiograph: one bright shadow with face and neck."""
     sheet = _Sheet(rng, rng.uniform(0, 0.15))
     sheet.values += 0.45 * sheet.inside(0.1, -0.2, 0.7, 0.58)
     sheet.values += 0.15 * (
@@ -389,18 +385,18 @@ def skull_xray(rng: np.random.Generator) -> Slice:
     sheet.values += 0.25 * sheet.inside(0.2, 0.75, 0.2, 0.4)
     sheet.values += 0.2 * sheet.inside(0.0, 0.2, 0.4, 0.08, 0.1, 12)
     sheet.values += 0.06 * sheet.texture(1, 12) * (sheet.values > 0.3)
-    return sheet.grey(0.02, 2)
+    return sheet.gray(0.02, 2)
 
 
 def mammogram(rng: np.random.Generator) -> Slice:
-    """A breast at the edge of a black picture."""
+    """A mammogram: a breast at the edge of a black image."""
     sheet = _Sheet(rng, 0.01)
     side = rng.choice([-1, 1])
     where = sheet.fill(
         0.35, side, rng.uniform(-0.1, 0.1), rng.uniform(0.7, 1.3), rng.uniform(0.6, 0.85)
     )
     sheet.values[where] += np.abs(sheet.texture(0.2, 20))[where] * 1.2
-    return sheet.grey(0.02, 1.5)
+    return sheet.gray(0.02, 1.5)
 
 
 def ultrasound(rng: np.random.Generator) -> Slice:
@@ -420,11 +416,11 @@ def ultrasound(rng: np.random.Generator) -> Slice:
         tissue[where] *= rng.uniform(0.05, 0.5)
     speckle = rng.rayleigh(0.8, sheet.values.shape)
     sheet.values = (sector * tissue * speckle).astype(np.float32)
-    return sheet.grey(0.0, 1.2)
+    return sheet.gray(0.0, 1.2)
 
 
 def scintigram(rng: np.random.Generator) -> Slice:
-    """Blurred spots on nothing: nuclear medicine, PET."""
+    """Blurred spots on a black background: nuclear medicine, PET."""
     sheet = _Sheet(rng, 0.0)
     sheet.values += rng.uniform(0.05, 0.3) * sheet.inside(
         0, 0, rng.uniform(0.3, 0.7), rng.uniform(0.5, 0.9)
@@ -433,17 +429,17 @@ def scintigram(rng: np.random.Generator) -> Slice:
         sheet.values += rng.uniform(0.2, 0.8) * sheet.inside(
             rng.uniform(-0.5, 0.5), rng.uniform(-0.6, 0.6), *rng.uniform(0.04, 0.2, 2)
         )
-    return sheet.grey(0.03, 12)
+    return sheet.gray(0.03, 12)
 
 
 def microscopy(rng: np.random.Generator) -> Slice:
-    """Cells with dark nuclei on a light ground."""
+    """Cells with dark nuclei on a light background."""
     sheet = _Sheet(rng, rng.uniform(0.7, 0.95))
     for _ in range(rng.integers(15, 50)):
         x, y, radius = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(0.04, 0.12)
         sheet.fill(rng.uniform(0.45, 0.7), x, y, radius, radius, 0.1)
         sheet.fill(rng.uniform(0.1, 0.4), x, y, radius * 0.4, radius * 0.4, 0.1)
-    return sheet.grey(0.02)
+    return sheet.gray(0.02)
 
 
 Maker = Callable[[np.random.Generator], Slice]

@@ -1,9 +1,8 @@
-"""Pictures that are almost heads and none: what the check learns from besides the families, so that
-it meets unknown ones well.
+"""Near-miss counterexamples to heads, which help the check generalize to unknown families.
 
-From a head: its bone made dark, its inside replaced, its parts shuffled, its outline stretched.
-From nothing: bodies of random ellipses, textures and bones. None of them is anatomy or a modality,
-so what is measured on families stays a test of the unknown.
+Made from a head: bone darkened, inside replaced, parts shuffled, outline stretched. From scratch:
+bodies of random ellipses, textures and bones. None of them depicts an anatomy or modality, so
+held-out families remain unknown to the check.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Maker = Callable[[np.random.Generator, FloatArray], FloatArray]
 
 
 def of_head(rng: np.random.Generator, head: FloatArray) -> Slice:
-    """Return a counterexample made of a head as a model sees it, float32 (size, size) in 0..1, 0
+    """Return a counterexample made from a preprocessed head, float32 (size, size) in 0..1, 0
     outside.
     """
     enlarged = np.asarray(
@@ -32,22 +31,20 @@ def of_head(rng: np.random.Generator, head: FloatArray) -> Slice:
 
 
 def dark_bone(rng: np.random.Generator, head: FloatArray) -> FloatArray:
-    """Grays on another curve, on which bone is no brighter than brain: as another modality might
-    show a head.
-    """
+    """A gray-level curve on which bone is no brighter than brain, as in another modality."""
     soft = np.sort(rng.uniform(0.15, 1, 4))
     if rng.random() < 0.5:
         soft = soft[::-1]
     bone = rng.uniform(0, max(0.05, soft.mean() - 0.1))
-    greys = np.array([0, 0.08, 0.25, 0.4, 0.55, 0.75, 0.92, 1])
+    grays = np.array([0, 0.08, 0.25, 0.4, 0.55, 0.75, 0.92, 1])
     curve = np.array([0, rng.uniform(0, 1), *soft, bone, bone])
     return np.asarray(
-        np.interp(cv2.GaussianBlur(head, (0, 0), rng.uniform(0.4, 1.5)), greys, curve), np.float32
+        np.interp(cv2.GaussianBlur(head, (0, 0), rng.uniform(0.4, 1.5)), grays, curve), np.float32
     )
 
 
 def other_inside(rng: np.random.Generator, head: FloatArray) -> FloatArray:
-    """A shell that encloses something else: black, white, clouds, blobs."""
+    """A skull with other contents: black, white, clouds, blobs."""
     inside = cv2.erode(
         (head > 0.02).astype(np.uint8),
         np.ones((5, 5), np.uint8),
@@ -79,7 +76,7 @@ def shuffled(rng: np.random.Generator, head: FloatArray) -> FloatArray:
 
 
 def stretched(rng: np.random.Generator, head: FloatArray) -> FloatArray:
-    """A head twice as long as a head can be, upright or lying."""
+    """A head twice as elongated as possible, upright or lying."""
     longer = rng.uniform(1.9, 3)
     size = (SIDE, int(SIDE / longer)) if rng.random() < 0.7 else (int(SIDE / longer), SIDE)
     thin = cv2.resize(
@@ -91,12 +88,14 @@ def stretched(rng: np.random.Generator, head: FloatArray) -> FloatArray:
 
 
 def inverted(rng: np.random.Generator, head: FloatArray) -> FloatArray:
-    """Dark where a head is bright."""
+    """An inverted head."""
     return 1 - head if rng.random() < 0.5 else np.where(head > 0.02, 1.02 - head, 0)
 
 
 def body(rng: np.random.Generator, head: FloatArray) -> FloatArray:
-    """A body of random ellipses: layers that do not brighten outwards, textures, bones within."""
+    """A body of random ellipses: layers that do not get brighter outward, textures, bones
+    inside.
+    """
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
 
     def inside(middle_x: float, middle_y: float, wide: float, high: float) -> FloatArray:
@@ -109,17 +108,17 @@ def body(rng: np.random.Generator, head: FloatArray) -> FloatArray:
     values = np.full((SIDE, SIDE), rng.choice([0.0, 0.0, rng.uniform(0, 1)]))
     wide, high = rng.uniform(0.4, 0.95, 2)
     layers = rng.uniform(0.1, 1, int(rng.integers(1, 4)))
-    # the outermost is not the brightest, as bone would be
+    # unlike bone, the outermost layer is not the brightest
     layers[-1] = max(layers[-1], layers[0] - 0.05)
-    for number, grey in enumerate(layers):
+    for number, gray in enumerate(layers):
         shrink = 1 - number * rng.uniform(0.03, 0.2)
-        values[inside(0, 0, wide * shrink, high * shrink)] = grey
+        values[inside(0, 0, wide * shrink, high * shrink)] = gray
     for _ in range(rng.integers(0, 12)):
         radius = rng.uniform(0.03, 0.35)
         middle = rng.uniform(-0.65, 0.65, 2) * (wide, high)
         where = inside(middle[0], middle[1], radius, radius * rng.uniform(0.4, 1.4))
         values[where] = rng.uniform(0, 1)
-        if rng.random() < 0.3:  # a bone, its shell bright
+        if rng.random() < 0.3:  # a bone with a bright shell
             values[where] = 1
             values[inside(middle[0], middle[1], radius * 0.6, radius * 0.6)] = rng.uniform(0.2, 0.9)
     if rng.random() < 0.5:
@@ -132,7 +131,7 @@ def body(rng: np.random.Generator, head: FloatArray) -> FloatArray:
 
 
 def texture(rng: np.random.Generator, head: FloatArray) -> FloatArray:
-    """A texture that fills the picture, perhaps cut to the outline of the head."""
+    """A texture that fills the image, possibly cropped to the outline of the head."""
     values = _clouds(rng, int(rng.integers(3, 120)), rng.uniform(0.15, 0.5))
     return np.where(head > 0.02, values, 0) if rng.random() < 0.4 else values
 

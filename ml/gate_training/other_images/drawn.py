@@ -1,4 +1,4 @@
-"""Pictures that a program draws: nothing, gradients, noise, text, charts, screens, shapes."""
+"""Computer-generated images: blank, gradients, noise, text, charts, screenshots, shapes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ WORDS = (
 
 
 def flat(rng: np.random.Generator) -> Slice:
-    """One gray, with at most a little noise."""
+    """A uniform gray with little or no noise."""
     picture = np.full(_size(rng), rng.random(), np.float32)
     return _shown(picture + rng.normal(0, rng.choice([0.002, 0.01]), picture.shape))
 
 
 def gradient(rng: np.random.Generator) -> Slice:
-    """Gray that grows in one direction, or from a point."""
+    """A linear or radial gradient."""
     rows, columns = _size(rng)
     down, across = np.mgrid[0 : 1 : rows * 1j, 0 : 1 : columns * 1j]
     angle = rng.uniform(0, 2 * np.pi)
@@ -53,7 +53,7 @@ def gradient(rng: np.random.Generator) -> Slice:
 
 
 def noise(rng: np.random.Generator) -> Slice:
-    """Noise without structure."""
+    """White noise."""
     shape = _size(rng)
     kind = rng.integers(3)
     values = (
@@ -67,7 +67,7 @@ def noise(rng: np.random.Generator) -> Slice:
 
 
 def clouds(rng: np.random.Generator) -> Slice:
-    """Noise at many scales, as clouds and marble have it."""
+    """Multi-scale noise, as in clouds and marble."""
     shape = _size(rng)
     values = np.zeros(shape, np.float32)
     for cells in (2, 4, 8, 16, 32, 64):
@@ -88,14 +88,14 @@ def text_page(rng: np.random.Generator) -> Slice:
 
 
 def chart(rng: np.random.Generator) -> Slice:
-    """Bars, lines, points or a pie, with axes."""
+    """A bar, line, scatter or pie chart."""
     canvas = _canvas(rng, 255)
     rows, columns = canvas.shape
     kind = rng.integers(4)
     if kind == 3:
         start = 0
         for share in rng.dirichlet(np.ones(5)) * 360:
-            grey = int(rng.integers(40, 220))
+            gray = int(rng.integers(40, 220))
             cv2.ellipse(
                 canvas,
                 (columns // 2, rows // 2),
@@ -103,7 +103,7 @@ def chart(rng: np.random.Generator) -> Slice:
                 0,
                 start,
                 start + share,
-                grey,
+                gray,
                 -1,
             )
             start += share
@@ -113,26 +113,26 @@ def chart(rng: np.random.Generator) -> Slice:
         n = int(rng.integers(4, 12))
         xs = np.linspace(columns * 0.18, columns * 0.85, n).astype(int)
         ys = (rows * rng.uniform(0.15, 0.85, n)).astype(int)
-        grey = int(rng.integers(20, 180))
+        gray = int(rng.integers(20, 180))
         for x, y in zip(xs, ys, strict=True):
             if kind == 0:
                 cv2.rectangle(
                     canvas,
                     (int(x) - columns // 40, int(y)),
                     (int(x) + columns // 40, rows * 7 // 8),
-                    grey,
+                    gray,
                     -1,
                 )
             elif kind == 1:
-                cv2.circle(canvas, (int(x), int(y)), max(2, columns // 80), grey, -1)
+                cv2.circle(canvas, (int(x), int(y)), max(2, columns // 80), gray, -1)
         if kind == 2:
-            cv2.polylines(canvas, [np.stack([xs, ys], axis=1).astype(np.int32)], False, grey, 2)
+            cv2.polylines(canvas, [np.stack([xs, ys], axis=1).astype(np.int32)], False, gray, 2)
     _write(rng, canvas, columns // 4, rows // 12)
     return _maybe_inverted(rng, canvas, 0.2)
 
 
 def screenshot(rng: np.random.Generator) -> Slice:
-    """Windows with bars, buttons, text and fields."""
+    """Windows with title bars, buttons, text and fields."""
     canvas = _canvas(rng, int(rng.integers(0, 256)))
     rows, columns = canvas.shape
     for _ in range(rng.integers(2, 6)):
@@ -148,7 +148,7 @@ def screenshot(rng: np.random.Generator) -> Slice:
 
 
 def logo(rng: np.random.Generator) -> Slice:
-    """One or two bold shapes, perhaps with a word."""
+    """One or two bold shapes, possibly with a word."""
     canvas = _canvas(rng, int(rng.choice([0, 255, 230])))
     rows, columns = canvas.shape
     for _ in range(rng.integers(1, 3)):
@@ -164,7 +164,7 @@ def logo(rng: np.random.Generator) -> Slice:
 
 
 def discs(rng: np.random.Generator) -> Slice:
-    """A disc, or several, of one gray each."""
+    """One or several uniform discs."""
     canvas = _canvas(rng, int(rng.choice([0, 0, 255])))
     rows, columns = canvas.shape
     for _ in range(rng.choice([1, 1, 2, 6])):
@@ -189,7 +189,7 @@ def checkerboard(rng: np.random.Generator) -> Slice:
 
 
 def rings(rng: np.random.Generator) -> Slice:
-    """Rings, targets, tori: a bright rim, and no brain within."""
+    """Rings, targets, tori: a bright rim without a brain."""
     canvas = _canvas(rng, 0)
     rows, columns = canvas.shape
     middle, axes = (
@@ -246,8 +246,8 @@ def _size(rng: np.random.Generator) -> tuple[int, int]:
     return rows, int(rows * rng.uniform(0.7, 1.4))
 
 
-def _canvas(rng: np.random.Generator, grey: int) -> Canvas:
-    return np.full(_size(rng), grey, np.uint8)
+def _canvas(rng: np.random.Generator, gray: int) -> Canvas:
+    return np.full(_size(rng), gray, np.uint8)
 
 
 def _write(rng: np.random.Generator, canvas: Canvas, x: int, y: int) -> None:
@@ -269,7 +269,7 @@ def _write_lines(
 ) -> None:
     step = int(rng.integers(10, 26))
     size = step / 32
-    grey = 255 - int(
+    gray = 255 - int(
         canvas[
             min((top + bottom) // 2, canvas.shape[0] - 1),
             min((left + right) // 2, canvas.shape[1] - 1),
@@ -282,7 +282,7 @@ def _write_lines(
             rng.choice(WORDS, size=max(1, int((right - left) / (step * 2.4) * rng.uniform(0.3, 1))))
         )
         cv2.putText(
-            canvas, line, (left + step, y), cv2.FONT_HERSHEY_SIMPLEX, size, grey, 1, cv2.LINE_AA
+            canvas, line, (left + step, y), cv2.FONT_HERSHEY_SIMPLEX, size, gray, 1, cv2.LINE_AA
         )
 
 

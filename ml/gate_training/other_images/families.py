@@ -1,9 +1,8 @@
-"""Pictures that are no head CT, by family: what the check "this does not look like a head CT" is
-fitted to and measured on.
+"""Images that are not head CT, by family, for training and testing the check "not a head CT".
 
-Drawn ones (`drawn`), phantoms of other anatomy and other modalities (`anatomy`), and the sample
-pictures that come with scikit-learn, scikit-image and pydicom (`samples`). Nothing of them is
-stored: the same seed draws the same picture.
+Drawings (`drawn`), phantoms of other anatomy and modalities (`anatomy`), and the sample images of
+scikit-learn, scikit-image and pydicom (`samples`). None is stored: the same seed gives the same
+image.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ Maker = Callable[[np.random.Generator], Slice]
 
 
 @dataclass(frozen=True)
-class Oddity:
-    """One such picture."""
+class OtherImage:
+    """One such image."""
 
     family: str
     slice: Slice
@@ -41,21 +40,20 @@ KINDS: dict[str, tuple[str, ...]] = {
     "photographs": ("scikit_learn_photographs", "scikit_image_photographs"),
     "things": ("scikit_image_objects", "scikit_image_textures", "scikit_image_faces"),
 }
-"""Families that resemble each other: where one was fitted to, its kin count as seen."""
+"""Kinds of images: families that resemble each other."""
 
 
-def oddities(family: str, n: int, seed: int) -> Iterator[Oddity]:
-    """Yield pictures of a family: `n` where they are made; of samples as many as there are, at most
-    `n`.
+def other_images(family: str, n: int, seed: int) -> Iterator[OtherImage]:
+    """Yield `n` images of a synthetic family, or up to `n` samples.
 
     Raises:
-        KeyError: there is no such family.
+        KeyError: the family does not exist.
     """
     if family in MADE:
         for number in range(n):
-            yield Oddity(family, MADE[family](np.random.default_rng([seed, number])))
+            yield OtherImage(family, MADE[family](np.random.default_rng([seed, number])))
         return
-    for number, slice in enumerate(samples.FAMILIES[family]()):
+    for number, slice_ in enumerate(samples.FAMILIES[family]()):
         if number == n:
             return
-        yield Oddity(family, slice)
+        yield OtherImage(family, slice_)

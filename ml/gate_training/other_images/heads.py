@@ -1,5 +1,5 @@
-"""Head CT as people send it: in other windows, sizes, tilts and grays, with margins and lettering;
-and phantoms, which are heads too.
+"""Variants of head CT as users submit it, with other windows, sizes, tilts, gray levels, margins
+and annotations; and head phantoms.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ WINDOWS_HU = (
 LETTERING = ("R", "L", "A", "B", "a)", "W 80 L 40", "10 cm", "SE 2 IM 14", "120 kV", "CT HEAD")
 
 
-def varied(rng: np.random.Generator, slice: Slice) -> Slice:
-    """Return the head otherwise: what it shows stays a head CT."""
-    grey = (
-        window(slice.pixels, *WINDOWS_HU[int(rng.integers(len(WINDOWS_HU)))])
-        if slice.unit == "hu"
-        else slice.pixels
+def varied(rng: np.random.Generator, slice_: Slice) -> Slice:
+    """Return a random variant of a head CT."""
+    gray = (
+        window(slice_.pixels, *WINDOWS_HU[int(rng.integers(len(WINDOWS_HU)))])
+        if slice_.unit == "hu"
+        else slice_.pixels
     )
-    grey = np.array(grey, np.float32)
-    height, width = grey.shape
+    gray = np.array(gray, np.float32)
+    height, width = gray.shape
     if rng.random() < 0.6:
         matrix = cv2.getRotationMatrix2D(
             (width / 2, height / 2),
             rng.uniform(-25, 25) * (rng.random() < 0.5),
             rng.uniform(0.8, 1.15),
         )
-        grey = _float(cv2.warpAffine(grey, matrix, (width, height)))
-    grey = _in_other_grays(rng, grey)
+        gray = _float(cv2.warpAffine(gray, matrix, (width, height)))
+    gray = _in_other_grays(rng, gray)
     if rng.random() < 0.3:
-        grey = _float(cv2.GaussianBlur(grey, (0, 0), rng.uniform(0.5, 2.5) * max(grey.shape) / 512))
+        gray = _float(cv2.GaussianBlur(gray, (0, 0), rng.uniform(0.5, 2.5) * max(gray.shape) / 512))
     if rng.random() < 0.3:
-        scale = rng.integers(72, 200) / max(grey.shape)
+        scale = rng.integers(72, 200) / max(gray.shape)
         size = max(40, int(width * scale)), max(40, int(height * scale))
-        grey = _float(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
+        gray = _float(cv2.resize(gray, size, interpolation=cv2.INTER_AREA))
     if rng.random() < 0.3:
-        grey = _float(grey + rng.normal(0, rng.uniform(0, 0.05), grey.shape))
+        gray = _float(gray + rng.normal(0, rng.uniform(0, 0.05), gray.shape))
     if rng.random() < 0.3:
-        margins = [int(px) for px in rng.integers(0, grey.shape[0] // 4, 4)]
+        margins = [int(px) for px in rng.integers(0, gray.shape[0] // 4, 4)]
         top, bottom, left, right = margins
-        grey = _float(
+        gray = _float(
             cv2.copyMakeBorder(
-                grey,
+                gray,
                 top,
                 bottom,
                 left,
@@ -66,32 +66,32 @@ def varied(rng: np.random.Generator, slice: Slice) -> Slice:
             )
         )
     if rng.random() < 0.3:
-        grey = np.maximum(grey, _lettering(rng, *grey.shape))
-    return Slice(np.ascontiguousarray(np.clip(grey, 0, 1)), "display")
+        gray = np.maximum(gray, _lettering(rng, *gray.shape))
+    return Slice(np.ascontiguousarray(np.clip(gray, 0, 1)), "display")
 
 
 def phantom_heads(n: int) -> Iterator[Slice]:
     """Yield phantoms with and without hemorrhage: every other in HU, the others varied."""
     for seed in range(n):
         kind: Kind = get_args(Kind)[seed % 4]
-        slice = Slice(
+        slice_ = Slice(
             phantom(seed, seed % 2 == 0, kind, size=(256, 512, 128)[seed % 3]).astype(np.float32),
             "hu",
         )
-        yield slice if seed % 2 else varied(np.random.default_rng([2, seed]), slice)
+        yield slice_ if seed % 2 else varied(np.random.default_rng([2, seed]), slice_)
 
 
-def _in_other_grays(rng: np.random.Generator, grey: FloatArray) -> FloatArray:
-    """Return it lighter, darker, flatter or steeper, some of the time."""
+def _in_other_grays(rng: np.random.Generator, gray: FloatArray) -> FloatArray:
+    """Randomly change brightness and contrast."""
     if rng.random() < 0.5:
-        grey = _float(np.clip(grey, 0, 1) ** rng.uniform(0.6, 1.6))
+        gray = _float(np.clip(gray, 0, 1) ** rng.uniform(0.6, 1.6))
     if rng.random() < 0.4:
-        grey = _float(np.clip((grey - rng.uniform(-0.1, 0.15)) * rng.uniform(0.7, 1.3), 0, 1))
-    return _float(grey * rng.uniform(0.6, 1)) if rng.random() < 0.3 else grey
+        gray = _float(np.clip((gray - rng.uniform(-0.1, 0.15)) * rng.uniform(0.7, 1.3), 0, 1))
+    return _float(gray * rng.uniform(0.6, 1)) if rng.random() < 0.3 else gray
 
 
 def _lettering(rng: np.random.Generator, height: int, width: int) -> FloatArray:
-    """Return what viewers and figures write into the corners, white or light gray on nothing."""
+    """Add annotations in the corners as in viewers and figures, white or light gray."""
     canvas = np.zeros((height, width), np.uint8)
     size = height / 512 * rng.uniform(0.5, 1.2)
     for corner in range(4):

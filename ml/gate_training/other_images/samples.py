@@ -1,7 +1,6 @@
-"""The sample pictures that come with scikit-learn, scikit-image and pydicom, as the reader shows
-them: gray.
+"""The sample images of scikit-learn, scikit-image and pydicom, in gray.
 
-A picture gives several: the whole of it and three cuts, since users send cuts too.
+Each image also gives three crops, since users submit crops, too.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from sklearn.datasets import load_sample_images
 from ml.errors import ImageError
 from ml.scans.dicom import read_planes
 from ml.scans.limits import MIN_SIDE_PX, MOST_ELONGATED
+from ml.scans.ordering import slices_of
 from ml.scans.slices import Slice
 
 CUTS = (
@@ -28,7 +28,7 @@ CUTS = (
     (0.4, 0.1, 0.95, 0.65),
     (0.2, 0.35, 0.75, 0.9),
 )
-"""Top, left, bottom and right as shares of the picture."""
+"""Top, left, bottom and right as shares of the image."""
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -44,7 +44,7 @@ TEXTURES = ("brick.png", "grass.png", "gravel.png", "chessboard_GRAY.png")
 DOCUMENTS = ("page.png", "text.png")
 MEDICAL = ("retina.jpg", "ihc.png", "cell.png", "microaneurysms.png")
 HEADS = ("J2K_pixelrep_mismatch.dcm", "693_J2KI.dcm")
-"""Head CT among pydicom's samples: not odd."""
+"""Head CT among pydicom's samples, to be excluded."""
 
 
 def photographs_of_scikit_learn() -> Iterator[Slice]:
@@ -54,8 +54,8 @@ def photographs_of_scikit_learn() -> Iterator[Slice]:
 
 
 def scikit_image(*names: str) -> Callable[[], Iterator[Slice]]:
-    """Return what yields these sample pictures of scikit-image; only those that come in its wheel,
-    none is fetched.
+    """Return a function that yields these sample images of scikit-image, only from its wheel,
+    without downloads.
     """
 
     def found() -> Iterator[Slice]:
@@ -70,7 +70,7 @@ def scikit_image(*names: str) -> Callable[[], Iterator[Slice]]:
 
 
 def faces() -> Iterator[Slice]:
-    """Yield faces of scikit-image's small cut of "Labeled Faces in the Wild", enlarged."""
+    """Yield enlarged faces of scikit-image's subset of "Labeled Faces in the Wild"."""
     for face in np.load(Path(skimage.__file__).parent / "data" / "lfw_subset.npy")[:100:4]:
         yield Slice(
             np.clip(
@@ -81,14 +81,14 @@ def faces() -> Iterator[Slice]:
 
 
 def dicom() -> Iterator[Slice]:
-    """Yield pydicom's pictures that are no head CT, each once: MR, ultrasound, scintigrams, dose,
-    secondary captures, a cut of a trunk.
+    """Yield pydicom's images that are not head CT, without duplicates: MR, ultrasound,
+    scintigraphy, dose, secondary captures, a crop of a trunk.
     """
     seen: set[bytes] = set()
-    for slice in _dicom():
-        if slice.pixels.tobytes() not in seen:
-            seen.add(slice.pixels.tobytes())
-            yield slice
+    for slice_ in _dicom():
+        if slice_.pixels.tobytes() not in seen:
+            seen.add(slice_.pixels.tobytes())
+            yield slice_
 
 
 def _dicom() -> Iterator[Slice]:
@@ -96,17 +96,17 @@ def _dicom() -> Iterator[Slice]:
         if path.name in HEADS:
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # many of these files are wrong on purpose
+            warnings.simplefilter("ignore")  # many of these files are malformed on purpose
             try:
                 with path.open("rb") as file:
-                    slice = read_planes(file, max_pixels=2_000_000, max_slices=1)[0].slice
+                    slices, _ = slices_of(read_planes(file, max_pixels=2_000_000, max_slices=1))
             except ImageError:
-                # The reader refuses it already, by its tags; its pixels are what somebody may send
-                # as PNG.
+                # The reader refuses such a file by its tags, but users may submit its pixels as
+                # PNG.
                 picture = _pixels(path)
                 yield from [] if picture is None else list(_cuts(picture))[:1]
             else:
-                yield slice
+                yield slices[0]
 
 
 FAMILIES: dict[str, Callable[[], Iterator[Slice]]] = {
@@ -122,15 +122,15 @@ FAMILIES: dict[str, Callable[[], Iterator[Slice]]] = {
 
 
 def _cuts(picture: NDArray[np.generic]) -> Iterator[Slice]:
-    """Yield the whole and cuts of a picture (height, width) or (height, width, 3), 8 bits, as gray
-    display values.
+    """Yield an 8-bit image (height, width) or (height, width, 3) and crops of it as gray display
+    values.
     """
-    grey = (
+    gray = (
         cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
         if picture.ndim == 3
         else picture
     )
-    values = grey.astype(np.float32) / np.float32(255)
+    values = gray.astype(np.float32) / np.float32(255)
     rows, columns = values.shape
     for top, left, bottom, right in CUTS:
         cut = values[
@@ -145,8 +145,8 @@ def _cuts(picture: NDArray[np.generic]) -> Iterator[Slice]:
 
 
 def _pixels(path: Path) -> NDArray[np.uint8] | None:
-    """Return the first frame of a DICOM file, 8 bits over its range; None where it holds no picture
-    that can be shown.
+    """Return the first frame of a DICOM file, scaled to 8 bits; None if it has no displayable
+    image.
     """
     try:
         values = np.asarray(pydicom.dcmread(path).pixel_array)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from ml.errors import ImageError
 from ml.preprocessing.model_input import InputSpec, to_input
+from ml.scans.hounsfield import hounsfield_in_16_bits
 from ml.scans.phantoms import phantom, write_dicom
 from ml.scans.read import DARK_NOTE, read_series
-from ml.scans.repairs import hounsfield_in_16_bits
 from ml.scans.slices import Series, Slice, render
 
 
@@ -57,7 +57,7 @@ def read(folder: Path, picture: Image.Image, kind: str = "PNG", **options: objec
 
 
 PUT_RIGHT: dict[str, tuple[Callable[[], Image.Image], str]] = {
-    "grey": (lambda: Image.fromarray(GRAY), ""),
+    "gray": (lambda: Image.fromarray(GRAY), ""),
     "palette": (lambda: Image.fromarray(GRAY).convert("P"), ""),
     "color mode without colors": (lambda: Image.fromarray(COLORS), ""),
     "16 bits of gray": (lambda: in_16_bits(GRAY.astype(np.int64) * 257), ""),

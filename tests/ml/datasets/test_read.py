@@ -77,7 +77,7 @@ def test_a_table_with_semicolons_is_read_and_an_odd_slice_is_told(manifest: Make
     found = read_dataset(root)
     assert [e.slice for e in found.examples] == [0, 1, 2, 3, 4, None, 6, 7]
     assert found.problems == (
-        "Slices without a whole number: 1, such as '3.5' of 5.png; they count as unknown.",
+        "Slice numbers that are not integers: 1, such as '3.5' of 5.png; they are ignored.",
     )
 
 
@@ -136,7 +136,7 @@ def test_a_groups_file_that_names_strangers_is_refused(
     )
     (tmp_path / "groups.csv").write_text("filename,group\nelse.png,1\n")
     with pytest.raises(
-        DatasetError, match=r"groups\.csv names else\.png, which is no image of labels\.csv"
+        DatasetError, match=r"groups\.csv names else\.png, which is not an image of labels\.csv"
     ):
         read_dataset(tmp_path)
 
@@ -173,7 +173,7 @@ def test_a_copy_with_the_other_label_is_a_problem(manifest: Maker) -> None:
     root = manifest([*ROWS, ["copy.png", "0"]])
     (root / "copy.png").write_bytes((root / "0.png").read_bytes())
     assert read_dataset(root).problems == (
-        "0.png and copy.png look the same but carry different labels.",
+        "0.png and copy.png look the same but have different labels.",
     )
 
 
@@ -248,15 +248,15 @@ def test_the_fingerprint_changes_with_a_label_and_with_nothing_else(manifest: Ma
         (
             [["=cmd|'/c calc'!A1", "1"]],
             "filename,label",
-            "labels.csv, line 2: the filename \"=cmd|'/c calc'!A1\" is a formula to a spreadsheet;"
-            " please write it without =.",
+            "labels.csv, line 2: the filename \"=cmd|'/c calc'!A1\" would be a formula in a"
+            " spreadsheet; please write it without =.",
         ),
         (
             [["0.png", "1", "@SUM(1+1)"]],
             "filename,label,patient",
             (
-                "labels.csv, line 2: the patient '@SUM(1+1)' is a formula to a spreadsheet; please"
-                " write it without @."
+                "labels.csv, line 2: the patient '@SUM(1+1)' would be a formula in a spreadsheet;"
+                " please write it without @."
             ),
         ),
         (
@@ -267,22 +267,22 @@ def test_the_fingerprint_changes_with_a_label_and_with_nothing_else(manifest: Ma
         (
             [["0.png", "1", "../../etc/passwd"]],
             "filename,label,mask",
-            "labels.csv, line 2: the outline '../../etc/passwd' is no file of the data set.",
+            "labels.csv, line 2: the mask '../../etc/passwd' is not a file of the data set.",
         ),
         (
             [["0.png", "1", "epidural|extradural"]],
             "filename,label,subtypes",
             (
-                "labels.csv, line 2: 'extradural' is no type of bleeding; there are epidural,"
-                " subdural, subarachnoid, intraparenchymal, intraventricular."
+                "labels.csv, line 2: 'extradural' is not a type of hemorrhage; the types are"
+                " epidural, subdural, subarachnoid, intraparenchymal, intraventricular."
             ),
         ),
         (
             [["0.png", "0", "subdural"]],
             "filename,label,subtypes",
             (
-                "labels.csv, line 2: the types of bleeding 'subdural' stand beside a label that is"
-                " not 1."
+                "labels.csv, line 2: the types of hemorrhage 'subdural' are given, but the label"
+                " is not 1."
             ),
         ),
         ([["0.png"]], "filename,label", "labels.csv, line 2 (0.png): the label is missing."),
@@ -317,7 +317,7 @@ def test_an_unreadable_outline_is_named_and_left_out_and_its_image_stays(manifes
     assert len(found.examples) == 8
     assert found.problems == (
         (
-            "The outline of 0.png is left out: The picture is damaged or incomplete and cannot be"
+            "The mask of 0.png is left out: The picture is damaged or incomplete and cannot be"
             " decoded."
         ),
     )
@@ -424,8 +424,8 @@ def test_a_table_that_fills_the_memory_is_refused(
 @pytest.mark.parametrize(
     ("mode", "sentence"),
     [
-        (0o010644, "is no plain file"),
-        (0o060644, "is no plain file"),
+        (0o010644, "is not a regular file"),
+        (0o060644, "is not a regular file"),
         (0o120777, "leads outside"),
         (0o100644, None),
         (0o644, None),
@@ -447,7 +447,7 @@ def test_only_plain_files_are_taken_out_of_an_archive(
 
 @pytest.mark.parametrize("name", ["x" * 256, "deep/" * 300 + "x", "bell\x07.png", "é" * 128])
 def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match="too long or too odd for the name of a file"):
+    with pytest.raises(DatasetError, match="too long or not a valid file name"):
         unpack(zipped(tmp_path / "a.zip", {name: b"x"}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

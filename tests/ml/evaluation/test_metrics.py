@@ -11,14 +11,13 @@ from ml.evaluation.calibration import (
     Platt,
     fit_platt,
     predictive_values_outside_band,
-    threshold_at_sensitivity,
-    uncertain_band,
     zones,
 )
 from ml.evaluation.metrics import (
     auroc,
     auroc_within,
     confusion,
+    figures_at,
     lower_bound_of_mean,
     metrics_with_intervals,
     paired_differences,
@@ -133,30 +132,6 @@ def test_images_of_one_group_are_drawn_together() -> None:
     }
     assert width["g"] == pytest.approx(width["s"])
     assert width["n"] < width["s"] / 4
-
-
-@pytest.mark.parametrize(
-    ("target", "threshold"), [(1.0, 0.3), (0.75, 0.6), (0.76, 0.3), (0.5, 0.8), (0.25, 0.9)]
-)
-def test_threshold_is_the_highest_that_reaches_the_sensitivity(
-    target: float, threshold: float
-) -> None:
-    assert threshold_at_sensitivity(LABELS, PROBABILITIES, target) == threshold
-    assert (PROBABILITIES[LABELS == 1] >= threshold).mean() >= target
-
-
-def test_uncertain_band_lies_around_the_threshold() -> None:
-    low, high = uncertain_band(LABELS, PROBABILITIES, 0.6, target=0.75)
-    assert low == 0.3  # (1 + 0.75) / 2 of the hemorrhages, so all four, are found from here on
-    # no more than 5 % of the normals, so none, are called from here on
-    assert high == pytest.approx(0.7) and high > 0.7
-
-
-def test_uncertain_band_of_a_perfect_model_is_empty_above_the_threshold() -> None:
-    low, high = uncertain_band(
-        np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9]), 0.8, target=0.9
-    )
-    assert (low, high) == (0.8, 0.8)
 
 
 def test_platt_is_the_logistic_function_of_the_decision() -> None:
@@ -339,3 +314,23 @@ def test_the_interval_of_a_share_is_wilson_s() -> None:
     # 5 of 10, as printed in any table: .237 to .763.
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3) and wilson(0, 10)[0] == 0
+
+
+def test_predictive_values_follow_from_sensitivity_specificity_and_prevalence() -> None:
+    labels = np.repeat([1, 0], 10)
+    called = np.array([True] * 8 + [False] * 2 + [True] * 1 + [False] * 9)
+    found = figures_at(labels, called, np.arange(20), 0)
+    assert found.sensitivity.value == 0.8 and found.sensitivity.n == 10
+    assert found.specificity.value == 0.9
+    assert found.ppv["2"].value == pytest.approx(0.016 / (0.016 + 0.098))
+    assert found.npv["10"].value == pytest.approx(0.81 / (0.81 + 0.02))
+    assert found.ppv["50"].value == pytest.approx(8 / 9)
+    for figure in (found.sensitivity, found.ppv["10"], found.npv["50"]):
+        assert figure.low is not None and figure.value is not None and figure.high is not None
+        assert figure.low <= figure.value <= figure.high
+
+
+def test_figures_of_one_class_say_why_the_others_are_missing() -> None:
+    found = figures_at(np.ones(4), np.ones(4, bool), np.arange(4), 0)
+    assert found.sensitivity.value == 1
+    assert found.specificity.value is None and found.ppv["2"].reason

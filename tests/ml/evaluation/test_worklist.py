@@ -178,7 +178,7 @@ def test_without_any_arrival_or_any_hemorrhage_there_is_no_figure_and_a_dash(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     write_run(tmp_path)
-    assert main(["triage", str(tmp_path), "--prevalence=0", "--repetitions=2"]) == 0
+    assert main(["worklist", str(tmp_path), "--prevalence=0", "--repetitions=2"]) == 0
     assert (
         "  hemorrhage: waits median –, 95th percentile –; sooner by median –, 95th percentile –\n"
         in capsys.readouterr().out
@@ -268,11 +268,11 @@ def test_of_a_model_folder_scans_are_made_that_have_the_figures_of_its_card(
         scans.probabilities[(scans.labels == 1) & scans.called].min()
         > scans.probabilities[(scans.labels == 1) & ~scans.called].max()
     )
-    assert "which a model folder does not keep" in scans.source
-    with pytest.raises(SettingError, match="the model's card has no AUROC of patients there"):
+    assert "a model folder holds no individual predictions" in scans.source
+    with pytest.raises(SettingError, match="the model's card has no patient-level AUROC for them"):
         scans_of(model, "bleeding")
     with pytest.raises(
-        SettingError, match="has no figures of elsewhere; it has those of mixed, bleeding"
+        SettingError, match="has no metrics of elsewhere; it has those of mixed, bleeding"
     ):
         scans_of(model, "elsewhere")
 
@@ -282,7 +282,7 @@ def test_the_command_says_and_writes_the_same_figures(
 ) -> None:
     write_run(tmp_path)
     settings = [
-        "triage",
+        "worklist",
         str(tmp_path),
         "--dataset=a",
         "--readers=2",
@@ -317,7 +317,7 @@ def test_the_command_says_and_writes_the_same_figures(
 def test_a_department_that_cannot_be_is_a_sentence(
     setting: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["triage", "starter-series", setting]) == 2
+    assert main(["worklist", "starter-series", setting]) == 2
     assert capsys.readouterr().err == sentence + "\n"
 
 
@@ -325,5 +325,5 @@ def test_more_scans_than_can_be_read_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tmp_path)
-    assert main(["triage", str(tmp_path), "--arrivals-per-hour=13", "--repetitions=2"]) == 0
+    assert main(["worklist", str(tmp_path), "--arrivals-per-hour=13", "--repetitions=2"]) == 0
     assert "the worklist grows all day" in capsys.readouterr().out

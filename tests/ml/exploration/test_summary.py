@@ -33,8 +33,8 @@ def make(
     rows = ["filename,label" + (",patient" if patients else "")]
     for seed in range(HEADS):
         blood = seed % 2 == 1
-        grey = np.asarray(render(Slice(phantom(seed, blood, size=96).astype(np.float32), "hu"), 96))
-        picture = np.stack([grey] * 3, axis=-1)
+        gray = np.asarray(render(Slice(phantom(seed, blood, size=96).astype(np.float32), "hu"), 96))
+        picture = np.stack([gray] * 3, axis=-1)
         if tinted and not blood:
             picture = picture // np.array([2, 2, 1], np.uint8)
         if letters and blood:

@@ -10,7 +10,7 @@ import pytest
 
 from ml.gate_training.other_images import counterexamples
 from ml.gate_training.other_images.counterexamples import MAKERS, Maker, of_head
-from ml.gate_training.other_images.families import KINDS, MADE, oddities
+from ml.gate_training.other_images.families import KINDS, MADE, other_images
 from ml.gate_training.other_images.heads import phantom_heads, varied
 from ml.gate_training.other_images.samples import FAMILIES as SAMPLES
 from ml.scans.limits import MIN_SIDE_PX
@@ -39,22 +39,22 @@ def test_every_family_belongs_to_one_kind() -> None:
 
 @pytest.mark.parametrize("family", sorted(MADE))
 def test_made_pictures_are_pictures_and_the_same_for_the_same_seed(family: str) -> None:
-    first, second = ([one.slice for one in oddities(family, 2, seed)] for seed in (3, 4))
+    first, second = ([one.slice for one in other_images(family, 2, seed)] for seed in (3, 4))
     assert all(is_a_picture(slice) for slice in (*first, *second))
-    again = next(oddities(family, 1, 3)).slice
+    again = next(other_images(family, 1, 3)).slice
     assert np.array_equal(first[0].pixels, again.pixels) and first[0].unit == again.unit
     assert not np.array_equal(first[0].pixels, second[0].pixels)
 
 
 def test_samples_of_the_libraries_are_at_hand_offline() -> None:
-    found = {family: [one.slice for one in oddities(family, 100, 0)] for family in SAMPLES}
+    found = {family: [one.slice for one in other_images(family, 100, 0)] for family in SAMPLES}
     assert all(found.values()) and sum(map(len, found.values())) >= 100
     assert all(is_a_picture(slice) for slices in found.values() for slice in slices)
 
 
 def test_an_unknown_family_is_a_key_error() -> None:
     with pytest.raises(KeyError):
-        next(oddities("dogs", 1, 0))
+        next(other_images("dogs", 1, 0))
 
 
 @pytest.mark.parametrize("maker", sorted(set(MAKERS), key=lambda maker: maker.__name__))

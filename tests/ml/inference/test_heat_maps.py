@@ -15,7 +15,7 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
 def test_each_copy_has_the_window_around_its_cell_replaced_by_the_channels_median() -> None:
     # 1 x 4 cells, 2 channels; medians 1 and 5
     maps = np.array([[[0.0, 5.0], [1.0, 5.0], [1.0, 5.0], [9.0, 6.0]]], np.float32)
-    copies = masked_copies(maps)
+    copies = np.concatenate(list(masked_copies(maps)))
     assert copies.shape == (4, 1, 4, 2)
     expected = np.stack([maps] * 4)
     for cell, masked in enumerate([slice(0, 2), slice(0, 3), slice(1, 4), slice(2, 4)]):
@@ -81,6 +81,19 @@ def test_more_cells_than_fit_one_run_are_scored_in_several() -> None:
 
     occlusion(np.zeros((13, 13, 1), np.float32), score)
     assert sorted(sizes) == [1, 41, 64, 64]
+
+
+def test_cells_of_large_maps_are_masked_in_blocks() -> None:
+    maps = np.zeros((28, 28, 1), np.float32)
+    maps[10:12, 20:22] = 1
+    heat = occlusion(maps, lambda copies: sigmoid(copies.sum(axis=(1, 2, 3))))
+    assert heat.shape == (14, 14)
+    assert np.unravel_index(int(heat.argmax()), heat.shape) == (5, 10)
+    assert sum(len(copies) for copies in masked_copies(maps)) == 14 * 14
+    assert occlusion(maps[:25, :25], lambda copies: sigmoid(copies.sum(axis=(1, 2, 3)))).shape == (
+        13,
+        13,
+    )
 
 
 def test_heat_lies_in_its_frame_and_nowhere_else() -> None:

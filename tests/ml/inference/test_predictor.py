@@ -44,14 +44,19 @@ def test_a_finding_has_the_probability_of_the_graph(tiny_model: TinyModel) -> No
 
 
 @pytest.mark.parametrize(
-    ("logit", "positive", "uncertain"),
-    [(-2.0, False, False), (-0.3, False, True), (0.3, True, True), (2.0, True, False)],
+    ("logit", "positive", "uncertain", "state"),
+    [
+        (-2.0, False, False, "not found"),
+        (-0.3, False, True, "inconclusive"),
+        (0.3, True, True, "inconclusive"),
+        (2.0, True, False, "suspected"),
+    ],
 )
 def test_threshold_and_uncertain_band_are_the_cards(
-    tiny_model: TinyModel, logit: float, positive: bool, uncertain: bool
+    tiny_model: TinyModel, logit: float, positive: bool, uncertain: bool, state: str
 ) -> None:
     finding = Predictor(tiny_model()).predict(Series((with_bright_cell(0.5 + logit / 8),)))
-    assert (finding.positive, finding.uncertain) == (positive, uncertain)
+    assert (finding.positive, finding.uncertain, finding.state) == (positive, uncertain, state)
 
 
 def test_the_threshold_itself_is_positive_and_the_band_is_half_open(tiny_model: TinyModel) -> None:
@@ -81,7 +86,7 @@ def test_many_scans_get_the_answers_that_each_gets_alone(tiny_model: TinyModel) 
 
 
 def test_warnings_of_the_series_reach_the_finding(tiny_model: TinyModel) -> None:
-    predictor = Predictor(tiny_model(), judges_pictures=False)
+    predictor = Predictor(tiny_model(), checks_head_ct=False)
     finding = predictor.predict(
         Series((with_bright_cell(0.9),), ("The picture has colors; they were removed.",))
     )
@@ -94,7 +99,7 @@ def test_what_is_no_head_ct_is_answered_for_and_called_so(tiny_model: TinyModel)
     assert finding.refused and finding.not_head_ct >= REFUSED_FROM
     assert finding.warnings == (NOT_HEAD_CT,)
     assert finding.probability == pytest.approx(sigmoid(8 * 0.4), abs=1e-6)
-    unasked = Predictor(tiny_model(), judges_pictures=False).predict(bars)
+    unasked = Predictor(tiny_model(), checks_head_ct=False).predict(bars)
     assert (unasked.refused, unasked.not_head_ct, unasked.warnings) == (False, 0.0, ())
 
 
@@ -113,7 +118,7 @@ def test_thin_slices_are_read_as_slabs_and_each_has_the_answer_of_its_own(
         1.0,
     )
     thick = Series((with_bright_cell(0.7), with_bright_cell(0.1)), (), 5.0)
-    predictor = Predictor(tiny_model(reads="series", head={"context": 0.5}), judges_pictures=False)
+    predictor = Predictor(tiny_model(reads="series", head={"context": 0.5}), checks_head_ct=False)
     of_thin, of_thick = predictor.predict(thin), predictor.predict(thick)
     assert of_thin.probability == pytest.approx(of_thick.probability, abs=1e-6)
     expected = np.repeat(of_thick.slice_probabilities, 5)
@@ -127,7 +132,7 @@ def test_thin_slices_are_read_as_slabs_and_each_has_the_answer_of_its_own(
 
 def test_a_single_thin_slab_is_judged_as_a_single_slice(tiny_model: TinyModel) -> None:
     card = {"scan_threshold": 0.99, "scan_uncertain_low": 0.98, "scan_uncertain_high": 0.995}
-    predictor = Predictor(tiny_model(**card), judges_pictures=False)
+    predictor = Predictor(tiny_model(**card), checks_head_ct=False)
     three = tuple(with_bright_cell(0.9) for _ in range(3))
     assert predictor.predict(Series(three, (), 1.0)).threshold == 0.5
     assert predictor.predict(Series(three, (), 5.0)).threshold == 0.99
@@ -165,7 +170,7 @@ def test_a_model_without_types_tells_none(tiny_model: TinyModel) -> None:
 def test_progress_is_told_in_slices_and_a_stop_is_obeyed_between_chunks(
     tiny_model: TinyModel,
 ) -> None:
-    predictor = Predictor(tiny_model(), judges_pictures=False)
+    predictor = Predictor(tiny_model(), checks_head_ct=False)
     scan = Series(tuple(with_bright_cell(0.5) for _ in range(40)), (), 5.0)
     told: list[tuple[int, int]] = []
     predictor.predict(scan, lambda done, total: told.append((done, total)))
@@ -220,7 +225,7 @@ def test_an_answer_that_is_no_probability_is_refused(
     tiny_model: TinyModel, brightness: float
 ) -> None:
     predictor = Predictor(tiny_model(head={"gain": float("inf")} if brightness == 0.75 else {}))
-    with pytest.raises(ArtifactError, match="no probability"):
+    with pytest.raises(ArtifactError, match="did not output a probability"):
         predictor.predict(Series((with_bright_cell(brightness),)))
 
 
@@ -282,7 +287,7 @@ def test_the_map_of_a_series_model_is_that_of_the_slice_asked_for(tiny_model: Ti
 
 
 def test_a_graph_that_cannot_be_loaded_is_an_artifact_error(tiny_model: TinyModel) -> None:
-    with pytest.raises(ArtifactError, match=r"head\.onnx is no graph"):
+    with pytest.raises(ArtifactError, match=r"head\.onnx is not a graph"):
         Predictor(tiny_model(head=b"no graph"))
 
 
@@ -299,7 +304,7 @@ def test_a_card_whose_types_have_no_graph_or_another_is_an_artifact_error(
     tiny_model: TinyModel,
 ) -> None:
     with pytest.raises(
-        ArtifactError, match=r"names types of bleeding that it tells, but no types\.onnx"
+        ArtifactError, match=r"lists types of hemorrhage, but there is no types\.onnx"
     ):
         Predictor(tiny_model(types=types_judged()))
     with pytest.raises(
@@ -311,7 +316,7 @@ def test_a_card_whose_types_have_no_graph_or_another_is_an_artifact_error(
         name: replace(found, given=found.given or name == "intraventricular")
         for name, found in types_judged().items()
     }
-    with pytest.raises(ArtifactError, match="no probability for each slice"):
+    with pytest.raises(ArtifactError, match="did not output a probability for each slice"):
         Predictor(tiny_model(types=three, types_onnx=types_graph())).predict(
             Series((with_bright_cell(0.75),))
         )
@@ -331,7 +336,7 @@ def test_graphs_that_disagree_on_the_channels_of_maps_are_an_artifact_error(
     with pytest.raises(
         ArtifactError,
         match=(
-            rf"{name}\.onnx reads maps of \['N', 8, 8, 3\], and its features\.onnx makes maps of"
+            rf"{name}\.onnx takes maps of \['N', 8, 8, 3\], but its features\.onnx gives maps of"
             r" .* 1\]"
         ),
     ):
@@ -366,7 +371,7 @@ def test_a_graph_whose_answers_are_no_numbers_is_an_artifact_error(tiny_model: T
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with pytest.raises(
-        ArtifactError, match=r"types\.onnx must hold 'slice_types' as numbers of single precision"
+        ArtifactError, match=r"types\.onnx must use single precision for 'slice_types'"
     ):
         Predictor(tiny_model(types=types_judged(), types_onnx=model.SerializeToString()))
 

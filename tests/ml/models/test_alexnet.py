@@ -24,7 +24,7 @@ def test_it_learns_what_the_pictures_show(tmp_path: Path) -> None:
     found = alexnet.fit(task)
     assert auroc(task.labels[24:], found.decisions[24:]) > 0.9
     assert (
-        found.learnt_features and found.chosen["learnt_from"] + found.chosen["calibrated_on"] == 24
+        found.learned_features and found.chosen["learnt_from"] + found.chosen["calibrated_on"] == 24
     )
 
 
@@ -39,7 +39,7 @@ def test_the_graphs_are_what_was_judged_however_much_is_frozen(
     task = task_of("alexnet", tmp_path, {**SMALL, "frozen": frozen, "restructure": restructure})
     found = alexnet.fit(task)
     assert largest_difference(found, [task.images[:1], task.images[:3]]) < 1e-4
-    assert found.learnt_features is (frozen < 5 or restructure == "autoencoder")
+    assert found.learned_features is (frozen < 5 or restructure == "autoencoder")
 
 
 @pytest.mark.usefixtures("untraced")

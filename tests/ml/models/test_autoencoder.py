@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from ml.evaluation.metrics import auroc
-from ml.models import autoencoder
-from ml.networks import autoencoder as reconstruction
+from ml.models.autoencoder import fit
+from ml.networks import autoencoder
+from ml.networks.onnx_graph import model_of, serialized
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.phantoms import phantom
 from ml.scans.slices import Slice
@@ -39,17 +39,16 @@ def quiet(share: float, metrics: Mapping[str, float]) -> None:
     """Take a report and do nothing with it."""
 
 
-def exported(weights: reconstruction.Weights, size: int, images: np.ndarray) -> np.ndarray:
+def exported(weights: autoencoder.Weights, size: int, images: np.ndarray) -> np.ndarray:
     """Return what ONNX Runtime draws."""
-    nodes, constants = reconstruction.onnx_nodes(weights, size, "pictures", "drawn")
+    nodes, constants = autoencoder.onnx_nodes(weights, size, "pictures", "drawn")
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1, size, size])
         for name in ("pictures", "drawn")
     ]
-    graph = helper.make_graph(nodes, "test", ends[:1], ends[1:], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString())
+    session = onnxruntime.InferenceSession(
+        serialized(model_of(nodes, "test", ends[:1], ends[1:], constants))
+    )
     return np.asarray(
         session.run(["drawn"], {"pictures": images.transpose(0, 3, 1, 2)})[0]
     ).transpose(0, 2, 3, 1)
@@ -58,11 +57,11 @@ def exported(weights: reconstruction.Weights, size: int, images: np.ndarray) -> 
 def test_it_draws_heads_that_it_never_saw_better_than_their_average(
     heads: np.ndarray, tmp_path: Path
 ) -> None:
-    learnt = reconstruction.fit_autoencoder(
+    learned = autoencoder.fit_autoencoder(
         heads, np.arange(16), 0, 200, tmp_path / "state.npz", quiet
     )
 
-    drawn = np.asarray(reconstruction.build(learnt.weights, SIZE).predict_on_batch(heads[16:]))
+    drawn = np.asarray(autoencoder.build(learned.weights, SIZE).predict_on_batch(heads[16:]))
 
     assert drawn.shape == heads[16:].shape
     error = ((drawn - heads[16:]) ** 2).mean()
@@ -73,11 +72,11 @@ def test_it_draws_heads_that_it_never_saw_better_than_their_average(
 def test_the_graph_draws_what_keras_draws_also_where_the_size_holds_no_whole_cells(
     size: int,
 ) -> None:
-    weights = reconstruction.random_weights(3)
+    weights = autoencoder.random_weights(3)
     images = np.random.default_rng(0).random((2, size, size, 1), np.float32)
     weights = {key: values.astype(np.float16).astype(np.float32) for key, values in weights.items()}
 
-    drawn = np.asarray(reconstruction.build(weights, size).predict_on_batch(images))
+    drawn = np.asarray(autoencoder.build(weights, size).predict_on_batch(images))
 
     assert drawn.shape == images.shape
     np.testing.assert_allclose(exported(weights, size, images), drawn, atol=1e-5)
@@ -86,15 +85,15 @@ def test_the_graph_draws_what_keras_draws_also_where_the_size_holds_no_whole_cel
 @pytest.mark.usefixtures("untraced")
 def test_an_interrupted_fit_ends_with_the_same_weights(heads: np.ndarray, tmp_path: Path) -> None:
     learn = np.arange(20)
-    whole = reconstruction.fit_autoencoder(heads, learn, 1, 3, tmp_path / "whole.npz", quiet)
+    whole = autoencoder.fit_autoencoder(heads, learn, 1, 3, tmp_path / "whole.npz", quiet)
 
     def stop(share: float, metrics: Mapping[str, float]) -> None:
         if metrics["epoch"] == 3:
             raise TrainingStopped
 
     with pytest.raises(TrainingStopped):
-        reconstruction.fit_autoencoder(heads, learn, 1, 3, tmp_path / "state.npz", stop)
-    continued = reconstruction.fit_autoencoder(heads, learn, 1, 3, tmp_path / "state.npz", quiet)
+        autoencoder.fit_autoencoder(heads, learn, 1, 3, tmp_path / "state.npz", stop)
+    continued = autoencoder.fit_autoencoder(heads, learn, 1, 3, tmp_path / "state.npz", quiet)
 
     for key, values in whole.weights.items():
         np.testing.assert_allclose(continued.weights[key], values, atol=1e-3, err_msg=key)
@@ -106,8 +105,8 @@ def test_images_outside_the_training_part_change_nothing(heads: np.ndarray, tmp_
     others = heads.copy()
     others[8:] = 1 - others[8:]
 
-    first = reconstruction.fit_autoencoder(heads, learn, 0, 1, tmp_path / "a.npz", quiet)
-    second = reconstruction.fit_autoencoder(others, learn, 0, 1, tmp_path / "b.npz", quiet)
+    first = autoencoder.fit_autoencoder(heads, learn, 0, 1, tmp_path / "a.npz", quiet)
+    second = autoencoder.fit_autoencoder(others, learn, 0, 1, tmp_path / "b.npz", quiet)
 
     for key, values in first.weights.items():
         np.testing.assert_allclose(second.weights[key], values, atol=1e-3, err_msg=key)
@@ -115,19 +114,17 @@ def test_images_outside_the_training_part_change_nothing(heads: np.ndarray, tmp_
 
 @pytest.mark.usefixtures("untraced")
 def test_its_weights_survive_half_precision(heads: np.ndarray, tmp_path: Path) -> None:
-    learnt = reconstruction.fit_autoencoder(
-        heads, np.arange(4), 0, 1, tmp_path / "state.npz", quiet
-    )
+    learned = autoencoder.fit_autoencoder(heads, np.arange(4), 0, 1, tmp_path / "state.npz", quiet)
 
-    for values in learnt.weights.values():
+    for values in learned.weights.values():
         assert np.array_equal(values, values.astype(np.float16).astype(np.float32))
 
 
 def test_the_architecture_tells_pictures_apart_by_the_bottleneck(tmp_path: Path) -> None:
     task = task_of("autoencoder", tmp_path, {"epochs": 5})
-    found = autoencoder.fit(task)
+    found = fit(task)
     assert auroc(task.labels[24:], found.decisions[24:]) > 0.9
-    assert found.chosen["layer"] == "bottleneck" and found.learnt_features
+    assert found.chosen["layer"] == "bottleneck" and found.learned_features
     assert sorted(found.held_out.slices.tolist()) == list(range(24)), (
         "its folds choose and calibrate within the training part"
     )
@@ -137,8 +134,8 @@ def test_the_architecture_tells_pictures_apart_by_the_bottleneck(tmp_path: Path)
 def test_no_label_shapes_the_bottleneck(tmp_path: Path) -> None:
     first = task_of("autoencoder", tmp_path / "one", {"epochs": 1})
     second = task_of("autoencoder", tmp_path / "two", {"epochs": 1}, labels=1 - first.labels)
-    autoencoder.fit(first)
-    autoencoder.fit(second)
+    fit(first)
+    fit(second)
     kept, other = (next(iter(task.shared.glob("autoencoder-*.npz"))) for task in (first, second))
     with np.load(kept) as one, np.load(other) as two:
         assert all(np.allclose(one[name], two[name], atol=1e-3) for name in one.files)

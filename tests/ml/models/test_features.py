@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from ml.models import features
-from ml.models.features import Extractor, child, extractor_of, features_of, restructuring_of
+from ml.models.features import (
+    Extractor,
+    augmented_copy,
+    extractor_of,
+    features_of,
+    restructuring_of,
+)
 from ml.networks.weights import random_weights
 from tests.ml.tasks import SIZE, task_of
 
@@ -23,24 +29,24 @@ def quiet(share: float, figures: object) -> None:
 
 def test_copy_number_zero_is_the_picture_and_the_others_are_not(tmp_path: Path) -> None:
     task = task_of("alexnet_svm", tmp_path)
-    assert np.array_equal(child(task, 3, 0, 3), task.images[3])
-    assert not np.array_equal(child(task, 3, 1, 3), task.images[3])
-    assert np.array_equal(child(task, 3, 1, 3), child(task, 3, 1, 3)) and not np.array_equal(
-        child(task, 3, 1, 3), child(task, 3, 2, 3)
-    )
+    assert np.array_equal(augmented_copy(task, 3, 0, 3), task.images[3])
+    assert not np.array_equal(augmented_copy(task, 3, 1, 3), task.images[3])
+    assert np.array_equal(
+        augmented_copy(task, 3, 1, 3), augmented_copy(task, 3, 1, 3)
+    ) and not np.array_equal(augmented_copy(task, 3, 1, 3), augmented_copy(task, 3, 2, 3))
 
 
 def test_slices_of_a_scan_are_changed_alike(tmp_path: Path) -> None:
     same = np.repeat(task_of("alexnet_svm", tmp_path).images[3:4], 32, axis=0)
     task = task_of("alexnet_svm", tmp_path, images=same)
-    assert np.array_equal(child(task, 3, 1, 7), child(task, 4, 1, 7))
-    assert not np.array_equal(child(task, 3, 1, 7), child(task, 4, 1, 8))
+    assert np.array_equal(augmented_copy(task, 3, 1, 7), augmented_copy(task, 4, 1, 7))
+    assert not np.array_equal(augmented_copy(task, 3, 1, 7), augmented_copy(task, 4, 1, 8))
 
 
 def test_copies_are_made_of_the_training_part_only_where_something_learned(tmp_path: Path) -> None:
     task = task_of("alexnet_svm", tmp_path)
-    extractor = Extractor(random_weights(0), "conv3", SIZE, None, None, learnt=True)
-    found = features_of(task, extractor.build, averages, 3, quiet, learnt=extractor.learnt)
+    extractor = Extractor(random_weights(0), "conv3", SIZE, None, None, learned=True)
+    found = features_of(task, extractor.build, averages, 3, quiet, learned=extractor.learned)
     assert found.shape == (3, 32, 384) and (found[0].sum(axis=1) > 0).all()
     assert (found[1:, :24].sum(axis=2) > 0).all() and (found[1:, 24:] == 0).all()
     assert sorted(path.name for path in task.own.iterdir()) == [
@@ -55,8 +61,8 @@ def test_frozen_features_are_shared_by_all_fits(tmp_path: Path) -> None:
     labels[30] = -1
     task = task_of("alexnet_svm", tmp_path, {"layer": "conv3"}, labels=labels)
     extractor = extractor_of(task, "conv3", task.train, quiet)
-    found = features_of(task, extractor.build, averages, 2, quiet, learnt=extractor.learnt)
-    assert not extractor.learnt and not task.own.exists()
+    found = features_of(task, extractor.build, averages, 2, quiet, learned=extractor.learned)
+    assert not extractor.learned and not task.own.exists()
     assert (found[1, :30].sum(axis=1) > 0).all() and (found[1, 30] == 0).all(), (
         "nobody learns from an unknown label"
     )
@@ -64,7 +70,7 @@ def test_frozen_features_are_shared_by_all_fits(tmp_path: Path) -> None:
     def must_not_be_built() -> None:
         raise AssertionError
 
-    again = features_of(task, must_not_be_built, averages, 2, quiet, learnt=False)  # type: ignore[arg-type]
+    again = features_of(task, must_not_be_built, averages, 2, quiet, learned=False)  # type: ignore[arg-type]
     assert np.array_equal(again, found)
 
 
@@ -112,4 +118,4 @@ def test_the_autoencoder_learns_from_what_may_be_learned_from(
     )
     assert restructuring_of(task_of("alexnet_svm", tmp_path / "four"), task.train, quiet) is None
     joined = extractor_of(task, "conv3", task.train, quiet)
-    assert joined.learnt and joined.shape[1] == 2 * 384 == joined.build().output_shape[-1]
+    assert joined.learned and joined.shape[1] == 2 * 384 == joined.build().output_shape[-1]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ml.models import fine_tuned
 from ml.models.contract import FitTask, HeldOut, fit_of
-from ml.models.fine_tuned import tuned_convolutions
+from ml.models.fine_tuned import alexnet_of, tuned_convolutions
 from ml.networks.fine_tuning import Tuned, computed_by
 from ml.networks.weights import load_weights, random_weights, rounded
 from tests.ml.tasks import task_of
@@ -33,8 +34,8 @@ def tunings(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     found: list[np.ndarray] = []
     fine_tune: Callable[..., Tuned] = fine_tuned.fine_tune
 
-    def counted(*given: object, **named: object) -> Tuned:
-        found.append(np.asarray(given[5]))
+    def counted(*given: Any, **named: Any) -> Tuned:
+        found.append(given[2].learn)
         return fine_tune(*given, **named)
 
     monkeypatch.setattr(fine_tuned, "fine_tune", counted)
@@ -80,7 +81,8 @@ def test_the_final_model_of_each_learns_from_all(tunings: list[np.ndarray], tmp_
 
 
 def kept_after(task: FitTask, epochs: int = 1, layer: str = "conv3") -> int:
-    tuned_convolutions(task, np.arange(20), layer, epochs, lambda share, figures: None)
+    encoder = alexnet_of(task, layer)
+    tuned_convolutions(task, encoder, np.arange(20), epochs, lambda share, figures: None)
     assert task.reuse is not None
     return len(list(task.reuse.iterdir()))
 
@@ -136,16 +138,17 @@ def test_some_of_the_initial_weights_stay_unless_they_were_random(
             init=init,
             reuse=tmp_path / "kept",
         )
-        return tuned_convolutions(task, np.arange(20), "conv3", 1, lambda share, figures: None)
+        encoder = alexnet_of(task, "conv3")
+        return tuned_convolutions(task, encoder, np.arange(20), 1, lambda share, figures: None)
 
-    learnt, half = tuned_with(0.0), tuned_with(0.5)
+    learned, half = tuned_with(0.0), tuned_with(0.5)
     assert len(tunings) == 1, "the share is mixed in afterwards"
     for name, values in half.convolutions.items():
         np.testing.assert_array_equal(
-            values, rounded({name: 0.5 * initial[name] + 0.5 * learnt.convolutions[name]})[name]
+            values, rounded({name: 0.5 * initial[name] + 0.5 * learned.convolutions[name]})[name]
         )
-    assert not np.array_equal(half.convolutions["conv3_W"], learnt.convolutions["conv3_W"])
-    assert np.array_equal(half.cell_weights, learnt.cell_weights)
-    assert half.by == learnt.by == computed_by()
+    assert not np.array_equal(half.convolutions["conv3_W"], learned.convolutions["conv3_W"])
+    assert np.array_equal(half.cell_weights, learned.cell_weights)
+    assert half.by == learned.by == computed_by()
     for name, values in tuned_with(0.0, "random").convolutions.items():
         np.testing.assert_array_equal(values, tuned_with(0.5, "random").convolutions[name])

@@ -22,7 +22,7 @@ from ml.models.recurrent_network import NOISE, Network, build_network
 from ml.networks.aggregation import aggregate
 from ml.networks.cells import evidence_nodes, evidence_of
 from ml.networks.fine_tuning import Tuned, computed_by
-from ml.networks.onnx_graph import IR_VERSION, OPSET
+from ml.networks.onnx_graph import model_of, serialized
 from tests.ml.tasks import largest_difference, task_of
 
 SMALL: dict[str, object] = {"layer": "conv3", "epochs": 2, "units": 4, "projection": 4}
@@ -190,12 +190,9 @@ def test_evidence_is_the_decision_and_the_most_of_each_region(side: int) -> None
     nodes, constants = evidence_nodes(tuned, side, 8)
     outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", "f"])]
     given = [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, 8])]
-    graph = helper.make_graph(nodes, "evidence", given, outputs, constants)
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
+    model = serialized(model_of(nodes, "evidence", given, outputs, constants))
     found = evidence_of(maps, tuned)
-    by_graph = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"maps": maps})[0]
+    by_graph = onnxruntime.InferenceSession(model).run(None, {"maps": maps})[0]
     np.testing.assert_allclose(by_graph, found, atol=1e-5)
     cells = maps @ tuned.cell_weights - 1.0
     parts = min(4, side)
@@ -250,7 +247,9 @@ def test_scans_that_are_labeled_as_wholes_teach_the_answer_for_a_scan(
     pictures[~bright, ::4] += 0.8
     scans = np.concatenate([base.scans, weak_scans])
     settings = {"epochs": 25, "units": 8, "projection": 32, "dropout": 0.0, "learning_rate": 0.01}
-    told = {scan: bright_bleeds if scan % 2 == 0 else 1 - bright_bleeds for scan in range(12, 20)}
+    given_scan_labels = {
+        scan: bright_bleeds if scan % 2 == 0 else 1 - bright_bleeds for scan in range(12, 20)
+    }
     task = task_on_scans(
         "cnn_gru",
         tmp_path / str(bright_bleeds),
@@ -262,11 +261,11 @@ def test_scans_that_are_labeled_as_wholes_teach_the_answer_for_a_scan(
         sources=np.full(48, "a"),
         masks=np.full((48, 14, 14), 255, np.uint8),
         unseen=np.ones(48, bool),
-        told=told,
-        weak=np.arange(12, 20),
+        given_scan_labels=given_scan_labels,
+        weak_scans=np.arange(12, 20),
     )
     found = fit_of("cnn_gru")(task)
-    assert auroc(np.array(list(told.values())), found.scan_decisions[12:]) > 0.9
+    assert auroc(np.array(list(given_scan_labels.values())), found.scan_decisions[12:]) > 0.9
     assert set(found.held_out.scans.tolist()) & set(range(12, 20)), "some of them calibrate"
     assert not set(found.held_out.slices.tolist()) & set(range(32, 48)), (
         "nobody knows of their slices"
@@ -288,12 +287,12 @@ def test_a_scan_that_is_labeled_as_a_whole_is_never_drawn_in_parts(tmp_path: Pat
         labels=labels,
         scans=scans,
         train=np.arange(8),
-        told={2: 1, 3: 0},
-        weak=np.array([2, 3]),
+        given_scan_labels={2: 1, 3: 0},
+        weak_scans=np.array([2, 3]),
         **sizes,
     )
     features = np.broadcast_to(scans[None, :, None], (1, 81, 1)).astype(np.float32)
-    _, draw = scans_drawn(task, features, task.train, task.weak)
+    _, draw = scans_drawn(task, features, task.train, task.weak_scans)
     lengths: dict[int, set[tuple[int, float, bool]]] = {2: set(), 3: set()}
     for seed in range(20):
         for inputs, truth, weights in draw(seed):

@@ -1,4 +1,4 @@
-"""The picture in other contrasts: its soft tissue levelled, and the same without bone."""
+"""The picture in other contrasts: its soft tissue leveled, and the same without bone."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_without_bone_a_thin_bleed_stands_alone() -> None:
     picture[0, ::2] = 0.42  # brain is not of one gray
     # blood, bone, air
     picture[0, :, 20:24], picture[0, :, 24:28], picture[0, :, 28:] = 0.6, 1.0, 0.0
-    levelled, boneless = (
+    leveled, boneless = (
         np.asarray(each)[0, :, :, 0]
         for each in contrasts(keras.ops.convert_to_tensor(picture), TARGET)
     )
-    assert (levelled[:, 24:28] == 1).all() and not levelled[:, 28:].any()
+    assert (leveled[:, 24:28] == 1).all() and not leveled[:, 28:].any()
     # bone, the pixel beside it, and air
     np.testing.assert_allclose(boneless[:, 23:], TARGET[0], atol=1e-6)
-    np.testing.assert_array_equal(boneless[:, :23], levelled[:, :23])
+    np.testing.assert_array_equal(boneless[:, :23], leveled[:, :23])
     assert (boneless[:, 20:23] > boneless[:, :20].max() + 0.1).all()
 
 
@@ -81,8 +81,8 @@ def test_bone_that_is_shown_gray_is_bone() -> None:
 
 
 def test_weights_that_learned_before_see_what_they_learned_with() -> None:
-    levelled, again = contrasts(keras.ops.convert_to_tensor(head()), TARGET[:2])
-    np.testing.assert_array_equal(np.asarray(levelled), np.asarray(again))
+    leveled, again = contrasts(keras.ops.convert_to_tensor(head()), TARGET[:2])
+    np.testing.assert_array_equal(np.asarray(leveled), np.asarray(again))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,15 @@ from ml.models import alexnet_cells, alexnet_cells_series
 from ml.models.contract import FitTask
 from ml.networks import fine_tuning
 from ml.networks.aggregation import aggregate, smoothed
-from ml.networks.fine_tuning import POSITIVE_SHARE, _bloody_cells, balanced_draws, fine_tune
+from ml.networks.convolutions import AlexNet
+from ml.networks.fine_tuning import (
+    POSITIVE_SHARE,
+    LabeledSlices,
+    Schedule,
+    _bloody_cells,
+    balanced_draws,
+    fine_tune,
+)
 from ml.networks.training_loop import _ahead
 from ml.networks.weights import random_weights
 from tests.ml.tasks import largest_difference, learning_pictures, task_of
@@ -71,7 +79,8 @@ def test_cells_of_a_hemorrhage_that_nobody_outlined_are_unknown() -> None:
 def test_fine_tuning_that_was_interrupted_ends_with_the_same_weights(
     weights: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    data = (*learning_pictures(), np.arange(32), "conv3")
+    slices = LabeledSlices(*learning_pictures(), np.arange(32))
+    given = weights, AlexNet("conv3"), slices, Schedule(3, 5)
 
     class Interrupted(Exception):
         pass
@@ -80,10 +89,10 @@ def test_fine_tuning_that_was_interrupted_ends_with_the_same_weights(
         if metrics["epoch"] == 2:
             raise Interrupted
 
-    straight = fine_tune(weights, *data, 3, 5, tmp_path / "a.npz", lambda share, metrics: None)
+    straight = fine_tune(*given, tmp_path / "a.npz", lambda share, metrics: None)
     with pytest.raises(Interrupted):
-        fine_tune(weights, *data, 3, 5, tmp_path / "b.npz", stop_in_epoch_two)
-    continued = fine_tune(weights, *data, 3, 5, tmp_path / "b.npz", lambda share, metrics: None)
+        fine_tune(*given, tmp_path / "b.npz", stop_in_epoch_two)
+    continued = fine_tune(*given, tmp_path / "b.npz", lambda share, metrics: None)
     assert all(
         np.array_equal(straight.convolutions[key], continued.convolutions[key]) for key in weights
     )
@@ -99,10 +108,9 @@ def test_fine_tuning_that_was_interrupted_ends_with_the_same_weights(
 
 @pytest.mark.usefixtures("small_batches")
 def test_half_the_bits_learn_too(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
-    data = (*learning_pictures(), np.arange(32), "conv3")
-    tuned = fine_tune(
-        weights, *data, 1, 5, tmp_path / "a.npz", lambda share, metrics: None, precision="bfloat16"
-    )
+    slices = LabeledSlices(*learning_pictures(), np.arange(32))
+    how = AlexNet("conv3"), slices, Schedule(1, 5, "bfloat16")
+    tuned = fine_tune(weights, *how, tmp_path / "a.npz", lambda share, metrics: None)
     assert tuned.convolutions["conv1_W"].dtype == np.float32
     assert not np.array_equal(tuned.convolutions["conv1_W"], weights["conv1_W"])
 
@@ -135,7 +143,7 @@ def test_over_a_scan_neighboring_slices_decide_along_in_what_is_judged_and_in_wh
 ) -> None:
     task = a_task(tmp_path, scan=4, reuse=tmp_path / "kept")
     alone = alexnet_cells.fit(task)
-    assert alone.learnt_features and set(alone.held_out.slices.tolist()) < set(range(24))
+    assert alone.learned_features and set(alone.held_out.slices.tolist()) < set(range(24))
     fitted = alexnet_cells_series.fit(replace(task, own=tmp_path / "other"))
     expected = smoothed(alone.decisions, task.scans)
     np.testing.assert_allclose(fitted.decisions, expected, atol=1e-6)

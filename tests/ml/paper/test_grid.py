@@ -150,7 +150,8 @@ def test_only_cells_that_agree_on_frozen_features_share_them() -> None:
 
 def test_an_architecture_that_the_paper_does_not_have_is_refused() -> None:
     with pytest.raises(
-        SettingError, match="alexnet_cells is no architecture of the paper; there is alexnet, "
+        SettingError,
+        match="alexnet_cells is not an architecture of the paper; choose from alexnet, ",
     ):
         plan(200, ["alexnet_cells"])
 
@@ -243,7 +244,7 @@ def test_cells_of_other_data_seed_or_weights_are_not_mixed(
 ) -> None:
     cells = few_cells("alexnet_svm")[:1]
     run_paper(phantoms, cells, tmp_path, init="random")
-    with pytest.raises(SettingError, match="holds the experiment on other data, weights or seed"):
+    with pytest.raises(SettingError, match="holds results for other data, weights or seed"):
         run_paper(phantoms, cells, tmp_path, init="random", seed=1)
     kept = json.loads((tmp_path / "cells.json").read_text())
     del kept["cells"][0]["epochs"]
@@ -262,7 +263,7 @@ def test_weights_that_have_seen_the_pictures_are_refused(
     write_model(
         tmp_path / "seen",
         make_card(),
-        graphs | {SEEN: seen_json(phantoms.examples, (), learnt_features=True)},
+        graphs | {SEEN: seen_json(phantoms.examples, (), learned_features=True)},
     )
     with pytest.raises(DatasetError, match="The initial weights have already seen these images"):
         run_paper(phantoms, few_cells("alexnet_svm"), tmp_path / "out", init=tmp_path / "seen")
@@ -367,5 +368,5 @@ def test_the_command_computes_real_cells_and_says_how_long_it_takes(
     assert main(arguments) == 0 and "| alexnet_svm | no | ×2 | honest |" in capsys.readouterr().out
     assert main([*arguments[:-1], "resnet"]) == 2
     assert capsys.readouterr().err.endswith(
-        "resnet is no architecture of the paper; there is alexnet_svm.\n"
+        "resnet is not an architecture of the paper; choose from alexnet_svm.\n"
     )

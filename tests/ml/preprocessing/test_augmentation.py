@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ml.preprocessing.augmentation import FULL, NOT_DRAWN, Strength, children, vary
+from ml.preprocessing.augmentation import FULL, NOT_DRAWN, Strength, augmented_copies, vary
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.phantoms import phantom
 from ml.scans.slices import Slice
@@ -80,13 +80,15 @@ def test_what_is_outside_the_head_stays_black_and_grays_stay_in_range() -> None:
         assert not np.array_equal(changed, head)
 
 
-def test_children_begin_with_the_picture_itself_and_are_the_same_for_the_same_seed() -> None:
+def test_augmented_copies_begin_with_the_picture_itself_and_are_the_same_for_the_same_seed() -> (
+    None
+):
     head = a_head()[..., np.newaxis]
-    ten = children(head, 10, seed=3)
+    ten = augmented_copies(head, 10, seed=3)
     assert ten.shape == (10, SIZE, SIZE, 1) and ten.dtype == np.float32
     np.testing.assert_array_equal(ten[0], head)
-    np.testing.assert_array_equal(ten, children(head, 10, seed=3))
-    assert not np.array_equal(ten[1], children(head, 10, seed=4)[1])
+    np.testing.assert_array_equal(ten, augmented_copies(head, 10, seed=3))
+    assert not np.array_equal(ten[1], augmented_copies(head, 10, seed=4)[1])
     assert all(not np.array_equal(ten[i], ten[j]) for i in range(10) for j in range(i))
 
 

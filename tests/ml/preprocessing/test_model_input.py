@@ -217,14 +217,14 @@ def test_the_catalogue_offers_what_a_spec_takes_with_the_same_defaults() -> None
 
 
 def test_a_tint_becomes_a_shade_of_gray_and_nothing_else(tmp_path: Path) -> None:
-    grey = (a_head() * np.linspace(150, 200, 400)).astype(np.uint8)
-    tinted = np.stack([grey, grey, grey * 1.25], axis=-1).astype(np.uint8)  # blue
+    gray = (a_head() * np.linspace(150, 200, 400)).astype(np.uint8)
+    tinted = np.stack([gray, gray, gray * 1.25], axis=-1).astype(np.uint8)  # blue
     # OpenCV writes blue first
-    for name, picture in (("grey", grey), ("tinted", tinted[..., ::-1])):
+    for name, picture in (("gray", gray), ("tinted", tinted[..., ::-1])):
         cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
     plain, tint = (
         to_input(read_series([tmp_path / f"{name}.png"]).slices[0], InputSpec())[0]
-        for name in ("grey", "tinted")
+        for name in ("gray", "tinted")
     )
     shade = tint[plain > 0.1] / plain[plain > 0.1]
     assert shade.max() - shade.min() < 0.03

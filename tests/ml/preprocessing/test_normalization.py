@@ -9,7 +9,7 @@ import pytest
 from ml.inference.heat_maps import place
 from ml.preprocessing.head import find_head
 from ml.preprocessing.model_input import NOT_STRIPPED, InputSpec, cut, to_input
-from ml.preprocessing.normalization import normalise
+from ml.preprocessing.normalization import normalize
 from ml.preprocessing.skull import intracranial_space, tilt_deg
 from ml.scans.phantoms import Kind, phantom
 from ml.scans.slices import Slice, window
@@ -26,8 +26,8 @@ def turned(picture: np.ndarray, clockwise_deg: float) -> np.ndarray:
     )
 
 
-def head_of(grey: np.ndarray) -> np.ndarray:
-    head = find_head(grey)
+def head_of(gray: np.ndarray) -> np.ndarray:
+    head = find_head(gray)
     assert head is not None
     return head
 
@@ -38,7 +38,7 @@ def head_of(grey: np.ndarray) -> np.ndarray:
 def test_percentiles_of_soft_tissue_land_where_they_should() -> None:
     ramp = np.tile(np.linspace(0.3, 0.7, 101, dtype=np.float32), (64, 1))
     ramp[0] = 1  # bone, which must not count
-    shown = normalise(ramp, np.ones(ramp.shape, bool), "percentile")
+    shown = normalize(ramp, np.ones(ramp.shape, bool), "percentile")
     low, high = np.percentile(shown[3:-2, 2:-2], [10, 90])
     assert shown[0].min() == shown.max()
     assert (low, high) == (pytest.approx(0.25, abs=0.01), pytest.approx(0.55, abs=0.01))
@@ -49,7 +49,7 @@ def test_a_flat_picture_is_not_blown_up_and_black_stays_black() -> None:
         0, 0.002, (64, 64)
     ).astype(np.float32)
     picture[:10] = 0
-    shown = normalise(picture, picture > 0, "percentile")
+    shown = normalize(picture, picture > 0, "percentile")
     assert shown[20:].std() < 0.02
     assert not shown[:10].any()
 
@@ -58,21 +58,21 @@ def test_equalizing_makes_every_gray_its_rank() -> None:
     picture = np.repeat(np.array([0.2, 0.4, 0.6, 0.8], np.float32), 16)[np.newaxis].repeat(
         4, axis=0
     )
-    ranks = normalise(picture, np.ones(picture.shape, bool), "equalise")
+    ranks = normalize(picture, np.ones(picture.shape, bool), "equalise")
     np.testing.assert_allclose(ranks[0, ::16], [0.25, 0.5, 0.75, 1])
 
 
 def test_clahe_raises_local_contrast_and_leaves_air_black() -> None:
-    grey = np.where(head_of(windowed(1)), windowed(1), 0).astype(np.float32) * 0.5
-    shown = normalise(grey, grey > 0.02, "clahe")
+    gray = np.where(head_of(windowed(1)), windowed(1), 0).astype(np.float32) * 0.5
+    shown = normalize(gray, gray > 0.02, "clahe")
     brain = slice(100, 150)
-    assert shown[brain, brain].std() > 1.3 * grey[brain, brain].std()
-    assert not shown[grey == 0].any()
+    assert shown[brain, brain].std() > 1.3 * gray[brain, brain].std()
+    assert not shown[gray == 0].any()
 
 
 def test_an_unknown_normalization_is_refused() -> None:
     with pytest.raises(ValueError, match="no normalization 'magic'"):
-        normalise(windowed(1), windowed(1) > 0, "magic")
+        normalize(windowed(1), windowed(1) > 0, "magic")
 
 
 def test_a_tint_leaves_no_trace_after_normalization() -> None:
@@ -92,8 +92,8 @@ def test_a_tint_leaves_no_trace_after_normalization() -> None:
 
 
 def test_the_skull_comes_off_and_the_brain_stays() -> None:
-    grey = windowed(1)
-    space = intracranial_space(grey, head_of(grey))
+    gray = windowed(1)
+    space = intracranial_space(gray, head_of(gray))
     assert space is not None
     hu = phantom(1, hemorrhage=False, size=256)
     assert space[96:160, 96:160].all()
@@ -110,18 +110,18 @@ def test_the_skull_comes_off_and_the_brain_stays() -> None:
 def test_blood_is_not_stripped_with_the_skull(kind: Kind, added_hu: int, share: float) -> None:
     healthy, bleeding = (phantom(2, blood, kind, 256).astype(np.float32) for blood in (False, True))
     blood = bleeding - healthy > 25
-    grey = window(bleeding + added_hu * blood, 40, 80)
-    space = intracranial_space(grey, head_of(grey))
+    gray = window(bleeding + added_hu * blood, 40, 80)
+    space = intracranial_space(gray, head_of(gray))
     assert space is not None
     assert space[blood].mean() > share
 
 
 def test_without_a_closed_skull_nothing_is_stripped_and_that_is_said() -> None:
-    grey = windowed(1)
-    grey[:, 150:] *= 0.5  # no bone on one side
-    assert intracranial_space(grey, head_of(grey)) is None
-    stripped, frame = to_input(Slice(grey, "display"), InputSpec(size=64, skull_stripping=True))
-    plain, plain_frame = to_input(Slice(grey, "display"), InputSpec(size=64))
+    gray = windowed(1)
+    gray[:, 150:] *= 0.5  # no bone on one side
+    assert intracranial_space(gray, head_of(gray)) is None
+    stripped, frame = to_input(Slice(gray, "display"), InputSpec(size=64, skull_stripping=True))
+    plain, plain_frame = to_input(Slice(gray, "display"), InputSpec(size=64))
     np.testing.assert_array_equal(stripped, plain)
     assert (frame.notes, plain_frame.notes) == ((NOT_STRIPPED,), ())
 
@@ -139,9 +139,9 @@ def test_a_stripped_brain_fills_the_input() -> None:
 
 @pytest.mark.parametrize("angle", [-14, -6, 5, 11])
 def test_a_turned_head_is_measured_to_a_degree(angle: float) -> None:
-    grey = windowed(1)
-    again = turned(grey, angle)
-    assert tilt_deg(again, head_of(again)) - tilt_deg(grey, head_of(grey)) == pytest.approx(
+    gray = windowed(1)
+    again = turned(gray, angle)
+    assert tilt_deg(again, head_of(again)) - tilt_deg(gray, head_of(gray)) == pytest.approx(
         angle, abs=1
     )
 
@@ -155,9 +155,9 @@ def test_a_large_bleed_hardly_turns_the_midline() -> None:
 
 
 def test_a_turn_beyond_the_limit_is_not_believed() -> None:
-    grey = turned(windowed(5), 45)
-    assert abs(tilt_deg(grey, head_of(grey))) <= 20
-    assert tilt_deg(grey, np.zeros(grey.shape, bool)) == 0
+    gray = turned(windowed(5), 45)
+    assert abs(tilt_deg(gray, head_of(gray))) <= 20
+    assert tilt_deg(gray, np.zeros(gray.shape, bool)) == 0
 
 
 def test_upright_makes_a_tilted_head_the_same_input_as_an_upright_one() -> None:
@@ -172,11 +172,11 @@ def test_upright_makes_a_tilted_head_the_same_input_as_an_upright_one() -> None:
 def test_heat_returns_to_where_it_was_in_a_tilted_slice() -> None:
     spot = np.zeros((256, 256), np.float32)
     cv2.circle(spot, (160, 110), 8, 1.0, cv2.FILLED)
-    grey, mark = turned(windowed(1), 12), turned(spot, 12)
-    _, frame = to_input(Slice(grey, "display"), InputSpec(size=64, upright=True))
+    gray, mark = turned(windowed(1), 12), turned(spot, 12)
+    _, frame = to_input(Slice(gray, "display"), InputSpec(size=64, upright=True))
     assert frame.angle_deg > 5
-    back = place(cut(mark, frame), frame, grey.shape)
-    assert back.shape == grey.shape
+    back = place(cut(mark, frame), frame, gray.shape)
+    assert back.shape == gray.shape
     assert np.corrcoef(back.ravel(), mark.ravel())[0, 1] > 0.97
     row, column = np.unravel_index(np.argmax(cv2.blur(back, (9, 9))), back.shape)
     expected = np.unravel_index(np.argmax(cv2.blur(mark, (9, 9))), mark.shape)

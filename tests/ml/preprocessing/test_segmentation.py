@@ -48,10 +48,10 @@ def bleeding_head() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         phantom(2, hemorrhage=False, size=224),
         phantom(2, hemorrhage=True, size=224),
     )
-    grey = window(bleeding.astype(np.float32), 40, 80)
-    head = find_head(grey)
+    gray = window(bleeding.astype(np.float32), 40, 80)
+    head = find_head(gray)
     assert head is not None
-    return np.where(head, grey, 0).astype(np.float32), head, bleeding.astype(int) - healthy > 25
+    return np.where(head, gray, 0).astype(np.float32), head, bleeding.astype(int) - healthy > 25
 
 
 def test_otsus_threshold_lies_between_two_levels() -> None:

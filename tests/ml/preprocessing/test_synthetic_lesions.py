@@ -11,7 +11,7 @@ import pytest
 from ml.preprocessing import synthetic_lesions
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.preprocessing.synthetic_lesions import (
-    inside_of_skull,
+    room_for_lesions,
     with_decoy,
     with_drawn_bleed,
     with_moved_bleed,
@@ -23,7 +23,7 @@ from tests.ml.preprocessing.test_augmentation import NOTHING, SIZE, a_head
 
 def test_the_inside_of_a_phantoms_skull_is_its_brain() -> None:
     head = a_head()
-    inside = inside_of_skull(head)
+    inside = room_for_lesions(head)
     assert 0.2 < inside.mean() < 0.7
     assert inside[SIZE // 2, SIZE // 2] and not inside[0, 0]
     assert np.mean(head[inside] > 0.93) < 0.02
@@ -31,7 +31,7 @@ def test_the_inside_of_a_phantoms_skull_is_its_brain() -> None:
 
 def test_without_a_closed_skull_nothing_is_drawn() -> None:
     no_bone = np.clip(a_head(), 0, 0.6)
-    assert not inside_of_skull(no_bone).any()
+    assert not room_for_lesions(no_bone).any()
     assert with_drawn_bleed(no_bone, NOTHING, np.random.default_rng(0)) is None
     assert (
         with_moved_bleed(
@@ -52,7 +52,7 @@ def test_a_drawn_bleed_is_bright_inside_the_skull_and_outlined(seed: int) -> Non
     drawn, outline = made
     assert not np.any(
         (drawn != head)
-        & ~cv2.dilate(inside_of_skull(head).astype(np.uint8), np.ones((15, 15), np.uint8)).astype(
+        & ~cv2.dilate(room_for_lesions(head).astype(np.uint8), np.ones((15, 15), np.uint8)).astype(
             bool
         )
     )
@@ -104,7 +104,7 @@ def test_what_a_bleed_pushes_inwards_is_the_brain_that_lay_along_the_bone() -> N
     head = to_input(
         Slice(phantom(1, False, size=512).astype(np.float32), "hu"), InputSpec(size=224)
     )[0][..., 0]
-    space = inside_of_skull(head)
+    space = room_for_lesions(head)
     depth = cv2.distanceTransform(space.astype(np.uint8), cv2.DIST_L2, 5)
     rim = np.where(space & (depth > 2.1), 0.3, 1.0).astype(np.float32)
     cortex = np.where(space & (depth > 4) & (depth < 10), 0.6, rim).astype(np.float32)
@@ -126,7 +126,7 @@ def test_a_decoy_changes_the_brain_alone_and_leaves_a_bleed_bright(
     monkeypatch.setattr(synthetic_lesions, "DECOYS", (decoy,))
     head, healthy = a_head(5, True), a_head(5)
     blood = head - healthy > 0.15
-    near = cv2.dilate(inside_of_skull(head).astype(np.uint8), np.ones((15, 15), np.uint8)).astype(
+    near = cv2.dilate(room_for_lesions(head).astype(np.uint8), np.ones((15, 15), np.uint8)).astype(
         bool
     )
     for seed in range(8):

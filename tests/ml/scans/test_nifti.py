@@ -129,7 +129,10 @@ def test_without_a_place_the_usual_one_is_assumed_and_said(tmp_path: Path) -> No
     assert marks(series) == [1, 2, 3, 4, 5, 6]
     assert series.warnings == (
         "The NIfTI file does not say how the patient lies; it was assumed to lie as usual.",
+        "The NIfTI file does not say how large its voxels are: a head is not as low as its 6 slices"
+        " of 1 mm.",
     )
+    assert (series.slices[0].spacing_mm, series.distance_mm) == (None, None)
 
 
 def test_a_tilted_gantry_is_said(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 from ml.errors import ImageError
 from ml.scans.phantoms import phantom, write_dicom
 from ml.scans.read import DARK_NOTE, read_series
-from ml.scans.slices import Slice, render, rendered_size
+from ml.scans.slices import Slice, gray_of, render, rendered_size
 from tests.ml.made_scans import change
 
 RAMP = np.tile(np.arange(64, dtype=np.uint8), (64, 1))  # its brightest pixel is 63
@@ -389,7 +389,10 @@ def test_a_compressed_stream_larger_than_announced_is_refused(
         ({"Rows": None}, "damaged or incomplete"),
         ({"Rows": 129}, "damaged or incomplete"),
         ({"RescaleSlope": 0}, "rescale slope is 0"),
-        ({"RescaleIntercept": 2000}, "shows no brain: its values run from 1000 to"),
+        (
+            {"PixelData": np.tile(np.arange(2000, 2128, dtype="<i2"), (128, 1)).tobytes()},
+            "shows no brain: its values run from 2000 to 2127",
+        ),
         ({"PixelData": bytes(128 * 128 * 2)}, "blank"),
     ],
 )
@@ -508,6 +511,14 @@ def test_hu_are_rendered_through_the_window() -> None:
         np.asarray(render(slice, 10, window_level=0, window_width=200)),
         np.array([[64, 128], [178, 255]]),
     )
+
+
+def test_grays_are_hu_in_the_window_or_display_values_as_they_are() -> None:
+    hu = Slice(np.array([[-50, 0], [40, 100]], np.float32), "hu")
+    assert gray_of(hu).tolist() == [[0, 0], [0.5, 1]]
+    assert gray_of(hu, 0, 200).tolist() == [[0.25, 0.5], [pytest.approx(0.7), 1]]
+    shown = gray_of(Slice(np.array([[-0.5, 0.25], [1, 2]], np.float32), "display"), 0, 200)
+    assert shown.tolist() == [[0, 0.25], [1, 1]] and shown.dtype == np.float32
 
 
 def test_a_render_keeps_the_aspect_and_never_enlarges() -> None:

@@ -54,8 +54,15 @@ def test_a_slice_that_is_there_twice_counts_once_whichever_comes_first(tmp_path:
     write_dicom(slice_hu(77), again, number=6, position_mm=10.01)
     one, other = read_series([*paths, again]), read_series([again, *paths])
     assert marks(one) == [1, 2, 3, 4, 5]
-    assert one.warnings == ("One slice was left out: it lies where another one lies.",)
+    assert one.warnings == (
+        "One slice (again.dcm) was left out: it is where another one lies that was taken in another"
+        " pass.",
+    )
     assert same(one, other)
+    write_dicom(slice_hu(3), again, number=6, position_mm=10)
+    assert read_series([*paths, again]).warnings == (
+        "One slice (again.dcm) was left out: it is a copy of another one.",
+    )
 
 
 def test_a_missing_middle_is_said_with_its_place(tmp_path: Path) -> None:
@@ -75,7 +82,7 @@ def test_a_missing_middle_without_positions_is_said_by_number(tmp_path: Path) ->
     series = read_series(paths[:3] + paths[5:])
     assert marks(series) == [1, 2, 3, 6, 7, 8]
     assert "Slices are missing: after number 3 comes number 6." in series.warnings
-    assert series.distance_mm is None
+    assert series.distance_mm == 5  # as thick as the slices are
 
 
 def test_uneven_spacing_is_said_and_is_no_gap(tmp_path: Path) -> None:
@@ -162,10 +169,10 @@ def test_slices_of_another_direction_and_of_another_size_are_left_out(tmp_path: 
     assert marks(series) == [1, 3, 4, 6]
     assert series.warnings[:2] == (
         (
-            "One slice was left out: it is not axial (coronal, sagittal or oblique); the models"
-            " know axial slices only."
+            "One slice (02.dcm) was left out: it is not axial (coronal, sagittal or oblique); the"
+            " models know axial slices only."
         ),
-        "One slice was left out: its size differs from 64 x 64 pixels.",
+        "One slice (05.dcm) was left out: its size differs from 64 x 64 pixels.",
     )
 
 
@@ -203,7 +210,7 @@ def test_pictures_of_another_size_are_left_out(tmp_path: Path) -> None:
         Image.fromarray(picture).save(path, format="PNG")
     series = read_series(paths)
     assert len(series.slices) == 3
-    assert series.warnings[0] == "One slice was left out: its size differs from 64 x 64 pixels."
+    assert series.warnings[0] == "One slice (c) was left out: its size differs from 64 x 64 pixels."
 
 
 # Several slices in one file
@@ -304,7 +311,7 @@ def test_places_and_sizes_that_cannot_be_are_not_known_and_the_series_is_still_a
     series = read_series(paths)
     assert (series.slices[0].spacing_mm, series.distance_mm, marks(series)) == (
         None,
-        None,
+        5,
         [1, 2, 3],
     )
     write_volume(series, tmp_path / "volume")

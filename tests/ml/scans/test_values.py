@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ml.scans.dicom import read_planes
+from ml.scans.ordering import slices_of
 from ml.scans.pictures import read_picture
 from ml.scans.slices import Slice, render, window
 
@@ -73,8 +74,8 @@ def dicom_of(
 
 
 def one_slice(file: io.BytesIO) -> Slice:
-    [plane] = read_planes(file, max_pixels=10_000, max_slices=1)
-    return plane.slice
+    slices, _ = slices_of(read_planes(file, max_pixels=10_000, max_slices=1))
+    return slices[0]
 
 
 @a_few

@@ -63,10 +63,10 @@ def honest(task: FitTask) -> np.ndarray:
     return np.sin(1000 * task.images[:, 0, 0, 0])
 
 
-def patch(monkeypatch: pytest.MonkeyPatch, decide: object, learnt: bool = False) -> list[FitTask]:
+def patch(monkeypatch: pytest.MonkeyPatch, decide: object, learned: bool = False) -> list[FitTask]:
     tasks: list[FitTask] = []
     monkeypatch.setattr(
-        ml.training.experiment, "fit_of", lambda architecture: fit_with(decide, tasks, learnt)
+        ml.training.experiment, "fit_of", lambda architecture: fit_with(decide, tasks, learned)
     )  # type: ignore[arg-type]
     return tasks
 
@@ -103,7 +103,7 @@ def test_a_model_that_finds_nothing_in_permuted_labels_is_not(
 def test_controls_of_a_fine_tuned_net_cost_a_fit_each(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    tasks = patch(monkeypatch, honest, learnt=True)
+    tasks = patch(monkeypatch, honest, learned=True)
     experiment = material_of([0, 1] * 16, tmp_path, settings={"controls": "all"})
     controls = {
         control.name: control
@@ -121,7 +121,7 @@ def test_controls_of_a_fine_tuned_net_cost_a_fit_each(
 def test_random_weights_stand_beside_the_run_on_the_same_fold(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    tasks = patch(monkeypatch, honest, learnt=True)
+    tasks = patch(monkeypatch, honest, learned=True)
     experiment = replace(
         material_of([0, 1] * 16, tmp_path, settings={"controls": "all"}),
         init=tmp_path / "weights.npz",
@@ -143,8 +143,8 @@ def test_random_weights_stand_beside_the_run_on_the_same_fold(
 
 
 def test_the_setting_decides_which_controls_run() -> None:
-    def names(controls: str, learnt: bool) -> tuple[str, ...]:
-        return control_names({"controls": controls}, learnt)
+    def names(controls: str, learned: bool) -> tuple[str, ...]:
+        return control_names({"controls": controls}, learned)
 
     assert names("cheap", False) == ("permuted", "metadata") and names("cheap", True) == (
         "metadata",
@@ -155,26 +155,26 @@ def test_the_setting_decides_which_controls_run() -> None:
 def test_progress_goes_by_how_many_fits_a_control_takes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    patch(monkeypatch, honest, learnt=True)
+    patch(monkeypatch, honest, learned=True)
     experiment = replace(
         material_of([0, 1] * 16, tmp_path, settings={"controls": "all"}),
         init=tmp_path / "weights.npz",
     )
-    told: list[tuple[str, float]] = []
+    reported: list[tuple[str, float]] = []
     run_controls(
         ControlledRun(experiment, examples_of(tmp_path, 32), True, 5),
         tmp_path,
-        lambda stage, share, metrics: told.append((stage, share)),
+        lambda stage, share, metrics: reported.append((stage, share)),
     )
     ends = [
-        max(share for stage, share in told if stage.startswith(f"control {name}"))
+        max(share for stage, share in reported if stage.startswith(f"control {name}"))
         for name in ("permuted", "metadata", "leaked")
     ]
     assert fits_of_controls(("permuted", "leaked", "random_weights"), True, 2353) == (5, 2, 1)
     assert ends == pytest.approx([5 / 16.1, 5.1 / 16.1, 15.1 / 16.1], abs=0.01), (
         "32 pictures leak by ten copies"
     )
-    assert [share for _, share in told] == sorted(share for _, share in told)
+    assert [share for _, share in reported] == sorted(share for _, share in reported)
 
 
 def test_interrupted_controls_continue_piece_by_piece(
@@ -311,18 +311,18 @@ def test_labels_of_whole_scans_are_permuted_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = patch(monkeypatch, honest)
-    told = {8 + scan: scan % 2 for scan in range(8)}
+    given_scan_labels = {8 + scan: scan % 2 for scan in range(8)}
     experiment = material_of(
         [0, 1] * 8 + [UNKNOWN] * 16,
         tmp_path,
         [n // 2 for n in range(32)],
         {"controls": "cheap"},
-        told=told,
+        given_scan_labels=given_scan_labels,
     )
     run_controls(ControlledRun(experiment, examples_of(tmp_path, 16), False, 2), tmp_path, ignore)
-    found = [dict(task.told) for task in tasks]
-    assert all(set(one) == set(told) and sum(one.values()) == 4 for one in found)
-    assert any(one != told for one in found)
-    assert not leak(experiment, 2, tmp_path, ignore).told, (
+    found = [dict(task.given_scan_labels) for task in tasks]
+    assert all(set(one) == set(given_scan_labels) and sum(one.values()) == 4 for one in found)
+    assert any(one != given_scan_labels for one in found)
+    assert not leak(experiment, 2, tmp_path, ignore).given_scan_labels, (
         "of scans without labeled slices no copy is made"
     )

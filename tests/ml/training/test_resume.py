@@ -121,7 +121,7 @@ def assert_alike(expected: Path, found: Path) -> None:
     probes = [Series((head,)) for head in heads] + [Series(tuple(heads))]
     answers = []
     for folder in (expected, found):
-        findings = Predictor(folder / "model", judges_pictures=False).predict_many(probes)
+        findings = Predictor(folder / "model", checks_head_ct=False).predict_many(probes)
         answers.append(
             [
                 value

@@ -256,7 +256,8 @@ def test_fine_tuned_features_are_exported_and_remember_their_images(
     model = tmp_path / "first" / "model"
     assert set(marks_of(model)) == {(e.sha256[:16], e.dhash) for e in phantoms.examples}
     with pytest.raises(
-        DatasetError, match="have already seen these images, so nothing honest is left to test on"
+        DatasetError,
+        match="have already seen these images, so no unseen images are left for testing",
     ):
         train(TrainConfig("alexnet_svm", QUICK, init=model), [phantoms], tmp_path / "second")
 
@@ -288,8 +289,8 @@ def test_what_the_initial_weights_have_seen_only_trains(phantoms: Dataset) -> No
     assert pool.unseen.tolist() == [False] * 10 + [True] * 22
     assert pool.notes == (
         (
-            "10 of the 32 images belong to patients that the initial weights have seen; they only"
-            " train, and no figure includes them."
+            "10 of the 32 images belong to patients that the initial weights have seen; they are"
+            " used for training only, and no metric includes them."
         ),
     )
 
@@ -362,18 +363,18 @@ def test_pictures_listed_by_an_earlier_version_are_known_by_their_files_alone(
     )
     assert np.flatnonzero(~pool.unseen).tolist() == [0]
     said = (
-        "An earlier version listed 2 of the pictures that training has seen; of these only"
-        " unchanged files are recognized."
+        "2 of the training images were listed by an earlier version; of these, only unchanged"
+        " files are recognized."
     )
     assert said in pool.notes
     renewed = json.loads(
-        seen_json([first], ((first.sha256[:16], "0123456789abcdef"),), learnt_features=True)
+        seen_json([first], ((first.sha256[:16], "0123456789abcdef"),), learned_features=True)
     )
     assert renewed["features"] == [[first.sha256[:16], first.dhash]]
 
 
 def test_two_data_sets_of_one_name_are_refused(phantoms: Dataset) -> None:
-    with pytest.raises(DatasetError, match="Two data sets are called phantoms"):
+    with pytest.raises(DatasetError, match="Two data sets are named phantoms"):
         pooled([phantoms, phantoms], (), folds=2)
 
 
@@ -395,14 +396,14 @@ def test_an_unknown_slice_stays_in_its_scan_between_its_neighbors(phantoms: Data
     assert pool.scans[:5].tolist() == [0, 0, 0, 1, 2] and (np.diff(pool.scans) >= 0).all()
     assert pool.known.sum() == 31
     assert pool.notes == (
-        "1 slices with unknown labels stand in their scans; they neither train nor test.",
+        "1 unlabeled slices are part of their scans, but are not used for training or testing.",
     )
 
 
 def test_what_shaped_the_features_stays_apart_from_what_shaped_the_head(phantoms: Dataset) -> None:
     before = (("aaaa", "bbbb"),)
-    frozen = json.loads(seen_json(phantoms.examples[:1], before, learnt_features=False))
-    tuned = json.loads(seen_json(phantoms.examples[:1], before, learnt_features=True))
+    frozen = json.loads(seen_json(phantoms.examples[:1], before, learned_features=False))
+    tuned = json.loads(seen_json(phantoms.examples[:1], before, learned_features=True))
     mark = [phantoms.examples[0].sha256[:16], phantoms.examples[0].dhash]
     assert frozen == {"features": [["aaaa", "bbbb"]], "head": [mark]}
     assert sorted(tuned["features"]) == sorted([["aaaa", "bbbb"], mark])
@@ -414,7 +415,7 @@ def test_a_model_that_hides_what_it_saw_cannot_start_a_training(
     model = trained[0] / "model"
     files: Mapping[str, Path] = {name: model / name for name in ("features.onnx", "head.onnx")}
     write_model(tmp_path / "silent", read_card(model), files)
-    with pytest.raises(ArtifactError, match="does not say which images it has seen"):
+    with pytest.raises(ArtifactError, match="does not state which images it was trained on"):
         marks_of(tmp_path / "silent")
 
 
@@ -452,7 +453,7 @@ def test_the_starter_gives_way_to_random_weights_for_images_that_it_has_seen(
     files = {
         name: (trained[0] / "model" / name).read_bytes() for name in ("features.onnx", "head.onnx")
     }
-    files["seen.json"] = seen_json(phantoms.examples, (), learnt_features=True)
+    files["seen.json"] = seen_json(phantoms.examples, (), learned_features=True)
     write_model(tmp_path / "seen", card, files)
     monkeypatch.setattr(pool, "STARTER_DIR", tmp_path / "seen")
     monkeypatch.setattr(pool, "STARTER_SERIES_DIR", tmp_path / "none")

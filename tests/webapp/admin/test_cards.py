@@ -183,7 +183,7 @@ def test_a_card_of_an_old_version_says_what_it_lacks(app: Flask, admin: FlaskCli
     )
     assert "Controls were disabled for this run." in admin.get(f"/admin/models/{off}").text
     text = text_of(admin.get(f"/admin/models/{old}").text)
-    assert "Series Same thresholds" in text and "By patient" not in text
+    assert "Series same thresholds" in text and "By patient" not in text
 
 
 def test_why_a_version_is_blocked_stands_with_its_controls(app: Flask, admin: FlaskClient) -> None:

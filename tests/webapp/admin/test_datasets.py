@@ -97,7 +97,7 @@ class TestImport:
         app.config["MAX_DATASET_MB"] = 1
         answer = self.post(admin, io.BytesIO(bytes(3 * 2**20)))
         assert answer.status_code == 413
-        assert "larger than 1 MB" in answer.text
+        assert "larger than the limit of 1 MB" in answer.text
 
     def test_an_archive_may_be_larger_than_a_scan(self, app: Flask, admin: FlaskClient) -> None:
         app.config["MAX_CONTENT_LENGTH"] = 2**20
@@ -249,7 +249,7 @@ class TestCancel:
             storage.put("datasets/mine.zip", b"an archive")
         assert 'form="cancel-import"' in admin.get(f"/admin/datasets/{id}").text
         assert (
-            "This import was canceled."
+            "The import was canceled"
             in admin.post(f"/admin/datasets/{id}/cancel", follow_redirects=True).text
         )
         with app.app_context():

@@ -21,8 +21,9 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from ml.scans import dicom as workers
 from tests.webapp.intake.made import SERIES, Watched, dicom_file, planted_everywhere
-from webapp.intake.dicom import DicomFile
+from webapp.intake.dicom import CT_SOP_CLASSES, DEFLATED, READ_SYNTAXES, DicomFile
 from webapp.intake.streams import BLOCK, DamagedFile
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -60,6 +61,13 @@ def test_dicom_headers_are_read_as_pydicom_reads_them(path: Path) -> None:
         assert (header.rows, header.columns) == (judge.get("Rows") or 0, judge.get("Columns") or 0)
         assert header.samples == (judge.get("SamplesPerPixel") or 1)
         assert header.has_pixels == ("PixelData" in judge)
+
+
+def test_what_is_accepted_is_what_the_workers_read() -> None:
+    # Two lists, since a web process may not load what `ml.scans` needs.
+    assert set(READ_SYNTAXES) == workers.NATIVE | workers.COMPRESSED
+    assert set(CT_SOP_CLASSES) == workers.CT_SOP_CLASSES
+    assert not set(DEFLATED) & set(READ_SYNTAXES)
 
 
 @pytest.mark.parametrize("path", PYDICOMS_OWN, ids=lambda path: path.name)

@@ -1,0 +1,184 @@
+"""What a process gives up before it decodes files of strangers, as far as the kernel allows it
+without root. Linux only; elsewhere nothing is given up.
+
+    python -m ml.confinement          lists what holds on this machine
+
+Each measure stands alone, since hosts allow different ones: Docker forbids new namespaces, and
+kernels before 5.13 have no Landlock. With both, a decoder that a file has taken over reads nothing
+but code and its folder, writes nothing but its folder, sees no other process and no network, and
+starts no process.
+
+Sources: man pages landlock(7), user_namespaces(7), pid_namespaces(7), capabilities(7), prctl(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+OPEN_FILES = 64
+"""A decoder has one file of a scan open at a time, beside the modules that it loads."""
+
+NEW_NAMESPACES = 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000
+"""CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET and CLONE_NEWIPC."""
+PR_SET_NO_NEW_PRIVS = 38
+CAPABILITY_VERSION_3 = 0x20080522
+
+# Landlock's system calls have the same numbers on all architectures.
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+ASK_VERSION, PATH_BENEATH = 1, 1
+WRITE_FILE, READ_FILE, READ_DIR, MAKE_REG, TRUNCATE = 1 << 1, 1 << 2, 1 << 3, 1 << 8, 1 << 14
+ALL_OF_FILES = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
+"""All file rights that a version of Landlock knows; a version that is not listed adds none."""
+TCP, ABSTRACT_SOCKETS_AND_SIGNALS = 0b11, 0b11
+TCP_SINCE, SCOPES_SINCE = 4, 6
+
+SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/dev/urandom")
+"""What loading a module may need, beside Python's own folders."""
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (
+        ("files", ctypes.c_uint64),
+        ("network", ctypes.c_uint64),
+        ("scopes", ctypes.c_uint64),
+    )
+
+
+class _Beneath(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("allowed", ctypes.c_uint64), ("folder", ctypes.c_int32))
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+def confine(folder: Path, *, file_bytes: int) -> list[str]:
+    """Give up what decoding does not need; return the names of what holds from now on.
+
+    To be called with a single thread, once all usual modules are loaded. No thread can be started
+    afterwards.
+
+    Args:
+        folder: the only one that may be written to, and that may be read beside Python's modules.
+        file_bytes: how large a file may become that is written.
+    """
+    if sys.platform != "linux":
+        return []
+    measures: dict[str, Callable[[], None]] = {
+        "no new privileges": _gain_no_privileges,
+        "namespaces": _leave_namespaces,
+        "Landlock": lambda: _keep_to(folder),
+        "process limit": lambda: _limit(resource.RLIMIT_NPROC, 0),
+        "open files": lambda: _limit(resource.RLIMIT_NOFILE, OPEN_FILES),
+        "file size": lambda: _limit(resource.RLIMIT_FSIZE, file_bytes),
+        "no capabilities": _drop_capabilities,
+    }
+    holding = []
+    for name, measure in measures.items():
+        with suppress(OSError):
+            measure()
+            holding.append(name)
+    return holding
+
+
+def code_folders() -> list[Path]:
+    """Return where modules and libraries lie; of this project only `ml`, since a home folder with a
+    database and keys may lie beside it.
+    """
+    own = Path(__file__).resolve().parent
+    # Without -P Python looks for modules where it was started, too.
+    project = {own.parent, Path.cwd()}
+    on_path = (Path(entry) for entry in sys.path if entry and Path(entry).resolve() not in project)
+    return [own, Path(sys.prefix), Path(sys.base_prefix), *on_path, *map(Path, SYSTEM)]
+
+
+def _gain_no_privileges() -> None:
+    _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _leave_namespaces() -> None:
+    """Enter namespaces of one's own: no network, no rights over other processes, no new ones.
+
+    The first process of a PID namespace has ended when this returns, and the kernel starts no other
+    in such a namespace: unlike RLIMIT_NPROC, this holds for root, too.
+    """
+    _call("unshare", NEW_NAMESPACES)
+    first = os.fork()
+    if first == 0:
+        os._exit(0)
+    os.waitpid(first, 0)
+
+
+def _keep_to(folder: Path) -> None:
+    """Let nothing be read but code and `folder`, and nothing be written or run but in `folder`.
+
+    Programs cannot be run, sockets of TCP and abstract ones not be connected, other processes not
+    be signaled or looked into.
+    """
+    version = _call("syscall", CREATE_RULESET, None, ctypes.c_size_t(0), ASK_VERSION)
+    files = ALL_OF_FILES[max(known for known in ALL_OF_FILES if known <= version)]
+    asked = _Ruleset(
+        files,
+        TCP if version >= TCP_SINCE else 0,
+        ABSTRACT_SOCKETS_AND_SIGNALS if version >= SCOPES_SINCE else 0,
+    )
+    size = ctypes.c_size_t(ctypes.sizeof(asked))
+    ruleset = _call("syscall", CREATE_RULESET, ctypes.byref(asked), size, 0)
+    try:
+        _allow(ruleset, code_folders(), READ_FILE | READ_DIR)
+        _allow(ruleset, [Path("/dev/null")], READ_FILE | WRITE_FILE)
+        writing = WRITE_FILE | MAKE_REG | TRUNCATE
+        _allow(ruleset, [folder], (READ_FILE | READ_DIR | writing) & files)
+        _call("syscall", RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+def _allow(ruleset: int, paths: Iterable[Path], rights: int) -> None:
+    for path in filter(Path.exists, paths):
+        # Folders have rights that files have not.
+        allowed = rights if path.is_dir() else rights & ~(READ_DIR | MAKE_REG)
+        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            rule = _Beneath(allowed, opened)
+            _call("syscall", ADD_RULE, ruleset, PATH_BENEATH, ctypes.byref(rule), 0)
+        finally:
+            os.close(opened)
+
+
+def _limit(which: int, most: int) -> None:
+    with suppress(ValueError):  # A lower limit was set from outside.
+        resource.setrlimit(which, (most, most))
+
+
+def _drop_capabilities() -> None:
+    """Give up root's rights, those in a namespace of one's own included."""
+    header = _CapabilityHeader(CAPABILITY_VERSION_3, 0)
+    _call("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
+
+
+def _call(name: str, *arguments: object) -> int:
+    """Call a function of the C library.
+
+    Raises:
+        OSError: it failed, or this library has no such function.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    if (function := getattr(library, name, None)) is None:
+        raise OSError(f"The C library has no {name}.")
+    if (result := int(function(*arguments))) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(confine(Path(tempfile.gettempdir()), file_bytes=2**20)) + "\n")

@@ -1,0 +1,143 @@
+"""Calibration to one site: what a handful of confirmed local scans say about a model's
+probabilities there.
+
+The shipped calibration is the prior, so few scans move it a little and many move it at will. The
+threshold stays the same probability: once probabilities mean the same again, so does the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ml.errors import DatasetError
+from ml.evaluation.calibration import Platt, balanced_weights, fit_platt
+from ml.evaluation.metrics import auroc, figures_at
+from ml.figures import LocalFigures
+
+FEWEST_SCANS, FEWEST_OF_A_CLASS = 20, 5
+FOLDS = 5
+AS_SHIPPED = Platt(1.0, 0.0)
+"""Of the log-odds of shipped probabilities: leaves them as they are."""
+EDGE = 1e-6
+DRAWS = 200
+
+
+@dataclass(frozen=True)
+class LocalScans:
+    """Confirmed scans of one site: labels 0 or 1, shipped probabilities and patients, each (n,)."""
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    groups: np.ndarray
+
+    def among(self, chosen: np.ndarray) -> LocalScans:
+        """Return the scans at these positions, or where the mask is true."""
+        return LocalScans(self.labels[chosen], self.probabilities[chosen], self.groups[chosen])
+
+    def require_enough(self) -> None:
+        """Raises:
+        DatasetError: there are too few scans, or too few of one class.
+        """
+        of_class = [int((self.labels == label).sum()) for label in (1, 0)]
+        if sum(of_class) < FEWEST_SCANS or min(of_class) < FEWEST_OF_A_CLASS:
+            raise DatasetError(
+                f"A calibration needs at least {FEWEST_SCANS} scans that the model has not seen, at"
+                f" least {FEWEST_OF_A_CLASS} with and {FEWEST_OF_A_CLASS} without hemorrhage; there"
+                f" are {of_class[0]} with and {of_class[1]} without."
+            )
+
+
+def fit_local(scans: LocalScans) -> Platt:
+    """Return what turns the log-odds of shipped probabilities into local probabilities."""
+    weights = balanced_weights(scans.labels, np.full(len(scans.labels), ""))
+    return fit_platt(scans.labels, _log_odds(scans.probabilities), AS_SHIPPED, weights)
+
+
+def before_and_after(
+    scans: LocalScans, threshold: float, seed: int = 0
+) -> tuple[LocalFigures, LocalFigures]:
+    """Return what the threshold means with shipped probabilities and with local ones, each scan
+    calibrated by the scans of other patients (`FOLDS` folds).
+    """
+    folds = _folds(scans, seed)
+    local = np.empty(len(scans.labels))
+    for fold in np.unique(folds):
+        here = folds == fold
+        local[here] = fit_local(scans.among(~here))(_log_odds(scans.probabilities[here]))
+
+    def figures(values: np.ndarray) -> LocalFigures:
+        at_threshold = figures_at(scans.labels, values >= threshold, scans.groups, seed)
+        return LocalFigures(brier=_balanced_brier(scans.labels, values), **vars(at_threshold))
+
+    return figures(scans.probabilities), figures(local)
+
+
+def simulate(scans: LocalScans, threshold: float, size: int, seed: int = 0) -> dict[str, float]:
+    """Return what calibrating to `size` scans of a site does for its other scans, the mean over
+    `DRAWS` draws: {"sensitivity", "specificity", "brier"} with "_before", "_after" and, as if all
+    scans of the site had calibrated, "_best"; and "auroc".
+
+    Raises:
+        DatasetError: the site has too few scans.
+    """
+    scans.require_enough()
+    random = np.random.default_rng(seed)
+    best = fit_local(scans)
+    results: list[Mapping[str, float]] = []
+    for _ in range(DRAWS):
+        drawn = _draw(scans, size, random)
+        rest = ~np.isin(np.arange(len(scans.labels)), drawn)
+        if len(np.unique(scans.labels[rest])) < 2:
+            raise DatasetError(f"The site has too few scans to calibrate with {size} of them.")
+        log_odds = _log_odds(scans.probabilities[rest])
+        labels = scans.labels[rest]
+        row: dict[str, float] = {}
+        for name, values in (
+            ("before", scans.probabilities[rest]),
+            ("after", fit_local(scans.among(drawn))(log_odds)),
+            ("best", best(log_odds)),
+        ):
+            called = values >= threshold
+            row[f"sensitivity_{name}"] = float(called[labels == 1].mean())
+            row[f"specificity_{name}"] = float((~called)[labels == 0].mean())
+            row[f"brier_{name}"] = _balanced_brier(labels, values)
+        results.append(row)
+    means = {name: float(np.mean([row[name] for row in results])) for name in results[0]}
+    return means | {"auroc": auroc(scans.labels, scans.probabilities)}
+
+
+def _draw(scans: LocalScans, size: int, random: np.random.Generator) -> np.ndarray:
+    """Return positions of `size` scans, at least `FEWEST_OF_A_CLASS` of each class."""
+    order = random.permutation(len(scans.labels))
+    first = [order[scans.labels[order] == label][:FEWEST_OF_A_CLASS] for label in (0, 1)]
+    chosen = np.concatenate(first)
+    return np.concatenate([chosen, order[~np.isin(order, chosen)][: size - len(chosen)]])
+
+
+def _folds(scans: LocalScans, seed: int) -> np.ndarray:
+    """Return a fold (n,) for each scan: patients are dealt, those who bleed apart from the
+    others.
+    """
+    random = np.random.default_rng(seed)
+    folds = np.zeros(len(scans.labels), int)
+    names, first = np.unique(scans.groups, return_index=True)
+    for label in (0, 1):
+        of_class = random.permutation(names[scans.labels[first] == label])
+        for number, name in enumerate(of_class):
+            folds[scans.groups == name] = number % FOLDS
+    return folds
+
+
+def _balanced_brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean squared error, both classes alike."""
+    return float(
+        np.mean([np.mean((probabilities[labels == label] - label) ** 2) for label in (0, 1)])
+    )
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    clipped = np.clip(np.asarray(probabilities, np.float64), EDGE, 1 - EDGE)
+    return np.log(clipped / (1 - clipped))

@@ -1,0 +1,116 @@
+"""An encoder read cell by cell: its convolutions, fine-tuned, and one linear decision for each cell
+of the last maps.
+
+A slice's decision is the log-sum-exp of its cells (see `ml.networks.fine_tuning`). The maps of a
+picture and of its mirror image are averaged, so that left and right are read alike. A part of the
+training part's groups, which the network never saw, calibrates; the final network learns from all
+groups and takes the calibration of the cross-validation's answers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto, compose, helper
+
+from ml.evaluation.calibration import Platt
+from ml.models.contract import FitTask, Fitted, held_out_of
+from ml.models.fine_tuned import tuned_convolutions
+from ml.models.inner_folds import inner_folds
+from ml.networks.aggregation import (
+    aggregate_scans,
+    answer_graph,
+    scan_probability,
+    smoothed,
+    smoothing_nodes,
+)
+from ml.networks.cells import decision_nodes, decisions_of
+from ml.networks.convolutions import mirrored, pooled
+from ml.networks.encoder import Encoder
+from ml.networks.fine_tuning import Tuned
+from ml.networks.onnx_graph import model_of, serialized
+
+TUNING_SHARE = 0.95  # of a fit's time
+CHUNK = 64
+
+
+def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
+    """Fit on `task.train`; where it `smooths`, the decision of a slice is averaged with those of
+    its neighbors in the scan (`ml.networks.aggregation`).
+    """
+    learn, held = (
+        (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
+    )
+    tuned = tuned_convolutions(
+        task,
+        encoder,
+        learn,
+        int(task.settings["epochs"]),
+        lambda share, figures: task.report(TUNING_SHARE * share, figures),
+    )
+    size = task.images.shape[1]
+    features = mirrored(encoder.build(tuned.convolutions, size))
+    # Of what was learned from only the bleeding slices are asked for: types are fitted to them.
+    asked = np.setdiff1d(np.arange(len(task.images)), learn[task.labels[learn] != 1])
+    decisions = np.full(len(task.images), np.nan)
+    descriptions = np.zeros((len(task.images), 2 * encoder.maps_shape(size)[1]), np.float32)
+    for start in range(0, len(asked), CHUNK):
+        task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(asked), {})
+        chunk = asked[start : start + CHUNK]
+        maps = np.asarray(features.predict_on_batch(np.asarray(task.images[chunk], np.float32)))
+        decisions[chunk] = decisions_of(maps, tuned)
+        descriptions[chunk] = pooled(maps, "both")
+    if smooths:
+        decisions = smoothed(decisions, task.scans)
+    held_out = task.held_out or held_out_of(decisions, held, task.scans)
+
+    def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
+        shape = encoder.maps_shape(size)
+        head = head_to_onnx(tuned, platt, scan_platt, *shape, smooths=smooths)
+        return {"features.onnx": encoder.to_onnx(tuned.convolutions, size), "head.onnx": head}
+
+    def reference(
+        images: np.ndarray, platt: Platt, scan_platt: Platt
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
+        found = decisions_of(maps, tuned)
+        found = smoothed(found, np.zeros(len(found), int)) if smooths else found
+        return maps, platt(found), scan_probability(found, platt, scan_platt)
+
+    return Fitted(
+        decisions=decisions,
+        scan_decisions=aggregate_scans(decisions, task.scans),
+        held_out=held_out,
+        chosen={
+            "learnt_from": len(learn),
+            "calibrated_on": len(held_out.slices),
+            "tuned_by": tuned.by,
+        },
+        export=export,
+        reference=reference,
+        learned_features=True,
+        descriptions=descriptions,
+    )
+
+
+def head_to_onnx(
+    tuned: Tuned, platt: Platt, scan_platt: Platt, side: int, channels: int, *, smooths: bool
+) -> bytes:
+    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
+    (1,).
+    """
+    nodes, constants = decision_nodes(tuned, side, channels)
+    decided = "cells_decision"
+    if smooths:
+        more_nodes, more_constants = smoothing_nodes(decided)
+        nodes, constants, decided = nodes + more_nodes, constants + more_constants, "smoothed"
+    cells = model_of(
+        nodes,
+        "cells",
+        [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
+        [helper.make_tensor_value_info(decided, TensorProto.FLOAT, ["N", 1])],
+        constants,
+    )
+    whole = compose.merge_models(
+        cells, answer_graph(platt, scan_platt), io_map=[(decided, "decision")]
+    )
+    return serialized(whole)

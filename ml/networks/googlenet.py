@@ -1,0 +1,381 @@
+"""GoogLeNet as an encoder: its inception modules up to 4e and a pyramid on top, in Keras and in
+ONNX.
+
+C. Szegedy et al. 2015, "Going deeper with convolutions" (doi 10.1109/CVPR.2015.7298594), with the
+weights that BVLC trained on ImageNet. Maps of stride 16, which know the context, are doubled in
+size and added to those of stride 8, which know the place (T.-Y. Lin et al. 2017, "Feature pyramid
+networks", doi 10.1109/CVPR.2017.106): a thin bleed along the skull is smaller than a cell of
+AlexNet's.
+
+The picture is shown in three contrasts (`ml.networks.contrasts`). Kernels are stored in 8 bits, one
+scale for each output channel, and rounded so before anything is computed with them, so that the
+exported file computes what was trained and judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ml.artifacts.card import FEATURES
+from ml.artifacts.folder import read_card
+from ml.artifacts.onnx_check import require_self_contained
+from ml.errors import ArtifactError
+from ml.networks.contrasts import contrasts, contrasts_nodes
+from ml.networks.convolutions import ALPHA, BETA, NEIGHBORS, K, locally_normalized
+from ml.networks.onnx_graph import model_of, serialized
+from ml.networks.weights import CONTRASTS, ORIGINAL, SOFT_TISSUE, Weights, arrays_of_file
+
+FIRST = "conv1_7x7_s2"
+STEM = {"conv2_3x3_reduce": (1, 64, 64), "conv2_3x3": (3, 64, 192)}
+"""Convolutions after the first: kernel, channels in, channels out."""
+MODULES = {
+    "3a": (192, 64, 96, 128, 16, 32, 32),
+    "3b": (256, 128, 128, 192, 32, 96, 64),
+    "4a": (480, 192, 96, 208, 16, 48, 64),
+    "4b": (512, 160, 112, 224, 24, 64, 64),
+    "4c": (512, 128, 128, 256, 24, 64, 64),
+    "4d": (512, 112, 144, 288, 32, 64, 64),
+    "4e": (528, 256, 160, 320, 32, 128, 128),
+}
+"""The inception modules: channels in, of the 1 x 1, of the 3 x 3 before and after, of the 5 x 5
+before and after, and of the projected pooling.
+"""
+FINE, COARSE = "3b", "4e"
+"""The last modules of stride 8 and of stride 16, which the pyramid joins."""
+PYRAMID = 128
+LARGEST = 127
+FLIP = {"flip_from": [-1], "flip_to": [-(2**31)], "flip_axis": [3], "flip_step": [-1]}
+"""What ONNX's Slice wants to mirror the last axis."""
+
+
+def _shapes() -> dict[str, tuple[int, int, int]]:
+    """Return kernel, channels in and channels out of every convolution by name."""
+    shapes = {FIRST: (7, 3, 64), **STEM}
+    for name, (inside, one, three_in, three, five_in, five, pooled) in MODULES.items():
+        for part, shape in (
+            ("1x1", (1, inside, one)),
+            ("3x3_reduce", (1, inside, three_in)),
+            ("3x3", (3, three_in, three)),
+            ("5x5_reduce", (1, inside, five_in)),
+            ("5x5", (5, five_in, five)),
+            ("pool_proj", (1, inside, pooled)),
+        ):
+            shapes[f"inception_{name}_{part}"] = shape
+    return shapes
+
+
+PYRAMID_SHAPES = {
+    "pyramid_fine": (1, 480, PYRAMID),
+    "pyramid_coarse": (1, 832, PYRAMID),
+    "pyramid_joined": (3, PYRAMID, PYRAMID),
+}
+"""The convolutions that ImageNet did not teach; they start from random weights."""
+SHAPES = _shapes()
+
+
+@dataclass(frozen=True)
+class GoogLeNet:
+    """The encoder; see `ml.networks.encoder.Encoder`."""
+
+    name: str = "googlenet-4e-pyramid"
+    learning_rate: float = 4e-4
+
+    def initial(self, init: Path | str, seed: int) -> Weights:
+        """Return initial weights: ImageNet's (.npz), those of a model folder, or "random" ones by
+        He's rule (K. He et al. 2015); the pyramid's are random unless a model brings them.
+        """
+        weights = _random(seed, SHAPES | PYRAMID_SHAPES)
+        weights[SOFT_TISSUE] = np.array(CONTRASTS, np.float32)
+        if init != "random":
+            path = Path(init)
+            given = _from_model(path) if path.is_dir() else arrays_of_file(path)
+            weights |= _checked(given, path.name)
+        return self.as_stored(weights)
+
+    def build(self, weights: Weights, size: int) -> keras.Model:
+        """Return the Keras model: float32 (n, size, size, 1) in 0..1 -> maps (n, side, side, c)."""
+        layers = keras.layers
+        pictures = keras.Input((size, size, 1), name="images")
+        x = layers.Concatenate()([pictures, *contrasts(pictures, weights[SOFT_TISSUE])])
+        x = layers.Normalization(
+            mean=ORIGINAL.mean, variance=tuple(std**2 for std in ORIGINAL.std), name="imagenet"
+        )(x)
+        x = _convolved(layers.ZeroPadding2D(3)(x), FIRST, 2, "valid")
+        x = locally_normalized(layers.MaxPooling2D(3, 2, "same")(x))
+        for name in STEM:
+            x = _convolved(x, name)
+        x = layers.MaxPooling2D(3, 2, "same")(locally_normalized(x))
+        maps = {}
+        for name in MODULES:
+            if name == "4a":
+                x = layers.MaxPooling2D(3, 2, "same")(x)
+            x = maps[name] = _inception(x, f"inception_{name}")
+        fine = _convolved(maps[FINE], "pyramid_fine", activation=None)
+        coarse = layers.UpSampling2D(2)(
+            _convolved(maps[COARSE], "pyramid_coarse", activation=None)
+        )[:, : fine.shape[1], : fine.shape[2]]
+        joined = layers.Activation("relu")(layers.Add()([fine, coarse]))
+        model = keras.Model(pictures, _convolved(joined, "pyramid_joined"), name="googlenet")
+        for name in SHAPES | PYRAMID_SHAPES:
+            model.get_layer(name).set_weights([weights[f"{name}_W"], weights[f"{name}_b"]])
+        return model
+
+    def weights_of(self, model: keras.Model, base: Weights) -> Weights:
+        """Return the weights of a model that `build` made, and the contrasts of `base`."""
+        weights = {SOFT_TISSUE: base[SOFT_TISSUE]}
+        for name in SHAPES | PYRAMID_SHAPES:
+            kernel, bias = model.get_layer(name).get_weights()
+            weights[f"{name}_W"], weights[f"{name}_b"] = np.asarray(kernel), np.asarray(bias)
+        return weights
+
+    def as_stored(self, weights: Weights) -> Weights:
+        """Return the weights with kernels of 8 bits, the rest of 16, as float32."""
+        return {
+            name: _restored(*quantized(values))
+            if name.endswith("_W")
+            else values.astype(np.float16).astype(np.float32)
+            for name, values in weights.items()
+        }
+
+    def maps_shape(self, size: int) -> tuple[int, int]:
+        """Return the side and the channels of the maps of pictures of `size` pixels."""
+        return -(-size // 8), PYRAMID
+
+    def to_onnx(self, weights: Weights, size: int) -> bytes:
+        """Return the features graph; see `ml.networks.encoder.Encoder`."""
+        graph = _Graph(weights)
+        one_way = graph.add("Transpose", ["images"], perm=[0, 3, 1, 2])
+        other_way = graph.add("Slice", [one_way, *FLIP])
+        x = graph.add("Concat", [one_way, other_way], axis=0)
+        nodes, constants, others = contrasts_nodes(weights[SOFT_TISSUE], x)
+        graph.nodes += nodes
+        graph.constants += constants
+        x = graph.add("Concat", [x, *others], axis=1)
+        x = graph.add("Sub", [x, "imagenet_mean"])
+        x = graph.add("Div", [x, "imagenet_std"])
+        x = graph.convolution(x, FIRST, stride=2)
+        half = (size - 1) // 2 + 1
+        x = graph.normalized(graph.pooled(x, half), SHAPES[FIRST][2])
+        quarter = -(-half // 2)
+        for name in STEM:
+            x = graph.convolution(x, name)
+        x = graph.pooled(graph.normalized(x, STEM["conv2_3x3"][2]), quarter)
+        maps = {}
+        for name in MODULES:
+            if name == "4a":
+                x = graph.pooled(x, -(-quarter // 2))
+            x = maps[name] = graph.inception(x, f"inception_{name}")
+        fine = graph.convolution(maps[FINE], "pyramid_fine", activated=False)
+        coarse = graph.convolution(maps[COARSE], "pyramid_coarse", activated=False)
+        coarse = graph.add(
+            "Resize",
+            [coarse, "", "twice"],
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+        side, channels = self.maps_shape(size)
+        coarse = graph.add("Slice", [coarse, "crop_from", "crop_to", "crop_axes"])
+        x = graph.add("Relu", [graph.add("Add", [fine, coarse])])
+        x = graph.convolution(x, "pyramid_joined")
+        graph.nodes.append(
+            helper.make_node("Split", [x], ["maps_one_way", "maps_other_way"], axis=0)
+        )
+        x = graph.add("Add", ["maps_one_way", graph.add("Slice", ["maps_other_way", *FLIP])])
+        x = graph.add("Mul", [x, "half"])
+        graph.nodes.append(helper.make_node("Transpose", [x], ["maps"], perm=[0, 2, 3, 1]))
+        graph.constants += [
+            numpy_helper.from_array(np.array(values), name)
+            for name, values in (
+                *FLIP.items(),
+                ("imagenet_mean", np.array(ORIGINAL.mean, np.float32).reshape(1, 3, 1, 1)),
+                ("imagenet_std", np.array(ORIGINAL.std, np.float32).reshape(1, 3, 1, 1)),
+                ("twice", np.array([1, 1, 2, 2], np.float32)),
+                ("crop_from", [0, 0]),
+                ("crop_to", [side, side]),
+                ("crop_axes", [2, 3]),
+                ("half", np.float32(0.5)),
+            )
+        ]
+        made = model_of(
+            graph.nodes,
+            "googlenet",
+            [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", size, size, 1])],
+            [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
+            graph.constants,
+        )
+        return serialized(made)
+
+
+def quantized(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a kernel (h, w, in, out) in 8 bits: int8 of its shape, and float32 (out,) scales that
+    it is to be multiplied by.
+    """
+    scale = np.abs(kernel).max(axis=(0, 1, 2)).astype(np.float32) / LARGEST
+    scale = np.where(scale > 0, scale, np.float32(1))
+    return np.round(kernel / scale).astype(np.int8), scale
+
+
+def _restored(kernel: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return np.asarray(kernel.astype(np.float32) * scale)
+
+
+def _convolved(
+    x: keras.KerasTensor,
+    name: str,
+    stride: int = 1,
+    padding: str = "same",
+    activation: str | None = "relu",
+) -> keras.KerasTensor:
+    kernel, _, channels = (SHAPES | PYRAMID_SHAPES)[name]
+    return keras.layers.Conv2D(
+        channels, kernel, strides=stride, padding=padding, activation=activation, name=name
+    )(x)
+
+
+def _inception(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    return keras.layers.Concatenate(name=name)(
+        [
+            _convolved(x, f"{name}_1x1"),
+            _convolved(_convolved(x, f"{name}_3x3_reduce"), f"{name}_3x3"),
+            _convolved(_convolved(x, f"{name}_5x5_reduce"), f"{name}_5x5"),
+            _convolved(keras.layers.MaxPooling2D(3, 1, "same")(x), f"{name}_pool_proj"),
+        ]
+    )
+
+
+class _Graph:
+    """The nodes and constants of an ONNX graph while it is written; maps are (n, c, h, w)."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
+        """Add a node and return the name of its output."""
+        name = f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+    def convolution(self, x: str, name: str, *, stride: int = 1, activated: bool = True) -> str:
+        """Add a convolution that keeps the size, but for its stride, and ReLU."""
+        kernel, scale = quantized(self.weights[f"{name}_W"])
+        self.constants += [
+            numpy_helper.from_array(kernel.transpose(3, 2, 0, 1), f"{name}_W"),
+            numpy_helper.from_array(scale.reshape(-1, 1, 1, 1), f"{name}_scale"),
+            numpy_helper.from_array(self.weights[f"{name}_b"].astype(np.float16), f"{name}_b"),
+        ]
+        # Constants, which ONNX Runtime computes once when it opens the file.
+        exact = self.add("Cast", [f"{name}_W"], to=TensorProto.FLOAT)
+        exact = self.add("Mul", [exact, f"{name}_scale"])
+        bias = self.add("Cast", [f"{name}_b"], to=TensorProto.FLOAT)
+        x = self.add(
+            "Conv", [x, exact, bias], strides=[stride] * 2, pads=[kernel.shape[0] // 2] * 4
+        )
+        return self.add("Relu", [x]) if activated else x
+
+    def pooled(self, x: str, side: int) -> str:
+        """Add a max-pooling of 3 x 3, stride 2, over maps of `side`, padded as Keras's "same"."""
+        padding = max((-(-side // 2) - 1) * 2 + 3 - side, 0)
+        before = padding // 2
+        pads = [before, before, padding - before, padding - before]
+        return self.add("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=pads)
+
+    def normalized(self, x: str, channels: int) -> str:
+        """Add `ml.networks.convolutions.locally_normalized`, which sums the neighbors by a
+        convolution: ONNX Runtime's own LRN would take a third of the whole network's time.
+        """
+        number = np.arange(channels)
+        near = np.abs(number[:, None] - number[None]) <= NEIGHBORS // 2
+        summing, least, power = (f"{part}_{channels}" for part in ("summing", "least", "power"))
+        self.constants += [
+            numpy_helper.from_array(
+                (near * (ALPHA / NEIGHBORS)).astype(np.float32)[..., None, None], summing
+            ),
+            numpy_helper.from_array(np.full(channels, K, np.float32), least),
+            numpy_helper.from_array(np.array(-BETA, np.float32), power),
+        ]
+        total = self.add("Conv", [self.add("Mul", [x, x]), summing, least])
+        factor = self.add("Exp", [self.add("Mul", [self.add("Log", [total]), power])])
+        return self.add("Mul", [x, factor])
+
+    def inception(self, x: str, name: str) -> str:
+        """Add an inception module."""
+        pooled = self.add("MaxPool", [x], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        three = self.convolution(x, f"{name}_3x3_reduce")
+        five = self.convolution(x, f"{name}_5x5_reduce")
+        parts = [
+            self.convolution(x, f"{name}_1x1"),
+            self.convolution(three, f"{name}_3x3"),
+            self.convolution(five, f"{name}_5x5"),
+            self.convolution(pooled, f"{name}_pool_proj"),
+        ]
+        return self.add("Concat", parts, axis=1)
+
+
+def _random(seed: int, shapes: dict[str, tuple[int, int, int]]) -> Weights:
+    random = np.random.default_rng(seed)
+    weights: Weights = {}
+    for name, (kernel, inside, outside) in shapes.items():
+        spread = np.sqrt(2 / (kernel * kernel * inside))
+        if name == FIRST:  # the picture is normalized to -128..127, He's rule asks for 1
+            spread /= 128
+        drawn = random.standard_normal((kernel, kernel, inside, outside)) * spread
+        weights[f"{name}_W"] = drawn.astype(np.float32)
+        weights[f"{name}_b"] = np.zeros(outside, np.float32)
+    return weights
+
+
+def _checked(given: Weights, source: str) -> Weights:
+    """Return the arrays of the encoder among the given ones.
+
+    Raises:
+        ArtifactError: one is missing or has another shape, or a value is no number.
+    """
+    weights: Weights = {}
+    for name, (kernel, inside, outside) in (SHAPES | PYRAMID_SHAPES).items():
+        for key, shape in (
+            (f"{name}_W", (kernel, kernel, inside, outside)),
+            (f"{name}_b", (outside,)),
+        ):
+            if key not in given and name in PYRAMID_SHAPES:
+                continue
+            if key not in given:
+                raise ArtifactError(f"{source} has no {key}; it holds no weights of GoogLeNet.")
+            if given[key].shape != shape:
+                raise ArtifactError(
+                    f"{source} has {key} of shape {given[key].shape}; GoogLeNet has {shape}."
+                )
+            if not np.isfinite(given[key]).all():
+                raise ArtifactError(f"{source} has values in {key} that are not numbers.")
+            weights[key] = given[key].astype(np.float32)
+    if SOFT_TISSUE in given:
+        weights[SOFT_TISSUE] = given[SOFT_TISSUE].astype(np.float32)
+    return weights
+
+
+def _from_model(folder: Path) -> Weights:
+    card = read_card(folder)
+    require_self_contained(folder / FEATURES)
+    stored = {
+        constant.name: numpy_helper.to_array(constant)
+        for constant in onnx.load(str(folder / FEATURES)).graph.initializer
+    }
+    if f"{FIRST}_scale" not in stored:
+        raise ArtifactError(
+            f"The model {card.id} ({card.architecture}) keeps no GoogLeNet to start from."
+        )
+    weights: Weights = {SOFT_TISSUE: stored[SOFT_TISSUE]}
+    for name in SHAPES | PYRAMID_SHAPES:
+        kernel = stored[f"{name}_W"].astype(np.float32) * stored[f"{name}_scale"]
+        weights[f"{name}_W"] = kernel.transpose(2, 3, 1, 0)
+        weights[f"{name}_b"] = stored[f"{name}_b"].astype(np.float32)
+    return weights

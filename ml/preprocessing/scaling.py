@@ -1,0 +1,37 @@
+"""Pictures made smaller for a computation, and what it selected brought back to their size."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ml.scans.slices import FloatArray, rendered_size
+
+BoolArray = NDArray[np.bool_]
+
+
+def shrunk(picture: FloatArray, longest_px: int, shortest_px: int = 1) -> FloatArray:
+    """Return a picture (height, width) with its longer side at most `longest_px`, float32: aspect
+    kept, pixels averaged, never enlarged. What is shrunk keeps sides of at least `shortest_px`.
+    """
+    picture = np.ascontiguousarray(picture, np.float32)
+    if max(picture.shape) <= longest_px:
+        return picture
+    width, height = (max(shortest_px, px) for px in rendered_size(picture.shape, longest_px))
+    return np.asarray(
+        cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.float32
+    )
+
+
+def restored(mask: np.ndarray, shape: tuple[int, ...]) -> BoolArray:
+    """Return a mask of zeros and ones that was made of a shrunk picture, as bool of the picture's
+    shape (height, width), its outline interpolated.
+    """
+    small, size = mask.astype(np.float32), shape[::-1]
+    return np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_LINEAR) >= 0.5)
+
+
+def disc(diameter: int) -> NDArray[np.uint8]:
+    """Return the round structuring element of that diameter in pixels."""
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (diameter, diameter)), np.uint8)

@@ -1,0 +1,26 @@
+"""What every table of answers says of the image or scan that an answer is about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml.datasets.examples import Example
+
+
+def whose_answer(example: Example, level: str, group: str) -> dict[str, Any]:
+    """Return the columns of `ml.evaluation.answers` that name an image or scan.
+
+    Args:
+        example: the image, or the first one of the scan.
+        level: "slice" or "patient". A patient's row names no file and no slice.
+        group: what never stands on both sides of a split.
+    """
+    whole = level == "patient" and example.patient
+    return {
+        "level": level,
+        "dataset": example.dataset,
+        "filename": "" if whole else example.name,
+        "patient": example.scan_name,
+        "slice": "" if whole or example.slice is None else example.slice,
+        "group": group,
+    }

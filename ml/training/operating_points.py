@@ -1,0 +1,165 @@
+"""Calibration, threshold and inconclusive band of slices and of scans, fitted to answers that no
+model gave about what it had learned from.
+
+Healthy series are few and of one hospital. Series made of slices without hemorrhage that many
+people sent one by one show how a healthy scan's decision spreads over many scanners; they count as
+a source of their own, and only where an architecture answers for a scan by a rule over its slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ml.datasets.examples import UNKNOWN
+from ml.evaluation.calibration import POINTS, OperatingPoint, operating_point
+from ml.evaluation.metrics import figures_at
+from ml.figures import PointFigures
+from ml.models.contract import HeldOut, RunData, scan_rule_of
+
+SERIES_SLICES = 30
+MADE_SERIES = 300
+FEWEST_PEOPLE = 100
+"""Fewer people of a data set with a single slice each make no series: the same would be in most."""
+
+
+def scan_labels(run: RunData) -> np.ndarray:
+    """Return the label of each scan (s,): 1 if any slice shows blood or somebody said so, 0 if what
+    is known does not, else unknown.
+    """
+    labels = np.full(int(run.scans.max()) + 1, UNKNOWN)
+    np.maximum.at(labels, run.scans, run.labels)
+    for scan, label in run.given_scan_labels.items():
+        labels[scan] = max(labels[scan], label)
+    return labels
+
+
+def operating_points(
+    run: RunData, architecture: str, held: HeldOut, point: str | None = None
+) -> tuple[OperatingPoint, OperatingPoint]:
+    """Return those of slices and of scans of several slices.
+
+    Args:
+        run: what is known of the slices.
+        architecture: a name of `ml.catalogue`; whether it answers for scans by a rule.
+        held: decisions of models that had not learned from these slices and scans.
+        point: a name of `ml.evaluation.calibration.POINTS` in place of the setting "threshold".
+    """
+    chosen = point or str(run.settings.get("threshold", "balanced"))
+    how: dict[str, Any] = {
+        "point": "sensitive" if chosen == "sensitivity" else chosen,
+        "target": float(run.settings.get("target_sensitivity", 0.95)),
+    }
+    of_slices = operating_point(
+        run.labels[held.slices], held.decisions, run.sources[held.slices], **how
+    )
+    labels, decisions, sources = _scans(run, scan_rule_of(architecture), held)
+    if len(np.unique(labels)) < 2:
+        return of_slices, of_slices
+    return of_slices, operating_point(labels, decisions, sources, prior=of_slices.platt, **how)
+
+
+def _scans(
+    run: RunData, rule: Callable[[np.ndarray], float] | None, held: HeldOut
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels, decisions and sources of the scans that a scan's operating point is fitted to.
+
+    Without made series they come from data sets that have both classes of scans, where there are
+    such: one that sent only bleeding patients says nothing about a threshold.
+    """
+    all_labels = scan_labels(run)
+    sizes, first = np.bincount(run.scans), np.unique(run.scans, return_index=True)[1]
+    several = (sizes[held.scans] > 1) & (all_labels[held.scans] != UNKNOWN)
+    scans, decisions = held.scans[several], held.scan_decisions[several]
+    labels, sources = all_labels[scans], run.sources[first[scans]]
+    made = made_series(run, rule, held) if rule else {}
+    if made and (labels == 1).any():
+        return (
+            np.concatenate([labels, *(np.zeros(len(each), int) for each in made.values())]),
+            np.concatenate([decisions, *made.values()]),
+            np.concatenate([sources, *(np.full(len(each), name) for name, each in made.items())]),
+        )
+    mixed = [name for name in np.unique(sources) if len(np.unique(labels[sources == name])) == 2]
+    kept = np.isin(sources, mixed) if mixed else np.ones(len(sources), bool)
+    return labels[kept], decisions[kept], sources[kept]
+
+
+def made_series(
+    run: RunData, rule: Callable[[np.ndarray], float], held: HeldOut
+) -> dict[str, np.ndarray]:
+    """Return decisions (`MADE_SERIES`,) of series of `SERIES_SLICES` slices without hemorrhage,
+    each of another person, by the name that the source of each gets.
+    """
+    sizes = np.bincount(run.scans)
+    single = (run.labels[held.slices] == 0) & (sizes[run.scans[held.slices]] == 1)
+    made = {}
+    for source in np.unique(run.sources[held.slices]):
+        at = np.flatnonzero(single & (run.sources[held.slices] == source))
+        one_each = at[np.unique(run.groups[held.slices[at]], return_index=True)[1]]
+        if len(one_each) < FEWEST_PEOPLE:
+            continue
+        random = np.random.default_rng(run.seed)
+        drawn = [random.choice(one_each, SERIES_SLICES, replace=False) for _ in range(MADE_SERIES)]
+        made[f"series of {source}"] = np.array([rule(held.decisions[each]) for each in drawn])
+    return made
+
+
+def without(held: HeldOut, slices: np.ndarray, scans: np.ndarray) -> HeldOut:
+    """Return the decisions but those on these positions of slices and numbers of scans."""
+    of_slices, of_scans = ~np.isin(held.slices, slices), ~np.isin(held.scans, scans)
+    return HeldOut(
+        held.slices[of_slices],
+        held.decisions[of_slices],
+        held.scans[of_scans],
+        held.scan_decisions[of_scans],
+    )
+
+
+def has_both_classes(run: RunData, held: HeldOut) -> bool:
+    """True if slices of both classes are among the decisions."""
+    return len(np.unique(run.labels[held.slices])) == 2
+
+
+def named_points(
+    run: RunData, architecture: str, held: HeldOut, folds: tuple[np.ndarray, np.ndarray]
+) -> dict[str, dict[str, PointFigures]]:
+    """Return by level, "slice" and "patient", each named operating point with its threshold and
+    what it means (`ml.evaluation.metrics.figures_at`).
+
+    The figures are those of thresholds that were fitted to the answers of the other folds; where
+    folds are data sets, those of other hospitals.
+
+    Args:
+        run, architecture, held: as `operating_points` takes them, of the whole cross-validation.
+        folds: of the slices and of the scans in `held`.
+    """
+    labels = run.labels[held.slices], scan_labels(run)[held.scans]
+    first = np.unique(run.scans, return_index=True)[1]
+    several = np.bincount(run.scans)[held.scans] > 1
+    groups = run.groups[held.slices], run.groups[first[held.scans]]
+    described: dict[str, dict[str, PointFigures]] = {"slice": {}, "patient": {}}
+    for name in POINTS:
+        called = [np.zeros(len(each), bool) for each in labels]
+        judged = [np.zeros(len(each), bool) for each in labels]
+        for fold in np.unique(folds[0]):
+            others = without(held, held.slices[folds[0] == fold], held.scans[folds[1] == fold])
+            if not has_both_classes(run, others):
+                continue
+            points = operating_points(run, architecture, others, name)
+            for level, decisions in enumerate((held.decisions, held.scan_decisions)):
+                here = folds[level] == fold
+                called[level][here] = (
+                    points[level].platt(decisions[here]) >= points[level].threshold
+                )
+                judged[level][here] = True
+        final = operating_points(run, architecture, held, name)
+        judged[1] &= several & (labels[1] != UNKNOWN)
+        for level, key in enumerate(described):
+            chosen = judged[level]
+            figures = figures_at(
+                labels[level][chosen], called[level][chosen], groups[level][chosen], run.seed
+            )
+            described[key][name] = PointFigures(threshold=final[level].threshold, **vars(figures))
+    return described

@@ -1,0 +1,189 @@
+"""A model folder calibrated to one site: the shipped graphs with the calibration that a site's
+confirmed scans ask for (`ml.evaluation.local_calibration`).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ml.artifacts.card import HEAD, SEEN, Card, LocalCalibration, LocalLevel
+from ml.artifacts.folder import read_card, write_model
+from ml.datasets.read import Dataset
+from ml.datasets.seen_images import all_marks_of, seen_json
+from ml.errors import ArtifactError, DatasetError
+from ml.evaluation.answers import read_answers
+from ml.evaluation.calibration import Platt
+from ml.evaluation.local_calibration import LocalScans, before_and_after, fit_local, simulate
+from ml.networks.onnx_graph import serialized
+from ml.training.external_validation import evaluate
+
+CONSTANTS = {"slice": ("slope", "offset"), "scan": ("scan_slope", "scan_offset")}
+"""The constants of a head's graph that hold its two calibrations."""
+SIZES = (20, 50, 100)
+
+
+def calibrate(
+    model_dir: Path,
+    dataset: Dataset,
+    out_dir: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    threads: int = 1,
+) -> dict[str, LocalLevel]:
+    """Calibrate a model to a site: `out_dir/model` is its folder, `out_dir/evaluation` what the
+    model answered. Single images calibrate the answers for slices, series those for scans.
+
+    Args:
+        model_dir: the model.
+        dataset: labeled scans of the site; those that the training has seen do not count.
+        out_dir: a new folder, or one where this was interrupted.
+        on_progress: called with (images scored, images in all).
+        threads: number of threads of the model.
+
+    Returns:
+        Each level calibrated, "slice" or "scan"; its figures are cross-validated
+        (`ml.evaluation.local_calibration.before_and_after`).
+
+    Raises:
+        ArtifactError: the model is unusable, or its graph holds no calibration.
+        DatasetError: there are too few scans, or of one class only.
+        SettingError: the folder holds something else.
+    """
+    card = read_card(model_dir)
+    evaluate(model_dir, dataset, out_dir / "evaluation", on_progress, threads)
+    levels = _local_scans(out_dir / "evaluation", dataset)
+    usable = {name: scans for name, scans in levels.items() if _is_enough(scans)}
+    if not usable:
+        max(levels.values(), key=lambda scans: len(scans.labels)).require_enough()
+    thresholds = {"slice": card.point_of(1)[0], "scan": card.point_of(2)[0]}
+    fitted = {name: fit_local(scans) for name, scans in usable.items()}
+    result = {}
+    for name, scans in usable.items():
+        before, after = before_and_after(scans, thresholds[name])
+        result[name] = LocalLevel(
+            scans=len(scans.labels), platt=asdict(fitted[name]), before=before, after=after
+        )
+    write_model(
+        out_dir / "model", _local_card(card, dataset, result), _files(model_dir, dataset, fitted)
+    )
+    return result
+
+
+def simulate_sites(run: Path) -> list[dict[str, Any]]:
+    """Return what local calibration would do at each data set of a training whose folds are data
+    sets: a row for each data set and each of `SIZES`, see
+    `ml.evaluation.local_calibration.simulate`.
+
+    Data sets without scans of both classes are left out, and sizes of which too few scans would
+    remain.
+
+    Raises:
+        AnswersError: the folder holds no answers.
+        ArtifactError: it holds no model.
+    """
+    card = read_card(run / "model")
+    if card.settings.get("folds_by") != "data set":
+        raise ArtifactError(
+            f"{run.name} was not judged by data set: train with --set 'folds_by=data set'."
+        )
+    sites: dict[str, list[tuple[int, float, str]]] = {}
+    for (dataset, _, _), answer in read_answers(run)["patient"].items():
+        sites.setdefault(dataset, []).append((answer.label, answer.probabilities[0], answer.group))
+    rows = []
+    for name, answers in sites.items():
+        labels, probabilities, groups = (np.array(column) for column in zip(*answers, strict=True))
+        scans = LocalScans(labels, probabilities, groups)
+        threshold = card.point_of(1 if len(set(groups)) == len(groups) else 2)[0]
+        for size in SIZES:
+            try:
+                rows.append({"site": name, "size": size, **simulate(scans, threshold, size)})
+            except DatasetError:
+                break
+    return rows
+
+
+def _is_enough(scans: LocalScans) -> bool:
+    try:
+        scans.require_enough()
+    except DatasetError:
+        return False
+    return True
+
+
+def _local_scans(evaluation: Path, dataset: Dataset) -> dict[str, LocalScans]:
+    """Return the answers for labeled scans that the training has not seen: single images under
+    "slice", series under "scan".
+    """
+    sizes = Counter(example.patient or example.name for example in dataset.examples)
+    rows: dict[str, list[dict[str, str]]] = {"slice": [], "scan": []}
+    with (evaluation / "answers.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["level"] == "patient" and row["label"] and row["overlap"] != "1":
+                several = sizes[row["patient"] or row["filename"]] > 1
+                rows["scan" if several else "slice"].append(row)
+    return {
+        name: LocalScans(
+            np.array([int(row["label"]) for row in found]),
+            np.array([float(row["probability"]) for row in found]),
+            np.array([row["group"] for row in found]),
+        )
+        for name, found in rows.items()
+    }
+
+
+def _local_card(card: Card, dataset: Dataset, result: dict[str, LocalLevel]) -> Card:
+    counts = " and ".join(
+        f"{figures.scans} {'series' if name == 'scan' else 'single images'}"
+        for name, figures in result.items()
+    )
+    return replace(
+        card,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        data=replace(
+            card.data,
+            local_calibration=LocalCalibration(
+                model=card.id,
+                dataset=dataset.name,
+                slice=result.get("slice"),
+                scan=result.get("scan"),
+            ),
+        ),
+        notes=[
+            *card.notes,
+            f"Calibrated to {counts} of {dataset.name}; all other figures are those of the model"
+            f" {card.id} before.",
+        ],
+    )
+
+
+def _files(model_dir: Path, dataset: Dataset, fitted: dict[str, Platt]) -> dict[str, Path | bytes]:
+    files: dict[str, Path | bytes] = {
+        path.name: path
+        for path in model_dir.iterdir()
+        if path.suffix in (".onnx", ".json") and path.name != "card.json"
+    }
+    head = onnx.load(str(model_dir / HEAD))
+    constants = {constant.name: constant for constant in head.graph.initializer}
+    for level, platt in fitted.items():
+        if not set(CONSTANTS[level]) <= constants.keys():
+            raise ArtifactError("The model's head holds no calibration that could be changed.")
+        slope, offset = (
+            numpy_helper.to_array(constants[name]).astype(np.float64) for name in CONSTANTS[level]
+        )
+        composed = platt.slope * slope, platt.slope * offset + platt.offset
+        for name, value in zip(CONSTANTS[level], composed, strict=True):
+            constants[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
+    files[HEAD] = serialized(head)
+    if SEEN in files:
+        labeled = [example for example in dataset.examples if example.label is not None]
+        files[SEEN] = seen_json(labeled, all_marks_of(model_dir), False)
+    return files

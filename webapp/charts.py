@@ -1,0 +1,151 @@
+"""Charts that pages draw as SVG: every coordinate is computed here, templates only print them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TICKS = (0, 0.25, 0.5, 0.75, 1)
+LOWEST_TOP = 0.001
+"""Of a histogram's axis, so that a class without pixels has one too."""
+BAR_WIDTH = 0.9
+"""Share of a slice's place in the strip of probabilities; the rest is the gap to the next bar."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The plotting area of a chart in pixels of its SVG, whose y axis points down."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    @property
+    def right(self) -> float:
+        """The x of the right edge."""
+        return self.left + self.width
+
+    @property
+    def bottom(self) -> float:
+        """The y of the lower edge."""
+        return self.top + self.height
+
+    def x(self, share: float) -> float:
+        """Return where `share` of the width lies, to a tenth of a pixel."""
+        return round(self.left + share * self.width, 1)
+
+    def y(self, share: float) -> float:
+        """Return where `share` of the height lies, counted from below, to a tenth of a pixel."""
+        return round(self.bottom - share * self.height, 1)
+
+    def points(self, shares: Iterable[tuple[float, float]]) -> str:
+        """Return pairs of such shares as the `points` of a polyline."""
+        return " ".join(f"{self.x(across):.1f},{self.y(up):.1f}" for across, up in shares)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A value on both axes of an ROC curve."""
+
+    value: float
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Where the threshold puts a model on its ROC curve."""
+
+    x: float
+    y: float
+    sensitivity: float
+    false_positive_rate: float
+
+
+@dataclass(frozen=True)
+class RocChart:
+    """An ROC curve; `operating_point` is None where a class is missing."""
+
+    axes: Axes
+    curve: str
+    ticks: tuple[Tick, ...]
+    operating_point: OperatingPoint | None
+
+
+def roc_chart(card: Mapping[str, Any]) -> RocChart:
+    """Return the ROC curve of a model card, with the operating point of its confusion matrix."""
+    axes = Axes(left=52, top=20, width=280, height=280)
+    confusion = card["confusion"]
+    positive = confusion["tp"] + confusion["fn"]
+    negative = confusion["fp"] + confusion["tn"]
+    point = None
+    if positive and negative:
+        sensitivity, rate = confusion["tp"] / positive, confusion["fp"] / negative
+        point = OperatingPoint(axes.x(rate), axes.y(sensitivity), sensitivity, rate)
+    return RocChart(
+        axes=axes,
+        curve=axes.points(card["roc"]),
+        ticks=tuple(Tick(value, axes.x(value), axes.y(value)) for value in TICKS),
+        operating_point=point,
+    )
+
+
+@dataclass(frozen=True)
+class HistogramChart:
+    """Gray levels of both classes; `highest` is the share at the top of the axis."""
+
+    axes: Axes
+    highest: float
+    curves: Mapping[str, str]
+
+
+def histogram_chart(histograms: Mapping[str, Sequence[float]]) -> HistogramChart:
+    """Return the curves of `negative` and `positive`, one for each class that has pixels.
+
+    Args:
+        histograms: for each class the share of its pixels in each bin, from black to white.
+    """
+    axes = Axes(left=52, top=20, width=460, height=170)
+    classes = {name: histograms[name] for name in ("negative", "positive") if histograms[name]}
+    highest = max(LOWEST_TOP, *(share for shares in classes.values() for share in shares), 0)
+    return HistogramChart(
+        axes=axes,
+        highest=highest,
+        curves={
+            name: axes.points(
+                ((bin_index + 0.5) / len(shares), share / highest)
+                for bin_index, share in enumerate(shares)
+            )
+            for name, shares in classes.items()
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A slice's probability, in a chart one unit high and one unit wide for each slice."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    is_first: bool
+
+
+def probability_bars(
+    probabilities: Iterable[float], first_slices: Collection[int]
+) -> tuple[Bar, ...]:
+    """Return a bar for each slice; those of `first_slices`, to be looked at first, are marked."""
+    margin = (1 - BAR_WIDTH) / 2
+    return tuple(
+        Bar(
+            round(index + margin, 2),
+            round(1 - probability, 3),
+            BAR_WIDTH,
+            round(probability, 3),
+            index in first_slices,
+        )
+        for index, probability in enumerate(probabilities)
+    )

@@ -1,0 +1,156 @@
+"""How values and names appear on pages: one mapping of names, and the formats of numbers.
+
+Templates call these functions; `init_display` makes them known to every template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from flask import Flask
+
+NOT_AVAILABLE = "–"
+
+DISPLAY_NAMES = {
+    # figures
+    "accuracy": "Accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "Positive predictive value (PPV)",
+    "npv": "Negative predictive value (NPV)",
+    "f1": "F1 score",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "brier": "Brier score",
+    "ece": "Expected calibration error",
+    # controls of a training
+    "permuted": "Shuffled labels",
+    "metadata": "File metadata only",
+    "leaked": "Augmented before the split",
+    "random_weights": "Random initial weights",
+    # tests of heat maps
+    "hottest_beats_random": (
+        "covering the hottest 10 % of the image lowered the probability more than covering a random"
+        " 10 % of the head"
+    ),
+    "hottest_in_or_beside_mask": ("the hottest cell was in or next to the outlined hemorrhage"),
+    # settings of a training, where the name alone does not say it
+    "input_size": "Input size (px)",
+    "size": "Input size (px)",
+    "window_level": "Window level (HU)",
+    "window_width": "Window width (HU)",
+    "normalisation": "Intensity normalization",
+    "local_response_normalisation": "Local response normalization",
+    "folds_by": "Folds split by",
+    "fine_tune_epochs": "Fine-tuning epochs",
+    "initial_share": "Share of the initial weights",
+    "pca": "PCA",
+    # states of a job
+    "cancelled": "canceled",
+    # actions in the audit log
+    "login throttled": "logins throttled",
+    "access refused": "access denied",
+    "logins ended": "sessions logged out",
+    "reset link made": "reset link created",
+    "token made": "API token created",
+    "token revoked": "API token revoked",
+    "admin made": "administrator created",
+    "scan cancelled": "scan canceled",
+    "scan forced": "scan scored anyway",
+    "import cancelled": "import canceled",
+    "run launched": "training launched",
+    "run cancelled": "training canceled",
+    "run retried": "training relaunched",
+    # kinds of files
+    "png": "PNG",
+    "jpeg": "JPEG",
+    "dicom": "DICOM",
+    "nifti": "NIfTI",
+    # orders of the worklist
+    "newest": "Newest first",
+    "risk": "Highest risk first",
+    "uncertainty": "Most uncertain first",
+}
+"""What a person reads in place of a name in the database, a model card or a query."""
+
+NUMBER_WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
+
+Item = TypeVar("Item")
+
+
+def display_name(name: str) -> str:
+    """Return the name to show for `name`; one that is not in the mapping is capitalized."""
+    return DISPLAY_NAMES.get(name) or name.replace("_", " ").capitalize()
+
+
+def display_term(name: str) -> str:
+    """Return the term to show, within a sentence or a label, for a state or an audited action."""
+    return DISPLAY_NAMES.get(name, name)
+
+
+def number_word(count: int) -> str:
+    """Return a small number as a word."""
+    return NUMBER_WORDS.get(count, str(count))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a figure with so many decimals, or a dash."""
+    return NOT_AVAILABLE if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """Return a difference with its sign, which is a minus and not a hyphen."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Return 0.973 as "97.3 %", or a dash."""
+    return NOT_AVAILABLE if share is None else f"{100 * share:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit of which there are about two."""
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{round(seconds / 3600, 1)} h"
+
+
+def value_range(found: Mapping[str, float], unit: str = "") -> str:
+    """Return {"min", "median", "max"} as "1–4, median 2.5", or as one value where all are equal."""
+    low, median, high = found["min"], found["median"], found["max"]
+    if low == high:
+        return f"{low:g}{unit}"
+    return f"{low:g}–{high:g}{unit}, median {median:g}{unit}"
+
+
+@dataclass(frozen=True)
+class Excerpt(Generic[Item]):
+    """The beginning of a list, and how many items are left out."""
+
+    shown: Sequence[Item]
+    left_out: int
+
+
+def excerpt(items: Sequence[Item], most: int = 100) -> Excerpt[Item]:
+    """Return up to `most` of these items."""
+    return Excerpt(items[:most], max(0, len(items) - most))
+
+
+def init_display(app: Flask) -> None:
+    """Let the templates of `app` call these functions."""
+    functions = (
+        display_name,
+        display_term,
+        number_word,
+        number,
+        signed,
+        percent,
+        duration,
+        excerpt,
+        value_range,
+    )
+    app.jinja_env.globals.update({function.__name__: function for function in functions})

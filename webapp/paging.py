@@ -1,0 +1,37 @@
+"""Long lists, a page at a time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from flask import request
+
+
+@dataclass(frozen=True)
+class PageNumbers:
+    """Which page of a list is shown; pages count from 1."""
+
+    number: int
+    pages: int
+
+    @property
+    def previous(self) -> int | None:
+        """The page before this one, None on the first."""
+        return self.number - 1 if self.number > 1 else None
+
+    @property
+    def next(self) -> int | None:
+        """The page after this one, None on the last."""
+        return self.number + 1 if self.number < self.pages else None
+
+
+def requested_page(total: int, per_page: int) -> PageNumbers:
+    """Return the page of a list of `total` rows that the query string `?page=` asks for: the first
+    where it asks for nothing sensible, the last where there are fewer.
+    """
+    text = request.args.get("page", "1")
+    # Nine digits are more pages than anybody has, and an OFFSET that every database can count to.
+    asked = max(1, int(text)) if re.fullmatch(r"[0-9]{1,9}", text) else 1
+    pages = max(1, -(-total // per_page))
+    return PageNumbers(min(asked, pages), pages)

@@ -1,0 +1,195 @@
+"""The pages of second factors: the code after the password, setting up, recovery codes, turning
+off.
+"""
+
+from __future__ import annotations
+
+from flask import Blueprint, abort, flash, make_response, redirect, render_template, url_for
+from flask.typing import ResponseReturnValue
+from flask_login import current_user, login_required
+from werkzeug.wrappers import Response
+
+from webapp.audit import record
+from webapp.auth import account_page, guesses_own_password, has_failed, local_target
+from webapp.extensions import db, limiter
+from webapp.forms import ChangeFactorForm, CodeForm, SetUpFactorForm
+from webapp.logins import end_logins, guesser, record_throttling, remember_browser, start_login
+from webapp.models import Act, RecoveryCode, User
+from webapp.models.accounts import lock_person
+from webapp.second_factors import (
+    AlreadySetUp,
+    accepts,
+    awaited,
+    awaited_account,
+    begin,
+    confirm,
+    confirmed_factor,
+    new_recovery_codes,
+    qr_code,
+    recovery_codes_left,
+    remove,
+)
+
+blueprint = Blueprint("second_factor", __name__)
+
+WRONG_CODE = "This code is wrong, has expired or was used before."
+
+
+def who_gives_codes() -> str:
+    """Return whose wrong codes count together, as for passwords."""
+    return guesser(awaited_account())
+
+
+@blueprint.route("/login/code", methods=["GET", "POST"])
+# For each address.
+@limiter.limit(
+    "10 per minute", methods=["POST"], deduct_when=has_failed, on_breach=record_throttling
+)
+# Three of a million codes are right at any time, so 50 tries find one on one day in 6,667.
+@limiter.limit(
+    "10 per 10 minutes; 50 per day",
+    methods=["POST"],
+    key_func=who_gives_codes,
+    deduct_when=has_failed,
+    on_breach=record_throttling,
+)
+def give_code() -> ResponseReturnValue:
+    """Log in with a code of the app, or a recovery code, after the password."""
+    if (found := awaited()) is None:
+        flash("Please log in again.", "warning")
+        return redirect(url_for("auth.login"))
+    user, target = found
+    form = CodeForm()
+    if form.validate_on_submit():
+        kind = accepts(user.id, form.code.data)
+        if kind is not None:
+            if kind is RecoveryCode:
+                record(Act.RECOVERY_CODE_USED, user.id, actor_id=user.id)
+                left = recovery_codes_left(user.id)
+            start_login(user)
+            if kind is RecoveryCode:
+                flash(f"You used a recovery code; {left} are left.", "warning")
+            return remember_browser(user, redirect(local_target(target)))
+        record(Act.SECOND_FACTOR_FAILED, user.id)
+        db.session.commit()
+        form.code.errors = [WRONG_CODE]
+    page = render_template("auth/code.html", form=form)
+    return (page, 400) if form.is_submitted() else page
+
+
+@blueprint.post("/account/second-factor")
+@login_required
+@guesses_own_password
+@limiter.limit("20 per minute")
+def set_up() -> ResponseReturnValue:
+    """Show a new secret, this once, by the password; it counts once a code confirms it."""
+    form = SetUpFactorForm()
+    if confirmed_factor(current_user.id) is not None:
+        return _to_account(str(AlreadySetUp()))
+    if not form.validate_on_submit() or (user := _with_password(form)) is None:
+        return account_page(factor_form=form)
+    try:
+        secret = begin(user.id)
+    except AlreadySetUp as err:
+        db.session.rollback()
+        return _to_account(str(err))
+    db.session.commit()
+    code_form, qr = CodeForm(formdata=None), qr_code(user, secret)
+    return _unstored("auth/second_factor.html", form=code_form, secret=secret, qr=qr)
+
+
+@blueprint.post("/account/second-factor/confirm")
+@login_required
+@guesses_own_password
+@limiter.limit("20 per minute")
+def confirm_secret() -> ResponseReturnValue:
+    """Turn the second factor on by a first code, end the other logins, and show recovery codes."""
+    form = CodeForm()
+    if form.validate_on_submit():
+        user: User = current_user._get_current_object()
+        if confirm(user.id, form.code.data.strip().replace(" ", "")):
+            codes = new_recovery_codes(user.id)
+            end_logins(user, but=user.login_secret)
+            record(Act.SECOND_FACTOR_SET_UP, user.id)
+            db.session.commit()
+            return _unstored("auth/recovery_codes.html", codes=codes, is_new=True)
+        db.session.rollback()
+        form.code.errors = ["This code is wrong or has expired."]
+    return render_template("auth/second_factor.html", form=form, secret=None), 400
+
+
+@blueprint.post("/account/second-factor/recovery-codes")
+@login_required
+@guesses_own_password
+@limiter.limit("20 per minute")
+def renew_recovery_codes() -> ResponseReturnValue:
+    """Replace the recovery codes, by password and code, and show the new ones this once."""
+    form = ChangeFactorForm()
+    if confirmed_factor(current_user.id) is None:
+        return _to_account("The second factor is off.")
+    if (user := _with_password_and_code(form)) is None:
+        return account_page(factor_form=form)
+    codes = new_recovery_codes(user.id)
+    record(Act.RECOVERY_CODES_MADE, user.id)
+    db.session.commit()
+    return _unstored("auth/recovery_codes.html", codes=codes, is_new=False)
+
+
+@blueprint.post("/account/second-factor/remove")
+@login_required
+@guesses_own_password
+@limiter.limit("20 per minute")
+def turn_off() -> ResponseReturnValue:
+    """Turn the second factor off, by password and code."""
+    form = ChangeFactorForm()
+    if confirmed_factor(current_user.id) is None:
+        return _to_account("The second factor is off.")
+    if (user := _with_password_and_code(form)) is None:
+        return account_page(factor_form=form)
+    remove(user.id)
+    record(Act.SECOND_FACTOR_REMOVED, user.id)
+    db.session.commit()
+    return _to_account("The second factor has been turned off.", "success")
+
+
+def _with_password(form: SetUpFactorForm) -> User | None:
+    """Return the person who asks, their row locked, if the password in the form is theirs; or else
+    say so in the form.
+    """
+    user: User = current_user._get_current_object()
+    db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
+    if not user.has_password(form.factor_password.data):
+        form.factor_password.errors = ["The password is incorrect."]
+        return None
+    if lock_person(user.id) != user.password_hash:  # It was changed meanwhile.
+        abort(401)
+    return user
+
+
+def _with_password_and_code(form: ChangeFactorForm) -> User | None:
+    """Return the person who asks, their row locked and the code spent, if both in the form are
+    right; or else say so in the form, and commit.
+    """
+    if not form.validate_on_submit() or (user := _with_password(form)) is None:
+        return None
+    if (kind := accepts(user.id, form.factor_code.data)) is None:
+        form.factor_code.errors = [WRONG_CODE]
+        record(Act.SECOND_FACTOR_FAILED, user.id)
+        db.session.commit()
+        return None
+    if kind is RecoveryCode:
+        record(Act.RECOVERY_CODE_USED, user.id)
+    return user
+
+
+def _to_account(told: str, category: str = "warning") -> Response:
+    """Say something on the account page."""
+    flash(told, category)
+    return redirect(url_for("auth.account", _anchor="second-factor"))
+
+
+def _unstored(template: str, **context: object) -> Response:
+    """Return a page with a secret in it, which no cache may keep."""
+    page = make_response(render_template(template, **context))
+    page.headers["Cache-Control"] = "no-store"
+    return page

@@ -1,0 +1,225 @@
+"""Second factors (TOTP, RFC 6238): how one is set up, what it accepts, and who must have one.
+
+The secret is stored encrypted with a key that is derived from `SECRET_KEY`, so that a stolen copy
+of the database makes no codes. It is shown once, while it is set up.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import pyotp
+import segno
+from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from flask import current_app, session
+from markupsafe import Markup
+from pyotp.exceptions import OTPVerificationError
+from sqlalchemy import delete, func, select, update
+
+from webapp.extensions import db, utc_now
+from webapp.logins import account_key
+from webapp.models import RecoveryCode, SecondFactor, User
+from webapp.models.accounts import secret_hash
+
+log = logging.getLogger(__name__)
+
+ISSUER = "Hemoscan"
+RECOVERY_CODES = 10
+EARLY_OR_LATE_STEPS = 1
+"""A phone's clock may be a step of 30 s off, and typing takes a while."""
+PENDING = "second_factor"
+PENDING_FOR = timedelta(minutes=5)
+"""So long after the password the code may come."""
+
+
+class AlreadySetUp(ValueError):
+    """This person has a second factor; the text is a sentence."""
+
+    def __init__(self) -> None:
+        super().__init__("A second factor is already set up. Turn it off first.")
+
+
+def confirmed_factor(user_id: str) -> SecondFactor | None:
+    """Return the second factor of a person, None where there is none that counts."""
+    return db.session.scalar(
+        select(SecondFactor).where(
+            SecondFactor.user_id == user_id, SecondFactor.confirmed_at.is_not(None)
+        )
+    )
+
+
+def lacks_required_factor(user: User) -> bool:
+    """True if this person must have a second factor (`REQUIRE_SECOND_FACTOR`) and has none."""
+    return (
+        bool(current_app.config["REQUIRE_SECOND_FACTOR"])
+        and user.is_admin
+        and confirmed_factor(user.id) is None
+    )
+
+
+def begin(user_id: str) -> str:
+    """Give a person whose row the caller has locked a new secret, which does not count yet; return
+    it. The caller commits.
+
+    Raises:
+        AlreadySetUp: there is one that counts.
+    """
+    if confirmed_factor(user_id) is not None:
+        raise AlreadySetUp
+    db.session.execute(delete(SecondFactor).where(SecondFactor.user_id == user_id))
+    secret = pyotp.random_base32()
+    db.session.add(
+        SecondFactor(user_id=user_id, sealed_secret=_sealer().encrypt(secret.encode()).decode())
+    )
+    return secret
+
+
+def confirm(user_id: str, code: str) -> bool:
+    """Let the secret that a person was given count, if `code` is one of it; the caller commits."""
+    waiting = db.session.scalar(
+        select(SecondFactor).where(
+            SecondFactor.user_id == user_id, SecondFactor.confirmed_at.is_(None)
+        )
+    )
+    step = _step_of(waiting, code) if waiting is not None else None
+    if waiting is None or step is None:
+        return False
+    same = (
+        SecondFactor.user_id == user_id,
+        SecondFactor.sealed_secret == waiting.sealed_secret,
+        SecondFactor.confirmed_at.is_(None),
+    )
+    counts = update(SecondFactor).where(*same).values(confirmed_at=utc_now(), last_step=step)
+    return db.session.scalar(counts.returning(SecondFactor.user_id)) is not None
+
+
+def new_recovery_codes(user_id: str) -> list[str]:
+    """Replace a person's recovery codes, and return the new ones; the caller commits."""
+    db.session.execute(delete(RecoveryCode).where(RecoveryCode.user_id == user_id))
+    codes = [
+        base64.b32encode(secrets.token_bytes(15)).decode().lower() for _ in range(RECOVERY_CODES)
+    ]
+    db.session.add_all(
+        RecoveryCode(user_id=user_id, secret_hash=secret_hash(code)) for code in codes
+    )
+    return ["-".join(re.findall("....", code)) for code in codes]
+
+
+def recovery_codes_left(user_id: str) -> int:
+    """Return how many recovery codes a person can still use."""
+    own = select(func.count()).select_from(RecoveryCode).where(RecoveryCode.user_id == user_id)
+    return db.session.scalar(own) or 0
+
+
+def accepts(user_id: str, text: str) -> type[SecondFactor] | type[RecoveryCode] | None:
+    """Spend a code of a person's app, or one of the recovery codes; return which it was, None where
+    it is neither. The caller commits.
+
+    A code of the app is refused once it, or a later one, was accepted.
+    """
+    code = re.sub(r"[\s-]", "", text.lower())
+    factor = confirmed_factor(user_id)
+    if factor is None:
+        return None
+    if (step := _step_of(factor, code)) is not None:
+        unspent = (SecondFactor.user_id == user_id, SecondFactor.last_step < step)
+        spent = update(SecondFactor).where(*unspent).values(last_step=step)
+        done = db.session.scalar(spent.returning(SecondFactor.user_id))
+        return None if done is None else SecondFactor
+    used = (RecoveryCode.user_id == user_id, RecoveryCode.secret_hash == secret_hash(code))
+    gone = db.session.scalar(delete(RecoveryCode).where(*used).returning(RecoveryCode.id))
+    return None if gone is None else RecoveryCode
+
+
+def remove(user_id: str) -> bool:
+    """Take a person's second factor and recovery codes away; True if there was one that counted.
+    The caller commits.
+    """
+    counted = confirmed_factor(user_id) is not None
+    for table in (SecondFactor, RecoveryCode):
+        db.session.execute(delete(table).where(table.user_id == user_id))
+    return counted
+
+
+def qr_code(user: User, secret: str) -> Markup:
+    """Return what an authenticator app scans, as SVG: dark on white in every color scheme."""
+    address = pyotp.TOTP(secret).provisioning_uri(name=user.username, issuer_name=ISSUER)
+    return Markup(
+        segno.make(address, error="m", micro=False).svg_inline(
+            dark="#000",
+            light="#fff",
+            svgclass="qr",
+            lineclass=None,
+            omitsize=True,
+            title="QR code for your authenticator app",
+        )
+    )
+
+
+def await_code(user: User, target: str | None) -> None:
+    """Keep in the cookie that `user` gave the right password in this browser; it is no login yet.
+
+    Args:
+        target: where they want to go afterwards.
+    """
+    session[PENDING] = {
+        "user": user.id,
+        "account": account_key(user.username),
+        "password": _trace(user),
+        "until": (utc_now() + PENDING_FOR).timestamp(),
+        "next": target or "",
+    }
+
+
+def awaited() -> tuple[User, str] | None:
+    """Return whose code this browser is asked for and where they want to go; None where nobody gave
+    a password, or too long ago, or where it has changed since.
+    """
+    pending: Mapping[str, Any] | None = session.get(PENDING)
+    if pending is None or pending["until"] < utc_now().timestamp():
+        return None
+    user = db.session.get(User, pending["user"])
+    if user is None or user.disabled_at is not None or _trace(user) != pending["password"]:
+        return None
+    return user, pending["next"]
+
+
+def awaited_account() -> str:
+    """Return the account for which this browser is asked for a code, as `account_key` names it."""
+    return str(session.get(PENDING, {}).get("account", ""))
+
+
+def _trace(user: User) -> str:
+    """Return what tells this password of `user` from a later one, and nothing about it."""
+    return secret_hash(user.password_hash)
+
+
+def _step_of(factor: SecondFactor, code: str) -> int | None:
+    """Return the number of the time step that `code` is of, None where it is of none near now."""
+    if not re.fullmatch("[0-9]{6}", code):
+        return None
+    try:
+        secret = _sealer().decrypt(factor.sealed_secret).decode()
+        return pyotp.TOTP(secret).verify_and_get_timecode(code, valid_window=EARLY_OR_LATE_STEPS)
+    except OTPVerificationError:
+        return None
+    except InvalidToken:
+        log.warning(
+            "the second factor of user=%s was encrypted with another SECRET_KEY", factor.user_id
+        )
+        return None
+
+
+def _sealer() -> Fernet:
+    """Return what encrypts and decrypts secrets."""
+    derive = HKDF(SHA256(), length=32, salt=None, info=b"hemoscan second factor")
+    key = derive.derive(current_app.config["SECRET_KEY"].encode())
+    return Fernet(base64.urlsafe_b64encode(key))

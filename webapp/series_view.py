@@ -1,0 +1,88 @@
+"""What the viewer of a series starts with: where it opens, through which window, and its strip of
+probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from webapp.charts import Bar, probability_bars
+from webapp.models import Prediction
+from webapp.volume import AS_SUBMITTED, WINDOWS, Volume
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A window that one click chooses; `is_chosen` marks the one that the viewer opens with."""
+
+    name: str
+    level: float
+    width: float
+    is_chosen: bool
+
+
+@dataclass(frozen=True)
+class SliceView:
+    """One slice: its index counts from 0, its number as people count, from 1.
+
+    `probability` is None where the model gave no probability for each slice.
+    """
+
+    index: int
+    number: int
+    probability: float | None
+
+
+@dataclass(frozen=True)
+class SeriesView:
+    """A series as its page shows it before any script runs.
+
+    Attributes:
+        columns, rows: pixels of a slice.
+        probabilities: one for each slice, or empty.
+        bars: the same as bars of the strip, `first_slices` marked.
+        start: the slice that is shown first.
+        window: the query that asks for a slice through the first preset; empty without HU.
+    """
+
+    columns: int
+    rows: int
+    is_hu: bool
+    slice_count: int
+    probabilities: Sequence[float]
+    bars: tuple[Bar, ...]
+    first_slices: tuple[SliceView, ...]
+    start: SliceView
+    presets: tuple[Preset, ...]
+    window: dict[str, str]
+
+
+def series_view(volume: Volume, prediction: Prediction) -> SeriesView:
+    """Return the view of a stored series with its verdict: it opens at the first slice to look at,
+    else in the middle.
+    """
+    count = len(volume.starts)
+    probabilities = prediction.slices if len(prediction.slices) == count else []
+
+    def view_of(index: int) -> SliceView:
+        return SliceView(index, index + 1, probabilities[index] if probabilities else None)
+
+    # Of a series of which fewer slices are stored than were submitted, some may be missing.
+    first = [index for index in prediction.first_slices or [] if index < count]
+    windows = WINDOWS if volume.is_hu else {"as submitted": AS_SUBMITTED}
+    return SeriesView(
+        columns=volume.columns,
+        rows=volume.rows,
+        is_hu=volume.is_hu,
+        slice_count=count,
+        probabilities=probabilities,
+        bars=probability_bars(probabilities, first),
+        first_slices=tuple(view_of(index) for index in first),
+        start=view_of(first[0] if first else (count - 1) // 2),
+        presets=tuple(
+            Preset(name.capitalize(), window.level, window.width, place == 0)
+            for place, (name, window) in enumerate(windows.items())
+        ),
+        window={"window": "brain"} if volume.is_hu else {},
+    )

@@ -1,0 +1,40 @@
+"""The secrets of a worker's environment: once the settings are read, no other process finds them
+there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+SETTINGS = ("SECRET_KEY", "DATABASE_URL", "BROKER_URL", "METRICS_TOKEN", "HEMOSCAN_PASSWORD")
+"""Read once, into the configuration; afterwards nobody needs them."""
+OF_STORAGE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""Read by the storage's client whenever it signs in, from Python's copy of the environment."""
+PR_SET_DUMPABLE = 4
+
+
+def forget_secrets() -> None:
+    """Take the secrets out of this process's environment, and let no process of the same user look
+    into this one's memory or files.
+
+    What is started afterwards inherits none of the settings. Processes that are forked off keep
+    others out likewise.
+    """
+    for name in (*SETTINGS, *OF_STORAGE):
+        _overwrite(name)
+    for name in SETTINGS:
+        os.environ.pop(name, None)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _overwrite(name: str) -> None:
+    """Overwrite the value where the system keeps it: /proc/PID/environ shows what a process was
+    started with, whatever it removes later. Python has its own copy in `os.environ`.
+    """
+    library = ctypes.CDLL(None)
+    library.getenv.restype = ctypes.c_void_p
+    if address := library.getenv(os.fsencode(name)):
+        ctypes.memset(address, 0, len(ctypes.string_at(address)))
