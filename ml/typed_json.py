@@ -19,7 +19,7 @@ NAMES = {dict: "object", Mapping: "object", list: "array", tuple: "array"}
 class JsonError(ValueError):
     """A value does not have the form that was asked for.
 
-    The text continues a sentence that begins with what was read: "does not give 'seed'", for one.
+    The text continues a sentence that begins with what was read: "lacks 'seed'", for one.
     """
 
 
@@ -83,7 +83,7 @@ def _read_fields(kind: Any, value: Any, name: str) -> Any:
         if item.name in value:
             given[item.name] = _read(_kinds_of(kind)[item.name], value[item.name], inside)
         elif item.default is MISSING and item.default_factory is MISSING:
-            raise JsonError(f"does not give {inside!r}")
+            raise JsonError(f"lacks {inside!r}")
     return kind(**given)
 
 

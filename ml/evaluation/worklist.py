@@ -110,13 +110,13 @@ class DrawnFrom:
 
 @dataclass(frozen=True)
 class Simulation:
-    """How long scans wait in each order.
+    """Waiting times for each order.
 
     Attributes:
         assumptions: sentences.
         settings: those of the department, and the seed.
         load: the share of their time that readers are busy.
-        scans: what arriving scans are drawn from.
+        scans: the population of scans.
         minutes: the median over days, and where 95 % of the days lie.
     """
 
@@ -215,9 +215,9 @@ def _scans_of_card(folder: Path, dataset: str | None) -> Scans:
         )
     labels, probabilities, called = (np.concatenate(parts) for parts in zip(*of_class, strict=True))
     source = (
-        "not single answers, which a model folder does not keep, but the figures of its card out"
-        f" of fold: AUROC of patients {auroc:.3f} (binormal, of equal variance),"
-        f" sensitivity {sensitivity:.3f}, specificity {specificity:.3f}"
+        "the metrics of the model's card, since a model folder holds no individual predictions:"
+        f" patient-level AUROC {auroc:.3f} (binormal, of equal variance), sensitivity"
+        f" {sensitivity:.3f}, specificity {specificity:.3f}"
     )
     return Scans(labels, probabilities, called, source)
 
@@ -277,8 +277,7 @@ def simulate(
     seed: int = 0,
     on_day: Callable[[int, int], None] = lambda done, total: None,
 ) -> Simulation:
-    """Return how long scans wait in each order, and how much sooner or later than first in, first
-    out.
+    """Return waiting times for each order, and differences from first in, first out.
 
     Each repetition simulates a day and first resamples the patients, so that the intervals cover
     both the variation between days and the sampling error of the test data.

@@ -39,6 +39,7 @@ from ml.figures import BandFigures, Metrics
 from ml.inference.gate import REFUSED_FROM, Gate, gate
 from ml.inference.predictor import Predictor
 from ml.scans.slices import Series, Slice
+from ml.training.answer_rows import whose_answer
 from ml.typed_json import from_json, to_json
 
 PREDICTIONS = ("filename", "label", "patient", "slice", "probability")
@@ -467,17 +468,9 @@ def _rows(scored: Scored) -> Iterator[dict[str, Any]]:
         ("patient", scored.patients, scored.first_of_scan),
     ):
         for number, position in enumerate(positions):
-            example = scored.examples[position]
-            whole = name == "patient" and example.patient
             asked = name == "slice" and len(scored.oddness)
-            yield {
-                "level": name,
-                "dataset": example.dataset,
-                "filename": "" if whole else example.name,
+            yield whose_answer(scored.examples[position], name, level.groups[number]) | {
                 "label": "" if level.labels[number] == UNKNOWN else int(level.labels[number]),
-                "patient": example.scan_name,
-                "slice": "" if whole or example.slice is None else example.slice,
-                "group": level.groups[number],
                 "probability": repr(float(level.probabilities[number])),
                 "predicted": int(level.predicted[number]),
                 "overlap": int(level.seen[number]),

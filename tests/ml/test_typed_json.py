@@ -55,13 +55,13 @@ def test_an_absent_field_has_its_default_and_an_unknown_one_is_passed_over() -> 
     [
         ({"points": [{"x": "1"}]}, "gives 'points.x' as '1', not as float"),
         ({"points": {}}, "gives 'points' as '{}', not as array"),
-        ({"points": [{}]}, "does not give 'points.x'"),
+        ({"points": [{}]}, "lacks 'points.x'"),
         ({"ends": [True]}, "gives 'ends' as 'True', not as float"),
         ({"by_name": {"p": 1}}, "gives 'by_name.p' as '1', not as object"),
         ({"closed": 1}, "gives 'closed' as '1', not as bool"),
         ({"count": 1.5}, "gives 'count' as '1.5', not as int"),
         ({"count": False}, "gives 'count' as 'False', not as int"),
-        ({"before": {"points": []}}, "does not give 'before.ends'"),
+        ({"before": {"points": []}}, "lacks 'before.ends'"),
         ({"notes": None}, "gives 'notes' as 'None', not as array"),
     ],
 )
