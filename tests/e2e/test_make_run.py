@@ -108,7 +108,7 @@ class MakeRun:
             env=self.environ,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=READY_S,
             check=True,
         )
         return done.stdout.splitlines()[-1]

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from tests.conftest import make_user
 from webapp.deletion import delete_account
-from webapp.extensions import BUSY_MS, db, forget_deleted
+from webapp.extensions import BUSY_MS, REQUEST_BUSY_MS, db, forget_deleted
 
 
 def test_what_runs_after_a_reading_request_takes_the_write_lock_at_its_first_statement(
@@ -106,3 +106,14 @@ def test_what_is_deleted_while_somebody_reads_is_overwritten_once_they_have_read
             assert b"sally-quux" in kept()
         assert forget_deleted(waits_s=())  # As every sweep does.
         assert b"sally-quux" not in kept()
+
+
+def test_a_request_waits_less_for_the_write_lock_than_a_worker(app: Flask) -> None:
+    with app.app_context():
+        assert db.session.scalar(text("PRAGMA busy_timeout")) == BUSY_MS
+        db.session.remove()
+    with app.test_request_context():
+        assert db.session.scalar(text("PRAGMA busy_timeout")) == REQUEST_BUSY_MS
+        db.session.remove()
+    with app.app_context():  # The connection is the same.
+        assert db.session.scalar(text("PRAGMA busy_timeout")) == BUSY_MS

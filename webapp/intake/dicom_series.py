@@ -61,8 +61,11 @@ def scans_of(groups: Sequence[Sequence[Taken]]) -> list[Group]:
     """Return the scans that groups of files are, DICOM files of one series or other files."""
     scans: list[Group] = []
     for files in _with_series_of_one_joined(groups):
-        if len(files) < 2 or files[0].kind != "dicom" or any(file.slices > 1 for file in files):
+        if files[0].kind != "dicom" or len(files) < 2:
             scans.append(Group(tuple(files)))
+            continue
+        if any(file.slices > 1 for file in files):  # a concatenation
+            scans.append(Group(tuple(sorted(files, key=_by_what_it_says))))
             continue
         for alike in _alike(sorted(files, key=_by_what_it_says)):
             scans += _passes(alike)
@@ -94,7 +97,8 @@ def _with_series_of_one_joined(groups: Sequence[Sequence[Taken]]) -> list[list[T
     joined: dict[tuple[object, ...], list[Taken]] = {}
     for files in groups:
         header = files[0].dicom
-        if len(files) == 1 and header.series and header.study and header.series_number:
+        is_slice = len(files) == 1 and files[0].slices == 1
+        if is_slice and header.series and header.study and header.series_number:
             size = header.rows, header.columns
             key = header.study, header.patient, header.series_number, size, header.kernel
             joined.setdefault(key, []).extend(files)

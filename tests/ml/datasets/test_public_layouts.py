@@ -419,3 +419,22 @@ def test_an_exploration_counts_scans_and_types(cq500: Path, rsna: Path) -> None:
         "as_wholes": 2,
     }
     assert of_wholes["types"]["subdural"] == {"slices": 0, "patients": 1}
+
+
+def test_rows_that_are_cut_off_leave_a_label_unknown(rsna: Path) -> None:
+    table = rsna / "stage_2_train.csv"
+    lines = table.read_text().splitlines()
+    cut = [
+        line
+        for line in lines
+        if not line.startswith(("ID_bb_any", "ID_bb_subdural", "ID_cc_any", "ID_cc_epidural"))
+    ]
+    table.write_text("\n".join(cut) + "\n")
+    _, _, examples, problems = find_examples(rsna, "rsna")
+    told = {example.path.stem: (example.label, example.types) for example in examples}
+    assert told["ID_bb"] == (None, None)
+    assert told["ID_cc"] == (1, None)  # subdural; whether epidural too, nobody says
+    assert "1 images have rows for some types of bleeding only" in problems[0]
+    table.write_text("\n".join([lines[0], *(one for one in lines if "_subdural" in one)]) + "\n")
+    labels = {example.label for example in find_examples(rsna, "rsna")[2]}
+    assert labels == {1, None}

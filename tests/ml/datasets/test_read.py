@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ml.datasets.archive import unpack
+from ml.datasets.layouts import find_examples
 from ml.datasets.read import read_dataset
 from ml.errors import DatasetError
 from ml.exploration.report import contact_sheet
@@ -505,3 +506,112 @@ def test_head_ct_is_read_with_its_groups_and_known_duplicates(shared_data: Path)
     assert all(given[a] == given[b] for a, b in pairs), (
         "a pair that we join is one that people joined by eye"
     )
+
+
+def classes(root: Path, pictures: list[Path], *folders: str) -> Path:
+    """Write the first pictures to folders, one each."""
+    for folder, path in zip(folders, pictures, strict=False):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / path.name).write_bytes(path.read_bytes())
+    return root
+
+
+def test_the_folder_of_a_type_is_one_of_hemorrhage_and_another_is_named(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    root = classes(
+        tmp_path / "set", pictures, "hemorrhage", "Subdural", "edema", "edema", "normal", "masks"
+    )
+    found = find_examples(root, "set")
+    assert [(e.name, e.label, e.types) for e in found[2]] == [
+        ("Subdural/1.png", 1, {"subdural"}),
+        ("hemorrhage/0.png", 1, None),
+        ("normal/4.png", 0, None),
+    ]
+    assert found[3] == [
+        "2 files are left out: the folder edema is called neither hemorrhage nor normal."
+    ]
+
+
+def test_the_classes_of_a_split_are_read(tmp_path: Path, pictures: list[Path]) -> None:
+    root = classes(
+        tmp_path / "set",
+        pictures,
+        "train/hemorrhage",
+        "val/hemorrhage",
+        "train/normal",
+        "val/normal",
+    )
+    assert [e.label for e in find_examples(root, "set")[2]] == [1, 0, 1, 0]
+
+
+def test_files_that_are_not_read_are_counted_and_named(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    root = classes(tmp_path / "set", pictures, "hemorrhage", "normal")
+    for name in ("a.bmp", "b.bmp", "c.tif"):
+        (root / "normal" / name).write_bytes(b"BM")
+    (root / "normal" / "1.2.840.113.7").write_bytes(pictures[5].read_bytes())
+    _, _, examples, odd = find_examples(root, "set")
+    assert [e.name for e in examples if e.label == 0] == ["normal/1.2.840.113.7", "normal/1.png"]
+    assert odd == [
+        "2 files are left out: .bmp files, which are not read.",
+        "1 files are left out: .tif files, which are not read.",
+    ]
+
+
+def test_rows_without_text_are_passed_over_and_lines_are_counted_all_the_same(
+    manifest: Maker,
+) -> None:
+    root = manifest([["", ""], *ROWS, ["", " "]])
+    assert len(find_examples(root, "set")[2]) == 8
+    (root / "labels.csv").write_text("filename,label\n,\n\n0.png,perhaps\n")
+    with pytest.raises(DatasetError, match="line 4"):
+        find_examples(root, "set")
+
+
+def test_a_first_line_may_name_what_separates_the_columns(manifest: Maker) -> None:
+    root = manifest(ROWS)
+    text = (root / "labels.csv").read_text().replace(",", ";")
+    (root / "labels.csv").write_text(f"sep=;\n{text}")
+    assert len(find_examples(root, "set")[2]) == 8
+
+
+def test_folders_in_a_table_may_be_divided_by_backslashes(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    root = classes(tmp_path / "set", pictures, *["images"] * 8)
+    rows = "".join(f"images\\{name},{label}\n" for name, label in ROWS)
+    (root / "labels.csv").write_text(f"filename,label\n{rows}")
+    assert [e.name for e in find_examples(root, "set")[2]] == [f"images/{n}.png" for n in range(8)]
+
+
+def test_kaggles_folder_may_lie_in_one_of_its_own_name(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    root = tmp_path / "set"
+    (root / "head_ct" / "head_ct").mkdir(parents=True)
+    for number, path in enumerate(pictures):
+        (root / "head_ct" / "head_ct" / f"{number:03}.png").write_bytes(path.read_bytes())
+    rows = "".join(f"{n},{int(n < 4)}\n" for n in range(8))
+    (root / "labels.csv").write_text(f"id, hemorrhage\n{rows}")
+    assert find_examples(root, "set")[2][3].name == "head_ct/head_ct/003.png"
+
+
+def test_a_directory_of_millions_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = zipped(tmp_path / "a.zip", {str(n): b"" for n in range(50)})
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("its directory was read"))
+    with pytest.raises(DatasetError, match="more than 20 files and folders; at most 10"):
+        unpack(archive, tmp_path / "out", max_files=10)
+
+
+def test_an_archive_made_on_windows_has_folders_and_may_hold_a_document(tmp_path: Path) -> None:
+    inner = zipped(tmp_path / "inner", {"word/document.xml": b"x"}).read_bytes()
+    archive = zipped(tmp_path / "a.zip", {"p\\1.png": b"x", "p\\about.docx": inner})
+    into = unpack(archive, tmp_path / "out")
+    assert sorted(path.relative_to(into).as_posix() for path in into.rglob("*.*")) == [
+        "p/1.png",
+        "p/about.docx",
+    ]

@@ -60,6 +60,12 @@ PUT_RIGHT: dict[str, tuple[np.ndarray, dict[str, object], str]] = {
     "no type": (HU, {"RescaleType": None}, ""),
     "Hounsfield": (HU, {"RescaleType": "Hounsfield"}, ""),
     "another word": (HU, {"RescaleType": "CTNUM"}, "does not say in a known word"),
+    "turned over and 1024 added": (
+        4095 - (HU + 1024),
+        {**UNSIGNED, "BitsStored": 12, "HighBit": 11, "PhotometricInterpretation": "MONOCHROME1"},
+        "upside down; they were turned over. The DICOM file's values are Hounsfield units with"
+        " 1024 added",
+    ),
     "a table": (
         HU + 1024,
         {**UNSIGNED, **NO_RESCALE, "ModalityLUTSequence": [look_up_table()]},
@@ -198,6 +204,12 @@ def test_hu_of_which_a_brain_window_was_kept_are_hu(tmp_path: Path, kind: str) -
     series = nifti_of(tmp_path / "scan", kept.astype(kind))
     assert series.slices[0].unit == "hu"
     np.testing.assert_array_equal(series.slices[1].pixels, kept)
+
+
+def test_hu_cut_off_at_the_ends_of_8_bits_are_hu(tmp_path: Path) -> None:
+    series = nifti_of(tmp_path / "scan", np.clip(HU, 0, 255).astype("u1"))
+    assert series.slices[0].unit == "hu"
+    np.testing.assert_array_equal(series.slices[1].pixels, np.clip(HU, 0, 255))
 
 
 def test_a_dark_picture_in_eight_bits_is_a_picture(tmp_path: Path) -> None:
