@@ -114,7 +114,9 @@ def test_controls_of_a_fine_tuned_net_cost_a_fit_each(
     assert controls["permuted"].auroc.n == 5
     assert len(tasks) == 5 + 1, "five permutations and the leaked protocol, one fold each"
     assert all((task.masks == 255).all() for task in tasks), "outlines know the true labels"
-    assert controls["random_weights"].skipped == "The run itself started from random weights."
+    assert controls["random_weights"].skipped == (
+        "The run itself started from random initial weights."
+    )
     assert set(controls) == {"permuted", "metadata", "leaked", "random_weights"}
 
 

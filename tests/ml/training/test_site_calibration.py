@@ -65,7 +65,8 @@ def test_a_site_whose_pictures_are_brighter_is_calibrated(model: Path, tmp_path:
     assert local and local.model == before.id
     figures = local.slice
     assert figures and figures.scans > 30, "near-duplicates are left out"
-    assert (figures.after.specificity.value or 0) > (figures.before.specificity.value or 1)
+    before_there, after_there = figures.before.specificity.value, figures.after.specificity.value
+    assert before_there is not None and after_there is not None and after_there > before_there
     assert after.files["features.onnx"] == before.files["features.onnx"]
     picture = read_series([site / "images" / "0.png"])
     shipped, calibrated = (
