@@ -18,8 +18,8 @@ RUN pip install --no-cache-dir --require-hashes -r webapp/requirements.txt
 FROM base AS web
 COPY webapp webapp
 COPY migrations migrations
-# Setup puts the starter models into storage; of `ml` the web application knows the catalogue only.
-COPY ml/__init__.py ml/catalogue.py ml/
+# Setup puts the starter models into storage; of `ml` the web application knows these modules only.
+COPY ml/__init__.py ml/catalogue.py ml/errors.py ml/verdict.py ml/
 COPY ml/starter ml/starter
 COPY ml/starter_series ml/starter_series
 USER 10001

@@ -11,7 +11,7 @@ from webapp.config import PROJECT_ROOT
 
 FLOORS = (
     {"errors", "confinement"},
-    {"checkpoints", "catalogue", "named_points", "verdict"},
+    {"checkpoints", "catalogue", "named_points", "verdict", "figures", "typed_json"},
     {"scans"},
     {"preprocessing"},
     {"artifacts"},
@@ -25,7 +25,7 @@ FLOORS = (
     {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-LATE = {"ml/cli/commands.py", "ml/training/run.py"}
+LATE = {"ml/cli/commands.py", "ml/training/run_card.py"}
 """Where an import inside a function has a reason: a command loads what it needs when it runs, so
 that `python -m ml card` need not wait for TensorFlow, and only a training loads Keras.
 """

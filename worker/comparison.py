@@ -12,8 +12,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import load_only
 
 from ml.errors import DatasetError
-from ml.evaluation.answers import LEVELS, AnswersError
-from ml.evaluation.comparison import DIFFERENCES, compare
+from ml.evaluation.answers import AnswersError
+from ml.evaluation.comparison import compare
+from ml.typed_json import to_json
 from webapp.extensions import db
 from webapp.models import ModelVersion, live_version
 from webapp.storage import MissingFile, StorageError, storage
@@ -77,8 +78,12 @@ def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, An
         }
     return {
         level: {
-            "n": comparison[level]["n"],
-            **{name: comparison[level]["differences"][0][name] for name in DIFFERENCES},
+            "n": compared.n,
+            "auroc": to_json(compared.differences[0].auroc),
+            "accuracy": to_json(compared.differences[0].accuracy),
         }
-        for level in LEVELS
+        for level, compared in (
+            ("slice", comparison.slice),
+            ("patient", comparison.patient),
+        )
     }

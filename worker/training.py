@@ -259,11 +259,10 @@ class Training:
             return  # The commit succeeded, but its confirmation was lost.
         check = card.export_check
         blocked_because = card.blocked_because or None
-        if not check.get("passed"):
-            difference, limit = check.get("largest_difference"), check.get("limit")
+        if not check.passed:
             blocked_because = (
-                f"The exported model differs from the trained one by {difference}; the limit is"
-                f" {limit}."
+                f"The exported model differs from the trained one by {check.largest_difference}; at"
+                f" most {check.limit} is allowed."
             )
         if not leases.finish(TrainingRun, self._owner, [self.run.id], eta_s=None):
             raise LeaseLost

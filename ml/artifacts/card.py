@@ -1,16 +1,18 @@
-"""The model card as a dataclass, stored as `card.json`."""
+"""The model card as dataclasses, stored as `card.json`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ml.catalogue import BLEEDING_TYPES
 from ml.errors import ArtifactError
+from ml.figures import BandFigures, Confusion, Estimate, LocalFigures, Metrics, PointFigures
 from ml.named_points import require_sound
+from ml.typed_json import JsonError, from_json, to_json
 
 FORMAT = 1
 
@@ -30,18 +32,171 @@ READS = ("slice", "series")
 ABSENT = -1.0
 
 
-LATER_FIELDS = frozenset(
-    (
-        "scan_threshold",
-        "scan_uncertain_low",
-        "scan_uncertain_high",
-        "patient_metrics",
-        "patient_metrics_by_dataset",
-        "band",
-        "controls",
-    )
-) | {"points", "blocked_because", "seconds", "heat_maps", "checksum", "types"}
-"""Fields that cards of early versions lack; their defaults apply."""
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """The initial weights of a training.
+
+    Attributes:
+        kind: "random", "file" or "model".
+        name, sha256: of a file.
+        id, architecture, command, datasets, fingerprint, initial_weights: of a model of ours, from
+            its card.
+    """
+
+    kind: str
+    name: str | None = None
+    sha256: str | None = None
+    id: str | None = None
+    architecture: str | None = None
+    command: str | None = None
+    datasets: list[str] | None = None
+    fingerprint: str | None = None
+    initial_weights: InitialWeights | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalLevel:
+    """The calibration of slices or of scans to one site.
+
+    Attributes:
+        scans: the number of scans that it was fitted to.
+        platt: "slope" and "offset" for the log-odds of shipped probabilities.
+        before, after: what the threshold means there with shipped and with local probabilities.
+    """
+
+    scans: int
+    platt: dict[str, float]
+    before: LocalFigures
+    after: LocalFigures
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalCalibration:
+    """A calibration to one site (`ml.training.site_calibration`).
+
+    Attributes:
+        model: id of the model before.
+        dataset: name of the site's data set.
+        slice, scan: what was calibrated; None if not.
+    """
+
+    model: str
+    dataset: str
+    slice: LocalLevel | None = None
+    scan: LocalLevel | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The training and test data of a model.
+
+    Attributes:
+        datasets: their names.
+        fingerprint: digest of their fingerprints.
+        initial_weights: of the training.
+        training: digest of everything that determines the training's outcome.
+        images, positive, negative: numbers of labeled slices, and of those with and without
+            hemorrhage.
+        groups: number of groups (patients and near-duplicates) of the labeled slices.
+        judged, scans: numbers of test slices and scans; None for scans in early cards.
+        licence_notes: sentences.
+        local_calibration: of a model that was calibrated to one site.
+    """
+
+    datasets: list[str]
+    fingerprint: str
+    initial_weights: InitialWeights
+    training: str
+    images: int
+    positive: int
+    negative: int
+    groups: int
+    judged: int
+    scans: int | None = None
+    licence_notes: list[str]
+    local_calibration: LocalCalibration | None = None
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """The comparison of the ONNX graphs with the trained model."""
+
+    largest_difference: float
+    limit: float
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """The result of a control of `ml.training.controls`.
+
+    Attributes:
+        name: of the control.
+        skipped: why it was not run; then all metrics are None.
+        auroc, accuracy: of slices.
+        how: how the metrics were obtained, in a sentence.
+        seconds: its duration.
+        lower_99: the one-sided lower 99 % bound of the permuted control's AUROC.
+        permutations: the AUROC of each permutation.
+        run_auroc: the run's own AUROC on the same folds.
+    """
+
+    name: str
+    skipped: str | None = None
+    auroc: Estimate | None = None
+    accuracy: Estimate | None = None
+    how: str | None = None
+    seconds: float = 0.0
+    lower_99: float | None = None
+    permutations: list[float] | None = None
+    run_auroc: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class TypeMetrics:
+    """Metrics of a type of hemorrhage, with the AUROC among slices or scans with hemorrhage."""
+
+    auroc: Estimate
+    ece: Estimate
+    auroc_among_bleeding: Estimate
+
+
+@dataclass(frozen=True)
+class TypeScore:
+    """Probability and rank among `of` patients of a patient with a type; None if the model of that
+    fold does not predict the type.
+    """
+
+    probability: float | None
+    rank: int | None
+    of: int
+
+
+@dataclass(frozen=True)
+class TypeFigures:
+    """The card's entry for a type of hemorrhage.
+
+    Attributes:
+        given: whether the model predicts it.
+        slices, patients: how many show it.
+        of_slices, of_patients: how many have known types.
+        slice, patient: metrics on held-out data; None where few patients show the type.
+        scores: instead of these, the score of each of those patients, the highest first.
+    """
+
+    given: bool
+    slices: int
+    of_slices: int
+    patients: int
+    of_patients: int
+    slice: TypeMetrics | None = None
+    patient: TypeMetrics | None = None
+    scores: list[TypeScore] | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there are metrics of both levels, or scores."""
+        return self.scores is not None or None not in (self.slice, self.patient)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,31 +212,25 @@ class Card:
         uncertain_low, uncertain_high: low <= probability < high is uncertain.
         scan_threshold, scan_uncertain_low, scan_uncertain_high: the same for a scan of several
             slices; negative in cards that predate them, and then the values above apply.
-        data: datasets, fingerprint, images, positive, negative, groups, licence_notes.
-        metrics: pooled over the held-out folds, each {"value", "low", "high", "n"}; null with a
-            "reason" where undefined.
+        data: training and test data.
+        metrics: pooled over the held-out folds.
         metrics_by_dataset: the same for each data set.
-        patient_metrics, patient_metrics_by_dataset: the same by scan.
-        band: {"slice", "patient"}: predictive values outside the uncertain band,
-            `ml.evaluation.calibration.predictive_values_outside_band`.
-        points: {"slice", "patient"}: each named operating point with its "threshold" and figures,
-            `ml.training.operating_points.named_points`; empty in cards that predate them.
+        patient_metrics, patient_metrics_by_dataset: the same by scan; None and empty in early
+            cards.
+        band: by level, "slice" and "patient": predictive values outside the uncertain band
+            (`ml.evaluation.calibration.predictive_values_outside_band`).
+        points: by level, "slice" and "patient": each named operating point
+            (`ml.training.operating_points.named_points`); empty in cards that predate them.
         controls: results of `ml.training.controls`.
         heat_maps: how often the heat maps of true positives in the held-out folds passed
             `ml.training.heat_map_tests`.
-        types: where the labels name types of hemorrhage, for each of `ml.catalogue.BLEEDING_TYPES`:
-            "given", whether the model predicts it; "slices" and "patients" that show it, of
-            "of_slices" and "of_patients" whose types are known; then either "slice" and "patient"
-            with "auroc", "ece" and "auroc_among_bleeding" on held-out data, or, where few patients
-            show it, "scores": each patient's "probability" and "rank" among "of" patients, null
-            where the model of that fold does not predict the type.
+        types: where the labels name types of hemorrhage, each of `ml.catalogue.BLEEDING_TYPES`.
         blocked_because: why the controls rule out promotion, in a sentence; else empty.
         roc: [false positive rate, true positive rate] pairs of slices, at most 200 (of the first
             repeat).
         confusion: tp, fp, tn, fn of slices at the folds' thresholds (of the first repeat).
         protocol: how the metrics were obtained, in a sentence.
-        export_check: largest_difference, limit, passed: comparison of the ONNX graphs with the
-            trained model.
+        export_check: comparison of the ONNX graphs with the trained model.
         seconds: duration of cross-validation, controls and final fit.
         command: the command line.
         id, files: filled in by `write_model`: the first 12 hex digits of a SHA-256 over all files,
@@ -99,24 +248,24 @@ class Card:
     threshold: float
     uncertain_low: float
     uncertain_high: float
-    data: dict[str, Any]
-    metrics: dict[str, Any]
-    metrics_by_dataset: dict[str, Any]
+    data: TrainingData
+    metrics: Metrics
+    metrics_by_dataset: dict[str, Metrics]
     roc: list[list[float]]
-    confusion: dict[str, Any]
+    confusion: Confusion
     protocol: str
-    export_check: dict[str, Any]
+    export_check: ExportCheck
     versions: dict[str, str]
     scan_threshold: float = ABSENT
     scan_uncertain_low: float = ABSENT
     scan_uncertain_high: float = ABSENT
-    patient_metrics: dict[str, Any] = field(default_factory=dict)
-    patient_metrics_by_dataset: dict[str, Any] = field(default_factory=dict)
-    band: dict[str, Any] = field(default_factory=dict)
-    points: dict[str, Any] = field(default_factory=dict)
-    controls: list[dict[str, Any]] = field(default_factory=list)
-    heat_maps: dict[str, Any] = field(default_factory=dict)
-    types: dict[str, Any] = field(default_factory=dict)
+    patient_metrics: Metrics | None = None
+    patient_metrics_by_dataset: dict[str, Metrics] = field(default_factory=dict)
+    band: dict[str, BandFigures] = field(default_factory=dict)
+    points: dict[str, dict[str, PointFigures]] = field(default_factory=dict)
+    controls: list[Control] = field(default_factory=list)
+    heat_maps: dict[str, Estimate] = field(default_factory=dict)
+    types: dict[str, TypeFigures] = field(default_factory=dict)
     blocked_because: str = ""
     seconds: float = 0.0
     command: str = ""
@@ -128,7 +277,7 @@ class Card:
 
     def to_json(self) -> str:
         """Return the card as JSON text; raise ValueError for NaN, which JSON does not know."""
-        return json.dumps(asdict(self), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return json.dumps(to_json(self), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Card:
@@ -147,21 +296,10 @@ class Card:
             raise ArtifactError(
                 f"The model's format is {read.get('format')!r}; this version reads format {FORMAT}."
             )
-        known = {}
-        for item in fields(cls):
-            if item.name not in read and item.name in LATER_FIELDS:
-                continue
-            if item.name not in read:
-                raise ArtifactError(f"The model's {CARD} lacks {item.name!r}.")
-            if not isinstance(
-                read[item.name], _JSON_TYPES[str(item.type).split("[")[0]]
-            ) or isinstance(read[item.name], bool):
-                raise ArtifactError(
-                    f"The model's {CARD} gives {item.name!r} as {str(read[item.name])[:40]!r}, not"
-                    f" as {item.type}."
-                )
-            known[item.name] = read[item.name]
-        card = cls(**known)
+        try:
+            card = from_json(cls, read)
+        except JsonError as err:
+            raise ArtifactError(f"The model's {CARD} {err}.") from err
         if card.reads not in READS:
             raise ArtifactError(
                 f"The model reads {card.reads!r}; it must be one of {', '.join(READS)}."
@@ -172,9 +310,10 @@ class Card:
                     f"The model's threshold {threshold} and uncertain band {low} to {high} must lie"
                     " in order within 0 and 1."
                 )
-        require_sound(card.points)
+        require_sound(to_json(card.points))
         for name, found in card.types.items():
-            _require_judged(name, found)
+            if not found.is_complete:
+                raise ArtifactError(f"The model's {CARD} lacks fields of {name[:40]!r} in 'types'.")
         if card.checksum and card.checksum != checksum_of(read):
             raise ArtifactError(
                 f"The model's {CARD} is not what was written: its sha256 differs from the one"
@@ -185,7 +324,9 @@ class Card:
     @property
     def told_types(self) -> tuple[str, ...]:
         """The types of hemorrhage that types.onnx predicts, in its order."""
-        return tuple(name for name in BLEEDING_TYPES if self.types.get(name, {}).get("given"))
+        return tuple(
+            name for name in BLEEDING_TYPES if name in self.types and self.types[name].given
+        )
 
     def point_of(self, slices: int) -> tuple[float, float, float]:
         """Return the threshold and the uncertain band (low, high) for a scan of that many
@@ -222,53 +363,6 @@ class Card:
             scan_uncertain_low=scans[1],
             scan_uncertain_high=scans[2],
         )
-
-
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "dict": (dict,),
-    "list": (list,),
-}
-
-
-TYPE_FIGURES = {"slice": ("auroc",), "patient": ("auroc", "auroc_among_bleeding", "ece")}
-"""Of the metrics that `ml.training.type_figures` writes for a type with enough patients, those that
-cards and pages use.
-"""
-
-
-def _require_judged(name: str, found: Any) -> None:
-    """Raise ArtifactError unless the card has all fields of a type of hemorrhage that the pages
-    show.
-    """
-    complete = isinstance(found, dict) and isinstance(found.get("given"), bool)
-    complete = complete and all(
-        type(found.get(count)) is int
-        for count in ("slices", "of_slices", "patients", "of_patients")
-    )
-    if complete and found.keys() & TYPE_FIGURES.keys():
-        complete = all(
-            isinstance(found.get(level), dict)
-            and _has_all(found[level].get(figure), ("value", "low", "high"))
-            for level, figures in TYPE_FIGURES.items()
-            for figure in figures
-        )
-    elif complete:
-        scores = found.get("scores")
-        complete = isinstance(scores, list) and all(
-            _has_all(score, ("probability", "rank", "of")) for score in scores
-        )
-    if not complete:
-        raise ArtifactError(f"The model's {CARD} lacks fields of {name[:40]!r} in 'types'.")
-
-
-def _has_all(value: Any, names: tuple[str, ...]) -> bool:
-    """Return whether it is an object with a number or null for each of the names."""
-    return isinstance(value, dict) and all(
-        name in value and type(value[name]) in (int, float, type(None)) for name in names
-    )
 
 
 def checksum_of(card: Mapping[str, Any]) -> str:

@@ -22,12 +22,13 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ml.artifacts.card import CARD, FEATURES, FORMAT, HEAD, Card, checksum_of
 from ml.checkpoints import flush_to_disk
 from ml.errors import ArtifactError
+from ml.typed_json import to_json
 
 MAX_CARD_BYTES = 8 * 2**20
 
@@ -66,7 +67,7 @@ def write_model(out_dir: Path, card: Card, files: Mapping[str, Path | bytes]) ->
                 shutil.copyfile(source, unfinished / name)
         digests = {name: _sha256(unfinished / name) for name in sorted(files)}
         written = replace(card, format=FORMAT, id=_model_id(digests), files=digests)
-        written = replace(written, checksum=checksum_of(asdict(written)))
+        written = replace(written, checksum=checksum_of(to_json(written)))
         text = written.to_json()
         Card.from_json(text)  # fail before writing if it could not be read back
         (unfinished / CARD).write_text(text, encoding="utf-8")

@@ -22,6 +22,7 @@ from ml.evaluation.result_tables import Row, rows_of_run, update_results
 from ml.evaluation.worklist import Department, scans_of, sentences, simulate
 from ml.scans.files import files_of_series
 from ml.scans.read import ORDER_GIVEN, read_series
+from ml.typed_json import to_json
 
 BY_NAME = (
     "The pictures carry no position; they were put in order by the last number in their names."
@@ -90,13 +91,12 @@ def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str
         return _write_json(json.loads(card.to_json()))
     say(f"Model {card.id} in {options.out / 'model'}")
     for level, metrics in (("slice", card.metrics), ("patient", card.patient_metrics)):
-        say(f"{level}:")
-        say_figures(metrics)
+        if metrics:
+            say(f"{level}:")
+            say_figures(metrics)
     for control in card.controls:
-        say(
-            f"control {control['name'].replace('_', ' ')}: "
-            + (control.get("skipped") or f"AUROC {figure(control['auroc'])}")
-        )
+        found = f"AUROC {figure(control.auroc)}" if control.auroc else control.skipped
+        say(f"control {control.name.replace('_', ' ')}: {found}")
     if card.blocked_because:
         say(card.blocked_because)
     for sentence in (card.protocol, *card.notes):
@@ -179,11 +179,11 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[
     )
     write_plots(options.out)
     if options.json:
-        return _write_json(result)
-    for level in ("slice", "patient"):
+        return _write_json(to_json(result))
+    for level, metrics in (("slice", result.slice), ("patient", result.patient)):
         say(f"{level}:")
-        say_figures(result[level])
-    for sentence in (*result["notes"], *result["problems"]):
+        say_figures(metrics)
+    for sentence in (*result.notes, *result.problems):
         say(sentence)
     say(f"metrics.json, predictions.csv, answers.csv and plots are in {options.out}")
 
@@ -199,14 +199,13 @@ def calibrate_command(options: argparse.Namespace, stack: ExitStack, given: list
         model, dataset, options.out, StatusLine("scoring image").count, threads=os.cpu_count() or 1
     )
     if options.json:
-        return _write_json(result)
+        return _write_json(to_json(result))
     for level, found in result.items():
-        say(f"{level}: {found['scans']} confirmed")
-        for side in ("before", "after"):
-            shown = "  ".join(
-                f"{name} {figure(found[side][name])}" for name in ("sensitivity", "specificity")
-            )
-            say(f"  {side:6}  {shown}  Brier {found[side]['brier']:.3f}")
+        say(f"{level}: {found.scans} confirmed")
+        for side, figures in (("before", found.before), ("after", found.after)):
+            shown = f"sensitivity {figure(figures.sensitivity)}"
+            shown += f"  specificity {figure(figures.specificity)}"
+            say(f"  {side:6}  {shown}  Brier {figures.brier:.3f}")
     say(f"The calibrated model is in {options.out / 'model'}")
 
 
@@ -232,25 +231,23 @@ def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[s
 
     result = compare(options.runs)
     if options.json:
-        return _write_json(result)
-    for level, found in result.items():
-        say(f"{level}: {found['n']} in common")
-        width = max(len(run["run"]) for run in found["runs"])
-        for run in found["runs"]:
-            say(
-                f"  {run['run']:{width}}  "
-                + "  ".join(f"{name} {figure(entry)}" for name, entry in run["metrics"].items())
-            )
+        return _write_json(to_json(result))
+    for level, found in (("slice", result.slice), ("patient", result.patient)):
+        say(f"{level}: {found.n} in common")
+        width = max(len(run.run) for run in found.runs)
+        for run in found.runs:
+            figures = list(run.metrics.items())
+            if run.auroc_within_folds:
+                figures.append(("auroc within folds", run.auroc_within_folds))
+            shown = "  ".join(f"{name} {figure(estimate)}" for name, estimate in figures)
+            say(f"  {run.run:{width}}  {shown}")
         # a data set may be named "all", too
-        for dataset, those in [("all", found), *found.get("by_dataset", {}).items()]:
-            for difference in those["differences"]:
-                shown = "  ".join(
-                    f"{name} {figure(difference[name], signed=True)}"
-                    for name in ("auroc", "accuracy")
-                )
+        for dataset, those in [("all", found), *(found.by_dataset or {}).items()]:
+            for difference in those.differences:
                 say(
-                    f"  {dataset}, {those['n']} in common, {difference['run']} minus"
-                    f" {difference['minus']}: {shown}"
+                    f"  {dataset}, {those.n} in common, {difference.run} minus"
+                    f" {difference.minus}: auroc {figure(difference.auroc, signed=True)}  accuracy"
+                    f" {figure(difference.accuracy, signed=True)}"
                 )
 
 
@@ -266,7 +263,7 @@ def worklist_command(options: argparse.Namespace, stack: ExitStack, given: list[
         StatusLine("simulating day").count,
     )
     if options.json:
-        return _write_json(result)
+        return _write_json(to_json(result))
     for sentence in sentences(result):
         say(sentence)
 
@@ -274,7 +271,7 @@ def worklist_command(options: argparse.Namespace, stack: ExitStack, given: list[
 def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Run the paper's experiment, honest and leaked, and write its table and graphs."""
     from ml.paper.cells import plan
-    from ml.paper.grid import run_paper
+    from ml.paper.grid import Watcher, run_paper
     from ml.paper.report import write_report
 
     dataset = _dataset(options.dataset, stack, on_image=StatusLine("reading image").count)
@@ -295,13 +292,15 @@ def paper_command(options: argparse.Namespace, stack: ExitStack, given: list[str
         init=init,
         seed=options.seed,
         command=command,
-        on_progress=StatusLine().train,
-        on_plan=say_plan,
-        on_cell=lambda so_far: write_report(so_far, options.out),
+        watcher=Watcher(
+            on_progress=StatusLine().train,
+            on_plan=say_plan,
+            on_cell=lambda so_far: write_report(so_far, options.out),
+        ),
     )
     written = write_report(found, options.out)
     if options.json:
-        return _write_json(found)
+        return _write_json(to_json(found))
     say((options.out / "table.md").read_text(encoding="utf-8"))
     say("Written: " + ", ".join(str(path) for path in written))
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
 
+from ml.figures import Estimate, Metrics
 from ml.training.progress import Progress
 
 EVERY_S, EVERY_S_IN_A_LOG = 0.2, 10.0
@@ -60,23 +59,21 @@ def say(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-def say_figures(metrics: Mapping[str, Mapping[str, Any]]) -> None:
+def say_figures(metrics: Metrics) -> None:
     """Write one line per metric."""
-    for name, entry in metrics.items():
-        say(
-            f"  {name:12} {figure(entry)}"
-            + ("" if entry["value"] is None else f", n = {entry['n']}")
-        )
+    for name, estimate in metrics.items():
+        n = "" if estimate.value is None else f", n = {estimate.n}"
+        say(f"  {name:12} {figure(estimate)}{n}")
 
 
-def figure(entry: Mapping[str, Any], signed: bool = False) -> str:
+def figure(estimate: Estimate, signed: bool = False) -> str:
     """Return a metric with its interval, or why there is none."""
-    if entry["value"] is None:
-        return f"– ({entry['reason']})"
+    if estimate.value is None:
+        return f"– ({estimate.reason})"
     sign = "+" if signed else ""
-    if entry["low"] is None:
-        return f"{entry['value']:{sign}.3f}"
+    if estimate.low is None:
+        return f"{estimate.value:{sign}.3f}"
     return (
-        f"{entry['value']:{sign}.3f} (95 % interval {entry['low']:{sign}.3f} to"
-        f" {entry['high']:{sign}.3f})"
+        f"{estimate.value:{sign}.3f} (95 % interval {estimate.low:{sign}.3f} to"
+        f" {estimate.high:{sign}.3f})"
     )

@@ -17,7 +17,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from math import log
 from pathlib import Path
@@ -91,43 +91,8 @@ def from_cq500(
     here = sorted(set(labels_of) & set(folders))
     for number in here:
         on_header(len(here))
-        name = f"CQ500-CT-{number}"
         label, types = labels_of[number]
-        if label is None:
-            problems.append(
-                f"{name} is left out: the readers disagree about hemorrhage without a majority, or"
-                " gave no label."
-            )
-            continue
-        chosen = _chosen_series(
-            [series for folder in folders[number] for series in _series_in(folder)]
-        )
-        if chosen is None:
-            problems.append(
-                f"{name} is left out: it has no unenhanced axial series with a soft-tissue kernel."
-            )
-            continue
-        slabs, damaged = _slabs_of(chosen)
-        if damaged:
-            problems.append(
-                f"{name}: {damaged} files of {chosen.folder.relative_to(base).as_posix()} cannot be"
-                " read."
-            )
-        for place, paths in enumerate(slabs, start=1):
-            file = paths[0].relative_to(base).as_posix()
-            require_no_formula({"filename": file}, ("filename",), dataset)
-            example = Example(
-                paths[0],
-                file,
-                None,
-                name,
-                place,
-                f"patient {name}",
-                dataset,
-                scan_label=label,
-                scan_types=types,
-            )
-            examples.append(replace(example, beside=tuple(paths[1:])))
+        examples += _of_scan(base, dataset, number, folders[number], label, types, problems)
         if len(examples) > MOST_IMAGES:
             raise DatasetError(
                 f"{dataset} holds more than {MOST_IMAGES:,} slices; keep a part of the scans."
@@ -138,6 +103,54 @@ def from_cq500(
             f"No scan of {table.name} can be taken from folders such as CQ500CT0 CQ500CT0.{why}"
         )
     return "CQ500", examples, problems
+
+
+def _of_scan(
+    base: Path,
+    dataset: str,
+    number: int,
+    folders: Sequence[Path],
+    label: int | None,
+    types: frozenset[str] | None,
+    problems: list[str],
+) -> Iterator[Example]:
+    """Yield an example for each slice or slab of a scan; what is wrong with it is added to
+    `problems`.
+    """
+    name = f"CQ500-CT-{number}"
+    if label is None:
+        problems.append(
+            f"{name} is left out: the readers disagree about hemorrhage without a majority, or"
+            " gave no label."
+        )
+        return
+    chosen = _chosen_series([series for folder in folders for series in _series_in(folder)])
+    if chosen is None:
+        problems.append(
+            f"{name} is left out: it has no unenhanced axial series with a soft-tissue kernel."
+        )
+        return
+    slabs, damaged = _slabs_of(chosen)
+    if damaged:
+        problems.append(
+            f"{name}: {damaged} files of {chosen.folder.relative_to(base).as_posix()} cannot be"
+            " read."
+        )
+    for place, paths in enumerate(slabs, start=1):
+        file = paths[0].relative_to(base).as_posix()
+        require_no_formula({"filename": file}, ("filename",), dataset)
+        yield Example(
+            paths[0],
+            file,
+            None,
+            name,
+            place,
+            f"patient {name}",
+            dataset,
+            scan_label=label,
+            scan_types=types,
+            beside=tuple(paths[1:]),
+        )
 
 
 @dataclass(frozen=True)

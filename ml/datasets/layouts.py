@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ml.catalogue import BLEEDING_TYPES
@@ -119,6 +120,84 @@ def _manifest_of(base: Path) -> Path | None:
     return tables[0] if tables else None
 
 
+@dataclass(frozen=True)
+class _Manifest:
+    """A table of images: what its columns are called, and what stands beside it.
+
+    Attributes:
+        path, base: the table, and the folder of the data set.
+        dataset: its name.
+        name, label, patient: columns; the last two None where there is none.
+        groups: by the name of the image as the table writes it.
+    """
+
+    path: Path
+    base: Path
+    dataset: str
+    name: str
+    label: str | None
+    patient: str | None
+    groups: Mapping[str, str]
+
+    @property
+    def is_kaggle(self) -> bool:
+        """Whether images are named by their numbers in the folder head_ct."""
+        return self.name == "id"
+
+    def example(self, row: Mapping[str, str], where: str) -> Example:
+        """Return what a row says of an image; `where` the row is, for the sentence of an error.
+
+        Raises:
+            DatasetError: a name, label, outline or type is wrong, or the image is missing.
+        """
+        given = row.get(self.name, "")
+        require_no_formula(row, (self.name, self.patient, "mask"), where)
+        if self.label is not None and self.label not in row:
+            raise DatasetError(f"{where} ({given}): the label is missing.")
+        label = label_of(row.get(self.label or "", ""), "label", f"{where} ({given})")
+        name = self._file_of(given, where)
+        patient = row.get(self.patient, "") if self.patient else ""
+        row_group = f"row {self.groups[given]}" if given in self.groups else ""
+        return Example(
+            self.base / name,
+            name,
+            label,
+            patient or None,
+            whole_number(row.get("slice", "")),
+            f"patient {patient}" if patient else row_group,
+            self.dataset,
+            mask=_mask_of(self.base, name, row.get("mask", ""), where),
+            types=types_of(row.get("subtypes"), label, where),
+        )
+
+    def _file_of(self, given: str, where: str) -> str:
+        """Return the name of the image's file within the data set."""
+        name = given.replace("\\", "/")
+        if self.is_kaggle and re.fullmatch("[0-9]{1,9}", given):
+            name = f"head_ct/{int(given):03d}.png"
+            if not (self.base / name).is_file() and (self.base / "head_ct" / name).is_file():
+                name = f"head_ct/{name}"  # as Kaggle's own notebooks show it
+        if not given or not stays_inside(name):
+            raise DatasetError(
+                f"{where}: {given[:100]!r} is not the name of a file in the data set."
+            )
+        if not (self.base / name).is_file():
+            raise DatasetError(f"{where}: the image {name} is missing.")
+        return name
+
+    def require_sound(self, rows: Sequence[Mapping[str, str]], examples: Sequence[Example]) -> None:
+        """Refuse groups of images that are not in the table, and images that are twice."""
+        unknown_names = sorted(set(self.groups) - {row.get(self.name, "") for row in rows})
+        if unknown_names:
+            raise DatasetError(
+                f"groups.csv names {unknown_names[0]}, which is not an image of {self.path.name};"
+                " both must spell the names alike."
+            )
+        most_common, times = Counter(example.name for example in examples).most_common(1)[0]
+        if times > 1:
+            raise DatasetError(f"{self.path.name} lists {most_common} {times} times.")
+
+
 def _from_manifest(
     base: Path, manifest: Path, dataset: str
 ) -> tuple[str, list[Example], list[str]]:
@@ -132,76 +211,31 @@ def _from_manifest(
             f"{manifest.name} needs the columns filename and label (or id and hemorrhage); it has"
             f" {', '.join(header)}."
         )
-    kaggle = name_column == "id"
-    groups = _read_groups(base / "groups.csv")
-    patient_column = column_of(header, PATIENT_COLUMNS)
-    examples = []
-    odd_slices: list[str] = []
+    table = _Manifest(
+        manifest,
+        base,
+        dataset,
+        name_column,
+        label_column,
+        column_of(header, PATIENT_COLUMNS),
+        _read_groups(base / "groups.csv"),
+    )
+    examples, odd_slices = [], []
     for row in rows:
-        number = row.line
-        given = row.get(name_column, "")
-        name = given.replace("\\", "/")
-        if kaggle and re.fullmatch("[0-9]{1,9}", given):
-            name = f"head_ct/{int(given):03d}.png"
-            if not (base / name).is_file() and (base / "head_ct" / name).is_file():
-                name = f"head_ct/{name}"  # as Kaggle's own notebooks show it
-        require_no_formula(
-            row, (name_column, patient_column, "mask"), f"{manifest.name}, line {number}"
-        )
-        if label_column is not None and label_column not in row:
-            raise DatasetError(f"{manifest.name}, line {number} ({given}): the label is missing.")
-        label = label_of(
-            row.get(label_column or "", ""), "label", f"{manifest.name}, line {number} ({given})"
-        )
-        path = base / name
-        if not given or not stays_inside(name):
-            raise DatasetError(
-                f"{manifest.name}, line {number}: {given[:100]!r} is not the name of a file in the"
-                " data set."
-            )
-        if not path.is_file():
-            raise DatasetError(f"{manifest.name}, line {number}: the image {name} is missing.")
-        patient = row.get(patient_column, "") if patient_column else ""
-        group = (
-            f"patient {patient}" if patient else f"row {groups[given]}" if given in groups else ""
-        )
-        slice_number = whole_number(row.get("slice", ""))
-        if row.get("slice") and slice_number is None:
-            odd_slices.append(f"{row['slice'][:40]!r} of {name}")
-        mask = _mask_of(base, name, row.get("mask", ""), f"{manifest.name}, line {number}")
-        add_scan_label(
-            of_patients, patient, row.get("scan_label", ""), f"{manifest.name}, line {number}"
-        )
-        types = types_of(row.get("subtypes"), label, f"{manifest.name}, line {number}")
-        examples.append(
-            Example(
-                path,
-                name,
-                label,
-                patient or None,
-                slice_number,
-                group,
-                dataset,
-                mask=mask,
-                types=types,
-            )
-        )
-    unknown_names = sorted(set(groups) - {row.get(name_column, "") for row in rows})
-    if unknown_names:
-        raise DatasetError(
-            f"groups.csv names {unknown_names[0]}, which is not an image of {manifest.name}; both"
-            " must spell the names alike."
-        )
-    most_common, times = Counter(example.name for example in examples).most_common(1)[0]
-    if times > 1:
-        raise DatasetError(f"{manifest.name} lists {most_common} {times} times.")
+        where = f"{manifest.name}, line {row.line}"
+        example = table.example(row, where)
+        if row.get("slice") and example.slice is None:
+            odd_slices.append(f"{row['slice'][:40]!r} of {example.name}")
+        add_scan_label(of_patients, example.patient or "", row.get("scan_label", ""), where)
+        examples.append(example)
+    table.require_sound(rows, examples)
     examples, odd = with_scan_labels(examples, of_patients)
     if odd_slices:
         odd.append(
             f"Slice numbers that are not integers: {len(odd_slices)}, such as {odd_slices[0]};"
             " they are ignored."
         )
-    return "kaggle head_ct" if kaggle else "manifest", examples, odd
+    return "kaggle head_ct" if table.is_kaggle else "manifest", examples, odd
 
 
 def _mask_of(base: Path, name: str, given: str, where: str) -> Path | None:

@@ -48,13 +48,62 @@ class Pool:
         return known
 
 
-def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
-    """Pool the images of all data sets, scan by scan, and mark those that the initial weights have
-    seen.
+@dataclass(frozen=True)
+class Joined:
+    """The images of all data sets, scan by scan, before initial weights are chosen.
+
+    Attributes:
+        everything: all images.
+        groups: (m,) a number for each of them; those of one group have the same.
+        kept: positions of the n images whose scan has any label.
+    """
+
+    everything: tuple[Example, ...]
+    groups: np.ndarray
+    kept: np.ndarray
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The images whose scan has any label."""
+        return tuple(self.everything[at] for at in self.kept)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Their labels (n,), `UNKNOWN` where there is none."""
+        return np.array([UNKNOWN if e.label is None else e.label for e in self.examples], np.int64)
+
+    @property
+    def group_names(self) -> np.ndarray:
+        """Their groups (n,), by name."""
+        return np.array([self.everything[number].group for number in self.groups[self.kept]])
+
+    def unseen(self, seen: Marks) -> np.ndarray:
+        """Return which of the n images belong to groups without an image in `seen`, bool (n,)."""
+        of_seen = self.groups[seen_among(self.everything, seen)]
+        return ~np.isin(self.groups[self.kept], of_seen)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The initial weights of a training.
+
+    Attributes:
+        weights: a file, a model folder or "random".
+        unseen: bool (n,), True for images of groups that the weights were not trained on.
+        notes: sentences for the card.
+    """
+
+    weights: Path | str
+    unseen: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def join_datasets(datasets: Sequence[Dataset]) -> Joined:
+    """Join the images of all data sets, scan by scan. A file or image that is in two data sets
+    joins their groups.
 
     Raises:
-        DatasetError: two data sets share a name, or too few groups of a class are left for testing
-            in that many folds.
+        DatasetError: two data sets share a name, or there are only scan-level labels.
     """
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
@@ -62,46 +111,70 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
             f"Two data sets are named {max(names, key=names.count)}; give them different names."
         )
     everything = [example for dataset in datasets for example in in_scan_order(dataset.examples)]
-    # A file or image that is in two data sets joins their groups.
     files = [[("file", e.sha256)] if is_telling(e.dhash) else [] for e in everything]
     numbers = assign_groups(
         [[("group", e.group), *own] for e, own in zip(everything, files, strict=True)],
         _same_in_two_sets(everything),
     )
-    seen_groups = set(np.array(numbers)[seen_among(everything, seen)].tolist())
     with_a_label = {
         scan_key(example)
         for example in everything
         if (example.label, example.scan_label) != (None, None)
     }
-    used = [
-        (number, example)
-        for number, example in zip(numbers, everything, strict=True)
-        if scan_key(example) in with_a_label
-    ]
-    labels = np.array(
-        [UNKNOWN if example.label is None else example.label for _, example in used], np.int64
-    )
-    groups = np.array([everything[number].group for number, _ in used])
-    unseen = np.array([number not in seen_groups for number, _ in used], bool)
-    known = labels != UNKNOWN
-    scans = numbered([scan_key(example) for _, example in used])
-    given_scan_labels = {
-        int(scan): e.scan_label
-        for scan, (_, e) in zip(scans, used, strict=True)
-        if e.scan_label is not None
-    }
-    if given_scan_labels and not known.any():
+    kept = [at for at, example in enumerate(everything) if scan_key(example) in with_a_label]
+    if kept and all(everything[at].label is None for at in kept):
         raise DatasetError(
             "There are only scan-level labels, so slices could not be tested; add a data set with"
             " labeled slices."
         )
-    _require_enough(
-        labels[unseen & known], groups[unseen & known], folds, some_seen=not unseen.all()
+    return Joined(tuple(everything), np.array(numbers, np.int64), np.array(kept, np.int64))
+
+
+def choose_start(init: Path | str, encoder: str | None, joined: Joined, folds: int) -> Start:
+    """Return the initial weights, and which images they have not seen.
+
+    "starter" selects the first shipped model that has the architecture's `encoder` and has seen so
+    few of the images that enough are left for testing; if there is none, random weights, with a
+    note.
+
+    Raises:
+        DatasetError: the data do not allow testing with any weights, or the given weights have seen
+            them.
+        ArtifactError: the given weights do not state what they have seen.
+    """
+    if init != "starter":
+        return start_from(init, marks_of(init), joined, folds)
+    for folder in (STARTER_DIR, STARTER_SERIES_DIR):
+        if (
+            folder.is_dir()
+            and architecture_named(read_card(folder).architecture).encoder == encoder
+        ):
+            try:
+                return start_from(folder, marks_of(folder), joined, folds)
+            except DatasetError:
+                continue  # or the data themselves are unusable, which is raised below
+    start = start_from("random", (), joined, folds)
+    note = (
+        "The shipped models have another encoder or have seen these images, so the training started"
+        " from random weights; ImageNet weights would be better."
     )
-    notes = notes_on_marks(seen)
-    if len(used) < len(everything):
-        notes.append(f"{len(everything) - len(used)} images with unknown labels were left out.")
+    return replace(start, notes=(*start.notes, note))
+
+
+def pool_datasets(joined: Joined, start: Start) -> Pool:
+    """Return the joined images, with those that the initial weights have seen marked."""
+    examples, labels = joined.examples, joined.labels
+    known, unseen = labels != UNKNOWN, start.unseen
+    scans = numbered([scan_key(example) for example in examples])
+    given_scan_labels = {
+        int(scan): e.scan_label
+        for scan, e in zip(scans, examples, strict=True)
+        if e.scan_label is not None
+    }
+    notes = []
+    if len(examples) < len(joined.everything):
+        left_out = len(joined.everything) - len(examples)
+        notes.append(f"{left_out} images with unknown labels were left out.")
     if not known.all():
         notes.append(
             f"{int((~known).sum())} unlabeled slices are part of their scans, but are not used for"
@@ -114,49 +187,31 @@ def pool_datasets(datasets: Sequence[Dataset], seen: Marks, folds: int) -> Pool:
             " them."
         )
     return Pool(
-        tuple(e for _, e in used),
+        examples,
         labels,
-        groups,
-        np.array([e.dataset for _, e in used]),
+        joined.group_names,
+        np.array([example.dataset for example in examples]),
         scans,
         unseen,
-        tuple(notes),
+        (*start.notes, *notes),
         given_scan_labels,
     )
 
 
-def start_of(
-    init: Path | str, encoder: str | None, datasets: Sequence[Dataset], folds: int
-) -> tuple[Path | str, Pool]:
-    """Return the initial weights, and the pool in which the images that they have seen are
-    marked.
-
-    "starter" selects the first shipped model that has the architecture's `encoder` and has seen so
-    few of the images that enough are left for testing; if there is none, random weights, with a
-    note.
+def start_from(weights: Path | str, seen: Marks, joined: Joined, folds: int) -> Start:
+    """Return the start from weights that were trained on the images `seen`.
 
     Raises:
-        DatasetError: the data do not allow testing with any weights, or the given weights have seen
-            them.
-        ArtifactError: the given weights do not state what they have seen.
+        DatasetError: too few groups of a class are left for testing in that many folds.
     """
-    if init != "starter":
-        return init, pool_datasets(datasets, marks_of(init), folds)
-    for folder in (STARTER_DIR, STARTER_SERIES_DIR):
-        if (
-            folder.is_dir()
-            and architecture_named(read_card(folder).architecture).encoder == encoder
-        ):
-            try:
-                return folder, pool_datasets(datasets, marks_of(folder), folds)
-            except DatasetError:
-                continue  # or the data themselves are unusable, which is raised below
-    pool = pool_datasets(datasets, (), folds)
-    note = (
-        "The shipped models have another encoder or have seen these images, so the training started"
-        " from random weights; ImageNet weights would be better."
+    unseen, known = joined.unseen(seen), joined.labels != UNKNOWN
+    _require_enough(
+        joined.labels[unseen & known],
+        joined.group_names[unseen & known],
+        folds,
+        some_seen=not unseen.all(),
     )
-    return "random", replace(pool, notes=(*pool.notes, note))
+    return Start(weights, unseen, tuple(notes_on_marks(seen)))
 
 
 def in_scan_order(examples: Sequence[Example]) -> list[Example]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from ml.datasets.layouts import find_examples
 from ml.datasets.near_duplicates import look_at, near_duplicates
 from ml.errors import BareImageError, DatasetError, ImageError
 from ml.scans.read import ORDER_GIVEN, read_series
-from ml.scans.slices import Series
+from ml.scans.slices import Series, Slice
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def read_dataset(
     base, layout, examples, odd = find_examples(root, name, lambda total: on_image(0, total))
     if needs_both_classes and (missing := _missing_class(examples)):
         raise DatasetError(f"The data set {name} holds no {missing}; both classes are needed.")
-    looked, thumbnails, headers, problems = _look_at_all(examples, on_image, keeps_bare, decode)
-    if not looked or (needs_both_classes and _missing_class(looked)):
+    seen = _look_at_all(examples, on_image, keeps_bare, decode)
+    if not seen.examples or (needs_both_classes and _missing_class(seen.examples)):
         raise DatasetError(
-            f"Too many images of {name} are unreadable; the first: {(problems or odd)[0]}"
+            f"Too many images of {name} are unreadable; the first: {(seen.problems or odd)[0]}"
         )
-    problems = odd + problems
-    looked = _placed(looked, headers)
-    pairs = near_duplicates([example.dhash for example in looked], thumbnails)
+    problems = odd + seen.problems
+    looked = _placed(seen.examples, seen.headers)
+    pairs = near_duplicates([example.dhash for example in looked], seen.thumbnails)
     numbers = assign_groups(
         [[("group", example.group)] if example.group else [] for example in looked], pairs
     )
@@ -135,86 +135,107 @@ def _missing_class(examples: Sequence[Example]) -> str | None:
     )
 
 
+@dataclass
+class _Looked:
+    """The results of decoding every image of a data set once.
+
+    Attributes:
+        decode, keeps_bare: see `read_dataset`.
+        examples: the readable examples with their hashes.
+        thumbnails: theirs.
+        headers: the DICOM headers of patients' files by name.
+        problems: problems and assumptions.
+        bare: by name, why a nearly empty image would be refused.
+        assumed: the number of images of each assumption.
+    """
+
+    decode: Callable[..., Series]
+    keeps_bare: bool
+    examples: list[Example] = field(default_factory=list)
+    thumbnails: list[np.ndarray] = field(default_factory=list)
+    headers: dict[str, Header] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    bare: dict[str, str] = field(default_factory=dict)
+    assumed: Counter[str] = field(default_factory=Counter)
+
+    def add(self, example: Example) -> None:
+        """Decode an image and add it with its hashes, or the reason why it is left out."""
+        try:
+            shown = self._decoded(example)
+        except ImageError as err:
+            self.problems.append(f"{example.name} is left out: {err}")
+            return
+        example = self._with_readable_mask(example)
+        dhash, thumbnail = look_at(shown)
+        height, width = shown.pixels.shape
+        example = replace(
+            example,
+            sha256=sha256_of(example),
+            dhash=dhash,
+            width=width,
+            height=height,
+            mode=_mode(example.path),
+        )
+        self.examples.append(example)
+        self.thumbnails.append(thumbnail)
+        if example.mode == "DICOM" and example.patient and not example.beside:
+            # its pixels were readable; its scan then has no positions
+            with suppress(ImageError):
+                self.headers[example.name] = read_header(example.path)
+
+    def _decoded(self, example: Example) -> Slice:
+        try:
+            return slice_of(example, decode=self._noting)
+        except BareImageError as err:
+            if not self.keeps_bare or not example.patient:
+                raise
+            self.bare[example.name] = str(err)
+            return slice_of(example, may_be_bare=True, decode=self._noting)
+
+    def _noting(self, paths: Sequence[Path], **how: bool) -> Series:
+        series = self.decode(paths, **how)
+        self.assumed.update(set(series.warnings) - {ORDER_GIVEN})
+        return series
+
+    def _with_readable_mask(self, example: Example) -> Example:
+        if example.mask is not None:
+            try:
+                self.decode([example.mask], may_be_bare=True)
+            except ImageError as err:
+                self.problems.append(f"The mask of {example.name} is left out: {err}")
+                return replace(example, mask=None)
+        return example
+
+    def leave_out_bare(self) -> None:
+        """Leave out the nearly empty images of patients who have no others."""
+        with_others = {one.patient for one in self.examples if one.name not in self.bare}
+        examples, thumbnails = self.examples, self.thumbnails
+        self.examples, self.thumbnails = [], []
+        for one, thumbnail in zip(examples, thumbnails, strict=True):
+            if one.name in self.bare and one.patient not in with_others:
+                self.problems.append(f"{one.name} is left out: {self.bare[one.name]}")
+            else:
+                self.examples.append(one)
+                self.thumbnails.append(thumbnail)
+
+
 def _look_at_all(
     examples: Sequence[Example],
     on_image: Callable[[int, int], None],
     keeps_bare: bool,
     decode: Callable[..., Series],
-) -> tuple[list[Example], list[np.ndarray], dict[str, Header], list[str]]:
-    """Decode every image once.
-
-    Returns the readable examples with their hashes, their thumbnails, the DICOM headers of
-    patients' files by name, and problems and assumptions.
-    """
-    looked, thumbnails, problems = [], [], []
-    headers: dict[str, Header] = {}
-    bare: dict[str, str] = {}
-    assumed: Counter[str] = Counter()
-
-    def noting(paths: Sequence[Path], **how: bool) -> Series:
-        series = decode(paths, **how)
-        assumed.update(set(series.warnings) - {ORDER_GIVEN})
-        return series
-
+) -> _Looked:
+    """Decode every image once."""
+    looked = _Looked(decode, keeps_bare)
     for done, example in enumerate(examples, start=1):
-        try:
-            try:
-                shown = slice_of(example, decode=noting)
-            except BareImageError as err:
-                if not keeps_bare or not example.patient:
-                    raise
-                shown = slice_of(example, may_be_bare=True, decode=noting)
-                bare[example.name] = str(err)
-        except ImageError as err:
-            problems.append(f"{example.name} is left out: {err}")
-            continue
-        finally:
-            on_image(done, len(examples))
-        if example.mask is not None:
-            try:
-                decode([example.mask], may_be_bare=True)
-            except ImageError as err:
-                problems.append(f"The mask of {example.name} is left out: {err}")
-                example = replace(example, mask=None)
-        dhash, thumbnail = look_at(shown)
-        height, width = shown.pixels.shape
-        mode = _mode(example.path)
-        looked.append(
-            replace(
-                example,
-                sha256=sha256_of(example),
-                dhash=dhash,
-                width=width,
-                height=height,
-                mode=mode,
-            )
-        )
-        thumbnails.append(thumbnail)
-        if mode == "DICOM" and example.patient and not example.beside:
-            # its pixels were readable; its scan then has no positions
-            with suppress(ImageError):
-                headers[example.name] = read_header(example.path)
-    with_others = {example.patient for example in looked if example.name not in bare}
-    usable = [
-        number
-        for number, example in enumerate(looked)
-        if example.name not in bare or example.patient in with_others
-    ]
-    problems += [
-        f"{e.name} is left out: {bare[e.name]}"
-        for e in looked
-        if e.name in bare and e.patient not in with_others
-    ]
-    problems += [
+        looked.add(example)
+        on_image(done, len(examples))
+    looked.leave_out_bare()
+    looked.problems += [
         f"{count} of {len(examples)} images: {sentence}"
-        for sentence, count in assumed.most_common()
+        for sentence, count in looked.assumed.most_common()
     ]
-    return (
-        [looked[number] for number in usable],
-        [thumbnails[number] for number in usable],
-        headers,
-        problems,
-    )
+    return looked
 
 
 def _placed(examples: Sequence[Example], headers: Mapping[str, Header]) -> list[Example]:

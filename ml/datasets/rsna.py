@@ -102,28 +102,33 @@ def from_rsna(
             headers.append(read_header(paths[name]))
         except ImageError as err:
             problems.append(f"{paths[name].relative_to(base).as_posix()} is left out: {err}")
-    examples = []
+    return "RSNA 2019", list(_examples(base, dataset, headers, labels_of)), problems
+
+
+def _examples(
+    base: Path,
+    dataset: str,
+    headers: list[Header],
+    labels_of: Mapping[str, tuple[int | None, frozenset[str] | None]],
+) -> Iterator[Example]:
+    """Yield an example for each readable image, patient by patient and scan by scan."""
     for patient, scan, slices in _scans(headers):
         require_no_formula({"patient": patient}, ("patient",), dataset)
         for place, header in enumerate(slices, start=1):
             label, types = labels_of[header.path.stem]
             name = header.path.relative_to(base).as_posix()
             require_no_formula({"filename": name}, ("filename",), dataset)
-            group = f"patient {patient}" if patient else ""
-            examples.append(
-                Example(
-                    header.path,
-                    name,
-                    label,
-                    patient or None,
-                    place,
-                    group,
-                    dataset,
-                    types=types,
-                    scan=scan,
-                )
+            yield Example(
+                header.path,
+                name,
+                label,
+                patient or None,
+                place,
+                f"patient {patient}" if patient else "",
+                dataset,
+                types=types,
+                scan=scan,
             )
-    return "RSNA 2019", examples, problems
 
 
 def _images(base: Path) -> Iterator[Path]:

@@ -13,11 +13,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ml.artifacts.card import SEEN
+from ml.artifacts.card import SEEN, InitialWeights
 from ml.artifacts.folder import read_card
 from ml.datasets.examples import Example
 from ml.datasets.near_duplicates import HASH_DIGITS, is_telling, same_pictures
@@ -29,7 +28,7 @@ earlier versions have hashes of 16.
 """
 
 
-def describe_weights(init: Path | str) -> dict[str, Any]:
+def describe_weights(init: Path | str) -> InitialWeights:
     """Describe the initial weights for the card, including their own origin if they are a model of
     ours.
 
@@ -38,27 +37,26 @@ def describe_weights(init: Path | str) -> dict[str, Any]:
     """
     path = Path(init)
     if init == "random":
-        return {"kind": "random"}
+        return InitialWeights(kind="random")
     if path.is_dir():
         card = read_card(path)
-        origin = {
-            name: card.data.get(name) for name in ("datasets", "fingerprint", "initial_weights")
-        }
-        return {
-            "kind": "model",
-            "id": card.id,
-            "architecture": card.architecture,
-            "command": card.command,
-            **origin,
-        }
+        return InitialWeights(
+            kind="model",
+            id=card.id,
+            architecture=card.architecture,
+            command=card.command,
+            datasets=card.data.datasets,
+            fingerprint=card.data.fingerprint,
+            initial_weights=card.data.initial_weights,
+        )
     if not path.is_file():
         raise ArtifactError(f"There are no initial weights at {path}.")
     with path.open("rb") as file:
-        return {
-            "kind": "file",
-            "name": path.name,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+        return InitialWeights(
+            kind="file",
+            name=path.name,
+            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+        )
 
 
 def marks_of(init: Path | str) -> Marks:

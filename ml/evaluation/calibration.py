@@ -5,9 +5,10 @@ model had not seen.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from ml.figures import BandFigures, Share
 
 
 @dataclass(frozen=True)
@@ -256,27 +257,20 @@ def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.where(given < low, BELOW, np.where(given >= high, ABOVE, UNCERTAIN))
 
 
-def predictive_values_outside_band(
-    labels: np.ndarray, zone: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    """Return the predictive values outside the uncertain band: {"npv", "ppv", "uncertain"}, each
-    {"value", "n"}.
+def predictive_values_outside_band(labels: np.ndarray, zone: np.ndarray) -> BandFigures:
+    """Return the predictive values outside the uncertain band; None if there are no predictions.
 
-    The NPV is that of predictions below the band, the PPV that of predictions above; "uncertain" is
-    the share of predictions inside. None if there are none. `labels` (n,), `zone` (n,) or (repeats,
-    n).
+    `labels` (n,), `zone` (n,) or (repeats, n).
     """
     zone = np.atleast_2d(zone)
     truth = np.broadcast_to(np.asarray(labels), zone.shape)
 
-    def share(among: np.ndarray, holds: np.ndarray) -> dict[str, Any]:
-        return {
-            "value": float(holds[among].mean()) if among.any() else None,
-            "n": round(float(among.sum()) / len(zone)),
-        }
+    def share(among: np.ndarray, holds: np.ndarray) -> Share:
+        value = float(holds[among].mean()) if among.any() else None
+        return Share(value, round(float(among.sum()) / len(zone)))
 
-    return {
-        "npv": share(zone == BELOW, truth == 0),
-        "ppv": share(zone == ABOVE, truth == 1),
-        "uncertain": share(np.ones(zone.shape, bool), zone == UNCERTAIN),
-    }
+    return BandFigures(
+        npv=share(zone == BELOW, truth == 0),
+        ppv=share(zone == ABOVE, truth == 1),
+        uncertain=share(np.ones(zone.shape, bool), zone == UNCERTAIN),
+    )

@@ -5,28 +5,69 @@ differences from the first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ml.evaluation.answers import LEVELS, NO_FOLD, AnswersError, Key, _Answer, read_answers
 from ml.evaluation.metrics import auroc_within, metrics_with_intervals, paired_differences
+from ml.figures import Estimate, Metrics
 
-DIFFERENCES = ("auroc", "accuracy")
 SEED = 0
 
 
-def compare(runs: Sequence[Path]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run's metrics on what all runs share; of a cross-validation also the AUROC over pairs of
+    one fold.
+    """
+
+    run: str
+    metrics: Metrics
+    auroc_within_folds: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A run's figures minus those of the first."""
+
+    run: str
+    minus: str
+    auroc: Estimate
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
+class ComparedLevel:
+    """What runs share of slices or patients, and how they differ there.
+
+    Attributes:
+        n: how many slices or patients all runs answered for.
+        runs: in the order in which they were given.
+        differences: of each but the first.
+        by_dataset: the same for each data set; None where there is but one.
+    """
+
+    n: int
+    runs: list[ComparedRun]
+    differences: list[Difference]
+    by_dataset: dict[str, ComparedLevel] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What runs share, and how they differ, by slice and by patient."""
+
+    slice: ComparedLevel
+    patient: ComparedLevel
+
+
+def compare(runs: Sequence[Path]) -> Comparison:
     """Return metrics and differences of the runs for each level.
 
     Args:
         runs: folders that `train` or `evaluate` wrote; the first is the reference.
-
-    Returns:
-        {"slice" and "patient": {"n", "runs": [{"run", "metrics"}], "differences": [{"run", "minus",
-        "auroc", "accuracy"}]}}; with several data sets also "by_dataset", the same for each.
-            Metrics of a cross-validation hold "auroc within folds" too.
 
     Raises:
         AnswersError: a folder holds no predictions, two runs disagree about a label, or they have
@@ -34,56 +75,63 @@ def compare(runs: Sequence[Path]) -> dict[str, Any]:
     """
     tables = [read_answers(run) for run in runs]
     names = [_name(run, runs) for run in runs]
-    result: dict[str, Any] = {}
-    for level in LEVELS:
-        keys = sorted(set.intersection(*(set(table[level]) for table in tables)))
-        if not keys and level == "slice":
-            raise AnswersError("These runs have no image in common.")
-        result[level] = _compared(tables, level, keys, names)
-        datasets = sorted({dataset for dataset, _, _ in keys})
-        if len(datasets) > 1:
-            of_each = {dataset: [key for key in keys if key[0] == dataset] for dataset in datasets}
-            result[level]["by_dataset"] = {
-                dataset: _compared(tables, level, own, names) for dataset, own in of_each.items()
-            }
-    return result
+    slices, patients = (
+        sorted(set.intersection(*(set(table[level]) for table in tables))) for level in LEVELS
+    )
+    if not slices:
+        raise AnswersError("These runs have no image in common.")
+    return Comparison(
+        _with_datasets([table["slice"] for table in tables], slices, names),
+        _with_datasets([table["patient"] for table in tables], patients, names),
+    )
+
+
+def _with_datasets(
+    tables: Sequence[Mapping[Key, _Answer]], keys: Sequence[Key], names: Sequence[str]
+) -> ComparedLevel:
+    """Compare on all that the runs share, and in each data set where there are several."""
+    compared = _compared(tables, keys, names)
+    datasets = sorted({dataset for dataset, _, _ in keys})
+    if len(datasets) < 2:
+        return compared
+    of_each = {
+        name: _compared(tables, [key for key in keys if key[0] == name], names) for name in datasets
+    }
+    return replace(compared, by_dataset=of_each)
 
 
 def _compared(
-    tables: Sequence[Mapping[str, Mapping[Key, _Answer]]],
-    level: str,
-    keys: Sequence[Key],
-    names: Sequence[str],
-) -> dict[str, Any]:
-    labels, groups = _facts(tables, level, keys, names)
-    answers = [_arrays(table[level], keys) for table in tables]
-    metrics = [metrics_with_intervals(labels, *own, groups, SEED) for own in answers]
-    for of_run, table, (probabilities, _) in zip(metrics, tables, answers, strict=True):
-        folds = np.array([table[level][key].folds for key in keys]).T
+    tables: Sequence[Mapping[Key, _Answer]], keys: Sequence[Key], names: Sequence[str]
+) -> ComparedLevel:
+    labels, groups = _facts(tables, keys, names)
+    answers = [_arrays(table, keys) for table in tables]
+    runs = []
+    for name, table, (probabilities, called) in zip(names, tables, answers, strict=True):
+        metrics = metrics_with_intervals(labels, probabilities, called, groups, SEED)
+        folds = np.array([table[key].folds for key in keys]).T
+        within = None
         if folds.size and (folds != NO_FOLD).all():
-            of_run["auroc within folds"] = auroc_within(labels, probabilities, folds, groups, SEED)
-    return {
-        "n": len(keys),
-        "runs": [
-            {"run": name, "metrics": of_run} for name, of_run in zip(names, metrics, strict=True)
-        ],
-        "differences": [
-            {"run": name, "minus": names[0], **_differences(labels, answers[0], own, groups)}
-            for name, own in zip(names[1:], answers[1:], strict=True)
-        ],
-    }
+            within = auroc_within(labels, probabilities, folds, groups, SEED)
+        runs.append(ComparedRun(name, metrics, within))
+    differences = []
+    for name, own in zip(names[1:], answers[1:], strict=True):
+        found = paired_differences(labels, answers[0], own, groups, SEED)
+        differences.append(Difference(name, names[0], found.auroc, found.accuracy))
+    return ComparedLevel(len(keys), runs, differences)
 
 
 def _facts(
-    tables: Sequence[Mapping[str, Mapping[Key, _Answer]]],
-    level: str,
-    keys: Sequence[Key],
-    names: Sequence[str],
+    tables: Sequence[Mapping[Key, _Answer]], keys: Sequence[Key], names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    first = tables[0][level]
+    """Return labels and groups, (n,).
+
+    Raises:
+        AnswersError: two runs disagree about a label.
+    """
+    first = tables[0]
     for table, name in zip(tables, names, strict=True):
         for key in keys:
-            if table[level][key].label != first[key].label:
+            if table[key].label != first[key].label:
                 raise AnswersError(
                     f"{names[0]} and {name} disagree about the label of"
                     f" {' '.join(filter(None, key))}."
@@ -101,16 +149,6 @@ def _arrays(answers: Mapping[Key, _Answer], keys: Sequence[Key]) -> tuple[np.nda
         np.array([answers[key].probabilities for key in keys]).T,
         np.array([answers[key].predicted for key in keys]).T,
     )
-
-
-def _differences(
-    labels: np.ndarray,
-    first: tuple[np.ndarray, np.ndarray],
-    second: tuple[np.ndarray, np.ndarray],
-    groups: np.ndarray,
-) -> dict[str, Any]:
-    found = paired_differences(labels, first, second, groups, SEED)
-    return {name: found[name] for name in DIFFERENCES}
 
 
 def _name(run: Path, runs: Sequence[Path]) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ml.errors import DatasetError
 from ml.evaluation.calibration import Platt, balanced_weights, fit_platt
 from ml.evaluation.metrics import auroc, figures_at
+from ml.figures import LocalFigures
 
 FEWEST_SCANS, FEWEST_OF_A_CLASS = 20, 5
 FOLDS = 5
@@ -56,22 +56,23 @@ def fit_local(scans: LocalScans) -> Platt:
     return fit_platt(scans.labels, _log_odds(scans.probabilities), AS_SHIPPED, weights)
 
 
-def before_and_after(scans: LocalScans, threshold: float, seed: int = 0) -> dict[str, Any]:
-    """Return {"before", "after"}: what the threshold means with shipped probabilities and with
-    local ones, each scan calibrated by the scans of other patients (`FOLDS` folds).
-
-    Each side is that of `ml.evaluation.metrics.figures_at` with the "brier" score.
+def before_and_after(
+    scans: LocalScans, threshold: float, seed: int = 0
+) -> tuple[LocalFigures, LocalFigures]:
+    """Return what the threshold means with shipped probabilities and with local ones, each scan
+    calibrated by the scans of other patients (`FOLDS` folds).
     """
     folds = _folds(scans, seed)
     local = np.empty(len(scans.labels))
     for fold in np.unique(folds):
         here = folds == fold
         local[here] = fit_local(scans.among(~here))(_log_odds(scans.probabilities[here]))
-    return {
-        name: figures_at(scans.labels, values >= threshold, scans.groups, seed)
-        | {"brier": _balanced_brier(scans.labels, values)}
-        for name, values in (("before", scans.probabilities), ("after", local))
-    }
+
+    def figures(values: np.ndarray) -> LocalFigures:
+        at_threshold = figures_at(scans.labels, values >= threshold, scans.groups, seed)
+        return LocalFigures(brier=_balanced_brier(scans.labels, values), **vars(at_threshold))
+
+    return figures(scans.probabilities), figures(local)
 
 
 def simulate(scans: LocalScans, threshold: float, size: int, seed: int = 0) -> dict[str, float]:

@@ -7,13 +7,13 @@ arrays have one entry per held-out image.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from ml.evaluation.calibration import Platt, fit_platt
+from ml.figures import Confusion, Estimate, Metrics, ThresholdFigures, undefined
 from ml.named_points import PREVALENCES
 
 __all__ = [
@@ -54,13 +54,12 @@ def metrics_with_intervals(
     groups: np.ndarray,
     seed: int,
     resamples: int = RESAMPLES,
-) -> dict[str, dict[str, Any]]:
-    """Return each metric with its 95 % interval as {"value", "low", "high", "n"}.
+) -> Metrics:
+    """Return each metric with its 95 % interval.
 
     The interval is the percentile interval of a cluster bootstrap over groups, since images of a
-    patient are not independent. An undefined metric is None and has a "reason". `n` is the
-    denominator: the positives for the sensitivity, the positive predictions for the PPV (averaged
-    over repeats).
+    patient are not independent. `n` is the denominator: the positives for the sensitivity, the
+    positive predictions for the PPV (averaged over repeats).
 
     Args:
         labels, groups: see the module docstring.
@@ -80,26 +79,25 @@ def metrics_with_intervals(
     once, sampled = _sampled_figures(truth, rows, called, groups, seed, resamples)
     counts = [confusion(truth, row) for row in called]
 
-    def mean_count(*names: str) -> int:
-        return round(sum(count[name] for count in counts for name in names) / len(counts))
-
     own_n = {
-        "sensitivity": mean_count("tp", "fn"),
-        "specificity": mean_count("tn", "fp"),
-        "ppv": mean_count("tp", "fp"),
-        "npv": mean_count("tn", "fn"),
+        "sensitivity": _mean([count.tp + count.fn for count in counts]),
+        "specificity": _mean([count.tn + count.fp for count in counts]),
+        "ppv": _mean([count.tp + count.fp for count in counts]),
+        "npv": _mean([count.tn + count.fn for count in counts]),
     }
-    return {
-        name: _entry(once[name], sampled[name], own_n.get(name, len(truth)), UNDEFINED[name])
-        for name in once
-    }
+    return Metrics(
+        **{
+            name: _estimate(once[name], sampled[name], own_n.get(name, len(truth)), reason)
+            for name, reason in UNDEFINED.items()
+        }
+    )
 
 
 def figures_at(
     labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int
-) -> dict[str, Any]:
-    """Return what a threshold means: {"sensitivity", "specificity", "ppv", "npv"}, each figure
-    {"value", "low", "high", "n"} with its 95 % interval over bootstrap samples of groups.
+) -> ThresholdFigures:
+    """Return what a threshold means, each figure with its 95 % interval over bootstrap samples of
+    groups.
 
     The predictive values are given for each of `PREVALENCES`, by its percentage as text: those that
     these sensitivity and specificity have where so many bleed.
@@ -123,33 +121,29 @@ def figures_at(
     sensitivity, specificity = (
         np.concatenate([once[level], *(part[level] for part in drawn)]) for level in (0, 1)
     )
-    figures: dict[str, Any] = {
-        "sensitivity": _entry(
-            float(sensitivity[0]), sensitivity[1:], int(truth.sum()), UNDEFINED["sensitivity"]
-        ),
-        "specificity": _entry(
-            float(specificity[0]), specificity[1:], int((~truth).sum()), UNDEFINED["specificity"]
-        ),
-        "ppv": {},
-        "npv": {},
-    }
+
+    def estimate(name: str, values: np.ndarray, n: int) -> Estimate:
+        return _estimate(float(values[0]), values[1:], n, UNDEFINED[name])
+
+    ppv, npv = {}, {}
     for prevalence in PREVALENCES:
         found, clear = prevalence * sensitivity, (1 - prevalence) * specificity
-        ppv = _ratio(found, found + (1 - prevalence) * (1 - specificity))
-        npv = _ratio(clear, clear + prevalence * (1 - sensitivity))
-        for name, values in (("ppv", ppv), ("npv", npv)):
-            figures[name][f"{prevalence * 100:g}"] = _entry(
-                float(values[0]), values[1:], len(truth), UNDEFINED[name]
-            )
-    return figures
+        right_positive = _ratio(found, found + (1 - prevalence) * (1 - specificity))
+        right_negative = _ratio(clear, clear + prevalence * (1 - sensitivity))
+        percent = f"{prevalence * 100:g}"
+        ppv[percent] = estimate("ppv", right_positive, len(truth))
+        npv[percent] = estimate("npv", right_negative, len(truth))
+    return ThresholdFigures(
+        sensitivity=estimate("sensitivity", sensitivity, int(truth.sum())),
+        specificity=estimate("specificity", specificity, int((~truth).sum())),
+        ppv=ppv,
+        npv=npv,
+    )
 
 
-def undefined_metrics(reason: str) -> dict[str, dict[str, Any]]:
+def undefined_metrics(reason: str) -> Metrics:
     """Return undefined metrics in the form of `metrics_with_intervals`, with that reason."""
-    return {
-        name: {"value": None, "low": None, "high": None, "n": 0, "reason": reason}
-        for name in UNDEFINED
-    }
+    return Metrics(**{name: undefined(reason) for name in UNDEFINED})
 
 
 def paired_differences(
@@ -159,7 +153,7 @@ def paired_differences(
     groups: np.ndarray,
     seed: int,
     resamples: int = RESAMPLES,
-) -> dict[str, dict[str, Any]]:
+) -> Metrics:
     """Return the paired difference of each metric, second model minus first, with its 95 %
     interval.
 
@@ -179,20 +173,22 @@ def paired_differences(
         )
         for p, called in (first, second)
     ]
-    return {
-        name: _entry(
-            found[1][0][name] - found[0][0][name],
-            found[1][1][name] - found[0][1][name],
-            len(truth),
-            UNDEFINED[name],
-        )
-        for name in found[0][0]
-    }
+    return Metrics(
+        **{
+            name: _estimate(
+                found[1][0][name] - found[0][0][name],
+                found[1][1][name] - found[0][1][name],
+                len(truth),
+                reason,
+            )
+            for name, reason in UNDEFINED.items()
+        }
+    )
 
 
 def auroc_within(
     labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray, groups: np.ndarray, seed: int
-) -> dict[str, Any]:
+) -> Estimate:
     """Return the area under the ROC curve over pairs of one fold, with its 95 % interval by
     bootstrap over groups (n,).
 
@@ -223,7 +219,7 @@ def auroc_within(
         return np.asarray(np.mean(found, axis=0))
 
     sampled = [areas(weights) for weights in _drawn_weights(groups, seed, RESAMPLES)]
-    return _entry(
+    return _estimate(
         float(areas(np.ones((1, len(truth))))[0]),
         np.concatenate(sampled),
         len(truth),
@@ -233,23 +229,15 @@ def auroc_within(
 
 def share_with_interval(
     holds: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES
-) -> dict[str, Any]:
-    """Return a proportion of outcomes (n,) 0 or 1 as {"value", "low", "high", "n"}, with a
-    bootstrap interval over groups (n,).
-    """
+) -> Estimate:
+    """Return a proportion of outcomes (n,) 0 or 1 with a bootstrap interval over groups (n,)."""
     if not len(holds):
-        return {
-            "value": None,
-            "low": None,
-            "high": None,
-            "n": 0,
-            "reason": "there is nothing to count",
-        }
+        return undefined("there is nothing to count")
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     drawn = np.random.default_rng(seed).multinomial(
         len(names), np.full(len(names), 1 / len(names)), size=resamples
     )[:, group_of]
-    return _entry(
+    return _estimate(
         float(np.mean(holds)),
         _ratio(drawn @ np.asarray(holds, np.float64), drawn.sum(axis=1)),
         len(holds),
@@ -267,14 +255,18 @@ def lower_bound_of_mean(values: Sequence[float], level: float = 0.99) -> float:
     return float(np.mean(values)) - float(student_t.ppf(level, len(values) - 1)) * spread
 
 
-def _entry(value: float, sampled: np.ndarray, n: int, reason: str) -> dict[str, Any]:
+def _mean(counts: Sequence[int]) -> int:
+    return round(sum(counts) / len(counts))
+
+
+def _estimate(value: float, sampled: np.ndarray, n: int, reason: str) -> Estimate:
     if not np.isfinite(value):
-        return {"value": None, "low": None, "high": None, "n": n, "reason": reason}
+        return undefined(reason, n)
     defined = sampled[np.isfinite(sampled)]
     low, high = (
         (float(q) for q in np.quantile(defined, [0.025, 0.975])) if len(defined) else (None, None)
     )
-    return {"value": float(value), "low": low, "high": high, "n": n}
+    return Estimate(float(value), low, high, n)
 
 
 def _sampled_figures(
@@ -351,15 +343,15 @@ def roc_points(labels: np.ndarray, probabilities: np.ndarray, most: int = 200) -
     return [[float(x), float(y)] for x, y in points]
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray) -> dict[str, int]:
-    """Return the counts {"tp", "fp", "tn", "fn"}."""
+def confusion(labels: np.ndarray, predicted: np.ndarray) -> Confusion:
+    """Return the counts of positives and negatives, true and false."""
     truth, called = np.asarray(labels) == 1, np.asarray(predicted, bool)
-    return {
-        "tp": int((truth & called).sum()),
-        "fp": int((~truth & called).sum()),
-        "tn": int((~truth & ~called).sum()),
-        "fn": int((truth & ~called).sum()),
-    }
+    return Confusion(
+        tp=int((truth & called).sum()),
+        fp=int((~truth & called).sum()),
+        tn=int((~truth & ~called).sum()),
+        fn=int((truth & ~called).sum()),
+    )
 
 
 def _figures(

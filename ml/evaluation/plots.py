@@ -4,10 +4,8 @@ training curves.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,6 +14,8 @@ from matplotlib.figure import Figure
 
 from ml.evaluation.answers import read_answers
 from ml.evaluation.metrics import auroc, roc_points, wilson
+from ml.evaluation.results import read_evaluation
+from ml.figures import Estimate
 
 BOOTSTRAPS = 200
 BINS = 10
@@ -31,20 +31,17 @@ def write_plots(run: Path) -> list[Path]:
     Plots that are impossible with a single class or without predictions are omitted.
     """
     written = []
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    found = read_evaluation(run)
+    of_level = {"slice": found.slice, "patient": found.patient}
     for level, (labels, probabilities, groups) in answers_for_plots(run).items():
-        figures, paths = (
-            metrics[level],
-            [run / f"{level}_{kind}.png" for kind in ("roc", "calibration", "figures")],
-        )
+        title = f"{found.dataset}, by {level}"
+        paths = [run / f"{level}_{kind}.png" for kind in ("roc", "calibration", "figures")]
         if len(np.unique(labels)) == 2:
-            roc_plot(paths[0], labels, probabilities, groups, f"{metrics['dataset']}, by {level}")
+            roc_plot(paths[0], labels, probabilities, groups, title)
             written.append(paths[0])
         if len(labels):
-            calibration_plot(paths[1], labels, probabilities, f"{metrics['dataset']}, by {level}")
-            bars_plot(
-                paths[2], figures, f"{metrics['dataset']}, by {level}", "figure and 95 % interval"
-            )
+            calibration_plot(paths[1], labels, probabilities, title)
+            bars_plot(paths[2], dict(of_level[level].items()), title, "figure and 95 % interval")
             written += paths[1:]
     return written
 
@@ -134,20 +131,18 @@ def calibration_plot(path: Path, labels: np.ndarray, probabilities: np.ndarray, 
     _save(figure, path)
 
 
-def bars_plot(path: Path, figures: Mapping[str, Mapping[str, Any]], title: str, label: str) -> None:
-    """Draw a bar per name with its interval; `figures` holds entries of `ml.evaluation.metrics`;
-    undefined ones are omitted.
-    """
-    shown = {name: entry for name, entry in figures.items() if entry["value"] is not None}
+def bars_plot(path: Path, figures: Mapping[str, Estimate], title: str, label: str) -> None:
+    """Draw one bar a name with its interval; undefined figures are left out."""
+    shown = {name: entry for name, entry in figures.items() if entry.value is not None}
     figure = Figure(figsize=(7, 0.8 + 0.35 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     places = np.arange(len(shown))[::-1]
-    values = np.array([entry["value"] for entry in shown.values()])
+    values = np.array([entry.value for entry in shown.values()], float)
     axes.barh(places, values, color=SOFT)
     for place, entry in zip(places, shown.values(), strict=True):
-        if entry["low"] is not None:
-            axes.plot([entry["low"], entry["high"]], [place, place], color=INK)
-        axes.text(1.01, place, f"{entry['value']:.3f}", va="center", fontsize=8)
+        if entry.low is not None and entry.high is not None:
+            axes.plot([entry.low, entry.high], [place, place], color=INK)
+        axes.text(1.01, place, f"{entry.value:.3f}", va="center", fontsize=8)
     axes.set_yticks(places, list(shown))
     axes.set_xlim(min(0.5, float(values.min(initial=0.5))), 1.0)
     axes.set_xlabel(label)
@@ -155,59 +150,31 @@ def bars_plot(path: Path, figures: Mapping[str, Mapping[str, Any]], title: str, 
     _save(figure, path)
 
 
-def grouped_bars_plot(
-    path: Path,
-    panels: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]],
-    title: str,
-    label: str,
-) -> None:
-    """Draw panels side by side on a common scale, with grouped bars and intervals:
-    panels[panel][series][group] is an entry.
+Panel = Mapping[str, Mapping[str, Estimate]]
+"""Series by name, each with a figure for each group by name."""
 
-    Entries are those of `ml.evaluation.metrics`; an undefined or missing one has no bar. A series
-    has the same color in every panel.
+
+def grouped_bars_plot(path: Path, panels: Mapping[str, Panel], title: str, label: str) -> None:
+    """Draw panels beside each other on one scale: bars with intervals, in groups.
+
+    An undefined or missing figure has no bar. Series have the same color in every panel.
     """
-    series = list(dict.fromkeys(name for of_panel in panels.values() for name in of_panel))
+    series = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     groups = list(
         dict.fromkeys(
-            group
-            for of_panel in panels.values()
-            for of_series in of_panel.values()
-            for group in of_series
+            group for panel in panels.values() for figures in panel.values() for group in figures
         )
     )
     figure = Figure(
         figsize=(1.5 + len(panels) * (0.8 + 0.9 * len(groups)), 4.4), layout="constrained"
     )
     shared: Axes | None = None
-    width = 0.8 / max(len(series), 1)
     lowest = 0.5
-    for number, (panel, of_panel) in enumerate(panels.items()):
+    for number, (name, panel) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), number + 1, sharey=shared)
         shared = shared or axes
-        for place, name in enumerate(series):
-            drawn = [
-                (at, entry)
-                for at, group in enumerate(groups)
-                if (entry := _defined(of_panel, name, group))
-            ]
-            x = np.array([at for at, _ in drawn]) + (place - (len(series) - 1) / 2) * width
-            values = np.array([entry["value"] for _, entry in drawn], float)
-            axes.bar(x, values, width * 0.92, color=DISTINCT[place % len(DISTINCT)], label=name)
-            for middle, (_, entry) in zip(x, drawn, strict=True):
-                if entry["low"] is not None:
-                    axes.plot(
-                        [middle, middle],
-                        [entry["low"], entry["high"]],
-                        color="black",
-                        linewidth=1.2,
-                    )
-                    lowest = min(lowest, entry["low"])
-            lowest = min(lowest, float(values.min(initial=lowest)))
-        axes.set_xticks(np.arange(len(groups)), groups, rotation=25, ha="right")
-        axes.set_title(panel, fontsize=10)
-        axes.grid(axis="y", color="0.85", linewidth=0.6)
-        axes.set_axisbelow(True)
+        lowest = min(lowest, _draw_groups(axes, panel, series, groups, lowest))
+        axes.set_title(name, fontsize=10)
         if number == 0:
             axes.set_ylabel(label)
             handles = axes.get_legend_handles_labels()
@@ -218,11 +185,31 @@ def grouped_bars_plot(
     _save(figure, path)
 
 
-def _defined(
-    of_panel: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str, group: str
-) -> Mapping[str, Any] | None:
-    entry = of_panel.get(name, {}).get(group)
-    return entry if entry and entry["value"] is not None else None
+def _draw_groups(
+    axes: Axes, panel: Panel, series: Sequence[str], groups: Sequence[str], lowest: float
+) -> float:
+    """Draw the bars of one panel; return the lowest figure or end of an interval, `lowest` if none
+    is below it.
+    """
+    width = 0.8 / max(len(series), 1)
+    for place, name in enumerate(series):
+        drawn = [
+            (at, figure)
+            for at, group in enumerate(groups)
+            if (figure := panel.get(name, {}).get(group)) and figure.value is not None
+        ]
+        x = np.array([at for at, _ in drawn]) + (place - (len(series) - 1) / 2) * width
+        values = np.array([figure.value for _, figure in drawn], float)
+        axes.bar(x, values, width * 0.92, color=DISTINCT[place % len(DISTINCT)], label=name)
+        for middle, (_, figure) in zip(x, drawn, strict=True):
+            if figure.low is not None and figure.high is not None:
+                axes.plot([middle, middle], [figure.low, figure.high], color="black", linewidth=1.2)
+                lowest = min(lowest, figure.low)
+        lowest = min(lowest, float(values.min(initial=lowest)))
+    axes.set_xticks(np.arange(len(groups)), groups, rotation=25, ha="right")
+    axes.grid(axis="y", color="0.85", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return lowest
 
 
 def _sensitivity_at(grid: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml.artifacts.card import CARD, Card
+from ml.artifacts.card import CARD, Card, Control
 from ml.artifacts.folder import read_card
 from ml.checkpoints import save_text
 from ml.errors import ArtifactError
+from ml.evaluation.results import METRICS, Evaluation, read_evaluation
+from ml.figures import Estimate, Metrics
 
 KEY = ("architecture", "restructured", "augmentation", "protocol", "level", "metric")
 COLUMNS = (*KEY, "value", "low", "high", "n", "folds", "repeats", "epochs", "seconds")
@@ -36,7 +37,7 @@ Row = dict[str, str]
 
 
 def rows_of(
-    facts: Mapping[str, Any], level: str, metrics: Mapping[str, Mapping[str, Any]]
+    facts: Mapping[str, Any], level: str, figures: Iterable[tuple[str, Estimate]]
 ) -> list[Row]:
     """Return a row for each metric of one level.
 
@@ -44,15 +45,14 @@ def rows_of(
         facts: architecture, restructured, augmentation, protocol, and folds, repeats, epochs,
             seconds where they are known.
         level: "slice" or "patient".
-        metrics: as `ml.evaluation.metrics.metrics_with_intervals` makes them; an undefined figure
-            has an empty value.
+        figures: (name, figure) of each; an undefined one has an empty value.
     """
     shared = {name: _text(facts.get(name)) for name in COLUMNS}
     return [
         shared
         | {"level": level, "metric": metric}
-        | {name: _text(entry[name]) for name in ("value", "low", "high", "n")}
-        for metric, entry in metrics.items()
+        | {name: _text(getattr(figure, name)) for name in ("value", "low", "high", "n")}
+        for metric, figure in figures
     ]
 
 
@@ -96,12 +96,10 @@ def rows_of_run(run: Path, protocol: str) -> dict[str, list[Row]]:
     for folder in (run / "model", run):
         if (folder / CARD).is_file():
             return _rows_of_card(read_card(folder), protocol)
-    if (run / "metrics.json").is_file():
-        return _rows_of_evaluation(
-            json.loads((run / "metrics.json").read_text(encoding="utf-8")), protocol
-        )
+    if (run / METRICS).is_file():
+        return _rows_of_evaluation(read_evaluation(run), protocol)
     raise ArtifactError(
-        f"{run} holds neither a model nor metrics.json; give a folder that train or evaluate wrote."
+        f"{run} holds neither a model nor {METRICS}; give a folder that train or evaluate wrote."
     )
 
 
@@ -118,42 +116,39 @@ def _rows_of_card(card: Card, protocol: str) -> dict[str, list[Row]]:
         "seconds": round(card.seconds),
     }
     if card.settings.get("folds_by") == "data set":
-        facts |= {"folds": len(card.data["datasets"]), "repeats": 1}
+        facts |= {"folds": len(card.data.datasets), "repeats": 1}
     else:
         facts |= {name: card.settings.get(name) for name in ("folds", "repeats")}
-    rows = {}
-    only_patients: dict[str, Any] = {
-        name: {} for name in card.patient_metrics_by_dataset if name not in card.metrics_by_dataset
-    }
-    for name, slices in (card.metrics_by_dataset | only_patients).items():
-        rows[name] = rows_of(facts, "slice", slices) + _of_patients(
-            facts, slices, card.patient_metrics_by_dataset.get(name, {})
-        )
-        over = (
-            ""
-            if len(card.metrics_by_dataset) == 1
-            else f" over {' + '.join(card.metrics_by_dataset)}"
-        )
-        for control in card.controls:
-            if "skipped" not in control:
-                found: dict[str, Any] = {
-                    metric: control[metric] for metric in ("auroc", "accuracy") if metric in control
-                }
-                of_control = {
-                    "protocol": f"{protocol}; control {control['name'].replace('_', ' ')}{over}",
-                    "seconds": round(control["seconds"]),
-                }
-                rows[name] += rows_of(facts | of_control, "slice", found)
-    return rows
-
-
-def _rows_of_evaluation(found: Mapping[str, Any], protocol: str) -> dict[str, list[Row]]:
-    facts = _facts(found["model"]["architecture"], found["model"].get("settings", {}))
-    facts |= {"protocol": protocol, "seconds": round(found["seconds"])}
+    slices, patients = card.metrics_by_dataset, card.patient_metrics_by_dataset
+    over = "" if len(slices) == 1 else f" over {' + '.join(slices)}"
+    controls = [
+        row for control in card.controls for row in _rows_of_control(control, facts, protocol, over)
+    ]
     return {
-        found["dataset"]: rows_of(facts, "slice", found["slice"])
-        + _of_patients(facts, found["slice"], found["patient"])
+        name: _rows_of_levels(facts, slices.get(name), patients.get(name)) + controls
+        for name in dict.fromkeys([*slices, *patients])
     }
+
+
+def _rows_of_control(
+    control: Control, facts: Mapping[str, Any], protocol: str, over: str
+) -> list[Row]:
+    """Return the rows of a control, none if it was skipped; `over` says which data sets it joins,
+    if there are several.
+    """
+    figures = (("auroc", control.auroc), ("accuracy", control.accuracy))
+    own = {
+        "protocol": f"{protocol}; control {control.name.replace('_', ' ')}{over}",
+        "seconds": round(control.seconds),
+    }
+    known = [(name, figure) for name, figure in figures if figure is not None]
+    return rows_of({**facts, **own}, "slice", known)
+
+
+def _rows_of_evaluation(found: Evaluation, protocol: str) -> dict[str, list[Row]]:
+    facts = _facts(found.model.architecture, found.model.settings)
+    facts |= {"protocol": protocol, "seconds": round(found.seconds)}
+    return {found.dataset: _rows_of_levels(facts, found.slice, found.patient)}
 
 
 def _facts(architecture: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,14 +161,16 @@ def _facts(architecture: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_patients(
-    facts: Mapping[str, Any], slices: Mapping[str, Any], patients: Mapping[str, Any]
+def _rows_of_levels(
+    facts: Mapping[str, Any], slices: Metrics | None, patients: Metrics | None
 ) -> list[Row]:
-    """Return the rows of patients, none if each has a single slice, since they would equal those of
-    slices.
+    """Return the rows of slices and of patients; none of patients where each has one slice, since
+    their figures are those of the slices.
     """
-    same = not patients or (bool(slices) and patients["accuracy"]["n"] == slices["accuracy"]["n"])
-    return [] if same else rows_of(facts, "patient", patients)
+    rows = rows_of(facts, "slice", slices.items()) if slices else []
+    if patients and (slices is None or patients.accuracy.n != slices.accuracy.n):
+        rows += rows_of(facts, "patient", patients.items())
+    return rows
 
 
 def _text(value: object) -> str:

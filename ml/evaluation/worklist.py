@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from ml.artifacts.card import CARD
 from ml.artifacts.folder import read_card
 from ml.errors import SettingError
 from ml.evaluation.answers import read_answers
+from ml.figures import Estimate, undefined
 
 ASSUMPTIONS = (
     "This is a simulation, not a measurement in a hospital.",
@@ -93,6 +93,40 @@ class Department:
         return self.arrivals_per_hour * self.minutes_a_scan / 60 / self.readers
 
 
+Minutes = dict[str, dict[str, dict[str, dict[str, Estimate]]]]
+"""By order, group, "wait" or how far from first in, first out, and summary over a day's scans."""
+
+
+@dataclass(frozen=True)
+class DrawnFrom:
+    """How many scans with and without hemorrhage a simulation draws from, and where their answers
+    come from.
+    """
+
+    positive: int
+    negative: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Waiting times for each order.
+
+    Attributes:
+        assumptions: sentences.
+        settings: those of the department, and the seed.
+        load: the share of their time that readers are busy.
+        scans: the population of scans.
+        minutes: the median over days, and where 95 % of the days lie.
+    """
+
+    assumptions: list[str]
+    settings: dict[str, float]
+    load: float
+    scans: DrawnFrom
+    minutes: Minutes
+
+
 @dataclass(frozen=True)
 class Scans:
     """Scans with labels (1, 0), the model's probabilities, and whether they were predicted
@@ -147,27 +181,26 @@ def _scans_of_card(folder: Path, dataset: str | None) -> Scans:
     specificity.
     """
     card = read_card(folder)
-    by_dataset: Mapping[str, Any] = card.patient_metrics_by_dataset
+    by_dataset = card.patient_metrics_by_dataset
     if dataset is not None and dataset not in by_dataset:
         raise SettingError(
             f"The model's card has no metrics of {dataset}; it has those of"
             f" {', '.join(by_dataset) or 'no data set'}."
         )
     figures = card.patient_metrics if dataset is None else by_dataset[dataset]
-    auroc, sensitivity, specificity = (
-        figures.get(name, {"value": None}) for name in ("auroc", "sensitivity", "specificity")
-    )
-    if None in (auroc["value"], sensitivity["value"], specificity["value"]):
+    if figures is None or (auroc := figures.auroc.value) is None:
         raise SettingError(
             "Scans with and without hemorrhage are needed; the model's card has no patient-level"
             " AUROC for them."
         )
+    # both classes are there, so both are known
+    sensitivity, specificity = figures.sensitivity.value or 0.0, figures.specificity.value or 0.0
     normal = NormalDist()
-    apart = 2**0.5 * normal.inv_cdf(min(max(auroc["value"], 1e-6), 1 - 1e-6))
+    apart = 2**0.5 * normal.inv_cdf(min(max(auroc, 1e-6), 1 - 1e-6))
     of_class = []
     for label, n, share in (
-        (1, sensitivity["n"], sensitivity["value"]),
-        (0, specificity["n"], 1 - specificity["value"]),
+        (1, figures.sensitivity.n, sensitivity),
+        (0, figures.specificity.n, 1 - specificity),
     ):
         likelihoods = [
             apart * (normal.inv_cdf((rank + 0.5) / n) + label * apart) - apart**2 / 2
@@ -183,8 +216,8 @@ def _scans_of_card(folder: Path, dataset: str | None) -> Scans:
     labels, probabilities, called = (np.concatenate(parts) for parts in zip(*of_class, strict=True))
     source = (
         "the metrics of the model's card, since a model folder holds no individual predictions:"
-        f" patient-level AUROC {auroc['value']:.3f} (binormal, of equal variance), sensitivity"
-        f" {sensitivity['value']:.3f}, specificity {specificity['value']:.3f}"
+        f" patient-level AUROC {auroc:.3f} (binormal, of equal variance), sensitivity"
+        f" {sensitivity:.3f}, specificity {specificity:.3f}"
     )
     return Scans(labels, probabilities, called, source)
 
@@ -243,9 +276,8 @@ def simulate(
     department: Department,
     seed: int = 0,
     on_day: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Return waiting times for each order, and differences from first in, first out, as
-    JSON-compatible values.
+) -> Simulation:
+    """Return waiting times for each order, and differences from first in, first out.
 
     Each repetition simulates a day and first resamples the patients, so that the intervals cover
     both the variation between days and the sampling error of the test data.
@@ -278,22 +310,21 @@ def simulate(
                         kept = found.setdefault((name, group, what, summary), [])
                         kept += [of(values[at])] if at.any() else []
         on_day(day + 1, department.repetitions)
-    result: dict[str, Any] = {
-        "assumptions": list(ASSUMPTIONS),
-        "settings": asdict(department) | {"seed": seed},
-        "load": department.load,
-        "scans": {
-            "positive": int((scans.labels == 1).sum()),
-            "negative": int((scans.labels == 0).sum()),
-            "source": scans.source,
-        },
-        "minutes": {
-            name: {group: {"wait": {}, _moved(group): {}} for group in GROUPS} for name in ORDERS
-        },
+    over_days: Minutes = {
+        name: {group: {"wait": {}, _moved(group): {}} for group in GROUPS} for name in ORDERS
     }
     for (name, group, what, summary), per_day in found.items():
-        result["minutes"][name][group][what][summary] = _over_days(per_day)
-    return result
+        over_days[name][group][what][summary] = _over_days(per_day)
+    drawn_from = DrawnFrom(
+        int((scans.labels == 1).sum()), int((scans.labels == 0).sum()), scans.source
+    )
+    return Simulation(
+        list(ASSUMPTIONS),
+        {**asdict(department), "seed": seed},
+        department.load,
+        drawn_from,
+        over_days,
+    )
 
 
 def _moved(group: str) -> str:
@@ -323,52 +354,52 @@ def _day(
     return arrivals, np.exp(logarithms), scans[drawn]
 
 
-def _over_days(per_day: list[float]) -> dict[str, Any]:
+def _over_days(per_day: list[float]) -> Estimate:
     """Return the median over days and the 95 % range."""
     if not per_day:
-        return {"value": None, "low": None, "high": None, "n": 0, "reason": "no such scan arrived"}
+        return undefined("no such scan arrived")
     low, value, high = np.percentile(per_day, (2.5, 50, 97.5)).tolist()
-    return {"value": value, "low": low, "high": high, "n": len(per_day)}
+    return Estimate(value, low, high, len(per_day))
 
 
-def sentences(result: Mapping[str, Any]) -> list[str]:
+def sentences(result: Simulation) -> list[str]:
     """Format the result of a simulation as lines for a terminal."""
-    settings, scans = result["settings"], result["scans"]
+    settings, scans = result.settings, result.scans
     readers = "1 reader" if settings["readers"] == 1 else f"{settings['readers']} readers"
     lines = [
         (
             f"{settings['arrivals_per_hour']:g} scans an hour, {settings['prevalence']:.1%} of them"
             f" with hemorrhage, {readers}, {settings['minutes_a_scan']:g} minutes a scan: busy"
-            f" {result['load']:.0%} of the time; {settings['repetitions']} days of"
+            f" {result.load:.0%} of the time; {settings['repetitions']} days of"
             f" {settings['hours']:g} hours."
         ),
         (
-            f"Drawn from {scans['positive']} scans with and {scans['negative']} without hemorrhage;"
-            f" risk: {scans['source']}."
+            f"Drawn from {scans.positive} scans with and {scans.negative} without hemorrhage;"
+            f" risk: {scans.source}."
         ),
         "Minutes: median over the days (95 % of the days).",
     ]
-    for name, groups in result["minutes"].items():
+    for name, groups in result.minutes.items():
         lines.append(f"{name}:")
         for group, found in groups.items():
             told = [f"waits {_both(found['wait'])}"]
             if name != FIRST_COME:
                 told.append(f"{_moved(group)} by {_both(found[_moved(group)])}")
             lines.append(f"  {group}: " + "; ".join(told))
-    if result["load"] >= 1:
+    if result.load >= 1:
         lines.append(
             "More scans arrive than can be read: the worklist grows all day, and waiting times"
             " depend on the length of the day."
         )
-    return lines + list(result["assumptions"])
+    return lines + result.assumptions
 
 
-def _both(summaries: Mapping[str, Any]) -> str:
+def _both(summaries: Mapping[str, Estimate]) -> str:
     return ", ".join(
         (
             f"{name} –"
-            if entry["value"] is None
-            else f"{name} {entry['value']:.1f} ({entry['low']:.1f} to {entry['high']:.1f})"
+            if entry.value is None
+            else f"{name} {entry.value:.1f} ({entry.low:.1f} to {entry.high:.1f})"
         )
         for name, entry in summaries.items()
     )

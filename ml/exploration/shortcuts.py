@@ -20,8 +20,10 @@ from sklearn.ensemble import RandomForestClassifier
 from ml.datasets.examples import Example, slice_of
 from ml.datasets.groups import groups_per_class, stratified_group_folds
 from ml.evaluation.metrics import metrics_with_intervals
+from ml.figures import undefined
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.slices import FloatArray, gray_of
+from ml.typed_json import to_json
 
 TREES, LEAF, FOLDS, MOST_IMAGES = 40, 3, 5, 3000
 SMALL_PX, BORDER_PX = 32, 3
@@ -90,8 +92,8 @@ def class_probes(
     called with (probes done, number of probes).
 
     Each is {"name", "auroc", "accuracy", "majority", "suspicious"}: two metrics with intervals as
-    from `ml.evaluation.metrics.metrics_with_intervals`, the share of the larger class, and whether
-    the lower bound of the AUROC is above chance.
+    JSON of `ml.figures.Estimate`, the share of the larger class, and whether the lower bound of the
+    AUROC is above chance.
     """
     known = [(e, m) for e, m in zip(examples, measured, strict=True) if e.label is not None]
     labels, groups = (
@@ -140,8 +142,7 @@ def _probe(
     groups_of = groups_per_class(labels, groups)
     folds = min(FOLDS, *groups_of.values())
     if folds < 2:
-        reason = "fewer than two groups of a class"
-        missing = {"value": None, "low": None, "high": None, "n": len(labels), "reason": reason}
+        missing = to_json(undefined("fewer than two groups of a class", len(labels)))
         return {
             "name": name,
             "auroc": missing,
@@ -162,11 +163,11 @@ def _probe(
         labels, probabilities, (probabilities >= 0.5).astype(np.int64), groups, seed
     )
     majority = float(max(labels.mean(), 1 - labels.mean()))
-    low = figures["auroc"]["low"]
+    low = figures.auroc.low
     return {
         "name": name,
-        "auroc": figures["auroc"],
-        "accuracy": figures["accuracy"],
+        "auroc": to_json(figures.auroc),
+        "accuracy": to_json(figures.accuracy),
         "majority": majority,
         "suspicious": low is not None and low > CHANCE_AUROC,
     }

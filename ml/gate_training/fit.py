@@ -18,7 +18,7 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -196,6 +196,46 @@ def rounds(sources: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate, fit and write; return the exit status."""
+    options = _options(arguments)
+    try:
+        plain, variants = see_heads(options.datasets)
+        extra, _ = see_heads(options.extra)
+    except DatasetError as err:
+        sys.stderr.write(f"{err}\n")
+        return 2
+    phantoms = [see(slice_, "phantoms", "head phantom") for slice_ in phantom_heads(PHANTOMS)]
+    odd = {
+        family: [see(one.slice, "made", one.family) for one in other_images(family, MADE_EACH, 0)]
+        for kind in KINDS.values()
+        for family in kind
+    }
+    _say(f"{len(plain)} head CT, {sum(map(len, odd.values()))} other images")
+    heads = [*plain, *variants]
+    sources = list(dict.fromkeys(one.source for one in plain))
+    with tempfile.TemporaryDirectory(prefix="hemoscan-gate-") as scratch:
+        measured = _measured(heads, odd, sources, [*extra, *phantoms], Path(scratch), options.seed)
+        refused_above = operating_logit(measured)
+        measured = [
+            replace(one, score=_sigmoid(_logit(one.score) - refused_above)) for one in measured
+        ]
+        for line in write_results(measured, REFUSED_FROM, options.results):
+            _say(line)
+        if options.out:
+            fitted = fit_gate(
+                [*heads, *phantoms[: PHANTOMS // 2]],
+                [one for family in odd for one in odd[family]],
+                Path(scratch) / "all",
+                options.seed,
+                refused_above,
+            )
+            figures = intervals(measured, REFUSED_FROM)
+            given = sys.argv[1:] if arguments is None else arguments
+            command = shlex.join(["python", "-m", "ml.gate_training.fit", *map(str, given)])
+            write_gate(options.out, fitted, sources, figures, command, options.seed)
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m ml.gate_training.fit",
         description=__doc__.splitlines()[0] if __doc__ else "",
@@ -216,68 +256,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="head CT used for evaluation only",
     )
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    try:
-        plain, variants = see_heads(options.datasets)
-        extra, _ = see_heads(options.extra)
-    except DatasetError as err:
-        sys.stderr.write(f"{err}\n")
-        return 2
-    phantoms = [see(slice_, "phantoms", "head phantom") for slice_ in phantom_heads(PHANTOMS)]
-    odd = {
-        family: [see(one.slice, "made", one.family) for one in other_images(family, MADE_EACH, 0)]
-        for kind in KINDS.values()
-        for family in kind
-    }
-    _say(f"{len(plain)} head CT, {sum(map(len, odd.values()))} other images")
+    return parser.parse_args(arguments)
+
+
+def _measured(
+    heads: Sequence[Seen],
+    odd: Mapping[str, Sequence[Seen]],
+    sources: Sequence[str],
+    only_measured: Sequence[Seen],
+    scratch: Path,
+    seed: int,
+) -> list[Measured]:
+    """Return the score of each picture by the gate of the round that left it out.
+
+    Args:
+        heads: plain and varied, of all data sets.
+        odd: the odd pictures by family.
+        sources: the data sets, one for each round.
+        only_measured: pictures that no gate is fitted to; the first round measures them.
+        scratch: a folder for unfinished networks.
+        seed: of everything random.
+    """
     measured: list[Measured] = []
-    with tempfile.TemporaryDirectory(prefix="hemoscan-gate-") as scratch:
-        sources = list(dict.fromkeys(one.source for one in plain))
-        for number, (source, families) in enumerate(rounds(sources)):
-            heads = [one for one in (*plain, *variants) if one.source != source]
-            seen_odd = [one for family in odd if family not in families for one in odd[family]]
-            fitted = fit_gate(heads, seen_odd, Path(scratch) / str(number), options.seed)
-            test = [one for one in (*plain, *variants) if one.source == source] + [
-                one for family in families for one in odd[family]
-            ]
-            test += [*extra, *phantoms] if number == 0 else []
-            scores = scores_of(fitted, test)
-            measured += [
-                Measured(one.source, one.family, float(score))
-                for one, score in zip(test, scores, strict=True)
-            ]
-            _say(f"round {number + 1}: {source} and {', '.join(families)} held out")
-        refused_above = operating_logit(measured)
-        measured = [
-            replace(one, score=_sigmoid(_logit(one.score) - refused_above)) for one in measured
+    for number, (source, families) in enumerate(rounds(sources)):
+        fitted = fit_gate(
+            [one for one in heads if one.source != source],
+            [one for family in odd if family not in families for one in odd[family]],
+            scratch / str(number),
+            seed,
+        )
+        test = [one for one in heads if one.source == source]
+        test += [one for family in families for one in odd[family]]
+        test += only_measured if number == 0 else []
+        scores = scores_of(fitted, test)
+        measured += [
+            Measured(one.source, one.family, float(score))
+            for one, score in zip(test, scores, strict=True)
         ]
-        for line in write_results(measured, REFUSED_FROM, options.results):
-            _say(line)
-        if options.out:
-            fitted = fit_gate(
-                [*plain, *variants, *phantoms[: PHANTOMS // 2]],
-                [one for family in odd for one in odd[family]],
-                Path(scratch) / "all",
-                options.seed,
-                refused_above,
-            )
-            command = shlex.join(
-                [
-                    "python",
-                    "-m",
-                    "ml.gate_training.fit",
-                    *map(str, sys.argv[1:] if arguments is None else arguments),
-                ]
-            )
-            write_gate(
-                options.out,
-                fitted,
-                sources,
-                intervals(measured, REFUSED_FROM),
-                command,
-                options.seed,
-            )
-    return 0
+        _say(f"round {number + 1}: {source} and {', '.join(families)} held out")
+    return measured
 
 
 def operating_logit(measured: Sequence[Measured]) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import keras
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from ml.inference.gate_views import VIEW_PX
 from ml.networks.onnx_graph import model_of, serialized
@@ -76,68 +76,13 @@ def judge_to_onnx(network: keras.Model, gain: float, offset: float) -> bytes:
     """Return "views" (N, 128, 128, 1), "measures" (N, k) -> "score" (N,): sigmoid(gain * (sum of
     both logits - offset)).
     """
-    nodes = [
-        helper.make_node("Transpose", ["views"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("AveragePool", ["planes"], ["half"], kernel_shape=[2, 2], strides=[2, 2]),
-    ]
-    constants = []
+    constants: list[TensorProto] = []
 
     def constant(name: str, values: np.ndarray) -> str:
         constants.append(numpy_helper.from_array(np.asarray(values, np.float32), name))
         return name
 
-    x = "half"
-    for number in range(len(CHANNELS)):
-        kernel, bias = (
-            np.asarray(values) for values in network.get_layer(f"conv{number}").get_weights()
-        )
-        inputs = [
-            x,
-            constant(f"conv{number}_W", kernel.transpose(3, 2, 0, 1)),
-            constant(f"conv{number}_b", bias),
-        ]
-        nodes.append(helper.make_node("Conv", inputs, [f"conv{number}_linear"], pads=[1, 1, 1, 1]))
-        nodes.append(helper.make_node("Relu", [f"conv{number}_linear"], [f"conv{number}"]))
-        nodes.append(
-            helper.make_node(
-                "MaxPool", [f"conv{number}"], [f"pool{number}"], kernel_shape=[2, 2], strides=[2, 2]
-            )
-        )
-        x = f"pool{number}"
-    nodes.append(helper.make_node("ReduceMean", [x], ["average"], axes=[2, 3], keepdims=0))
-    nodes.append(helper.make_node("ReduceMax", [x], ["largest"], axes=[2, 3], keepdims=0))
-    nodes.append(helper.make_node("Concat", ["average", "largest"], ["pooled"], axis=1))
-    for name, takes in (
-        ("of_picture", "pooled"),
-        ("hidden", "standard"),
-        ("of_measures", "hidden_positive"),
-    ):
-        if name == "hidden":
-            scaler = network.get_layer("standardised")
-            mean, spread = np.asarray(scaler.mean), np.sqrt(np.asarray(scaler.variance))
-            nodes.append(
-                helper.make_node(
-                    "Sub", ["measures", constant("mean", mean.reshape(1, -1))], ["centred"]
-                )
-            )
-            nodes.append(
-                helper.make_node(
-                    "Div", ["centred", constant("spread", spread.reshape(1, -1))], ["scaled"]
-                )
-            )
-            limits = [
-                constant("lowest", np.array(-MOST_DEVIATIONS)),
-                constant("highest", np.array(MOST_DEVIATIONS)),
-            ]
-            nodes.append(helper.make_node("Clip", ["scaled", *limits], ["standard"]))
-        kernel, bias = (np.asarray(values) for values in network.get_layer(name).get_weights())
-        nodes.append(
-            helper.make_node(
-                "Gemm", [takes, constant(f"{name}_W", kernel), constant(f"{name}_b", bias)], [name]
-            )
-        )
-        if name == "hidden":
-            nodes.append(helper.make_node("Relu", ["hidden"], ["hidden_positive"]))
+    nodes = [*_picture_nodes(network, constant), *_measure_nodes(network, constant)]
     nodes += [
         helper.make_node("Add", ["of_picture", "of_measures"], ["both"]),
         helper.make_node("Sub", ["both", constant("offset", np.array(offset))], ["above"]),
@@ -157,6 +102,60 @@ def judge_to_onnx(network: keras.Model, gain: float, offset: float) -> bytes:
         constants,
     )
     return serialized(model)
+
+
+Constant = Callable[[str, np.ndarray], str]
+"""Adds a constant of that name to a graph, and returns the name."""
+
+
+def _picture_nodes(network: keras.Model, constant: Constant) -> Iterator[NodeProto]:
+    """Yield nodes "views" -> "of_picture" (N, 1), the logit of the convolutions."""
+    yield helper.make_node("Transpose", ["views"], ["planes"], perm=[0, 3, 1, 2])
+    yield helper.make_node("AveragePool", ["planes"], ["half"], kernel_shape=[2, 2], strides=[2, 2])
+    x = "half"
+    for number in range(len(CHANNELS)):
+        kernel, bias = (
+            np.asarray(values) for values in network.get_layer(f"conv{number}").get_weights()
+        )
+        inputs = [
+            x,
+            constant(f"conv{number}_W", kernel.transpose(3, 2, 0, 1)),
+            constant(f"conv{number}_b", bias),
+        ]
+        yield helper.make_node("Conv", inputs, [f"conv{number}_linear"], pads=[1, 1, 1, 1])
+        yield helper.make_node("Relu", [f"conv{number}_linear"], [f"conv{number}"])
+        yield helper.make_node(
+            "MaxPool", [f"conv{number}"], [f"pool{number}"], kernel_shape=[2, 2], strides=[2, 2]
+        )
+        x = f"pool{number}"
+    yield helper.make_node("ReduceMean", [x], ["average"], axes=[2, 3], keepdims=0)
+    yield helper.make_node("ReduceMax", [x], ["largest"], axes=[2, 3], keepdims=0)
+    yield helper.make_node("Concat", ["average", "largest"], ["pooled"], axis=1)
+    yield _dense_node(network, "of_picture", "pooled", constant)
+
+
+def _measure_nodes(network: keras.Model, constant: Constant) -> Iterator[NodeProto]:
+    """Yield nodes "measures" -> "of_measures" (N, 1), the logit of what was measured."""
+    scaler = network.get_layer("standardised")
+    mean, spread = np.asarray(scaler.mean), np.sqrt(np.asarray(scaler.variance))
+    mean_name = constant("mean", mean.reshape(1, -1))
+    yield helper.make_node("Sub", ["measures", mean_name], ["centred"])
+    spread_name = constant("spread", spread.reshape(1, -1))
+    yield helper.make_node("Div", ["centred", spread_name], ["scaled"])
+    limits = [
+        constant("lowest", np.array(-MOST_DEVIATIONS)),
+        constant("highest", np.array(MOST_DEVIATIONS)),
+    ]
+    yield helper.make_node("Clip", ["scaled", *limits], ["standard"])
+    yield _dense_node(network, "hidden", "standard", constant)
+    yield helper.make_node("Relu", ["hidden"], ["hidden_positive"])
+    yield _dense_node(network, "of_measures", "hidden_positive", constant)
+
+
+def _dense_node(network: keras.Model, name: str, takes: str, constant: Constant) -> NodeProto:
+    kernel, bias = (np.asarray(values) for values in network.get_layer(name).get_weights())
+    weights = [constant(f"{name}_W", kernel), constant(f"{name}_b", bias)]
+    return helper.make_node("Gemm", [takes, *weights], [name])
 
 
 def _network(measures: np.ndarray) -> keras.Model:

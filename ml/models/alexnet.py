@@ -77,16 +77,7 @@ def fit(task: FitTask) -> Fitted:
         scores = np.asarray(head.predict_on_batch(maps), np.float64)
         return np.asarray(scores[:, 1] - scores[:, 0])
 
-    parts, descriptions = [], []
-    for begin in range(0, len(task.images), CHUNK):
-        done = begin / len(task.images)
-        task.report(MAPS_SHARE + TUNING_SHARE + (1 - MAPS_SHARE - TUNING_SHARE) * done, {})
-        found_maps = np.asarray(
-            features.predict_on_batch(np.asarray(task.images[begin : begin + CHUNK], np.float32))
-        )
-        parts.append(decided(found_maps))
-        descriptions.append(pooled(found_maps, "both"))
-    decisions = np.concatenate(parts)
+    decisions, descriptions = _of_all(task, features, decided)
     held_out = task.held_out or held_out_of(decisions, held, task.scans)
 
     def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
@@ -115,8 +106,24 @@ def fit(task: FitTask) -> Fitted:
         export=export,
         reference=reference,
         learned_features=frozen < 5 or restructuring is not None,
-        descriptions=np.concatenate(descriptions),
+        descriptions=descriptions,
     )
+
+
+def _of_all(
+    task: FitTask, features: keras.Model, decided: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return decisions (n,) and descriptions (n, 2c) of all slices of a task."""
+    decisions, descriptions = [], []
+    for begin in range(0, len(task.images), CHUNK):
+        done = begin / len(task.images)
+        task.report(MAPS_SHARE + TUNING_SHARE + (1 - MAPS_SHARE - TUNING_SHARE) * done, {})
+        maps = np.asarray(
+            features.predict_on_batch(np.asarray(task.images[begin : begin + CHUNK], np.float32))
+        )
+        decisions.append(decided(maps))
+        descriptions.append(pooled(maps, "both"))
+    return np.concatenate(decisions), np.concatenate(descriptions)
 
 
 class _Source:

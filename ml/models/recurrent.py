@@ -15,9 +15,8 @@ architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol
 
 import keras
 import numpy as np
@@ -25,206 +24,341 @@ import numpy as np
 from ml.checkpoints import load_or_make_arrays
 from ml.evaluation.calibration import Platt
 from ml.models.contract import FitTask, Fitted, HeldOut, held_out_of
-from ml.models.features import extractor_of, features_of
+from ml.models.features import Extractor, extractor_of, features_of
 from ml.models.inner_folds import inner_folds, split_weak
-from ml.models.recurrent_batches import SLICES, scans_drawn, slices_drawn
+from ml.models.recurrent_batches import Drawing, scans_drawn, slices_drawn
+from ml.models.recurrent_network import Cell, Network, build_network
 from ml.networks.aggregation import aggregate_scans, by_scan, scan_probability
 from ml.networks.cells import evidence_of
 from ml.networks.convolutions import pooled
-from ml.networks.recurrent_graph import head_to_onnx
+from ml.networks.fine_tuning import Tuned
+from ml.networks.recurrent_graph import RecurrentHead, head_to_onnx
 from ml.networks.training_loop import run_epochs
 
-Cell = Literal["lstm", "gru"]
 AVERAGING = 0.98
-STEP = 16  # lengths are padded to multiples of this, so that few shapes are compiled
 FEATURES_SHARE = 0.6  # of a fit's time
-NOISE = 1.0  # noise on the cell scores during training, in standard deviations
+
+
+class Sequences(Protocol):
+    """The network's inputs from feature maps, and how its outputs become slice and scan
+    decisions.
+    """
+
+    @property
+    def name(self) -> str:
+        """What a step of a sequence is, "slices" or "rows"."""
+
+    @property
+    def cells(self) -> Tuned | None:
+        """The cells whose scores the network corrects; None for pooled maps."""
+
+    def summarized(self, maps: np.ndarray) -> np.ndarray:
+        """Return the features of maps of slices (n, h, w, c): float32 (n, ...)."""
+
+    def read(self, summary: np.ndarray) -> np.ndarray:
+        """Return the part of them that is the network's input, (..., f)."""
+
+    def described(self, summary: np.ndarray) -> np.ndarray:
+        """Return average and maximum of the maps of slices, float32 (n, 2c)."""
+
+    def drawn(
+        self, task: FitTask, features: np.ndarray, learn: np.ndarray, weak_scans: np.ndarray
+    ) -> Drawing:
+        """Return the training batches of an epoch."""
+
+    def decided(
+        self, network: Network, features: np.ndarray, scans: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the decisions of all slices (n,) and scans (s,); `scans` is nondecreasing."""
+
+    def held_out(self, trained: Trained, part: Part, scans: np.ndarray) -> HeldOut:
+        """Return the decisions on data that the network was not trained on."""
+
+    def scan_probability(
+        self, decisions: np.ndarray, whole: float, platt: Platt, scan_platt: Platt
+    ) -> float:
+        """Return the probability of one scan, from the decisions of its slices and its own."""
 
 
 @dataclass(frozen=True)
-class Network:
-    """A trained network and the standardization of its inputs: (features - mean) / spread, both
-    (f,).
+class Part:
+    """Positions of the slices that a network is trained and calibrated on, and numbers of such
+    weakly labeled scans.
     """
 
-    model: keras.Model
-    mean: np.ndarray
-    spread: np.ndarray
+    learn: np.ndarray
+    held: np.ndarray
+    learn_weak: np.ndarray
+    held_weak: np.ndarray
 
-    def decide(self, sequences: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return the decision of each step of each sequence (t, f), and one for each whole sequence
-        (n,).
-        """
-        steps: list[np.ndarray] = [np.zeros(0)] * len(sequences)
-        wholes = np.zeros(len(sequences))
-        by_length: dict[int, list[int]] = {}
-        for number, sequence in enumerate(sequences):
-            by_length.setdefault(-(-len(sequence) // STEP) * STEP, []).append(number)
-        for length, numbers in by_length.items():
-            for start in range(0, len(numbers), SLICES):
-                chunk = numbers[start : start + SLICES]
-                inputs, present = (
-                    np.zeros((SLICES, length, len(self.mean)), np.float32),
-                    np.zeros((SLICES, length), np.float32),
-                )
-                present[:, 0] = 1  # padding rows of the batch must be valid sequences, too
-                for row, number in enumerate(chunk):
-                    there = len(sequences[number])
-                    inputs[row, :there], present[row, :there] = (
-                        (sequences[number] - self.mean) / self.spread,
-                        1,
-                    )
-                outputs = self.model.predict_on_batch({"features": inputs, "present": present})
-                for row, number in enumerate(chunk):
-                    steps[number] = np.asarray(
-                        outputs["steps"][row, : len(sequences[number]), 0], np.float64
-                    )
-                    wholes[number] = float(outputs["whole"][row, 0])
-        return steps, wholes
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its decisions for all slices (n,) and scans (s,) of a task."""
+
+    network: Network
+    decisions: np.ndarray
+    scan_decisions: np.ndarray
+
+
+@dataclass(frozen=True)
+class OfSlices:
+    """A sequence consists of the slices of a scan.
+
+    The features of a slice are its pooled maps, `width` numbers, or the scores of the `cells`,
+    followed by pooled maps that only serve as descriptions of slices.
+    """
+
+    cells: Tuned | None
+    width: int
+    name: str = "slices"
+
+    def summarized(self, maps: np.ndarray) -> np.ndarray:
+        if self.cells is None:
+            return pooled(maps, "both")
+        return np.concatenate([evidence_of(maps, self.cells), pooled(maps, "both")], axis=1)
+
+    def read(self, summary: np.ndarray) -> np.ndarray:
+        return summary if self.cells is None else summary[..., : -self.width]
+
+    def described(self, summary: np.ndarray) -> np.ndarray:
+        return summary[:, -self.width :]
+
+    def drawn(
+        self, task: FitTask, features: np.ndarray, learn: np.ndarray, weak_scans: np.ndarray
+    ) -> Drawing:
+        return scans_drawn(task, features, learn, weak_scans)
+
+    def decided(
+        self, network: Network, features: np.ndarray, scans: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        steps, wholes = network.decide(by_scan(features, scans))
+        # the decision of a single slice is that of its scan
+        of_scans = [
+            own[0] if len(own) == 1 else whole for own, whole in zip(steps, wholes, strict=True)
+        ]
+        return np.concatenate(steps), np.array(of_scans)
+
+    def held_out(self, trained: Trained, part: Part, scans: np.ndarray) -> HeldOut:
+        held, held_scans = np.sort(part.held), np.union1d(scans[part.held], part.held_weak)
+        return HeldOut(
+            held, trained.decisions[held], held_scans, trained.scan_decisions[held_scans]
+        )
+
+    def scan_probability(
+        self, decisions: np.ndarray, whole: float, platt: Platt, scan_platt: Platt
+    ) -> float:
+        own = platt if len(decisions) == 1 else scan_platt
+        return float(own(np.array([whole]))[0])
+
+
+@dataclass(frozen=True)
+class OfRows:
+    """A sequence consists of the rows of a slice's maps; scans are aggregated as in a slice
+    architecture.
+    """
+
+    cells: None = None
+    name: str = "rows"
+
+    def summarized(self, maps: np.ndarray) -> np.ndarray:
+        return rows_of(maps)
+
+    def read(self, summary: np.ndarray) -> np.ndarray:
+        return summary
+
+    def described(self, summary: np.ndarray) -> np.ndarray:
+        return pooled_rows(summary)
+
+    def drawn(
+        self, task: FitTask, features: np.ndarray, learn: np.ndarray, weak_scans: np.ndarray
+    ) -> Drawing:
+        return slices_drawn(task, features, learn)
+
+    def decided(
+        self, network: Network, features: np.ndarray, scans: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        decisions = network.decide(list(features))[1]
+        return decisions, aggregate_scans(decisions, scans)
+
+    def held_out(self, trained: Trained, part: Part, scans: np.ndarray) -> HeldOut:
+        return held_out_of(trained.decisions, part.held, scans)
+
+    def scan_probability(
+        self, decisions: np.ndarray, whole: float, platt: Platt, scan_platt: Platt
+    ) -> float:
+        return scan_probability(decisions, platt, scan_platt)
 
 
 def fit(task: FitTask, cell: Cell) -> Fitted:
     """Fit the architecture on `task.train`; see `ml.models.contract`."""
-    layer, learns = str(task.settings["layer"]), int(task.settings["fine_tune_epochs"]) > 0
-    learn, held = (
-        (task.train, task.train[:0]) if task.held_out else inner_folds(task, one_split=True)[0]
-    )
-    learn_weak, held_weak = (
-        (task.weak_scans, task.weak_scans[:0]) if task.held_out else split_weak(task, learn, held)
-    )
-    by_rows = (
-        int(np.bincount(task.scans[task.train]).max()) == 1
-        and not (np.bincount(task.scans)[task.weak_scans] > 1).any()
-    )
+    part = _part_of(task)
     extractor = extractor_of(
         task,
-        layer,
-        learn,
+        str(task.settings["layer"]),
+        part.learn,
         lambda share, figures: task.report(0.5 * FEATURES_SHARE * share, figures),
     )
-    # There are no cell scores for reconstructions or for single rows.
-    reads_cells = (
-        task.settings["reads"] == "cells" and extractor.restructuring is None and not by_rows
-    )
-    cells = extractor.tuned if reads_cells else None
-
-    def summarized(maps: np.ndarray) -> np.ndarray:
-        if cells is not None:
-            return np.concatenate([evidence_of(maps, cells), pooled(maps, "both")], axis=1)
-        return rows_of(maps) if by_rows else pooled(maps, "both")
-
+    sequences = _sequences_of(task, extractor)
     feature_copies = features_of(
         task,
         extractor.build,
-        summarized,
+        sequences.summarized,
         int(task.settings["augmentation"]),
         lambda share, figures: task.report((0.5 + 0.5 * share) * FEATURES_SHARE, figures),
         learned=extractor.learned,
         by_scan=True,
     )
-    width = 2 * extractor.shape[1]
-
-    def read(summary: np.ndarray) -> np.ndarray:
-        """Return the network's inputs; the pooled maps after the cell scores only serve as
-        descriptions of slices.
-        """
-        return summary[..., :-width] if cells is not None else summary
-
-    features = read(feature_copies)
-
-    def trained(
-        name: str, at: np.ndarray, weak_scans: np.ndarray, begin: float, end: float
-    ) -> tuple[Network, np.ndarray, np.ndarray]:
-        """Train a network on the slices at `at` and the scans `weak_scans`; return it with its
-        decisions for all slices and scans.
-        """
-
-        def report(share: float, figures: Mapping[str, float]) -> None:
-            task.report(
-                FEATURES_SHARE + (1 - FEATURES_SHARE) * (begin + share * (end - begin)), figures
-            )
-
-        network = _trained(
-            task,
-            cell,
-            features,
-            at,
-            weak_scans,
-            name,
-            report,
-            by_rows=by_rows,
-            corrects=cells is not None,
-        )
-        return network, *answers_of(network, features[0], task.scans, by_rows)
-
-    held_out = task.held_out
-    if held_out is None:
-        network, decisions, scan_decisions = trained("calibrating", learn, learn_weak, 0.0, 0.5)
-        held_scans = np.union1d(task.scans[held], held_weak)
-        held = np.sort(held)
-        held_out = HeldOut(held, decisions[held], held_scans, scan_decisions[held_scans])
-        if by_rows:
-            held_out = held_out_of(decisions, held, task.scans)
+    learner = _Learner(task, cell, sequences, sequences.read(feature_copies))
+    first = None
+    if task.held_out is None:
+        first = learner.trained("calibrating", part.learn, part.learn_weak, 0.0, 0.5)
     # Fine-tuned convolutions were trained without the calibration images; with frozen ones a second
     # network can be trained on all images.
-    if not learns or task.held_out is not None:
-        network, decisions, scan_decisions = trained("final", task.train, task.weak_scans, 0.5, 1.0)
-
-    model = extractor.build()
-
-    def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
-        arrays = network.model.get_layer("reader").get_weights()
-        dense = {
-            name: network.model.get_layer(name).get_weights()
-            for name in ("projection", "step", "evidence")
-        }
-        how = (
-            cell,
-            arrays,
-            dense,
-            network.mean,
-            network.spread,
-            platt,
-            scan_platt,
-            model.output_shape[1:],
-        )
-        head = head_to_onnx(*how, by_rows=by_rows, cells=cells)
-        return {"features.onnx": extractor.to_onnx(), "head.onnx": head}
-
-    def reference(
-        images: np.ndarray, platt: Platt, scan_platt: Platt
-    ) -> tuple[np.ndarray, np.ndarray, float]:
-        maps = np.asarray(model.predict_on_batch(np.asarray(images, np.float32)))
-        slice_decisions, whole = answers_of(
-            network, read(summarized(maps)), np.zeros(len(maps), int), by_rows
-        )
-        if by_rows:
-            return (
-                maps,
-                platt(slice_decisions),
-                scan_probability(slice_decisions, platt, scan_platt),
-            )
-        return (
-            maps,
-            platt(slice_decisions),
-            float((platt if len(slice_decisions) == 1 else scan_platt)(whole)[0]),
-        )
-
+    if first is not None and int(task.settings["fine_tune_epochs"]) > 0:
+        trained, learned_from = first, part.learn
+    else:
+        trained = learner.trained("final", task.train, task.weak_scans, 0.5, 1.0)
+        learned_from = task.train
+    exported = _Exported(cell, sequences, extractor, trained.network)
     return Fitted(
-        decisions=decisions,
-        scan_decisions=scan_decisions,
-        held_out=held_out,
+        decisions=trained.decisions,
+        scan_decisions=trained.scan_decisions,
+        held_out=task.held_out or sequences.held_out(first or trained, part, task.scans),
         chosen={
-            "sequence": "rows" if by_rows else "slices",
-            "read": "maps" if cells is None else "cells",
-            "learnt_from": len(task.train if not learns or task.held_out else learn),
+            "sequence": sequences.name,
+            "read": "maps" if sequences.cells is None else "cells",
+            "learnt_from": len(learned_from),
             **extractor.tuned_by,
         },
-        export=export,
-        reference=reference,
+        export=exported.export,
+        reference=exported.reference,
         learned_features=extractor.learned,
-        descriptions=pooled_rows(features[0]) if by_rows else feature_copies[0, :, -width:],
+        descriptions=sequences.described(feature_copies[0]),
     )
+
+
+def _part_of(task: FitTask) -> Part:
+    """Return the data of the first network; all for training if a cross-validation calibrates."""
+    if task.held_out:
+        return Part(task.train, task.train[:0], task.weak_scans, task.weak_scans[:0])
+    learn, held = inner_folds(task, one_split=True)[0]
+    return Part(learn, held, *split_weak(task, learn, held))
+
+
+def _sequences_of(task: FitTask, extractor: Extractor) -> Sequences:
+    """Return rows if no training scan has more than one slice; else slices, with cell scores if the
+    cells were trained and the settings ask for them.
+    """
+    labeled, sizes = np.bincount(task.scans[task.train]), np.bincount(task.scans)
+    if labeled.max() == 1 and not (sizes[task.weak_scans] > 1).any():
+        return OfRows()
+    # There are no cell scores for reconstructions.
+    reads_cells = task.settings["reads"] == "cells" and extractor.restructuring is None
+    return OfSlices(extractor.tuned if reads_cells else None, 2 * extractor.shape[1])
+
+
+@dataclass(frozen=True)
+class _Learner:
+    """Trains the networks of one fit on the features (copies, n, ..., f) of all slices."""
+
+    task: FitTask
+    cell: Cell
+    sequences: Sequences
+    features: np.ndarray
+
+    def trained(
+        self, name: str, learn: np.ndarray, weak_scans: np.ndarray, begin: float, end: float
+    ) -> Trained:
+        """Train a network on the slices at `learn` and the scans `weak_scans`.
+
+        Args:
+            name: of its files.
+            learn, weak_scans: its training data.
+            begin, end: its part of the time of all networks.
+        """
+        network = self._network(name, learn, weak_scans, begin, end)
+        decided = self.sequences.decided(network, self.features[0], self.task.scans)
+        return Trained(network, *decided)
+
+    def _network(
+        self, name: str, learn: np.ndarray, weak_scans: np.ndarray, begin: float, end: float
+    ) -> Network:
+        task, features = self.task, self.features
+        axes = tuple(range(features.ndim - 2))
+        shown = np.concatenate([learn, np.flatnonzero(np.isin(task.scans, weak_scans))])
+        mean = features[0, shown].mean(axis=axes)
+        spread = features[0, shown].std(axis=axes) + np.float32(1e-3)
+        path, state = task.own / f"{name}.npz", task.own / f"{name}-state.npz"
+        keras.utils.set_random_seed(task.seed)
+        own = None if self.sequences.cells is None else (float(mean[0]), float(spread[0]))
+        model = build_network(self.cell, len(mean), task.settings, task.seed, own)
+
+        def learn_anew() -> dict[str, np.ndarray]:
+            share = (1 - FEATURES_SHARE) * (end - begin)
+            first = FEATURES_SHARE + (1 - FEATURES_SHARE) * begin
+            batches, draw = self.sequences.drawn(
+                task, (features - mean) / spread, learn, weak_scans
+            )
+            loss = keras.losses.BinaryCrossentropy
+            run_epochs(
+                model,
+                loss={name: loss(from_logits=True) for name in ("steps", "whole")},
+                epochs=int(task.settings["epochs"]),
+                batches=batches,
+                learning_rate=float(task.settings["learning_rate"]),
+                averaging=AVERAGING,
+                seed=task.seed,
+                draw=draw,
+                state=state,
+                report=lambda done, figures: task.report(first + done * share, figures),
+            )
+            return {f"w{number}": values for number, values in enumerate(model.get_weights())}
+
+        kept = load_or_make_arrays(path, learn_anew)
+        state.unlink(missing_ok=True)
+        model.set_weights([kept[f"w{number}"] for number in range(len(kept))])
+        return Network(model, mean, spread)
+
+
+class _Exported:
+    """A trained network with its convolutions, as ONNX graphs and in Keras."""
+
+    def __init__(
+        self, cell: Cell, sequences: Sequences, extractor: Extractor, network: Network
+    ) -> None:
+        self._cell, self._sequences = cell, sequences
+        self._extractor, self._network = extractor, network
+        self._model = extractor.build()
+
+    def export(self, platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
+        """Return the files of the model folder; see `ml.models.contract.Fitted`."""
+        layers = self._network.model.get_layer
+        head = RecurrentHead(
+            cell=self._cell,
+            reader=layers("reader").get_weights(),
+            dense={name: layers(name).get_weights() for name in ("projection", "step", "evidence")},
+            mean=self._network.mean,
+            spread=self._network.spread,
+            maps=self._model.output_shape[1:],
+            by_rows=self._sequences.name == "rows",
+            cells=self._sequences.cells,
+        )
+        return {
+            "features.onnx": self._extractor.to_onnx(),
+            "head.onnx": head_to_onnx(head, platt, scan_platt),
+        }
+
+    def reference(
+        self, images: np.ndarray, platt: Platt, scan_platt: Platt
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return maps and probabilities of one scan; see `ml.models.contract.Fitted`."""
+        maps = np.asarray(self._model.predict_on_batch(np.asarray(images, np.float32)))
+        features = self._sequences.read(self._sequences.summarized(maps))
+        one_scan = np.zeros(len(maps), int)
+        found, whole = self._sequences.decided(self._network, features, one_scan)
+        probability = self._sequences.scan_probability(found, float(whole[0]), platt, scan_platt)
+        return maps, platt(found), probability
 
 
 def rows_of(maps: np.ndarray) -> np.ndarray:
@@ -238,110 +372,3 @@ def pooled_rows(rows: np.ndarray) -> np.ndarray:
     """
     average, largest = np.split(rows, 2, axis=-1)
     return np.concatenate([average.mean(axis=1), largest.max(axis=1)], axis=-1)
-
-
-def answers_of(
-    network: Network, features: np.ndarray, scans: np.ndarray, by_rows: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the decisions of all slices (n,) and scans (s,); `scans` is nondecreasing. The
-    decision of a single slice is that of its scan.
-    """
-    if by_rows:
-        decisions = network.decide(list(features))[1]
-        return decisions, aggregate_scans(decisions, scans)
-    steps, wholes = network.decide(by_scan(features, scans))
-    return np.concatenate(steps), np.array(
-        [own[0] if len(own) == 1 else whole for own, whole in zip(steps, wholes, strict=True)]
-    )
-
-
-def _trained(
-    task: FitTask,
-    cell: Cell,
-    features: np.ndarray,
-    learn: np.ndarray,
-    weak_scans: np.ndarray,
-    name: str,
-    report: Callable[[float, Mapping[str, float]], None],
-    *,
-    by_rows: bool,
-    corrects: bool,
-) -> Network:
-    axes = tuple(range(features.ndim - 2))
-    shown = np.concatenate([learn, np.flatnonzero(np.isin(task.scans, weak_scans))])
-    mean = features[0, shown].mean(axis=axes)
-    spread = features[0, shown].std(axis=axes) + np.float32(1e-3)
-    path, state = task.own / f"{name}.npz", task.own / f"{name}-state.npz"
-    keras.utils.set_random_seed(task.seed)
-    own = (float(mean[0]), float(spread[0])) if corrects else None
-    model = build_network(cell, len(mean), task.settings, task.seed, own)
-
-    def learn_anew() -> dict[str, np.ndarray]:
-        standard = (features - mean) / spread
-        batches, draw = (
-            slices_drawn(task, standard, learn)
-            if by_rows
-            else scans_drawn(task, standard, learn, weak_scans)
-        )
-        run_epochs(
-            model,
-            loss={
-                name: keras.losses.BinaryCrossentropy(from_logits=True)
-                for name in ("steps", "whole")
-            },
-            epochs=int(task.settings["epochs"]),
-            batches=batches,
-            learning_rate=float(task.settings["learning_rate"]),
-            averaging=AVERAGING,
-            seed=task.seed,
-            draw=draw,
-            state=state,
-            report=report,
-        )
-        return {f"w{number}": values for number, values in enumerate(model.get_weights())}
-
-    kept = load_or_make_arrays(path, learn_anew)
-    state.unlink(missing_ok=True)
-    model.set_weights([kept[f"w{number}"] for number in range(len(kept))])
-    return Network(model, mean, spread)
-
-
-def build_network(
-    cell: Cell,
-    width: int,
-    settings: Mapping[str, object],
-    seed: int,
-    own: tuple[float, float] | None = None,
-) -> keras.Model:
-    """Return the model: "features" (b, t, width), "present" (b, t) of 0 and 1 -> "steps" (b, t, 1),
-    "whole" (b, 1), both logits.
-
-    If `own` is given, the first feature is the slice's cell decision, standardized by that mean and
-    spread, and the network learns an additive correction, initially zero. The cells were trained on
-    the same slices, so their scores are more confident than on unseen patients; noise on the
-    network's inputs compensates for that, so that neighboring slices matter. The decision to be
-    corrected has no noise, as the smooth maximum of noise grows with the number of slices.
-    """
-    layers, ops = keras.layers, keras.ops
-    features = keras.Input((None, width), name="features")
-    present = keras.Input((None,), name="present")
-    dropout = float(str(settings["dropout"]))
-    seen = features if own is None else layers.GaussianNoise(NOISE, seed=seed + 3)(features)
-    x = layers.Dropout(dropout, seed=seed)(seen)
-    x = layers.Dense(int(str(settings["projection"])), activation="relu", name="projection")(x)
-    x = layers.Dropout(dropout, seed=seed + 1)(x)
-    kind = {"lstm": layers.LSTM, "gru": layers.GRU}[cell]
-    reader = kind(int(str(settings["units"])), return_sequences=True, name="reader")
-    if settings["bidirectional"] == "yes":
-        reader = layers.Bidirectional(reader, name="reader")
-    states = reader(x, mask=ops.greater(present, 0.5))
-    states = layers.Dropout(dropout, seed=seed + 2)(states)
-    begin = "glorot_uniform" if own is None else "zeros"
-    steps = layers.Dense(1, kernel_initializer=begin, name="step")(states)
-    evidence = layers.Dense(1, kernel_initializer=begin, name="evidence")(states)
-    if own is not None:
-        decisions = features[..., :1] * own[1] + own[0]
-        steps, evidence = steps + decisions, evidence + decisions
-    there = ops.expand_dims(present, -1)
-    whole = ops.logsumexp(evidence + (there - 1) * 1e9, axis=1) - ops.log(ops.sum(there, axis=1))
-    return keras.Model({"features": features, "present": present}, {"steps": steps, "whole": whole})

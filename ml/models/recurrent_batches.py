@@ -4,7 +4,8 @@ scans.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -54,78 +55,23 @@ def scans_drawn(
     The scans `weak_scans` are drawn whole, however long: a part of a positive scan may be negative,
     and drawing only parts of negative ones would bias the network.
     """
-    scans = np.union1d(task.scans[learn], weak_scans)
-    places = [np.flatnonzero(task.scans == scan) for scan in scans]
-    slice_weights = np.zeros(len(task.labels), np.float32)
-    slice_weights[learn] = sample_weights(
-        task.labels[learn], task.sources[learn], task.groups[learn]
-    )
-    labels_of_scans = [task.given_scan_labels.get(int(scan), UNKNOWN) for scan in scans]
-    is_weak = np.isin(scans, weak_scans)
-    truth_of = np.array(
-        [max(task.labels[at].max(), said) for at, said in zip(places, labels_of_scans, strict=True)]
-    )
-    source_of = np.array([task.sources[at[0]] for at in places])
-    share_of = np.array([(truth_of[source_of == source] == 1).mean() for source in source_of])
-    length = max(
-        len(at) if whole else min(len(at), MOST_SLICES)
-        for at, whole in zip(places, is_weak, strict=True)
-    )
-    batches = int(np.clip(-(-2 * len(scans) // SCANS), 1, MOST_BATCHES))
+    scans = _Scans.of(task, learn, weak_scans)
+    batches = int(np.clip(-(-2 * len(scans.places) // SCANS), 1, MOST_BATCHES))
     copies, _, width = features.shape
-
-    def whole_weight(number: int, is_part: bool) -> float:
-        if is_part:
-            return 1.0
-        share = share_of[number]
-        return (
-            0.0 if share in (0, 1) else float(0.5 / (share if truth_of[number] == 1 else 1 - share))
-        )
 
     def draw(seed: int) -> Iterator[Batch]:
         random = np.random.default_rng(seed)
         for _ in range(batches):
-            inputs, present = (
-                np.zeros((SCANS, length, width), np.float32),
-                np.zeros((SCANS, length), np.float32),
-            )
-            steps, weights = (
-                np.zeros((SCANS, length, 1), np.float32),
-                np.zeros((SCANS, length), np.float32),
-            )
+            shape = SCANS, scans.longest
+            inputs, present = np.zeros((*shape, width), np.float32), np.zeros(shape, np.float32)
+            steps, weights = np.zeros((*shape, 1), np.float32), np.zeros(shape, np.float32)
             whole, whole_weights = np.zeros((SCANS, 1), np.float32), np.zeros(SCANS, np.float32)
             for row in range(SCANS):
-                number = int(random.integers(len(scans)))
-                at = places[number]
-                wanted = (
-                    len(at)
-                    if random.random() < WHOLE_SHARE
-                    else int(random.integers(1, len(at) + 1))
-                )
-                wanted = len(at) if is_weak[number] else min(wanted, MOST_SLICES)
-                first = int(random.integers(len(at) - wanted + 1))
-                is_part = wanted < len(at)
-                at = at[first : first + wanted]
-                if random.random() < 0.5:
-                    at = at[::-1]
-                labels = task.labels[at]
-                inputs[row, :wanted] = features[random.integers(copies), at]
-                present[row, :wanted], steps[row, :wanted, 0], weights[row, :wanted] = (
-                    1,
-                    labels == 1,
-                    slice_weights[at],
-                )
-                whole[row] = float(
-                    (labels == 1).any() or (labels_of_scans[number] == 1 and not is_part)
-                )
-                # The scan decision of a single slice is its slice decision; unlabeled slices may be
-                # positive unless the scan is labeled negative.
-                known = wanted > 1 and (
-                    whole[row, 0] == 1
-                    or labels_of_scans[number] == 0
-                    or not (labels == UNKNOWN).any()
-                )
-                whole_weights[row] = whole_weight(number, is_part) if known else 0.0
+                number, at, is_part = scans.drawn(random)
+                n = len(at)
+                inputs[row, :n], present[row, :n] = features[random.integers(copies), at], 1
+                steps[row, :n, 0], weights[row, :n] = task.labels[at] == 1, scans.slice_weights[at]
+                whole[row], whole_weights[row] = scans.whole(number, at, is_part)
             yield (
                 {"features": inputs, "present": present},
                 {"steps": steps, "whole": whole},
@@ -133,3 +79,81 @@ def scans_drawn(
             )
 
     return batches, draw
+
+
+@dataclass(frozen=True)
+class _Scans:
+    """The s training scans.
+
+    Attributes:
+        labels: (n,) of all slices of the task.
+        places: the positions of the slices of each scan.
+        slice_weights: (n,) of all slices of the task.
+        labels_of_scans: (s,) scan-level labels, `UNKNOWN` where there is none.
+        is_weak: (s,) True for scans with a scan-level label and no labeled slice.
+        weights: (s,) of the scan output for a whole scan, 0 if all scans of its data set are of one
+            class.
+    """
+
+    labels: np.ndarray
+    places: Sequence[np.ndarray]
+    slice_weights: np.ndarray
+    labels_of_scans: Sequence[int]
+    is_weak: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, task: FitTask, learn: np.ndarray, weak_scans: np.ndarray) -> _Scans:
+        """Return the scans of the slices at `learn`, and the scans `weak_scans`."""
+        scans = np.union1d(task.scans[learn], weak_scans)
+        places = [np.flatnonzero(task.scans == scan) for scan in scans]
+        slice_weights = np.zeros(len(task.labels), np.float32)
+        slice_weights[learn] = sample_weights(
+            task.labels[learn], task.sources[learn], task.groups[learn]
+        )
+        labels_of_scans = [task.given_scan_labels.get(int(scan), UNKNOWN) for scan in scans]
+        truth = np.array(
+            [
+                max(task.labels[at].max(), said)
+                for at, said in zip(places, labels_of_scans, strict=True)
+            ]
+        )
+        sources = np.array([task.sources[at[0]] for at in places])
+        shares = np.array([(truth[sources == source] == 1).mean() for source in sources])
+        of_class = np.where(truth == 1, shares, 1 - shares)
+        one_class = (shares == 0) | (shares == 1)
+        weights = np.where(one_class, 0.0, 0.5 / np.where(one_class, 1.0, of_class))
+        return cls(
+            task.labels, places, slice_weights, labels_of_scans, np.isin(scans, weak_scans), weights
+        )
+
+    @property
+    def longest(self) -> int:
+        """The number of slices of the longest sequence."""
+        return max(
+            len(at) if whole else min(len(at), MOST_SLICES)
+            for at, whole in zip(self.places, self.is_weak, strict=True)
+        )
+
+    def drawn(self, random: np.random.Generator) -> tuple[int, np.ndarray, bool]:
+        """Return the number of a scan, positions of all or some of its slices in the order in which
+        they are read, and whether they are a part of it.
+        """
+        number = int(random.integers(len(self.places)))
+        at = self.places[number]
+        wanted = len(at) if random.random() < WHOLE_SHARE else int(random.integers(1, len(at) + 1))
+        wanted = len(at) if self.is_weak[number] else min(wanted, MOST_SLICES)
+        first = int(random.integers(len(at) - wanted + 1))
+        is_part = wanted < len(at)
+        at = at[first : first + wanted]
+        return number, at[::-1] if random.random() < 0.5 else at, is_part
+
+    def whole(self, number: int, at: np.ndarray, is_part: bool) -> tuple[float, float]:
+        """Return label, 1 or 0, and weight of the scan output for the drawn part of a scan."""
+        labels, of_scan = self.labels[at], self.labels_of_scans[number]
+        bleeds = bool((labels == 1).any() or (of_scan == 1 and not is_part))
+        # The scan decision of a single slice is its slice decision; unlabeled slices may be
+        # positive unless the scan is labeled negative.
+        known = len(at) > 1 and (bleeds or of_scan == 0 or not (labels == UNKNOWN).any())
+        weight = 1.0 if is_part else float(self.weights[number])
+        return float(bleeds), weight if known else 0.0

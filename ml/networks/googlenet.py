@@ -181,7 +181,6 @@ class GoogLeNet:
             coordinate_transformation_mode="asymmetric",
             nearest_mode="floor",
         )
-        side, channels = self.maps_shape(size)
         coarse = graph.add("Slice", [coarse, "crop_from", "crop_to", "crop_axes"])
         x = graph.add("Relu", [graph.add("Add", [fine, coarse])])
         x = graph.convolution(x, "pyramid_joined")
@@ -191,19 +190,8 @@ class GoogLeNet:
         x = graph.add("Add", ["maps_one_way", graph.add("Slice", ["maps_other_way", *FLIP])])
         x = graph.add("Mul", [x, "half"])
         graph.nodes.append(helper.make_node("Transpose", [x], ["maps"], perm=[0, 2, 3, 1]))
-        graph.constants += [
-            numpy_helper.from_array(np.array(values), name)
-            for name, values in (
-                *FLIP.items(),
-                ("imagenet_mean", np.array(ORIGINAL.mean, np.float32).reshape(1, 3, 1, 1)),
-                ("imagenet_std", np.array(ORIGINAL.std, np.float32).reshape(1, 3, 1, 1)),
-                ("twice", np.array([1, 1, 2, 2], np.float32)),
-                ("crop_from", [0, 0]),
-                ("crop_to", [side, side]),
-                ("crop_axes", [2, 3]),
-                ("half", np.float32(0.5)),
-            )
-        ]
+        side, channels = self.maps_shape(size)
+        graph.constants += _constants(side)
         made = model_of(
             graph.nodes,
             "googlenet",
@@ -212,6 +200,23 @@ class GoogLeNet:
             graph.constants,
         )
         return serialized(made)
+
+
+def _constants(side: int) -> list[TensorProto]:
+    """Return the graph's constants beside weights; `side` is that of the maps."""
+    return [
+        numpy_helper.from_array(np.array(values), name)
+        for name, values in (
+            *FLIP.items(),
+            ("imagenet_mean", np.array(ORIGINAL.mean, np.float32).reshape(1, 3, 1, 1)),
+            ("imagenet_std", np.array(ORIGINAL.std, np.float32).reshape(1, 3, 1, 1)),
+            ("twice", np.array([1, 1, 2, 2], np.float32)),
+            ("crop_from", [0, 0]),
+            ("crop_to", [side, side]),
+            ("crop_axes", [2, 3]),
+            ("half", np.float32(0.5)),
+        )
+    ]
 
 
 def quantized(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

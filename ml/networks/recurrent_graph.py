@@ -8,6 +8,7 @@ output; those of a GRU are in the same order in both, and Keras's reset after th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,77 +22,120 @@ from ml.networks.fine_tuning import Tuned
 from ml.networks.onnx_graph import model_of, serialized
 
 
-def head_to_onnx(
-    cell: str,
-    reader: Sequence[np.ndarray],
-    dense: Mapping[str, Sequence[np.ndarray]],
-    mean: np.ndarray,
-    spread: np.ndarray,
-    platt: Platt,
-    scan_platt: Platt,
-    maps: Sequence[int],
-    *,
-    by_rows: bool,
-    cells: Tuned | None = None,
-) -> bytes:
-    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
-    (1,).
+@dataclass(frozen=True, kw_only=True)
+class RecurrentHead:
+    """A trained recurrent head.
 
-    Args:
+    Attributes:
         cell: "lstm" or "gru".
         reader: Keras's kernel, recurrent kernel and bias, of one direction or of two.
         dense: kernel and bias of the layers "projection", "step" and "evidence".
         mean, spread: (f,) of the standardization.
-        platt, scan_platt: calibrations of slices and scans.
         maps: h, w, c.
         by_rows: the sequence is the rows of each slice, not the slices.
         cells: the cells whose scores are the input and are corrected (`ml.networks.cells`); None
             for pooled maps.
     """
-    values: dict[str, np.ndarray] = {"mean": mean, "spread": spread, **_gates(cell, reader)}
-    for name, (kernel, bias) in dense.items():
+
+    cell: str
+    reader: Sequence[np.ndarray]
+    dense: Mapping[str, Sequence[np.ndarray]]
+    mean: np.ndarray
+    spread: np.ndarray
+    maps: Sequence[int]
+    by_rows: bool
+    cells: Tuned | None = None
+
+
+def head_to_onnx(head: RecurrentHead, platt: Platt, scan_platt: Platt) -> bytes:
+    """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
+    (1,).
+
+    Args:
+        head: what was trained.
+        platt, scan_platt: calibrations of slices and scans.
+    """
+    gates = _gates(head.cell, head.reader)
+    features, constants = _features(head)
+    nodes = [*features, *_states(head, gates["R"]), *_whole(head)]
+    outputs: list[tuple[str, Sequence[str | int]]] = [("whole", ["N", 1])]
+    if not head.by_rows:
+        nodes += _slices_and_scan(head)
+        outputs = [("own", ["N", 1]), ("scan", [1])]
+    used = {name for node in nodes for name in node.input}
+    model = model_of(
+        nodes,
+        "reader",
+        [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", *head.maps])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
+        [one for one in (*_constants(head, gates), *constants) if one.name in used],
+    )
+    model = compose.add_prefix(model, "reader_", rename_inputs=False)
+    if head.by_rows:
+        answers, joints = answer_graph(platt, scan_platt), [("reader_whole", "decision")]
+    else:
+        answers = calibration_graph(platt, scan_platt)
+        joints = [("reader_own", "decision"), ("reader_scan", "scan_decision")]
+    whole = compose.merge_models(model, answers, io_map=joints)
+    return serialized(whole)
+
+
+def _constants(head: RecurrentHead, gates: Mapping[str, np.ndarray]) -> list[onnx.TensorProto]:
+    values: dict[str, np.ndarray] = {"mean": head.mean, "spread": head.spread, **gates}
+    for name, (kernel, bias) in head.dense.items():
         values |= {f"{name}_W": kernel, f"{name}_b": bias}
-    units, directions = values["R"].shape[2], values["R"].shape[0]
-    constants = [
+    directions, _, units = gates["R"].shape
+    shapes = {
+        "one": [1],
+        "each_step": [0, 0, directions * units],
+        "line": [-1, 1],
+        "single": [1],
+        "zero": [0],
+    }
+    return [
         numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name)
         for name, value in values.items()
+    ] + [numpy_helper.from_array(np.array(shape, np.int64), name) for name, shape in shapes.items()]
+
+
+def _features(head: RecurrentHead) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Return nodes "maps" -> "features" (N, f), or (N, h, f) of rows, and their constants; where
+    cells are read also "corrected" (N, 1, 1), what they decided.
+    """
+    if head.cells is not None:
+        nodes, constants = evidence_nodes(head.cells, head.maps[0], head.maps[2])
+        corrected = helper.make_node("Unsqueeze", ["cells_decision", "one"], ["corrected"])
+        return [*nodes, corrected], constants
+    axes = [2] if head.by_rows else [1, 2]
+    nodes = [
+        helper.make_node("ReduceMean", ["maps"], ["average"], axes=axes, keepdims=0),
+        helper.make_node("ReduceMax", ["maps"], ["highest_value"], axes=axes, keepdims=0),
+        helper.make_node("Concat", ["average", "highest_value"], ["features"], axis=-1),
     ]
-    places = (
-        ("one", [1]),
-        ("each_step", [0, 0, directions * units]),
-        ("line", [-1, 1]),
-        ("single", [1]),
-        ("zero", [0]),
-    )
-    constants += [
-        numpy_helper.from_array(np.array(value, np.int64), name) for name, value in places
-    ]
-    axes = [2] if by_rows else [1, 2]
-    more: dict[str, Any] = {"lstm": {}, "gru": {"linear_before_reset": 1}}[cell]
+    return nodes, []
+
+
+def _states(head: RecurrentHead, recurrent: np.ndarray) -> list[onnx.NodeProto]:
+    """Return nodes "features" -> "states" (steps, sequences, directions x units)."""
+    directions, _, units = recurrent.shape
     direction = "bidirectional" if directions == 2 else "forward"
-    if cells is None:
-        nodes = [
-            helper.make_node("ReduceMean", ["maps"], ["average"], axes=axes, keepdims=0),
-            helper.make_node("ReduceMax", ["maps"], ["highest_value"], axes=axes, keepdims=0),
-            helper.make_node("Concat", ["average", "highest_value"], ["features"], axis=-1),
-        ]
-    else:
-        nodes, more_constants = evidence_nodes(cells, maps[0], maps[2])
-        nodes.append(helper.make_node("Unsqueeze", ["cells_decision", "one"], ["corrected"]))
-        constants += more_constants
-    nodes += [
+    more: dict[str, Any] = {"linear_before_reset": 1} if head.cell == "gru" else {}
+    # The reader takes (steps, sequences, numbers): slices are the steps of one sequence, rows those
+    # of a sequence for each slice.
+    as_sequence = (
+        helper.make_node("Transpose", ["projected"], ["sequence"], perm=[1, 0, 2])
+        if head.by_rows
+        else helper.make_node("Unsqueeze", ["projected", "one"], ["sequence"])
+    )
+    return [
         helper.make_node("Sub", ["features", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "spread"], ["standard"]),
         helper.make_node("MatMul", ["standard", "projection_W"], ["projection_product"]),
         helper.make_node("Add", ["projection_product", "projection_b"], ["projection_sum"]),
         helper.make_node("Relu", ["projection_sum"], ["projected"]),
-        # The recurrent layer takes (steps, sequences, features): slices are the steps of one
-        # sequence; rows are the steps of one sequence per slice.
-        helper.make_node("Transpose", ["projected"], ["sequence"], perm=[1, 0, 2])
-        if by_rows
-        else helper.make_node("Unsqueeze", ["projected", "one"], ["sequence"]),
+        as_sequence,
         helper.make_node(
-            cell.upper(),
+            head.cell.upper(),
             ["sequence", "W", "R", "B"],
             ["Y"],
             hidden_size=units,
@@ -100,44 +144,33 @@ def head_to_onnx(
         ),
         helper.make_node("Transpose", ["Y"], ["both_directions"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["both_directions", "each_step"], ["states"]),
-        *_decided("evidence", cells),
+    ]
+
+
+def _whole(head: RecurrentHead) -> list[onnx.NodeProto]:
+    """Return nodes "states" -> "whole" (sequences, 1): the smooth maximum of the evidence."""
+    return [
+        *_decided("evidence", head.cells),
         helper.make_node("ReduceLogSumExp", ["evidence"], ["summed"], axes=[0], keepdims=0),
         helper.make_node("Shape", ["states"], ["shape"], start=0, end=1),
         helper.make_node("Cast", ["shape"], ["steps"], to=TensorProto.FLOAT),
         helper.make_node("Log", ["steps"], ["log_steps"]),
         helper.make_node("Sub", ["summed", "log_steps"], ["whole"]),
     ]
-    outputs: list[tuple[str, Sequence[str | int]]] = [("whole", ["N", 1])]
-    if not by_rows:
-        nodes += [
-            *_decided("step", cells),
-            helper.make_node("Reshape", ["step", "line"], ["own"]),
-            helper.make_node("Equal", ["shape", "single"], ["stands_alone"]),
-            helper.make_node("ReduceMax", ["own"], ["largest_own"], axes=[0, 1], keepdims=0),
-            helper.make_node("Squeeze", ["whole"], ["whole_number"]),
-            helper.make_node("Where", ["stands_alone", "largest_own", "whole_number"], ["scan"]),
-        ]
-        outputs = [("own", ["N", 1]), ("scan", [1])]
-    height, width, channels = maps
-    used = {name for node in nodes for name in node.input}
-    model = model_of(
-        nodes,
-        "reader",
-        [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", height, width, channels])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs],
-        [constant for constant in constants if constant.name in used],
-    )
-    model = compose.add_prefix(model, "reader_", rename_inputs=False)
-    if by_rows:
-        whole = compose.merge_models(
-            model, answer_graph(platt, scan_platt), io_map=[("reader_whole", "decision")]
-        )
-    else:
-        answers = calibration_graph(platt, scan_platt)
-        whole = compose.merge_models(
-            model, answers, io_map=[("reader_own", "decision"), ("reader_scan", "scan_decision")]
-        )
-    return serialized(whole)
+
+
+def _slices_and_scan(head: RecurrentHead) -> list[onnx.NodeProto]:
+    """Return nodes "states" and "whole" -> "own" (N, 1) of slices, and "scan" (1,), which is that
+    of the slice where there is but one.
+    """
+    return [
+        *_decided("step", head.cells),
+        helper.make_node("Reshape", ["step", "line"], ["own"]),
+        helper.make_node("Equal", ["shape", "single"], ["stands_alone"]),
+        helper.make_node("ReduceMax", ["own"], ["largest_own"], axes=[0, 1], keepdims=0),
+        helper.make_node("Squeeze", ["whole"], ["whole_number"]),
+        helper.make_node("Where", ["stands_alone", "largest_own", "whole_number"], ["scan"]),
+    ]
 
 
 def _decided(name: str, cells: Tuned | None) -> list[onnx.NodeProto]:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ml.artifacts.card import InitialWeights
 from ml.catalogue import architecture_named
 from ml.checkpoints import digest
 from ml.errors import SettingError
+from ml.figures import Metrics
 
 Protocol = Literal["honest", "leaked"]
 IMAGES_TIMED = 200
@@ -117,9 +119,9 @@ class Cell:
             self.name, json.dumps([self.settings, self.folds, self.repeats], sort_keys=True)
         )[:16]
 
-    def is_in(self, results: Mapping[str, Mapping[str, Any]]) -> bool:
+    def is_in(self, results: Mapping[str, CellResult]) -> bool:
         """Return whether the results, keyed by name, contain this cell with the same settings."""
-        return self.name in results and results[self.name]["identity"] == self.identity
+        return self.name in results and results[self.name].identity == self.identity
 
     @property
     def features_from(self) -> str:
@@ -134,6 +136,54 @@ class Cell:
         kind = "rows" if self.architecture in ("cnn_lstm", "cnn_gru") else self.architecture
         settings = {name: value for name, value in self.settings.items() if name not in HEADS_ALONE}
         return f"{pictures}-{digest(kind, json.dumps(settings, sort_keys=True))[:12]}"
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell gave.
+
+    Attributes:
+        name, identity, architecture, restructured, augmentation, protocol, settings, folds,
+            repeats: of the cell.
+        epochs: of the network that learned last.
+        seconds: what the fits took.
+        metrics: by level; patients are a level where their scans have several slices.
+    """
+
+    name: str
+    identity: str
+    architecture: str
+    restructured: bool
+    augmentation: int
+    protocol: str
+    settings: dict[str, Any]
+    folds: int
+    repeats: int
+    epochs: int
+    seconds: float
+    metrics: dict[str, Metrics]
+
+
+@dataclass(frozen=True)
+class PaperResults:
+    """What the experiment has so far: cells.json.
+
+    Attributes:
+        identity: digest of what all cells hang on.
+        dataset, images, groups: of the data set: its name, labeled images and groups.
+        initial_weights, seed, command, notes: of the experiment.
+        cells: the results, honest and leaked beside each other.
+    """
+
+    identity: str
+    dataset: str
+    images: int
+    groups: int
+    initial_weights: InitialWeights
+    seed: int
+    command: str
+    notes: list[str]
+    cells: list[CellResult]
 
 
 def plan(
@@ -193,12 +243,12 @@ def _cell(
     )
 
 
-def expected_left_s(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]) -> float:
+def expected_left_s(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> float:
     """Estimate the seconds that the remaining cells will take, from those that are done."""
     done = [cell for cell in cells if cell.is_in(results)]
     expected, took = (
         sum(cell.expected_s for cell in done),
-        sum(results[cell.name]["seconds"] for cell in done),
+        sum(results[cell.name].seconds for cell in done),
     )
     return sum(cell.expected_s for cell in cells if not cell.is_in(results)) * (
         took / expected if expected else 1.0

@@ -20,35 +20,59 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 import numpy as np
 
 from ml.catalogue import architecture_named
 from ml.checkpoints import digest, load_json, save_json
-from ml.datasets.pool import start_of
+from ml.datasets.pool import Pool, Start, choose_start, join_datasets, pool_datasets
 from ml.datasets.read import Dataset
 from ml.datasets.seen_images import describe_weights
 from ml.errors import SettingError
 from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import metrics_with_intervals
 from ml.evaluation.result_tables import network_epochs
+from ml.figures import Metrics
 from ml.models.contract import RECIPE
 from ml.models.features import usual_epochs
-from ml.paper.cells import EFFORTS, Cell, expected_left_s, plan
+from ml.paper.cells import EFFORTS, Cell, CellResult, PaperResults, expected_left_s, plan
 from ml.preprocessing.model_input import InputSpec
 from ml.training.controls import leak
 from ml.training.cross_validation import OutOfFold, Tell, cross_validate
 from ml.training.experiment import Experiment
 from ml.training.inputs import read_inputs
 from ml.training.progress import Meter, Progress
+from ml.typed_json import JsonError, from_json, to_json
 
-__all__ = ["plan", "run_paper"]
+__all__ = ["Watcher", "plan", "run_paper"]
 
 READING_S = 10.0
+Report = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Callbacks of an experiment of hours.
+
+    Attributes:
+        on_progress: called after every step.
+        on_plan: called with (cells, cells done, expected seconds of the rest) before the first cell
+            and after each.
+        on_cell: called with the results so far after each cell.
+        should_stop: called at least once per batch.
+    """
+
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    on_plan: Callable[[int, int, float], None] = lambda cells, done, seconds: None
+    on_cell: Callable[[PaperResults], object] = lambda found: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+NOBODY = Watcher()
 
 
 def run_paper(
@@ -59,11 +83,8 @@ def run_paper(
     init: Path | Literal["random", "starter"],
     seed: int = 0,
     command: str = "",
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    on_plan: Callable[[int, int, float], None] = lambda cells, done, seconds: None,
-    on_cell: Callable[[dict[str, Any]], object] = lambda found: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
+    watcher: Watcher = NOBODY,
+) -> PaperResults:
     """Run the cells that are not done yet and return the contents of `out_dir/cells.json`.
 
     Called again on the same folder, it resumes at the cell, fold and epoch where it stopped.
@@ -76,95 +97,106 @@ def run_paper(
         init: initial weights: "random", "starter", a file, or a model folder.
         seed: random seed; all honest cells use the same folds.
         command: the command line, for the report.
-        on_progress: called after every step.
-        on_plan: called with (cells, cells done, expected seconds of the rest) before the first cell
-            and after each.
-        on_cell: called with the results so far after each cell, to show progress in an experiment
-            of hours.
-        should_stop: called at least once per batch.
+        watcher: callbacks, which may stop it.
 
     Raises:
         DatasetError: the data cannot be used for training or testing, or the initial weights have
             seen them.
         SettingError: the folder holds results for other data, weights or seed.
         ArtifactError: the initial weights are unusable.
-        TrainingStopped: `should_stop` returned True.
+        TrainingStopped: the watcher's `should_stop` returned True.
     """
-    start, pool = start_of(init, "alexnet", [dataset], max(cell.folds for cell in cells))
-    facts: dict[str, Any] = {
-        "identity": digest(
-            dataset.fingerprint, seed, json.dumps([RECIPE, describe_weights(start)], sort_keys=True)
-        ),
-        "dataset": dataset.name,
-        "images": int(pool.known.sum()),
-        "groups": len(np.unique(pool.groups[pool.known])),
-        "initial_weights": describe_weights(start),
-        "seed": seed,
-        "command": command,
-        "notes": list(pool.notes),
-    }
-    saved: dict[str, Any] = load_json(out_dir / "cells.json") or facts | {"cells": []}
-    if saved["identity"] != facts["identity"]:
+    joined = join_datasets([dataset])
+    start = choose_start(init, "alexnet", joined, max(cell.folds for cell in cells))
+    pool = pool_datasets(joined, start)
+    nothing = _without_cells(dataset, pool, start.weights, seed, command)
+    results = {result.name: result for result in _kept(out_dir, nothing).cells}
+    meter = Meter(watcher.on_progress, watcher.should_stop)
+
+    def tell_plan() -> None:
+        done = sum(cell.is_in(results) for cell in cells)
+        watcher.on_plan(len(cells), done, expected_left_s(cells, results))
+
+    tell_plan()
+    bench: _Bench | None = None
+    whole_s, behind_s = READING_S + sum(cell.expected_s for cell in cells), 0.0
+    for number, cell in enumerate(cells, start=1):
+        begin = behind_s / whole_s, (behind_s + READING_S) / whole_s
+        behind_s += cell.expected_s
+        if cell.is_in(results):
+            continue
+        if bench is None:
+            reading = meter.within("reading images", *begin)
+            bench = _Bench.read(pool, start, seed, cell, out_dir / "cache", reading)
+        tell_cell = meter.between(begin[1], (behind_s + READING_S) / whole_s)
+        tell = _named(tell_cell, f"cell {number} of {len(cells)}, {cell.name}: ")
+        results[cell.name] = _judged(cell, bench, out_dir / "checkpoint" / cell.identity, tell)
+        found = replace(nothing, cells=_in_order(results))
+        save_json(out_dir / "cells.json", to_json(found))
+        watcher.on_cell(found)
+        shutil.rmtree(out_dir / "checkpoint" / cell.identity, ignore_errors=True)
+        keras.utils.clear_session()  # hundreds of networks are built in one process
+        tell_plan()
+    for name in ("checkpoint", "cache"):
+        shutil.rmtree(out_dir / name, ignore_errors=True)
+    meter.tell("done", 1.0, {})
+    return replace(nothing, cells=_in_order(results))
+
+
+def _without_cells(
+    dataset: Dataset, pool: Pool, weights: Path | str, seed: int, command: str
+) -> PaperResults:
+    """Return the experiment before its first cell."""
+    described = describe_weights(weights)
+    decided_by = json.dumps([RECIPE, to_json(described)], sort_keys=True)
+    return PaperResults(
+        identity=digest(dataset.fingerprint, seed, decided_by),
+        dataset=dataset.name,
+        images=int(pool.known.sum()),
+        groups=len(np.unique(pool.groups[pool.known])),
+        initial_weights=described,
+        seed=seed,
+        command=command,
+        notes=list(pool.notes),
+        cells=[],
+    )
+
+
+def _kept(out_dir: Path, nothing: PaperResults) -> PaperResults:
+    """Return what the folder has of this experiment.
+
+    Raises:
+        SettingError: it is another one's, or of another version.
+    """
+    kept = load_json(out_dir / "cells.json")
+    if kept is None:
+        return nothing
+    if kept["identity"] != nothing.identity:
         raise SettingError(
             f"The folder {out_dir.name} holds results for other data, weights or seed; give"
             " another folder."
         )
-    results: dict[str, dict[str, Any]] = {result["name"]: result for result in saved["cells"]}
-    meter = Meter(on_progress, should_stop)
-    whole_s = READING_S + sum(cell.expected_s for cell in cells)
-    on_plan(len(cells), sum(cell.is_in(results) for cell in cells), expected_left_s(cells, results))
-    behind_s, bench = 0.0, None
-    for number, cell in enumerate(cells):
-        if cell.is_in(results):
-            behind_s += cell.expected_s
-            continue
-        if bench is None:
-            reading = meter.within(
-                "reading images", behind_s / whole_s, (behind_s + READING_S) / whole_s
-            )
-            spec = InputSpec.from_settings(cell.settings)
-            inputs = read_inputs(pool.examples, spec, out_dir / "cache", reading)
-            how = {
-                "architecture": cell.architecture,
-                "settings": cell.settings,
-                "seed": seed,
-                "init": start,
-                "shared": out_dir / "cache",
-            }
-            bench = _Bench(Experiment.of(pool, inputs, **how), spec, {})
-        began = (READING_S + behind_s) / whole_s
-        tell_cell = meter.between(began, began + cell.expected_s / whole_s)
+    try:
+        return from_json(PaperResults, kept)
+    except JsonError as err:
+        raise SettingError(
+            f"{out_dir.name}/cells.json {err}; another version wrote it, so give another folder."
+        ) from err
 
-        def tell(
-            stage: str,
-            share: float,
-            figures: Mapping[str, float],
-            cell: Cell = cell,
-            number: int = number,
-            at: Tell = tell_cell,
-        ) -> None:
-            at(f"cell {number + 1} of {len(cells)}, {cell.name}: {stage}", share, figures)
 
-        checkpoint = out_dir / "checkpoint" / cell.identity
-        experiment = bench.material_of(cell, tell)
-        out_of_fold = cross_validate(
-            experiment, cell.folds, cell.repeats, checkpoint, _later(tell, cell)
-        )
-        results[cell.name] = _result(
-            cell, out_of_fold, _epochs(cell, len(experiment.labeled)), seed
-        )
-        save_json(out_dir / "cells.json", facts | {"cells": _in_order(results)})
-        on_cell(facts | {"cells": _in_order(results)})
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        keras.utils.clear_session()  # hundreds of networks are built in one process
-        behind_s += cell.expected_s
-        on_plan(
-            len(cells), sum(one.is_in(results) for one in cells), expected_left_s(cells, results)
-        )
-    for name in ("checkpoint", "cache"):
-        shutil.rmtree(out_dir / name, ignore_errors=True)
-    meter.tell("done", 1.0, {})
-    return facts | {"cells": _in_order(results)}
+def _named(tell: Tell, name: str) -> Tell:
+    """Return a progress callback whose stages begin with that name."""
+    return lambda stage, share, figures: tell(name + stage, share, figures)
+
+
+def _judged(cell: Cell, bench: _Bench, checkpoint: Path, tell: Tell) -> CellResult:
+    """Return the results of a cell, resuming from its checkpoint."""
+    experiment = bench.material_of(cell, tell)
+    out_of_fold = cross_validate(
+        experiment, cell.folds, cell.repeats, checkpoint, _later(tell, cell)
+    )
+    epochs = _epochs(cell, len(experiment.labeled))
+    return _result(cell, out_of_fold, epochs, bench.pictures.seed)
 
 
 @dataclass(frozen=True)
@@ -175,7 +207,24 @@ class _Bench:
 
     pictures: Experiment
     spec: InputSpec
-    enlarged: dict[str, Experiment]
+    enlarged: dict[str, Experiment] = field(default_factory=dict)
+
+    @classmethod
+    def read(
+        cls, pool: Pool, start: Start, seed: int, cell: Cell, cache: Path, report: Report
+    ) -> _Bench:
+        """Read all images with a cell's preprocessing."""
+        spec = InputSpec.from_settings(cell.settings)
+        pictures = Experiment.of(
+            pool,
+            read_inputs(pool.examples, spec, cache, report),
+            architecture=cell.architecture,
+            settings=cell.settings,
+            seed=seed,
+            init=start.weights,
+            shared=cache,
+        )
+        return cls(pictures, spec)
 
     def material_of(self, cell: Cell, tell: Tell) -> Experiment:
         """Return the training and test data of a cell."""
@@ -237,44 +286,42 @@ def _epochs(cell: Cell, images: int) -> int:
     return network_epochs(cell.settings)
 
 
-def _result(cell: Cell, out_of_fold: OutOfFold, epochs: int, seed: int) -> dict[str, Any]:
-    """Return a cell's results as JSON, with patient-level metrics where scans have several
-    slices.
-    """
+def _result(cell: Cell, out_of_fold: OutOfFold, epochs: int, seed: int) -> CellResult:
+    """Return a cell's results, with patient-level metrics where scans have several slices."""
     levels = {"slice": out_of_fold.slices}
     if len(out_of_fold.scans.at) < len(out_of_fold.slices.at):
         levels["patient"] = out_of_fold.scans
-    return {
-        "name": cell.name,
-        "identity": cell.identity,
-        "architecture": cell.architecture,
-        "restructured": cell.restructured,
-        "augmentation": cell.augmentation,
-        "protocol": cell.protocol,
-        "settings": dict(cell.settings),
-        "folds": cell.folds,
-        "repeats": cell.repeats,
-        "epochs": epochs,
-        "seconds": round(out_of_fold.seconds, 1),
-        "metrics": {level: _metrics(answers, seed) for level, answers in levels.items()},
-    }
+    return CellResult(
+        name=cell.name,
+        identity=cell.identity,
+        architecture=cell.architecture,
+        restructured=cell.restructured,
+        augmentation=cell.augmentation,
+        protocol=cell.protocol,
+        settings=dict(cell.settings),
+        folds=cell.folds,
+        repeats=cell.repeats,
+        epochs=epochs,
+        seconds=round(out_of_fold.seconds, 1),
+        metrics={level: _metrics(answers, seed) for level, answers in levels.items()},
+    )
 
 
-def _metrics(answers: Answers, seed: int) -> dict[str, dict[str, Any]]:
+def _metrics(answers: Answers, seed: int) -> Metrics:
     return metrics_with_intervals(
         answers.labels, answers.probabilities, answers.predicted, answers.groups, seed
     )
 
 
-def _in_order(results: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _in_order(results: Mapping[str, CellResult]) -> list[CellResult]:
     """Return the results in display order: honest and leaked side by side."""
     order = list(EFFORTS)
     return sorted(
         results.values(),
-        key=lambda r: (
-            order.index(r["architecture"]),
-            r["restructured"],
-            r["augmentation"] > 1,
-            r["protocol"],
+        key=lambda result: (
+            order.index(result.architecture),
+            result.restructured,
+            result.augmentation > 1,
+            result.protocol,
         ),
     )

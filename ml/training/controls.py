@@ -8,16 +8,16 @@ signal.
                      protocol with data leakage would report
     random_weights   the run from random initial weights: the benefit of pretraining
 
-Each has {"name", "auroc", "accuracy", "seconds", "how"}, with metrics by slice as in
-`ml.evaluation.metrics`; a control that was not run gives the reason in "skipped". For random
-weights, "run_auroc" is the run's result on the same folds. Checkpoints are saved for each step.
+Each has an `ml.artifacts.card.Control`, with metrics by slice; a control that was not run gives the
+reason in `skipped`. For random weights, `run_auroc` is the run's result on the same folds.
+Checkpoints are saved for each step.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from sklearn.ensemble import RandomForestClassifier
 
+from ml.artifacts.card import Control
 from ml.catalogue import architecture_named
 from ml.checkpoints import load_json, save_json
 from ml.datasets.examples import UNKNOWN, Example
@@ -32,9 +33,11 @@ from ml.datasets.groups import stratified_group_folds
 from ml.errors import DatasetError
 from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import auroc, lower_bound_of_mean, metrics_with_intervals
+from ml.figures import Estimate, Metrics
 from ml.preprocessing.augmentation import augmented_copies
 from ml.training.cross_validation import Tell, cross_validate
 from ml.training.experiment import Experiment
+from ml.typed_json import from_json, to_json
 
 CHEAP_PERMUTATIONS, DEAR_PERMUTATIONS = 20, 5
 MOST_IMAGES_PERMUTED_WHOLE = 600
@@ -80,102 +83,96 @@ def fits_of_controls(
     return tuple(float(fits[name]) if learned_features else 1.0 for name in names)
 
 
-def run_controls(
-    experiment: Experiment,
-    examples: Sequence[Example],
-    learned_features: bool,
-    folds: int,
-    checkpoint: Path,
-    tell: Tell,
-) -> list[dict[str, Any]]:
-    """Run the controls of a run.
+@dataclass(frozen=True)
+class ControlledRun:
+    """A run whose controls are asked for.
 
-    Those not requested in the settings are reported as skipped.
-
-    Args:
-        material: the data of the run.
+    Attributes:
+        experiment: the data of the run.
         examples: its images, for file metadata.
         learned_features: whether the run trains convolutions; then permutations are expensive.
         folds: of the run.
+    """
+
+    experiment: Experiment
+    examples: Sequence[Example]
+    learned_features: bool
+    folds: int
+
+    @property
+    def first_fold(self) -> list[int] | None:
+        """The folds that a control is tested on: the first if convolutions are trained, else all
+        (None).
+        """
+        return [0] if self.learned_features else None
+
+    @property
+    def scope(self) -> str:
+        """The same in words."""
+        return (
+            f"the first of {self.folds} folds"
+            if self.learned_features
+            else (f"{self.folds} folds, once")
+        )
+
+
+def run_controls(run: ControlledRun, checkpoint: Path, tell: Tell) -> list[Control]:
+    """Run the controls of a run. Those not requested in the settings are reported as skipped.
+
+    Args:
+        run: the run.
         checkpoint: folder with finished controls and folds, which are not repeated.
         tell: progress callback.
     """
-    names = control_names(experiment.settings, learned_features)
-    fits = fits_of_controls(names, learned_features, len(experiment.labels))
+    names = control_names(run.experiment.settings, run.learned_features)
+    fits = fits_of_controls(names, run.learned_features, len(run.experiment.labels))
     results = []
     for number, name in enumerate(names):
-        before, own, of_all = sum(fits[:number]), fits[number], sum(fits)
-
-        def within(
-            stage: str,
-            share: float,
-            metrics: Mapping[str, float],
-            name: str = name,
-            before: float = before,
-            own: float = own,
-            of_all: float = of_all,
-        ) -> None:
-            tell(
-                f"control {name.replace('_', ' ')}: {stage}",
-                (before + share * own) / of_all,
-                metrics,
-            )
-
-        kept = checkpoint / f"control-{name}.json"
-        result = load_json(kept)
-        if result is None:
-            began = time.monotonic()
-            try:
-                result = {
-                    "name": name,
-                    **_run(
-                        name,
-                        experiment,
-                        examples,
-                        learned_features,
-                        folds,
-                        checkpoint / f"control-{name}",
-                        within,
-                    ),
-                }
-            except DatasetError as err:
-                result = {"name": name, "skipped": str(err)}
-            result.setdefault("seconds", time.monotonic() - began)
-            save_json(kept, result)
+        begin, own = sum(fits[:number]) / sum(fits), fits[number] / sum(fits)
+        within = _within(tell, f"control {name.replace('_', ' ')}: ", begin, own)
+        kept = load_json(checkpoint / f"control-{name}.json")
+        if kept is None:
+            result = _run(name, run, checkpoint / f"control-{name}", within)
+            save_json(checkpoint / f"control-{name}.json", to_json(result))
+        else:
+            result = from_json(Control, kept)
         results.append(result)
-    skipped = {"skipped": "not requested by the setting controls", "seconds": 0.0}
-    return results + [{"name": name, **skipped} for name in NAMES if name not in names]
+    reason = "not requested by the setting controls"
+    return results + [Control(name=name, skipped=reason) for name in NAMES if name not in names]
 
 
-def _run(
-    name: str,
-    experiment: Experiment,
-    examples: Sequence[Example],
-    learned_features: bool,
-    folds: int,
-    folder: Path,
-    tell: Tell,
-) -> dict[str, Any]:
-    match name:
-        case "permuted":
-            return _permuted(experiment, learned_features, folds, folder, tell)
-        case "metadata":
-            return _metadata(experiment, examples, folds, tell)
-        case "leaked":
-            return _leaked(experiment, learned_features, folds, folder, tell)
-    return _random_weights(experiment, learned_features, folds, folder, tell)
+def _within(tell: Tell, before: str, begin: float, own: float) -> Tell:
+    """Return a progress callback for a part of the controls, which begins at the share `begin` and
+    is `own` of the whole.
+    """
+    return lambda stage, share, metrics: tell(before + stage, begin + share * own, metrics)
 
 
-def blocked_because(controls: Sequence[Mapping[str, Any]]) -> str | None:
+def _run(name: str, run: ControlledRun, folder: Path, tell: Tell) -> Control:
+    began = time.monotonic()
+    try:
+        match name:
+            case "permuted":
+                return _permuted(run, folder, tell)
+            case "metadata":
+                return replace(_metadata(run, tell), seconds=time.monotonic() - began)
+            case "leaked":
+                return _leaked(run, folder, tell)
+        return _random_weights(run, folder, tell)
+    except DatasetError as err:
+        return Control(name=name, skipped=str(err), seconds=time.monotonic() - began)
+
+
+def blocked_because(controls: Sequence[Control]) -> str | None:
     """Return a sentence that blocks promotion if the permuted control is above chance, else
     None.
     """
     for control in controls:
-        bound = control.get("lower_99")
-        if control["name"] == "permuted" and bound is not None and bound > 0.5:
+        bound = control.lower_99
+        if control.auroc and bound is not None and bound > 0.5:
             return (
                 "With labels permuted between groups, the run still reaches an AUROC of"
-                f" {control['auroc']['value']:.3f} (lower 99 % bound {bound:.3f}, above 0.5):"
+                f" {control.auroc.value:.3f} (lower 99 % bound {bound:.3f}, above 0.5):"
                 " there is leakage from training to test data."
             )
     return None
@@ -209,29 +206,16 @@ def permute_between_groups(
     return permuted
 
 
-def _permuted(
-    experiment: Experiment, learned_features: bool, folds: int, folder: Path, tell: Tell
-) -> dict[str, Any]:
-    n = DEAR_PERMUTATIONS if learned_features else CHEAP_PERMUTATIONS
-    whole = not learned_features and len(experiment.testable) <= MOST_IMAGES_PERMUTED_WHOLE
+def _permuted(run: ControlledRun, folder: Path, tell: Tell) -> Control:
+    experiment, folds = run.experiment, run.folds
+    n = DEAR_PERMUTATIONS if run.learned_features else CHEAP_PERMUTATIONS
+    whole = not run.learned_features and len(experiment.testable) <= MOST_IMAGES_PERMUTED_WHOLE
     found, seconds = [], 0.0
     for number in range(n):
-        random = np.random.default_rng([experiment.seed, number])
-        shuffled = replace(
-            experiment,
-            labels=permute_between_groups(experiment.labels, experiment.groups, random),
-            given_scan_labels=_permuted_wholes(
-                experiment, np.random.default_rng([experiment.seed, number, 1])
-            ),
-            masks=np.full_like(experiment.masks, 255),  # masks would reveal the true labels
-            shared=experiment.shared if not learned_features else folder / "shared",
-        )
-
-        def within(
-            stage: str, share: float, metrics: Mapping[str, float], number: int = number
-        ) -> None:
-            tell(f"permutation {number + 1} of {n}", (number + share) / n, metrics)
-
+        shuffled = _shuffled(experiment, number)
+        if run.learned_features:
+            shuffled = replace(shuffled, shared=folder / "shared")
+        within = _permutation(tell, number, n)
         only = None if whole else [number % folds]
         answers = cross_validate(shuffled, folds, 1, folder / f"{number}", within, only)
         seconds += answers.seconds
@@ -242,18 +226,41 @@ def _permuted(
         raise DatasetError("No permutation had both classes in a test fold.")
     lower = lower_bound_of_mean(found, LEVEL)
     mean = float(np.mean(found))
-    bounds = (lower, 2 * mean - lower) if np.isfinite(lower) else (None, None)
+    low, high = (lower, 2 * mean - lower) if np.isfinite(lower) else (None, None)
     scope = "a whole cross-validation each" if whole else f"permutation p on fold p of {folds}"
-    return {
-        "auroc": {"value": mean, "low": bounds[0], "high": bounds[1], "n": len(found)},
-        "lower_99": bounds[0],
-        "permutations": found,
-        "seconds": seconds,
-        "how": (
+    return Control(
+        name="permuted",
+        auroc=Estimate(mean, low, high, len(found)),
+        lower_99=low,
+        permutations=found,
+        seconds=seconds,
+        how=(
             f"Mean over {len(found)} permutations of labels between groups, {scope}; low and high"
             " are its one-sided 99 % bounds."
         ),
-    }
+    )
+
+
+def _permutation(tell: Tell, number: int, n: int) -> Tell:
+    """Return a progress callback for one of n permutations, which does not show its own stages."""
+    return lambda stage, share, metrics: tell(
+        f"permutation {number + 1} of {n}", (number + share) / n, metrics
+    )
+
+
+def _shuffled(experiment: Experiment, number: int) -> Experiment:
+    """Return the experiment with its labels permuted between groups, the permutation of that
+    number.
+    """
+    random = np.random.default_rng([experiment.seed, number])
+    return replace(
+        experiment,
+        labels=permute_between_groups(experiment.labels, experiment.groups, random),
+        given_scan_labels=_permuted_wholes(
+            experiment, np.random.default_rng([experiment.seed, number, 1])
+        ),
+        masks=np.full_like(experiment.masks, 255),  # masks would reveal the true labels
+    )
 
 
 def _permuted_wholes(experiment: Experiment, random: np.random.Generator) -> dict[int, int]:
@@ -269,26 +276,24 @@ def _permuted_wholes(experiment: Experiment, random: np.random.Generator) -> dic
     return dict(zip(weak_scans.tolist(), labels.tolist(), strict=True))
 
 
-def _metadata(
-    experiment: Experiment, examples: Sequence[Example], folds: int, tell: Tell
-) -> dict[str, Any]:
-    testable = experiment.testable
+def _metadata(run: ControlledRun, tell: Tell) -> Control:
+    experiment, testable = run.experiment, run.experiment.testable
     facts = []
     for done, position in enumerate(testable):
-        facts.append(file_facts(examples[position]))
+        facts.append(file_facts(run.examples[position]))
         tell("reading files", 0.9 * done / len(testable), {})
     return metadata_control(
         np.array(facts),
         experiment.labels[testable],
         experiment.groups[testable],
-        folds,
+        run.folds,
         experiment.seed,
     )
 
 
 def metadata_control(
     facts: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int
-) -> dict[str, Any]:
+) -> Control:
     """Return the result of a random forest (L. Breiman 2001) on file metadata (n, k) in grouped
     folds.
     """
@@ -304,7 +309,7 @@ def metadata_control(
         "A random forest on file size, width, height, pixel format and color, without any anatomy;"
         f" {folds} grouped folds."
     )
-    return {"auroc": figures["auroc"], "accuracy": figures["accuracy"], "how": how}
+    return Control(name="metadata", auroc=figures.auroc, accuracy=figures.accuracy, how=how)
 
 
 def file_facts(example: Example) -> list[float]:
@@ -325,25 +330,22 @@ def file_facts(example: Example) -> list[float]:
     ]
 
 
-def _leaked(
-    experiment: Experiment, learned_features: bool, folds: int, folder: Path, tell: Tell
-) -> dict[str, Any]:
-    copies = _copies(len(experiment.labels))
-    leaked = replace(leak(experiment, copies, folder, tell), shared=folder / "shared")
-    only = [0] if learned_features else None
-    answers = cross_validate(
-        leaked,
-        folds,
-        1,
-        folder,
-        lambda stage, share, metrics: tell(stage, 0.2 + 0.8 * share, metrics),
-        only,
+def _leaked(run: ControlledRun, folder: Path, tell: Tell) -> Control:
+    copies = _copies(len(run.experiment.labels))
+    leaked = replace(leak(run.experiment, copies, folder, tell), shared=folder / "shared")
+    fitting = _within(tell, "", 0.2, 0.8)
+    answers = cross_validate(leaked, run.folds, 1, folder, fitting, run.first_fold)
+    figures = _metrics(answers.slices, run.experiment.seed)
+    return Control(
+        name="leaked",
+        auroc=figures.auroc,
+        accuracy=figures.accuracy,
+        seconds=answers.seconds,
+        how=(
+            f"Every image and {copies - 1} augmented copies, split regardless of image and patient;"
+            f" {run.scope}."
+        ),
     )
-    how = (
-        f"Every image and {copies - 1} augmented copies, split regardless of image and patient;"
-        f" {_once(learned_features, folds)}."
-    )
-    return {**_figures(answers.slices, experiment.seed), "seconds": answers.seconds, "how": how}
 
 
 def _copies(images: int) -> int:
@@ -393,44 +395,38 @@ def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Exper
     )
 
 
-def _random_weights(
-    experiment: Experiment, learned_features: bool, folds: int, folder: Path, tell: Tell
-) -> dict[str, Any]:
+def _random_weights(run: ControlledRun, folder: Path, tell: Tell) -> Control:
+    experiment = run.experiment
     if experiment.init == "random":
         raise DatasetError("The run itself started from random initial weights.")
     start = replace(experiment, init="random", shared=folder / "shared")
-    only = [0] if learned_features else None
-    answers = cross_validate(start, folds, 1, folder, tell, only)
+    answers = cross_validate(start, run.folds, 1, folder, tell, run.first_fold)
     # reused, not fitted again
-    run = _figures(
-        cross_validate(experiment, folds, 1, folder.parent, tell, only).slices, experiment.seed
-    )["auroc"]
-    itself = (
+    itself = cross_validate(experiment, run.folds, 1, folder.parent, tell, run.first_fold)
+    own = _metrics(itself.slices, experiment.seed).auroc
+    beside = (
         ""
-        if run["low"] is None
+        if own.low is None
         else (
-            f", where the run itself has an AUROC of {run['value']:.3f} ({run['low']:.3f} to"
-            f" {run['high']:.3f})"
+            f", where the run itself has an AUROC of {own.value:.3f} ({own.low:.3f} to"
+            f" {own.high:.3f})"
         )
     )
-    how = (
-        "The same settings from random initial weights, without averaging them in at the end;"
-        f" {_once(learned_features, folds)}{itself}."
+    figures = _metrics(answers.slices, experiment.seed)
+    return Control(
+        name="random_weights",
+        auroc=figures.auroc,
+        accuracy=figures.accuracy,
+        run_auroc=own,
+        seconds=answers.seconds,
+        how=(
+            "The same settings from random initial weights, without averaging them in at the end;"
+            f" {run.scope}{beside}."
+        ),
     )
-    return {
-        **_figures(answers.slices, experiment.seed),
-        "run_auroc": run,
-        "seconds": answers.seconds,
-        "how": how,
-    }
 
 
-def _once(learned_features: bool, folds: int) -> str:
-    return f"the first of {folds} folds" if learned_features else f"{folds} folds, once"
-
-
-def _figures(answers: Answers, seed: int) -> dict[str, Any]:
-    figures = metrics_with_intervals(
+def _metrics(answers: Answers, seed: int) -> Metrics:
+    return metrics_with_intervals(
         answers.labels, answers.probabilities, answers.predicted, answers.groups, seed
     )
-    return {"auroc": figures["auroc"], "accuracy": figures["accuracy"]}

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from ml.evaluation.metrics import auroc
 from ml.models.contract import Fitted, HeldOut
 from ml.networks.bleeding_types import fit_types, of_scan
 from ml.training.experiment import Experiment
-from ml.training.folds import splits
-from ml.training.heat_map_tests import judge_heat_maps
+from ml.training.folds import Split, splits
+from ml.training.heat_map_tests import HeatMapTest, judge_heat_maps
 from ml.training.operating_points import has_both_classes, without
+from ml.typed_json import from_json, to_json
 
 MOST_HEAT_MAPS = 50  # per fold: they take about ten seconds
 Tell = Callable[[str, float, Mapping[str, float]], None]
@@ -56,8 +57,49 @@ class OutOfFold:
     held_out_folds: tuple[np.ndarray, np.ndarray]
     learned_features: bool
     seconds: float
-    heat_maps: Sequence[Mapping[str, Any]] = ()
+    heat_maps: Sequence[HeatMapTest] = ()
     chosen: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class FoldAnswers:
+    """A fold's predictions at one level.
+
+    Attributes:
+        at: positions of slices or numbers of scans, ascending (n,).
+        decisions, probabilities, predicted, zones: (n,), see `ml.evaluation.answers.Answers`.
+        types: (n, 5) probabilities of the types of hemorrhage; None if they are not used.
+    """
+
+    at: list[int]
+    decisions: list[float]
+    probabilities: list[float]
+    predicted: list[bool]
+    zones: list[int]
+    types: list[list[float]] | None = None
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What is kept of a finished fold.
+
+    Attributes:
+        slices, scans: its predictions.
+        threshold, scan_threshold: fitted in its training part.
+        seconds: its duration.
+        learnt_features: whether the convolutions were trained; checkpoints have this name.
+        chosen: hyperparameters selected by the fit.
+        heat_maps: results of `ml.training.heat_map_tests`; None if not requested.
+    """
+
+    slices: FoldAnswers
+    scans: FoldAnswers
+    threshold: float
+    scan_threshold: float
+    seconds: float
+    learnt_features: bool
+    chosen: dict[str, Any] = field(default_factory=dict)
+    heat_maps: list[HeatMapTest] | None = None
 
 
 @dataclass
@@ -79,13 +121,15 @@ class _Level:
             "types": np.full((*shape, len(BLEEDING_TYPES)), np.nan),
         }
 
-    def write(self, repeat: int, fold: int, answers: Mapping[str, Any]) -> None:
-        places = np.searchsorted(self.at, answers["at"])
-        for name in ("decisions", "probabilities", "predicted", "zones"):
-            self.columns[name][repeat, places] = answers[name]
+    def write(self, repeat: int, fold: int, answers: FoldAnswers) -> None:
+        places = np.searchsorted(self.at, answers.at)
+        self.columns["decisions"][repeat, places] = answers.decisions
+        self.columns["probabilities"][repeat, places] = answers.probabilities
+        self.columns["predicted"][repeat, places] = answers.predicted
+        self.columns["zones"][repeat, places] = answers.zones
         self.columns["folds"][repeat, places] = fold
-        if "types" in answers:
-            self.columns["types"][repeat, places] = answers["types"]
+        if answers.types is not None:
+            self.columns["types"][repeat, places] = answers.types
 
     def answers(self, labels: np.ndarray, groups: np.ndarray, sources: np.ndarray) -> Answers:
         there = np.asarray((self.columns["folds"] >= 0).all(axis=0))
@@ -117,107 +161,64 @@ def cross_validate(
     repeat.
 
     Args:
-        material: training and test data.
+        experiment: training and test data.
         folds, repeats: each repeat has different folds.
         checkpoint: folder with finished folds, which are not repeated.
         tell: progress callback.
         only: the folds to run; default: all. Slices and scans of the others are not in the results.
         test_heat_maps: test the heat maps of true positives in the first repeat.
     """
-    testable, weak_scans = experiment.testable, experiment.weak_scans
     known_scans = np.flatnonzero(experiment.scan_labels != UNKNOWN)
-    levels = _Level(testable, repeats), _Level(known_scans, repeats)
-    always = np.setdiff1d(experiment.labeled, testable)
-    always_weak_scans = weak_scans[~experiment.unseen[experiment.first_of_scan[weak_scans]]]
+    slices, scans = _Level(experiment.testable, repeats), _Level(known_scans, repeats)
     wanted = range(folds) if only is None else only
-    seconds, learned = 0.0, False
-    heat_maps: list[Mapping[str, Any]] = []
-    chosen: list[Mapping[str, Any]] = []
-    for repeat in range(repeats):
-        for fold, split in enumerate(splits(experiment, folds, repeat)):
-            if fold not in wanted:
-                continue
-            number = repeat * len(wanted) + list(wanted).index(fold)
-            start, end = (n / (repeats * len(wanted)) for n in (number, number + 1))
-            stage = (
-                f"fold {fold + 1} of {folds}"
-                if repeats == 1
-                else f"repeat {repeat + 1} of {repeats}, fold {fold + 1} of {folds}"
-            )
-            name = f"fold-{fold}" if repeat == 0 else f"repeat-{repeat}-fold-{fold}"
-            done = load_json(checkpoint / f"{name}.json")
-            if done is None:
-                began = time.monotonic()
-
-                def report(
-                    share: float,
-                    metrics: Mapping[str, float],
-                    start: float = start,
-                    end: float = end,
-                    stage: str = stage,
-                ) -> None:
-                    tell(stage, start + share * (end - start), metrics)
-
-                train, wholes = (
-                    np.concatenate([always, split.learn]),
-                    np.concatenate([always_weak_scans, split.learn_weak]),
-                )
-                fitted = experiment.fit(train, checkpoint / name, report, wholes)
-                done = _answers_of(experiment, fitted, split.held, split.held_weak)
-                if experiment.types is not None:
-                    _add_types(done, experiment, experiment.types, fitted, train)
-                if test_heat_maps and repeat == 0:
-                    done["heat_maps"] = _heat_maps_of(experiment, fitted, done["slices"])
-                done |= {
-                    "seconds": time.monotonic() - began,
-                    "learnt_features": fitted.learned_features,
-                    "chosen": dict(fitted.chosen),
-                }
-                save_json(checkpoint / f"{name}.json", done)
-                shutil.rmtree(checkpoint / name, ignore_errors=True)
-            levels[0].write(repeat, fold, done["slices"])
-            levels[1].write(repeat, fold, done["scans"])
-            seconds, learned = seconds + done["seconds"], learned or done["learnt_features"]
-            heat_maps.extend(done.get("heat_maps", []))
-            chosen.append(done.get("chosen", {}))
-            tell(
-                stage,
-                end,
-                {
-                    "fold_auroc": auroc(
-                        experiment.labels[done["slices"]["at"]],
-                        np.asarray(done["slices"]["probabilities"]),
-                    )
-                },
-            )
+    results: list[FoldResult] = []
+    for repeat, fold, split in _splits_of_repeats(experiment, folds, repeats):
+        if fold not in wanted:
+            continue
+        number = repeat * len(wanted) + list(wanted).index(fold)
+        begin, end = (n / (repeats * len(wanted)) for n in (number, number + 1))
+        stage = f"fold {fold + 1} of {folds}"
+        if repeats > 1:
+            stage = f"repeat {repeat + 1} of {repeats}, {stage}"
+        name = f"fold-{fold}" if repeat == 0 else f"repeat-{repeat}-fold-{fold}"
+        result = _finished(
+            experiment,
+            split,
+            checkpoint / name,
+            _within(tell, stage, begin, end),
+            test_heat_maps and repeat == 0,
+        )
+        slices.write(repeat, fold, result.slices)
+        scans.write(repeat, fold, result.scans)
+        results.append(result)
+        area = auroc(experiment.labels[result.slices.at], np.asarray(result.slices.probabilities))
+        tell(stage, end, {"fold_auroc": area})
     if experiment.settings.get("folds_by") == "data set":
-        _judge_by_the_others(experiment, levels)
-    first = experiment.first_of_scan[known_scans]
+        _judge_by_the_others(experiment, slices, scans)
+    at, first = experiment.testable, experiment.first_of_scan[known_scans]
     return OutOfFold(
-        slices=levels[0].answers(
-            experiment.labels[testable], experiment.groups[testable], experiment.sources[testable]
-        ),
-        scans=levels[1].answers(
+        slices=slices.answers(experiment.labels[at], experiment.groups[at], experiment.sources[at]),
+        scans=scans.answers(
             experiment.scan_labels[known_scans], experiment.groups[first], experiment.sources[first]
         ),
-        held_out=HeldOut(*levels[0].first_decisions(), *levels[1].first_decisions()),
-        held_out_folds=(levels[0].first_folds(), levels[1].first_folds()),
-        learned_features=learned,
-        seconds=seconds,
-        heat_maps=heat_maps,
-        chosen=chosen,
+        held_out=HeldOut(*slices.first_decisions(), *scans.first_decisions()),
+        held_out_folds=(slices.first_folds(), scans.first_folds()),
+        learned_features=any(result.learnt_features for result in results),
+        seconds=sum(result.seconds for result in results),
+        heat_maps=[test for result in results for test in result.heat_maps or ()],
+        chosen=[result.chosen for result in results],
     )
 
 
-def _judge_by_the_others(experiment: Experiment, levels: tuple[_Level, _Level]) -> None:
+def _judge_by_the_others(experiment: Experiment, slices: _Level, scans: _Level) -> None:
     """Where each fold is a data set: calibrate and judge its answers by those for the others, which
     models that had not seen them gave as well.
 
     What a model held back of the data sets that it learned from says little about one that it has
     never seen.
     """
-    held = HeldOut(*levels[0].first_decisions(), *levels[1].first_decisions())
-    folds = levels[0].first_folds(), levels[1].first_folds()
+    held = HeldOut(*slices.first_decisions(), *scans.first_decisions())
+    folds = slices.first_folds(), scans.first_folds()
     for fold in np.unique(folds[0]):
         here = held.slices[folds[0] == fold], held.scans[folds[1] == fold]
         others = without(held, *here)
@@ -225,12 +226,71 @@ def _judge_by_the_others(experiment: Experiment, levels: tuple[_Level, _Level]) 
             continue
         of_slices, of_scans = experiment.operating_points(others)
         at = held.decisions[folds[0] == fold], held.scan_decisions[folds[1] == fold]
-        levels[0].write(0, fold, {"at": here[0], **_judge(of_slices, at[0])})
-        levels[1].write(
-            0,
-            fold,
-            {"at": here[1], **_judged_scans(experiment, here[1], at[1], of_slices, of_scans)},
-        )
+        judged = _judged_scans(experiment, here[1], at[1], of_slices, of_scans)
+        slices.write(0, fold, _fold_answers(here[0], _judge(of_slices, at[0])))
+        scans.write(0, fold, _fold_answers(here[1], judged))
+
+
+def _splits_of_repeats(
+    experiment: Experiment, folds: int, repeats: int
+) -> Iterator[tuple[int, int, Split]]:
+    """Yield repeat, fold and its split."""
+    for repeat in range(repeats):
+        for fold, split in enumerate(splits(experiment, folds, repeat)):
+            yield repeat, fold, split
+
+
+def _within(
+    tell: Tell, stage: str, begin: float, end: float
+) -> Callable[[float, Mapping[str, float]], None]:
+    """Return what a fit reports to, whose part goes from `begin` to `end` of the whole."""
+    return lambda share, metrics: tell(stage, begin + share * (end - begin), metrics)
+
+
+def _finished(
+    experiment: Experiment,
+    split: Split,
+    own: Path,
+    report: Callable[[float, Mapping[str, float]], None],
+    test_heat_maps: bool,
+) -> FoldResult:
+    """Return a fold's result: what an earlier call left beside the folder `own`, or that of a new
+    fit, which is then left there.
+    """
+    path = own.with_name(f"{own.name}.json")
+    kept = load_json(path)
+    if kept is not None:
+        return from_json(FoldResult, kept)
+    began = time.monotonic()
+    train, weak_scans = _learned_from(experiment, split)
+    fitted = experiment.fit(train, own, report, weak_scans)
+    slices, scans = _answers_of(experiment, fitted, split)
+    if experiment.types is not None:
+        slices, scans = _with_types(slices, scans, experiment, experiment.types, fitted, train)
+    of_slices, of_scans = experiment.operating_points(fitted.held_out)
+    result = FoldResult(
+        slices=slices,
+        scans=scans,
+        threshold=of_slices.threshold,
+        scan_threshold=of_scans.threshold,
+        heat_maps=_heat_maps_of(experiment, fitted, slices) if test_heat_maps else None,
+        seconds=time.monotonic() - began,
+        learnt_features=fitted.learned_features,
+        chosen=dict(fitted.chosen),
+    )
+    save_json(path, to_json(result))
+    shutil.rmtree(own, ignore_errors=True)
+    return result
+
+
+def _learned_from(experiment: Experiment, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions of slices and numbers of weakly labeled scans that a fold is trained on: its
+    own, and in every fold what the initial weights have seen.
+    """
+    always = np.setdiff1d(experiment.labeled, experiment.testable)
+    weak_scans = experiment.weak_scans
+    always_weak = weak_scans[~experiment.unseen[experiment.first_of_scan[weak_scans]]]
+    return np.concatenate([always, split.learn]), np.concatenate([always_weak, split.learn_weak])
 
 
 def _judged_scans(
@@ -247,63 +307,56 @@ def _judged_scans(
 
 
 def _answers_of(
-    experiment: Experiment, fitted: Fitted, test: np.ndarray, weak_scans: np.ndarray
-) -> dict[str, Any]:
-    """Return a fold's predictions for the slices at `test`, their scans and the scans `weak_scans`,
-    as JSON. A scan of one slice is treated as a slice.
+    experiment: Experiment, fitted: Fitted, split: Split
+) -> tuple[FoldAnswers, FoldAnswers]:
+    """Return a fold's predictions for its held-out slices, and for their scans and the weakly
+    labeled ones. A scan of one slice is treated as a slice.
     """
     of_slices, of_scans = experiment.operating_points(fitted.held_out)
-    test = np.sort(test)
-    scans = np.union1d(experiment.scans[test], weak_scans)
+    at = np.sort(split.held)
+    scans = np.union1d(experiment.scans[at], split.held_weak)
     whole = fitted.scan_decisions[scans]
-    judged = {
-        "slices": {"at": test, **_judge(of_slices, fitted.decisions[test])},
-        "scans": {
-            "at": scans,
-            **_judged_scans(experiment, scans, whole, of_slices, of_scans),
-        },
-    }
-    return {
-        **{
-            level: {name: values.tolist() for name, values in answers.items()}
-            for level, answers in judged.items()
-        },
-        "threshold": of_slices.threshold,
-        "scan_threshold": of_scans.threshold,
-    }
+    return (
+        _fold_answers(at, _judge(of_slices, fitted.decisions[at])),
+        _fold_answers(scans, _judged_scans(experiment, scans, whole, of_slices, of_scans)),
+    )
 
 
-def _add_types(
-    answers: dict[str, Any],
+def _fold_answers(at: np.ndarray, columns: Mapping[str, np.ndarray]) -> FoldAnswers:
+    return FoldAnswers(at.tolist(), **{name: values.tolist() for name, values in columns.items()})
+
+
+def _with_types(
+    slices: FoldAnswers,
+    scans: FoldAnswers,
     experiment: Experiment,
     types: KnownTypes,
     fitted: Fitted,
     part: np.ndarray,
-) -> None:
-    """Add the types of hemorrhage, predicted by a head fitted to the training part, to a fold's
-    results.
+) -> tuple[FoldAnswers, FoldAnswers]:
+    """Return a fold's predictions with the types of hemorrhage, predicted by a head fitted to the
+    training part.
     """
     of_slices, _ = experiment.operating_points(fitted.held_out)
     found = fit_types(fitted.descriptions, types.slices, experiment.groups, part).of_slices(
         fitted.descriptions, of_slices.platt(fitted.decisions)
     )
-    slices, scans = answers["slices"], answers["scans"]
-    slices["types"] = found[slices["at"]].tolist()
     ends = np.append(experiment.first_of_scan, len(found))
-    scans["types"] = [
+    of_scans = [
         of_scan(found[ends[scan] : ends[scan + 1]], probability).tolist()
-        for scan, probability in zip(scans["at"], scans["probabilities"], strict=True)
+        for scan, probability in zip(scans.at, scans.probabilities, strict=True)
     ]
+    return replace(slices, types=found[slices.at].tolist()), replace(scans, types=of_scans)
 
 
 def _heat_maps_of(
-    experiment: Experiment, fitted: Fitted, answers: Mapping[str, Sequence[float]]
-) -> list[dict[str, Any]]:
+    experiment: Experiment, fitted: Fitted, answers: FoldAnswers
+) -> list[HeatMapTest]:
     """Test the heat maps of at most `MOST_HEAT_MAPS` true positives of a fold, those with masks
     first.
     """
-    at = np.asarray(answers["at"], int)
-    found = at[(experiment.labels[at] == 1) & np.asarray(answers["predicted"], bool)]
+    at = np.asarray(answers.at, int)
+    found = at[(experiment.labels[at] == 1) & np.asarray(answers.predicted, bool)]
     random = np.random.default_rng([experiment.seed, len(found)])
     outlined = (
         (np.asarray(experiment.masks[found]) == 1).any(axis=(1, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,34 @@ class Experiment(RunData):
     types: KnownTypes | None = None
 
     @classmethod
-    def of(cls, pool: Pool, inputs: Inputs, **more: Any) -> Experiment:
-        """Create an experiment from pooled data sets and their model inputs; `more` are the
-        remaining fields.
+    def of(
+        cls,
+        pool: Pool,
+        inputs: Inputs,
+        *,
+        architecture: str,
+        settings: Mapping[str, Any],
+        seed: int,
+        init: Path | str,
+        shared: Path,
+    ) -> Experiment:
+        """Create an experiment from pooled data sets and their model inputs, without types of
+        hemorrhage; the fields are as in `ml.models.contract.RunData`.
         """
-        known: dict[str, Any] = {
-            "labels": pool.labels,
-            "groups": pool.groups,
-            "sources": pool.sources,
-            "scans": pool.scans,
-            "unseen": pool.unseen,
-        }
         return cls(
             images=inputs.images,
+            labels=pool.labels,
+            groups=pool.groups,
+            sources=pool.sources,
+            scans=pool.scans,
             masks=inputs.masks,
+            unseen=pool.unseen,
+            settings=settings,
+            seed=seed,
+            init=init,
+            shared=shared,
             given_scan_labels=pool.given_scan_labels,
-            **known,
-            **more,
+            architecture=architecture,
         )
 
     @property
@@ -91,9 +102,20 @@ class Experiment(RunData):
         """Fit the architecture to the slices at `train` and the scans `weak_scans`; see
         `ml.models.contract` for the rest.
         """
-        basis = {part.name: getattr(self, part.name) for part in fields(RunData)}
         task = FitTask(
-            **basis,
+            images=self.images,
+            labels=self.labels,
+            groups=self.groups,
+            sources=self.sources,
+            scans=self.scans,
+            masks=self.masks,
+            unseen=self.unseen,
+            settings=self.settings,
+            seed=self.seed,
+            init=self.init,
+            shared=self.shared,
+            reuse=self.reuse,
+            given_scan_labels=self.given_scan_labels,
             train=train,
             own=own,
             report=report,

@@ -5,12 +5,11 @@ numpy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from ml.artifacts.card import FEATURES, HEAD, TYPES
+from ml.artifacts.card import FEATURES, HEAD, TYPES, ExportCheck
 from ml.catalogue import BLEEDING_TYPES
 from ml.evaluation.calibration import Platt
 from ml.models.contract import Fitted
@@ -27,9 +26,9 @@ def check_export(
     of_scans: Platt,
     types: TypesHead | None,
     images: np.ndarray,
-) -> dict[str, Any]:
-    """Return {"largest_difference", "limit", "passed"} of the graphs in `files`; including that of
-    types if there is one.
+) -> ExportCheck:
+    """Return how far the graphs in `files` are from what was trained; that of types is looked at
+    where it is among them.
 
     The images are predicted as one scan, and the first one alone. Differences of probabilities are
     absolute; those of maps are relative to the largest value, since single precision is relative.
@@ -62,4 +61,4 @@ def check_export(
                 strict=True,
             ):
                 largest = max(largest, float(np.abs(one - other).max()))
-    return {"largest_difference": largest, "limit": EXPORT_LIMIT, "passed": largest <= EXPORT_LIMIT}
+    return ExportCheck(largest, EXPORT_LIMIT, largest <= EXPORT_LIMIT)

@@ -9,29 +9,42 @@ of the check "not a head CT" is reported with each prediction.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ml.artifacts.card import Card
 from ml.checkpoints import digest, load_json, save_json
 from ml.datasets.examples import UNKNOWN, Example, scan_key, slice_of
 from ml.datasets.pool import in_scan_order, numbered
 from ml.datasets.read import Dataset
-from ml.datasets.seen_images import all_marks_of, notes_on_marks, seen_among
+from ml.datasets.seen_images import Marks, all_marks_of, notes_on_marks, seen_among
 from ml.errors import ArtifactError, ImageError, SettingError
 from ml.evaluation.answers import COLUMNS, write_answers
 from ml.evaluation.calibration import ABOVE, BELOW, UNCERTAIN, predictive_values_outside_band, zones
 from ml.evaluation.metrics import metrics_with_intervals, undefined_metrics
+from ml.evaluation.results import (
+    METRICS,
+    Bands,
+    BothLevels,
+    EvaluatedModel,
+    Evaluation,
+    GateFigures,
+)
+from ml.figures import BandFigures, Metrics
 from ml.inference.gate import REFUSED_FROM, Gate, gate
-from ml.inference.predictor import Finding, Predictor
+from ml.inference.predictor import Predictor
 from ml.scans.slices import Series, Slice
 from ml.training.answer_rows import whose_answer
+from ml.typed_json import from_json, to_json
 
 PREDICTIONS = ("filename", "label", "patient", "slice", "probability")
 ANSWERS = (*COLUMNS, "not_head_ct")
+PARTIAL = "partial.json"
 KEEP_EVERY_S = 5.0
 MOST_NAMED = 20
 SEED = 0
@@ -49,7 +62,7 @@ class Level:
     groups: np.ndarray
     seen: np.ndarray
 
-    def metrics(self, with_seen: bool) -> dict[str, dict[str, Any]]:
+    def metrics(self, with_seen: bool) -> Metrics:
         """Return the metrics of labeled images, excluding those seen in training unless
         `with_seen`.
         """
@@ -62,6 +75,121 @@ class Level:
             self.labels[at], self.probabilities[at], self.predicted[at], self.groups[at], SEED
         )
 
+    def outside_band(self, zones: np.ndarray) -> BandFigures:
+        """Return how often answers outside the uncertain band are right, without what training has
+        seen; `zones` (n,).
+        """
+        counted = (self.labels != UNKNOWN) & ~self.seen
+        return predictive_values_outside_band(self.labels[counted], zones[counted])
+
+
+@dataclass(frozen=True)
+class ScanAnswer:
+    """A model's answer for one scan, and for each of its slices its probability and how little it
+    looks like a head CT (nothing where the check is not available).
+    """
+
+    probability: float
+    positive: bool
+    uncertain: bool
+    slices: list[float]
+    not_head_ct: list[float]
+
+    @property
+    def zone(self) -> int:
+        """Whether it lies below, in or above the uncertain band."""
+        return UNCERTAIN if self.uncertain else ABOVE if self.positive else BELOW
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What an interrupted evaluation has: the answers for the first scans, of this model and data
+    set, in this order of slices.
+    """
+
+    identity: str
+    order: str
+    answers: list[ScanAnswer]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A data set with a model's answers.
+
+    Attributes:
+        card: of the model.
+        dataset: what was scored.
+        examples: its readable images, scan by scan, n of them.
+        scans: (n,) number of the scan of each.
+        answers: one for each scan.
+        seen_images: (n,) which of them the model's training has seen.
+    """
+
+    card: Card
+    dataset: Dataset
+    examples: Sequence[Example]
+    scans: np.ndarray
+    answers: Sequence[ScanAnswer]
+    seen_images: np.ndarray
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """The group of each image (n,)."""
+        return np.array([example.group for example in self.examples])
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """Which images belong to a group of which training has seen one, bool (n,)."""
+        return np.isin(self.groups, self.groups[self.seen_images])
+
+    @cached_property
+    def first_of_scan(self) -> np.ndarray:
+        """Position of each scan's first image (s,)."""
+        return np.asarray(np.unique(self.scans, return_index=True)[1])
+
+    @cached_property
+    def oddness(self) -> np.ndarray:
+        """How little each image looks like a head CT (n,), empty where nobody asked."""
+        return np.array([score for answer in self.answers for score in answer.not_head_ct])
+
+    @cached_property
+    def slices(self) -> Level:
+        """The answers for the images."""
+        labels = [UNKNOWN if one.label is None else one.label for one in self.examples]
+        probabilities = np.array([value for answer in self.answers for value in answer.slices])
+        called = probabilities >= self.card.threshold
+        return Level(np.array(labels), probabilities, called, self.groups, self.seen)
+
+    @cached_property
+    def patients(self) -> Level:
+        """The answers for the scans."""
+        seen = np.zeros(len(self.answers), bool)
+        np.logical_or.at(seen, self.scans, self.seen)
+        return Level(
+            self._scan_labels(),
+            np.array([answer.probability for answer in self.answers]),
+            np.array([answer.positive for answer in self.answers], bool),
+            self.groups[self.first_of_scan],
+            seen,
+        )
+
+    def _scan_labels(self) -> np.ndarray:
+        """Return 1 for each scan with a slice that bleeds, readable or not, or that was labeled so
+        as a whole; 0 if what is known shows none, else unknown.
+        """
+        labels = np.full(len(self.answers), UNKNOWN)
+        told = [UNKNOWN if one.scan_label is None else one.scan_label for one in self.examples]
+        np.maximum.at(labels, self.scans, self.slices.labels)
+        np.maximum.at(labels, self.scans, told)
+        number_of = {
+            scan_key(self.examples[at]): number for number, at in enumerate(self.first_of_scan)
+        }
+        for example in self.dataset.unread:
+            number = number_of.get(scan_key(example))
+            if example.label is not None and number is not None:
+                labels[number] = max(labels[number], example.label)
+        return labels
+
 
 def evaluate(
     model_dir: Path,
@@ -69,7 +197,7 @@ def evaluate(
     out_dir: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     threads: int = 1,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate a model on a data set and write `metrics.json`, `predictions.csv` and `answers.csv`
     (see `ml.evaluation.answers`); return the first.
 
@@ -95,99 +223,91 @@ def evaluate(
         )
     # each image is checked once, below
     predictor = Predictor(model_dir, threads, checks_head_ct=False)
-    judge, notes = _judge()
+    judge, without_judge = _judge()
     examples = in_scan_order(dataset.examples)
     scans = numbered([scan_key(example) for example in examples])
     identity = digest(predictor.card.id, dataset.fingerprint)
     began = time.monotonic()
-    findings = _score(predictor, judge, examples, scans, out_dir, identity, on_progress)
+    answers = _score(predictor, judge, examples, scans, out_dir, identity, on_progress)
     marks, without_marks = _marks(model_dir)
-    notes += without_marks
-    seen_images = seen_among(examples, marks)
-    groups = np.array([example.group for example in examples])
-    seen = np.isin(groups, groups[seen_images])
-    slices, patients = _levels(predictor, examples, scans, findings, groups, seen, dataset.unread)
-    card = predictor.card
-    if overlap := int(seen_images.sum()):
+    scored = Scored(predictor.card, dataset, examples, scans, answers, seen_among(examples, marks))
+    result = _figures(
+        scored,
+        identity,
+        _gate_figures(scored.oddness, judge),
+        [*without_judge, *without_marks, *_notes(scored)],
+        began,
+    )
+    _write_predictions(
+        out_dir / "predictions.csv", examples, scored.slices.probabilities, dataset.unread
+    )
+    write_answers(out_dir / "answers.csv", _rows(scored), ANSWERS)
+    save_json(out_dir / METRICS, to_json(result))
+    (out_dir / PARTIAL).unlink(missing_ok=True)
+    return result
+
+
+def _figures(
+    scored: Scored, identity: str, not_head_ct: GateFigures, notes: list[str], began: float
+) -> Evaluation:
+    """Return all that is said of a scored data set; `began` is when that was, by
+    `time.monotonic()`.
+    """
+    card, slices, patients = scored.card, scored.slices, scored.patients
+    slice_zones = zones(slices.probabilities, card.uncertain_low, card.uncertain_high)
+    patient_zones = np.array([answer.zone for answer in scored.answers])
+    return Evaluation(
+        identity=identity,
+        model=EvaluatedModel(card.id, card.architecture, card.reads, card.settings),
+        threshold=card.threshold,
+        patient_threshold=card.point_of(2)[0],
+        dataset=scored.dataset.name,
+        fingerprint=scored.dataset.fingerprint,
+        images=len(scored.examples),
+        scans=len(scored.answers),
+        unknown=int((slices.labels == UNKNOWN).sum()),
+        unread=len(scored.dataset.unread),
+        not_head_ct=not_head_ct,
+        slice=slices.metrics(with_seen=False),
+        patient=patients.metrics(with_seen=False),
+        overlap=int(scored.seen_images.sum()),
+        left_out=int(scored.seen.sum()),
+        all=BothLevels(slices.metrics(with_seen=True), patients.metrics(with_seen=True)),
+        band=Bands(slices.outside_band(slice_zones), patients.outside_band(patient_zones)),
+        notes=notes,
+        problems=list(scored.dataset.problems),
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def _notes(scored: Scored) -> list[str]:
+    """Return what a reader of the figures must know."""
+    notes, examples = [], scored.examples
+    if overlap := int(scored.seen_images.sum()):
         notes.append(
             f"The model's training has seen {overlap} of the {len(examples)} images; they and the"
-            f" other slices of their groups, {int(seen.sum())} in total, are excluded from the"
-            " metrics under slice and patient."
+            f" other slices of their groups, {int(scored.seen.sum())} in total, are excluded from"
+            " the metrics under slice and patient."
         )
-    without = sum(example.patient is None for example in examples)
-    if without:
+    if without := sum(example.patient is None for example in examples):
         which = (
             "No image names its patient"
             if without == len(examples)
             else f"{without} images name no patient"
         )
         notes.append(f"{which}; each counts as a patient of its own.")
-    unknown = int((slices.labels == UNKNOWN).sum())
-    if unknown:
+    if unknown := int((scored.slices.labels == UNKNOWN).sum()):
         notes.append(
             f"{unknown} images have no label: they are used for their patient's prediction, but"
             " excluded from the slice metrics."
         )
-    notes += _notes_on_unread(examples, dataset.unread)
-    oddness = np.array([score for finding in findings for score in finding["not_head_ct"]])
-    if odd := int((oddness >= REFUSED_FROM).sum()):
+    notes += _notes_on_unread(examples, scored.dataset.unread)
+    if odd := int((scored.oddness >= REFUSED_FROM).sum()):
         notes.append(
-            f"{odd} of {len(oddness)} images do not look like head CT (not_head_ct in"
-            " answers.csv); they are evaluated nevertheless."
+            f"{odd} of {len(scored.oddness)} images do not look like head CT (not_head_ct in"
+            " answers.csv); they are scored all the same."
         )
-    counted = patients.labels != UNKNOWN
-    zone = np.array(
-        [
-            UNCERTAIN if finding["uncertain"] else ABOVE if finding["positive"] else BELOW
-            for finding in findings
-        ]
-    )
-    slice_zone = zones(slices.probabilities, card.uncertain_low, card.uncertain_high)
-    known, fresh = slices.labels != UNKNOWN, ~slices.seen
-    result: dict[str, Any] = {
-        "identity": identity,
-        "model": {
-            "id": card.id,
-            "architecture": card.architecture,
-            "reads": card.reads,
-            "settings": card.settings,
-        },
-        "threshold": card.threshold,
-        "patient_threshold": card.point_of(2)[0],
-        "dataset": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "images": len(examples),
-        "scans": len(findings),
-        "unknown": unknown,
-        "unread": len(dataset.unread),
-        "not_head_ct": _oddness_block(oddness, judge),
-        "slice": slices.metrics(with_seen=False),
-        "patient": patients.metrics(with_seen=False),
-        "overlap": overlap,
-        "left_out": int(seen.sum()),
-        "all": {
-            "slice": slices.metrics(with_seen=True),
-            "patient": patients.metrics(with_seen=True),
-        },
-        "band": {
-            "slice": predictive_values_outside_band(
-                slices.labels[known & fresh], slice_zone[known & fresh]
-            ),
-            "patient": predictive_values_outside_band(
-                patients.labels[counted & ~patients.seen], zone[counted & ~patients.seen]
-            ),
-        },
-        "notes": notes,
-        "problems": list(dataset.problems),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    _write_predictions(out_dir / "predictions.csv", examples, slices.probabilities, dataset.unread)
-    write_answers(
-        out_dir / "answers.csv", _rows(examples, scans, slices, patients, oddness), ANSWERS
-    )
-    save_json(out_dir / "metrics.json", result)
-    (out_dir / "partial.json").unlink(missing_ok=True)
-    return result
+    return notes
 
 
 def _judge() -> tuple[Gate | None, list[str]]:
@@ -197,27 +317,27 @@ def _judge() -> tuple[Gate | None, list[str]]:
         return None, [str(err)]
 
 
-def _oddness_block(scores: np.ndarray, judge: Gate | None) -> dict[str, Any]:
+def _gate_figures(scores: np.ndarray, judge: Gate | None) -> GateFigures:
     """Summarize the scores for "not a head CT" (n,), with the number of images that the service
     would refuse.
     """
     if judge is None:
-        return {
-            "refused": None,
-            "n": 0,
-            "share": None,
-            "median": None,
-            "highest": None,
-            "reason": "the check is not available",
-        }
-    return {
-        "refused": int((scores >= REFUSED_FROM).sum()),
-        "refused_from": REFUSED_FROM,
-        "n": len(scores),
-        "share": float((scores >= REFUSED_FROM).mean()),
-        "median": float(np.median(scores)),
-        "highest": float(scores.max()),
-    }
+        return GateFigures(
+            refused=None,
+            n=0,
+            share=None,
+            median=None,
+            highest=None,
+            reason="the check is not available",
+        )
+    return GateFigures(
+        refused=int((scores >= REFUSED_FROM).sum()),
+        refused_from=REFUSED_FROM,
+        n=len(scores),
+        share=float((scores >= REFUSED_FROM).mean()),
+        median=float(np.median(scores)),
+        highest=float(scores.max()),
+    )
 
 
 def _notes_on_unread(examples: Sequence[Example], unread: Sequence[Example]) -> list[str]:
@@ -249,35 +369,34 @@ def _score(
     out_dir: Path,
     identity: str,
     on_progress: Callable[[int, int], None],
-) -> list[dict[str, Any]]:
+) -> list[ScanAnswer]:
     """Return the prediction for each scan, resuming from saved ones."""
-    partial = out_dir / "partial.json"
+    partial = out_dir / PARTIAL
     order = digest(*((example.name, example.place_mm) for example in examples), *scans)
     kept = _kept(partial)
     if any(
-        found and found.get("identity") != identity
-        for found in (kept, _kept(out_dir / "metrics.json"))
+        found and found.get("identity") != identity for found in (kept, _kept(out_dir / METRICS))
     ):
         raise SettingError(
             f"The folder {out_dir.name} holds an evaluation of another model or data set; give"
             " another folder."
         )
     # Patients or slice numbers may have been corrected in the meantime.
-    findings: list[dict[str, Any]] = kept["answers"] if kept.get("order") == order else []
+    answers = from_json(Partial, kept).answers if kept.get("order") == order else []
     starts = [*np.unique(scans, return_index=True)[1].tolist(), len(examples)]
     saved_at = time.monotonic()
     try:
-        for scan in range(len(findings), len(starts) - 1):
+        for scan in range(len(answers), len(starts) - 1):
             on_progress(starts[scan], len(examples))
-            findings.append(_answer(predictor, judge, examples[starts[scan] : starts[scan + 1]]))
+            answers.append(_answer(predictor, judge, examples[starts[scan] : starts[scan + 1]]))
             if time.monotonic() - saved_at > KEEP_EVERY_S:
-                save_json(partial, {"identity": identity, "order": order, "answers": findings})
+                save_json(partial, to_json(Partial(identity, order, answers)))
                 saved_at = time.monotonic()
     finally:
         # Also on Ctrl-C in the middle of a scan: the list holds complete scans only.
-        save_json(partial, {"identity": identity, "order": order, "answers": findings})
+        save_json(partial, to_json(Partial(identity, order, answers)))
     on_progress(len(examples), len(examples))
-    return findings
+    return answers
 
 
 def _kept(path: Path) -> dict[str, Any]:
@@ -289,22 +408,20 @@ def _kept(path: Path) -> dict[str, Any]:
     return {} if found is None else found if isinstance(found, dict) else {"identity": None}
 
 
-def _answer(
-    predictor: Predictor, judge: Gate | None, examples: Sequence[Example]
-) -> dict[str, Any]:
+def _answer(predictor: Predictor, judge: Gate | None, examples: Sequence[Example]) -> ScanAnswer:
     try:
         # Slices with too little contrast were already handled when the data set was read.
         slices = tuple(slice_of(example, may_be_bare=True) for example in examples)
     except ImageError as err:  # it was readable when the data set was read
         raise ImageError(f"{examples[0].name} and the slices after it: {err}") from err
-    finding: Finding = predictor.predict(Series(slices, steps_mm=_steps_mm(examples, slices)))
-    return {
-        "probability": finding.probability,
-        "positive": finding.positive,
-        "uncertain": finding.uncertain,
-        "slices": list(finding.slice_probabilities),
-        "not_head_ct": [judge.score(one) for one in slices] if judge else [],
-    }
+    finding = predictor.predict(Series(slices, steps_mm=_steps_mm(examples, slices)))
+    return ScanAnswer(
+        probability=finding.probability,
+        positive=finding.positive,
+        uncertain=finding.uncertain,
+        slices=list(finding.slice_probabilities),
+        not_head_ct=[judge.score(one) for one in slices] if judge else [],
+    )
 
 
 def _steps_mm(examples: Sequence[Example], slices: Sequence[Slice]) -> tuple[float, ...]:
@@ -316,49 +433,12 @@ def _steps_mm(examples: Sequence[Example], slices: Sequence[Slice]) -> tuple[flo
     return tuple(np.diff(places).tolist()) if are_alike and len(places) == len(examples) else ()
 
 
-def _marks(model_dir: Path) -> tuple[Any, list[str]]:
+def _marks(model_dir: Path) -> tuple[Marks, list[str]]:
     try:
         marks = all_marks_of(model_dir)
     except ArtifactError as err:
         return (), [str(err)]
     return marks, notes_on_marks(marks)
-
-
-def _levels(
-    predictor: Predictor,
-    examples: Sequence[Example],
-    scans: np.ndarray,
-    findings: Sequence[dict[str, Any]],
-    groups: np.ndarray,
-    seen: np.ndarray,
-    unread: Sequence[Example],
-) -> tuple[Level, Level]:
-    labels = np.array([UNKNOWN if example.label is None else example.label for example in examples])
-    probabilities = np.array([value for finding in findings for value in finding["slices"]])
-    first = np.unique(scans, return_index=True)[1]
-    scan_labels = np.full(len(findings), UNKNOWN)
-    np.maximum.at(scan_labels, scans, labels)
-    np.maximum.at(
-        scan_labels,
-        scans,
-        [UNKNOWN if example.scan_label is None else example.scan_label for example in examples],
-    )
-    number_of = {scan_key(examples[position]): number for number, position in enumerate(first)}
-    for example in unread:  # hemorrhage on an unreadable slice still counts for the patient
-        if example.label is not None and (number := number_of.get(scan_key(example))) is not None:
-            scan_labels[number] = max(scan_labels[number], example.label)
-    scan_seen = np.zeros(len(findings), bool)
-    np.logical_or.at(scan_seen, scans, seen)
-    return (
-        Level(labels, probabilities, probabilities >= predictor.card.threshold, groups, seen),
-        Level(
-            scan_labels,
-            np.array([finding["probability"] for finding in findings]),
-            np.array([finding["positive"] for finding in findings], bool),
-            groups[first],
-            scan_seen,
-        ),
-    )
 
 
 def _write_predictions(
@@ -381,30 +461,18 @@ def _write_predictions(
     write_answers(path, (dict(zip(PREDICTIONS, row, strict=True)) for row in rows), PREDICTIONS)
 
 
-def _rows(
-    examples: Sequence[Example],
-    scans: np.ndarray,
-    slices: Level,
-    patients: Level,
-    oddness: np.ndarray,
-) -> list[dict[str, Any]]:
-    rows = []
-    first = np.unique(scans, return_index=True)[1]
+def _rows(scored: Scored) -> Iterator[dict[str, Any]]:
+    """Yield the rows of answers.csv: those of slices, then those of patients."""
     for name, level, positions in (
-        ("slice", slices, np.arange(len(examples))),
-        ("patient", patients, first),
+        ("slice", scored.slices, np.arange(len(scored.examples))),
+        ("patient", scored.patients, scored.first_of_scan),
     ):
         for number, position in enumerate(positions):
-            rows.append(
-                whose_answer(examples[position], name, level.groups[number])
-                | {
-                    "label": "" if level.labels[number] == UNKNOWN else int(level.labels[number]),
-                    "probability": repr(float(level.probabilities[number])),
-                    "predicted": int(level.predicted[number]),
-                    "overlap": int(level.seen[number]),
-                    "not_head_ct": (
-                        repr(float(oddness[number])) if name == "slice" and len(oddness) else ""
-                    ),
-                }
-            )
-    return rows
+            asked = name == "slice" and len(scored.oddness)
+            yield whose_answer(scored.examples[position], name, level.groups[number]) | {
+                "label": "" if level.labels[number] == UNKNOWN else int(level.labels[number]),
+                "probability": repr(float(level.probabilities[number])),
+                "predicted": int(level.predicted[number]),
+                "overlap": int(level.seen[number]),
+                "not_head_ct": repr(float(scored.oddness[number])) if asked else "",
+            }

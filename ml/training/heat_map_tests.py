@@ -13,7 +13,7 @@ alone, also by series models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -21,19 +21,33 @@ import onnxruntime
 
 from ml.artifacts.card import FEATURES, HEAD
 from ml.evaluation.metrics import share_with_interval
+from ml.figures import Estimate
 from ml.inference.heat_maps import AIR, log_odds, occlusion
 from ml.scans.slices import FloatArray
 
 COVERED_SHARE = 0.1
 RANDOM_COVERS = 5  # the drop for the hottest tenth must exceed their mean drop
-FACTS = ("hottest_beats_random", "hottest_in_or_beside_mask")
+
+
+@dataclass(frozen=True)
+class HeatMapTest:
+    """Whether the heat map of one slice passes both tests.
+
+    Attributes:
+        at: position of the slice.
+        hottest_beats_random: the deletion test.
+        hottest_in_or_beside_mask: the pointing test; None without a mask.
+    """
+
+    at: int
+    hottest_beats_random: bool
+    hottest_in_or_beside_mask: bool | None
 
 
 def judge_heat_maps(
     files: Mapping[str, bytes], images: np.ndarray, masks: np.ndarray, at: Sequence[int], seed: int
-) -> list[dict[str, bool | int | None]]:
-    """Return {"at", "hottest_beats_random", "hottest_in_or_beside_mask"} for each slice; the last
-    is None without a mask.
+) -> list[HeatMapTest]:
+    """Return how the heat map of each slice does in both tests.
 
     Args:
         files: the exported graphs by name.
@@ -54,7 +68,7 @@ def judge_heat_maps(
             np.float32,
         )
 
-    tests: list[dict[str, bool | int | None]] = []
+    tests: list[HeatMapTest] = []
     for position in at:
         image = np.asarray(images[position], np.float32)
         maps = maps_of(image[np.newaxis])[0]
@@ -69,27 +83,32 @@ def judge_heat_maps(
         )
         drops = answers[0] - answers[1:]
         tests.append(
-            {
-                "at": int(position),
-                "hottest_beats_random": bool(drops[0] > drops[1:].mean()),
-                "hottest_in_or_beside_mask": points_at(heat, masks[position]),
-            }
+            HeatMapTest(
+                at=int(position),
+                hottest_beats_random=bool(drops[0] > drops[1:].mean()),
+                hottest_in_or_beside_mask=points_at(heat, masks[position]),
+            )
         )
     return tests
 
 
-def summary(tested: Sequence[Mapping[str, Any]], groups: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return {"hottest_beats_random", "hottest_in_or_beside_mask"} as metrics of
-    `ml.evaluation.metrics`; groups (n,) of all the run's slices.
-    """
-    figures = {}
-    for fact in FACTS:
-        known = [entry for entry in tested if entry[fact] is not None]
-        values = np.array([float(entry[fact]) for entry in known])
-        figures[fact] = share_with_interval(
-            values, groups[[entry["at"] for entry in known]] if known else groups[:0], seed
+def summary(tested: Sequence[HeatMapTest], groups: np.ndarray, seed: int) -> dict[str, Estimate]:
+    """Return how often each test is passed, by its name; groups (n,) of all the run's slices."""
+    outlined = [test for test in tested if test.hottest_in_or_beside_mask is not None]
+    passed = {
+        "hottest_beats_random": [(test.at, test.hottest_beats_random) for test in tested],
+        "hottest_in_or_beside_mask": [
+            (test.at, bool(test.hottest_in_or_beside_mask)) for test in outlined
+        ],
+    }
+    return {
+        name: share_with_interval(
+            np.array([float(holds) for _, holds in of_test]),
+            groups[[at for at, _ in of_test]] if of_test else groups[:0],
+            seed,
         )
-    return figures
+        for name, of_test in passed.items()
+    }
 
 
 def hottest_cells(heat: FloatArray) -> np.ndarray:

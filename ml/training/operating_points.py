@@ -16,6 +16,7 @@ import numpy as np
 from ml.datasets.examples import UNKNOWN
 from ml.evaluation.calibration import OperatingPoint, operating_point
 from ml.evaluation.metrics import figures_at
+from ml.figures import PointFigures
 from ml.models.contract import HeldOut, RunData, scan_rule_of
 from ml.named_points import POINTS
 
@@ -138,9 +139,9 @@ def has_both_classes(run: RunData, held: HeldOut) -> bool:
 
 def named_points(
     run: RunData, architecture: str, held: HeldOut, folds: tuple[np.ndarray, np.ndarray]
-) -> dict[str, dict[str, Any]]:
-    """Return {"slice", "patient"}: each named operating point with its threshold and what it means
-    (`ml.evaluation.metrics.figures_at`).
+) -> dict[str, dict[str, PointFigures]]:
+    """Return by level, "slice" and "patient", each named operating point with its threshold and
+    what it means (`ml.evaluation.metrics.figures_at`).
 
     The figures are those of thresholds that were fitted to the answers of the other folds; where
     folds are data sets, those of other hospitals.
@@ -153,7 +154,7 @@ def named_points(
     first = np.unique(run.scans, return_index=True)[1]
     several = series_of(run)[held.scans]
     groups = run.groups[held.slices], run.groups[first[held.scans]]
-    described: dict[str, dict[str, Any]] = {"slice": {}, "patient": {}}
+    described: dict[str, dict[str, PointFigures]] = {"slice": {}, "patient": {}}
     for name in POINTS:
         called = [np.zeros(len(each), bool) for each in labels]
         judged = [np.zeros(len(each), bool) for each in labels]
@@ -172,10 +173,8 @@ def named_points(
         judged[1] &= several & (labels[1] != UNKNOWN)
         for level, key in enumerate(described):
             chosen = judged[level]
-            described[key][name] = {
-                "threshold": final[level].threshold,
-                **figures_at(
-                    labels[level][chosen], called[level][chosen], groups[level][chosen], run.seed
-                ),
-            }
+            figures = figures_at(
+                labels[level][chosen], called[level][chosen], groups[level][chosen], run.seed
+            )
+            described[key][name] = PointFigures(threshold=final[level].threshold, **vars(figures))
     return described

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ml.artifacts.card import HEAD, SEEN, Card
+from ml.artifacts.card import HEAD, SEEN, Card, LocalCalibration, LocalLevel
 from ml.artifacts.folder import read_card, write_model
 from ml.datasets.read import Dataset
 from ml.datasets.seen_images import all_marks_of, seen_json
@@ -38,7 +38,7 @@ def calibrate(
     out_dir: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     threads: int = 1,
-) -> dict[str, Any]:
+) -> dict[str, LocalLevel]:
     """Calibrate a model to a site: `out_dir/model` is its folder, `out_dir/evaluation` what the
     model answered. Single images calibrate the answers for slices, series those for scans.
 
@@ -50,8 +50,8 @@ def calibrate(
         threads: number of threads of the model.
 
     Returns:
-        For each level calibrated, "slice" or "scan": "scans", "platt" and, cross-validated,
-        "before" and "after" (`ml.evaluation.local_calibration.before_and_after`).
+        Each level calibrated, "slice" or "scan"; its figures are cross-validated
+        (`ml.evaluation.local_calibration.before_and_after`).
 
     Raises:
         ArtifactError: the model is unusable, or its graph holds no calibration.
@@ -66,14 +66,12 @@ def calibrate(
         max(levels.values(), key=lambda scans: len(scans.labels)).require_enough()
     thresholds = {"slice": card.point_of(1)[0], "scan": card.point_of(2)[0]}
     fitted = {name: fit_local(scans) for name, scans in usable.items()}
-    result = {
-        name: {
-            "scans": len(scans.labels),
-            "platt": asdict(fitted[name]),
-            **before_and_after(scans, thresholds[name]),
-        }
-        for name, scans in usable.items()
-    }
+    result = {}
+    for name, scans in usable.items():
+        before, after = before_and_after(scans, thresholds[name])
+        result[name] = LocalLevel(
+            scans=len(scans.labels), platt=asdict(fitted[name]), before=before, after=after
+        )
     write_model(
         out_dir / "model", _local_card(card, dataset, result), _files(model_dir, dataset, fitted)
     )
@@ -142,18 +140,23 @@ def _local_scans(evaluation: Path, dataset: Dataset) -> dict[str, LocalScans]:
     }
 
 
-def _local_card(card: Card, dataset: Dataset, result: dict[str, Any]) -> Card:
+def _local_card(card: Card, dataset: Dataset, result: dict[str, LocalLevel]) -> Card:
     counts = " and ".join(
-        f"{figures['scans']} {'series' if name == 'scan' else 'single images'}"
+        f"{figures.scans} {'series' if name == 'scan' else 'single images'}"
         for name, figures in result.items()
     )
     return replace(
         card,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        data={
-            **card.data,
-            "local_calibration": {"model": card.id, "dataset": dataset.name, **result},
-        },
+        data=replace(
+            card.data,
+            local_calibration=LocalCalibration(
+                model=card.id,
+                dataset=dataset.name,
+                slice=result.get("slice"),
+                scan=result.get("scan"),
+            ),
+        ),
         notes=[
             *card.notes,
             f"Calibrated to {counts} of {dataset.name}; all other figures are those of the model"

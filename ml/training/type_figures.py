@@ -8,23 +8,24 @@ than on the type. Instead, each patient's probability and rank are given.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ml.artifacts.card import TypeFigures, TypeMetrics, TypeScore
 from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.examples import UNKNOWN, Example
 from ml.datasets.type_labels import KnownTypes
 from ml.evaluation.answers import Answers, write_answers
 from ml.evaluation.metrics import metrics_with_intervals
+from ml.figures import Metrics
 from ml.training.answer_rows import whose_answer
 from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
 
 FEW_PATIENTS = 10
-# and the AUROC among positives: how well the type is distinguished from the others
-FIGURES = ("auroc", "ece")
 COLUMNS = (
     *("level", "dataset", "filename", "patient", "slice", "group", "repeat", "fold"),
     *(column for name in BLEEDING_TYPES for column in (name, f"{name}_probability")),
@@ -33,23 +34,24 @@ COLUMNS = (
 
 def figures_of_types(
     experiment: Experiment, out_of_fold: OutOfFold, given: Collection[str]
-) -> dict[str, dict[str, Any]]:
-    """Return the card's entry for each type, see `ml.artifacts.card.Card`; empty if the data have
-    no types.
+) -> dict[str, TypeFigures]:
+    """Return what the card says of each type; nothing where the data tell no types.
 
     Args:
-        material: what was judged.
-        judgement: its answers.
+        experiment: what was judged.
+        out_of_fold: its answers.
         given: the types that the final model predicts.
     """
     if experiment.types is None:
         return {}
-    levels = [
-        (name, answers, _truth(experiment.types, name)[answers.at])
+    slices, scans = (
+        (answers, _truth(experiment.types, name)[answers.at])
         for name, answers in _levels(out_of_fold)
-    ]
+    )
     return {
-        name: {"given": name in given, **_of_type(number, levels, experiment.seed)}
+        name: _of_type(
+            name in given, _OfType(*slices, number), _OfType(*scans, number), experiment.seed
+        )
         for number, name in enumerate(BLEEDING_TYPES)
     }
 
@@ -69,54 +71,75 @@ def write_types(
         write_answers(path, rows, COLUMNS)
 
 
-def _of_type(
-    number: int, levels: Sequence[tuple[str, Answers, np.ndarray]], seed: int
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, answers, truth in levels:
-        known = truth[:, number] != UNKNOWN
-        shown = truth[:, number] == 1
-        found[f"{name}s"] = (
-            len(np.unique(answers.groups[shown])) if name == "patient" else int(shown.sum())
-        )
-        found[f"of_{name}s"] = int(known.sum())
-    for name, answers, truth in levels:
-        probabilities = answers.types[:, :, number]
-        answered = np.isfinite(probabilities).all(axis=0) & (truth[:, number] != UNKNOWN)
-        if found["patients"] >= FEW_PATIENTS:
-            rows, labels = probabilities[:, answered], truth[answered, number]
-            metrics = metrics_with_intervals(
-                labels, rows, rows >= 0.5, answers.groups[answered], seed
-            )
-            found[name] = {figure: metrics[figure] for figure in FIGURES}
-            bleeds = answered & (truth == 1).any(axis=1)
-            rows, labels = probabilities[:, bleeds], truth[bleeds, number]
-            among = metrics_with_intervals(labels, rows, rows >= 0.5, answers.groups[bleeds], seed)
-            found[name]["auroc_among_bleeding"] = among["auroc"]
-        elif name == "patient":
-            found["scores"] = _scores(probabilities.mean(axis=0), truth[:, number] == 1, answered)
-    return found
+@dataclass(frozen=True)
+class _OfType:
+    """Answers of one level and what is known of the types there, (n, 5), as far as they concern the
+    type of that number.
+    """
+
+    answers: Answers
+    truth: np.ndarray
+    number: int
+
+    @property
+    def known(self) -> np.ndarray:
+        """Where it is known whether the type is shown, bool (n,)."""
+        return np.asarray(self.truth[:, self.number] != UNKNOWN)
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Where the type is shown, bool (n,)."""
+        return np.asarray(self.truth[:, self.number] == 1)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The type's probabilities (repeats, n), NaN where a fold's model does not give it."""
+        return self.answers.types[:, :, self.number]
+
+    @property
+    def answered(self) -> np.ndarray:
+        """Where the truth is known and every repeat gave a probability, bool (n,)."""
+        return np.asarray(np.isfinite(self.probabilities).all(axis=0) & self.known)
+
+    def metrics(self, seed: int) -> TypeMetrics:
+        """Return the metrics of the type, with the AUROC among positives: how well it is
+        distinguished from the other types.
+        """
+        of_all = self._metrics(self.answered, seed)
+        among = self._metrics(self.answered & (self.truth == 1).any(axis=1), seed)
+        return TypeMetrics(of_all.auroc, of_all.ece, among.auroc)
+
+    def _metrics(self, chosen: np.ndarray, seed: int) -> Metrics:
+        rows, labels = self.probabilities[:, chosen], self.truth[chosen, self.number]
+        return metrics_with_intervals(labels, rows, rows >= 0.5, self.answers.groups[chosen], seed)
 
 
-def _scores(
-    probabilities: np.ndarray, shown: np.ndarray, answered: np.ndarray
-) -> list[dict[str, Any]]:
+def _of_type(given: bool, slices: _OfType, patients: _OfType, seed: int) -> TypeFigures:
+    figures = TypeFigures(
+        given=given,
+        slices=int(slices.shown.sum()),
+        of_slices=int(slices.known.sum()),
+        patients=len(np.unique(patients.answers.groups[patients.shown])),
+        of_patients=int(patients.known.sum()),
+    )
+    if figures.patients >= FEW_PATIENTS:
+        return replace(figures, slice=slices.metrics(seed), patient=patients.metrics(seed))
+    scores = _scores(patients.probabilities.mean(axis=0), patients.shown, patients.answered)
+    return replace(figures, scores=scores)
+
+
+def _scores(probabilities: np.ndarray, shown: np.ndarray, answered: np.ndarray) -> list[TypeScore]:
     """Return the probability of each patient with a type, and its rank among all patients; the
     highest first.
 
-    Both are null if the training part of the patient's fold had too few patients with the type.
+    Both are None if the training part of the patient's fold had too few patients with the type.
     """
+    of = int(answered.sum())
     ranks = [
-        {
-            "probability": float(value),
-            "rank": int((probabilities[answered] > value).sum()) + 1,
-            "of": int(answered.sum()),
-        }
+        TypeScore(float(value), int((probabilities[answered] > value).sum()) + 1, of)
         for value in sorted(probabilities[shown & answered], reverse=True)
     ]
-    return ranks + [{"probability": None, "rank": None, "of": int(answered.sum())}] * int(
-        (shown & ~answered).sum()
-    )
+    return ranks + [TypeScore(None, None, of)] * int((shown & ~answered).sum())
 
 
 def _levels(out_of_fold: OutOfFold) -> tuple[tuple[str, Answers], tuple[str, Answers]]:

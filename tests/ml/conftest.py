@@ -5,6 +5,7 @@ know its answers by hand.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ml.artifacts.card import Card
+from ml.artifacts.card import Card, TypeFigures
 from ml.artifacts.folder import write_model
+from ml.figures import Estimate, Metrics
 from ml.networks.onnx_graph import model_of, serialized
+from ml.typed_json import from_json, to_json
 
 CELLS = 8
 INPUT_PX = 64
@@ -57,8 +60,14 @@ def points_judged() -> dict[str, Any]:
     }
 
 
+def metrics_of(value: float, n: int = 40, **others: Estimate) -> Metrics:
+    """Metrics that all have that value, but for `others`."""
+    same = Estimate(value, value - 0.1, value + 0.05, n)
+    return Metrics(**{item.name: others.get(item.name, same) for item in fields(Metrics)})
+
+
 def a_card(**changed: object) -> Card:
-    """A card with every field filled."""
+    """A card with every field filled; `changed` may be JSON."""
     given: dict[str, object] = {
         "architecture": "alexnet_svm",
         "reads": "slice",
@@ -69,8 +78,19 @@ def a_card(**changed: object) -> Card:
         "threshold": 0.5,
         "uncertain_low": 0.4,
         "uncertain_high": 0.6,
-        "data": {"datasets": ["phantoms"], "images": 2},
-        "metrics": {"auroc": {"value": 0.9, "low": 0.8, "high": 0.95, "n": 2}},
+        "data": {
+            "datasets": ["phantoms"],
+            "fingerprint": "f" * 64,
+            "initial_weights": {"kind": "random"},
+            "training": "0" * 64,
+            "images": 2,
+            "positive": 1,
+            "negative": 1,
+            "groups": 2,
+            "judged": 2,
+            "licence_notes": [],
+        },
+        "metrics": metrics_of(0.9, 2),
         "metrics_by_dataset": {},
         "roc": [[0.0, 0.0], [1.0, 1.0]],
         "confusion": {"tp": 1, "fp": 0, "tn": 1, "fn": 0},
@@ -79,7 +99,7 @@ def a_card(**changed: object) -> Card:
         "versions": {"python": "3"},
         **changed,
     }
-    return Card(**given)  # type: ignore[arg-type]
+    return from_json(Card, to_json(given))
 
 
 def features_graph() -> bytes:
@@ -147,7 +167,7 @@ def types_graph() -> bytes:
     return _graph(nodes, takes, {"slice_types": ["N", 2], "scan_types": [2]}, constants)
 
 
-def types_judged() -> dict[str, dict[str, object]]:
+def types_judged() -> dict[str, TypeFigures]:
     """What a card says of types: epidural and subdural are told, the second of four patients, and
     the others are not.
     """
@@ -176,7 +196,7 @@ def types_judged() -> dict[str, dict[str, object]]:
     }
     for name in ("subarachnoid", "intraparenchymal", "intraventricular"):
         found[name] = {"given": False, "slices": 0, "patients": 0, "scores": []}
-    return {name: {**one, **counts} for name, one in found.items()}
+    return {name: from_json(TypeFigures, {**one, **counts}) for name, one in found.items()}
 
 
 def _graph(

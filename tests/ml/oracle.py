@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ml.datasets.examples import UNKNOWN
+from ml.datasets.pool import Pool, join_datasets, pool_datasets, start_from
+from ml.datasets.read import Dataset
+from ml.datasets.seen_images import Marks
 from ml.evaluation.calibration import Platt
 from ml.models.contract import FitTask, Fitted, HeldOut
 from ml.training.experiment import Experiment
@@ -43,6 +46,12 @@ def material_of(
         **changed,
     }
     return Experiment(**given)  # type: ignore[arg-type]
+
+
+def pooled(datasets: list[Dataset], seen: Marks, folds: int) -> Pool:
+    """Return data sets as one, where weights have seen those images."""
+    joined = join_datasets(datasets)
+    return pool_datasets(joined, start_from("random", seen, joined, folds))
 
 
 def nothing(task: FitTask) -> np.ndarray:

@@ -13,16 +13,9 @@ import pytest
 from ml.artifacts.card import Card
 from ml.artifacts.markdown import model_card
 from ml.errors import ArtifactError
-from tests.ml.conftest import points_judged, types_judged
+from tests.ml.conftest import metrics_of, points_judged, types_judged
 
 MakeCard = Callable[..., Card]
-
-
-def figures(auroc: float) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"value": auroc, "low": auroc - 0.1, "high": auroc + 0.05, "n": 40}
-        for name in ("auroc", "accuracy")
-    }
 
 
 def a_full_card(make_card: MakeCard, **changed: Any) -> Card:
@@ -33,12 +26,16 @@ def a_full_card(make_card: MakeCard, **changed: Any) -> Card:
             "positive": 20,
             "negative": 20,
             "groups": 30,
+            "judged": 40,
             "fingerprint": "f" * 64,
+            "training": "0" * 64,
+            "initial_weights": {"kind": "random"},
+            "licence_notes": [],
         },
-        "metrics": figures(0.9),
-        "metrics_by_dataset": {"a": figures(0.92), "b": figures(0.7)},
-        "patient_metrics": figures(0.8),
-        "patient_metrics_by_dataset": {"a": figures(0.81), "b": figures(0.79)},
+        "metrics": metrics_of(0.9),
+        "metrics_by_dataset": {"a": metrics_of(0.92), "b": metrics_of(0.7)},
+        "patient_metrics": metrics_of(0.8),
+        "patient_metrics_by_dataset": {"a": metrics_of(0.81), "b": metrics_of(0.79)},
         "band": {
             "slice": {
                 "npv": {"value": 0.975, "n": 40},

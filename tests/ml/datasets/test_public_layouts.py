@@ -12,12 +12,13 @@ from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.dicom_headers import read_header
 from ml.datasets.examples import scan_key, slice_of
 from ml.datasets.layouts import find_examples
-from ml.datasets.pool import in_scan_order, pool_datasets
+from ml.datasets.pool import in_scan_order
 from ml.datasets.read import read_dataset
 from ml.errors import DatasetError, ImageError
 from ml.exploration.summary import facts_of
 from ml.scans.phantoms import phantom, write_dicom
 from tests.ml.made_scans import change
+from tests.ml.oracle import pooled
 
 SIDE = 64
 READS = [
@@ -378,7 +379,7 @@ def test_a_wrong_row_of_cq500s_table_is_named(cq500: Path) -> None:
 
 
 def test_scans_of_cq500_stand_in_a_pool_beside_labeled_slices(cq500: Path, rsna: Path) -> None:
-    pool = pool_datasets([read_dataset(rsna), read_dataset(cq500)], (), 0)
+    pool = pooled([read_dataset(rsna), read_dataset(cq500)], (), 0)
     assert len(pool.labels) == 6 + 14 and pool.given_scan_labels == {3: 1, 4: 0}
     assert not pool.known[6:].any() and pool.known[:6].all()
 

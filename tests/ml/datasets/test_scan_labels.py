@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ml.datasets.pool import pool_datasets
 from ml.datasets.read import Dataset, read_dataset
 from ml.errors import DatasetError
 from ml.scans.phantoms import phantom, write_png
+from tests.ml.oracle import pooled
 
 LABELED = [
     (f"{patient}-{n}.png", str(int(patient < "p4" and n == 0)), patient)
@@ -46,7 +46,7 @@ def test_a_table_of_patients_labels_the_scans_whose_slices_nobody_labeled(tmp_pa
         {"subdural", "epidural"},
         frozenset(),
     ]
-    pool = pool_datasets([found], (), 1)
+    pool = pooled([found], (), 1)
     assert (
         len(pool.labels) == 12
         and pool.given_scan_labels == {4: 1, 5: 0}
@@ -62,7 +62,7 @@ def test_a_column_labels_scans_too_even_where_no_slice_has_a_label(tmp_path: Pat
     found = read_dataset(write_set(tmp_path / "set", rows, "filename,patient,scan_label"))
     assert told(found) == {"w0": 1, "w1": 0}
     with pytest.raises(DatasetError, match="There are only scan-level labels"):
-        pool_datasets([found], (), 1)
+        pooled([found], (), 1)
 
 
 def test_where_every_slice_is_labeled_the_slices_say_it_all(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_where_every_slice_is_labeled_the_slices_say_it_all(tmp_path: Path) -> N
     assert (
         found.fingerprint == before.fingerprint
         and set(told(found).values()) == {None}
-        and pool_datasets([found], (), 1).given_scan_labels == {}
+        and pooled([found], (), 1).given_scan_labels == {}
     )
     assert found.problems == (
         (

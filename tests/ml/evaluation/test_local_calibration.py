@@ -26,18 +26,16 @@ def test_many_scans_take_the_shift_away_and_few_take_some_of_it() -> None:
 
 
 def test_a_site_that_is_calibrated_already_is_left_nearly_as_it_is() -> None:
-    figures = before_and_after(a_site(400, 0.0), 0.5)
-    for name in ("sensitivity", "specificity"):
-        assert figures["after"][name]["value"] == pytest.approx(
-            figures["before"][name]["value"], abs=0.03
-        )
+    before, after = before_and_after(a_site(400, 0.0), 0.5)
+    assert after.sensitivity.value == pytest.approx(before.sensitivity.value, abs=0.03)
+    assert after.specificity.value == pytest.approx(before.specificity.value, abs=0.03)
 
 
 def test_healthy_people_who_were_called_positive_are_called_right_afterwards() -> None:
-    figures = before_and_after(a_site(100, 2.5), 0.5)
-    before, after = (figures[side]["specificity"]["value"] for side in ("before", "after"))
-    assert before < 0.5 and after > 0.75
-    assert figures["after"]["brier"] < figures["before"]["brier"]
+    before, after = before_and_after(a_site(100, 2.5), 0.5)
+    assert before.specificity.value is not None and before.specificity.value < 0.5
+    assert after.specificity.value is not None and after.specificity.value > 0.75
+    assert after.brier < before.brier
 
 
 def test_more_scans_close_more_of_the_gap() -> None:

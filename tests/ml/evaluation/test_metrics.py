@@ -25,6 +25,7 @@ from ml.evaluation.metrics import (
     undefined_metrics,
     wilson,
 )
+from ml.figures import BandFigures, Confusion, Estimate, Share, undefined
 
 LABELS = np.array([1, 1, 1, 1, 0, 0, 0, 0])
 PROBABILITIES = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.4, 0.2, 0.1])
@@ -35,7 +36,7 @@ def values(
     labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray
 ) -> dict[str, float]:
     return {
-        name: entry["value"]
+        name: entry.value
         for name, entry in metrics_with_intervals(
             labels, probabilities, predicted, np.arange(len(labels)), 0
         ).items()
@@ -44,7 +45,7 @@ def values(
 
 def test_counts_become_the_textbook_figures() -> None:
     found = values(LABELS, PROBABILITIES, PROBABILITIES >= 0.5)
-    assert confusion(LABELS, PROBABILITIES >= 0.5) == {"tp": 3, "fp": 1, "tn": 3, "fn": 1}
+    assert confusion(LABELS, PROBABILITIES >= 0.5) == Confusion(tp=3, fp=1, tn=3, fn=1)
     assert (
         found["accuracy"]
         == found["sensitivity"]
@@ -90,21 +91,15 @@ def test_a_figure_that_one_class_makes_undefined_is_null_with_a_reason() -> None
     found = metrics_with_intervals(
         np.ones(3), np.array([0.2, 0.7, 0.9]), np.array([False, True, True]), np.arange(3), 0
     )
-    assert found["auroc"] == {
-        "value": None,
-        "low": None,
-        "high": None,
-        "n": 3,
-        "reason": "one class is missing",
-    }
-    assert found["specificity"]["value"] is None
-    assert found["sensitivity"]["value"] == pytest.approx(2 / 3)
+    assert found.auroc == Estimate(None, None, None, 3, "one class is missing")
+    assert found.specificity.value is None
+    assert found.sensitivity.value == pytest.approx(2 / 3)
 
 
 def test_no_image_at_all_is_no_error() -> None:
     empty = np.zeros(0)
     assert (
-        metrics_with_intervals(empty, empty, empty.astype(bool), empty, 0)["accuracy"]["reason"]
+        metrics_with_intervals(empty, empty, empty.astype(bool), empty, 0).accuracy.reason
         == "there is no image"
     )
 
@@ -115,7 +110,7 @@ def test_same_seed_gives_the_same_interval_around_the_figure() -> None:
         for _ in range(2)
     )
     assert first == again
-    assert first["auroc"]["low"] < first["auroc"]["value"] < first["auroc"]["high"]
+    assert first.auroc.low < first.auroc.value < first.auroc.high
 
 
 def test_images_of_one_group_are_drawn_together() -> None:
@@ -132,7 +127,7 @@ def test_images_of_one_group_are_drawn_together() -> None:
         labels, probabilities, probabilities >= 0.5, np.arange(len(labels)), 1
     )
     width = {
-        name: entry["accuracy"]["high"] - entry["accuracy"]["low"]
+        name: entry.accuracy.high - entry.accuracy.low
         for name, entry in (("s", single), ("g", grouped), ("n", naive))
     }
     assert width["g"] == pytest.approx(width["s"])
@@ -190,12 +185,12 @@ def test_repeats_are_averaged_and_draw_the_same_groups() -> None:
         seed=1,
     )
     # The second repeat ranks everything the other way round.
-    assert both["auroc"]["value"] == pytest.approx((13 / 16 + 3 / 16) / 2) and both["accuracy"][
-        "value"
-    ] == pytest.approx((0.75 + 0.25) / 2)
-    assert both["auroc"]["low"] == pytest.approx(0.5) and both["auroc"]["high"] == pytest.approx(
-        0.5
-    ), "what one gains the other loses"
+    assert both.auroc.value == pytest.approx(
+        (13 / 16 + 3 / 16) / 2
+    ) and both.accuracy.value == pytest.approx((0.75 + 0.25) / 2)
+    assert both.auroc.low == pytest.approx(0.5) and both.auroc.high == pytest.approx(0.5), (
+        "what one gains the other loses"
+    )
     twice = metrics_with_intervals(
         LABELS,
         np.stack([PROBABILITIES] * 2),
@@ -217,7 +212,8 @@ def test_a_large_set_is_weighed_in_chunks_with_the_same_interval(
         LABELS, PROBABILITIES, PROBABILITIES >= 0.5, OWN_GROUPS, seed=1
     )
     # sums of other lengths round otherwise
-    assert all(chunked[name] == pytest.approx(entry) for name, entry in whole.items())
+    for (name, one), (_, other) in zip(chunked.items(), whole.items(), strict=True):
+        assert vars(one) == pytest.approx(vars(other)), name
 
 
 def test_ranking_within_folds_does_not_hang_on_how_folds_compare() -> None:
@@ -230,12 +226,10 @@ def test_ranking_within_folds_does_not_hang_on_how_folds_compare() -> None:
         labels, np.stack([scores, scores]), np.stack([folds, np.zeros(40)]), groups, 0
     )
     assert (
-        found["value"] == (1 + pooled) / 2
-        and found["low"] <= found["value"] <= found["high"]
-        and found["n"] == 40
+        found.value == (1 + pooled) / 2 and found.low <= found.value <= found.high and found.n == 40
     )
     apart = auroc_within(labels, scores[None], labels[None], groups, 0)
-    assert apart["value"] is None and apart["reason"], "no fold holds both classes"
+    assert apart.value is None and apart.reason, "no fold holds both classes"
 
 
 def test_a_paired_difference_cancels_what_is_hard_for_both() -> None:
@@ -243,15 +237,15 @@ def test_a_paired_difference_cancels_what_is_hard_for_both() -> None:
     none = paired_differences(
         LABELS, (PROBABILITIES, called), (PROBABILITIES, called), OWN_GROUPS, seed=0
     )
-    assert all(entry["value"] == entry["low"] == entry["high"] == 0 for entry in none.values())
+    assert all(entry.value == entry.low == entry.high == 0 for _, entry in none.items())
     perfect = LABELS * 0.8 + 0.1
     better = paired_differences(
         LABELS, (PROBABILITIES, called), (perfect, perfect >= 0.5), OWN_GROUPS, seed=0
     )
-    assert better["auroc"]["value"] == pytest.approx(3 / 16) and better["accuracy"][
-        "value"
-    ] == pytest.approx(0.25)
-    assert 0 <= better["auroc"]["low"] < 3 / 16 < better["auroc"]["high"]
+    assert better.auroc.value == pytest.approx(3 / 16) and better.accuracy.value == pytest.approx(
+        0.25
+    )
+    assert 0 <= better.auroc.low < 3 / 16 < better.auroc.high
 
 
 def test_the_lower_bound_of_a_mean_is_student_s() -> None:
@@ -268,32 +262,16 @@ def test_a_figure_without_images_says_why() -> None:
     nothing = metrics_with_intervals(
         np.zeros(0), np.zeros(0), np.zeros(0, bool), np.zeros(0), seed=0
     )
-    assert nothing["accuracy"] == {
-        "value": None,
-        "low": None,
-        "high": None,
-        "n": 0,
-        "reason": "there is no image",
-    }
-    assert undefined_metrics("all were seen")["auroc"] == {
-        "value": None,
-        "low": None,
-        "high": None,
-        "n": 0,
-        "reason": "all were seen",
-    }
+    assert nothing.accuracy == undefined("there is no image")
+    assert undefined_metrics("all were seen").auroc == undefined("all were seen")
 
 
 def test_trust_is_counted_outside_the_band() -> None:
     zone = zones(PROBABILITIES, 0.3, 0.7)
     assert zone.tolist() == [1, 1, 0, 0, 1, 0, -1, -1]
     found = predictive_values_outside_band(LABELS, zone)
-    assert found == {
-        "npv": {"value": 1.0, "n": 2},
-        "ppv": {"value": 2 / 3, "n": 3},
-        "uncertain": {"value": 3 / 8, "n": 8},
-    }
-    assert predictive_values_outside_band(LABELS, np.zeros(8))["ppv"] == {"value": None, "n": 0}
+    assert found == BandFigures(npv=Share(1.0, 2), ppv=Share(2 / 3, 3), uncertain=Share(3 / 8, 8))
+    assert predictive_values_outside_band(LABELS, np.zeros(8)).ppv == Share(None, 0)
 
 
 def test_few_scans_hardly_move_a_calibration_from_its_prior_and_many_do() -> None:
@@ -342,16 +320,17 @@ def test_predictive_values_follow_from_sensitivity_specificity_and_prevalence() 
     labels = np.repeat([1, 0], 10)
     called = np.array([True] * 8 + [False] * 2 + [True] * 1 + [False] * 9)
     found = figures_at(labels, called, np.arange(20), 0)
-    assert found["sensitivity"]["value"] == 0.8 and found["sensitivity"]["n"] == 10
-    assert found["specificity"]["value"] == 0.9
-    assert found["ppv"]["2"]["value"] == pytest.approx(0.016 / (0.016 + 0.098))
-    assert found["npv"]["10"]["value"] == pytest.approx(0.81 / (0.81 + 0.02))
-    assert found["ppv"]["50"]["value"] == pytest.approx(8 / 9)
-    for figure in (found["sensitivity"], found["ppv"]["10"], found["npv"]["50"]):
-        assert figure["low"] <= figure["value"] <= figure["high"]
+    assert found.sensitivity.value == 0.8 and found.sensitivity.n == 10
+    assert found.specificity.value == 0.9
+    assert found.ppv["2"].value == pytest.approx(0.016 / (0.016 + 0.098))
+    assert found.npv["10"].value == pytest.approx(0.81 / (0.81 + 0.02))
+    assert found.ppv["50"].value == pytest.approx(8 / 9)
+    for figure in (found.sensitivity, found.ppv["10"], found.npv["50"]):
+        assert figure.low is not None and figure.value is not None and figure.high is not None
+        assert figure.low <= figure.value <= figure.high
 
 
 def test_figures_of_one_class_say_why_the_others_are_missing() -> None:
     found = figures_at(np.ones(4), np.ones(4, bool), np.arange(4), 0)
-    assert found["sensitivity"]["value"] == 1
-    assert found["specificity"]["value"] is None and found["ppv"]["2"]["reason"]
+    assert found.sensitivity.value == 1
+    assert found.specificity.value is None and found.ppv["2"].reason

@@ -7,26 +7,37 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ml.__main__ import main
 from ml.errors import ArtifactError
 from ml.evaluation.result_tables import COLUMNS, read_results, rows_of, rows_of_run, update_results
+from ml.evaluation.results import (
+    Bands,
+    BothLevels,
+    EvaluatedModel,
+    Evaluation,
+    GateFigures,
+    read_evaluation,
+)
+from ml.figures import BandFigures, Estimate, Metrics, Share, undefined
+from ml.typed_json import to_json
+from tests.ml.conftest import a_card, metrics_of
 
 FACTS = {"architecture": "alexnet", "restructured": "no", "augmentation": 10, "protocol": "honest"}
 
 
-def entry(value: float | None, n: int = 20) -> dict[str, Any]:
+def entry(value: float | None, n: int = 20) -> Estimate:
     if value is None:
-        return {"value": None, "low": None, "high": None, "n": 0, "reason": "one class is missing"}
-    return {"value": value, "low": value - 0.1, "high": value + 0.05, "n": n}
+        return undefined("one class is missing")
+    return Estimate(value, value - 0.1, value + 0.05, n)
 
 
-def figures(value: float, n: int = 20) -> dict[str, dict[str, Any]]:
-    return {"auroc": entry(value, n), "accuracy": entry(value - 0.05, n)}
+def figures(value: float, n: int = 20) -> Metrics:
+    return metrics_of(value, n, accuracy=entry(value - 0.05, n))
 
 
 def trained(write: Callable[..., Path], **changed: object) -> Path:
@@ -59,7 +70,7 @@ def test_a_training_gives_rows_by_data_set_level_and_control(
 ) -> None:
     rows = rows_of_run(trained(tiny_model), "5-fold by patient")
     assert set(rows) == {"head_ct", "ct_ich"}
-    assert rows["ct_ich"][0] == {
+    assert next(row for row in rows["ct_ich"] if row["metric"] == "auroc") == {
         "architecture": "cnn_gru",
         "restructured": "yes",
         "augmentation": "10",
@@ -93,7 +104,7 @@ def test_a_training_gives_rows_by_data_set_level_and_control(
 def test_folds_by_data_set_are_counted_by_data_set(tiny_model: Callable[..., Path]) -> None:
     model = tiny_model(
         settings={"folds_by": "data set", "folds": 5, "repeats": 3},
-        data={"datasets": ["a", "b"]},
+        data=replace(a_card().data, datasets=["a", "b"]),
         metrics_by_dataset={"a": figures(0.9)},
         patient_metrics_by_dataset={},
     )
@@ -103,16 +114,34 @@ def test_folds_by_data_set_are_counted_by_data_set(tiny_model: Callable[..., Pat
 
 
 def test_an_evaluation_gives_rows_without_folds(tmp_path: Path) -> None:
-    found = {
-        "model": {"architecture": "alexnet_cells", "settings": {"epochs": 30}},
-        "dataset": "phe_sich",
-        "slice": figures(0.95, 665),
-        "patient": figures(0.99, 25),
-        "seconds": 61.7,
-    }
-    (tmp_path / "metrics.json").write_text(json.dumps(found))
+    band = BandFigures(Share(1.0, 400), Share(0.9, 100), Share(0.2, 665))
+    both = BothLevels(figures(0.95, 665), figures(0.99, 25))
+    found = Evaluation(
+        identity="0" * 64,
+        model=EvaluatedModel("0" * 12, "alexnet_cells", "slice", {"epochs": 30}),
+        threshold=0.5,
+        patient_threshold=0.6,
+        dataset="phe_sich",
+        fingerprint="f" * 64,
+        images=665,
+        scans=25,
+        unknown=0,
+        unread=0,
+        not_head_ct=GateFigures(refused=0, n=665, share=0.0, median=0.1, highest=0.4),
+        slice=both.slice,
+        patient=both.patient,
+        overlap=0,
+        left_out=0,
+        all=both,
+        band=Bands(band, band),
+        notes=[],
+        problems=[],
+        seconds=61.7,
+    )
+    (tmp_path / "metrics.json").write_text(json.dumps(to_json(found)))
+    assert read_evaluation(tmp_path) == found
     rows = rows_of_run(tmp_path, "trained on the other two")["phe_sich"]
-    assert [row["level"] for row in rows] == ["slice", "slice", "patient", "patient"]
+    assert [row["level"] for row in rows] == ["slice"] * 10 + ["patient"] * 10
     assert {
         (row["restructured"], row["augmentation"], row["folds"], row["epochs"], row["seconds"])
         for row in rows
@@ -122,17 +151,21 @@ def test_an_evaluation_gives_rows_without_folds(tmp_path: Path) -> None:
 def test_a_folder_without_results_is_refused_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="holds neither a model nor metrics.json"):
         rows_of_run(tmp_path, "any")
+    for text, sentence in (("{", "is not JSON"), ("{}", "does not give 'identity'")):
+        (tmp_path / "metrics.json").write_text(text)
+        with pytest.raises(ArtifactError, match=f"metrics.json {sentence}"):
+            rows_of_run(tmp_path, "any")
 
 
 def test_an_update_replaces_its_own_rows_keeps_the_others_and_sorts(tmp_path: Path) -> None:
     path = tmp_path / "results" / "head_ct.csv"
     update_results(
         path,
-        rows_of(FACTS, "patient", {"auroc": entry(0.7)})
-        + rows_of(FACTS, "slice", {"auroc": entry(0.8)}),
+        rows_of(FACTS, "patient", [("auroc", entry(0.7))])
+        + rows_of(FACTS, "slice", [("auroc", entry(0.8))]),
     )
-    update_results(path, rows_of(FACTS | {"augmentation": 2}, "slice", {"auroc": entry(None)}))
-    update_results(path, rows_of(FACTS, "slice", {"auroc": entry(0.9)}))
+    update_results(path, rows_of(FACTS | {"augmentation": 2}, "slice", [("auroc", entry(None))]))
+    update_results(path, rows_of(FACTS, "slice", [("auroc", entry(0.9))]))
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
@@ -149,7 +182,7 @@ def test_an_update_replaces_its_own_rows_keeps_the_others_and_sorts(tmp_path: Pa
 def test_another_kind_of_table_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "head_ct.csv").write_text("family,n\nnoise,20\n")
     with pytest.raises(ArtifactError, match="head_ct.csv is no table of results"):
-        update_results(tmp_path / "head_ct.csv", rows_of(FACTS, "slice", {"auroc": entry(0.9)}))
+        update_results(tmp_path / "head_ct.csv", rows_of(FACTS, "slice", [("auroc", entry(0.9))]))
     assert (tmp_path / "head_ct.csv").read_text() == "family,n\nnoise,20\n"
 
 
@@ -162,7 +195,7 @@ def test_the_command_writes_a_table_for_each_data_set(
         row["protocol"].partition(";")[0]
         for row in read_results(tmp_path / "results" / "ct_ich.csv")
     } == {"5-fold by patient"}
-    assert "head_ct.csv: 3 rows" in capsys.readouterr().out
+    assert "head_ct.csv: 11 rows" in capsys.readouterr().out
     assert main(["results", str(model), "--out", str(tmp_path)]) == 2
     assert "A run needs a protocol" in capsys.readouterr().err
 

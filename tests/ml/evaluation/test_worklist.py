@@ -15,7 +15,18 @@ from sklearn.metrics import roc_auc_score
 from ml.__main__ import main
 from ml.errors import SettingError
 from ml.evaluation.answers import write_answers
-from ml.evaluation.worklist import FIRST_COME, ORDERS, Department, Scans, scans_of, simulate, waits
+from ml.evaluation.worklist import (
+    FIRST_COME,
+    ORDERS,
+    Department,
+    Scans,
+    Simulation,
+    scans_of,
+    simulate,
+    waits,
+)
+from ml.figures import Estimate
+from tests.ml.conftest import metrics_of
 
 BY_RISK, THEN_UNCERTAINTY = "by risk", "by risk, then uncertainty"
 
@@ -29,12 +40,13 @@ PERFECT = of([1, 0], [0.9, 0.1])
 USELESS = of([1, 0], [0.5, 0.5])
 
 
-def metric(value: float | None, n: int = 0) -> dict[str, object]:
-    return {"value": value, "low": None, "high": None, "n": n, "reason": "one class is missing"}
+def metric(value: float | None, n: int = 0) -> Estimate:
+    return Estimate(value, None, None, n, "one class is missing" if value is None else None)
 
 
-def median_of(result: dict[str, object], order: str, group: str, what: str) -> float:
-    found: float = result["minutes"][order][group][what]["median"]["value"]  # type: ignore[index]
+def median_of(result: Simulation, order: str, group: str, what: str) -> float:
+    found = result.minutes[order][group][what]["median"].value
+    assert found is not None
     return found
 
 
@@ -105,8 +117,8 @@ def test_the_same_seed_gives_the_same_answer_and_another_does_not() -> None:
     department = Department(repetitions=20)
     assert simulate(PERFECT, department, seed=3) == simulate(PERFECT, department, seed=3)
     assert (
-        simulate(PERFECT, department, seed=3)["minutes"]
-        != simulate(PERFECT, department, seed=4)["minutes"]
+        simulate(PERFECT, department, seed=3).minutes
+        != simulate(PERFECT, department, seed=4).minutes
     )
 
 
@@ -116,8 +128,8 @@ def test_a_model_that_knows_brings_hemorrhages_forward_and_the_others_pay() -> N
     first_come = median_of(result, FIRST_COME, "hemorrhage", "wait")
     assert median_of(result, BY_RISK, "hemorrhage", "wait") < 0.5 * first_come
     assert median_of(result, BY_RISK, "hemorrhage", "sooner") > 0
-    assert result["minutes"][BY_RISK]["no hemorrhage"]["later"]["95th percentile"]["low"] > 0
-    assert result["minutes"][BY_RISK]["hemorrhage, missed"]["wait"]["median"]["n"] == 0, (
+    assert result.minutes[BY_RISK]["no hemorrhage"]["later"]["95th percentile"].low > 0
+    assert result.minutes[BY_RISK]["hemorrhage, missed"]["wait"]["median"].n == 0, (
         "this model misses none"
     )
 
@@ -127,8 +139,8 @@ def test_a_model_that_knows_nothing_moves_nobody() -> None:
 
     for group, which_way in (("hemorrhage", "sooner"), ("no hemorrhage", "later")):
         for summary in ("median", "95th percentile"):
-            moved = result["minutes"][BY_RISK][group][which_way][summary]
-            assert (moved["low"], moved["value"], moved["high"]) == (0, 0, 0)
+            moved = result.minutes[BY_RISK][group][which_way][summary]
+            assert (moved.low, moved.value, moved.high) == (0, 0, 0)
 
 
 def test_a_missed_hemorrhage_waits_longer_than_first_in_first_out() -> None:
@@ -137,8 +149,8 @@ def test_a_missed_hemorrhage_waits_longer_than_first_in_first_out() -> None:
         Department(repetitions=50, arrivals_per_hour=11, prevalence=0.2),
     )
 
-    missed = result["minutes"][BY_RISK]["hemorrhage, missed"]["sooner"]
-    assert missed["95th percentile"]["low"] <= 0 and missed["median"]["low"] < 0
+    missed = result.minutes[BY_RISK]["hemorrhage, missed"]["sooner"]
+    assert missed["95th percentile"].low <= 0 and missed["median"].low < 0
 
 
 def test_a_day_has_as_many_scans_and_hemorrhages_as_its_settings_say(
@@ -232,12 +244,15 @@ def test_a_data_set_without_both_kinds_of_scans_is_a_sentence(dataset: str, tmp_
 def test_of_a_model_folder_scans_are_made_that_have_the_figures_of_its_card(
     tiny_model: Callable[..., Path],
 ) -> None:
-    figures = {
-        "auroc": metric(0.875, 490),
-        "sensitivity": metric(0.7, 240),
-        "specificity": metric(0.88, 250),
-    }
-    without = {"auroc": metric(None), "sensitivity": metric(0.9, 25), "specificity": metric(None)}
+    figures = metrics_of(
+        0.9,
+        auroc=metric(0.875, 490),
+        sensitivity=metric(0.7, 240),
+        specificity=metric(0.88, 250),
+    )
+    without = metrics_of(
+        0.9, auroc=metric(None), sensitivity=metric(0.9, 25), specificity=metric(None)
+    )
     model = tiny_model(
         patient_metrics=figures, patient_metrics_by_dataset={"mixed": figures, "bleeding": without}
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -326,7 +327,7 @@ def test_a_card_whose_types_have_no_graph_or_another_is_an_artifact_error(
     ):
         Predictor(tiny_model(types=types_judged(), types_onnx=head_graph()))
     three = {
-        name: {**found, "given": found["given"] or name == "intraventricular"}
+        name: replace(found, given=found.given or name == "intraventricular")
         for name, found in types_judged().items()
     }
     with pytest.raises(ArtifactError, match="did not output a probability for each slice"):

@@ -16,8 +16,9 @@ from ml.datasets.examples import UNKNOWN
 from ml.evaluation.calibration import Platt
 from ml.evaluation.metrics import auroc
 from ml.models.contract import FitTask, Fitted, fit_of
-from ml.models.recurrent import NOISE, Network, build_network, rows_of
+from ml.models.recurrent import rows_of
 from ml.models.recurrent_batches import scans_drawn
+from ml.models.recurrent_network import NOISE, Network, build_network
 from ml.networks.aggregation import aggregate
 from ml.networks.cells import evidence_nodes, evidence_of
 from ml.networks.fine_tuning import Tuned, computed_by

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +24,16 @@ from ml.datasets.seen_images import seen_json
 from ml.errors import DatasetError, SettingError
 from ml.evaluation.result_tables import COLUMNS
 from ml.models.contract import FitTask
-from ml.paper.cells import EFFORTS, Cell, Effort, expected_left_s, plan
-from ml.paper.grid import run_paper, split_by_picture
+from ml.paper.cells import (
+    EFFORTS,
+    Cell,
+    CellResult,
+    Effort,
+    PaperResults,
+    expected_left_s,
+    plan,
+)
+from ml.paper.grid import Watcher, run_paper, split_by_picture
 from ml.paper.report import write_report
 from ml.scans.phantoms import phantom, write_png
 from ml.training.progress import Progress, TrainingStopped
@@ -76,13 +83,13 @@ def few_cells(*names: str) -> list[Cell]:
     return plan(IMAGES, names, FOLDS, small)
 
 
-def result_of(found: Mapping[str, Any], **wanted: object) -> dict[str, Any]:
+def result_of(found: PaperResults, **wanted: object) -> CellResult:
     (only,) = [
         cell
-        for cell in found["cells"]
-        if all(cell[name] == value for name, value in wanted.items())
+        for cell in found.cells
+        if all(getattr(cell, name) == value for name, value in wanted.items())
     ]
-    return dict(only)
+    return only
 
 
 def test_every_architecture_is_there_in_every_condition_and_protocol() -> None:
@@ -206,7 +213,9 @@ def test_a_stopped_experiment_continues_by_cell_and_fold_with_the_same_numbers(
                 raise TrainingStopped
 
     with pytest.raises(TrainingStopped):
-        run_paper(phantoms, cells, tmp_path / "stopped", init="random", on_progress=Interruption())
+        run_paper(
+            phantoms, cells, tmp_path / "stopped", init="random", watcher=Watcher(Interruption())
+        )
     kept = json.loads((tmp_path / "stopped" / "cells.json").read_text())
     assert [cell["name"] for cell in kept["cells"]] == ["alexnet_svm plain ×1 honest"]
     plans: list[tuple[int, int]] = []
@@ -216,19 +225,16 @@ def test_a_stopped_experiment_continues_by_cell_and_fold_with_the_same_numbers(
         cells,
         tmp_path / "stopped",
         init="random",
-        on_progress=told.append,
-        on_plan=lambda total, done, seconds: plans.append((total, done)),
+        watcher=Watcher(told.append, lambda total, done, seconds: plans.append((total, done))),
     )
     assert len(tasks) == 2 * fits, "no fold was fitted twice"
     assert plans == [(12, done) for done in range(1, 13)]
     fractions = [progress.fraction for progress in told]
     assert fractions == sorted(fractions) and fractions[0] > 0 and fractions[-1] == 1
-    assert [cell["metrics"] for cell in continued["cells"]] == [
-        cell["metrics"] for cell in straight["cells"]
-    ]
+    assert [cell.metrics for cell in continued.cells] == [cell.metrics for cell in straight.cells]
     assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["cells.json"]
     again = run_paper(phantoms, cells[:8], tmp_path / "stopped", init="random")
-    assert len(tasks) == 2 * fits and len(again["cells"]) == 12, (
+    assert len(tasks) == 2 * fits and len(again.cells) == 12, (
         "what is done stays, whatever is asked for"
     )
 
@@ -240,6 +246,11 @@ def test_cells_of_other_data_seed_or_weights_are_not_mixed(
     run_paper(phantoms, cells, tmp_path, init="random")
     with pytest.raises(SettingError, match="holds results for other data, weights or seed"):
         run_paper(phantoms, cells, tmp_path, init="random", seed=1)
+    kept = json.loads((tmp_path / "cells.json").read_text())
+    del kept["cells"][0]["epochs"]
+    (tmp_path / "cells.json").write_text(json.dumps(kept))
+    with pytest.raises(SettingError, match=r"cells.json does not give 'cells.epochs'"):
+        run_paper(phantoms, cells, tmp_path, init="random")
 
 
 def test_weights_that_have_seen_the_pictures_are_refused(
@@ -261,12 +272,12 @@ def test_weights_that_have_seen_the_pictures_are_refused(
 def test_the_time_left_follows_what_the_cells_took() -> None:
     cells = [replace(cell, expected_s=10.0) for cell in few_cells("alexnet_svm")]
     assert expected_left_s(cells, {}) == 80
-    done = {cells[0].name: {"identity": cells[0].identity, "seconds": 20.0}}
-    assert expected_left_s(cells, done) == 7 * 20
-    assert (
-        expected_left_s(cells, {cells[0].name: {"identity": "of other settings", "seconds": 20.0}})
-        == 80
-    )
+    first = cells[0]
+    facts = {item.name: getattr(first, item.name, None) for item in fields(CellResult)}
+    done = CellResult(**{**facts, "seconds": 20.0})
+    assert expected_left_s(cells, {first.name: done}) == 7 * 20
+    other = replace(done, identity="of other settings")
+    assert expected_left_s(cells, {first.name: other}) == 80
 
 
 def test_the_report_has_a_line_a_cell_and_its_figures_in_the_table(
@@ -300,9 +311,7 @@ def test_the_report_has_a_line_a_cell_and_its_figures_in_the_table(
         )
         == ("cnn_gru", "yes", "3", "honest", "patient", "auroc")
     ]
-    assert float(row["value"]) == pytest.approx(
-        cell["metrics"]["patient"]["auroc"]["value"], abs=1e-4
-    )
+    assert float(row["value"]) == pytest.approx(cell.metrics["patient"].auroc.value, abs=1e-4)
     assert (row["n"], row["folds"], row["repeats"], row["epochs"]) == ("8", "2", "1", "40")
     table = (tmp_path / "table.md").read_text()
     of_slices = table[table.index("## By slice") : table.index("## By patient")]

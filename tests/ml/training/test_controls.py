@@ -14,6 +14,7 @@ from ml.datasets.examples import UNKNOWN, Example
 from ml.evaluation.metrics import auroc
 from ml.models.contract import FitTask
 from ml.training.controls import (
+    ControlledRun,
     blocked_because,
     control_names,
     file_facts,
@@ -75,14 +76,12 @@ def test_a_model_that_knows_permuted_labels_is_blocked(
 ) -> None:
     tasks = patch(monkeypatch, truth)  # it reads the labels of the task itself, as a leak would
     controls = run_controls(
-        material_of([0, 1] * 16, tmp_path), examples_of(tmp_path, 32), False, 4, tmp_path, ignore
+        ControlledRun(material_of([0, 1] * 16, tmp_path), examples_of(tmp_path, 32), False, 4),
+        tmp_path,
+        ignore,
     )
     permuted = controls[0]
-    assert (
-        permuted["name"] == "permuted"
-        and permuted["auroc"]["value"] == 1.0
-        and permuted["auroc"]["n"] == 20
-    )
+    assert permuted.name == "permuted" and permuted.auroc.value == 1.0 and permuted.auroc.n == 20
     assert len(tasks) == 20 * 4, "small sets: every permutation is a whole cross-validation"
     sentence = blocked_because(controls)
     assert sentence is not None and "AUROC of 1.000 (lower 99 % bound 1.000, above 0.5)" in sentence
@@ -93,12 +92,12 @@ def test_a_model_that_finds_nothing_in_permuted_labels_is_not(
 ) -> None:
     patch(monkeypatch, honest)
     controls = run_controls(
-        material_of([0, 1] * 16, tmp_path), examples_of(tmp_path, 32), False, 4, tmp_path, ignore
+        ControlledRun(material_of([0, 1] * 16, tmp_path), examples_of(tmp_path, 32), False, 4),
+        tmp_path,
+        ignore,
     )
-    assert controls[0]["lower_99"] < 0.5 and blocked_because(controls) is None
-    assert (
-        controls[0]["auroc"]["low"] < controls[0]["auroc"]["value"] < controls[0]["auroc"]["high"]
-    )
+    assert controls[0].lower_99 < 0.5 and blocked_because(controls) is None
+    assert controls[0].auroc.low < controls[0].auroc.value < controls[0].auroc.high
 
 
 def test_controls_of_a_fine_tuned_net_cost_a_fit_each(
@@ -107,15 +106,17 @@ def test_controls_of_a_fine_tuned_net_cost_a_fit_each(
     tasks = patch(monkeypatch, honest, learned=True)
     experiment = material_of([0, 1] * 16, tmp_path, settings={"controls": "all"})
     controls = {
-        control["name"]: control
+        control.name: control
         for control in run_controls(
-            experiment, examples_of(tmp_path, 32), True, 5, tmp_path, ignore
+            ControlledRun(experiment, examples_of(tmp_path, 32), True, 5), tmp_path, ignore
         )
     }
-    assert controls["permuted"]["auroc"]["n"] == 5
+    assert controls["permuted"].auroc.n == 5
     assert len(tasks) == 5 + 1, "five permutations and the leaked protocol, one fold each"
     assert all((task.masks == 255).all() for task in tasks), "outlines know the true labels"
-    assert controls["random_weights"]["skipped"] == "The run itself started from random weights."
+    assert controls["random_weights"].skipped == (
+        "The run itself started from random initial weights."
+    )
     assert set(controls) == {"permuted", "metadata", "leaked", "random_weights"}
 
 
@@ -129,16 +130,18 @@ def test_random_weights_stand_beside_the_run_on_the_same_fold(
     )
     judged = cross_validate(experiment, 5, 1, tmp_path, ignore)
     fitted = len(tasks)
-    found = run_controls(experiment, examples_of(tmp_path, 32), True, 5, tmp_path, ignore)[-1]
+    found = run_controls(
+        ControlledRun(experiment, examples_of(tmp_path, 32), True, 5), tmp_path, ignore
+    )[-1]
     assert len(tasks) == fitted + 7, "the run's own first fold is kept"
     first = judged.slices.folds[0] == 0
     own = auroc(judged.slices.labels[first], judged.slices.probabilities[0][first])
     assert (
-        found["name"] == "random_weights"
-        and found["run_auroc"]["value"] == own
-        and found["run_auroc"]["n"] == first.sum()
+        found.name == "random_weights"
+        and found.run_auroc.value == own
+        and found.run_auroc.n == first.sum()
     )
-    assert f"the first of 5 folds, where the run itself has an AUROC of {own:.3f} (" in found["how"]
+    assert f"the first of 5 folds, where the run itself has an AUROC of {own:.3f} (" in found.how
 
 
 def test_the_setting_decides_which_controls_run() -> None:
@@ -161,10 +164,7 @@ def test_progress_goes_by_how_many_fits_a_control_takes(
     )
     reported: list[tuple[str, float]] = []
     run_controls(
-        experiment,
-        examples_of(tmp_path, 32),
-        True,
-        5,
+        ControlledRun(experiment, examples_of(tmp_path, 32), True, 5),
         tmp_path,
         lambda stage, share, metrics: reported.append((stage, share)),
     )
@@ -187,7 +187,9 @@ def test_interrupted_controls_continue_piece_by_piece(
     (tmp_path / "b").mkdir()
     patch(monkeypatch, honest)
     straight = run_controls(
-        material_of([0, 1] * 16, tmp_path), examples, False, 4, tmp_path / "a", ignore
+        ControlledRun(material_of([0, 1] * 16, tmp_path), examples, False, 4),
+        tmp_path / "a",
+        ignore,
     )
 
     def stop(stage: str, share: float, metrics: object) -> None:
@@ -196,14 +198,20 @@ def test_interrupted_controls_continue_piece_by_piece(
 
     before = patch(monkeypatch, honest)
     with pytest.raises(TrainingStopped):
-        run_controls(material_of([0, 1] * 16, tmp_path), examples, False, 4, tmp_path / "b", stop)
+        run_controls(
+            ControlledRun(material_of([0, 1] * 16, tmp_path), examples, False, 4),
+            tmp_path / "b",
+            stop,
+        )
     assert 0 < len(before) < 80
     after = patch(monkeypatch, honest)
     continued = run_controls(
-        material_of([0, 1] * 16, tmp_path), examples, False, 4, tmp_path / "b", ignore
+        ControlledRun(material_of([0, 1] * 16, tmp_path), examples, False, 4),
+        tmp_path / "b",
+        ignore,
     )
     assert len(before) + len(after) == 80
-    assert [{**c, "seconds": 0} for c in continued] == [{**c, "seconds": 0} for c in straight]
+    assert [replace(c, seconds=0) for c in continued] == [replace(c, seconds=0) for c in straight]
 
 
 def test_permuted_labels_keep_groups_and_say_nothing_about_places() -> None:
@@ -234,9 +242,9 @@ def test_a_shortcut_in_the_files_is_found(tmp_path: Path) -> None:
     assert facts[:, 1].tolist() == [40.0, 60.0] * 12 and (facts[:, 3] == 0).all()
     labels = np.array([0, 1] * 12)
     found = metadata_control(facts, labels, np.arange(24).astype(str), 4, 0)
-    assert found["auroc"]["value"] == 1.0 and found["accuracy"]["value"] == 1.0
+    assert found.auroc.value == 1.0 and found.accuracy.value == 1.0
     same = metadata_control(np.ones((24, 3)), labels, np.arange(24).astype(str), 4, 0)
-    assert same["auroc"]["value"] == pytest.approx(0.5, abs=0.1)
+    assert same.auroc.value == pytest.approx(0.5, abs=0.1)
 
 
 def test_color_is_a_fact_of_a_file(tmp_path: Path) -> None:
@@ -276,13 +284,13 @@ def test_the_leaked_protocol_puts_copies_of_a_picture_on_both_sides(
     experiment = replace(experiment, images=smooth, settings={"controls": "all"})
     patch(monkeypatch, recall)
     controls = {
-        c["name"]: c
-        for c in run_controls(experiment, examples_of(tmp_path, 12), False, 3, tmp_path, ignore)
+        c.name: c
+        for c in run_controls(
+            ControlledRun(experiment, examples_of(tmp_path, 12), False, 3), tmp_path, ignore
+        )
     }
-    assert (
-        controls["leaked"]["auroc"]["value"] > 0.8 > 0.65 > controls["permuted"]["auroc"]["value"]
-    )
-    assert controls["leaked"]["auroc"]["n"] == 120
+    assert controls["leaked"].auroc.value > 0.8 > 0.65 > controls["permuted"].auroc.value
+    assert controls["leaked"].auroc.n == 120
 
 
 def test_scans_of_a_series_architecture_are_copied_whole(
@@ -313,7 +321,7 @@ def test_labels_of_whole_scans_are_permuted_too(
         {"controls": "cheap"},
         given_scan_labels=given_scan_labels,
     )
-    run_controls(experiment, examples_of(tmp_path, 16), False, 2, tmp_path, ignore)
+    run_controls(ControlledRun(experiment, examples_of(tmp_path, 16), False, 2), tmp_path, ignore)
     found = [dict(task.given_scan_labels) for task in tasks]
     assert all(set(one) == set(given_scan_labels) and sum(one.values()) == 4 for one in found)
     assert any(one != given_scan_labels for one in found)

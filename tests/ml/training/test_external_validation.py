@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ from ml.errors import ArtifactError, SettingError
 from ml.evaluation.answers import AnswersError, write_answers
 from ml.evaluation.comparison import compare
 from ml.evaluation.plots import bars_plot, write_plots
+from ml.evaluation.results import read_evaluation
+from ml.figures import Estimate, undefined
 from ml.inference.predictor import Finding, Predictor
 from ml.scans.read import read_series
 from ml.scans.slices import Series, Slice
 from ml.training import external_validation
 from ml.training.external_validation import evaluate
+from ml.typed_json import to_json
 from tests.ml.conftest import features_graph, head_graph
 from tests.ml.made_scans import change, write_series
 
@@ -107,29 +111,24 @@ def test_every_slice_and_every_patient_is_judged(
 ) -> None:
     out = tmp_path / "out"
     result = evaluate(tiny_model(), read_dataset(patients), out)
-    assert json.loads((out / "metrics.json").read_text()) == result
-    assert set(result["slice"]) == set(result["patient"]) == FIGURES
+    assert json.loads((out / "metrics.json").read_text()) == to_json(result)
+    assert read_evaluation(out) == result
+    written = json.loads((out / "metrics.json").read_text())
+    assert set(written["slice"]) == set(written["patient"]) == FIGURES
     assert all(
         {"value", "low", "high", "n"} <= set(entry)
         for level in ("slice", "patient")
-        for entry in result[level].values()
+        for entry in written[level].values()
     )
     # Known slices from above: .9+ .8+ .6- .4+ .2- .1- .1-; of 3 * 4 pairs one is out of order. At
     # .5 three are called.
+    assert result.slice.auroc.value == pytest.approx(11 / 12) and result.slice.auroc.n == 7
     assert (
-        result["slice"]["auroc"]["value"] == pytest.approx(11 / 12)
-        and result["slice"]["auroc"]["n"] == 7
-    )
-    assert (
-        result["slice"]["sensitivity"]["value"] == pytest.approx(2 / 3)
-        and result["slice"]["sensitivity"]["n"] == 3
+        result.slice.sensitivity.value == pytest.approx(2 / 3) and result.slice.sensitivity.n == 3
     )
     # Patients by their largest slice: a .9+, c .8+, b .6-, d .3-: in order, and b is called too.
-    assert (
-        result["patient"]["auroc"]["value"] == 1.0
-        and result["patient"]["specificity"]["value"] == 0.5
-    )
-    assert result["patient"]["auroc"]["n"] == 4 and result["unknown"] == 1 and result["images"] == 8
+    assert result.patient.auroc.value == 1.0 and result.patient.specificity.value == 0.5
+    assert result.patient.auroc.n == 4 and result.unknown == 1 and result.images == 8
 
 
 def test_every_image_has_its_own_probability_in_the_table(
@@ -158,8 +157,8 @@ def test_a_series_is_judged_by_the_threshold_of_scans(
 ) -> None:
     model = tiny_model(scan_threshold=0.8, scan_uncertain_low=0.75, scan_uncertain_high=0.85)
     result = evaluate(model, read_dataset(patients), tmp_path / "out")
-    assert result["patient"]["specificity"]["value"] == 1.0, "b, at sigmoid(.8) = .69, lies below"
-    assert result["slice"]["specificity"]["value"] == 0.75, (
+    assert result.patient.specificity.value == 1.0, "b, at sigmoid(.8) = .69, lies below"
+    assert result.slice.specificity.value == 0.75, (
         "its slice still lies above the threshold of slices"
     )
 
@@ -173,9 +172,9 @@ def test_a_set_of_one_class_has_the_figures_that_it_allows(
 ) -> None:
     root = write_set(tmp_path / "one", [(label, "", "", 0.9), (label, "", "", 0.1)])
     result = evaluate(tiny_model(), read_dataset(root, needs_both_classes=False), tmp_path / "out")
-    assert result["slice"][defined]["value"] == 0.5 and result["slice"]["auroc"]["value"] is None
-    assert result["slice"]["auroc"]["reason"] == reason == result["patient"]["auroc"]["reason"]
-    assert "No image names its patient; each counts as a patient of its own." in result["notes"]
+    assert dict(result.slice.items())[defined].value == 0.5 and result.slice.auroc.value is None
+    assert result.slice.auroc.reason == reason == result.patient.auroc.reason
+    assert "No image names its patient; each counts as a patient of its own." in result.notes
 
 
 def test_a_set_without_any_label_is_scored_and_has_no_figures(
@@ -184,9 +183,9 @@ def test_a_set_without_any_label_is_scored_and_has_no_figures(
     root = write_set(tmp_path / "none", [("", "a", "1", 0.9), ("", "a", "2", 0.1)])
     result = evaluate(tiny_model(), read_dataset(root, needs_both_classes=False), tmp_path / "out")
     assert all(
-        entry["value"] is None and entry["reason"]
-        for level in ("slice", "patient")
-        for entry in result[level].values()
+        estimate.value is None and estimate.reason
+        for level in (result.slice, result.patient)
+        for _, estimate in level.items()
     )
     assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 2
 
@@ -196,17 +195,17 @@ def test_how_little_an_image_looks_like_a_head_ct_stands_beside_its_answer(
 ) -> None:
     result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
     assert stub_gate.asked == 8, "each image once"
-    found = result["not_head_ct"]
+    found = result.not_head_ct
     assert (
-        found["refused"],
-        found["refused_from"],
-        found["n"],
-        found["share"],
-        found["highest"],
+        found.refused,
+        found.refused_from,
+        found.n,
+        found.share,
+        found.highest,
     ) == (3, 0.5, 8, 3 / 8, 0.9)
-    assert found["median"] == pytest.approx(0.35, abs=0.01)
-    assert any("3 of 8 images do not look like head CT" in note for note in result["notes"])
-    assert result["slice"]["auroc"]["n"] == 7, "they are evaluated nevertheless"
+    assert found.median == pytest.approx(0.35, abs=0.01)
+    assert any("3 of 8 images do not look like head CT" in note for note in result.notes)
+    assert result.slice.auroc.n == 7, "they are evaluated nevertheless"
     rows = rows_of(tmp_path / "out" / "answers.csv")
     assert [float(row["not_head_ct"]) for row in rows[:2]] == [0.1, 0.9]
     assert {row["not_head_ct"] for row in rows if row["level"] == "patient"} == {""}
@@ -220,8 +219,8 @@ def test_without_the_check_an_evaluation_says_so_and_goes_on(
 
     monkeypatch.setattr(external_validation, "gate", is_missing)
     result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
-    assert result["not_head_ct"]["refused"] is None and result["not_head_ct"]["reason"]
-    assert "The check for pictures that are no head CT is incomplete." in result["notes"]
+    assert result.not_head_ct.refused is None and result.not_head_ct.reason
+    assert "The check for pictures that are no head CT is incomplete." in result.notes
     assert {row["not_head_ct"] for row in rows_of(tmp_path / "out" / "answers.csv")} == {""}
 
 
@@ -234,23 +233,22 @@ def test_an_image_that_cannot_be_read_is_named_and_its_patient_scored_with_the_r
     (patients / "lost.png").write_bytes(b"no picture")
     result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
     assert (
-        result["images"],
-        result["unread"],
-        result["slice"]["auroc"]["n"],
-        result["patient"]["auroc"]["n"],
+        result.images,
+        result.unread,
+        result.slice.auroc.n,
+        result.patient.auroc.n,
     ) == (8, 2, 7, 4)
     # What bleeds on a slice that nobody can read bleeds: d, at .3, is a third patient with
     # hemorrhage.
-    assert result["patient"]["sensitivity"]["n"] == 3 and result["patient"]["sensitivity"][
-        "value"
-    ] == pytest.approx(2 / 3)
-    assert (
-        "2 of 10 images cannot be read and have no prediction: blank.png,"
-        " lost.png." in result["notes"]
+    assert result.patient.sensitivity.n == 3 and result.patient.sensitivity.value == pytest.approx(
+        2 / 3
     )
-    assert "Patients without any readable image, excluded from all metrics: e." in result["notes"]
+    assert (
+        "2 of 10 images cannot be read and have no prediction: blank.png, lost.png." in result.notes
+    )
+    assert "Patients without any readable image, excluded from all metrics: e." in result.notes
     assert any(
-        "blank.png is left out: The picture is blank" in problem for problem in result["problems"]
+        "blank.png is left out: The picture is blank" in problem for problem in result.problems
     )
     rows = {row["filename"]: row for row in rows_of(tmp_path / "out" / "predictions.csv")}
     assert len(rows) == 10 and rows["blank.png"] == {
@@ -282,10 +280,10 @@ def test_what_training_saw_is_counted_and_left_out_with_its_patient(
     tiny_model().rename(tmp_path / "plain")
     model = a_model_that_saw(patients, {"0.png"}, tmp_path)
     result = evaluate(model, read_dataset(patients), tmp_path / "out")
-    assert (result["overlap"], result["left_out"]) == (1, 2), "one image of patient a, who has two"
-    assert result["patient"]["auroc"]["n"] == 3 and result["all"]["patient"]["auroc"]["n"] == 4
-    assert result["slice"]["auroc"]["n"] == 5 and result["all"]["slice"]["auroc"]["n"] == 7
-    assert any("has seen 1 of the 8 images" in note for note in result["notes"])
+    assert (result.overlap, result.left_out) == (1, 2), "one image of patient a, who has two"
+    assert result.patient.auroc.n == 3 and result.all.patient.auroc.n == 4
+    assert result.slice.auroc.n == 5 and result.all.slice.auroc.n == 7
+    assert any("has seen 1 of the 8 images" in note for note in result.notes)
     assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 8
 
 
@@ -296,14 +294,8 @@ def test_where_training_saw_everything_there_is_no_headline(
     model = a_model_that_saw(patients, {f"{n}.png" for n in range(8)}, tmp_path)
     result = evaluate(model, read_dataset(patients), tmp_path / "out")
     reason = "all of it was in the model's training data"
-    assert result["slice"]["auroc"] == {
-        "value": None,
-        "low": None,
-        "high": None,
-        "n": 0,
-        "reason": reason,
-    }
-    assert result["all"]["slice"]["auroc"]["value"] == pytest.approx(11 / 12)
+    assert result.slice.auroc == undefined(reason)
+    assert result.all.slice.auroc.value == pytest.approx(11 / 12)
 
 
 def test_an_interrupted_evaluation_continues_with_the_same_answers(
@@ -328,7 +320,7 @@ def test_an_interrupted_evaluation_continues_with_the_same_answers(
     )
     continued = evaluate(model, dataset, tmp_path / "out")
     assert asked == [2, 2] and not (tmp_path / "out" / "partial.json").exists()
-    assert continued | {"seconds": 0} == straight | {"seconds": 0}
+    assert replace(continued, seconds=0) == replace(straight, seconds=0)
 
 
 def test_slices_put_in_another_order_are_answered_for_anew(
@@ -381,7 +373,7 @@ def test_a_black_slice_is_scored_with_its_patient_and_left_out_alone(
         "9.png"
     ] and "is left out: The picture is blank" in dataset.problems[0]
     result = evaluate(tiny_model(), dataset, tmp_path / "out")
-    assert result["slice"]["auroc"]["n"] == 8 and result["patient"]["auroc"]["n"] == 4
+    assert result.slice.auroc.n == 8 and result.patient.auroc.n == 4
     by_name = {
         row["filename"]: row["probability"] for row in rows_of(tmp_path / "out" / "predictions.csv")
     }
@@ -404,7 +396,7 @@ def test_empty_slices_that_training_saw_too_leave_no_patient_out(
     )
     assert len({example.group for example in dataset.examples}) == 4
     result = evaluate(model, dataset, tmp_path / "out")
-    assert (result["overlap"], result["left_out"]) == (0, 0) and result["slice"]["auroc"]["n"] == 9
+    assert (result.overlap, result.left_out) == (0, 0) and result.slice.auroc.n == 9
 
 
 def test_thin_dicom_slices_are_answered_for_as_in_serving(
@@ -510,7 +502,7 @@ def test_the_plots_stand_beside_the_figures(
 def test_bars_are_drawn(tmp_path: Path) -> None:
     bars_plot(
         tmp_path / "bars.png",
-        {"svm": {"value": 0.9, "low": 0.8, "high": 0.95}, "none": {"value": None}},
+        {"svm": Estimate(0.9, 0.8, 0.95, 20), "none": undefined("there is no image")},
         "t",
         "AUROC",
     )
@@ -525,18 +517,13 @@ def test_two_models_are_compared_on_what_they_share(
     evaluate(tiny_model(), dataset, tmp_path / "good")
     evaluate(tiny_model(head={"row": 0, "column": 0}), dataset, tmp_path / "noise")
     found = compare([tmp_path / "good", tmp_path / "noise"])
-    assert (found["slice"]["n"], found["patient"]["n"]) == (7, 4), (
-        "the slice without a label is in no figure"
-    )
-    assert [run["run"] for run in found["slice"]["runs"]] == ["good", "noise"]
-    good, noise = (run["metrics"]["auroc"]["value"] for run in found["slice"]["runs"])
-    (difference,) = found["slice"]["differences"]
-    assert (
-        difference["auroc"]["value"] == pytest.approx(noise - good)
-        and difference["minus"] == "good"
-    )
-    assert difference["auroc"]["low"] <= difference["auroc"]["value"] <= difference["auroc"]["high"]
-    assert "auroc within folds" not in found["slice"]["runs"][0]["metrics"], "there are none"
+    assert (found.slice.n, found.patient.n) == (7, 4), "the slice without a label is in no figure"
+    assert [run.run for run in found.slice.runs] == ["good", "noise"]
+    good, noise = (run.metrics.auroc.value for run in found.slice.runs)
+    (difference,) = found.slice.differences
+    assert difference.auroc.value == pytest.approx(noise - good) and difference.minus == "good"
+    assert difference.auroc.low <= difference.auroc.value <= difference.auroc.high
+    assert found.slice.runs[0].auroc_within_folds is None, "there are none"
 
 
 def test_runs_over_several_data_sets_are_compared_in_each_too(
@@ -563,16 +550,15 @@ def test_runs_over_several_data_sets_are_compared_in_each_too(
                     }
                 )
         write_answers(tmp_path / run / "answers.csv", rows)
-    found = compare([tmp_path / "first", tmp_path / "second"])["slice"]
-    assert found["n"] == 8 and {name: own["n"] for name, own in found["by_dataset"].items()} == {
+    found = compare([tmp_path / "first", tmp_path / "second"]).slice
+    assert found.by_dataset is not None
+    assert found.n == 8 and {name: own.n for name, own in found.by_dataset.items()} == {
         "a": 4,
         "all": 4,
     }
-    (same,), (reversed_,) = (found["by_dataset"][name]["differences"] for name in ("a", "all"))
-    assert same["auroc"]["value"] == 0 and reversed_["auroc"]["value"] == -1
-    assert found["runs"][1]["metrics"]["auroc within folds"]["value"] == 0.625, (
-        "5 of 8 pairs, 4 in each fold"
-    )
+    (same,), (reversed_,) = (found.by_dataset[name].differences for name in ("a", "all"))
+    assert same.auroc.value == 0 and reversed_.auroc.value == -1
+    assert found.runs[1].auroc_within_folds.value == 0.625, "5 of 8 pairs, 4 in each fold"
     assert main(["compare", str(tmp_path / "first"), str(tmp_path / "second")]) == 0
     said = capsys.readouterr().out
     assert [
@@ -613,8 +599,8 @@ def test_a_patient_without_labeled_slices_is_judged_by_the_label_of_the_scan(
     )
     (patients / "patients.csv").write_text("patient,scan_label\nc,1\nd,0\n")
     result = evaluate(tiny_model(), read_dataset(patients), tmp_path / "out")
-    assert result["slice"]["auroc"]["n"] == 5 and result["patient"]["auroc"]["n"] == 4
-    assert result["patient"]["auroc"]["value"] == 1.0, "as where the slices of c are labeled"
+    assert result.slice.auroc.n == 5 and result.patient.auroc.n == 4
+    assert result.patient.auroc.value == 1.0, "as where the slices of c are labeled"
     of_patients = {
         row["patient"]: row["label"]
         for row in rows_of(tmp_path / "out" / "answers.csv")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from ml.training.heat_map_tests import (
+    HeatMapTest,
     covered,
     hottest_cells,
     judge_heat_maps,
@@ -31,7 +32,7 @@ def test_a_model_that_looks_at_the_blood_passes_both() -> None:
     image, mask = slice_with_blood_at(2, 5)
     files = {"features.onnx": features_graph(), "head.onnx": head_graph(row=2, column=5)}
     (found,) = judge_heat_maps(files, image[np.newaxis], mask[np.newaxis], [0], seed=0)
-    assert found == {"at": 0, "hottest_beats_random": True, "hottest_in_or_beside_mask": True}
+    assert found == HeatMapTest(0, hottest_beats_random=True, hottest_in_or_beside_mask=True)
 
 
 def test_a_model_that_looks_elsewhere_does_not_point_at_the_blood() -> None:
@@ -39,14 +40,14 @@ def test_a_model_that_looks_elsewhere_does_not_point_at_the_blood() -> None:
     image[2 * BLOCK : 3 * BLOCK, 5 * BLOCK : 6 * BLOCK] = 0.9
     files = {"features.onnx": features_graph(), "head.onnx": head_graph(row=2, column=5)}
     (found,) = judge_heat_maps(files, image[np.newaxis], mask[np.newaxis], [0], seed=0)
-    assert found["hottest_in_or_beside_mask"] is False
+    assert found.hottest_in_or_beside_mask is False
 
 
 def test_a_model_that_no_cover_can_lower_does_not_beat_chance() -> None:
     image, mask = slice_with_blood_at(2, 5)
     files = {"features.onnx": features_graph(), "head.onnx": head_graph(gain=0.0)}
     (found,) = judge_heat_maps(files, image[np.newaxis], mask[np.newaxis], [0], seed=0)
-    assert found["hottest_beats_random"] is False
+    assert found.hottest_beats_random is False
 
 
 def test_beside_is_within_one_cell() -> None:
@@ -79,14 +80,14 @@ def test_a_cover_paints_the_head_and_leaves_the_air() -> None:
 
 
 def test_the_summary_counts_what_is_known() -> None:
-    tested: list[dict[str, bool | int | None]] = [
-        {"at": 0, "hottest_beats_random": True, "hottest_in_or_beside_mask": None},
-        {"at": 1, "hottest_beats_random": False, "hottest_in_or_beside_mask": True},
+    tested = [
+        HeatMapTest(0, hottest_beats_random=True, hottest_in_or_beside_mask=None),
+        HeatMapTest(1, hottest_beats_random=False, hottest_in_or_beside_mask=True),
     ]
     found = summary(tested, np.array(["a", "b"]), seed=0)
-    assert (found["hottest_beats_random"]["value"], found["hottest_beats_random"]["n"]) == (0.5, 2)
+    assert (found["hottest_beats_random"].value, found["hottest_beats_random"].n) == (0.5, 2)
     assert (
-        found["hottest_in_or_beside_mask"]["value"],
-        found["hottest_in_or_beside_mask"]["n"],
+        found["hottest_in_or_beside_mask"].value,
+        found["hottest_in_or_beside_mask"].n,
     ) == (1.0, 1)
-    assert summary([], np.array([]), seed=0)["hottest_beats_random"]["value"] is None
+    assert summary([], np.array([]), seed=0)["hottest_beats_random"].value is None

@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ml.artifacts.card import InitialWeights
 from ml.artifacts.folder import read_card, write_model
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.datasets import pool
 from ml.datasets.examples import UNKNOWN, Example
-from ml.datasets.pool import Pool, pool_datasets
+from ml.datasets.pool import Pool
 from ml.datasets.read import Dataset, read_dataset
 from ml.datasets.seen_images import marks_of, seen_json
 from ml.errors import ArtifactError, DatasetError, SettingError
@@ -29,7 +30,9 @@ from ml.scans.read import read_series
 from ml.training import run
 from ml.training.experiment import Experiment
 from ml.training.progress import Progress, TrainingStopped
-from ml.training.run import OtherTraining, TrainConfig, _notes_on_tuning, train
+from ml.training.run import OtherTraining, TrainConfig, train
+from ml.training.run_card import _notes_on_tuning
+from tests.ml.oracle import pooled
 
 PHANTOMS = 32
 QUICK = {"folds": "2", "layer": "conv3", "pooling": "average", "input_size": "160"}
@@ -74,12 +77,12 @@ def test_a_training_leaves_a_model_and_nothing_else(
     assert sorted(path.name for path in out.iterdir()) == ["model", "predictions.csv", "types.csv"]
     card = read_card(out / "model")
     assert card.architecture == "alexnet_svm" and card.reads == "slice" and card.seed == 1
-    assert card.data["datasets"] == ["phantoms"]
+    assert card.data.datasets == ["phantoms"]
     assert (
-        card.data["images"],
-        card.data["positive"],
-        card.data["negative"],
-        card.data["groups"],
+        card.data.images,
+        card.data.positive,
+        card.data.negative,
+        card.data.groups,
     ) == (32, 16, 16, 32)
     assert card.command == "python -m ml train …"
     assert (
@@ -87,22 +90,10 @@ def test_a_training_leaves_a_model_and_nothing_else(
         and card.settings["kernel"] == "linear"
         and "chosen_C" in card.settings
     )
-    assert set(card.metrics) == {
-        "accuracy",
-        "sensitivity",
-        "specificity",
-        "ppv",
-        "npv",
-        "f1",
-        "auroc",
-        "auprc",
-        "brier",
-        "ece",
-    }
-    assert card.metrics["auroc"]["n"] == 32 and card.metrics_by_dataset["phantoms"] == card.metrics
-    assert sum(card.confusion.values()) == 32
+    assert card.metrics.auroc.n == 32 and card.metrics_by_dataset["phantoms"] == card.metrics
+    assert sum(vars(card.confusion).values()) == 32
     assert card.uncertain_low <= card.threshold <= card.uncertain_high
-    assert [control["name"] for control in card.controls] == [
+    assert [control.name for control in card.controls] == [
         "permuted",
         "metadata",
         "leaked",
@@ -112,7 +103,7 @@ def test_a_training_leaves_a_model_and_nothing_else(
 
 def test_the_exported_model_computes_what_was_trained(trained: tuple[Path, list[Progress]]) -> None:
     check = read_card(trained[0] / "model").export_check
-    assert check["passed"] and check["largest_difference"] <= check["limit"] == 1e-4
+    assert check.passed and check.largest_difference <= check.limit == 1e-4
 
 
 def test_types_of_bleeding_are_judged_exported_and_served(
@@ -120,11 +111,8 @@ def test_types_of_bleeding_are_judged_exported_and_served(
 ) -> None:
     card = read_card(trained[0] / "model")
     assert card.told_types == ("epidural", "subdural") and "types.onnx" in card.files
-    assert (
-        card.types["epidural"]["patients"] == 10
-        and card.types["epidural"]["patient"]["auroc"]["n"] == 32
-    )
-    assert card.types["subdural"]["patients"] == 6 == len(card.types["subdural"]["scores"])
+    assert card.types["epidural"].patients == 10 and card.types["epidural"].patient.auroc.n == 32
+    assert card.types["subdural"].patients == 6 == len(card.types["subdural"].scores)
     predictor = Predictor(trained[0] / "model")
     found = [
         predictor.predict(read_series([example.path]))
@@ -194,7 +182,7 @@ def test_a_folder_is_not_mixed_with_another_training(
         monkeypatch.context() as patched,
         pytest.raises(OtherTraining, match="or of another version"),
     ):
-        patched.setattr("ml.training.run.RECIPE", 0)
+        patched.setattr("ml.training.plan.RECIPE", 0)
         train(config, [phantoms], tmp_path)
     (tmp_path / "checkpoint" / "training.json").rename(tmp_path / "checkpoint" / ".training.json")
     # killed before its first file was there: the folder is still its own
@@ -264,7 +252,7 @@ def test_fine_tuned_features_are_exported_and_remember_their_images(
     card = train(
         TrainConfig("alexnet_svm", settings, init="random"), [phantoms], tmp_path / "first"
     )
-    assert card.export_check["passed"]
+    assert card.export_check.passed
     model = tmp_path / "first" / "model"
     assert set(marks_of(model)) == {(e.sha256[:16], e.dhash) for e in phantoms.examples}
     with pytest.raises(
@@ -281,7 +269,7 @@ def test_frozen_features_have_seen_nothing_and_may_be_tested_on_the_same_images(
     seen = json.loads((model / "seen.json").read_bytes())
     assert seen["features"] == [] and len(seen["head"]) == PHANTOMS
     again = train(TrainConfig("alexnet_svm", QUICK, seed=1, init=model), [phantoms], tmp_path)
-    assert again.data["initial_weights"]["id"] == read_card(model).id
+    assert again.data.initial_weights.id == read_card(model).id
     assert again.metrics == read_card(model).metrics, (
         "the convolutions read back from the export are those it was made of"
     )
@@ -293,9 +281,7 @@ def test_seen_json_holds_no_names(trained: tuple[Path, list[Progress]], phantoms
 
 
 def a_pool(phantoms: Dataset, seen: int) -> Pool:
-    return pool_datasets(
-        [phantoms], tuple((e.sha256[:16], "") for e in phantoms.examples[:seen]), folds=2
-    )
+    return pooled([phantoms], tuple((e.sha256[:16], "") for e in phantoms.examples[:seen]), folds=2)
 
 
 def test_what_the_initial_weights_have_seen_only_trains(phantoms: Dataset) -> None:
@@ -329,7 +315,7 @@ def test_the_same_picture_in_two_data_sets_is_one_group(phantoms: Dataset) -> No
             replace(e, dataset="other", group=f"other/{e.name}") for e in phantoms.examples
         ),
     )
-    pool = pool_datasets([phantoms, other], (), folds=2)
+    pool = pooled([phantoms, other], (), folds=2)
     assert pool.groups[:32].tolist() == pool.groups[32:].tolist()
 
 
@@ -347,7 +333,7 @@ def test_empty_slices_join_no_patients_and_are_nobodys(phantoms: Dataset) -> Non
     one = replace(
         phantoms, examples=(replace(phantoms.examples[0], dhash=empty), *phantoms.examples[1:])
     )
-    pool = pool_datasets(
+    pool = pooled(
         [one, replace(phantoms, name="other", examples=examples)], (("", empty),), folds=2
     )
     assert pool.groups[0] != pool.groups[32] and pool.unseen.all()
@@ -361,7 +347,7 @@ def test_a_picture_that_another_data_set_saved_anew_is_of_one_group_and_seen(
         replace(e, dataset="other", group=f"other/{e.name}", sha256=f"{n:064x}", dhash=nearly[n])
         for n, e in enumerate(phantoms.examples)
     )
-    pool = pool_datasets(
+    pool = pooled(
         [phantoms, replace(phantoms, name="other", examples=copies)], (("", nearly[0]),), folds=2
     )
     assert pool.groups[:32].tolist() == pool.groups[32:].tolist()
@@ -372,7 +358,7 @@ def test_pictures_listed_by_an_earlier_version_are_known_by_their_files_alone(
     phantoms: Dataset,
 ) -> None:
     first, second, *_ = phantoms.examples
-    pool = pool_datasets(
+    pool = pooled(
         [phantoms], ((first.sha256[:16], "0123456789abcdef"), ("", second.dhash[:16])), folds=2
     )
     assert np.flatnonzero(~pool.unseen).tolist() == [0]
@@ -389,12 +375,12 @@ def test_pictures_listed_by_an_earlier_version_are_known_by_their_files_alone(
 
 def test_two_data_sets_of_one_name_are_refused(phantoms: Dataset) -> None:
     with pytest.raises(DatasetError, match="Two data sets are named phantoms"):
-        pool_datasets([phantoms, phantoms], (), folds=2)
+        pooled([phantoms, phantoms], (), folds=2)
 
 
 def test_unknown_labels_never_train(phantoms: Dataset) -> None:
     examples = (replace(phantoms.examples[0], label=None), *phantoms.examples[1:])
-    pool = pool_datasets([replace(phantoms, examples=examples)], (), folds=2)
+    pool = pooled([replace(phantoms, examples=examples)], (), folds=2)
     assert len(pool.labels) == 31 and pool.notes == ("1 images with unknown labels were left out.",)
 
 
@@ -404,7 +390,7 @@ def test_an_unknown_slice_stays_in_its_scan_between_its_neighbors(phantoms: Data
         replace(e, patient="one", group=first.group, slice=number, label=label)
         for e, number, label in ((first, 7, 0), (second, 2, None), (third, 5, 1))
     ]
-    pool = pool_datasets([replace(phantoms, examples=(one[0], *others, *one[1:]))], (), folds=2)
+    pool = pooled([replace(phantoms, examples=(one[0], *others, *one[1:]))], (), folds=2)
     assert [e.slice for e in pool.examples[:3]] == [2, 5, 7]
     assert pool.labels[:4].tolist() == [UNKNOWN, 1, 0, others[0].label]
     assert pool.scans[:5].tolist() == [0, 0, 0, 1, 2] and (np.diff(pool.scans) >= 0).all()
@@ -442,18 +428,18 @@ def test_head_ct_is_trained_honestly_whatever_the_starter_has_seen(
         [dataset],
         tmp_path,
     )
-    start = card.data["initial_weights"]
+    start = card.data.initial_weights
     starters = {
         read_card(folder).id: folder
         for folder in (STARTER_DIR, STARTER_SERIES_DIR)
         if folder.is_dir()
     }
-    seen = () if start["kind"] == "random" else marks_of(starters[start["id"]])
+    seen = () if start.kind == "random" else marks_of(starters[start.id])
     assert not set(seen) & {(e.sha256[:16], e.dhash) for e in dataset.examples}
-    assert card.data["groups"] == 108 and card.data["judged"] == card.metrics["auroc"]["n"] == 200
-    assert card.metrics["auroc"]["value"] > 0.75
+    assert card.data.groups == 108 and card.data.judged == card.metrics.auroc.n == 200
+    assert card.metrics.auroc.value > 0.75
     assert any("started from random weights" in note for note in card.notes) == (
-        start["kind"] == "random"
+        start.kind == "random"
     )
 
 
@@ -472,7 +458,7 @@ def test_the_starter_gives_way_to_random_weights_for_images_that_it_has_seen(
     monkeypatch.setattr(pool, "STARTER_DIR", tmp_path / "seen")
     monkeypatch.setattr(pool, "STARTER_SERIES_DIR", tmp_path / "none")
     found = train(TrainConfig("alexnet_svm", QUICK, init="starter"), [phantoms], tmp_path / "out")
-    assert found.data["initial_weights"] == {"kind": "random"}
+    assert found.data.initial_weights == InitialWeights(kind="random")
     assert any("started from random weights" in note for note in found.notes)
 
 
@@ -544,10 +530,7 @@ def test_scans_that_are_labeled_as_wholes_are_judged_as_patients_by_every_archit
     settings = {"folds": "2", "controls": "none", "input_size": "160", **quick}
     dataset = labeled_as_wholes(phantoms)
     card = train(TrainConfig(architecture, settings, init="random"), [dataset], tmp_path)
-    assert (
-        card.metrics["auroc"]["n"] == 20
-        and card.patient_metrics["auroc"]["n"] == 16 == card.data["scans"]
-    )
+    assert card.metrics.auroc.n == 20 and card.patient_metrics.auroc.n == 16 == card.data.scans
     seen = {
         picture
         for picture, _ in json.loads((tmp_path / "model" / "seen.json").read_bytes())["head"]

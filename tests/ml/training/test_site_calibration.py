@@ -61,21 +61,23 @@ def test_a_site_whose_pictures_are_brighter_is_calibrated(model: Path, tmp_path:
     assert main(["calibrate", str(model), str(site), "--out", str(tmp_path / "out")]) == 0
     before, after = read_card(model), read_card(tmp_path / "out" / "model")
     assert after.id != before.id and after.threshold == before.threshold
-    assert after.data["local_calibration"]["model"] == before.id
-    figures = after.data["local_calibration"]["slice"]
-    assert figures["scans"] > 30, "near-duplicates are left out"
-    assert figures["after"]["specificity"]["value"] > figures["before"]["specificity"]["value"]
+    local = after.data.local_calibration
+    assert local and local.model == before.id
+    figures = local.slice
+    assert figures and figures.scans > 30, "near-duplicates are left out"
+    before_there, after_there = figures.before.specificity.value, figures.after.specificity.value
+    assert before_there is not None and after_there is not None and after_there > before_there
     assert after.files["features.onnx"] == before.files["features.onnx"]
     picture = read_series([site / "images" / "0.png"])
-    shipped, local = (
+    shipped, calibrated = (
         Predictor(folder, checks_head_ct=False).predict(picture).probability
         for folder in (model, tmp_path / "out" / "model")
     )
-    platt = figures["platt"]
+    platt = figures.platt
     expected = platt["slope"] * np.log(shipped / (1 - shipped)) + platt["offset"]
-    assert np.log(local / (1 - local)) == pytest.approx(expected, abs=1e-3)
+    assert np.log(calibrated / (1 - calibrated)) == pytest.approx(expected, abs=1e-3)
     seen = json.loads((tmp_path / "out" / "model" / "seen.json").read_bytes())
-    assert len(seen["head"]) == figures["scans"], "what calibrated is no test any more"
+    assert len(seen["head"]) == figures.scans, "what calibrated is no test any more"
 
 
 @pytest.mark.parametrize("labels", [[1] * 30, [0, 1] * 5])

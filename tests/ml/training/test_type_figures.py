@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import ml.training.experiment
+from ml.artifacts.card import TypeScore
 from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.examples import Example
 from ml.datasets.type_labels import KnownTypes
@@ -60,27 +61,22 @@ def test_a_type_of_ten_patients_has_figures_and_one_of_fewer_each_patients_place
     found = figures_of_types(experiment, judge(experiment, tmp_path), ("epidural", "subdural"))
     assert list(found) == list(BLEEDING_TYPES)
     epidural, subdural, ventricles = found["epidural"], found["subdural"], found["intraventricular"]
-    assert epidural["given"] and (epidural["slices"], epidural["of_slices"]) == (12, 80)
-    assert (epidural["patients"], epidural["of_patients"]) == (12, 40)
+    assert epidural.given and (epidural.slices, epidural.of_slices) == (12, 80)
+    assert (epidural.patients, epidural.of_patients) == (12, 40)
     assert (
-        epidural["slice"]["auroc"]["value"] == 1.0 == epidural["patient"]["auroc"]["value"]
-        and "scores" not in epidural
+        epidural.slice.auroc.value == 1.0 == epidural.patient.auroc.value
+        and epidural.scores is None
     )
-    assert (
-        epidural["patient"]["auroc"]["n"] == 40
-        and epidural["patient"]["auroc_among_bleeding"]["n"] == 20
-    )
-    assert subdural["patients"] == 8 and not {"slice", "patient"} & set(subdural)
-    probabilities = [score["probability"] for score in subdural["scores"]]
+    assert epidural.patient.auroc.n == 40 and epidural.patient.auroc_among_bleeding.n == 20
+    assert subdural.patients == 8 and subdural.slice is None is subdural.patient
+    probabilities = [score.probability for score in subdural.scores]
     assert len(probabilities) == 8 and probabilities == sorted(probabilities, reverse=True)
-    assert subdural["scores"][0]["rank"] == 1 and all(
-        1 <= score["rank"] <= score["of"] == 40 for score in subdural["scores"]
+    assert subdural.scores[0].rank == 1 and all(
+        1 <= score.rank <= score.of == 40 for score in subdural.scores
     )
-    assert not ventricles["given"] and ventricles["patients"] == 1
-    assert ventricles["scores"] == [{"probability": None, "rank": None, "of": 0}], (
-        "no fold could learn it"
-    )
-    assert found["subarachnoid"]["patients"] == 0 and found["subarachnoid"]["scores"] == []
+    assert not ventricles.given and ventricles.patients == 1
+    assert ventricles.scores == [TypeScore(None, None, 0)], "no fold could learn it"
+    assert found["subarachnoid"].patients == 0 and found["subarachnoid"].scores == []
 
 
 def test_the_types_of_a_held_out_patient_never_reach_the_fit_that_answers_for_it(

@@ -1,0 +1,122 @@
+"""What `evaluate` finds with a finished model on a labeled data set: metrics.json, as
+dataclasses.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml.errors import ArtifactError
+from ml.figures import BandFigures, Metrics
+from ml.typed_json import JsonError, from_json
+
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """Which model was evaluated, as its card says it."""
+
+    id: str
+    architecture: str
+    reads: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateFigures:
+    """How little the images look like head CT.
+
+    Attributes:
+        refused: how many the service would refuse.
+        refused_from: the score from which it does.
+        n: how many were asked about.
+        share: of them that would be refused.
+        median, highest: of the scores.
+        reason: why nothing was asked; then all but `n` are None.
+    """
+
+    refused: int | None
+    refused_from: float | None = None
+    n: int
+    share: float | None
+    median: float | None
+    highest: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class BothLevels:
+    """Metrics of slices and of patients."""
+
+    slice: Metrics
+    patient: Metrics
+
+
+@dataclass(frozen=True)
+class Bands:
+    """How often answers outside the uncertain band are right, by slice and by patient."""
+
+    slice: BandFigures
+    patient: BandFigures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A model's figures on a data set that it was not made from.
+
+    Attributes:
+        identity: digest of model and data set.
+        model: which one.
+        threshold, patient_threshold: of a slice, and of a scan of several slices.
+        dataset, fingerprint: of the data set.
+        images, scans: that were scored.
+        unknown: images without a label.
+        unread: images that cannot be read.
+        not_head_ct: how little the images look like head CT.
+        slice, patient: metrics without what the model's training has seen.
+        overlap: images that it has seen.
+        left_out: those, and all others of their groups.
+        all: metrics with what training has seen.
+        band: answers outside the uncertain band, without what training has seen.
+        notes, problems: sentences about the evaluation and about the data set.
+        seconds: what it took.
+    """
+
+    identity: str
+    model: EvaluatedModel
+    threshold: float
+    patient_threshold: float
+    dataset: str
+    fingerprint: str
+    images: int
+    scans: int
+    unknown: int
+    unread: int
+    not_head_ct: GateFigures
+    slice: Metrics
+    patient: Metrics
+    overlap: int
+    left_out: int
+    all: BothLevels
+    band: Bands
+    notes: list[str]
+    problems: list[str]
+    seconds: float
+
+
+def read_evaluation(run: Path) -> Evaluation:
+    """Return what `evaluate` wrote to a folder.
+
+    Raises:
+        ArtifactError: metrics.json is not what it writes.
+    """
+    try:
+        return from_json(Evaluation, json.loads((run / METRICS).read_text(encoding="utf-8")))
+    except JsonError as err:
+        raise ArtifactError(f"{run / METRICS} {err}.") from err
+    except ValueError as err:
+        raise ArtifactError(f"{run / METRICS} is not JSON.") from err

@@ -1,0 +1,176 @@
+"""What a training is to do, and all that decides its outcome."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ml.artifacts.card import InitialWeights
+from ml.catalogue import Architecture, architecture_named
+from ml.checkpoints import digest
+from ml.datasets.pool import Pool, choose_start, join_datasets, pool_datasets
+from ml.datasets.read import Dataset
+from ml.datasets.seen_images import describe_weights
+from ml.datasets.type_labels import known_types
+from ml.errors import SettingError
+from ml.models.contract import RECIPE
+from ml.models.fine_tuned import require_usable
+from ml.preprocessing.model_input import InputSpec
+from ml.training.controls import control_names, fits_of_controls
+from ml.training.experiment import Experiment
+from ml.training.inputs import Inputs
+from ml.typed_json import to_json
+
+LICENSE_NOTES = ("Research, non-commercial use only; not for diagnosis.",)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train.
+
+    Attributes:
+        architecture: a name of `ml.catalogue`.
+        settings: any of its settings; the others have their defaults.
+        seed: of everything random.
+        init: initial weights: "random", "starter" (the convolutions of a shipped model that has not
+            seen the images, else random ones), a file or a model folder.
+        command: how a person repeats this; goes into the card.
+        reuse: folder where fine-tuned convolutions are looked for and kept, so that trainings that
+            ask for the same fine-tuning do it once; it changes no number, but for the rounding and
+            the draws of whatever Keras computed with (`tuned_by` in the card).
+        license_notes, notes: sentences for the card.
+    """
+
+    architecture: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    seed: int = 0
+    init: Path | Literal["random", "starter"] = "starter"
+    command: str = ""
+    reuse: Path | None = None
+    license_notes: tuple[str, ...] = LICENSE_NOTES
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training before anything is computed.
+
+    Attributes:
+        config: what was asked for.
+        architecture, settings: the entry of the catalogue, and all its settings.
+        folds, repeats: of the cross-validation.
+        datasets: names of the data sets.
+        fingerprint: digest of theirs.
+        pool: their images.
+        init, start_from: the initial weights, and what the card says of them.
+        identity: digest of all that decides the outcome.
+    """
+
+    config: TrainConfig
+    architecture: Architecture
+    settings: dict[str, int | float | str]
+    folds: int
+    repeats: int
+    datasets: list[str]
+    fingerprint: str
+    pool: Pool
+    init: Path | str
+    start_from: InitialWeights
+    identity: str
+
+    @property
+    def spec(self) -> InputSpec:
+        """How the model reads a slice."""
+        return InputSpec.from_settings(self.settings)
+
+    @property
+    def learns_features(self) -> bool:
+        """Whether the convolutions learn."""
+        return bool(self.settings.get("fine_tune_epochs") or self.settings.get("epochs"))
+
+    def experiment(self, inputs: Inputs, shared: Path) -> Experiment:
+        """Return the data of the training; `shared` is a folder for results that all fits share."""
+        experiment = Experiment.of(
+            self.pool,
+            inputs,
+            architecture=self.architecture.name,
+            settings=self.settings,
+            seed=self.config.seed,
+            init=self.init,
+            shared=shared,
+        )
+        types = known_types(self.pool.examples, self.pool.scans)
+        return replace(experiment, reuse=self.config.reuse, types=types)
+
+    def shares(self) -> dict[str, tuple[float, float]]:
+        """Return from where to where each part of the training, "reading", "folds", "controls" and
+        "final", moves its progress, by about how long it takes.
+        """
+        learns, fits = self.learns_features, self.folds * self.repeats
+        names = control_names(self.settings, learns)
+        of_controls = sum(fits_of_controls(names, learns, len(self.pool.labels)))
+        fit = 10.0 if learns else 3.0
+        parts = {
+            "reading": 1.0 if learns else 5.0,
+            "folds": fits * fit,
+            "controls": (of_controls if learns else bool(names) * fits / 2) * fit,
+            "final": fit,
+        }
+        ends = np.cumsum(list(parts.values())) / sum(parts.values()) * 0.96
+        return {
+            name: (float(end - 0.96 * size / sum(parts.values())), float(end))
+            for (name, size), end in zip(parts.items(), ends, strict=True)
+        }
+
+
+def plan_of(config: TrainConfig, datasets: Sequence[Dataset]) -> Plan:
+    """Return what a training is to do.
+
+    Raises:
+        DatasetError: the data cannot be trained or tested on.
+        SettingError: a setting is wrong.
+        ArtifactError: the initial weights are unusable.
+    """
+    architecture = architecture_named(config.architecture)
+    settings = architecture.parse_settings(config.settings)
+    folds, repeats = _folds_and_repeats(settings, len(datasets))
+    joined = join_datasets(datasets)
+    # What starts from random weights has seen nothing.
+    init = config.init if architecture.encoder else "random"
+    start = choose_start(init, architecture.encoder, joined, folds)
+    pool = pool_datasets(joined, start)
+    start_from = describe_weights(start.weights)
+    if start.weights != "random":
+        require_usable(architecture, settings, start.weights)  # said before a folder is claimed
+    fingerprint = digest(*(dataset.fingerprint for dataset in datasets))
+    # their files decide the order
+    placed = [example.name for example in pool.examples if example.place_mm is not None]
+    decided_by = [RECIPE, settings, config.seed, to_json(start_from)]
+    return Plan(
+        config=config,
+        architecture=architecture,
+        settings=settings,
+        folds=folds,
+        repeats=repeats,
+        datasets=[dataset.name for dataset in datasets],
+        fingerprint=fingerprint,
+        pool=pool,
+        init=start.weights,
+        start_from=start_from,
+        identity=digest(
+            config.architecture, json.dumps(decided_by, sort_keys=True), fingerprint, *placed
+        ),
+    )
+
+
+def _folds_and_repeats(settings: Mapping[str, int | float | str], datasets: int) -> tuple[int, int]:
+    if settings.get("folds_by") != "data set":
+        return int(settings.get("folds", 5)), int(settings.get("repeats", 1))
+    if datasets < 2:
+        raise SettingError("Folds by data set need at least two data sets.")
+    return datasets, 1
