@@ -296,6 +296,8 @@ class Card:
             raise ArtifactError(
                 f"The model's format is {read.get('format')!r}; this version reads format {FORMAT}."
             )
+        if isinstance(points := read.get("points"), dict):
+            require_sound(points)  # before the types, as its sentences say more
         try:
             card = from_json(cls, read)
         except JsonError as err:
@@ -310,7 +312,6 @@ class Card:
                     f"The model's threshold {threshold} and uncertain band {low} to {high} must lie"
                     " in order within 0 and 1."
                 )
-        require_sound(to_json(card.points))
         for name, found in card.types.items():
             if not found.is_complete:
                 raise ArtifactError(f"The model's {CARD} lacks fields of {name[:40]!r} in 'types'.")

@@ -12,6 +12,7 @@ import pytest
 from ml.artifacts.card import Card
 from ml.errors import ArtifactError
 from ml.named_points import meaning_at, meaning_of, per_hundred
+from ml.typed_json import to_json
 from tests.ml.conftest import a_card, points_judged
 
 Change = Callable[[dict[str, Any]], object]
@@ -64,7 +65,7 @@ def test_what_was_not_measured_is_said_with_its_reason() -> None:
     expected = "Not measured: there is no image with hemorrhage."
     assert meaning_of(points["patient"]["balanced"], "patient") == expected
     assert meaning_at(points, "patient", 0.5) == expected
-    assert Card.from_json(a_card(points=points).to_json()).points == points
+    assert to_json(Card.from_json(a_card(points=points).to_json()).points) == points
 
 
 def without(*path: str) -> Change:
@@ -125,7 +126,7 @@ def test_points_that_contradict_each_other_or_lack_a_figure_are_refused(
     change: Change, sentence: str
 ) -> None:
     sound = points_judged()
-    assert Card.from_json(a_card(points=sound).to_json()).points == sound
+    assert to_json(Card.from_json(a_card(points=sound).to_json()).points) == sound
     broken = copy.deepcopy(json.loads(a_card(points=sound).to_json()))
     change(broken["points"])
     with pytest.raises(ArtifactError) as refused:

@@ -301,7 +301,7 @@ def test_the_map_of_a_series_model_is_that_of_the_slice_asked_for(tiny_model: Ti
 
 
 def test_a_graph_that_cannot_be_loaded_is_an_artifact_error(tiny_model: TinyModel) -> None:
-    with pytest.raises(ArtifactError, match=r"head\.onnx is not a graph"):
+    with pytest.raises(ArtifactError, match=r"head\.onnx is not a readable ONNX graph"):
         Predictor(tiny_model(head=b"no graph"))
 
 
