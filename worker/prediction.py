@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, ScalarSelect, case, insert, literal, selec
 from ml.errors import ArtifactError
 from ml.inference.predictor import Finding, Predictor, Stopped
 from ml.scans.slices import Series, Slice
+from ml.verdict import State
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
@@ -307,6 +308,7 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
                 for scan_id, finding in findings.items()
             }
         ),
+        verdict_state=by_scan({scan_id: finding.state for scan_id, finding in findings.items()}),
     )
     predictions = [
         prediction_of(outcome, outcome.finding, seconds)
@@ -371,7 +373,7 @@ def _rounded(probability: float) -> float:
     return floor(probability * 10_000) / 10_000
 
 
-def by_scan(values: Mapping[str, float]) -> ColumnElement[float] | None:
+def by_scan(values: Mapping[str, float] | Mapping[str, State]) -> ColumnElement[Any] | None:
     """Return an SQL expression for each scan's value, to update many scans in one statement."""
     return case(dict(values), value=Scan.id) if values else None
 

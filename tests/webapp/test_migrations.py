@@ -24,6 +24,8 @@ OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
 
 SINCE = {"second_factor", "recovery_code"}
 """Tables that later migrations made."""
+SCAN_COLUMNS_SINCE = ("verdict_state", "opened_at")
+"""Columns that later migrations added to scans."""
 
 
 @contextmanager
@@ -106,14 +108,18 @@ def test_a_database_of_the_eleven_migrations_goes_on_with_its_rows(app_of_eleven
     flask_migrate.upgrade()
 
     after = rows()
+    scans = before.pop("scan")
     assert {name: after[name] for name in before if name != "alembic_version"} == {
         name: found for name, found in before.items() if name != "alembic_version"
     }
+    assert [row[: -len(SCAN_COLUMNS_SINCE)] for row in after["scan"]] == scans
     assert not any(after[name] for name in SINCE)
     assert differences() == []
     scan = db.session.scalars(select(Scan).where(Scan.title == "A series")).one()
     assert scan.status == JobStatus.DONE
-    assert scan.prediction is not None and scan.prediction.model_version.run is not None
+    assert scan.prediction is not None and scan.verdict_state == scan.prediction.state
+    assert not scan.is_unread
+    assert scan.prediction.model_version.run is not None
     with pytest.raises(IntegrityError, match="append-only"):
         db.session.execute(delete(AuditEvent))
 

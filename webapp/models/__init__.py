@@ -24,6 +24,7 @@ from webapp.models.scans import (
     force,
     result_of,
     retry,
+    set_stat,
     urgent_room,
 )
 from webapp.models.second_factors import RecoveryCode, SecondFactor
@@ -63,6 +64,7 @@ __all__ = [
     "queue_again",
     "result_of",
     "retry",
+    "set_stat",
     "urgent_room",
     "version_before",
 ]
