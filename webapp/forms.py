@@ -296,22 +296,31 @@ class WorklistFilterForm(Form):
     status = SelectField(
         "State",
         choices=[
-            ("", "Any"),
-            (JobStatus.QUEUED.value, "Waiting"),
-            (JobStatus.RUNNING.value, "Analyzing"),
-            (JobStatus.DONE.value, "Done"),
-            (JobStatus.FAILED.value, "Failed"),
-            (JobStatus.CANCELLED.value, "Canceled"),
+            SelectChoice("", "Any"),
+            SelectChoice(JobStatus.QUEUED.value, "Waiting"),
+            SelectChoice(JobStatus.RUNNING.value, "Analyzing"),
+            SelectChoice(JobStatus.DONE.value, "Done"),
+            SelectChoice(JobStatus.FAILED.value, "Failed"),
+            SelectChoice(JobStatus.CANCELLED.value, "Canceled"),
         ],
         default="",
     )
     verdict = SelectField(
         "Hemorrhage",
-        choices=[("", "Any"), *((state, state.capitalize()) for state in STATES)],
+        choices=[
+            SelectChoice("", "Any"),
+            *(SelectChoice(state, state.capitalize()) for state in STATES),
+        ],
         default="",
     )
     priority = SelectField(
-        "Priority", choices=[("", "Any"), ("stat", "STAT"), ("routine", "Routine")], default=""
+        "Priority",
+        choices=[
+            SelectChoice("", "Any"),
+            SelectChoice("stat", "STAT"),
+            SelectChoice("routine", "Routine"),
+        ],
+        default="",
     )
     since = DateField("From", [Optional()])
     until = DateField("To", [Optional()])
