@@ -17,6 +17,7 @@ from wtforms import (
     Form,
     HiddenField,
     PasswordField,
+    SelectChoice,
     SelectField,
     StringField,
 )
