@@ -11,7 +11,7 @@ from webapp.config import PROJECT_ROOT
 
 FLOORS = (
     {"errors", "confinement"},
-    {"checkpoints", "catalogue", "verdict"},
+    {"checkpoints", "catalogue", "named_points", "verdict"},
     {"scans"},
     {"preprocessing"},
     {"artifacts"},

@@ -25,17 +25,28 @@ def init_audit(app: Flask) -> None:
     app.after_request(record_refusal)
 
 
-def record(act: Act, object_id: str | None = None, *, actor_id: str | None = None) -> None:
+def record(
+    act: Act,
+    object_id: str | None = None,
+    *,
+    actor_id: str | None = None,
+    detail: str | None = None,
+) -> None:
     """Add an event; the caller commits it with the act.
 
     Args:
         object_id: the row that it was done to.
         actor_id: who did it; the person who is logged in, or whose token this request carries, if
             left out.
+        detail: what was chosen, in at most 120 characters and without names of people.
     """
     db.session.add(
         AuditEvent(
-            act=act, object_id=object_id, actor_id=actor_id or whose_request(), address=address()
+            act=act,
+            object_id=object_id,
+            actor_id=actor_id or whose_request(),
+            address=address(),
+            detail=detail,
         )
     )
 

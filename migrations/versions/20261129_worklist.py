@@ -1,7 +1,7 @@
 """What the worklist shows, filters and sorts by, on the scan
 
 Revision ID: 8d3f2b6a90c7
-Revises: 5b0e9d7c2a41
+Revises: 3f6a92d8b1e5
 Created: 2026-11-29 11:10:00
 """
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "8d3f2b6a90c7"
-down_revision = "5b0e9d7c2a41"
+down_revision = "3f6a92d8b1e5"
 branch_labels = None
 depends_on = None
 

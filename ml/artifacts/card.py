@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ml.catalogue import BLEEDING_TYPES
 from ml.errors import ArtifactError
+from ml.named_points import require_sound
 
 FORMAT = 1
 
@@ -171,6 +172,7 @@ class Card:
                     f"The model's threshold {threshold} and uncertain band {low} to {high} must lie"
                     " in order within 0 and 1."
                 )
+        require_sound(card.points)
         for name, found in card.types.items():
             _require_judged(name, found)
         if card.checksum and card.checksum != checksum_of(read):
@@ -192,6 +194,34 @@ class Card:
         if slices == 1 or self.scan_threshold == ABSENT:
             return self.threshold, self.uncertain_low, self.uncertain_high
         return self.scan_threshold, self.scan_uncertain_low, self.scan_uncertain_high
+
+    def with_thresholds(self, of_slices: float | None, of_scans: float | None) -> Card:
+        """Return the card with other thresholds for a scan of one slice and of several; None keeps
+        the card's own.
+
+        The uncertain band is widened where a threshold would lie outside it.
+
+        Raises:
+            ArtifactError: a threshold lies outside 0..1.
+        """
+        points = []
+        for given, (trained, low, high) in zip(
+            (of_slices, of_scans), (self.point_of(1), self.point_of(2)), strict=True
+        ):
+            threshold = trained if given is None else given
+            if not 0 <= threshold <= 1:
+                raise ArtifactError(f"The threshold {threshold} does not lie within 0 and 1.")
+            points.append((threshold, min(low, threshold), max(high, threshold)))
+        slices, scans = points
+        return replace(
+            self,
+            threshold=slices[0],
+            uncertain_low=slices[1],
+            uncertain_high=slices[2],
+            scan_threshold=scans[0],
+            scan_uncertain_low=scans[1],
+            scan_uncertain_high=scans[2],
+        )
 
 
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -231,7 +261,7 @@ def _require_judged(name: str, found: Any) -> None:
             _has_all(score, ("probability", "rank", "of")) for score in scores
         )
     if not complete:
-        raise ArtifactError(f"The model's {CARD} lacks fields of {name[:40]} in 'types'.")
+        raise ArtifactError(f"The model's {CARD} lacks fields of {name[:40]!r} in 'types'.")
 
 
 def _has_all(value: Any, names: tuple[str, ...]) -> bool:

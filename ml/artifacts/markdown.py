@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml.artifacts.card import ABSENT, Card
+from ml.named_points import NOUNS, PERCENTAGES, POINTS, meaning_of
 
 HEAT_MAPS = {
     "hottest_beats_random": (
@@ -69,6 +70,7 @@ def _lines(card: Card) -> Iterator[str]:
         " missed;"
     )
     yield f"of those without, {counts['tn']} were called negative and {counts['fp']} positive."
+    yield from _points(card.points)
     yield from _band(card.band)
     yield from _heat_maps(card.heat_maps)
     yield from _types(card.types)
@@ -111,6 +113,39 @@ def _columns(
     metrics: Mapping[str, Any], by_dataset: Mapping[str, Mapping[str, Any]]
 ) -> Mapping[str, Mapping[str, Any]]:
     return {"all": metrics, **by_dataset} if len(by_dataset) > 1 else by_dataset
+
+
+def _points(points: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what each named operating point means: a table by scan, one by slice, and a sentence
+    for each point.
+    """
+    for level in NOUNS if points else ():
+        yield ""
+        yield (
+            "Operating points by scan of several slices:"
+            if level == "patient"
+            else "Operating points by slice:"
+        )
+        yield ""
+        columns = [f"{name} at {percent} %" for name in ("PPV", "NPV") for percent in PERCENTAGES]
+        yield f"| point | threshold | sensitivity | specificity | {' | '.join(columns)} |"
+        yield "|---" * (4 + len(columns)) + "|"
+        for name in POINTS:
+            point = points[level][name]
+            cells = [_cell(point["sensitivity"]), _cell(point["specificity"])]
+            for value in ("ppv", "npv"):
+                cells += [_cell(point[value][percent]) for percent in PERCENTAGES]
+            yield f"| {name} | {point['threshold']:.3f} | {' | '.join(cells)} |"
+        yield ""
+        yield from (
+            f"- {name.capitalize()}: {meaning_of(points[level][name], level)}" for name in POINTS
+        )
+    if points:
+        yield ""
+        yield (
+            "Figures at thresholds that were fitted to the other folds, with 95 % intervals;"
+            " predictive values (PPV, NPV) where 2, 10 or 50 % have a hemorrhage."
+        )
 
 
 def _band(band: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

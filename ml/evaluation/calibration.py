@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Platt:
-    """Turns a raw decision d into a probability: 1 / (1 + exp(-(slope * d + offset))). The slope is
+    """Maps a raw decision d to a probability: 1 / (1 + exp(-(slope * d + offset))). The slope is
     positive.
     """
 
@@ -27,9 +27,7 @@ class Platt:
 
 
 PRIOR_SPREAD = np.array([0.25, 0.5])
-"""How far a calibration may lie from its prior: of the slope as a share of it, of the offset as it
-is; one standard deviation each.
-"""
+"""Standard deviations of the prior: relative for the slope, absolute for the offset."""
 
 
 def fit_platt(
@@ -46,7 +44,7 @@ def fit_platt(
 
     Newton's method on the cross entropy with Platt's smoothed targets (J. Platt 1999; Lin, Lin,
     Weng 2007), which keeps the fit finite when the classes are separable. The slope is kept
-    positive: a calibration never turns a ranking round.
+    positive, so that a calibration never reverses a ranking.
     """
     labels, decisions = np.asarray(labels), np.asarray(decisions, np.float64)
     positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
@@ -93,18 +91,14 @@ def fit_platt(
     return Platt(slope, float(line[1]) - slope * center)
 
 
-POINTS = ("sensitive", "balanced", "specific")
-"""The named operating points: 95 % sensitivity (or the target set), equal care for both errors, and
-95 % specificity.
-"""
 SPECIFICITY = 0.95
-PREVALENCES = (0.02, 0.1, 0.5)
-"""Shares of scans that bleed for which predictive values are reported."""
+"""That of "specific"."""
 PROMISE = 0.9
 """The predictive value that an answer outside the inconclusive band promises where half of the
 scans bleed.
 """
-MOST_INCONCLUSIVE = 0.25
+MOST_INCONCLUSIVE = 0.15
+"""Of the answers that the band is fitted to, so that it takes at most a quarter elsewhere."""
 
 
 def balanced_weights(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
@@ -154,9 +148,10 @@ def threshold_at(sample: Sample, point: str, target: float = 0.95) -> float:
 
     Args:
         sample: answers that no part of the model's training saw, of both classes.
-        point: a name of `POINTS`. "balanced" is where sensitivity + specificity is largest (W.
-            Youden 1950, "Index for rating diagnostic tests"); where several thresholds are as good,
-            the middle of them. "sensitive" lies at or below it, "specific" at or above.
+        point: a name of `ml.named_points.POINTS`. "balanced" is where sensitivity + specificity is
+            largest (W. Youden 1950, "Index for rating diagnostic tests"); where several thresholds
+            are as good, the middle of them. "sensitive" lies at or below it, "specific" at or
+            above.
         target: the sensitivity of "sensitive".
     """
     thresholds, sensitivity, specificity = sample.candidates()
@@ -240,14 +235,15 @@ def operating_point(
 
     Args:
         labels, decisions, sources: (n,) of both classes.
-        point: a name of `POINTS`, or "one half": what is likelier than not is positive.
+        point: a name of `ml.named_points.POINTS`, or "one half": what is likelier than not is
+            positive.
         target: the sensitivity of "sensitive".
         prior: of the calibration.
     """
     weights = balanced_weights(labels, sources)
     platt = fit_platt(labels, decisions, prior, weights)
     sample = Sample(np.asarray(labels), platt(decisions), weights)
-    threshold = 0.5 if point == "one half" else threshold_at(sample, point, target)
+    threshold = 0.5 if point == "one half" else min(threshold_at(sample, point, target), 1.0)
     return OperatingPoint(platt, threshold, *inconclusive_band(sample, threshold))
 
 
@@ -255,9 +251,7 @@ BELOW, UNCERTAIN, ABOVE = -1, 0, 1
 
 
 def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return for each probability whether it lies below, in or above the uncertain band: -1, 0 or
-    1.
-    """
+    """Return whether each probability is below, in or above the uncertain band: -1, 0 or 1."""
     given = np.asarray(probabilities)
     return np.where(given < low, BELOW, np.where(given >= high, ABOVE, UNCERTAIN))
 
@@ -265,11 +259,12 @@ def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
 def predictive_values_outside_band(
     labels: np.ndarray, zone: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    """Return how often answers outside the uncertain band are right: {"npv", "ppv", "uncertain"},
-    each {"value", "n"}.
+    """Return the predictive values outside the uncertain band: {"npv", "ppv", "uncertain"}, each
+    {"value", "n"}.
 
-    The NPV is that of answers below the band, the PPV that of answers above; "uncertain" is the
-    share of answers inside. None where there is none. `labels` (n,), `zone` (n,) or (repeats, n).
+    The NPV is that of predictions below the band, the PPV that of predictions above; "uncertain" is
+    the share of predictions inside. None if there are none. `labels` (n,), `zone` (n,) or (repeats,
+    n).
     """
     zone = np.atleast_2d(zone)
     truth = np.broadcast_to(np.asarray(labels), zone.shape)

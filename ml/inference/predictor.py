@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy as shallow_copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,6 +131,16 @@ class Predictor:
         for name, reader in ((HEAD, self._head), (TYPES, self._types)):
             if reader is not None:
                 require_same_channels(self._features, reader, name)
+
+    def with_thresholds(self, of_slices: float | None, of_scans: float | None) -> Predictor:
+        """Return a predictor of the same model with other thresholds, which shares its graphs; see
+        `ml.artifacts.card.Card.with_thresholds`.
+        """
+        if of_slices is None and of_scans is None:
+            return self
+        other = shallow_copy(self)
+        other.card = self.card.with_thresholds(of_slices, of_scans)
+        return other
 
     def predict(
         self,

@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 
 from ml.datasets.examples import UNKNOWN
-from ml.evaluation.calibration import POINTS, OperatingPoint, operating_point
+from ml.evaluation.calibration import OperatingPoint, operating_point
 from ml.evaluation.metrics import figures_at
 from ml.models.contract import HeldOut, RunData, scan_rule_of
+from ml.named_points import POINTS
 
+FEWEST_SLICES = 2
+"""A data set whose typical scan has fewer slices holds single images; a few of the same person make
+no series.
+"""
 SERIES_SLICES = 30
 MADE_SERIES = 300
 FEWEST_PEOPLE = 100
@@ -35,6 +40,16 @@ def scan_labels(run: RunData) -> np.ndarray:
     return labels
 
 
+def series_of(run: RunData) -> np.ndarray:
+    """Return which scans (s,) are series: several slices, in a data set of series."""
+    sizes, first = np.bincount(run.scans), np.unique(run.scans, return_index=True)[1]
+    sources = run.sources[first]
+    of_series = [
+        name for name in np.unique(sources) if np.median(sizes[sources == name]) >= FEWEST_SLICES
+    ]
+    return np.asarray((sizes > 1) & np.isin(sources, of_series))
+
+
 def operating_points(
     run: RunData, architecture: str, held: HeldOut, point: str | None = None
 ) -> tuple[OperatingPoint, OperatingPoint]:
@@ -44,7 +59,7 @@ def operating_points(
         run: what is known of the slices.
         architecture: a name of `ml.catalogue`; whether it answers for scans by a rule.
         held: decisions of models that had not learned from these slices and scans.
-        point: a name of `ml.evaluation.calibration.POINTS` in place of the setting "threshold".
+        point: a name of `ml.named_points.POINTS` in place of the setting "threshold".
     """
     chosen = point or str(run.settings.get("threshold", "balanced"))
     how: dict[str, Any] = {
@@ -69,8 +84,8 @@ def _scans(
     such: one that sent only bleeding patients says nothing about a threshold.
     """
     all_labels = scan_labels(run)
-    sizes, first = np.bincount(run.scans), np.unique(run.scans, return_index=True)[1]
-    several = (sizes[held.scans] > 1) & (all_labels[held.scans] != UNKNOWN)
+    first = np.unique(run.scans, return_index=True)[1]
+    several = series_of(run)[held.scans] & (all_labels[held.scans] != UNKNOWN)
     scans, decisions = held.scans[several], held.scan_decisions[several]
     labels, sources = all_labels[scans], run.sources[first[scans]]
     made = made_series(run, rule, held) if rule else {}
@@ -136,7 +151,7 @@ def named_points(
     """
     labels = run.labels[held.slices], scan_labels(run)[held.scans]
     first = np.unique(run.scans, return_index=True)[1]
-    several = np.bincount(run.scans)[held.scans] > 1
+    several = series_of(run)[held.scans]
     groups = run.groups[held.slices], run.groups[first[held.scans]]
     described: dict[str, dict[str, Any]] = {"slice": {}, "patient": {}}
     for name in POINTS:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,32 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared/data is not here")
     return folder
+
+
+def points_judged() -> dict[str, Any]:
+    """What a card says of its named operating points: thresholds .1, .3 and .6 by scan, by slice
+    each .05 lower.
+    """
+
+    def figure(value: float) -> dict[str, Any]:
+        return {"value": value, "low": max(value - 0.05, 0), "high": min(value + 0.05, 1), "n": 40}
+
+    def point(threshold: float, sensitivity: float, specificity: float) -> dict[str, Any]:
+        values = {"2": figure(0.3), "10": figure(0.5), "50": figure(0.9)}
+        return {
+            "threshold": threshold,
+            "sensitivity": figure(sensitivity),
+            "specificity": figure(specificity),
+            "ppv": values,
+            "npv": values,
+        }
+
+    by_scan = {"sensitive": 0.1, "balanced": 0.3, "specific": 0.6}
+    rates = {"sensitive": (1.0, 0.6), "balanced": (0.9, 0.93), "specific": (0.7, 0.98)}
+    return {
+        level: {name: point(by_scan[name] - less, *rates[name]) for name in by_scan}
+        for level, less in (("patient", 0.0), ("slice", 0.05))
+    }
 
 
 def a_card(**changed: object) -> Card:

@@ -2,15 +2,19 @@
 
 from webapp.models.accounts import ApiToken, LoginSession, PasswordReset, Role, User, active_admins
 from webapp.models.learning import (
+    OWN_THRESHOLDS,
     Dataset,
     ModelVersion,
+    OperatingPoint,
     Promotion,
     PromotionRefused,
     TrainingRun,
     answering_versions,
     live_version,
     promote,
+    require_promotable,
     version_before,
+    waits_for_check,
 )
 from webapp.models.leased import Attempt, JobStatus, Leased, cancel, new_id, queue_again
 from webapp.models.operations import Act, AuditEvent, Worker
@@ -32,6 +36,7 @@ from webapp.models.second_factors import RecoveryCode, SecondFactor
 __all__ = [
     "IN_ITS_TURN",
     "ORIGINAL_REMOVED",
+    "OWN_THRESHOLDS",
     "Act",
     "ApiToken",
     "Attempt",
@@ -42,6 +47,7 @@ __all__ = [
     "Leased",
     "LoginSession",
     "ModelVersion",
+    "OperatingPoint",
     "Order",
     "PasswordReset",
     "Prediction",
@@ -62,9 +68,11 @@ __all__ = [
     "new_id",
     "promote",
     "queue_again",
+    "require_promotable",
     "result_of",
     "retry",
     "set_stat",
     "urgent_room",
     "version_before",
+    "waits_for_check",
 ]

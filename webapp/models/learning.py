@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, ForeignKey, Index, String, Table, Text, select
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    String,
+    Table,
+    Text,
+    or_,
+    select,
+)
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
@@ -59,8 +71,59 @@ class TrainingRun(Leased, db.Model):
         return "run_id"
 
 
-class ModelVersion(db.Model):
-    """A model folder in storage under `storage_prefix`; `card` is its card.json."""
+OWN_THRESHOLDS = "own thresholds"
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """From which probabilities on a version's answers are positive.
+
+    Attributes:
+        name: a name of `ml.named_points.POINTS`, `OWN_THRESHOLDS`, or None: as trained.
+        slice_threshold, scan_threshold: for a scan of one slice and of several, 0..1; None is the
+            card's own.
+    """
+
+    name: str | None = None
+    slice_threshold: float | None = None
+    scan_threshold: float | None = None
+
+    def __str__(self) -> str:
+        thresholds = [
+            f"{what} from {threshold:.3g}"
+            for what, threshold in (
+                ("series", self.scan_threshold),
+                ("single slices", self.slice_threshold),
+            )
+            if threshold is not None
+        ]
+        return (self.name or "as trained") + (f": {', '.join(thresholds)}" if thresholds else "")
+
+
+class HasOperatingPoint:
+    """Columns that say which operating point was chosen."""
+
+    point: Mapped[str | None] = mapped_column(String(16))
+    slice_threshold: Mapped[float | None]
+    scan_threshold: Mapped[float | None]
+
+    @property
+    def operating_point(self) -> OperatingPoint:
+        """The operating point in these columns."""
+        return OperatingPoint(self.point, self.slice_threshold, self.scan_threshold)
+
+    @operating_point.setter
+    def operating_point(self, chosen: OperatingPoint) -> None:
+        self.point = chosen.name
+        self.slice_threshold = chosen.slice_threshold
+        self.scan_threshold = chosen.scan_threshold
+
+
+class ModelVersion(HasOperatingPoint, db.Model):
+    """A model folder in storage under `storage_prefix`; `card` is its card.json.
+
+    Workers use it at its operating point; each promotion keeps the one that was chosen then.
+    """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     # Empty for the starter.
@@ -75,15 +138,21 @@ class ModelVersion(db.Model):
     # With versions made before it: `worker.comparison`.
     comparisons: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    # Its probability for the canary's phantom (`worker.canary`), with which each worker compares.
+    canary: Mapped[float | None]
+    # When a worker was asked to load it and score the phantom, when one did, and what failed.
+    check_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    check_error: Mapped[str | None] = mapped_column(Text)
     run: Mapped[TrainingRun | None] = relationship(back_populates="version")
     promotions: Mapped[list[Promotion]] = relationship(
         back_populates="version", order_by="Promotion.id"
     )
 
 
-class Promotion(db.Model):
+class Promotion(HasOperatingPoint, db.Model):
     """Append-only: the newest promotion of a kind says which version is live; rolling back promotes
-    an older one again.
+    an older one again, and another operating point for the live one promotes that again.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -110,7 +179,12 @@ def live_version(reads: str) -> ModelVersion | None:
         .limit(1)
         .scalar_subquery()
     )
-    return db.session.scalar(select(ModelVersion).where(ModelVersion.id == newest))
+    return db.session.scalar(
+        select(ModelVersion)
+        .where(ModelVersion.id == newest)
+        # A worker's session may hold it with the operating point of an earlier batch.
+        .execution_options(populate_existing=True)
+    )
 
 
 def answering_versions() -> tuple[ModelVersion | None, ModelVersion | None]:
@@ -125,15 +199,38 @@ class PromotionRefused(ValueError):
     """A version may not go live; the text is a sentence for the admin who asked."""
 
 
-def promote(version: ModelVersion, by_id: str | None, reason: str) -> Promotion:
-    """Append the promotion that makes `version` live for what it reads; the caller commits.
+def promote(
+    version: ModelVersion, by_id: str | None, reason: str, point: OperatingPoint | None = None
+) -> Promotion:
+    """Append the promotion that makes `version` live for what it reads, or changes the operating
+    point of the live one; the caller commits.
 
     Args:
         by_id: the admin who decided, or None for setup.
         reason: stays in the history.
+        point: where workers use it; None keeps what was chosen before.
 
     Raises:
-        PromotionRefused: the version is blocked or live already, or no reason is given.
+        PromotionRefused: the version is blocked or live at this point already, or no reason is
+            given.
+    """
+    require_promotable(version, reason, point)
+    point = point or version.operating_point
+    version.operating_point = point
+    promotion = Promotion(version=version, reads=version.reads, by_id=by_id, reason=reason.strip())
+    promotion.operating_point = point
+    db.session.add(promotion)
+    return promotion
+
+
+def require_promotable(
+    version: ModelVersion, reason: str, point: OperatingPoint | None = None
+) -> None:
+    """Refuse to promote a version for what its row says; arguments as `promote` takes them.
+
+    Raises:
+        PromotionRefused: the version is blocked or live at this point already, or no reason is
+            given.
     """
     if version.blocked_because:
         raise PromotionRefused(version.blocked_because)
@@ -142,11 +239,18 @@ def promote(version: ModelVersion, by_id: str | None, reason: str) -> Promotion:
             "Please enter a reason for the promotion; it is recorded in the history."
         )
     live = live_version(version.reads)
-    if live is not None and live.id == version.id:
-        raise PromotionRefused(f"Version {version.card_id} is already live.")
-    promotion = Promotion(version=version, reads=version.reads, by_id=by_id, reason=reason.strip())
-    db.session.add(promotion)
-    return promotion
+    if live is not None and live.id == version.id and point in (None, version.operating_point):
+        raise PromotionRefused(
+            f"Version {version.card_id} is already live at this operating point."
+        )
+
+
+def waits_for_check() -> ColumnElement[bool]:
+    """Return the condition of versions that a predict worker was asked to check, and none has."""
+    return ModelVersion.check_requested_at.is_not(None) & or_(
+        ModelVersion.checked_at.is_(None),
+        ModelVersion.checked_at < ModelVersion.check_requested_at,
+    )
 
 
 def version_before(live: ModelVersion) -> ModelVersion | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Index, String
+from sqlalchemy import Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.extensions import UtcDateTime, db, utc_now
@@ -15,7 +15,7 @@ class Worker(db.Model):
     """A worker process that reports itself every few seconds, on the database's clock.
 
     `delivered_at` is when the broker last brought it a message: the proof, in SQL, that the broker
-    works.
+    works. `alarm` is a sentence on why it cannot answer scans although it is alive.
     """
 
     id: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -25,6 +25,7 @@ class Worker(db.Model):
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    alarm: Mapped[str | None] = mapped_column(Text)
 
 
 class Act(StrEnum):
@@ -65,6 +66,7 @@ class Act(StrEnum):
     RUN_CANCELLED = "run cancelled"
     RUN_RETRIED = "run retried"
     VERSION_PROMOTED = "version promoted"  # Also a rollback.
+    POINT_CHANGED = "operating point changed"  # (the live version)
 
 
 class AuditEvent(db.Model):
@@ -73,7 +75,7 @@ class AuditEvent(db.Model):
 
     So it holds ids and no names, and no foreign keys: it outlives the people and things that it
     speaks of. `actor_id` is empty where nobody was logged in; `address` is the client's, or
-    "command line".
+    "command line". `detail` is the operating point that was chosen, where one was.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -82,6 +84,7 @@ class AuditEvent(db.Model):
     actor_id: Mapped[str | None] = mapped_column(String(32))
     object_id: Mapped[str | None] = mapped_column(String(32))
     address: Mapped[str] = mapped_column(String(45))
+    detail: Mapped[str | None] = mapped_column(String(120))
 
     __table_args__ = tuple(
         Index(None, column, "id") for column in ("act", "actor_id", "object_id", "address")

@@ -13,7 +13,7 @@ import pytest
 from ml.artifacts.card import Card
 from ml.artifacts.markdown import model_card
 from ml.errors import ArtifactError
-from tests.ml.conftest import types_judged
+from tests.ml.conftest import points_judged, types_judged
 
 MakeCard = Callable[..., Card]
 
@@ -105,7 +105,7 @@ def test_types_of_bleeding_are_told_with_their_figures_and_few_patients_one_by_o
         in text
     )
     assert "| intraventricular | no | 0 of 80 | 0 of 40 | few patients |" in text
-    assert "Type of bleeding" not in model_card(a_full_card(make_card))
+    assert "Type of hemorrhage" not in model_card(a_full_card(make_card))
 
 
 def test_a_blocked_model_says_so_first(make_card: MakeCard) -> None:
@@ -133,7 +133,7 @@ def test_a_card_of_the_first_version_is_read_and_judges_series_as_before(
     assert card.types == {} and card.told_types == ()
     assert "## Controls" not in model_card(card) and "By patient" not in model_card(card)
     del old["threshold"]
-    with pytest.raises(ArtifactError, match="does not give 'threshold'"):
+    with pytest.raises(ArtifactError, match="lacks 'threshold'"):
         Card.from_json(json.dumps(old))
 
 
@@ -142,3 +142,28 @@ def test_a_scan_threshold_out_of_range_is_refused(make_card: MakeCard) -> None:
         ArtifactError, match=r"threshold 1.5 and uncertain band 0.6 to 0.8 must lie"
     ):
         Card.from_json(a_full_card(make_card, scan_threshold=1.5).to_json())
+
+
+def test_operating_points_stand_in_tables_with_a_sentence_each(make_card: MakeCard) -> None:
+    text = model_card(a_full_card(make_card, points=points_judged()))
+    assert text.count("| point | threshold | sensitivity | specificity | PPV at 2 % |") == 2
+    assert "| balanced | 0.300 | 0.900 (0.850 to 0.950) | 0.930 (0.880 to 0.980) | 0.300" in text
+    assert (
+        "- Balanced: Of 100 scans, 10 of them with hemorrhage: finds 9, misses 1, flags 6 of the 90"
+        " without." in text
+    )
+    assert "- Specific: Of 100 slices, 10 of them with hemorrhage: finds 7, misses 3" in text
+    assert "Operating points" not in model_card(a_full_card(make_card))
+
+
+def test_other_thresholds_widen_the_band_where_they_lie_outside(make_card: MakeCard) -> None:
+    card = a_full_card(make_card)
+    changed = card.with_thresholds(0.45, 0.95)
+    assert changed.point_of(1) == (0.45, 0.4, 0.6)
+    assert changed.point_of(30) == (0.95, 0.6, 0.95)
+    assert card.with_thresholds(None, 0.1).point_of(1) == card.point_of(1)
+    assert card.with_thresholds(None, 0.1).point_of(30) == (0.1, 0.1, 0.8)
+    old = a_full_card(make_card, scan_threshold=-1.0).with_thresholds(0.9, None)
+    assert old.point_of(1) == (0.9, 0.4, 0.9) and old.point_of(30) == (0.5, 0.4, 0.6)
+    with pytest.raises(ArtifactError, match="threshold 1.5 does not lie within 0 and 1"):
+        card.with_thresholds(None, 1.5)

@@ -137,6 +137,20 @@ def test_a_single_thin_slab_is_judged_as_a_single_slice(tiny_model: TinyModel) -
     assert predictor.predict(Series(three, (), 5.0)).threshold == 0.99
 
 
+def test_other_thresholds_decide_and_widen_the_band(tiny_model: TinyModel) -> None:
+    predictor = Predictor(tiny_model(), checks_head_ct=False)
+    picture = Series((with_bright_cell(0.9),))
+    trained = predictor.predict(picture)
+    assert trained.positive and not trained.uncertain and trained.threshold == 0.5
+    above = predictor.with_thresholds((trained.probability + 1) / 2, None).predict(picture)
+    assert above.probability == trained.probability and above.threshold > trained.probability
+    assert not above.positive and above.uncertain
+    series = Series((with_bright_cell(0.9), with_bright_cell(0.1)), (), 5.0)
+    assert predictor.with_thresholds(None, 0.2).predict(series).threshold == 0.2
+    assert predictor.with_thresholds(None, 0.2).predict(picture).threshold == 0.5
+    assert predictor.predict(series).threshold == 0.5, "the other predictor is its own"
+
+
 def test_types_of_bleeding_are_told_for_the_scan_and_each_slice(tiny_model: TinyModel) -> None:
     series = Series((with_bright_cell(0.75), with_bright_cell(0.25)))
     found = Predictor(tiny_model(types=types_judged(), types_onnx=types_graph())).predict(series)
@@ -224,7 +238,7 @@ def test_an_answer_that_is_no_probability_is_refused(
     tiny_model: TinyModel, brightness: float
 ) -> None:
     predictor = Predictor(tiny_model(head={"gain": float("inf")} if brightness == 0.75 else {}))
-    with pytest.raises(ArtifactError, match="no probability"):
+    with pytest.raises(ArtifactError, match="did not output a probability"):
         predictor.predict(Series((with_bright_cell(brightness),)))
 
 
@@ -286,7 +300,7 @@ def test_the_map_of_a_series_model_is_that_of_the_slice_asked_for(tiny_model: Ti
 
 
 def test_a_graph_that_cannot_be_loaded_is_an_artifact_error(tiny_model: TinyModel) -> None:
-    with pytest.raises(ArtifactError, match=r"head\.onnx is no graph"):
+    with pytest.raises(ArtifactError, match=r"head\.onnx is not a graph"):
         Predictor(tiny_model(head=b"no graph"))
 
 
@@ -303,7 +317,7 @@ def test_a_card_whose_types_have_no_graph_or_another_is_an_artifact_error(
     tiny_model: TinyModel,
 ) -> None:
     with pytest.raises(
-        ArtifactError, match=r"names types of bleeding that it tells, but no types\.onnx"
+        ArtifactError, match=r"lists types of hemorrhage, but there is no types\.onnx"
     ):
         Predictor(tiny_model(types=types_judged()))
     with pytest.raises(
@@ -315,7 +329,7 @@ def test_a_card_whose_types_have_no_graph_or_another_is_an_artifact_error(
         name: {**found, "given": found["given"] or name == "intraventricular"}
         for name, found in types_judged().items()
     }
-    with pytest.raises(ArtifactError, match="no probability for each slice"):
+    with pytest.raises(ArtifactError, match="did not output a probability for each slice"):
         Predictor(tiny_model(types=three, types_onnx=types_graph())).predict(
             Series((with_bright_cell(0.75),))
         )
@@ -335,7 +349,7 @@ def test_graphs_that_disagree_on_the_channels_of_maps_are_an_artifact_error(
     with pytest.raises(
         ArtifactError,
         match=(
-            rf"{name}\.onnx reads maps of \['N', 8, 8, 3\], and its features\.onnx makes maps of"
+            rf"{name}\.onnx takes maps of \['N', 8, 8, 3\], but its features\.onnx gives maps of"
             r" .* 1\]"
         ),
     ):
@@ -370,7 +384,7 @@ def test_a_graph_whose_answers_are_no_numbers_is_an_artifact_error(tiny_model: T
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with pytest.raises(
-        ArtifactError, match=r"types\.onnx must hold 'slice_types' as numbers of single precision"
+        ArtifactError, match=r"types\.onnx must use single precision for 'slice_types'"
     ):
         Predictor(tiny_model(types=types_judged(), types_onnx=model.SerializeToString()))
 

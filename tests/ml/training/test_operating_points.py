@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml.evaluation.calibration import POINTS
 from ml.models.contract import HeldOut
+from ml.named_points import POINTS
 from ml.networks.aggregation import aggregate_scans
 from ml.training.experiment import Experiment
 from ml.training.operating_points import (

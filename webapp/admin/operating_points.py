@@ -1,0 +1,125 @@
+"""The operating points among which an administrator chooses for a model version, each with what it
+means per 100 scans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ml.named_points import NOUNS, POINTS, meaning_at, per_hundred
+from webapp.models import OWN_THRESHOLDS, ModelVersion, OperatingPoint
+
+NO_POINTS = "This version’s card has no named operating points."
+AS_TRAINED = "as trained"
+
+
+@dataclass(frozen=True)
+class Described:
+    """An operating point with its thresholds, 0..1, and a sentence for each level, empty where
+    nothing is known.
+    """
+
+    name: str
+    scan_threshold: float
+    slice_threshold: float
+    by_scan: str
+    by_slice: str
+
+
+def chosen_for(version: ModelVersion) -> Described:
+    """Return the operating point at which workers use a version."""
+    return described(version.card, version.operating_point)
+
+
+def offered_for(version: ModelVersion) -> list[Described]:
+    """Return what may be chosen without entering thresholds: the point that the version was trained
+    for, then the named ones.
+    """
+    names = POINTS if version.card.get("points") else ()
+    return [
+        described(version.card, point)
+        for point in (OperatingPoint(), *(named(version.card, name) for name in names))
+    ]
+
+
+def named(card: Mapping[str, Any], name: str) -> OperatingPoint:
+    """Return a named point of a card that has them."""
+    thresholds = {level: card["points"][level][name]["threshold"] for level in NOUNS}
+    return OperatingPoint(name, thresholds["slice"], thresholds["patient"])
+
+
+def described(card: Mapping[str, Any], point: OperatingPoint) -> Described:
+    """Return an operating point of a card with what it means."""
+    trained = {"slice": card["threshold"], "patient": card.get("scan_threshold", -1.0)}
+    if trained["patient"] < 0:  # the card predates thresholds by scan
+        trained["patient"] = trained["slice"]
+    chosen = {"slice": point.slice_threshold, "patient": point.scan_threshold}
+    thresholds = {
+        level: trained[level] if given is None else given for level, given in chosen.items()
+    }
+    sentences = {
+        level: _meaning(card, level, threshold, threshold == trained[level])
+        for level, threshold in thresholds.items()
+    }
+    return Described(
+        point.name or AS_TRAINED,
+        thresholds["patient"],
+        thresholds["slice"],
+        sentences["patient"],
+        sentences["slice"],
+    )
+
+
+def _meaning(card: Mapping[str, Any], level: str, threshold: float, is_trained: bool) -> str:
+    """Return what a threshold means per 100; in cards without points only the trained one has
+    figures, those by patient.
+    """
+    if card.get("points"):
+        return meaning_at(card["points"], level, threshold)
+    metrics = card["metrics"] if level == "slice" else card.get("patient_metrics") or {}
+    rates = [metrics.get(name, {}).get("value") for name in ("sensitivity", "specificity")]
+    if not is_trained or None in rates:
+        return ""
+    sensitivity, specificity = rates
+    return per_hundred(
+        "slices" if level == "slice" else "patients",
+        (sensitivity, sensitivity),
+        (specificity, specificity),
+    )
+
+
+def asked_for(
+    version: ModelVersion, name: str, slice_threshold: str, scan_threshold: str
+) -> OperatingPoint:
+    """Return the operating point that a form asks for: "as trained", a named one, or "own" with one
+    or two thresholds as text.
+
+    Raises:
+        ValueError: the version has no such point, or a threshold is none; the text is a sentence.
+    """
+    if name == AS_TRAINED:
+        return OperatingPoint()
+    if name == OWN_THRESHOLDS:
+        given = [_threshold(text) for text in (slice_threshold, scan_threshold)]
+        if given == [None, None]:
+            raise ValueError("Enter a threshold for series, for single slices, or for both.")
+        return OperatingPoint(OWN_THRESHOLDS, *given)
+    if name not in POINTS:
+        raise ValueError("Choose one of the operating points listed.")
+    if not version.card.get("points"):
+        raise ValueError(NO_POINTS)
+    return named(version.card, name)
+
+
+def _threshold(text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError("A threshold must be a number from 0 to 1, such as 0.25.")
+    return value
