@@ -60,7 +60,7 @@ FILES_LEFT = "Some files could not be removed yet; they will be removed within a
 
 def local_target(target: str | None) -> str:
     """Return where to go after logging in: `target` if it is a path of this site, else the
-    history.
+    worklist.
     """
     # Browsers read "/\\host" as "//host" and drop tabs and line breaks before they look.
     if (
@@ -71,7 +71,7 @@ def local_target(target: str | None) -> str:
         and not set(target) & set("\\ ")
     ):
         return target
-    return url_for("scans.history")
+    return url_for("worklist.show")
 
 
 @blueprint.route("/signup", methods=["GET", "POST"])
@@ -79,7 +79,7 @@ def local_target(target: str | None) -> str:
 def signup() -> str | tuple[str, int] | WerkzeugResponse:
     """Make an account and log in."""
     if request.method == "GET" and current_user.is_authenticated:
-        return redirect(url_for("scans.history"))
+        return redirect(url_for("worklist.show"))
     form = SignupForm()
     if not form.validate_on_submit():
         return _page("auth/signup.html", form)
@@ -104,7 +104,7 @@ def signup() -> str | tuple[str, int] | WerkzeugResponse:
         return _page("auth/signup.html", form)
     start_login(user)
     flash(f"Welcome, {user.name}. Your account is ready.", "success")
-    return remember_browser(user, redirect(url_for("scans.history")))
+    return remember_browser(user, redirect(url_for("worklist.show")))
 
 
 def has_failed(answer: WerkzeugResponse) -> bool:

@@ -31,12 +31,21 @@ def delete_scan(scan_id: str) -> bool:
     """Delete a scan's rows, commit, then delete its files; return False if some files are left to
     `worker.orphaned_files` because the storage is unavailable.
     """
-    keys = files_of(Scan.id == scan_id)
-    db.session.execute(delete(Scan).where(Scan.id == scan_id))
-    record(Act.SCAN_DELETED, scan_id)
-    db.session.commit()
+    return delete_chosen([scan_id])
+
+
+def delete_chosen(scan_ids: Iterable[str], within_s: float = float("inf")) -> bool:
+    """Delete these scans, each in its own transaction, then their files; return False if some files
+    are left to `worker.orphaned_files`: the storage is unavailable, or `within_s` has passed.
+    """
+    keys: list[str] = []
+    for scan_id in scan_ids:
+        keys += files_of(Scan.id == scan_id)
+        db.session.execute(delete(Scan).where(Scan.id == scan_id))
+        record(Act.SCAN_DELETED, scan_id)
+        db.session.commit()
     forget_deleted()
-    return discard(keys)
+    return discard(keys, within_s)
 
 
 def delete_scans(which: ColumnElement[bool], most: int) -> int:

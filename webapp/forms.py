@@ -10,9 +10,21 @@ from flask import request
 from flask_wtf import FlaskForm
 from flask_wtf.file import FileRequired, MultipleFileField
 from werkzeug.datastructures import CombinedMultiDict, FileStorage, MultiDict
-from wtforms import BooleanField, FileField, Form, HiddenField, PasswordField, StringField
+from wtforms import (
+    BooleanField,
+    DateField,
+    FileField,
+    Form,
+    HiddenField,
+    PasswordField,
+    SelectChoice,
+    SelectField,
+    StringField,
+)
 from wtforms.validators import DataRequired, Email, Length, Optional, Regexp, ValidationError
 
+from ml.verdict import STATES
+from webapp.models import JobStatus
 from webapp.passwords import MIN_PASSWORD, password_problem
 
 MAX_USERNAME, MAX_NAME, MAX_EMAIL, MAX_PHONE, MAX_TITLE, MAX_TOKEN_NAME = 64, 120, 254, 40, 80, 80
@@ -276,6 +288,53 @@ class ScanForm(PostedForm):
             " select this, they are not stored."
         ),
     )
+
+
+class WorklistFilterForm(Form):
+    """What a worklist shows; it is in the address. A field with an error is not applied."""
+
+    title = TextField("Title", [Optional(), at_most(MAX_TITLE)], render_kw={"type": "search"})
+    status = SelectField(
+        "State",
+        choices=[
+            SelectChoice("", "Any"),
+            SelectChoice(JobStatus.QUEUED.value, "Waiting"),
+            SelectChoice(JobStatus.RUNNING.value, "Analyzing"),
+            SelectChoice(JobStatus.DONE.value, "Done"),
+            SelectChoice(JobStatus.FAILED.value, "Failed"),
+            SelectChoice(JobStatus.CANCELLED.value, "Canceled"),
+        ],
+        default="",
+    )
+    verdict = SelectField(
+        "Hemorrhage",
+        choices=[
+            SelectChoice("", "Any"),
+            *(SelectChoice(state, state.capitalize()) for state in STATES),
+        ],
+        default="",
+    )
+    priority = SelectField(
+        "Priority",
+        choices=[
+            SelectChoice("", "Any"),
+            SelectChoice("stat", "STAT"),
+            SelectChoice("routine", "Routine"),
+        ],
+        default="",
+    )
+    since = DateField("From", [Optional()])
+    until = DateField("To", [Optional()])
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Return the valid values that were given."""
+        self.validate()
+        return {
+            name: field.data
+            for name, field in self._fields.items()
+            if field.data and not field.errors
+        }
 
 
 class PhantomForm(PostedForm):

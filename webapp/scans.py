@@ -1,4 +1,4 @@
-"""The pages of a person's scans: submission, progress, result and history."""
+"""The pages of a person's scans: submission, progress and result."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from flask import (
     url_for,
 )
 from flask_login import current_user, login_required
-from sqlalchemy import func, select
-from sqlalchemy.orm import joinedload, selectinload
+from sqlalchemy import select, update
+from sqlalchemy.orm import joinedload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from webapp.audit import record
 from webapp.bleeding_types import typed
 from webapp.deletion import delete_scan
-from webapp.extensions import db
+from webapp.extensions import database_now, db, noting
 from webapp.forms import PhantomForm, ScanForm, is_id
 from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, accept_scans, within_rate
@@ -39,14 +39,12 @@ from webapp.models import (
     Act,
     JobStatus,
     ModelVersion,
-    Order,
     Prediction,
     Scan,
     cancel,
     force,
     retry,
 )
-from webapp.paging import requested_page
 from webapp.series_view import series_view
 from webapp.storage import StorageError
 from webapp.volume import open_volume
@@ -54,7 +52,6 @@ from webapp.volume import open_volume
 log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
 
-PER_PAGE = 20
 QUEUE_AWAY = (
     "The queue is currently unavailable. Your scan has been saved and will be analyzed once the"
     " queue is back."
@@ -65,17 +62,17 @@ STOP_POLLING = 286
 
 @blueprint.get("/")
 def home() -> str | WerkzeugResponse:
-    """Show the home page; logged-in users go to their history."""
+    """Show the home page; logged-in users go to their worklist."""
     if current_user.is_authenticated:
-        return redirect(url_for("scans.history"))
+        return redirect(url_for("worklist.show"))
     return render_template("scans/home.html")
 
 
-@blueprint.get("/scans")
+@blueprint.get("/scans/new")
 @login_required
-def history() -> str:
-    """Show the submission form and the user's scans, in the requested order."""
-    return _history(ScanForm(formdata=None))
+def new() -> str:
+    """Show the form to submit scans, and the phantoms."""
+    return _submission(ScanForm(formdata=None))
 
 
 @blueprint.post("/scans")
@@ -93,7 +90,7 @@ def submit() -> tuple[str, int] | WerkzeugResponse:
             )
         except UploadRejected as err:
             form.file.errors = [str(err)]
-    return _history(form), 400
+    return _submission(form), 400
 
 
 @blueprint.post("/scans/phantom")
@@ -118,6 +115,7 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
 def show(scan_id: str) -> str:
     """Show a scan with its progress or result."""
     scan = _own_scan(scan_id)
+    _note_opened(scan)
     return render_template(
         "scans/show.html", scan=scan, **_standing(scan), **_pictured(scan), **typed(scan.prediction)
     )
@@ -133,6 +131,7 @@ def progress(scan_id: str) -> Response:
     standing = _standing(scan)
     if standing["open"] and standing["state"] == request.args.get("seen"):
         return Response(status=204)
+    _note_opened(scan)
     page = Response(
         render_template(
             "scans/_result.html", scan=scan, **standing, **_pictured(scan), **typed(scan.prediction)
@@ -196,7 +195,7 @@ def remove(scan_id: str) -> WerkzeugResponse:
             " removed within a few hours.",
             "warning",
         )
-    return redirect(url_for("scans.history"))
+    return redirect(url_for("worklist.show"))
 
 
 def phantoms() -> list[dict[str, str]]:
@@ -230,6 +229,16 @@ def _own_scan(scan_id: str) -> Scan:
     if not scan:
         abort(404, "Scan not found.")
     return scan
+
+
+def _note_opened(scan: Scan) -> None:
+    """Note that the owner of an unread scan sees what became of it."""
+    if scan.is_unread:
+        with noting():
+            db.session.execute(
+                update(Scan).where(Scan.id == scan.id).values(opened_at=database_now()),
+                execution_options={"synchronize_session": False},
+            )
 
 
 def _standing(scan: Scan) -> dict[str, object]:
@@ -306,33 +315,17 @@ def _submit(files: Sequence[FileStorage], title: str, choices: Choices) -> Werkz
     flash(f"{len(scans)} scans were submitted.", "success")
     for note in scans[0].notes or []:
         flash(note, "warning")
-    return redirect(url_for("scans.history"))
+    return redirect(url_for("worklist.show"))
 
 
-def _history(form: ScanForm) -> str:
-    own = Scan.user_id == current_user.id
-    total = db.session.scalar(select(func.count()).select_from(Scan).where(own)) or 0
-    page = requested_page(total, PER_PAGE)
-    order = order_asked()
-    # Results are loaded in a second statement: with a join, the database might read those of
-    # everybody before it cuts out the page.
-    shown = select(Scan).where(own).options(selectinload(Scan.prediction)).order_by(*order.columns)
-    scans = db.session.scalars(shown.limit(PER_PAGE).offset((page.number - 1) * PER_PAGE)).all()
-    return render_template(
-        "scans/history.html",
-        form=form,
-        scans=scans,
-        total=total,
-        page=page,
-        order=order,
-        orders=list(Order),
-        phantoms=phantoms(),
+def _submission(form: ScanForm) -> str:
+    """Return the page of the form. Phantoms are collapsed once the person has another scan."""
+    offered = phantoms()
+    real = select(Scan.id).where(
+        Scan.user_id == current_user.id,
+        Scan.title.not_in([phantom["title"] for phantom in offered]),
     )
-
-
-def order_asked() -> Order:
-    """Return the requested order; newest first if it is missing or unknown."""
-    try:
-        return Order(request.args.get("order", ""))
-    except ValueError:
-        return Order.NEWEST
+    has_real_scan = db.session.scalar(real.limit(1)) is not None
+    return render_template(
+        "scans/new.html", form=form, phantoms=offered, has_real_scan=has_real_scan
+    )

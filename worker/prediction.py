@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, ScalarSelect, case, insert, literal, selec
 
 from ml.inference.predictor import Finding, Predictor, Stopped
 from ml.scans.slices import Series
+from ml.verdict import State
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
@@ -349,6 +350,7 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
                 for scan_id, finding in findings.items()
             }
         ),
+        verdict_state=by_scan({scan_id: finding.state for scan_id, finding in findings.items()}),
     )
     predictions = [
         prediction_of(outcome, outcome.finding, seconds)
@@ -417,7 +419,7 @@ def _rounded(probability: float) -> float:
     return floor(probability * 10_000) / 10_000
 
 
-def by_scan(values: Mapping[str, float]) -> ColumnElement[float] | None:
+def by_scan(values: Mapping[str, float] | Mapping[str, State]) -> ColumnElement[Any] | None:
     """Return an SQL expression for each scan's value, to update many scans in one statement."""
     return case(dict(values), value=Scan.id) if values else None
 

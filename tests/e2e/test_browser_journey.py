@@ -110,7 +110,7 @@ def log_in(page: Page, username: str) -> None:
 
 def submit(page: Page, file: Path) -> None:
     """Submit a scan; its page opens."""
-    page.goto("/scans")
+    page.goto("/scans/new")
     page.set_input_files("main form [name=file]", file)
     send(page, "file")
     expect(page).to_have_url(re.compile("/scans/[0-9a-f]{32}$"))

@@ -110,8 +110,10 @@ def rows_for(app: Flask, path: str) -> int:
     "path",
     [
         "/scans",
-        "/scans?page=50",
-        "/scans?page=50&order=risk",
+        "/scans?page=20",
+        "/scans?page=20&order=risk",
+        "/scans?page=20&order=-title&title=e&status=done",
+        "/scans?verdict=suspected&priority=routine&since=2020-01-01&order=-probability",
         "/api/v1/scans",
         "/api/v1/scans?page=10&per_page=100&status=done",
     ],

@@ -127,7 +127,9 @@ def test_a_database_of_the_eleven_migrations_goes_on_with_its_rows(app_of_eleven
             assert (row.point, row.slice_threshold, row.scan_threshold) == as_trained
     scan = db.session.scalars(select(Scan).where(Scan.title == "A series")).one()
     assert scan.status == JobStatus.DONE
-    assert scan.prediction is not None and scan.prediction.model_version.run is not None
+    assert scan.prediction is not None and scan.verdict_state == scan.prediction.state
+    assert not scan.is_unread
+    assert scan.prediction.model_version.run is not None
     with pytest.raises(IntegrityError, match="append-only"):
         db.session.execute(delete(AuditEvent))
 

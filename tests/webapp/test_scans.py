@@ -73,6 +73,7 @@ def add_verdict(
         scan.status, scan.progress = JobStatus.DONE, 1.0
         scan.started_at = scan.created_at + timedelta(seconds=1)
         scan.finished_at = scan.created_at + timedelta(seconds=1.5)
+        scan.verdict_state, scan.risk = "suspected", 0.9731
         scan.image_key, scan.thumbnail_key = f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"
         card = columns.pop("card", {})
         version = ModelVersion(
@@ -234,11 +235,14 @@ def test_a_phantom_can_be_tried(
     (tmp_path / "index.json").write_text(
         json.dumps([{"file": "phantom-1.png", "title": "A <small> bleeding"}])
     )
-    assert "A &lt;small&gt; bleeding" in ann.get("/scans").text
+    assert "A &lt;small&gt; bleeding" in ann.get("/scans/new").text
     answer = ann.post("/scans/phantom", data={"name": "phantom-1.png"})
     assert answer.status_code == 302
     with app.app_context():
         assert db.session.scalars(select(Scan)).one().title == "A <small> bleeding"
+    assert "<summary>Try a phantom</summary>" not in ann.get("/scans/new").text
+    add_scan(app, title="a patient's")
+    assert "<summary>Try a phantom</summary>" in ann.get("/scans/new").text
     for name in ("index.json", "../index.json", "", "nothing", "\x00"):
         assert ann.post("/scans/phantom", data={"name": name}).status_code == 404
 
@@ -247,9 +251,9 @@ def test_without_phantoms_none_are_offered(
     ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scans, "_phantom_folder", lambda: tmp_path)
-    page = ann.get("/scans")
+    page = ann.get("/scans/new")
     assert page.status_code == 200
-    assert "No CT at hand?" not in page.text
+    assert "phantom" not in page.text
 
 
 def test_every_phantom_that_is_shipped_is_accepted(app: Flask, ann: FlaskClient) -> None:
@@ -727,19 +731,19 @@ def test_what_is_no_id_is_404(any_database_app: Flask, scan_id: str) -> None:
     assert client.get(f"/scans/{scan_id}").status_code == 404
 
 
-# --- history
+# --- the worklist
 
 
-def test_the_history_has_pages_of_twenty_newest_first(app: Flask, ann: FlaskClient) -> None:
+def test_the_worklist_has_pages_of_fifty_newest_first(app: Flask, ann: FlaskClient) -> None:
     start = utc_now()
-    for i in range(21):
+    for i in range(51):
         add_scan(app, title=f"scan-{i:02}", created_at=start + timedelta(seconds=i))
     first, second = ann.get("/scans").text, ann.get("/scans?page=2").text
-    assert re.findall(r"scan-\d\d", first) == [f"scan-{i:02}" for i in range(20, 0, -1)]
-    assert re.findall(r"scan-\d\d", second) == ["scan-00"]
+    assert re.findall(r">(scan-\d\d)<", first) == [f"scan-{i:02}" for i in range(50, 0, -1)]
+    assert re.findall(r">(scan-\d\d)<", second) == ["scan-00"]
     assert "Page 1 of 2" in first
     assert 'href="/scans?page=2"' in first
-    assert "21 scans" in first
+    assert "51 scans" in first
 
 
 @pytest.mark.parametrize("page", ["0", "-1", "x", "", "99", "9" * 30, "%00", "1.5", "٣"])
@@ -750,7 +754,7 @@ def test_a_page_that_is_not_there_is_the_nearest_one(any_database_app: Flask, pa
     assert client.get(f"/scans?page={page}").status_code == 200
 
 
-def test_the_history_shows_thumbnails_and_verdicts_in_few_questions(
+def test_the_worklist_shows_thumbnails_and_verdicts_in_few_questions(
     app: Flask, ann: FlaskClient
 ) -> None:
     ids = [add_scan(app) for _ in range(5)]
@@ -762,7 +766,8 @@ def test_the_history_shows_thumbnails_and_verdicts_in_few_questions(
             db.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2])
         )
     page = ann.get("/scans").text
-    assert page.count("Brain Hemorrhage Detected.") == 5
+    assert page.count('<span class="badge suspected">Suspected</span>') == 5
+    assert page.count("97.3 %") == 5
     for scan_id in ids:
         assert f'src="/scans/{scan_id}/thumbnail.png"' in page
-    assert sum(statement.startswith("SELECT") for statement in asked) <= 4
+    assert sum(statement.startswith("SELECT") for statement in asked) <= 8

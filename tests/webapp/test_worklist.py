@@ -1,10 +1,11 @@
-"""The orders in which a person looks at their scans, on the page and by the API."""
+"""The worklist: orders, filters, news, what is unread, and what is done with several scans."""
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,10 +13,14 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, select
 
+from ml.verdict import state_of
 from tests.conftest import PASSWORD, make_user
+from tests.plans import statements
 from tests.webapp.test_api import make_token, problem_of
-from webapp.extensions import db, utc_now
-from webapp.models import Order, Scan, User
+from tests.webapp.test_scans import add_scan, add_verdict
+from webapp.extensions import database_now, db, utc_now
+from webapp.models import AuditEvent, JobStatus, Order, Scan, User
+from webapp.worklist_query import COLUMNS, conditions, ids_of_page
 
 # A title, probability and threshold (none where there is no verdict yet), and whether it is urgent;
 # the oldest first.
@@ -31,6 +36,8 @@ SCANS = (
 NEWEST = ["urgent waits", "same", "urgent", "waits", "certain", "near", "clear"]
 BY_RISK = ["urgent", "urgent waits", "certain", "same", "near", "clear", "waits"]
 BY_UNCERTAINTY = ["urgent", "urgent waits", "same", "near", "clear", "certain", "waits"]
+
+UNANSWERED = ["urgent waits", "waits"]
 
 INDEX = {Order.RISK: "ix_scan_risk", Order.UNCERTAINTY: "ix_scan_margin"}
 
@@ -55,31 +62,48 @@ def ann(any_database_app: Flask) -> Iterator[FlaskClient]:
             )
             if probability is not None and threshold is not None:
                 scan.risk, scan.margin = probability, abs(probability - threshold)
+                scan.verdict_state = state_of(
+                    positive=probability >= threshold, uncertain=scan.margin < 0.06
+                )
+                scan.status, scan.finished_at = JobStatus.DONE, scan.created_at
             db.session.add(scan)
         db.session.commit()
     return client
 
 
 def titles_on(page: str) -> list[str]:
-    """Return the titles of the scans on a page of the history, from the top."""
-    return re.findall(r"</strong>\s*<span>([^<]+)</span>", page)
+    """Return the titles of the scans on a page of the worklist, from the top."""
+    return re.findall(r'<th scope="row" class="title">\s*<a [^>]+>([^<]+)</a>', page)
 
 
-@pytest.mark.parametrize(
-    ("query", "titles"),
-    [
-        ("", NEWEST),
-        ("?order=newest", NEWEST),
-        ("?order=risk", BY_RISK),
-        ("?order=uncertainty", BY_UNCERTAINTY),
-        ("?order=nonsense", NEWEST),
-        ("?order=%00", NEWEST),
-    ],
+ORDERS: tuple[tuple[str, list[str]], ...] = (
+    ("", NEWEST),
+    ("?order=newest", NEWEST),
+    ("?order=risk", BY_RISK),
+    ("?order=uncertainty", BY_UNCERTAINTY),
+    ("?order=nonsense", NEWEST),
+    ("?order=%00", NEWEST),
+    ("?order=-", NEWEST),
+    ("?order=-submitted", NEWEST),
+    ("?order=submitted", NEWEST[::-1]),
+    ("?order=title", sorted(NEWEST)),
+    ("?order=-title", sorted(NEWEST, reverse=True)),
+    ("?order=probability", ["clear", "urgent", "same", "near", "certain", *UNANSWERED]),
+    ("?order=-probability", ["certain", "same", "near", "urgent", "clear", *UNANSWERED]),
+    ("?order=verdict", ["certain", "same", "near", "urgent", "clear", *UNANSWERED]),
+    ("?order=-verdict", ["urgent", "clear", "same", "near", "certain", *UNANSWERED]),
+    (
+        "?order=-priority",
+        ["urgent waits", "urgent", "same", "waits", "certain", "near", "clear"],
+    ),
+    ("?order=status", [*UNANSWERED, "same", "urgent", "certain", "near", "clear"]),
+    ("?order=-slices", NEWEST),
 )
-def test_the_history_has_the_order_that_is_asked_for(
-    ann: FlaskClient, query: str, titles: list[str]
-) -> None:
-    assert titles_on(ann.get(f"/scans{query}").text) == titles
+
+
+def test_the_worklist_has_the_order_that_is_asked_for(ann: FlaskClient) -> None:
+    for query, titles in ORDERS:
+        assert titles_on(ann.get(f"/scans{query}").text) == titles, query
 
 
 @pytest.mark.parametrize(
@@ -103,7 +127,7 @@ def test_an_order_that_there_is_not_is_422(ann: FlaskClient) -> None:
 def test_urgent_scans_are_marked_and_the_pages_keep_the_order(
     ann: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webapp.scans.PER_PAGE", 3)
+    monkeypatch.setattr("webapp.worklist.PER_PAGE", 3)
     page = ann.get("/scans?order=risk&page=2").text
     assert titles_on(page) == BY_RISK[3:6]
     assert 'class="badge stat"' not in page
@@ -111,7 +135,7 @@ def test_urgent_scans_are_marked_and_the_pages_keep_the_order(
         'href="/scans?page=1&amp;order=risk"' in page
         and 'href="/scans?page=3&amp;order=risk"' in page
     )
-    assert re.search(r'href="/scans\?order=risk#past" aria-current="true">Highest risk first', page)
+    assert re.search(r'href="/scans\?order=risk" aria-current="true"[^>]*>Highest risk first', page)
     assert ann.get("/scans?order=risk").text.count('class="badge stat"') == 2
 
 
@@ -140,3 +164,299 @@ def test_the_order_is_an_index_so_that_a_page_does_not_read_and_sort_them_all(
         )
     assert "Sort" not in plan and "TEMP B-TREE" not in plan, plan
     assert INDEX[order] in plan, plan
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"verdict": "suspected", "status": "done", "priority": "routine"},
+        {"since": date(2026, 1, 1), "until": date(2036, 1, 1), "title": "t"},
+    ],
+    ids=["all", "of a state", "of a time"],
+)
+def test_filters_and_orders_read_an_index_and_no_row(
+    any_database_app: Flask, ann: FlaskClient, chosen: dict[str, Any]
+) -> None:
+    with any_database_app.app_context():
+        ann_id = db.session.scalars(select(User.id)).one()
+        on_postgresql = db.engine.dialect.name == "postgresql"
+        if on_postgresql:
+            connection = db.session.connection()
+            # Seven rows are read as quickly from the table.
+            for way in ("seqscan", "bitmapscan", "indexscan"):
+                connection.exec_driver_sql(f"SET enable_{way} = off")
+        for order in (f"{sign}{name}" for name in COLUMNS for sign in ("", "-")):
+            with statements() as sent:
+                db.session.scalars(ids_of_page(conditions(ann_id, chosen), order, 20, 0)).all()
+            explain = "EXPLAIN" if on_postgresql else "EXPLAIN QUERY PLAN"
+            plan = "\n".join(
+                str(row)
+                for row in db.session.connection().exec_driver_sql(
+                    f"{explain} {sent[-1][0]}", sent[-1][1]
+                )
+            )
+            assert "Index Only Scan" in plan or "COVERING INDEX" in plan, (order, plan)
+
+
+# --- filters
+
+
+FILTERS: tuple[tuple[str, list[str]], ...] = (
+    ("status=queued", UNANSWERED),
+    ("status=done", ["same", "urgent", "certain", "near", "clear"]),
+    ("verdict=suspected", ["certain"]),
+    ("verdict=inconclusive", ["same", "near"]),
+    ("verdict=not+found", ["urgent", "clear"]),
+    ("priority=stat", ["urgent waits", "urgent"]),
+    ("priority=routine", ["same", "waits", "certain", "near", "clear"]),
+    ("title=URGENT", ["urgent waits", "urgent"]),
+    ("title=+wait+", UNANSWERED),
+    ("title=%25", []),
+    ("title=_", []),
+    ("priority=stat&status=queued&title=u", ["urgent waits"]),
+    ("since=2000-01-01&until=9999-12-31", NEWEST),
+    ("until=2000-01-01", []),
+    ("since=9999-12-31", []),
+    ("verdict=inconclusive&order=-submitted&page=1", ["same", "near"]),
+)
+
+
+def test_filters_in_the_address_choose_the_scans(ann: FlaskClient) -> None:
+    for query, titles in FILTERS:
+        page = ann.get(f"/scans?{query}")
+        assert page.status_code == 200, query
+        assert titles_on(page.text) == titles, query
+        assert "You have no scans yet" not in page.text
+        assert ("No scans match these filters." in page.text) == (not titles), query
+
+
+def test_days_are_whole_days(any_database_app: Flask, ann: FlaskClient) -> None:
+    with any_database_app.app_context():
+        scan = db.session.scalars(select(Scan).where(Scan.title == "near")).one()
+        scan.created_at = datetime(2020, 2, 3, 23, 59, 59, tzinfo=UTC)
+        db.session.commit()
+    for query, shown in (
+        ("since=2020-02-03&until=2020-02-03", ["near"]),
+        ("until=2020-02-02", []),
+        ("since=2020-02-04&until=2020-02-10", []),
+    ):
+        assert titles_on(ann.get(f"/scans?{query}").text) == shown
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "status=lost",
+        "verdict=maybe",
+        "priority=high",
+        "since=soon",
+        "until=2026-02-31",
+        "title=%00",
+    ],
+)
+def test_a_filter_with_nonsense_is_named_and_not_applied(ann: FlaskClient, query: str) -> None:
+    page = ann.get(f"/scans?{query}")
+    assert page.status_code == 200
+    assert page.text.count('aria-invalid="true"') == 1
+    assert titles_on(page.text) == NEWEST
+
+
+def test_links_keep_the_filters(ann: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webapp.worklist.PER_PAGE", 1)
+    page = ann.get("/scans?verdict=not+found&order=title&since=nonsense").text
+    assert "2 scans match the filters" in page
+    assert 'href="/scans?page=2&amp;verdict=not+found&amp;order=title"' in page
+    assert (
+        '<th scope="col" aria-sort="ascending"><a href="/scans?verdict=not+found&amp;order=-title"'
+        in page
+    )
+    assert '<option selected value="not found">' in page
+
+
+# --- news and what is unread
+
+
+def rows_of(page: str) -> str:
+    """Return the address that the worklist's script asks, with the ids of what is pending."""
+    opened = re.search(r'data-opened="([^"]+)"', page)
+    assert opened
+    ids = re.findall(r'<tr id="scan-([0-9a-f]{32})"[^>]* data-pending', page)
+    return "/scans/rows?opened=" + opened[1].replace("+", "%2B") + "".join(f"&id={i}" for i in ids)
+
+
+def test_rows_are_sent_once_and_then_when_something_changed(
+    any_database_app: Flask, ann: FlaskClient
+) -> None:
+    page = ann.get("/scans").text
+    assert " data-more" in page
+    address = rows_of(page)
+    first = ann.get(address)
+    assert titles_on(first.text) == UNANSWERED
+    assert 'data-news="0" data-more' in first.text
+    assert "<html" not in first.text and "no-cache" in first.headers["Cache-Control"]
+    known = {"If-None-Match": first.headers["ETag"]}
+    assert ann.get(address, headers=known).status_code == 304
+    with any_database_app.app_context():
+        for scan in db.session.scalars(select(Scan).where(Scan.status == JobStatus.QUEUED)):
+            scan.status, scan.verdict_state, scan.risk = JobStatus.DONE, "suspected", 0.876
+            scan.finished_at = db.session.scalar(select(database_now(1)))
+        db.session.commit()
+    news = ann.get(address, headers=known)
+    assert news.status_code == 200
+    assert 'data-news="2">' in news.text  # Nothing is pending any more.
+    assert news.text.count("87.6 %") == 2 and news.text.count("Suspected") == 2
+    assert " data-more" not in ann.get("/scans").text
+
+
+@pytest.mark.parametrize("opened", ["", "yesterday", "%00"])
+def test_rows_since_no_time_are_400(ann: FlaskClient, opened: str) -> None:
+    assert ann.get(f"/scans/rows?opened={opened}").status_code == 400
+
+
+def test_a_scan_is_unread_until_its_page_is_opened(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
+    ann = logged_in("ann")
+    scan_id = add_scan(app, title="Monday")
+    assert "unread" not in ann.get("/scans").text
+    ann.get(f"/scans/{scan_id}")
+    add_verdict(app, scan_id)
+    with app.app_context():
+        scan = db.session.get_one(Scan, scan_id)
+        scan.finished_at = db.session.scalar(select(database_now(-1)))
+        scan.opened_at = db.session.scalar(select(database_now(-2)))
+        db.session.commit()
+    assert "(unread)" in ann.get("/scans").text
+    assert logged_in("bob").get(f"/scans/{scan_id}").status_code == 404
+    assert "(unread)" in ann.get("/scans").text
+    ann.get(f"/scans/{scan_id}/progress")
+    assert "unread" not in ann.get("/scans").text
+
+
+# --- several at once
+
+
+def ids_of(app: Flask, *titles: str) -> list[str]:
+    """Return the ids of the scans with these titles, all if none is named."""
+    with app.app_context():
+        named = Scan.title.in_(titles) if titles else Scan.id.is_not(None)
+        return list(db.session.scalars(select(Scan.id).where(named).order_by(Scan.title)))
+
+
+def scan_of(app: Flask, title: str) -> Scan:
+    """Return the scan with that title, as it is now."""
+    with app.app_context():
+        return db.session.scalars(select(Scan).where(Scan.title == title)).one()
+
+
+def acts(app: Flask) -> list[str]:
+    """Return what the audit log says was done to scans."""
+    with app.app_context():
+        return [
+            event.act
+            for event in db.session.scalars(select(AuditEvent).order_by(AuditEvent.id))
+            if event.act.startswith("scan")
+        ]
+
+
+def test_several_scans_are_cancelled_and_retried(any_database_app: Flask, ann: FlaskClient) -> None:
+    app = any_database_app
+    ids = ids_of(app, "waits", "urgent waits", "clear")
+    answer = ann.post(
+        "/scans/selected?order=risk&page=1&status=bogus", data={"id": ids, "action": "cancel"}
+    )
+    assert answer.location == "/scans?order=risk&page=1"
+    page = ann.get("/scans").text
+    assert "2 scans were canceled." in page and "1 scan had already finished." in page
+    assert scan_of(app, "waits").status == scan_of(app, "urgent waits").status == "cancelled"
+    ann.post("/scans/selected", data={"id": ids, "action": "retry"})
+    assert "2 scans were queued again." in ann.get("/scans").text
+    assert scan_of(app, "waits").status == "queued"
+    assert acts(app) == ["scan cancelled"] * 2 + ["scan retried"] * 2
+
+
+def test_stat_is_switched_within_the_limit(any_database_app: Flask, ann: FlaskClient) -> None:
+    app = any_database_app
+    app.config["MAX_STAT"] = 1  # "urgent waits" is that one.
+    ids = ids_of(app, "waits", "clear", "urgent")
+    ann.post("/scans/selected", data={"id": ids, "action": "stat"})
+    page = ann.get("/scans").text
+    assert "1 scan was made STAT." in page and "2 scans stay as they are" in page
+    assert [scan_of(app, title).stat for title in ("clear", "waits")] == [True, False]
+    ann.post("/scans/selected", data={"id": ids_of(app), "action": "routine"})
+    assert "3 scans were made routine." in ann.get("/scans").text
+    ann.post("/scans/selected", data={"id": ids_of(app, "waits"), "action": "stat"})
+    assert scan_of(app, "waits").stat
+    assert acts(app) == ["scan made STAT", *["scan made routine"] * 3, "scan made STAT"]
+
+
+def test_deleting_asks_first(any_database_app: Flask, ann: FlaskClient) -> None:
+    app = any_database_app
+    ids = ids_of(app, "waits", "clear")
+    page = ann.post("/scans/selected?title=a", data={"id": ids, "action": "delete"})
+    assert page.status_code == 200
+    assert "Delete these 2 scans?" in page.text and "<li>waits</li>" in page.text
+    assert len(ids_of(app)) == len(SCANS) and acts(app) == []
+    assert 'action="/scans/selected/delete?title=a"' in page.text
+    answer = ann.post("/scans/selected/delete?title=a", data={"id": ids})
+    assert answer.location == "/scans?title=a"
+    assert "2 scans and all results have been deleted." in ann.get("/scans").text
+    assert len(ids_of(app)) == len(SCANS) - 2
+    assert acts(app) == ["scan deleted"] * 2
+
+
+def test_the_export_is_what_the_api_tells(
+    app: Flask, logged_in: Callable[..., FlaskClient]
+) -> None:
+    ann = logged_in("ann")
+    ids = [add_scan(app, title="=HYPERLINK(1)"), add_scan(app, title="waits")]
+    add_verdict(app, ids[0])
+    with app.app_context():
+        ann_id = db.session.scalars(select(User.id)).one()
+    token = {"Authorization": f"Bearer {make_token(app, ann_id)}"}
+    exported = ann.post("/scans/selected", data={"id": ids, "action": "json"})
+    assert exported.headers["Content-Disposition"] == "attachment; filename=scans.json"
+    assert exported.json == [ann.get(f"/api/v1/scans/{i}", headers=token).json for i in ids]
+    table = ann.post("/scans/selected", data={"id": ids, "action": "csv"})
+    assert table.mimetype == "text/csv"
+    done, waiting = csv.DictReader(table.text.splitlines())
+    assert (done["id"], done["title"], done["state"]) == (ids[0], "'=HYPERLINK(1)", "suspected")
+    assert (done["probability"], done["architecture"]) == ("0.9731", "alexnet_svm")
+    assert (waiting["status"], waiting["probability"]) == ("queued", "")
+
+
+@pytest.mark.parametrize("action", ["cancel", "retry", "stat", "routine", "delete", "csv", "json"])
+def test_nobody_sees_or_changes_scans_of_others(
+    any_database_app: Flask, ann: FlaskClient, action: str
+) -> None:
+    app = any_database_app
+    make_user(app, "bob")
+    bob = app.test_client()
+    bob.post("/login", data={"username": "bob", "password": PASSWORD})
+    ids = ids_of(app)
+    answer = bob.post("/scans/selected", data={"id": [*ids, "x", "0" * 32], "action": action})
+    assert answer.location == "/scans"
+    page = bob.get("/scans").text
+    assert "Please select at least one scan." in page and titles_on(page) == []
+    bob.post("/scans/selected/delete", data={"id": ids})
+    now = "2026-01-01T00:00:00%2B00:00"
+    rows = bob.get(f"/scans/rows?opened={now}" + "".join(f"&id={i}" for i in ids)).text
+    assert 'data-news="0">' in rows and titles_on(rows) == []
+    assert len(ids_of(app)) == len(SCANS) and acts(app) == []
+
+
+def test_an_action_that_there_is_not_is_400(any_database_app: Flask, ann: FlaskClient) -> None:
+    data = {"id": ids_of(any_database_app), "action": "promote"}
+    assert ann.post("/scans/selected", data=data).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/scans/selected", "/scans/selected/delete"])
+def test_without_the_forms_secret_nothing_happens(
+    any_database_app: Flask, ann: FlaskClient, path: str
+) -> None:
+    any_database_app.config["WTF_CSRF_ENABLED"] = True
+    ids = ids_of(any_database_app)
+    for action in ("cancel", "delete", "routine"):
+        assert ann.post(path, data={"id": ids, "action": action}).status_code == 400
+    assert len(ids_of(any_database_app)) == len(SCANS) and acts(any_database_app) == []

@@ -70,6 +70,7 @@ def test_a_batch_is_answered_and_its_heat_maps_are_drawn(any_worker_app: Flask) 
         verdict.probability,
         pytest.approx(verdict.probability - 0.5),
     )
+    assert (scan(bright).verdict_state, scan(dark).verdict_state) == ("suspected", "not found")
     other = scan(dark).prediction
     assert other is not None and not other.positive
     assert (scan(dark).risk, scan(dark).margin) == (

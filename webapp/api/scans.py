@@ -66,7 +66,7 @@ from webapp.models import (
                         },
                         "title": {
                             "type": "string",
-                            "description": "Shown in the history. Do not include patient names.",
+                            "description": "Shown in the worklist. Do not include patient names.",
                         },
                         "stat": {
                             "type": "string",

@@ -28,6 +28,7 @@ from webapp.models.scans import (
     force,
     result_of,
     retry,
+    set_stat,
     urgent_room,
 )
 from webapp.models.second_factors import RecoveryCode, SecondFactor
@@ -70,6 +71,7 @@ __all__ = [
     "require_promotable",
     "result_of",
     "retry",
+    "set_stat",
     "urgent_room",
     "version_before",
     "waits_for_check",

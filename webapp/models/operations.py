@@ -56,6 +56,8 @@ class Act(StrEnum):
     SCAN_CANCELLED = "scan cancelled"
     SCAN_RETRIED = "scan retried"
     SCAN_FORCED = "scan forced"  # Scored although it does not look like a head CT.
+    SCAN_MADE_STAT = "scan made STAT"
+    SCAN_MADE_ROUTINE = "scan made routine"
     SCAN_DELETED = "scan deleted"
     DATASET_IMPORTED = "data set imported"
     IMPORT_CANCELLED = "import cancelled"

@@ -18,6 +18,7 @@ from sqlalchemy import (
     func,
     select,
     text,
+    update,
 )
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
@@ -69,13 +70,17 @@ class Scan(Leased, db.Model):
     risk: Mapped[float] = mapped_column(default=0.0, server_default="0")  # The probability.
     # How far that lies from the threshold.
     margin: Mapped[float] = mapped_column(default=1.0, server_default="1")
+    verdict_state: Mapped[State | None] = mapped_column(String(16))
+    # When its owner last opened its page, by the database's clock.
+    opened_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     user: Mapped[User] = relationship()
     prediction: Mapped[Prediction | None] = relationship(back_populates="scan")
     history: Mapped[list[Attempt]] = relationship(order_by=Attempt.id, passive_deletes=True)
 
     __table_args__ = (
         Index(None, "status", "queued_at"),
-        Index(None, "user_id", "created_at"),
+        # What came since a worklist was opened.
+        Index("ix_scan_finished", "user_id", "finished_at"),
         # The queue as claims go through it, from person to person. Scans that have ended are not in
         # it.
         Index(
@@ -110,6 +115,15 @@ class Scan(Leased, db.Model):
         if self.finished_at is None:
             return None
         return (self.finished_at - self.created_at).total_seconds()
+
+    @property
+    def is_unread(self) -> bool:
+        """True where its owner has not opened its page since it was answered or failed."""
+        return (
+            self.status in (JobStatus.DONE, JobStatus.FAILED)
+            and self.finished_at is not None
+            and (self.opened_at is None or self.opened_at < self.finished_at)
+        )
 
     @property
     def may_be_forced(self) -> bool:
@@ -157,6 +171,19 @@ Index(
 Index(
     "ix_scan_margin", Scan.user_id, Scan.stat.desc(), Scan.margin, Scan.created_at.desc(), Scan.id
 )
+# All that a worklist filters and sorts by, so that it reads the rows of one page only.
+Index(
+    "ix_scan_worklist",
+    Scan.user_id,
+    Scan.created_at.desc(),
+    Scan.id,
+    Scan.stat,
+    Scan.status,
+    Scan.verdict_state,
+    Scan.risk,
+    Scan.slice_count,
+    Scan.title,
+)
 
 
 def urgent_room(user_id: str) -> int:
@@ -172,6 +199,24 @@ def urgent_room(user_id: str) -> int:
         or 0
     )
     return int(max(0, current_app.config["MAX_STAT"] - urgent))
+
+
+def set_stat(scan_id: str, user_id: str, stat: bool) -> bool:
+    """Make a scan of that user STAT or routine; False where it is not there, is so already, or too
+    many STAT scans wait.
+
+    The caller commits.
+    """
+    waits = select(Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))).where(Scan.id == scan_id)
+    if stat and db.session.scalar(waits) and not urgent_room(user_id):
+        return False
+    changed = (
+        update(Scan)
+        .where(Scan.id == scan_id, Scan.user_id == user_id, Scan.stat != stat)
+        .values(stat=stat)
+        .returning(Scan.id)
+    )
+    return db.session.scalar(changed, execution_options={"synchronize_session": False}) is not None
 
 
 def _in_turn(scan_id: str) -> dict[str, Any]:

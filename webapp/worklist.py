@@ -1,0 +1,308 @@
+"""The worklist: a person's scans as a table that is filtered, sorted and kept up to date, and what
+can be done with several of them at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from flask import (
+    Blueprint,
+    Response,
+    abort,
+    current_app,
+    flash,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
+from flask_login import current_user, login_required
+from sqlalchemy import func, select
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from webapp.api.scans import scan_as_json, with_result
+from webapp.api.schemas import ScanSchema
+from webapp.audit import record
+from webapp.deletion import FILES_S, delete_chosen
+from webapp.extensions import database_now, db
+from webapp.forms import WorklistFilterForm, is_id
+from webapp.jobs import PREDICT_SCANS, nudge
+from webapp.models import Act, Order, Scan, cancel, retry, set_stat
+from webapp.paging import requested_page
+from webapp.scans import QUEUE_AWAY
+from webapp.worklist_query import (
+    COLUMNS,
+    conditions,
+    direction,
+    has_pending,
+    ids_of_page,
+    known_order,
+    next_order,
+    own_scans,
+    verdicts_since,
+    version_of,
+)
+
+blueprint = Blueprint("worklist", __name__, url_prefix="/scans")
+
+PER_PAGE = 50
+FIELDS_OF_CSV = (
+    "id",
+    "title",
+    "status",
+    "state",
+    "verdict",
+    "probability",
+    "threshold",
+    "stat",
+    "kind",
+    "slice_count",
+    "created_at",
+    "finished_at",
+    "model_version",
+    "architecture",
+    "warnings",
+    "notes",
+    "error",
+)
+
+
+@blueprint.get("")
+@login_required
+def show() -> str:
+    """Show a page of the worklist, with the filters and the order of the address."""
+    form = WorklistFilterForm(request.args)
+    chosen, order = form.chosen, known_order(request.args.get("order", ""))
+    which = conditions(current_user.id, chosen)
+    total = db.session.scalar(select(func.count()).select_from(Scan).where(*which)) or 0
+    page = requested_page(total, PER_PAGE)
+    ids = db.session.scalars(ids_of_page(which, order, PER_PAGE, (page.number - 1) * PER_PAGE))
+    address = _address(chosen, order)
+    return render_template(
+        "scans/worklist.html",
+        form=form,
+        filtered=bool(chosen or form.errors),
+        scans=own_scans(current_user.id, ids.all()),
+        version_of=version_of,
+        total=total,
+        page=page,
+        address=address,
+        order=order,
+        orders=list(Order),
+        columns=[
+            {
+                "name": name,
+                "heading": column.heading,
+                "direction": direction(name, order),
+                "address": {**address, "order": next_order(name, order)},
+            }
+            for name, column in COLUMNS.items()
+        ],
+        pending=has_pending(current_user.id),
+        opened=db.session.scalar(select(database_now())),
+    )
+
+
+@blueprint.get("/rows")
+@login_required
+def rows() -> Response:
+    """Return these rows (`id`, repeated) as they are now, whether anything of the person's is
+    pending, and how many verdicts came after `opened`; 304 if the browser's copy is current.
+    """
+    try:
+        opened = datetime.fromisoformat(request.args.get("opened", ""))
+    except ValueError:
+        abort(400, "Unknown point in time.")
+    scans = own_scans(current_user.id, _ids(request.args.getlist("id")))
+    pending = has_pending(current_user.id)
+    news = verdicts_since(current_user.id, opened)
+    facts = [pending, news, *((scan.id, version_of(scan)) for scan in scans)]
+    answer = Response()
+    answer.set_etag(hashlib.sha256(repr(facts).encode()).hexdigest()[:32])
+    answer.cache_control.private = True
+    answer.cache_control.no_cache = True
+    answer.make_conditional(request)
+    if answer.status_code == 200:
+        answer.set_data(
+            render_template(
+                "scans/_rows.html", scans=scans, version_of=version_of, pending=pending, news=news
+            )
+        )
+    return answer
+
+
+@blueprint.post("/selected")
+@login_required
+def act() -> str | WerkzeugResponse:
+    """Do to the selected scans (`id`, repeated) what `action` says: cancel, retry, stat, routine,
+    delete (which asks first), csv or json.
+    """
+    ids, action = _ids(request.form.getlist("id")), request.form.get("action", "")
+    if action not in {*CHANGES, "delete", "csv", "json"}:
+        abort(400, "Unknown action.")
+    scans = own_scans(current_user.id, ids)
+    if not scans:
+        flash("Please select at least one scan.", "warning")
+        return _back()
+    if action == "delete":
+        return render_template("scans/delete.html", scans=scans, address=_asked())
+    if action in ("csv", "json"):
+        return _export(ids, action)
+    change, done, otherwise = CHANGES[action]
+    changed = sum(change(scan) for scan in scans)
+    if action == "retry" and changed and not nudge(PREDICT_SCANS):
+        flash(QUEUE_AWAY, "warning")
+    _report(changed, len(scans), done, otherwise)
+    return _back()
+
+
+@blueprint.post("/selected/delete")
+@login_required
+def delete() -> WerkzeugResponse:
+    """Delete the selected scans with everything derived from them."""
+    scans = own_scans(current_user.id, _ids(request.form.getlist("id")))
+    if not scans:
+        flash("Please select at least one scan.", "warning")
+    elif delete_chosen([scan.id for scan in scans], FILES_S):
+        flash(f"{_counted(len(scans))} and all results have been deleted.", "success")
+    else:
+        flash(
+            f"{_counted(len(scans))} have been deleted. Some of the files could not be removed yet;"
+            " they will be removed within a few hours.",
+            "warning",
+        )
+    return _back()
+
+
+def _cancel(scan: Scan) -> bool:
+    return _recorded(cancel(Scan, Scan.id == scan.id), Act.SCAN_CANCELLED, scan)
+
+
+def _retry(scan: Scan) -> bool:
+    return _recorded(retry(scan.id), Act.SCAN_RETRIED, scan)
+
+
+def _make_stat(scan: Scan) -> bool:
+    return _recorded(set_stat(scan.id, scan.user_id, True), Act.SCAN_MADE_STAT, scan)
+
+
+def _make_routine(scan: Scan) -> bool:
+    return _recorded(set_stat(scan.id, scan.user_id, False), Act.SCAN_MADE_ROUTINE, scan)
+
+
+CHANGES: dict[str, tuple[Callable[[Scan], bool], str, str]] = {
+    "cancel": (_cancel, "canceled", "had already finished"),
+    "retry": (
+        _retry,
+        "queued again",
+        "cannot be retried: only failed or canceled scans whose file is still stored can",
+    ),
+    "stat": (
+        _make_stat,
+        "made STAT",
+        "stay as they are: they are STAT already, or too many STAT scans are waiting",
+    ),
+    "routine": (_make_routine, "made routine", "were routine already"),
+}
+"""By action: what is done to one scan and says whether it was, and how that is reported of the
+scans it was done to and of the others.
+"""
+
+
+def _recorded(changed: bool, act: Act, scan: Scan) -> bool:
+    """Commit what was done to one scan together with its record: no transaction locks several scans
+    at once, which workers would lock in another order.
+    """
+    if changed:
+        record(act, scan.id)
+    db.session.commit()
+    return changed
+
+
+def _report(changed: int, selected: int, done: str, otherwise: str) -> None:
+    if changed:
+        verb = "was" if changed == 1 else "were"
+        flash(f"{_counted(changed)} {verb} {done}.", "success")
+    if changed < selected:
+        others = selected - changed
+        flash(f"{_counted(others)} {otherwise}.", "warning")
+
+
+def _counted(scans: int) -> str:
+    return "1 scan" if scans == 1 else f"{scans} scans"
+
+
+def _ids(given: list[str]) -> list[str]:
+    """Return the ids among these, as many as a page has scans."""
+    return [each for each in given if is_id(each)][:PER_PAGE]
+
+
+def _address(chosen: dict[str, Any], order: str) -> dict[str, str]:
+    """Return filters and order as parameters of the worklist's address."""
+    address = {name: str(value) for name, value in chosen.items()}
+    return address if order == Order.NEWEST else {**address, "order": order}
+
+
+def _asked() -> dict[str, str]:
+    """Return the valid filters, the order and the page of the request as such parameters."""
+    address = _address(
+        WorklistFilterForm(request.args).chosen, known_order(request.args.get("order", ""))
+    )
+    page = request.args.get("page", "")
+    return {**address, "page": page} if page.isascii() and page.isdigit() else address
+
+
+def _back() -> WerkzeugResponse:
+    """Return to the worklist as it was."""
+    return redirect(url_for("worklist.show", **_asked()))
+
+
+def _export(ids: list[str], form: str) -> Response:
+    """Return what the API tells of these scans, as a file."""
+    found = {
+        scan.id: scan
+        for scan in db.session.scalars(
+            with_result(select(Scan)).where(Scan.user_id == current_user.id, Scan.id.in_(ids))
+        ).unique()
+    }
+    told = ScanSchema(many=True).dump([scan_as_json(found[each]) for each in ids if each in found])
+    if form == "json":
+        answer = Response(current_app.json.dumps(told), mimetype="application/json")
+    else:
+        answer = Response(_as_csv(told), content_type="text/csv; charset=utf-8")
+    answer.headers.set("Content-Disposition", "attachment", filename=f"scans.{form}")
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
+
+
+def _as_csv(told: list[dict[str, Any]]) -> str:
+    """Return scans as the API tells them as a table: a row for each, without its slices."""
+    file = io.StringIO()
+    table = csv.DictWriter(file, FIELDS_OF_CSV, extrasaction="ignore")
+    table.writeheader()
+    for scan in told:
+        result = scan["result"] or {}
+        version = result.get("model_version", {})
+        row = {
+            **result,
+            **scan,
+            "model_version": version.get("id"),
+            "architecture": version.get("architecture"),
+            "warnings": " ".join(result.get("warnings", [])),
+            "notes": " ".join(scan["notes"]),
+        }
+        table.writerow({name: _inert(row.get(name)) for name in FIELDS_OF_CSV})
+    return file.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value
