@@ -413,7 +413,8 @@ def test_links_lead_to_the_next_and_the_previous_scan_of_the_list(
     newest, oldest = add_scan(app, created_at=now), add_scan(app, created_at=now.replace(2025))
     add_scan(app, "eve", created_at=now - timedelta(seconds=30))
     listed = [newest, *sorted(same), oldest]
-    assert re.findall(r'<a href="/scans/([0-9a-f]{32})">', ann.get("/scans").text) == listed
+    shown = re.findall(r'href="/scans/([0-9a-f]{32})"', ann.get("/scans").text)
+    assert list(dict.fromkeys(shown)) == listed
     for place, scan_id in enumerate(listed):
         page = page_of(ann, scan_id)
         before = re.findall(r'rel="prev" href="/scans/([0-9a-f]{32})"', page)
