@@ -1,1 +1,1 @@
-"""Measurements and the proof by chaos; each command says in its first lines how it is run."""
+"""Benchmarks, chaos tests and fuzzing; each command's docstring states its usage."""

@@ -1,6 +1,4 @@
-"""Measure in processes of their own, so that memory and warm caches of one case are not
-another's.
-"""
+"""Run each case in its own process, so that cases do not share memory and caches."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ def judge(
     cases: Mapping[str, tuple[Any, ...]],
     limits: Callable[[str], Mapping[str, float]],
 ) -> int:
-    """Write the figures of `measure(*arguments)` for each case, and as last line whether all limits
-    hold; return the exit status.
+    """Print the results of `measure(*arguments)` for each case, and in the last line whether all
+    limits hold; return the exit status.
 
     Args:
-        cases: arguments by the case's name.
-        limits: returns what each figure of a case, by its name, may be at most; a figure without a
-            limit is told only.
+        cases: arguments by name of the case.
+        limits: returns the upper limits of a case's results by name; results without a limit are
+            only printed.
     """
     broken = []
     for case, arguments in cases.items():

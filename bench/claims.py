@@ -1,10 +1,9 @@
-"""How long a worker takes to claim a batch among ten thousand queued scans of some people.
+"""Benchmark of claiming a batch among ten thousand queued scans of several users.
 
     python -m bench.claims [--people 20]
 
-On a fresh SQLite file, and on a fresh database of the PostgreSQL server of `BENCH_POSTGRES` where
-that is set (postgresql://user@host:port; the database is dropped afterwards). It reports; it has no
-limit that it breaks.
+Runs on a new SQLite file and, if `BENCH_POSTGRES` is set (postgresql://user@host:port), on a new
+PostgreSQL database, which is dropped afterwards. It reports times and has no limits.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from worker import leases
 
 QUEUED, FINISHED, BATCH, CLAIMS = 10_000, 100_000, 8, 40
 MOST_MS = 20.0
-"""What a claim may take on PostgreSQL, where teams have several workers."""
+"""Target for a claim on PostgreSQL, for teams with several workers."""
 
 
 @contextmanager
 def postgres_database(server: str) -> Iterator[str]:
-    """Make a database on that server, yield its URL, and drop it."""
+    """Create a database on that server, yield its URL, and drop it."""
     name = f"hemoscan_bench_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(f"{server}/postgres", autocommit=True) as admin:
         admin.execute(f'CREATE DATABASE "{name}"')
@@ -47,8 +46,8 @@ def postgres_database(server: str) -> Iterator[str]:
 
 
 def claim_ms(database: str, home: Path, people: int) -> list[float]:
-    """Return the milliseconds of each claim, commit included; every other scan is of the first
-    person.
+    """Return the milliseconds per claim including the commit; every other scan belongs to the first
+    user.
     """
     app = create_app(
         {
@@ -91,12 +90,15 @@ def claim_ms(database: str, home: Path, people: int) -> list[float]:
 
 
 def main() -> int:
-    """Measure and print a line a database."""
+    """Measure and print a line per database."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--people", type=int, default=20, help="among whom the scans are (default 20)"
+        "--people",
+        type=int,
+        default=20,
+        help="number of users who submitted the scans (default 20)",
     )
     people = parser.parse_args().people
     among = f"{QUEUED} queued scans of {people} people, {FINISHED} finished"

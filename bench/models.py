@@ -1,11 +1,11 @@
-"""How fast a shipped model answers on one core, and what it takes: loading, one slice, its heat
-map, a series, memory.
+"""Benchmark of the shipped models on one core: loading, one slice, its heat map, a series,
+memory.
 
     python -m bench.models [MODEL_FOLDER ...]
 
-Each model is measured in a process of its own that is bound to one core where the system allows it.
-The last line is the verdict; the exit status is 1 where a limit is broken. Pictures are phantoms,
-so the figures hold for any picture of their size. Linux only.
+Each model is measured in its own process, bound to one core where possible. The last line is the
+verdict; the exit status is 1 if a limit is exceeded. Images are phantoms; times do not depend on
+the content. Linux only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SLICES, REPEATS = 40, 25
 
 
 def measure(folder: Path) -> Figures:
-    """Return the figures of one model, in this process."""
+    """Return the results of one model, measured in this process."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from ml.inference.predictor import Predictor
@@ -67,7 +67,7 @@ def measure(folder: Path) -> Figures:
 
 
 def main() -> int:
-    """Measure each model, write the figures, say whether the limits hold."""
+    """Measure each model and print results and verdict."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
         "models",

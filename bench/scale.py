@@ -1,14 +1,13 @@
-"""Whether workers add up, and what it costs that many people watch: efficiency of 1, 2 and 4
-predict workers, 200 clients that poll.
+"""Scaling benchmark: efficiency of 1, 2 and 4 predict workers, and the load of 200 polling
+clients.
 
     python -m bench.scale [--scans 240] [--seconds 15]
 
-The workers' model sleeps 50 ms a slice (`slow_model.py`), so that the system is measured and not
-the processor: the efficiency of n workers is what they answer a second against n times what one
-does. On a fresh SQLite file, and on a fresh database of the PostgreSQL server of `BENCH_POSTGRES`
-where that is set (postgresql://user@host:port; the database is dropped afterwards), each with a
-broker of its own. The last line is the verdict; the exit status is 1 where a limit is broken. Linux
-only (processor time is read from /proc).
+The workers' model sleeps 50 ms per slice (`slow_model.py`), so that the benchmark measures the
+system rather than the CPU: the efficiency of n workers is their throughput divided by n times that
+of one. Runs on a new SQLite file and, if `BENCH_POSTGRES` is set (postgresql://user@host:port), on
+a new PostgreSQL database, which is dropped afterwards, each with its own broker. The last line is
+the verdict; the exit status is 1 if a limit is exceeded. Linux only (CPU time is read from /proc).
 """
 
 from __future__ import annotations
@@ -50,15 +49,15 @@ from webapp.storage import storage
 WORKERS = (1, 2, 4)
 CLIENTS, POLLING_THREADS = 200, 8
 POLL_EVERY_S = 1.0
-"""As a scan's page does."""
+"""Seconds, as on a scan's page."""
 LEAST_EFFICIENCY, MOST_CORES = 0.9, 1.0
 PASSWORD = uuid.uuid4().hex
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Service:
-    """A database, a broker and a storage of this benchmark's own, and the application on them in
-    this process.
+    """Database, broker and storage of this benchmark, and the application on them in this
+    process.
     """
 
     def __init__(self, home: Path, database: str) -> None:
@@ -88,12 +87,12 @@ class Service:
         )
 
     def count(self, table: type[Scan] | type[Worker], *which: object) -> int:
-        """Return how many rows there are."""
+        """Return the number of rows."""
         with self.app.app_context():
             return db.session.scalar(select(func.count()).select_from(table).where(*which)) or 0  # type: ignore[arg-type]
 
     def queue(self, count: int) -> list[str]:
-        """Store a small picture for each of `count` scans and queue them; return their ids."""
+        """Store a small image for each of `count` scans and queue them; return their ids."""
         content = io.BytesIO()
         Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (64, 1))).save(content, "PNG")
         with self.app.app_context():
@@ -117,8 +116,8 @@ class Service:
 
 @contextmanager
 def a_service(database: str | None) -> Iterator[Service]:
-    """Set up a service on SQLite or that database; nothing runs yet but the broker. Afterwards
-    nothing is left.
+    """Set up a service on SQLite or that database with only the broker running; clean up
+    afterwards.
     """
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hemoscan-scale-")))
@@ -142,10 +141,10 @@ def a_service(database: str | None) -> Iterator[Service]:
 
 
 def answered(service: Service, workers: int, scans: int) -> tuple[float, float]:
-    """Queue `scans` at once for that many workers.
+    """Queue `scans` scans at once for that many workers.
 
-    Return how many they answer a second, from the first claim to the last verdict, and the
-    milliseconds of processor time for each.
+    Return the throughput in scans per second, from the first claim to the last verdict, and the CPU
+    milliseconds per scan.
     """
     started = [
         service.run(
@@ -185,7 +184,7 @@ def answered(service: Service, workers: int, scans: int) -> tuple[float, float]:
                 )
             ).one()
         if (done := service.count(Scan, Scan.id.in_(ids), Scan.status == JobStatus.DONE)) != scans:
-            raise RuntimeError(f"Only {done} of {scans} scans were answered.")
+            raise RuntimeError(f"Only {done} of {scans} scans were completed.")
         if first is None or last is None:
             raise RuntimeError("There are no scans.")
         return scans / (last - first).total_seconds(), 1000 * used / scans
@@ -194,7 +193,7 @@ def answered(service: Service, workers: int, scans: int) -> tuple[float, float]:
 
 
 def stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    """End these in order."""
+    """Terminate these processes."""
     for process in processes:
         process.send_signal(signal.SIGTERM)
     for process in processes:
@@ -202,8 +201,8 @@ def stop(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def cores_for_polling(service: Service, seconds: float) -> dict[str, float]:
-    """Return how many cores the web application and its database sessions take while all clients
-    poll a page, then the API.
+    """Return the CPU load in cores of the web application and its database sessions while all
+    clients poll a page, then the API.
     """
     ids = service.queue(CLIENTS)
     made = subprocess.run(
@@ -239,7 +238,7 @@ def cores_for_polling(service: Service, seconds: float) -> dict[str, float]:
         }
     finally:
         stop([web])
-        with service.app.app_context():  # They are no part of what is measured next.
+        with service.app.app_context():  # They do not count in the next measurement.
             db.session.execute(
                 update(Scan).where(Scan.id.in_(ids)).values(status=JobStatus.CANCELLED)
             )
@@ -247,8 +246,8 @@ def cores_for_polling(service: Service, seconds: float) -> dict[str, float]:
 
 
 class Polling:
-    """Clients that ask about a scan each, over connections that stay open, once a second, and know
-    what they were told last.
+    """Clients that each poll a scan once per second over keep-alive connections, with conditional
+    requests.
     """
 
     def __init__(
@@ -266,7 +265,7 @@ class Polling:
         self._counting = threading.Lock()
 
     def __call__(self) -> None:
-        """Poll for so many seconds."""
+        """Poll for that many seconds."""
         threads = [
             threading.Thread(target=self._poll, args=(self.ids[number::POLLING_THREADS],))
             for number in range(POLLING_THREADS)
@@ -294,7 +293,7 @@ class Polling:
                         "GET", self.path.format(scan_id) + query, headers={**self.headers, **tag}
                     )
                     answer = connection.getresponse()
-                # The server had closed it: the next request opens it anew.
+                # The server closed the connection; the next request reopens it.
                 except (http.client.RemoteDisconnected, ConnectionError):
                     connection.close()
                     continue
@@ -313,21 +312,21 @@ class Polling:
 
 
 def cores(service: Service, web: subprocess.Popen[bytes], polling: Polling) -> float:
-    """Return how many cores it takes to answer; complain where an answer is not the short one that
-    a client may expect.
+    """Return the CPU load in cores; raise an error if a response is not the expected "not
+    modified".
     """
     before, began = processor_s(service, [web]), time.monotonic()
     polling()
     used = (processor_s(service, [web]) - before) / (time.monotonic() - began)
     unchanged = sum(polling.answers.get(status, 0) for status in (204, 304))
     if unchanged < sum(polling.answers.values()) - CLIENTS:
-        raise RuntimeError(f"Clients were told again what they knew: {polling.answers}")
+        raise RuntimeError(f"Clients received unchanged content again: {polling.answers}")
     return used
 
 
 def processor_s(service: Service, processes: list[subprocess.Popen[bytes]]) -> float:
-    """Return the seconds of processor time that these, their children and, on PostgreSQL, all
-    sessions of the database have taken.
+    """Return the CPU seconds of these processes, their children and, on PostgreSQL, all sessions of
+    the database.
     """
     pids = {pid for process in processes for pid in descendants(process.pid)}
     with service.app.app_context():
@@ -345,7 +344,7 @@ def processor_s(service: Service, processes: list[subprocess.Popen[bytes]]) -> f
 
 
 def logged_in(port: int) -> str:
-    """Log in as a browser does; return its cookies."""
+    """Log in like a browser; return its cookies."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/login")
     page = connection.getresponse()
@@ -370,14 +369,12 @@ def logged_in(port: int) -> str:
 
 
 def main() -> int:
-    """Measure, print a line a figure and the verdict; return the exit status."""
+    """Measure, print a line per result and the verdict; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--scans", type=int, default=240, help="for each worker to answer (default 240)"
-    )
-    parser.add_argument("--seconds", type=float, default=15, help="of polling (default 15)")
+    parser.add_argument("--scans", type=int, default=240, help="scans per worker (default 240)")
+    parser.add_argument("--seconds", type=float, default=15, help="seconds of polling (default 15)")
     arguments = parser.parse_args()
     sys.stdout.write(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n"
@@ -403,8 +400,8 @@ def main() -> int:
                     rate, processor_ms = answered(service, workers, arguments.scans * workers)
                     of_one = of_one or rate
                     what = (
-                        f"{workers} workers, {rate:.1f} scans a second, {processor_ms:.0f} ms of"
-                        " processor a scan: efficiency"
+                        f"{workers} workers, {rate:.1f} scans per second, {processor_ms:.0f} ms of"
+                        " CPU time per scan: efficiency"
                     )
                     tell(
                         kind,

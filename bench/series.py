@@ -1,12 +1,12 @@
-"""How fast a whole series is answered, from its files to the verdict, and what memory it takes: the
-path of a predict worker.
+"""Benchmark of a predict worker on a whole series, from its files to the verdict: time and
+memory.
 
     python -m bench.series [MODEL_FOLDER ...]
 
-Files are decoded by the child process, as in the service; then come the verdict, the volume that a
-page scrolls, and the heat maps of the slices to look at first. Each scan is measured in a process
-of its own that is bound to two cores where the system allows it. The last line is the verdict; the
-exit status is 1 where a limit is broken. Slices are phantoms of 512 x 512. Linux only.
+Files are decoded by the child process, as in the service; then follow the verdict, the volume for
+the viewer, and the heat maps of the slices to view first. Each scan is measured in its own process,
+bound to two cores where possible. The last line is the verdict; the exit status is 1 if a limit is
+exceeded. Slices are phantoms of 512 x 512. Linux only.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from bench.alone import Figures, judge
 from webapp.config import PROJECT_ROOT
 
 SCANS = {"40 DICOM": (40, 5.0), "200 thin DICOM": (200, 1.0), "200 PNG": (200, None)}
-"""Slices and their distance in mm, None for pictures, of which every one is read by itself."""
+"""Number of slices and their spacing in mm, None for single images."""
 LIMITS = {40: 6.0, 200: 20.0}
 MEMORY_MB = 1000.0
-HEADS = 10  # different ones; the slices of a scan repeat them
+HEADS = 10  # number of different phantoms, which are repeated in a scan
 
 
 def measure(folder: Path, slices: int, distance_mm: float | None) -> Figures:
-    """Return the figures of one model on one scan, in this process."""
+    """Return the results of one model on one scan, measured in this process."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     from ml.inference.predictor import Predictor
@@ -61,7 +61,7 @@ def measure(folder: Path, slices: int, distance_mm: float | None) -> Figures:
         decoder.close()
         finding = predictor.predict(series)
         lap("predict_s")
-        # of this process and the child: the same on a busy machine
+        # CPU time of this process and the child, which does not depend on other load
         figures["files_to_verdict_cpu_s"] = sum(os.times()[:4]) - began_cpu
         write_volume(series, Path(scratch) / "volume.nii.gz")
         lap("volume_s")
@@ -77,7 +77,7 @@ def measure(folder: Path, slices: int, distance_mm: float | None) -> Figures:
 
 
 def main() -> int:
-    """Measure each model on each scan, write the figures, say whether the limits hold."""
+    """Measure each model on each scan and print results and verdict."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument(
         "models",

@@ -1,10 +1,10 @@
-"""How fast the service answers a person: upload reply, first verdict, worker start, memory.
+"""Benchmark of the service: upload response, first verdict, worker start, memory.
 
     python -m bench.service [--requests 200]
 
-Starts `make run`'s own process set on an empty folder and a free port, measures, stops it. The last
-line is the verdict; the exit status is 1 where a limit is broken. Linux only (memory is read from
-/proc).
+Starts the processes of `make run` with an empty folder on a free port, measures, and stops them.
+The last line is the verdict; the exit status is 1 if a limit is exceeded. Linux only (memory is
+read from /proc).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ LIMITS = {
     "series_of_200_verdict_s": 20.0,
 }
 SERIES = {40: 5.0, 200: 1.0}
-"""Slices of the series that are sent, and their distance in mm."""
-HEADS = 10  # different ones; the slices of a series repeat them
+"""Slices of the uploaded series, and their spacing in mm."""
+HEADS = 10  # number of different phantoms, which are repeated in a series
 
 
 class Refused(RuntimeError):
@@ -51,7 +51,7 @@ class Refused(RuntimeError):
 
 
 class Client:
-    """One keep-alive connection that speaks the JSON API."""
+    """A keep-alive connection to the JSON API."""
 
     def __init__(self, port: int, token: str) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -78,7 +78,7 @@ class Client:
         return answer
 
     def upload(self, name: str, content: bytes) -> dict[str, Any]:
-        """Submit one file as a browser would."""
+        """Submit a file like a browser."""
         boundary = uuid.uuid4().hex
         disposition = f'Content-Disposition: form-data; name="file"; filename="{name}"'
         head = f"--{boundary}\r\n{disposition}\r\nContent-Type: application/octet-stream\r\n\r\n"
@@ -92,7 +92,7 @@ class Client:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -100,7 +100,7 @@ def free_port() -> int:
 
 
 def seconds_until(condition: Any, limit_s: float) -> float:
-    """Return how long it took until `condition()` held; give up after `limit_s`."""
+    """Return the seconds until `condition()` is true; raise an error after `limit_s`."""
     begin = time.perf_counter()
     while time.perf_counter() - begin < limit_s:
         if condition():
@@ -110,8 +110,8 @@ def seconds_until(condition: Any, limit_s: float) -> float:
 
 
 def is_ready(port: int, path: str = "/readyz") -> bool:
-    """True once database, broker and a predict worker answer; with `/healthz`, once the web
-    application does.
+    """Return whether database, broker and a predict worker are ready, or, with `/healthz`, the web
+    application.
     """
     try:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -154,12 +154,12 @@ def rss_mb(pid: int) -> float:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Return the value that `share` of the values do not exceed."""
+    """Return the quantile `share` of the values."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def measure(requests: int) -> dict[str, float]:
-    """Run the service and return the figures."""
+    """Run the service and return the results."""
     home, port = Path(tempfile.mkdtemp(prefix="hemoscan-bench-")), free_port()
     environ = {**os.environ, "HEMOSCAN_HOME": str(home), "PORT": str(port)}
     for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL"):
@@ -267,14 +267,14 @@ def series(slices: int, distance_mm: float) -> bytes:
 
 
 def is_drawn(scan: dict[str, Any]) -> bool:
-    """True once nothing more is drawn for a scan."""
+    """Return whether all heat maps of a scan are done."""
     result = scan["result"]
     return result is None or result["heatmap_url"] is None or bool(result["heatmap_slices"])
 
 
 def predict_worker_ready_s(environ: dict[str, str]) -> float:
-    """Return how long a second predict worker takes from its start until it says in the database
-    that it is at work.
+    """Return the seconds from the start of a second predict worker until its heartbeat is in the
+    database.
     """
     database = Path(environ["HEMOSCAN_HOME"]) / "hemoscan.db"
 
@@ -312,11 +312,11 @@ def predict_worker_ready_s(environ: dict[str, str]) -> float:
 
 
 def main() -> int:
-    """Measure, print a line a figure and the verdict; return the exit status."""
+    """Measure, print a line per result and the verdict; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=200, help="uploads to send (default 200)")
+    parser.add_argument("--requests", type=int, default=200, help="number of uploads (default 200)")
     figures = measure(parser.parse_args().requests)
     sys.stdout.write(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n"

@@ -1,8 +1,8 @@
-"""The workers' Celery application with a model that takes 50 ms a slice and no processor: `python
+"""The workers' Celery application with a model that takes 50 ms per slice without CPU load: `python
 -m celery -A bench.slow_model worker …`.
 
-What is left is the system around the model, which two cores can run for many workers. For
-`bench/scale.py` alone.
+This isolates the system around the model, which two cores can run for many workers. For
+`bench/scale.py` only.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ class SlowModel:
     """Stands for `ml.inference.predictor.Predictor`."""
 
     def predict_many(self, series: Sequence[Series], *_: Any) -> list[Finding]:
-        """Return a finding for each, after the time it takes."""
+        """Return a finding for each scan after the delay."""
         from ml.inference.predictor import Finding
 
         time.sleep(SECONDS_PER_SLICE * sum(len(one.slices) for one in series))
         return [Finding(0.25, 0.5, False, False, (0.25,) * len(one.slices), ()) for one in series]
 
     def heatmaps(self, series: Series, indices: Sequence[int]) -> list[FloatArray]:
-        """Return nothing to see."""
+        """Return empty heat maps."""
         return [0 * series.slices[index].pixels for index in indices]
 
 
 def stand_in(**_: object) -> None:
-    """Put the stub in the real one's place, in the pool's child."""
+    """Replace the predictor by the stub in the pool's child process."""
     from worker import heat_maps, prediction
 
     for module in (heat_maps, prediction):
         module.predictor_for = lambda version: SlowModel()  # type: ignore[attr-defined]
 
 
-# After the worker's own beginning, which warms the real model up.
+# After the worker's own initialization, which warms up the real model.
 signals.worker_process_init.connect(stand_in, weak=False)

@@ -1,18 +1,18 @@
 """Decode scans in a separate process, to contain malicious files: `python -m ml.decode MEMORY_MB
 FOLDER`. All files lie in that folder, and nothing else is read or written (`ml.confinement`).
 
-A request is a line of JSON on standard input, its answer a line on standard output; the end of the
-input ends the process. A request:
+A request is a line of JSON on standard input, its response a line on standard output; the end of
+the input ends the process. A request:
 
     {"paths": [...], "folder": "...", "limit_s": 60, "limits": {"max_pixels": ...}, "redact": true}
 
-Its answer is one of these:
+The response is one of these:
 
     {"unit": "hu", "spacing_mm": [[0.5, 0.5], ...], "distance_mm": 5.0, "steps_mm": [...],
-     "warnings": [...]}                      the pixels are in folder/pixels.npy
-    {"error": "The file is empty."}          what an `ImageError` says
-    {"error": null}                          the memory did not suffice
-    {"full": "No space left on device"}      the folder took no more
+     "warnings": [...]}                      pixels in folder/pixels.npy
+    {"error": "The file is empty."}          text of an `ImageError`
+    {"error": null}                          out of memory
+    {"full": "No space left on device"}      out of disk space
 
 `limits` are those of `ml.scans.read.read_series`; `redact` blackens everything outside the head
 (`ml.preprocessing.redaction`). Any other failure, and a scan that exceeds the time limit, ends the

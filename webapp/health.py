@@ -64,7 +64,9 @@ def checks_by_rows() -> dict[str, bool]:
     broker, predict_worker = db.session.execute(
         select(
             exists().where(Worker.delivered_at > delivered_after),
-            exists().where(Worker.queue == PREDICT, Worker.seen_at > seen_after),
+            exists().where(
+                Worker.queue == PREDICT, Worker.seen_at > seen_after, Worker.alarm.is_(None)
+            ),
         )
     ).one()
     return {"broker": bool(broker), "predict_worker": bool(predict_worker)}

@@ -110,7 +110,7 @@ class Rows(Collector):
                 [queue], sum(counts.get((name, JobStatus.QUEUED), 0) for name in names)
             )
             age.add_metric([queue], max(ages.get(name, 0.0) for name in names))
-        yield from (jobs, attempts, depth, age, *_durations(), _workers())
+        yield from (jobs, attempts, depth, age, *_durations(), *_workers())
 
 
 def _durations() -> tuple[Metric, Metric]:
@@ -149,20 +149,29 @@ def _durations() -> tuple[Metric, Metric]:
     return count, total
 
 
-def _workers() -> Metric:
-    """Return how many workers of each queue reported within the last lease period."""
+def _workers() -> tuple[Metric, Metric]:
+    """Return how many workers of each queue spoke within a lease, and how many of these have an
+    alarm.
+    """
     family = GaugeMetricFamily(
         "hemoscan_workers", "Workers that reported within the last lease period.", labels=["queue"]
     )
+    alarms = GaugeMetricFamily(
+        "hemoscan_worker_alarms",
+        "Of these, workers that cannot answer: their live model does not load.",
+        labels=["queue"],
+    )
     alive = (
-        select(Worker.queue, func.count())
+        select(Worker.queue, func.count(), func.count(Worker.alarm))
         .where(Worker.seen_at > database_now(-current_app.config["LEASE_S"]))
         .group_by(Worker.queue)
     )
-    found: dict[str, int] = {row[0]: row[1] for row in db.session.execute(alive)}
+    found = {queue: counts for queue, *counts in db.session.execute(alive)}
     for queue in QUEUES:
-        family.add_metric([queue], found.get(queue, 0))
-    return family
+        number, with_alarm = found.get(queue, (0, 0))
+        family.add_metric([queue], number)
+        alarms.add_metric([queue], with_alarm)
+    return family, alarms
 
 
 def _seconds(table: type[Leased]) -> ColumnElement[float]:

@@ -105,7 +105,7 @@ def new_recovery_codes(user_id: str) -> list[str]:
     """Replace a person's recovery codes, and return the new ones; the caller commits."""
     db.session.execute(delete(RecoveryCode).where(RecoveryCode.user_id == user_id))
     codes = [
-        base64.b32encode(secrets.token_bytes(10)).decode().lower() for _ in range(RECOVERY_CODES)
+        base64.b32encode(secrets.token_bytes(15)).decode().lower() for _ in range(RECOVERY_CODES)
     ]
     db.session.add_all(
         RecoveryCode(user_id=user_id, secret_hash=secret_hash(code)) for code in codes

@@ -167,6 +167,11 @@ def address_of(conn: TConn) -> str:
     return str(conn.client[0]) if isinstance(conn.client, tuple) else ""
 
 
+def is_closed(conn: TConn) -> bool:
+    """True of a connection that was dropped for another one after the poller had told of it."""
+    return bool(conn.sock.fileno() < 0)
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]
     """gunicorn's threaded worker, whose threads begin when a request is there."""
 
@@ -227,6 +232,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def on_pending_socket_readable(self, conn: TConn, client: Any) -> None:
         """Take in what came of a request."""
+        if is_closed(conn):
+            return
         try:
             came = client.recv(READ_AT_ONCE)
         except BlockingIOError:
@@ -267,6 +274,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             conn.initialized = True
         conn.parser.unreader.sock = PacedInput(conn.sock)
         conn.parser.unreader.unread(bytes(conn.begun))
+        conn.begun.clear()
         future: Future[Any] = pool.submit(self.handle, conn)
         return future
 
@@ -314,6 +322,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def on_ended_socket_readable(self, conn: TConn, client: Any) -> None:
         """Forget what came; the end of it ends the connection."""
+        if is_closed(conn):
+            return
         try:
             came = client.recv(READ_AT_ONCE)
         except BlockingIOError:

@@ -185,7 +185,7 @@ def prepare_to_predict() -> None:
 
     try:
         warm_up()
-    except Exception:  # The first scan will fail in the same way, with a message to its user.
+    except Exception:  # The first scan will meet the same trouble.
         db.session.rollback()
         log.warning("the live model could not be loaded in advance", exc_info=True)
 

@@ -27,6 +27,7 @@ from worker.decoder import BeyondLimits, decode
 from worker.heartbeat import presence
 from worker.leases import LeaseLost
 from worker.retries import in_transaction, retry_disk, retry_storage
+from worker.scan_files import is_passing
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,9 @@ def import_next_dataset() -> bool:
             let_go(dataset)
         except (DatasetError, StorageError) as err:
             sentence = str(err)
-            if in_transaction(
+            if is_passing(err):
+                in_transaction(lambda: leases.refuse(Dataset, mine.owner, {dataset.id: sentence}))
+            elif in_transaction(
                 lambda: leases.fail(Dataset, mine.owner, {dataset.id: sentence})
             ) and isinstance(err, DatasetError):
                 # It will not be read again.

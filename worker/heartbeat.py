@@ -57,6 +57,8 @@ class Presence:
         self.last_drawn_for = ""
         """Whose heat map was drawn last: the others are next."""
         self._storage_away = storage_away or mmap.mmap(-1, 1)
+        self.alarm: str | None = None
+        """A sentence on what keeps this worker from answering; the next beat writes it."""
         self.folder = work_folder_of(app) / self.owner
         self._app = app
         self._held: tuple[type[Leased], Collection[str]] | None = None
@@ -105,7 +107,7 @@ class Presence:
                 alive = db.session.scalar(
                     update(Worker)
                     .where(Worker.id == self.owner)
-                    .values(seen_at=database_now())
+                    .values(seen_at=database_now(), alarm=self.alarm)
                     .returning(Worker.id),
                     execution_options={"synchronize_session": False},
                 )
@@ -119,6 +121,7 @@ class Presence:
                             pid=os.getpid(),
                             started_at=now,
                             seen_at=now,
+                            alarm=self.alarm,
                         )
                     )
                 held = self._held

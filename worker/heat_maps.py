@@ -17,9 +17,16 @@ from webapp.pictures import heatmap_key
 from webapp.storage import StorageAway, storage
 from worker import leases
 from worker.heartbeat import presence
-from worker.predictors import predictor_for
+from worker.predictors import LOAD_AGAIN_S, CannotLoad, predictor_for
 from worker.retries import in_transaction, retry_storage
-from worker.scan_files import IMAGE_PX, png, read_original, sentence_for, shown_slice
+from worker.scan_files import (
+    IMAGE_PX,
+    is_passing,
+    png,
+    read_original,
+    sentence_for,
+    shown_slice,
+)
 
 MOST_HEATMAPS = 20
 """Heat maps per series; each takes as long as a prediction."""
@@ -56,12 +63,17 @@ def draw_next_heatmap() -> bool:
     with mine.holding(Heatmap, [heatmap.id]), logs.about(scan_ids=[heatmap.prediction.scan_id]):
         try:
             draw(heatmap)
+        except CannotLoad:
+            held = in_transaction(
+                lambda: leases.put_off(Heatmap, mine.owner, [heatmap.id], LOAD_AGAIN_S)
+            )
         except (Stopped, StorageAway):
             held = in_transaction(lambda: leases.hand_back(Heatmap, mine.owner, [heatmap.id]))
             goes_on = not held
         except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
-            sentence = sentence_for(err, heatmap)
-            held = in_transaction(lambda: leases.fail(Heatmap, mine.owner, {heatmap.id: sentence}))
+            sentences = {heatmap.id: sentence_for(err, heatmap)}
+            end = leases.refuse if is_passing(err) else leases.fail
+            held = in_transaction(lambda: end(Heatmap, mine.owner, sentences))
         else:
             columns = {
                 "image_key": next(iter(keys.values())),

@@ -35,6 +35,11 @@ LOST = "The worker stopped."
 MOST_DEATHS = 3
 """A row fails with its third counted death of a worker."""
 
+GIVE_UP_S = 3600
+"""A row that the storage has refused for so long fails."""
+FIRST_RETRY_S, LAST_RETRY_S = 2.0, 300.0
+"""A refused row waits as long as it has been refused already, within these bounds."""
+
 MOST_CLAIMED_AHEAD = 16
 """A claim considers this many times its limit, so that as many simultaneous claims find unlocked
 rows.
@@ -159,7 +164,8 @@ def _oldest(table: type[Row], *columns: ColumnElement[Any]) -> Select[Any]:
     """Return the queued rows, oldest first, with the columns needed to sort them and `columns`."""
     own = table.__table__.c  # type: ignore[attr-defined]
     needed = (own.id, own.attempts, own.queued_at, *table.urgency())
-    return select(*needed, *columns).where(_is_queued(table)).order_by(*_in_order(table, own))
+    due = select(*needed, *columns).where(_is_queued(table), is_due(table))
+    return due.order_by(*_in_order(table, own))
 
 
 def _in_order(
@@ -178,6 +184,14 @@ def _is_queued(table: type[Row]) -> ColumnElement[bool]:
     the index with a parameter.
     """
     return table.status == literal_column(f"'{JobStatus.QUEUED}'")
+
+
+def is_due(table: type[Row]) -> ColumnElement[bool]:
+    """Return the condition of rows that are not put off, or not any longer."""
+    # Not the clock itself, which is volatile: PostgreSQL would then compute all turns before it
+    # locks, and lock each of them instead of those that are claimed.
+    now = func.timezone("utc", func.statement_timestamp()) if _on_postgresql() else database_now()
+    return or_(table.retry_at.is_(None), table.retry_at <= now)
 
 
 def _on_postgresql() -> bool:
@@ -235,6 +249,45 @@ def hand_back(table: type[Row], owner: str, ids: Collection[str]) -> frozenset[s
         lease_owner=None,
         lease_expires_at=None,
     )
+
+
+def put_off(table: type[Row], owner: str, ids: Collection[str], wait_s: float) -> frozenset[str]:
+    """Queue rows again at their place, to be claimed in `wait_s` seconds at the earliest; that is
+    no attempt.
+    """
+    held = hand_back(table, owner, ids)
+    if held:
+        db.session.execute(
+            update(table).where(table.id.in_(held)).values(retry_at=database_now(wait_s)),
+            execution_options={"synchronize_session": False},
+        )
+    return held
+
+
+def refuse(table: type[Row], owner: str, sentences: Mapping[str, str]) -> frozenset[str]:
+    """Put rows off that the storage refused, each for as long as that has lasted already; after
+    `GIVE_UP_S` a row fails with its sentence.
+
+    Return the ids that `owner` still held.
+    """
+    if not sentences:
+        return frozenset()
+    rows = db.session.execute(
+        select(table.id, table.refused_since, database_now().label("now")).where(
+            table.id.in_(sentences), table.lease_owner == owner
+        )
+    ).all()
+    held: frozenset[str] = frozenset()
+    for row in rows:
+        refused_s = (row.now - row.refused_since).total_seconds() if row.refused_since else 0.0
+        if refused_s >= GIVE_UP_S:
+            held |= fail(table, owner, {row.id: sentences[row.id]})
+            continue
+        if row.refused_since is None:
+            write(table, owner, [row.id], refused_since=database_now())
+        wait_s = min(max(refused_s, FIRST_RETRY_S), LAST_RETRY_S)
+        held |= put_off(table, owner, [row.id], wait_s)
+    return held
 
 
 def reap(table: type[Row], what: str) -> dict[str, JobStatus]:

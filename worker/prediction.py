@@ -5,29 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import floor
 from typing import Any
 
-import numpy as np
 from flask import current_app
 from sqlalchemy import ColumnElement, ScalarSelect, case, insert, literal, select
 
-from ml.errors import ArtifactError
 from ml.inference.predictor import Finding, Predictor, Stopped
-from ml.scans.slices import Series, Slice
+from ml.scans.slices import Series
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
-from webapp.storage import StorageAway, StorageError
+from webapp.storage import StorageAway
 from worker import leases
 from worker.heartbeat import presence
-from worker.predictors import predictor_for
+from worker.predictors import LOAD_AGAIN_S, all_load, is_any_broken, loads, predictor_for
 from worker.retries import in_transaction
 from worker.scan_files import (
     discard_pictures_of_deleted,
+    is_passing,
     read_original,
     sentence_for,
     shown_slice,
@@ -40,7 +39,6 @@ MOST_SLICES = 64
 """Maximum slices of a batch of scans; a longer series is analyzed alone."""
 PROGRESS_S = 1.0
 NOT_HEAD_CT = "This does not look like a head CT, so it was not scored."
-CANNOT_BE_LOADED = "The live model cannot be loaded. Please contact an administrator."
 NO_MODEL = "No model is live. Ask an administrator to promote one."
 
 
@@ -49,6 +47,8 @@ def answer_next_scans() -> bool:
     return False if none was queued.
     """
     mine = presence()
+    if is_any_broken() and not some_live_version_loads():
+        return False
 
     def claim() -> tuple[list[Scan], ModelVersion | None, ModelVersion | None]:
         scans = leases.claim(Scan, mine.owner, current_app.config["PREDICT_BATCH"])
@@ -66,11 +66,46 @@ def answer_next_scans() -> bool:
             in_transaction(lambda: leases.fail(Scan, mine.owner, dict.fromkeys(ids, NO_MODEL)))
             return True
         try:
-            answer(scans, of_slices, of_series)
+            if is_any_broken():
+                scans = _those_that_can_be_answered(scans, of_slices, of_series)
+            if scans:
+                answer(scans, of_slices, of_series)
         except StorageAway:
             in_transaction(lambda: leases.hand_back(Scan, mine.owner, ids))
             log.warning("scans=%s handed back: the storage is away", ",".join(ids))
     return True
+
+
+def some_live_version_loads() -> bool:
+    """True if this worker can answer for slices or for series; if not, nothing need be claimed."""
+    versions = in_transaction(answering_versions)
+    live = {version.id: version for version in versions if version is not None}.values()
+    return all_load(live) or any(loads(version) for version in live)
+
+
+def _those_that_can_be_answered(
+    scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion
+) -> list[Scan]:
+    """Return the scans whose version loads here, and hand the others back for other workers, or
+    until another version is live.
+    """
+    waiting = [
+        scan for scan in scans if not loads(of_series if scan.slice_count > 1 else of_slices)
+    ]
+    hand_back_for_later([scan.id for scan in waiting])
+    return [scan for scan in scans if scan not in waiting]
+
+
+def hand_back_for_later(scan_ids: Collection[str]) -> None:
+    """Hand scans back that a version which does not load here should answer."""
+    if not scan_ids:
+        return
+    owner = presence().owner
+    in_transaction(lambda: leases.put_off(Scan, owner, scan_ids, LOAD_AGAIN_S))
+    log.error(
+        "scans=%s handed back: the live model cannot be loaded on this worker",
+        ",".join(scan_ids),
+    )
 
 
 def _as_many_as_memory_holds(scans: list[Scan]) -> list[Scan]:
@@ -110,11 +145,13 @@ class Outcome:
     """The state of one scan of a batch.
 
     Attributes:
-        series: its slices; None if they cannot be read.
-        version_id: the model version that analyzed it.
-        finding: the result; None if there is none.
-        refusal: why there is no result; None if there is one, or if the scan was canceled.
-        not_head_ct: the score of a scan rejected because it does not look like a head CT.
+        series: its slices, None where they cannot be read.
+        version_id: the model version that was asked.
+        finding: what that version answered, None where the scan gets no verdict.
+        refusal: the sentence why it gets none; None with a finding, and where nobody waits for the
+            scan any more.
+        refused_by_storage: the refusal is one that may pass by itself, so the scan is put off.
+        not_head_ct: the score of one that is refused because it does not look like a head CT.
     """
 
     scan: Scan
@@ -122,11 +159,21 @@ class Outcome:
     version_id: str | None = None
     finding: Finding | None = None
     refusal: str | None = None
+    refused_by_storage: bool = False
     not_head_ct: float | None = None
 
     def refuse(self, sentence: str) -> None:
         """Fail for this reason."""
         self.finding, self.refusal = None, sentence
+
+    def refuse_for(self, err: Exception) -> None:
+        """End without a verdict for what went wrong, or be put off where it may pass by itself.
+
+        Raises:
+            StorageAway: that is what went wrong, and no failure of this scan.
+        """
+        self.refuse(sentence_for(err, self.scan))
+        self.refused_by_storage = is_passing(err)
 
 
 def answer(scans: list[Scan], of_slices: ModelVersion, of_series: ModelVersion) -> None:
@@ -172,25 +219,20 @@ def read(scan: Scan) -> Outcome:
     outcome = Outcome(scan)
     try:
         outcome.series = read_original(scan)
-    except Exception as err:  # noqa: BLE001 - one scan must not fail the others of its batch.
-        outcome.refuse(sentence_for(err, scan))
+    except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
+        outcome.refuse_for(err)
     return outcome
 
 
 def ask(version: ModelVersion, chosen: Sequence[tuple[Outcome, Series]]) -> None:
-    """Score these scans with a model version; refuse them if it cannot be loaded."""
-    try:
-        watch = Watch([outcome.scan.id for outcome, _ in chosen])
-        score(predictor_for(version), chosen, watch)
-    except StorageAway:
-        raise
-    except (StorageError, ArtifactError) as err:
-        log.error("version=%s cannot be loaded: %s", version.id, err)
-        for outcome, _ in chosen:
-            outcome.refuse(CANNOT_BE_LOADED)
-    else:
-        for outcome, _ in chosen:
-            outcome.version_id = version.id
+    """Have the version answer these scans; where it cannot be loaded, they are handed back."""
+    ids = [outcome.scan.id for outcome, _ in chosen]
+    if not loads(version):
+        hand_back_for_later(ids)  # The next look for work raises the alarm.
+        return
+    score(predictor_for(version), chosen, Watch(ids))
+    for outcome, _ in chosen:
+        outcome.version_id = version.id
 
 
 def refuse_other_images(outcome: Outcome) -> None:
@@ -207,8 +249,8 @@ def render(outcome: Outcome) -> None:
         return
     try:
         store_pictures(outcome.scan.id, outcome.series, shown_slice(outcome.finding.first_slices))
-    except Exception as err:  # noqa: BLE001 - one scan must not fail the others of its batch.
-        outcome.refuse(sentence_for(err, outcome.scan))
+    except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
+        outcome.refuse_for(err)
 
 
 class Watch:
@@ -272,7 +314,7 @@ def score(predictor: Predictor, chosen: Sequence[tuple[Outcome, Series]], watch:
         try:
             outcome.finding = predictor.predict(series)
         except Exception as err:  # noqa: BLE001 - logged by `sentence_for`.
-            outcome.refuse(sentence_for(err, outcome.scan))
+            outcome.refuse_for(err)
 
 
 def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str]:
@@ -327,9 +369,13 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
     odd = {one.scan.id: one.not_head_ct for one in outcomes if one.not_head_ct is not None}
     if odd:
         leases.write(Scan, owner, odd, not_head_ct=by_scan(odd))
-    leases.fail(
-        Scan, owner, {one.scan.id: one.refusal for one in outcomes if one.refusal is not None}
-    )
+    for end, is_put_off in ((leases.fail, False), (leases.refuse, True)):
+        refusals = {
+            one.scan.id: one.refusal
+            for one in outcomes
+            if one.refusal is not None and one.refused_by_storage is is_put_off
+        }
+        end(Scan, owner, refusals)
     return owned
 
 
@@ -381,10 +427,9 @@ def _owner_of(scan_id: str) -> ScalarSelect[str]:
 
 
 def warm_up() -> None:
-    """Load the live models and run each once, before the first scan arrives."""
+    """Load the live models before the first scan comes; each scores a phantom."""
     versions = [version for version in answering_versions() if version is not None]
     db.session.commit()
     if not versions:
         log.warning("no model is live yet")
-    for version in versions:
-        predictor_for(version).predict(Series((Slice(np.zeros((64, 64), np.float32), "display"),)))
+    all_load(versions)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import time
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 
 from flask import current_app
@@ -14,7 +16,9 @@ from ml.artifacts.folder import read_card
 from ml.errors import ArtifactError
 from ml.inference.predictor import Predictor
 from webapp.models import ModelVersion
-from webapp.storage import StorageError, storage
+from webapp.storage import StorageAway, StorageError, storage
+from worker.canary import require_same_answer
+from worker.heartbeat import presence
 from worker.retries import retry_storage
 
 log = logging.getLogger(__name__)
@@ -28,30 +32,97 @@ comparisons read the first file, people the second.
 MOST_LOADED = 3
 """The live models for slices and for series, and a previous one with heat maps still to draw."""
 
+LOAD_AGAIN_S = 30.0
+
 _loaded: OrderedDict[str, Predictor] = OrderedDict()
+
+_broken: dict[str, tuple[float, str]] = {}
+"""By card: when a version could not be loaded here, and a sentence why."""
+
+
+class CannotLoad(Exception):
+    """A version cannot be loaded here, or does not answer as it should; the text is a sentence."""
 
 
 def predictor_for(version: ModelVersion) -> Predictor:
     """Return the predictor of a model version, loading it on first use.
 
+    One that could not be loaded is not tried again for `LOAD_AGAIN_S`; meanwhile the alarm of this
+    worker is on.
+
     Raises:
-        StorageError: its files cannot be downloaded.
-        ArtifactError: its files differ from those that were stored.
+        StorageAway: the storage cannot be reached.
+        CannotLoad: its files cannot be fetched, are not those that were stored, or do not score a
+            phantom as they did (`worker.canary`).
     """
     predictor = _loaded.get(version.card_id)
     if predictor is None:
-        config = current_app.config
-        predictor = Predictor(
-            model_folder(version),
-            threads=config["PREDICT_THREADS"],
-            checks_head_ct=config["CHECK_HEAD_CT"],
-        )
+        tried_at, sentence = _broken.get(version.card_id, (float("-inf"), ""))
+        if time.monotonic() - tried_at < LOAD_AGAIN_S:
+            raise CannotLoad(sentence)
+        try:
+            predictor = load_model(model_folder(version))
+            require_same_answer(version, predictor)
+        except StorageAway:
+            raise
+        except (ArtifactError, StorageError, OSError) as err:
+            known = isinstance(err, ArtifactError | StorageError)
+            sentence = f"Model version {version.card_id} cannot be loaded: " + (
+                str(err) if known else f"{type(err).__name__}."
+            )
+            _broken[version.card_id] = time.monotonic(), sentence
+            log.error("version=%s cannot be loaded on this worker: %s", version.id, sentence)
+            raise CannotLoad(sentence) from err
+        _broken.pop(version.card_id, None)
         _loaded[version.card_id] = predictor
         if len(_loaded) > MOST_LOADED:
             _loaded.popitem(last=False)
         log.info("version=%s model loaded", version.id)
     _loaded.move_to_end(version.card_id)
     return predictor
+
+
+def loads(version: ModelVersion) -> bool:
+    """True if this worker can answer with that version.
+
+    Raises:
+        StorageAway: the storage cannot be reached.
+    """
+    try:
+        predictor_for(version)
+    except CannotLoad:
+        return False
+    return True
+
+
+def all_load(versions: Collection[ModelVersion]) -> bool:
+    """True if this worker can answer with each of these versions; otherwise its alarm is on, for
+    operators (`webapp.health`).
+    """
+    try:
+        broken = {version.card_id for version in versions if not loads(version)}
+    except StorageAway:
+        return True  # That has a way of its own (`worker.retries`).
+    sentences = [sentence for card_id, (_, sentence) in _broken.items() if card_id in broken]
+    presence().alarm = " ".join(sentences) or None
+    return not broken
+
+
+def is_any_broken() -> bool:
+    """True if a version could not be loaded when it was last tried."""
+    return bool(_broken)
+
+
+def load_model(folder: Path) -> Predictor:
+    """Return the model in a folder, as this worker's settings want it.
+
+    Raises:
+        ArtifactError: it cannot be used.
+    """
+    config = current_app.config
+    return Predictor(
+        folder, threads=config["PREDICT_THREADS"], checks_head_ct=config["CHECK_HEAD_CT"]
+    )
 
 
 def model_folder(version: ModelVersion) -> Path:
@@ -75,13 +146,7 @@ def model_folder(version: ModelVersion) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fetched = Path(tempfile.mkdtemp(prefix=".fetched-", dir=folder.parent))
     try:
-        for key in retry_storage(lambda: _files_of(version)):
-            if (name := key.rsplit("/", 1)[-1]) not in ANSWERS:
-                retry_storage(lambda key=key, name=name: storage.fetch(key, fetched / name))  # type: ignore[misc]
-        if read_card(fetched).id != version.card_id:
-            raise ArtifactError(
-                f"The stored files of model version {version.id} belong to another model."
-            )
+        fetch_model(version, fetched)
         try:
             fetched.rename(folder)
         except OSError:
@@ -91,6 +156,22 @@ def model_folder(version: ModelVersion) -> Path:
     finally:
         shutil.rmtree(fetched, ignore_errors=True)
     return folder
+
+
+def fetch_model(version: ModelVersion, folder: Path) -> None:
+    """Fetch the files of that version into `folder`.
+
+    Raises:
+        StorageError: they cannot be fetched.
+        ArtifactError: what was fetched is not that model.
+    """
+    for key in retry_storage(lambda: _files_of(version)):
+        if (name := key.rsplit("/", 1)[-1]) not in ANSWERS:
+            retry_storage(lambda key=key, name=name: storage.fetch(key, folder / name))  # type: ignore[misc]
+    if read_card(folder).id != version.card_id:
+        raise ArtifactError(
+            f"The stored files of model version {version.id} belong to another model."
+        )
 
 
 def _files_of(version: ModelVersion) -> list[str]:

@@ -112,6 +112,13 @@ def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
     return "An unexpected error occurred; administrators can find the details in the log."
 
 
+def is_passing(err: Exception) -> bool:
+    """True for a refusal of the storage, or of this machine's disk, that may pass by itself: the
+    row is worth another try (`worker.leases.refuse`).
+    """
+    return isinstance(err, StorageError) and not isinstance(err, MissingFile)
+
+
 def discard_pictures_of_deleted(lost: Collection[str]) -> None:
     """Delete the images of those scans in `lost` that no longer exist; the others may have images
     made by another worker.

@@ -12,7 +12,17 @@ from sqlalchemy.exc import OperationalError as DatabaseError
 
 from webapp import jobs, logs
 from webapp.extensions import database_now, db, forget_deleted, is_busy
-from webapp.models import Dataset, Heatmap, JobStatus, Leased, Scan, TrainingRun, Worker
+from webapp.models import (
+    Dataset,
+    Heatmap,
+    JobStatus,
+    Leased,
+    ModelVersion,
+    Scan,
+    TrainingRun,
+    Worker,
+    waits_for_check,
+)
 from worker import leases
 from worker.heartbeat import presence, remove_abandoned_folders
 
@@ -37,6 +47,7 @@ def sweep() -> None:
     """
     try:
         bring_back()
+        remove_abandoned_folders()
     except DatabaseError as err:
         db.session.rollback()
         if not is_busy(err):
@@ -44,7 +55,6 @@ def sweep() -> None:
         log.warning("the database was busy for too long; the next sweep comes in seconds")
     else:
         forget_deleted(waits_s=())  # What a deletion could not clear because of a reader.
-    remove_abandoned_folders()
 
 
 def bring_back() -> None:
@@ -90,8 +100,12 @@ def top_up(queue: str) -> bool:
     queued = 0
     for table in (table for table, of in jobs.QUEUE_OF_TABLE.items() if of == queue):
         # Counted up to `most` only, since the queue may have ten thousand rows.
-        some = select(table.id).where(table.status == JobStatus.QUEUED).limit(most).subquery()
+        waits = (table.status == JobStatus.QUEUED, leases.is_due(table))
+        some = select(table.id).where(*waits).limit(most).subquery()
         queued += db.session.scalar(select(func.count()).select_from(some)) or 0
+    if queue == jobs.PREDICT:
+        asked = select(func.count()).select_from(ModelVersion).where(waits_for_check())
+        queued += db.session.scalar(asked) or 0
     db.session.commit()
     if not queued:
         return True

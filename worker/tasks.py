@@ -12,15 +12,18 @@ from worker.heartbeat import presence
 
 
 def predict_scans() -> None:
-    """Analyze scans until none are queued, then generate heat maps; scans have priority."""
+    """Check what somebody wants to promote, answer scans until none is queued, then draw heat maps;
+    verdicts go before maps.
+    """
     from worker.heat_maps import draw_next_heatmap
     from worker.prediction import answer_next_scans
     from worker.retries import storage_is_back
+    from worker.version_check import check_next_version
 
     while (
         not presence().stopping()
         and storage_is_back()
-        and (answer_next_scans() or draw_next_heatmap())
+        and (check_next_version() or answer_next_scans() or draw_next_heatmap())
     ):
         pass
 

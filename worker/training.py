@@ -19,12 +19,14 @@ from sqlalchemy.orm import selectinload
 from ml.artifacts.card import Card
 from ml.catalogue import IMAGENET_WEIGHTS, STARTER_SERIES_DIR
 from ml.errors import ArtifactError, DatasetError, SettingError
+from ml.inference.predictor import Predictor
 from ml.training.progress import Progress, TrainingStopped
 from ml.training.run import OtherTraining, TrainConfig, train
 from webapp.extensions import db
 from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
 from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
+from worker.canary import answer_of
 from worker.checkpoints import Checkpoint
 from worker.comparison import compare_with_earlier
 from worker.dataset_import import fetch_dataset
@@ -32,6 +34,7 @@ from worker.heartbeat import presence
 from worker.leases import LeaseLost
 from worker.predictors import ANSWERS, model_folder
 from worker.retries import in_transaction, retry_storage
+from worker.scan_files import is_passing
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +106,10 @@ class Training:
         except (DatasetError, SettingError, ArtifactError) as err:
             self._fail(str(err))
         except StorageError as err:
-            # The model is trained, but the storage refused it: a retry continues from the last
-            # stored checkpoint.
-            self._fail(str(err), keeps_checkpoint=self._is_trained)
+            if is_passing(err):
+                self._put_off(str(err))
+            else:
+                self._fail(str(err), keeps_checkpoint=self._is_trained)
         except Exception:
             log.error("run=%s failed unexpectedly", self.run.id)
             self._fail("An unexpected error occurred during training; see the log for details.")
@@ -214,8 +218,8 @@ class Training:
 
     def _keep_checkpoint(self) -> None:
         if self.checkpoint.store():
-            # The death of a worker after a new checkpoint does not count against the run.
-            self._write_columns(death_counts=False)
+            # A death after a new checkpoint does not speak against the run.
+            self._write_columns(death_counts=False, refused_since=None)
 
     def _store_model(self, card: Card) -> str:
         """Store the model folder with its predictions, compare it with earlier versions, then write
@@ -229,11 +233,14 @@ class Training:
         self._progress["stage"] = "Comparing with earlier versions"
         self._write()
         comparisons = compare_with_earlier(self.out_dir, self.folder)
+        canary = answer_of(Predictor(self.out_dir / "model"))
         try:
             answers = [path for name in ANSWERS if (path := self.out_dir / name).is_file()]
             for path in [*sorted((self.out_dir / "model").iterdir()), *answers]:
                 retry_storage(lambda path=path: storage.put(f"{prefix}/{path.name}", path))  # type: ignore[misc]
-            in_transaction(lambda: self._write_version(card, comparisons, version_id, prefix))
+            in_transaction(
+                lambda: self._write_version(card, comparisons, canary, version_id, prefix)
+            )
         except (LeaseLost, StorageError):
             storage.discard(prefix)
             raise
@@ -241,7 +248,12 @@ class Training:
         return version_id
 
     def _write_version(
-        self, card: Card, comparisons: list[dict[str, Any]], version_id: str, prefix: str
+        self,
+        card: Card,
+        comparisons: list[dict[str, Any]],
+        canary: float,
+        version_id: str,
+        prefix: str,
     ) -> None:
         if db.session.get(ModelVersion, version_id) is not None:
             return  # The commit succeeded, but its confirmation was lost.
@@ -266,8 +278,19 @@ class Training:
                 card=json.loads(card.to_json()),
                 blocked_because=blocked_because,
                 comparisons=comparisons,
+                canary=canary,
             )
         )
+
+    def _put_off(self, sentence: str) -> None:
+        """Queue a run again that the storage refused something; it goes on from the checkpoint that
+        was stored last. After an hour of that it fails, and whoever tries it again does so too.
+        """
+        self.checkpoint.store()
+        if not in_transaction(
+            lambda: leases.refuse(TrainingRun, self._owner, {self.run.id: sentence})
+        ):
+            self._let_go()
 
     def _fail(self, sentence: str, keeps_checkpoint: bool = False) -> None:
         if not in_transaction(

@@ -1,3 +1,3 @@
-"""The proof that nothing is lost, doubled or stuck, whatever dies: `make chaos`, or `python -m
+"""Chaos tests: nothing is lost, duplicated or stuck, whatever fails: `make chaos`, or `python -m
 bench.chaos --help`.
 """

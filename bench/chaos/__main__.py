@@ -1,13 +1,13 @@
-"""Break everything that may break, and see that every scan and every training ends in exactly one
+"""Inject faults of all kinds, and check that every scan and every training ends with exactly one
 verdict.
 
     python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 1] [--seed 1] [--stack
     postgres|embedded] [--report FILE]
 
-Starts Hemoscan on PostgreSQL and Redis servers of its own, then on the embedded default, each time
-with so many scans, faults and trainings. The same seed draws the same faults, victims and times;
-what they meet depends on the machine. Linux only. The last line is the verdict; the exit status is
-1 where the promise is broken.
+Starts Hemoscan with its own PostgreSQL and Redis servers, then with the embedded default, each with
+the given numbers of scans, faults and trainings. The seed determines faults, targets and times;
+their effects depend on the machine. Linux only. The last line is the verdict; the exit status is 1
+if a guarantee is violated.
 """
 
 from __future__ import annotations
@@ -28,24 +28,22 @@ from bench.chaos.verdict import Outcome, judge
 
 
 def main() -> int:
-    """Run the stacks one after the other; print the report and the verdict; return the exit
-    status.
-    """
+    """Run the stacks in turn; print the report and the verdict; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scans", type=int, default=1000, help="scans a stack (default 1000)")
-    parser.add_argument("--faults", type=int, default=60, help="faults a stack (default 60)")
+    parser.add_argument("--scans", type=int, default=1000, help="scans per stack (default 1000)")
+    parser.add_argument("--faults", type=int, default=60, help="faults per stack (default 60)")
     parser.add_argument(
         "--trainings",
         type=int,
         default=1,
-        help="trainings a stack, each killed three times (default 1)",
+        help="trainings per stack, each killed three times (default 1)",
     )
     parser.add_argument(
-        "--seed", type=int, default=1, help="draws faults, victims and times (default 1)"
+        "--seed", type=int, default=1, help="random seed for faults, targets and times (default 1)"
     )
-    parser.add_argument("--stack", choices=STACKS, help="only this one (default both)")
+    parser.add_argument("--stack", choices=STACKS, help="run only this stack (default both)")
     parser.add_argument(
         "--within",
         type=float,
@@ -53,17 +51,17 @@ def main() -> int:
         metavar="S",
         help="seconds from the last fault to the last verdict (default 60)",
     )
-    parser.add_argument("--report", type=Path, help="also write the report into this file")
+    parser.add_argument("--report", type=Path, help="also write the report to this file")
     parser.add_argument(
         "--keep", action="store_true", help="keep the folder with logs, database and files"
     )
     given = parser.parse_args()
-    # So that both end everything that was started.
+    # So that both terminate everything that was started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         outcomes = [suffer(kind, given) for kind in ([given.stack] if given.stack else STACKS)]
     except NotInstalled as err:
-        sys.stdout.write(f"Chaos needs {err}, which is not on this machine.\n")
+        sys.stdout.write(f"The chaos test needs {err}, which is not installed.\n")
         return 1
     except KeyboardInterrupt:
         sys.stdout.write("Stopped; nothing is left running.\n")
@@ -76,10 +74,10 @@ def main() -> int:
 
 
 def suffer(kind: str, given: argparse.Namespace) -> Outcome:
-    """Run one stack through its faults and judge what came of it."""
+    """Run one stack with its faults and evaluate the outcome."""
     rng = random.Random(f"{given.seed} {kind}")
     folder = Path(tempfile.mkdtemp(prefix="hemoscan-chaos-"))
-    folder.chmod(0o755)  # PostgreSQL runs as another user where we are root.
+    folder.chmod(0o755)  # PostgreSQL runs as another user if we are root.
     sys.stdout.write(f"{kind}: in {folder}\n")
     sys.stdout.flush()
     try:

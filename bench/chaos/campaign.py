@@ -1,4 +1,4 @@
-"""Scans that come in over HTTP while faults happen, until everything has a verdict."""
+"""Submit scans over HTTP while faults are injected, until everything has a verdict."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from webapp.models import JobStatus
 
 SCANS_A_POISON = 150
 GAP_S = (2.0, 8.0)
-"""Between the beginnings of two faults; some last longer, so that they overlap."""
+"""Seconds between the starts of two faults; some last longer, so that they overlap."""
 SETTLED_WITHIN_S = 600
-"""Then the wait ends, and what has no verdict is told."""
+"""Then the wait ends, and rows without a verdict are reported."""
 
 
 @dataclass
 class Submitter(threading.Thread):
-    """Submits pictures one after the other, each until it is accepted."""
+    """Submits images one after the other, retrying each until it is accepted."""
 
     stack: Stack
     accepted: list[str] = field(default_factory=list)
@@ -46,17 +46,17 @@ class Submitter(threading.Thread):
         return id(self)
 
     def submit(self, pictures: list[bytes]) -> None:
-        """Have these submitted as soon as may be."""
+        """Submit these as soon as possible."""
         for picture in pictures:
             self._waiting.put(picture)
 
     def finish(self) -> None:
-        """Return when all were accepted."""
+        """Wait until all are accepted."""
         self._waiting.put(None)
         self.join()
 
     def run(self) -> None:
-        """Submit what comes."""
+        """Submit images from the queue."""
         client = self.stack.client()
         while (picture := self._waiting.get()) is not None:
             while not self._is_accepted(client, picture):
@@ -76,7 +76,7 @@ class Submitter(threading.Thread):
 
 @dataclass
 class Campaign:
-    """What was done to a stack, to be judged by `bench.chaos.verdict`."""
+    """What was done to a stack, for `bench.chaos.verdict`."""
 
     stack: Stack
     submitter: Submitter
@@ -87,14 +87,14 @@ class Campaign:
 
     @property
     def last_fault_ended(self) -> float:
-        """When the last fault was over (seconds since 1970)."""
+        """End of the last fault (seconds since 1970)."""
         return max([self.began, *(fault.ended for fault in self.injector.faults)])
 
 
 def carry_out(
     stack: Stack, scans: int, faults: int, trainings: int, rng: random.Random
 ) -> Campaign:
-    """Submit, break, and wait until all is settled or has had time enough."""
+    """Submit scans, inject faults, and wait until everything is settled or the time is up."""
     runs = Trainings(stack, trainings, stack.folder)
     if trainings:
         runs.import_phantoms()
@@ -121,7 +121,7 @@ def carry_out(
 
 
 def unsettled() -> int:
-    """Return how many rows of all queues wait or are at work."""
+    """Return the number of queued and running rows of all queues."""
     open_rows = (JobStatus.QUEUED, JobStatus.RUNNING)
     return sum(
         db.session.scalar(
@@ -133,7 +133,7 @@ def unsettled() -> int:
 
 
 def pictures_of(count: int, folder: Path, rng: random.Random) -> list[bytes]:
-    """Return so many pictures, some of them in the first half poisoned."""
+    """Return that many images, some of which, in the first half, are poisoned."""
     good = [
         path.read_bytes()
         for path in sorted((PROJECT_ROOT / "webapp" / "static" / "phantoms").glob("phantom-*"))

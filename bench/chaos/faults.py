@@ -1,43 +1,49 @@
-"""What goes wrong: one function a kind of fault. Each returns when the fault is over, with a word
-on what it met.
+"""The faults, one function per kind. Each returns when the fault is over, with a note on its
+effect.
 """
 
 from __future__ import annotations
 
+import http.client
 import os
 import random
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
 
-from bench.chaos.servers import held_still, pid_of
+from bench.chaos.servers import answers, held_still, pid_of
 from bench.chaos.stack import LEASES_S, STACKS, STOP_S, Stack
-from bench.service import descendants
+from bench.service import Refused, descendants, is_ready, seconds_until
 from webapp import jobs
 
+BROKER_BACK_S = 30
 STORAGE_AWAY_S = (1.0, 8.0)  # Workers try again for 4.2 s, then hand back.
-DISK_FULL_S = (1.0, 2.5)  # What is refused for longer fails.
-"""Less than the 4.2 s for which a worker tries again (`worker.retries`): what is refused longer is
-an honest failure of the scan.
-"""
+DISK_FULL_S = (1.0, 8.0)
+"""A worker tries again for 4.2 s (`worker.retries`), then puts the scan off."""
+SLOW_SOCKETS, SLOW_S = 60, (3.0, 6.0)
+CHEAP_UPLOADS, CHEAP_SEGMENTS = 3, 20_000
+HEALTHY_S = 5.0
+"""A health check that takes longer breaks the promise; on an idle machine it takes milliseconds."""
 FULL_DISK_BYTES = 20_000
-"""A file may grow to this size, so that a picture stops half way."""
+"""Maximum file size, so that writing an image fails halfway."""
 
 Inject = Callable[[Stack, random.Random], str]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault: what it holds while it lasts, so that two never meet there, and where it is
-    possible.
+    """A kind of fault, the resource that it locks so that two faults never share it, and the stacks
+    that support it.
     """
 
     inject: Inject
@@ -47,7 +53,7 @@ class Kind:
 
 @dataclass
 class Fault:
-    """One fault: when it began and ended (seconds since 1970), and what it met."""
+    """One fault, with start and end (seconds since 1970) and its effect."""
 
     kind: str
     began: float = 0.0
@@ -57,7 +63,7 @@ class Fault:
 
 @dataclass
 class Injector:
-    """Injects faults into a stack, each in a thread of its own, so that they overlap; tells of each
+    """Injects faults into a stack, each in its own thread so that they overlap, and reports each
     when it is over.
     """
 
@@ -69,7 +75,7 @@ class Injector:
     _held: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
 
     def begin(self, kind: str, rng: random.Random) -> None:
-        """Begin a fault and return at once."""
+        """Start a fault and return immediately."""
         fault = Fault(kind)
         self.faults.append(fault)
         thread = threading.Thread(target=self._carry_out, args=(fault, rng), name=kind, daemon=True)
@@ -77,7 +83,7 @@ class Injector:
         thread.start()
 
     def wait(self) -> None:
-        """Return when all are over."""
+        """Wait until all are over."""
         for thread in self._threads:
             thread.join()
 
@@ -97,7 +103,7 @@ class Injector:
 
 
 def schedule(kind_of_stack: str, count: int, rng: random.Random) -> list[str]:
-    """Return `count` kinds of fault in random order, each about as often."""
+    """Return `count` kinds of fault in random order with about equal frequency."""
     possible = [name for name, kind in KINDS.items() if kind_of_stack in kind.stacks]
     drawn: list[str] = []
     while len(drawn) < count:
@@ -106,14 +112,14 @@ def schedule(kind_of_stack: str, count: int, rng: random.Random) -> list[str]:
 
 
 def kill_worker(stack: Stack, rng: random.Random) -> str:
-    """SIGKILL to a worker's parent, to its children, or to all, as when a machine dies."""
+    """SIGKILL to a worker's parent, to its children, or to all, as in a machine failure."""
     name, to = rng.choice(VICTIMS), rng.choice(("parent", "children", "all"))
     stack.programs[name].send(signal.SIGKILL, to)
     return f"{name}, {to}"
 
 
 def pause_worker(stack: Stack, rng: random.Random) -> str:
-    """SIGSTOP, and SIGCONT when others have taken over."""
+    """SIGSTOP, and SIGCONT after others have taken over."""
     name = rng.choice(VICTIMS)
     stack.programs[name].send(signal.SIGSTOP, "all")
     time.sleep(LEASES_S["LEASE_S"] + rng.uniform(1, 3))
@@ -122,9 +128,7 @@ def pause_worker(stack: Stack, rng: random.Random) -> str:
 
 
 def ask_worker_to_stop(stack: Stack, rng: random.Random) -> str:
-    """SIGTERM, and SIGKILL to one that does not end within the time that docker-compose.yml
-    gives.
-    """
+    """SIGTERM, then SIGKILL after the grace period of docker-compose.yml."""
     name = rng.choice(("worker-train", *VICTIMS))
     program = stack.programs[name]
     starts, deadline = program.starts, time.monotonic() + STOP_S
@@ -138,7 +142,7 @@ def ask_worker_to_stop(stack: Stack, rng: random.Random) -> str:
 
 
 def kill_web(stack: Stack, rng: random.Random) -> str:
-    """SIGKILL to the web process, perhaps between a file and its row."""
+    """SIGKILL to the web process, possibly between a file and its row."""
     stack.programs["web"].send(signal.SIGKILL, "all")
     return ""
 
@@ -159,20 +163,20 @@ def take_broker_away(stack: Stack, rng: random.Random) -> str:
 
 
 def hang_broker(stack: Stack, rng: random.Random) -> str:
-    """Connections are taken and not answered."""
+    """Connections are accepted, but not answered."""
     held_still(pid_of(stack.broker), rng.uniform(3, 6))
     return ""
 
 
 def flush_broker(stack: Stack, rng: random.Random) -> str:
-    """All it knows is gone."""
+    """All its data are lost."""
     with stack.broker.client() as client:
         client.flushall()
     return ""
 
 
 def drop_nudges(stack: Stack, rng: random.Random) -> str:
-    """For two seconds every message that waits is dropped."""
+    """For two seconds every queued message is dropped."""
     dropped = 0
     until = time.monotonic() + 2
     with stack.broker.client() as client:
@@ -181,20 +185,20 @@ def drop_nudges(stack: Stack, rng: random.Random) -> str:
                 try:
                     dropped += len(client.lpop(queue, 1000) or [])
                 except redis.RedisError:
-                    continue  # Another fault has the broker.
+                    continue  # Another fault is affecting the broker.
             time.sleep(0.02)
     return f"{dropped} dropped"
 
 
 def double_nudges(stack: Stack, rng: random.Random) -> str:
-    """Every kind of nudge comes ten times more."""
+    """Every kind of nudge is sent ten more times."""
     with stack.app.app_context():
         sent = sum(jobs.nudge(task) for task in jobs.QUEUE_OF_TASK for _ in range(10))
     return f"{sent} sent"
 
 
 def restart_database(stack: Stack, rng: random.Random) -> str:
-    """PostgreSQL is stopped, in order or by a crash, and is away for up to three seconds."""
+    """PostgreSQL is stopped, cleanly or by a crash, and is down for up to three seconds."""
     if stack.database is None:
         raise RuntimeError("An embedded database cannot be restarted.")
     crash = rng.random() < 0.5
@@ -205,9 +209,7 @@ def restart_database(stack: Stack, rng: random.Random) -> str:
 
 
 def take_storage_away(stack: Stack, rng: random.Random) -> str:
-    """The folder is not there, as a network folder that is unmounted: nothing can be read or
-    written.
-    """
+    """The storage folder is missing, like an unmounted network folder."""
     point_files_to(stack, stack.folder / "nowhere")
     time.sleep(rng.uniform(*STORAGE_AWAY_S))
     point_files_to(stack, stack.volume)
@@ -215,8 +217,8 @@ def take_storage_away(stack: Stack, rng: random.Random) -> str:
 
 
 def fill_disk(stack: Stack, rng: random.Random) -> str:
-    """A worker's writes end in an error half way (a limit on the size of files stands for a full
-    disk; it holds for root too).
+    """A worker's writes fail halfway (a file size limit simulates a full disk; it also applies to
+    root).
     """
     name = rng.choice(("worker-predict", "worker-predict-2"))
     limit_files(stack.programs[name].pid, FULL_DISK_BYTES)
@@ -225,9 +227,83 @@ def fill_disk(stack: Stack, rng: random.Random) -> str:
     return name
 
 
+def fill_disk_of_web(stack: Stack, rng: random.Random) -> str:
+    """The same for the web process: uploads are refused where they wait for their answer."""
+    limit_files(stack.programs["web"].pid, FULL_DISK_BYTES)
+    time.sleep(rng.uniform(*DISK_FULL_S))
+    limit_files(stack.programs["web"].pid, resource.RLIM_INFINITY)
+    return ""
+
+
+def kill_broker(stack: Stack, rng: random.Random) -> str:
+    """SIGKILL to the broker, beside files of it that are damaged."""
+    folder = stack.home / "broker"
+    if folder.is_dir():
+        (folder / "dump.rdb").write_bytes(b"REDIS0011 half of what it was")
+    killed = pid_of(stack.broker)
+    os.kill(killed, signal.SIGKILL)
+    if stack.broker.url is not None:  # The embedded one is started again by its own keeper.
+        stack.broker.stop()
+        stack.broker.start()
+    seconds_until(lambda: answers(stack.broker) and pid_of(stack.broker) != killed, BROKER_BACK_S)
+    return ""
+
+
+def open_slow_sockets(stack: Stack, rng: random.Random) -> str:
+    """Sockets that send half a header, or half an upload, and then nothing."""
+    half = (
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
+        b"POST /api/v1/scans HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nhalf",
+    )
+    with ExitStack() as held:
+        for number in range(SLOW_SOCKETS):
+            with suppress(OSError):  # The web process is being killed.
+                sock = socket.create_connection(("127.0.0.1", stack.port), timeout=5)
+                held.enter_context(sock).sendall(half[number % 2])
+        slowest_s = slowest_health(stack, rng.uniform(*SLOW_S))
+    return f"{SLOW_SOCKETS} sockets, health checks answered within {slowest_s:.2f} s"
+
+
+def send_cheap_bytes(stack: Stack, rng: random.Random) -> str:
+    """Uploads of a few bytes that cost much work: JPEGs of thousands of empty segments."""
+    cheap = b"\xff\xd8" + b"\xff\xfe\x00\x02" * CHEAP_SEGMENTS + b"\xff\xd9"
+
+    def send() -> None:
+        with suppress(Refused, OSError, http.client.HTTPException):
+            stack.client().upload("cheap.jpg", cheap)
+
+    senders = [threading.Thread(target=send, daemon=True) for _ in range(CHEAP_UPLOADS)]
+    for sender in senders:
+        sender.start()
+    slowest_s = slowest_health(stack, SLOW_S[0])
+    for sender in senders:
+        sender.join(HEALTHY_S)
+    return (
+        f"{CHEAP_UPLOADS} uploads of {len(cheap)} bytes, health checks answered within"
+        f" {slowest_s:.2f} s"
+    )
+
+
+def slowest_health(stack: Stack, for_s: float) -> float:
+    """Return how long the slowest health check took; one that another fault cut off says nothing.
+
+    Raises:
+        RuntimeError: it took too long.
+    """
+    slowest_s, until = 0.0, time.monotonic() + for_s
+    while time.monotonic() < until:
+        began = time.monotonic()
+        if is_ready(stack.port, "/healthz"):
+            slowest_s = max(slowest_s, time.monotonic() - began)
+        time.sleep(0.1)
+    if slowest_s > HEALTHY_S:
+        raise RuntimeError(f"a health check took {slowest_s:.1f} s")
+    return slowest_s
+
+
 def limit_files(root_pid: int, size: int) -> None:
-    """Limit the size of the files that a process and its children may write; the parent first, so
-    that new children inherit it.
+    """Limit the file size for a process and its children; the parent first, so that new children
+    inherit it.
     """
     for pid in (root_pid, *descendants(root_pid)):
         try:
@@ -237,15 +313,15 @@ def limit_files(root_pid: int, size: int) -> None:
 
 
 def point_files_to(stack: Stack, target: Path) -> None:
-    """Let the storage's folder be another one, in one step."""
+    """Switch the storage's folder atomically."""
     fresh = stack.home / "files.new"
     fresh.symlink_to(target)
     os.replace(fresh, stack.files)
 
 
 VICTIMS = ("worker-predict", "worker-predict-2", "beat")
-"""The train worker is killed by `bench.chaos.trainings`, each time after a new checkpoint: other
-deaths count against a run.
+"""The train worker is killed by `bench.chaos.trainings` only, each time after a new checkpoint,
+because other deaths count against a run.
 """
 
 KINDS = {
@@ -262,4 +338,8 @@ KINDS = {
     "database restarted": Kind(restart_database, "database", ("postgres",)),
     "storage away": Kind(take_storage_away, "storage"),
     "disk full": Kind(fill_disk, "storage"),
+    "disk of the web process full": Kind(fill_disk_of_web),
+    "broker killed": Kind(kill_broker, "broker"),
+    "slow sockets": Kind(open_slow_sockets),
+    "cheap bytes": Kind(send_cheap_bytes),
 }

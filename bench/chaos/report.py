@@ -1,6 +1,4 @@
-"""What chaos tells: a page of Markdown with the figures of each stack, and one line as the
-verdict.
-"""
+"""The chaos report: a Markdown page with the results of each stack, and a one-line verdict."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ not. Leases are short, so that this ends in time: {leases}; the train worker, wh
 still for seconds, has `LEASE_S={train_lease}`. Checkpoints are stored at once (`CHECKPOINT_S=0`).
 The storage is away for {away[0]:g} to {away[1]:g} s at a time: workers try again for 4.2 s, then
 hand back. A disk is full for {full[0]:g} to {full[1]:g} s: what is refused for longer than 4.2 s
-fails honestly. Poisoned scans kill the process that reads them. The clock of the second predict
+is put off. Poisoned scans kill the process that reads them. The clock of the second predict
 worker is off by a minute all the time.
 
 *Recovery* is the time from the beginning of a fault, its own duration included, until every sound
@@ -104,21 +102,18 @@ def _of_stack(outcome: Outcome) -> str:
         f"Upload replies: {_spread(outcome.replies_s)}.",
         f"Uploads that were refused or cut off, and sent again: {outcome.refusals}.",
         (
-            "Scans that were stored although the answer to their upload was lost, beside those"
-            f" sent again: {outcome.unanswered}."
+            "Scans that were stored although the response to their upload was lost, in addition to"
+            f" those sent again: {outcome.unanswered}."
         ),
         (
-            "Scans that came back because their worker had died or seemed dead, counted each time:"
-            f" {outcome.attempts}."
+            "Scans that were requeued because their worker had died or seemed dead, counted each"
+            f" time: {outcome.attempts}."
         ),
         (
             "Restarts by the supervisor:"
             f" {', '.join(f'{name} {count}' for name, count in outcome.restarts.items())}."
         ),
-        (
-            "Files that were left without a row, and were removed by the service's own tidying:"
-            f" {outcome.orphans}."
-        ),
+        (f"Orphaned files that the service's own cleanup removed: {outcome.orphans}."),
         *outcome.notes,
     ]
     if outcome.runs:

@@ -1,6 +1,4 @@
-"""The servers that chaos stops and starts: PostgreSQL and Redis of this run's own, on free ports;
-nobody else's is touched.
-"""
+"""PostgreSQL and Redis servers of this run, on free ports; other servers are not touched."""
 
 from __future__ import annotations
 
@@ -26,14 +24,14 @@ START_S = 60
 
 
 class NotInstalled(RuntimeError):
-    """A program that this stack needs is not on this machine; the text names it."""
+    """A required program is not installed; the text names it."""
 
 
 class Broker(Protocol):
     """A Redis-compatible server that can be stopped and started again."""
 
     url: str | None
-    """What `BROKER_URL` is; None for the embedded default."""
+    """The value of `BROKER_URL`; None for the embedded default."""
 
     def start(self) -> None: ...
 
@@ -43,7 +41,7 @@ class Broker(Protocol):
 
 
 class Server:
-    """A server program that runs in the foreground, as a child of ours."""
+    """A server program in the foreground, as a child process."""
 
     def __init__(self, log: Path, ready: Callable[[], bool]) -> None:
         self.log = log
@@ -64,7 +62,7 @@ class Server:
         seconds_until(self._ready, START_S)
 
     def end(self, by: signal.Signals) -> None:
-        """Send the signal and return when it has ended."""
+        """Send the signal and wait for its end."""
         if self._process is None:
             return
         self._process.send_signal(by)
@@ -77,8 +75,8 @@ class Server:
 
 
 class Postgres:
-    """A PostgreSQL cluster; where we are root it belongs to an unprivileged user, since it refuses
-    root.
+    """A PostgreSQL cluster; owned by an unprivileged user if we are root, since PostgreSQL refuses
+    to run as root.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -120,7 +118,7 @@ class Postgres:
         )
 
     def stop(self, *, crash: bool = False) -> None:
-        """Stop it; a crash leaves its recovery to the next start."""
+        """Stop it; after a crash, the next start performs recovery."""
         self._server.end(signal.SIGQUIT if crash else signal.SIGINT)
 
     def _answers(self) -> bool:
@@ -159,7 +157,7 @@ class Redis:
 
 
 class Embedded:
-    """The broker that `make run` brings, started by the same code."""
+    """The broker of `make run`, started by the same code."""
 
     url: str | None = None
 
@@ -181,20 +179,20 @@ class Embedded:
 
 
 def answers(server: Broker) -> bool:
-    """True if the broker answers."""
+    """Return whether the broker responds."""
     with suppress(redis.RedisError), server.client() as client:
         return bool(client.ping())
     return False
 
 
 def pid_of(server: Broker) -> int:
-    """Return the process that the broker is."""
+    """Return the broker's process."""
     with server.client() as client:
         return int(client.info("server")["process_id"])
 
 
 def held_still(pid: int, for_s: float) -> None:
-    """Stop a process for a while without ending it: it takes connections, and answers none."""
+    """Suspend a process, so that it accepts connections without answering."""
     os.kill(pid, signal.SIGSTOP)
     try:
         time.sleep(for_s)
@@ -203,7 +201,7 @@ def held_still(pid: int, for_s: float) -> None:
 
 
 def postgres_programs() -> Path:
-    """Return the folder of PostgreSQL's programs, the newest of those installed.
+    """Return the folder of the newest installed PostgreSQL programs.
 
     Raises:
         NotInstalled: there is none.
@@ -218,7 +216,7 @@ def postgres_programs() -> Path:
 
 
 def unprivileged_user() -> dict[str, Any]:
-    """Return what makes `subprocess` start a program as PostgreSQL's own user, or as nobody."""
+    """Return `subprocess` arguments to run a program as the user postgres, or as nobody."""
     names = {entry.pw_name: entry.pw_gid for entry in pwd.getpwall()}
     name = "postgres" if "postgres" in names else "nobody"
     return {"user": name, "group": names[name], "extra_groups": []}

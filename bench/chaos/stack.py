@@ -1,4 +1,4 @@
-"""Hemoscan under chaos: the Procfile's processes on servers of their own, and a supervisor that
+"""Hemoscan in the chaos test: the Procfile's processes on separate servers, and a supervisor that
 restarts those that die.
 """
 
@@ -29,8 +29,8 @@ from webapp.extensions import db, reads_only
 STACKS = ("postgres", "embedded")
 LEASES_S = {"LEASE_S": 5, "HEARTBEAT_S": 1, "SWEEP_S": 1}
 TRAIN_LEASE_S = 20
-"""TensorFlow holds a process still for seconds while it is loaded on a slow machine; its worker
-must not be taken for dead.
+"""Loading TensorFlow blocks a process for seconds on a slow machine; its worker must not be
+considered dead.
 """
 READY_S, STOP_S, RESTART_AFTER_S = 120, 30, 0.5
 POISON_PX = 251
@@ -40,9 +40,7 @@ Found = TypeVar("Found")
 
 
 class Program:
-    """A line of the Procfile, the leader of a process group of its own; `starts` counts how often
-    it was started.
-    """
+    """A line of the Procfile as the leader of its own process group; `starts` counts its starts."""
 
     def __init__(self, name: str, command: str, environ: dict[str, str], log: Path) -> None:
         self.name = name
@@ -55,12 +53,12 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """The process that the Procfile's command became."""
+        """The process of the Procfile's command."""
         return self._process.pid if self._process else 0
 
     def keep_alive(self) -> None:
-        """Start it unless it runs; what an earlier one left running is ended first, as systemd and
-        containers do.
+        """Start it unless it is running; processes left by an earlier one are terminated first, as
+        in systemd and containers.
         """
         with self._lock:
             if self._process is not None:
@@ -81,9 +79,7 @@ class Program:
             self.starts += 1
 
     def send(self, number: signal.Signals, to: str = "parent") -> None:
-        """Send a signal to "parent", "children", or "all" of them; where it has ended meanwhile, to
-        nobody.
-        """
+        """Send a signal to "parent", "children", or "all"; ignored if the process has ended."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 return
@@ -99,7 +95,7 @@ class Program:
                     os.kill(pid, number)
 
     def stop(self) -> bool:
-        """Ask it to end; False where that took too long and it was killed."""
+        """Terminate it; return False if that took too long and it was killed."""
         self.send(signal.SIGTERM)
         try:
             if self._process is not None:
@@ -119,8 +115,8 @@ class Program:
 
 
 class Stack:
-    """One installation of Hemoscan in `folder`; `app` is the same application in this process, to
-    look at the rows.
+    """An installation of Hemoscan in `folder`; `app` is the application in this process, for
+    reading rows.
     """
 
     def __init__(self, kind: str, folder: Path, rng: random.Random) -> None:
@@ -131,7 +127,7 @@ class Stack:
         self.volume = folder / "volume"
         self.home.mkdir()
         self.volume.mkdir()
-        # So that the storage can be taken away and given back in one step.
+        # So that the storage can be removed and restored atomically.
         self.files.symlink_to(self.volume)
         self.database = Postgres(folder) if kind == "postgres" else None
         self.broker: Broker = Redis(folder) if kind == "postgres" else Embedded(self.home)
@@ -170,7 +166,7 @@ class Stack:
 
     @property
     def files(self) -> Path:
-        """The folder that the storage is told to be in."""
+        """The configured folder of the storage."""
         return self.home / "files"
 
     def _programs(self) -> dict[str, Program]:
@@ -196,7 +192,7 @@ class Stack:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Start everything and wait until a scan would be answered; at the end stop it all."""
+        """Start everything and wait until it is ready; stop everything at the end."""
         try:
             if self.database:
                 self.database.start()
@@ -245,7 +241,7 @@ class Stack:
         return Client(self.port, self.token)
 
     def ask(self, look: Callable[[], Found]) -> Found | None:
-        """Return what `look` finds in the database, None where that is away."""
+        """Return the result of `look` on the database, None if it is down."""
         with self.app.app_context():
             token = reads_only.set(True)
             try:
@@ -258,7 +254,7 @@ class Stack:
                 reads_only.reset(token)
 
     def leftovers(self) -> list[str]:
-        """Return the command lines of the processes that still work on this folder."""
+        """Return the command lines of processes that still use this folder."""
         found = []
         for entry in Path("/proc").iterdir():
             with suppress(OSError):

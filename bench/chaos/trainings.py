@@ -1,4 +1,4 @@
-"""Trainings whose worker is killed each time that a new checkpoint is stored."""
+"""Trainings whose worker is killed after each new checkpoint."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SETTINGS = {
     "controls": "none",
 }
 MARK = "training.json"
-"""Says whose checkpoint it is; alone it is none."""
+"""Identifies the run of a checkpoint; without other files it is not a checkpoint."""
 
 
 class Trainings(threading.Thread):
-    """So many runs on phantoms; `kills` says how often the worker of each was killed, `errors` what
-    went wrong in here.
+    """Training runs on phantoms; `kills` counts the kills of each run's worker, `errors` lists
+    errors of the test itself.
     """
 
     def __init__(self, stack: Stack, count: int, folder: Path) -> None:
@@ -46,7 +46,7 @@ class Trainings(threading.Thread):
         self._seen: dict[str, frozenset[tuple[str, int]]] = defaultdict(frozenset)
 
     def import_phantoms(self) -> None:
-        """Import the data set that all train on."""
+        """Import the training data."""
         self.stack.flask(
             "import-dataset", str(phantom_dataset(self.folder)), "--name", "phantoms", "--wait"
         )
@@ -76,7 +76,7 @@ class Trainings(threading.Thread):
             self.errors.append(f"trainings: {type(err).__name__}: {err}")
 
     def _follow(self) -> bool:
-        """Kill the worker where there is a new checkpoint; False once all runs have ended."""
+        """Kill the worker if there is a new checkpoint; return False once all runs have ended."""
         look = select(TrainingRun.id, TrainingRun.status, TrainingRun.death_counts)
         runs = self.stack.ask(lambda: db.session.execute(look).all())
         for run_id, status, death_counts in runs or ():
@@ -91,8 +91,8 @@ class Trainings(threading.Thread):
         return runs is None or not all(status.is_final for _, status, _ in runs)
 
     def _checkpoint_of(self, run_id: str) -> frozenset[tuple[str, int]]:
-        """Return the files of the stored checkpoint; none where there is none or the storage is
-        away.
+        """Return the files of the stored checkpoint; none if there is none or the storage is
+        unavailable.
         """
         try:
             with zipfile.ZipFile(self.stack.files / "checkpoints" / f"{run_id}.zip") as stored:

@@ -1,4 +1,4 @@
-"""Whether the promise held: what the rows and the storage say after a campaign."""
+"""Check the guarantees on the rows and the storage after a campaign."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ STOPPED_THREE_TIMES = "The worker stopped three times while it was analyzing thi
 
 @dataclass
 class Outcome:
-    """What came of a campaign: `broken` are the ways in which the promise did not hold; by kind of
-    fault its number and the recoveries.
+    """The outcome of a campaign: `broken` lists violated guarantees; count and recovery times by
+    kind of fault.
     """
 
     stack: str
@@ -50,20 +50,22 @@ class Outcome:
     run_attempts: list[int] = field(default_factory=list)
 
     def check(self, holds: bool, complaint: str) -> None:
-        """Note `complaint` unless it holds."""
+        """Record `complaint` if the condition is false."""
         if not holds:
             self.broken.append(complaint)
 
 
 def judge(campaign: Campaign, within_s: float) -> Outcome:
-    """Look at every row and file of a stack that is still running."""
+    """Check all rows and files of a running stack."""
     stack, injected = campaign.stack, campaign.injector.faults
     outcome = Outcome(stack.kind, broken=campaign.injector.errors + campaign.trainings.errors)
     outcome.refusals, outcome.replies_s = campaign.submitter.refusals, campaign.submitter.replies_s
     outcome.restarts = {name: program.starts - 1 for name, program in stack.programs.items()}
     outcome.faults = Counter(fault.kind for fault in injected)
     outcome.notes = [
-        f"{fault.kind}: {fault.met}." for fault in injected if "did not end" in fault.met
+        f"{fault.kind}: {fault.met}."
+        for fault in injected
+        if "did not end" in fault.met or "health checks" in fault.met
     ]
     with stack.app.app_context():
         scans = db.session.scalars(select(Scan)).all()
@@ -123,9 +125,7 @@ def judge_scans(
 def judge_times(
     scans: Sequence[Scan], poisoned: AbstractSet[str], campaign: Campaign, outcome: Outcome
 ) -> None:
-    """Note how fast scans and faults were over, by the database's clock, which is this
-    machine's.
-    """
+    """Record durations of scans and faults by the database's clock, which is this machine's."""
     spans = {
         scan.id: (scan.created_at.timestamp(), scan.finished_at.timestamp())
         for scan in scans
@@ -148,7 +148,9 @@ def judge_times(
 
 
 def judge_runs(campaign: Campaign, outcome: Outcome) -> None:
-    """Check that each training was killed as often as it should be and made exactly one version."""
+    """Check that each training was killed the intended number of times and produced exactly one
+    version.
+    """
     versions = Counter(
         db.session.scalars(select(ModelVersion.run_id).where(ModelVersion.run_id.is_not(None)))
     )
@@ -166,8 +168,8 @@ def judge_runs(campaign: Campaign, outcome: Outcome) -> None:
 
 
 def judge_files(stack: Stack, outcome: Outcome) -> None:
-    """Let the files look two hours old and the service tidy up; then each file is named by a row,
-    and each named file is there.
+    """Make the files look two hours old and run the cleanup; then every file must belong to a row,
+    and every row's files must exist.
     """
     before = orphans(stack)
     outcome.orphans = len(before)
@@ -186,7 +188,7 @@ def judge_files(stack: Stack, outcome: Outcome) -> None:
 
 
 def named_files() -> set[str]:
-    """Return the keys of all files that rows name."""
+    """Return the keys of all files referenced by rows."""
     columns = [
         column
         for table in QUEUE_OF_TABLE
@@ -203,9 +205,7 @@ def named_files() -> set[str]:
 
 
 def orphans(stack: Stack) -> set[str]:
-    """Return the keys of files that no row names and that do not carry a row's id; the storage's
-    mark is nobody's.
-    """
+    """Return the keys of files without a row; the storage's marker file is ignored."""
     there = {
         str(path.relative_to(stack.volume)) for path in stack.volume.rglob("*") if path.is_file()
     }

@@ -1,1 +1,1 @@
-"""Uploads and requests that nobody means well by, by the thousand; see `bench/fuzz/__main__.py`."""
+"""Fuzzing of uploads and requests; see `bench/fuzz/__main__.py`."""

@@ -1,14 +1,15 @@
-"""Send what is spoiled, and see that Hemoscan refuses it, reads it or says in a sentence why not,
-and never more.
+"""Send malformed input, and check that Hemoscan refuses it, processes it, or fails with a
+sentence.
 
     python -m bench.fuzz [--inputs 10000] [--requests 50] [--seed 1] [--report FILE] [--keep FOLDER]
 
 So many uploads are sound files of every kind (PNG, JPEG, DICOM, NIfTI, ZIP) with one to three
 places spoiled, every fourth by the form of the pages, with odd texts; the worker then reads what
-was accepted, with the models that ship, and its pages are opened. The forms get so many posts each
-with fields of odd types: text as a file, JSON of every type. So many requests of each
-operation of the API and each of two ways, as its OpenAPI document allows and as it does not, come
-from schemathesis. All in one process, on SQLite; only decoding has a process of its own, as always.
+was accepted, with the models that ship, and its pages are opened. All forms, those of
+administrators too, get so many posts each with fields of odd types: text as a file, JSON of every
+type. So many requests of each operation of the API and each of two ways, as its OpenAPI document
+allows and as it does not, come from schemathesis, which also checks that the answers are such as
+the document says. All in one process, on SQLite; only decoding has a process of its own, as always.
 The same seed sends the same. Linux only. The last line is the verdict; the exit status is 1 where
 the promise is broken.
 """
@@ -34,17 +35,23 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--inputs", type=int, default=10_000, help="spoiled uploads (default 10000)"
+        "--inputs", type=int, default=10_000, help="mutated uploads (default 10000)"
     )
     parser.add_argument(
-        "--requests", type=int, default=50, help="requests of each operation and way (default 50)"
+        "--requests",
+        type=int,
+        default=50,
+        help="requests per operation, each for valid and invalid ones (default 50)",
     )
     parser.add_argument(
-        "--seed", type=int, default=1, help="draws files, places and requests (default 1)"
+        "--seed",
+        type=int,
+        default=1,
+        help="random seed for files, mutations and requests (default 1)",
     )
-    parser.add_argument("--report", type=Path, help="also write the report into this file")
+    parser.add_argument("--report", type=Path, help="also write the report to this file")
     parser.add_argument(
-        "--keep", type=Path, help="leave the uploads that broke something in this folder"
+        "--keep", type=Path, help="save uploads that broke something in this folder"
     )
     given = parser.parse_args()
     if given.keep:

@@ -1,5 +1,5 @@
-"""Spoiled files go the whole way of an upload: API or form, intake, storage, worker, child that
-decodes, verdict, pages, deletion.
+"""Send mutated files through the entire pipeline: API or form, intake, storage, worker, decoder,
+verdict, pages, deletion.
 """
 
 from __future__ import annotations
@@ -24,22 +24,20 @@ from worker.prediction import answer_next_scans
 
 REFUSALS = (413, 415, 422)
 UPLOAD_MB = 32
-"""What one upload may add to the memory of the process that takes it in; it streams, whatever the
-file says of itself.
+"""Maximum memory growth of the receiving process per upload; uploads are streamed, whatever sizes
+the file claims.
 """
 BY_FORM = 0.25
-"""The share of uploads that come by the form of the pages, the others by the API."""
+"""The share of uploads by web form; the others use the API."""
 
 
 def upload_spoiled_files(
     given: Service, inputs: int, seed: int, tally: Tally, keep: Path | None
 ) -> None:
-    """Send so many files, let the worker answer, look at every row and file, and delete all that
-    came of them.
+    """Send that many files, run the worker, check every row and file, and delete the results.
 
     Args:
-        keep: where the files of a batch that broke something are left; their numbers begin their
-            names.
+        keep: folder for the files of a batch that broke something; names start with their numbers.
     """
     by_kind: dict[str, list[Seed]] = {}
     for one in seeds():
@@ -84,11 +82,11 @@ def _upload(
     rng: random.Random,
     tally: Tally,
 ) -> list[str]:
-    """Send one file and return the ids of its scans, none where it was refused."""
+    """Send one file and return the ids of its scans, none if it was refused."""
     tally.inputs[kind] += 1
     send = browser.upload if rng.random() < BY_FORM else lambda *given: _send(client, *given)
     held = memory_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # The highest mark begins anew.
+    Path("/proc/self/clear_refs").write_text("5")  # Reset the peak memory.
     ids, refusal = send(content, rng, tally)
     used = memory_mb("VmHWM") - held
     tally.upload_mb = max(tally.upload_mb, used)
@@ -104,8 +102,8 @@ def _upload(
 def _send(
     client: FlaskClient, content: bytes, rng: random.Random, tally: Tally
 ) -> tuple[list[str], str]:
-    """Send one file to the API; return the ids of its scans, none where it was refused, and what
-    was told then.
+    """Send one file to the API; return the ids of its scans, none if it was refused, and the error
+    message.
     """
     form = {
         "file": FileStorage(io.BytesIO(content), rng.choice(FILE_NAMES)),
@@ -120,8 +118,8 @@ def _send(
 
 
 def _judge(given: Service, kinds: dict[str, str], tally: Tally) -> None:
-    """Check that each scan has one verdict, done or a sentence, and that the storage holds what
-    rows name and nothing else.
+    """Check that each scan is done or failed with a sentence, and that the storage holds exactly
+    the rows' files.
     """
     scans = db.session.scalars(select(Scan)).all()
     tally.check(
@@ -172,6 +170,6 @@ def _note_sentence(kind: str, sentence: str, tally: Tally) -> None:
 
 
 def memory_mb(what: str) -> float:
-    """Return a figure of this process from /proc, such as VmRSS."""
+    """Return a value of this process from /proc, such as VmRSS."""
     found = re.search(rf"{what}:\s*(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) / 1024 if found else 0.0

@@ -1,7 +1,6 @@
-"""How a sound file is spoiled: blindly, and where its format keeps what it says of itself.
+"""Mutations of valid files: random ones, and ones of format metadata.
 
-A format's checksums are put right most of the time, or else what stands behind them would never be
-reached.
+Checksums are usually corrected, so that the code behind them is reached.
 """
 
 from __future__ import annotations
@@ -88,16 +87,14 @@ FILE_NAMES = (
     "a\tb;c",
     "é.jpg",
 )
-"""What a client may call the file that it sends."""
+"""File names of uploads."""
 PLACES = (1, 1, 1, 2, 3)
 
 Change = Callable[[random.Random, bytearray], None]
 
 
 def spoiled(seed: Seed, others: Sequence[Seed], rng: random.Random) -> bytes:
-    """Return the file spoiled in one to three places; `others` are of its kind, and may give
-    parts.
-    """
+    """Return the file with one to three mutations; parts may come from `others` of its kind."""
     if seed.kind == "ZIP" and rng.random() < 0.6:
         return _archive_spoiled(seed.content, rng)
     if seed.kind == "DICOM" and rng.random() < 0.5:
@@ -126,7 +123,7 @@ def _somewhere(content: bytearray, rng: random.Random, within: int | None = None
 
 
 def _place(rng: random.Random, content: bytearray) -> int:
-    """Return a place, more often near the start: headers stand there."""
+    """Return a position, more often near the start, where headers are."""
     return int(len(content) * rng.random() ** 3)
 
 
@@ -195,7 +192,7 @@ def _splice(content: bytearray, other: bytes, rng: random.Random) -> None:
 
 
 def _with_checksums(content: bytes) -> bytes:
-    """Return a PNG whose chunks' checksums hold, as far as chunks can be followed."""
+    """Return a PNG with corrected chunk checksums, as far as chunks can be parsed."""
     put_right, at = bytearray(content), PNG_SIGNATURE_BYTES
     while at + 12 <= len(content):
         end = at + 8 + struct.unpack_from(">I", content, at)[0]
@@ -207,8 +204,8 @@ def _with_checksums(content: bytes) -> bytes:
 
 
 def _elements_spoiled(content: bytes, rng: random.Random) -> bytes:
-    """Return a DICOM file in which elements that are kept or decide have values that they should
-    not: the last of a tag counts.
+    """Return a DICOM file with invalid values in relevant elements; the last of duplicate tags
+    counts.
     """
     order = ">" if b"1.2.840.10008.1.2.2\0" in content[:1000] else "<"
     implicit = b"1.2.840.10008.1.2\0" in content[:1000]
@@ -225,9 +222,7 @@ def _elements_spoiled(content: bytes, rng: random.Random) -> bytes:
 
 
 def _volume_spoiled(content: bytes, rng: random.Random) -> bytes:
-    """Return a NIfTI file spoiled inside of its gzip, or outside, or in the fields of its
-    header.
-    """
+    """Return a NIfTI file mutated inside or outside its gzip, or in header fields."""
     packed = content.startswith(GZIP)
     if packed and rng.random() < 0.2:
         spoiled = bytearray(content)
@@ -239,7 +234,7 @@ def _volume_spoiled(content: bytes, rng: random.Random) -> bytes:
 
 
 def _archive_spoiled(content: bytes, rng: random.Random) -> bytes:
-    """Return an archive that is sound, but whose members or their names are not."""
+    """Return a valid archive with invalid members or names."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
     for _ in range(rng.choice(PLACES)):
@@ -262,7 +257,7 @@ def _archive_spoiled(content: bytes, rng: random.Random) -> bytes:
 def _zip(members: Sequence[tuple[str, bytes]], rng: random.Random) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
-        warnings.simplefilter("ignore")  # Of a name that is there twice.
+        warnings.simplefilter("ignore")  # Of a duplicate name.
         for name, content in members:
             info = zipfile.ZipInfo(name)
             info.external_attr = (

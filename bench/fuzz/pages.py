@@ -1,12 +1,11 @@
-"""The form of the pages: spoiled files and odd texts, sent as a browser sends them, and the pages
-that show what came of them.
-"""
+"""The web forms: mutated files and unusual text, sent like a browser, and the resulting pages."""
 
 from __future__ import annotations
 
 import io
 import random
 import re
+from collections.abc import Mapping
 from html import unescape
 
 from flask.testing import FlaskClient
@@ -14,9 +13,16 @@ from sqlalchemy import select
 from werkzeug.datastructures import FileStorage
 
 from bench.fuzz.mutations import FILE_NAMES
-from bench.fuzz.service import PASSWORD, USERNAME, Service, Tally
+from bench.fuzz.service import (
+    ADMIN,
+    ADMIN_WITH_FACTOR,
+    PASSWORD,
+    USERNAME,
+    Service,
+    Tally,
+)
 from webapp.extensions import db
-from webapp.models import Scan
+from webapp.models import ModelVersion, Scan, User
 
 MARKUP = "<script>alert(1)</script>"
 TITLES = (
@@ -41,32 +47,68 @@ FORMS = {
     "/account": ("current_password", "password"),
     "/account/tokens": ("name", "token_password"),
     "/account/delete": ("your_password",),
+    "/account/second-factor": ("factor_password",),
+    "/account/second-factor/confirm": ("code",),
+    "/account/second-factor/recovery-codes": ("factor_password", "factor_code"),
+    "/account/second-factor/remove": ("factor_password", "factor_code"),
+    "/login/code": ("code",),
+    "/reset/{reset_link}": ("password",),
     "/scans": ("file", "title", "together", "stat", "keep_names"),
     "/scans/phantom": ("name",),
+    "/admin/datasets": ("name", "archive"),
+    "/admin/runs/new": ("architecture", "datasets", "initial_weights", "seed", "epochs"),
+    "/admin/models/{version_id}/promote": ("reason",),
 }
-"""The fields of the forms that everybody may post."""
+"""The fields of all forms."""
 VALUES: tuple[object, ...] = (0, -1, 1.5, True, None, [], ["a", "b"], [1], {"a": 1}, "text")
+TEXTS = ("text", "123456", "", "\0", MARKUP, "x" * 10_000)
 REFUSAL = re.compile(r'<p class="error"[^>]*>(.*?)</p>', re.DOTALL)
 
 
 def post_odd_types(given: Service, posts: int, seed: int, tally: Tally) -> None:
-    """Post so many forms with fields of odd types, as somebody who is logged in."""
-    browser, rng = Browser(given), random.Random(f"{seed} odd types")
+    """Post so many forms with fields of odd types, as an administrator, to whom all are open: one
+    without a second factor, one with, and one who was asked for the code.
+    """
+    rng = random.Random(f"{seed} odd types")
+    browsers = [Browser(given, ADMIN), Browser(given, ADMIN_WITH_FACTOR), Browser(given, ADMIN)]
+    with given.app.app_context():
+        version_id = db.session.scalars(select(ModelVersion.id)).first()
+    addresses = {"version_id": version_id, "reset_link": browsers[0].make_reset_link()}
+    browsers[2].give_password(ADMIN_WITH_FACTOR)
     for _ in range(posts):
-        browser.post_odd_types(rng, tally)
+        rng.choice(browsers).post_odd_types(rng, tally, addresses)
 
 
 class Browser:
-    """A browser in which the person of the fuzzer is logged in."""
+    """A browser in which a person of the fuzzer is logged in."""
 
-    def __init__(self, given: Service) -> None:
+    def __init__(self, given: Service, username: str = USERNAME) -> None:
         self.given = given
         self.client: FlaskClient = given.app.test_client()
-        self.client.post(
-            "/login",
-            data={"username": USERNAME, "password": PASSWORD, "csrf_token": self._token("/login")},
-        )
+        self._csrf_token = ""
+        self.give_password(username)
+        if username == ADMIN_WITH_FACTOR:
+            self._post("/login/code", code=given.recovery_code)
         self._csrf_token = self._token("/scans")
+
+    def give_password(self, username: str) -> None:
+        """Log in as that person, as far as the password does it."""
+        self._csrf_token = self._csrf_token or self._token("/login")
+        self._post("/login", username=username, password=PASSWORD)
+
+    def make_reset_link(self) -> str:
+        """Return the secret of a new link with which the usual person sets a new password."""
+        with self.given.app.app_context():
+            user_id = db.session.scalar(select(User.id).where(User.username == USERNAME))
+        page = self._post(f"/admin/users/{user_id}/reset-link")
+        found = re.search(r"/reset/([\w-]+)", page)
+        if found is None:
+            raise RuntimeError("There is no link to a new password.")
+        return found[1]
+
+    def _post(self, path: str, **fields: str) -> str:
+        headers = {"X-CSRFToken": self._csrf_token}
+        return self.client.post(path, data=fields, headers=headers).text
 
     def _token(self, page: str) -> str:
         found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', self.client.get(page).text)
@@ -75,8 +117,8 @@ class Browser:
         return found[1]
 
     def upload(self, content: bytes, rng: random.Random, tally: Tally) -> tuple[list[str], str]:
-        """Send one file by the form; return the ids of its scans, none where it was refused, and
-        what was told then.
+        """Send one file by the form; return the ids of its scans, none if it was refused, and the
+        error message.
         """
         with self.given.app.app_context():
             before = set(db.session.scalars(select(Scan.id)))
@@ -114,22 +156,36 @@ class Browser:
             self._note(name, answer.status_code, answer.text, tally)
             tally.check(answer.status_code == 200, f"a page was answered with {answer.status_code}")
 
-    def post_odd_types(self, rng: random.Random, tally: Tally) -> None:
-        """Post a form whose fields are of other types than a browser sends."""
-        path, fields = rng.choice(list(FORMS.items()))
+    def post_odd_types(
+        self, rng: random.Random, tally: Tally, addresses: Mapping[str, str | None]
+    ) -> None:
+        """Post a form whose fields are of other types than a browser sends: a JSON body, or a form
+        in which fields are texts, files, or both, once or several times.
+
+        Args:
+            addresses: what stands for the parts in braces of a form's address.
+        """
+        form_at, fields = rng.choice(list(FORMS.items()))
+        path = form_at.format(**addresses)
         headers = {"X-CSRFToken": self._csrf_token}
         if rng.random() < 0.5:
             body = rng.choice([{name: rng.choice(VALUES) for name in fields}, rng.choice(VALUES)])
             answer = self.client.post(path, json=body, headers=headers)
         else:
             form = {
-                name: rng.choice(["text", FileStorage(io.BytesIO(b"text"), "text.txt")])
+                name: [
+                    FileStorage(io.BytesIO(b"text"), "text.txt")
+                    if rng.random() < 0.5
+                    else rng.choice(TEXTS)
+                    for _ in range(rng.choice((1, 1, 2)))
+                ]
                 for name in fields
             }
             answer = self.client.post(path, data=form, headers=headers)
-        self._note(f"POST {path} (odd types)", answer.status_code, answer.text, tally)
+        self._note(f"POST {form_at} (odd types)", answer.status_code, answer.text, tally)
         tally.check(
-            answer.status_code < 500, f"odd types at {path} were answered with {answer.status_code}"
+            answer.status_code < 500,
+            f"odd types at {form_at} were answered with {answer.status_code}",
         )
 
     @staticmethod

@@ -1,6 +1,4 @@
-"""What fuzzing tells: a page of Markdown with counts by format and outcome, and one line as the
-verdict.
-"""
+"""The fuzzing report: a Markdown page with counts by format and outcome, and a one-line verdict."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ that is no sentence and a text that a page shows as markup. A ZIP may become sev
 """
 OUTCOMES = ("refused", "done", "failed")
 TOLD = 12
-"""Sentences of each format that are listed, the commonest."""
+"""Number of most frequent sentences listed per format."""
 
 
 def report(tally: Tally, given: argparse.Namespace, took_s: float) -> str:
@@ -116,7 +114,7 @@ def _requests(tally: Tally) -> str:
 
 
 def _vectors() -> str:
-    """Return the widest vector instructions of this processor: decoders and models run by them."""
+    """Return the widest vector instructions of this CPU, which decoders and models use."""
     known = Path("/proc/cpuinfo").read_text()
     return next(
         (

@@ -1,4 +1,4 @@
-"""Sound files of every kind that is accepted, and odd ones: what the fuzzer spoils."""
+"""Seed files for the fuzzer: valid files of every accepted kind, and unusual ones."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from webapp.intake.dicom import DicomFile
 SHARED = PROJECT_ROOT.parent / "shared" / "data"
 PYDICOMS_OWN = Path(pydicom.__file__).parent / "data" / "test_files"
 LARGEST = 300_000
-"""Bytes of pydicom's and the shared files that are taken: it is headers that are spoiled, and ten
-thousand uploads are to end in time.
+"""Maximum bytes of pydicom's and the shared files: mutations concern headers, and ten thousand
+uploads must finish in time.
 """
 SIDE = 128
 MODALITY = re.compile(rb"(\x08\0\x60\0(?:CS\x02\0|\x02\0\0\0))[A-Z]{2}")
@@ -40,18 +40,18 @@ MODALITY = re.compile(rb"(\x08\0\x60\0(?:CS\x02\0|\x02\0\0\0))[A-Z]{2}")
 
 @dataclass(frozen=True)
 class Seed:
-    """A sound file; `kind` is what the tables are by."""
+    """A valid file; `kind` is its row in the tables."""
 
     kind: str
     content: bytes
 
 
 def seeds() -> list[Seed]:
-    """Return all of them, the same on every machine but for those of `../shared`, which has not
-    everybody.
+    """Return all seeds; the same on every machine, except for those of `../shared`, which may be
+    missing.
     """
     with tempfile.TemporaryDirectory(prefix="hemoscan-fuzz-") as folder, warnings.catch_warnings():
-        # Some of pydicom's own files are odd on purpose, and it says so.
+        # Some of pydicom's own files are malformed on purpose and cause warnings.
         warnings.simplefilter("ignore")
         return [
             *_pictures(Path(folder)),
@@ -124,9 +124,7 @@ def _dicom(folder: Path) -> Iterator[Seed]:
 
 
 def _made_ct(content: bytes) -> bytes:
-    """Return the file as if it were CT, so that its pixels are decoded: it may be coded as no other
-    is.
-    """
+    """Relabel the file as CT, so that its pixels are decoded: its encoding may be unique."""
     return MODALITY.sub(rb"\1CT", content, count=1)
 
 

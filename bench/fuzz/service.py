@@ -1,4 +1,4 @@
-"""Hemoscan as it is fuzzed, and the notes of what came of all that was sent."""
+"""The fuzzed instance of Hemoscan, and the record of outcomes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flask.testing import FlaskClient
+from sqlalchemy import update
 
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp import create_app
 from webapp.cli import has_storage, install_starter
-from webapp.extensions import db
-from webapp.models import ApiToken, User
+from webapp.extensions import db, utc_now
+from webapp.models import ApiToken, Role, SecondFactor, User
 from webapp.models.accounts import new_secret, secret_hash
+from webapp.second_factors import begin, new_recovery_codes
 from worker import decoder
 from worker.heartbeat import Presence
 
 BATCH = 8
 """Uploads between two rounds of the worker: what it claims at once."""
 USERNAME, PASSWORD = "fuzz", "whoever fuzzes logs in with it"
+ADMIN, ADMIN_WITH_FACTOR = "fuzz-admin", "fuzz-admin-2"
 UNHANDLED = 1
 """Exit status of a child that met an exception which nobody expected. Signals are what limits and
 crashing decoders end in.
@@ -32,13 +35,13 @@ crashing decoders end in.
 
 @dataclass
 class Tally:
-    """What came of everything that was sent.
+    """The outcomes of everything that was sent.
 
     Attributes:
-        outcomes: by kind of the file that was spoiled, then "refused" uploads, and scans by status.
-        sentences: what people were told, by kind, numbers left out.
-        statuses: of the answers of API and pages, by operation.
-        deaths: of the child that decodes, by exit status; a new one took its place.
+        outcomes: by kind of the seed file: "refused" uploads, and scans by status.
+        sentences: error messages by kind, without numbers.
+        statuses: status codes of API and pages, by operation.
+        deaths: exits of the decoder process, by exit status.
     """
 
     broken: list[str] = field(default_factory=list)
@@ -51,7 +54,7 @@ class Tally:
     decoder_mb: float = 0.0
 
     def check(self, holds: bool, complaint: str) -> None:
-        """Note `complaint` unless it holds."""
+        """Record `complaint` if the condition is false."""
         if not holds:
             self.broken.append(complaint)
 
@@ -103,11 +106,19 @@ class Service:
             for folder in (STARTER_DIR, STARTER_SERIES_DIR):
                 install_starter(folder)
             user = User(username=USERNAME, password=PASSWORD)
-            db.session.add(user)
+            admins = [
+                User(username=name, password=PASSWORD, role=Role.ADMIN)
+                for name in (ADMIN, ADMIN_WITH_FACTOR)
+            ]
+            db.session.add_all([user, *admins])
             db.session.flush()
             db.session.add(
                 ApiToken(user_id=user.id, name="fuzz", secret_hash=secret_hash(self.token))
             )
+            begin(admins[1].id)
+            db.session.flush()
+            db.session.execute(update(SecondFactor).values(confirmed_at=utc_now()))
+            self.recovery_code = new_recovery_codes(admins[1].id)[0]
             db.session.commit()
         self.app.extensions["presence"] = Presence(self.app, "predict")
 

@@ -231,7 +231,7 @@ def _require_judged(name: str, found: Any) -> None:
             _has_all(score, ("probability", "rank", "of")) for score in scores
         )
     if not complete:
-        raise ArtifactError(f"The model's {CARD} lacks fields of {name[:40]} in 'types'.")
+        raise ArtifactError(f"The model's {CARD} lacks fields of {name[:40]!r} in 'types'.")
 
 
 def _has_all(value: Any, names: tuple[str, ...]) -> bool:

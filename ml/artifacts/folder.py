@@ -7,9 +7,9 @@
                      calibrated
     types.onnx       optional: "maps", "slice_probability", "scan_probability" of one scan
                      -> "slice_types" float32 (N, k), "scan_types" float32 (k,): the types of
-                     bleeding that the card names
-    seen.json        optional: {"features": [[sha256 first 16 hex, dhash 64 hex], ...], "head":
-    [...]}: what training saw (`ml.datasets.seen_images`)
+                     hemorrhage that the card names
+    seen.json        optional: {"features": [[sha256 first 16 hex, dhash 64 hex], ...],
+                     "head": [...]}: the training images (`ml.datasets.seen_images`)
 
 The card holds the SHA-256 of every other file and of itself, and the model's id is derived from
 those of the files, so a truncated, mixed-up or damaged folder is refused. `ml.artifacts.onnx_check`

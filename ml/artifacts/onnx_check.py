@@ -80,7 +80,7 @@ def _follow(message: memoryview, kind: str, name: str, depth: int) -> None:
             domain = str(value, "utf-8")
             if domain not in DOMAINS:
                 raise ArtifactError(
-                    f"The model's {name} uses operators of {domain[:60]}; only ONNX's own are"
+                    f"The model's {name} uses operators of {domain[:60]!r}; only ONNX's own are"
                     " allowed."
                 )
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -12,6 +13,10 @@ from pathlib import Path
 from ml.errors import DatasetError
 
 ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
+DOCUMENTS = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".jar")
+"""Archives that nobody means to be unpacked."""
+LONGEST_TAIL = 2**16 + 22 + 76
+"""Bytes behind the directory of an archive: a comment, and the records that say where it lies."""
 
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024
@@ -45,8 +50,9 @@ def unpack(
     complete = False
     try:
         into.mkdir(parents=True)
+        _require_fewer_entries(archive, max_files)
         with zipfile.ZipFile(archive) as opened:
-            members = [info for info in opened.infolist() if not info.is_dir()]
+            members = [info for info in opened.infolist() if not _path(info).endswith("/")]
             if len(members) > max_files:
                 raise DatasetError(
                     f"The archive holds {len(members):,} files; at most {max_files:,} are allowed."
@@ -61,6 +67,7 @@ def unpack(
         EOFError,
         NotImplementedError,
         UnicodeDecodeError,
+        struct.error,
     ) as err:
         raise DatasetError(f"{archive.name} is not a readable ZIP file.") from err
     finally:
@@ -69,8 +76,45 @@ def unpack(
     return into
 
 
+def _require_fewer_entries(archive: Path, most: int) -> None:
+    """Refuse an archive by its directory, which zipfile would read whole: each of its entries is
+    counted, folders as well, and none is kept.
+    """
+    size = archive.stat().st_size
+    with archive.open("rb") as file:
+        tail_at = max(0, size - LONGEST_TAIL)
+        file.seek(tail_at)
+        tail = file.read()
+        end = tail.rfind(b"PK\x05\x06")
+        if end < 0 or len(tail) - end < 22:
+            raise zipfile.BadZipFile
+        (length,) = struct.unpack_from("<I", tail, end + 12)
+        start = tail_at + end - length
+        if end >= 76 and tail[end - 20 : end - 16] == b"PK\x06\x07":  # the form for large archives
+            record = tail[end - 76 : end - 20]
+            (length,) = struct.unpack_from("<Q", record, 40)
+            start = tail_at + end - 76 - length
+        if not 0 <= start <= size:
+            raise zipfile.BadZipFile
+        file.seek(start)
+        entries = 0
+        while (head := file.read(46)).startswith(b"PK\x01\x02") and len(head) == 46:
+            entries += 1
+            if entries > 2 * most:
+                raise DatasetError(
+                    f"The archive holds more than {2 * most:,} files and folders; at most"
+                    f" {most:,} files are allowed."
+                )
+            file.seek(sum(struct.unpack_from("<3H", head, 28)), 1)
+
+
+def _path(info: zipfile.ZipInfo) -> str:
+    """Return a member's name; some Windows programs divide folders by backslashes."""
+    return info.filename.replace("\\", "/")
+
+
 def _require_safe(info: zipfile.ZipInfo) -> None:
-    parts = Path(info.filename.replace("\\", "/")).parts
+    parts = Path(_path(info)).parts
     leads_outside = ".." in parts or info.filename.startswith(("/", "\\")) or ":" in info.filename
     if leads_outside or stat.S_ISLNK(info.external_attr >> 16):
         raise DatasetError(f"The archive holds {info.filename[:100]!r}, which leads outside it.")
@@ -102,7 +146,7 @@ def _extract(
     written = 0
     for done, info in enumerate(members):
         on_file(done, len(members))
-        target = into / info.filename
+        target = into / _path(info)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             sink = target.open("xb")
@@ -110,7 +154,8 @@ def _extract(
             raise DatasetError(f"The archive holds {info.filename[:100]!r} twice.") from err
         with sink, opened.open(info) as source:
             while block := source.read(2**20):
-                if not sink.tell() and block.startswith(ZIP_SIGNATURES):
+                is_archive = not sink.tell() and block.startswith(ZIP_SIGNATURES)
+                if is_archive and target.suffix.lower() not in DOCUMENTS:
                     raise DatasetError(
                         f"The archive holds another archive, {info.filename[:100]!r}; please unpack"
                         " that one first."

@@ -28,7 +28,7 @@ from ml.datasets.dicom_headers import Header, from_foot_to_head, read_header
 from ml.datasets.examples import Example
 from ml.datasets.tables import LABELS, MOST_IMAGES, read_table, require_no_formula
 from ml.errors import DatasetError, ImageError
-from ml.scans.files import place_in_series
+from ml.scans.files import is_named_as_image, place_in_series
 from ml.scans.ordering import SAME_PLACE_MM
 from ml.scans.slabs import SLAB_MM, slab_starts
 
@@ -174,7 +174,8 @@ def _read(table: Path) -> dict[int, tuple[int | None, frozenset[str] | None]]:
     """
     header, rows = read_table(table)
     labels_of: dict[int, tuple[int | None, frozenset[str] | None]] = {}
-    for line, row in enumerate(rows, start=2):
+    for row in rows:
+        line = row.line
         match = SCAN.match(row.get("name", ""))
         if match is None:
             raise DatasetError(
@@ -233,7 +234,7 @@ def _series_in(folder: Path) -> Iterator[_Series]:
         paths = [
             Path(inside) / name
             for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in DICOM_SUFFIXES
+            if not name.startswith(".") and is_named_as_image(Path(name), DICOM_SUFFIXES)
         ]
         files = sorted(paths, key=place_in_series)
         if len(files) < FEWEST_SLICES:

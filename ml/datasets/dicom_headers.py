@@ -78,13 +78,13 @@ def read_header(path: Path) -> Header:
 
 
 def from_foot_to_head(headers: Sequence[Header]) -> list[Header]:
-    """Sort the files of one series: by position if all have one, else by instance number, else by
-    name.
+    """Sort the files of one series: by position if all have one and they differ, else by instance
+    number, else by name.
     """
     named = sorted(headers, key=lambda one: place_in_series(one.path))
     places = [one.place_mm for one in named if one.place_mm is not None]
     numbers = [one.number for one in named if one.number is not None]
-    if len(places) == len(named):
+    if len(places) == len(named) and len(set(places)) > 1:
         return [named[at] for at in np.argsort(places, kind="stable")]
     if len(numbers) == len(named):
         return [named[at] for at in np.argsort(numbers, kind="stable")]
@@ -106,7 +106,8 @@ def _header_of(path: Path, header: pydicom.Dataset) -> Header:
         numbers_of(header, "ImageOrientationPatient", 6),
         numbers_of(header, "ImagePositionPatient", 3),
     )
-    place_mm, is_axial = None, True
+    # without directions a slice is taken to be axial
+    place_mm, is_axial = None if corner is None else corner[2], True
     if directions is not None:
         normal = np.cross(directions[:3], directions[3:])
         normal *= 1 if normal[2] >= 0 else -1

@@ -73,7 +73,7 @@ def slice_of(
     Raises:
         ImageError: it cannot be read, or is a file of several slices.
     """
-    slices = decode([example.path, *example.beside], may_be_bare=may_be_bare).slices
+    slices = decode([example.path, *example.beside], may_be_bare=may_be_bare, crops=False).slices
     if len(slices) > 1 and not example.beside:
         raise ImageError(f"it holds {len(slices)} slices, but a data set needs one file per slice.")
     return mean_of(slices) if example.beside else slices[0]

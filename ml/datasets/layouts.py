@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.cq500 import from_cq500, is_cq500
 from ml.datasets.examples import Example
 from ml.datasets.rsna import from_rsna, is_rsna
@@ -22,6 +23,7 @@ from ml.datasets.tables import (
     whole_number,
 )
 from ml.errors import DatasetError
+from ml.scans.files import is_named_as_image
 
 __all__ = ["DatasetError", "Example", "find_examples"]
 
@@ -45,6 +47,7 @@ NEGATIVE_FOLDERS = {
     "no",
     "0",
 }
+SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 LABEL_COLUMNS = ("label", "hemorrhage", "any")
 NAME_COLUMNS = ("filename", "file", "path", "image", "id")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ""}
@@ -77,7 +80,7 @@ def find_examples(
             return base, *from_cq500(base, table, name, on_header)
     manifest = _manifest_of(base)
     if manifest is None:
-        return base, "folders", _from_folders(base, name), []
+        return base, "folders", *_from_folders(base, name)
     return base, *_from_manifest(base, manifest, name)
 
 
@@ -134,13 +137,14 @@ def _from_manifest(
     patient_column = column_of(header, PATIENT_COLUMNS)
     examples = []
     odd_slices: list[str] = []
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
+        number = row.line
         given = row.get(name_column, "")
-        name = (
-            f"head_ct/{int(given):03d}.png"
-            if kaggle and re.fullmatch("[0-9]{1,9}", given)
-            else given
-        )
+        name = given.replace("\\", "/")
+        if kaggle and re.fullmatch("[0-9]{1,9}", given):
+            name = f"head_ct/{int(given):03d}.png"
+            if not (base / name).is_file() and (base / "head_ct" / name).is_file():
+                name = f"head_ct/{name}"  # as Kaggle's own notebooks show it
         require_no_formula(
             row, (name_column, patient_column, "mask"), f"{manifest.name}, line {number}"
         )
@@ -201,19 +205,15 @@ def _from_manifest(
 
 
 def _mask_of(base: Path, name: str, given: str, where: str) -> Path | None:
-    """Return the segmentation mask of an image: the file named in its row, else its own name in
-    `masks/`, with or without its first folder.
+    """Return the outline of an image: what its row names, else its own name in `masks/`, with all
+    or some of its folders.
     """
     if given:
         if not stays_inside(given) or not (base / given).is_file():
-            raise DatasetError(f"{where}: the mask {given[:100]} is not a file of the data set.")
+            raise DatasetError(f"{where}: the mask {given[:100]!r} is not a file of the data set.")
         return base / given
     own = Path(name).with_suffix(".png")
-    beside = (
-        [base / "masks" / own, base / "masks" / Path(*own.parts[1:])]
-        if len(own.parts) > 1
-        else [base / "masks" / own]
-    )
+    beside = [base / "masks" / Path(*own.parts[at:]) for at in range(len(own.parts))]
     return next((path for path in beside if path.is_file()), None)
 
 
@@ -226,37 +226,57 @@ def _read_groups(path: Path) -> Mapping[str, str]:
         raise DatasetError(
             f"{path.name} needs the columns id (or filename) and group; it has {', '.join(header)}."
         )
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
+        number = row.line
         require_no_formula(row, ("group",), f"{path.name}, line {number}")
     return {row.get(name_column, ""): row["group"] for row in rows if row.get("group")}
 
 
-def _from_folders(base: Path, dataset: str) -> list[Example]:
-    examples = []
-    for folder in (p for p in _visible(base) if p.is_dir()):
-        word = folder.name.lower().replace(" ", "_").replace("-", "_")
-        label = 1 if word in POSITIVE_FOLDERS else 0 if word in NEGATIVE_FOLDERS else None
-        if label is None:
-            continue
+def _from_folders(base: Path, dataset: str) -> tuple[list[Example], list[str]]:
+    """Return the images of the folders that are called as a class, also within those of a split,
+    and sentences about the other folders and files.
+    """
+    examples: list[Example] = []
+    left_out: Counter[str] = Counter()
+    for folder in _class_folders(base, left_out):
+        word = _word(folder)
+        types = frozenset({word}) if word in BLEEDING_TYPES else None
+        label = 0 if word in NEGATIVE_FOLDERS else 1
         for path in sorted(folder.rglob("*")):
-            hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
-            if path.is_file() and not hidden and path.suffix.lower() in IMAGE_SUFFIXES:
-                name = path.relative_to(base).as_posix()
-                examples.append(
-                    Example(
-                        path,
-                        name,
-                        label,
-                        None,
-                        None,
-                        "",
-                        dataset,
-                        mask=_mask_of(base, name, "", dataset),
-                    )
-                )
+            if not path.is_file() or _is_hidden(path, base):
+                continue
+            if not is_named_as_image(path, IMAGE_SUFFIXES):
+                left_out[f"{path.suffix.lower()} files, which are not read"] += 1
+                continue
+            name = path.relative_to(base).as_posix()
+            mask = _mask_of(base, name, "", dataset)
+            examples.append(
+                Example(path, name, label, None, None, "", dataset, mask=mask, types=types)
+            )
     if not examples:
         raise DatasetError(
             f"{dataset} has neither a table (labels.csv with the columns filename and label) "
             "nor one folder per class (such as hemorrhage and normal)."
         )
-    return examples
+    return examples, [f"{count} files are left out: {what}." for what, count in left_out.items()]
+
+
+def _class_folders(base: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """Yield the folders that are called as a class; those that are not are counted by files."""
+    for folder in (path for path in _visible(base) if path.is_dir()):
+        word = _word(folder)
+        if word in POSITIVE_FOLDERS | NEGATIVE_FOLDERS | set(BLEEDING_TYPES):
+            yield folder
+        elif word in SPLIT_FOLDERS:
+            yield from _class_folders(folder, left_out)
+        elif word != "masks":
+            files = sum(path.is_file() and not _is_hidden(path, base) for path in folder.rglob("*"))
+            left_out[f"the folder {folder.name} is called neither hemorrhage nor normal"] += files
+
+
+def _word(folder: Path) -> str:
+    return folder.name.lower().replace(" ", "_").replace("-", "_")
+
+
+def _is_hidden(path: Path, base: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(base).parts)

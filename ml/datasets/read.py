@@ -231,10 +231,10 @@ def _placed(examples: Sequence[Example], headers: Mapping[str, Header]) -> list[
             for header in headers_of_scan
             if header and header.place_mm is not None
         }
-        if (
-            len(known) == len(headers_of_scan)
-            and len({header.series for header in headers_of_scan if header}) == 1
-        ):
+        tells = len(known) == len(headers_of_scan) and (
+            len(known) == 1 or len(set(known.values())) > 1
+        )
+        if tells and len({header.series for header in headers_of_scan if header}) == 1:
             places |= known
     return [replace(example, place_mm=places.get(example.path)) for example in examples]
 

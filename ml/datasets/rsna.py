@@ -72,6 +72,11 @@ def from_rsna(
         )
     labels_of, absent = _read(table, paths)
     problems = []
+    if unclear := sorted(name for name, (label, _) in labels_of.items() if label is None):
+        problems.append(
+            f"{len(unclear):,} images have rows for some types of bleeding only, and none says that"
+            f" they show one, so their label is unknown; the first is {unclear[0]}{SUFFIX}."
+        )
     if doubled:
         problems.append(
             f"{len(doubled):,} images are in more than one folder, of which the last is read; the"
@@ -140,9 +145,9 @@ def _images(base: Path) -> Iterator[Path]:
 
 def _read(
     table: Path, wanted: Mapping[str, Path]
-) -> tuple[dict[str, tuple[int, frozenset[str] | None]], int]:
-    """Return label and types of each image in `paths` that has rows, and the number of other images
-    in the table.
+) -> tuple[dict[str, tuple[int | None, frozenset[str] | None]], int]:
+    """Return label and types of each wanted image that has rows, and how many other images have
+    some.
     """
     if table.stat().st_size > MAX_TABLE_MB * 2**20:
         raise DatasetError(f"{table.name} is larger than {MAX_TABLE_MB} MB.")
@@ -159,8 +164,8 @@ def _read(
                 label = LABELS.get(row[1].strip().lower()) if len(row) > 1 else None
                 if match is None or label is None:
                     raise DatasetError(
-                        f"{table.name}, line {number}: {','.join(row)[:60]} is not an image with a"
-                        " type of hemorrhage, and 0 or 1."
+                        f"{table.name}, line {number}: {','.join(row)[:60]!r} is not an image with"
+                        " a type of hemorrhage, and 0 or 1."
                     )
                 name, fact = match.groups()
                 if name not in wanted:
@@ -180,15 +185,23 @@ def _read(
     return {name: _facts_of(name, facts, table.name) for name, facts in said.items()}, len(absent)
 
 
-def _facts_of(name: str, facts: Mapping[str, int], table: str) -> tuple[int, frozenset[str] | None]:
+def _facts_of(
+    name: str, facts: Mapping[str, int], table: str
+) -> tuple[int | None, frozenset[str] | None]:
+    """Return label and types of an image; the label is None where the rows that say that it shows
+    no bleeding are not all there.
+    """
     types = frozenset(one for one in BLEEDING_TYPES if facts.get(one))
-    label = facts.get("any", int(bool(types)))
+    told_all = all(one in facts for one in BLEEDING_TYPES)
+    label = facts.get("any", 1 if types else 0 if told_all else None)
     if types and not label:
         raise DatasetError(
             f"{table}: {name} shows {', '.join(sorted(types))}, but its row for any hemorrhage"
             " says 0."
         )
-    return label, types if types or not label else None
+    if label == 0:
+        return 0, frozenset()
+    return label, types if types and told_all else None
 
 
 def _scans(headers: list[Header]) -> Iterator[tuple[str, str, list[Header]]]:

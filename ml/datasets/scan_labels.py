@@ -36,7 +36,8 @@ def read_patients(path: Path) -> dict[str, ScanLabel]:
     given: dict[str, ScanLabel] = {}
     if patient_column is None or label_column is None:
         return given
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
+        number = row.line
         where = f"{path.name}, line {number}"
         before = given.get(row.get(patient_column, ""))
         label = add_scan_label(given, row.get(patient_column, ""), row.get(label_column, ""), where)

@@ -19,12 +19,18 @@ MOST_IMAGES = 50_000
 """Larger public data sets must be reduced: each image is decoded and compared with every other."""
 
 
-def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return header and rows with column names and values stripped (Kaggle's header has a space
-    after the comma).
+class Row(dict[str, str]):
+    """The cells of a row by column; `line` is where it stands in its file."""
 
-    A header with semicolons and no commas, as written by spreadsheets in many European locales, is
-    split at the semicolons.
+    line: int = 0
+
+
+def read_table(path: Path) -> tuple[list[str], list[Row]]:
+    """Return header and rows, column names and values stripped; Kaggle's header has a space after
+    its comma. Rows without any text, which spreadsheets leave behind, are passed over.
+
+    Where a header has semicolons and no comma, as spreadsheets write in half of Europe, they
+    separate the columns; a first line such as "sep=;" says what does.
     """
     if path.stat().st_size > MAX_TABLE_MB * 2**20:
         raise DatasetError(f"{path.name} is larger than {MAX_TABLE_MB} MB.")
@@ -33,18 +39,27 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     except UnicodeDecodeError as err:
         raise DatasetError(f"{path.name} is not a text file in UTF-8.") from err
     lines = text.splitlines()
-    first = next((line for line in lines if line.strip()), "")
-    semicolons = ";" in first and "," not in first
+    told = re.fullmatch(r"sep=(.)[,;\s]*", lines[0]) if lines else None
+    before = 1 if told else 0
+    first = next((line for line in lines[before:] if line.strip()), "")
+    comma = told.group(1) if told else ";" if ";" in first and "," not in first else ","
+    reader = csv.reader(lines[before:], delimiter=comma)
+    rows: list[tuple[int, list[str]]] = []
     try:
-        rows = [row for row in csv.reader(lines, delimiter=";" if semicolons else ",") if row]
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((reader.line_num + before, row))
     except csv.Error as err:
         raise DatasetError(f"{path.name} is not a readable table: {err}.") from err
     if len(rows) < 2:
         raise DatasetError(f"{path.name} has no rows.")
-    header = [column.strip().lower() for column in rows[0]]
-    return header, [
-        dict(zip(header, (value.strip() for value in row), strict=False)) for row in rows[1:]
-    ]
+    header = [column.strip().lower() for column in rows[0][1]]
+    found = []
+    for line, cells in rows[1:]:
+        one = Row(zip(header, (value.strip() for value in cells), strict=False))
+        one.line = line
+        found.append(one)
+    return header, found
 
 
 def column_of(header: Sequence[str], known: Sequence[str]) -> str | None:
@@ -66,11 +81,11 @@ def types_of(given: str | None, label: int | None, where: str) -> frozenset[str]
     named = frozenset(name.strip().lower() for name in given.split("|"))
     if label != 1:
         raise DatasetError(
-            f"{where}: the types of hemorrhage {given[:60]} are given, but the label is not 1."
+            f"{where}: the types of hemorrhage {given[:60]!r} are given, but the label is not 1."
         )
     if unknown := sorted(named - set(BLEEDING_TYPES)):
         raise DatasetError(
-            f"{where}: {unknown[0][:40]} is not a type of hemorrhage; the types are"
+            f"{where}: {unknown[0][:40]!r} is not a type of hemorrhage; the types are"
             f" {', '.join(BLEEDING_TYPES)}."
         )
     return named

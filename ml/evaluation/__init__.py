@@ -1,1 +1,1 @@
-"""Figures from answers; knows no model and no data set."""
+"""Metrics from predictions, independent of models and data sets."""

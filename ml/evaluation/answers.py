@@ -1,14 +1,14 @@
-"""A table of answers that were given out of fold or on a set that no training saw: what figures and
-comparisons are made of.
+"""Tables of predictions on held-out folds or external data, from which metrics and comparisons are
+computed.
 
     level         "slice" or "patient" (a scan)
     dataset, filename, label, patient, slice, group
-    repeat, fold  of the cross-validation; empty where a finished model was evaluated
+    repeat, fold  of the cross-validation; empty for a finished model
     probability, predicted
-    overlap       1 where the model's training saw the image or its patient; such answers are in no
-    comparison
+    overlap       1 if the image or its patient is in the model's training data; excluded from
+                  comparisons
 
-A patient's row names the file of a scan without a patient, and is empty there otherwise.
+Rows of patients have a file name only for scans without a patient.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ml.errors import UserError
 
 
 class AnswersError(UserError):
-    """A table of answers is missing, damaged or not comparable; its text is one sentence."""
+    """A table of predictions is missing, damaged or not comparable; its text is one sentence."""
 
 
 COLUMNS = (
@@ -57,15 +57,15 @@ def write_answers(
 
 @dataclass(frozen=True)
 class Answers:
-    """Out-of-fold answers at one level, slices or scans.
+    """Held-out predictions at one level, slices or scans.
 
     Attributes:
         at: (n,) position of the slice, or number of the scan.
         labels, groups, sources: (n,).
         probabilities, predicted, zones, folds: (repeats, n); a zone is -1 below, 0 in, 1 above the
             fold's uncertain band.
-        types: (repeats, n, 5) probabilities of the types of bleeding; NaN where the fold's model
-            does not tell them.
+        types: (repeats, n, 5) probabilities of the types of hemorrhage; NaN where the fold's model
+            does not predict them.
     """
 
     at: np.ndarray
@@ -79,7 +79,7 @@ class Answers:
     types: np.ndarray
 
     def among(self, chosen: np.ndarray) -> Answers:
-        """Return the answers where `chosen`, bool (n,), is true."""
+        """Return the predictions where `chosen`, bool (n,), is true."""
         rows = (self.probabilities, self.predicted, self.zones, self.folds, self.types)
         one = (self.at, self.labels, self.groups, self.sources)
         return Answers(*(values[chosen] for values in one), *(values[:, chosen] for values in rows))
@@ -89,7 +89,7 @@ LEVELS = ("slice", "patient")
 
 
 NO_FOLD = -1
-"""Where a finished model was evaluated."""
+"""The fold of predictions by a finished model."""
 
 
 Key = tuple[str, str, str]
@@ -105,11 +105,11 @@ class _Answer:
 
 
 def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
-    """Return the answers of a run by level and by (data set, patient, file); those without label
-    and those that training saw left out.
+    """Read the predictions of a run by level and by (data set, patient, file), without unlabeled
+    images and those seen in training.
 
     Raises:
-        AnswersError: the folder holds none.
+        AnswersError: the folder holds no predictions.
     """
     path = next(
         (run / name for name in ("answers.csv", "predictions.csv") if (run / name).is_file()), None
@@ -133,7 +133,7 @@ def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
         }
     except AnswersError:
         raise
-    except (ValueError, KeyError, TypeError, csv.Error) as err:  # cut short, or edited
+    except (ValueError, KeyError, TypeError, csv.Error) as err:  # truncated or edited
         raise AnswersError(f"{path} is a damaged table of answers.") from err
 
 

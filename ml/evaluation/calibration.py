@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Platt:
-    """Turns a raw decision d into a probability: 1 / (1 + exp(-(slope * d + offset))). The slope is
+    """Maps a raw decision d to a probability: 1 / (1 + exp(-(slope * d + offset))). The slope is
     positive.
     """
 
@@ -27,9 +27,7 @@ class Platt:
 
 
 PRIOR_SPREAD = np.array([0.25, 0.5])
-"""How far a calibration may lie from its prior: of the slope as a share of it, of the offset as it
-is; one standard deviation each.
-"""
+"""Standard deviations of the prior: relative for the slope, absolute for the offset."""
 
 
 def fit_platt(
@@ -46,7 +44,7 @@ def fit_platt(
 
     Newton's method on the cross entropy with Platt's smoothed targets (J. Platt 1999; Lin, Lin,
     Weng 2007), which keeps the fit finite when the classes are separable. The slope is kept
-    positive: a calibration never turns a ranking round.
+    positive, so that a calibration never reverses a ranking.
     """
     labels, decisions = np.asarray(labels), np.asarray(decisions, np.float64)
     positive, negative = int((labels == 1).sum()), int((labels == 0).sum())
@@ -255,9 +253,7 @@ BELOW, UNCERTAIN, ABOVE = -1, 0, 1
 
 
 def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return for each probability whether it lies below, in or above the uncertain band: -1, 0 or
-    1.
-    """
+    """Return whether each probability is below, in or above the uncertain band: -1, 0 or 1."""
     given = np.asarray(probabilities)
     return np.where(given < low, BELOW, np.where(given >= high, ABOVE, UNCERTAIN))
 
@@ -265,11 +261,12 @@ def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
 def predictive_values_outside_band(
     labels: np.ndarray, zone: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    """Return how often answers outside the uncertain band are right: {"npv", "ppv", "uncertain"},
-    each {"value", "n"}.
+    """Return the predictive values outside the uncertain band: {"npv", "ppv", "uncertain"}, each
+    {"value", "n"}.
 
-    The NPV is that of answers below the band, the PPV that of answers above; "uncertain" is the
-    share of answers inside. None where there is none. `labels` (n,), `zone` (n,) or (repeats, n).
+    The NPV is that of predictions below the band, the PPV that of predictions above; "uncertain" is
+    the share of predictions inside. None if there are none. `labels` (n,), `zone` (n,) or (repeats,
+    n).
     """
     zone = np.atleast_2d(zone)
     truth = np.broadcast_to(np.asarray(labels), zone.shape)

@@ -1,5 +1,5 @@
-"""Compare runs on the slices and patients that all of them answered for: their figures, and paired
-differences to the first.
+"""Compare runs on the slices and patients that all of them predicted: metrics, and paired
+differences from the first.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ SEED = 0
 
 
 def compare(runs: Sequence[Path]) -> dict[str, Any]:
-    """Return for each level what the runs share and how they differ.
+    """Return metrics and differences of the runs for each level.
 
     Args:
-        runs: folders that `train` or `evaluate` wrote; the first is what the others are compared
-            with.
+        runs: folders that `train` or `evaluate` wrote; the first is the reference.
 
     Returns:
         {"slice" and "patient": {"n", "runs": [{"run", "metrics"}], "differences": [{"run", "minus",
-        "auroc", "accuracy"}]}}; where several data sets were answered for also "by_dataset", the
-        same for each. Metrics of a cross-validation hold "auroc within folds" too.
+        "auroc", "accuracy"}]}}; with several data sets also "by_dataset", the same for each.
+            Metrics of a cross-validation hold "auroc within folds" too.
 
     Raises:
-        AnswersError: a folder holds no answers, two runs disagree about a label, or they have
-            nothing in common.
+        AnswersError: a folder holds no predictions, two runs disagree about a label, or they have
+            no images in common.
     """
     tables = [read_answers(run) for run in runs]
     names = [_name(run, runs) for run in runs]
@@ -95,7 +94,7 @@ def _facts(
 
 
 def _arrays(answers: Mapping[Key, _Answer], keys: Sequence[Key]) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities and calls, (repeats, n)."""
+    """Return probabilities and predicted classes, (repeats, n)."""
     if not keys:
         return np.zeros((1, 0)), np.zeros((1, 0), bool)
     return (
@@ -115,5 +114,5 @@ def _differences(
 
 
 def _name(run: Path, runs: Sequence[Path]) -> str:
-    """Return the folder's name, or its whole path where another run has the same name."""
+    """Return the folder's name, or its full path if another run has the same name."""
     return run.name if sum(other.name == run.name for other in runs) == 1 else str(run)

@@ -1,7 +1,7 @@
-"""Figures that a reviewer can check: metrics with intervals, thresholds, calibration.
+"""Metrics with confidence intervals.
 
-Labels are 0 or 1, probabilities lie in 0..1, groups name what belongs together (a patient). All
-arrays have one entry for each image that was scored by a model which never saw its group.
+Labels are 0 or 1, probabilities lie in 0..1, groups identify dependent images (a patient). All
+arrays have one entry per held-out image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 RESAMPLES = 1000
-MOST_WEIGHTS = 4_000_000  # numbers in a chunk of bootstrap weights, 32 MB
+MOST_WEIGHTS = 4_000_000  # values per chunk of bootstrap weights, 32 MB
 CALIBRATION_BINS = 10
 UNDEFINED = {
     "accuracy": "there is no image",
@@ -54,23 +54,22 @@ def metrics_with_intervals(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, Any]]:
-    """Return each metric as {"value", "low", "high", "n"}: the figure and its 95 % interval.
+    """Return each metric with its 95 % interval as {"value", "low", "high", "n"}.
 
-    The interval holds the middle 95 % of the figure over bootstrap samples of whole groups, since
-    images of a patient are no independent evidence. A figure that cannot be computed is None and
-    carries a "reason". `n` counts what the figure is a share
-    of: the hemorrhages for the sensitivity, the positive calls for the PPV (their mean over
-    repeats).
+    The interval is the percentile interval of a cluster bootstrap over groups, since images of a
+    patient are not independent. An undefined metric is None and has a "reason". `n` is the
+    denominator: the positives for the sensitivity, the positive predictions for the PPV (averaged
+    over repeats).
 
     Args:
-        labels, groups: as the module says.
-        probabilities: (n,), or (repeats, n) where a cross-validation was repeated: a figure is then
-            its mean over the repeats, and a bootstrap sample draws the same groups in each of them,
-            since repeats are no new patients.
+        labels, groups: see the module docstring.
+        probabilities: (n,), or (repeats, n) where a cross-validation was repeated: a metric is then
+            the mean over the repeats, and a bootstrap sample draws the same groups in each of them,
+            since repeats do not add patients.
         predicted: booleans of the same shape; separate from the probabilities, as each fold has its
             own threshold.
         seed: of the bootstrap.
-        resamples: how many bootstrap samples.
+        resamples: number of bootstrap samples.
     """
     truth = np.asarray(labels, np.float64)
     rows, called = (
@@ -145,9 +144,7 @@ def figures_at(
 
 
 def undefined_metrics(reason: str) -> dict[str, dict[str, Any]]:
-    """Return what `metrics_with_intervals` returns where nothing may be counted, for that
-    reason.
-    """
+    """Return undefined metrics in the form of `metrics_with_intervals`, with that reason."""
     return {
         name: {"value": None, "low": None, "high": None, "n": 0, "reason": reason}
         for name in UNDEFINED
@@ -162,11 +159,11 @@ def paired_differences(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, Any]]:
-    """Return for each metric the second model's minus the first's on the same images, with the
-    difference's 95 % interval.
+    """Return the paired difference of each metric, second model minus first, with its 95 %
+    interval.
 
-    Both are computed on the same bootstrap samples of groups, so what makes a patient hard for both
-    cancels out. Each model is given as (probabilities, predicted), (n,) or (repeats, n); see
+    Both use the same bootstrap samples of groups, so that the difficulty of a patient cancels out.
+    Each model is given as (probabilities, predicted), (n,) or (repeats, n); see
     `metrics_with_intervals`.
     """
     truth = np.asarray(labels, np.float64)
@@ -198,9 +195,9 @@ def auroc_within(
     """Return the area under the ROC curve over pairs of one fold, with its 95 % interval by
     bootstrap over groups (n,).
 
-    Folds have models and calibrations of their own. This says how well they rank, where the pooled
-    area also says how well answers of one fold compare with those of another (A. Airola et al.
-    2011). `probabilities` and `folds` are (repeats, n).
+    Each fold has its own model and calibration. This measures the ranking within folds, whereas the
+    pooled AUROC also depends on the comparability of folds (A. Airola et al. 2011). `probabilities`
+    and `folds` are (repeats, n).
     """
     truth = np.asarray(labels, np.float64)
 
@@ -236,8 +233,8 @@ def auroc_within(
 def share_with_interval(
     holds: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Return how often something holds, (n,) 0 or 1, as {"value", "low", "high", "n"}: its interval
-    by bootstrap over groups (n,).
+    """Return a proportion of outcomes (n,) 0 or 1 as {"value", "low", "high", "n"}, with a
+    bootstrap interval over groups (n,).
     """
     if not len(holds):
         return {
@@ -287,11 +284,10 @@ def _sampled_figures(
     seed: int,
     resamples: int,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Return each figure, and the same over bootstrap samples of groups; both are means over the
-    rows (repeats).
+    """Return each metric and its bootstrap samples over groups; both are means over the rows
+    (repeats).
 
-    Samples are drawn and weighed a chunk at a time, so that a large set needs no (samples, images)
-    array at once.
+    Samples are processed in chunks, so that a large data set needs no (samples, images) array.
     """
     once = {
         name: float(values[0])
@@ -309,8 +305,8 @@ def _sampled_figures(
 
 
 def _drawn_weights(groups: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """Yield how often each image (n,) counts in bootstrap samples of groups, a chunk (samples, n)
-    at a time.
+    """Yield the weight of each image (n,) in bootstrap samples of groups, in chunks (samples,
+    n).
     """
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     random = np.random.default_rng(seed)
@@ -368,9 +364,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray) -> dict[str, int]:
 def _figures(
     labels: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray, weights: np.ndarray
 ) -> Mapping[str, np.ndarray]:
-    """Return each metric for each row of `weights` (samples, images): how often an image counts.
-    NaN where undefined.
-    """
+    """Return each metric for each row of image weights (samples, images); NaN where undefined."""
     truth, called = labels == 1, predicted
     tp, fp = weights @ (truth & called), weights @ (~truth & called)
     tn, fn = weights @ (~truth & ~called), weights @ (truth & ~called)

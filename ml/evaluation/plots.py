@@ -1,5 +1,5 @@
-"""Pictures of figures: ROC with its interval, calibration, bars with intervals, training curves.
-PNG, for reports; matplotlib.
+"""Plots for reports as PNG, with matplotlib: ROC with its band, calibration, bars with intervals,
+training curves.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ BOOTSTRAPS = 200
 BINS = 10
 INK, SOFT = "#1f4e79", "#9dc3e6"
 DISTINCT = ("#56b4e9", "#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7")
-"""Colors that people of any color vision tell apart (M. Okabe, K. Ito 2008)."""
+"""A palette suited to all forms of color vision (M. Okabe, K. Ito 2008)."""
 
 
 def write_plots(run: Path) -> list[Path]:
-    """Draw ROC, calibration and figures of what `evaluate` wrote to a folder, into that folder;
-    return the pictures.
+    """Plot ROC, calibration and metrics of an evaluation's folder into that folder; return the
+    files.
 
-    A plot that one class or no answer makes impossible is left out.
+    Plots that are impossible with a single class or without predictions are omitted.
     """
     written = []
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def roc_plot(
     Args:
         path: the PNG.
         labels, groups: (n,).
-        probabilities: (n,), or (repeats, n), which are averaged in the curve's sensitivity.
+        probabilities: (n,), or (repeats, n), whose sensitivities are averaged.
         title: above it.
         seed: of the bootstrap.
     """
@@ -110,8 +110,8 @@ def roc_plot(
 
 
 def calibration_plot(path: Path, labels: np.ndarray, probabilities: np.ndarray, title: str) -> None:
-    """Draw how often there was hemorrhage among answers of each tenth of probability, with Wilson's
-    95 % interval.
+    """Draw the observed frequency of hemorrhage by decile of probability, with 95 % Wilson
+    intervals.
     """
     given, truth = (
         np.atleast_2d(probabilities).ravel(),
@@ -135,8 +135,8 @@ def calibration_plot(path: Path, labels: np.ndarray, probabilities: np.ndarray, 
 
 
 def bars_plot(path: Path, figures: Mapping[str, Mapping[str, Any]], title: str, label: str) -> None:
-    """Draw one bar a name with its interval; `figures` holds entries as `ml.evaluation.metrics`
-    makes them, undefined ones are left out.
+    """Draw a bar per name with its interval; `figures` holds entries of `ml.evaluation.metrics`;
+    undefined ones are omitted.
     """
     shown = {name: entry for name, entry in figures.items() if entry["value"] is not None}
     figure = Figure(figsize=(7, 0.8 + 0.35 * len(shown)), layout="constrained")
@@ -161,11 +161,11 @@ def grouped_bars_plot(
     title: str,
     label: str,
 ) -> None:
-    """Draw panels beside each other on one scale, bars with intervals in groups:
+    """Draw panels side by side on a common scale, with grouped bars and intervals:
     panels[panel][series][group] is an entry.
 
-    Entries are as `ml.evaluation.metrics` makes them; an undefined or missing one has no bar.
-    Series have the same color in every panel.
+    Entries are those of `ml.evaluation.metrics`; an undefined or missing one has no bar. A series
+    has the same color in every panel.
     """
     series = list(dict.fromkeys(name for of_panel in panels.values() for name in of_panel))
     groups = list(
@@ -243,6 +243,6 @@ def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write the PNG without dates or versions, so that the same figures make the same file."""
+    """Write the PNG without dates or versions, so that the file is reproducible."""
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -1,18 +1,18 @@
-"""Figures as rows of docs/results/<data set>.csv: one row a figure, of finished trainings,
+"""Result tables docs/results/<data set>.csv, with a row per metric of finished trainings,
 evaluations and the paper's experiment.
 
     python -m ml results RUN=PROTOCOL ... --out docs/results
 
-RUN is a folder that `train` or `evaluate` wrote, or a model folder; PROTOCOL says in a few words
-how its figures came about, such as "5-fold by patient". Rows of the same architecture,
-restructuring, augmentation, protocol, level and metric are replaced, others stay.
+RUN is an output folder of `train` or `evaluate`, or a model folder; PROTOCOL is a short description
+such as "5-fold by patient". Rows with the same architecture, restructuring, augmentation, protocol,
+level and metric are replaced.
 
-    restructured   yes or no: an autoencoder stands before the convolutions
-    augmentation   how many copies of each picture were learned from; empty where each draw is
-    changed anew level          slice, or patient where scans of several slices were judged
-    low, high, n   95 % interval, and how many the figure is a share of
-    epochs         of the network; 0 where nothing but the head learned
-    seconds        what the fits took
+    restructured   yes or no: an autoencoder precedes the convolutions
+    augmentation   number of copies of each training image; empty if each draw is augmented anew
+    level          slice, or patient for scans of several slices
+    low, high, n   95 % interval and denominator
+    epochs         of the network; 0 if only the head was trained
+    seconds        duration of the fits
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Row = dict[str, str]
 def rows_of(
     facts: Mapping[str, Any], level: str, metrics: Mapping[str, Mapping[str, Any]]
 ) -> list[Row]:
-    """Return a row for each figure of one level.
+    """Return a row for each metric of one level.
 
     Args:
         facts: architecture, restructured, augmentation, protocol, and folds, repeats, epochs,
@@ -57,8 +57,7 @@ def rows_of(
 
 
 def update_results(path: Path, rows: Iterable[Row]) -> None:
-    """Put rows into a table, in the place of those with the same key; it is there whole or not at
-    all, and sorted.
+    """Insert rows into a sorted table atomically, replacing those with the same key.
 
     Raises:
         ArtifactError: the file is another kind of table.
@@ -107,8 +106,8 @@ def rows_of_run(run: Path, protocol: str) -> dict[str, list[Row]]:
 
 
 def network_epochs(settings: Mapping[str, Any]) -> int:
-    """Return for how many epochs the network of a run learned, 0 if only a head on frozen features
-    did.
+    """Return the number of training epochs of a run's network, 0 if only a head on frozen features
+    was trained.
     """
     return int(settings.get("epochs") or settings.get("fine_tune_epochs") or 0)
 
@@ -170,7 +169,7 @@ def _facts(architecture: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _of_patients(
     facts: Mapping[str, Any], slices: Mapping[str, Any], patients: Mapping[str, Any]
 ) -> list[Row]:
-    """Return the rows of patients, none where each has one slice: their figures are those of the
+    """Return the rows of patients, none if each has a single slice, since they would equal those of
     slices.
     """
     same = not patients or (bool(slices) and patients["accuracy"]["n"] == slices["accuracy"]["n"])
@@ -188,7 +187,7 @@ def _text(value: object) -> str:
 
 
 def _place(key: Sequence[str]) -> tuple[str, str, int, str, str, str]:
-    """Return what sorts a row: slices before patients, and 2 copies before 10."""
+    """Return the sort key of a row: slices before patients, and 2 copies before 10."""
     architecture, restructured, augmentation, protocol, level, metric = key
     return (
         architecture,

@@ -1,10 +1,9 @@
-"""How long scans wait to be looked at, in the order of their arrival and in orders that a model's
-answers give: a simulation.
+"""Simulation of the time scans wait to be read, first in, first out and prioritized by a model.
 
 Scans arrive by a Poisson process; a free reader takes the first of the worklist and is never
-interrupted. Every order sees the same arrivals, scans and minutes. The scans are drawn with
-replacement from those that a model answered for without having seen them, those with and those
-without hemorrhage by themselves, so that the prevalence is a setting and not that of the data set.
+interrupted. All orders have the same arrivals, scans and reading times. Scans are drawn with
+replacement from a model's predictions on held-out data, separately for each class, so that the
+prevalence is a setting and not that of the data set.
 """
 
 from __future__ import annotations
@@ -26,37 +25,37 @@ from ml.evaluation.answers import read_answers
 ASSUMPTIONS = (
     "This is a simulation, not a measurement in a hospital.",
     (
-        "Scans arrive at random at an even rate, to an empty worklist; those still waiting at the"
-        " end are looked at too."
+        "Scans arrive at random at a constant rate, starting with an empty worklist; those still"
+        " waiting at the end are read, too."
     ),
     (
-        "The model's answer is there when a scan arrives; readers take the first of the worklist,"
-        " finish it, and follow the order always."
+        "The model's prediction is available when a scan arrives; readers always take the first"
+        " scan of the worklist and finish it."
     ),
     (
-        "How long a scan takes to read hangs neither on what it shows nor on the order; no other"
-        " examination is on the worklist."
+        "Reading time depends neither on the finding nor on the order; there are no other"
+        " examinations on the worklist."
     ),
-    "Hemorrhages found elsewhere are as easy for the model as those that it was judged on.",
+    "Hemorrhages elsewhere are as easy for the model as those in its test data.",
 )
 FIRST_COME = "first in, first out"
 
 
 @dataclass(frozen=True)
 class Department:
-    """What is simulated; each field is a setting of the command."""
+    """Parameters of the simulation; each field is an option of the command."""
 
     arrivals_per_hour: float = field(
         default=10.0, metadata={"help": "scans an hour", "least": 0.01, "most": 1000.0}
     )
     readers: int = field(default=1, metadata={"help": "people who read", "least": 1, "most": 1000})
     minutes_a_scan: float = field(
-        default=5.0, metadata={"help": "mean time of reading", "least": 0.01, "most": 1000.0}
+        default=5.0, metadata={"help": "mean reading time", "least": 0.01, "most": 1000.0}
     )
     spread: float = field(
         default=0.5,
         metadata={
-            "help": "of the time of reading: standard deviation of its logarithm; 0 is fixed",
+            "help": "of the reading time: standard deviation of its logarithm; 0 means constant",
             "least": 0.0,
             "most": 3.0,
         },
@@ -67,13 +66,13 @@ class Department:
     hours: float = field(
         default=24.0,
         metadata={
-            "help": "how long scans arrive, from an empty worklist on",
+            "help": "length of a day, which starts with an empty worklist",
             "least": 0.1,
             "most": 1000.0,
         },
     )
     repetitions: int = field(
-        default=1000, metadata={"help": "how many such days", "least": 1, "most": 100_000}
+        default=1000, metadata={"help": "number of simulated days", "least": 1, "most": 100_000}
     )
 
     def __post_init__(self) -> None:
@@ -90,16 +89,14 @@ class Department:
 
     @property
     def load(self) -> float:
-        """The share of their time that readers are busy; from 1 on the worklist grows as long as
-        scans arrive.
-        """
+        """Utilization of the readers; from 1 on the worklist keeps growing."""
         return self.arrivals_per_hour * self.minutes_a_scan / 60 / self.readers
 
 
 @dataclass(frozen=True)
 class Scans:
-    """Scans with hemorrhage or without (labels 1, 0), how probable the model held it to be, and
-    whether it called them positive.
+    """Scans with labels (1, 0), the model's probabilities, and whether they were predicted
+    positive.
     """
 
     labels: np.ndarray
@@ -112,17 +109,17 @@ class Scans:
 
 
 def scans_of(run: Path, dataset: str | None = None) -> Scans:
-    """Return the scans of a run's answers out of fold (the first of several repeats), or, of a
-    model folder, scans with its card's figures.
+    """Return the scans of a run's held-out predictions (of the first repeat), or, for a model
+    folder, scans that match its card's metrics.
 
     Args:
         run: a folder that `train` or `evaluate` wrote, or a model's.
-        dataset: take the scans of this one only.
+        dataset: use only the scans of this data set.
 
     Raises:
-        AnswersError: the answers are unreadable.
+        AnswersError: the predictions are unreadable.
         ArtifactError: the card is.
-        SettingError: there are no scans with hemorrhage or none without.
+        SettingError: there are no scans of one of the classes.
     """
     if (run / CARD).is_file():
         return _scans_of_card(run, dataset)
@@ -139,21 +136,21 @@ def scans_of(run: Path, dataset: str | None = None) -> Scans:
         np.array(of_all)
         for of_all in zip(*((a.probabilities[0], a.predicted[0]) for a in answers), strict=True)
     )
-    return Scans(labels, probabilities, called, "the answers to scans that the model had not seen")
+    return Scans(labels, probabilities, called, "predictions on held-out scans")
 
 
 def _scans_of_card(folder: Path, dataset: str | None) -> Scans:
-    """Return as many scans as the card's figures are of, spaced evenly on the equal-variance
-    binormal ROC curve of its AUROC of patients.
+    """Return as many scans as in the card's metrics, evenly spaced on the equal-variance binormal
+    ROC curve with the card's patient-level AUROC.
 
-    As many of each class are called positive as its sensitivity and its specificity say, the most
-    probable ones.
+    The most probable ones of each class are positive, in accordance with its sensitivity and
+    specificity.
     """
     card = read_card(folder)
     by_dataset: Mapping[str, Any] = card.patient_metrics_by_dataset
     if dataset is not None and dataset not in by_dataset:
         raise SettingError(
-            f"The model's card has no figures of {dataset}; it has those of"
+            f"The model's card has no metrics of {dataset}; it has those of"
             f" {', '.join(by_dataset) or 'no data set'}."
         )
     figures = card.patient_metrics if dataset is None else by_dataset[dataset]
@@ -162,8 +159,8 @@ def _scans_of_card(folder: Path, dataset: str | None) -> Scans:
     )
     if None in (auroc["value"], sensitivity["value"], specificity["value"]):
         raise SettingError(
-            "Scans with and without hemorrhage are needed; the model's card has no AUROC of"
-            " patients there."
+            "Scans with and without hemorrhage are needed; the model's card has no patient-level"
+            " AUROC for them."
         )
     normal = NormalDist()
     apart = 2**0.5 * normal.inv_cdf(min(max(auroc["value"], 1e-6), 1 - 1e-6))
@@ -185,9 +182,9 @@ def _scans_of_card(folder: Path, dataset: str | None) -> Scans:
         )
     labels, probabilities, called = (np.concatenate(parts) for parts in zip(*of_class, strict=True))
     source = (
-        "not single answers, which a model folder does not keep, but the figures of its card out"
-        f" of fold: AUROC of patients {auroc['value']:.3f} (binormal, of equal variance),"
-        f" sensitivity {sensitivity['value']:.3f}, specificity {specificity['value']:.3f}"
+        "the metrics of the model's card, since a model folder holds no individual predictions:"
+        f" patient-level AUROC {auroc['value']:.3f} (binormal, of equal variance), sensitivity"
+        f" {sensitivity['value']:.3f}, specificity {specificity['value']:.3f}"
     )
     return Scans(labels, probabilities, called, source)
 
@@ -195,12 +192,12 @@ def _scans_of_card(folder: Path, dataset: str | None) -> Scans:
 ORDERS: dict[str, Callable[[Scans], np.ndarray]] = {
     FIRST_COME: lambda scans: np.arange(len(scans.labels)),
     "by risk": lambda scans: np.argsort(-scans.probabilities, kind="stable"),
-    # On either side of the threshold the nearest to it is the most uncertain.
+    # On either side of the threshold the closest is the most uncertain.
     "by risk, then uncertainty": lambda scans: np.lexsort(
         (np.where(scans.called, scans.probabilities, -scans.probabilities), ~scans.called)
     ),
 }
-"""Each returns the scans' positions, first to be looked at first; of equals the first to arrive."""
+"""Each returns the scans' positions by descending priority; ties by arrival."""
 
 GROUPS: dict[str, Callable[[Scans], np.ndarray]] = {
     "hemorrhage": lambda scans: scans.labels == 1,
@@ -215,13 +212,13 @@ SUMMARIES: dict[str, Callable[[np.ndarray], float]] = {
 
 
 def waits(arrivals: np.ndarray, minutes: np.ndarray, order: np.ndarray, readers: int) -> np.ndarray:
-    """Return how many minutes each scan waits until a reader takes it, (n,).
+    """Return the waiting time of each scan in minutes, (n,).
 
     Args:
-        arrivals: when each arrives, ascending, in minutes (n,).
-        minutes: how long a reader needs for each (n,).
-        order: the positions of the scans, the one that goes before all others first (n,).
-        readers: how many read at the same time.
+        arrivals: arrival times in minutes, ascending, (n,).
+        minutes: reading times (n,).
+        order: positions of the scans by descending priority (n,).
+        readers: number of readers.
     """
     rank = np.empty(len(order), int)
     rank[order] = np.arange(len(order))
@@ -247,18 +244,17 @@ def simulate(
     seed: int = 0,
     on_day: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Return how long scans wait in each order, and how much sooner or later than first in, first
-    out; it can be written as JSON.
+    """Return waiting times for each order, and differences from first in, first out, as
+    JSON-compatible values.
 
-    Each repetition is a day of its own, and draws the patients anew before it draws the day's scans
-    from them: the intervals hold the luck of a day and that of having judged the model on a few
-    patients.
+    Each repetition simulates a day and first resamples the patients, so that the intervals cover
+    both the variation between days and the sampling error of the test data.
 
     Args:
-        scans: what arriving scans are drawn from.
-        department: the settings.
-        seed: of every draw.
-        on_day: told (days simulated, days in all).
+        scans: the population of scans.
+        department: the parameters.
+        seed: random seed.
+        on_day: called with (days simulated, number of days).
     """
     rng = np.random.default_rng(seed)
     found: dict[tuple[str, str, str, str], list[float]] = {}
@@ -301,8 +297,8 @@ def simulate(
 
 
 def _moved(group: str) -> str:
-    """Return how the minutes between an order and first in, first out are counted: those without
-    hemorrhage pay for the others.
+    """Return how a difference from first in, first out is named: scans with hemorrhage gain, the
+    others wait longer.
     """
     return "later" if group == "no hemorrhage" else "sooner"
 
@@ -310,7 +306,7 @@ def _moved(group: str) -> str:
 def _day(
     scans: Scans, department: Department, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, Scans]:
-    """Return arrivals (ascending) and times of reading in minutes, and the scans, of one day."""
+    """Return arrival times (ascending) and reading times in minutes, and the scans, of one day."""
     n = int(rng.poisson(department.arrivals_per_hour * department.hours))
     arrivals = np.sort(rng.uniform(0, 60 * department.hours, n))
     logarithms = (
@@ -328,7 +324,7 @@ def _day(
 
 
 def _over_days(per_day: list[float]) -> dict[str, Any]:
-    """Return the median over days and where 95 % of the days lie."""
+    """Return the median over days and the 95 % range."""
     if not per_day:
         return {"value": None, "low": None, "high": None, "n": 0, "reason": "no such scan arrived"}
     low, value, high = np.percentile(per_day, (2.5, 50, 97.5)).tolist()
@@ -336,7 +332,7 @@ def _over_days(per_day: list[float]) -> dict[str, Any]:
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
-    """Return a simulation's result as lines for a terminal."""
+    """Format the result of a simulation as lines for a terminal."""
     settings, scans = result["settings"], result["scans"]
     readers = "1 reader" if settings["readers"] == 1 else f"{settings['readers']} readers"
     lines = [
@@ -361,8 +357,8 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {group}: " + "; ".join(told))
     if result["load"] >= 1:
         lines.append(
-            "More scans arrive than can be read: the worklist grows all day, and the waits hang on"
-            " how long the day is."
+            "More scans arrive than can be read: the worklist grows all day, and waiting times"
+            " depend on the length of the day."
         )
     return lines + list(result["assumptions"])
 

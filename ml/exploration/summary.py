@@ -39,10 +39,10 @@ def explore(
     `on_probe` is called with (probes done, number of probes).
 
     In addition to `facts_of`, it has:
-        slices_per_patient: {"min", "median", "max"}, or None where no patient is named.
-        histograms: {"positive": [...], "negative": [...]}, the mean share of 32 grays from black to
-        white inside the heads of
-            each class, in the brain window; a class without images has an empty list.
+        slices_per_patient: {"min", "median", "max"}, or None without patients.
+        histograms: {"positive": [...], "negative": [...]}, the mean histogram of 32 gray levels
+            from black to white inside the heads of each class, in the brain window; empty for a
+            class without images.
         probes: see `ml.exploration.shortcuts.class_probes`.
     """
     measured = measure_all(dataset) if measured is None else measured
@@ -95,11 +95,10 @@ GRAYS = tuple((bin_ + 0.5) / BINS for bin_ in range(BINS))
 def facts_of(dataset: Dataset) -> dict[str, object]:
     """Describe a data set for a page or a terminal; every value can be written as JSON.
 
-    Among the facts are:
+    It includes:
         scan_labels: number of scans that are {"positive", "negative", "unknown"}, and that have
-        only a scan-level label ("as_wholes"). An
-            image without a patient is a scan.
-        types: {type of bleeding: {"slices": n, "patients": n}}, empty if the data set has no types.
+            only a scan-level label ("as_wholes"). An image without a patient is a scan.
+        types: {type of hemorrhage: {"slices": n, "patients": n}}, empty if there are none.
     """
     examples = dataset.examples
     widths, heights = np.array([e.width for e in examples]), np.array([e.height for e in examples])

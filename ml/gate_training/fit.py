@@ -313,7 +313,7 @@ def write_gate(
         "figures": figures,
         "protocol": (
             "Each round is evaluated on a held-out data set and held-out families of other images;"
-            " 95 % Wilson intervals. At the operating point {HEADS_REFUSED:.1%} of the held-out"
+            f" 95 % Wilson intervals. At the operating point {HEADS_REFUSED:.1%} of the held-out"
             " head CT is refused; it was set without other images."
         ),
     }

@@ -1,1 +1,1 @@
-"""Parts of networks in Keras, and the same parts in ONNX."""
+"""Building blocks of networks in Keras, and their ONNX equivalents."""

@@ -1,13 +1,12 @@
-"""A convolutional autoencoder: it restructures pictures, that is, draws them again from far fewer
-numbers than they have pixels.
+"""A convolutional autoencoder, which restructures images: it reconstructs them from far fewer
+values than they have pixels.
 
-What it draws again is what the pictures it learned from have in common: the skull, the shape of the
-brain, the ventricles; noise, text and thin detail are lost. `restructure` puts it before the
-convolutions of any architecture, and `ml.models.autoencoder` classifies by its bottleneck alone,
-which no label has shaped.
+It reproduces what the training images have in common: skull, shape of the brain, ventricles; noise,
+text and fine detail are lost. `restructure` puts it before the convolutions of any architecture,
+and `ml.models.autoencoder` classifies by its bottleneck alone, which is trained without labels.
 
-It works at half the picture's side, so that a picture of 224 takes a few milliseconds of one core,
-both ways.
+It works at half resolution, so that encoding and decoding an image of 224 pixels take a few
+milliseconds on one core.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ in), `encode1_b` ... float32 (out,).
 ENCODERS = (("encode1", 5, 1, 16), ("encode2", 3, 16, 32), ("encode3", 3, 32, 32))
 DECODERS = (("decode1", 4, 32, 32), ("decode2", 4, 32, 16), ("decode3", 4, 16, 1))
 BOTTLENECK_CHANNELS = 32
-# of the picture's side for one cell of the bottleneck: halved once by averaging, three times by
-# convolutions
+# pixels per cell of the bottleneck: halved once by averaging, three times by convolutions
 CELL_PX = 16
 BATCH = 16
 LEARNING_RATE = 2e-3
@@ -43,8 +41,8 @@ AVERAGING = 0.95
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A fitted autoencoder: weights rounded to half precision, as float32, and the mean squared
-    error at its end.
+    """A fitted autoencoder: weights rounded to half precision, as float32, and the final mean
+    squared error.
     """
 
     weights: Weights
@@ -59,18 +57,18 @@ def fit_autoencoder(
     state: Path,
     report: Callable[[float, Mapping[str, float]], None],
 ) -> Autoencoder:
-    """Return an autoencoder that learned to draw the images again, without their labels.
+    """Train an autoencoder on the images, without labels.
 
-    An interrupted fit continues with the same numbers (`ml.networks.training_loop`).
+    An interrupted fit resumes with identical results (`ml.networks.training_loop`).
 
     Args:
-        images: float32 (n, size, size, 1) in 0..1; may lie in a file, since they are read one by
+        images: float32 (n, size, size, 1) in 0..1; may be memory-mapped, since they are read one by
             one.
-        learn: positions of the images to learn from.
+        learn: positions of the training images.
         seed: of initial weights, order and mirroring.
-        epochs: how often each image is seen.
-        state: the file that keeps the state after each epoch; the caller removes it.
-        report: told the share done and the loss after each batch; raises to stop.
+        epochs: number of epochs.
+        state: checkpoint file, written after each epoch; the caller removes it.
+        report: called with the share done and the loss after each batch; raises to stop.
     """
     small = _halved_images(images, learn)
     keras.utils.set_random_seed(seed)
@@ -106,13 +104,11 @@ def fit_autoencoder(
 
 
 def random_weights(seed: int) -> Weights:
-    """Return weights drawn by He's rule (He et al. 2015), biases zero. The same seed gives the same
-    weights.
-    """
+    """Return He-initialized weights (He et al. 2015) with zero biases; deterministic for a seed."""
     random = np.random.default_rng(seed)
     weights: Weights = {}
     for name, kernel, channels_in, channels_out in (*ENCODERS, *DECODERS):
-        # A decoder's pixel receives a quarter of the kernel's positions: its stride is 2.
+        # With stride 2, a decoder's pixel receives a quarter of the kernel's positions.
         inputs = kernel * kernel * channels_in / (4 if name.startswith("decode") else 1)
         shape = (
             (kernel, kernel, channels_out, channels_in)
@@ -164,7 +160,7 @@ def build_encoder(weights: Weights, size: int) -> keras.Model:
 
 
 def bottleneck_side(size: int) -> int:
-    """Return the side (h = w) of the bottleneck's maps for pictures of `size`."""
+    """Return the side (h = w) of the bottleneck's maps for images of `size`."""
     return (size + _padding(size)) // CELL_PX
 
 
@@ -280,13 +276,13 @@ def _stored(
 
 
 def _padding(size: int) -> int:
-    """Return how many rows and columns a picture lacks to hold whole cells."""
+    """Return the number of rows and columns to pad for whole cells."""
     return -size % CELL_PX
 
 
 def _halved_images(images: np.ndarray, learn: np.ndarray) -> np.ndarray:
-    """Return the images to learn from, float32 (m, half, half, 1), as `build` sees them after
-    padding and halving.
+    """Return the training images, float32 (m, half, half, 1), after padding and halving as in
+    `build`.
     """
     size = images.shape[1]
     side = (size + _padding(size)) // 2
@@ -299,8 +295,8 @@ def _halved_images(images: np.ndarray, learn: np.ndarray) -> np.ndarray:
 
 
 def _network(weights: Weights, side: int) -> keras.Model:
-    """Return what learns: halved pictures -> halved pictures, not clipped, since a clipped pixel
-    has no gradient.
+    """Return the training model: halved images -> halved images, not clipped, since clipped pixels
+    have no gradient.
     """
     pictures = keras.Input((side, side, 1))
     return keras.Model(pictures, _drawn_again(_encoded(pictures, weights), weights))

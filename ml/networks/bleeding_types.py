@@ -1,11 +1,11 @@
-"""The types of bleeding in a slice and a scan: a linear head on what a model's own maps hold, the
-same for every architecture.
+"""Types of hemorrhage in a slice and a scan: a linear head on a model's own feature maps, the same
+for every architecture.
 
-It answers for P(type) in two parts. The model says whether a slice bleeds, as it is calibrated to.
-This head says which types a slice shows given that it bleeds: one logistic regression a type,
-learned from bleeding slices only. So it does not learn once more, and worse, what blood looks like,
-and no type is ever likelier than a hemorrhage. A scan has a type as its most probable slice has it,
-and is no likelier to have it than to bleed. What it was compared with: docs/adr/0009.
+P(type) = P(hemorrhage) x P(type | hemorrhage). The first factor is the model's calibrated
+probability. The second comes from this head: one logistic regression per type, trained on positive
+slices only. So it need not relearn, less accurately, what hemorrhage looks like, and no type is
+more probable than hemorrhage. A scan's probability of a type is the maximum over its slices, capped
+by that of hemorrhage. For the alternatives, see docs/adr/0009.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from sklearn.linear_model import LogisticRegression
 from ml.catalogue import BLEEDING_TYPES
 from ml.networks.onnx_graph import model_of, serialized
 
-# that show a type, and that bleed without showing it: below, what is learned is those patients
+# with a type, and with hemorrhage but without the type; with fewer, the head would overfit to
+# patients
 LEAST_GROUPS = 3
-# of logistic regression on standardized features: strong, since slices are few beside features
+# of logistic regression on standardized features: strong, since there are fewer slices than
+# features
 COST = 0.001
-LEAST_SPREAD = 1e-3  # of a feature: one that hardly moves in training must not decide elsewhere
+LEAST_SPREAD = (
+    1e-3  # of a feature, so that one that is almost constant in training cannot dominate elsewhere
+)
 
 
 @dataclass(frozen=True)
 class TypesHead:
-    """Tells `names`, a part of `BLEEDING_TYPES` in their order: weights float32 (2c, k) and offsets
-    (k,) on descriptions of slices.
+    """Predicts `names`, a subset of `BLEEDING_TYPES` in the same order: weights float32 (2c, k) and
+    offsets (k,) on descriptions of slices.
     """
 
     names: tuple[str, ...]
@@ -39,11 +43,11 @@ class TypesHead:
 
     def of_slices(self, descriptions: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """Return the probability of each type in each slice, float64 (n, 5); NaN for types that the
-        head does not tell.
+        head does not predict.
 
         Args:
             descriptions: (n, 2c), see `ml.models.contract.Fitted`.
-            probabilities: (n,) that the slices bleed at all.
+            probabilities: (n,) of hemorrhage in the slices.
         """
         of_types = np.full((len(descriptions), len(BLEEDING_TYPES)), np.nan)
         logits = np.asarray(descriptions, np.float32) @ self.weights + self.offsets
@@ -107,10 +111,9 @@ def of_scan(types: np.ndarray, probability: float) -> np.ndarray:
 def fit_types(
     descriptions: np.ndarray, types: np.ndarray, groups: np.ndarray, learn: np.ndarray
 ) -> TypesHead:
-    """Return the head, fitted to the bleeding slices among those at `learn` whose types are
-    known.
+    """Fit the head to the positive slices at `learn` whose types are known.
 
-    A type is left out where fewer than `LEAST_GROUPS` groups show it, or bleed without showing it.
+    A type is omitted if fewer than `LEAST_GROUPS` groups have it, or have hemorrhage without it.
 
     Args:
         descriptions: (n, 2c) of all slices.
@@ -136,11 +139,9 @@ def fit_types(
 
 
 def _logistic(given: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return weights and offset of a logistic regression, for features that are not
-    standardized.
+    """Return weights and offset of a logistic regression, for unstandardized features.
 
-    Classes keep their weights, so that the mean answer is the share of bleeding slices that show
-    the type: it is a probability as it is.
+    Classes are not reweighted, so that the outputs are calibrated probabilities in positive slices.
     """
     mean, spread = given.mean(axis=0), given.std(axis=0) + LEAST_SPREAD
     fitted = LogisticRegression(C=COST, max_iter=1000).fit((given - mean) / spread, shown)

@@ -1,9 +1,8 @@
-"""What the cells of a slice say: their decision, and a few numbers more that mean the same in every
-hospital; in numpy and in ONNX.
+"""Cell scores of a slice: its decision and a few regional scores that generalize between hospitals,
+in numpy and in ONNX.
 
-Pooled maps tell the scanner and the level of the slice as well as blood, and a network over slices
-that learns from few patients takes up all of it (docs/results/journal.md, "What fine-tuning
-unlearns").
+Pooled feature maps also encode the scanner and the level of the slice, which a network over slices
+overfits to if there are few patients (docs/results/journal.md, "What fine-tuning unlearns").
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from onnx import helper, numpy_helper
 from ml.networks.fine_tuning import Tuned, slice_decisions
 
 REGIONS = 4
-"""The grid of cells is told in at most 4 x 4 regions, which share a row or column of cells where
-they meet.
+"""The grid of cells is summarized in at most 4 x 4 regions, which overlap by a row or column of
+cells.
 """
 Part = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 """Nodes of a graph, and the constants they need."""
@@ -29,10 +28,10 @@ def decisions_of(maps: np.ndarray, tuned: Tuned) -> np.ndarray:
 
 
 def evidence_of(maps: np.ndarray, tuned: Tuned) -> np.ndarray:
-    """Return float32 (n, 1 + r * r) from maps (n, h, w, c): the slice's decision, and the most that
-    a cell of each region says.
+    """Return float32 (n, 1 + r * r) from maps (n, h, w, c): the slice's decision, and the maximum
+    cell score in each region.
 
-    r is `REGIONS`, or h where maps are smaller.
+    r is `REGIONS`, or h for smaller maps.
     """
     cells = _cells_of(maps, tuned)
     parts, stride, kernel = _regions(cells.shape[1])
@@ -42,7 +41,7 @@ def evidence_of(maps: np.ndarray, tuned: Tuned) -> np.ndarray:
 
 
 def decision_nodes(tuned: Tuned, side: int, channels: int) -> Part:
-    """Return what computes `decisions_of` in ONNX: "maps" (N, side, side, channels) ->
+    """Return `decisions_of` in ONNX: "maps" (N, side, side, channels) ->
     "cells_decision" (N, 1).
     """
     constants: dict[str, np.ndarray] = {
@@ -62,7 +61,7 @@ def decision_nodes(tuned: Tuned, side: int, channels: int) -> Part:
 
 
 def evidence_nodes(tuned: Tuned, side: int, channels: int) -> Part:
-    """Return what computes `evidence_of` in ONNX: "maps" (N, side, side, channels) -> "features"
+    """Return `evidence_of` in ONNX: "maps" (N, side, side, channels) -> "features"
     (N, 1 + r * r).
     """
     nodes, constants = decision_nodes(tuned, side, channels)
@@ -98,9 +97,7 @@ def _decisions_of(cells: np.ndarray) -> np.ndarray:
 
 
 def _regions(side: int) -> tuple[int, int, int]:
-    """Return how many regions stand along a side of so many cells, how far apart they begin, and
-    how wide they are.
-    """
+    """Return number, spacing and width of the regions along a side of that many cells."""
     parts = min(REGIONS, side)
     stride = side // parts
     return parts, stride, side - stride * (parts - 1)

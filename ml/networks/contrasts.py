@@ -1,9 +1,10 @@
-"""The picture in other contrasts, as Keras computes them and as an ONNX graph: two of the channels
-that AlexNet sees.
+"""The image in other contrasts, in Keras and as an ONNX graph: two of AlexNet's three input
+channels.
 
-The soft tissue at one level and spread, whatever window, screen or photograph it came through; and
-the same without bone. Bone is the brightest thing there is and lies beside the thinnest bleeds: a
-network that sees it finds hardly anything else along the skull (docs/results/journal.md).
+The soft tissue normalized to a fixed level and spread, whatever window, screen or photograph it
+came from; and the same without bone. Bone is the brightest structure and adjacent to the thinnest
+hemorrhages, and networks that see it miss most hemorrhages along the skull
+(docs/results/journal.md).
 """
 
 from __future__ import annotations
@@ -18,24 +19,23 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ml.networks.weights import SOFT_TISSUE
 
-# grays: soft tissue is lighter than the first; nothing is shown below the second
+# gray levels: soft tissue is brighter than the first; below the second is background
 BLACK, NOTHING = 0.05, 0.01
-# soft tissue is darker than that share of the whitest patch, which is bone, however white that is
-# shown
+# soft tissue is darker than this share of the whitest patch, which is bone, whatever its gray level
 WHITE, PATCH_PX = 0.88, 4
-LEAST_SPREAD = 0.03  # of soft tissue; less is noise, which must not be blown up
+LEAST_SPREAD = 0.03  # of soft tissue; lower is noise, which must not be amplified
 
 
 def contrasts(
     pictures: keras.KerasTensor, target: np.ndarray
 ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """Return pictures (n, s, s, 1) in two other contrasts, both in 0..1.
+    """Return images (n, s, s, 1) in two other contrasts, both in 0..1.
 
-    Levelled: soft tissue has the level and the spread of `target`; black stays black. Soft tissue
-    is what is neither black nor white, and then what lies within two standard deviations of that:
-    brain, mostly. Without bone: the same, and bone, a pixel around it, and what is black have the
-    level of soft tissue; where `target` has no third number, as in weights that learned before, the
-    leveled one again.
+    Leveled: soft tissue has the level and the spread of `target`; black stays black. Soft tissue
+    comprises pixels that are neither black nor white, then those within two standard deviations of
+    their mean: mostly brain. Without bone: the same, but bone, a pixel around it, and black areas
+    are set to the level of soft tissue. If `target` has no third value, as in older weights, the
+    second contrast is the leveled one again.
     """
     ops = keras.ops
 
@@ -66,8 +66,8 @@ def contrasts(
 def contrasts_nodes(
     target: np.ndarray, takes: str
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], tuple[str, str]]:
-    """Return ONNX nodes and constants that compute `contrasts` of `takes` (N, 1, s, s), and the
-    names of both; opset 17.
+    """Return ONNX nodes and constants for `contrasts` of `takes` (N, 1, s, s), and the names of
+    both outputs; opset 17.
     """
     numbers = {
         "black": BLACK,

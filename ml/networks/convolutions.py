@@ -1,13 +1,13 @@
-"""AlexNet's five convolutions as a Keras model, and the same as an ONNX graph.
+"""AlexNet's five convolutional layers as a Keras model and as an ONNX graph.
 
-The graph takes gray pictures; replication to three channels and the normalization that the weights
-were trained with are part of it. The layout is that of the weights (`ml.networks.weights`).
+The graph takes gray images; it includes the replication to three channels and the normalization of
+the weights' training. The layout is that of the weights (`ml.networks.weights`).
 
-Weights that have "soft_tissue" see other contrasts of the picture in their second and third channel
-(`ml.networks.contrasts`); the first stays as it came.
+Weights with "soft_tissue" take other contrasts of the image in their second and third channel
+(`ml.networks.contrasts`) and the image itself in the first.
 
-Where an autoencoder stands before the convolutions they see each picture and its reconstruction;
-the maps of both are joined by channel.
+With a preceding autoencoder the convolutions are applied to each image and its reconstruction, and
+the maps of both are concatenated by channel.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from ml.networks.weights import (
     rounded,
 )
 
-# What ONNX's Slice wants for the last axis read backwards.
+# The end of a reversed axis in ONNX's Slice.
 _BACKWARDS = {
     "from_the_end": [-1],
     "beyond_the_beginning": [-(2**31)],
     "last_axis": [3],
     "backwards": [-1],
 }
-# Local response normalization over 5 channels, as Caffe has it: alpha divided by the number of
-# channels, k = 1.
+# Local response normalization over 5 channels as in Caffe: alpha divided by the number of channels,
+# k = 1.
 NEIGHBORS, ALPHA, BETA, K = 5, 1e-4, 0.75, 1.0
 NORMALIZED = ("conv1", "conv2")
 
@@ -82,10 +82,10 @@ def build_several(
     Args:
         weights: of the convolutions up to the last layer.
         layers: of `ml.networks.weights.LAYERS`, the deepest at the end.
-        size: side of the pictures in pixels.
-        normalizes: local response normalization after conv1 and conv2; None is as the weights were
-            trained.
-        restructuring: weights of an autoencoder; then the maps are those of the picture and of its
+        size: side of the images in pixels.
+        normalizes: local response normalization after conv1 and conv2; None means as in the
+            training of the weights.
+        restructuring: weights of an autoencoder; then the maps are those of the image and of its
             reconstruction, 2 c channels.
     """
     layout = layout_of(weights)
@@ -121,8 +121,8 @@ def build_several(
 def convolved(
     x: keras.KerasTensor, weights: Weights, names: Sequence[str], normalizes: bool | None = None
 ) -> keras.KerasTensor:
-    """Return the maps after the convolutions `names`, which follow one another, with the poolings
-    before and normalizations after them.
+    """Return the maps after the consecutive convolutions `names`, with preceding pooling and
+    subsequent normalization.
     """
     layout = layout_of(weights)
     if normalizes is None:
@@ -134,7 +134,7 @@ def convolved(
             x = keras.layers.MaxPooling2D(3, 2, name=f"pool_before_{each.name}")(x)
         if each.padding:
             x = keras.layers.ZeroPadding2D(each.padding, name=f"{each.name}_padding")(x)
-        # Keras's own groups have no gradient on a processor, so the channels are split here.
+        # Keras's grouped convolutions have no gradient on CPUs, so the channels are split here.
         parts = keras.ops.split(x, 2, axis=-1) if groups_of(weights, each.name) == 2 else [x]
         made = []
         for number, part in enumerate(parts):
@@ -180,7 +180,7 @@ def set_weights(model: keras.Model, weights: Weights) -> None:
 
 
 def mirrored(model: keras.Model) -> keras.Model:
-    """Return the Keras model whose maps are the mean of the picture's and of its mirror image's,
+    """Return the Keras model whose maps are the mean of the image's maps and of the mirror image's,
     mirrored back.
     """
     pictures = keras.Input(model.input_shape[1:], name="images")
@@ -189,7 +189,7 @@ def mirrored(model: keras.Model) -> keras.Model:
 
 
 def weights_of(model: keras.Model, base: Weights) -> Weights:
-    """Return the model's convolutions, rounded to half precision; those it does not have come from
+    """Return the model's convolutional weights, rounded to half precision; missing ones come from
     `base`.
     """
     parts: dict[str, list[list[np.ndarray]]] = {}
@@ -234,8 +234,8 @@ def to_onnx(
     `build_several`.
 
     Built node by node: Keras's own ONNX export (3.15 with tf2onnx 1.17) turns the constants of the
-    normalization into inputs that nobody feeds, and a dozen nodes written out also keep the names
-    under which a later training finds the weights.
+    normalization into graph inputs, and explicit nodes also preserve the names under which a later
+    training finds the weights.
     """
     layout = layout_of(weights)
     nodes = [helper.make_node("Transpose", ["images"], ["grey"], perm=[0, 3, 1, 2])]
@@ -364,7 +364,7 @@ def _convolution_nodes(
 
 
 def maps_shape(layer: str, size: int, layout: Layout = OWT) -> tuple[int, int]:
-    """Return the side (h = w) and the channels of `layer`'s maps for pictures of `size`."""
+    """Return the side (h = w) and the channels of `layer`'s maps for images of `size`."""
     side, channels = size, 1
     for each in layout.up_to(layer):
         side = (side - 3) // 2 + 1 if each.pooled_before else side

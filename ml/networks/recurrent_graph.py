@@ -1,8 +1,8 @@
 """The head of a recurrent architecture as an ONNX graph, written node by node.
 
 ONNX orders the gates of an LSTM as input, output, forget, cell, and Keras as input, forget, cell,
-output; those of a GRU stand in the same order in both, and Keras's reset after the product is
-ONNX's `linear_before_reset`.
+output; those of a GRU are in the same order in both, and Keras's reset after the product is ONNX's
+`linear_before_reset`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def head_to_onnx(
         platt, scan_platt: calibrations of slices and scans.
         maps: h, w, c.
         by_rows: the sequence is the rows of each slice, not the slices.
-        cells: those whose evidence is read and corrected (`ml.networks.cells`); None where pooled
-            maps are read.
+        cells: the cells whose scores are the input and are corrected (`ml.networks.cells`); None
+            for pooled maps.
     """
     values: dict[str, np.ndarray] = {"mean": mean, "spread": spread, **_gates(cell, reader)}
     for name, (kernel, bias) in dense.items():
@@ -85,8 +85,8 @@ def head_to_onnx(
         helper.make_node("MatMul", ["standard", "projection_W"], ["projection_product"]),
         helper.make_node("Add", ["projection_product", "projection_b"], ["projection_sum"]),
         helper.make_node("Relu", ["projection_sum"], ["projected"]),
-        # The reader takes (steps, sequences, numbers): slices are the steps of one sequence, rows
-        # those of a sequence for each slice.
+        # The recurrent layer takes (steps, sequences, features): slices are the steps of one
+        # sequence; rows are the steps of one sequence per slice.
         helper.make_node("Transpose", ["projected"], ["sequence"], perm=[1, 0, 2])
         if by_rows
         else helper.make_node("Unsqueeze", ["projected", "one"], ["sequence"]),
@@ -141,8 +141,8 @@ def head_to_onnx(
 
 
 def _decided(name: str, cells: Tuned | None) -> list[onnx.NodeProto]:
-    """Return nodes "states" (N, 1, units) -> `name` (N, 1, 1): a dense layer, which corrects what
-    the cells decided if there are any.
+    """Return nodes "states" (N, 1, units) -> `name` (N, 1, 1): a dense layer, added to the decision
+    of the cells if there are any.
     """
     product = helper.make_node("MatMul", ["states", f"{name}_W"], [f"{name}_product"])
     if cells is None:

@@ -1,4 +1,4 @@
-"""How much each image counts where a model learns from several data sets."""
+"""Sample weights for training on several data sets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 def sample_weights(labels: np.ndarray, sources: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return a weight for each image, 1 on average.
 
-    A data set weighs what its number of groups is worth, since the images of a patient repeat each
-    other, and within it both classes weigh the same, so that knowing the data set says nothing
-    about the label.
+    A data set's weight depends on its number of groups, since the images of a patient are
+    correlated; within it both classes have equal weight, so that the source does not predict the
+    label.
     """
     weights = np.zeros(len(labels))
     for source in np.unique(sources):

@@ -1,5 +1,5 @@
-"""The head of a support vector machine as an ONNX graph: pooling, scaler, components and machine,
-aggregation and calibration.
+"""The head with a support vector machine as an ONNX graph: pooling, scaler, PCA, SVM, aggregation
+and calibration.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ def head_to_onnx(
     """Return the head graph: "maps" (N, h, w, c) -> "slice_probability" (N,), "scan_probability"
     (1,).
 
-    Three graphs in a row: pooling, scaler with components and SVM, and aggregation with
-    calibration.
+    It merges three graphs: pooling; scaler, PCA and SVM; aggregation and calibration.
     """
     width = channels * (2 if pooling == "both" else 1)
     front = _pooling_graph(pooling, side, channels, width)
@@ -44,10 +43,10 @@ def head_to_onnx(
 
 
 def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
-    """Return "features" (N, width) -> "svm_decision" (N, 1) of a linear SVM: scaler, components and
-    machine are one row of weights.
+    """Return "features" (N, width) -> "svm_decision" (N, 1) of a linear SVM, with scaler, PCA and
+    SVM folded into one weight vector.
 
-    skl2onnx would write every support vector out, megabytes in place of kilobytes.
+    skl2onnx would store all support vectors: megabytes instead of kilobytes.
     """
     weights, offset = machine["svm"].coef_[0], machine["svm"].intercept_
     if "pca" in machine.named_steps:
@@ -69,12 +68,12 @@ def _linear_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
 
 
 def _kernel_graph(machine: Pipeline, width: int) -> onnx.ModelProto:
-    """Return "features" (N, width) -> "svm_decision" (N, 1) of scaler, components and SVM as
-    skl2onnx converts them.
+    """Return "features" (N, width) -> "svm_decision" (N, 1) of scaler, PCA and SVM as converted by
+    skl2onnx.
     """
     with warnings.catch_warnings():
-        # skl2onnx 1.20 asks scikit-learn 1.9 for probA_ and probB_, which are on their way out and
-        # not used here.
+        # skl2onnx 1.20 asks scikit-learn 1.9 for probA_ and probB_, which are deprecated and not
+        # used here.
         warnings.filterwarnings("ignore", message="Attribute `prob", category=FutureWarning)
         converted = sklearn_to_onnx(
             machine,

@@ -1,11 +1,10 @@
-"""Reading of PyTorch's files of weights without running what stands in them.
+"""Read PyTorch weight files without executing code in them.
 
-Such a file is raw numbers and a pickle that names them; a pickle may call anything. The one here is
-read by an unpickler that knows five names, each of which it maps to an inert description, and
-refuses any other. Two layouts exist: a ZIP archive (`data.pkl` and one file for each storage;
-PyTorch 1.6 and later) and, before it, one stream (magic number, protocol, facts of the machine, the
-pickle, the storages' names, and the storages one after the other). Both are described by
-`torch/serialization.py`.
+Such a file consists of raw numbers and a pickle that describes them, and a pickle can call
+arbitrary code. Here an unpickler maps five known names to inert descriptions and refuses all
+others. Two layouts exist: a ZIP archive (`data.pkl` and one file for each storage; PyTorch 1.6 and
+later) and, before it, one stream (magic number, protocol, system information, the pickle, the
+storages' names, and the storages). See `torch/serialization.py` for both.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ PROTOCOL = 1001
 MOST_NUMBERS = 2**28  # of a storage: 1 GiB of single precision
 MOST_PICKLE_BYTES = 2**22
 KINDS = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "LongStorage": "<i8"}
-# What a pickle that is no pickle, or no description of tensors, may raise while it is read.
+# Exceptions on reading an invalid pickle or one that does not describe tensors.
 UNREADABLE = (
     *(
         pickle.UnpicklingError,
@@ -64,11 +63,11 @@ class _Tensor:
 
 
 def read_tensors(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the named tensors of a file of weights (a `state_dict`), float32; names that it does
-    not have are left out.
+    """Return the named tensors of a file of weights (a `state_dict`), float32, omitting missing
+    names.
 
     Raises:
-        ArtifactError: it is no such file, or it asks for code to be run.
+        ArtifactError: it is not such a file, or it refers to code.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -82,8 +81,8 @@ def read_tensors(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 class _Inert(pickle.Unpickler):
-    """Reads a pickle of tensors as descriptions; it never imports anything. `bytes_each` collects
-    how long a storage's numbers are.
+    """Reads a pickle of tensors as descriptions without importing anything. `bytes_each` collects
+    the item size of each storage.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -91,7 +90,7 @@ class _Inert(pickle.Unpickler):
         self.bytes_each: dict[str, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name of the pickle."""
+        """Return the description for a name in the pickle."""
         if module == "torch" and name in KINDS:
             return _Kind(KINDS[name])
         known: dict[tuple[str, str], Callable[..., Any]] = {
@@ -115,13 +114,13 @@ class _Inert(pickle.Unpickler):
             or not isinstance(kind, _Kind)
             or not 0 <= int(numbers) <= MOST_NUMBERS
         ):
-            raise ValueError("no storage of plain numbers")
+            raise ValueError("not a storage of plain numbers")
         self.bytes_each[str(key)] = np.dtype(kind.dtype).itemsize
         return _Storage(kind.dtype, str(key), int(numbers))
 
 
 class _Numbers(pickle.Unpickler):
-    """Reads a pickle of numbers, texts, lists and dictionaries."""
+    """Reads a pickle of numbers, strings, lists and dictionaries."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuse every name."""
@@ -168,7 +167,7 @@ def _read_archive(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
             None,
         )
         if name is None:
-            raise ValueError("no pickle of tensors")
+            raise ValueError("not a pickle of tensors")
         root = name.removesuffix("data.pkl")
         if (
             f"{root}byteorder" in archive.namelist()
@@ -220,7 +219,7 @@ def _named(loaded: Any, wanted: Sequence[str]) -> dict[str, _Tensor]:
         raise ValueError("no named tensors")
     tensors = {name: loaded[name] for name in wanted if name in loaded}
     if not all(isinstance(tensor, _Tensor) for tensor in tensors.values()):
-        raise ValueError("something else than tensors")
+        raise ValueError("something other than tensors")
     return tensors
 
 

@@ -1,12 +1,13 @@
-"""AlexNet's convolutions as arrays: the two layouts, and where initial weights come from.
+"""AlexNet's convolutional weights as arrays: the two layouts, and loading of initial weights.
 
     owt        torchvision's, "One weird trick" (A. Krizhevsky 2014): 64-192-384-256-256 channels,
-    no local response normalization original   the paper's of 2012 as Caffe trained it:
-    96-256-384-384-256 channels, local response normalization after the first two
-               convolutions; conv2, conv4 and conv5 in two groups, where the weights are grouped
+               no local response normalization
+    original   AlexNet of 2012 as trained with Caffe: 96-256-384-384-256 channels, local response
+               normalization after the first two convolutions; conv2, conv4 and conv5 in two groups
+               if the weights are grouped
 
-Weights are rounded to half precision before they are used for anything, so that the exported file,
-which stores them so, computes exactly what was trained and judged.
+Weights are rounded to half precision, as in the exported file, before any use, so that the export
+computes exactly what was evaluated.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ float32 (out,); perhaps `SOFT_TISSUE`.
 """
 
 SOFT_TISSUE = "soft_tissue"
-"""What the second and third channel show to weights that learned so (`ml.networks.contrasts`): the
-level and the spread of soft tissue (2,); a third number says that the third channel has no bone."""
+"""Key for weights trained with other contrasts in the second and third channel
+(`ml.networks.contrasts`): level and spread of soft tissue (2,); a third value means that the third
+channel has no bone.
+"""
 CONTRASTS = (0.4, 0.12, 1.0)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -44,7 +47,7 @@ GROUPED = ("conv2", "conv4", "conv5")
 
 @dataclass(frozen=True)
 class Convolution:
-    """One convolution; a max-pooling of 3 x 3 with stride 2 may stand before it."""
+    """One convolutional layer, optionally after 3 x 3 max pooling with stride 2."""
 
     name: str
     kernel: int
@@ -57,8 +60,8 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Layout:
-    """An AlexNet. `mean` and `std` are what its three channels are normalized by, in units of a
-    gray value in 0..1.
+    """A variant of AlexNet. `mean` and `std` normalize its three channels, for gray values in
+    0..1.
     """
 
     name: str
@@ -91,8 +94,8 @@ def _convolutions(widths: tuple[int, ...], first_padding: int) -> tuple[Convolut
 OWT = Layout(
     "owt", _convolutions((3, 64, 192, 384, 256, 256), 2), False, IMAGENET_MEAN, IMAGENET_STD
 )
-# Blue, green, red in 0..255 less their means; the picture is gray, so that only the means know the
-# order.
+# Blue, green, red in 0..255 minus their means; the image is gray, so the order matters for the
+# means only.
 ORIGINAL = Layout(
     "original",
     _convolutions((3, 96, 256, 384, 384, 256), 0),
@@ -105,12 +108,14 @@ TORCHVISION = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
 
 
 def layout_of(weights: Weights) -> Layout:
-    """Return the layout whose first convolution the weights have; torchvision's if none fits."""
+    """Return the layout that matches the first convolution of the weights; torchvision's if none
+    does.
+    """
     return ORIGINAL if weights["conv1_W"].shape[-1] == ORIGINAL.convolutions[0].channels else OWT
 
 
 def groups_of(weights: Weights, name: str) -> int:
-    """Return in how many groups a convolution's channels are: 1 or 2."""
+    """Return the number of groups of a convolution: 1 or 2."""
     convolution = next(each for each in layout_of(weights).convolutions if each.name == name)
     return convolution.channels_in // int(weights[f"{name}_W"].shape[2])
 
@@ -122,16 +127,17 @@ def load_weights(
 
     Args:
         init: "random", a .npz file of arrays, PyTorch's file of torchvision's AlexNet (.pth or
-            .pt), or a model folder of ours; nothing in them is run.
+            .pt), or a model folder of ours; no code in them is executed.
         seed: of random weights.
         layer: the last layer that is needed.
         layout: of random weights.
-        groups: 1 joins grouped weights into one group, which computes the same with zeros between
-            the groups and trains faster on a processor; 2 asks for grouped ones; None takes them as
-            they are.
+        groups: 1 merges grouped weights into one group, which is equivalent, with zeros between the
+            groups, and trains faster on CPUs; 2 requires grouped weights; None leaves them
+            unchanged.
 
     Raises:
-        ArtifactError: the file is missing, unreadable, of another layout, or not grouped as asked.
+        ArtifactError: the file is missing, unreadable, of another layout, or not grouped as
+            requested.
     """
     if init == "random":
         return random_weights(seed, layout, groups or 1)
@@ -146,9 +152,7 @@ def load_weights(
 
 
 def random_weights(seed: int, layout: str = "owt", groups: int = 1) -> Weights:
-    """Return weights drawn by He's rule (He et al. 2015), biases zero. The same seed gives the same
-    weights.
-    """
+    """Return He-initialized weights (He et al. 2015) with zero biases; deterministic for a seed."""
     random = np.random.default_rng(seed)
     chosen = LAYOUTS[layout]
     weights: Weights = {}
@@ -156,7 +160,7 @@ def random_weights(seed: int, layout: str = "owt", groups: int = 1) -> Weights:
         kernel, name = convolution.kernel, convolution.name
         channels_in = convolution.channels_in // (groups if name in GROUPED else 1)
         spread = np.sqrt(2 / (kernel * kernel * channels_in))
-        if name == "conv1":  # He's rule asks for inputs that spread by one
+        if name == "conv1":  # He initialization assumes inputs of unit variance
             spread *= float(np.mean(chosen.std)) / float(np.mean(IMAGENET_STD))
         weights[f"{name}_W"] = (
             random.standard_normal((kernel, kernel, channels_in, convolution.channels)) * spread
@@ -171,8 +175,8 @@ def rounded(weights: Weights) -> Weights:
 
 
 def ungrouped(weights: Weights) -> Weights:
-    """Return weights of one group that compute what the grouped ones do: zero from one group's
-    channels to the other's.
+    """Return equivalent weights of a single group, with zeros between the channels of different
+    groups.
     """
     joined = dict(weights)
     for name in GROUPED:
@@ -213,7 +217,7 @@ def _require_layout(weights: Weights, source: str, layer: str) -> None:
                     f" {layout.name!r} has {shape}."
                 )
             if not np.isfinite(weights[key]).all():
-                raise ArtifactError(f"{source} has values in {key} that are no numbers.")
+                raise ArtifactError(f"{source} has values in {key} that are not finite.")
 
 
 def _from_file(path: Path) -> Weights:
@@ -239,7 +243,7 @@ def _from_file(path: Path) -> Weights:
             )
         if not weights:
             raise ArtifactError(
-                f"{path.name} has no features.0.weight; it is no AlexNet of torchvision."
+                f"{path.name} has no features.0.weight; it is not torchvision's AlexNet."
             )
         return weights
     return arrays_of_file(path)
@@ -256,7 +260,7 @@ def arrays_of_file(path: Path) -> Weights:
     try:
         with np.load(path, allow_pickle=False) as opened:
             return {name: opened[name] for name in opened.files}
-    # TypeError: a .npy holds one array and no names
+    # TypeError: a .npy file holds a single array without names
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as err:
         raise ArtifactError(f"{path.name} is not a readable .npz file of arrays.") from err
 
@@ -274,7 +278,6 @@ def _from_model(folder: Path) -> Weights:
     }
     if "conv1_W" not in weights:
         raise ArtifactError(
-            f"The model {card.id} ({card.architecture}) keeps no AlexNet convolutions to start"
-            " from."
+            f"The model {card.id} ({card.architecture}) has no AlexNet convolutions to start from."
         )
     return weights

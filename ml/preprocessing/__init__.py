@@ -1,1 +1,1 @@
-"""A slice becomes a model's input; training also varies it."""
+"""From slices to model inputs, and data augmentation."""

@@ -1,8 +1,8 @@
-"""Changes of a training picture that leave its label true.
+"""Label-preserving augmentation of training images.
 
-Only ever applied to images that a fold may learn from. A picture is a model's input, float32 (size,
-size) in 0..1 with 0 outside the head; its outline of blood, uint8 (m, m), is moved along with it.
-Every function draws from the generator that it is given.
+Applied to training images only. An image is a model's input, float32 (size, size) in 0..1 with 0
+outside the head; its segmentation mask, uint8 (m, m), is transformed with it. Every function draws
+from the given generator.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from ml.scans.slices import FloatArray
 Mask = NDArray[np.uint8]
 
 MIDDLE_GRAYS = 0.3, 0.55
-"""Brain lies between them in a brain window; contrast changes about a gray in there."""
+"""The range of brain in a brain window; contrast changes are centered on a gray level in it."""
 
 NOT_DRAWN = 255
-"""The value of an outline where nobody has drawn."""
+"""The mask value where there is no annotation."""
 
 
 @dataclass(frozen=True)
 class Strength:
-    """How far a picture is changed; each figure is the largest change, drawn evenly up to it.
+    """Strength of the augmentation; changes are uniformly distributed up to these limits.
 
     Attributes:
         flip: probability of a mirrored head.
-        turn_degrees, shift, zoom: rotation; shift and scale as a share of the picture.
-        elastic_px: amplitude of a smooth warp, in pixels of a picture 224 wide.
-        contrast: logarithms of the smallest and largest factor by which gray values are spread
-            about a middle gray, as another window does.
-        brightness, gamma: share that is added to gray values, by which they are bent.
-        sharpening, blur, coarse: probability of sharp edges, of a blur, of a loss of resolution.
+        turn_degrees, shift, zoom: rotation; shift and scale relative to the image.
+        elastic_px: amplitude of an elastic deformation, in pixels of an image 224 wide.
+        contrast: logarithms of the smallest and largest contrast factor about a middle gray, like a
+            change of window width.
+        brightness, gamma: offset of gray values, and their gamma correction.
+        sharpening, blur, coarse: probability of sharpening, blurring, and lower resolution.
         noise: standard deviation of added noise.
     """
 
@@ -60,10 +60,10 @@ FULL = Strength()
 def vary(
     image: FloatArray, mask: Mask, random: np.random.Generator, strength: Strength = FULL
 ) -> tuple[FloatArray, Mask]:
-    """Return a changed picture (size, size) and its outline (m, m): turned, moved, scaled, warped;
-    other grays, sharpness and noise.
+    """Return an augmented image (size, size) and its mask (m, m): rotated, shifted, scaled, warped;
+    other gray levels, sharpness and noise.
 
-    One `remap` makes all geometric changes, so that a picture is interpolated once.
+    A single `remap` applies all geometric changes, so that an image is interpolated once.
     """
     size = image.shape[0]
     x, y = _warp(size, random, strength)
@@ -88,8 +88,8 @@ def vary(
 
 
 def augmented_copies(image: FloatArray, count: int, seed: int) -> FloatArray:
-    """Return the picture (s, s, 1) and count - 1 changed copies of it, float32 (count, s, s, 1):
-    the paper's enlargement of a data set.
+    """Return the image (s, s, 1) and count - 1 augmented copies of it, float32 (count, s, s, 1), as
+    in the paper.
 
     The same seed gives the same copies.
     """
@@ -102,7 +102,7 @@ def augmented_copies(image: FloatArray, count: int, seed: int) -> FloatArray:
 def _warp(
     size: int, random: np.random.Generator, strength: Strength
 ) -> tuple[FloatArray, FloatArray]:
-    """Return for each pixel of the changed picture where it comes from: x and y, float32 (size,
+    """Return the source coordinates x and y of each pixel of the augmented image, float32 (size,
     size).
     """
     angle = np.radians(random.uniform(-1, 1) * strength.turn_degrees)
@@ -117,7 +117,7 @@ def _warp(
     x = mirror * (cos * column - sin * row) * aspect + center + shift[0]
     y = (sin * column + cos * row) / aspect + center + shift[1]
     if strength.elastic_px:
-        # Random shifts on a coarse grid, made smooth: P. Simard, D. Steinkraus, J. Platt 2003.
+        # Smoothed random displacements on a coarse grid: P. Simard, D. Steinkraus, J. Platt 2003.
         coarse = random.normal(0, 1, (2, 6, 6)).astype(np.float32) * np.float32(
             strength.elastic_px * random.random() * size / 224
         )
@@ -127,8 +127,8 @@ def _warp(
 
 
 def _regrade(image: FloatArray, random: np.random.Generator, strength: Strength) -> FloatArray:
-    """Return the picture as another scanner, window or screen might show it. What is outside the
-    head stays 0.
+    """Vary the image as other scanners, windows or screens do; the area outside the head stays
+    0.
     """
     size = image.shape[0]
     outside = image <= 0.004
@@ -142,7 +142,7 @@ def _regrade(image: FloatArray, random: np.random.Generator, strength: Strength)
     spread = np.exp(random.uniform(*strength.contrast))
     middle = random.uniform(*MIDDLE_GRAYS)
     lift = random.uniform(-1, 1) * strength.brightness
-    if random.random() < strength.sharpening:  # the kernels of scanners differ
+    if random.random() < strength.sharpening:  # reconstruction kernels differ
         reach = random.uniform(0.7, 2.0) * size / 224
         image = image + np.float32(random.uniform(0.3, 1.5)) * (
             image - as_float(cv2.GaussianBlur(image, (0, 0), reach))
@@ -151,7 +151,7 @@ def _regrade(image: FloatArray, random: np.random.Generator, strength: Strength)
     image = (image - middle) * spread + middle + lift
     if strength.noise:
         deviation = random.uniform(0, strength.noise)
-        if random.random() < 0.5:  # the noise of a CT has a grain; that of a camera has none
+        if random.random() < 0.5:  # CT noise is correlated; that of a camera is not
             grain = (
                 cv2.GaussianBlur(
                     random.standard_normal((size, size), dtype=np.float32), (0, 0), 1.0
@@ -167,7 +167,5 @@ def _regrade(image: FloatArray, random: np.random.Generator, strength: Strength)
 
 
 def as_float(values: NDArray[Any]) -> FloatArray:
-    """Return OpenCV's answer, which its stubs call an array of anything, as the float32 that it
-    is.
-    """
+    """Cast OpenCV's result, which its stubs type as any array, to float32."""
     return np.asarray(values, np.float32)

@@ -1,4 +1,4 @@
-"""Where the head is in a slice."""
+"""Detection of the head in a slice."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from numpy.typing import NDArray
 from ml.preprocessing.scaling import disc, restored, shrunk
 from ml.scans.slices import FloatArray
 
-# the head is looked for in a picture of this longer side, so that sizes below mean the same in
-# every picture
+# images are resized to this longer side, so that the sizes below do not depend on resolution
 SEARCH_PX = 256
 
 
 OPENING_PX, CLOSING_PX, RIM_PX = 7, 9, 2
 
 
-BRIGHTNESS = 0.25  # of the way from the picture's background to its bone
+BRIGHTNESS = 0.25  # threshold between the image's background (0) and its bone (1)
 
 
-SMALLEST_HEAD = 0.02  # of the picture's area; below, there is no head
+SMALLEST_HEAD = 0.02  # minimum area of a head, relative to the image
 
 
 def find_head(gray: FloatArray) -> NDArray[np.bool_] | None:
-    """Return where the head is, bool (height, width), holes filled; None where the picture shows
-    none.
+    """Return the mask of the head, bool (height, width), with holes filled; None if there is no
+    head.
 
     Args:
         gray: float32 (height, width) in 0..1, in a window that shows brain.
@@ -54,7 +53,7 @@ def find_head(gray: FloatArray) -> NDArray[np.bool_] | None:
 
 
 def _bordered(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the mask with a black border, so that a head cut off by the picture's edge has an
-    outline there.
+    """Add a black border to the mask, so that a head cut off by the image's edge has an outline
+    there.
     """
     return np.pad(mask, CLOSING_PX)

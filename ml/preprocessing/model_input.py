@@ -1,12 +1,11 @@
-"""Turn a slice into a model's input: the same code for training and for serving.
+"""Convert a slice into a model's input, with the same code for training and serving.
 
-The pictures come from many sources (scanners, figures of papers, screenshots), and what differs
-between sources (table, head holder, panel letters, black or gray margins, scale) would be learned
-in place of blood. So it is removed by construction: the head is the largest bright body of the
-picture, everything outside its outline becomes 0, and its square fills the input. So table, text
-beside the head and margins are gone by construction. Colors are gone before (`ml.scans.read`); the
-shade that a tint leaves is a factor on all grays, which `normalisation` takes away. The other steps
-are settings of a model, off unless somebody chose them:
+Images come from many sources (scanners, figures of papers, screenshots), and a model could learn
+the differences between sources (table, head holder, panel letters, black or gray margins, scale)
+instead of hemorrhage. These are removed: the head is the largest bright body of the image,
+everything outside its outline becomes 0, and a square crop around it is the input. Colors are
+already removed (`ml.scans.read`); a tint leaves a factor on all gray levels, which `normalisation`
+removes. The other steps are optional settings of a model:
 
     window -> head -> skull_stripping -> upright -> cut and resize -> normalization -> segmentation
 """
@@ -27,30 +26,31 @@ from ml.preprocessing.segmentation import AIR, restructure
 from ml.preprocessing.skull import intracranial_space, tilt_deg
 from ml.scans.slices import FloatArray, Slice, gray_of
 
-# of the picture's longer side: the crown of a head stays small instead of filling the input
+# minimum crop relative to the image's longer side, so that slices near the vertex stay small
 SMALLEST_SIDE = 0.4
-MARGIN = 0.02  # of the head's longer side, on each side
+MARGIN = 0.02  # margin on each side, relative to the head's longer side
 
 CHOICES = {
     "normalisation": ("none", "percentile", "equalise", "clahe"),
     "segmentation": ("none", "otsu", "grabcut", "watershed", "edges"),
 }
-NOT_STRIPPED = "No closed skull was found in a picture, so nothing but the head was cut out."
+NOT_STRIPPED = (
+    "No closed skull was found in an image, so only the area outside the head was removed."
+)
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a model wants its input; travels in the model's card.
+    """A model's preprocessing, stored in its card.
 
     Attributes:
         size: the input is size x size pixels.
-        window_level, window_width: HU; used where a slice holds HU.
-        crop_to_head: False takes the whole picture.
-        normalisation: how grays come on one scale; see `ml.preprocessing.normalization.normalize`.
-        skull_stripping: True leaves only what the skull encloses.
-        upright: True turns the head so that its midline is vertical.
-        segmentation: the step that restructures the picture; see
-            `ml.preprocessing.segmentation.restructure`.
+        window_level, window_width: window in HU, for slices in HU.
+        crop_to_head: False uses the whole image.
+        normalisation: normalization of gray levels; see `ml.preprocessing.normalization.normalize`.
+        skull_stripping: True keeps only the intracranial space.
+        upright: True rotates the head so that its midline is vertical.
+        segmentation: segmentation method; see `ml.preprocessing.segmentation.restructure`.
     """
 
     size: int = 224
@@ -63,16 +63,16 @@ class InputSpec:
     segmentation: str = "none"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return a dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> InputSpec:
-        """Return what `to_dict` wrote; a key that is missing has its default.
+        """Parse a dictionary of `to_dict`; missing keys have their defaults.
 
         Raises:
-            ValueError: a key is unknown (the model was made by another version), or a value is of
-                the wrong type or range.
+            ValueError: a key is unknown (the model is from another version), or a value has the
+                wrong type or is out of range.
         """
         unknown = sorted(set(given) - {item.name for item in fields(cls)})
         if unknown:
@@ -83,7 +83,7 @@ class InputSpec:
             if item.name in CHOICES:
                 if value not in CHOICES[item.name]:
                     raise ValueError(
-                        f"The preprocessing gives {item.name} as {value!r}; there is"
+                        f"The preprocessing gives {item.name} as {value!r}; choose one of"
                         f" {', '.join(CHOICES[item.name])}."
                     )
                 continue
@@ -104,13 +104,13 @@ class InputSpec:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> InputSpec:
-        """Return what the settings of an architecture ask for (`ml.catalogue.PREPROCESSING`); what
-        they do not name has its default.
+        """Return the preprocessing for an architecture's settings (`ml.catalogue.PREPROCESSING`),
+        with defaults for missing ones.
 
-        Settings that are choices of "yes" and "no" become booleans; `input_size` is the size.
+        "yes" and "no" become booleans; `input_size` is the size.
 
         Raises:
-            ValueError: a value is of the wrong type or range.
+            ValueError: a value has the wrong type or is out of range.
         """
         named = {item.name: settings[item.name] for item in fields(cls) if item.name in settings}
         if "input_size" in settings:
@@ -126,12 +126,11 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Frame:
-    """The square of the original slice, in its pixels, that became the input. It may reach outside
-    the picture.
+    """The square crop of the original slice, in its pixels. It may extend beyond the image.
 
-    `shows_head` is False where no head was found, or none was looked for, and the whole picture was
-    taken. `angle_deg` says how far the square itself is turned clockwise about its middle. `notes`
-    are sentences about steps that failed.
+    `shows_head` is False if no head was found or searched for, and the whole image was used.
+    `angle_deg` is the clockwise rotation of the square about its center. `notes` are sentences
+    about steps that failed.
     """
 
     top: int
@@ -144,10 +143,9 @@ class Frame:
 
 
 def to_input(slice_: Slice, spec: InputSpec) -> tuple[FloatArray, Frame]:
-    """Return a model's input, float32 (size, size, 1) in 0..1, and the square of the slice that it
-    shows.
+    """Return a model's input, float32 (size, size, 1) in 0..1, and its frame in the slice.
 
-    Where no head is found, the whole picture is taken.
+    If no head is found, the whole image is used.
     """
     gray = gray_of(slice_, spec.window_level, spec.window_width)
     restructures = (spec.normalisation, spec.segmentation) != ("none", "none")
@@ -187,8 +185,8 @@ def to_input(slice_: Slice, spec: InputSpec) -> tuple[FloatArray, Frame]:
 
 
 def cut(picture: FloatArray, frame: Frame) -> FloatArray:
-    """Return the part of a slice, or of a mask of it, inside the frame, float32 (height, width); 0
-    where the frame reaches outside.
+    """Crop a slice, or a mask of it, to the frame, float32 (height, width); 0 where the frame
+    extends beyond it.
     """
     if frame.angle_deg:
         size = frame.width, frame.height
@@ -211,8 +209,8 @@ def cut(picture: FloatArray, frame: Frame) -> FloatArray:
 
 
 def turned_to_frame(frame: Frame) -> NDArray[np.float64]:
-    """Return the matrix (2, 3) that takes a pixel (x, y) of the slice to its place in the frame's
-    square, for `cv2.warpAffine`.
+    """Return the matrix (2, 3) that maps a pixel (x, y) of the slice into the frame, for
+    `cv2.warpAffine`.
     """
     middle = frame.left + (frame.width - 1) / 2, frame.top + (frame.height - 1) / 2
     matrix = np.asarray(cv2.getRotationMatrix2D(middle, frame.angle_deg, 1.0), np.float64)
@@ -221,20 +219,20 @@ def turned_to_frame(frame: Frame) -> NDArray[np.float64]:
 
 
 def _square(box: tuple[int, int, int, int], side: int) -> Frame:
-    """Return the square of that side around the middle of a box (top, left, bottom, right)."""
+    """Return the square of that side around the center of a box (top, left, bottom, right)."""
     top, left, bottom, right = box
     return Frame((top + bottom - side) // 2, (left + right - side) // 2, side, side)
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Return (top, left, bottom, right) of what is True, the last two exclusive."""
+    """Return the bounding box (top, left, bottom, right) of the mask, the last two exclusive."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def _turned_box(mask: NDArray[np.bool_], angle_deg: float) -> tuple[int, int, int, int]:
-    """Return the upright box that the mask fills after a turn, moved to where its middle lies in
-    the unturned slice.
+    """Return the bounding box of the mask after rotation, centered at its center in the unrotated
+    slice.
     """
     rows, columns = np.nonzero(mask)
     turn = np.asarray(cv2.getRotationMatrix2D((0.0, 0.0), angle_deg, 1.0))[:, :2]

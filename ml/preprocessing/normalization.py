@@ -1,8 +1,7 @@
-"""Optional steps of preprocessing: grays on one scale, the skull taken off, the head turned
-upright. numpy and OpenCV only.
+"""Normalization of gray levels, an optional preprocessing step; numpy and OpenCV only.
 
-All work on one gray picture, float32 (height, width) in 0..1 in a window that shows brain, and
-where the head is in it.
+All methods take a gray image, float32 (height, width) in 0..1 in a brain window, and the mask of
+the head.
 """
 
 from __future__ import annotations
@@ -16,25 +15,26 @@ from ml.scans.slices import FloatArray
 
 # where the soft tissue of most heads lies in the brain window
 LOW_PERCENT, HIGH_PERCENT, LOW_GRAY, HIGH_GRAY = 10, 90, 0.25, 0.55
-# of white between the two percentiles; less is noise, which must not be blown up to full contrast
+# minimum distance of the two percentiles; less is noise, which must not be amplified to full
+# contrast
 SMALLEST_SPREAD = 0.05
 CLAHE_LIMIT, CLAHE_TILES = 2.0, (8, 8)
 
 
 def normalize(picture: FloatArray, region: BoolArray, how: str) -> FloatArray:
-    """Return the picture with its grays on a common scale, float32 (height, width) in 0..1; what
-    was black stays black.
+    """Return the image with normalized gray levels, float32 (height, width) in 0..1; black stays
+    black.
 
-    - "none": as it is.
-    - "percentile": the 10th and 90th percentile of the region's soft tissue become 0.25 and 0.55,
-      the rest in proportion. The limits lie well inside, since a bleed is the brightest soft tissue
-      and must neither set the scale nor be cut off by it. It takes away what multiplies or shifts
-      all grays: a tint, another window, a dark photograph.
-    - "equalize": each gray becomes its rank among the region's grays.
-    - "clahe": ranks within neighborhoods, contrast limited (Zuiderveld 1994, Graphics Gems IV).
+    - "none": unchanged.
+    - "percentile": linear scaling that maps the 10th and 90th percentile of the region's soft
+      tissue to 0.25 and 0.55. The percentiles are moderate, since hemorrhage is the brightest soft
+      tissue and must neither determine the scale nor be clipped. This removes gains and offsets: a
+      tint, another window, a dark photograph.
+    - "equalise": histogram equalization over the region.
+    - "clahe": contrast-limited adaptive histogram equalization (Zuiderveld 1994, Graphics Gems IV).
 
     Raises:
-        ValueError: there is no such normalization.
+        ValueError: the method is unknown.
     """
     if how == "none":
         return picture
@@ -56,5 +56,5 @@ def normalize(picture: FloatArray, region: BoolArray, how: str) -> FloatArray:
         local = cv2.createCLAHE(CLAHE_LIMIT, CLAHE_TILES).apply(levels)
         return np.where(shown, local.astype(np.float32) / np.float32(255), np.float32(0))
     raise ValueError(
-        f"There is no normalization {how!r}; there is none, percentile, equalize, clahe."
+        f"There is no normalization {how!r}; choose none, percentile, equalise or clahe."
     )

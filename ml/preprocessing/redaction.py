@@ -1,4 +1,4 @@
-"""Cover what lies beside the head: names and notes that are burned into pictures stand there."""
+"""Redact everything outside the head, where names and notes may be burned into images."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ml.preprocessing.head import find_head
 from ml.scans.slices import Series, Slice, gray_of
 
 AIR_HU, BLACK = -1000.0, 0.0
-COVERED = "What lies beside the head was covered."
+COVERED = "Everything outside the head was covered."
 
 
 def covered(series: Series) -> Series:
-    """Return the series with air, or black, beside the head.
+    """Return the series with air, or black, outside the head.
 
-    In the brain window, the head is the largest bright body with what it encloses
-    (`ml.preprocessing.head.find_head`). Slices that show none, as above the crown, are left as they
-    are, and a sentence says how many.
+    The head is the largest bright body in the brain window, including what it encloses
+    (`ml.preprocessing.head.find_head`). Slices without a head, as above the vertex, are unchanged,
+    and a note states their number.
     """
     slices = [_covered(slice_) for slice_ in series.slices]
     without = sum(new is old for new, old in zip(slices, series.slices, strict=True))

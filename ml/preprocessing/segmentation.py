@@ -1,9 +1,9 @@
-"""The segmentation steps that the paper reviews: Otsu's threshold, GrabCut, watershed, Canny's
-edges. OpenCV only, also when serving.
+"""The segmentation methods that the paper reviews: Otsu's threshold, GrabCut, watershed, Canny
+edges. OpenCV only, for serving.
 
-All work on one gray picture, float32 (height, width) in 0..1, and the region of it that shows the
-head. As a setting of a model they restructure its input: what the step selects stays, everything
-else keeps half of its gray. So a mistake of the step costs contrast, and not the finding.
+All take a gray image, float32 (height, width) in 0..1, and the region of the head. As a model
+setting they modify its input: the selected region stays, everything else is dimmed to half. So a
+segmentation error costs contrast rather than the finding.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from ml.scans.slices import FloatArray
 
 # of white in the brain window: below lies air, above bone (and calcium, and metal)
 AIR, BONE = 0.02, 0.98
-DARKEST_WHITE = 0.7  # a tint or a photograph shows bone darker than white, but not darker than this
+DARKEST_WHITE = (
+    0.7  # in a tinted or photographed image bone is darker than white, but not darker than this
+)
 DIMMED = 0.5
-# GrabCut takes a second on a large picture, and its borders are smooth anyway
+# GrabCut takes a second on a large image, and its borders are smooth anyway
 GRABCUT_PX, GRABCUT_ROUNDS = 128, 3
 NEIGHBORS = np.ones((3, 3), np.uint8)
-CORE_PX = 15  # peaks of the distance nearer than this are one body
+CORE_PX = 15  # peaks of the distance transform closer than this belong to one body
 
 
 def restructure(picture: FloatArray, region: BoolArray, step: str) -> FloatArray:
-    """Return the picture as `step` restructures it, float32 (height, width) in 0..1.
+    """Return the image modified by `step`, float32 (height, width) in 0..1.
 
     - "none": as it is.
     - "otsu": the denser of the two classes of soft tissue, and bone, stay; the rest is dimmed.
@@ -38,13 +40,13 @@ def restructure(picture: FloatArray, region: BoolArray, step: str) -> FloatArray
     - "edges": the picture is dimmed and Canny's edges are drawn white.
 
     Raises:
-        ValueError: there is no such step.
+        ValueError: the step is unknown.
     """
     if step == "none":
         return picture
     if step not in SELECTIONS:
         raise ValueError(
-            f"There is no segmentation {step!r}; there is none, {', '.join(SELECTIONS)}."
+            f"There is no segmentation {step!r}; choose none or one of {', '.join(SELECTIONS)}."
         )
     selected = SELECTIONS[step](picture, region)
     if step == "edges":
@@ -53,10 +55,11 @@ def restructure(picture: FloatArray, region: BoolArray, step: str) -> FloatArray
 
 
 def soft_tissue(picture: FloatArray, region: BoolArray) -> BoolArray:
-    """Return the region's pixels between air and bone and not beside them, bool (height, width).
+    """Return the region's pixels between air and bone that are not adjacent to either, bool
+    (height, width).
 
-    Beside air or bone a pixel shows a part of both, and such mixed grays would outnumber a small
-    bleed. Where nothing else is left (a tiny picture), they count.
+    Pixels adjacent to air or bone suffer from partial volume, and would outnumber a small
+    hemorrhage. They are included if nothing else is left (in tiny images).
     """
     soft = region & (picture > AIR) & (picture < BONE * white_of(picture, region))
     pure = cv2.erode(soft.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
@@ -64,17 +67,17 @@ def soft_tissue(picture: FloatArray, region: BoolArray) -> BoolArray:
 
 
 def white_of(picture: FloatArray, region: BoolArray) -> float:
-    """Return the gray that stands for white in a region: its 99th percentile, and at least 0.7; 1
-    for an empty region.
+    """Return the white level of a region: its 99th percentile, but at least 0.7; 1 for an empty
+    region.
     """
     return max(float(np.percentile(picture[region], 99)), DARKEST_WHITE) if region.any() else 1.0
 
 
 def otsu_threshold(values: FloatArray) -> float:
-    """Return the threshold that splits grays (n,) in 0..1 into two classes, the upper being those
-    above it.
+    """Return the threshold that splits gray values (n,) in 0..1 into two classes, the upper being
+    those above it.
 
-    It maximizes the variance between the classes over 256 levels (Otsu 1979, doi
+    It maximizes the between-class variance over 256 levels (Otsu 1979, doi
     10.1109/TSMC.1979.4310076); 0 for no values.
     """
     if not values.size:
@@ -84,27 +87,27 @@ def otsu_threshold(values: FloatArray) -> float:
 
 
 def dense(picture: FloatArray, region: BoolArray) -> BoolArray:
-    """Return what lies above Otsu's threshold of the region's soft tissue, so that bone does not
-    decide what counts as dense.
+    """Return the pixels above Otsu's threshold of the region's soft tissue; bone is excluded from
+    the computation of the threshold.
     """
     threshold = otsu_threshold(picture[soft_tissue(picture, region)])
     return np.asarray(region & (np.round(picture * 255) > round(threshold * 255)))
 
 
 def grabcut(picture: FloatArray, region: BoolArray) -> BoolArray:
-    """Return what GrabCut takes for the inside of the head, bool (height, width), at a resolution
-    of at most 128 pixels a side.
+    """Return GrabCut's mask of the inside of the head, bool (height, width), computed at no more
+    than 128 pixels per side.
 
-    It starts from "probably inside" for the region's soft tissue and "surely not" for bone, air and
-    what lies outside the region, and fits a mixture of grays to both sides (Rother, Kolmogorov and
-    Blake 2004, doi 10.1145/1015706.1015720). The same picture gives the same answer.
+    It starts from "probable foreground" for the region's soft tissue and "background" for bone, air
+    and everything outside the region, and fits Gaussian mixtures to both (Rother, Kolmogorov and
+    Blake 2004, doi 10.1145/1015706.1015720). It is deterministic.
     """
     small = shrunk(picture, GRABCUT_PX)
     inside = shrunk(region.astype(np.float32), GRABCUT_PX) >= 0.5
     soft = inside & (small > AIR) & (small < BONE)
     labels = np.where(soft, cv2.GC_PR_FGD, cv2.GC_BGD).astype(np.uint8)
     if soft.any() and not soft.all():
-        cv2.setRNGSeed(0)  # its mixtures start from k-means with random centers
+        cv2.setRNGSeed(0)  # its mixtures are initialized by k-means with random centers
         colors = cv2.cvtColor(_bytes(small), cv2.COLOR_GRAY2BGR)
         cv2.grabCut(
             colors,
@@ -120,20 +123,20 @@ def grabcut(picture: FloatArray, region: BoolArray) -> BoolArray:
 
 
 def watershed(mask: BoolArray) -> NDArray[np.int32]:
-    """Return the bodies of a mask, int32 (height, width): 1, 2, … a body each, 0 outside and on the
-    lines between touching bodies.
+    """Label the bodies of a mask, int32 (height, width): 1, 2, …; 0 outside and on the lines
+    between touching bodies.
 
-    Water rises level by level from the points that lie deepest in the mask; where two basins meet,
-    a line is drawn (Meyer 1994, doi 10.1016/0165-1684(94)90060-4). So two discs that touch become
-    two bodies. (`cv2.watershed` floods by the difference between neighbors and not by level: on the
-    smooth slope of a distance it put the line pixels away from where two discs touch.)
+    Flooding by level starts at the maxima of the distance transform; watershed lines are drawn
+    where basins meet (Meyer 1994, doi 10.1016/0165-1684(94)90060-4). So two discs that touch become
+    two bodies. (`cv2.watershed` floods by the difference between neighbors and not by level: on a
+    smooth distance transform its line was several pixels away from where two discs touch.)
     """
     padded = np.pad(mask, 1).astype(np.uint8)
     depth = np.asarray(
         cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32
     )
     peaks = (depth > 0) & (depth >= cv2.dilate(depth, np.ones((CORE_PX, CORE_PX), np.uint8)) - 1e-3)
-    # Peaks a pixel or two apart belong to one plateau of the depth.
+    # Peaks a pixel or two apart belong to one plateau of the distance.
     plateaus = np.asarray(cv2.dilate(peaks.astype(np.uint8), NEIGHBORS), np.uint8) & padded
     labels = np.asarray(cv2.connectedComponents(plateaus, connectivity=8)[1], np.float32)
     dry = padded > 0
@@ -151,15 +154,15 @@ def watershed(mask: BoolArray) -> NDArray[np.int32]:
             labels[new & ~meeting] = highest[new & ~meeting]
             dry &= ~meeting
             reached &= ~meeting
-    # A small body beside a deeper one has no peak of its own within the window.
+    # A small body next to a larger one has no peak of its own within the window.
     _, others = cv2.connectedComponents((dry & (labels == 0)).astype(np.uint8), connectivity=8)
     labels[others > 0] = labels.max() + others[others > 0]
     return np.asarray(labels[1:-1, 1:-1], np.int32)
 
 
 def dense_bodies(picture: FloatArray, region: BoolArray) -> BoolArray:
-    """Return the dense bodies that are not mostly bone; watershed cuts blood that touches the skull
-    from it.
+    """Return the dense bodies that are not mostly bone; watershed separates hemorrhage from
+    adjacent skull.
     """
     labels = watershed(dense(picture, region))
     count = int(labels.max()) + 1
@@ -173,8 +176,8 @@ def dense_bodies(picture: FloatArray, region: BoolArray) -> BoolArray:
 def edges(picture: FloatArray, region: BoolArray) -> BoolArray:
     """Return Canny's edges inside the region (Canny 1986, doi 10.1109/TPAMI.1986.4767851).
 
-    The thresholds follow the median of the soft tissue (two and four thirds of it), so that a dim
-    picture has edges too.
+    The thresholds follow the median of the soft tissue (two and four thirds of it), so that dark
+    images have edges, too.
     """
     soft = picture[soft_tissue(picture, region)]
     middle = 255 * float(np.median(soft)) if soft.size else 127.0
@@ -188,7 +191,7 @@ SELECTIONS: dict[str, Callable[[FloatArray, BoolArray], BoolArray]] = {
     "watershed": dense_bodies,
     "edges": edges,
 }
-"""What each step selects in a picture and its region."""
+"""The selection function of each step."""
 
 
 def _bytes(picture: FloatArray) -> NDArray[np.uint8]:

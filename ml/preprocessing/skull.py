@@ -1,4 +1,4 @@
-"""What the skull encloses, and how far the head is tilted."""
+"""The intracranial space, and the tilt of the head."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from ml.preprocessing.scaling import BoolArray, disc, restored, shrunk
 from ml.preprocessing.segmentation import white_of
 from ml.scans.slices import FloatArray
 
-# of the head's white; higher loses thin skulls, lower loses blood beside them (a fifth of a bright
-# crescent as it is)
+# relative to the head's white level; a higher value misses thin skulls, a lower one removes
+# adjacent blood (now a fifth of a bright crescent)
 BONE_SHARE = 0.93
 
 
-STRIP_PX = 256  # the skull is looked for in a picture of this longer side
+STRIP_PX = 256  # images are resized to this longer side
 
 
-GAP_PX, RIM_PX = 7, 3  # a gap of the skull up to this width is taken for thin bone
+GAP_PX, RIM_PX = 7, 3  # gaps in the skull up to this width are closed as thin bone
 
 
-LEAST_BRAIN = 0.25  # of the head's area
+LEAST_BRAIN = 0.25  # minimum area, relative to the head
 
 
-MOST_RIM = 0.1  # of the head's rim may belong to the inside before the skull counts as open
+MOST_RIM = 0.1  # maximum share of the head's rim in the inside; above, the skull counts as open
 
 
 TILT_PX = 96
@@ -32,18 +32,19 @@ TILT_PX = 96
 MOST_TILT_DEG = 20
 
 
-SHIFTS_PX = range(-3, 4)  # the midline need not run through the centroid
+SHIFTS_PX = range(-3, 4)  # since the midline need not run through the centroid
 
 
 def intracranial_space(gray: FloatArray, head: BoolArray) -> BoolArray | None:
-    """Return what the skull encloses, bool (height, width); None where no closed skull is seen.
+    """Return the mask of the intracranial space, bool (height, width); None if there is no closed
+    skull.
 
-    Bone is what is white in the brain window, gaps of a few pixels closed. The inside is the
-    largest part of the head that bone does not cover; its convex hull gives back blood as white as
-    bone inside the brain. Blood as white as bone along the inner table cannot be told from bone in
-    this window and goes with it. It is no segmentation of the brain: meninges and fluid spaces
-    belong to it. It fails, and says so by None, where the skull is open wide (craniotomy, orbits, a
-    figure without bone) or the picture shows no bone.
+    Bone is white in the brain window, with gaps of a few pixels closed. The inside is the largest
+    part of the head without bone; its convex hull includes white hemorrhage inside the brain.
+    Hemorrhage as white as bone along the inner table is indistinguishable from bone in this window
+    and is removed. This is not brain segmentation: meninges and CSF spaces are included. It returns
+    None if the skull is wide open (craniotomy, orbits, a figure without bone) or the image shows no
+    bone.
     """
     small = shrunk(gray, STRIP_PX)
     inside_head = (shrunk(head.astype(np.float32), STRIP_PX) >= 0.5).astype(np.uint8)
@@ -60,7 +61,7 @@ def intracranial_space(gray: FloatArray, head: BoolArray) -> BoolArray | None:
         return None
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
     space = (labels == largest).astype(np.uint8)
-    # Eroding leaves the picture's own edge alone: a head that is cut off there has no rim on that
+    # Erosion does not affect the image's edge: a head that is cut off there has no rim on that
     # side.
     rim = (inside_head > 0) & (cv2.erode(inside_head, disc(2 * RIM_PX + 1)) == 0)
     leaks = rim.any() and (space[rim] > 0).mean() > MOST_RIM
@@ -73,12 +74,12 @@ def intracranial_space(gray: FloatArray, head: BoolArray) -> BoolArray | None:
 
 
 def tilt_deg(gray: FloatArray, head: BoolArray) -> float:
-    """Return by how many degrees the head is turned clockwise in the picture, within ±20; 0 where
-    no midline is clear.
+    """Return the clockwise rotation of the head in degrees, within ±20; 0 if the midline is
+    unclear.
 
-    It is the turn after which the head differs least from its mirror image, over whole degrees and
-    a few positions of the midline; a parabola through the best three gives the fraction. A best
-    turn at the limit is no minimum, and is not believed.
+    It minimizes the difference between the head and its mirror image over integer degrees and a few
+    positions of the midline, refined by a parabola through the best three. An optimum at the limit
+    is not a minimum and is rejected.
     """
     rows, columns = np.nonzero(head)
     if not len(rows):
@@ -86,13 +87,13 @@ def tilt_deg(gray: FloatArray, head: BoolArray) -> float:
     center = float(columns.mean()), float(rows.mean())
     reach = 1.05 * float(np.hypot(columns - center[0], rows - center[1]).max()) + 1
     scale = TILT_PX / (2 * reach)
-    # the outline counts as much as what lies inside
+    # the outline has the same weight as the inside
     body = np.where(head, 0.5 + 0.5 * gray, 0).astype(np.float32)
     turns = np.arange(-MOST_TILT_DEG - 1, MOST_TILT_DEG + 2)
     costs = np.empty(len(turns))
     if scale < 1:
         sampled_px = round(1 / scale)
-        # shrinking by sampling alone would turn noise into costs
+        # subsampling without smoothing would add noise to the costs
         body = np.asarray(cv2.blur(body, (sampled_px, sampled_px)), np.float32)
     for at, turn in enumerate(turns):
         matrix = np.asarray(cv2.getRotationMatrix2D(center, float(turn), scale), np.float64)

@@ -1,8 +1,7 @@
-"""Lesions made in training pictures: bleeds drawn or moved into pictures that have none, and what
-is no blood but may be taken for it.
+"""Synthetic lesions in training images: hemorrhages drawn or transferred into negative images, and
+mimics of hemorrhage.
 
-Only ever applied to images that a fold may learn from; pictures and outlines are those of
-`ml.preprocessing.augmentation`.
+Applied to training images only; images and masks as in `ml.preprocessing.augmentation`.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from ml.preprocessing.scaling import BoolArray, disc
 from ml.scans.slices import FloatArray
 
 FAINTEST = 0.05
-"""A drawn bleed is at least so much brighter than what was there: blood that nobody could see must
-not be called blood.
+"""Minimum brightness of a drawn hemorrhage above the original: invisible hemorrhage must not be
+labeled.
 """
 
 TRIES = 4
-"""At drawing a shape: thin ones are often too faint, and would become rare."""
+"""Attempts per shape: thin ones are often too faint and would otherwise be rare."""
 
 RIM_PX = 4.0
-"""So deep below the bone, in pixels of a picture 224 wide, its partial volume is still bright."""
+"""Depth below the bone of its partial volume, in pixels of an image 224 wide."""
 
 PUSHED_SHARE = 0.5
-"""This share of the crescents along the bone pushes the brain inwards."""
+"""Share of the crescents along the bone with mass effect."""
 
 
 def room_for_lesions(image: FloatArray) -> BoolArray:
@@ -61,7 +60,7 @@ def room_for_lesions(image: FloatArray) -> BoolArray:
     if holes:
         cv2.drawContours(filled, [max(holes, key=cv2.contourArea)], -1, 1, thickness=cv2.FILLED)
     shown = image[filled.astype(bool)]
-    # Brain is gray and even; a face with its sinuses and bones is not.
+    # Brain is gray and homogeneous; a face with its sinuses and bones is not.
     if not len(shown) or np.mean(shown < 0.12) > 0.25 or np.mean(shown > 0.93) > 0.1:
         return none
     return filled.astype(bool)
@@ -70,12 +69,12 @@ def room_for_lesions(image: FloatArray) -> BoolArray:
 def with_drawn_bleed(
     image: FloatArray, mask: Mask, random: np.random.Generator
 ) -> tuple[FloatArray, Mask] | None:
-    """Return the picture with a bleed drawn into it, and its outline; None where the picture has no
-    room for one.
+    """Return the image with a drawn hemorrhage, and its mask; None if the image has no room for
+    one.
 
-    The shapes are those of the textbook: a crescent (subdural) along the bone, which may push the
-    brain inwards, or along the falx, a lens (epidural), an uneven ball with a dark rim
-    (intraparenchymal), blood in what was dark fluid (subarachnoid, intraventricular).
+    The shapes are typical: a crescent (subdural) along the bone, possibly with mass effect, or
+    along the falx; a lens (epidural); an irregular ball with a hypodense rim (intraparenchymal);
+    blood in CSF spaces (subarachnoid, intraventricular).
     """
     space = room_for_lesions(image)
     shape = SHAPES[int(random.integers(len(SHAPES)))]
@@ -93,9 +92,7 @@ def _drawn(
     space: BoolArray,
     random: np.random.Generator,
 ) -> tuple[FloatArray, Mask] | None:
-    """Return what `with_drawn_bleed` does; None where the shape turned out too small or too
-    faint.
-    """
+    """Return the result of `with_drawn_bleed`, None if the shape is too small or too faint."""
     before, image = image, image.copy()
     amount = shape(image, space, random)
     amount = as_float(
@@ -110,7 +107,7 @@ def _drawn(
         )
     )
     texture = smooth / max(float(smooth.std()), 1e-6) * np.float32(random.uniform(0.01, 0.05))
-    # of the picture itself, so that the bleed is no smoother than the brain
+    # from the image itself, so that the hemorrhage is as noisy as the brain
     grain = image - cv2.GaussianBlur(image, (0, 0), 1.5)
     blood = np.clip(brain + random.uniform(0.12, 0.42), 0, 0.97) + texture + grain
     drawn = np.clip(image * (1 - amount) + np.maximum(blood, image) * amount, 0, 1).astype(
@@ -125,10 +122,10 @@ def _drawn(
 def with_moved_bleed(
     image: FloatArray, mask: Mask, donor: FloatArray, donor_mask: Mask, random: np.random.Generator
 ) -> tuple[FloatArray, Mask] | None:
-    """Return the picture with the outlined bleed of another patient in the same place of the head;
-    None where it does not fit.
+    """Return the image with another patient's hemorrhage at the same location in the head; None if
+    it does not fit.
 
-    Both heads fill their frames, so a place in one is nearly the same place in the other.
+    Both heads fill their frames, so locations correspond approximately.
     """
     space = room_for_lesions(image)
     size = image.shape[0]
@@ -172,11 +169,11 @@ def with_moved_bleed(
 
 
 def with_decoy(image: FloatArray, random: np.random.Generator) -> FloatArray:
-    """Return the picture with something that is no blood: calcifications, a dark lesion, or the
-    streaks of a hard beam.
+    """Return the image with a mimic of hemorrhage: calcifications, a hypodense lesion, or beam
+    hardening streaks.
 
-    Nothing clearly brighter than brain is darkened, and streaks are faint: a bleed that is there
-    remains brighter than what lies beside it.
+    Nothing clearly brighter than brain is darkened, and streaks are faint, so that a hemorrhage in
+    the image remains brighter than its surroundings.
     """
     space = room_for_lesions(image)
     if not space.any():
@@ -197,7 +194,7 @@ def _outlined(blood: BoolArray, mask: Mask) -> Mask:
 def _blob(
     size: int, center: tuple[float, float], radius: float, random: np.random.Generator
 ) -> FloatArray:
-    """Return an uneven ball, float32 (size, size): 1 inside, 0 outside."""
+    """Return an irregular ball, float32 (size, size): 1 inside, 0 outside."""
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     angle, stretch = random.uniform(0, np.pi), random.uniform(0.55, 1.0)
     down, right = rows - center[0], columns - center[1]
@@ -243,10 +240,10 @@ def _crescent(image: FloatArray, space: BoolArray, random: np.random.Generator) 
 def _push_inwards(
     image: FloatArray, space: BoolArray, depth: FloatArray, reach: FloatArray
 ) -> None:
-    """Move the brain away from the bone by `reach` pixels, less the deeper it lies: what a subdural
-    bleed displaces is not lost.
+    """Simulate mass effect: displace the brain from the bone by `reach` pixels, decreasing with
+    depth.
 
-    The rim of bone, whose gray falls off over a pixel or two, stays where it is.
+    The blurred edge of the bone stays in place.
     """
     size = image.shape[0]
     down, right = np.gradient(cv2.GaussianBlur(depth, (0, 0), 2 * size / 224))
@@ -363,7 +360,7 @@ def _darkened(image: FloatArray, space: BoolArray, random: np.random.Generator) 
 def _streaked(image: FloatArray, space: BoolArray, random: np.random.Generator) -> FloatArray:
     size = image.shape[0]
     rows, columns = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
-    angle = random.normal(0, 0.35)  # most run from one petrous bone to the other
+    angle = random.normal(0, 0.35)  # most extend between the petrous bones
     profile = random.normal(0, 1, (1, int(random.integers(8, 30)))).astype(np.float32)
     profile = cv2.resize(profile, (2 * size, 1), interpolation=cv2.INTER_CUBIC)[0]
     place = np.clip(

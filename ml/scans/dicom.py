@@ -19,7 +19,6 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset
-from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import iter_pixels
 
 from ml.errors import ImageError, NoSliceError
@@ -31,7 +30,8 @@ from ml.scans.ordering import FURTHEST_MM, Plane
 # its warnings quote what stands in tags, and a log may not
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
-NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN}
 COMPRESSED = {
     "1.2.840.10008.1.2.5",  # RLE
     # JPEG, JPEG-LS, JPEG 2000
@@ -102,7 +102,8 @@ def read_planes(file: BinaryIO, *, max_pixels: int, max_slices: int, name: str =
             # stored
             words = iter_pixels(header, correct_unused_bits=False)
             pairs = zip(frame_headers(header, frames), words, strict=True)
-            return [_to_plane(own, frame, name) for own, frame in pairs]
+            order = ">" if header.file_meta.TransferSyntaxUID == BIG_ENDIAN else "<"
+            return [_to_plane(own, frame, name, order) for own, frame in pairs]
     except (ImageError, MemoryError):
         raise
     # a damaged file makes pydicom and its decoders raise anything, RecursionError included
@@ -230,7 +231,7 @@ def _coded_size(frame: bytes) -> tuple[int, int] | None:
     raise ImageError("The DICOM file's compressed picture is damaged.")
 
 
-def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str) -> Plane:
+def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, order: str) -> Plane:
     require_a_picture(words.astype(np.float32))
     notes: list[str] = []
     bits = int(header.BitsStored)
@@ -238,7 +239,7 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str) ->
     padding = _padding(header, words, stored)
     claim = _claim_of(header, bits)
     if header.get("ModalityLUTSequence"):
-        stored = apply_modality_lut(stored, header)
+        stored = _looked_up(stored, header.ModalityLUTSequence[0], order)
         claim = replace(claim, slope=1.0, intercept=0.0, bits=16)
     spacing = numbers_of(header, "PixelSpacing", 2)
     orientation = numbers_of(header, "ImageOrientationPatient", 6)
@@ -306,6 +307,24 @@ def _without_unused_bits(words: NDArray[np.generic], bits: int) -> NDArray[np.ge
     if unused <= 0:
         return words
     return np.right_shift(np.left_shift(words, unused), unused)  # type: ignore[no-any-return]
+
+
+def _looked_up(
+    stored: NDArray[np.generic], table: pydicom.Dataset, order: str
+) -> NDArray[np.generic]:
+    """Return what a modality table (PS3.3 C.11.1) makes of stored numbers; beyond its ends it goes
+    on as there. `order` is that of the file's bytes.
+    """
+    entries, first, _ = (int(number) for number in table.LUTDescriptor)
+    entries = entries or 2**16
+    if stored.dtype.kind == "i" and first >= 2**15:
+        first -= 2**16  # written as an unsigned number
+    data = table.LUTData
+    if isinstance(data, bytes):
+        kind = "u1" if len(data) <= entries + 1 else f"{order}u2"
+        data = np.frombuffer(data, kind)
+    values = np.asarray(data, np.int64)[:entries].astype(np.uint16)
+    return values[np.clip(stored.astype(np.int64) - first, 0, len(values) - 1)]
 
 
 def _padding(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +14,7 @@ from typing import BinaryIO
 from ml.errors import ImageError, NoSliceError, TooLargeError
 
 IMAGES_OF_A_FOLDER = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".nii", ".gz", ""}
+UID_NAME = re.compile(r"[0-9]+(\.[0-9]+){3,}(_.*)?")  # as archives of hospitals name files
 DAMAGED_SHARE = 0.2  # of a scan's files; with more it is not that scan any more
 NAMED = 5  # files that get a sentence of their own
 
@@ -94,6 +95,11 @@ def opened(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
         yield file
 
 
+def is_named_as_image(path: Path, suffixes: Collection[str]) -> bool:
+    """True if a file has one of these endings, or is called by a UID, whose end is no ending."""
+    return path.suffix.lower() in suffixes or bool(UID_NAME.fullmatch(path.name))
+
+
 def files_of_series(path: Path) -> list[Path]:
     """Return the images of a folder that is one series, in the order of the numbers in their names;
     of a file, itself.
@@ -103,7 +109,7 @@ def files_of_series(path: Path) -> list[Path]:
     images = (
         p
         for p in path.rglob("*")
-        if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in IMAGES_OF_A_FOLDER
+        if p.is_file() and not p.name.startswith(".") and is_named_as_image(p, IMAGES_OF_A_FOLDER)
     )
     # A DICOMDIR is the table of contents of a disc.
     return sorted((p for p in images if p.name.upper() != "DICOMDIR"), key=place_in_series)
@@ -116,10 +122,11 @@ def place_in_series(path: Path) -> tuple[int, list[tuple[int, str]], str]:
     So slice_2 comes before slice_10, and 2_of_30 before 10_of_30. DICOM files are ordered by
     position later, whatever their names.
     """
-    numbers = re.findall(r"\d+", path.stem)
+    stem = path.name if UID_NAME.fullmatch(path.name) else path.stem
+    numbers = re.findall(r"\d+", stem)
     words = [
         (int(word), "") if word.isdigit() else (-1, word)
-        for word in re.split(r"(\d+)", path.stem)
+        for word in re.split(r"(\d+)", stem)
         if word
     ]
     return int(numbers[-1]) if numbers else -1, words, path.as_posix()

@@ -36,6 +36,7 @@ SAMPLE_PX, SAMPLE_SLICES = 128, 48  # that are looked at: of a slice's side, of 
 # HU of which only 0 to some end was kept, as brain windows are: that end, the least share of pixels
 # at both ends, and where the brain lies between them
 CLIPPED_AT = (70.0, 130.0)
+CLIPPED_IN_8_BITS = 255.0
 LEAST_CLIPPED = 0.01
 CLIPPED_BRAIN = (20.0, 60.0)
 
@@ -205,10 +206,12 @@ def soft_tissue_share(values_hu: NDArray[np.floating]) -> float:
 
 
 def is_clipped_window(values: NDArray[np.floating]) -> bool:
-    """True if values look like HU of which only 0 to about 80 or 100 was kept: air and fat at one
-    end, bone at the other, the brain at its own HU between them.
+    """True if values look like HU of which only 0 to about 80 or 100, or to 255, was kept: air and
+    fat at one end, bone at the other, the brain at its own HU between them.
     """
-    if not values.size or values.min() != 0 or not CLIPPED_AT[0] <= values.max() <= CLIPPED_AT[1]:
+    if not values.size or values.min() != 0:
+        return False
+    if not CLIPPED_AT[0] <= values.max() <= CLIPPED_AT[1] and values.max() != CLIPPED_IN_8_BITS:
         return False
     inner = values[(values > 0) & (values < values.max())]
     return bool(
@@ -347,13 +350,17 @@ def _repaired(
     for numbers in samples:
         if not numbers.size:
             continue
+        if said.turned_at is not None:
+            numbers = said.turned_at - numbers
         found, is_ct = scale_from_air(numbers, bits, said.slope)
         if found is not None:
-            found = _with_border(found, sample, corner)
+            found = _with_border(replace(found, turned_at=said.turned_at), sample, corner)
             if replace(found, border=None) == replace(said, border=None):
                 return said, notes
-            return found, [_what_was_repaired(found, claim)]
-        if is_ct and claim.intercept is not None and said.values(numbers).min() >= 0:
+            turned = notes[:1] if said.turned_at is not None else []
+            return found, [*turned, _what_was_repaired(found, claim)]
+        lowest = numbers.min() * said.slope + said.intercept
+        if is_ct and claim.intercept is not None and lowest >= 0:
             instead = "please export it again" if claim.container == DICOM else GIVE_DICOM
             raise ImageError(
                 f"The {claim.container} holds CT values, but not where their zero lies; {instead}."

@@ -26,6 +26,7 @@ from ml.scans.limits import (
 from ml.scans.nifti import is_nifti, read_nifti
 from ml.scans.ordering import arrange, of_one_size
 from ml.scans.pictures import read_picture
+from ml.scans.sheets import slices_on
 from ml.scans.slices import Series, Slice
 
 ORDER_GIVEN = "Pictures carry no position; they were read in the order given."
@@ -49,10 +50,12 @@ def read_series(
     max_pixels: int = MAX_PIXELS,
     max_slices: int = MAX_SLICES,
     may_be_bare: bool = False,
+    crops: bool = True,
 ) -> Series:
     """Read the files of one scan.
 
-    That is PNG or JPEG pictures, which carry no position and stay in the order given; or DICOM
+    That is PNG or JPEG pictures, which carry no position and stay in the order given, a film sheet
+    cut into its slices; or DICOM
     files of one series, single-frame or multi-frame, which are put in order by their position along
     its normal; or one NIfTI file. Of several files, damaged ones are left out with a warning, up to
     a fifth of them, and so is what is no axial slice.
@@ -63,6 +66,8 @@ def read_series(
         max_bytes: the largest file that is opened.
         max_pixels: the largest picture (height x width) that is decoded.
         max_slices: the longest series.
+        crops: False leaves a single picture as large as it is; True cuts a wide margin or the
+            window of a program off it.
         may_be_bare: True reads what shows next to nothing; it must belong to a scan that shows
             more.
 
@@ -103,7 +108,7 @@ def read_series(
             series = read_nifti(file, max_pixels=max_pixels, max_slices=max_slices)
     else:
         series = _read_pictures(
-            [path for path, _ in kinds], left_out, max_bytes, max_pixels, max_slices
+            [path for path, _ in kinds], left_out, max_bytes, max_pixels, max_slices, crops
         )
     if not may_be_bare:
         require_contrast(series)
@@ -111,7 +116,12 @@ def read_series(
 
 
 def _read_pictures(
-    paths: Sequence[Path], left_out: LeftOut, max_bytes: int, max_pixels: int, max_slices: int
+    paths: Sequence[Path],
+    left_out: LeftOut,
+    max_bytes: int,
+    max_pixels: int,
+    max_slices: int,
+    crops: bool,
 ) -> Series:
     slices: list[Slice] = []
     names: list[str] = []
@@ -120,13 +130,16 @@ def _read_pictures(
         with left_out.if_unreadable(path.name), opened(path, max_bytes) as file:
             slice, of_slice = read_picture(file, max_pixels)
             require_fewer_slices(len(slices) + 1, slice.pixels.size, max_slices)
-            slices.append(slice)
-            names.append(path.name)
-            notes += of_slice
+            shown, of_sheet = [slice.pixels], list[str]()
+            if slice.unit == "display":
+                shown, of_sheet = slices_on(slice.pixels, crops=crops and len(paths) == 1)
+            slices += [replace(slice, pixels=pixels) for pixels in shown]
+            names += [path.name] * len(shown)
+            notes += [*of_slice, *of_sheet]
     left_out.require_others(slices)
     sizes = [(slice.pixels.shape[0], slice.pixels.shape[1]) for slice in slices]
     slices = [slices[index] for index in of_one_size(sizes, names, notes)]
-    if len(slices) > 1:
+    if len(slices) > 1 and len(paths) > 1:
         notes.append(ORDER_GIVEN)
     if all(slice.unit == "display" and np.percentile(slice.pixels, 99) < DARK for slice in slices):
         notes.append(DARK_NOTE)

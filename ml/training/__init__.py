@@ -1,1 +1,1 @@
-"""Fit, judge, control and export a model."""
+"""Train, evaluate, control and export a model."""

@@ -1,16 +1,16 @@
-"""The controls that a run carries: what the same folds, the same code and the same budget find
-where there is nothing to find.
+"""Control experiments of a run: the results of the same folds, code and budget where there is no
+signal.
 
-    permuted         the labels belong to other groups: whatever ranks them has leaked
-    metadata         no pixel, only file size, width, height, kind of pixels and color: what a
-    shortcut is worth leaked           augmented first, then split, copies of one picture on both
-    sides: what a careless protocol would report
-    random_weights   the run itself from random initial weights: what the initial weights are worth
+    permuted         labels permuted between groups: anything above chance is leakage
+    metadata         no pixels, only file size, width, height, pixel format and color: the strength
+                     of shortcuts
+    leaked           augmented before splitting, with copies of an image on both sides: what a
+                     protocol with data leakage would report
+    random_weights   the run from random initial weights: the benefit of pretraining
 
-Each answers {"name", "auroc", "accuracy", "seconds", "how"}, the figures as in
-`ml.evaluation.metrics`, all by slice; a control that was not run says why in "skipped". Random
-weights stand beside the run on the same folds, "run_auroc". Each is kept in the checkpoint piece by
-piece.
+Each has {"name", "auroc", "accuracy", "seconds", "how"}, with metrics by slice as in
+`ml.evaluation.metrics`; a control that was not run gives the reason in "skipped". For random
+weights, "run_auroc" is the run's result on the same folds. Checkpoints are saved for each step.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from ml.training.experiment import Experiment
 
 CHEAP_PERMUTATIONS, DEAR_PERMUTATIONS = 20, 5
 MOST_IMAGES_PERMUTED_WHOLE = 600
-"""Up to so many images every permutation is a whole cross-validation; above, permutation p is
-judged on fold p only.
+"""Up to this number of images every permutation is a full cross-validation; above, permutation p is
+tested on fold p only.
 """
 MOST_COPIES, MOST_LEAKED_IMAGES = 10, 4000
 LEVEL = 0.99
@@ -51,11 +51,11 @@ NAMES = ("permuted", "metadata", "leaked", "random_weights")
 
 
 def control_names(settings: Mapping[str, Any], learned_features: bool) -> tuple[str, ...]:
-    """Return the controls that the setting `controls` asks for: "all", "cheap" (what takes no
-    fine-tuning) or "none".
+    """Return the controls for the setting `controls`: "all", "cheap" (without fine-tuning) or
+    "none".
 
-    Where the convolutions learn, the leaked split and the random weights are judged on the first
-    fold: they take a fit each.
+    If the convolutions are trained, the leaked split and the random weights are tested on the first
+    fold only, with one fit each.
     """
     wanted = str(settings.get("controls", "cheap"))
     if wanted == "all":
@@ -68,8 +68,8 @@ def control_names(settings: Mapping[str, Any], learned_features: bool) -> tuple[
 def fits_of_controls(
     names: Sequence[str], learned_features: bool, images: int
 ) -> tuple[float, ...]:
-    """Return about how many fits of a fold each control takes, which is what its progress goes by;
-    heads alone are not told apart.
+    """Return the approximate number of fold fits of each control, for the progress; equal for all
+    if only heads are trained.
     """
     fits = {
         "permuted": DEAR_PERMUTATIONS,
@@ -90,15 +90,15 @@ def run_controls(
 ) -> list[dict[str, Any]]:
     """Run the controls of a run.
 
-    Those that the settings do not ask for are told as skipped.
+    Those not requested in the settings are reported as skipped.
 
     Args:
-        material: what the run itself learns from.
-        examples: its images, for their files' facts.
-        learned_features: whether the run's convolutions learn; then permutations are dear.
+        material: the data of the run.
+        examples: its images, for file metadata.
+        learned_features: whether the run trains convolutions; then permutations are expensive.
         folds: of the run.
-        checkpoint: folder; controls and folds that are finished there are not run again.
-        tell: told the progress.
+        checkpoint: folder with finished controls and folds, which are not repeated.
+        tell: progress callback.
     """
     names = control_names(experiment.settings, learned_features)
     fits = fits_of_controls(names, learned_features, len(experiment.labels))
@@ -143,7 +143,7 @@ def run_controls(
             result.setdefault("seconds", time.monotonic() - began)
             save_json(kept, result)
         results.append(result)
-    skipped = {"skipped": "the setting controls did not ask for it", "seconds": 0.0}
+    skipped = {"skipped": "not requested by the setting controls", "seconds": 0.0}
     return results + [{"name": name, **skipped} for name in NAMES if name not in names]
 
 
@@ -167,16 +167,16 @@ def _run(
 
 
 def blocked_because(controls: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the sentence that keeps a model from promotion: its permuted control found something;
-    None if it did not.
+    """Return a sentence that blocks promotion if the permuted control is above chance, else
+    None.
     """
     for control in controls:
         bound = control.get("lower_99")
         if control["name"] == "permuted" and bound is not None and bound > 0.5:
             return (
-                "With labels permuted between groups the same run still reaches an AUROC of"
+                "With labels permuted between groups, the run still reaches an AUROC of"
                 f" {control['auroc']['value']:.3f} (lower 99 % bound {bound:.3f}, above 0.5):"
-                " something leaks from training into test."
+                " there is leakage from training to test data."
             )
     return None
 
@@ -184,12 +184,12 @@ def blocked_because(controls: Sequence[Mapping[str, Any]]) -> str | None:
 def permute_between_groups(
     labels: np.ndarray, groups: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
-    """Return labels that say nothing: every group gets the share of positives of another group, at
-    random places.
+    """Return permuted labels: every group gets the share of positives of another group, at random
+    positions.
 
-    Groups keep their sizes, and most stay of one class, so the data are as hard to split and to
-    learn as before. The places are drawn too: whole vectors of labels would keep blood in the
-    middle of each head, which anatomy tells without any leak.
+    Group sizes stay, and most groups remain of one class, so splitting and training are as hard as
+    before. Positions are drawn, too: whole label vectors would keep hemorrhage in the middle of
+    each head, which is predictable from anatomy without leakage.
     """
     permuted = labels.copy()
     names, group_of = np.unique(groups, return_inverse=True)
@@ -202,7 +202,7 @@ def permute_between_groups(
         wanted = share * len(places)
         count = int(wanted) + int(random.random() < wanted - int(wanted))
         if 0 < share < 1 and len(places) > 1:
-            # a group with both kinds of slices stays one
+            # a group with both classes keeps both
             count = min(max(count, 1), len(places) - 1)
         permuted[places] = 0
         permuted[random.choice(places, count, replace=False)] = 1
@@ -223,7 +223,7 @@ def _permuted(
             given_scan_labels=_permuted_wholes(
                 experiment, np.random.default_rng([experiment.seed, number, 1])
             ),
-            masks=np.full_like(experiment.masks, 255),  # outlines know the true labels
+            masks=np.full_like(experiment.masks, 255),  # masks would reveal the true labels
             shared=experiment.shared if not learned_features else folder / "shared",
         )
 
@@ -239,7 +239,7 @@ def _permuted(
         if np.isfinite(value):
             found.append(value)
     if not found:
-        raise DatasetError("No permutation left both classes in a test fold.")
+        raise DatasetError("No permutation had both classes in a test fold.")
     lower = lower_bound_of_mean(found, LEVEL)
     mean = float(np.mean(found))
     bounds = (lower, 2 * mean - lower) if np.isfinite(lower) else (None, None)
@@ -257,8 +257,8 @@ def _permuted(
 
 
 def _permuted_wholes(experiment: Experiment, random: np.random.Generator) -> dict[int, int]:
-    """Return what is told of weakly labeled scans, permuted between their groups; the others have
-    slices, permuted already.
+    """Return the labels of weakly labeled scans, permuted between their groups; other scans have
+    permuted slice labels.
     """
     weak_scans = experiment.weak_scans
     labels = permute_between_groups(
@@ -289,7 +289,7 @@ def _metadata(
 def metadata_control(
     facts: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int
 ) -> dict[str, Any]:
-    """Return what a random forest (L. Breiman 2001) on facts of the files (n, k) finds in grouped
+    """Return the result of a random forest (L. Breiman 2001) on file metadata (n, k) in grouped
     folds.
     """
     probabilities = np.zeros(len(labels))
@@ -301,16 +301,14 @@ def metadata_control(
         probabilities[held] = forest.predict_proba(facts[held])[:, 1]
     figures = metrics_with_intervals(labels, probabilities, probabilities >= 0.5, groups, seed)
     how = (
-        "A random forest on file size, width, height, kind of pixels and color, not one pixel of"
-        f" anatomy; {folds} grouped folds."
+        "A random forest on file size, width, height, pixel format and color, without any anatomy;"
+        f" {folds} grouped folds."
     )
     return {"auroc": figures["auroc"], "accuracy": figures["accuracy"], "how": how}
 
 
 def file_facts(example: Example) -> list[float]:
-    """Return what a file tells without its anatomy: bytes, width, height, kind of pixels, color
-    cast (0..1).
-    """
+    """Return file metadata: bytes, width, height, pixel format, color cast (0..1)."""
     try:
         with Image.open(example.path, formats=("PNG", "JPEG")) as opened:
             pixels = np.asarray(opened.convert("RGB").resize((64, 64)), np.float32) / 255
@@ -342,24 +340,23 @@ def _leaked(
         only,
     )
     how = (
-        f"Every picture and {copies - 1} augmented copies, split without regard to picture or"
-        f" patient; {_once(learned_features, folds)}."
+        f"Every image and {copies - 1} augmented copies, split regardless of image and patient;"
+        f" {_once(learned_features, folds)}."
     )
     return {**_figures(answers.slices, experiment.seed), "seconds": answers.seconds, "how": how}
 
 
 def _copies(images: int) -> int:
-    """Return how often each picture stands among those of the leaked split."""
+    """Return the number of copies of each image in the leaked split."""
     return max(2, min(MOST_COPIES, MOST_LEAKED_IMAGES // images))
 
 
 def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Experiment:
-    """Return the material enlarged before any split: each picture's copies are scans and groups of
-    their own.
+    """Return the data enlarged before splitting: each copy of an image is a scan and a group of its
+    own.
 
-    Only pictures with known labels that the initial weights have not seen are taken. A slice
-    architecture gets every copy as a scan of one; the scans of a series architecture are copied as
-    scans.
+    Only labeled images that the initial weights have not seen are used. For a slice architecture
+    every copy is a scan of one slice; for a series architecture whole scans are copied.
     """
     keep = experiment.testable
     reads_slices = architecture_named(experiment.architecture).reads == "slice"
@@ -368,7 +365,7 @@ def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Exper
         if reads_slices
         else np.unique(experiment.scans[keep], return_inverse=True)[1]
     )
-    # hidden: a worker keeps no such file with the checkpoint, it is made again
+    # a hidden file, so workers leave it out of the checkpoint; it is recomputed
     path = folder / ".images.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     size = experiment.images.shape[1]
@@ -376,8 +373,7 @@ def leak(experiment: Experiment, copies: int, folder: Path, tell: Tell) -> Exper
         path, mode="w+", dtype=np.float32, shape=(copies * len(keep), size, size, 1)
     )
     for number, position in enumerate(keep):
-        # Copy c of all pictures stands together, so that the slices of a copied scan stay
-        # neighbors.
+        # Sorted by copy, so that the slices of a copied scan are consecutive.
         images[number :: len(keep)] = augmented_copies(
             np.asarray(experiment.images[position]), copies, experiment.seed + int(position)
         )
@@ -401,11 +397,11 @@ def _random_weights(
     experiment: Experiment, learned_features: bool, folds: int, folder: Path, tell: Tell
 ) -> dict[str, Any]:
     if experiment.init == "random":
-        raise DatasetError("The run itself started from random weights.")
+        raise DatasetError("The run itself started from random initial weights.")
     start = replace(experiment, init="random", shared=folder / "shared")
     only = [0] if learned_features else None
     answers = cross_validate(start, folds, 1, folder, tell, only)
-    # kept, not fitted again
+    # reused, not fitted again
     run = _figures(
         cross_validate(experiment, folds, 1, folder.parent, tell, only).slices, experiment.seed
     )["auroc"]
@@ -418,7 +414,7 @@ def _random_weights(
         )
     )
     how = (
-        "The same settings from random initial weights, none of which are mixed in at the end;"
+        "The same settings from random initial weights, without averaging them in at the end;"
         f" {_once(learned_features, folds)}{itself}."
     )
     return {

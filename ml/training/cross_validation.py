@@ -1,7 +1,7 @@
-"""Judge an architecture by grouped cross-validation: every slice and scan is answered for by a
-model that never saw its group.
+"""Evaluate an architecture by grouped cross-validation: every slice and scan is predicted by a
+model trained without its group.
 
-Calibration, threshold and uncertain band of a fold come from what was held out inside its training
+Calibration, threshold and uncertain band of a fold come from inner held-out data of its training
 part, for slices and for scans.
 """
 
@@ -30,24 +30,24 @@ from ml.training.folds import splits
 from ml.training.heat_map_tests import judge_heat_maps
 from ml.training.operating_points import has_both_classes, without
 
-MOST_HEAT_MAPS = 50  # tested in a fold: they take about ten seconds
+MOST_HEAT_MAPS = 50  # per fold: they take about ten seconds
 Tell = Callable[[str, float, Mapping[str, float]], None]
-"""Told a stage, the share that is done, and figures to show; raises to stop."""
+"""Called with a stage, the share that is done, and metrics to show; raises to stop."""
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """What a cross-validation found.
+    """The results of a cross-validation.
 
     Attributes:
-        slices, scans: the answers.
-        held_out: the raw decisions of the first repeat.
-        held_out_folds: the folds of these, of slices and of scans.
-        learned_features: whether the convolutions learned.
-        seconds: what all its fits took.
-        heat_maps: the tests of `ml.training.heat_map_tests`, of the first repeat; empty where they
-            were not asked for.
-        chosen: what each fit chose inside its training part.
+        slices, scans: the predictions.
+        held_out: raw decisions of the first repeat.
+        held_out_folds: the folds of these slices and scans.
+        learned_features: whether the convolutions were trained.
+        seconds: duration of all fits.
+        heat_maps: results of `ml.training.heat_map_tests` in the first repeat; empty if not
+            requested.
+        chosen: hyperparameters selected by each fit.
     """
 
     slices: Answers
@@ -62,7 +62,7 @@ class OutOfFold:
 
 @dataclass
 class _Level:
-    """Answers of one level while they are gathered."""
+    """Predictions of one level while they are collected."""
 
     at: np.ndarray
     repeats: int
@@ -98,7 +98,7 @@ class _Level:
         return np.asarray(folds[folds >= 0])
 
     def first_decisions(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return where the first repeat answered, and its raw decisions."""
+        """Return the positions predicted in the first repeat, and their raw decisions."""
         there = self.columns["folds"][0] >= 0
         return self.at[there], self.columns["decisions"][0, there]
 
@@ -113,17 +113,16 @@ def cross_validate(
     *,
     test_heat_maps: bool = False,
 ) -> OutOfFold:
-    """Return the answers for all judged slices and their scans, from one model a fold and
+    """Return the predictions for all test slices and their scans, with one model per fold and
     repeat.
 
     Args:
-        material: what to learn and to judge.
-        folds, repeats: each repeat has folds of its own seed.
-        checkpoint: folder; a fold that is finished there is not fitted again.
-        tell: told the progress.
-        only: the folds to do; all if left out. The others' slices and scans are left out of the
-            answers.
-        test_heat_maps: test the heat maps of rightly found hemorrhages in the first repeat.
+        material: training and test data.
+        folds, repeats: each repeat has different folds.
+        checkpoint: folder with finished folds, which are not repeated.
+        tell: progress callback.
+        only: the folds to run; default: all. Slices and scans of the others are not in the results.
+        test_heat_maps: test the heat maps of true positives in the first repeat.
     """
     testable, weak_scans = experiment.testable, experiment.weak_scans
     known_scans = np.flatnonzero(experiment.scan_labels != UNKNOWN)
@@ -250,8 +249,8 @@ def _judged_scans(
 def _answers_of(
     experiment: Experiment, fitted: Fitted, test: np.ndarray, weak_scans: np.ndarray
 ) -> dict[str, Any]:
-    """Return a fold's answers for the slices at `test`, their scans and the scans `weak_scans`, as
-    JSON. A scan of one slice is judged as one.
+    """Return a fold's predictions for the slices at `test`, their scans and the scans `weak_scans`,
+    as JSON. A scan of one slice is treated as a slice.
     """
     of_slices, of_scans = experiment.operating_points(fitted.held_out)
     test = np.sort(test)
@@ -281,8 +280,8 @@ def _add_types(
     fitted: Fitted,
     part: np.ndarray,
 ) -> None:
-    """Add to a fold's answers what a head fitted to the training part tells of the types of
-    bleeding.
+    """Add the types of hemorrhage, predicted by a head fitted to the training part, to a fold's
+    results.
     """
     of_slices, _ = experiment.operating_points(fitted.held_out)
     found = fit_types(fitted.descriptions, types.slices, experiment.groups, part).of_slices(
@@ -300,7 +299,7 @@ def _add_types(
 def _heat_maps_of(
     experiment: Experiment, fitted: Fitted, answers: Mapping[str, Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Test the heat maps of a fold's true positives, at most `MOST_HEAT_MAPS`, those with outlines
+    """Test the heat maps of at most `MOST_HEAT_MAPS` true positives of a fold, those with masks
     first.
     """
     at = np.asarray(answers["at"], int)

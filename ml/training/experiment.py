@@ -1,6 +1,4 @@
-"""What a training has: all slices and what is known of them, how a part of them is fitted, and how
-its answers are calibrated.
-"""
+"""The data of a training with its architecture: fits on parts of it, and their calibration."""
 
 from __future__ import annotations
 
@@ -22,8 +20,8 @@ from ml.training.operating_points import operating_points, scan_labels
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(RunData):
-    """The basis of a run, the architecture that is fitted, and what is known of types of bleeding:
-    None where nobody asks about them.
+    """The data of a run, its architecture, and the labels of types of hemorrhage, None if they are
+    not used.
     """
 
     architecture: str
@@ -31,8 +29,8 @@ class Experiment(RunData):
 
     @classmethod
     def of(cls, pool: Pool, inputs: Inputs, **more: Any) -> Experiment:
-        """Return that of pooled data sets and their pictures as the model reads them; `more` are
-        the fields that these do not know.
+        """Create an experiment from pooled data sets and their model inputs; `more` are the
+        remaining fields.
         """
         known: dict[str, Any] = {
             "labels": pool.labels,
@@ -51,12 +49,12 @@ class Experiment(RunData):
 
     @property
     def testable(self) -> np.ndarray:
-        """Positions of the slices that may test: known labels, unseen by the initial weights."""
+        """Positions of the slices that can be tested: labeled and unseen by the initial weights."""
         return np.flatnonzero(self.unseen & (self.labels != UNKNOWN))
 
     @property
     def labeled(self) -> np.ndarray:
-        """Positions of all slices with known labels."""
+        """Positions of all labeled slices."""
         return np.flatnonzero(self.labels != UNKNOWN)
 
     @property
@@ -71,14 +69,14 @@ class Experiment(RunData):
 
     @property
     def weak_scans(self) -> np.ndarray:
-        """Numbers of the scans that were labeled as wholes, and no slice of theirs."""
+        """Numbers of the scans with a scan-level label and no labeled slice."""
         return np.setdiff1d(
             np.array(sorted(self.given_scan_labels), np.int64), self.scans[self.labeled]
         )
 
     @property
     def scan_sizes(self) -> np.ndarray:
-        """How many slices each scan has (s,)."""
+        """Number of slices of each scan (s,)."""
         return np.bincount(self.scans)
 
     def fit(
@@ -90,7 +88,7 @@ class Experiment(RunData):
         held_out: HeldOut | None = None,
         chosen: Sequence[Mapping[str, Any]] = (),
     ) -> Fitted:
-        """Fit the architecture on the slices at `train` and the scans `weak_scans`; see
+        """Fit the architecture to the slices at `train` and the scans `weak_scans`; see
         `ml.models.contract` for the rest.
         """
         basis = {part.name: getattr(self, part.name) for part in fields(RunData)}

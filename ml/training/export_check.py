@@ -1,5 +1,5 @@
-"""Whether the exported graphs compute what was trained: ONNX Runtime against Keras, scikit-learn
-and numpy.
+"""Compare the exported graphs in ONNX Runtime with the trained model in Keras, scikit-learn and
+numpy.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def check_export(
     types: TypesHead | None,
     images: np.ndarray,
 ) -> dict[str, Any]:
-    """Return {"largest_difference", "limit", "passed"} of the graphs in `files`; that of types is
-    looked at where it is among them.
+    """Return {"largest_difference", "limit", "passed"} of the graphs in `files`; including that of
+    types if there is one.
 
-    The images are read as one scan, and the first alone. Probabilities differ as they are, maps as
-    a share of their largest value, since single precision is relative.
+    The images are predicted as one scan, and the first one alone. Differences of probabilities are
+    absolute; those of maps are relative to the largest value, since single precision is relative.
     """
     features, head = (onnxruntime.InferenceSession(files[name]) for name in (FEATURES, HEAD))
     largest = 0.0

@@ -1,9 +1,9 @@
-"""Score a finished model once on a labeled data set: a figure for each slice and for each patient,
-and every answer in a table.
+"""External validation of a finished model on a labeled data set: slice-level and patient-level
+metrics, and a table of all predictions.
 
-What the model's training has seen is recognized by file and picture, counted, and left out of the
-headline with all slices of its group. Nothing is refused: how little each image looks like a head
-CT is reported beside its answer.
+Images from the model's training are recognized by file and by perceptual hash, counted, and
+excluded from the headline metrics with all slices of their groups. No image is refused: the score
+of the check "not a head CT" is reported with each prediction.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Level:
-    """Answers at one level with known and unknown labels; `seen` where training has seen the image
-    or one of its group.
+    """Predictions at one level, with known and unknown labels; `seen` marks images whose group was
+    in the training data.
     """
 
     labels: np.ndarray
@@ -50,13 +50,13 @@ class Level:
     seen: np.ndarray
 
     def metrics(self, with_seen: bool) -> dict[str, dict[str, Any]]:
-        """Return the figures of what has a label; without what training has seen unless
+        """Return the metrics of labeled images, excluding those seen in training unless
         `with_seen`.
         """
         known = self.labels != UNKNOWN
         counted = known if with_seen else known & ~self.seen
         if known.any() and not counted.any():
-            return undefined_metrics("the model's training has seen all of it")
+            return undefined_metrics("all of it was in the model's training data")
         at = np.flatnonzero(counted)
         return metrics_with_intervals(
             self.labels[at], self.probabilities[at], self.predicted[at], self.groups[at], SEED
@@ -70,30 +70,30 @@ def evaluate(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     threads: int = 1,
 ) -> dict[str, Any]:
-    """Score a data set and write `metrics.json`, `predictions.csv` and `answers.csv` (see
-    `ml.evaluation.answers`); return the first.
+    """Evaluate a model on a data set and write `metrics.json`, `predictions.csv` and `answers.csv`
+    (see `ml.evaluation.answers`); return the first.
 
-    One patient after the other is read and answered for as a series, in the order of its slices; an
-    image without a patient is a series of one. What cannot be read has no answer, and its patient
-    is scored with the rest. Interrupted and called again it continues.
+    Patient by patient, the slices are predicted as a series in anatomical order; an image without a
+    patient is a series of one. Unreadable images have no prediction; their patient is predicted
+    from the rest. Called again after an interruption, it resumes.
 
     Args:
         model_dir: the model.
-        dataset: of any labels, one class or none included.
-        out_dir: a folder for the results, new or of the same evaluation.
-        on_progress: told (images scored, images in all).
-        threads: that the model may use.
+        dataset: with any labels, possibly of a single class or none.
+        out_dir: output folder, new or of the same evaluation.
+        on_progress: called with (images done, number of images).
+        threads: number of threads of the model.
 
     Raises:
         ArtifactError: the model is unusable.
-        SettingError: the folder holds another evaluation, or a training.
+        SettingError: the folder holds a different evaluation or a training.
     """
     if any((out_dir / name).exists() for name in ("model", "checkpoint")):
         raise SettingError(
-            f"The folder {out_dir.name} holds a training, whose answers this evaluation would"
-            " replace; give another folder."
+            f"The folder {out_dir.name} holds a training, whose predictions would be overwritten;"
+            " give another folder."
         )
-    # each image is judged once, below
+    # each image is checked once, below
     predictor = Predictor(model_dir, threads, checks_head_ct=False)
     judge, notes = _judge()
     examples = in_scan_order(dataset.examples)
@@ -111,8 +111,8 @@ def evaluate(
     if overlap := int(seen_images.sum()):
         notes.append(
             f"The model's training has seen {overlap} of the {len(examples)} images; they and the"
-            f" other slices of their groups, {int(seen.sum())} in all, are left out of the figures"
-            " under slice and patient."
+            f" other slices of their groups, {int(seen.sum())} in total, are excluded from the"
+            " metrics under slice and patient."
         )
     without = sum(example.patient is None for example in examples)
     if without:
@@ -121,19 +121,19 @@ def evaluate(
             if without == len(examples)
             else f"{without} images name no patient"
         )
-        notes.append(f"{which}; each is a scan of its own among the patients.")
+        notes.append(f"{which}; each counts as a patient of its own.")
     unknown = int((slices.labels == UNKNOWN).sum())
     if unknown:
         notes.append(
-            f"{unknown} images have no label: they are scored with their patient and left out of"
-            " the slice figures."
+            f"{unknown} images have no label: they are used for their patient's prediction, but"
+            " excluded from the slice metrics."
         )
     notes += _notes_on_unread(examples, dataset.unread)
     oddness = np.array([score for finding in findings for score in finding["not_head_ct"]])
     if odd := int((oddness >= REFUSED_FROM).sum()):
         notes.append(
-            f"{odd} of {len(oddness)} images do not look like head CT (not_head_ct in answers.csv);"
-            " they are scored all the same."
+            f"{odd} of {len(oddness)} images do not look like head CT (not_head_ct in"
+            " answers.csv); they are evaluated nevertheless."
         )
     counted = patients.labels != UNKNOWN
     zone = np.array(
@@ -198,8 +198,8 @@ def _judge() -> tuple[Gate | None, list[str]]:
 
 
 def _oddness_block(scores: np.ndarray, judge: Gate | None) -> dict[str, Any]:
-    """Return how little the images (n,) look like head CT, and how many the service would
-    refuse.
+    """Summarize the scores for "not a head CT" (n,), with the number of images that the service
+    would refuse.
     """
     if judge is None:
         return {
@@ -227,15 +227,16 @@ def _notes_on_unread(examples: Sequence[Example], unread: Sequence[Example]) -> 
         ", ..." if len(unread) > MOST_NAMED else ""
     )
     notes = [
-        f"{len(unread)} of {len(examples) + len(unread)} images cannot be read and have no answer:"
-        f" {named}."
+        f"{len(unread)} of {len(examples) + len(unread)} images cannot be read and have no"
+        f" prediction: {named}."
     ]
     lost = {example.patient for example in unread if example.patient} - {
         example.patient for example in examples
     }
     if lost:
         notes.append(
-            f"Patients without any readable image, in no figure: {', '.join(sorted(lost))}."
+            "Patients without any readable image, excluded from all metrics:"
+            f" {', '.join(sorted(lost))}."
         )
     return notes
 
@@ -249,7 +250,7 @@ def _score(
     identity: str,
     on_progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
-    """Return the answer for each scan; what is there already is not computed again."""
+    """Return the prediction for each scan, resuming from saved ones."""
     partial = out_dir / "partial.json"
     order = digest(*((example.name, example.place_mm) for example in examples), *scans)
     kept = _kept(partial)
@@ -258,10 +259,10 @@ def _score(
         for found in (kept, _kept(out_dir / "metrics.json"))
     ):
         raise SettingError(
-            f"The folder {out_dir.name} holds the evaluation of another model or data set; give"
+            f"The folder {out_dir.name} holds an evaluation of another model or data set; give"
             " another folder."
         )
-    # Patients or slice numbers may have been corrected since.
+    # Patients or slice numbers may have been corrected in the meantime.
     findings: list[dict[str, Any]] = kept["answers"] if kept.get("order") == order else []
     starts = [*np.unique(scans, return_index=True)[1].tolist(), len(examples)]
     saved_at = time.monotonic()
@@ -273,16 +274,14 @@ def _score(
                 save_json(partial, {"identity": identity, "order": order, "answers": findings})
                 saved_at = time.monotonic()
     finally:
-        # Also when Ctrl-C arrives in the middle of a scan: the list holds whole scans only.
+        # Also on Ctrl-C in the middle of a scan: the list holds complete scans only.
         save_json(partial, {"identity": identity, "order": order, "answers": findings})
     on_progress(len(examples), len(examples))
     return findings
 
 
 def _kept(path: Path) -> dict[str, Any]:
-    """Return what an evaluation wrote there, nothing if there is no file; another one's file
-    belongs to nobody.
-    """
+    """Load the results of an evaluation; empty if there is no file."""
     try:
         found = load_json(path)
     except ValueError:
@@ -294,7 +293,7 @@ def _answer(
     predictor: Predictor, judge: Gate | None, examples: Sequence[Example]
 ) -> dict[str, Any]:
     try:
-        # Whether a patient's slices show enough was decided when the data set was read.
+        # Slices with too little contrast were already handled when the data set was read.
         slices = tuple(slice_of(example, may_be_bare=True) for example in examples)
     except ImageError as err:  # it was readable when the data set was read
         raise ImageError(f"{examples[0].name} and the slices after it: {err}") from err
@@ -309,8 +308,8 @@ def _answer(
 
 
 def _steps_mm(examples: Sequence[Example], slices: Sequence[Slice]) -> tuple[float, ...]:
-    """Return how far the slices of a scan lie apart, which makes slabs of thin ones as in serving;
-    nothing where they do not match.
+    """Return the slice spacing of a scan, for averaging thin slices into slabs as in serving; None
+    if it is inconsistent.
     """
     places = [example.place_mm for example in examples if example.place_mm is not None]
     are_alike = len({(one.pixels.shape, one.unit) for one in slices}) == 1
@@ -345,7 +344,7 @@ def _levels(
         [UNKNOWN if example.scan_label is None else example.scan_label for example in examples],
     )
     number_of = {scan_key(examples[position]): number for number, position in enumerate(first)}
-    for example in unread:  # a bleed on a slice that cannot be read is still the patient's
+    for example in unread:  # hemorrhage on an unreadable slice still counts for the patient
         if example.label is not None and (number := number_of.get(scan_key(example))) is not None:
             scan_labels[number] = max(scan_labels[number], example.label)
     scan_seen = np.zeros(len(findings), bool)

@@ -1,4 +1,4 @@
-"""What each fit of a cross-validation learns from and what it is judged on."""
+"""Training and test parts of each fold of a cross-validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from ml.training.experiment import Experiment
 
 @dataclass(frozen=True)
 class Split:
-    """Positions of slices to learn from and to judge, and numbers of weakly labeled scans."""
+    """Positions of training and test slices, and numbers of weakly labeled training and test
+    scans.
+    """
 
     learn: np.ndarray
     held: np.ndarray
@@ -22,9 +24,9 @@ class Split:
 
 
 def splits(experiment: Experiment, folds: int, repeat: int) -> Iterator[Split]:
-    """Yield folds by group, or one fold for each data set that is then never learned from.
+    """Yield folds by group, or leave-one-data-set-out folds.
 
-    The folds of the slices are what they are without weakly labeled scans, which are dealt to them.
+    Weakly labeled scans are distributed over the folds of the slices and do not change them.
     """
     testable, first = experiment.testable, experiment.first_of_scan
     weak_scans = experiment.weak_scans[experiment.unseen[first[experiment.weak_scans]]]
@@ -46,8 +48,8 @@ def splits(experiment: Experiment, folds: int, repeat: int) -> Iterator[Split]:
     sources, weak_sources = experiment.sources[testable], experiment.sources[first[weak_scans]]
     for source in np.union1d(sources, weak_sources):
         held, held_weak = sources == source, weak_sources == source
-        # A picture that stands in both data sets joins their groups, and must not be learned from
-        # either.
+        # An image that is in both data sets joins their groups, which must be excluded from
+        # training.
         there = np.concatenate([groups[held], weak_groups[held_weak]])
         learn, learn_weak = (
             ~held & ~np.isin(groups, there),

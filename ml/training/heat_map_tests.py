@@ -1,15 +1,13 @@
-"""Do heat maps point at the blood? Two tests of a model on slices it never saw and rightly called
-positive.
+"""Two tests of whether heat maps locate the hemorrhage, on held-out true positives.
 
-    deletion   covering the hottest tenth of the picture must lower the answer more than covering a
-    random tenth of the head
-               (W. Samek et al. 2017, doi 10.1109/TNNLS.2016.2599820); a covered cell becomes the
-               gray of that head's median
-    pointing   the hottest cell must lie in the outlined blood or beside it, within one cell
+    deletion   covering the hottest tenth of the image must lower the probability more than
+               covering a random tenth of the head (W. Samek et al. 2017,
+               doi 10.1109/TNNLS.2016.2599820); covered cells get the median gray of the head
+    pointing   the hottest cell must be in the hemorrhage mask or adjacent to it
                (J. Zhang et al. 2018, doi 10.1007/s11263-017-1059-x)
 
-Both use the exported graphs and `ml.inference.heat_maps`, the code that draws the heat maps people
-see. A slice is read alone, also by a model of series.
+Both use the exported graphs and `ml.inference.heat_maps`, as in serving. Each slice is predicted
+alone, also by series models.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from ml.inference.heat_maps import AIR, log_odds, occlusion
 from ml.scans.slices import FloatArray
 
 COVERED_SHARE = 0.1
-RANDOM_COVERS = 5  # their mean drop is what the hottest tenth must exceed
+RANDOM_COVERS = 5  # the drop for the hottest tenth must exceed their mean drop
 FACTS = ("hottest_beats_random", "hottest_in_or_beside_mask")
 
 
@@ -35,14 +33,14 @@ def judge_heat_maps(
     files: Mapping[str, bytes], images: np.ndarray, masks: np.ndarray, at: Sequence[int], seed: int
 ) -> list[dict[str, bool | int | None]]:
     """Return {"at", "hottest_beats_random", "hottest_in_or_beside_mask"} for each slice; the last
-    is None where nobody outlined blood.
+    is None without a mask.
 
     Args:
         files: the exported graphs by name.
         images: float32 (n, size, size, 1) of the run.
-        masks: uint8 (n, m, m) as `ml.models.contract.FitTask` describes them.
+        masks: uint8 (n, m, m) see `ml.models.contract.RunData`.
         at: positions of the slices to test.
-        seed: of the random covers.
+        seed: for the random covers.
     """
     features, head = (onnxruntime.InferenceSession(files[name]) for name in (FEATURES, HEAD))
 
@@ -50,7 +48,7 @@ def judge_heat_maps(
         return np.asarray(features.run(["maps"], {"images": pictures})[0], np.float32)
 
     def score(maps: FloatArray) -> FloatArray:
-        # One by one: a head may read what comes together as one scan.
+        # One by one, since a head may treat a batch as one scan.
         return np.array(
             [head.run(["slice_probability"], {"maps": one[np.newaxis]})[0][0] for one in maps],
             np.float32,
@@ -81,7 +79,7 @@ def judge_heat_maps(
 
 
 def summary(tested: Sequence[Mapping[str, Any]], groups: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return {"hottest_beats_random", "hottest_in_or_beside_mask"} as figures of
+    """Return {"hottest_beats_random", "hottest_in_or_beside_mask"} as metrics of
     `ml.evaluation.metrics`; groups (n,) of all the run's slices.
     """
     figures = {}
@@ -105,8 +103,8 @@ def hottest_cells(heat: FloatArray) -> np.ndarray:
 def random_cells(
     image: FloatArray, shape: tuple[int, ...], random: np.random.Generator
 ) -> np.ndarray:
-    """Return bool `shape`: as many cells as `hottest_cells` takes, drawn among those that are
-    mostly head.
+    """Return bool `shape`: as many cells as in `hottest_cells`, drawn from those that are mostly
+    head.
     """
     shown = cv2.resize(
         (image[..., 0] > AIR).astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_AREA
@@ -119,8 +117,8 @@ def random_cells(
 
 
 def covered(image: FloatArray, cells: np.ndarray) -> FloatArray:
-    """Return the picture (size, size, 1) with the cells, bool (h, w), painted in the median gray of
-    what it shows.
+    """Return the image (size, size, 1) with the cells, bool (h, w), set to the median gray of the
+    head.
     """
     inside = image > AIR
     gray = float(np.median(image[inside])) if inside.any() else 0.0
@@ -131,7 +129,7 @@ def covered(image: FloatArray, cells: np.ndarray) -> FloatArray:
 
 
 def points_at(heat: FloatArray, mask: np.ndarray) -> bool | None:
-    """Return whether the hottest cell of (h, w) or one of its neighbors holds outlined blood of the
+    """Return whether the hottest cell of (h, w) or one of its neighbors overlaps hemorrhage in the
     mask, uint8 (m, m).
     """
     bloody = mask == 1

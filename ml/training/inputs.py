@@ -1,6 +1,4 @@
-"""What a training computes with: all images of its pool as model inputs, and the outlines of blood
-in the same frames.
-"""
+"""Model inputs of a training: all images of its pool, and their masks in the same frames."""
 
 from __future__ import annotations
 
@@ -21,15 +19,15 @@ from ml.preprocessing.model_input import Frame, InputSpec, cut, to_input
 MASK_PX = 56
 BLOOD, NO_BLOOD, NOT_DRAWN = 1, 0, 255
 SHARE_OF_A_CELL = 0.25
-"""A cell of the small outline shows blood if at least this share of it does: a thin subdural bleed
-must not vanish.
+"""A cell of the downsampled mask is positive from this share on; low, so that thin subdural
+hemorrhages do not vanish.
 """
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`images` float32 (n, size, size, 1) in 0..1, `masks` uint8 (n, 56, 56); files stand in
-    memory's place.
+    """`images` float32 (n, size, size, 1) in 0..1, `masks` uint8 (n, 56, 56); memory-mapped
+    files.
     """
 
     images: np.ndarray
@@ -39,24 +37,24 @@ class Inputs:
 def read_inputs(
     examples: Sequence[Example], spec: InputSpec, cache: Path, report: Callable[[float], None]
 ) -> Inputs:
-    """Return inputs and outlines of all examples, from `cache` if they were made before.
+    """Return inputs and masks of all examples, from `cache` if available.
 
     Args:
         examples: the images.
-        spec: how the model wants them.
-        cache: a folder for the two arrays; a large set never stands in memory at once.
-        report: told the share that is done after each image; what it raises ends the reading.
+        spec: the model's preprocessing.
+        cache: a folder for the two arrays, so that a large data set need not fit in memory.
+        report: called with the share that is done after each image; raises to stop.
 
     Raises:
-        DatasetError: an image or outline is unreadable, or an outline is not of its image's size;
-            or the cache, whose positions a checkpoint counts on, is that of other examples.
+        DatasetError: an image or mask is unreadable, a mask and its image differ in size, or the
+            cache, whose order a checkpoint relies on, is of other examples.
     """
     paths = cache / "images.npy", cache / "masks.npy"
     made_of, owner = _digest(examples), cache / "examples.json"
     if load_json(owner) not in (None, made_of):
         raise DatasetError(
-            f"Order, outlines or labels of the images changed since {cache.parent.name} was begun;"
-            " give another folder."
+            f"Order, masks or labels of the images have changed since {cache.parent.name} was"
+            " created; give another folder."
         )
     save_json(owner, made_of)
     if not all(path.is_file() for path in paths):
@@ -74,7 +72,7 @@ def read_inputs(
 
 
 def _digest(examples: Sequence[Example]) -> str:
-    """Return the SHA-256 (hex) of which images stand where, with their labels and outlines."""
+    """Return the SHA-256 (hex) of the list of images with their labels and masks."""
     masks = (hashlib.sha256(e.mask.read_bytes()).hexdigest() if e.mask else "" for e in examples)
     return digest(
         *(
@@ -98,30 +96,30 @@ def _input_and_mask(example: Example, spec: InputSpec) -> tuple[np.ndarray, np.n
 
 
 def read_mask(example: Example, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the outline of an example, bool (height, width).
+    """Read the mask of an example, bool (height, width).
 
     Raises:
-        DatasetError: it is no picture, or not of the image's shape.
+        DatasetError: it is not an image, or differs from the image in shape.
     """
     try:
         with Image.open(str(example.mask), formats=("PNG", "JPEG")) as opened:
             drawn = np.asarray(opened.convert("L")) > 0
     except (OSError, UnidentifiedImageError) as err:
-        raise DatasetError(f"The outline of {example.name} is not a readable picture.") from err
+        raise DatasetError(f"The mask of {example.name} is not a readable image.") from err
     if drawn.shape != shape:
         sizes = f"{drawn.shape[1]} x {drawn.shape[0]}", f"{shape[1]} x {shape[0]}"
         raise DatasetError(
-            f"The outline of {example.name} is {sizes[0]} pixels large, and its image {sizes[1]}."
+            f"The mask of {example.name} has {sizes[0]} pixels, but its image {sizes[1]}."
         )
     return drawn
 
 
 def small_mask(drawn: np.ndarray, frame: Frame) -> np.ndarray:
-    """Return an outline, bool (height, width), as the model's frame shows it: uint8 (56, 56), 1
-    blood and 0 none.
+    """Return a mask, bool (height, width), in the model's frame: uint8 (56, 56), 1 hemorrhage and 0
+    none.
 
-    An outline so small that no cell holds enough of it keeps its fullest cell; one outside the
-    frame says nothing, so all is 255.
+    If it is too small for any cell, the cell with the largest share is positive; if it is outside
+    the frame, all is 255 (unknown).
     """
     share = cv2.resize(
         cut(drawn.astype(np.float32), frame), (MASK_PX, MASK_PX), interpolation=cv2.INTER_AREA

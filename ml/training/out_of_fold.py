@@ -16,7 +16,7 @@ from ml.training.experiment import Experiment
 def write_predictions(
     path: Path, examples: Sequence[Example], experiment: Experiment, out_of_fold: OutOfFold
 ) -> None:
-    """Write all out-of-fold answers of a cross-validation."""
+    """Write all predictions of a cross-validation."""
     write_answers(
         path,
         [

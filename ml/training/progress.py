@@ -1,4 +1,4 @@
-"""How far a training is, and the way to stop it."""
+"""Progress of a training, and stopping it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 
 class TrainingStopped(Exception):
-    """The training was asked to stop; its checkpoint is kept."""
+    """The training was stopped; its checkpoint remains."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is: `fraction` (0..1) never falls; `eta_s` is None until something can be
-    said.
+    """Progress of a training: `fraction` (0..1) never decreases; `eta_s` is None until it can be
+    estimated.
     """
 
     stage: str
@@ -24,8 +24,8 @@ class Progress:
 
 
 class Meter:
-    """Turns steps into `Progress`: never backwards, with the time left at the speed since this call
-    began.
+    """Converts steps into monotonic `Progress`, with the remaining time estimated from the speed so
+    far.
     """
 
     def __init__(
@@ -38,16 +38,16 @@ class Meter:
         """Report progress.
 
         Raises:
-            TrainingStopped: the training was asked to stop.
+            TrainingStopped: `should_stop` returned True.
         """
         if self._should_stop():
             raise TrainingStopped(
-                "The training was stopped; called again on the same folder it continues."
+                "The training was stopped; it resumes when called again on the same folder."
             )
         self._report(stage, fraction, metrics)
 
     def end(self) -> None:
-        """Report that all is done, which nobody can stop any more."""
+        """Report completion; from here on the training cannot be stopped."""
         self._report("done", 1.0, {})
 
     def _report(self, stage: str, fraction: float, metrics: Mapping[str, float]) -> None:
@@ -60,15 +60,17 @@ class Meter:
         self._on_progress(Progress(stage, self._fraction, eta, dict(metrics)))
 
     def within(self, stage: str, start: float, end: float) -> Callable[[float], None]:
-        """Return a function to tell the share of one stage, which moves the whole from `start` to
-        `end`.
+        """Return a function to report the share of one stage, which spans `start` to `end` of the
+        total.
         """
         return lambda share: self.tell(stage, start + share * (end - start), {})
 
     def between(
         self, start: float, end: float
     ) -> Callable[[str, float, Mapping[str, float]], None]:
-        """Return a `tell` for a part of the training that moves the whole from `start` to `end`."""
+        """Return a progress callback for a part of the training that spans `start` to `end` of the
+        total.
+        """
         return lambda stage, share, metrics: self.tell(
             stage, start + share * (end - start), metrics
         )

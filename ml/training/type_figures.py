@@ -1,8 +1,8 @@
-"""How well types of bleeding are told: from out-of-fold answers, on slices and scans whose types
-are known.
+"""Performance on types of hemorrhage, from held-out predictions on slices and scans whose types are
+known.
 
-A type that fewer than ten patients show has no AUROC, which would say more about those patients
-than about the type. In its place stands what each of them got, and how many patients got more.
+A type that fewer than ten patients have gets no AUROC, which would depend on those patients more
+than on the type. Instead, each patient's probability and rank are given.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
 
 FEW_PATIENTS = 10
-# and the AUROC among what bleeds: how well the type is told from the others, not from no blood
+# and the AUROC among positives: how well the type is distinguished from the others
 FIGURES = ("auroc", "ece")
 COLUMNS = (
     *("level", "dataset", "filename", "patient", "slice", "group", "repeat", "fold"),
@@ -34,13 +34,13 @@ COLUMNS = (
 def figures_of_types(
     experiment: Experiment, out_of_fold: OutOfFold, given: Collection[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return what the card says of each type, see `ml.artifacts.card.Card`; nothing where the
-    data tell no types.
+    """Return the card's entry for each type, see `ml.artifacts.card.Card`; empty if the data have
+    no types.
 
     Args:
         material: what was judged.
         judgement: its answers.
-        given: the types that the final model tells.
+        given: the types that the final model predicts.
     """
     if experiment.types is None:
         return {}
@@ -57,8 +57,8 @@ def figures_of_types(
 def write_types(
     path: Path, examples: Sequence[Example], experiment: Experiment, out_of_fold: OutOfFold
 ) -> None:
-    """Write all out-of-fold answers about types as a table, beside what is known; nothing where the
-    data tell no types.
+    """Write all held-out predictions of types with the labels as a table, if the data have
+    types.
     """
     if experiment.types is not None:
         rows = (
@@ -101,10 +101,10 @@ def _of_type(
 def _scores(
     probabilities: np.ndarray, shown: np.ndarray, answered: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Return the probability of each patient who shows a type, and its rank among all that were
-    answered for; the highest first.
+    """Return the probability of each patient with a type, and its rank among all patients; the
+    highest first.
 
-    Both are null where the patient's fold had too few others to learn the type from.
+    Both are null if the training part of the patient's fold had too few patients with the type.
     """
     ranks = [
         {

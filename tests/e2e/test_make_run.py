@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,10 +21,13 @@ import requests
 from ml.catalogue import STARTER_DIR
 from tests.e2e.conftest import eventually, free_port
 from webapp.config import PROJECT_ROOT, socket_path
+from webapp.space import NO_SPACE
 
 PHANTOM = PROJECT_ROOT / "webapp" / "static" / "phantoms" / "phantom-1.png"
 READY_S = 90
 STOP_S = 40
+FULL_S = 8
+"""Longer than a sweep and a heartbeat take to come round."""
 
 
 class MakeRun:
@@ -102,7 +108,7 @@ class MakeRun:
             env=self.environ,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=READY_S,
             check=True,
         )
         return done.stdout.splitlines()[-1]
@@ -265,6 +271,64 @@ def test_what_dies_is_started_again(make_run: MakeRun) -> None:
     assert make_run.remains() == []
     kept = {path.name for path in (make_run.home / "broker").iterdir()}
     assert kept == {"valkey.conf", "valkey.log"}
+
+
+@contextmanager
+def a_disk_of_its_own(folder: Path, size_mb: int) -> Iterator[None]:
+    """Make `folder` a small file system; only root may."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("A file system of the test's own cannot be mounted here.")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(file: Path, leaving_mb: int) -> None:
+    """Let a file grow until so much is free."""
+    with file.open("ab") as filler, suppress(OSError):
+        while shutil.disk_usage(file.parent).free > leaving_mb * 2**20:
+            filler.write(bytes(2**16))
+            filler.flush()
+
+
+def test_a_full_disk_ends_nothing(make_run: MakeRun) -> None:
+    with a_disk_of_its_own(make_run.home, 120):
+        make_run.environ["MIN_FREE_MB"] = "20"
+        make_run.start()
+        token = the_first_admin_logs_in(make_run)
+        headers = {"Authorization": f"Bearer {token}"}
+        scans = f"{make_run.url}/api/v1/scans"
+
+        fill(make_run.home / "filler", leaving_mb=10)
+        sent = requests.post(
+            scans, headers=headers, files={"file": PHANTOM.read_bytes()}, timeout=20
+        )
+        assert (sent.status_code, sent.json()["detail"]) == (507, NO_SPACE)
+        ready = requests.get(f"{make_run.url}/readyz", timeout=20)
+        assert (ready.status_code, ready.json()["checks"]["free_space"]) == (503, False)
+        the_first_admin_logs_in(make_run)
+
+        fill(make_run.home / "filler", leaving_mb=0)
+        deadline = time.monotonic() + FULL_S
+        while time.monotonic() < deadline:
+            assert requests.get(scans, headers=headers, timeout=20).status_code == 200
+            time.sleep(0.5)
+        assert make_run.process is not None and make_run.process.poll() is None, make_run.said
+        assert "ended by itself" not in make_run.said, make_run.said
+
+        (make_run.home / "filler").unlink()
+        eventually(make_run.is_ready, "It is ready again", READY_S)
+        if (STARTER_DIR / "card.json").exists():
+            a_phantom_is_answered(make_run, token)
+        assert make_run.stop(signal.SIGINT) == 0, make_run.said
+        assert make_run.remains() == []
 
 
 def pid_of_broker(make_run: MakeRun) -> int | None:

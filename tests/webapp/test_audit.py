@@ -129,7 +129,7 @@ def test_what_an_admin_does_is_kept(app: Flask, logged_in: Callable[..., FlaskCl
     admin = logged_in("root", Role.ADMIN)
     with app.app_context():
         root = db.session.scalars(select(User.id).where(User.username == "root")).one()
-        version, run = add_version("one"), add_run(JobStatus.QUEUED)
+        version, run = add_version("one", checked_at=utc_now()), add_run(JobStatus.QUEUED)
         failed = add_dataset("mine", JobStatus.FAILED)
     for path, data, expected in (
         (f"/admin/users/{ann}/reset-link", {}, (Act.RESET_LINK_MADE, root, ann)),

@@ -25,7 +25,7 @@ from webapp.config import PROJECT_ROOT
 DOCKERFILE = (PROJECT_ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = [name for name in SERVICES if name not in ("db", "redis")]
+OURS = [name for name in SERVICES if name not in ("db", "redis", "proxy")]
 REQUIREMENTS = ["webapp", "worker", "ml", "tests"]
 
 
@@ -60,11 +60,25 @@ def test_every_part_of_the_service_is_there() -> None:
         "db",
         "redis",
         "migrate",
+        "proxy",
         "web",
         "worker-predict",
         "worker-train",
         "beat",
     }
+
+
+def test_only_the_proxy_faces_the_network() -> None:
+    published = {name: SERVICES[name].get("ports", []) for name in SERVICES}
+
+    assert published.pop("proxy") == ["${HTTPS_PORT:-443}:8443", "${HTTP_PORT:-80}:8080"]
+    assert published.pop("web") == ["${LISTEN:-127.0.0.1}:${PORT:-8000}:8000"]
+    assert not any(published.values())
+
+
+def test_a_broker_keeps_nothing_on_the_disk() -> None:
+    assert SERVICES["redis"]["command"] == 'valkey-server --appendonly no --save ""'
+    assert "volumes" not in SERVICES["redis"]
 
 
 def test_compose_and_the_procfile_start_the_same_commands() -> None:

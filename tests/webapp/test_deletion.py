@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from tests.conftest import PASSWORD, make_user
 from tests.webapp.test_scans import add_scan, add_verdict, form, png
+from tests.webapp.test_second_factors import set_up
 from webapp import deletion
 from webapp.extensions import db
 from webapp.models import (
@@ -29,8 +30,10 @@ from webapp.models import (
     PasswordReset,
     Prediction,
     Promotion,
+    RecoveryCode,
     Role,
     Scan,
+    SecondFactor,
     TrainingRun,
     User,
 )
@@ -44,7 +47,16 @@ SALLY = {
     "phone": "+49 30 555777",
     "password": PASSWORD,
 }
-PERSONAL = (LoginSession, ApiToken, PasswordReset, Scan, Prediction, Heatmap)
+PERSONAL = (
+    LoginSession,
+    ApiToken,
+    PasswordReset,
+    Scan,
+    Prediction,
+    Heatmap,
+    SecondFactor,
+    RecoveryCode,
+)
 
 
 def noise(side: int = 64) -> bytes:
@@ -103,6 +115,8 @@ def test_nothing_that_a_person_gave_is_left_in_database_or_storage(
     with app.app_context():
         user_id = db.session.scalars(select(User.id).where(User.username == "Sally-Quux")).one()
     assert admin.post(f"/admin/users/{user_id}/reset-link").status_code == 200
+    set_up(app, sally)
+    assert rows(app, SecondFactor, RecoveryCode) == [1, 10]
     # Ids stay in the audit log, which holds no names.
     traces = [
         *(SALLY[field] for field in ("username", "name", "email", "phone")),
@@ -122,7 +136,7 @@ def test_nothing_that_a_person_gave_is_left_in_database_or_storage(
     left = everything_kept(app, tmp_path)
     assert [trace for trace in searched if trace in left] == []
     assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
-    assert rows(app, User, *PERSONAL) == [1, 1, 0, 0, 0, 0, 0]  # root, and root's login.
+    assert rows(app, User, *PERSONAL) == [1, 1, *[0] * 7]  # root, and root's login.
 
 
 def test_what_an_administrator_did_stays_by_nobody(any_database_app: Flask) -> None:

@@ -219,7 +219,7 @@ def test_a_database_that_others_hold_is_told_to_be_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = logged_in("ann")
-    monkeypatch.setattr("webapp.extensions.BUSY_MS", 100)
+    monkeypatch.setattr("webapp.extensions.REQUEST_BUSY_MS", 100)
     with app.app_context():
         db.session.remove()
         db.engine.dispose()

@@ -12,7 +12,8 @@ from flask import Flask
 from sqlalchemy import text
 
 from tests.conftest import make_user
-from webapp.extensions import BUSY_MS, db, forget_deleted
+from webapp.deletion import delete_account
+from webapp.extensions import BUSY_MS, REQUEST_BUSY_MS, db, forget_deleted
 
 
 def test_what_runs_after_a_reading_request_takes_the_write_lock_at_its_first_statement(
@@ -88,4 +89,31 @@ def test_who_deletes_while_somebody_reads_keeps_nobody_from_writing(
             assert waited < 1
         assert forget_deleted()
         assert log.stat().st_size == 0
+        assert db.session.scalar(text("PRAGMA busy_timeout")) == BUSY_MS
+
+
+def test_what_is_deleted_while_somebody_reads_is_overwritten_once_they_have_read(
+    app: Flask, tmp_path: Path
+) -> None:
+    def kept() -> bytes:
+        return b"".join(path.read_bytes() for path in tmp_path.glob("test.db*"))
+
+    user_id = make_user(app, "sally-quux")
+    with app.app_context():
+        assert forget_deleted() and b"sally-quux" in kept()
+        with somebody_reads(tmp_path / "test.db"):
+            delete_account(user_id)
+            assert b"sally-quux" in kept()
+        assert forget_deleted(waits_s=())  # As every sweep does.
+        assert b"sally-quux" not in kept()
+
+
+def test_a_request_waits_less_for_the_write_lock_than_a_worker(app: Flask) -> None:
+    with app.app_context():
+        assert db.session.scalar(text("PRAGMA busy_timeout")) == BUSY_MS
+        db.session.remove()
+    with app.test_request_context():
+        assert db.session.scalar(text("PRAGMA busy_timeout")) == REQUEST_BUSY_MS
+        db.session.remove()
+    with app.app_context():  # The connection is the same.
         assert db.session.scalar(text("PRAGMA busy_timeout")) == BUSY_MS

@@ -15,7 +15,12 @@ from webapp.models import Worker
 
 
 def add_worker(
-    app: Flask, queue: str, *, seen_s_ago: float = 0, delivered_s_ago: float | None = None
+    app: Flask,
+    queue: str,
+    *,
+    seen_s_ago: float = 0,
+    delivered_s_ago: float | None = None,
+    alarm: str | None = None,
 ) -> None:
     """Add the row of a worker, its times on the database's clock."""
     with app.app_context():
@@ -33,6 +38,7 @@ def add_worker(
             started_at=utc_now(),
             seen_at=now,
             delivered_at=delivered,
+            alarm=alarm,
         )
         db.session.add(row)
         db.session.commit()
@@ -81,6 +87,13 @@ def test_not_ready_names_what_is_missing(
     answer = any_database_app.test_client().get("/readyz")
     assert answer.status_code == 503
     assert [name for name, holds in answer.json["checks"].items() if not holds] == [missing]
+
+
+def test_a_predict_worker_with_an_alarm_is_missing(any_database_app: Flask) -> None:
+    add_worker(any_database_app, "predict", alarm="Model version 1 cannot be loaded: it is cut.")
+    add_worker(any_database_app, "maintenance", delivered_s_ago=1)
+    answer = any_database_app.test_client().get("/readyz")
+    assert (answer.status_code, answer.json["checks"]["predict_worker"]) == (503, False)
 
 
 def test_readiness_is_one_statement(app: Flask) -> None:

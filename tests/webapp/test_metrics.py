@@ -59,9 +59,9 @@ def test_a_scrape_reads_exact_figures_in_three_statements(any_database_app: Flas
         add("f", JobStatus.FAILED, 600, **ended)
         for name, seen_s in (("one", 0), ("two", 1), ("gone", 60)):
             seen = now - timedelta(seconds=seen_s)
-            db.session.add(
-                Worker(id=name, queue="train", host="host", pid=1, started_at=seen, seen_at=seen)
-            )
+            alarm = None if name == "one" else "It cannot load its model."
+            times = {"started_at": seen, "seen_at": seen}
+            db.session.add(Worker(id=name, queue="train", host="host", pid=1, alarm=alarm, **times))
         db.session.commit()
         statements: list[str] = []
         event.listen(db.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
@@ -79,8 +79,10 @@ def test_a_scrape_reads_exact_figures_in_three_statements(any_database_app: Flas
         'hemoscan_finished_last_hour{table="dataset"}': 2,
         'hemoscan_seconds_last_hour{table="dataset"}': 25,
         'hemoscan_workers{queue="train"}': 2,
+        'hemoscan_worker_alarms{queue="train"}': 1,
     }
     assert found['hemoscan_workers{queue="predict"}'] == 0
+    assert found['hemoscan_worker_alarms{queue="predict"}'] == 0
 
 
 def test_without_a_token_set_there_is_nothing(app: Flask) -> None:

@@ -127,7 +127,7 @@ def test_a_secret_is_shown_once_as_a_qr_code_and_counts_once_a_code_confirms_it(
     assert refused.status_code == 400 and secret not in refused.text and "<svg" not in refused.text
     done = here.post(CONFIRM, data={"code": pyotp.TOTP(secret).now()})
 
-    codes = re.findall(r"<li><code>([a-z2-7]{4}(?:-[a-z2-7]{4}){3})</code>", done.text)
+    codes = re.findall(r"<li><code>([a-z2-7]{4}(?:-[a-z2-7]{4}){5})</code>", done.text)
     assert done.status_code == 200 and done.headers["Cache-Control"] == "no-store"
     assert len(set(codes)) == 10
     assert is_logged_in(here) and not is_logged_in(there)

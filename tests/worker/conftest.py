@@ -145,6 +145,7 @@ def as_worker(app: Flask) -> Iterator[Flask]:
     with app.app_context():
         yield app
     predictors._loaded.clear()
+    predictors._broken.clear()
 
 
 @pytest.fixture

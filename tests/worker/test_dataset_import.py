@@ -15,7 +15,7 @@ from sqlalchemy import UpdateBase, delete, select, update
 
 from ml.scans.phantoms import phantom, write_png
 from tests.ml.made_scans import nifti, packed
-from webapp.extensions import db
+from webapp.extensions import database_now, db
 from webapp.models import Dataset, JobStatus, cancel
 from webapp.storage import Storage, StorageError, storage
 from worker import dataset_import, decoder, leases, tasks
@@ -188,6 +188,25 @@ def test_a_data_set_waits_for_a_storage_that_is_away(
         tasks.train_model()
     # Nobody claimed it.
     assert db.session.scalars(select(Dataset.started_at)).one() == dataset.started_at
+    tasks.train_model()
+    assert db.session.scalars(select(Dataset.status)).one() == "done"
+
+
+def test_a_data_set_that_the_storage_refuses_is_put_off(
+    worker_app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Storage, key: str, path: Path) -> None:
+        raise StorageError("A stored file cannot be read.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "fetch", refuse)
+        dataset = import_archive(archive_of(tmp_path, LABELS))
+    assert (dataset.status, dataset.error, dataset.attempts) == ("queued", None, 0)
+    assert storage.exists(dataset.archive_key)
+    tasks.train_model()  # Not yet.
+    assert db.session.scalars(select(Dataset.status)).one() == "queued"
+    db.session.execute(update(Dataset).values(retry_at=database_now(-1)))
+    db.session.commit()
     tasks.train_model()
     assert db.session.scalars(select(Dataset.status)).one() == "done"
 

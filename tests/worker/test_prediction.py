@@ -21,7 +21,7 @@ from ml.scans.slices import Series
 from tests.conftest import make_user
 from tests.worker.conftest import install_model, picture, submit
 from webapp.deletion import delete_account, delete_scan
-from webapp.extensions import database_now, db
+from webapp.extensions import database_now, db, utc_now
 from webapp.models import (
     Heatmap,
     JobStatus,
@@ -465,11 +465,12 @@ def test_the_model_computes_outside_any_transaction(
     monkeypatch.setattr(Predictor, "predict_many", predict)
     monkeypatch.setattr(Predictor, "heatmaps", draw)
     tasks.predict_scans()
-    assert in_transaction == [False, False]
+    assert in_transaction == [False, False, False]  # A phantom, the scan, its heat map.
 
 
 def test_the_number_of_statements_does_not_grow_with_the_batch(any_worker_app: Flask) -> None:
     install_model()
+    prediction.warm_up()
     counts = [0]
 
     def count(*_: object) -> None:
@@ -585,32 +586,70 @@ def test_a_heat_map_whose_model_is_in_a_storage_that_is_away_waits_for_it(
     assert db.session.scalars(select(Heatmap.status)).one() == "done"
 
 
-def test_a_storage_that_refuses_writes_fails_the_scan_with_a_sentence(
+def test_a_storage_that_refuses_writes_puts_the_scan_off(
     worker_app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_model()
-    (scan_id,) = submit(picture())
+    (scan_id,) = submit(picture(255))
+    sentence = "The storage did not accept a file; please try again later."
 
     def refuse(self: Storage, key: str, content: object) -> None:
-        raise StorageError("The storage did not accept a file; please try again later.")
+        raise StorageError(sentence)
 
-    monkeypatch.setattr(Storage, "put", refuse)
-    prediction.answer_next_scans()
-    assert (scan(scan_id).status, scan(scan_id).error) == (
-        "failed",
-        "The storage did not accept a file; please try again later.",
-    )
-    assert db.session.scalar(select(Prediction)) is None
+    def make_due(refused_s: float) -> None:
+        times = {"retry_at": database_now(-1), "refused_since": database_now(-refused_s)}
+        db.session.execute(update(Scan).values(**times))
+        db.session.commit()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "put", refuse)
+        waits = []
+        for refused_s in (0.0, 30.0, 3500.0):
+            make_due(refused_s)
+            assert prediction.answer_next_scans()
+            put_off = scan(scan_id)
+            assert (put_off.status, put_off.error) == ("queued", None)
+            assert put_off.retry_at is not None
+            waits.append((put_off.retry_at - utc_now()).total_seconds())
+            assert not prediction.answer_next_scans()  # Not before that.
+        assert waits == pytest.approx([2, 30, 300], abs=1.5)
+        make_due(3601)
+        assert prediction.answer_next_scans()
+        assert (scan(scan_id).status, scan(scan_id).error) == ("failed", sentence)
+        assert db.session.scalar(select(Prediction)) is None
+
+        # Who tries again begins a new hour.
+        assert retry(scan_id)
+        db.session.commit()
+        assert prediction.answer_next_scans()
+        assert scan(scan_id).status == "queued"
+    make_due(3601)
+    assert prediction.answer_next_scans()
+    assert scan(scan_id).status == "done"
 
 
-def test_a_model_that_is_damaged_in_storage_fails_scans_with_a_sentence(worker_app: Flask) -> None:
-    version = install_model()
-    storage.put(f"{version.storage_prefix}/head.onnx", b"not the head")
-    (scan_id,) = submit(picture())
-    prediction.answer_next_scans()
-    assert (
-        scan(scan_id).error == "The live model cannot be loaded. Please contact an administrator."
-    )
+def test_a_scan_that_is_put_off_holds_no_other_up(
+    any_worker_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_model()
+    refused, other = submit(picture(255), picture(255))
+    original = Storage.put
+
+    def put(self: Storage, key: str, content: bytes | Path) -> None:
+        if refused in key:
+            raise StorageError("The storage did not accept a file; please try again later.")
+        original(self, key, content)
+
+    monkeypatch.setattr(Storage, "put", put)
+    assert prediction.answer_next_scans()
+    (later,) = submit(picture(0))
+    assert prediction.answer_next_scans()
+    assert not prediction.answer_next_scans()
+    assert [scan(scan_id).status for scan_id in (refused, other, later)] == [
+        "queued",
+        "done",
+        "done",
+    ]
 
 
 def test_a_heat_map_that_cannot_be_drawn_leaves_the_verdict(
@@ -647,11 +686,17 @@ def test_a_workers_full_disk_is_tried_again_and_never_called_the_files_fault(
     real, refusals = scan_files.decode, iter([True, False, True, True, True, True])
 
     def decode(paths: Sequence[Path], **limits: int) -> Series:
-        if next(refusals):
+        if next(refusals, True):
             raise OSError("No space left on device")
         return real(paths, **limits)
 
     monkeypatch.setattr(scan_files, "decode", decode)
     prediction.answer_next_scans()
     assert scan(lucky).status == "done"
+    assert (scan(unlucky).status, scan(unlucky).error) == ("queued", None)
+    assert scan(unlucky).refused_since is not None
+    hour = {"retry_at": database_now(-1), "refused_since": database_now(-3601)}
+    db.session.execute(update(Scan).where(Scan.id == unlucky).values(**hour))
+    db.session.commit()
+    prediction.answer_next_scans()
     assert (scan(unlucky).status, scan(unlucky).error) == ("failed", NO_ROOM)

@@ -273,6 +273,7 @@ def test_a_series_that_is_cancelled_is_given_up_at_the_next_slices(
         cancel(Scan, Scan.id == scan.id)
         db.session.commit()
 
+    prediction.warm_up()
     seen = interrupted(monkeypatch, give_up)
     prediction.answer_next_scans()
     assert seen == [16]
@@ -291,6 +292,7 @@ def test_a_worker_that_is_asked_to_stop_hands_a_series_back(
     scan = submit_zip(pictures(*[0] * 60))
     stopping: list[bool] = []
     monkeypatch.setattr(presence(), "stopping", lambda: bool(stopping))
+    prediction.warm_up()
     seen = interrupted(monkeypatch, lambda: stopping.append(True))
     prediction.answer_next_scans()
     assert seen == [16]

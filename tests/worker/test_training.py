@@ -309,7 +309,7 @@ def test_a_finished_training_waits_for_a_storage_that_is_away(
     assert (the_run().status, stub.steps) == ("done", [0, 1, 2, 1, 2])
 
 
-def test_a_run_whose_model_the_storage_refuses_fails_and_continues_when_it_is_tried_again(
+def test_a_run_whose_model_the_storage_refuses_is_tried_again_for_an_hour(
     worker_app: Flask, stub: StubTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = launch(tmp_path)
@@ -323,16 +323,22 @@ def test_a_run_whose_model_the_storage_refuses_fails_and_continues_when_it_is_tr
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "put", refuse)
         train_model()
-    assert (the_run().status, the_run().error) == (
-        "failed",
-        "The storage did not accept a file; please try again later.",
-    )
+        assert (the_run().status, the_run().error, stub.steps) == ("queued", None, [0, 1, 2])
+        train_model()  # Not yet.
+        assert stub.steps == [0, 1, 2]
+        hour = {"retry_at": database_now(-1), "refused_since": database_now(-3601)}
+        db.session.execute(update(TrainingRun).values(**hour))
+        db.session.commit()
+        train_model()
+        assert (the_run().status, the_run().error) == (
+            "failed",
+            "The storage did not accept a file; please try again later.",
+        )
     queue_again(TrainingRun, TrainingRun.id == run_id)
     db.session.commit()
     train_model()
-    assert (the_run().status, stub.steps) == ("done", [0, 1, 2, 1, 2]), (
-        "from the checkpoint that was stored last: one in five minutes is"
-    )
+    assert the_run().status == "done"
+    assert 0 not in stub.steps[3:], "each time from the checkpoint that was stored last"
 
 
 def test_a_worker_whose_own_disk_is_full_hands_the_run_back_all_the_same(

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from flask import flash, redirect, render_template, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import contains_eager, defer, joinedload
 from wtforms.validators import DataRequired
 
 from webapp.admin.pages import REFUSED, blueprint, page_of
 from webapp.audit import record
 from webapp.charts import roc_chart
-from webapp.extensions import db
+from webapp.extensions import database_now, db, reads_only
 from webapp.forms import PostedForm, TextField, at_most
+from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
     Act,
     ModelVersion,
     Promotion,
     PromotionRefused,
     live_version,
+    require_promotable,
     version_before,
+    waits_for_check,
 )
 from webapp.models import promote as promote_version
 
 PROMOTIONS_SHOWN = 50
 LATER_COMPARED = 50
+CHECK_WAIT_S, CHECK_LOOK_S = 20.0, 0.2
+CHECK_HOLDS_S = 600
+"""A version that a worker loaded so short a time ago is not loaded once more."""
+NOT_CHECKED = (
+    "No predict worker has loaded this version yet, so it was not promoted: each version has to"
+    " score a test phantom first. Please try again in a minute."
+)
 
 
 class PromoteForm(PostedForm):
@@ -79,11 +90,15 @@ def model(version_id: str) -> ResponseReturnValue:
 
 @blueprint.post("/models/<version_id>/promote")
 def promote(version_id: str) -> ResponseReturnValue:
-    """Make a version live; a rollback promotes an older one."""
+    """Make a version live that a predict worker can load; a rollback does the same with an older
+    one.
+    """
     version = db.get_or_404(ModelVersion, version_id)
     form = PromoteForm()
     if form.validate_on_submit():
         try:
+            require_promotable(version, form.reason.data)
+            require_check(version.id)
             promote_version(version, current_user.id, form.reason.data)
         except PromotionRefused as err:
             form.form_errors.append(str(err))
@@ -93,6 +108,44 @@ def promote(version_id: str) -> ResponseReturnValue:
             flash(f"Version {version.card_id} is now live.", "success")
             return redirect(url_for("admin.models"))
     return show_version(version, form), REFUSED
+
+
+def require_check(version_id: str) -> None:
+    """Have a predict worker load a version and score a phantom (`worker.canary`), and wait for what
+    it finds.
+
+    Raises:
+        PromotionRefused: it could not, or no worker did in time.
+    """
+    found = select(ModelVersion.check_error).where(
+        ModelVersion.id == version_id, ~waits_for_check()
+    )
+    holds = ModelVersion.checked_at > database_now(-CHECK_HOLDS_S)
+    passed = db.session.execute(
+        found.where(holds, ModelVersion.check_error.is_(None))
+    ).one_or_none()
+    if passed is not None:
+        return
+    db.session.execute(
+        update(ModelVersion)
+        .where(ModelVersion.id == version_id)
+        .values(check_requested_at=database_now())
+    )
+    db.session.commit()
+    nudge(PREDICT_SCANS)
+    deadline = time.monotonic() + CHECK_WAIT_S
+    token = reads_only.set(True)  # Whoever only looks must not hold SQLite's write lock.
+    try:
+        while (row := db.session.execute(found).one_or_none()) is None:
+            db.session.commit()
+            if time.monotonic() > deadline:
+                raise PromotionRefused(NOT_CHECKED)
+            time.sleep(CHECK_LOOK_S)
+        db.session.commit()
+    finally:
+        reads_only.reset(token)
+    if row.check_error is not None:
+        raise PromotionRefused(f"A predict worker could not use this version: {row.check_error}")
 
 
 def show_version(version: ModelVersion, form: PromoteForm) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import flask_smorest
 from flask import Response, g, request
-from marshmallow import ValidationError
+from marshmallow import RAISE, ValidationError
 from sqlalchemy import ColumnElement, and_, select
 from webargs.flaskparser import FlaskParser
 from werkzeug.datastructures import WWWAuthenticate
@@ -27,7 +27,12 @@ NO_SUCH_SCAN = "Scan not found."
 
 
 class Parser(FlaskParser):
-    """Reads query parameters; errors are returned as a sentence."""
+    """Reads query parameters; what it refuses, such as one that is misspelled, is told in a
+    sentence.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(unknown=RAISE)
 
     def handle_error(self, error: ValidationError, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Respond with 422 and list every invalid parameter."""
@@ -109,11 +114,14 @@ def answer_conditionally(answer: Response) -> Response:
     return answer
 
 
-def documented_problems(*statuses: int) -> Callable[[Any], Any]:
-    """Return a decorator that documents these error statuses, and 401, in the OpenAPI document."""
+def documented(operation_id: str, *problems: int) -> Callable[[Any], Any]:
+    """Return a decorator that names an operation in the OpenAPI document and describes its errors;
+    every operation may answer 401.
+    """
 
     def document(view: Any) -> Any:
-        for status in (401, *statuses):
+        view = blueprint.doc(operationId=operation_id)(view)
+        for status in (401, *problems):
             view = blueprint.alt_response(status, schema=ProblemSchema, content_type=PROBLEM)(view)
         return view
 

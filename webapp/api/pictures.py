@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute
 from werkzeug.exceptions import HTTPException, NotFound
 
-from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented_problems, is_own
+from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented, is_own
 from webapp.api.schemas import ProblemSchema
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction, Scan
@@ -35,7 +35,7 @@ class NotYet(HTTPException):
 
 
 def operation(
-    path: str, what: Mapping[str, str], media: str, *problems: int
+    operation_id: str, path: str, what: Mapping[str, str], media: str, *problems: int
 ) -> Callable[[Any], Any]:
     """Return a decorator for a GET of a resource that may not be ready yet."""
 
@@ -48,18 +48,20 @@ def operation(
             description="Not ready yet; see the Retry-After header.",
             success=True,
         )(view)
-        return blueprint.get(f"/scans/<scan_id>/{path}")(documented_problems(404, *problems)(view))
+        return blueprint.get(f"/scans/<scan_id>/{path}")(
+            documented(operation_id, 404, *problems)(view)
+        )
 
     return add
 
 
-@operation("image.png", BINARY, "image/png")
+@operation("read_image", "image.png", BINARY, "image/png")
 def image(scan_id: str) -> Response:
     """Download the slice that represents the scan, as shown on its page."""
     return picture(key_of(scan_id, Scan.image_key, "image"))
 
 
-@operation("heatmap.png", BINARY, "image/png")
+@operation("read_heatmap", "heatmap.png", BINARY, "image/png")
 def heatmap(scan_id: str) -> Response:
     """Download the heat map as an overlay for the image.
 
@@ -69,7 +71,7 @@ def heatmap(scan_id: str) -> Response:
     return picture(key)
 
 
-@operation("volume", BINARY, "application/gzip")
+@operation("read_volume", "volume", BINARY, "application/gzip")
 def volume(scan_id: str) -> Response:
     """Download all slices of a series as NIfTI (.nii.gz, int16), in HU; for images without HU, gray
     levels from 0 to 1 in thousandths.
@@ -77,7 +79,7 @@ def volume(scan_id: str) -> Response:
     return series_file(key_of(scan_id, Scan.volume_key, "volume"))
 
 
-@operation("slices/<int:index>.png", BINARY, "image/png", 422)
+@operation("read_slice_image", "slices/<int:index>.png", BINARY, "image/png", 422)
 @blueprint.arguments(WindowSchema, location="query")
 def slice_image(window: Window | None, scan_id: str, index: int) -> Response:
     """Download one slice of a series as a PNG with the given window.
@@ -88,7 +90,7 @@ def slice_image(window: Window | None, scan_id: str, index: int) -> Response:
     return slice_picture(key_of(scan_id, Scan.volume_key, "volume"), index, window)
 
 
-@operation("slices/<int:index>/heatmap.png", BINARY, "image/png")
+@operation("read_slice_heatmap", "slices/<int:index>/heatmap.png", BINARY, "image/png")
 def slice_heatmap(scan_id: str, index: int) -> Response:
     """Download the heat map of one slice as an overlay for its image; `heatmap_slices` lists the
     slices that have one.

@@ -14,7 +14,7 @@ from webapp import intake
 from webapp.api.access import (
     NO_SUCH_SCAN,
     blueprint,
-    documented_problems,
+    documented,
     is_own,
     require_bearer_still,
     require_own,
@@ -89,7 +89,7 @@ from webapp.models import (
         },
     }
 )
-@documented_problems(413, 415, 422, 429, 503, 507)
+@documented("submit_scans", 413, 415, 422, 429, 503, 507)
 @blueprint.response(202, SubmissionSchema)
 def submit() -> dict[str, Any]:
     """Submit slices or series; all DICOM files of a series become one scan.
@@ -127,7 +127,7 @@ def flag(name: str) -> bool:
 
 
 @blueprint.get("/scans")
-@documented_problems(422)
+@documented("list_scans", 422)
 @blueprint.arguments(ScansQuerySchema, location="query")
 @blueprint.response(200, ScansPageSchema)
 def index(query: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def index(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @blueprint.get("/scans/<scan_id>")
-@documented_problems(404)
+@documented("read_scan", 404)
 @blueprint.alt_response(
     304, description="Not modified since the ETag in If-None-Match.", success=True
 )
@@ -167,7 +167,7 @@ def show(scan_id: str) -> dict[str, Any]:
 
 
 @blueprint.post("/scans/<scan_id>/score-anyway")
-@documented_problems(404, 409)
+@documented("score_scan_anyway", 404, 409)
 @blueprint.response(202, JobSchema)
 def score_anyway(scan_id: str) -> dict[str, Any]:
     """Score a scan that was rejected because it does not look like a head CT.
@@ -182,7 +182,7 @@ def score_anyway(scan_id: str) -> dict[str, Any]:
 
 
 @blueprint.post("/scans/<scan_id>/cancel")
-@documented_problems(404, 409)
+@documented("cancel_scan", 404, 409)
 @blueprint.response(200, JobSchema)
 def cancel_scan(scan_id: str) -> dict[str, Any]:
     """Cancel a queued or running scan."""
@@ -197,7 +197,7 @@ def cancel_scan(scan_id: str) -> dict[str, Any]:
 
 
 @blueprint.post("/scans/<scan_id>/retry")
-@documented_problems(404, 409)
+@documented("retry_scan", 404, 409)
 @blueprint.response(202, JobSchema)
 def retry_scan(scan_id: str) -> dict[str, Any]:
     """Retry a failed or canceled scan."""
@@ -207,7 +207,7 @@ def retry_scan(scan_id: str) -> dict[str, Any]:
 
 
 @blueprint.delete("/scans/<scan_id>")
-@documented_problems(404)
+@documented("delete_scan", 404)
 @blueprint.response(204)
 def remove(scan_id: str) -> None:
     """Delete a scan with its file, images and result.

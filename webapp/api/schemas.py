@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from marshmallow import Schema, fields, pre_load, validate
 
 from ml.verdict import STATES
 from webapp.models import JobStatus, Order
+
+SHARE = validate.Range(0, 1)
+COUNT = validate.Range(0)
+
+
+def address(**arguments: Any) -> fields.Url:
+    """Return the field of an address, under the name that JSON Schema has for its form."""
+    metadata = {**arguments.pop("metadata", {}), "format": "uri"}
+    return fields.Url(required=True, metadata=metadata, **arguments)
 
 
 class ProblemSchema(Schema):
@@ -23,8 +33,8 @@ class JobSchema(Schema):
     """A scan that was accepted."""
 
     id = fields.String(required=True)
-    status = fields.Enum(JobStatus, by_value=True, required=True)
-    url = fields.Url(required=True, metadata={"description": "Poll this URL for the result."})
+    status = fields.Enum(JobStatus, by_value=fields.String, required=True)
+    url = address(metadata={"description": "Poll this URL for the result."})
 
 
 class SubmissionSchema(JobSchema):
@@ -43,11 +53,11 @@ class ModelVersionSchema(Schema):
 class SliceSchema(Schema):
     """The result for one slice; slices are numbered from 0 in anatomical order."""
 
-    index = fields.Integer(required=True)
-    probability = fields.Float(required=True)
+    index = fields.Integer(required=True, validate=COUNT)
+    probability = fields.Float(required=True, validate=SHARE)
     types = fields.Dict(
         keys=fields.String(),
-        values=fields.Float(),
+        values=fields.Float(validate=SHARE),
         required=True,
         metadata={
             "description": (
@@ -76,13 +86,13 @@ class ResultSchema(Schema):
             )
         },
     )
-    probability = fields.Float(required=True)
-    threshold = fields.Float(required=True)
+    probability = fields.Float(required=True, validate=SHARE)
+    threshold = fields.Float(required=True, validate=SHARE)
     warnings = fields.List(fields.String(), required=True)
     model_version = fields.Nested(ModelVersionSchema, required=True)
     types = fields.Dict(
         keys=fields.String(),
-        values=fields.Float(),
+        values=fields.Float(validate=SHARE),
         required=True,
         metadata={
             "description": (
@@ -93,19 +103,18 @@ class ResultSchema(Schema):
     )
     slices = fields.List(fields.Nested(SliceSchema), required=True)
     first_slices = fields.List(
-        fields.Integer(),
+        fields.Integer(validate=COUNT),
         required=True,
         metadata={
             "description": "The slices of a series to look at first; empty for a single slice."
         },
     )
     heatmap_slices = fields.List(
-        fields.Integer(),
+        fields.Integer(validate=COUNT),
         required=True,
         metadata={"description": "The slices of a series that have a heat map so far."},
     )
-    heatmap_url = fields.Url(
-        required=True,
+    heatmap_url = address(
         allow_none=True,
         metadata={"description": "A PNG overlay for the image; null if it could not be generated."},
     )
@@ -123,13 +132,15 @@ class ScanSchema(Schema):
     """A scan: `result` is null until `status` is done; `error` says why a scan failed."""
 
     id = fields.String(required=True)
-    status = fields.Enum(JobStatus, by_value=True, required=True)
-    progress = fields.Float(required=True, metadata={"description": "0 to 1"})
+    status = fields.Enum(JobStatus, by_value=fields.String, required=True)
+    progress = fields.Float(required=True, validate=SHARE)
     error = fields.String(required=True, allow_none=True)
     title = fields.String(required=True)
-    kind = fields.String(required=True, metadata={"description": "png, jpeg, dicom or nifti"})
+    kind = fields.String(required=True, validate=validate.OneOf(("png", "jpeg", "dicom", "nifti")))
     slice_count = fields.Integer(
-        required=True, metadata={"description": "The number of slices that were submitted."}
+        required=True,
+        validate=validate.Range(1),
+        metadata={"description": "The number of slices that were submitted."},
     )
     stat = fields.Boolean(required=True)
     notes = fields.List(
@@ -144,8 +155,7 @@ class ScanSchema(Schema):
         allow_none=True,
         metadata={"description": "When the expired file was deleted; null while it is stored."},
     )
-    score_anyway_url = fields.Url(
-        required=True,
+    score_anyway_url = address(
         allow_none=True,
         metadata={
             "description": (
@@ -163,10 +173,10 @@ class ScansQuerySchema(Schema):
 
     page = fields.Integer(load_default=1, validate=validate.Range(1, 1_000_000))
     per_page = fields.Integer(load_default=20, validate=validate.Range(1, 100))
-    status = fields.Enum(JobStatus, by_value=True, load_default=None)
+    status = fields.Enum(JobStatus, by_value=fields.String, load_default=None)
     order = fields.Enum(
         Order,
-        by_value=True,
+        by_value=fields.String,
         load_default=Order.NEWEST,
         metadata={
             "description": (
@@ -185,6 +195,6 @@ class ScansPageSchema(Schema):
     """One page of scans; `total` counts the scans on all pages."""
 
     items = fields.List(fields.Nested(ScanSchema), required=True)
-    page = fields.Integer(required=True)
-    per_page = fields.Integer(required=True)
-    total = fields.Integer(required=True)
+    page = fields.Integer(required=True, validate=validate.Range(1))
+    per_page = fields.Integer(required=True, validate=validate.Range(1))
+    total = fields.Integer(required=True, validate=COUNT)

@@ -27,10 +27,11 @@ from webapp.audit import record, whose_request
 from webapp.extensions import db, limiter
 from webapp.forms import MAX_TITLE, text_problem
 from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, members
-from webapp.intake.clean_copy import Taken, UploadRejected, take
+from webapp.intake.clean_copy import NoSlice, Taken, UploadRejected, take
 from webapp.intake.nifti import GZIP
 from webapp.intake.series import LeftOut, SeriesFiles, printable, sentences_about, series_of
 from webapp.intake.spool import incoming_folder
+from webapp.intake.streams import Budget, TooMuchWork
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
 from webapp.models import IN_ITS_TURN, Act, Dataset, JobStatus, Scan, new_id, urgent_room
 from webapp.models.accounts import lock_person
@@ -265,6 +266,7 @@ def _taken(
         """
         return f"2.25.{int.from_bytes(hashlib.sha256(salt + uid.encode()).digest()[:16])}"
 
+    budget = Budget(sum(file.stream.seek(0, 2) for file in files))
     taken: list[Taken] = []
     left_out: list[LeftOut] = []
     has_archive = False
@@ -280,6 +282,7 @@ def _taken(
             )
         has_archive |= archive_folder is not None
         try:
+            budget.begin_file()
             taken.append(
                 take(
                     content,
@@ -288,17 +291,40 @@ def _taken(
                     number=number,
                     name=name,
                     folder=archive_folder,
+                    budget=budget,
                 )
             )
+        except TooMuchWork as err:
+            raise UploadRejected(
+                "The upload takes far too much work for its size; please send it in parts, or"
+                " without compression."
+            ) from err
         except UploadRejected as err:
             (folder / f"{number}").unlink(missing_ok=True)
             left_out.append(LeftOut(number, name, err))
+    taken = _without_pictures_of_viewer(taken, left_out)
     if number == 0:
         raise UploadRejected("The ZIP archive contains no images.")
     notes = sentences_about(
         left_out, number, may_leave_out=has_archive, with_names=choices.keep_names
     )
     return series_of(taken, together=choices.together), notes
+
+
+def _without_pictures_of_viewer(taken: Sequence[Taken], left_out: list[LeftOut]) -> list[Taken]:
+    """Return the files without the pictures of archives that hold DICOM slices: they are those of
+    the viewer on an exported CD. They go to `left_out`.
+    """
+    discs = {disc_of(file) for file in taken if file.kind == "dicom"} - {None}
+    kept = []
+    for file in taken:
+        if file.kind in ("png", "jpeg") and disc_of(file) in discs:
+            reason = NoSlice("A picture beside DICOM slices.", "pictures beside DICOM slices")
+            left_out.append(LeftOut(file.number, file.name, reason))
+            file.path.unlink()
+        else:
+            kept.append(file)
+    return kept
 
 
 def _contents(
@@ -333,6 +359,11 @@ def _contents(
                 yield last, content, f"{place}/{inside}"
         except ArchiveRefused as err:
             raise UploadRejected(str(err)) from err
+
+
+def disc_of(file: Taken) -> str | None:
+    """Return which archive of the upload a file lay in; None where it was sent by itself."""
+    return None if file.folder is None else file.folder.partition("/")[0]
 
 
 def _title(title: str, one: SeriesFiles, *, several: bool, keep_names: bool) -> str:

@@ -41,6 +41,11 @@ UNREADABLE = (
 are a ValueError.
 """
 NOT_IMAGES = ("dicomdir", "thumbs.db", "desktop.ini")
+DOCUMENTS = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub", ".jar", ".war", ".apk")
+FIRST_OF_DOCUMENT = (b"[Content_Types].xml", b"_rels/", b"mimetype", b"META-INF/")
+"""By these, names and first members, an archive is a document or a program: a report beside the
+slices, or the viewer on an exported CD.
+"""
 
 
 class ArchiveRefused(ValueError):
@@ -61,7 +66,8 @@ def members(
     `folder` until the next is asked for.
 
     Folders and the files that systems add (DICOMDIR, resource forks, hidden ones) are passed over.
-    Names are told, never used as paths. What came out of earlier archives of the same upload counts
+    Names are told, their folders divided by slashes however the archive divides them, and never
+    used as paths. What came out of earlier archives of the same upload counts
     too.
 
     Raises:
@@ -94,7 +100,7 @@ def members(
                 packed, info, min(left, max(FREE_OF_RATIO, MAX_RATIO * size)), folder
             ) as (content, length):
                 left -= length
-                yield info.filename, content
+                yield _path(info), content
 
 
 def _check_directory(archive: IO[bytes], size: int) -> None:
@@ -125,18 +131,23 @@ def _check_directory(archive: IO[bytes], size: int) -> None:
     archive.seek(0)
 
 
+def _path(info: zipfile.ZipInfo) -> str:
+    """Return a member's name; some Windows programs divide folders by backslashes."""
+    return info.filename.replace("\\", "/")
+
+
 def _is_passed_over(info: zipfile.ZipInfo) -> bool:
-    path = PurePosixPath(info.filename)
+    path = PurePosixPath(_path(info))
     hidden = any(
         (part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts
     )
-    return info.is_dir() or hidden or path.name.lower() in NOT_IMAGES
+    return _path(info).endswith("/") or hidden or path.name.lower() in NOT_IMAGES
 
 
 def _check_member(info: zipfile.ZipInfo) -> None:
     if not info.filename:
         raise ArchiveRefused("The ZIP archive is damaged or incomplete.")
-    path = PurePosixPath(info.filename.replace("\\", "/"))
+    path = PurePosixPath(_path(info))
     if path.is_absolute() or ".." in path.parts:
         raise ArchiveRefused("The ZIP archive contains a file with an unsafe path.")
     if stat.S_ISLNK(info.external_attr >> 16):
@@ -169,9 +180,17 @@ def _unpacked(
             raise ArchiveRefused("The ZIP archive is damaged or incomplete.") from err
         length = content.tell()
         content.seek(0)
-        if content.read(4) in (ZIP, EMPTY_ZIP):
+        if content.read(4) in (ZIP, EMPTY_ZIP) and not _is_document(info, content):
             raise ArchiveRefused(
                 "The ZIP archive contains another archive. Please include the files directly."
             )
         content.seek(0)
         yield cast(IO[bytes], content), length
+
+
+def _is_document(info: zipfile.ZipInfo, content: IO[bytes]) -> bool:
+    """True if a member that is an archive itself is a document or a program."""
+    content.seek(26)
+    (length,) = unpack_from("<H", content.read(4).ljust(4, b"\0"))
+    first = content.read(min(length, 64))
+    return first.startswith(FIRST_OF_DOCUMENT) or _path(info).lower().endswith(DOCUMENTS)

@@ -9,12 +9,23 @@ from typing import IO
 
 from flask import current_app
 
-from webapp.intake.dicom import CT_SOP_CLASSES, READ_SYNTAXES, DicomFile, DicomHeader, whole_number
-from webapp.intake.nifti import GZIP, NiftiFile, inflated, is_nifti
+from webapp.intake.dicom import (
+    CT_SOP_CLASSES,
+    READ_SYNTAXES,
+    DicomFile,
+    DicomHeader,
+    start_of_data,
+    whole_number,
+)
+from webapp.intake.nifti import GZIP, NiftiFile, inflated, is_half_of_pair, is_nifti
 from webapp.intake.pictures import PNG_SIGNATURE, AnimatedPicture, copy_jpeg, copy_png
-from webapp.intake.streams import DamagedFile
+from webapp.intake.streams import Budget, DamagedFile
 
 JPEG_START = b"\xff\xd8\xff"
+PAIR = (
+    "The file is the header of a pair (.hdr and .img); please send the scan as a single .nii or"
+    " .nii.gz file."
+)
 NO_IMAGE = "The file is not a PNG, JPEG, DICOM or NIfTI image."
 
 
@@ -37,17 +48,18 @@ class NoSlice(UploadRejected):
 @dataclass(frozen=True)
 class Taken:
     """A file that was taken in: its clean copy at `path`, `name` and `folder` as they were sent,
-    `number` its place in the upload.
+    `number` its place in the upload, `digest` that of its coded pixels (DICOM alone).
     """
 
     path: Path
     kind: str
     number: int
     name: str
-    folder: str | None = None  # Of pictures that were sent in an archive: they belong together.
+    folder: str | None = None  # In an archive; None of what was sent by itself.
     slices: int = 1
     pixels: int = 0  # Of all slices.
     dicom: DicomHeader = field(default_factory=DicomHeader)
+    digest: bytes = b""
 
 
 def take(
@@ -58,61 +70,55 @@ def take(
     number: int,
     name: str,
     folder: str | None = None,
+    budget: Budget | None = None,
 ) -> Taken:
     """Write a clean copy of the file in `stream` to `path`; no pixel is decoded.
 
     Raises:
         UploadRejected: it is not read.
+        TooMuchWork: nothing is left of the budget.
     """
+    budget = budget or Budget()
     size = stream.seek(0, 2)
     stream.seek(0)
     start = stream.read(352)
     stream.seek(0)
     if size == 0:
-        raise UploadRejected("The file is empty.")
+        raise NoSlice("The file is empty.", "empty files")
     if size > current_app.config["MAX_UPLOAD_MB"] * 2**20:
         raise UploadRejected(f"The file is larger than {current_app.config['MAX_UPLOAD_MB']} MB.")
+    slices, header, digest = 1, DicomHeader(), b""
     with path.open("xb") as target:
         path.chmod(0o600)
-        if start.startswith(PNG_SIGNATURE):
-            kind, slices, pixels, header = (
-                "png",
-                1,
-                _take_picture(stream, target, "PNG"),
-                DicomHeader(),
-            )
-        elif start.startswith(JPEG_START):
-            kind, slices, pixels, header = (
-                "jpeg",
-                1,
-                _take_picture(stream, target, "JPEG"),
-                DicomHeader(),
-            )
+        if start.startswith((PNG_SIGNATURE, JPEG_START)):
+            kind = "png" if start.startswith(PNG_SIGNATURE) else "jpeg"
+            pixels = _take_picture(stream, target, kind.upper(), budget)
         elif start[128:132] == b"DICM":
-            kind, (slices, pixels, header) = "dicom", _take_dicom(stream, target, new_uid)
+            kind, (slices, pixels, header, digest) = (
+                "dicom",
+                _take_dicom(stream, target, new_uid, budget),
+            )
         elif is_nifti(start) or start.startswith(GZIP):
-            kind, (slices, pixels), header = (
+            kind, (slices, pixels) = (
                 "nifti",
-                _take_nifti(stream, target, compress=start.startswith(GZIP)),
-                DicomHeader(),
+                _take_nifti(stream, target, start.startswith(GZIP), budget),
+            )
+        elif is_half_of_pair(start, size):
+            raise UploadRejected(PAIR)
+        elif start_of_data(start) is not None:
+            kind, (slices, pixels, header, digest) = (
+                "dicom",
+                _take_dicom(stream, target, new_uid, budget),
             )
         else:
             raise NoSlice(NO_IMAGE, "files that are not images")
-    return Taken(
-        path,
-        kind,
-        number,
-        name,
-        folder if kind in ("png", "jpeg") else None,
-        slices,
-        pixels,
-        header,
-    )
+    return Taken(path, kind, number, name, folder, slices, pixels, header, digest)
 
 
-def _take_picture(stream: IO[bytes], target: IO[bytes], kind: str) -> int:
+def _take_picture(stream: IO[bytes], target: IO[bytes], kind: str, budget: Budget) -> int:
+    copy = copy_png if kind == "PNG" else copy_jpeg
     try:
-        width, height = copy_png(stream, target) if kind == "PNG" else copy_jpeg(stream, target)
+        width, height = copy(stream, target, budget)
     except DamagedFile as err:
         raise UploadRejected(f"The {kind} image is damaged or incomplete.") from err
     except AnimatedPicture as err:
@@ -124,10 +130,10 @@ def _take_picture(stream: IO[bytes], target: IO[bytes], kind: str) -> int:
 
 
 def _take_dicom(
-    stream: IO[bytes], target: IO[bytes], new_uid: Callable[[str], str]
-) -> tuple[int, int, DicomHeader]:
+    stream: IO[bytes], target: IO[bytes], new_uid: Callable[[str], str], budget: Budget
+) -> tuple[int, int, DicomHeader, bytes]:
     try:
-        file = DicomFile(stream)
+        file = DicomFile(stream, budget)
     except DamagedFile as err:
         raise UploadRejected("The DICOM file is damaged or incomplete.") from err
     header = file.header
@@ -166,13 +172,17 @@ def _take_dicom(
         file.write(target, new_uid)
     except DamagedFile as err:
         raise UploadRejected("The DICOM file is damaged or incomplete.") from err
-    return frames, frames * header.rows * header.columns, header
+    return frames, frames * header.rows * header.columns, header, file.pixels_digest
 
 
-def _take_nifti(stream: IO[bytes], target: IO[bytes], *, compress: bool) -> tuple[int, int]:
+def _take_nifti(
+    stream: IO[bytes], target: IO[bytes], compress: bool, budget: Budget
+) -> tuple[int, int]:
     try:
-        with inflated(stream) as content:
+        with inflated(stream, budget) as content:
             start = content.read(352)
+            if is_half_of_pair(start, 0):
+                raise UploadRejected(PAIR)
             if not is_nifti(start):
                 raise NoSlice(NO_IMAGE, "files that are not images")
             content.seek(0)

@@ -15,11 +15,28 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
+from math import isfinite
 from struct import pack, unpack
 from typing import IO, Any
 
-from webapp.intake.dicom_allow_list import ALLOWED, METHOD, Allowed, Change, uid
-from webapp.intake.streams import BLOCK, MAX_PARTS, DamagedFile, copy_exactly, read_exactly
+from webapp.intake.dicom_allow_list import (
+    ALLOWED,
+    MAX_LUT,
+    METHOD,
+    Allowed,
+    Change,
+    table,
+    uid,
+)
+from webapp.intake.streams import (
+    BLOCK,
+    MAX_PARTS,
+    Budget,
+    DamagedFile,
+    copy_exactly,
+    read_exactly,
+)
 
 IMPLICIT_VR, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 EXPLICIT_VR = "1.2.840.10008.1.2.1"
@@ -58,6 +75,7 @@ LONG_VRS = (
     b"UT",
     b"UV",
 )
+START_BYTES = 132 + 12
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_ENDS, SEQUENCE_ENDS = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 SYNTAX, FRAMES, PIXELS = 0x00020010, 0x00280008, 0x7FE00010
@@ -70,7 +88,10 @@ MAX_KEPT, MAX_SEQUENCE = 8 * 2**20, 32 * 2**20
 thousands of frames says of each.
 """
 
-LOOKED_AT = {SYNTAX: b"UI", 0x00080008: b"CS", 0x00080060: b"CS", 0x00100020: b"LO", FRAMES: b"IS"}
+LOOKED_AT = {
+    SYNTAX: b"UI", 0x00080008: b"CS", 0x00080032: b"TM", 0x00080033: b"TM", 0x00080060: b"CS",
+    0x00100020: b"LO", FRAMES: b"IS",
+}  # fmt: skip
 """What is read besides the allowed, or as it stands in the file: it decides, and is not kept as
 such.
 """
@@ -78,8 +99,11 @@ such.
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What decides whether a DICOM file is accepted; a file may leave anything out. `patient` and
-    `series` are never stored.
+    """What decides whether a DICOM file is accepted, and to which scan it belongs; a file may leave
+    anything out. `patient`, `study`, `series`, `concatenation` and `time` are never stored.
+
+    `position` and `orientation` are those of the slice in patient coordinates, `location` its place
+    along the table, all empty or None where the file does not say.
     """
 
     transfer_syntax: str = ""
@@ -87,7 +111,15 @@ class DicomHeader:
     modality: str = ""
     image_type: tuple[str, ...] = ()
     patient: str = ""
+    study: str = ""
     series: str = ""
+    concatenation: str = ""
+    number: float | None = None
+    acquisition: float | None = None
+    time: str = ""
+    position: tuple[float, ...] = ()
+    orientation: tuple[float, ...] = ()
+    location: float | None = None
     series_number: str = ""
     kernel: str = ""
     samples: int = 1
@@ -106,22 +138,25 @@ class DicomHeader:
 class DicomFile:
     """A DICOM file that is read up to its pixels; `write` makes the clean copy."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], budget: Budget | None = None) -> None:
         """Read what the file in `stream` says of itself; the stream then stands at its pixels.
 
         Raises:
             DamagedFile: its elements cannot be followed.
+            TooMuchWork: nothing is left of the budget.
         """
-        self._stream = stream
+        self._stream, self._shared_budget = stream, budget or Budget()
         self._kept: dict[int, Any] = {}  # Bytes, or of a sequence the list of such dictionaries.
         self._seen: dict[int, bytes] = {}
-        stream.seek(132)
+        self.pixels_digest = b""
+        stream.seek(0)
+        stream.seek(start_of_data(stream.read(START_BYTES)) or 0)
         self._order, self._implicit = "<", False
         self._budget, self._room = MAX_PARTS, MAX_KEPT
         self._pixels: tuple[bytes, int] | None = None
         for tag, vr, length in self._elements(lambda tag: tag >> 16 != 2):
             self._take(tag, vr, length, {})
-        syntax = self._text(SYNTAX)
+        syntax = self._text(SYNTAX) or self._likely_syntax()
         if syntax and syntax not in DEFLATED:
             self._order, self._implicit = (
                 ">" if syntax == BIG_ENDIAN else "<",
@@ -130,9 +165,20 @@ class DicomFile:
             for tag, vr, length in self._elements(lambda tag: tag > PIXELS):
                 if tag == PIXELS:
                     self._pixels = vr, length
+                    if length == UNDEFINED and not self._text(SYNTAX):
+                        syntax = ""  # Coded, and nobody says how.
                     break
                 self._take(tag, vr, length, ALLOWED)
         self.header = self._header(syntax)
+
+    def _likely_syntax(self) -> str:
+        """Return how a file is coded that does not say it, by its first element; "" without one."""
+        at = self._stream.tell()
+        start = self._stream.read(8)
+        self._stream.seek(at)
+        if len(start) < 8 or start[:2] != b"\x08\0":
+            return ""
+        return EXPLICIT_VR if start[4:6].isalpha() and start[4:6].isupper() else IMPLICIT_VR
 
     def write(self, target: IO[bytes], new_uid: Callable[[str], str]) -> None:
         """Write the copy to `target`; `new_uid` gives the UID that stands for another, the same for
@@ -189,8 +235,15 @@ class DicomFile:
         if not self._implicit:
             start += (vr if vr in (b"OB", b"OW") else b"OW") + b"\0\0"
         target.write(start + pack(f"{self._order}I", length))
+        digest = blake2b(digest_size=16)
+        self._copy_coded(target, length, digest.update)
+        self.pixels_digest = digest.digest()
+
+    def _copy_coded(
+        self, target: IO[bytes], length: int, on_block: Callable[[bytes], None]
+    ) -> None:
         if length != UNDEFINED:
-            copy_exactly(self._stream, target, length)
+            copy_exactly(self._stream, target, length, on_block)
             return
         for _ in range(MAX_PARTS):
             start = read_exactly(self._stream, 8)
@@ -200,7 +253,8 @@ class DicomFile:
                 return
             if group << 16 | element != ITEM or length == UNDEFINED:
                 raise DamagedFile
-            copy_exactly(self._stream, target, length)
+            self._shared_budget.spend_part()
+            copy_exactly(self._stream, target, length, on_block)
         raise DamagedFile
 
     def _take(self, tag: int, vr: bytes, length: int, allowed: Allowed) -> None:
@@ -213,6 +267,7 @@ class DicomFile:
             self._stream.seek(at)
             if tag == FRAMES and (frames := self._text(FRAMES)).isdecimal() and len(frames) < 5:
                 self._budget += PARTS_OF_FRAME * int(frames)
+                self._shared_budget.allow_parts(PARTS_OF_FRAME * int(frames))
         if tag in allowed and (value := self._value(vr, length, allowed[tag][1])) is not None:
             self._kept[tag] = value
         elif tag not in allowed:
@@ -222,7 +277,7 @@ class DicomFile:
         """Read a value and return what is kept of it."""
         if isinstance(rule, Mapping):
             return self._items(length, rule)
-        if length == UNDEFINED or length > BLOCK:
+        if length == UNDEFINED or length > (MAX_LUT if rule is table else BLOCK):
             self._skip(vr, length)
             return None
         self._room -= length
@@ -281,6 +336,7 @@ class DicomFile:
         self._budget -= 1
         if self._budget < 0:
             raise DamagedFile
+        self._shared_budget.spend_part()
         start = read_exactly(self._stream, 8)
         group, element, vr, length = unpack(f"{self._order}HH2sH", start)
         # Items have no value representation; some writers leave it out elsewhere too.
@@ -312,6 +368,17 @@ class DicomFile:
         value = self._seen.get(tag, self._kept.get(tag, b""))
         return _as_text(value) if isinstance(value, bytes) else ""
 
+    def _decimals(self, tag: int, count: int) -> tuple[float, ...]:
+        """Return so many numbers written as text; none where they are not there."""
+        try:
+            found = tuple(float(text) for text in self._text(tag).split("\\"))
+        except ValueError:
+            return ()
+        return found if len(found) == count and all(map(isfinite, found)) else ()
+
+    def _decimal(self, tag: int) -> float | None:
+        return next(iter(self._decimals(tag, 1)), None)
+
     def _number(self, tag: int, otherwise: int) -> int:
         value = self._kept.get(tag)
         return (
@@ -327,7 +394,15 @@ class DicomFile:
             modality=self._text(0x00080060),
             image_type=tuple(self._text(0x00080008).split("\\")),
             patient=self._text(0x00100020),
+            study=self._text(0x0020000D),
             series=self._text(0x0020000E),
+            concatenation=self._text(0x00209161),
+            number=self._decimal(0x00200013),
+            acquisition=self._decimal(0x00200012),
+            time=self._text(0x00080032) or self._text(0x00080033),
+            position=self._decimals(0x00200032, 3),
+            orientation=self._decimals(0x00200037, 6),
+            location=self._decimal(0x00201041),
             series_number=self._text(0x00200011),
             kernel=self._text(0x00181210),
             samples=self._number(0x00280002, 1),
@@ -337,6 +412,21 @@ class DicomFile:
             has_burned_in_text=self._text(0x00280301) == "YES",
             has_pixels=self._pixels is not None,
         )
+
+
+def start_of_data(head: bytes) -> int | None:
+    """Return where the elements of a DICOM file begin, by its first `START_BYTES`: behind the
+    preamble, or at once where it has none; None where this is no DICOM file.
+    """
+    if head[128:132] == b"DICM":
+        return 132
+    if len(head) < 12:
+        return None
+    group, element, vr, _ = unpack("<HH2sH", head[:8])
+    (length,) = unpack("<I", head[4:8])
+    is_first = (group == 2 and element <= 0x10) or (group == 8 and element <= 0x18)
+    is_explicit = vr in (b"UL", b"CS", b"UI", b"OB", b"DA", b"TM", b"SH", b"LO")
+    return 0 if is_first and (is_explicit or (group == 8 and length <= 256)) else None
 
 
 def whole_number(text: str) -> int | None:

@@ -17,7 +17,7 @@ MAX_NUMBERS = 256
 IMAGE_TYPES = (
     "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "REFORMATTED", "MPR",
     "VOLUME", "AVERAGE", "MIN_IP",
-    "MAX_IP", "NONE",
+    "MAX_IP", "NONE", "SCREEN SAVE", "DOSE_INFO",
 )  # fmt: skip
 BODY_PARTS = (
     "HEAD", "BRAIN", "SKULL", "HEADNECK", "NECK", "FACE", "ORBIT", "SINUS", "IAC", "EAR",
@@ -25,7 +25,10 @@ BODY_PARTS = (
     "SPINE", "CSPINE", "TSPINE", "LSPINE", "EXTREMITY", "KNEE", "SHOULDER", "HIP", "HEART",
     "COLON", "LIVER", "LUNG",
 )  # fmt: skip
-RESCALE_TYPES = ("HU", "HU_MOD", "US", "OD", "Z_EFF", "ED")
+RESCALE_TYPES = ("HU", "HU_MOD", "US", "OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
+ANOTHER_TYPE = b"OTHER"
+MAX_LUT = 2 * 2**16
+"""Bytes of a table of Hounsfield units: two for each number of 16 bits."""
 NUMBERED_KERNEL = re.compile(rb"[A-Z]{1,2}[a-z]?[0-9]{1,3}[a-z]{0,2}[0-9]?")
 NAMED_KERNELS = (
     b"STANDARD", b"SOFT", b"DETAIL", b"CHEST", b"LUNG", b"BONE", b"BONEPLUS", b"EDGE", b"ULTRA",
@@ -37,10 +40,26 @@ Allowed: TypeAlias = "Mapping[int, tuple[bytes, Change | Allowed]]"
 
 
 def _numbers(value: bytes) -> bytes | None:
-    """Keep a few decimal numbers written as text."""
-    return (
-        value if len(value) <= MAX_NUMBERS and re.fullmatch(rb"[0-9+\-.eE \\\0]*", value) else None
+    """Keep a few decimal numbers written as text; a decimal comma becomes a point."""
+    if len(value) > MAX_NUMBERS or not re.fullmatch(rb"[0-9+\-.,eE \\\0]*", value):
+        return None
+    return b"\\".join(
+        one.replace(b",", b".") if one.count(b",") == 1 and b"." not in one else one
+        for one in value.split(b"\\")
     )
+
+
+def _rescale_type(value: bytes) -> bytes | None:
+    """Keep what rescaled values are, and of an unknown word that there was one."""
+    word = value.decode("latin-1").strip(" \0").upper()
+    if word.startswith("HOUNSFIELD"):
+        return b"HU"
+    return word.encode() if word in RESCALE_TYPES else ANOTHER_TYPE if word else None
+
+
+def table(value: bytes) -> bytes | None:
+    """Keep a table of values, of at most `MAX_LUT` bytes."""
+    return value
 
 
 def _binary(value: bytes) -> bytes | None:
@@ -93,7 +112,7 @@ _FRAME: Allowed = {
         {
             0x00281052: (b"DS", _numbers),
             0x00281053: (b"DS", _numbers),
-            0x00281054: (b"LO", _codes(*RESCALE_TYPES)),
+            0x00281054: (b"LO", _rescale_type),
         },
     ),
     0x00209111: (b"SQ", {0x00209057: (b"UL", _binary), 0x00209157: (b"UL", _binary)}),
@@ -120,6 +139,9 @@ ALLOWED: Allowed = {
     0x00200037: (b"DS", _numbers),
     0x00200052: (b"UI", uid),
     0x00201041: (b"DS", _numbers),
+    0x00209161: (b"UI", uid),
+    0x00209162: (b"US", _binary),
+    0x00209228: (b"UL", _binary),
     0x00280002: (b"US", _binary),
     0x00280004: (b"CS", _codes("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL",
     "YBR_FULL_422", "YBR_ICT", "YBR_RCT")),
@@ -139,7 +161,15 @@ ALLOWED: Allowed = {
     0x00281051: (b"DS", _numbers),
     0x00281052: (b"DS", _numbers),
     0x00281053: (b"DS", _numbers),
-    0x00281054: (b"LO", _codes(*RESCALE_TYPES)),
+    0x00281054: (b"LO", _rescale_type),
+    0x00283000: (
+        b"SQ",
+        {
+            0x00283002: (b"US", _binary),
+            0x00283004: (b"LO", _rescale_type),
+            0x00283006: (b"OW", table),
+        },
+    ),
     0x00282110: (b"CS", _codes("00", "01")),
     0x52009229: (b"SQ", _FRAME),
     0x52009230: (b"SQ", _FRAME),

@@ -15,13 +15,23 @@ from dataclasses import dataclass
 from struct import pack_into, unpack_from
 from typing import IO, cast
 
-from webapp.intake.streams import BLOCK, DamagedFile, copy_exactly, read_exactly
+from webapp.intake.streams import (
+    BLOCK,
+    Budget,
+    DamagedFile,
+    Unpacked,
+    copy_exactly,
+    read_exactly,
+)
 
 GZIP = b"\x1f\x8b"
 MAX_BEFORE_VOXELS = 16 * 2**20
 """Bytes of header and extensions: an extension may hold a whole DICOM header, more is no image."""
 BYTES_OF_TYPE = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
 """Bytes of a voxel by datatype: whole and real numbers, neither colors nor complex ones."""
+UNKNOWN_TYPE, BYTES_OF_UNKNOWN = 0, {8: 1, 16: 2, 32: 4, 64: 8}
+"""Of files that do not name their datatype: by the bits of a voxel."""
+PAIRS = (b"ni1\0", b"ni2\0")
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,22 @@ def is_nifti(start: bytes) -> bool:
     return _read_layout(start) is not None
 
 
+def is_half_of_pair(start: bytes, size: int) -> bool:
+    """True if a file of `size` bytes that begins with these is the header of a pair (.hdr and
+    .img), of NIfTI or of the older Analyze.
+    """
+    is_pair = start[344:348] in PAIRS or start[4:8] in PAIRS
+    is_analyze = size == 348 and any(unpack_from(f"{order}i", start)[0] == 348 for order in "<>")
+    return is_pair or is_analyze
+
+
 @contextmanager
-def inflated(stream: IO[bytes]) -> Iterator[IO[bytes]]:
+def inflated(stream: IO[bytes], budget: Budget | None = None) -> Iterator[IO[bytes]]:
     """Give the content of a file that may be compressed; only as much is inflated as is read.
 
     Raises:
         DamagedFile: what is read of it cannot be inflated.
+        TooMuchWork: it inflates to more than is left of the budget.
     """
     start = stream.read(len(GZIP))
     stream.seek(0)
@@ -94,7 +114,7 @@ def inflated(stream: IO[bytes]) -> Iterator[IO[bytes]]:
         return
     try:
         with gzip.GzipFile(fileobj=stream, mode="rb") as content:
-            yield cast(IO[bytes], content)
+            yield cast(IO[bytes], Unpacked(cast(IO[bytes], content), budget or Budget()))
     except (EOFError, gzip.BadGzipFile, zlib.error) as err:
         raise DamagedFile from err
 
@@ -129,7 +149,11 @@ class NiftiFile:
         volumes = 1
         for count in more:
             volumes *= count
-        self._bytes_of_voxel = BYTES_OF_TYPE.get(datatype, 0)
+        self._bytes_of_voxel = (
+            BYTES_OF_UNKNOWN.get(bits, 0)
+            if datatype == UNKNOWN_TYPE
+            else BYTES_OF_TYPE.get(datatype, 0)
+        )
         if self._bytes_of_voxel and bits != 8 * self._bytes_of_voxel:
             raise DamagedFile
         self.header = NiftiHeader(columns, rows, slices, volumes, is_grey=self._bytes_of_voxel > 0)

@@ -15,11 +15,15 @@ from struct import error as struct_error
 from struct import pack, unpack, unpack_from
 from typing import IO
 
-from webapp.intake.streams import BLOCK, MAX_PARTS, DamagedFile, read_exactly
+from webapp.intake.streams import BLOCK, Budget, DamagedFile, read_exactly
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KEPT_CHUNKS = {b"IHDR": 13, b"PLTE": 768, b"tRNS": 256, b"IDAT": 2**31, b"IEND": 0}
 """With their largest size: what a format leaves room for holds a text as well."""
+MOST_CHUNKS, MOST_SEGMENTS = 20_000, 2_000
+"""Of a PNG and a JPEG: encoders cut large pictures into thousands of chunks, and nothing into more
+than a few hundred segments.
+"""
 ANIMATION = b"acTL"
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
@@ -31,18 +35,21 @@ class AnimatedPicture(ValueError):
     """The picture holds several."""
 
 
-def copy_png(stream: IO[bytes], target: IO[bytes]) -> tuple[int, int]:
+def copy_png(stream: IO[bytes], target: IO[bytes], budget: Budget | None = None) -> tuple[int, int]:
     """Copy the PNG at the start of `stream`, and return its (width, height); its checksums are
     verified.
 
     Raises:
         DamagedFile: it is incomplete, or a checksum does not hold.
         AnimatedPicture: it holds several pictures.
+        TooMuchWork: nothing is left of the budget.
     """
+    budget = budget or Budget()
     target.write(read_exactly(stream, len(PNG_SIGNATURE)))
     size = None
     has_pixels = False
-    for _ in range(MAX_PARTS):
+    for _ in range(MOST_CHUNKS):
+        budget.spend_part()
         length, name = unpack(">I4s", read_exactly(stream, 8))
         if size is None:
             if (length, name) != (13, b"IHDR"):
@@ -92,17 +99,23 @@ def _png_chunk(stream: IO[bytes], name: bytes, length: int, target: IO[bytes] | 
     return first
 
 
-def copy_jpeg(stream: IO[bytes], target: IO[bytes]) -> tuple[int, int]:
+def copy_jpeg(
+    stream: IO[bytes], target: IO[bytes], budget: Budget | None = None
+) -> tuple[int, int]:
     """Copy the JPEG at the start of `stream`, and return its (width, height).
 
     Raises:
         DamagedFile: it ends too early, or has no picture.
+        TooMuchWork: nothing is left of the budget.
     """
+    budget = budget or Budget()
     target.write(read_exactly(stream, 2))
     size = None
-    for _ in range(MAX_PARTS):
+    for _ in range(MOST_SEGMENTS):
+        budget.spend_part()
         start, marker = read_exactly(stream, 2)
         while marker == 0xFF:  # Fill bytes.
+            budget.spend_part()
             marker = read_exactly(stream, 1)[0]
         if start != 0xFF:
             raise DamagedFile

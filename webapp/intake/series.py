@@ -11,6 +11,7 @@ from flask import current_app
 
 from webapp.intake.clean_copy import NoSlice, Taken, UploadRejected
 from webapp.intake.dicom import whole_number
+from webapp.intake.dicom_series import Group, by_numbers, scans_of, series_key
 
 FEWEST_FOR_LEAVING_OUT = 5
 MOST_DAMAGED = 1 / 5
@@ -44,10 +45,10 @@ class LeftOut:
 
 
 def series_of(taken: Sequence[Taken], *, together: bool) -> list[SeriesFiles]:
-    """Sort files into series: DICOM by what the headers say, pictures by the folder of their
-    archive, or all of them if `together`.
+    """Sort files into scans: DICOM by what the headers say (`webapp.intake.dicom_series`), pictures
+    by the folder of their archive, or all of them if `together`.
 
-    Every other file is a series of its own. Pictures carry no position: they go by the numbers in
+    Every other file is a scan of its own. Pictures carry no position: they go by the numbers in
     their names.
 
     Raises:
@@ -56,19 +57,19 @@ def series_of(taken: Sequence[Taken], *, together: bool) -> list[SeriesFiles]:
     groups: dict[tuple[object, ...], list[Taken]] = {}
     for file in taken:
         key: tuple[object, ...] = ("alone", file.number)
-        if file.dicom.series and file.slices == 1:
-            key = ("series", file.dicom.series)
-        elif file.folder is not None or (together and file.kind in ("png", "jpeg")):
+        if file.kind == "dicom":
+            key = series_key(file)
+        elif file.kind in ("png", "jpeg") and (file.folder is not None or together):
             key = ("pictures", file.folder, file.kind)
         groups.setdefault(key, []).append(file)
-    several = len(groups) > 1
+    scans = scans_of(list(groups.values()))
     return [
-        _series(files, place if several else None)
-        for place, files in enumerate(groups.values(), start=1)
+        _series(one, place if len(scans) > 1 else None) for place, one in enumerate(scans, start=1)
     ]
 
 
-def _series(files: list[Taken], place: int | None) -> SeriesFiles:
+def _series(one: Group, place: int | None) -> SeriesFiles:
+    files = list(one.files)
     slices, pixels = sum(file.slices for file in files), sum(file.pixels for file in files)
     most, most_pixels = current_app.config["MAX_SLICES"], current_app.config["MAX_SERIES_PIXELS"]
     if slices > most:
@@ -78,15 +79,15 @@ def _series(files: list[Taken], place: int | None) -> SeriesFiles:
             f"The series has {pixels / 1e6:.0f} million pixels; at most {most_pixels / 1e6:g}"
             " million are supported."
         )
-    if len({file.dicom.patient for file in files}) > 1:
+    if len({file.dicom.patient for file in files} - {""}) > 1:
         raise UploadRejected(
             "The files of one series name different patients; please send each patient's files"
             " alone."
         )
     if files[0].kind in ("png", "jpeg"):
-        files = sorted(files, key=lambda file: (_by_numbers(file.name), file.number))
+        files = sorted(files, key=lambda file: (by_numbers(file.name), file.number))
     first = files[0].dicom
-    notes = []
+    notes = [*one.notes]
     if SHARP_KERNEL.match(first.kernel):
         notes.append(
             f"The series was reconstructed with a sharp kernel ({first.kernel}), made for bone; the"
@@ -98,7 +99,7 @@ def _series(files: list[Taken], place: int | None) -> SeriesFiles:
         )
     number = whole_number(first.series_number)
     label = f"Series {number}" if number is not None else f"No. {place}" if place else ""
-    return SeriesFiles(tuple(files), label, tuple(notes))
+    return SeriesFiles(tuple(files), f"{label}{one.part}" if label else "", tuple(notes))
 
 
 def sentences_about(
@@ -142,11 +143,3 @@ def sentences_about(
 def printable(name: str) -> str:
     """Return a file's name as it may be shown."""
     return "".join(character for character in name if character.isprintable())[:80]
-
-
-def _by_numbers(name: str) -> list[tuple[int, str]]:
-    """Return what sorts names as people do: slice 9 before slice 10."""
-    return [
-        (int(part), "") if part.isdigit() and part.isascii() else (0, part)
-        for part in re.split(r"([0-9]{1,9})", name.lower())
-    ]

@@ -4,9 +4,21 @@ itself.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import IO
 
 BLOCK = 2**16
+FREE_BYTES, MOST_BYTES_OF_ONE = 64 * 2**20, 200
+"""What an upload may unpack to, whatever its size; beyond, so many times its own: CT shrinks to a
+half or a tenth, and only blank pictures by hundreds.
+"""
+FREE_PARTS, PARTS_OF_FILE = 100_000, 400
+"""Chunks, segments and elements of all files of an upload, and those that each file adds: a slice
+of a scanner has about 150.
+"""
+MOST_SECONDS = 30.0
+"""Of the processor, for all files of an upload."""
 MAX_PARTS = 50_000
 """Chunks, segments or elements of one file: far more than real ones have, and a bound for the time
 a hostile one takes.
@@ -15,6 +27,79 @@ a hostile one takes.
 
 class DamagedFile(ValueError):
     """The file ends too early, or contradicts its own format."""
+
+
+class TooMuchWork(Exception):
+    """The upload costs more to look through than its size allows."""
+
+
+class Budget:
+    """What it may cost to look through one upload: parts of files, unpacked bytes, and seconds of
+    the processor.
+
+    Args:
+        size: bytes that were sent.
+    """
+
+    def __init__(self, size: int = 0) -> None:
+        self._parts = FREE_PARTS
+        self._bytes = max(FREE_BYTES, MOST_BYTES_OF_ONE * size)
+        self._until = time.thread_time() + MOST_SECONDS
+
+    def begin_file(self) -> None:
+        """Note that another file begins.
+
+        Raises:
+            TooMuchWork: nothing is left.
+        """
+        self._parts += PARTS_OF_FILE
+        if time.thread_time() > self._until:
+            raise TooMuchWork
+
+    def spend_part(self) -> None:
+        """Note that a chunk, segment or element is looked at.
+
+        Raises:
+            TooMuchWork: nothing is left.
+        """
+        self._parts -= 1
+        if self._parts < 0 or (self._parts % 1000 == 0 and time.thread_time() > self._until):
+            raise TooMuchWork
+
+    def allow_parts(self, parts: int) -> None:
+        """Allow for more parts: a file has so many frames, each of which it describes."""
+        self._parts += parts
+
+    def spend_bytes(self, count: int) -> None:
+        """Note that so many bytes were unpacked.
+
+        Raises:
+            TooMuchWork: nothing is left.
+        """
+        self._bytes -= count
+        if self._bytes < 0 or time.thread_time() > self._until:
+            raise TooMuchWork
+
+
+class Unpacked:
+    """What is read of a stream that unpacks, on a budget."""
+
+    def __init__(self, stream: IO[bytes], budget: Budget) -> None:
+        self._stream, self._budget = stream, budget
+
+    def read(self, count: int) -> bytes:
+        """Return the next `count` bytes, fewer at the end.
+
+        Raises:
+            TooMuchWork: nothing is left of the budget.
+        """
+        content = self._stream.read(count)
+        self._budget.spend_bytes(len(content))
+        return content
+
+    def seek(self, at: int) -> int:
+        """Move to a place."""
+        return self._stream.seek(at)
 
 
 def read_exactly(stream: IO[bytes], count: int) -> bytes:
@@ -29,8 +114,13 @@ def read_exactly(stream: IO[bytes], count: int) -> bytes:
     return content
 
 
-def copy_exactly(stream: IO[bytes], target: IO[bytes], count: int) -> None:
-    """Copy the next `count` bytes.
+def copy_exactly(
+    stream: IO[bytes],
+    target: IO[bytes],
+    count: int,
+    on_block: Callable[[bytes], None] = lambda block: None,
+) -> None:
+    """Copy the next `count` bytes; `on_block` hears of each piece.
 
     Raises:
         DamagedFile: the file ends before.
@@ -38,4 +128,5 @@ def copy_exactly(stream: IO[bytes], target: IO[bytes], count: int) -> None:
     while count:
         block = read_exactly(stream, min(count, BLOCK))
         target.write(block)
+        on_block(block)
         count -= len(block)

@@ -10,7 +10,9 @@ from webapp.models.learning import (
     answering_versions,
     live_version,
     promote,
+    require_promotable,
     version_before,
+    waits_for_check,
 )
 from webapp.models.leased import Attempt, JobStatus, Leased, cancel, new_id, queue_again
 from webapp.models.operations import Act, AuditEvent, Worker
@@ -61,8 +63,10 @@ __all__ = [
     "new_id",
     "promote",
     "queue_again",
+    "require_promotable",
     "result_of",
     "retry",
     "urgent_room",
     "version_before",
+    "waits_for_check",
 ]

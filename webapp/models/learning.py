@@ -5,7 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, ForeignKey, Index, String, Table, Text, select
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    String,
+    Table,
+    Text,
+    or_,
+    select,
+)
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
@@ -75,6 +86,12 @@ class ModelVersion(db.Model):
     # With versions made before it: `worker.comparison`.
     comparisons: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    # Its probability for the canary's phantom (`worker.canary`), with which each worker compares.
+    canary: Mapped[float | None]
+    # When a worker was asked to load it and score the phantom, when one did, and what failed.
+    check_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    check_error: Mapped[str | None] = mapped_column(Text)
     run: Mapped[TrainingRun | None] = relationship(back_populates="version")
     promotions: Mapped[list[Promotion]] = relationship(
         back_populates="version", order_by="Promotion.id"
@@ -135,6 +152,18 @@ def promote(version: ModelVersion, by_id: str | None, reason: str) -> Promotion:
     Raises:
         PromotionRefused: the version is blocked or live already, or no reason is given.
     """
+    require_promotable(version, reason)
+    promotion = Promotion(version=version, reads=version.reads, by_id=by_id, reason=reason.strip())
+    db.session.add(promotion)
+    return promotion
+
+
+def require_promotable(version: ModelVersion, reason: str) -> None:
+    """Refuse to promote a version for what its row says.
+
+    Raises:
+        PromotionRefused: the version is blocked or live already, or no reason is given.
+    """
     if version.blocked_because:
         raise PromotionRefused(version.blocked_because)
     if not reason.strip():
@@ -144,9 +173,14 @@ def promote(version: ModelVersion, by_id: str | None, reason: str) -> Promotion:
     live = live_version(version.reads)
     if live is not None and live.id == version.id:
         raise PromotionRefused(f"Version {version.card_id} is already live.")
-    promotion = Promotion(version=version, reads=version.reads, by_id=by_id, reason=reason.strip())
-    db.session.add(promotion)
-    return promotion
+
+
+def waits_for_check() -> ColumnElement[bool]:
+    """Return the condition of versions that a predict worker was asked to check, and none has."""
+    return ModelVersion.check_requested_at.is_not(None) & or_(
+        ModelVersion.checked_at.is_(None),
+        ModelVersion.checked_at < ModelVersion.check_requested_at,
+    )
 
 
 def version_before(live: ModelVersion) -> ModelVersion | None:

@@ -39,7 +39,8 @@ class Leased:
     `attempts` counts claims that ended in the worker's death. Of these only some speak against the
     row and are `counted_deaths`: `death_counts` says of the current claim whether its end would be
     one. `error` is a sentence that a user may read. `queued_at` is when it was last asked for, from
-    which its waiting counts.
+    which its waiting counts. No worker claims it before `retry_at`; `refused_since` is when the
+    storage first refused what it needs.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -70,6 +71,8 @@ class Leased:
     )
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    retry_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    refused_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     @classmethod
     def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
@@ -163,6 +166,8 @@ def queue_again(table: type[Leased], *which: ColumnElement[bool], **columns: Any
         "started_at": None,
         "finished_at": None,
         "counted_deaths": 0,
+        "retry_at": None,
+        "refused_since": None,
     }
     fresh["queued_at"] = database_now()
     again = update(table).where(table.id == before.id).values(**fresh, **columns)

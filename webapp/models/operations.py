@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Index, String
+from sqlalchemy import Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.extensions import UtcDateTime, db, utc_now
@@ -15,7 +15,7 @@ class Worker(db.Model):
     """A worker process that reports itself every few seconds, on the database's clock.
 
     `delivered_at` is when the broker last brought it a message: the proof, in SQL, that the broker
-    works.
+    works. `alarm` is a sentence on why it cannot answer scans although it is alive.
     """
 
     id: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -25,6 +25,7 @@ class Worker(db.Model):
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    alarm: Mapped[str | None] = mapped_column(Text)
 
 
 class Act(StrEnum):

@@ -105,7 +105,7 @@ def test_types_of_bleeding_are_told_with_their_figures_and_few_patients_one_by_o
         in text
     )
     assert "| intraventricular | no | 0 of 80 | 0 of 40 | few patients |" in text
-    assert "Type of bleeding" not in model_card(a_full_card(make_card))
+    assert "Type of hemorrhage" not in model_card(a_full_card(make_card))
 
 
 def test_a_blocked_model_says_so_first(make_card: MakeCard) -> None:
@@ -133,7 +133,7 @@ def test_a_card_of_the_first_version_is_read_and_judges_series_as_before(
     assert card.types == {} and card.told_types == ()
     assert "## Controls" not in model_card(card) and "By patient" not in model_card(card)
     del old["threshold"]
-    with pytest.raises(ArtifactError, match="does not give 'threshold'"):
+    with pytest.raises(ArtifactError, match="lacks 'threshold'"):
         Card.from_json(json.dumps(old))
 
 

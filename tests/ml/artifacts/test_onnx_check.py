@@ -98,7 +98,7 @@ def with_a_function(model: onnx.ModelProto) -> None:
         (with_a_foreign_operator, "uses operators of 'com.example'"),
         (with_a_foreign_operator_in_a_branch, "uses operators of 'com.microsoft'"),
         (with_a_foreign_set_of_operators, "uses operators of 'com.example'"),
-        (with_a_function, "brings functions of its own"),
+        (with_a_function, "defines its own functions"),
     ],
 )
 def test_a_model_that_needs_more_than_itself_is_refused(
@@ -150,6 +150,6 @@ def length_of(content: bytes) -> bytes:
 def test_what_protobuf_does_not_write_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "head.onnx").write_bytes(content)
     with pytest.raises(
-        ArtifactError, match=r"The model's head\.onnx is no graph that can be read\."
+        ArtifactError, match=r"The model's head\.onnx is not a readable ONNX graph\."
     ):
         require_self_contained(tmp_path / "head.onnx")

@@ -147,8 +147,7 @@ def test_hundreds_of_copies_of_one_picture_are_refused_before_their_pairs_fill_t
     with pytest.raises(
         DatasetError,
         match=(
-            r"^More than 110,000 pairs of images show nearly the same; please leave the copies"
-            r" out\.$"
+            r"^More than 110,000 pairs of images are near-duplicates; please remove the copies\.$"
         ),
     ):
         near_duplicates(["f" * HASH_DIGITS] * 500, [picture] * 500)

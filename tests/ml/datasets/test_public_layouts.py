@@ -99,7 +99,7 @@ def test_rsnas_rows_become_slices_in_the_order_of_their_headers(rsna: Path) -> N
         and len({scan_key(e) for e in found.examples}) == 3
     )
     assert found.problems == (
-        "1 images of stage_2_train.csv are not here; their rows were passed over.",
+        "1 images of stage_2_train.csv are not in this data set; their rows were ignored.",
     )
 
 
@@ -112,7 +112,8 @@ def test_an_image_in_two_folders_is_read_once_and_said(rsna: Path) -> None:
     ]
     assert (
         problems[0]
-        == "2 images lie in more than one folder, and the last is read; the first is ID_aa.dcm."
+        == "2 images are in more than one folder, of which the last is read; the first such image"
+        " is ID_aa.dcm."
     )
 
 
@@ -150,17 +151,20 @@ def test_without_a_patient_the_study_stands_for_one(rsna: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ("ID_aa_any,0", "line 50: ID_aa_any has the label 0, and another one above"),
+        (
+            "ID_aa_any,0",
+            "line 50: ID_aa_any has the label 0, but a different one in an earlier row",
+        ),
         (
             "ID_aa_subdural,0.5",
-            "line 50: 'ID_aa_subdural,0.5' is not an image with a type of bleeding, and 0 or 1",
+            "line 50: 'ID_aa_subdural,0.5' is not an image with a type of hemorrhage, and 0 or 1",
         ),
         ("ID_aa_bruise,1", "line 50: 'ID_aa_bruise,1' is not an image"),
         ("=cmd_any,1", "line 50: '=cmd_any,1' is not an image"),
         ("ID_aa_any", "line 50: 'ID_aa_any' is not an image"),
         (
             "ID_gg_any,0\nID_gg_epidural,1",
-            "ID_gg shows epidural, but its row for any bleeding says 0",
+            "ID_gg shows epidural, but its row for any hemorrhage says 0",
         ),
     ],
 )
@@ -175,7 +179,7 @@ def test_a_wrong_row_of_rsnas_table_is_named(rsna: Path, row: str, sentence: str
 def test_a_folder_whose_name_is_a_formula_to_a_spreadsheet_is_refused(rsna: Path) -> None:
     (rsna / "stage_2_train").rename(rsna / "=cmd")
     with pytest.raises(
-        DatasetError, match="the filename '=cmd/ID_bb.dcm' is a formula to a spreadsheet"
+        DatasetError, match="the filename '=cmd/ID_bb.dcm' would be a formula in a spreadsheet"
     ):
         find_examples(rsna, "rsna")
 
@@ -188,7 +192,8 @@ def test_a_table_of_endless_images_that_are_not_here_is_refused(
     with (rsna / "stage_2_train.csv").open("a") as table:
         table.write("ID_another_any,0\n")
     with pytest.raises(
-        DatasetError, match=r"stage_2_train\.csv names more than 1 images that are not here"
+        DatasetError,
+        match=r"stage_2_train\.csv names more than 1 images that are not in this data set",
     ):
         find_examples(rsna, "rsna")
 
@@ -238,7 +243,7 @@ def test_a_header_whose_text_would_fill_the_memory_is_refused(
     path = write_image(tmp_path / "one.dcm", 1, PatientID="x" * 64)
     assert read_header(path).patient == "x" * 64
     monkeypatch.setattr(ml.datasets.dicom_headers, "LONGEST_TEXT", 63)
-    with pytest.raises(ImageError, match="holds a text that is far too long"):
+    with pytest.raises(ImageError, match="has a value that is far too long"):
         read_header(path)
 
 
@@ -302,11 +307,8 @@ def test_a_scan_of_cq500_is_one_plain_series_with_the_label_of_most_readers(cq50
         (0, frozenset())
     }
     assert found.problems == (
-        "1 scans of reads.csv are not here; their rows were passed over.",
-        (
-            "CQ500-CT-20 is left out: it has no axial series without contrast agent that is not"
-            " made for bone."
-        ),
+        "1 scans of reads.csv are not in this data set; their rows were ignored.",
+        ("CQ500-CT-20 is left out: it has no unenhanced axial series with a soft-tissue kernel."),
     )
 
 
@@ -337,8 +339,8 @@ def test_a_scan_that_readers_do_not_agree_about_is_left_out(cq500: Path) -> None
     _, _, examples, problems = find_examples(cq500, "cq500")
     assert {e.patient for e in examples} == {"CQ500-CT-1"}
     assert (
-        "CQ500-CT-0 is left out: as many readers see a hemorrhage as do not, or nobody told."
-        in problems
+        "CQ500-CT-0 is left out: the readers disagree about hemorrhage without a majority, or gave"
+        " no label." in problems
     )
 
 
@@ -349,9 +351,12 @@ def test_a_long_name_and_undecided_scans_that_are_not_here_make_no_long_sentence
     undecided = [f"CQ500-CT-{number} {'x' * 500}," + "," * len(READS) for number in range(100, 110)]
     table.write_text(table.read_text() + "\n".join(undecided) + "\n")
     problems = find_examples(cq500, "cq500")[3]
-    assert problems[0].startswith("11 scans of reads.csv are not here") and len(problems) == 2
+    assert (
+        problems[0].startswith("11 scans of reads.csv are not in this data set")
+        and len(problems) == 2
+    )
     table.write_text(table.read_text() + undecided[0].replace(",,", ",,maybe", 1) + "\n")
-    with pytest.raises(DatasetError, match=r"CQ500-CT-100 stands in the table twice\.$"):
+    with pytest.raises(DatasetError, match=r"CQ500-CT-100 is in the table twice\.$"):
         find_examples(cq500, "cq500")
 
 
@@ -360,7 +365,7 @@ def test_a_wrong_row_of_cq500s_table_is_named(cq500: Path) -> None:
     good = table.read_text()
     for old, new, sentence in (
         ("CQ500-CT-7", "CT-7", "line 5: 'CT-7' is no name such as CQ500-CT-0"),
-        ("CQ500-CT-7", "CQ500-CT-1", "line 5: CQ500-CT-1 stands in the table twice"),
+        ("CQ500-CT-7", "CQ500-CT-1", "line 5: CQ500-CT-1 is in the table twice"),
         (
             "CQ500-CT-0,B1,1",
             "CQ500-CT-0,B1,maybe",
@@ -413,3 +418,22 @@ def test_an_exploration_counts_scans_and_types(cq500: Path, rsna: Path) -> None:
         "as_wholes": 2,
     }
     assert of_wholes["types"]["subdural"] == {"slices": 0, "patients": 1}
+
+
+def test_rows_that_are_cut_off_leave_a_label_unknown(rsna: Path) -> None:
+    table = rsna / "stage_2_train.csv"
+    lines = table.read_text().splitlines()
+    cut = [
+        line
+        for line in lines
+        if not line.startswith(("ID_bb_any", "ID_bb_subdural", "ID_cc_any", "ID_cc_epidural"))
+    ]
+    table.write_text("\n".join(cut) + "\n")
+    _, _, examples, problems = find_examples(rsna, "rsna")
+    told = {example.path.stem: (example.label, example.types) for example in examples}
+    assert told["ID_bb"] == (None, None)
+    assert told["ID_cc"] == (1, None)  # subdural; whether epidural too, nobody says
+    assert "1 images have rows for some types of bleeding only" in problems[0]
+    table.write_text("\n".join([lines[0], *(one for one in lines if "_subdural" in one)]) + "\n")
+    labels = {example.label for example in find_examples(rsna, "rsna")[2]}
+    assert labels == {1, None}

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ml.datasets.archive import unpack
+from ml.datasets.layouts import find_examples
 from ml.datasets.read import read_dataset
 from ml.errors import DatasetError
 from ml.exploration.report import contact_sheet
@@ -77,7 +78,7 @@ def test_a_table_with_semicolons_is_read_and_an_odd_slice_is_told(manifest: Make
     found = read_dataset(root)
     assert [e.slice for e in found.examples] == [0, 1, 2, 3, 4, None, 6, 7]
     assert found.problems == (
-        "Slices without a whole number: 1, such as '3.5' of 5.png; they count as unknown.",
+        "Slice numbers that are not integers: 1, such as '3.5' of 5.png; they are ignored.",
     )
 
 
@@ -136,7 +137,7 @@ def test_a_groups_file_that_names_strangers_is_refused(
     )
     (tmp_path / "groups.csv").write_text("filename,group\nelse.png,1\n")
     with pytest.raises(
-        DatasetError, match=r"groups\.csv names else\.png, which is no image of labels\.csv"
+        DatasetError, match=r"groups\.csv names else\.png, which is not an image of labels\.csv"
     ):
         read_dataset(tmp_path)
 
@@ -173,7 +174,7 @@ def test_a_copy_with_the_other_label_is_a_problem(manifest: Maker) -> None:
     root = manifest([*ROWS, ["copy.png", "0"]])
     (root / "copy.png").write_bytes((root / "0.png").read_bytes())
     assert read_dataset(root).problems == (
-        "0.png and copy.png look the same but carry different labels.",
+        "0.png and copy.png look the same but have different labels.",
     )
 
 
@@ -248,15 +249,15 @@ def test_the_fingerprint_changes_with_a_label_and_with_nothing_else(manifest: Ma
         (
             [["=cmd|'/c calc'!A1", "1"]],
             "filename,label",
-            "labels.csv, line 2: the filename \"=cmd|'/c calc'!A1\" is a formula to a spreadsheet;"
-            " please write it without =.",
+            "labels.csv, line 2: the filename \"=cmd|'/c calc'!A1\" would be a formula in a"
+            " spreadsheet; please write it without =.",
         ),
         (
             [["0.png", "1", "@SUM(1+1)"]],
             "filename,label,patient",
             (
-                "labels.csv, line 2: the patient '@SUM(1+1)' is a formula to a spreadsheet; please"
-                " write it without @."
+                "labels.csv, line 2: the patient '@SUM(1+1)' would be a formula in a spreadsheet;"
+                " please write it without @."
             ),
         ),
         (
@@ -267,22 +268,22 @@ def test_the_fingerprint_changes_with_a_label_and_with_nothing_else(manifest: Ma
         (
             [["0.png", "1", "../../etc/passwd"]],
             "filename,label,mask",
-            "labels.csv, line 2: the outline '../../etc/passwd' is no file of the data set.",
+            "labels.csv, line 2: the mask '../../etc/passwd' is not a file of the data set.",
         ),
         (
             [["0.png", "1", "epidural|extradural"]],
             "filename,label,subtypes",
             (
-                "labels.csv, line 2: 'extradural' is no type of bleeding; there are epidural,"
-                " subdural, subarachnoid, intraparenchymal, intraventricular."
+                "labels.csv, line 2: 'extradural' is not a type of hemorrhage; the types are"
+                " epidural, subdural, subarachnoid, intraparenchymal, intraventricular."
             ),
         ),
         (
             [["0.png", "0", "subdural"]],
             "filename,label,subtypes",
             (
-                "labels.csv, line 2: the types of bleeding 'subdural' stand beside a label that is"
-                " not 1."
+                "labels.csv, line 2: the types of hemorrhage 'subdural' are given, but the label"
+                " is not 1."
             ),
         ),
         ([["0.png"]], "filename,label", "labels.csv, line 2 (0.png): the label is missing."),
@@ -317,7 +318,7 @@ def test_an_unreadable_outline_is_named_and_left_out_and_its_image_stays(manifes
     assert len(found.examples) == 8
     assert found.problems == (
         (
-            "The outline of 0.png is left out: The picture is damaged or incomplete and cannot be"
+            "The mask of 0.png is left out: The picture is damaged or incomplete and cannot be"
             " decoded."
         ),
     )
@@ -424,8 +425,8 @@ def test_a_table_that_fills_the_memory_is_refused(
 @pytest.mark.parametrize(
     ("mode", "sentence"),
     [
-        (0o010644, "is no plain file"),
-        (0o060644, "is no plain file"),
+        (0o010644, "is not a regular file"),
+        (0o060644, "is not a regular file"),
         (0o120777, "leads outside"),
         (0o100644, None),
         (0o644, None),
@@ -447,7 +448,7 @@ def test_only_plain_files_are_taken_out_of_an_archive(
 
 @pytest.mark.parametrize("name", ["x" * 256, "deep/" * 300 + "x", "bell\x07.png", "é" * 128])
 def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match="too long or too odd for the name of a file"):
+    with pytest.raises(DatasetError, match="too long or not a valid file name"):
         unpack(zipped(tmp_path / "a.zip", {name: b"x"}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -505,3 +506,112 @@ def test_head_ct_is_read_with_its_groups_and_known_duplicates(shared_data: Path)
     assert all(given[a] == given[b] for a, b in pairs), (
         "a pair that we join is one that people joined by eye"
     )
+
+
+def classes(root: Path, pictures: list[Path], *folders: str) -> Path:
+    """Write the first pictures to folders, one each."""
+    for folder, path in zip(folders, pictures, strict=False):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / path.name).write_bytes(path.read_bytes())
+    return root
+
+
+def test_the_folder_of_a_type_is_one_of_hemorrhage_and_another_is_named(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    root = classes(
+        tmp_path / "set", pictures, "hemorrhage", "Subdural", "edema", "edema", "normal", "masks"
+    )
+    found = find_examples(root, "set")
+    assert [(e.name, e.label, e.types) for e in found[2]] == [
+        ("Subdural/1.png", 1, {"subdural"}),
+        ("hemorrhage/0.png", 1, None),
+        ("normal/4.png", 0, None),
+    ]
+    assert found[3] == [
+        "2 files are left out: the folder edema is called neither hemorrhage nor normal."
+    ]
+
+
+def test_the_classes_of_a_split_are_read(tmp_path: Path, pictures: list[Path]) -> None:
+    root = classes(
+        tmp_path / "set",
+        pictures,
+        "train/hemorrhage",
+        "val/hemorrhage",
+        "train/normal",
+        "val/normal",
+    )
+    assert [e.label for e in find_examples(root, "set")[2]] == [1, 0, 1, 0]
+
+
+def test_files_that_are_not_read_are_counted_and_named(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    root = classes(tmp_path / "set", pictures, "hemorrhage", "normal")
+    for name in ("a.bmp", "b.bmp", "c.tif"):
+        (root / "normal" / name).write_bytes(b"BM")
+    (root / "normal" / "1.2.840.113.7").write_bytes(pictures[5].read_bytes())
+    _, _, examples, odd = find_examples(root, "set")
+    assert [e.name for e in examples if e.label == 0] == ["normal/1.2.840.113.7", "normal/1.png"]
+    assert odd == [
+        "2 files are left out: .bmp files, which are not read.",
+        "1 files are left out: .tif files, which are not read.",
+    ]
+
+
+def test_rows_without_text_are_passed_over_and_lines_are_counted_all_the_same(
+    manifest: Maker,
+) -> None:
+    root = manifest([["", ""], *ROWS, ["", " "]])
+    assert len(find_examples(root, "set")[2]) == 8
+    (root / "labels.csv").write_text("filename,label\n,\n\n0.png,perhaps\n")
+    with pytest.raises(DatasetError, match="line 4"):
+        find_examples(root, "set")
+
+
+def test_a_first_line_may_name_what_separates_the_columns(manifest: Maker) -> None:
+    root = manifest(ROWS)
+    text = (root / "labels.csv").read_text().replace(",", ";")
+    (root / "labels.csv").write_text(f"sep=;\n{text}")
+    assert len(find_examples(root, "set")[2]) == 8
+
+
+def test_folders_in_a_table_may_be_divided_by_backslashes(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    root = classes(tmp_path / "set", pictures, *["images"] * 8)
+    rows = "".join(f"images\\{name},{label}\n" for name, label in ROWS)
+    (root / "labels.csv").write_text(f"filename,label\n{rows}")
+    assert [e.name for e in find_examples(root, "set")[2]] == [f"images/{n}.png" for n in range(8)]
+
+
+def test_kaggles_folder_may_lie_in_one_of_its_own_name(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    root = tmp_path / "set"
+    (root / "head_ct" / "head_ct").mkdir(parents=True)
+    for number, path in enumerate(pictures):
+        (root / "head_ct" / "head_ct" / f"{number:03}.png").write_bytes(path.read_bytes())
+    rows = "".join(f"{n},{int(n < 4)}\n" for n in range(8))
+    (root / "labels.csv").write_text(f"id, hemorrhage\n{rows}")
+    assert find_examples(root, "set")[2][3].name == "head_ct/head_ct/003.png"
+
+
+def test_a_directory_of_millions_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = zipped(tmp_path / "a.zip", {str(n): b"" for n in range(50)})
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("its directory was read"))
+    with pytest.raises(DatasetError, match="more than 20 files and folders; at most 10"):
+        unpack(archive, tmp_path / "out", max_files=10)
+
+
+def test_an_archive_made_on_windows_has_folders_and_may_hold_a_document(tmp_path: Path) -> None:
+    inner = zipped(tmp_path / "inner", {"word/document.xml": b"x"}).read_bytes()
+    archive = zipped(tmp_path / "a.zip", {"p\\1.png": b"x", "p\\about.docx": inner})
+    into = unpack(archive, tmp_path / "out")
+    assert sorted(path.relative_to(into).as_posix() for path in into.rglob("*.*")) == [
+        "p/1.png",
+        "p/about.docx",
+    ]

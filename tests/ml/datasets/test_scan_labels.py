@@ -61,7 +61,7 @@ def test_a_column_labels_scans_too_even_where_no_slice_has_a_label(tmp_path: Pat
     ]
     found = read_dataset(write_set(tmp_path / "set", rows, "filename,patient,scan_label"))
     assert told(found) == {"w0": 1, "w1": 0}
-    with pytest.raises(DatasetError, match="Only whole scans are labeled here"):
+    with pytest.raises(DatasetError, match="There are only scan-level labels"):
         pool_datasets([found], (), 1)
 
 
@@ -78,7 +78,7 @@ def test_where_every_slice_is_labeled_the_slices_say_it_all(tmp_path: Path) -> N
     assert found.problems == (
         (
             "patients.csv, line 4: the scan of patient p5 has the label 1, but all its slices have"
-            " 0; the slices count."
+            " 0; the slice labels are used."
         ),
     )
 
@@ -118,15 +118,15 @@ def test_the_fingerprint_changes_with_the_label_of_a_scan(tmp_path: Path) -> Non
         (LABELED, "filename,label,patient", "patient,scan_label\np0,0\n",
         r"patients\.csv, line 2: .* has the label 0, but its slice p0"),
         ([("a.png", "", "1")], "filename,patient,scan_label", "",
-        r"labels\.csv, line 2: a label of a scan needs a patient"),
+        r"labels\.csv, line 2: a scan label needs a patient"),
         ([("a.png", "p", "1"), ("b.png", "p", "0")], "filename,patient,scan_label", "",
         "line 3: .* p has the label 0, and 1 in labels"),
         (WEAK, "filename,label,patient", "patient,scan_label\nw0,maybe\n",
         "the label of the scan 'maybe' is neither 0 nor 1"),
         (WEAK, "filename,label,patient", "patient,scan_label,subtypes\nw0,1,bruise\n",
-        "'bruise' is no type of bleeding"),
+        "'bruise' is not a type of hemorrhage"),
         (WEAK, "filename,label,patient", "patient,any,subtypes\nw0,1,epidural\nw0,1,subdural\n",
-        "line 3: .* w0 shows other types"),
+        "line 3: .* w0 has other types"),
     ],
 )  # fmt: skip
 def test_what_does_not_agree_is_said(

@@ -253,11 +253,11 @@ def test_of_a_model_folder_scans_are_made_that_have_the_figures_of_its_card(
         scans.probabilities[(scans.labels == 1) & scans.called].min()
         > scans.probabilities[(scans.labels == 1) & ~scans.called].max()
     )
-    assert "which a model folder does not keep" in scans.source
-    with pytest.raises(SettingError, match="the model's card has no AUROC of patients there"):
+    assert "a model folder holds no individual predictions" in scans.source
+    with pytest.raises(SettingError, match="the model's card has no patient-level AUROC for them"):
         scans_of(model, "bleeding")
     with pytest.raises(
-        SettingError, match="has no figures of elsewhere; it has those of mixed, bleeding"
+        SettingError, match="has no metrics of elsewhere; it has those of mixed, bleeding"
     ):
         scans_of(model, "elsewhere")
 

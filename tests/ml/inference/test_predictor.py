@@ -224,7 +224,7 @@ def test_an_answer_that_is_no_probability_is_refused(
     tiny_model: TinyModel, brightness: float
 ) -> None:
     predictor = Predictor(tiny_model(head={"gain": float("inf")} if brightness == 0.75 else {}))
-    with pytest.raises(ArtifactError, match="no probability"):
+    with pytest.raises(ArtifactError, match="did not output a probability"):
         predictor.predict(Series((with_bright_cell(brightness),)))
 
 
@@ -286,7 +286,7 @@ def test_the_map_of_a_series_model_is_that_of_the_slice_asked_for(tiny_model: Ti
 
 
 def test_a_graph_that_cannot_be_loaded_is_an_artifact_error(tiny_model: TinyModel) -> None:
-    with pytest.raises(ArtifactError, match=r"head\.onnx is no graph"):
+    with pytest.raises(ArtifactError, match=r"head\.onnx is not a graph"):
         Predictor(tiny_model(head=b"no graph"))
 
 
@@ -303,7 +303,7 @@ def test_a_card_whose_types_have_no_graph_or_another_is_an_artifact_error(
     tiny_model: TinyModel,
 ) -> None:
     with pytest.raises(
-        ArtifactError, match=r"names types of bleeding that it tells, but no types\.onnx"
+        ArtifactError, match=r"lists types of hemorrhage, but there is no types\.onnx"
     ):
         Predictor(tiny_model(types=types_judged()))
     with pytest.raises(
@@ -315,7 +315,7 @@ def test_a_card_whose_types_have_no_graph_or_another_is_an_artifact_error(
         name: {**found, "given": found["given"] or name == "intraventricular"}
         for name, found in types_judged().items()
     }
-    with pytest.raises(ArtifactError, match="no probability for each slice"):
+    with pytest.raises(ArtifactError, match="did not output a probability for each slice"):
         Predictor(tiny_model(types=three, types_onnx=types_graph())).predict(
             Series((with_bright_cell(0.75),))
         )
@@ -335,7 +335,7 @@ def test_graphs_that_disagree_on_the_channels_of_maps_are_an_artifact_error(
     with pytest.raises(
         ArtifactError,
         match=(
-            rf"{name}\.onnx reads maps of \['N', 8, 8, 3\], and its features\.onnx makes maps of"
+            rf"{name}\.onnx takes maps of \['N', 8, 8, 3\], but its features\.onnx gives maps of"
             r" .* 1\]"
         ),
     ):
@@ -370,7 +370,7 @@ def test_a_graph_whose_answers_are_no_numbers_is_an_artifact_error(tiny_model: T
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with pytest.raises(
-        ArtifactError, match=r"types\.onnx must hold 'slice_types' as numbers of single precision"
+        ArtifactError, match=r"types\.onnx must use single precision for 'slice_types'"
     ):
         Predictor(tiny_model(types=types_judged(), types_onnx=model.SerializeToString()))
 

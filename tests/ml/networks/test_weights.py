@@ -138,7 +138,7 @@ def test_a_model_without_alexnets_convolutions_says_so(
         {"features.onnx": features, "head.onnx": b""},
     )
     with pytest.raises(
-        ArtifactError, match=r"\(autoencoder\) keeps no AlexNet convolutions to start from"
+        ArtifactError, match=r"\(autoencoder\) has no AlexNet convolutions to start from"
     ):
         load_weights(tmp_path / "model", 0, "conv5")
 

@@ -143,7 +143,8 @@ def test_only_cells_that_agree_on_frozen_features_share_them() -> None:
 
 def test_an_architecture_that_the_paper_does_not_have_is_refused() -> None:
     with pytest.raises(
-        SettingError, match="alexnet_cells is no architecture of the paper; there is alexnet, "
+        SettingError,
+        match="alexnet_cells is not an architecture of the paper; choose from alexnet, ",
     ):
         plan(200, ["alexnet_cells"])
 
@@ -237,7 +238,7 @@ def test_cells_of_other_data_seed_or_weights_are_not_mixed(
 ) -> None:
     cells = few_cells("alexnet_svm")[:1]
     run_paper(phantoms, cells, tmp_path, init="random")
-    with pytest.raises(SettingError, match="holds the experiment on other data, weights or seed"):
+    with pytest.raises(SettingError, match="holds results for other data, weights or seed"):
         run_paper(phantoms, cells, tmp_path, init="random", seed=1)
 
 
@@ -358,5 +359,5 @@ def test_the_command_computes_real_cells_and_says_how_long_it_takes(
     assert main(arguments) == 0 and "| alexnet_svm | no | ×2 | honest |" in capsys.readouterr().out
     assert main([*arguments[:-1], "resnet"]) == 2
     assert capsys.readouterr().err.endswith(
-        "resnet is no architecture of the paper; there is alexnet_svm.\n"
+        "resnet is not an architecture of the paper; choose from alexnet_svm.\n"
     )

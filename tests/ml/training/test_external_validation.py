@@ -175,10 +175,7 @@ def test_a_set_of_one_class_has_the_figures_that_it_allows(
     result = evaluate(tiny_model(), read_dataset(root, needs_both_classes=False), tmp_path / "out")
     assert result["slice"][defined]["value"] == 0.5 and result["slice"]["auroc"]["value"] is None
     assert result["slice"]["auroc"]["reason"] == reason == result["patient"]["auroc"]["reason"]
-    assert (
-        "No image names its patient; each is a scan of its own among the patients."
-        in result["notes"]
-    )
+    assert "No image names its patient; each counts as a patient of its own." in result["notes"]
 
 
 def test_a_set_without_any_label_is_scored_and_has_no_figures(
@@ -209,7 +206,7 @@ def test_how_little_an_image_looks_like_a_head_ct_stands_beside_its_answer(
     ) == (3, 0.5, 8, 3 / 8, 0.9)
     assert found["median"] == pytest.approx(0.35, abs=0.01)
     assert any("3 of 8 images do not look like head CT" in note for note in result["notes"])
-    assert result["slice"]["auroc"]["n"] == 7, "they are scored all the same"
+    assert result["slice"]["auroc"]["n"] == 7, "they are evaluated nevertheless"
     rows = rows_of(tmp_path / "out" / "answers.csv")
     assert [float(row["not_head_ct"]) for row in rows[:2]] == [0.1, 0.9]
     assert {row["not_head_ct"] for row in rows if row["level"] == "patient"} == {""}
@@ -248,9 +245,10 @@ def test_an_image_that_cannot_be_read_is_named_and_its_patient_scored_with_the_r
         "value"
     ] == pytest.approx(2 / 3)
     assert (
-        "2 of 10 images cannot be read and have no answer: blank.png, lost.png." in result["notes"]
+        "2 of 10 images cannot be read and have no prediction: blank.png,"
+        " lost.png." in result["notes"]
     )
-    assert "Patients without any readable image, in no figure: e." in result["notes"]
+    assert "Patients without any readable image, excluded from all metrics: e." in result["notes"]
     assert any(
         "blank.png is left out: The picture is blank" in problem for problem in result["problems"]
     )
@@ -297,7 +295,7 @@ def test_where_training_saw_everything_there_is_no_headline(
     tiny_model().rename(tmp_path / "plain")
     model = a_model_that_saw(patients, {f"{n}.png" for n in range(8)}, tmp_path)
     result = evaluate(model, read_dataset(patients), tmp_path / "out")
-    reason = "the model's training has seen all of it"
+    reason = "all of it was in the model's training data"
     assert result["slice"]["auroc"] == {
         "value": None,
         "low": None,
@@ -476,7 +474,7 @@ def test_the_answers_of_a_training_are_not_written_over(
     for name in ("model", "checkpoint"):
         (tmp_path / "run" / name).mkdir()
         with pytest.raises(
-            SettingError, match="holds a training, whose answers this evaluation would replace"
+            SettingError, match="holds a training, whose predictions would be overwritten"
         ):
             evaluate(model, read_dataset(patients), tmp_path / "run")
         (tmp_path / "run" / name).rmdir()
@@ -491,7 +489,7 @@ def test_a_folder_is_not_mixed_with_another_evaluation(
     assert main([arguments[0], str(first), *arguments[1:]]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 8
     assert main([arguments[0], str(second), *arguments[1:]]) == 2
-    assert "holds the evaluation of another model or data set" in capsys.readouterr().err
+    assert "holds an evaluation of another model or data set" in capsys.readouterr().err
 
 
 def test_the_plots_stand_beside_the_figures(

@@ -45,7 +45,9 @@ def test_inputs_are_read_once_and_refused_for_other_examples(series: Path, tmp_p
     again = read_inputs(examples, SPEC, tmp_path / "run" / "cache", quiet)
     np.testing.assert_array_equal(first.images, again.images)
     for others in (examples[::-1], [replace(examples[0], label=0), *examples[1:]]):
-        with pytest.raises(DatasetError, match="changed since run was begun; give another folder"):
+        with pytest.raises(
+            DatasetError, match="have changed since run was created; give another folder"
+        ):
             read_inputs(others, SPEC, tmp_path / "run" / "cache", quiet)
 
 

@@ -268,7 +268,8 @@ def test_fine_tuned_features_are_exported_and_remember_their_images(
     model = tmp_path / "first" / "model"
     assert set(marks_of(model)) == {(e.sha256[:16], e.dhash) for e in phantoms.examples}
     with pytest.raises(
-        DatasetError, match="have already seen these images, so nothing honest is left to test on"
+        DatasetError,
+        match="have already seen these images, so no unseen images are left for testing",
     ):
         train(TrainConfig("alexnet_svm", QUICK, init=model), [phantoms], tmp_path / "second")
 
@@ -302,8 +303,8 @@ def test_what_the_initial_weights_have_seen_only_trains(phantoms: Dataset) -> No
     assert pool.unseen.tolist() == [False] * 10 + [True] * 22
     assert pool.notes == (
         (
-            "10 of the 32 images belong to patients that the initial weights have seen; they only"
-            " train, and no figure includes them."
+            "10 of the 32 images belong to patients that the initial weights have seen; they are"
+            " used for training only, and no metric includes them."
         ),
     )
 
@@ -376,8 +377,8 @@ def test_pictures_listed_by_an_earlier_version_are_known_by_their_files_alone(
     )
     assert np.flatnonzero(~pool.unseen).tolist() == [0]
     said = (
-        "An earlier version listed 2 of the pictures that training has seen; of these only"
-        " unchanged files are recognized."
+        "2 of the training images were listed by an earlier version; of these, only unchanged"
+        " files are recognized."
     )
     assert said in pool.notes
     renewed = json.loads(
@@ -387,7 +388,7 @@ def test_pictures_listed_by_an_earlier_version_are_known_by_their_files_alone(
 
 
 def test_two_data_sets_of_one_name_are_refused(phantoms: Dataset) -> None:
-    with pytest.raises(DatasetError, match="Two data sets are called phantoms"):
+    with pytest.raises(DatasetError, match="Two data sets are named phantoms"):
         pool_datasets([phantoms, phantoms], (), folds=2)
 
 
@@ -409,7 +410,7 @@ def test_an_unknown_slice_stays_in_its_scan_between_its_neighbors(phantoms: Data
     assert pool.scans[:5].tolist() == [0, 0, 0, 1, 2] and (np.diff(pool.scans) >= 0).all()
     assert pool.known.sum() == 31
     assert pool.notes == (
-        "1 slices with unknown labels stand in their scans; they neither train nor test.",
+        "1 unlabeled slices are part of their scans, but are not used for training or testing.",
     )
 
 
@@ -428,7 +429,7 @@ def test_a_model_that_hides_what_it_saw_cannot_start_a_training(
     model = trained[0] / "model"
     files: Mapping[str, Path] = {name: model / name for name in ("features.onnx", "head.onnx")}
     write_model(tmp_path / "silent", read_card(model), files)
-    with pytest.raises(ArtifactError, match="does not say which images it has seen"):
+    with pytest.raises(ArtifactError, match="does not state which images it was trained on"):
         marks_of(tmp_path / "silent")
 
 

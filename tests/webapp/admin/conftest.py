@@ -10,10 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import update
 
-from webapp.extensions import db
-from webapp.models import Dataset, JobStatus, ModelVersion, Role, TrainingRun
+from webapp.admin import versions
+from webapp.extensions import database_now, db
+from webapp.models import Dataset, JobStatus, ModelVersion, Role, TrainingRun, waits_for_check
 
 NOBODY = "0" * 32
 LogIn = Callable[..., FlaskClient]
@@ -151,6 +154,27 @@ def zip_of(**files: str) -> io.BytesIO:
             opened.writestr(name, content)
     archive.seek(0)
     return archive
+
+
+@pytest.fixture
+def worker_that_checks(app: Flask, monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+    """A predict worker that checks each version when it is nudged; what it finds can be set under
+    "error".
+    """
+    found: dict[str, str | None] = {"error": None}
+
+    def nudge(task: str) -> bool:
+        with app.app_context():
+            db.session.execute(
+                update(ModelVersion)
+                .where(waits_for_check())
+                .values(checked_at=database_now(1), check_error=found["error"])
+            )
+            db.session.commit()
+        return True
+
+    monkeypatch.setattr(versions, "nudge", nudge)
+    return found
 
 
 @pytest.fixture

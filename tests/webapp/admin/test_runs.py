@@ -40,7 +40,7 @@ class TestLaunch:
             add_dataset("ready")
             add_dataset("unread", JobStatus.QUEUED)
         page = admin.get("/admin/runs/new").text
-        assert "Folds of the grouped cross-validation. Between 2 and 10." in page
+        assert "Number of folds of the grouped cross-validation. Between 2 and 10." in page
         assert 'min="2"' in page and 'max="10"' in page
         assert "ready" in page and "unread" not in page
         assert 'value="random"' in page and 'value="imagenet' not in page

@@ -8,10 +8,19 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from tests.webapp.admin.conftest import add_version
-from webapp.extensions import db
-from webapp.models import ModelVersion, Promotion, PromotionRefused, live_version, promote
+from webapp.admin import versions
+from webapp.extensions import db, utc_now
+from webapp.models import (
+    ModelVersion,
+    Promotion,
+    PromotionRefused,
+    live_version,
+    promote,
+    waits_for_check,
+)
 
 
+@pytest.mark.usefixtures("worker_that_checks")
 class TestPromotion:
     def test_promoting_and_rolling_back_append_to_the_history(
         self, app: Flask, admin: FlaskClient
@@ -84,6 +93,47 @@ class TestPromotion:
             "is already live"
             in admin.post(f"/admin/models/{id}/promote", data={"reason": "Again."}).text
         )
+
+    def test_a_version_that_a_worker_cannot_use_is_not_promoted(
+        self, app: Flask, admin: FlaskClient, worker_that_checks: dict[str, str | None]
+    ) -> None:
+        with app.app_context():
+            id = add_version("card-one")
+        worker_that_checks["error"] = "The file head.onnx is damaged."
+        answer = admin.post(f"/admin/models/{id}/promote", data={"reason": "Better."})
+        assert answer.status_code == 400
+        assert "could not use this version: The file head.onnx is damaged." in answer.text
+        with app.app_context():
+            assert live_version("slice") is None
+
+        worker_that_checks["error"] = None
+        answer = admin.post(f"/admin/models/{id}/promote", data={"reason": "It is repaired."})
+        assert answer.status_code == 302
+
+    def test_a_version_that_no_worker_has_checked_is_not_promoted(
+        self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(versions, "nudge", lambda task: False)
+        monkeypatch.setattr(versions, "CHECK_WAIT_S", 0)
+        with app.app_context():
+            id = add_version("card-one")
+        answer = admin.post(f"/admin/models/{id}/promote", data={"reason": "Better."})
+        assert answer.status_code == 400
+        assert versions.NOT_CHECKED in answer.text
+        with app.app_context():
+            assert live_version("slice") is None
+            assert db.session.scalars(select(ModelVersion.id).where(waits_for_check())).all() == [
+                id
+            ]
+
+    def test_a_check_holds_for_a_while(
+        self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(versions, "nudge", None)  # Nobody is asked.
+        with app.app_context():
+            id = add_version("card-one", checked_at=utc_now())
+        answer = admin.post(f"/admin/models/{id}/promote", data={"reason": "Better."})
+        assert answer.status_code == 302
 
     def test_each_kind_has_its_own_live_version(self, app: Flask, admin: FlaskClient) -> None:
         with app.app_context():

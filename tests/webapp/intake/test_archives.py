@@ -193,3 +193,23 @@ def test_a_large_directory_is_not_read_whatever_its_locator_says(
     assert (
         refusal(hidden, tmp_path, most_files=100) == "The ZIP archive contains far too many files."
     )
+
+
+def test_folders_divided_by_backslashes_are_folders(tmp_path: Path) -> None:
+    content = zip_of({"p1\\1.png": b"a", "p2\\1.png": b"b", "__MACOSX\\._1.png": b"c"})
+    assert unpacked(content, tmp_path) == {"p1/1.png": b"a", "p2/1.png": b"b"}
+    with pytest.raises(ArchiveRefused, match="unsafe path"):
+        unpacked(zip_of({"..\\1.png": b"a"}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("report.docx", "[Content_Types].xml"),
+        ("REPORT.DOCX", "word/document.xml"),
+        ("viewer", "META-INF/MANIFEST.MF"),
+    ],
+)
+def test_documents_and_programs_are_no_archives(tmp_path: Path, name: str, first: str) -> None:
+    inner = zip_of({first: b"x"})
+    assert unpacked(zip_of({"1.dcm": b"a", name: inner}), tmp_path) == {"1.dcm": b"a", name: inner}

@@ -13,8 +13,8 @@ import pytest
 
 from ml.scans.nifti import TYPES
 from tests.webapp.intake.made import nifti_file
-from webapp.intake.nifti import NiftiFile, NiftiHeader, inflated, is_nifti
-from webapp.intake.streams import DamagedFile
+from webapp.intake.nifti import NiftiFile, NiftiHeader, inflated, is_half_of_pair, is_nifti
+from webapp.intake.streams import Budget, DamagedFile, TooMuchWork
 
 
 def copied(content: bytes, *, compress: bool) -> bytes:
@@ -143,3 +143,24 @@ def test_every_type_that_the_workers_read_is_taken(kind: str) -> None:
     np.testing.assert_array_equal(
         np.asanyarray(read(copied(content, compress=False), 1).dataobj), 1
     )
+
+
+def test_what_is_packed_a_thousandfold_is_too_much() -> None:
+    content = gzip.compress(nifti_file((512, 512, 200)), 9)
+    with pytest.raises(TooMuchWork), inflated(io.BytesIO(content), Budget(1_000)) as stream:
+        NiftiFile(stream).write(io.BytesIO(), compress=False)
+
+
+@pytest.mark.parametrize(("bits", "is_grey"), [(8, True), (16, True), (64, True), (24, False)])
+def test_a_type_without_a_name_is_that_of_its_bits(bits: int, is_grey: bool) -> None:
+    content = bytearray(nifti_file((8, 8, 3)))
+    content[70:74] = struct.pack("<2h", 0, bits)
+    assert NiftiFile(io.BytesIO(content)).header.is_grey is is_grey
+
+
+def test_the_header_of_a_pair_is_known() -> None:
+    content = bytearray(nifti_file((8, 8, 3))[:348])
+    assert is_half_of_pair(bytes(content), 348)  # as Analyze has it, which names nothing
+    assert not is_half_of_pair(bytes(content), 4000)
+    content[344:348] = b"ni1\0"
+    assert is_half_of_pair(bytes(content), 4000)

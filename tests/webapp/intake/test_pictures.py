@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from tests.webapp.intake.made import Watched, chunk
+from tests.webapp.intake.made import Watched, chunk, picture
 from webapp.intake.pictures import AnimatedPicture, copy_jpeg, copy_png
-from webapp.intake.streams import BLOCK, MAX_PARTS, DamagedFile
+from webapp.intake.streams import BLOCK, MAX_PARTS, Budget, DamagedFile, TooMuchWork
 
 SECRETS = [f"PLANT{number:03}X".encode() for number in range(20)]
 
@@ -180,3 +180,30 @@ def test_every_cut_of_a_jpeg_is_noticed() -> None:
     for end in range(2, len(content)):
         with pytest.raises(DamagedFile):
             copy_jpeg(io.BytesIO(content[:end]), io.BytesIO())
+
+
+def test_a_jpeg_of_empty_segments_is_damage_and_takes_no_time() -> None:
+    whole = picture("JPEG")
+    content = whole[:2] + b"\xff\xe1\0\2" * 49_000 + whole[2:]
+    with pytest.raises(DamagedFile):
+        copy_jpeg(io.BytesIO(content), io.BytesIO())
+
+
+def test_the_segments_of_all_files_of_an_upload_are_counted_together() -> None:
+    whole = picture("JPEG")
+    content = whole[:2] + b"\xff\xe1\0\2" * 1_900 + whole[2:]
+    budget = Budget(size=100_000)
+    read = 0
+    with pytest.raises(TooMuchWork):
+        for _ in range(1_000):
+            budget.begin_file()
+            copy_jpeg(io.BytesIO(content), io.BytesIO(), budget)
+            read += 1
+    assert 50 < read < 80
+
+
+def test_an_upload_has_a_time() -> None:
+    budget = Budget()
+    budget._until = 0.0
+    with pytest.raises(TooMuchWork):
+        budget.begin_file()

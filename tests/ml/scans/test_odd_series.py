@@ -1,0 +1,192 @@
+"""Series whose files say too little, or contradict each other: each property comes from the next
+best source, and what is left out is named.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from ml.errors import ImageError
+from ml.scans.phantoms import write_dicom
+from ml.scans.read import read_series
+from tests.ml.made_scans import change, marks, slice_hu, write_series
+
+ALL = list(range(1, 13))
+
+
+def in_any_order(paths: list[Path]) -> list[list[Path]]:
+    """Return the files in their order and in two others."""
+    return [paths, paths[::-1], random.Random(7).sample(paths, len(paths))]
+
+
+def test_places_that_are_all_the_same_say_nothing(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12, places_mm=[0.0] * 12)
+    for number, path in enumerate(paths):
+        change(path, SliceLocation=5.0 * number)
+    for given in in_any_order(paths):
+        series = read_series(given)
+        assert (marks(series), series.distance_mm) == (ALL, 5)
+        assert "ordered by slice location" in series.warnings[0]
+    for path in paths:
+        change(path, SliceLocation=None)
+    by_number = read_series(paths[::-1])
+    assert (marks(by_number), by_number.distance_mm) == (ALL, 5)
+
+
+@pytest.mark.parametrize("tell", ["SliceLocation", "InstanceNumber"])
+@pytest.mark.parametrize("at", [0, 5, 11])
+def test_a_place_that_one_file_lacks_comes_from_what_it_has(
+    tmp_path: Path, tell: str, at: int
+) -> None:
+    paths = write_series(tmp_path / "s", 12, step_mm=1.25)
+    if tell == "SliceLocation":
+        for number, path in enumerate(paths):
+            change(path, SliceLocation=100 + 1.25 * number, InstanceNumber=None)
+    change(paths[at], ImagePositionPatient=None)
+    for given in in_any_order(paths):
+        series = read_series(given)
+        assert marks(series) == ALL
+        np.testing.assert_allclose(series.steps_mm, 1.25)
+
+
+def test_a_slice_whose_place_nothing_tells_is_left_out_and_named(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    change(paths[3], ImagePositionPatient=None, InstanceNumber=None)
+    series = read_series(paths)
+    assert marks(series) == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert series.warnings[0].startswith("One slice (04.dcm) was left out: it is without a place")
+
+
+@pytest.mark.parametrize("missing", [[0], [4], list(range(12))])
+def test_a_direction_that_files_lack_is_that_of_the_others(
+    tmp_path: Path, missing: list[int]
+) -> None:
+    paths = write_series(tmp_path / "s", 12, step_mm=1.25)
+    for at in missing:
+        change(paths[at], ImageOrientationPatient=None)
+    for given in in_any_order(paths):
+        series = read_series(given)
+        assert (marks(series), series.distance_mm) == (ALL, 1.25)
+    assert ("does not say how the" in series.warnings[0]) == bool(missing)
+
+
+def test_two_acquisitions_are_never_mixed(tmp_path: Path) -> None:
+    first = write_series(tmp_path / "a", 6)
+    second = write_series(tmp_path / "b", 6)
+    for number, path in enumerate(second, start=1):
+        write_dicom(slice_hu(number + 40), path, number=number, position_mm=5.0 * (number - 1))
+        change(path, AcquisitionNumber=2)
+    for given in in_any_order([*first, *second]):
+        series = read_series(given)
+        assert marks(series) == [1, 2, 3, 4, 5, 6]
+        assert series.warnings[0].startswith("6 slices (01.dcm, 02.dcm, 03.dcm, …) were left out")
+    for path in second:
+        change(path, AcquisitionNumber=1)
+        change(path, InstanceNumber=pydicom.dcmread(path).InstanceNumber + 6)
+    assert marks(read_series([*second, *first])) == [1, 2, 3, 4, 5, 6]
+
+
+def test_acquisitions_that_continue_each_other_are_one_scan(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    for number, path in enumerate(paths):
+        change(path, AcquisitionNumber=12 - number)
+    assert marks(read_series(paths)) == ALL
+    again = tmp_path / "again.dcm"
+    write_dicom(slice_hu(99), again, number=13, position_mm=0.0)
+    change(again, AcquisitionNumber=13)
+    series = read_series([*paths, again])
+    assert marks(series) == ALL
+    assert "again.dcm" in series.warnings[0] and "another pass" in series.warnings[0]
+
+
+def test_a_series_uid_for_each_slice_makes_one_series_and_that_is_said(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    for number, path in enumerate(paths):
+        change(path, SeriesInstanceUID=f"1.2.3.{number}")
+    series = read_series(paths)
+    assert marks(series) == ALL
+    assert "a series of its own" in series.warnings[0]
+    change(paths[0], SeriesNumber=9)
+    with pytest.raises(ImageError, match="12 different series"):
+        read_series(paths)
+
+
+def test_two_studies_of_one_series_uid_are_refused(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    for path in paths[6:]:
+        change(path, StudyInstanceUID="1.2.3")
+    with pytest.raises(ImageError, match="2 different series"):
+        read_series(paths)
+
+
+def test_a_page_of_text_is_left_out_and_named(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    page = tmp_path / "dose.dcm"
+    write_dicom(slice_hu(77), page, number=13)
+    change(
+        page,
+        ImagePositionPatient=None,
+        ImageOrientationPatient=None,
+        PixelData=slice_hu(77).astype(np.uint8).tobytes(),
+        BitsAllocated=8,
+        BitsStored=8,
+        HighBit=7,
+        PixelRepresentation=0,
+    )
+    series = read_series([page, *paths])
+    assert marks(series) == ALL
+    assert series.warnings == (
+        "One slice (dose.dcm) was left out: it is of another kind, with 8-bit pixels.",
+    )
+    write_dicom(slice_hu(77), page, number=13)
+    change(page, ImagePositionPatient=None, ImageOrientationPatient=None)
+    series = read_series([page, *paths])
+    assert marks(series) == ALL
+    assert "dose.dcm" in series.warnings[0] and "without a place" in series.warnings[0]
+
+
+def test_slices_that_lie_the_other_way_are_left_out(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "s", 12)
+    change(paths[2], ImageOrientationPatient=[-1, 0, 0, 0, -1, 0])
+    series = read_series(paths)
+    assert len(series.slices) == 11
+    assert "03.dcm" in series.warnings[0]
+
+
+def test_files_that_say_nothing_of_their_order_stay_as_given_and_are_as_thick(
+    tmp_path: Path,
+) -> None:
+    paths = write_series(tmp_path / "s", 6, ImagePositionPatient=None, InstanceNumber=None)
+    series = read_series([paths[2], paths[0], *paths[3:], paths[1]])
+    assert marks(series) == [3, 1, 4, 5, 6, 2]
+    assert "in the order given" in series.warnings[0]
+    assert series.distance_mm == 5
+
+
+def test_oblong_pixels_become_square(tmp_path: Path) -> None:
+    hu = slice_hu(1)
+    write_dicom(hu[::2], tmp_path / "slice")
+    change(tmp_path / "slice", PixelSpacing=[2 * 230 / 64, 230 / 64])
+    (slice,) = read_series([tmp_path / "slice"]).slices
+    assert slice.pixels.shape == (64, 64)
+    assert slice.spacing_mm == (230 / 64, 230 / 64)
+
+
+def test_a_file_without_preamble_or_meta_information_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "slice"
+    write_dicom(slice_hu(5), path)
+    whole = path.read_bytes()
+    file = pydicom.dcmread(path)
+    length = 132 + 12 + file.file_meta.FileMetaInformationGroupLength
+    (tmp_path / "no-meta").write_bytes(whole[:132] + whole[length:])
+    (tmp_path / "no-preamble").write_bytes(whole[132:])
+    (tmp_path / "bare").write_bytes(whole[length:])
+    for name in ("no-meta", "no-preamble", "bare"):
+        np.testing.assert_array_equal(
+            read_series([tmp_path / name]).slices[0].pixels, slice_hu(5).astype(np.float32)
+        )

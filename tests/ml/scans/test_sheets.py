@@ -1,0 +1,85 @@
+"""Pictures of several slices, and of a slice and more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ml.scans.phantoms import phantom
+from ml.scans.read import read_series
+from ml.scans.slices import Series, Slice, render
+
+SIDE = 160
+HEAD = np.asarray(
+    render(Slice(phantom(1, hemorrhage=True, size=SIDE).astype(np.float32), "hu"), SIDE)
+)
+
+
+def read(folder: Path, picture: np.ndarray, *, crops: bool = True) -> Series:
+    Image.fromarray(picture).save(folder / "picture.png")
+    return read_series([folder / "picture.png"], crops=crops)
+
+
+def on_canvas(height: int, width: int, top: int, left: int, gray: int = 0) -> np.ndarray:
+    canvas = np.full((height, width), gray, np.uint8)
+    canvas[top : top + SIDE, left : left + SIDE] = HEAD
+    return canvas
+
+
+def test_a_slice_by_itself_stays_as_it_is(tmp_path: Path) -> None:
+    series = read(tmp_path, HEAD)
+    np.testing.assert_array_equal(series.slices[0].pixels, HEAD.astype(np.float32) / 255)
+    assert series.warnings == ()
+
+
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (200, 300), (460, 100)])
+def test_a_wide_margin_is_cut_off_and_that_is_said(tmp_path: Path, top: int, left: int) -> None:
+    series = read(tmp_path, on_canvas(640, 640, top, left))
+    (slice,) = series.slices
+    assert max(slice.pixels.shape) < 200
+    assert "small part of the picture" in series.warnings[0]
+    assert slice.pixels.max() == 1 and (slice.pixels > 0.9).sum() == (HEAD > 229).sum()
+
+
+def test_a_margin_stays_where_pictures_must_keep_their_size(tmp_path: Path) -> None:
+    canvas = on_canvas(640, 640, 200, 300)
+    assert read(tmp_path, canvas, crops=False).slices[0].pixels.shape == canvas.shape
+
+
+def test_the_window_of_a_viewer_is_cut_off(tmp_path: Path) -> None:
+    canvas = on_canvas(360, 480, 100, 260)
+    canvas[:, :180] = 40
+    canvas[20:340:40, 10:170] = 90
+    series = read(tmp_path, canvas)
+    assert "small part of the picture" in series.warnings[0]
+    assert series.slices[0].pixels.shape[0] < 200
+
+
+def test_a_sheet_is_cut_into_its_slices_row_by_row(tmp_path: Path) -> None:
+    sheet = np.zeros((3 * SIDE, 4 * SIDE), np.uint8)
+    for at in range(12):
+        row, column = divmod(at, 4)
+        cell = HEAD.copy()
+        # brain, in which the number of the slice stands
+        cell[SIDE // 2 : SIDE // 2 + 4, SIDE // 2 : SIDE // 2 + 4] = 20 * at + 5
+        sheet[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE] = cell
+    series = read(tmp_path, sheet)
+    assert len(series.slices) == 12
+    assert len({slice.pixels.shape for slice in series.slices}) == 1
+    middle = series.slices[0].pixels.shape[0] // 2
+    near = [
+        slice.pixels[middle - 12 : middle + 12, middle - 12 : middle + 12]
+        for slice in series.slices
+    ]
+    for at, one in enumerate(near):
+        assert (np.round(one * 255) == 20 * at + 5).sum() >= 16
+    assert "a sheet of 12 slices" in series.warnings[0]
+
+
+def test_two_heads_are_said(tmp_path: Path) -> None:
+    series = read(tmp_path, np.hstack([HEAD, HEAD]))
+    assert len(series.slices) == 1
+    assert "several heads (2)" in series.warnings[0]

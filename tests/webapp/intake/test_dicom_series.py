@@ -1,0 +1,168 @@
+"""Which DICOM files of an upload make one scan: by study, series, size, direction and, where slices
+share a place, acquisition; the same whatever order the files came in.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from webapp.intake.clean_copy import Taken
+from webapp.intake.dicom import DicomHeader
+from webapp.intake.dicom_series import Group, scans_of, series_key
+
+AXIAL, TILTED, CORONAL = (
+    (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+    (1.0, 0.0, 0.0, 0.0, 0.87, 0.5),
+    (1.0, 0.0, 0.0, 0.0, 0.0, -1.0),
+)
+
+
+def slices(count: int, start: int = 0, *, slices_of: int = 1, **said: Any) -> list[Taken]:
+    """Return the files of a series, 5 mm apart; `said` is what their headers say besides."""
+    files = []
+    for at in range(count):
+        told: dict[str, Any] = {
+            "study": "1",
+            "series": "1.1",
+            "series_number": "2",
+            "number": at + 1.0,
+            "position": (0.0, 0.0, 5.0 * at),
+            "orientation": AXIAL,
+            "rows": 64,
+            "columns": 64,
+            **said,
+        }
+        number = start + at
+        name = f"IM{number:04}"
+        files.append(
+            Taken(
+                Path(name),
+                "dicom",
+                number,
+                name,
+                slices=slices_of,
+                dicom=DicomHeader(**told),
+                digest=bytes([number]),
+            )
+        )
+    return files
+
+
+def grouped(files: Sequence[Taken]) -> list[Group]:
+    """Return the scans of files, however these are shuffled before."""
+    results = []
+    for seed in range(3):
+        shuffled = random.Random(seed).sample(list(files), len(files))
+        groups: dict[tuple[object, ...], list[Taken]] = {}
+        for file in shuffled:
+            groups.setdefault(series_key(file), []).append(file)
+        results.append(
+            sorted(scans_of(list(groups.values())), key=lambda one: (one.files[0].number, one.part))
+        )
+    assert results[0] == results[1] == results[2]
+    return results[0]
+
+
+def numbers(scans: Sequence[Group]) -> list[list[int]]:
+    """Return the places in the upload of the files of each scan."""
+    return [[file.number for file in one.files] for one in scans]
+
+
+def test_a_series_is_one_scan_in_the_order_of_its_numbers() -> None:
+    assert numbers(grouped(slices(6))) == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_two_studies_of_one_series_uid_are_two_scans() -> None:
+    assert numbers(grouped([*slices(3), *slices(3, 3, study="2")])) == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    "said", [{"rows": 32, "columns": 32}, {"orientation": TILTED}, {"acquisition": 2.0}]
+)
+def test_what_cannot_be_of_one_pass_is_a_scan_of_its_own(said: dict[str, Any]) -> None:
+    scans = grouped([*slices(4, acquisition=1.0), *slices(4, 4, **{"acquisition": 1.0, **said})])
+    assert numbers(scans) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_passes_without_an_acquisition_are_told_by_their_numbers_and_names() -> None:
+    later = [
+        replace(file, dicom=replace(file.dicom, number=file.dicom.number + 4))  # type: ignore[operator]
+        for file in slices(4, 4)
+    ]
+    scans = grouped([*slices(4), *later])
+    assert numbers(scans) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [one.part for one in scans] == [", pass 1", ", pass 2"]
+    assert "passes over the same places 2 times" in scans[0].notes[0]
+    alike = [*slices(4), *slices(4, 4)]
+    assert numbers(grouped(alike)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    "said", [{"rows": 32}, {"orientation": CORONAL}, {"number": 9.0, "position": (0.0, 0.0, 5.0)}]
+)
+def test_an_odd_file_stays_with_the_rest(said: dict[str, Any]) -> None:
+    assert numbers(grouped([*slices(4), *slices(1, 4, **{"number": 9.0, **said})])) == [
+        [0, 1, 2, 3, 4]
+    ]
+
+
+def test_an_acquisition_for_each_slice_is_one_scan() -> None:
+    files = [
+        replace(file, dicom=replace(file.dicom, acquisition=float(9 - at)))
+        for at, file in enumerate(slices(6))
+    ]
+    assert numbers(grouped(files)) == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_copies_make_no_second_pass() -> None:
+    copies = [replace(file, digest=bytes([file.number - 4])) for file in slices(4, 4)]
+    assert numbers(grouped([*slices(4), *copies])) == [[0, 4, 1, 5, 2, 6, 3, 7]]
+
+
+def test_places_that_are_all_zero_part_nothing() -> None:
+    files = [
+        replace(
+            file, dicom=replace(file.dicom, position=(0.0, 0.0, 0.0), location=file.number * 5.0)
+        )
+        for file in slices(6)
+    ]
+    assert numbers(grouped(files)) == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_a_series_uid_for_each_slice_makes_one_scan() -> None:
+    files = [
+        replace(file, dicom=replace(file.dicom, series=f"1.{file.number}")) for file in slices(6)
+    ]
+    assert numbers(grouped(files)) == [[0, 1, 2, 3, 4, 5]]
+    other = [*files[:5], replace(files[5], dicom=replace(files[5].dicom, series_number="3"))]
+    assert numbers(grouped(other)) == [[0, 1, 2, 3, 4], [5]]
+
+
+def test_without_a_series_uid_study_and_number_make_a_scan() -> None:
+    assert numbers(
+        grouped([*slices(3, series=""), *slices(3, 3, series="", series_number="3")])
+    ) == [
+        [0, 1, 2],
+        [3, 4, 5],
+    ]
+    nothing = slices(2, series="", study="", series_number="")
+    assert numbers(grouped(nothing)) == [[0], [1]]
+    in_folder = [replace(file, folder="1/study") for file in nothing]
+    assert numbers(grouped(in_folder)) == [[0, 1]]
+
+
+def test_the_files_of_a_concatenation_are_one_scan_and_others_of_several_frames_are_not() -> None:
+    files = slices(3, slices_of=40, concatenation="1.9")
+    assert numbers(grouped(files)) == [[0, 1, 2]]
+    assert numbers(grouped(slices(3, slices_of=40))) == [[0], [1], [2]]
+
+
+def test_without_place_and_number_names_tell_the_order() -> None:
+    files = slices(12, position=(), number=None)
+    assert numbers(grouped(files)) == [list(range(12))]

@@ -1,0 +1,259 @@
+"""Which DICOM files make one scan, by their headers alone.
+
+A series is keyed by study and series, and split where size or direction differ, and where its files
+pass over the same places more than once: by acquisition, never by its number alone. What is only a
+few odd files stays with the rest, and the reader (`ml.scans.ordering`) leaves it out and names it.
+The order of files is that of their numbers, times and names, whatever order they came in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf, sqrt
+
+from webapp.intake.clean_copy import Taken
+
+FEWEST_FILES = 3
+"""Of a scan of its own; fewer are odd ones."""
+AXIAL, SAME_WAY = 0.7, 0.94
+"""The least cosine between a slice's normal and the body's axis, and between directions that are
+the same: of 20 degrees.
+"""
+SAME_PLACE_MM = 0.05
+OVERLAP = 0.2
+"""Of the places of an acquisition that may be those of others which it continues."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The files of one scan in their order, what its label gets besides, and sentences for its
+    owner.
+    """
+
+    files: tuple[Taken, ...]
+    part: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def series_key(file: Taken) -> tuple[object, ...]:
+    """Return what the files of a series share.
+
+    Without a UID that is its number; what says nothing of patient, study and series, and lies in no
+    folder with others, is a series of its own.
+    """
+    header = file.dicom
+    if header.concatenation:
+        return "concatenation", header.study, header.series, header.concatenation
+    if file.slices > 1:
+        return "alone", file.number
+    if header.series:
+        return "series", header.study, header.series
+    if header.study or header.patient or header.series_number or file.folder is not None:
+        return "unnamed", header.study, header.patient, header.series_number, file.folder
+    return "alone", file.number
+
+
+def scans_of(groups: Sequence[Sequence[Taken]]) -> list[Group]:
+    """Return the scans that groups of files are, DICOM files of one series or other files."""
+    scans: list[Group] = []
+    for files in _with_series_of_one_joined(groups):
+        if files[0].kind != "dicom" or len(files) < 2:
+            scans.append(Group(tuple(files)))
+            continue
+        if any(file.slices > 1 for file in files):  # a concatenation
+            scans.append(Group(tuple(sorted(files, key=_by_what_it_says))))
+            continue
+        for alike in _alike(sorted(files, key=_by_what_it_says)):
+            scans += _passes(alike)
+    return scans
+
+
+def by_numbers(name: str) -> list[tuple[int, str]]:
+    """Return what sorts names as people do: slice 9 before slice 10."""
+    return [
+        (int(part), "") if part.isdigit() and part.isascii() else (0, part)
+        for part in re.split(r"([0-9]{1,9})", name.lower())
+    ]
+
+
+def _by_what_it_says(file: Taken) -> tuple[object, ...]:
+    header = file.dicom
+    return (
+        inf if header.number is None else header.number,
+        header.time,
+        by_numbers(f"{file.folder or ''}/{file.name}"),
+        file.number,
+    )
+
+
+def _with_series_of_one_joined(groups: Sequence[Sequence[Taken]]) -> list[list[Taken]]:
+    """Return the groups, those of one slice each joined that give each slice a series UID of its
+    own: study, series number, size and kernel are the same, and no two slices have the same number.
+    """
+    joined: dict[tuple[object, ...], list[Taken]] = {}
+    for files in groups:
+        header = files[0].dicom
+        is_slice = len(files) == 1 and files[0].slices == 1
+        if is_slice and header.series and header.study and header.series_number:
+            size = header.rows, header.columns
+            key = header.study, header.patient, header.series_number, size, header.kernel
+            joined.setdefault(key, []).extend(files)
+    whole = {
+        id(file): files
+        for files in joined.values()
+        if len(files) >= FEWEST_FILES
+        and len({(file.dicom.number, file.dicom.position) for file in files}) == len(files)
+        for file in files
+    }
+    found: list[list[Taken]] = []
+    for files in groups:
+        one = whole.get(id(files[0]), files)
+        if not any(one is other for other in found):
+            found.append(one if isinstance(one, list) else list(one))
+    return found
+
+
+def _alike(files: Sequence[Taken]) -> list[list[Taken]]:
+    """Return the files of a series apart by size and direction; odd ones, and those of other
+    directions than axial, stay with most of them.
+    """
+    parts: list[list[Taken]] = []
+    for file in files:
+        for part in parts:
+            if _is_like(part[0], file):
+                part.append(file)
+                break
+        else:
+            parts.append([file])
+    parts.sort(key=len, reverse=True)
+    own = [part for part in parts if len(part) >= FEWEST_FILES and _is_axial(part[0])]
+    main, *others = own or [parts[0]]
+    rest = [
+        file for part in parts if not any(part is one for one in (main, *others)) for file in part
+    ]
+    return [sorted([*main, *rest], key=_by_what_it_says), *others]
+
+
+def _is_like(one: Taken, other: Taken) -> bool:
+    if (one.dicom.rows, one.dicom.columns) != (other.dicom.rows, other.dicom.columns):
+        return False
+    a, b = one.dicom.orientation, other.dicom.orientation
+    return not a or not b or (_cosine(a[:3], b[:3]) >= SAME_WAY <= _cosine(a[3:], b[3:]))
+
+
+def _is_axial(file: Taken) -> bool:
+    normal = _normal(file)
+    return abs(normal[2]) >= AXIAL
+
+
+def _passes(files: list[Taken]) -> list[Group]:
+    """Return the files of a series as one group, or as several if they pass over the same places
+    more than once; of files of the same pixels only one counts.
+    """
+    spots = _spots(files)
+    if spots is None:
+        return [Group(tuple(files))]
+    units: dict[tuple[float, int], dict[int, list[Taken]]] = {}
+    times: Counter[tuple[int, float]] = Counter()
+    at_spot: dict[int, dict[bytes, list[Taken]]] = {}
+    unplaced: list[Taken] = []
+    for file, spot in zip(files, spots, strict=True):
+        if spot is None:
+            unplaced.append(file)
+            continue
+        copies = at_spot.setdefault(spot, {}).get(file.digest)
+        if copies is not None:
+            copies.append(file)
+            continue
+        acquisition = inf if file.dicom.acquisition is None else file.dicom.acquisition
+        at_spot[spot][file.digest] = here = [file]
+        units.setdefault((acquisition, times[spot, acquisition]), {})[spot] = here
+        times[spot, acquisition] += 1
+    passes: list[dict[int, list[Taken]]] = []
+    odd: list[Taken] = []
+    for _, unit in sorted(units.items(), key=lambda item: item[0]):
+        for one in passes:
+            shared = unit.keys() & one.keys()
+            if len(shared) <= OVERLAP * min(len(unit), len(one)):
+                one.update({spot: here for spot, here in unit.items() if spot not in shared})
+                odd += _flat(here for spot, here in unit.items() if spot in shared)
+                break
+        else:
+            passes.append(dict(unit))
+    fullest = max(passes, key=len)
+    whole = [one for one in passes if one is fullest or len(one) >= FEWEST_FILES]
+    for one in passes:
+        if not any(one is other for other in whole):
+            odd += _flat(one.values())
+    if len(whole) == 1:
+        return [Group(tuple(files))]
+    note = (
+        f"The series passes over the same places {len(whole)} times; each pass is a scan of its"
+        " own."
+    )
+    return [
+        Group(
+            tuple(
+                sorted(
+                    [*_flat(one.values()), *(unplaced + odd if one is fullest else [])],
+                    key=_by_what_it_says,
+                )
+            ),
+            f", pass {number}",
+            (note,),
+        )
+        for number, one in enumerate(whole, start=1)
+    ]
+
+
+def _flat(files: Iterable[Iterable[Taken]]) -> list[Taken]:
+    return [file for some in files for file in some]
+
+
+def _spots(files: Sequence[Taken]) -> list[int | None] | None:
+    """Return for each file the rank of its place, the same where they lie at the same; None of
+    those that do not say, and as a whole where the files say nothing that tells places apart.
+    """
+    x, y, z = next((_normal(file) for file in files if file.dicom.orientation), (0.0, 0.0, 1.0))
+    positions = [
+        sum(a * b for a, b in zip((x, y, z), file.dicom.position, strict=True))
+        if file.dicom.position
+        else None
+        for file in files
+    ]
+    locations = [file.dicom.location for file in files]
+    places = positions if _distinct(positions) >= _distinct(locations) else locations
+    if _distinct(places) < 2:
+        return None
+    ranks: dict[float, int] = {}
+    rank, start = -1, -inf
+    for place in sorted(place for place in places if place is not None):
+        if place - start > SAME_PLACE_MM:
+            rank, start = rank + 1, place
+        ranks[place] = rank
+    return [None if place is None else ranks[place] for place in places]
+
+
+def _distinct(places: Sequence[float | None]) -> int:
+    known = sorted(place for place in places if place is not None)
+    gaps = (after - before for before, after in pairwise(known))
+    return sum(gap > SAME_PLACE_MM for gap in gaps) + 1 if known else 0
+
+
+def _normal(file: Taken) -> tuple[float, float, float]:
+    """Return the unit vector across a slice; along the body's axis where the file does not say."""
+    if not file.dicom.orientation:
+        return 0.0, 0.0, 1.0
+    a, b, c, d, e, f = file.dicom.orientation
+    normal = b * f - c * e, c * d - a * f, a * e - b * d
+    length = sqrt(sum(part * part for part in normal)) or 1.0
+    return normal[0] / length, normal[1] / length, normal[2] / length
+
+
+def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    lengths = sqrt(sum(a * a for a in one)) * sqrt(sum(b * b for b in other))
+    return sum(a * b for a, b in zip(one, other, strict=True)) / (lengths or 1.0)
