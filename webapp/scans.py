@@ -117,7 +117,12 @@ def show(scan_id: str) -> str:
     scan = _own_scan(scan_id)
     _note_opened(scan)
     return render_template(
-        "scans/show.html", scan=scan, **_standing(scan), **_pictured(scan), **typed(scan.prediction)
+        "scans/show.html",
+        scan=scan,
+        **_standing(scan),
+        **_pictured(scan),
+        **_neighbors(scan),
+        **typed(scan.prediction),
     )
 
 
@@ -239,6 +244,25 @@ def _note_opened(scan: Scan) -> None:
                 update(Scan).where(Scan.id == scan.id).values(opened_at=database_now()),
                 execution_options={"synchronize_session": False},
             )
+
+
+def _neighbors(scan: Scan) -> dict[str, str | None]:
+    """Return the ids of the scans before and after this one in its owner's list, newest first, as
+    `previous_id` and `next_id`; None at the ends.
+    """
+    own = select(Scan.id).where(Scan.user_id == scan.user_id).limit(1)
+    newer = (Scan.created_at > scan.created_at) | (
+        (Scan.created_at == scan.created_at) & (Scan.id < scan.id)
+    )
+    older = (Scan.created_at < scan.created_at) | (
+        (Scan.created_at == scan.created_at) & (Scan.id > scan.id)
+    )
+    return {
+        "previous_id": db.session.scalar(
+            own.where(newer).order_by(Scan.created_at, Scan.id.desc())
+        ),
+        "next_id": db.session.scalar(own.where(older).order_by(Scan.created_at.desc(), Scan.id)),
+    }
 
 
 def _standing(scan: Scan) -> dict[str, object]:

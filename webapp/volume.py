@@ -38,7 +38,12 @@ class Window(NamedTuple):
     width: float
 
 
-WINDOWS = {"brain": Window(40, 80), "subdural": Window(80, 200), "bone": Window(600, 2800)}
+WINDOWS = {
+    "brain": Window(40, 80),
+    "subdural": Window(80, 200),
+    "bone": Window(600, 2800),
+    "stroke": Window(40, 40),
+}
 AS_SUBMITTED = Window(0.5, 1)
 
 

@@ -144,8 +144,11 @@ def test_sign_up_submit_and_read_the_verdict(
     assert page.evaluate("window.neverReloaded") is True
 
     slider = page.locator("input[type=range][data-opacity-of]")
-    expect(slider).to_be_visible(timeout=VERDICT_MS)
     heat = page.locator(f"#{slider.get_attribute('data-opacity-of')}")
+    expect(page.get_by_label("Heat map", exact=True)).to_be_enabled(timeout=VERDICT_MS)
+    expect(heat).to_be_hidden()
+    page.keyboard.press("h")
+    expect(slider).to_be_visible()
     expect(heat).to_be_visible()
     expect_drawn(heat)
     slider.fill("20")
@@ -178,7 +181,8 @@ def test_a_series_is_submitted_and_its_slices_are_scrolled(
     expect_verdict(page)
     first = page.locator("#viewer .first-slices a")
     expect(first).to_have_count(5)
-    expect(page.locator("#opacity")).to_be_visible(timeout=VERDICT_MS)  # The heat maps are drawn.
+    expect(page.get_by_label("Heat map", exact=True)).to_be_enabled(timeout=VERDICT_MS)
+    page.keyboard.press("h")
     heat = page.locator("#viewer [data-part=heat]")
     expect(heat).to_be_visible()
     expect_drawn(heat)

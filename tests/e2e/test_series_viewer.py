@@ -93,12 +93,12 @@ def expect_slice(
     service: Service, page: Page, index: int, level: float = 40, width: float = 80
 ) -> None:
     """Wait until that slice is shown through that window, as its gray tells, and all controls say
-    so.
+    so. Heat is on; the first slice and the last have a heat map.
     """
     expect(part(page, "place")).to_have_text(re.compile(rf"^{index + 1} of {SLICES}, "))
     expect(part(page, "slider")).to_have_value(str(index + 1))
-    expect(part(page, "here")).to_have_attribute("x", str(index))
     expect(part(page, "heat")).to_be_visible(visible=index in (0, SLICES - 1))
+    expect(part(page, "no-heat")).to_be_visible(visible=index not in (0, SLICES - 1))
     gray = min(max((index * STEP_HU - level + width / 2) / width, 0), 1) * 255
 
     def is_shown() -> bool:
@@ -120,21 +120,23 @@ def test_a_series_is_scrolled_and_windowed(
     canvas = page.locator("#viewer canvas")
     if flags is WEBGL:
         expect(canvas).to_be_visible(timeout=DRAWN_MS)
+    expect(part(page, "heat")).to_be_hidden()
+    page.keyboard.press("h")
     expect_slice(service, page, SLICES - 1)
 
     part(page, "slider").fill("3")
     expect_slice(service, page, 2)
-    part(page, "stage").focus()
-    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")  # The focus is on the slider, which would go the other way.
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowUp")
     expect_slice(service, page, 3)
+    part(page, "stage").focus()
     page.keyboard.press("Home")
     expect_slice(service, page, 0)
     part(page, "stage").hover()
     page.mouse.wheel(0, 100)
     expect_slice(service, page, 1)
-    strip = part(page, "strip").bounding_box()
+    strip = part(page, "slider").bounding_box()
     assert strip is not None
     page.mouse.click(strip["x"] + strip["width"] * 5.5 / SLICES, strip["y"] + strip["height"] / 2)
     expect_slice(service, page, 5)
@@ -173,13 +175,77 @@ def test_heat_maps_come_to_the_slice_that_is_being_looked_at(
     part(page, "slider").fill("1")
     part(page, "stage").evaluate("stage => { stage.neverReplaced = true; }")
     expect(page.get_by_text("The heat maps are being generated…")).to_be_visible()
-    expect(part(page, "heat")).to_be_hidden()
+    expect(part(page, "heat-on")).to_be_disabled()
     set_heatmap(service, address, status=JobStatus.DONE, slices=[0, SLICES - 1])
+    expect(part(page, "heat-on")).to_be_enabled()
+    expect(part(page, "heat")).to_be_hidden()
+    part(page, "heat-on").check()
     expect(part(page, "heat")).to_be_visible()
     expect_slice(service, page, 0)
     assert part(page, "stage").evaluate("stage => stage.neverReplaced") is True
     page.locator("#opacity").fill("20")
     expect(part(page, "heat")).to_have_css("opacity", "0.2")
+
+
+def test_keys_reach_everything_without_a_click(
+    service: Service, visit: Callable[..., Page]
+) -> None:
+    older, newer = a_series(service), a_series(service)
+    page = visit(*NO_WEBGL)
+    page.goto(newer)
+    expect(part(page, "window")).to_have_text("Level 40, width 80 HU")  # The scripts run.
+    heat = part(page, "heat")
+    expect(heat).to_be_hidden()
+    page.keyboard.press("h")
+    expect(heat).to_be_visible()
+    page.keyboard.press("h")
+    expect(heat).to_be_hidden()
+
+    page.keyboard.press("ArrowUp")
+    expect(part(page, "place")).to_have_text(re.compile(f"^{SLICES - 1} of "))
+    for key, window in (("2", "80, width 200"), ("3", "600, width 2800"), ("4", "40, width 40")):
+        page.keyboard.press(key)
+        expect(part(page, "window")).to_have_text(f"Level {window} HU")
+    page.keyboard.press("1")
+    expect(part(page, "window")).to_have_text("Level 40, width 80 HU")
+
+    keys = page.get_by_role("dialog", name="Keys")
+    expect(keys).to_be_hidden()
+    page.keyboard.press("?")
+    expect(keys).to_be_visible()
+    page.keyboard.press("ArrowUp")  # Belongs to the dialog.
+    page.keyboard.press("Escape")
+    expect(keys).to_be_hidden()
+    expect(part(page, "place")).to_have_text(re.compile(f"^{SLICES - 1} of "))
+
+    page.keyboard.press("f")
+    expect(page.locator("#result:fullscreen")).to_have_count(1)
+    expect(page.locator("#result h1")).to_be_in_viewport()
+    page.keyboard.press("f")
+    expect(page.locator("#result:fullscreen")).to_have_count(0)
+
+    page.keyboard.press("j")
+    expect(page).to_have_url(re.compile(f"{older}$"))
+    expect(part(page, "window")).to_have_text("Level 40, width 80 HU")
+    page.keyboard.press("k")
+    expect(page).to_have_url(re.compile(f"{newer}$"))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+def test_the_picture_comes_first_and_the_verdict_stays(
+    service: Service, visit: Callable[..., Page], width: int, height: int
+) -> None:
+    page = visit(*NO_WEBGL, viewport={"width": width, "height": height})
+    page.goto(a_series(service))
+    expect(part(page, "window")).not_to_be_empty()  # The scripts run.
+    picture = part(page, "stage").bounding_box()
+    assert picture is not None
+    assert picture["width"] >= 380 and picture["y"] + picture["height"] < height
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+    verdict = page.locator("#result h1")
+    expect(verdict).to_be_in_viewport()
+    expect(verdict).to_have_text("Brain Hemorrhage Detected.")
 
 
 def test_without_scripts_the_slices_to_look_at_first_are_pictures_and_links(
@@ -189,6 +255,9 @@ def test_without_scripts_the_slices_to_look_at_first_are_pictures_and_links(
     page.goto(a_series(service))
     expect(part(page, "image")).to_be_visible()
     expect(part(page, "slider")).to_be_hidden()
+    expect(part(page, "heat")).to_be_hidden()
+    part(page, "heat-on").check()
+    expect(part(page, "heat")).to_be_visible()
     first = page.locator("#viewer .first-slices a")
     expect(first).to_have_count(5)
     address = first.nth(2).get_attribute("href") or ""

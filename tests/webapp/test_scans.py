@@ -120,6 +120,11 @@ def seen(page: str) -> str:
     return found[1]
 
 
+def page_of(browser: FlaskClient, scan_id: str) -> str:
+    """Return the page of a scan."""
+    return browser.get(f"/scans/{scan_id}").text
+
+
 @pytest.fixture
 def ann(logged_in: Callable[..., FlaskClient]) -> FlaskClient:
     """Ann's browser."""
@@ -358,7 +363,7 @@ def test_a_verdict_is_told_with_all_that_belongs_to_it(app: Flask, ann: FlaskCli
         "Research use only, never a diagnosis.",
     ):
         assert text in page
-    assert "Inconclusive" not in page and 'class="card verdict suspected"' in page
+    assert "Inconclusive" not in page and 'class="verdict suspected"' in page
     assert "http-equiv" not in page
     assert "/admin/" not in page
 
@@ -368,7 +373,57 @@ def test_no_hemorrhage_is_said(app: Flask, ann: FlaskClient) -> None:
     add_verdict(app, scan_id, positive=False, probability=0.02)
     page = ann.get(f"/scans/{scan_id}").text
     assert "<h1>No Brain Hemorrhage Detected.</h1>" in page
-    assert 'class="card verdict not-found"' in page and "Inconclusive" not in page
+    assert 'class="verdict not-found"' in page and "Inconclusive" not in page
+
+
+def test_heat_is_off_until_somebody_asks_for_it(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app)
+    add_verdict(app, scan_id)
+    toggle = re.search(r'<input type="checkbox" data-part="heat-on"[^>]*>', page_of(ann, scan_id))
+    assert toggle and "checked" not in toggle[0] and "disabled" not in toggle[0]
+    with app.app_context():
+        db.session.query(Heatmap).update({"status": JobStatus.RUNNING, "image_key": None})
+        db.session.commit()
+    toggle = re.search(r'<input type="checkbox" data-part="heat-on"[^>]*>', page_of(ann, scan_id))
+    assert toggle and "disabled" in toggle[0]
+
+
+def test_the_picture_comes_before_everything_but_the_verdict(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_scan(app, notes=["One file was left out."])
+    add_verdict(app, scan_id, warnings=["The picture has colors."], types=TYPES)
+    page = page_of(ann, scan_id)
+    places = [
+        page.index(text)
+        for text in (
+            "<h1>Brain Hemorrhage Detected.</h1>",
+            f'src="/scans/{scan_id}/image.png"',
+            "The picture has colors.",
+            "Notes on the images (1)",
+            "One file was left out.",
+            "Likely type of hemorrhage",
+            "About this scan",
+            "Delete this scan",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_links_lead_to_the_next_and_the_previous_scan_of_the_list(
+    app: Flask, ann: FlaskClient
+) -> None:
+    make_user(app, "eve")
+    now = utc_now()
+    same = [add_scan(app, created_at=now - timedelta(minutes=1)) for _ in range(2)]
+    newest, oldest = add_scan(app, created_at=now), add_scan(app, created_at=now.replace(2025))
+    add_scan(app, "eve", created_at=now - timedelta(seconds=30))
+    listed = [newest, *sorted(same), oldest]
+    shown = re.findall(r'href="/scans/([0-9a-f]{32})"', ann.get("/scans").text)
+    assert list(dict.fromkeys(shown)) == listed
+    for place, scan_id in enumerate(listed):
+        page = page_of(ann, scan_id)
+        before = re.findall(r'rel="prev" href="/scans/([0-9a-f]{32})"', page)
+        after = re.findall(r'rel="next" href="/scans/([0-9a-f]{32})"', page)
+        assert (before, after) == (listed[max(place - 1, 0) : place], listed[place + 1 : place + 2])
 
 
 @pytest.mark.parametrize("positive", [True, False])
@@ -379,7 +434,7 @@ def test_an_inconclusive_scan_has_no_headline_of_either_side(
     add_verdict(app, scan_id, positive=positive, uncertain=True, probability=0.35)
     page, worklist = ann.get(f"/scans/{scan_id}").text, ann.get("/scans").text
     assert "<h1>Inconclusive. Please have this scan read.</h1>" in page
-    assert "<title>Inconclusive" in page and 'class="card verdict inconclusive"' in page
+    assert "<title>Inconclusive" in page and 'class="verdict inconclusive"' in page
     assert "Brain Hemorrhage Detected." in page, "the sentence of the paper stays"
     assert "Brain Hemorrhage Detected." not in worklist and "badge inconclusive" in worklist
 

@@ -30,7 +30,7 @@ def ann(logged_in: Callable[..., FlaskClient]) -> FlaskClient:
     return logged_in("ann")
 
 
-def test_the_five_slices_to_look_at_first_are_pictures_with_links(
+def test_the_five_slices_to_look_at_first_are_links_and_marks_on_the_slider(
     app: Flask, ann: FlaskClient, hu: NDArray[np.int16]
 ) -> None:
     scan_id = add_series(app, hu)
@@ -39,8 +39,8 @@ def test_the_five_slices_to_look_at_first_are_pictures_with_links(
     for index in (23, 22, 21, 20, 19):
         address = f"/scans/{scan_id}/slices/{index}.png?window=brain"
         assert f'<a href="{address}" data-slice="{index}">' in page
-        assert f'<img src="{address}" width="8" height="10" alt="" loading="lazy">' in page
-        assert f"Slice {index + 1} " in page
+        assert f"Slice </span><strong>{index + 1}</strong>" in page
+        assert f'<rect class="mark" x="{index + 0.1}"' in page
         assert ann.get(address).status_code == 200
 
 
@@ -84,7 +84,13 @@ def test_only_a_series_in_hu_has_windows_and_sides(
 ) -> None:
     in_hu = ann.get(f"/scans/{add_series(app, hu)}").text
     of_pictures = ann.get(f"/scans/{add_series(app, hu, unit='display')}").text
-    for told in ("Brain</button>", "Subdural</button>", "Bone</button>", ">R</span>"):
+    for told in (
+        "Brain</button>",
+        "Subdural</button>",
+        "Bone</button>",
+        "Stroke</button>",
+        ">R</span>",
+    ):
         assert told in in_hu and told not in of_pictures
     assert "As submitted</button>" in of_pictures and "As submitted" not in in_hu
     assert "window=brain" not in of_pictures
@@ -99,7 +105,7 @@ def test_a_verdict_without_suspicious_slices_begins_in_the_middle(
         db.session.commit()
     page = ann.get(f"/scans/{scan_id}").text
     assert 'alt="Slice 12 of 24"' in page
-    assert "first</h2>" not in page
+    assert "Look at" not in page and 'class="mark"' not in page
 
 
 def test_heat_maps_that_are_drawn_later_come_by_themselves(
@@ -141,12 +147,13 @@ def test_a_series_whose_slices_cannot_be_read_shows_the_slice_that_stands_for_it
     monkeypatch.setattr(Storage, "get", away)
     answer = ann.get(f"/scans/{scan_id}")
     assert answer.status_code == 200
-    assert 'id="viewer"' not in answer.text and f"/scans/{scan_id}/image.png" in answer.text
+    assert 'id="slice"' not in answer.text and f"/scans/{scan_id}/image.png" in answer.text
     assert f"scan={scan_id} its slices cannot be shown" in caplog.text
 
 
-def test_a_single_slice_has_no_viewer(app: Flask, ann: FlaskClient) -> None:
+def test_a_single_slice_has_nothing_to_scroll_or_window(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app)
     add_verdict(app, scan_id)
     page = ann.get(f"/scans/{scan_id}").text
-    assert 'id="viewer"' not in page and 'alt="The submitted slice"' in page
+    assert 'alt="The submitted slice"' in page and 'data-part="heat-on"' in page
+    assert 'id="slice"' not in page and "data-level" not in page

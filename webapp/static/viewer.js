@@ -1,22 +1,47 @@
-/* The viewer of a series: what a person does with wheel, keys, pointer and buttons. What they see is drawn by viewer_drawing.js.
-   Without these files the page shows one slice and links to those to look at first. */
+/* The viewer of a scan: what a person does with keys, wheel, pointer and buttons. What they see is drawn by viewer_drawing.js.
+   Without these files the page shows one slice, its heat map on demand, and links to the slices to look at first. */
 import { Drawing } from "./viewer_drawing.js";
 
 const WHEEL_STEP = 40; // Pixels of scrolling for a slice: a wheel's notch has 100, a touchpad tells many small ones.
 const DRAG_STEP = 1 / 200; // Of the window's width, for a pixel.
-const viewers = new WeakMap(); // The drawing of each viewer that has been opened.
+const ARROWS = { ArrowUp: -1, ArrowLeft: -1, ArrowDown: 1, ArrowRight: 1 };
+const viewers = new WeakMap(); // Each viewer that has been opened, as `open` returns it.
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const rounded = (value) => Number(value.toPrecision(3));
 
-/* Let a person scroll and window the series in `viewer`; return its drawing. */
+/* Let a person use `viewer`; return what keys do with it: drawHeatMap() after new ones were drawn, toggleHeat(), and for a series
+   scroll(steps) and chooseWindow(number), counted from 1. */
 function open(viewer) {
   const part = (name) => viewer.querySelector(`[data-part=${name}]`);
-  const [stage, slider, strip] = ["stage", "slider", "strip"].map(part);
-  const slices = Number(slider.max);
-  const preset = viewer.querySelector("[data-level]");
-  const shown = { index: slider.valueAsNumber - 1, level: Number(preset.dataset.level), width: Number(preset.dataset.width) };
   const drawing = new Drawing(viewer);
+  const heatOn = part("heat-on");
+
+  part("full-screen").hidden = !document.fullscreenEnabled;
+  viewer.addEventListener("click", (event) => {
+    if (event.target.closest("[data-part=full-screen]")) {
+      toggleFullScreen();
+    } else if (event.target.closest("[data-part=show-keys]")) {
+      showKeys();
+    }
+  });
+  heatOn?.addEventListener("change", () => drawing.drawHeatMap());
+  // After the mouse has set the opacity, arrow keys belong to the slices again.
+  part("frame").addEventListener("pointerup", (event) => event.target.matches("#opacity") && event.target.blur());
+
+  return {
+    drawHeatMap: () => drawing.drawHeatMap(),
+    toggleHeat: () => heatOn?.click(),
+    ...(part("slider") ? openSeries(viewer, part, drawing) : { scroll: null, chooseWindow: null }),
+  };
+}
+
+/* Let a person scroll and window the series in `viewer`; return what keys do with it. */
+function openSeries(viewer, part, drawing) {
+  const [stage, slider] = ["stage", "slider"].map(part);
+  const slices = Number(slider.max);
+  const presets = [...viewer.querySelectorAll("[data-level]")];
+  const shown = { index: slider.valueAsNumber - 1, level: Number(presets[0].dataset.level), width: Number(presets[0].dataset.width) };
 
   function go(index) {
     const reached = clamp(index, 0, slices - 1);
@@ -31,13 +56,11 @@ function open(viewer) {
     drawing.draw(shown);
   }
 
+  const scroll = (steps) => go(shown.index + steps);
   slider.addEventListener("input", () => go(slider.valueAsNumber - 1));
-  scrollByWheel(stage, (steps) => go(shown.index + steps));
-  scrollByKeys(stage, slices, (steps) => go(shown.index + steps));
+  scrollByWheel(part("frame"), scroll);
+  jumpByKeys([stage, slider], slices, scroll);
   windowByDragging(stage, shown, setWindow);
-  if (strip) {
-    pickOnStrip(strip, slices, go);
-  }
   viewer.addEventListener("click", (event) => {
     const button = event.target.closest("[data-level]");
     const link = event.target.closest("[data-slice]");
@@ -51,12 +74,12 @@ function open(viewer) {
 
   drawing.draw(shown);
   drawing.moveToGpu(shown);
-  return drawing;
+  return { scroll, chooseWindow: (number) => presets[number - 1]?.click() };
 }
 
-function scrollByWheel(stage, scroll) {
+function scrollByWheel(frame, scroll) {
   let turned = 0;
-  stage.addEventListener("wheel", (event) => {
+  frame.addEventListener("wheel", (event) => {
     if (event.ctrlKey) {
       return; // The browser zooms the page.
     }
@@ -68,14 +91,17 @@ function scrollByWheel(stage, scroll) {
   }, { passive: false });
 }
 
-function scrollByKeys(stage, slices, scroll) {
-  stage.addEventListener("keydown", (event) => {
-    const steps = { ArrowUp: -1, ArrowLeft: -1, ArrowDown: 1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -slices, End: slices }[event.key];
-    if (steps && !event.altKey && !event.ctrlKey && !event.metaKey) {
-      event.preventDefault();
-      scroll(steps);
-    }
-  });
+/* Arrows scroll slices wherever the focus is (`useKey`); these keys scroll the page elsewhere. */
+function jumpByKeys(focused, slices, scroll) {
+  for (const element of focused) {
+    element.addEventListener("keydown", (event) => {
+      const steps = { PageUp: -10, PageDown: 10, Home: -slices, End: slices }[event.key];
+      if (steps && !event.altKey && !event.ctrlKey && !event.metaKey) {
+        event.preventDefault();
+        scroll(steps);
+      }
+    });
+  }
 }
 
 function windowByDragging(stage, shown, setWindow) {
@@ -99,20 +125,45 @@ function windowByDragging(stage, shown, setWindow) {
   stage.addEventListener("contextmenu", (event) => event.preventDefault());
 }
 
-function pickOnStrip(strip, slices, go) {
-  function goToPointer(event) {
-    const box = strip.getBoundingClientRect();
-    go(Math.floor((event.clientX - box.left) / box.width * slices));
-  }
-  strip.addEventListener("pointerdown", (event) => {
-    strip.setPointerCapture(event.pointerId);
-    goToPointer(event);
-  });
-  strip.addEventListener("pointermove", (event) => {
-    if (event.buttons) {
-      goToPointer(event);
+// The verdict goes with the picture. A browser may refuse, as some do on phones: then nothing changes.
+function toggleFullScreen() {
+  const change = document.fullscreenElement ? document.exitFullscreen() : document.getElementById("result").requestFullscreen();
+  change.catch(() => {});
+}
+
+function showKeys() {
+  document.getElementById("keys").showModal();
+}
+
+/* Do what a key means on the page of a scan; return whether it means anything. The scan may still be without a picture. */
+function useKey(event) {
+  const viewer = viewers.get(document.getElementById("viewer"));
+  const steps = ARROWS[event.key];
+  if (steps) {
+    if (!viewer?.scroll || event.shiftKey || event.target.matches("#opacity")) {
+      return false;
     }
-  });
+    viewer.scroll(steps);
+    return true;
+  }
+  if (event.repeat) {
+    return false;
+  }
+  const act = {
+    f: toggleFullScreen,
+    h: viewer?.toggleHeat,
+    j: () => document.querySelector("a[rel=next]")?.click(),
+    k: () => document.querySelector("a[rel=prev]")?.click(),
+    "?": showKeys,
+  }[event.key.toLowerCase()];
+  if (act) {
+    act();
+  } else if (viewer?.chooseWindow && /^[1-9]$/.test(event.key)) {
+    viewer.chooseWindow(Number(event.key));
+  } else {
+    return false;
+  }
+  return true;
 }
 
 function start() {
@@ -127,5 +178,14 @@ function start() {
   }
 }
 
+document.addEventListener("keydown", (event) => {
+  const isTyping = event.target.matches("input:not([type=range], [type=checkbox]), select, textarea");
+  if (isTyping || event.altKey || event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) {
+    return;
+  }
+  if (useKey(event)) {
+    event.preventDefault();
+  }
+});
 start();
 document.addEventListener("htmx:afterSettle", start);

@@ -1,28 +1,32 @@
-/* Draws a series: the slice, its heat map, and what the controls say. Pictures show slices at once; where there is WebGL 2, NiiVue
-   takes over when it has loaded the whole series. What a person does is heard in viewer.js, alike with and without WebGL. */
+/* Draws a scan: the slice, its heat map, and what the controls say. Pictures show the slices of a series at once; where there is
+   WebGL 2, NiiVue takes over when it has loaded all of them. What a person does is heard in viewer.js, alike with and without WebGL. */
 
 const PREFETCHED = 2; // Pictures on each side that are fetched before they are asked for.
 const MOST_VOXELS = 2 ** 27; // 512 slices of 512 x 512, 256 MB: more is not asked of a browser.
 
 export class Drawing {
-  /* `viewer` is the element of scans/_viewer.html. What is shown is { index, level, width }: a slice, counted from 0, and a window. */
+  /* `viewer` is the element of scans/_viewer.html. What is shown is { index, level, width }: a slice, counted from 0, and a window.
+     A single slice has its heat map drawn and nothing else: its picture does not change. */
   constructor(viewer) {
     const part = (name) => viewer.querySelector(`[data-part=${name}]`);
     this.viewer = viewer;
     this.stage = part("stage");
     this.image = part("image");
-    this.heat = part("heat");
+    this.heat = part("heat"); // None where the scan has no heat map and will have none.
+    this.heatOn = part("heat-on");
+    this.noHeat = part("no-heat");
     this.slider = part("slider");
     this.place = part("place");
-    this.here = part("here");
     this.windowText = part("window");
     this.presets = [...viewer.querySelectorAll("[data-level]")];
-    this.slices = Number(this.slider.max);
-    this.probabilities = JSON.parse(viewer.dataset.probabilities);
-    this.shown = null;
+    this.isSeries = this.slider !== null;
+    this.slices = this.isSeries ? Number(this.slider.max) : 1;
+    this.probabilities = this.isSeries ? JSON.parse(viewer.dataset.probabilities) : [];
+    this.shown = { index: 0 };
     this.drawOnGpu = null; // A function of what is shown, once NiiVue has the series.
     this.isFetching = false;
     this.isStale = false; // Something else was asked for while a picture was being fetched.
+    this.slider?.style.setProperty("--slice", `${100 / this.slices}%`); // The thumb is as wide as a slice's bar.
   }
 
   draw(shown) {
@@ -63,11 +67,18 @@ export class Drawing {
     return `${this.viewer.dataset.scan}/slices/${index}.png?level=${this.shown.level}&width=${this.shown.width}`;
   }
 
+  /* Draw the heat map of the slice that is shown, if it has one by now; whether it is seen is the checkbox's (hemoscan.css). */
   drawHeatMap() {
+    if (!this.heat) {
+      return;
+    }
     const drawn = JSON.parse(document.getElementById("heat-maps").dataset.slices);
-    this.heat.hidden = !drawn.includes(this.shown.index);
+    const { index } = this.shown;
+    this.heatOn.disabled = drawn.length === 0;
+    this.heat.hidden = !drawn.includes(index);
+    this.noHeat.hidden = !this.heat.hidden || !this.heatOn.checked;
     if (!this.heat.hidden) {
-      this.heat.src = `${this.viewer.dataset.scan}/slices/${this.shown.index}/heatmap.png`;
+      this.heat.src = `${this.viewer.dataset.scan}${this.isSeries ? `/slices/${index}` : ""}/heatmap.png`;
     }
   }
 
@@ -78,7 +89,6 @@ export class Drawing {
     this.place.textContent = `${index + 1} of ${this.slices}${probability}`;
     this.slider.setAttribute("aria-valuetext", this.place.textContent);
     this.image.alt = `Slice ${index + 1} of ${this.slices}`;
-    this.here?.setAttribute("x", index);
     this.windowText.textContent = this.presets.length > 1 ? `Level ${level}, width ${width} HU` : "";
     for (const preset of this.presets) {
       preset.setAttribute("aria-pressed", Number(preset.dataset.level) === level && Number(preset.dataset.width) === width);
