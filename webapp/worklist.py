@@ -249,7 +249,7 @@ def _address(chosen: dict[str, Any], order: str) -> dict[str, str]:
     return address if order == Order.NEWEST else {**address, "order": order}
 
 
-def _asked() -> dict[str, str]:
+def _asked() -> dict[str, Any]:
     """Return the valid filters, the order and the page of the request as such parameters."""
     address = _address(
         WorklistFilterForm(request.args).chosen, known_order(request.args.get("order", ""))

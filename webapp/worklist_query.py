@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, false, func, select
+from sqlalchemy import ColumnElement, Select, case, false, func, select, true
 
 from ml.verdict import STATES
 from webapp.extensions import db
@@ -101,7 +101,7 @@ def conditions(user_id: str, chosen: Mapping[str, Any]) -> list[ColumnElement[bo
     """Return what is true of the scans of that person which the filters let through; `chosen` has
     the valid values of `WorklistFilterForm`. Days are days in UTC, the last one included.
     """
-    found = [Scan.user_id == user_id]
+    found: list[ColumnElement[bool]] = [Scan.user_id == user_id]
     if text := chosen.get("title"):
         found.append(Scan.title.icontains(text, autoescape=True))
     if status := chosen.get("status"):
@@ -109,7 +109,7 @@ def conditions(user_id: str, chosen: Mapping[str, Any]) -> list[ColumnElement[bo
     if state := chosen.get("verdict"):
         found.append(Scan.verdict_state == state)
     if priority := chosen.get("priority"):
-        found.append(Scan.stat if priority == "stat" else Scan.stat == false())
+        found.append(Scan.stat == (true() if priority == "stat" else false()))
     if since := chosen.get("since"):
         found.append(Scan.created_at >= datetime.combine(since, time.min, UTC))
     if until := chosen.get("until"):
@@ -119,7 +119,7 @@ def conditions(user_id: str, chosen: Mapping[str, Any]) -> list[ColumnElement[bo
 
 def ids_of_page(
     which: Sequence[ColumnElement[bool]], order: str, limit: int, offset: int
-) -> Select[tuple[str]]:
+) -> Select[str]:
     """Return the statement for the ids of the scans on a page, in order."""
     return select(Scan.id).where(*which).order_by(*order_columns(order)).limit(limit).offset(offset)
 
