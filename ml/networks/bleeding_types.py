@@ -10,6 +10,7 @@ by that of hemorrhage. For the alternatives, see docs/adr/0009.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,7 +110,11 @@ def of_scan(types: np.ndarray, probability: float) -> np.ndarray:
 
 
 def fit_types(
-    descriptions: np.ndarray, types: np.ndarray, groups: np.ndarray, learn: np.ndarray
+    descriptions: np.ndarray,
+    types: np.ndarray,
+    groups: np.ndarray,
+    learn: np.ndarray,
+    names: Collection[str] = BLEEDING_TYPES,
 ) -> TypesHead:
     """Fit the head to the positive slices at `learn` whose types are known.
 
@@ -120,12 +125,14 @@ def fit_types(
         types: (n, 5) 0, 1 or `ml.datasets.examples.UNKNOWN`.
         groups: (n,).
         learn: positions.
+        names: the types to fit, of `BLEEDING_TYPES`.
     """
     at = learn[(types[learn] == 1).any(axis=1)]
     fitted = [
         number
         for number in range(len(BLEEDING_TYPES))
-        if min(len(np.unique(groups[at[types[at, number] == shown]])) for shown in (0, 1))
+        if BLEEDING_TYPES[number] in names
+        and min(len(np.unique(groups[at[types[at, number] == shown]])) for shown in (0, 1))
         >= LEAST_GROUPS
     ]
     given = descriptions[at].astype(np.float64)

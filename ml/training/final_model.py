@@ -17,6 +17,7 @@ from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
 from ml.training.export_check import check_export
 from ml.training.plan import Plan
+from ml.training.type_figures import distinguished_types
 
 PROBE_IMAGES = 16
 
@@ -73,7 +74,7 @@ def fit_final(
     of_slices, of_scans = experiment.operating_points(fitted.held_out)
     on_export()
     files = fitted.export(of_slices.platt, of_scans.platt)
-    types = _types_head(experiment, fitted)
+    types = _types_head(experiment, fitted, out_of_fold)
     if types is not None and types.names:
         files[TYPES] = types.to_onnx()
     n = len(experiment.images)
@@ -95,11 +96,16 @@ def fit_final(
     )
 
 
-def _types_head(experiment: Experiment, fitted: Fitted) -> TypesHead | None:
+def _types_head(experiment: Experiment, fitted: Fitted, out_of_fold: OutOfFold) -> TypesHead | None:
+    """Return the head of the types that were told apart on held-out data; others are not shown."""
     if experiment.types is None:
         return None
     return fit_types(
-        fitted.descriptions, experiment.types.slices, experiment.groups, experiment.labeled
+        fitted.descriptions,
+        experiment.types.slices,
+        experiment.groups,
+        experiment.labeled,
+        distinguished_types(experiment, out_of_fold),
     )
 
 

@@ -26,6 +26,7 @@ from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
 
 FEW_PATIENTS = 10
+CHANCE = 0.5
 COLUMNS = (
     *("level", "dataset", "filename", "patient", "slice", "group", "repeat", "fold"),
     *(column for name in BLEEDING_TYPES for column in (name, f"{name}_probability")),
@@ -54,6 +55,20 @@ def figures_of_types(
         )
         for number, name in enumerate(BLEEDING_TYPES)
     }
+
+
+def distinguished_types(experiment: Experiment, out_of_fold: OutOfFold) -> tuple[str, ...]:
+    """Return the types that held-out answers distinguish among patients who bleed: the lower end
+    of the AUROC's interval is above .5.
+    """
+    figures = figures_of_types(experiment, out_of_fold, BLEEDING_TYPES)
+    return tuple(
+        name
+        for name, found in figures.items()
+        if found.patient is not None
+        and found.patient.auroc_among_bleeding is not None
+        and (found.patient.auroc_among_bleeding.low or 0.0) > CHANCE
+    )
 
 
 def write_types(
