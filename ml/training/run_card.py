@@ -172,27 +172,32 @@ def _metrics_by_dataset(answers: Answers, seed: int) -> dict[str, Metrics]:
 
 
 def _protocol(experiment: Experiment, folds: int, repeats: int) -> str:
-    target = f"sensitivity {float(experiment.settings.get('target_sensitivity', 0.95)):g}"
-    if experiment.settings.get("threshold") == "one half":
-        target = "probability one half"
+    settings = experiment.settings
+    threshold = {
+        "sensitivity": f"sensitivity {float(settings.get('target_sensitivity', 0.95)):g}",
+        "specific": "specificity 0.95",
+        "one half": "probability one half",
+    }.get(str(settings.get("threshold")), "sensitivity and specificity balanced")
     repeated = (
         f", repeated {repeats} times with other folds (figures are means over the repeats)"
         if repeats > 1
         else ""
     )
-    split = (
+    split, calibrated = (
         f"Stratified {folds}-fold cross-validation by group (patients and"
-        f" near-duplicates){repeated}"
+        f" near-duplicates){repeated}",
+        "inside each training part",
     )
-    if experiment.settings.get("folds_by") == "data set":
-        split = (
-            f"Across sources: each of {folds} data sets answered for by a model that learned from"
-            " the others only,"
+    if settings.get("folds_by") == "data set":
+        split, calibrated = (
+            f"Leave one data set out: each of {folds} is answered for by a model trained on the"
+            " others only,",
+            "inside each training part, calibrations and thresholds to the held-out answers for"
+            " the other data sets",
         )
     return (
         f"{split} on {len(experiment.testable)} of {len(experiment.labeled)} images, which the"
-        f" initial weights had not seen; everything that learns, calibrations and thresholds"
-        f" ({target})"
-        " fitted inside each training part; pooled out-of-fold answers by slice and by patient; 95"
-        " % intervals by bootstrap over groups."
+        f" initial weights had not seen; all that is fitted, with thresholds ({threshold}), is"
+        f" fitted {calibrated}; pooled held-out answers by slice and by patient; 95 % intervals by"
+        " bootstrap over groups."
     )
