@@ -121,7 +121,7 @@ def test_a_shipped_model_passed_its_check_and_names_no_file_or_machine(name: str
     folder = SHIPPED[name]
     card = read_card(folder)
     assert card.reads == ("series" if name == "starter-series" else "slice")
-    assert card.export_check.passed and card.metrics.auroc.value > 0.90
+    assert card.export_check.passed and card.metrics.auroc.value > 0.85
     seen = (folder / "seen.json").read_text()
     assert ".png" not in seen and ".jpg" not in seen
     assert (

@@ -13,8 +13,7 @@ from ml.artifacts.card import FEATURES
 from ml.artifacts.folder import read_card
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from ml.networks.contrasts import contrasts
-from ml.networks.convolutions import to_onnx
-from ml.networks.weights import load_weights
+from ml.networks.googlenet import GoogLeNet
 from ml.preprocessing.model_input import InputSpec, to_input
 from ml.scans.phantoms import phantom
 from ml.scans.slices import Slice
@@ -92,12 +91,8 @@ def test_a_model_that_ships_is_rebuilt_from_its_weights_as_it_is_served(folder: 
     card = read_card(folder)
     pixels = phantom(3, hemorrhage=True, size=256).astype(np.float32)
     pictures = to_input(Slice(pixels, "hu"), InputSpec.from_settings(card.settings))[0][np.newaxis]
-    rebuilt = to_onnx(
-        load_weights(folder, 0, "conv5"),
-        "conv5",
-        pictures.shape[1],
-        both_ways=card.architecture.startswith("alexnet_cells"),
-    )
+    encoder = GoogLeNet()
+    rebuilt = encoder.to_onnx(encoder.initial(folder, 0), pictures.shape[1])
     wanted, found = (
         onnxruntime.InferenceSession(each).run(["maps"], {"images": pictures})[0]
         for each in (folder / FEATURES, rebuilt)

@@ -143,8 +143,9 @@ def test_a_model_without_alexnets_convolutions_says_so(
         load_weights(tmp_path / "model", 0, "conv5")
 
 
-def test_the_starter_can_be_started_from() -> None:
-    assert layout_of(load_weights(STARTER_DIR, 0, "conv3", groups=1)) is OWT
+def test_a_starter_of_another_encoder_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="has no AlexNet convolutions to start from"):
+        load_weights(STARTER_DIR, 0, "conv3", groups=1)
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
