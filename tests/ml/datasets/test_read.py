@@ -339,7 +339,7 @@ def test_what_the_preamble_of_a_dicom_file_claims_to_be_is_not_believed(
 def test_a_folder_without_labels_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stuff").mkdir()
     (tmp_path / "readme.txt").write_text("nothing")
-    with pytest.raises(DatasetError, match="neither a table .* nor one folder a class"):
+    with pytest.raises(DatasetError, match="neither a table .* nor one folder per class"):
         read_dataset(tmp_path)
 
 

@@ -47,6 +47,8 @@ QUICK: Mapping[str, dict[str, object]] = {
     "autoencoder": {"epochs": 2, "kernel": "rbf", "augmentation": 2},
     "alexnet_cells": {"epochs": 2},
     "alexnet_cells_series": {"epochs": 2},
+    "googlenet_cells": {"epochs": 1},
+    "googlenet_cells_series": {"epochs": 1},
 }
 
 
@@ -80,9 +82,11 @@ def test_the_exported_graphs_answer_as_what_was_judged(
     task = task_of(name, tmp_path)
     assert largest_difference(found, [task.images[:1], task.images[:5]]) < 1e-4
     graph = onnxruntime.InferenceSession(found.export(Platt(1, 0), Platt(1, 0))["features.onnx"])
-    maps = graph.run(["maps"], {"images": task.images[:5]})[0]
+    # Some architectures do not ask for negative slices that they have learned from.
+    asked = np.flatnonzero(np.isfinite(found.decisions))[:5]
+    maps = graph.run(["maps"], {"images": task.images[asked]})[0]
     np.testing.assert_allclose(
-        found.descriptions[:5],
+        found.descriptions[asked],
         pooled(maps, "both"),
         rtol=1e-3,
         atol=1e-3 * float(np.abs(maps).max()),

@@ -154,8 +154,11 @@ def test_over_a_scan_neighboring_slices_decide_along_in_what_is_judged_and_in_wh
         fitted.scan_decisions, [aggregate(part) for part in np.split(expected, 8)], atol=1e-6
     )
     assert not np.allclose(fitted.decisions, alone.decisions, atol=1e-3)
-    first = [task.images[:1], task.images[:4]]
+    at = 4 * int(alone.held_out.scans[0])
+    first = [task.images[at : at + 1], task.images[at : at + 4]]
     assert largest_difference(fitted, first) < 1e-4
     one, whole = (fitted.reference(images, Platt(1.0, 0.0), Platt(1.0, 0.0)) for images in first)
-    np.testing.assert_allclose(np.log(one[1] / (1 - one[1])), alone.decisions[:1], atol=1e-3)
-    np.testing.assert_allclose(np.log(whole[1] / (1 - whole[1])), expected[:4], atol=1e-3)
+    np.testing.assert_allclose(
+        np.log(one[1] / (1 - one[1])), alone.decisions[at : at + 1], atol=1e-3
+    )
+    np.testing.assert_allclose(np.log(whole[1] / (1 - whole[1])), expected[at : at + 4], atol=1e-3)

@@ -110,7 +110,7 @@ def test_torchvisions_file_is_read(tmp_path: Path) -> None:
     assert same(load_weights(path, 0, "conv5"), weights)
     other = {"layer1.weight": np.zeros(3, np.float32)}
     with pytest.raises(
-        ArtifactError, match=r"other.pt has no features.0.weight; it is no AlexNet of torchvision"
+        ArtifactError, match=r"other.pt has no features.0.weight; it is not torchvision's AlexNet"
     ):
         load_weights(write_archive(tmp_path / "other.pt", opcodes(other), other), 0, "conv5")
 
@@ -152,7 +152,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     weights = random_weights(0)
     weights["conv2_b"][3] = np.nan
     with pytest.raises(
-        ArtifactError, match=r"broken.npz has values in conv2_b that are no numbers"
+        ArtifactError, match=r"broken.npz has values in conv2_b that are not finite"
     ):
         load_weights(save(tmp_path / "broken.npz", weights), 0, "conv5")
     assert set(load_weights(tmp_path / "broken.npz", 0, "conv1")) == set(weights), (

@@ -249,7 +249,7 @@ def test_cells_of_other_data_seed_or_weights_are_not_mixed(
     kept = json.loads((tmp_path / "cells.json").read_text())
     del kept["cells"][0]["epochs"]
     (tmp_path / "cells.json").write_text(json.dumps(kept))
-    with pytest.raises(SettingError, match=r"cells.json does not give 'cells.epochs'"):
+    with pytest.raises(SettingError, match=r"cells.json lacks 'cells.epochs'"):
         run_paper(phantoms, cells, tmp_path, init="random")
 
 
