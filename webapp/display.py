@@ -110,6 +110,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return NOT_AVAILABLE if share is None else f"{100 * share:.{digits}f} %"
 
 
+def percentage(share: float, digits: int = 1) -> str:
+    """Return 0.973 as "97.3", for a column whose heading has the sign."""
+    return f"{100 * share:.{digits}f}"
+
+
 def duration(seconds: float) -> str:
     """Return a duration in the largest unit of which there are about two."""
     if seconds < 90:
@@ -149,6 +154,7 @@ def init_display(app: Flask) -> None:
         number,
         signed,
         percent,
+        percentage,
         duration,
         excerpt,
         value_range,

@@ -251,11 +251,12 @@ def _neighbors(scan: Scan) -> dict[str, str | None]:
     `previous_id` and `next_id`; None at the ends.
     """
     own = select(Scan.id).where(Scan.user_id == scan.user_id).limit(1)
-    newer = (Scan.created_at > scan.created_at) | (
-        (Scan.created_at == scan.created_at) & (Scan.id < scan.id)
+    # The first condition is what an index can start from.
+    newer = (Scan.created_at >= scan.created_at) & (
+        (Scan.created_at > scan.created_at) | (Scan.id < scan.id)
     )
-    older = (Scan.created_at < scan.created_at) | (
-        (Scan.created_at == scan.created_at) & (Scan.id > scan.id)
+    older = (Scan.created_at <= scan.created_at) & (
+        (Scan.created_at < scan.created_at) | (Scan.id > scan.id)
     )
     return {
         "previous_id": db.session.scalar(

@@ -22,6 +22,9 @@ class Preset:
     is_chosen: bool
 
 
+MARK_MARGIN = 0.1  # of a slice
+
+
 @dataclass(frozen=True)
 class SliceView:
     """One slice: its index counts from 0, its number as people count, from 1.
@@ -32,6 +35,11 @@ class SliceView:
     index: int
     number: int
     probability: float | None
+
+    @property
+    def mark_x(self) -> float:
+        """Where the slice's mark begins on a strip as wide as the series has slices."""
+        return self.index + MARK_MARGIN
 
 
 @dataclass(frozen=True)

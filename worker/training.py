@@ -261,8 +261,8 @@ class Training:
         blocked_because = card.blocked_because or None
         if not check.passed:
             blocked_because = (
-                f"The exported model differs from the trained one by {check.largest_difference}; at"
-                f" most {check.limit} is allowed."
+                f"The exported model differs from the trained one by {check.largest_difference};"
+                f" the limit is {check.limit}."
             )
         if not leases.finish(TrainingRun, self._owner, [self.run.id], eta_s=None):
             raise LeaseLost

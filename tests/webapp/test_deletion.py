@@ -58,6 +58,9 @@ PERSONAL = (
     RecoveryCode,
 )
 
+RATES = {"sensitivity": {"value": 0.9}, "specificity": {"value": 0.8}}
+"""Of a card, as far as its page reads them."""
+
 
 def noise(side: int = 64) -> bytes:
     """Return a picture as a PNG file whose bytes are like no other's."""
@@ -148,7 +151,7 @@ def test_what_an_administrator_did_stays_by_nobody(any_database_app: Flask) -> N
             architecture="alexnet_svm",
             reads="slice",
             storage_prefix="models/none",
-            card={},
+            card={"threshold": 0.5, "metrics": RATES, "patient_metrics": RATES},
         )
         run = TrainingRun(
             architecture="alexnet",

@@ -73,7 +73,6 @@ def add_verdict(
         scan.status, scan.progress = JobStatus.DONE, 1.0
         scan.started_at = scan.created_at + timedelta(seconds=1)
         scan.finished_at = scan.created_at + timedelta(seconds=1.5)
-        scan.verdict_state, scan.risk = "suspected", 0.9731
         scan.image_key, scan.thumbnail_key = f"images/{scan_id}.png", f"thumbnails/{scan_id}.png"
         card = columns.pop("card", {})
         version = ModelVersion(
@@ -91,6 +90,7 @@ def add_verdict(
             "warnings": [],
         } | columns
         scan.prediction = Prediction(model_version=version, slices=[0.9731], seconds=0.12, **told)
+        scan.verdict_state, scan.risk = scan.prediction.state, told["probability"]
         for key in (scan.image_key, scan.thumbnail_key, f"heatmaps/{scan_id}.png"):
             storage.put(key, png())
         if drawing:

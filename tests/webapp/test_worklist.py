@@ -176,27 +176,21 @@ def test_the_order_is_an_index_so_that_a_page_does_not_read_and_sort_them_all(
     ids=["all", "of a state", "of a time"],
 )
 def test_filters_and_orders_read_an_index_and_no_row(
-    any_database_app: Flask, ann: FlaskClient, chosen: dict[str, Any]
+    app: Flask, ann: FlaskClient, chosen: dict[str, Any]
 ) -> None:
-    with any_database_app.app_context():
+    """On SQLite: with few rows PostgreSQL takes whichever index is the smallest."""
+    with app.app_context():
         ann_id = db.session.scalars(select(User.id)).one()
-        on_postgresql = db.engine.dialect.name == "postgresql"
-        if on_postgresql:
-            connection = db.session.connection()
-            # Seven rows are read as quickly from the table.
-            for way in ("seqscan", "bitmapscan", "indexscan"):
-                connection.exec_driver_sql(f"SET enable_{way} = off")
         for order in (f"{sign}{name}" for name in COLUMNS for sign in ("", "-")):
             with statements() as sent:
                 db.session.scalars(ids_of_page(conditions(ann_id, chosen), order, 20, 0)).all()
-            explain = "EXPLAIN" if on_postgresql else "EXPLAIN QUERY PLAN"
             plan = "\n".join(
                 str(row)
                 for row in db.session.connection().exec_driver_sql(
-                    f"{explain} {sent[-1][0]}", sent[-1][1]
+                    f"EXPLAIN QUERY PLAN {sent[-1][0]}", sent[-1][1]
                 )
             )
-            assert "Index Only Scan" in plan or "COVERING INDEX" in plan, (order, plan)
+            assert "COVERING INDEX" in plan, (order, plan)
 
 
 # --- filters

@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import update
 
 from webapp.admin import versions
-from webapp.extensions import database_now, db
+from webapp.extensions import db
 from webapp.models import Dataset, JobStatus, ModelVersion, Role, TrainingRun, waits_for_check
 
 NOBODY = "0" * 32
@@ -168,7 +168,7 @@ def worker_that_checks(app: Flask, monkeypatch: pytest.MonkeyPatch) -> dict[str,
             db.session.execute(
                 update(ModelVersion)
                 .where(waits_for_check())
-                .values(checked_at=database_now(1), check_error=found["error"])
+                .values(checked_at=ModelVersion.check_requested_at, check_error=found["error"])
             )
             db.session.commit()
         return True
