@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, delete, func, select, text
 from sqlalchemy.exc import OperationalError
 
 from tests.conftest import PASSWORD, make_user
+from tests.webapp.admin.conftest import a_card
 from tests.webapp.test_scans import add_scan, add_verdict, form, png
 from tests.webapp.test_second_factors import set_up
 from webapp import deletion
@@ -57,9 +58,6 @@ PERSONAL = (
     SecondFactor,
     RecoveryCode,
 )
-
-RATES = {"sensitivity": {"value": 0.9}, "specificity": {"value": 0.8}}
-"""Of a card, as far as its page reads them."""
 
 
 def noise(side: int = 64) -> bytes:
@@ -151,7 +149,7 @@ def test_what_an_administrator_did_stays_by_nobody(any_database_app: Flask) -> N
             architecture="alexnet_svm",
             reads="slice",
             storage_prefix="models/none",
-            card={"threshold": 0.5, "metrics": RATES, "patient_metrics": RATES},
+            card=a_card(),
         )
         run = TrainingRun(
             architecture="alexnet",

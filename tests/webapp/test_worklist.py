@@ -176,10 +176,11 @@ def test_the_order_is_an_index_so_that_a_page_does_not_read_and_sort_them_all(
     ids=["all", "of a state", "of a time"],
 )
 def test_filters_and_orders_read_an_index_and_no_row(
-    app: Flask, ann: FlaskClient, chosen: dict[str, Any]
+    any_database_app: Flask, ann: FlaskClient, chosen: dict[str, Any]
 ) -> None:
-    """On SQLite: with few rows PostgreSQL takes whichever index is the smallest."""
-    with app.app_context():
+    with any_database_app.app_context():
+        if db.engine.dialect.name == "postgresql":
+            pytest.skip("With few rows PostgreSQL takes whichever index is the smallest.")
         ann_id = db.session.scalars(select(User.id)).one()
         for order in (f"{sign}{name}" for name in COLUMNS for sign in ("", "-")):
             with statements() as sent:
