@@ -308,8 +308,8 @@ def limit_files(root_pid: int, size: int) -> None:
     for pid in (root_pid, *descendants(root_pid)):
         try:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-        except ProcessLookupError:
-            continue
+        except (ProcessLookupError, PermissionError):
+            continue  # It has ended, or is a decoder, whose confinement has limits of its own.
 
 
 def point_files_to(stack: Stack, target: Path) -> None:

@@ -75,9 +75,10 @@ def _scans(given: Service) -> list[str]:
     client, ids = given.client(), []
 
     def send(content: bytes) -> None:
-        ids.append(
-            client.post("/api/v1/scans", data={"file": (io.BytesIO(content), "1")}).get_json()["id"]
-        )
+        answer = client.post("/api/v1/scans", data={"file": (io.BytesIO(content), "1")})
+        if answer.status_code != 202:
+            raise RuntimeError(f"A sound scan was refused: {answer.get_json()}")
+        ids.append(answer.get_json()["id"])
 
     for content in (picture(), nifti_file(), png_of(64, 64)):
         send(content)

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 import ml.training.experiment
-from ml.artifacts.card import TypeScore
+from ml.artifacts.card import TypeFigures, TypeMetrics, TypeScore
 from ml.catalogue import BLEEDING_TYPES
 from ml.datasets.examples import Example
 from ml.datasets.type_labels import KnownTypes
+from ml.figures import Estimate
 from ml.models.contract import FitTask
+from ml.training import type_figures
 from ml.training.cross_validation import OutOfFold, cross_validate
 from ml.training.experiment import Experiment
-from ml.training.type_figures import figures_of_types, write_types
+from ml.training.type_figures import distinguished_types, figures_of_types, write_types
 from tests.ml.oracle import fit_with, material_of, truth
 
 PATIENTS = 40  # of two slices; every second one bleeds, in its second slice
@@ -135,3 +137,24 @@ def test_every_answer_stands_in_a_table_beside_what_is_known(
         and bleeding["intraventricular_probability"] == ""
     )
     assert rows[81]["filename"] == "" and rows[81]["epidural"] == "1"
+
+
+def test_types_are_shown_only_where_the_lower_end_of_the_interval_is_above_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def judged(low: float | None) -> TypeFigures:
+        same = Estimate(0.7, low, 0.9, 40)
+        metrics = TypeMetrics(auroc=same, ece=same, auroc_among_bleeding=same)
+        counts = {"slices": 40, "of_slices": 80, "patients": 20, "of_patients": 40}
+        return TypeFigures(given=True, slice=metrics, patient=metrics, **counts)
+
+    found = {
+        "epidural": judged(0.45),
+        "subdural": judged(0.51),
+        "subarachnoid": judged(None),
+        "intraventricular": TypeFigures(
+            given=True, slices=2, of_slices=80, patients=1, of_patients=40, scores=[]
+        ),
+    }
+    monkeypatch.setattr(type_figures, "figures_of_types", lambda *given: found)
+    assert distinguished_types(None, None) == ("subdural",)  # type: ignore[arg-type]
