@@ -27,6 +27,7 @@ def ask_everything(given: Service, requests: int, seed: int, tally: Tally) -> No
     """Send so many requests of each operation in each of two ways; every answer must be such as the
     document says, and none 500 or more.
     """
+    given.renew_token()
     config = SchemathesisConfig.from_path(PROJECT_ROOT / "schemathesis.toml")
     schema = schemathesis.openapi.from_wsgi(DOCUMENT, given.app, config=config)
     for found in schema.get_all_operations():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flask.testing import FlaskClient
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR
 from webapp import create_app
@@ -99,7 +99,6 @@ class Service:
         )
         self.home = home
         self.app.config["PREDICT_BATCH"] = BATCH
-        self.token = new_secret()
         with self.app.app_context():
             db.create_all()
             has_storage()
@@ -112,15 +111,22 @@ class Service:
             ]
             db.session.add_all([user, *admins])
             db.session.flush()
-            db.session.add(
-                ApiToken(user_id=user.id, name="fuzz", secret_hash=secret_hash(self.token))
-            )
             begin(admins[1].id)
             db.session.flush()
             db.session.execute(update(SecondFactor).values(confirmed_at=utc_now()))
             self.recovery_code = new_recovery_codes(admins[1].id)[0]
             db.session.commit()
         self.app.extensions["presence"] = Presence(self.app, "predict")
+        self.renew_token()
+
+    def renew_token(self) -> None:
+        """Make a new API token: a posted form may have revoked the last one."""
+        self.token = new_secret()
+        with self.app.app_context():
+            user_id = db.session.scalars(select(User.id).where(User.username == USERNAME)).one()
+            token = ApiToken(user_id=user_id, name="fuzz", secret_hash=secret_hash(self.token))
+            db.session.add(token)
+            db.session.commit()
 
     def client(self) -> FlaskClient:
         """Return a client of the API."""
