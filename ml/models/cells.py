@@ -49,10 +49,11 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
     )
     size = task.images.shape[1]
     features = mirrored(encoder.build(tuned.convolutions, size))
-    # Of what was learned from only the bleeding slices are asked for: types are fitted to them.
+    _, side, _, channels = features.output_shape
+    # Of the slices learned from only the positive ones are predicted: types are fitted to them.
     asked = np.setdiff1d(np.arange(len(task.images)), learn[task.labels[learn] != 1])
     decisions = np.full(len(task.images), np.nan)
-    descriptions = np.zeros((len(task.images), 2 * encoder.maps_shape(size)[1]), np.float32)
+    descriptions = np.zeros((len(task.images), 2 * channels), np.float32)
     for start in range(0, len(asked), CHUNK):
         task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(asked), {})
         chunk = asked[start : start + CHUNK]
@@ -64,8 +65,7 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
     held_out = task.held_out or held_out_of(decisions, held, task.scans)
 
     def export(platt: Platt, scan_platt: Platt) -> dict[str, bytes]:
-        shape = encoder.maps_shape(size)
-        head = head_to_onnx(tuned, platt, scan_platt, *shape, smooths=smooths)
+        head = head_to_onnx(tuned, platt, scan_platt, side, channels, smooths=smooths)
         return {"features.onnx": encoder.to_onnx(tuned.convolutions, size), "head.onnx": head}
 
     def reference(

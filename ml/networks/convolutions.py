@@ -27,7 +27,6 @@ from ml.networks.onnx_graph import model_of, serialized
 from ml.networks.weights import (
     CONTRASTS,
     LAYERS,
-    LAYOUTS,
     OWT,
     SOFT_TISSUE,
     Layout,
@@ -415,10 +414,6 @@ class AlexNet:
     def as_stored(self, weights: Weights) -> Weights:
         """Return the weights rounded to half precision."""
         return rounded(weights)
-
-    def maps_shape(self, size: int) -> tuple[int, int]:
-        """Return the side and the channels of the maps of pictures of `size` pixels."""
-        return maps_shape(self.layer, size, LAYOUTS[self.layout])
 
     def to_onnx(self, weights: Weights, size: int) -> bytes:
         """Return the features graph of both ways round; see `to_onnx`."""

@@ -43,9 +43,6 @@ class Encoder(Protocol):
     def as_stored(self, weights: Weights) -> Weights:
         """Return the weights rounded to what the exported file keeps, as float32."""
 
-    def maps_shape(self, size: int) -> tuple[int, int]:
-        """Return the side and the channels of the maps of pictures of `size` pixels."""
-
     def to_onnx(self, weights: Weights, size: int) -> bytes:
         """Return the features graph: "images" (N, size, size, 1) -> "maps" (N, side, side, c), the
         mean of those of the picture and of its mirror image, which is mirrored back.

@@ -162,3 +162,15 @@ def test_over_a_scan_neighboring_slices_decide_along_in_what_is_judged_and_in_wh
         np.log(one[1] / (1 - one[1])), alone.decisions[at : at + 1], atol=1e-3
     )
     np.testing.assert_allclose(np.log(whole[1] / (1 - whole[1])), expected[at : at + 4], atol=1e-3)
+
+
+@pytest.mark.usefixtures("untraced", "small_batches")
+def test_cells_are_exported_from_initial_weights_of_either_layout(tmp_path: Path) -> None:
+    """The maps of 2012's AlexNet have another side than those of 2014's, whatever the setting for
+    random weights says.
+    """
+    np.savez(tmp_path / "initial.npz", **random_weights(0, "original"))  # type: ignore[arg-type]
+    task = replace(a_task(tmp_path), init=tmp_path / "initial.npz")
+    assert task.settings["layout"] == "owt"
+    fitted = alexnet_cells.fit(task)
+    assert largest_difference(fitted, [task.images[:1], task.images[:4]]) < 1e-4
