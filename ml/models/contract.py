@@ -1,7 +1,8 @@
 """The interface of the trainable architectures, one module each, named as in the catalogue.
 
 Every module has one function `fit(task: FitTask) -> Fitted`. It is called once per fold and once
-for the final model, and must fit everything on the images at `task.train`.
+for the final model, and must fit everything on the images at `task.train`. Its `SCAN_RULE` is what
+`scan_rule_of` returns.
 
 A scan is a series of slices; a single image is a series of one. Every architecture predicts each
 slice and each scan: a slice architecture aggregates its slices (`ml.networks.aggregation`), a
@@ -116,8 +117,8 @@ class Fitted:
     to probabilities.
 
     Attributes:
-        decisions: (n,) of all slices of the task; the caller uses only those outside the training
-            part.
+        decisions: (n,) of the slices of the task; the caller uses only those outside the training
+            part, and those inside it may be NaN.
         scan_decisions: (s,) of all scans.
         held_out: held-out decisions for calibration and thresholds.
         chosen: hyperparameters selected in the training part (such as C of the SVM).
@@ -150,7 +151,7 @@ def scan_rule_of(architecture: str) -> Callable[[np.ndarray], float] | None:
     made by itself; None where it reads the scan as a whole.
     """
     module = importlib.import_module(f"ml.models.{architecture}")
-    rule: Callable[[np.ndarray], float] | None = getattr(module, "SCAN_RULE", None)
+    rule: Callable[[np.ndarray], float] | None = module.SCAN_RULE
     return rule
 
 
