@@ -583,7 +583,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             title="GoogLeNet, cell by cell",
             summary=(
                 "GoogLeNet's inception modules with a pyramid; a decision for each of 28 x 28"
-                " cells. Finds thin bleeds that AlexNet misses. Ours, not the paper's."
+                " cells. Ours, not the paper's."
             ),
             reads="slice",
             settings=GOOGLENET_CELLS,

@@ -85,6 +85,15 @@ class BandFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateCounts:
+    """How many verdicts are in each state (`ml.verdict.State`)."""
+
+    suspected: int
+    inconclusive: int
+    not_found: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ThresholdFigures:
     """What a threshold means.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ml.artifacts.folder import read_card
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, architecture_named
-from ml.cli.terminal import StatusLine, figure, minutes, say, say_figures
+from ml.cli.terminal import StatusLine, figure, minutes, say, say_figures, say_states
 from ml.errors import ArtifactError, DatasetError, ImageError, SettingError
 from ml.evaluation.result_tables import Row, rows_of_run, update_results
 from ml.evaluation.worklist import Department, scans_of, sentences, simulate
@@ -183,6 +183,8 @@ def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[
     for level, metrics in (("slice", result.slice), ("patient", result.patient)):
         say(f"{level}:")
         say_figures(metrics)
+        if result.states is not None:
+            say_states(getattr(result.states, level))
     for sentence in (*result.notes, *result.problems):
         say(sentence)
     say(f"metrics.json, predictions.csv, answers.csv and plots are in {options.out}")

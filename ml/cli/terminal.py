@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from ml.evaluation.results import StatesByLabel
 from ml.figures import Estimate, Metrics
 from ml.training.progress import Progress
 
@@ -52,6 +53,19 @@ def _left(seconds: float | None) -> str:
 def minutes(seconds: float) -> str:
     """Format a duration."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def say_states(states: StatesByLabel) -> None:
+    """Write how many verdicts are in each state, by label."""
+    for label, counts in (
+        ("with hemorrhage", states.with_hemorrhage),
+        ("without", states.without),
+        ("unlabeled", states.unlabeled),
+    ):
+        say(
+            f"  {label}: {counts.suspected} suspected, {counts.inconclusive} inconclusive,"
+            f" {counts.not_found} not found"
+        )
 
 
 def say(line: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.errors import ArtifactError
-from ml.figures import BandFigures, Metrics
+from ml.figures import BandFigures, Metrics, StateCounts
 from ml.typed_json import JsonError, from_json
 
 METRICS = "metrics.json"
@@ -56,6 +56,23 @@ class BothLevels:
     patient: Metrics
 
 
+@dataclass(frozen=True, kw_only=True)
+class StatesByLabel:
+    """The states of the verdicts on what bleeds, on what does not, and where nobody knows."""
+
+    with_hemorrhage: StateCounts
+    without: StateCounts
+    unlabeled: StateCounts
+
+
+@dataclass(frozen=True)
+class States:
+    """The states of the verdicts on slices and on patients."""
+
+    slice: StatesByLabel
+    patient: StatesByLabel
+
+
 @dataclass(frozen=True)
 class Bands:
     """How often answers outside the uncertain band are right, by slice and by patient."""
@@ -82,6 +99,8 @@ class Evaluation:
         left_out: those, and all others of their groups.
         all: metrics with what training has seen.
         band: answers outside the uncertain band, without what training has seen.
+        states: how many verdicts are suspected, inconclusive and not found, without what training
+            has seen; None in a file that was written before they were counted.
         notes, problems: sentences about the evaluation and about the data set.
         seconds: what it took.
     """
@@ -106,6 +125,7 @@ class Evaluation:
     notes: list[str]
     problems: list[str]
     seconds: float
+    states: States | None = None
 
 
 def read_evaluation(run: Path) -> Evaluation:

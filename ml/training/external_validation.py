@@ -34,8 +34,10 @@ from ml.evaluation.results import (
     EvaluatedModel,
     Evaluation,
     GateFigures,
+    States,
+    StatesByLabel,
 )
-from ml.figures import BandFigures, Metrics
+from ml.figures import BandFigures, Metrics, StateCounts
 from ml.inference.gate import REFUSED_FROM, Gate, gate
 from ml.inference.predictor import Predictor
 from ml.scans.slices import Series, Slice
@@ -81,6 +83,23 @@ class Level:
         """
         counted = (self.labels != UNKNOWN) & ~self.seen
         return predictive_values_outside_band(self.labels[counted], zones[counted])
+
+    def states(self, zones: np.ndarray) -> StatesByLabel:
+        """Return how many verdicts are in each state, without what training has seen; `zones`
+        (n,).
+        """
+
+        def counted(label: int) -> StateCounts:
+            of_label = zones[(self.labels == label) & ~self.seen]
+            return StateCounts(
+                suspected=int((of_label == ABOVE).sum()),
+                inconclusive=int((of_label == UNCERTAIN).sum()),
+                not_found=int((of_label == BELOW).sum()),
+            )
+
+        return StatesByLabel(
+            with_hemorrhage=counted(1), without=counted(0), unlabeled=counted(UNKNOWN)
+        )
 
 
 @dataclass(frozen=True)
@@ -274,6 +293,7 @@ def _figures(
         left_out=int(scored.seen.sum()),
         all=BothLevels(slices.metrics(with_seen=True), patients.metrics(with_seen=True)),
         band=Bands(slices.outside_band(slice_zones), patients.outside_band(patient_zones)),
+        states=States(slices.states(slice_zones), patients.states(patient_zones)),
         notes=notes,
         problems=list(scored.dataset.problems),
         seconds=round(time.monotonic() - began, 1),

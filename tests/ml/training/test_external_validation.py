@@ -21,8 +21,8 @@ from ml.errors import ArtifactError, SettingError
 from ml.evaluation.answers import AnswersError, write_answers
 from ml.evaluation.comparison import compare
 from ml.evaluation.plots import bars_plot, write_plots
-from ml.evaluation.results import read_evaluation
-from ml.figures import Estimate, undefined
+from ml.evaluation.results import States, StatesByLabel, read_evaluation
+from ml.figures import Estimate, StateCounts, undefined
 from ml.inference.predictor import Finding, Predictor
 from ml.scans.read import read_series
 from ml.scans.slices import Series, Slice
@@ -128,6 +128,19 @@ def test_every_slice_and_every_patient_is_judged(
     )
     # Patients by their largest slice: a .9+, c .8+, b .6-, d .3-: in order, and b is called too.
     assert result.patient.auroc.value == 1.0 and result.patient.specificity.value == 0.5
+    # The band of the tiny model, .4 to .6, holds none of them.
+    assert result.states == States(
+        slice=StatesByLabel(
+            with_hemorrhage=StateCounts(suspected=2, inconclusive=0, not_found=1),
+            without=StateCounts(suspected=1, inconclusive=0, not_found=3),
+            unlabeled=StateCounts(suspected=0, inconclusive=0, not_found=1),
+        ),
+        patient=StatesByLabel(
+            with_hemorrhage=StateCounts(suspected=2, inconclusive=0, not_found=0),
+            without=StateCounts(suspected=1, inconclusive=0, not_found=1),
+            unlabeled=StateCounts(suspected=0, inconclusive=0, not_found=0),
+        ),
+    )
     assert result.patient.auroc.n == 4 and result.unknown == 1 and result.images == 8
 
 
@@ -451,10 +464,10 @@ def test_thin_slices_of_one_slab_are_judged_as_the_slice_they_are(
         scan_uncertain_high=0.5,
     )
     evaluate(model, read_dataset(tmp_path / "set", needs_both_classes=False), tmp_path / "out")
-    band = json.loads((tmp_path / "out" / "metrics.json").read_text())["band"]["patient"]
-    assert (
-        Predictor(model).predict(read_series(paths)).uncertain and band["uncertain"]["value"] == 1.0
-    )
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert Predictor(model).predict(read_series(paths)).uncertain
+    assert written["band"]["patient"]["uncertain"]["value"] == 1.0
+    assert written["states"]["patient"]["with_hemorrhage"]["inconclusive"] == 1
 
 
 def test_the_answers_of_a_training_are_not_written_over(
