@@ -19,15 +19,19 @@ STARTER_DIR = Path(__file__).parent / "starter"
 STARTER_SERIES_DIR = Path(__file__).parent / "starter_series"
 """The model folder for whole series."""
 
-IMAGENET_WEIGHTS = {
-    "alexnet_owt_imagenet_conv.npz": "ImageNet weights in torchvision's layout",
+EncoderName = Literal["alexnet", "googlenet"]
+"""Pretrained networks that architectures start from."""
+
+IMAGENET_WEIGHTS: dict[str, tuple[EncoderName, str]] = {
+    "alexnet_owt_imagenet_conv.npz": ("alexnet", "ImageNet weights in torchvision's layout"),
     "alexnet_bvlc_imagenet_conv.npz": (
-        "ImageNet weights in the original layout, with local response normalization"
+        "alexnet",
+        "ImageNet weights in the original layout, with local response normalization",
     ),
-    "alexnet-owt-7be5be79.pth": "ImageNet weights as torchvision publishes them",
-    "googlenet_bvlc_imagenet.npz": "ImageNet weights of GoogLeNet",
+    "alexnet-owt-7be5be79.pth": ("alexnet", "ImageNet weights as torchvision publishes them"),
+    "googlenet_bvlc_imagenet.npz": ("googlenet", "ImageNet weights"),
 }
-"""The files of ImageNet weights that an operator may offer for training, with their
+"""The files of ImageNet weights that an operator may offer for training: whose they are, and their
 descriptions.
 """
 
@@ -94,7 +98,7 @@ class Architecture:
     reads: Literal["slice", "series"]
     settings: tuple[Setting, ...]
     learns_scans: bool = False
-    encoder: Literal["alexnet", "googlenet"] | None = "alexnet"
+    encoder: EncoderName | None = "alexnet"
 
     def parse_settings(self, given: Mapping[str, object]) -> dict[str, int | float | str]:
         """Return every setting of this architecture, defaults filled in.

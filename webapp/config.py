@@ -152,8 +152,8 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "COVER_BESIDE_HEAD": environ.get("COVER_BESIDE_HEAD", "0") == "1",
         # Bearer token for /metrics; without it the page does not exist.
         "METRICS_TOKEN": environ.get("METRICS_TOKEN") or "",
-        # Folder with ImageNet weights of AlexNet (`ml.catalogue.IMAGENET_WEIGHTS`) that are offered
-        # as initial weights.
+        # Folder with ImageNet weights (`ml.catalogue.IMAGENET_WEIGHTS`) that are offered as initial
+        # weights.
         "WEIGHTS_DIR": Path(environ.get("WEIGHTS_DIR") or home / "weights"),
         "RATELIMIT_STORAGE_URI": limiter_url(
             environ.get("BROKER_URL") or f"redis+socket://{broker_socket}"

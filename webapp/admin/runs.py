@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from ml.catalogue import (
     STARTER_DIR,
     STARTER_SERIES_DIR,
     Architecture,
+    EncoderName,
     Setting,
     architecture_named,
 )
@@ -182,8 +184,8 @@ def launch_form(architecture: Architecture) -> Any:
         )
         initial_weights = SelectField(
             "Initial weights",
-            choices=initial_weights(),
-            description=("The weights that training starts from, from any architecture."),
+            choices=initial_weights(architecture.encoder),
+            description="The weights that training starts from; of earlier versions, those that fit.",
         )
         seed = StringField(
             "Seed",
@@ -284,21 +286,28 @@ def ready_datasets() -> Any:
     )
 
 
-def initial_weights() -> list[SelectChoice]:
-    """Return the choices of initial weights, the best default first."""
+def initial_weights(encoder: EncoderName | None) -> list[SelectChoice]:
+    """Return the initial weights that an architecture with this encoder can start from, the best
+    default first.
+    """
+    random = SelectChoice("random", "Random")
+    if encoder is None:
+        return [random]
     choices = []
     for value, folder, reads in (
         ("starter", STARTER_DIR, "slices"),
         ("starter-series", STARTER_SERIES_DIR, "series"),
     ):
-        if (folder / "card.json").exists():
+        card = folder / "card.json"
+        if card.exists() and encoder == encoder_of(json.loads(card.read_bytes())["architecture"]):
             choices.append(
                 SelectChoice(value, f"Starter model for {reads} (included with Hemoscan)")
             )
-    for name, title in IMAGENET_WEIGHTS.items():
-        if (current_app.config["WEIGHTS_DIR"] / name).exists():
+    for name, (whose, title) in IMAGENET_WEIGHTS.items():
+        if whose == encoder and (current_app.config["WEIGHTS_DIR"] / name).exists():
             choices.append(SelectChoice(f"imagenet:{name}", title))
-    choices.append(SelectChoice("random", "Random"))
+    choices.append(random)
+    alike = [each.name for each in ARCHITECTURES.values() if each.encoder == encoder]
     earlier = db.session.execute(
         select(
             ModelVersion.id,
@@ -306,7 +315,7 @@ def initial_weights() -> list[SelectChoice]:
             ModelVersion.card_id,
             ModelVersion.created_at,
         )
-        .where(ModelVersion.run_id.is_not(None))
+        .where(ModelVersion.run_id.is_not(None), ModelVersion.architecture.in_(alike))
         .order_by(ModelVersion.created_at.desc())
         .limit(VERSIONS_OFFERED)
     )
@@ -318,3 +327,9 @@ def initial_weights() -> list[SelectChoice]:
             )
         )
     return choices
+
+
+def encoder_of(architecture: str) -> EncoderName | None:
+    """Return the encoder of an architecture, None where it has none or is not in the catalogue."""
+    known = ARCHITECTURES.get(architecture)
+    return known.encoder if known else None

@@ -11,7 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
-from ml.catalogue import ARCHITECTURES
+from ml.catalogue import ARCHITECTURES, IMAGENET_WEIGHTS
 from tests.webapp.admin.conftest import NOBODY, add_dataset, add_run, add_version
 from webapp.admin import runs
 from webapp.extensions import db
@@ -135,10 +135,32 @@ class TestLaunch:
         for name in ("STARTER_DIR", "STARTER_SERIES_DIR"):
             folder = tmp_path / name
             folder.mkdir()
-            (folder / "card.json").touch()
+            (folder / "card.json").write_text('{"architecture": "alexnet_cells"}')
             monkeypatch.setattr(runs, name, folder)
         page = admin.get("/admin/runs/new").text
         assert 'value="starter"' in page and 'value="starter-series"' in page
+
+    def test_weights_of_another_encoder_are_not_offered(
+        self, app: Flask, admin: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "card.json").write_text('{"architecture": "googlenet_cells"}')
+        monkeypatch.setattr(runs, "STARTER_DIR", tmp_path)
+        monkeypatch.setattr(runs, "STARTER_SERIES_DIR", tmp_path / "none")
+        with app.app_context():
+            weights = app.config["WEIGHTS_DIR"]
+            weights.mkdir(parents=True)
+            for name in IMAGENET_WEIGHTS:
+                (weights / name).touch()
+            add_version("here", architecture="alexnet_svm", run_id=add_run(JobStatus.DONE))
+
+        def offered(architecture: str) -> set[str]:
+            page = admin.get(f"/admin/runs/new?architecture={architecture}").text
+            found = re.findall('value="(imagenet|version|starter|random)', page)
+            return set(found) | set(re.findall("imagenet:([a-z]+)", page))
+
+        assert offered("alexnet_cells") == {"imagenet", "alexnet", "version", "random"}
+        assert offered("googlenet_cells") == {"imagenet", "googlenet", "starter", "random"}
+        assert offered("autoencoder") == {"random"}
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_every_architecture_is_launched_from_its_own_form(
