@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ml.datasets.examples import UNKNOWN
 from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import aggregate_scans
 
@@ -83,6 +84,27 @@ class RunData:
     shared: Path
     reuse: Path | None = None
     given_scan_labels: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def first_of_scan(self) -> np.ndarray:
+        """Position of each scan's first slice (s,)."""
+        return np.asarray(np.unique(self.scans, return_index=True)[1])
+
+    @property
+    def scan_labels(self) -> np.ndarray:
+        """The label of each scan (s,): 1 if any slice shows blood or the scan was labeled so, 0 if
+        all known labels are negative, else unknown.
+        """
+        labels = np.full(int(self.scans.max()) + 1, UNKNOWN)
+        np.maximum.at(labels, self.scans, self.labels)
+        for scan, label in self.given_scan_labels.items():
+            labels[scan] = max(labels[scan], label)
+        return labels
+
+    @property
+    def scan_sizes(self) -> np.ndarray:
+        """Number of slices of each scan (s,)."""
+        return np.bincount(self.scans)
 
 
 @dataclass(frozen=True, kw_only=True)

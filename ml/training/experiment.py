@@ -15,7 +15,7 @@ from ml.datasets.type_labels import KnownTypes
 from ml.evaluation.calibration import OperatingPoint
 from ml.models.contract import FitTask, Fitted, HeldOut, RunData, fit_of
 from ml.training.inputs import Inputs
-from ml.training.operating_points import operating_points, scan_labels
+from ml.training.operating_points import operating_points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,26 +69,11 @@ class Experiment(RunData):
         return np.flatnonzero(self.labels != UNKNOWN)
 
     @property
-    def first_of_scan(self) -> np.ndarray:
-        """Position of each scan's first slice (s,)."""
-        return np.asarray(np.unique(self.scans, return_index=True)[1])
-
-    @property
-    def scan_labels(self) -> np.ndarray:
-        """The label of each scan (s,); see `ml.training.operating_points.scan_labels`."""
-        return scan_labels(self)
-
-    @property
     def weak_scans(self) -> np.ndarray:
         """Numbers of the scans with a scan-level label and no labeled slice."""
         return np.setdiff1d(
             np.array(sorted(self.given_scan_labels), np.int64), self.scans[self.labeled]
         )
-
-    @property
-    def scan_sizes(self) -> np.ndarray:
-        """Number of slices of each scan (s,)."""
-        return np.bincount(self.scans)
 
     def fit(
         self,

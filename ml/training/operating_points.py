@@ -30,25 +30,15 @@ FEWEST_PEOPLE = 100
 """Fewer people of a data set with a single slice each make no series: the same would be in most."""
 
 
-def scan_labels(run: RunData) -> np.ndarray:
-    """Return the label of each scan (s,): 1 if any slice shows blood or somebody said so, 0 if what
-    is known does not, else unknown.
-    """
-    labels = np.full(int(run.scans.max()) + 1, UNKNOWN)
-    np.maximum.at(labels, run.scans, run.labels)
-    for scan, label in run.given_scan_labels.items():
-        labels[scan] = max(labels[scan], label)
-    return labels
-
-
 def series_of(run: RunData) -> np.ndarray:
     """Return which scans (s,) are series: several slices, in a data set of series."""
-    sizes, first = np.bincount(run.scans), np.unique(run.scans, return_index=True)[1]
-    sources = run.sources[first]
+    sources = run.sources[run.first_of_scan]
     of_series = [
-        name for name in np.unique(sources) if np.median(sizes[sources == name]) >= FEWEST_SLICES
+        name
+        for name in np.unique(sources)
+        if np.median(run.scan_sizes[sources == name]) >= FEWEST_SLICES
     ]
-    return np.asarray((sizes > 1) & np.isin(sources, of_series))
+    return np.asarray((run.scan_sizes > 1) & np.isin(sources, of_series))
 
 
 def operating_points(
@@ -84,11 +74,10 @@ def _scans(
     Without made series they come from data sets that have both classes of scans, where there are
     such: one that sent only bleeding patients says nothing about a threshold.
     """
-    all_labels = scan_labels(run)
-    first = np.unique(run.scans, return_index=True)[1]
+    all_labels = run.scan_labels
     several = series_of(run)[held.scans] & (all_labels[held.scans] != UNKNOWN)
     scans, decisions = held.scans[several], held.scan_decisions[several]
-    labels, sources = all_labels[scans], run.sources[first[scans]]
+    labels, sources = all_labels[scans], run.sources[run.first_of_scan[scans]]
     made = made_series(run, rule, held) if rule else {}
     if made and (labels == 1).any():
         return (
@@ -107,8 +96,7 @@ def made_series(
     """Return decisions (`MADE_SERIES`,) of series of `SERIES_SLICES` slices without hemorrhage,
     each of another person, by the name that the source of each gets.
     """
-    sizes = np.bincount(run.scans)
-    single = (run.labels[held.slices] == 0) & (sizes[run.scans[held.slices]] == 1)
+    single = (run.labels[held.slices] == 0) & (run.scan_sizes[run.scans[held.slices]] == 1)
     made = {}
     for source in np.unique(run.sources[held.slices]):
         at = np.flatnonzero(single & (run.sources[held.slices] == source))
@@ -150,10 +138,9 @@ def named_points(
         run, architecture, held: as `operating_points` takes them, of the whole cross-validation.
         folds: of the slices and of the scans in `held`.
     """
-    labels = run.labels[held.slices], scan_labels(run)[held.scans]
-    first = np.unique(run.scans, return_index=True)[1]
+    labels = run.labels[held.slices], run.scan_labels[held.scans]
     several = series_of(run)[held.scans]
-    groups = run.groups[held.slices], run.groups[first[held.scans]]
+    groups = run.groups[held.slices], run.groups[run.first_of_scan[held.scans]]
     described: dict[str, dict[str, PointFigures]] = {"slice": {}, "patient": {}}
     for name in POINTS:
         called = [np.zeros(len(each), bool) for each in labels]

@@ -185,7 +185,7 @@ def launch_form(architecture: Architecture) -> Any:
         initial_weights = SelectField(
             "Initial weights",
             choices=initial_weights(architecture.encoder),
-            description="The weights that training starts from; of earlier versions, those that fit.",
+            description="The weights that training starts from.",
         )
         seed = StringField(
             "Seed",
