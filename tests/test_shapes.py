@@ -16,7 +16,6 @@ LONG = {
     "ml/cli/arguments.py:parser": "one command after the other, each a few flags",
     "ml/exploration/report.py:_of_one": "one picture of the report after the other, and its text",
     "ml/networks/contrasts.py:contrasts_nodes": "a graph node by node, beside the Keras function",
-    "ml/networks/convolutions.py:to_onnx": "a graph layer by layer",
     "ml/scans/nifti.py:_read_header": "one field of a header after the other, each checked",
     "worker/app.py:live_as_worker": "the handlers of Celery's signals, which share what they close"
     " over",

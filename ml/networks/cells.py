@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-import onnx
 from onnx import helper, numpy_helper
 
 from ml.networks.fine_tuning import Tuned, slice_decisions
+from ml.networks.onnx_graph import Part
 
 REGIONS = 4
 """The grid of cells is summarized in at most 4 x 4 regions, which overlap by a row or column of
 cells.
 """
-Part = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
-"""Nodes of a graph, and the constants they need."""
 
 
 def decisions_of(maps: np.ndarray, tuned: Tuned) -> np.ndarray:

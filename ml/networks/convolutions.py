@@ -23,7 +23,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ml.networks import autoencoder
 from ml.networks.contrasts import contrasts, contrasts_nodes
-from ml.networks.onnx_graph import model_of, serialized
+from ml.networks.onnx_graph import (
+    both_ways_nodes,
+    mean_of_both_ways_nodes,
+    model_of,
+    serialized,
+    standardized_nodes,
+)
 from ml.networks.weights import (
     CONTRASTS,
     LAYERS,
@@ -37,13 +43,6 @@ from ml.networks.weights import (
     rounded,
 )
 
-# The end of a reversed axis in ONNX's Slice.
-_BACKWARDS = {
-    "from_the_end": [-1],
-    "beyond_the_beginning": [-(2**31)],
-    "last_axis": [3],
-    "backwards": [-1],
-}
 # Local response normalization over 5 channels as in Caffe: alpha divided by the number of channels,
 # k = 1.
 NEIGHBORS, ALPHA, BETA, K = 5, 1e-4, 0.75, 1.0
@@ -241,8 +240,7 @@ def to_onnx(
     constants: list[onnx.TensorProto] = []
     x = "grey"
     if both_ways:
-        nodes.append(helper.make_node("Slice", [x, *_BACKWARDS], ["other_way"]))
-        nodes.append(helper.make_node("Concat", [x, "other_way"], ["ways"], axis=0))
+        nodes += both_ways_nodes(x)[0]
         x = "ways"
     if restructuring is not None:
         more_nodes, more_constants = autoencoder.onnx_nodes(restructuring, size, x, "reconstructed")
@@ -253,15 +251,9 @@ def to_onnx(
     if SOFT_TISSUE in weights:
         more_nodes, more_constants, others = contrasts_nodes(weights[SOFT_TISSUE], x)
         nodes, constants = nodes + more_nodes, constants + more_constants
-    nodes += [
-        helper.make_node("Concat", [x, *others], ["rgb"], axis=1),
-        helper.make_node("Sub", ["rgb", "imagenet_mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "imagenet_std"], ["normalised"]),
-    ]
-    constants += [
-        numpy_helper.from_array(np.array(values, np.float32).reshape(1, 3, 1, 1), name)
-        for name, values in (("imagenet_mean", layout.mean), ("imagenet_std", layout.std))
-    ]
+    nodes.append(helper.make_node("Concat", [x, *others], ["rgb"], axis=1))
+    more_nodes, more_constants = standardized_nodes("rgb", layout.mean, layout.std)
+    nodes, constants = nodes + more_nodes, constants + more_constants
     x = _convolution_nodes(
         weights, layer, layout.normalizes if normalizes is None else normalizes, nodes, constants
     )
@@ -277,18 +269,8 @@ def to_onnx(
         )
         x, channels = "maps_joined", 2 * channels
     if both_ways:
-        constants += [
-            numpy_helper.from_array(np.array(value), name) for name, value in _BACKWARDS.items()
-        ]
-        constants.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
-        nodes.append(helper.make_node("Split", [x], ["maps_one_way", "maps_other_way"], axis=0))
-        nodes.append(
-            helper.make_node("Slice", ["maps_other_way", *_BACKWARDS], ["maps_turned_back"])
-        )
-        nodes.append(
-            helper.make_node("Add", ["maps_one_way", "maps_turned_back"], ["maps_of_both"])
-        )
-        nodes.append(helper.make_node("Mul", ["maps_of_both", "half"], ["maps_mean"]))
+        more_nodes, more_constants = mean_of_both_ways_nodes(x)
+        nodes, constants = nodes + more_nodes, constants + more_constants
         x = "maps_mean"
     nodes.append(helper.make_node("Transpose", [x], ["maps"], perm=[0, 2, 3, 1]))
     model = model_of(

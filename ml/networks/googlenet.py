@@ -14,6 +14,7 @@ exported file computes what was trained and judged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,13 @@ from ml.artifacts.onnx_check import require_self_contained
 from ml.errors import ArtifactError
 from ml.networks.contrasts import contrasts, contrasts_nodes
 from ml.networks.convolutions import ALPHA, BETA, NEIGHBORS, K, locally_normalized
-from ml.networks.onnx_graph import model_of, serialized
+from ml.networks.onnx_graph import (
+    both_ways_nodes,
+    mean_of_both_ways_nodes,
+    model_of,
+    serialized,
+    standardized_nodes,
+)
 from ml.networks.weights import CONTRASTS, ORIGINAL, SOFT_TISSUE, Weights, arrays_of_file
 
 FIRST = "conv1_7x7_s2"
@@ -51,8 +58,6 @@ FINE, COARSE = "3b", "4e"
 """The last modules of stride 8 and of stride 16, which the pyramid joins."""
 PYRAMID = 128
 LARGEST = 127
-FLIP = {"flip_from": [-1], "flip_to": [-(2**31)], "flip_axis": [3], "flip_step": [-1]}
-"""What ONNX's Slice wants to mirror the last axis."""
 
 
 def _shapes() -> dict[str, tuple[int, int, int]]:
@@ -151,16 +156,12 @@ class GoogLeNet:
     def to_onnx(self, weights: Weights, size: int) -> bytes:
         """Return the features graph; see `ml.networks.encoder.Encoder`."""
         graph = _Graph(weights)
-        one_way = graph.add("Transpose", ["images"], perm=[0, 3, 1, 2])
-        other_way = graph.add("Slice", [one_way, *FLIP])
-        x = graph.add("Concat", [one_way, other_way], axis=0)
-        nodes, constants, others = contrasts_nodes(weights[SOFT_TISSUE], x)
-        graph.nodes += nodes
-        graph.constants += constants
-        x = graph.add("Concat", [x, *others], axis=1)
-        x = graph.add("Sub", [x, "imagenet_mean"])
-        x = graph.add("Div", [x, "imagenet_std"])
-        x = graph.convolution(x, FIRST, stride=2)
+        graph.append(both_ways_nodes(graph.add("Transpose", ["images"], perm=[0, 3, 1, 2])))
+        *contrasting, others = contrasts_nodes(weights[SOFT_TISSUE], "ways")
+        graph.append(contrasting)
+        rgb = graph.add("Concat", ["ways", *others], axis=1)
+        graph.append(standardized_nodes(rgb, ORIGINAL.mean, ORIGINAL.std))
+        x = graph.convolution("normalised", FIRST, stride=2)
         half = (size - 1) // 2 + 1
         x = graph.normalized(graph.pooled(x, half), SHAPES[FIRST][2])
         quarter = -(-half // 2)
@@ -184,12 +185,10 @@ class GoogLeNet:
         coarse = graph.add("Slice", [coarse, "crop_from", "crop_to", "crop_axes"])
         x = graph.add("Relu", [graph.add("Add", [fine, coarse])])
         x = graph.convolution(x, "pyramid_joined")
+        graph.append(mean_of_both_ways_nodes(x))
         graph.nodes.append(
-            helper.make_node("Split", [x], ["maps_one_way", "maps_other_way"], axis=0)
+            helper.make_node("Transpose", ["maps_mean"], ["maps"], perm=[0, 2, 3, 1])
         )
-        x = graph.add("Add", ["maps_one_way", graph.add("Slice", ["maps_other_way", *FLIP])])
-        x = graph.add("Mul", [x, "half"])
-        graph.nodes.append(helper.make_node("Transpose", [x], ["maps"], perm=[0, 2, 3, 1]))
         side, channels = self.maps_shape(size)
         graph.constants += _constants(side)
         made = model_of(
@@ -207,14 +206,10 @@ def _constants(side: int) -> list[TensorProto]:
     return [
         numpy_helper.from_array(np.array(values), name)
         for name, values in (
-            *FLIP.items(),
-            ("imagenet_mean", np.array(ORIGINAL.mean, np.float32).reshape(1, 3, 1, 1)),
-            ("imagenet_std", np.array(ORIGINAL.std, np.float32).reshape(1, 3, 1, 1)),
             ("twice", np.array([1, 1, 2, 2], np.float32)),
             ("crop_from", [0, 0]),
             ("crop_to", [side, side]),
             ("crop_axes", [2, 3]),
-            ("half", np.float32(0.5)),
         )
     ]
 
@@ -263,6 +258,12 @@ class _Graph:
         self.weights = weights
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+
+    def append(self, part: Sequence[Sequence[Any]]) -> None:
+        """Add nodes and their constants (`ml.networks.onnx_graph.Part`)."""
+        nodes, constants = part
+        self.nodes += nodes
+        self.constants += constants
 
     def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         """Add a node and return the name of its output."""

@@ -6,12 +6,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 OPSET = 17
 ML_OPSET = 1
 IR_VERSION = 8
+Part = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
+"""Nodes of a graph, and the constants they need."""
+_BACKWARDS = {
+    "from_the_end": [-1],
+    "beyond_the_beginning": [-(2**31)],
+    "last_axis": [3],
+    "backwards": [-1],
+}
+"""Inputs of ONNX's Slice for reversing the last axis."""
 
 
 def model_of(
@@ -36,3 +46,43 @@ def serialized(model: onnx.ModelProto) -> bytes:
     """
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
+
+
+def both_ways_nodes(x: str) -> Part:
+    """Return what appends to pictures `x` (n, c, h, w) their mirror images: "ways" (2n, c, h, w).
+    `mean_of_both_ways_nodes` brings the constants.
+    """
+    return [
+        helper.make_node("Slice", [x, *_BACKWARDS], ["other_way"]),
+        helper.make_node("Concat", [x, "other_way"], ["ways"], axis=0),
+    ], []
+
+
+def mean_of_both_ways_nodes(x: str) -> Part:
+    """Return what averages maps `x` (2n, c, h, w) of "ways" (`both_ways_nodes`), those of mirror
+    images mirrored back: "maps_mean" (n, c, h, w).
+    """
+    nodes = [
+        helper.make_node("Split", [x], ["maps_one_way", "maps_other_way"], axis=0),
+        helper.make_node("Slice", ["maps_other_way", *_BACKWARDS], ["maps_turned_back"]),
+        helper.make_node("Add", ["maps_one_way", "maps_turned_back"], ["maps_of_both"]),
+        helper.make_node("Mul", ["maps_of_both", "half"], ["maps_mean"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(value), name) for name, value in _BACKWARDS.items()
+    ]
+    return nodes, [*constants, numpy_helper.from_array(np.array(0.5, np.float32), "half")]
+
+
+def standardized_nodes(x: str, mean: Sequence[float], std: Sequence[float]) -> Part:
+    """Return what subtracts `mean` from three channels `x` (n, 3, h, w) and divides by `std`:
+    "normalised" (n, 3, h, w).
+    """
+    nodes = [
+        helper.make_node("Sub", [x, "imagenet_mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "imagenet_std"], ["normalised"]),
+    ]
+    return nodes, [
+        numpy_helper.from_array(np.array(values, np.float32).reshape(1, 3, 1, 1), name)
+        for name, values in (("imagenet_mean", mean), ("imagenet_std", std))
+    ]
