@@ -37,17 +37,37 @@ class LocalScans:
         """Return the scans at these positions, or where the mask is true."""
         return LocalScans(self.labels[chosen], self.probabilities[chosen], self.groups[chosen])
 
+    @property
+    def of_class(self) -> tuple[int, int]:
+        """How many scans there are with hemorrhage, and how many without."""
+        return int((self.labels == 1).sum()), int((self.labels == 0).sum())
+
+    @property
+    def lacks(self) -> str | None:
+        """Why the scans cannot calibrate, in a sentence; None if they can."""
+        if sum(self.of_class) >= FEWEST_SCANS and min(self.of_class) >= FEWEST_OF_A_CLASS:
+            return None
+        return (
+            f"A calibration needs at least {FEWEST_SCANS} scans that the model has not seen, at"
+            f" least {FEWEST_OF_A_CLASS} with and {FEWEST_OF_A_CLASS} without hemorrhage; there"
+            f" are {self.of_class[0]} with and {self.of_class[1]} without."
+        )
+
     def require_enough(self) -> None:
-        """Raises:
-        DatasetError: there are too few scans, or too few of one class.
+        """Check that the scans can calibrate.
+
+        Raises:
+            DatasetError: there are too few, or too few of one class.
         """
-        of_class = [int((self.labels == label).sum()) for label in (1, 0)]
-        if sum(of_class) < FEWEST_SCANS or min(of_class) < FEWEST_OF_A_CLASS:
-            raise DatasetError(
-                f"A calibration needs at least {FEWEST_SCANS} scans that the model has not seen, at"
-                f" least {FEWEST_OF_A_CLASS} with and {FEWEST_OF_A_CLASS} without hemorrhage; there"
-                f" are {of_class[0]} with and {of_class[1]} without."
-            )
+        if self.lacks is not None:
+            raise DatasetError(self.lacks)
+
+    def can_spare(self, size: int) -> bool:
+        """Return whether `size` scans can calibrate and leave some of each class to test on,
+        whichever are drawn.
+        """
+        most_of_a_class = size - FEWEST_OF_A_CLASS
+        return self.lacks is None and min(self.of_class) > most_of_a_class
 
 
 def fit_local(scans: LocalScans) -> Platt:
@@ -84,14 +104,14 @@ def simulate(scans: LocalScans, threshold: float, size: int, seed: int = 0) -> d
         DatasetError: the site has too few scans.
     """
     scans.require_enough()
+    if not scans.can_spare(size):
+        raise DatasetError(f"The site has too few scans to calibrate with {size} of them.")
     random = np.random.default_rng(seed)
     best = fit_local(scans)
     results: list[Mapping[str, float]] = []
     for _ in range(DRAWS):
         drawn = _draw(scans, size, random)
         rest = ~np.isin(np.arange(len(scans.labels)), drawn)
-        if len(np.unique(scans.labels[rest])) < 2:
-            raise DatasetError(f"The site has too few scans to calibrate with {size} of them.")
         log_odds = _log_odds(scans.probabilities[rest])
         labels = scans.labels[rest]
         row: dict[str, float] = {}

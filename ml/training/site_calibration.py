@@ -4,7 +4,6 @@ confirmed scans ask for (`ml.evaluation.local_calibration`).
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -20,8 +19,8 @@ from ml.artifacts.card import HEAD, SEEN, Card, LocalCalibration, LocalLevel
 from ml.artifacts.folder import read_card, write_model
 from ml.datasets.read import Dataset
 from ml.datasets.seen_images import all_marks_of, seen_json
-from ml.errors import ArtifactError, DatasetError
-from ml.evaluation.answers import read_answers
+from ml.errors import ArtifactError
+from ml.evaluation.answers import Key, read_answers
 from ml.evaluation.calibration import Platt
 from ml.evaluation.local_calibration import LocalScans, before_and_after, fit_local, simulate
 from ml.networks.onnx_graph import serialized
@@ -61,7 +60,7 @@ def calibrate(
     card = read_card(model_dir)
     evaluate(model_dir, dataset, out_dir / "evaluation", on_progress, threads)
     levels = _local_scans(out_dir / "evaluation", dataset)
-    usable = {name: scans for name, scans in levels.items() if _is_enough(scans)}
+    usable = {name: scans for name, scans in levels.items() if scans.lacks is None}
     if not usable:
         max(levels.values(), key=lambda scans: len(scans.labels)).require_enough()
     thresholds = {"slice": card.point_of(1)[0], "scan": card.point_of(2)[0]}
@@ -95,48 +94,56 @@ def simulate_sites(run: Path) -> list[dict[str, Any]]:
         raise ArtifactError(
             f"{run.name} was not judged by data set: train with --set 'folds_by=data set'."
         )
-    sites: dict[str, list[tuple[int, float, str]]] = {}
-    for (dataset, _, _), answer in read_answers(run)["patient"].items():
-        sites.setdefault(dataset, []).append((answer.label, answer.probabilities[0], answer.group))
+    answers = read_answers(run)
+    slices_of = Counter(_scan(key) for key in answers["slice"])
+    sites: dict[str, list[tuple[int, float, str, int]]] = {}
+    for key, answer in answers["patient"].items():
+        sites.setdefault(key[0], []).append(
+            (answer.label, answer.probabilities[0], answer.group, slices_of[_scan(key)])
+        )
     rows = []
-    for name, answers in sites.items():
-        labels, probabilities, groups = (np.array(column) for column in zip(*answers, strict=True))
+    for name, found in sites.items():
+        labels, probabilities, groups, sizes = (
+            np.array(column) for column in zip(*found, strict=True)
+        )
         scans = LocalScans(labels, probabilities, groups)
-        threshold = card.point_of(1 if len(set(groups)) == len(groups) else 2)[0]
-        for size in SIZES:
-            try:
-                rows.append({"site": name, "size": size, **simulate(scans, threshold, size)})
-            except DatasetError:
-                break
+        # A few patients with two images make no data set of series.
+        threshold = card.point_of(int(np.median(sizes)))[0]
+        rows += [
+            {"site": name, "size": size, **simulate(scans, threshold, size)}
+            for size in SIZES
+            if scans.can_spare(size)
+        ]
     return rows
 
 
-def _is_enough(scans: LocalScans) -> bool:
-    try:
-        scans.require_enough()
-    except DatasetError:
-        return False
-    return True
+def _scan(key: Key) -> tuple[str, str]:
+    """Return data set and name of the scan of an answer: its patient, or the file of an image
+    without one.
+    """
+    dataset, patient, filename = key
+    return dataset, patient or filename
 
 
 def _local_scans(evaluation: Path, dataset: Dataset) -> dict[str, LocalScans]:
     """Return the answers for labeled scans that the training has not seen: single images under
     "slice", series under "scan".
     """
-    sizes = Counter(example.patient or example.name for example in dataset.examples)
-    rows: dict[str, list[dict[str, str]]] = {"slice": [], "scan": []}
-    with (evaluation / "answers.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["level"] == "patient" and row["label"] and row["overlap"] != "1":
-                several = sizes[row["patient"] or row["filename"]] > 1
-                rows["scan" if several else "slice"].append(row)
-    return {
-        name: LocalScans(
-            np.array([int(row["label"]) for row in found]),
-            np.array([float(row["probability"]) for row in found]),
-            np.array([row["group"] for row in found]),
+    sizes = Counter(
+        example.scan_name if example.patient else example.name for example in dataset.examples
+    )
+    levels: dict[str, list[tuple[int, float, str]]] = {"slice": [], "scan": []}
+    for key, answer in read_answers(evaluation)["patient"].items():
+        levels["scan" if sizes[_scan(key)[1]] > 1 else "slice"].append(
+            (answer.label, answer.probabilities[0], answer.group)
         )
-        for name, found in rows.items()
+    return {
+        level: LocalScans(
+            np.array([label for label, _, _ in found], int),
+            np.array([probability for _, probability, _ in found], float),
+            np.array([group for _, _, group in found], str),
+        )
+        for level, found in levels.items()
     }
 
 

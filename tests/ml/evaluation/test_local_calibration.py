@@ -51,3 +51,10 @@ def test_too_few_scans_are_refused_with_their_numbers(positive: int, negative: i
     scans = LocalScans(labels, np.full(len(labels), 0.5), np.arange(len(labels)))
     with pytest.raises(DatasetError, match=f"{positive} with and {negative} without"):
         scans.require_enough()
+
+
+def test_a_site_spares_no_more_scans_than_leave_both_classes_to_test_on() -> None:
+    site = a_site(40, 1.0)
+    assert site.can_spare(20) and site.can_spare(24) and not site.can_spare(25)
+    with pytest.raises(DatasetError, match="too few scans to calibrate with 25"):
+        simulate(site, 0.5, 25)

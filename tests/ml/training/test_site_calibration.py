@@ -14,12 +14,13 @@ from ml.__main__ import main
 from ml.artifacts.folder import read_card, write_model
 from ml.datasets.read import read_dataset
 from ml.errors import DatasetError
+from ml.evaluation.answers import write_answers
 from ml.evaluation.calibration import Platt
 from ml.inference.predictor import Predictor
 from ml.models.cells import head_to_onnx
 from ml.networks.fine_tuning import Tuned
 from ml.scans.read import read_series
-from ml.training.site_calibration import calibrate
+from ml.training.site_calibration import calibrate, simulate_sites
 from tests.ml.conftest import CELLS, a_card, features_graph
 
 
@@ -92,3 +93,43 @@ def test_one_class_or_too_few_scans_are_refused_and_no_model_is_written(
     with pytest.raises(DatasetError, match="needs at least 20 scans"):
         calibrate(model, dataset, tmp_path / "out")
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_simulated_site_of_series_has_the_threshold_of_series(tmp_path: Path) -> None:
+    """Forty healthy and forty bleeding patients a site, with probabilities around .5 and .8: the
+    threshold of a slice is .4, that of a series .7.
+    """
+    rows = []
+    for site, slices in (("series", 3), ("images", 1)):
+        for number in range(80):
+            label, patient = number % 2, f"{site} {number}"
+            probability = 0.5 + 0.3 * label + 0.001 * number
+            row = {
+                "dataset": site,
+                "patient": patient,
+                "label": label,
+                "group": patient,
+                "repeat": 0,
+                "fold": 0,
+                "probability": probability,
+                "predicted": 1,
+            }
+            rows += [
+                {**row, "level": "slice", "filename": f"{patient} {each}"} for each in range(slices)
+            ]
+            rows.append({**row, "level": "patient", "filename": ""})
+    write_answers(tmp_path / "predictions.csv", rows)
+    card = a_card(
+        settings={"folds_by": "data set"},
+        threshold=0.4,
+        uncertain_low=0.4,
+        uncertain_high=0.4,
+        scan_threshold=0.7,
+        scan_uncertain_low=0.7,
+        scan_uncertain_high=0.7,
+    )
+    files = {"features.onnx": features_graph(), "head.onnx": features_graph()}
+    write_model(tmp_path / "model", card, files)
+    found = {row["site"]: row for row in simulate_sites(tmp_path) if row["size"] == 20}
+    assert found["series"]["specificity_before"] == found["series"]["sensitivity_before"] == 1.0
+    assert found["images"]["specificity_before"] == 0.0
