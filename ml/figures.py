@@ -71,7 +71,7 @@ class Share:
 
 @dataclass(frozen=True)
 class BandFigures:
-    """Predictive values outside the uncertain band.
+    """Predictive values outside the inconclusive band.
 
     Attributes:
         npv: of predictions below the band.

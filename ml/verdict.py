@@ -12,7 +12,7 @@ STATES: tuple[State, ...] = ("suspected", "inconclusive", "not found")
 
 
 def state_of(*, positive: bool, uncertain: bool) -> State:
-    """Return the state of a verdict: inconclusive inside the uncertain band, where neither a
+    """Return the state of a verdict: inconclusive inside the inconclusive band, where neither a
     positive nor a negative verdict keeps its promised predictive value.
     """
     if uncertain:

@@ -15,7 +15,7 @@ from webapp.models import ModelVersion, Prediction
 
 def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
     """Return `types`, the most probable first, and `untold_types`, which the model does not report;
-    both are empty for a negative result outside the uncertain band.
+    both are empty for a negative result outside the inconclusive band.
 
     Each type has `name`, `probability`, `trust` (a sentence) and `slice_number`: the slice of a
     series, counted from 1, where it is most probable (None for a single slice).

@@ -209,7 +209,7 @@ class Card:
         created_at: ISO 8601, UTC.
         preprocessing: `InputSpec.to_dict()`.
         threshold: a slice, or a scan of one slice, with at least this probability is positive.
-        uncertain_low, uncertain_high: low <= probability < high is uncertain.
+        uncertain_low, uncertain_high: low <= probability < high is inconclusive.
         scan_threshold, scan_uncertain_low, scan_uncertain_high: the same for a scan of several
             slices; negative in cards that predate them, and then the values above apply.
         data: training and test data.
@@ -217,7 +217,7 @@ class Card:
         metrics_by_dataset: the same for each data set.
         patient_metrics, patient_metrics_by_dataset: the same by scan; None and empty in early
             cards.
-        band: by level, "slice" and "patient": predictive values outside the uncertain band
+        band: by level, "slice" and "patient": predictive values outside the inconclusive band
             (`ml.evaluation.calibration.predictive_values_outside_band`).
         points: by level, "slice" and "patient": each named operating point
             (`ml.training.operating_points.named_points`); empty in cards that predate them.
@@ -309,8 +309,8 @@ class Card:
         for threshold, low, high in (card.point_of(1), card.point_of(2)):
             if not 0 <= threshold <= 1 or not 0 <= low <= high <= 1:
                 raise ArtifactError(
-                    f"The model's threshold {threshold} and uncertain band {low} to {high} must lie"
-                    " in order within 0 and 1."
+                    f"The model's threshold {threshold} and inconclusive band {low} to {high} must"
+                    " lie in order within 0 and 1."
                 )
         for name, found in card.types.items():
             if not found.is_complete:
@@ -330,7 +330,7 @@ class Card:
         )
 
     def point_of(self, slices: int) -> tuple[float, float, float]:
-        """Return the threshold and the uncertain band (low, high) for a scan of that many
+        """Return the threshold and the inconclusive band (low, high) for a scan of that many
         slices.
         """
         if slices == 1 or self.scan_threshold == ABSENT:
@@ -341,7 +341,7 @@ class Card:
         """Return the card with other thresholds for a scan of one slice and of several; None keeps
         the card's own.
 
-        The uncertain band is widened where a threshold would lie outside it.
+        The inconclusive band is widened where a threshold would lie outside it.
 
         Raises:
             ArtifactError: a threshold lies outside 0..1.

@@ -48,11 +48,12 @@ def _use(card: Card) -> Iterator[str]:
     """
     yield from (f"- {note}" for note in card.data.licence_notes)
     band = f"{card.uncertain_low:.3f} to {card.uncertain_high:.3f}"
-    yield f"- A probability of at least {card.threshold:.3f} is positive; {band} is uncertain."
+    yield f"- A probability of at least {card.threshold:.3f} is positive; {band} is inconclusive."
     if card.scan_threshold != ABSENT:
         band = f"{card.scan_uncertain_low:.3f} to {card.scan_uncertain_high:.3f}"
         yield (
-            f"- For a scan of several slices it is {card.scan_threshold:.3f}; {band} is uncertain."
+            f"- For a scan of several slices it is {card.scan_threshold:.3f}; {band} is"
+            " inconclusive."
         )
     if card.blocked_because:
         yield f"- **Not to be promoted.** {card.blocked_because}"
@@ -166,7 +167,7 @@ def _band(band: Mapping[str, BandFigures]) -> Iterator[str]:
     for level, found in band.items():
         yield ""
         yield (
-            f"By {level}, out of fold: right below the uncertain band (NPV) {_share(found.npv)},"
+            f"By {level}, out of fold: right below the inconclusive band (NPV) {_share(found.npv)},"
             f" right above it (PPV) {_share(found.ppv)},"
         )
         yield f"in the band {found.uncertain.value or 0:.1%}."

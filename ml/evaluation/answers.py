@@ -63,7 +63,7 @@ class Answers:
         at: (n,) position of the slice, or number of the scan.
         labels, groups, sources: (n,).
         probabilities, predicted, zones, folds: (repeats, n); a zone is -1 below, 0 in, 1 above the
-            fold's uncertain band.
+            fold's inconclusive band.
         types: (repeats, n, 5) probabilities of the types of hemorrhage; NaN where the fold's model
             does not predict them.
     """

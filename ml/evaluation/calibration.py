@@ -252,13 +252,13 @@ BELOW, UNCERTAIN, ABOVE = -1, 0, 1
 
 
 def zones(probabilities: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return whether each probability is below, in or above the uncertain band: -1, 0 or 1."""
+    """Return whether each probability is below, in or above the inconclusive band: -1, 0 or 1."""
     given = np.asarray(probabilities)
     return np.where(given < low, BELOW, np.where(given >= high, ABOVE, UNCERTAIN))
 
 
 def predictive_values_outside_band(labels: np.ndarray, zone: np.ndarray) -> BandFigures:
-    """Return the predictive values outside the uncertain band; None if there are no predictions.
+    """Return the predictive values outside the inconclusive band; None if there are no predictions.
 
     `labels` (n,), `zone` (n,) or (repeats, n).
     """

@@ -75,7 +75,7 @@ class States:
 
 @dataclass(frozen=True)
 class Bands:
-    """How often answers outside the uncertain band are right, by slice and by patient."""
+    """How often answers outside the inconclusive band are right, by slice and by patient."""
 
     slice: BandFigures
     patient: BandFigures
@@ -98,7 +98,7 @@ class Evaluation:
         overlap: images that it has seen.
         left_out: those, and all others of their groups.
         all: metrics with what training has seen.
-        band: answers outside the uncertain band, without what training has seen.
+        band: answers outside the inconclusive band, without what training has seen.
         states: how many verdicts are suspected, inconclusive and not found, without what training
             has seen; None in a file that was written before they were counted.
         notes, problems: sentences about the evaluation and about the data set.

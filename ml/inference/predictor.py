@@ -48,7 +48,7 @@ class Finding:
         probability: calibrated probability of hemorrhage in the scan, 0..1.
         threshold: the model's threshold for a single slice or for a scan of several; `positive` is
             probability >= threshold.
-        uncertain: the probability is in the corresponding uncertain band.
+        uncertain: the probability is in the corresponding inconclusive band.
         slice_probabilities: of each slice, in the order of the series; thin slices have that of
             their slab (`ml.scans.slabs`).
         warnings: those of the series, then the model's assumptions.

@@ -1,7 +1,7 @@
 """Evaluate an architecture by grouped cross-validation: every slice and scan is predicted by a
 model trained without its group.
 
-Calibration, threshold and uncertain band of a fold come from inner held-out data of its training
+Calibration, threshold and inconclusive band of a fold come from inner held-out data of its training
 part, for slices and for scans.
 """
 

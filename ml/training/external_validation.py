@@ -78,8 +78,8 @@ class Level:
         )
 
     def outside_band(self, zones: np.ndarray) -> BandFigures:
-        """Return how often answers outside the uncertain band are right, without what training has
-        seen; `zones` (n,).
+        """Return how often answers outside the inconclusive band are right, without what training
+        has seen; `zones` (n,).
         """
         counted = (self.labels != UNKNOWN) & ~self.seen
         return predictive_values_outside_band(self.labels[counted], zones[counted])
@@ -116,7 +116,7 @@ class ScanAnswer:
 
     @property
     def zone(self) -> int:
-        """Whether it lies below, in or above the uncertain band."""
+        """Whether it lies below, in or above the inconclusive band."""
         return UNCERTAIN if self.uncertain else ABOVE if self.positive else BELOW
 
 

@@ -78,7 +78,7 @@ def test_the_run_stands_beside_its_controls(make_card: MakeCard) -> None:
 def test_patients_thresholds_band_and_failures_are_told(make_card: MakeCard) -> None:
     text = model_card(a_full_card(make_card))
     assert "By patient" in text and "| auroc | 0.800 (0.700 to 0.850) | 0.810" in text
-    assert "For a scan of several slices it is 0.700; 0.600 to 0.800 is uncertain." in text
+    assert "For a scan of several slices it is 0.700; 0.600 to 0.800 is inconclusive." in text
     assert "(NPV) 0.975 of 40" in text and "(PPV) undefined" in text and "25.0%" in text
     assert (
         "Of 20 slices with hemorrhage 3 were missed;\n  of 20 without, 5 raised a false alarm."
@@ -136,7 +136,7 @@ def test_a_card_of_the_first_version_is_read_and_judges_series_as_before(
 
 def test_a_scan_threshold_out_of_range_is_refused(make_card: MakeCard) -> None:
     with pytest.raises(
-        ArtifactError, match=r"threshold 1.5 and uncertain band 0.6 to 0.8 must lie"
+        ArtifactError, match=r"threshold 1.5 and inconclusive band 0.6 to 0.8 must lie"
     ):
         Card.from_json(a_full_card(make_card, scan_threshold=1.5).to_json())
 
