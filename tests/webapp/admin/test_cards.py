@@ -165,8 +165,8 @@ def test_both_thresholds_the_band_and_the_tests_of_heat_maps_are_shown(
 ) -> None:
     for page in pages:
         text = text_of(page)
-        assert "Slice positive at 0.410 or above Uncertain from 0.300 to below 0.500" in text
-        assert "Series positive at 0.222 or above Uncertain from 0.111 to below 0.333" in text
+        assert "Slice positive at 0.410 or above Inconclusive from 0.300 to below 0.500" in text
+        assert "Series positive at 0.222 or above Inconclusive from 0.111 to below 0.333" in text
         assert "Slice 99.0 % of 80 87.5 % of 64 28.0 % of 200" in text
         assert "Patient no results 50.0 % of 6 10.0 % of 20" in text
         assert "than covering a random 10 % of the head 0.912 (0.850–0.960) of 200" in text
