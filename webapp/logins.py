@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar
+from typing import ParamSpec
 
 from argon2.exceptions import VerificationError
 from flask import Response, abort, current_app, flash, redirect, request, session, url_for
@@ -48,7 +48,7 @@ SYSTEMS = {
 }
 
 
-View = TypeVar("View", bound=Callable[..., ResponseReturnValue])
+P = ParamSpec("P")
 
 
 @login_manager.user_loader
@@ -249,7 +249,9 @@ def known_browsers() -> URLSafeTimedSerializer:
     return URLSafeTimedSerializer(current_app.config["SECRET_KEY"], salt="hemoscan known browser")
 
 
-def limits_guesses(each: str, whose: Callable[[], str]) -> Callable[[View], View]:
+def limits_guesses(
+    each: str, whose: Callable[[], str]
+) -> Callable[[Callable[P, ResponseReturnValue]], Callable[P, ResponseReturnValue]]:
     """Return a decorator for views that check a password or a code: failed attempts are limited by
     address, and by `whose` they are.
 
