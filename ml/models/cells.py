@@ -9,6 +9,7 @@ groups and takes the calibration of the cross-validation's answers.
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 from onnx import TensorProto, compose, helper
 
@@ -49,15 +50,22 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
     )
     size = task.images.shape[1]
     features = mirrored(encoder.build(tuned.convolutions, size))
-    _, side, _, channels = features.output_shape
+    _, side, _, channels = features.outputs[0].shape
     # Of the slices learned from only the positive ones are predicted: types are fitted to them.
     asked = np.setdiff1d(np.arange(len(task.images)), learn[task.labels[learn] != 1])
     decisions = np.full(len(task.images), np.nan)
     descriptions = np.zeros((len(task.images), 2 * channels), np.float32)
+    outlines = (
+        np.zeros((len(task.images), *features.outputs[1].shape[1:3]), np.float16)
+        if encoder.outlines
+        else None
+    )
     for start in range(0, len(asked), CHUNK):
         task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(asked), {})
         chunk = asked[start : start + CHUNK]
-        maps = np.asarray(features.predict_on_batch(np.asarray(task.images[chunk], np.float32)))
+        maps, outlined = _answers(features, task.images[chunk])
+        if outlines is not None:
+            outlines[chunk] = outlined
         decisions[chunk] = decisions_of(maps, tuned)
         descriptions[chunk] = pooled(maps, "both")
     if smooths:
@@ -71,7 +79,7 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
     def reference(
         images: np.ndarray, platt: Platt, scan_platt: Platt
     ) -> tuple[np.ndarray, np.ndarray, float]:
-        maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
+        maps, _ = _answers(features, images)
         found = decisions_of(maps, tuned)
         found = smoothed(found, np.zeros(len(found), int)) if smooths else found
         return maps, platt(found), scan_probability(found, platt, scan_platt)
@@ -89,7 +97,19 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
         reference=reference,
         learned_features=True,
         descriptions=descriptions,
+        outlines=outlines,
     )
+
+
+def _answers(features: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the maps (n, h, w, c) of images and, of an encoder with outlines, the probability of
+    hemorrhage at each place (n, h, w).
+    """
+    given = features.predict_on_batch(np.asarray(images, np.float32))
+    if not isinstance(given, list):
+        return np.asarray(given), None
+    maps, logits = (np.asarray(values) for values in given)
+    return maps, 1 / (1 + np.exp(-logits[..., 0]))
 
 
 def head_to_onnx(
