@@ -200,6 +200,26 @@ class TypeFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutlineFigures:
+    """How well outlines agree with annotated ones on held-out data; means with intervals over
+    patients.
+
+    Attributes:
+        slice_dice, slice_iou: Dice's coefficient and intersection over union of slices with
+            hemorrhage.
+        patient_dice, patient_iou: those of all annotated slices of a patient with hemorrhage
+            together.
+        without_outline: the share of slices without hemorrhage in which nothing is outlined.
+    """
+
+    slice_dice: Estimate
+    slice_iou: Estimate
+    patient_dice: Estimate
+    patient_iou: Estimate
+    without_outline: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """Everything about a model. The JSON keys are the names of the fields.
 
@@ -224,6 +244,8 @@ class Card:
         controls: results of `ml.training.controls`.
         heat_maps: how often the heat maps of true positives in the held-out folds passed
             `ml.training.heat_map_tests`.
+        outlines: by data set, how well the outlines of the hemorrhage agree with annotated ones;
+            empty where the model gives no outlines.
         types: where the labels name types of hemorrhage, each of `ml.catalogue.BLEEDING_TYPES`.
         blocked_because: why the controls rule out promotion, in a sentence; else empty.
         roc: [false positive rate, true positive rate] pairs of slices, at most 200 (of the first
@@ -265,6 +287,7 @@ class Card:
     points: dict[str, dict[str, PointFigures]] = field(default_factory=dict)
     controls: list[Control] = field(default_factory=list)
     heat_maps: dict[str, Estimate] = field(default_factory=dict)
+    outlines: dict[str, OutlineFigures] = field(default_factory=dict)
     types: dict[str, TypeFigures] = field(default_factory=dict)
     blocked_because: str = ""
     seconds: float = 0.0

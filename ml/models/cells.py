@@ -53,21 +53,7 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
     _, side, _, channels = features.outputs[0].shape
     # Of the slices learned from only the positive ones are predicted: types are fitted to them.
     asked = np.setdiff1d(np.arange(len(task.images)), learn[task.labels[learn] != 1])
-    decisions = np.full(len(task.images), np.nan)
-    descriptions = np.zeros((len(task.images), 2 * channels), np.float32)
-    outlines = (
-        np.zeros((len(task.images), *features.outputs[1].shape[1:3]), np.float16)
-        if encoder.outlines
-        else None
-    )
-    for start in range(0, len(asked), CHUNK):
-        task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(asked), {})
-        chunk = asked[start : start + CHUNK]
-        maps, outlined = _answers(features, task.images[chunk])
-        if outlines is not None:
-            outlines[chunk] = outlined
-        decisions[chunk] = decisions_of(maps, tuned)
-        descriptions[chunk] = pooled(maps, "both")
+    decisions, descriptions, outlines = _predicted(task, features, tuned, asked)
     if smooths:
         decisions = smoothed(decisions, task.scans)
     held_out = task.held_out or held_out_of(decisions, held, task.scans)
@@ -99,6 +85,27 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
         descriptions=descriptions,
         outlines=outlines,
     )
+
+
+def _predicted(
+    task: FitTask, features: keras.Model, tuned: Tuned, asked: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return decisions, descriptions and outlines as `Fitted` has them, with what stands for no
+    answer where nothing is asked.
+    """
+    n, (maps, *outlined) = len(task.images), features.outputs
+    decisions = np.full(n, np.nan)
+    descriptions = np.zeros((n, 2 * maps.shape[-1]), np.float32)
+    outlines = np.zeros((n, *outlined[0].shape[1:3]), np.float16) if outlined else None
+    for start in range(0, len(asked), CHUNK):
+        task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(asked), {})
+        chunk = asked[start : start + CHUNK]
+        of_chunk, outline = _answers(features, task.images[chunk])
+        decisions[chunk] = decisions_of(of_chunk, tuned)
+        descriptions[chunk] = pooled(of_chunk, "both")
+        if outlines is not None:
+            outlines[chunk] = outline
+    return decisions, descriptions, outlines
 
 
 def _answers(features: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -33,6 +33,8 @@ AVERAGING = 0.98
 MAP_DROPOUT = 0.08  # of whole channels
 POOLED_DROPOUT = 0.2
 LOSS_WEIGHTS = {"cells": 1.0, "slice": 1.0, "pooled": 0.3, "outline": 0.5}
+OF_SLICES = "slice", "pooled"
+"""The outputs that say something of the whole slice."""
 POSITIVE_SHARE = 0.42  # of a batch, before bleeds are made
 MADE_SHARE = 0.42  # of the slices without hemorrhage get a made bleed
 DECOY_SHARE = 0.3  # of all slices that show a skull get something that is no blood
@@ -160,16 +162,16 @@ def fine_tune(
         network = _with_cells(convolutions, seed)
     finally:
         keras.config.set_dtype_policy(before)
+    located = ("cells", "outline") if encoder.outlines else ("cells",)
     sides = {
-        name: network.output_shape[name][1]
-        for name in ("cells", "outline")
-        if name in network.output_shape
+        name: output.shape[1] for name, output in zip(located, convolutions.outputs, strict=True)
     }
+    losses = {name: loss for name, loss in _losses().items() if name in (*located, *OF_SLICES)}
     batches = max(min(4 * len(slices.learn) // BATCH, MOST_BATCHES), 1)
     run_epochs(
         network,
-        loss={name: _losses()[name] for name in network.output_shape},
-        loss_weights={name: LOSS_WEIGHTS[name] for name in network.output_shape},
+        loss=losses,
+        loss_weights={name: LOSS_WEIGHTS[name] for name in losses},
         epochs=schedule.epochs,
         batches=batches,
         learning_rate=encoder.learning_rate,

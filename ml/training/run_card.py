@@ -22,6 +22,7 @@ from ml.training.experiment import Experiment
 from ml.training.final_model import FinalModel
 from ml.training.heat_map_tests import summary
 from ml.training.operating_points import named_points
+from ml.training.outline_figures import outline_figures
 from ml.training.plan import Plan
 from ml.training.type_figures import figures_of_types
 
@@ -73,6 +74,9 @@ def card_of_run(
         ),
         controls=controls,
         heat_maps=summary(out_of_fold.heat_maps, experiment.groups, config.seed),
+        outlines=outline_figures(
+            out_of_fold.outlines, experiment.groups, experiment.sources, config.seed
+        ),
         types=figures_of_types(experiment, out_of_fold, final.types),
         blocked_because=blocked_because(controls) or "",
         roc=roc_points(slices.labels, slices.probabilities[0]),
