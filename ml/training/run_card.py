@@ -21,7 +21,7 @@ from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
 from ml.training.final_model import FinalModel
 from ml.training.heat_map_tests import summary
-from ml.training.operating_points import named_points
+from ml.training.operating_points import named_points, threshold_curves
 from ml.training.outline_figures import outline_figures
 from ml.training.plan import Plan
 from ml.training.type_figures import figures_of_types
@@ -72,6 +72,7 @@ def card_of_run(
         points=named_points(
             experiment, config.architecture, out_of_fold.held_out, out_of_fold.held_out_folds
         ),
+        curves=threshold_curves(experiment, config.architecture, out_of_fold.held_out),
         controls=controls,
         heat_maps=summary(out_of_fold.heat_maps, experiment.groups, config.seed),
         outlines=outline_figures(
