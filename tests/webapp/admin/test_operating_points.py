@@ -187,7 +187,8 @@ def test_the_slider_says_what_any_threshold_would_have_found(
         for threshold in (0.0, 0.2, 0.4, 1.0)
     ]
     with app.app_context():
-        card = a_card(points=points_judged(), scan_threshold=0.2)
+        band = {"scan_uncertain_low": 0.1, "scan_uncertain_high": 0.3}
+        card = a_card(points=points_judged(), scan_threshold=0.2, **band)
         id = add_version(
             "curved", checked_at=utc_now(), card={**card, "curves": {"patient": curve}}
         )
