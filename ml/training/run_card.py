@@ -75,9 +75,7 @@ def card_of_run(
         curves=threshold_curves(experiment, config.architecture, out_of_fold.held_out),
         controls=controls,
         heat_maps=summary(out_of_fold.heat_maps, experiment.groups, config.seed),
-        outlines=outline_figures(
-            out_of_fold.outlines, experiment.groups, experiment.sources, config.seed
-        ),
+        outlines=outline_figures(out_of_fold.outlines, slices, config.seed),
         types=figures_of_types(experiment, out_of_fold, final.types),
         blocked_because=blocked_because(controls) or "",
         roc=roc_points(slices.labels, slices.probabilities[0]),
