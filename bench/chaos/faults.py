@@ -22,7 +22,7 @@ from pathlib import Path
 import redis
 
 from bench.chaos.servers import answers, held_still, pid_of
-from bench.chaos.stack import LEASES_S, STACKS, STOP_S, Stack
+from bench.chaos.stack import LEASES_S, STACKS, STOP_S, Program, Stack
 from bench.service import Refused, descendants, is_ready, seconds_until
 from webapp import jobs
 
@@ -36,6 +36,8 @@ HEALTHY_S = 5.0
 """A health check that takes longer breaks the promise; on an idle machine it takes milliseconds."""
 FULL_DISK_BYTES = 20_000
 """Maximum file size, so that writing an image fails halfway."""
+NOTHING_LIMITED = "of which no process was running: nothing was limited"
+DECODER = "-m ml.decode "
 
 Inject = Callable[[Stack, random.Random], str]
 
@@ -221,18 +223,12 @@ def fill_disk(stack: Stack, rng: random.Random) -> str:
     root).
     """
     name = rng.choice(("worker-predict", "worker-predict-2"))
-    limit_files(stack.programs[name].pid, FULL_DISK_BYTES)
-    time.sleep(rng.uniform(*DISK_FULL_S))
-    limit_files(stack.programs[name].pid, resource.RLIM_INFINITY)
-    return name
+    return f"{name}{fill_disk_of(stack.programs[name], rng.uniform(*DISK_FULL_S))}"
 
 
 def fill_disk_of_web(stack: Stack, rng: random.Random) -> str:
     """The same for the web process: uploads are refused where they wait for their answer."""
-    limit_files(stack.programs["web"].pid, FULL_DISK_BYTES)
-    time.sleep(rng.uniform(*DISK_FULL_S))
-    limit_files(stack.programs["web"].pid, resource.RLIM_INFINITY)
-    return ""
+    return f"web{fill_disk_of(stack.programs['web'], rng.uniform(*DISK_FULL_S))}"
 
 
 def kill_broker(stack: Stack, rng: random.Random) -> str:
@@ -301,15 +297,35 @@ def slowest_health(stack: Stack, for_s: float) -> float:
     return slowest_s
 
 
-def limit_files(root_pid: int, size: int) -> None:
+def fill_disk_of(program: Program, for_s: float) -> str:
+    """Limit the files of a program for a while; return what to tell if it was not running."""
+    limited = limit_files(program.pid, FULL_DISK_BYTES)
+    time.sleep(for_s)
+    limit_files(program.pid, resource.RLIM_INFINITY)
+    return "" if limited else f", {NOTHING_LIMITED}"
+
+
+def limit_files(root_pid: int, size: int) -> int:
     """Limit the file size for a process and its children; the parent first, so that new children
-    inherit it.
+    inherit it. Return how many processes were limited.
+
+    Raises:
+        PermissionError: one of them, other than a confined decoder, cannot be limited.
     """
-    for pid in (root_pid, *descendants(root_pid)):
+    limited = 0
+    below = descendants(root_pid) if root_pid else {}
+    for pid, command in sorted(below.items(), key=lambda each: each[0] != root_pid):
         try:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-        except (ProcessLookupError, PermissionError):
-            continue  # It has ended, or is a decoder, whose confinement has limits of its own.
+        except ProcessLookupError:
+            continue  # It has ended.
+        except PermissionError:
+            # A decoder's own limit applies; its namespace keeps others from changing it.
+            if DECODER not in command:
+                raise
+        else:
+            limited += 1
+    return limited
 
 
 def point_files_to(stack: Stack, target: Path) -> None:
