@@ -26,6 +26,9 @@ import tempfile
 import time
 import uuid
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,15 @@ HEADS = 10  # number of different phantoms, which are repeated in a series
 
 
 class Refused(RuntimeError):
-    """The service answered with an error; the text is its status and body."""
+    """The service answered with an error; the text is its status and body.
+
+    Attributes:
+        retry_after: the header of that name, empty if there is none.
+    """
+
+    def __init__(self, status: int, body: str, retry_after: str) -> None:
+        super().__init__(f"{status}: {body}")
+        self.status, self.retry_after = status, retry_after
 
 
 class Client:
@@ -73,7 +84,8 @@ class Client:
         response = self.connection.getresponse()
         content = response.read()
         if response.status >= 400:
-            raise Refused(f"{response.status}: {content.decode(errors='replace')}")
+            told = content.decode(errors="replace")
+            raise Refused(response.status, told, response.headers.get("Retry-After", ""))
         answer: dict[str, Any] = json.loads(content)
         return answer
 
@@ -158,43 +170,70 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def measure(requests: int) -> dict[str, float]:
-    """Run the service and return the results."""
-    home, port = Path(tempfile.mkdtemp(prefix="hemoscan-bench-")), free_port()
-    environ = {**os.environ, "HEMOSCAN_HOME": str(home), "PORT": str(port)}
-    for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL"):
-        environ.pop(name, None)
+@dataclass
+class Service:
+    """The processes of `make run`, with an administrator's token; `ready_s` is how long their start
+    took.
+    """
+
+    port: int
+    token: str
+    pid: int
+    environ: dict[str, str]
+    ready_s: float
+
+
+@contextmanager
+def running_service(**settings: str) -> Iterator[Service]:
+    """Start the processes of `make run` with an empty folder on a free port; stop them at the
+    end.
+    """
+    port = free_port()
     flask = [sys.executable, "-m", "flask", "--app", "webapp"]
-    subprocess.run(
-        [*flask, "setup"], cwd=PROJECT_ROOT, env=environ, check=True, stdout=subprocess.DEVNULL
-    )
-    service = subprocess.Popen(
-        [sys.executable, "-m", "webapp.embedded"],
-        cwd=PROJECT_ROOT,
-        env=environ,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        figures = {"ready_s": seconds_until(lambda: is_ready(port), 60)}
-        subprocess.run(
-            [*flask, "create-admin", "bench"],
-            cwd=PROJECT_ROOT,
-            env={**environ, "HEMOSCAN_PASSWORD": uuid.uuid4().hex},
-            check=True,
-            capture_output=True,
-        )
-        made = subprocess.run(
-            [*flask, "create-token", "bench"],
+    with tempfile.TemporaryDirectory(prefix="hemoscan-bench-") as home:
+        environ = {**os.environ, "HEMOSCAN_HOME": home, "PORT": str(port), **settings}
+        for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL"):
+            environ.pop(name, None)
+
+        def run(*arguments: str) -> str:
+            return subprocess.run(
+                [*flask, *arguments],
+                cwd=PROJECT_ROOT,
+                env={**environ, "HEMOSCAN_PASSWORD": uuid.uuid4().hex},
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+
+        run("setup")
+        service = subprocess.Popen(
+            [sys.executable, "-m", "webapp.embedded"],
             cwd=PROJECT_ROOT,
             env=environ,
-            check=True,
-            capture_output=True,
-            text=True,
+            stdout=subprocess.DEVNULL,
         )
-        client = Client(port, made.stdout.strip().splitlines()[-1])
-        slice_file = sorted((PROJECT_ROOT / "webapp" / "static" / "phantoms").glob("*.png"))[
-            0
-        ].read_bytes()
+        try:
+            ready_s = seconds_until(lambda: is_ready(port), 120)
+            run("create-admin", "bench")
+            token = run("create-token", "bench").strip().splitlines()[-1]
+            yield Service(port, token, service.pid, environ, ready_s)
+        finally:
+            service.send_signal(signal.SIGINT)
+            service.wait(60)
+
+
+def a_slice() -> bytes:
+    """Return a PNG image of a phantom."""
+    phantoms = PROJECT_ROOT / "webapp" / "static" / "phantoms"
+    return sorted(phantoms.glob("*.png"))[0].read_bytes()
+
+
+def measure(requests: int) -> dict[str, float]:
+    """Run the service and return the results."""
+    with running_service() as service:
+        figures = {"ready_s": service.ready_s}
+        client = Client(service.port, service.token)
+        slice_file = a_slice()
 
         begin = time.perf_counter()
         scan = client.upload("slice.png", slice_file)
@@ -242,10 +281,7 @@ def measure(requests: int) -> dict[str, float]:
         )
         predict = [pid for pid, command in processes.items() if "-Q predict" in command]
         figures["predict_rss_mb"] = max(map(rss_mb, predict))
-        figures["predict_ready_s"] = predict_worker_ready_s(environ)
-    finally:
-        service.send_signal(signal.SIGINT)
-        service.wait(60)
+        figures["predict_ready_s"] = predict_worker_ready_s(service.environ)
     return figures
 
 

@@ -14,6 +14,7 @@ import errno
 import re
 import selectors
 import socket
+import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,6 +52,8 @@ LONGEST_S = 10.0
 """An upload that took longer counts as this in the mean: most of it was the client's line."""
 UPLOAD_THREADS = 2
 """For each of the threads that answer all else; the clients of one address get half of them."""
+SWITCH_S = 0.001
+"""How long a thread computes while others wait; Python's default is five times that."""
 MOST_IDLE = 500
 """Connections of one address without a request; one more, and the oldest of them is closed."""
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})", re.IGNORECASE)
@@ -183,6 +186,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         # One each: readiness may wait for the database, and health must not wait for that.
         self.health = {name: ThreadPoolExecutor(1, name.decode()) for name in HEALTH_CHECKS}
         self.idle: Counter[str] = Counter()
+        self.refusals: dict[tuple[bool, int], bytes] = {}
+        # Threads that look through uploads take turns with those that answer pages, and with the
+        # main loop, which needs several turns for each connection.
+        sys.setswitchinterval(SWITCH_S)
         super().init_process()
 
     def load_wsgi(self) -> None:
@@ -312,12 +319,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def shed(self, conn: TConn) -> None:
         """Refuse an upload that would wait for too long; what comes of it is forgotten."""
-        answer = overload_answer(
-            self.wsgi, bool(FOR_PROGRAMS.match(conn.begun)), ceil(max(self.line.wait_s, 1))
-        )
+        what = bool(FOR_PROGRAMS.match(conn.begun)), ceil(max(self.line.wait_s, 1))
+        if what not in self.refusals:  # The same for hundreds of clients.
+            self.refusals[what] = overload_answer(self.wsgi, *what)
         conn.begun.clear()
         with suppress(OSError):
-            conn.sock.send(answer)
+            conn.sock.send(self.refusals[what])
         self.linger(conn)
 
     def on_ended_socket_readable(self, conn: TConn, client: Any) -> None:

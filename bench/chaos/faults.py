@@ -23,6 +23,7 @@ import redis
 
 from bench.chaos.servers import answers, held_still, pid_of
 from bench.chaos.stack import LEASES_S, STACKS, STOP_S, Program, Stack
+from bench.overload import archive_of_empty_segments, nifti_of_zeros
 from bench.service import Refused, descendants, is_ready, seconds_until
 from webapp import jobs
 
@@ -31,7 +32,7 @@ STORAGE_AWAY_S = (1.0, 8.0)  # Workers try again for 4.2 s, then hand back.
 DISK_FULL_S = (1.0, 8.0)
 """A worker tries again for 4.2 s (`worker.retries`), then puts the scan off."""
 SLOW_SOCKETS, SLOW_S = 60, (3.0, 6.0)
-CHEAP_UPLOADS, CHEAP_SEGMENTS = 3, 20_000
+CHEAP_UPLOADS = 6
 HEALTHY_S = 5.0
 """A health check that takes longer breaks the promise; on an idle machine it takes milliseconds."""
 FULL_DISK_BYTES = 20_000
@@ -256,45 +257,52 @@ def open_slow_sockets(stack: Stack, rng: random.Random) -> str:
             with suppress(OSError):  # The web process is being killed.
                 sock = socket.create_connection(("127.0.0.1", stack.port), timeout=5)
                 held.enter_context(sock).sendall(half[number % 2])
-        slowest_s = slowest_health(stack, rng.uniform(*SLOW_S))
-    return f"{SLOW_SOCKETS} sockets, health checks answered within {slowest_s:.2f} s"
+        waited = slowest_answers(stack, rng.uniform(*SLOW_S))
+    return f"{SLOW_SOCKETS} sockets, {waited}"
 
 
 def send_cheap_bytes(stack: Stack, rng: random.Random) -> str:
-    """Uploads of a few bytes that cost much work: JPEGs of thousands of empty segments."""
-    cheap = b"\xff\xd8" + b"\xff\xfe\x00\x02" * CHEAP_SEGMENTS + b"\xff\xd9"
+    """Uploads of a few bytes that cost much work: archives of JPEGs of thousands of empty segments,
+    and a packed NIfTI file, half of which is missing so that no scan comes of it.
+    """
+    packed = nifti_of_zeros()
+    cheap = {"cheap.zip": archive_of_empty_segments(), "cheap.nii.gz": packed[: len(packed) // 2]}
 
-    def send() -> None:
+    def send(name: str) -> None:
         with suppress(Refused, OSError, http.client.HTTPException):
-            stack.client().upload("cheap.jpg", cheap)
+            stack.client().upload(name, cheap[name])
 
-    senders = [threading.Thread(target=send, daemon=True) for _ in range(CHEAP_UPLOADS)]
+    names = [name for name in cheap for _ in range(CHEAP_UPLOADS // len(cheap))]
+    senders = [threading.Thread(target=send, args=(name,), daemon=True) for name in names]
     for sender in senders:
         sender.start()
-    slowest_s = slowest_health(stack, SLOW_S[0])
+    waited = slowest_answers(stack, SLOW_S[0])
     for sender in senders:
         sender.join(HEALTHY_S)
-    return (
-        f"{CHEAP_UPLOADS} uploads of {len(cheap)} bytes, health checks answered within"
-        f" {slowest_s:.2f} s"
-    )
+    sizes = " and ".join(f"{len(content)}" for content in cheap.values())
+    return f"{CHEAP_UPLOADS} uploads of {sizes} bytes, {waited}"
 
 
-def slowest_health(stack: Stack, for_s: float) -> float:
-    """Return how long the slowest health check took; one that another fault cut off says nothing.
+def slowest_answers(stack: Stack, for_s: float) -> str:
+    """Return how long the slowest health check and page took; those that another fault cut off say
+    nothing.
 
     Raises:
-        RuntimeError: it took too long.
+        RuntimeError: a health check took too long.
     """
-    slowest_s, until = 0.0, time.monotonic() + for_s
+    slowest_s, until = dict.fromkeys(("/healthz", "/login"), 0.0), time.monotonic() + for_s
     while time.monotonic() < until:
-        began = time.monotonic()
-        if is_ready(stack.port, "/healthz"):
-            slowest_s = max(slowest_s, time.monotonic() - began)
+        for path in slowest_s:
+            began = time.monotonic()
+            if is_ready(stack.port, path):
+                slowest_s[path] = max(slowest_s[path], time.monotonic() - began)
         time.sleep(0.1)
-    if slowest_s > HEALTHY_S:
-        raise RuntimeError(f"a health check took {slowest_s:.1f} s")
-    return slowest_s
+    if slowest_s["/healthz"] > HEALTHY_S:
+        raise RuntimeError(f"a health check took {slowest_s['/healthz']:.1f} s")
+    return (
+        f"health checks answered within {slowest_s['/healthz']:.2f} s, pages within"
+        f" {slowest_s['/login']:.2f} s"
+    )
 
 
 def fill_disk_of(program: Program, for_s: float) -> str:
