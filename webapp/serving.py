@@ -15,6 +15,7 @@ import errno
 import re
 import selectors
 import socket
+import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,6 +53,8 @@ LONGEST_S = 10.0
 """Longer uploads enter the average with this value: most of their time was the client's network."""
 UPLOAD_THREADS = 2
 """Upload threads per thread for everything else; clients of one address get half of them."""
+SWITCH_S = 0.001
+"""How long a thread computes while others wait; Python's default is five times as long."""
 MOST_IDLE = 500
 """Maximum connections of one address without a request; beyond it the oldest one is closed."""
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})", re.IGNORECASE)
@@ -198,6 +201,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         # One each: `/readyz` may have to wait for the database, which `/healthz` must not.
         self.health = {name: ThreadPoolExecutor(1, name.decode()) for name in HEALTH_CHECKS}
         self.idle: Counter[str] = Counter()
+        self.refusals: dict[tuple[bool, int], bytes] = {}
+        # Threads that look through uploads take turns with those that answer pages, and with the
+        # main loop, which needs several turns for each connection.
+        sys.setswitchinterval(SWITCH_S)
         super().init_process()
 
     def load_wsgi(self) -> None:
@@ -321,12 +328,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def shed(self, conn: TConn) -> None:
         """Refuse an upload that would wait for too long, and discard what is sent of it."""
-        answer = overload_answer(
-            self.wsgi, bool(FOR_PROGRAMS.match(conn.begun)), ceil(max(self.line.wait_s, 1))
-        )
+        what = bool(FOR_PROGRAMS.match(conn.begun)), ceil(max(self.line.wait_s, 1))
+        if what not in self.refusals:  # The same for hundreds of clients.
+            self.refusals[what] = overload_answer(self.wsgi, *what)
         conn.begun.clear()
         with suppress(OSError):
-            conn.sock.send(answer)
+            conn.sock.send(self.refusals[what])
         self.linger(conn)
 
     def on_ended_socket_readable(self, conn: TConn, client: Any) -> None:
