@@ -327,17 +327,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.wait_for(conn, self.on_ended_socket_readable)
 
     def shed(self, conn: TConn) -> None:
-<<<<<<< HEAD
         """Refuse an upload that would wait for too long, and discard what is sent of it."""
-        answer = overload_answer(
-            self.wsgi, bool(FOR_PROGRAMS.match(conn.begun)), ceil(max(self.line.wait_s, 1))
-        )
-=======
-        """Refuse an upload that would wait for too long; what comes of it is forgotten."""
         what = bool(FOR_PROGRAMS.match(conn.begun)), ceil(max(self.line.wait_s, 1))
         if what not in self.refusals:  # The same for hundreds of clients.
             self.refusals[what] = overload_answer(self.wsgi, *what)
->>>>>>> robust
         conn.begun.clear()
         with suppress(OSError):
             conn.sock.send(self.refusals[what])
