@@ -29,7 +29,7 @@ from ml.scans.pictures import read_picture
 from ml.scans.sheets import slices_on
 from ml.scans.slices import Series, Slice
 
-ORDER_GIVEN = "Pictures carry no position; they were read in the order given."
+ORDER_GIVEN = "Pictures have no position; they were read in the order given."
 
 DARK = 0.5  # of white, for the brightest hundredth of a picture: bone is white in the brain window
 
@@ -38,8 +38,8 @@ DARK = 0.5  # of white, for the brightest hundredth of a picture: bone is white 
 HEAD_BYTES = 16 * 1024
 
 DARK_NOTE = (
-    "The picture is darker than a CT slice in a brain window; the models have not learned such"
-    " pictures."
+    "The picture is darker than a CT slice in a brain window; the models were not trained on"
+    " such pictures."
 )
 
 
@@ -54,7 +54,7 @@ def read_series(
 ) -> Series:
     """Read the files of one scan.
 
-    That is PNG or JPEG pictures, which carry no position and stay in the order given, a film sheet
+    That is PNG or JPEG pictures, which have no position and stay in the order given, a film sheet
     cut into its slices; or DICOM
     files of one series, single-frame or multi-frame, which are put in order by their position along
     its normal; or one NIfTI file. Of several files, damaged ones are left out with a warning, up to
@@ -78,7 +78,7 @@ def read_series(
     if not paths:
         raise ImageError("There is no file to read.")
     if len(paths) > max_slices:
-        raise ImageError(f"The scan has {len(paths)} files; at most {max_slices} are read.")
+        raise ImageError(f"The scan has {len(paths)} files; at most {max_slices} are supported.")
     left_out = LeftOut(len(paths))
     kinds: list[tuple[Path, str]] = []
     for path in paths:
@@ -86,7 +86,8 @@ def read_series(
             kinds.append((path, _kind(file.read(HEAD_BYTES))))
     if len(different := sorted({kind for _, kind in kinds})) > 1:
         raise ImageError(
-            f"The scan mixes {' and '.join(different)} files; one scan is of one kind."
+            f"The scan mixes {' and '.join(different)} files; all files of a scan must have the"
+            " same format."
         )
     if different == ["DICOM"]:
         planes = []
@@ -101,8 +102,8 @@ def read_series(
     elif different == ["NIfTI"]:
         if len(kinds) > 1:
             raise ImageError(
-                f"There are {len(kinds)} NIfTI files; each holds a whole scan, so give them one by"
-                " one."
+                f"There are {len(kinds)} NIfTI files; each contains a whole scan, so please"
+                " send them separately."
             )
         with opened(kinds[0][0], max_bytes) as file:
             series = read_nifti(file, max_pixels=max_pixels, max_slices=max_slices)
@@ -145,8 +146,8 @@ def _read_pictures(
         notes.append(DARK_NOTE)
     if len({slice.unit for slice in slices}) > 1:
         raise ImageError(
-            "Some pictures of the scan hold Hounsfield units and some do not; one scan is of one"
-            " kind."
+            "Some pictures of the scan have Hounsfield units and some do not; please send them as"
+            " separate scans."
         )
     return Series(tuple(slices), tuple(dict.fromkeys(notes)))
 

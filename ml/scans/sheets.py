@@ -57,19 +57,19 @@ def slices_on(grey: FloatArray, *, crops: bool) -> tuple[list[FloatArray], list[
     if len(alike) >= FEWEST_ON_SHEET:
         cells = _cells(alike, grey)
         return cells, [
-            f"The picture is a sheet of {len(cells)} slices; it was cut, and they were read row by"
-            " row from the upper left."
+            f"The picture is a sheet of {len(cells)} slices; it was cut into slices, row by row"
+            " from the upper left."
         ]
     if len(alike) > 1:
         return [grey], [
-            f"The picture shows several heads ({len(alike)}); please send each slice as a picture"
-            " of its own."
+            f"The picture shows several heads ({len(alike)}); please send each slice as a"
+            " separate picture."
         ]
     head = _head_around(skulls[0], grey) if crops and len(skulls) == 1 else None
     if head is None:
         return [grey], []
     return [_cut(grey, head.middle, max(head.width, head.height) / HEAD_ON_CANVAS)], [
-        "The slice fills a small part of the picture; only that part was read."
+        "The slice fills only a small part of the picture; the rest was cropped."
     ]
 
 

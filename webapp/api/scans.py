@@ -176,7 +176,7 @@ def score_anyway(scan_id: str) -> dict[str, Any]:
     """
     require_own(scan_id)
     refusal = (
-        "This scan was not rejected by the head CT check, or it is already being scored anyway."
+        "This scan was not rejected by the head CT check, or it is already being analyzed anyway."
     )
     return queued(scan_id, Act.SCAN_FORCED, force(scan_id, g.token_owner_id), refusal)
 

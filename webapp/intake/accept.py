@@ -250,12 +250,13 @@ def _require_room(user_id: str, more: int = 0) -> None:
     stored = int(db.session.scalar(select(func.sum(Scan.size)).where(Scan.user_id == user_id)) or 0)
     if most_mb and stored >= most_mb * 2**20:
         raise UploadRejected(
-            f"Your scans take {stored >> 20} MB, and {most_mb} MB is the most; please delete some."
+            f"Your scans use {stored >> 20} of the {most_mb} MB that you may store; please delete"
+            " some."
         )
     if most_mb and stored + more > most_mb * 2**20:
         with_it = -(-(stored + more) >> 20)
         raise UploadRejected(
-            f"With this upload your scans would take {with_it} MB, and {most_mb} MB is the most;"
+            f"With this upload your scans would use {with_it} MB, but you may store {most_mb} MB;"
             " please delete some."
         )
 
@@ -285,8 +286,8 @@ def _taken(
         packed += content.read(len(GZIP)) == GZIP
         if packed > MOST_PACKED:
             raise UploadRejected(
-                f"The upload has more than {MOST_PACKED} packed NIfTI files; please send them in"
-                " parts."
+                f"The upload has more than {MOST_PACKED} compressed NIfTI files; please send them"
+                " in parts."
             )
         has_archive |= archive_folder is not None
         try:
@@ -304,7 +305,7 @@ def _taken(
             )
         except TooMuchWork as err:
             raise UploadRejected(
-                "The upload takes far too much work for its size; please send it in parts, or"
+                "The upload takes too long to process for its size; please send it in parts, or"
                 " without compression."
             ) from err
         except UploadRejected as err:
