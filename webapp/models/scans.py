@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from flask import current_app
 from sqlalchemy import (
@@ -51,6 +51,8 @@ class Scan(Leased, db.Model):
     size: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     # Read before all others.
     stat: Mapped[bool] = mapped_column(default=False, server_default=false())
+    # A picture of several slices is read as one.
+    uncut: Mapped[bool] = mapped_column(default=False, server_default=false())
     # What was found while it was taken in; sentences for its owner.
     notes: Mapped[list[str] | None] = mapped_column(JSON)
     original_key: Mapped[str] = mapped_column(String(200))
@@ -124,6 +126,18 @@ class Scan(Leased, db.Model):
             and self.finished_at is not None
             and (self.opened_at is None or self.opened_at < self.finished_at)
         )
+
+    @property
+    def sheet_may_be(self) -> Literal["cut", "uncut"] | None:
+        """How else a film sheet can be read than it was; None where it is none, or is no longer
+        stored.
+        """
+        if self.original_removed_at is not None or self.prediction is None:
+            return None
+        if self.uncut:
+            return "cut"
+        was_cut = self.slice_count == 1 and len(self.prediction.slices) > 1
+        return "uncut" if was_cut and self.kind in ("png", "jpeg") else None
 
     @property
     def may_be_forced(self) -> bool:
