@@ -69,11 +69,13 @@ class Choices:
         together: its pictures are the slices of one scan.
         keep_names: names of files may be kept, as title and in what is told; without it they are
             forgotten.
+        uncut: a picture of several slices is read as one, and not cut into them.
     """
 
     stat: bool = False
     together: bool = False
     keep_names: bool = False
+    uncut: bool = False
 
 
 NOTHING_CHOSEN = Choices()
@@ -121,7 +123,7 @@ def accept_scans(
                 name = _title(
                     title, one, several=len(all_series) > 1, keep_names=choices.keep_names
                 )
-                scan = _queued(one, user_id, name, notes, stat=choices.stat)
+                scan = _queued(one, user_id, name, notes, choices)
                 scans.append(scan)
                 scan.size = _store(scan.original_key, one)
             if lock_person(user_id) is None:
@@ -201,7 +203,7 @@ def accept_dataset(
 
 
 def _queued(
-    one: SeriesFiles, user_id: str, title: str, notes: Sequence[str], *, stat: bool
+    one: SeriesFiles, user_id: str, title: str, notes: Sequence[str], choices: Choices
 ) -> Scan:
     """Return the row of a scan whose files are still to be stored under its `original_key`."""
     scan_id, kind = new_id(), one.files[0].kind
@@ -212,7 +214,8 @@ def _queued(
         title=title,
         kind=kind,
         slice_count=one.slice_count,
-        stat=stat,
+        stat=choices.stat,
+        uncut=choices.uncut,
         notes=[*notes, *one.notes],
         original_key=f"originals/{scan_id}{suffix}",
     )

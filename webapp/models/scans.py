@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from flask import current_app
 from sqlalchemy import (
@@ -46,6 +46,7 @@ class Scan(Leased, db.Model):
         slice_count: according to the headers; some slices may turn out to be unreadable.
         size: bytes of the original.
         stat: whether the scan is analyzed before all others.
+        uncut: whether a film sheet is read as one picture.
         notes: what was noticed at upload; sentences for its owner.
         original_removed_at: when the original was deleted (KEEP_ORIGINALS_DAYS).
         image_key, thumbnail_key: the slice that represents the scan, drawn by the worker.
@@ -64,6 +65,7 @@ class Scan(Leased, db.Model):
     slice_count: Mapped[int] = mapped_column(default=1, server_default="1")
     size: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     stat: Mapped[bool] = mapped_column(default=False, server_default=false())
+    uncut: Mapped[bool] = mapped_column(default=False, server_default=false())
     notes: Mapped[list[str] | None] = mapped_column(JSON)
     original_key: Mapped[str] = mapped_column(String(200))
     original_removed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -126,6 +128,18 @@ class Scan(Leased, db.Model):
             and self.finished_at is not None
             and (self.opened_at is None or self.opened_at < self.finished_at)
         )
+
+    @property
+    def sheet_may_be(self) -> Literal["cut", "uncut"] | None:
+        """How else a film sheet can be read than it was; None where it is none, or is no longer
+        stored.
+        """
+        if self.original_removed_at is not None or self.prediction is None:
+            return None
+        if self.uncut:
+            return "cut"
+        was_cut = self.slice_count == 1 and len(self.prediction.slices) > 1
+        return "uncut" if was_cut and self.kind in ("png", "jpeg") else None
 
     @property
     def may_be_forced(self) -> bool:
