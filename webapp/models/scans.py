@@ -1,4 +1,4 @@
-"""What a person submits and what the service answers."""
+"""Scans, their predictions and their heat maps."""
 
 from __future__ import annotations
 
