@@ -36,6 +36,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         security_headers,
         space,
         storage,
+        submission,
         worklist,
     )
     from webapp.config import PROJECT_ROOT, settings
@@ -59,7 +60,17 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     storage.init_storage(app)
     space.init_space(app)
 
-    for module in (auth, second_factor_pages, scans, worklist, pictures, admin, health, metrics):
+    for module in (
+        auth,
+        second_factor_pages,
+        submission,
+        scans,
+        worklist,
+        pictures,
+        admin,
+        health,
+        metrics,
+    ):
         app.register_blueprint(module.blueprint)
     api.init_api(app)
     display.init_display(app)

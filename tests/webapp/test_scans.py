@@ -17,7 +17,7 @@ from PIL import Image
 from sqlalchemy import event, func, select
 
 from tests.conftest import PASSWORD, make_user
-from webapp import scans
+from webapp import submission
 from webapp.extensions import database_now, db, utc_now
 from webapp.jobs import PREDICT, PREDICT_SCANS
 from webapp.models import (
@@ -263,7 +263,7 @@ def test_without_phantoms_none_are_offered(
 
 def test_every_phantom_that_is_shipped_is_accepted(app: Flask, ann: FlaskClient) -> None:
     with app.app_context():
-        shipped = scans.phantoms()
+        shipped = submission.phantoms()
     for phantom in shipped:
         assert ann.post("/scans/phantom", data={"name": phantom["file"]}).status_code == 302
 

@@ -20,7 +20,7 @@ from tests.webapp.test_api import make_token, problem_of
 from tests.webapp.test_scans import add_scan, add_verdict
 from webapp.extensions import database_now, db, utc_now
 from webapp.models import AuditEvent, JobStatus, Order, Scan, User
-from webapp.worklist_query import COLUMNS, conditions, ids_of_page
+from webapp.worklist_query import COLUMNS, conditions, places_of_page
 
 # A title, probability and threshold (none where there is no verdict yet), and whether it is urgent;
 # the oldest first.
@@ -184,7 +184,9 @@ def test_filters_and_orders_read_an_index_and_no_row(
         ann_id = db.session.scalars(select(User.id)).one()
         for order in (f"{sign}{name}" for name in COLUMNS for sign in ("", "-")):
             with statements() as sent:
-                db.session.scalars(ids_of_page(conditions(ann_id, chosen), order, 20, 0)).all()
+                db.session.scalars(
+                    places_of_page(conditions(ann_id, chosen), order, 20, 0, apart=False)
+                ).all()
             plan = "\n".join(
                 str(row)
                 for row in db.session.connection().exec_driver_sql(

@@ -43,6 +43,9 @@ class Scan(Leased, db.Model):
     """
 
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
+    # The series of one examination share it, and `created_at` too, so that an index has them in one
+    # place.
+    study_id: Mapped[str] = mapped_column(String(32), default=new_id, server_default=text("''"))
     title: Mapped[str] = mapped_column(String(80), default="")
     kind: Mapped[str] = mapped_column(String(16))  # What its bytes are: png, jpeg, dicom or nifti.
     # As its headers say; fewer may be readable.
@@ -150,12 +153,12 @@ class Order(StrEnum):
         """What scans are ordered by; urgent ones come first in the orders of those who have to
         choose. Each is an index of one's scans.
         """
-        newest = (Scan.created_at.desc(), Scan.id)
+        newest = Scan.created_at.desc()
         if self is Order.RISK:
-            return (Scan.stat.desc(), Scan.risk.desc(), *newest)
+            return (Scan.stat.desc(), Scan.risk.desc(), newest, Scan.id)
         if self is Order.UNCERTAINTY:
-            return (Scan.stat.desc(), Scan.margin, *newest)
-        return newest
+            return (Scan.stat.desc(), Scan.margin, newest, Scan.id)
+        return (newest, Scan.study_id, Scan.id)
 
 
 # For worklists by risk and by uncertainty. Here, because a text in place of the inherited column is
@@ -176,11 +179,13 @@ Index(
     "ix_scan_worklist",
     Scan.user_id,
     Scan.created_at.desc(),
+    Scan.study_id,
     Scan.id,
     Scan.stat,
     Scan.status,
     Scan.verdict_state,
     Scan.risk,
+    Scan.margin,
     Scan.slice_count,
     Scan.title,
 )
