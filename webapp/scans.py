@@ -16,7 +16,7 @@ from flask import (
     url_for,
 )
 from flask_login import current_user, login_required
-from sqlalchemy import select, update
+from sqlalchemy import select, tuple_, update
 from sqlalchemy.orm import joinedload
 from werkzeug.wrappers import Response as WerkzeugResponse
 
@@ -32,6 +32,7 @@ from webapp.models import (
     Act,
     JobStatus,
     ModelVersion,
+    Order,
     Prediction,
     Scan,
     cancel,
@@ -185,17 +186,18 @@ def _neighbors(scan: Scan) -> dict[str, str | None]:
     """
     own = select(Scan.id).where(Scan.user_id == scan.user_id).limit(1)
     # The first condition is what an index can start from.
+    place = tuple_(Scan.study_id, Scan.id)
     newer = (Scan.created_at >= scan.created_at) & (
-        (Scan.created_at > scan.created_at) | (Scan.id < scan.id)
+        (Scan.created_at > scan.created_at) | (place < tuple_(scan.study_id, scan.id))
     )
     older = (Scan.created_at <= scan.created_at) & (
-        (Scan.created_at < scan.created_at) | (Scan.id > scan.id)
+        (Scan.created_at < scan.created_at) | (place > tuple_(scan.study_id, scan.id))
     )
     return {
         "previous_id": db.session.scalar(
-            own.where(newer).order_by(Scan.created_at, Scan.id.desc())
+            own.where(newer).order_by(Scan.created_at, Scan.study_id.desc(), Scan.id.desc())
         ),
-        "next_id": db.session.scalar(own.where(older).order_by(Scan.created_at.desc(), Scan.id)),
+        "next_id": db.session.scalar(own.where(older).order_by(*Order.NEWEST.columns)),
     }
 
 

@@ -67,22 +67,27 @@ class ScanForm(PostedForm):
         description="Optional. Please do not enter patient names.",
     )
     pictures = SelectField(
-        "PNG and JPEG files",
+        "PNG and JPEG pictures",
         choices=[
-            SelectChoice(Pictures.AS_NUMBERED.value, "Numbered pictures of one size are one scan"),
-            SelectChoice(Pictures.TOGETHER.value, "All are slices of one scan"),
+            SelectChoice(Pictures.AS_NUMBERED.value, "Series if numbered alike"),
+            SelectChoice(Pictures.TOGETHER.value, "All are one series"),
             SelectChoice(Pictures.APART.value, "Each is a scan of its own"),
         ],
         default=Pictures.AS_NUMBERED.value,
+        description=(
+            "Pictures of one folder and one size whose names are numbered look like the slices of"
+            " one scan. You can join and split them later."
+        ),
     )
     studies = SelectField(
         "Studies",
         choices=[
-            SelectChoice(Studies.AS_SENT.value, "Series of one examination stand together"),
-            SelectChoice(Studies.ONE.value, "All files are of one examination"),
-            SelectChoice(Studies.NONE.value, "Each series stands alone"),
+            SelectChoice(Studies.AS_SENT.value, "By examination"),
+            SelectChoice(Studies.ONE.value, "All is one examination"),
+            SelectChoice(Studies.NONE.value, "Each series alone"),
         ],
         default=Studies.AS_SENT.value,
+        description="Which series stand together in the worklist.",
     )
     stat = BooleanField("STAT", description="Analyze before all routine scans.")
     keep_names = BooleanField(

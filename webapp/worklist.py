@@ -32,10 +32,12 @@ from webapp.audit import record
 from webapp.deletion import FILES_S, delete_chosen
 from webapp.extensions import database_now, db
 from webapp.forms import WorklistFilterForm, is_id
+from webapp.intake.dicom_series import by_numbers
+from webapp.intake.rearrange import may_be_joined, may_be_split
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Act, Order, Scan, cancel, retry, set_stat
 from webapp.paging import requested_page
-from webapp.submission import QUEUE_AWAY
+from webapp.submission import QUEUE_AWAY, ScanForm, offered_phantoms
 from webapp.worklist_query import (
     COLUMNS,
     address_of,
@@ -114,6 +116,8 @@ def show() -> str:
             for name, column in COLUMNS.items()
         ],
         pending=has_pending(current_user.id),
+        submit_form=ScanForm(formdata=None),
+        **offered_phantoms(),
         opened=db.session.scalar(select(database_now())),
     )
 
@@ -159,17 +163,17 @@ def rows() -> Response:
 @login_required
 def act() -> str | WerkzeugResponse:
     """Do to the selected scans (`id`, repeated) what `action` says: cancel, retry, stat, routine,
-    delete (which asks first), csv or json.
+    csv or json; join, split and delete ask first.
     """
     ids, action = _ids(request.form.getlist("id")), request.form.get("action", "")
-    if action not in {*CHANGES, "delete", "csv", "json"}:
+    if action not in {*CHANGES, *ASKED_FIRST, "csv", "json"}:
         abort(400, "Unknown action.")
     scans = own_scans(current_user.id, ids)
     if not scans:
         flash("Please select at least one scan.", "warning")
         return _back()
-    if action == "delete":
-        return render_template("scans/delete.html", scans=scans, address=_asked())
+    if action in ASKED_FIRST:
+        return _ask(action, scans)
     if action in ("csv", "json"):
         return _export(ids, action)
     change, done, otherwise = CHANGES[action]
@@ -196,6 +200,31 @@ def delete() -> WerkzeugResponse:
             "warning",
         )
     return _back()
+
+
+def _ask(action: str, scans: list[Scan]) -> str | WerkzeugResponse:
+    """Return the page that asks whether these scans are to be deleted, joined or split."""
+    may_be, otherwise = ASKED_FIRST[action]
+    chosen = [scan for scan in scans if may_be(scan)]
+    if len(chosen) < (2 if action == "join" else 1):
+        flash(f"Nothing was changed: {otherwise}", "warning")
+        return _back()
+    if left := len(scans) - len(chosen):
+        flash(f"{_counted(left)} of the selected will stay: {otherwise}", "warning")
+    title = ""
+    if action == "join":
+        chosen.sort(key=lambda scan: by_numbers(scan.title))
+        named = {scan.title.rpartition(" · ")[0] for scan in chosen}
+        title = named.pop() if len(named) == 1 else ""
+    return render_template(f"scans/{action}.html", scans=chosen, title=title, address=_asked())
+
+
+ASKED_FIRST: dict[str, tuple[Callable[[Scan], bool], str]] = {
+    "delete": (lambda _: True, ""),
+    "join": (may_be_joined, "only single PNG or JPEG pictures can be joined, at least two."),
+    "split": (may_be_split, "only series of PNG or JPEG pictures can be split."),
+}
+"""By action: to which scans it can be done, and what is told where there are others."""
 
 
 def _cancel(scan: Scan) -> bool:

@@ -15,7 +15,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, case, false, func, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    case,
+    exists,
+    false,
+    func,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.orm import InstrumentedAttribute
 from werkzeug.datastructures import MultiDict
 
@@ -280,12 +291,8 @@ def own_scans(user_id: str, ids: Sequence[str]) -> list[Scan]:
 
 def has_pending(user_id: str) -> bool:
     """Return whether one of that person's scans is waiting or being analyzed."""
-    return any(
-        db.session.scalar(
-            select(Scan.id).where(Scan.user_id == user_id, Scan.status == status).limit(1)
-        )
-        for status in PENDING
-    )
+    each = (exists().where(Scan.user_id == user_id, Scan.status == status) for status in PENDING)
+    return bool(db.session.scalar(select(or_(*each))))
 
 
 def verdicts_since(user_id: str, opened: datetime) -> int:
@@ -354,8 +361,10 @@ def _studies(
     ids = {place.study_id for place in found}
     # The index finds them by this alone; what else came at the same time is passed over.
     here = Scan.created_at.in_({place.created_at for place in found})
-    counted = select(Scan.study_id, func.count()).where(*scope, here).group_by(Scan.study_id)
-    total = {row[0]: row[1] for row in db.session.execute(counted)}
+    total = {}
+    if len(which) > len(scope):
+        counted = select(Scan.study_id, func.count()).where(*scope, here).group_by(Scan.study_id)
+        total = {row[0]: row[1] for row in db.session.execute(counted)}
     number = func.row_number().over(partition_by=Scan.study_id, order_by=_WORST_FIRST)
     ranked = select(Scan.id, number.label("number")).where(*which, here).subquery()
     shown = (

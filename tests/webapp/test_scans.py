@@ -17,7 +17,7 @@ from PIL import Image
 from sqlalchemy import event, func, select
 
 from tests.conftest import PASSWORD, make_user
-from webapp import submission
+from webapp import scans, submission
 from webapp.extensions import database_now, db, utc_now
 from webapp.jobs import PREDICT, PREDICT_SCANS
 from webapp.models import (
@@ -26,6 +26,7 @@ from webapp.models import (
     Heatmap,
     JobStatus,
     ModelVersion,
+    Order,
     Prediction,
     Role,
     Scan,
@@ -235,7 +236,7 @@ def test_strangers_are_asked_to_log_in(app: Flask, path: str) -> None:
 def test_a_phantom_can_be_tried(
     app: Flask, ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scans, "_phantom_folder", lambda: tmp_path)
+    monkeypatch.setattr(submission, "_phantom_folder", lambda: tmp_path)
     (tmp_path / "phantom-1.png").write_bytes(png())
     (tmp_path / "index.json").write_text(
         json.dumps([{"file": "phantom-1.png", "title": "A <small> bleeding"}])
@@ -255,7 +256,7 @@ def test_a_phantom_can_be_tried(
 def test_without_phantoms_none_are_offered(
     ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scans, "_phantom_folder", lambda: tmp_path)
+    monkeypatch.setattr(submission, "_phantom_folder", lambda: tmp_path)
     page = ann.get("/scans/new")
     assert page.status_code == 200
     assert "phantom" not in page.text
@@ -416,7 +417,9 @@ def test_links_lead_to_the_next_and_the_previous_scan_of_the_list(
     same = [add_scan(app, created_at=now - timedelta(minutes=1)) for _ in range(2)]
     newest, oldest = add_scan(app, created_at=now), add_scan(app, created_at=now.replace(2025))
     add_scan(app, "eve", created_at=now - timedelta(seconds=30))
-    listed = [newest, *sorted(same), oldest]
+    with app.app_context():
+        of_same = select(Scan.id).where(Scan.id.in_(same)).order_by(*Order.NEWEST.columns)
+        listed = [newest, *db.session.scalars(of_same), oldest]
     shown = re.findall(r'href="/scans/([0-9a-f]{32})"', ann.get("/scans").text)
     assert list(dict.fromkeys(shown)) == listed
     for place, scan_id in enumerate(listed):

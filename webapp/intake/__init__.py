@@ -10,11 +10,13 @@ from webapp.intake.accept import (
     within_rate,
 )
 from webapp.intake.clean_copy import UploadRejected
+from webapp.intake.rearrange import NotRearranged, join_pictures, split_series
 from webapp.intake.series import Pictures, Studies
 
 __all__ = [
     "PACKED",
     "Choices",
+    "NotRearranged",
     "Pictures",
     "Receipt",
     "Studies",
@@ -22,5 +24,7 @@ __all__ = [
     "accept_dataset",
     "accept_scans",
     "accept_upload",
+    "join_pictures",
+    "split_series",
     "within_rate",
 ]

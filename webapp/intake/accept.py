@@ -164,12 +164,12 @@ def accept_upload(
     # No transaction, on SQLite the write lock, is open while files are read and stored.
     db.session.commit()
     scans: list[Scan] = []
-    with _disk_has_room(), TemporaryDirectory(dir=incoming_folder()) as folder:
+    with disk_has_room(), TemporaryDirectory(dir=incoming_folder()) as folder:
         found = _sorted(files, Path(folder), choices)
         try:
             for scan, one in zip(_rows(user_id, title, found, choices), found.series, strict=True):
                 scans.append(scan)
-                scan.size = _store(scan.original_key, one)
+                scan.size = store_series(scan.original_key, one)
             if lock_person(user_id) is None:
                 raise UploadRejected("This account was deleted or disabled meanwhile.")
             require_access()
@@ -272,7 +272,7 @@ def accept_dataset(
 
 
 @contextmanager
-def _disk_has_room() -> Iterator[None]:
+def disk_has_room() -> Iterator[None]:
     """Turn a disk that is full, or refuses, into a `StorageError`."""
     try:
         with disk_full_is_told():
@@ -436,7 +436,7 @@ def _title(title: str, one: SeriesFiles, *, several: bool, keep_names: bool) -> 
     return f"{title[: MAX_TITLE - len(label) - 3]} · {label}" if title and label else title or label
 
 
-def _store(key: str, one: SeriesFiles) -> int:
+def store_series(key: str, one: SeriesFiles) -> int:
     """Store a file, or the files of a series in an uncompressed ZIP, and return its size in
     bytes.
     """
