@@ -33,6 +33,7 @@ bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails 
 	@$(PY) -m bench.series
 	@$(PY) -m bench.service $(ARGS)
 	@$(PY) -m bench.claims
+	@$(PY) -m bench.worklist
 	@$(PY) -m bench.scale
 
 chaos: $(VENV)/.installed  ## Kill, pause and cut off everything while 1,000 scans come in; fails where one is lost, doubled or stuck.

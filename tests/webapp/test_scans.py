@@ -829,3 +829,30 @@ def test_the_worklist_shows_thumbnails_and_verdicts_in_few_questions(
     for scan_id in ids:
         assert f'src="/scans/{scan_id}/thumbnail.png"' in page
     assert sum(statement.startswith("SELECT") for statement in asked) <= 8
+
+
+def test_the_bar_gets_an_outcome_for_each_file(app: Flask, ann: FlaskClient) -> None:
+    sent = [(io.BytesIO(png()), f"head/{number}.png") for number in range(4)]
+    sent.append((io.BytesIO(b"text"), "head/notes.txt"))
+    choices = {"pictures": "as numbered", "studies": "as sent"}
+    data = {"file": sent, "title": "Monday", **choices}
+    answer = ann.post("/scans/files", data=data)
+    assert answer.status_code == 201 and answer.json
+    [scan] = answer.json["scans"]
+    assert (scan["slices"], scan["url"]) == (4, f"/scans/{scan['id']}")
+    assert answer.json["refused"] == {"4": "The file is not a PNG, JPEG, DICOM or NIfTI image."}
+    for data, sentence in (
+        ({"file": [(io.BytesIO(b""), "0.png")], **choices}, "The file is empty."),
+        ({**choices}, "Please choose a PNG, JPEG, DICOM, NIfTI or ZIP file."),
+        ({"file": [(io.BytesIO(png()), "0.png")], "pictures": "x"}, "Not a valid choice."),
+    ):
+        refused = ann.post("/scans/files", data=data)
+        assert (refused.status_code, refused.json) == (400, {"error": sentence})
+
+
+def test_a_page_that_asks_for_json_gets_its_errors_so(app: Flask, ann: FlaskClient) -> None:
+    app.config["WTF_CSRF_ENABLED"] = True
+    headers = {"Accept": "application/json"}
+    answer = ann.post("/scans/files", data=form(png()), headers=headers)
+    assert answer.status_code == 400 and answer.json
+    assert answer.json["detail"].startswith("This form has expired.")

@@ -54,10 +54,10 @@ async function entriesOf(entry, found) {
   }
 }
 
-async function dropped(items) {
-  // The list is empty as soon as this function waits.
-  const entries = Array.from(items, (item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  const found = [];
+async function dropped(transfer) {
+  // Both lists are empty as soon as this function waits.
+  const entries = Array.from(transfer.items, (item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const found = entries.length ? [] : Array.from(transfer.files, (file) => ({ file, path: file.name }));
   for (const entry of entries) {
     await entriesOf(entry, found);
   }
@@ -432,9 +432,10 @@ document.addEventListener("drop", async (event) => {
     say("Please wait until the present files are sent.", true);
     return;
   }
-  stage(await dropped(event.dataTransfer.items));
+  stage(await dropped(event.dataTransfer));
 });
 
+part("folder").hidden = !("webkitdirectory" in part("folder-input"));  // Phones have no folders to choose.
 ["files", "folder"].forEach((name) => {
   const input = part(`${name}-input`);
   part(name).addEventListener("click", () => input.click());
