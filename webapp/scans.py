@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from io import BytesIO
 
 from flask import (
     Blueprint,
@@ -18,6 +19,7 @@ from flask import (
 from flask_login import current_user, login_required
 from sqlalchemy import select, tuple_, update
 from sqlalchemy.orm import joinedload
+from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from webapp.audit import record
@@ -26,6 +28,7 @@ from webapp.deletion import delete_scan
 from webapp.extensions import database_now, db, noting
 from webapp.forms import is_id
 from webapp.health import checks_by_rows
+from webapp.intake import Choices, UploadRejected, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
     ORIGINAL_REMOVED,
@@ -40,8 +43,8 @@ from webapp.models import (
     retry,
 )
 from webapp.series_view import series_view
-from webapp.storage import StorageError
-from webapp.submission import QUEUE_AWAY
+from webapp.storage import StorageError, storage
+from webapp.submission import QUEUE_AWAY, submitted
 from webapp.volume import open_volume
 
 log = logging.getLogger(__name__)
@@ -108,6 +111,25 @@ def score_anyway(scan_id: str) -> WerkzeugResponse:
         force(scan.id, current_user.id),
         "This scan was not rejected, so there is nothing to override.",
     )
+
+
+@blueprint.post("/scans/<scan_id>/cut")
+@within_rate
+@login_required
+def cut(scan_id: str) -> WerkzeugResponse:
+    """Submit a film sheet again: cut into its slices if it was read as one, as one if it was
+    cut.
+    """
+    scan = _own_scan(scan_id)
+    if scan.sheet_may_be is None:
+        flash("This scan is not a film sheet, or its file is no longer stored.", "warning")
+        return redirect(url_for("scans.show", scan_id=scan_id))
+    sheet = FileStorage(BytesIO(storage.get(scan.original_key)))
+    try:
+        return submitted([sheet], scan.title, Choices(stat=scan.stat, uncut=not scan.uncut))
+    except UploadRejected as err:
+        flash(str(err), "warning")
+        return redirect(url_for("scans.show", scan_id=scan_id))
 
 
 @blueprint.post("/scans/<scan_id>/cancel")

@@ -169,7 +169,16 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
         abort(404, "Phantom not found.")
     with _phantom_folder().joinpath(phantom["file"]).open("rb") as content:
         file = FileStorage(content, phantom["file"])
-        return _shown(_accept([file], phantom["title"], Choices()))
+        return submitted([file], phantom["title"], Choices())
+
+
+def submitted(files: Sequence[FileStorage], title: str, choices: Choices) -> WerkzeugResponse:
+    """Submit files of this person, and lead to the scan, or to the worklist if there are several.
+
+    Raises:
+        UploadRejected: they are not accepted.
+    """
+    return _shown(_accept(files, title, choices))
 
 
 def phantoms() -> list[dict[str, str]]:

@@ -83,6 +83,7 @@ class Choices:
             forgotten.
         leave_out: files that are no slices may stand beside slices, and are left out, also where
             they do not lie in an archive.
+        uncut: a picture of several slices is read as one, and not cut into them.
     """
 
     stat: bool = False
@@ -90,6 +91,7 @@ class Choices:
     studies: Studies = Studies.AS_SENT
     keep_names: bool = False
     leave_out: bool = False
+    uncut: bool = False
 
 
 NOTHING_CHOSEN = Choices()
@@ -213,6 +215,7 @@ def _rows(user_id: str, title: str, found: _Sorted, choices: Choices) -> list[Sc
             kind=kind,
             slice_count=one.slice_count,
             stat=choices.stat,
+            uncut=choices.uncut,
             notes=[*found.notes, *one.notes],
             original_key=f"originals/{scan_id}{PACKED if len(one.files) > 1 else SUFFIXES[kind]}",
             created_at=now,
@@ -303,12 +306,13 @@ def _require_room(user_id: str, more: int = 0) -> None:
     stored = int(db.session.scalar(select(func.sum(Scan.size)).where(Scan.user_id == user_id)) or 0)
     if most_mb and stored >= most_mb * 2**20:
         raise UploadRejected(
-            f"Your scans take {stored >> 20} MB, and {most_mb} MB is the most; please delete some."
+            f"Your scans use {stored >> 20} of the {most_mb} MB that you may store; please delete"
+            " some."
         )
     if most_mb and stored + more > most_mb * 2**20:
         with_it = -(-(stored + more) >> 20)
         raise UploadRejected(
-            f"With this upload your scans would take {with_it} MB, and {most_mb} MB is the most;"
+            f"With this upload your scans would use {with_it} MB, but you may store {most_mb} MB;"
             " please delete some."
         )
 
@@ -337,8 +341,8 @@ def _sorted(files: Sequence[FileStorage], folder: Path, choices: Choices) -> _So
         packed += content.read(len(GZIP)) == GZIP
         if packed > MOST_PACKED:
             raise UploadRejected(
-                f"The upload has more than {MOST_PACKED} packed NIfTI files; please send them in"
-                " parts."
+                f"The upload has more than {MOST_PACKED} compressed NIfTI files; please send them"
+                " in parts."
             )
         has_archive |= archive_folder is not None
         try:
@@ -356,7 +360,7 @@ def _sorted(files: Sequence[FileStorage], folder: Path, choices: Choices) -> _So
             )
         except TooMuchWork as err:
             raise UploadRejected(
-                "The upload takes far too much work for its size; please send it in parts, or"
+                "The upload takes too long to process for its size; please send it in parts, or"
                 " without compression."
             ) from err
         except UploadRejected as err:

@@ -82,6 +82,7 @@ def join_pictures(user_id: str, scan_ids: Sequence[str], title: str) -> Scan:
         kind=scans[0].kind,
         slice_count=len(scans),
         stat=any(scan.stat for scan in scans),
+        uncut=any(scan.uncut for scan in scans),
         notes=_notes(scans),
         created_at=max(scan.created_at for scan in scans),
     )
@@ -187,6 +188,7 @@ def _one_of(series: Scan, place: int) -> Scan:
         title=title,
         kind=series.kind,
         stat=series.stat,
+        uncut=series.uncut,
         notes=[told, *(series.notes or [])],
         original_key=f"originals/{scan_id}{SUFFIXES[series.kind]}",
         created_at=series.created_at,
