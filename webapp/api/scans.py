@@ -108,14 +108,17 @@ def submit() -> dict[str, Any]:
     if request.mimetype not in ("", "multipart/form-data"):
         raise UnsupportedMediaType("Send the files as multipart/form-data, in the field “file”.")
     try:
-        choices = intake.Choices(*map(flag, ("stat", "together", "keep_names", "uncut")))
-        scans = intake.accept_scans(
+        pictures = intake.Pictures.TOGETHER if flag("together") else intake.Pictures.BY_FOLDER
+        choices = intake.Choices(
+            flag("stat"), pictures, keep_names=flag("keep_names"), uncut=flag("uncut")
+        )
+        scans = intake.accept_upload(
             g.token_owner_id,
             request.files.getlist("file"),
             request.form.get("title", ""),
             choices,
             require_access=require_bearer_still,
-        )
+        ).scans
     except intake.UploadRejected as err:
         raise UnprocessableEntity(str(err)) from err
     jobs = [job(scan.id, scan.status) for scan in scans]
@@ -276,6 +279,7 @@ def scan_as_json(scan: Scan) -> dict[str, Any]:
         )
     return {
         "id": scan.id,
+        "study_id": scan.study_id,
         "status": scan.status,
         "progress": scan.progress,
         "error": scan.error,

@@ -132,6 +132,9 @@ class ScanSchema(Schema):
     """A scan: `result` is null until `status` is done; `error` says why a scan failed."""
 
     id = fields.String(required=True)
+    study_id = fields.String(
+        required=True, metadata={"description": "Shared by the series of one examination."}
+    )
     status = fields.Enum(JobStatus, by_value=fields.String, required=True)
     progress = fields.Float(required=True, validate=SHARE)
     error = fields.String(required=True, allow_none=True)

@@ -42,6 +42,8 @@ class Scan(Leased, db.Model):
     uncompressed ZIP.
 
     Attributes:
+        study_id: shared by the series of one examination. They share `created_at` too, so that an
+            index has them in one place.
         kind: the file format: "png", "jpeg", "dicom" or "nifti".
         slice_count: according to the headers; some slices may turn out to be unreadable.
         size: bytes of the original.
@@ -60,6 +62,7 @@ class Scan(Leased, db.Model):
     """
 
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
+    study_id: Mapped[str] = mapped_column(String(32), default=new_id, server_default=text("''"))
     title: Mapped[str] = mapped_column(String(80), default="")
     kind: Mapped[str] = mapped_column(String(16))
     slice_count: Mapped[int] = mapped_column(default=1, server_default="1")
@@ -166,12 +169,12 @@ class Order(StrEnum):
         """The columns to sort by, each with an index. By risk and by uncertainty, STAT scans come
         first.
         """
-        newest = (Scan.created_at.desc(), Scan.id)
+        newest = Scan.created_at.desc()
         if self is Order.RISK:
-            return (Scan.stat.desc(), Scan.risk.desc(), *newest)
+            return (Scan.stat.desc(), Scan.risk.desc(), newest, Scan.id)
         if self is Order.UNCERTAINTY:
-            return (Scan.stat.desc(), Scan.margin, *newest)
-        return newest
+            return (Scan.stat.desc(), Scan.margin, newest, Scan.id)
+        return (newest, Scan.study_id, Scan.id)
 
 
 # For worklists by risk and by uncertainty. Defined outside the class, since with the name of an
@@ -192,11 +195,13 @@ Index(
     "ix_scan_worklist",
     Scan.user_id,
     Scan.created_at.desc(),
+    Scan.study_id,
     Scan.id,
     Scan.stat,
     Scan.status,
     Scan.verdict_state,
     Scan.risk,
+    Scan.margin,
     Scan.slice_count,
     Scan.title,
 )
