@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -20,6 +21,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from ml.verdict import State, state_of
@@ -61,6 +63,8 @@ class Scan(Leased, db.Model):
     thumbnail_key: Mapped[str | None] = mapped_column(String(200))
     # All slices of a series for the viewer (`ml.scans.volume`).
     volume_key: Mapped[str | None] = mapped_column(String(200))
+    # What its model outlines, in the same frame; None where nothing is outlined.
+    outline_key: Mapped[str | None] = mapped_column(String(200))
     # 0 to 1; set where it failed because it does not look like a head CT.
     not_head_ct: Mapped[float | None]
     # When its owner said to score it anyway.
@@ -123,6 +127,15 @@ class Scan(Leased, db.Model):
             self.status in (JobStatus.DONE, JobStatus.FAILED)
             and self.finished_at is not None
             and (self.opened_at is None or self.opened_at < self.finished_at)
+        )
+
+    @property
+    def may_have_heat_maps(self) -> bool:
+        """True where it was answered without heat maps, which can still be drawn."""
+        return (
+            self.prediction is not None
+            and self.prediction.heatmap is None
+            and self.original_removed_at is None
         )
 
     @property
@@ -284,6 +297,14 @@ class Prediction(db.Model):
     # The types of bleeding that its model tells: name -> {"probability": of the scan, "slices": one
     # for each slice}; none in what has none.
     types: Mapped[dict[str, dict[str, Any]] | None] = mapped_column(JSON)
+    # Which slices have an outline in `Scan.outline_key`; None where the model gives none, or found
+    # no hemorrhage.
+    outlined_slices: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    # The outlined area of each slice; None as above, or where the size of a pixel is unknown.
+    areas_mm2: Mapped[list[float] | None] = mapped_column(JSON(none_as_null=True))
+    volume_ml: Mapped[float | None]
+    # Why there is none, a sentence.
+    no_volume_because: Mapped[str | None] = mapped_column(String(120))
     seconds: Mapped[float]  # This scan's share of its batch's time in the model.
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     scan: Mapped[Scan] = relationship(back_populates="prediction")
@@ -335,6 +356,33 @@ class Heatmap(Leased, db.Model):
         return cls.user_id  # type: ignore[return-value]
 
 
+def draw_heatmap(scan_id: str, user_id: str) -> bool:
+    """Queue the heat maps of an answered scan of that user; False where it has some, or its
+    original is not kept. The caller commits and nudges.
+
+    Models that outline the hemorrhage get them only when somebody asks.
+    """
+    prediction_id = db.session.scalar(
+        select(Prediction.id)
+        .join(Prediction.scan)
+        .outerjoin(Prediction.heatmap)
+        .where(
+            Scan.id == scan_id,
+            Scan.user_id == user_id,
+            Scan.original_removed_at.is_(None),
+            Heatmap.id.is_(None),
+        )
+    )
+    if prediction_id is None:
+        return False
+    try:
+        with db.session.begin_nested():
+            db.session.add(Heatmap(prediction_id=prediction_id, user_id=user_id))
+    except IntegrityError:
+        return False  # Two clicks are one.
+    return True
+
+
 def result_of(scan: Scan) -> dict[str, Any] | None:
     """Return what the API tells of a verdict, or None where there is none yet (its URL fields are
     the caller's).
@@ -343,6 +391,8 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
     if prediction is None:
         return None
     types = prediction.types or {}
+    unknown = [None] * len(prediction.slices)
+    areas: Sequence[float | None] = prediction.areas_mm2 or unknown
     return {
         "verdict": prediction.verdict,
         "positive": prediction.positive,
@@ -361,9 +411,12 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
                 "index": index,
                 "probability": value,
                 "types": {name: told["slices"][index] for name, told in types.items()},
+                "area_mm2": areas[index],
             }
             for index, value in enumerate(prediction.slices)
         ],
         "first_slices": prediction.first_slices or [],
         "heatmap_slices": (prediction.heatmap and prediction.heatmap.slices) or [],
+        "volume_ml": prediction.volume_ml,
+        "no_volume_because": prediction.no_volume_because,
     }
