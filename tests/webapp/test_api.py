@@ -591,9 +591,13 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
         "/api/v1/scans/{scan_id}/retry",
         "/api/v1/scans/{scan_id}/image.png",
         "/api/v1/scans/{scan_id}/heatmap.png",
+        "/api/v1/scans/{scan_id}/heatmap",
+        "/api/v1/scans/{scan_id}/outline.png",
+        "/api/v1/scans/{scan_id}/outline.nii.gz",
         "/api/v1/scans/{scan_id}/volume",
         "/api/v1/scans/{scan_id}/slices/{index}.png",
         "/api/v1/scans/{scan_id}/slices/{index}/heatmap.png",
+        "/api/v1/scans/{scan_id}/slices/{index}/outline.png",
     }
     assert document["security"] == [{"token": []}]
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
