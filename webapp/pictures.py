@@ -172,7 +172,7 @@ def outline_picture(stored: Row[Any], index: int) -> Response:
     """Return the contour in one slice as a PNG, or 404 where nothing is outlined; `stored` are the
     columns `OUTLINE` of the scan.
     """
-    if stored.outline_key is None or index not in stored.outlined_slices:
+    if stored.outline_key is None or index not in (stored.outlined_slices or ()):
         abort(404, NO_OUTLINE)
 
     def drawn() -> bytes:
@@ -189,7 +189,7 @@ def mask_file(stored: Row[Any]) -> Response:
     """Stream what is outlined, or 404 where nothing is; `stored` are the columns `OUTLINE` of the
     scan.
     """
-    if stored.outline_key is None:
+    if stored.outline_key is None or not stored.outlined_slices:
         abort(404, "This scan has no outline.")
     own_id = stored.outline_key.rsplit("/", 1)[-1]
     name = f"{stored.outline_key} {stored.prediction_id}"
