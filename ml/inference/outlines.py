@@ -24,7 +24,7 @@ MM3_PER_ML = 1000.0
 
 NO_OUTLINES = "The model does not outline hemorrhages."
 NOT_FOUND = "No hemorrhage was found."
-NOTHING_OUTLINED = "The hemorrhage could not be outlined."
+NOTHING_OUTLINED = "Nothing could be outlined."
 ONE_SLICE = "A single slice has no volume."
 NO_PIXEL_SIZE = "The size of a pixel is unknown."
 NO_DISTANCE = "The distance between slices is unknown."
@@ -55,18 +55,21 @@ class Outlines:
 
 
 def outlines_of(
-    series: Series, stack: Slabs, outlined: Sequence[FloatArray], frames: Sequence[Frame]
+    series: Series, stack: Slabs, outlined: Sequence[FloatArray | None], frames: Sequence[Frame]
 ) -> Outlines:
     """Return the outlines of a scan in which a hemorrhage is suspected or may be.
 
     Args:
         series: the scan.
         stack: its slabs.
-        outlined: of each slab, the probability at each place of the model's input (m, m).
+        outlined: of each slab, the probability at each place of the model's input (m, m); None of
+            one that is negative.
         frames: where that input lies in each slab.
     """
     of_slabs = [
-        _mask_of(probabilities, frame, series.slices[stack.middle_of(number)].pixels.shape)
+        None
+        if probabilities is None
+        else _mask_of(probabilities, frame, series.slices[stack.middle_of(number)].pixels.shape)
         for number, (probabilities, frame) in enumerate(zip(outlined, frames, strict=True))
     ]
     masks = tuple(of_slabs[stack.number_of(index)] for index in range(len(series.slices)))

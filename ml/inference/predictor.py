@@ -61,8 +61,8 @@ class Finding:
         types: the probability of each predicted type of hemorrhage, by name; at most that of
             hemorrhage.
         slice_types: the same for each slice.
-        outlines: of the hemorrhage, where the model gives them and the state is not "not found":
-            what lies below the threshold is no finding.
+        outlines: of the hemorrhage, where the model gives them, in slices at or above the
+            threshold for slices; none where the state is "not found".
     """
 
     probability: float
@@ -371,16 +371,22 @@ class Predictor:
                 for number, name in enumerate(self.card.told_types)
             },
             outlines=self._outlines(
-                series, stack, seen, state_of(positive=positive, uncertain=uncertain)
+                series, stack, seen, answers, state_of(positive=positive, uncertain=uncertain)
             ),
         )
 
-    def _outlines(self, series: Series, stack: Slabs, seen: _Seen, state: State) -> Outlines:
+    def _outlines(
+        self, series: Series, stack: Slabs, seen: _Seen, answers: FloatArray, state: State
+    ) -> Outlines:
         if not self.gives_outlines:
             return Outlines()
         if state == "not found":
             return Outlines(no_volume_because=NOT_FOUND)
-        return outlines_of(series, stack, seen.outlined, seen.frames)
+        shown = [
+            outlined if answer >= self.card.threshold else None
+            for outlined, answer in zip(seen.outlined, answers, strict=True)
+        ]
+        return outlines_of(series, stack, shown, seen.frames)
 
 
 def _unless(should_stop: Callable[[], bool], numbers: Iterable[int]) -> Iterator[int]:

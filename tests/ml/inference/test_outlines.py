@@ -138,8 +138,20 @@ def test_a_scan_that_is_not_suspected_has_no_outline(load: LoadModel) -> None:
     clear = above.predict(series)
     assert clear.state == "not found"
     assert clear.outlines == outlines.Outlines(no_volume_because=outlines.NOT_FOUND)
-    unsure = load(threshold=1.0, uncertain_low=0.0, uncertain_high=1.0).predict(series)
+    band = {"scan_threshold": 1.0, "scan_uncertain_low": 0.0, "scan_uncertain_high": 1.0}
+    unsure = load(**band).predict(series)
     assert unsure.state == "inconclusive" and unsure.outlines.volume_ml is not None
+
+
+def test_a_slice_below_the_threshold_has_no_outline(load: LoadModel) -> None:
+    series, predictor = evenly(5.0), load()
+    every = predictor.predict(series)
+    some = predictor.with_thresholds(0.6, None).predict(series)
+    positive = {n for n, value in enumerate(every.slice_probabilities) if value >= 0.6}
+    assert set(some.outlines.outlined_slices) == positive & set(every.outlines.outlined_slices)
+    assert 0 < (some.outlines.volume_ml or 0) < (every.outlines.volume_ml or 0)
+    none = predictor.with_thresholds(0.999, None).predict(series)
+    assert none.positive and none.outlines.no_volume_because == outlines.NOTHING_OUTLINED
 
 
 def test_a_model_without_outlines_says_so(tiny_model: Callable[..., Path]) -> None:
