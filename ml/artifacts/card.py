@@ -10,7 +10,15 @@ from typing import Any
 
 from ml.catalogue import BLEEDING_TYPES
 from ml.errors import ArtifactError
-from ml.figures import BandFigures, Confusion, Estimate, LocalFigures, Metrics, PointFigures
+from ml.figures import (
+    BandFigures,
+    Confusion,
+    CurvePoint,
+    Estimate,
+    LocalFigures,
+    Metrics,
+    PointFigures,
+)
 from ml.named_points import require_sound
 from ml.typed_json import JsonError, from_json, to_json
 
@@ -247,6 +255,8 @@ class Card:
             (`ml.evaluation.calibration.predictive_values_outside_band`).
         points: by level, "slice" and "patient": each named operating point
             (`ml.training.operating_points.named_points`); empty in cards that predate them.
+        curves: by level, "slice" and "patient": what thresholds find, for choosing one
+            (`ml.training.operating_points.threshold_curves`); empty in cards that predate them.
         controls: results of `ml.training.controls`.
         heat_maps: how often the heat maps of true positives in the held-out folds passed
             `ml.training.heat_map_tests`.
@@ -291,6 +301,7 @@ class Card:
     patient_metrics_by_dataset: dict[str, Metrics] = field(default_factory=dict)
     band: dict[str, BandFigures] = field(default_factory=dict)
     points: dict[str, dict[str, PointFigures]] = field(default_factory=dict)
+    curves: dict[str, list[CurvePoint]] = field(default_factory=dict)
     controls: list[Control] = field(default_factory=list)
     heat_maps: dict[str, Estimate] = field(default_factory=dict)
     outlines: dict[str, OutlineFigures] = field(default_factory=dict)
