@@ -1,7 +1,7 @@
 """Outlines of hemorrhages: where they are stored, their areas and the volume
 
 Revision ID: c41d7e2f9b36
-Revises: 4c81d7e2f0a9
+Revises: 5c1e7a94d2b8
 Created: 2026-11-29 14:20:00
 """
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "c41d7e2f9b36"
-down_revision = "4c81d7e2f0a9"
+down_revision = "5c1e7a94d2b8"
 branch_labels = None
 depends_on = None
 
