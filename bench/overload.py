@@ -174,8 +174,8 @@ def nifti_of_zeros() -> bytes:
     return gzip.compress(bytes(header) + bytes(2 * PIXELS * PIXELS * SLICES), 9)
 
 
-def rest(_: Service) -> dict[str, float]:
-    """Leave the service alone for a while; there are no figures of its own."""
+def wait_quietly(_service: Service) -> dict[str, float]:
+    """Do nothing for a while."""
     time.sleep(QUIET_S)
     return {}
 
@@ -184,7 +184,7 @@ def measure(uploads: int, clients: int) -> dict[str, dict[str, float]]:
     """Run the service; return the figures of each case."""
     cheap = [archive_of_empty_segments(), nifti_of_zeros()]
     cases: dict[str, Callable[[Service], dict[str, float]]] = {
-        "nothing else": rest,
+        "nothing else": wait_quietly,
         f"{uploads} uploads of cheap bytes": lambda service: send_at_once(
             service, [cheap[number % 2] for number in range(uploads)]
         ).figures(),

@@ -7,7 +7,7 @@ whose text is one sentence for the user.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +51,7 @@ def read_series(
     max_slices: int = MAX_SLICES,
     may_be_bare: bool = False,
     crops: bool = True,
+    cuts: bool = True,
 ) -> Series:
     """Read the files of one scan.
 
@@ -68,6 +69,7 @@ def read_series(
         max_slices: the longest series.
         crops: False leaves a single picture as large as it is; True cuts a wide margin or the
             window of a program off it.
+        cuts: False reads a film sheet as a single slice.
         may_be_bare: True reads what shows next to nothing; it must belong to a scan that shows
             more.
 
@@ -109,7 +111,12 @@ def read_series(
             series = read_nifti(file, max_pixels=max_pixels, max_slices=max_slices)
     else:
         series = _read_pictures(
-            [path for path, _ in kinds], left_out, max_bytes, max_pixels, max_slices, crops
+            [path for path, _ in kinds],
+            left_out,
+            max_bytes,
+            max_pixels,
+            max_slices,
+            {"crops": crops and len(paths) == 1, "cuts": cuts},
         )
     if not may_be_bare:
         require_contrast(series)
@@ -122,7 +129,7 @@ def _read_pictures(
     max_bytes: int,
     max_pixels: int,
     max_slices: int,
-    crops: bool,
+    cutting: Mapping[str, bool],
 ) -> Series:
     slices: list[Slice] = []
     names: list[str] = []
@@ -133,7 +140,7 @@ def _read_pictures(
             require_fewer_slices(len(slices) + 1, slice.pixels.size, max_slices)
             shown, of_sheet = [slice.pixels], list[str]()
             if slice.unit == "display":
-                shown, of_sheet = slices_on(slice.pixels, crops=crops and len(paths) == 1)
+                shown, of_sheet = slices_on(slice.pixels, **cutting)
             slices += [replace(slice, pixels=pixels) for pixels in shown]
             names += [path.name] * len(shown)
             notes += [*of_slice, *of_sheet]

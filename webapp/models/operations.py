@@ -62,6 +62,8 @@ class Act(StrEnum):
     SCAN_FORCED = "scan forced"  # Scored although it does not look like a head CT.
     SCAN_MADE_STAT = "scan made STAT"
     SCAN_MADE_ROUTINE = "scan made routine"
+    SCANS_JOINED = "scans joined"  # (each of the pictures, and the series that they became)
+    SCAN_SPLIT = "scan split"  # (the series, and each of the pictures that it became)
     SCAN_DELETED = "scan deleted"
     DATASET_IMPORTED = "data set imported"
     IMPORT_CANCELLED = "import cancelled"
