@@ -30,7 +30,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         health,
         jobs,
         metrics,
+        notification_pages,
         pictures,
+        report_pages,
         scans,
         second_factor_pages,
         security_headers,
@@ -59,7 +61,18 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     storage.init_storage(app)
     space.init_space(app)
 
-    for module in (auth, second_factor_pages, scans, worklist, pictures, admin, health, metrics):
+    for module in (
+        auth,
+        second_factor_pages,
+        scans,
+        worklist,
+        pictures,
+        report_pages,
+        notification_pages,
+        admin,
+        health,
+        metrics,
+    ):
         app.register_blueprint(module.blueprint)
     api.init_api(app)
     display.init_display(app)

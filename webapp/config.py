@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import tempfile
+from base64 import b64decode
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -150,6 +151,9 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # 1 blacks out everything outside the head, where names may be burned in, in all images that
         # are shown or derived; submitted files are not changed.
         "COVER_BESIDE_HEAD": environ.get("COVER_BESIDE_HEAD", "0") == "1",
+        # The address at which people reach this service, for links in notifications.
+        "PUBLIC_URL": public_url(environ.get("PUBLIC_URL") or ""),
+        **notifications(environ),
         # Bearer token for /metrics; without it the page does not exist.
         "METRICS_TOKEN": environ.get("METRICS_TOKEN") or "",
         # Folder with ImageNet weights (`ml.catalogue.IMAGENET_WEIGHTS`) that are offered as initial
@@ -170,6 +174,69 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "OPENAPI_URL_PREFIX": "/api/v1",
         "OPENAPI_JSON_PATH": "openapi.json",
     }
+
+
+def public_url(text: str) -> str:
+    """Return an address without a slash at its end, or "" without one.
+
+    Raises:
+        ConfigurationError: it is not the address of a website.
+    """
+    if text and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise ConfigurationError(
+            f"PUBLIC_URL must be an address such as https://scans.example.org, not {text!r}."
+        )
+    return text.rstrip("/")
+
+
+def notifications(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of notifications; a channel without an address is not offered.
+
+    Their values are not repeated in errors, since they hold passwords.
+
+    Raises:
+        ConfigurationError: one of them is invalid, or one that it needs is missing.
+    """
+    # Apprise addresses (https://appriseit.com/services): the outgoing mail server, to which the
+    # recipient is added, and a chat that everybody's notifications go to.
+    email, chat = environ.get("NOTIFY_EMAIL_URL") or "", environ.get("NOTIFY_CHAT_URL") or ""
+    # A program that is told by HTTP POST, signed with the secret.
+    webhook = environ.get("NOTIFY_WEBHOOK_URL") or ""
+    secret = environ.get("NOTIFY_WEBHOOK_SECRET") or ""
+    # 1 lets the webhook lead to addresses of private networks and this machine, and use http.
+    allows_private = environ.get("NOTIFY_PRIVATE_ADDRESSES", "0") == "1"
+    if email and not re.match(r"mailtos?://", email):
+        raise ConfigurationError("NOTIFY_EMAIL_URL must start with mailto:// or mailtos://.")
+    if chat and "://" not in chat:
+        raise ConfigurationError("NOTIFY_CHAT_URL must be an address that Apprise knows.")
+    if webhook and not re.fullmatch(r"https?://[^\s/?#@]+([/?][^\s#]*)?", webhook):
+        raise ConfigurationError("NOTIFY_WEBHOOK_URL must be an address without user and password.")
+    if webhook.startswith("http://") and not allows_private:
+        raise ConfigurationError(
+            "NOTIFY_WEBHOOK_URL must start with https:// unless NOTIFY_PRIVATE_ADDRESSES is 1."
+        )
+    if webhook and not is_webhook_secret(secret):
+        raise ConfigurationError(
+            "NOTIFY_WEBHOOK_URL needs NOTIFY_WEBHOOK_SECRET: whsec_ followed by 24 to 64 random"
+            " bytes in base64 (echo whsec_$(openssl rand -base64 32))."
+        )
+    if (email or chat or webhook) and not environ.get("PUBLIC_URL"):
+        raise ConfigurationError("Notifications need PUBLIC_URL, for the links in them.")
+    return {
+        "NOTIFY_EMAIL_URL": email,
+        "NOTIFY_CHAT_URL": chat,
+        "NOTIFY_WEBHOOK_URL": webhook,
+        "NOTIFY_WEBHOOK_SECRET": secret,
+        "NOTIFY_PRIVATE_ADDRESSES": allows_private,
+    }
+
+
+def is_webhook_secret(text: str) -> bool:
+    """Return whether this is a secret as Standard Webhooks writes it."""
+    try:
+        return text.startswith("whsec_") and 24 <= len(b64decode(text[6:], validate=True)) <= 64
+    except ValueError:
+        return False
 
 
 def trusted_hosts(text: str) -> list[str] | None:

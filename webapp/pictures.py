@@ -110,7 +110,7 @@ def picture(key: str | None) -> Response:
     """Return a stored PNG, or 404 if it is not ready yet."""
     if key is None:
         abort(404, "This image is not ready yet.")
-    return _private_response("image/png", key, lambda: storage.get(key))
+    return private_response("image/png", key, lambda: storage.get(key))
 
 
 def slice_picture(volume_key: str | None, index: int, window: Window | None) -> Response:
@@ -124,14 +124,14 @@ def slice_picture(volume_key: str | None, index: int, window: Window | None) -> 
         except IndexError:
             abort(404, "Slice not found in this series.")
 
-    return _private_response("image/png", f"{volume_key} {index} {window}", drawn)
+    return private_response("image/png", f"{volume_key} {index} {window}", drawn)
 
 
 def series_file(volume_key: str | None) -> Response:
     """Stream a stored series; 404 if there is none."""
     if volume_key is None:
         abort(404, "This scan is not a series.")
-    answer = _private_response(
+    answer = private_response(
         "application/gzip", volume_key, lambda: FileWrapper(storage.open(volume_key), 2**16)
     )
     answer.headers.set("Content-Disposition", "attachment", filename=volume_key.rsplit("/", 1)[-1])
@@ -143,7 +143,7 @@ def heatmap_key(heatmap_id: str, index: int) -> str:
     return f"heatmaps/{heatmap_id}.{index}.png"
 
 
-def _private_response(
+def private_response(
     media: str, name: str, content: Callable[[], bytes | Iterable[bytes]]
 ) -> Response:
     """Return content that only the owner's browser may cache, revalidated on each use; `content` is

@@ -44,6 +44,8 @@ OPERATIONS = {
     "read_volume",
     "read_slice_image",
     "read_slice_heatmap",
+    "make_report",
+    "read_report",
 }
 
 

@@ -15,6 +15,8 @@ from webapp.models import (
     Heatmap,
     JobStatus,
     Leased,
+    Notification,
+    Report,
     Scan,
     TrainingRun,
     Worker,
@@ -24,6 +26,8 @@ from webapp.models import (
 WORK: dict[type[Leased], str] = {
     Scan: "Scans",
     Heatmap: "Heat maps",
+    Report: "Reports",
+    Notification: "Notifications",
     Dataset: "Data sets",
     TrainingRun: "Training runs",
 }

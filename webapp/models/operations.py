@@ -59,6 +59,7 @@ class Act(StrEnum):
     SCAN_MADE_STAT = "scan made STAT"
     SCAN_MADE_ROUTINE = "scan made routine"
     SCAN_DELETED = "scan deleted"
+    REPORT_ASKED_FOR = "report asked for"  # (the scan; its kind is the detail)
     DATASET_IMPORTED = "data set imported"
     IMPORT_CANCELLED = "import cancelled"
     DATASET_DELETED = "data set deleted"
@@ -75,7 +76,7 @@ class AuditEvent(db.Model):
 
     So it holds ids and no names, and no foreign keys: it outlives the people and things that it
     speaks of. `actor_id` is empty where nobody was logged in; `address` is the client's, or
-    "command line". `detail` is the operating point that was chosen, where one was.
+    "command line". `detail` is the operating point or the kind of report that was chosen, if any.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
