@@ -63,6 +63,7 @@ def operations() -> Response:
             for job in running_jobs(table)
         ],
         queues=count_work(now),
+        unsent=unsent_notifications(),
         workers=[
             {"row": worker, "silent_s": seconds_since(worker.seen_at, now)}
             for worker in db.session.scalars(in_view)
@@ -112,6 +113,24 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
         [*oldest_rows(table, expired), *oldest_rows(table, waiting)],
         key=lambda row: (row.queued_at, row.id),
     )[:MOST_SHOWN]
+
+
+def unsent_notifications() -> list[Notification]:
+    """Return the newest notifications that failed for good, or at least once and wait for another
+    try.
+    """
+    with_error = Notification.error.is_not(None)
+    rows = [
+        row
+        for status in (JobStatus.QUEUED, JobStatus.FAILED)
+        for row in db.session.scalars(
+            select(Notification)
+            .where(Notification.status == status, with_error)
+            .order_by(Notification.queued_at.desc())
+            .limit(MOST_SHOWN)
+        )
+    ]
+    return sorted(rows, key=lambda row: row.queued_at, reverse=True)[:MOST_SHOWN]
 
 
 def running_jobs(table: type[Leased]) -> list[Leased]:
