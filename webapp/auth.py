@@ -38,7 +38,7 @@ from webapp.logins import (
     end_access,
     end_logins,
     has_ended,
-    record_throttling,
+    limits_guesses,
     remember_browser,
     start_login,
     user_with_password,
@@ -118,23 +118,8 @@ def signup() -> str | tuple[str, int] | WerkzeugResponse:
     return remember_browser(user, redirect(url_for("worklist.show")))
 
 
-def has_failed(answer: WerkzeugResponse) -> bool:
-    """True of an answer to a login that is no redirection to where it leads: only those count."""
-    return answer.status_code != 302
-
-
 @blueprint.route("/login", methods=["GET", "POST"])
-# For each address.
-@limiter.limit(
-    "10 per minute", methods=["POST"], deduct_when=has_failed, on_breach=record_throttling
-)
-@limiter.limit(
-    "20 per 10 minutes",
-    methods=["POST"],
-    key_func=who_guesses,
-    deduct_when=has_failed,
-    on_breach=record_throttling,
-)
+@limits_guesses("20 per 10 minutes", whose=who_guesses)
 def login() -> str | tuple[str, int] | WerkzeugResponse:
     """Log in with this browser; a person with a second factor is then asked for a code."""
     form = LoginForm(next=request.args.get("next"))

@@ -5,19 +5,22 @@ slowed down.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
+from typing import ParamSpec
 
 from argon2.exceptions import VerificationError
 from flask import Response, abort, current_app, flash, redirect, request, session, url_for
+from flask.typing import ResponseReturnValue
 from flask_login import current_user, login_user
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from sqlalchemy import ColumnElement, delete, or_, select, update
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from webapp.audit import address, record, record_seldom
-from webapp.extensions import db, login_manager, noting, utc_now
+from webapp.extensions import db, limiter, login_manager, noting, utc_now
 from webapp.forms import MAX_USERNAME, text_problem
 from webapp.models import Act, ApiToken, AuditEvent, LoginSession, User
 from webapp.models.accounts import hasher, new_secret, secret_hash
@@ -43,6 +46,9 @@ SYSTEMS = {
     "Mac OS X": "macOS",
     "Linux": "Linux",
 }
+
+
+P = ParamSpec("P")
 
 
 @login_manager.user_loader
@@ -243,7 +249,31 @@ def known_browsers() -> URLSafeTimedSerializer:
     return URLSafeTimedSerializer(current_app.config["SECRET_KEY"], salt="hemoscan known browser")
 
 
+def limits_guesses(
+    each: str, whose: Callable[[], str]
+) -> Callable[[Callable[P, ResponseReturnValue]], Callable[P, ResponseReturnValue]]:
+    """Return a decorator for views that check a password or a code: failed attempts are limited by
+    address, and by `whose` they are.
+
+    Args:
+        each: how many may fail of those that count together, in Flask-Limiter's notation.
+        whose: returns the key under which this request's failure counts.
+    """
+    by_address = limiter.limit(
+        "10 per minute", methods=["POST"], deduct_when=has_failed, on_breach=record_throttling
+    )
+    by_key = limiter.limit(
+        each, methods=["POST"], key_func=whose, deduct_when=has_failed, on_breach=record_throttling
+    )
+    return lambda view: by_address(by_key(view))
+
+
+def has_failed(answer: WerkzeugResponse) -> bool:
+    """Return whether an answer to a login does not redirect; a successful login does."""
+    return answer.status_code != 302
+
+
 def record_throttling(_limit: object) -> None:
-    """Record that logins are slowed down."""
+    """Record that logins are slowed down, and commit."""
     record_seldom(Act.LOGIN_THROTTLED, None, AuditEvent.address == address())
     db.session.commit()

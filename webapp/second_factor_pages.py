@@ -10,10 +10,10 @@ from flask_login import current_user, login_required
 from werkzeug.wrappers import Response
 
 from webapp.audit import record
-from webapp.auth import account_page, guesses_own_password, has_failed, local_target
+from webapp.auth import account_page, guesses_own_password, local_target
 from webapp.extensions import db, limiter
 from webapp.forms import ChangeFactorForm, CodeForm, SetUpFactorForm
-from webapp.logins import end_logins, guesser, record_throttling, remember_browser, start_login
+from webapp.logins import end_logins, guesser, limits_guesses, remember_browser, start_login
 from webapp.models import Act, RecoveryCode, User
 from webapp.models.accounts import lock_person
 from webapp.second_factors import (
@@ -41,18 +41,8 @@ def who_gives_codes() -> str:
 
 
 @blueprint.route("/login/code", methods=["GET", "POST"])
-# For each address.
-@limiter.limit(
-    "10 per minute", methods=["POST"], deduct_when=has_failed, on_breach=record_throttling
-)
 # Three of a million codes are right at any time, so 50 tries find one on one day in 6,667.
-@limiter.limit(
-    "10 per 10 minutes; 50 per day",
-    methods=["POST"],
-    key_func=who_gives_codes,
-    deduct_when=has_failed,
-    on_breach=record_throttling,
-)
+@limits_guesses("10 per 10 minutes; 50 per day", whose=who_gives_codes)
 def give_code() -> ResponseReturnValue:
     """Log in with a code of the app, or a recovery code, after the password."""
     if (found := awaited()) is None:

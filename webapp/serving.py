@@ -172,6 +172,19 @@ def is_closed(conn: TConn) -> bool:
     return bool(conn.sock.fileno() < 0)
 
 
+def received_from(sock: Any) -> bytes | None:
+    """Return what a client has sent; empty once the connection has ended or failed, None if nothing
+    has arrived yet.
+    """
+    try:
+        data: bytes = sock.recv(READ_AT_ONCE)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
+    return data
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]
     """gunicorn's threaded worker, whose threads begin when a request is there."""
 
@@ -232,16 +245,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def on_pending_socket_readable(self, conn: TConn, client: Any) -> None:
         """Take in what came of a request."""
-        if is_closed(conn):
+        if is_closed(conn) or (received := received_from(client)) is None:
             return
-        try:
-            came = client.recv(READ_AT_ONCE)
-        except BlockingIOError:
-            return
-        except OSError:
-            came = b""
-        conn.begun += came
-        if came:
+        conn.begun += received
+        if received:
             self.look(conn)
         else:
             self.drop(conn)
@@ -322,15 +329,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def on_ended_socket_readable(self, conn: TConn, client: Any) -> None:
         """Forget what came; the end of it ends the connection."""
-        if is_closed(conn):
-            return
-        try:
-            came = client.recv(READ_AT_ONCE)
-        except BlockingIOError:
-            return
-        except OSError:
-            came = b""
-        if not came:
+        if not is_closed(conn) and received_from(client) == b"":
             self.drop(conn)
 
     def murder_pending(self) -> None:
