@@ -38,7 +38,7 @@ def queue_report(scan_id: str, is_allowed: ColumnElement[bool], kind: str) -> Re
 
     Raises:
         NotFound: there is no such scan for this person, or no such kind of report.
-        TooManyReports, ReportRefused: it is not made; the text says why.
+        ReportRefused: it is not made; the text says why.
     """
     scan = is_id(scan_id) and db.session.scalar(
         select(Scan).where(Scan.id == scan_id, is_allowed).options(joinedload(Scan.prediction))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from flask import Response, current_app
-from sqlalchemy import ColumnElement, func, literal, select, union_all
+from sqlalchemy import ColumnElement, func, literal, or_, select, union_all
 
 from webapp.admin.pages import blueprint, live_page
 from webapp.extensions import database_now, db
@@ -109,6 +109,8 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
     """
     expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
     waiting = (table.status == JobStatus.QUEUED) & (table.queued_at < database_now(-STUCK_S))
+    if table is Notification:  # One that waits for its next try has a section of its own.
+        waiting &= or_(table.retry_at.is_(None), table.retry_at < database_now(-STUCK_S))
     return sorted(
         [*oldest_rows(table, expired), *oldest_rows(table, waiting)],
         key=lambda row: (row.queued_at, row.id),

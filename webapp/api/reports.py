@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from flask import Response, g, url_for
-from werkzeug.exceptions import Conflict, NotFound, TooManyRequests
+from werkzeug.exceptions import Conflict, NotFound
 
 from webapp.api.access import PROBLEM, blueprint, documented
 from webapp.api.pictures import BINARY, NotYet
 from webapp.api.schemas import ProblemSchema, ReportSchema
-from webapp.models import JobStatus, ReportKind, ReportRefused, Scan, TooManyReports
+from webapp.models import JobStatus, ReportKind, ReportRefused, Scan
 from webapp.reports import (
     NO_SUCH_REPORT,
     finished_report,
@@ -44,8 +44,6 @@ def make_report(scan_id: str, kind: str) -> dict[str, Any]:
     """
     try:
         report = queue_report(scan_id, Scan.user_id == g.token_owner_id, kind)
-    except TooManyReports as err:
-        raise TooManyRequests(str(err)) from err
     except ReportRefused as err:
         raise Conflict(str(err)) from err
     address = url_for("api.read_report", scan_id=scan_id, kind=kind, _external=True)

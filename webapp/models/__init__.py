@@ -30,7 +30,6 @@ from webapp.models.reports import (
     Report,
     ReportKind,
     ReportRefused,
-    TooManyReports,
     ask_for_report,
     report_kinds,
 )
@@ -79,7 +78,6 @@ __all__ = [
     "Role",
     "Scan",
     "SecondFactor",
-    "TooManyReports",
     "TrainingRun",
     "User",
     "Wanted",

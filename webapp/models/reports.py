@@ -80,11 +80,7 @@ class Report(Leased, db.Model):
 
 
 class ReportRefused(ValueError):
-    """There is no such report of this scan; the text is a sentence for the person who asked."""
-
-
-class TooManyReports(ReportRefused):
-    """This person has as many reports waiting as one may."""
+    """A report is not made; the text is a sentence for the person who asked."""
 
 
 def file_key(report_id: str, kind: ReportKind) -> str:
@@ -108,8 +104,8 @@ def ask_for_report(scan: Scan, kind: ReportKind) -> tuple[Report, str | None]:
     key of the file that it replaces, if there is one, for the caller to discard after the commit.
 
     Raises:
-        TooManyReports: the scan's owner has `MAX_OPEN` reports waiting.
-        ReportRefused: there is no such report of this scan.
+        ReportRefused: there is no such report of this scan, or its owner has `MAX_OPEN` reports
+            waiting.
     """
     if kind not in report_kinds(scan):
         raise ReportRefused(_refusal(scan))
@@ -122,7 +118,7 @@ def ask_for_report(scan: Scan, kind: ReportKind) -> tuple[Report, str | None]:
         Report.user_id == scan.user_id, Report.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
     )
     if (db.session.scalar(waiting) or 0) >= MAX_OPEN:
-        raise TooManyReports(f"{MAX_OPEN} of your reports are waiting already; try again later.")
+        raise ReportRefused(f"{MAX_OPEN} of your reports are waiting already; try again later.")
     replaced = None
     if known is not None:
         replaced = known.file_key

@@ -17,6 +17,11 @@ from webapp.storage import storage
 from worker.retries import retry_storage
 from worker.scan_files import shown_slice
 
+TITLE_OF: dict[State, str] = {
+    "suspected": "Hemorrhage suspected",
+    "inconclusive": "Inconclusive",
+    "not found": "Hemorrhage not found",
+}
 RESEARCH = "Research use only, never a diagnosis."
 LIMITS = (
     "Hemoscan is not a medical device and has not been validated for clinical use. Its models were"

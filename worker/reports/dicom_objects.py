@@ -39,8 +39,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from ml.verdict import State
 from webapp import __version__
-from worker.reports.content import LIMITS, RESEARCH, Content
-from worker.reports.fonts import BOLD
+from worker.reports.content import LIMITS, RESEARCH, TITLE_OF, Content
+from worker.reports.fonts import BOLD, REGULAR
 from worker.reports.sources import Source, directions_of, in_order, new_uid
 
 MAKER = "Hemoscan"
@@ -55,8 +55,8 @@ STATE_CODES: dict[State, Code] = {
 CT_HEAD = Code("24725-4", "LN", "CT Head Report")
 REPORT_SERIES, CAPTURE_SERIES, SEGMENTATION_SERIES = 9001, 9002, 9003
 """Numbers of the new series, beyond those of scanners."""
-STRIP_PX = 56
-"""Height of the strip of text below the picture of a secondary capture."""
+STRIP_PX, LINE_PX = 64, 19
+"""Height of the strip of text below the picture of a secondary capture, and of its lines."""
 
 
 class NoObject(ValueError):
@@ -189,11 +189,16 @@ def captioned(content: Content) -> Image.Image:
     shown.paste(picture, ((width - picture.width) // 2, 0))
     pen, verdict = ImageDraw.Draw(shown), content.verdict
     place = f", slice {content.index + 1} of {len(content.slices)}" if content.slices[1:] else ""
-    first = f"{MAKER}: {verdict.state}, probability {100 * verdict.probability:.1f} %{place}"
-    second = f"{RESEARCH} Colors: what influenced the result." if content.heat else RESEARCH
-    for line, text in enumerate((first, second)):
-        top = picture.height + 6 + line * 24
-        pen.text((8, top), text, "white", ImageFont.truetype(BOLD, 15 - 2 * line))
+    about_heat = "Colors show what influenced the result, not where a hemorrhage is."
+    lines = [
+        f"{MAKER}: {TITLE_OF[verdict.state]}, probability {100 * verdict.probability:.1f} %",
+        f"{RESEARCH} {content.architecture} {content.model_card}{place}",
+        about_heat if content.heat else "",
+    ]
+    for line, text in enumerate(lines):
+        top = picture.height + 5 + line * LINE_PX
+        font = ImageFont.truetype(REGULAR if line else BOLD, 10 if line else 13)
+        pen.text((8, top), text, "white", font)
     return shown
 
 

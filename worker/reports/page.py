@@ -11,7 +11,7 @@ from fpdf import FPDF, XPos, YPos
 from PIL import Image
 
 from ml.verdict import State
-from worker.reports.content import LIMITS, RESEARCH, Content, Opinion, Verdict
+from worker.reports.content import LIMITS, RESEARCH, TITLE_OF, Content, Opinion, Verdict
 from worker.reports.fonts import BOLD, EMOJI, REGULAR
 
 # It warns of characters that no font has, and quotes them; a log may not tell a title.
@@ -34,11 +34,6 @@ COLOR_OF: dict[State, Color] = {
     "not found": (23, 99, 58),
 }
 AMBER_GROUND: Color = (255, 224, 150)
-TITLE_OF: dict[State, str] = {
-    "suspected": "Hemorrhage suspected",
-    "inconclusive": "Inconclusive",
-    "not found": "Hemorrhage not found",
-}
 HU_TYPES = ("dicom", "nifti")
 """Files whose slices are in Hounsfield units, and turned as radiologists look at them."""
 FILE_TYPES = {"png": "PNG", "jpeg": "JPEG", "dicom": "DICOM", "nifti": "NIfTI"}

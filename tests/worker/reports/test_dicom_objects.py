@@ -115,10 +115,10 @@ def test_a_secondary_capture_shows_the_heat_map_and_says_what_it_is(
 
     read = pydicom.dcmread(path)
     pixels = read.pixel_array
-    assert pixels.shape == (256 + 56, 512, 3)
+    assert pixels.shape == (256 + 64, 512, 3)
     red, green, blue = pixels[128, 256]  # In the middle of the picture: gray under orange.
     assert red > green > blue
-    assert pixels[256:].max() == 255 and pixels[256 + 50 :].max() == 0  # White letters on black.
+    assert pixels[256:].max() == 255 and pixels[256 + 62 :].max() == 0  # White letters on black.
     assert read.SourceImageSequence[0].ReferencedSOPInstanceUID == next(
         header.SOPInstanceUID for header in headers if header.InstanceNumber == 3
     )

@@ -21,7 +21,6 @@ from webapp.models import (
     ReportKind,
     ReportRefused,
     Scan,
-    TooManyReports,
     ask_for_report,
     report_kinds,
 )
@@ -126,7 +125,7 @@ def test_one_person_may_have_so_many_reports_waiting(worker_app: Flask) -> None:
     tasks.predict_scans()
     for scan_id in ids[:MAX_OPEN]:
         asked(scan_of(scan_id), ReportKind.PDF)
-    with pytest.raises(TooManyReports, match="waiting already"):
+    with pytest.raises(ReportRefused, match="waiting already"):
         ask_for_report(scan_of(ids[-1]), ReportKind.PDF)
 
 
