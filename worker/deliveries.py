@@ -120,7 +120,11 @@ def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]
             raise NotAllowed("The account has no email address.")
         address = config["NOTIFY_EMAIL_URL"]
         address += f"{'&' if '?' in address else '?'}to={quote(person.email)}"
-    return partial(send_by_apprise, address, sentence, link), together
+    # Not within the time of a try: the first one loads all of Apprise's services.
+    service = apprise.Apprise.instantiate(address)
+    if service is None:
+        raise NotAllowed("The operator's address of this channel is not valid.")
+    return partial(send_by_apprise, service, f"{sentence}\n{link}"), together
 
 
 def told(public_url: str, scan_id: str | None, results: int) -> tuple[str, str]:
@@ -149,17 +153,13 @@ def waiting_beside(notification: Notification) -> list[str]:
     return list(db.session.scalars(others))
 
 
-def send_by_apprise(address: str, sentence: str, link: str) -> None:
+def send_by_apprise(service: apprise.NotifyBase, text: str) -> None:
     """Send a message by e-mail or to a chat.
 
     Raises:
-        NotAllowed: Apprise does not know such an address.
         NotDelivered: it was not accepted.
     """
-    service = apprise.Apprise.instantiate(address)
-    if service is None:
-        raise NotAllowed("The operator's address of this channel is not valid.")
-    if not service.notify(title="Hemoscan", body=f"{sentence}\n{link}", body_format="text"):
+    if not service.notify(title="Hemoscan", body=text, body_format="text"):
         raise NotDelivered("The service did not accept the message.")
 
 

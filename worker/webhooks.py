@@ -12,6 +12,7 @@ import ipaddress
 import socket
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
@@ -65,7 +66,7 @@ def post(
 def _post_to(address: Address, target: SplitResult, body: bytes, headers: Mapping[str, str]) -> int:
     """Return the status of the answer from that address, whose certificate is the host's."""
     host = target.hostname or ""
-    common = {"port": target.port, "timeout": TIMEOUT, "retries": False}
+    common: dict[str, Any] = {"port": target.port, "timeout": TIMEOUT, "retries": False}
     pool = (
         HTTPSConnectionPool(
             str(address), cert_reqs="CERT_REQUIRED", assert_hostname=host, server_hostname=host,

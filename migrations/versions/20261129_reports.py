@@ -56,7 +56,6 @@ def upgrade() -> None:
         sa.Column("user_id", sa.String(length=32), nullable=False),
         sa.Column("kind", sa.String(length=8), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_report"),
-        sa.UniqueConstraint("scan_id", "kind", name="uq_report_scan_id"),
     )
     op.create_table(
         "notification_choice",
@@ -85,6 +84,7 @@ def upgrade() -> None:
             postgresql_where=QUEUED,
             sqlite_where=QUEUED,
         )
+    op.create_index("ix_report_scan_id", "report", ["scan_id", "kind"], unique=True)
     op.create_index("ix_notification_scan_id", "notification", ["scan_id"])
     op.create_index("ix_notification_of_user", "notification", ["user_id", "created_at"])
 

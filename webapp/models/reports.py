@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, Index, String, UniqueConstraint, func, select, text
+from sqlalchemy import ForeignKey, Index, String, func, select, text
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from webapp.extensions import database_now, db
@@ -50,7 +50,8 @@ class Report(Leased, db.Model):
     scan: Mapped[Scan] = relationship()
 
     __table_args__ = (
-        UniqueConstraint("scan_id", "kind"),
+        # The newest one of each kind.
+        Index("ix_report_scan_id", "scan_id", "kind", unique=True),
         Index(None, "status", "queued_at"),
         Index(
             "ix_report_queue",

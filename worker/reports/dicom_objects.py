@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -81,9 +82,11 @@ def structured_report(
         parameters=[f"Model version {content.model_version}"],
     )
     groups = [_group_of_scan(content, algorithm)]
-    ordered = in_order(headers, len(content.slices))
-    for index in content.first_slices if ordered is not None else ():
-        groups.append(_group_of_slice(content, index, ordered[index], algorithm))
+    if (ordered := in_order(headers, len(content.slices))) is not None:
+        groups += [
+            _group_of_slice(content, index, ordered[index], algorithm)
+            for index in content.first_slices
+        ]
     observer = DeviceObserverIdentifyingAttributes(
         uid=uid_of(content.model_version),
         name=MAKER,
@@ -293,7 +296,7 @@ def in_grid_of(mask: NDArray[np.bool_], header: pydicom.Dataset) -> NDArray[np.b
     return np.ascontiguousarray(stored.T if lies_across else stored).astype(bool)
 
 
-def _maker(content: Content) -> dict[str, str]:
+def _maker(content: Content) -> dict[str, Any]:
     return {
         "manufacturer_model_name": content.architecture,
         "software_versions": __version__,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from fpdf import FPDF, XPos, YPos
 from PIL import Image
@@ -67,6 +69,19 @@ def pdf_of(content: Content, made_at: datetime) -> bytes:
     return bytes(page.output())
 
 
+@dataclass(frozen=True)
+class Style:
+    """How a paragraph is written: its size in points, and how many lines it has at most; more are
+    cut off with “…”.
+    """
+
+    size: float
+    color: Color = INK
+    is_bold: bool = False
+    most_lines: int = 1
+    align: str = "L"
+
+
 class _Page(FPDF):
     """The page, drawn from the top to the bottom."""
 
@@ -81,44 +96,27 @@ class _Page(FPDF):
         # Letters of Arabic are joined, and text from right to left is ordered.
         self.set_text_shaping(True)
         self.set_fallback_fonts([NOTO_EMOJI], exact_match=False)
-        self.drawable = frozenset().union(*(font.cmap for font in self.fonts.values()))
+        fonts: Any = self.fonts.values()  # All of them are TrueType.
+        self.drawable: frozenset[int] = frozenset().union(*(font.cmap for font in fonts))
         self.set_lang("en-US")
         self.set_title(f"Hemoscan report of scan {content.scan_id}")
         self.set_creator(content.software)
         self.set_creation_date(made_at)
         self.add_page()
 
-    def write_line(
-        self, text: str, size: float, color: Color = INK, *, bold: bool = False, most: int = 1
-    ) -> None:
-        """Write a paragraph over the whole width, cut after `most` lines with a dots sign."""
-        self.write_at(MARGIN_MM, self.get_y(), ROOM_MM, text, size, color, bold=bold, most=most)
+    def write_line(self, text: str, style: Style) -> None:
+        """Write a paragraph over the whole width."""
+        self.write_at(MARGIN_MM, self.get_y(), ROOM_MM, text, style)
 
-    def write_at(
-        self,
-        x: float,
-        y: float,
-        width: float,
-        text: str,
-        size: float,
-        color: Color = INK,
-        *,
-        bold: bool = False,
-        most: int = 1,
-        align: str = "L",
-    ) -> None:
-        """Write a paragraph `width` mm wide at a place, cut after `most` lines; the next one begins
-        below it.
-        """
+    def write_at(self, x: float, y: float, width: float, text: str, style: Style) -> None:
+        """Write a paragraph `width` mm wide at a place; the next one begins below it."""
         text = "".join(one if self._is_drawable(one) else MISSING for one in text)
         self.set_xy(x, y)
-        self.set_font(SANS, "B" if bold else "", size)
-        self.set_text_color(*color)
-        height = size * 0.47
-        ways = {"new_x": XPos.LMARGIN, "new_y": YPos.NEXT, "align": align}
-        lines: list[str] = self.multi_cell(
-            width, height, text, dry_run=True, output="LINES", **ways
-        )
+        self.set_font(SANS, "B" if style.is_bold else "", style.size)
+        self.set_text_color(*style.color)
+        height, most = style.size * 0.47, style.most_lines
+        ways: dict[str, Any] = {"new_x": XPos.LMARGIN, "new_y": YPos.NEXT, "align": style.align}
+        lines: Any = self.multi_cell(width, height, text, dry_run=True, output="LINES", **ways)
         if len(lines) > most:
             text = "\n".join([*lines[: most - 1], lines[most - 1].rstrip()[:-3] + "…"])
         self.multi_cell(width, height, text, **ways)
@@ -133,10 +131,12 @@ class _Page(FPDF):
         """Draw whose report this is, and which scan it is of."""
         self.set_y(12)
         top = self.get_y()
-        self.write_at(MARGIN_MM, top, ROOM_MM, "Hemoscan", 15, bold=True)
-        self.write_at(MARGIN_MM, top + 1.2, ROOM_MM, RESEARCH, 9, RED, bold=True, align="R")
+        self.write_at(MARGIN_MM, top, ROOM_MM, "Hemoscan", Style(15, is_bold=True))
+        self.write_at(
+            MARGIN_MM, top + 1.2, ROOM_MM, RESEARCH, Style(9, RED, is_bold=True, align="R")
+        )
         self.set_y(top + 8)
-        self.write_line(content.title or "Untitled scan", 12, bold=True, most=2)
+        self.write_line(content.title or "Untitled scan", Style(12, is_bold=True, most_lines=2))
         slices = len(content.slices)
         what = FILE_TYPES.get(content.file_type, content.file_type)
         facts = (
@@ -145,7 +145,7 @@ class _Page(FPDF):
             f"analyzed {_time(content.finished_at)}",
             f"scan {content.scan_id}",
         )
-        self.write_line(" · ".join(facts), 7.5, SOFT)
+        self.write_line(" · ".join(facts), Style(7.5, SOFT))
         self.ln(2.5)
 
     def draw_verdict(self, verdict: Verdict) -> None:
@@ -154,19 +154,19 @@ class _Page(FPDF):
         self.set_fill_color(*color)
         self.rect(MARGIN_MM, top, 2, 19, style="F")
         left, width = MARGIN_MM + 5, ROOM_MM - 5
-        self.write_at(left, top, width, TITLE_OF[verdict.state], 17, color, bold=True)
+        self.write_at(left, top, width, TITLE_OF[verdict.state], Style(17, color, is_bold=True))
         sentence = verdict.sentence
         if verdict.state == "inconclusive":
             sentence = (
                 "Please have this scan read: the probability is too close to the threshold to rely"
                 f" on “{sentence}”"
             )
-        self.write_at(left, top + 8.5, width, sentence, 10)
+        self.write_at(left, top + 8.5, width, sentence, Style(10))
         figures = (
             f"Probability of hemorrhage {_percent(verdict.probability)}, threshold"
             f" {_percent(verdict.threshold)}."
         )
-        self.write_at(left, top + 14, width, figures, 10, bold=True)
+        self.write_at(left, top + 14, width, figures, Style(10, is_bold=True))
         self.set_y(top + 22)
 
     def draw_scale(self, verdict: Verdict) -> None:
@@ -198,19 +198,21 @@ class _Page(FPDF):
             top - 4.1,
             30,
             f"this scan {_percent(verdict.probability)}",
-            7.5,
-            COLOR_OF[verdict.state],
-            bold=True,
-            align="L" if verdict.probability < 0.8 else "R",
+            Style(
+                7.5,
+                COLOR_OF[verdict.state],
+                is_bold=True,
+                align="L" if verdict.probability < 0.8 else "R",
+            ),
         )
         below = top + height + 1.2
-        self.write_at(MARGIN_MM, below, 20, "0 %", 7, SOFT)
-        self.write_at(MARGIN_MM + ROOM_MM - 20, below, 20, "100 %", 7, SOFT, align="R")
+        self.write_at(MARGIN_MM, below, 20, "0 %", Style(7, SOFT))
+        self.write_at(MARGIN_MM + ROOM_MM - 20, below, 20, "100 %", Style(7, SOFT, align="R"))
         told = f"threshold {_percent(verdict.threshold)}"
         if verdict.band is not None and low < high:
             told += f", inconclusive from {_percent(low)} to {_percent(high)}"
         middle = min(max(at(verdict.threshold), MARGIN_MM + 60), MARGIN_MM + ROOM_MM - 60)
-        self.write_at(middle - 45, below, 90, told, 7, SOFT, align="C")
+        self.write_at(middle - 45, below, 90, told, Style(7, SOFT, align="C"))
         self.set_y(below + 5.5)
 
     def draw_pictures(self, content: Content) -> None:
@@ -230,11 +232,15 @@ class _Page(FPDF):
             self.rect(left, top, side, side, style="F")
             self._draw_picture(picture, left, top, side)
             if has_hu:
-                self.write_at(left + 2, top + side / 2 - 2, 6, "R", 9, WHITE, bold=True)
+                self.write_at(left + 2, top + side / 2 - 2, 6, "R", Style(9, WHITE, is_bold=True))
                 self.write_at(
-                    left + side - 8, top + side / 2 - 2, 6, "L", 9, WHITE, bold=True, align="R"
+                    left + side - 8,
+                    top + side / 2 - 2,
+                    6,
+                    "L",
+                    Style(9, WHITE, is_bold=True, align="R"),
                 )
-            self.write_at(left, top + side + 0.8, side, caption, 7, SOFT)
+            self.write_at(left, top + side + 0.8, side, caption, Style(7, SOFT))
             left += side + GAP_MM
         self.set_y(top + side + 6)
 
@@ -255,15 +261,13 @@ class _Page(FPDF):
             self.rect(
                 MARGIN_MM + index * each, top + height - tall, max(each * 0.9, 0.1), tall, style="F"
             )
-        self.write_at(MARGIN_MM, top + height + 0.6, 60, "foot: slice 1", 7, SOFT)
+        self.write_at(MARGIN_MM, top + height + 0.6, 60, "foot: slice 1", Style(7, SOFT))
         self.write_at(
             MARGIN_MM + ROOM_MM - 60,
             top + height + 0.6,
             60,
             f"head: slice {len(content.slices)}",
-            7,
-            SOFT,
-            align="R",
+            Style(7, SOFT, align="R"),
         )
         told = ", ".join(
             f"{index + 1} ({_percent(content.slices[index], 0)})"
@@ -271,7 +275,7 @@ class _Page(FPDF):
             if index < len(content.slices)
         )
         if told:
-            self.write_line(f"Slices to look at first: {told}", 8, bold=True)
+            self.write_line(f"Slices to look at first: {told}", Style(8, is_bold=True))
         self.ln(2.5)
 
     def draw_facts(self, content: Content) -> None:
@@ -332,11 +336,11 @@ class _Page(FPDF):
         width: float = COLUMN_MM,
         most: int = 1,
     ) -> None:
-        self.write_at(x, y, width, heading, 8, SOFT, bold=True)
+        self.write_at(x, y, width, heading, Style(8, SOFT, is_bold=True))
         for line in lines:
             if self.get_y() > HEIGHT_MM - FOOT_MM - most * 3.6:
                 return
-            self.write_at(x, self.get_y() + 0.3, width, line, 7.5, most=most)
+            self.write_at(x, self.get_y() + 0.3, width, line, Style(7.5, most_lines=most))
 
     def draw_foot(self, content: Content, made_at: datetime) -> None:
         """Draw the limits at the bottom of the page."""
@@ -345,10 +349,10 @@ class _Page(FPDF):
         self.set_line_width(0.3)
         self.line(MARGIN_MM, top, MARGIN_MM + ROOM_MM, top)
         self.set_y(top + 2)
-        self.write_line("Limits", 8, SOFT, bold=True)
-        self.write_line(LIMITS, 7.5, most=5)
+        self.write_line("Limits", Style(8, SOFT, is_bold=True))
+        self.write_line(LIMITS, Style(7.5, most_lines=5))
         self.set_y(HEIGHT_MM - 10)
-        self.write_line(f"Made {_time(made_at)} by {content.software}", 7, SOFT)
+        self.write_line(f"Made {_time(made_at)} by {content.software}", Style(7, SOFT))
 
 
 def _percent(share: float, digits: int = 1) -> str:

@@ -43,7 +43,9 @@ def read_headers(paths: Sequence[Path]) -> list[pydicom.Dataset]:
     """Return the headers of DICOM files, with an empty value for each tag about patient and study
     that de-identification removed. All of them belong to one study and have UIDs.
     """
-    headers = [pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in paths]
+    headers: list[pydicom.Dataset] = [
+        pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in paths
+    ]
     study = next(
         (one.StudyInstanceUID for one in headers if one.get("StudyInstanceUID")), new_uid()
     )
