@@ -1,4 +1,4 @@
-"""The forms of accounts and scans, and the validation of text that other modules share."""
+"""The forms of accounts and the worklist, and the validation of text that other modules share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 
 from flask import request
 from flask_wtf import FlaskForm
-from flask_wtf.file import FileRequired, MultipleFileField
 from werkzeug.datastructures import CombinedMultiDict, FileStorage, MultiDict
 from wtforms import (
-    BooleanField,
     DateField,
     FileField,
     Form,
@@ -31,6 +29,8 @@ from webapp.passwords import MIN_PASSWORD, password_problem
 MAX_USERNAME, MAX_NAME, MAX_EMAIL, MAX_PHONE, MAX_TITLE, MAX_TOKEN_NAME = 64, 120, 254, 40, 80, 80
 MAX_CODE = 40
 
+ID = r"[0-9a-f]{32}\Z"
+
 required = DataRequired("Please fill in this field.")
 
 
@@ -38,7 +38,7 @@ def is_id(text: str) -> bool:
     """Return whether `text` looks like the id of a row. Nothing else is sent to the database, since
     PostgreSQL rejects NUL characters.
     """
-    return re.fullmatch(r"[0-9a-f]{32}", text) is not None
+    return re.match(ID, text) is not None
 
 
 def text_problem(text: str, longest: int) -> str | None:
@@ -260,37 +260,6 @@ class ChangeFactorForm(SetUpFactorForm):
     )
 
 
-class ScanForm(PostedForm):
-    """Scans to submit."""
-
-    # No `accept`: files of a DICOM series often have no extension.
-    file = MultipleFileField(
-        "Files",
-        [FileRequired("Please choose a PNG, JPEG, DICOM, NIfTI or ZIP file.")],
-        description=(
-            "A single slice (PNG, JPEG or DICOM) or a series (DICOM files, NIfTI or a ZIP of"
-            " slices). Each series becomes one scan."
-        ),
-    )
-    title = TextField(
-        "Title",
-        [Optional(), at_most(MAX_TITLE)],
-        description="Optional. Please do not enter patient names.",
-    )
-    together = BooleanField(
-        "The images are slices of one scan",
-        description="Otherwise each PNG or JPEG becomes a separate scan.",
-    )
-    stat = BooleanField("STAT", description="Analyze before all routine scans.")
-    keep_names = BooleanField(
-        "Keep file names",
-        description=(
-            "Use file names as titles and in messages. File names may identify patients; unless you"
-            " select this, they are not stored."
-        ),
-    )
-
-
 class WorklistFilterForm(Form):
     """What a worklist shows; it is in the address. A field with an error is not applied."""
 
@@ -326,6 +295,7 @@ class WorklistFilterForm(Form):
     )
     since = DateField("From", [Optional()])
     until = DateField("To", [Optional()])
+    study = TextField("Study", [Optional(), Regexp(ID, message="There is no such study.")])
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -360,9 +330,3 @@ class NotificationsForm(PostedForm):
                 SelectChoice(Wanted.ALL.value, "All results"),
             ]
             self.channels.append(self[channel.value])
-
-
-class PhantomForm(PostedForm):
-    """The phantom to submit."""
-
-    name = HiddenField(validators=[required])

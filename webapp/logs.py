@@ -19,7 +19,7 @@ from pythonjsonlogger.json import JsonFormatter
 from webapp.forms import is_id
 from webapp.models import Leased
 
-TOLD = ("time", "level", "logger", "message", "worker", "exc_info")
+FIELDS = ("time", "level", "logger", "message", "worker", "exc_info")
 
 _about: ContextVar[dict[str, list[str]]] = ContextVar("about")
 _process: dict[str, str] = {}
@@ -62,7 +62,7 @@ class JsonLines(JsonFormatter):
         context.
         """
         known = {**_process, **_ids_of_request(), **_about.get({}), **log_data}
-        return {field: known[field] for field in TOLD if field in known} | {
+        return {field: known[field] for field in FIELDS if field in known} | {
             field: value for field, value in known.items() if field.endswith("_ids")
         }
 

@@ -10,13 +10,14 @@ from collections.abc import Collection, Sequence
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from flask import current_app
 from PIL import Image
 from sqlalchemy import select
 
 from ml.errors import ArtifactError, ImageError
-from ml.scans.slices import Series, render
-from ml.scans.volume import write_volume
+from ml.scans.slices import BoolArray, Series, render
+from ml.scans.volume import read_masks, resized_mask, write_masks, write_volume
 from webapp import logs
 from webapp.extensions import db
 from webapp.intake import PACKED
@@ -46,6 +47,7 @@ def read_original(scan: Scan) -> Series:
             "max_bytes": config["MAX_UPLOAD_MB"] * 2**20,
             "max_pixels": config["MAX_PIXELS"],
             "max_slices": config["MAX_SLICES"],
+            "cuts": not scan.uncut,
         }
         redact = config["COVER_BESIDE_HEAD"]
         return retry_disk(lambda: decode(paths, redact=redact, **limits))
@@ -88,6 +90,33 @@ def store_pictures(scan_id: str, series: Series, index: int) -> None:
         with presence().work_folder() as folder:
             retry_disk(lambda: write_volume(series, folder / "volume"))
             retry_storage(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))
+
+
+def store_outlines(scan_id: str, series: Series, masks: Sequence[BoolArray | None]) -> None:
+    """Store what is outlined in the slices of a scan, where that is anything."""
+    if all(mask is None for mask in masks):
+        return
+    with presence().work_folder() as folder:
+        retry_disk(lambda: write_masks(series, masks, folder / "outlines"))
+        retry_storage(lambda: storage.put(f"outlines/{scan_id}.nii.gz", folder / "outlines"))
+
+
+def stored_outlines(scan: Scan, series: Series) -> BoolArray | None:
+    """Return what is outlined in a scan, None where nothing is: bool (slices, height, width), in
+    the pixels and the order of its series (`read_original`).
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    if scan.outline_key is None:
+        return None
+    key = scan.outline_key
+    try:
+        masks = read_masks(retry_storage(lambda: storage.get(key)))
+    except ValueError as err:
+        raise StorageError("A stored outline is damaged.") from err
+    height, width = series.slices[0].pixels.shape
+    return np.stack([resized_mask(mask, (width, height)) for mask in masks])
 
 
 def shown_slice(first_slices: Sequence[int] | None) -> int:
@@ -139,3 +168,4 @@ def discard_pictures_of_deleted(lost: Collection[str]) -> None:
         storage.discard(f"images/{scan_id}.png")
         storage.discard(f"thumbnails/{scan_id}.png")
         storage.discard(f"volumes/{scan_id}.nii.gz")
+        storage.discard(f"outlines/{scan_id}.nii.gz")

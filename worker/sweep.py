@@ -68,13 +68,13 @@ def bring_back() -> None:
         reaped = leases.reap(table, what)
         db.session.commit()
         for row_id, status in reaped.items():
-            told = {logs.ids_field(table): [row_id]}
+            ids = {logs.ids_field(table): [row_id]}
             log.warning(
                 "%s=%s lost its worker and is %s",
                 table.__name__.lower(),
                 row_id,
                 status,
-                extra=told,
+                extra=ids,
             )
     for queue in NUDGE_OF_QUEUE:
         if not top_up(queue):

@@ -1,7 +1,7 @@
 """Reports of scans as files, and notifications of results
 
 Revision ID: c41d7b90e2f6
-Revises: 8d3f2b6a90c7
+Revises: c41d7e2f9b36
 Created: 2026-11-29 14:20:00
 """
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "c41d7b90e2f6"
-down_revision = "8d3f2b6a90c7"
+down_revision = "c41d7e2f9b36"
 branch_labels = None
 depends_on = None
 

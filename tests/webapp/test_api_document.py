@@ -41,6 +41,10 @@ OPERATIONS = {
     "read_slice_heatmap",
     "make_report",
     "read_report",
+    "draw_heatmap",
+    "read_outline",
+    "read_slice_outline",
+    "read_outline_mask",
 }
 
 

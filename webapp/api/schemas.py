@@ -74,6 +74,26 @@ class SliceSchema(Schema):
             )
         },
     )
+    area_mm2 = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=COUNT,
+        metadata={
+            "description": (
+                "The outlined area; null if nothing was outlined in the scan or the size of a pixel"
+                " is unknown."
+            )
+        },
+    )
+    outline_url = address(
+        allow_none=True,
+        metadata={
+            "description": (
+                "A PNG with the contour of the hemorrhage, an overlay for the slice; null if"
+                " nothing is outlined in it."
+            )
+        },
+    )
 
 
 class ResultSchema(Schema):
@@ -124,7 +144,37 @@ class ResultSchema(Schema):
     )
     heatmap_url = address(
         allow_none=True,
-        metadata={"description": "A PNG overlay for the image; null if it could not be generated."},
+        metadata={
+            "description": (
+                "A PNG overlay for the image; null if it could not be generated, or was not"
+                " because the model outlines the hemorrhage instead."
+            )
+        },
+    )
+    volume_ml = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=COUNT,
+        metadata={"description": "The volume of what is outlined, in mL; null if it is not known."},
+    )
+    no_volume_because = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": (
+                "Why `volume_ml` is null, a sentence; null with a volume, and in results from"
+                " before there were outlines."
+            )
+        },
+    )
+    outline_url = address(
+        allow_none=True,
+        metadata={
+            "description": (
+                "What is outlined in all slices, as NIfTI in the frame of the volume; null if"
+                " nothing is."
+            )
+        },
     )
 
 
@@ -140,6 +190,9 @@ class ScanSchema(Schema):
     """A scan: `result` is null until `status` is done; `error` says why a scan failed."""
 
     id = fields.String(required=True)
+    study_id = fields.String(
+        required=True, metadata={"description": "Shared by the series of one examination."}
+    )
     status = fields.Enum(JobStatus, by_value=fields.String, required=True)
     progress = fields.Float(required=True, validate=SHARE)
     error = fields.String(required=True, allow_none=True)
@@ -167,8 +220,8 @@ class ScanSchema(Schema):
         allow_none=True,
         metadata={
             "description": (
-                "POST to this URL to score the scan although it does not look like a head CT; null"
-                " unless it was rejected for that reason."
+                "POST to this URL to analyze the scan although it does not look like a head CT;"
+                " null unless it was rejected for that reason."
             )
         },
     )

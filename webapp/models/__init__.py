@@ -1,4 +1,4 @@
-"""The rows, by topic."""
+"""The database's tables, by topic, and what changes their rows."""
 
 from webapp.models.accounts import ApiToken, LoginSession, PasswordReset, Role, User, active_admins
 from webapp.models.learning import (
@@ -40,6 +40,7 @@ from webapp.models.scans import (
     Order,
     Prediction,
     Scan,
+    draw_heatmap,
     force,
     result_of,
     retry,
@@ -88,6 +89,7 @@ __all__ = [
     "cancel",
     "choices_of",
     "choose",
+    "draw_heatmap",
     "force",
     "live_version",
     "new_id",
