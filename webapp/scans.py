@@ -41,6 +41,7 @@ from webapp.models import (
     cancel,
     draw_heatmap,
     force,
+    report_kinds,
     retry,
 )
 from webapp.outline_view import outline_view
@@ -243,7 +244,8 @@ def _standing(scan: Scan) -> dict[str, object]:
     """Return the progress of a scan for its page.
 
     `open`: something will still change; `drawing`: the heat map will; `state`: a hash that changes
-    whenever the page does; `nobody_reads`: the scan is queued and no predict worker is running.
+    whenever the page does; `report_kinds`: what may be asked for; `nobody_reads`: the scan is
+    queued and no predict worker is running.
     """
     heatmap = scan.prediction.heatmap if scan.prediction else None
     drawing = heatmap is not None and not heatmap.status.is_final
@@ -256,6 +258,7 @@ def _standing(scan: Scan) -> dict[str, object]:
     return {
         "open": drawing or not scan.status.is_final,
         "drawing": drawing,
+        "report_kinds": report_kinds(scan),
         "state": state,
         "nobody_reads": nobody_reads,
     }

@@ -20,6 +20,7 @@ from ml.verdict import State
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
+from webapp.notifications import queue_notifications
 from webapp.storage import StorageAway
 from worker import leases
 from worker.heartbeat import presence
@@ -377,6 +378,7 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
         ]
         if heatmaps:
             db.session.execute(insert(Heatmap).values(heatmaps))
+        queue_notifications(owned)
     odd = {one.scan.id: one.not_head_ct for one in outcomes if one.not_head_ct is not None}
     if odd:
         leases.write(Scan, owner, odd, not_head_ct=by_scan(odd))

@@ -18,6 +18,8 @@ from webapp.models import (
     JobStatus,
     Leased,
     ModelVersion,
+    Notification,
+    Report,
     Scan,
     TrainingRun,
     Worker,
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 DOING: dict[type[Leased], str] = {
     Scan: "was analyzing this scan",
     Heatmap: "was generating this heat map",
+    Report: "was making this report",
+    Notification: "was sending this notification",
     Dataset: "was importing this data set",
     TrainingRun: "was training without reaching a new checkpoint",
 }
