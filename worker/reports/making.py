@@ -8,7 +8,8 @@ import warnings
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
-from ml.scans.volume import BoolArray, read_masks
+from ml.scans.slices import BoolArray
+from ml.scans.volume import read_masks
 from webapp.extensions import db, utc_now
 from webapp.models import Prediction, Report, ReportKind, ReportRefused, Scan
 from webapp.storage import StorageAway, StorageError, storage
