@@ -27,7 +27,8 @@ KIND = {
     "schema": {"type": "string", "enum": [kind.value for kind in ReportKind]},
     "description": (
         "pdf: one page to print; sr: DICOM Structured Report (TID 1500); sc: DICOM Secondary"
-        " Capture of the slice with its heat map. The last two exist for DICOM scans only."
+        " Capture of the slice with its outline or heat map; seg: DICOM Segmentation of the"
+        " outline, if there is one. The last three exist for DICOM scans only."
     ),
 }
 

@@ -24,6 +24,7 @@ class ReportKind(StrEnum):
     PDF = "pdf"
     STRUCTURED_REPORT = "sr"
     SECONDARY_CAPTURE = "sc"
+    SEGMENTATION = "seg"
 
     @property
     def suffix(self) -> str:
@@ -91,13 +92,19 @@ def file_key(report_id: str, kind: ReportKind) -> str:
 
 def report_kinds(scan: Scan) -> tuple[ReportKind, ...]:
     """Return the kinds of report that there are of a scan: none without a result, and DICOM objects
-    only while the DICOM files that they refer to are stored.
+    only while the DICOM files that they refer to are stored; a segmentation needs an outline.
     """
     if scan.prediction is None:
         return ()
     if scan.kind != "dicom" or scan.original_removed_at is not None:
         return (ReportKind.PDF,)
+    if not _is_outlined(scan):
+        return tuple(kind for kind in ReportKind if kind is not ReportKind.SEGMENTATION)
     return tuple(ReportKind)
+
+
+def _is_outlined(scan: Scan) -> bool:
+    return bool(scan.outline_key and scan.prediction and scan.prediction.outlined_slices)
 
 
 def ask_for_report(scan: Scan, kind: ReportKind) -> tuple[Report, str | None]:
@@ -136,4 +143,6 @@ def _refusal(scan: Scan) -> str:
         return "There is no report before there is a result."
     if scan.kind != "dicom":
         return "DICOM objects can be made of scans that were submitted as DICOM only."
+    if scan.original_removed_at is None:
+        return "No hemorrhage is outlined in this scan, so there is no segmentation."
     return "The DICOM files of this scan are no longer stored, so no object can refer to them."

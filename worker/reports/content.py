@@ -13,6 +13,7 @@ from ml.artifacts.card import ABSENT
 from ml.verdict import State
 from webapp import __version__
 from webapp.models import Prediction, Scan
+from webapp.outlines import contour
 from webapp.storage import storage
 from worker.retries import retry_storage
 from worker.scan_files import shown_slice
@@ -22,6 +23,8 @@ TITLE_OF: dict[State, str] = {
     "inconclusive": "Inconclusive",
     "not found": "Hemorrhage not found",
 }
+HEAT_SAYS = "Heat map: what influenced the result, not where a hemorrhage is"
+OUTLINE_SAYS = "Outline: where the model sees the hemorrhage"
 RESEARCH = "Research use only, never a diagnosis."
 LIMITS = (
     "Hemoscan is not a medical device and has not been validated for clinical use. Its models were"
@@ -68,7 +71,9 @@ class Content:
         first_slices: which of them to look at first; counted from 0.
         types: the probability of each type of hemorrhage that the model names, the highest first.
         image: the slice that represents the scan, as its page shows it; `index` says which it is.
-        heat: its heat map, RGBA and as large as `image`; None without one.
+        overlay: what lies over it, RGBA: the outline of the hemorrhage or else the heat map; None
+            without either. `overlay_says` is what it shows.
+        volume_ml: of what is outlined, None where it is not known.
     """
 
     scan_id: str
@@ -87,19 +92,21 @@ class Content:
     notes: Sequence[str]
     image: Image.Image
     index: int
-    heat: Image.Image | None
+    overlay: Image.Image | None
+    overlay_says: str = HEAT_SAYS
+    volume_ml: float | None = None
     opinions: Sequence[Opinion] = field(default=())
     software: str = f"Hemoscan {__version__}"
 
     @property
     def overlaid(self) -> Image.Image:
-        """The slice with its heat map, RGB; the slice alone where there is none."""
+        """The slice with what lies over it, RGB; the slice alone where that is nothing."""
         picture = self.image.convert("RGBA")
-        if self.heat is not None:
-            heat = self.heat.convert("RGBA")
-            if heat.size != picture.size:
-                heat = heat.resize(picture.size, Image.Resampling.BILINEAR)
-            picture = Image.alpha_composite(picture, heat)
+        if self.overlay is not None:
+            over = self.overlay.convert("RGBA")
+            if over.size != picture.size:
+                over = over.resize(picture.size, Image.Resampling.BILINEAR)
+            picture = Image.alpha_composite(picture, over)
         return picture.convert("RGB")
 
 
@@ -112,7 +119,13 @@ def content_of(scan: Scan, prediction: Prediction, opinions: Sequence[Opinion] =
     version = prediction.model_version
     types = {name: float(told["probability"]) for name, told in (prediction.types or {}).items()}
     heatmap = prediction.heatmap
-    image = _picture(scan.image_key or "")
+    index = shown_slice(prediction.first_slices)
+    overlay, says = None, HEAT_SAYS
+    if scan.outline_key is not None and index in (prediction.outlined_slices or ()):
+        key = scan.outline_key
+        overlay, says = _opened(retry_storage(lambda: contour(key, index))), OUTLINE_SAYS
+    elif heatmap is not None and heatmap.image_key:
+        overlay = _picture(heatmap.image_key)
     return Content(
         scan_id=scan.id,
         title=scan.title,
@@ -134,10 +147,12 @@ def content_of(scan: Scan, prediction: Prediction, opinions: Sequence[Opinion] =
         model_version=version.id,
         warnings=prediction.warnings,
         notes=scan.notes or [],
-        image=image,
-        index=shown_slice(prediction.first_slices),
-        heat=_picture(heatmap.image_key) if heatmap is not None and heatmap.image_key else None,
+        image=_picture(scan.image_key or ""),
+        index=index,
+        overlay=overlay,
         opinions=opinions,
+        overlay_says=says,
+        volume_ml=prediction.volume_ml,
     )
 
 
@@ -158,4 +173,8 @@ def band_of(prediction: Prediction) -> tuple[float, float] | None:
 
 
 def _picture(key: str) -> Image.Image:
-    return Image.open(BytesIO(retry_storage(lambda: storage.get(key))))
+    return _opened(retry_storage(lambda: storage.get(key)))
+
+
+def _opened(content: bytes) -> Image.Image:
+    return Image.open(BytesIO(content))

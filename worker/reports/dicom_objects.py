@@ -40,12 +40,14 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from ml.verdict import State
 from webapp import __version__
+from webapp.models import ReportRefused
 from worker.reports.content import LIMITS, RESEARCH, TITLE_OF, Content
 from worker.reports.fonts import BOLD, REGULAR
 from worker.reports.sources import Source, directions_of, in_order, new_uid
 
 MAKER = "Hemoscan"
 HEMORRHAGE = Code("1386000", "SCT", "Intracranial hemorrhage")
+MILLILITER = Code("ml", "UCUM", "milliliter")
 OWN_SCHEME = "99HEMOSCAN"
 STATE_CODES: dict[State, Code] = {
     "suspected": Code("415684004", "SCT", "Suspected"),
@@ -60,7 +62,7 @@ STRIP_PX, LINE_PX = 64, 19
 """Height of the strip of text below the picture of a secondary capture, and of its lines."""
 
 
-class NoObject(ValueError):
+class NoObject(ReportRefused):
     """Such an object cannot be made of these files; the text is a sentence for the scan's owner."""
 
 
@@ -125,6 +127,11 @@ def _group_of_scan(
         measurements=[
             Measurement(codes.DCM.Probability, verdict.probability, codes.UCUM.NoUnits),
             Measurement(codes.DCM.ThresholdValue, verdict.threshold, codes.UCUM.NoUnits),
+            *(
+                Measurement(codes.SCT.Volume, volume, MILLILITER)
+                for volume in (content.volume_ml,)
+                if volume is not None
+            ),
         ],
         qualitative_evaluations=[
             QualitativeEvaluation(HEMORRHAGE, STATE_CODES[verdict.state]),
@@ -155,8 +162,8 @@ def _group_of_slice(
 def secondary_capture(
     content: Content, headers: Sequence[pydicom.Dataset], instance_uid: str
 ) -> bytes:
-    """Return the slice that represents the scan, with its heat map, as a Secondary Capture file. A
-    strip below the picture says what it is.
+    """Return the slice that represents the scan, with what lies over it, as a Secondary Capture
+    file. A strip below the picture says what it is.
 
     Arguments as `structured_report` takes them.
     """
@@ -176,7 +183,7 @@ def secondary_capture(
         **_maker(content),
     )
     capture.BodyPartExamined = "HEAD"
-    capture.SeriesDescription = f"{MAKER}: result and heat map"
+    capture.SeriesDescription = f"{MAKER}: result"
     capture.ImageComments = RESEARCH
     ordered = in_order(headers, len(content.slices))
     if ordered is not None:
@@ -185,18 +192,17 @@ def secondary_capture(
 
 
 def captioned(content: Content) -> Image.Image:
-    """Return the slice with its heat map, RGB, above a strip of text that says what it shows."""
+    """Return the slice with what lies over it, RGB, above a strip of text that says what it is."""
     picture = content.overlaid
     width = max(picture.width, 512)
     shown = Image.new("RGB", (width, picture.height + STRIP_PX))
     shown.paste(picture, ((width - picture.width) // 2, 0))
     pen, verdict = ImageDraw.Draw(shown), content.verdict
     place = f", slice {content.index + 1} of {len(content.slices)}" if content.slices[1:] else ""
-    about_heat = "Colors show what influenced the result, not where a hemorrhage is."
     lines = [
         f"{MAKER}: {TITLE_OF[verdict.state]}, probability {100 * verdict.probability:.1f} %",
         f"{RESEARCH} {content.architecture} {content.model_card}{place}",
-        about_heat if content.heat else "",
+        f"{content.overlay_says}." if content.overlay else "",
     ]
     for line, text in enumerate(lines):
         top = picture.height + 5 + line * LINE_PX
@@ -216,7 +222,7 @@ def segmentation(
     Args:
         content, headers, instance_uid: as `structured_report` takes them.
         outline: which pixels belong to it (n, height, width), for the slices of the scan from foot
-            to head, upright and in square pixels as `ml.scans` reads them.
+            to head, upright and in square pixels as `ml.scans` reads them, at any size.
 
     Raises:
         NoObject: nothing is outlined, or the files do not say where their slices lie.

@@ -8,9 +8,11 @@ import warnings
 from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 
+from ml.scans.slices import BoolArray
+from ml.scans.volume import read_masks
 from webapp.extensions import db, utc_now
 from webapp.models import Prediction, Report, ReportKind, ReportRefused, Scan
-from webapp.storage import StorageAway, storage
+from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
 from worker.heartbeat import presence
 from worker.retries import in_transaction, retry_storage
@@ -87,10 +89,35 @@ def made(report: Report) -> bytes:
         from worker.reports.page import pdf_of
 
         return pdf_of(content, utc_now())
-    from worker.reports.dicom_objects import secondary_capture, structured_report, uid_of
+    from worker.reports.dicom_objects import (
+        secondary_capture,
+        segmentation,
+        structured_report,
+        uid_of,
+    )
     from worker.reports.sources import read_headers
 
-    make = structured_report if kind is ReportKind.STRUCTURED_REPORT else secondary_capture
+    uid = uid_of(report.id)
     with presence().work_folder() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of every odd value, and may quote it.
-        return make(content, read_headers(fetch_original(scan, folder)), uid_of(report.id))
+        headers = read_headers(fetch_original(scan, folder))
+        if kind is ReportKind.SEGMENTATION:
+            return segmentation(content, headers, outline_of(scan), uid)
+        make = structured_report if kind is ReportKind.STRUCTURED_REPORT else secondary_capture
+        return make(content, headers, uid)
+
+
+def outline_of(scan: Scan) -> BoolArray:
+    """Return the stored outline of a scan: bool (slices, height, width), upright, from foot to
+    head.
+
+    Raises:
+        ReportRefused: nothing is outlined any more.
+        StorageError: it cannot be read.
+    """
+    if (key := scan.outline_key) is None:
+        raise ReportRefused("This scan has no outline any more.")
+    try:
+        return read_masks(retry_storage(lambda: storage.get(key)))
+    except ValueError as err:
+        raise StorageError("A stored outline is damaged.") from err

@@ -222,8 +222,8 @@ class _Page(FPDF):
         which = "The slice" if slices == 1 else f"Slice {content.index + 1} of {slices}"
         window = ", brain window (level 40, width 80)" if has_hu else ", as submitted"
         shown = [(content.image.convert("L"), which + window)]
-        if content.heat is not None:
-            shown.append((content.overlaid, "Heat map: regions that influenced the result"))
+        if content.overlay is not None:
+            shown.append((content.overlaid, content.overlay_says))
         top, side = self.get_y(), PICTURE_MM
         used = len(shown) * side + (len(shown) - 1) * GAP_MM
         left = MARGIN_MM + (ROOM_MM - used) / 2
@@ -289,6 +289,7 @@ class _Page(FPDF):
                 f"{content.architecture}, card {content.model_card}",
                 f"Version {content.model_version}",
                 content.software,
+                *self._volume(content),
                 *(
                     f"Likely type: {name} {_percent(probability, 0)}"
                     for name, probability in self._types(content)
@@ -307,6 +308,10 @@ class _Page(FPDF):
             MARGIN_MM + COLUMN_MM + GAP_MM, top, "Notes", sentences or ["None."], most=2
         )
         self.set_y(max(left_end, self.get_y()) + 1.5)
+
+    @staticmethod
+    def _volume(content: Content) -> Sequence[str]:
+        return () if content.volume_ml is None else (f"Outlined: {content.volume_ml:.1f} mL",)
 
     @staticmethod
     def _types(content: Content) -> Sequence[tuple[str, float]]:

@@ -32,6 +32,6 @@ def content(**other: Any) -> Content:
         "notes": [],
         "image": Image.linear_gradient("L"),
         "index": 2,
-        "heat": Image.new("RGBA", (256, 256), (250, 150, 20, 120)),
+        "overlay": Image.new("RGBA", (256, 256), (250, 150, 20, 120)),
     }
     return Content(**{**told, **other})

@@ -123,7 +123,7 @@ def test_a_secondary_capture_shows_the_heat_map_and_says_what_it_is(
         header.SOPInstanceUID for header in headers if header.InstanceNumber == 3
     )
     without = pydicom.dcmread(
-        BytesIO(secondary_capture(content(heat=None), headers, UID))
+        BytesIO(secondary_capture(content(overlay=None), headers, UID))
     ).pixel_array
     assert len(set(without[128, 256])) == 1
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import highdicom
+import numpy as np
 import pydicom
 import pytest
 from flask import Flask
@@ -12,6 +14,7 @@ from sqlalchemy import select, update
 from tests.ml.made_scans import write_series
 from tests.worker.conftest import install_model, picture, submit
 from tests.worker.reports.readers import require_valid, text_of
+from tests.worker.test_outlines import install_outlining, submit_bleeding
 from tests.worker.test_series import submit_zip
 from webapp.deletion import delete_scan
 from webapp.extensions import database_now, db
@@ -41,7 +44,7 @@ def answered(folder: Path) -> Scan:
     """Return a DICOM series of four slices with its result."""
     install_model()
     install_model(reads="series")
-    paths = write_series(folder, 4, PatientName="Doe^Jane", PatientID="4711")
+    paths = write_series(folder, 4, PatientName="Doe^Jane", PatientID="MRN4711X")
     scan = submit_zip({path.name: path.read_bytes() for path in paths})
     tasks.predict_scans()
     return scan_of(scan.id)
@@ -68,7 +71,7 @@ def test_each_kind_is_made_of_the_stored_copy_and_read_by_others(
     made = {kind: asked(scan, kind) for kind in report_kinds(scan)}
     tasks.predict_scans()
 
-    assert set(made) == set(ReportKind)
+    assert set(made) == set(ReportKind) - {ReportKind.SEGMENTATION}
     reports = {kind: report_of(report_id) for kind, report_id in made.items()}
     assert {report.status for report in reports.values()} == {JobStatus.DONE}
     files = {kind: storage.get(report.file_key) for kind, report in reports.items()}
@@ -82,8 +85,35 @@ def test_each_kind_is_made_of_the_stored_copy_and_read_by_others(
         studies.add(read.StudyInstanceUID)
         assert read.SOPInstanceUID == f"2.25.{int(made[kind], 16)}"
         assert (read.PatientName, read.PatientIdentityRemoved) == ("", "YES")
-        assert b"Jane" not in files[kind] and b"4711" not in files[kind]
+        assert b"Jane" not in files[kind] and b"MRN4711X" not in files[kind]
     assert len(studies) == 1 and next(iter(studies)).startswith("2.25.")
+
+
+def test_an_outline_is_drawn_measured_and_made_a_segmentation(
+    worker_app: Flask, tmp_path: Path
+) -> None:
+    install_outlining()
+    scan = submit_bleeding(tmp_path / "series")
+    tasks.predict_scans()
+    scan = scan_of(scan.id)
+    assert scan.prediction is not None
+    scan.prediction.first_slices = scan.prediction.outlined_slices
+    made = {kind: asked(scan, kind) for kind in report_kinds(scan)}
+    tasks.predict_scans()
+
+    assert set(made) == set(ReportKind)
+    assert {report_of(one).error for one in made.values()} == {None}
+    files = {kind: storage.get(report_of(one).file_key) for kind, one in made.items()}
+    text = text_of(files[ReportKind.PDF])
+    assert "Outline: where the model sees the hemorrhage" in text and "Heat map:" not in text
+    assert f"Outlined: {scan.prediction.volume_ml:.1f} mL" in text
+    for kind in (ReportKind.STRUCTURED_REPORT, ReportKind.SEGMENTATION):
+        path = tmp_path / f"{kind}.dcm"
+        path.write_bytes(files[kind])
+        require_valid(path)
+    volume = highdicom.seg.segread(path).get_volume(combine_segments=True)
+    voxel_ml = np.prod(volume.spacing) / 1000
+    assert volume.array.sum() * voxel_ml == pytest.approx(scan.prediction.volume_ml, rel=0.02)
 
 
 def test_only_a_dicom_scan_has_dicom_objects_and_only_a_result_a_report(

@@ -42,7 +42,7 @@ def test_a_report_tells_the_verdict_its_scale_the_model_and_the_limits() -> None
 def test_a_report_of_a_picture_without_heat_map_has_any_state(verdict: Verdict, told: str) -> None:
     picture = content(
         verdict=verdict, file_type="png", slices=[verdict.probability], first_slices=[],
-        index=0, heat=None,
+        index=0, overlay=None,
     )  # fmt: skip
     text = text_of(pdf_of(picture, AT))
 
