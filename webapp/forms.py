@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from typing import Any
 
 from flask import request
@@ -22,7 +23,7 @@ from wtforms import (
 from wtforms.validators import DataRequired, Email, Length, Optional, Regexp, ValidationError
 
 from ml.verdict import STATES
-from webapp.models import JobStatus
+from webapp.models import Channel, JobStatus, Wanted
 from webapp.passwords import MIN_PASSWORD, password_problem
 
 MAX_USERNAME, MAX_NAME, MAX_EMAIL, MAX_PHONE, MAX_TITLE, MAX_TOKEN_NAME = 64, 120, 254, 40, 80, 80
@@ -305,3 +306,27 @@ class WorklistFilterForm(Form):
             for name, field in self._fields.items()
             if field.data and not field.errors
         }
+
+
+class NotificationsForm(PostedForm):
+    """Of which results a person wants to be told, for each channel that is offered."""
+
+    browser = SelectField("In this browser, while a page is open")
+    email = SelectField("By email", description="To the address of your account.")
+    chat = SelectField("In the chat", description="Everybody’s messages go to the same chat.")
+    webhook = SelectField("By webhook", description="To the program that the operator set up.")
+
+    def __init__(self, offered: Collection[Channel], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.channels: list[SelectField] = []
+        for channel in Channel:
+            if channel not in offered:
+                del self[channel.value]
+                continue
+            self[channel.value].choices = [
+                SelectChoice(Wanted.NONE.value, "Nothing"),
+                SelectChoice(Wanted.SUSPICIOUS.value, "Suspected and inconclusive results"),
+                SelectChoice(Wanted.STAT.value, "Results of STAT scans"),
+                SelectChoice(Wanted.ALL.value, "All results"),
+            ]
+            self.channels.append(self[channel.value])

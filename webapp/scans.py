@@ -39,9 +39,12 @@ from webapp.models import (
     Prediction,
     Scan,
     cancel,
+    draw_heatmap,
     force,
+    report_kinds,
     retry,
 )
+from webapp.outline_view import outline_view
 from webapp.series_view import series_view
 from webapp.storage import StorageError, storage
 from webapp.submission import QUEUE_AWAY, submitted
@@ -159,6 +162,20 @@ def retry_scan(scan_id: str) -> WerkzeugResponse:
     return _queued(scan.id, Act.SCAN_RETRIED, retry(scan.id), otherwise)
 
 
+@blueprint.post("/scans/<scan_id>/heatmap")
+@login_required
+def request_heatmap(scan_id: str) -> WerkzeugResponse:
+    """Generate the heat maps of a scan whose model outlines the hemorrhage."""
+    scan = _own_scan(scan_id)
+    drawn = draw_heatmap(scan.id, current_user.id)
+    db.session.commit()
+    if not drawn:
+        flash("No heat maps can be generated for this scan.", "warning")
+    elif not nudge(PREDICT_SCANS):
+        flash(QUEUE_AWAY, "warning")
+    return redirect(url_for("scans.show", scan_id=scan_id))
+
+
 @blueprint.post("/scans/<scan_id>/delete")
 @login_required
 def remove(scan_id: str) -> WerkzeugResponse:
@@ -227,7 +244,8 @@ def _standing(scan: Scan) -> dict[str, object]:
     """Return the progress of a scan for its page.
 
     `open`: something will still change; `drawing`: the heat map will; `state`: a hash that changes
-    whenever the page does; `nobody_reads`: the scan is queued and no predict worker is running.
+    whenever the page does; `report_kinds`: what may be asked for; `nobody_reads`: the scan is
+    queued and no predict worker is running.
     """
     heatmap = scan.prediction.heatmap if scan.prediction else None
     drawing = heatmap is not None and not heatmap.status.is_final
@@ -240,14 +258,15 @@ def _standing(scan: Scan) -> dict[str, object]:
     return {
         "open": drawing or not scan.status.is_final,
         "drawing": drawing,
+        "report_kinds": report_kinds(scan),
         "state": state,
         "nobody_reads": nobody_reads,
     }
 
 
 def _pictured(scan: Scan) -> dict[str, object]:
-    """Return what the viewer of a series shows: `series`, where the scan is one, and
-    `drawn_slices`, which have a heat map.
+    """Return what the viewer of a series shows: `series`, where the scan is one, `drawn_slices`,
+    which have a heat map, `outlined_slices`, which have an outline, and what is told of that.
 
     While the storage is unavailable, the page shows only the slice that represents the scan.
     """
@@ -263,6 +282,8 @@ def _pictured(scan: Scan) -> dict[str, object]:
     return {
         "series": series,
         "drawn_slices": (heatmap and heatmap.slices) or [],
+        "outlined_slices": (scan.prediction and scan.prediction.outlined_slices) or [],
+        "outline": outline_view(scan.prediction),
     }
 
 

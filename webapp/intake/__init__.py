@@ -1,4 +1,4 @@
-"""Uploads: judged by their content, copied without names, and queued as rows."""
+"""Uploads: identified by their content, de-identified, and queued as rows."""
 
 from webapp.intake.accept import (
     PACKED,

@@ -1,8 +1,8 @@
-"""What may come in: files are judged by their content and headers, copied without what tells whose
-they are, and queued as rows.
+"""Accepts uploads: files are identified by their content, de-identified, sorted into series,
+stored, and queued as rows.
 
-No pixel is decoded here; that is the workers' part. So a damaged picture with a sound header
-becomes a scan that fails with a sentence.
+No pixel is decoded here; workers do that. So a damaged picture with a sound header becomes a scan
+that fails with a sentence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One file that came in: what it is by its content, and a clean copy of it."""
+"""One uploaded file: what it is, by its content, and a de-identified copy of it."""
 
 from __future__ import annotations
 
