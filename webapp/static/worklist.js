@@ -85,7 +85,7 @@ function showNews(count) {
 
 async function refresh() {
   clearTimeout(timer);
-  const query = new URLSearchParams([["opened", table.dataset.opened], ...watched.map((id) => ["id", id])]);
+  const query = new URLSearchParams([...new URLSearchParams(window.location.search), ["opened", table.dataset.opened], ...watched.map((id) => ["id", id])]);
   // The header marks a request that no person made, so that it keeps no login alive.
   const headers = { "HX-Request": "true", ...(etag && { "If-None-Match": etag }) };
   try {
