@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.scans.ordering import EVEN
 from ml.scans.slices import Series, Slice, rendered_size
 
 LONGEST_SIDE_PX = 512
@@ -109,9 +110,13 @@ def _gzip_header(starts: Sequence[int]) -> bytes:
 def _description(series: Series) -> str:
     is_known = {
         "pixels": series.slices[0].spacing_mm is not None,
-        "slices": series.distance_mm is not None and not series.steps_mm,
+        "slices": series.distance_mm is not None and _is_even(series.steps_mm),
     }
     return " ".join([NAME, *(what for what, known in is_known.items() if known)])
+
+
+def _is_even(steps_mm: Sequence[float]) -> bool:
+    return not steps_mm or max(steps_mm) <= EVEN * min(steps_mm)
 
 
 def has_volume(series: Series) -> bool:

@@ -135,7 +135,7 @@ export class Drawing {
       this.slider.max = count;
       this.slider.value = index + 1;
       this.slider.style.setProperty("--slice", `${100 / count}%`);
-      this.part("place").textContent = `${isAxial ? "" : `${plane}, `}${index + 1} of ${count}${probability}`;
+      this.part("place").textContent = `${index + 1} of ${count}${isAxial ? probability : `, ${plane}`}`;
       this.slider.setAttribute("aria-valuetext", this.part("place").textContent);
       this.part("strip").classList.toggle("gone", !isAxial);
       this.image.alt = `Slice ${index + 1} of ${count}`;
@@ -242,7 +242,7 @@ async function loadNiivue(viewer, picture, buffer, { level, width }) {
   // It writes nothing here, but fetches its letters and a gloss for surfaces all the same, from data: addresses that our content policy forbids.
   niivue.loadFontTexture = niivue.loadMatCapTexture = async () => null;
   await niivue.attachToCanvas(canvas, false);
-  await niivue.loadVolumes([{ url: "series.nii", name: "series.nii", buffer, cal_min: level - width / 2, cal_max: level + width / 2 }]);
+  await niivue.addVolumeFromUrl({ url: "series.nii", name: "series.nii", buffer, cal_min: level - width / 2, cal_max: level + width / 2 });
   const [volume] = niivue.volumes;
   place.hidden = false;
   let plane = "axial";
