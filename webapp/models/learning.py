@@ -161,7 +161,9 @@ ModelVersion.number = column_property(
         _earlier.c.architecture == ModelVersion.architecture,
         or_(
             _earlier.c.created_at < ModelVersion.created_at,
-            and_(_earlier.c.created_at == ModelVersion.created_at, _earlier.c.id <= ModelVersion.id),
+            and_(
+                _earlier.c.created_at == ModelVersion.created_at, _earlier.c.id <= ModelVersion.id
+            ),
         ),
     )
     .correlate_except(_earlier)
