@@ -37,7 +37,10 @@ class TestPromotion:
             live = live_version("slice")
             assert live is not None and live.id == new
         page = admin.get("/admin/models").text
-        assert "Roll back to AlexNet SVM · v1" in page and f'action="/admin/models/{old}/promote"' in page
+        assert (
+            "Roll back to AlexNet SVM · v1" in page
+            and f'action="/admin/models/{old}/promote"' in page
+        )
         assert f'action="/admin/models/{old}/promote"' in admin.get(f"/admin/models/{new}").text
         assert (
             admin.post(
