@@ -68,7 +68,10 @@ def findings(page: Page) -> list[str]:
     """Return what axe-core finds on this page that is serious, a line each."""
     page.evaluate(AXE.read_text("utf-8"))
     found: list[dict[str, Any]] = json.loads(
-        page.evaluate("axe.run().then(found => JSON.stringify(found.violations))")
+        page.evaluate(
+            "axe.run({ resultTypes: ['violations'], preload: false })"
+            ".then(found => JSON.stringify(found.violations))"
+        )
     )
     return [
         f"{page.url} {each['id']}: {each['help']} {[node['target'] for node in each['nodes']][:3]}"
