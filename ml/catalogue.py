@@ -604,6 +604,28 @@ ARCHITECTURES: dict[str, Architecture] = {
             settings=GOOGLENET_CELLS,
             encoder="googlenet",
         ),
+        Architecture(
+            name="googlenet_unet",
+            title="GoogLeNet as a U-Net",
+            summary=(
+                "GoogLeNet, cell by cell, with a decoder that outlines the hemorrhage in each"
+                " slice, from which its volume follows. Ours, not the paper's."
+            ),
+            reads="slice",
+            settings=GOOGLENET_CELLS,
+            encoder="googlenet",
+        ),
+        Architecture(
+            name="googlenet_unet_series",
+            title="GoogLeNet as a U-Net, over the slices",
+            summary=(
+                "The same over the slices of a scan in anatomical order, each decision averaged"
+                " with its two neighbors'. Ours, not the paper's."
+            ),
+            reads="series",
+            settings=GOOGLENET_CELLS,
+            encoder="googlenet",
+        ),
     )
 }
 

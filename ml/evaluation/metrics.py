@@ -230,7 +230,7 @@ def auroc_within(
 def share_with_interval(
     holds: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES
 ) -> Estimate:
-    """Return a proportion of outcomes (n,) 0 or 1 with a bootstrap interval over groups (n,)."""
+    """Return the mean of outcomes (n,) in 0..1 with a bootstrap interval over groups (n,)."""
     if not len(holds):
         return undefined("there is nothing to count")
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)

@@ -21,7 +21,8 @@ from ml.training.cross_validation import OutOfFold
 from ml.training.experiment import Experiment
 from ml.training.final_model import FinalModel
 from ml.training.heat_map_tests import summary
-from ml.training.operating_points import named_points
+from ml.training.operating_points import named_points, threshold_curves
+from ml.training.outline_figures import outline_figures
 from ml.training.plan import Plan
 from ml.training.type_figures import figures_of_types
 
@@ -71,8 +72,10 @@ def card_of_run(
         points=named_points(
             experiment, config.architecture, out_of_fold.held_out, out_of_fold.held_out_folds
         ),
+        curves=threshold_curves(experiment, config.architecture, out_of_fold.held_out),
         controls=controls,
         heat_maps=summary(out_of_fold.heat_maps, experiment.groups, config.seed),
+        outlines=outline_figures(out_of_fold.outlines, slices, config.seed),
         types=figures_of_types(experiment, out_of_fold, final.types),
         blocked_because=blocked_because(controls) or "",
         roc=roc_points(slices.labels, slices.probabilities[0]),

@@ -154,6 +154,7 @@ def _local_card(card: Card, dataset: Dataset, result: dict[str, LocalLevel]) -> 
     )
     return replace(
         card,
+        curves={},
         points={},  # their figures are those of the calibration before
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         data=replace(

@@ -84,7 +84,9 @@ def meaning_of_threshold(
         is_trained: whether it is the card's own threshold of that level.
     """
     if card.get("points"):
-        return meaning_at(card["points"], level, threshold)
+        return meaning_at(
+            card["points"], level, threshold, (card.get("curves") or {}).get(level, ())
+        )
     metrics = card["metrics"] if level == "slice" else card.get("patient_metrics") or {}
     rates = [metrics.get(name, {}).get("value") for name in ("sensitivity", "specificity")]
     if not is_trained or None in rates:

@@ -118,20 +118,10 @@ def accept_scans(
         all_series, notes = _taken(files, Path(folder), choices)
         try:
             for one in all_series:
-                scan = Scan(
-                    id=new_id(),
-                    user_id=user_id,
-                    title=_title(
-                        title, one, several=len(all_series) > 1, keep_names=choices.keep_names
-                    ),
-                    kind=one.files[0].kind,
-                    slice_count=one.slice_count,
-                    stat=choices.stat,
-                    notes=[*notes, *one.notes],
+                name = _title(
+                    title, one, several=len(all_series) > 1, keep_names=choices.keep_names
                 )
-                scan.original_key = (
-                    f"originals/{scan.id}{PACKED if len(one.files) > 1 else SUFFIXES[scan.kind]}"
-                )
+                scan = _queued(one, user_id, name, notes, stat=choices.stat)
                 scans.append(scan)
                 scan.size = _store(scan.original_key, one)
             if lock_person(user_id) is None:
@@ -208,6 +198,24 @@ def accept_dataset(
     if not nudge(IMPORT_DATASET):
         on_unreachable()
     return dataset
+
+
+def _queued(
+    one: SeriesFiles, user_id: str, title: str, notes: Sequence[str], *, stat: bool
+) -> Scan:
+    """Return the row of a scan whose files are still to be stored under its `original_key`."""
+    scan_id, kind = new_id(), one.files[0].kind
+    suffix = PACKED if len(one.files) > 1 else SUFFIXES[kind]
+    return Scan(
+        id=scan_id,
+        user_id=user_id,
+        title=title,
+        kind=kind,
+        slice_count=one.slice_count,
+        stat=stat,
+        notes=[*notes, *one.notes],
+        original_key=f"originals/{scan_id}{suffix}",
+    )
 
 
 @contextmanager

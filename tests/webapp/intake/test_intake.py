@@ -11,6 +11,8 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import nibabel
 import pydicom
@@ -31,8 +33,9 @@ from tests.webapp.intake.made import (
     png_of,
     zip_of,
 )
+from tests.webapp.test_api import client_of
 from webapp.extensions import db
-from webapp.intake import Choices, UploadRejected, accept, accept_dataset, accept_scans
+from webapp.intake import Choices, UploadRejected, accept, accept_dataset, accept_scans, spool
 from webapp.intake.spool import empty_incoming
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS
 from webapp.models import IN_ITS_TURN, ApiToken, Dataset, JobStatus, Scan
@@ -669,6 +672,35 @@ def test_what_a_killed_server_left_is_removed_at_the_next_start(app: Flask, tmp_
     empty_incoming(tmp_path)
     assert list((tmp_path / "incoming").iterdir()) == []
     empty_incoming(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "files"),
+    [
+        (b"\r\n--end--\r\n", 422, 1),  # Not an image.
+        (b"\r\n--end\r\nContent-Disposition: form-data; name=file; filename=b\r\n\r\n", 422, 2),
+        (b"\r\n--end\r\nContent-Disposition: form-data; name=title\r\n\r\n" + b"x" * 10**6, 413, 1),
+    ],
+    ids=["refused", "breaks off", "too long a field"],
+)
+def test_files_of_a_refused_form_are_closed_with_the_request(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, ending: bytes, status: int, files: int
+) -> None:
+    opened: list[IO[bytes]] = []
+
+    def temporary_file(*args: Any, **kwargs: Any) -> IO[bytes]:
+        opened.append(TemporaryFile(*args, **kwargs))  # noqa: SIM115
+        return opened[-1]
+
+    monkeypatch.setattr(spool, "TemporaryFile", temporary_file)
+    start = b"--end\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n"
+    answer = client_of(app, "ann").post(
+        "/api/v1/scans",
+        data=start + bytes(spool.HELD_IN_MEMORY) + ending,
+        content_type="multipart/form-data; boundary=end",
+    )
+    assert answer.status_code == status
+    assert [file.closed for file in opened] == [True] * files
 
 
 # --- data sets
