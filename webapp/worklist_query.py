@@ -94,9 +94,9 @@ def asked_for(arguments: MultiDict[str, str]) -> tuple[dict[str, Any], str]:
     return chosen, known_order(arguments.get("order", ""))
 
 
-def address_of(chosen: Mapping[str, Any], order: str) -> dict[str, str]:
+def address_of(chosen: Mapping[str, Any], order: str) -> dict[str, Any]:
     """Return filters and order as the parameters of an address."""
-    address = {name: str(value) for name, value in chosen.items()}
+    address: dict[str, Any] = {name: str(value) for name, value in chosen.items()}
     return address if order == Order.NEWEST else {**address, "order": order}
 
 

@@ -249,9 +249,8 @@ def test_values_distances_and_the_other_planes(
     page.wait_for_load_state("networkidle")
     sent = "performance.getEntries().reduce((sum, each) => sum + (each.transferSize || 0), 0)"
     assert 0 < page.evaluate(sent) < 1_000_000
-    assert not page.evaluate(
-        "performance.getEntriesByType('resource').some(each => /volume|niivue/.test(each.name))"
-    )
+    loaded = "performance.getEntriesByType('resource').map(each => each.name.split('/').pop())"
+    assert not {"volume", "niivue.umd.js"} & set(page.evaluate(loaded))
 
     def expect_value(across: float, down: float, value: int) -> None:
         """Both the value that is told and the gray that is drawn (bone window) must be right."""
@@ -270,6 +269,7 @@ def test_values_distances_and_the_other_planes(
 
     page.keyboard.press("3")
     expect(page.locator("#viewer canvas")).to_be_visible(timeout=DRAWN_MS)
+    assert {"volume", "niivue.umd.js"} <= set(page.evaluate(loaded))
     expect_value(0.75, 0.25, 1600)
     expect_value(0.25, 0.25, 1200)
     expect_value(0.25, 0.75, 1000)
