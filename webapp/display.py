@@ -59,6 +59,8 @@ DISPLAY_NAMES = {
     "alexnet_cells_series": "AlexNet cells for series",
     "googlenet_cells": "GoogLeNet cells",
     "googlenet_cells_series": "GoogLeNet cells for series",
+    "googlenet_unet": "GoogLeNet U-Net",
+    "googlenet_unet_series": "GoogLeNet U-Net for series",
     # states of a job
     "cancelled": "canceled",
     # actions in the audit log
