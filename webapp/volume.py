@@ -55,8 +55,10 @@ AS_SUBMITTED = Window(0.5, 1)
 
 @dataclass(frozen=True)
 class Volume:
-    """What the head of a stored series says; `starts` are the positions of the slices in the file,
-    in anatomical order.
+    """What the head of a stored series says.
+
+    `starts` are the positions of the slices in the file, in anatomical order; `measured` names the
+    distances that are not assumed, "pixels" and "slices". Files of earlier versions name none.
     """
 
     key: str
@@ -68,6 +70,7 @@ class Volume:
     slope: float
     intercept: float
     starts: tuple[int, ...]
+    measured: frozenset[str] = frozenset()
 
     @property
     def is_hu(self) -> bool:
@@ -143,13 +146,24 @@ def open_volume(key: str) -> Volume:
         _, columns, rows, slices = unpack_from("<4h", nifti, 40)
         column_mm, row_mm, slice_mm = unpack_from("<3f", nifti, 80)
         slope, intercept = unpack_from("<2f", nifti, 112)
+        (description,) = unpack_from("80s", nifti, 148)
     except (error, zlib.error) as err:
         raise StorageError("A stored series is damaged.") from err
     if slices != len(starts) or min(columns, rows) < 1:
         raise StorageError("A stored series is damaged.")
+    _, _, measured = description.rstrip(b"\0").decode("ascii", "replace").partition("measured:")
     return Volume(
-        key, columns, rows, column_mm, row_mm, slice_mm, slope, intercept, starts
-    )  # fmt: skip
+        key,
+        columns,
+        rows,
+        column_mm,
+        row_mm,
+        slice_mm,
+        slope,
+        intercept,
+        starts,
+        frozenset(measured.split()),
+    )
 
 
 @lru_cache(maxsize=16)

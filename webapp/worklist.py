@@ -38,6 +38,8 @@ from webapp.paging import requested_page
 from webapp.scans import QUEUE_AWAY
 from webapp.worklist_query import (
     COLUMNS,
+    address_of,
+    asked_for,
     conditions,
     direction,
     has_pending,
@@ -83,7 +85,7 @@ def show() -> str:
     total = db.session.scalar(select(func.count()).select_from(Scan).where(*which)) or 0
     page = requested_page(total, PER_PAGE)
     ids = db.session.scalars(ids_of_page(which, order, PER_PAGE, (page.number - 1) * PER_PAGE))
-    address = _address(chosen, order)
+    address = address_of(chosen, order)
     return render_template(
         "scans/worklist.html",
         form=form,
@@ -131,7 +133,12 @@ def rows() -> Response:
     if answer.status_code == 200:
         answer.set_data(
             render_template(
-                "scans/_rows.html", scans=scans, version_of=version_of, pending=pending, news=news
+                "scans/_rows.html",
+                scans=scans,
+                version_of=version_of,
+                pending=pending,
+                news=news,
+                address=address_of(*asked_for(request.args)),
             )
         )
     return answer
@@ -243,17 +250,9 @@ def _ids(given: list[str]) -> list[str]:
     return [each for each in given if is_id(each)][:PER_PAGE]
 
 
-def _address(chosen: dict[str, Any], order: str) -> dict[str, str]:
-    """Return filters and order as parameters of the worklist's address."""
-    address = {name: str(value) for name, value in chosen.items()}
-    return address if order == Order.NEWEST else {**address, "order": order}
-
-
 def _asked() -> dict[str, Any]:
     """Return the valid filters, the order and the page of the request as such parameters."""
-    address = _address(
-        WorklistFilterForm(request.args).chosen, known_order(request.args.get("order", ""))
-    )
+    address = address_of(*asked_for(request.args))
     page = request.args.get("page", "")
     return {**address, "page": page} if page.isascii() and page.isdigit() else address
 

@@ -12,10 +12,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, false, func, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    UnaryExpression,
+    and_,
+    case,
+    false,
+    func,
+    or_,
+    select,
+    true,
+)
+from sqlalchemy.sql.operators import asc_op, desc_op
+from werkzeug.datastructures import MultiDict
 
 from ml.verdict import STATES
 from webapp.extensions import db
+from webapp.forms import WorklistFilterForm
 from webapp.models import JobStatus, Order, Scan
 
 PENDING = (JobStatus.QUEUED, JobStatus.RUNNING)
@@ -73,6 +87,18 @@ def known_order(asked: str) -> str:
     return asked if known else Order.NEWEST.value
 
 
+def asked_for(arguments: MultiDict[str, str]) -> tuple[dict[str, Any], str]:
+    """Return the valid filters and the order in the parameters of an address."""
+    chosen = WorklistFilterForm(arguments).chosen
+    return chosen, known_order(arguments.get("order", ""))
+
+
+def address_of(chosen: Mapping[str, Any], order: str) -> dict[str, str]:
+    """Return filters and order as the parameters of an address."""
+    address = {name: str(value) for name, value in chosen.items()}
+    return address if order == Order.NEWEST else {**address, "order": order}
+
+
 def order_columns(order: str) -> tuple[Any, ...]:
     """Return what to order by for an order of `known_order`."""
     if order in list(Order):
@@ -122,6 +148,60 @@ def ids_of_page(
 ) -> Select[str]:
     """Return the statement for the ids of the scans on a page, in order."""
     return select(Scan.id).where(*which).order_by(*order_columns(order)).limit(limit).offset(offset)
+
+
+def neighbors_of(
+    scan: Scan, which: Sequence[ColumnElement[bool]], order: str
+) -> tuple[str | None, str | None]:
+    """Return the ids of the scans before and after this one among those that `which` lets through,
+    in that order; None at the ends. The scan itself may be one that is not let through any more.
+    """
+    columns = [_split(column) for column in order_columns(order)]
+    values = db.session.execute(
+        select(*(column for column, _ in columns)).where(Scan.id == scan.id)
+    ).one()
+    before, after = (
+        db.session.scalar(
+            select(Scan.id)
+            .where(*which, _beyond(columns, values, backward))
+            .order_by(*(_sorted(column, down is not backward) for column, down in columns))
+            .limit(1)
+        )
+        for backward in (True, False)
+    )
+    return before, after
+
+
+def _split(column: Any) -> tuple[ColumnElement[Any], bool]:
+    """Return what a column of an order compares, and whether it puts the largest value first."""
+    if isinstance(column, UnaryExpression) and column.modifier in (desc_op, asc_op):
+        return column.element, column.modifier is desc_op
+    return column, False
+
+
+def _sorted(column: ColumnElement[Any], descending: bool) -> ColumnElement[Any]:
+    return column.desc() if descending else column.asc()
+
+
+def _beyond(
+    columns: Sequence[tuple[ColumnElement[Any], bool]], values: Sequence[Any], backward: bool
+) -> ColumnElement[bool]:
+    """Return what is true of rows that come after one with these values, or before it."""
+    found: list[ColumnElement[bool]] = []
+    equal: list[ColumnElement[bool]] = []
+    for (column, descending), value in zip(columns, values, strict=True):
+        if value is not None:
+            is_beyond = column < value if descending is not backward else column > value
+            found.append(and_(*equal, is_beyond))
+        equal.append(column.is_not_distinct_from(value))
+    # What an index can start from, where the first value is one that it has.
+    (first, descending), value = columns[0], values[0]
+    if value is None or isinstance(value, bool):
+        return or_(*found)
+    return and_(
+        first <= value if descending is not backward else first >= value,
+        or_(*found),
+    )
 
 
 def own_scans(user_id: str, ids: Sequence[str]) -> list[Scan]:

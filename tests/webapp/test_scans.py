@@ -352,7 +352,7 @@ def test_a_verdict_is_told_with_all_that_belongs_to_it(app: Flask, ann: FlaskCli
         "threshold 41.2 %",
         "The picture has colors; they were removed.",
         "0123456789ab",
-        "alexnet_svm",
+        ">AlexNet SVM · v1<",
         "2026-03-04 05:06:07 UTC",
         "2026-03-04 05:06:08 UTC",
         "1.5 s (model:",
@@ -398,10 +398,12 @@ def test_the_picture_comes_before_everything_but_the_verdict(app: Flask, ann: Fl
             "<h1>Brain Hemorrhage Detected.</h1>",
             f'src="/scans/{scan_id}/image.png"',
             "The picture has colors.",
+            "Where this scan lies",
+            "Likely type of hemorrhage",
             "Notes on the images (1)",
             "One file was left out.",
-            "Likely type of hemorrhage",
             "About this scan",
+            "Score again with the live model",
             "Delete this scan",
         )
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -143,15 +144,23 @@ def cancel(table: type[Leased], *which: ColumnElement[bool]) -> bool:
     )
 
 
-def queue_again(table: type[Leased], *which: ColumnElement[bool], **columns: Any) -> bool:
-    """Queue the failed or cancelled row of `table` that `which` names, and set `columns`; False
-    where it is neither.
+UNANSWERED = (JobStatus.FAILED, JobStatus.CANCELLED)
 
-    How it ended joins its history (`Attempt`); deaths count anew, since whoever asks may have
-    removed their cause. The row is locked first, so that two clicks are one. The caller commits and
-    nudges.
+
+def queue_again(
+    table: type[Leased],
+    *which: ColumnElement[bool],
+    ended_as: Collection[JobStatus] = UNANSWERED,
+    **columns: Any,
+) -> bool:
+    """Queue the row of `table` that `which` names and that has ended so, and set `columns`; False
+    where there is none.
+
+    How one failed or was cancelled joins its history (`Attempt`); deaths count anew, since whoever
+    asks may have removed their cause. The row is locked first, so that two clicks are one. The
+    caller commits and nudges.
     """
-    ended = (*which, table.status.in_((JobStatus.FAILED, JobStatus.CANCELLED)))
+    ended = (*which, table.status.in_(ended_as))
     before = db.session.execute(
         select(table.id, table.status, table.error, table.started_at, table.finished_at)
         .where(*ended)
@@ -172,7 +181,7 @@ def queue_again(table: type[Leased], *which: ColumnElement[bool], **columns: Any
     fresh["queued_at"] = database_now()
     again = update(table).where(table.id == before.id).values(**fresh, **columns)
     db.session.execute(again, execution_options={"synchronize_session": False})
-    if (column := table.in_attempt()) is not None:
+    if before.status in UNANSWERED and (column := table.in_attempt()) is not None:
         outcome = before.error or ("Canceled" if before.status == JobStatus.CANCELLED else "Failed")
         times = {"started_at": before.started_at, "ended_at": before.finished_at or utc_now()}
         db.session.add(Attempt(**{column: before.id}, outcome=outcome, **times))

@@ -12,23 +12,6 @@ if (filters && phone.matches && !("filtered" in filters.dataset)) {
   filters.open = false;
 }
 
-// --- times: relative, exact and local on hover
-
-const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]];
-const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
-
-function showTimes() {
-  table.querySelectorAll("time").forEach((time) => {
-    const at = new Date(time.dateTime);
-    const seconds = (Date.now() - at) / 1000;
-    const [unit, length] = UNITS.find(([, each]) => seconds >= each) || [null, 0];
-    time.title = at.toLocaleString();
-    if (seconds < 7 * 86400) {
-      time.textContent = unit ? relative.format(-Math.floor(seconds / length), unit) : "just now";
-    }
-  });
-}
-
 // --- selection
 
 function showSelection() {
@@ -85,7 +68,7 @@ function showNews(count) {
 
 async function refresh() {
   clearTimeout(timer);
-  const query = new URLSearchParams([["opened", table.dataset.opened], ...watched.map((id) => ["id", id])]);
+  const query = new URLSearchParams([...new URLSearchParams(window.location.search), ["opened", table.dataset.opened], ...watched.map((id) => ["id", id])]);
   // The header marks a request that no person made, so that it keeps no login alive.
   const headers = { "HX-Request": "true", ...(etag && { "If-None-Match": etag }) };
   try {
@@ -99,7 +82,7 @@ async function refresh() {
       const body = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("tbody");
       Array.from(body.rows).forEach((row) => replaceRow(document.adoptNode(row)));
       showNews(Number(body.dataset.news));
-      showTimes();
+      showTimes(table);
       showSelection();
       if ("more" in body.dataset) {
         table.dataset.more = "";
@@ -121,8 +104,6 @@ async function refresh() {
 if (table) {
   table.addEventListener("change", selectAll);
   showSelection();
-  showTimes();
-  setInterval(showTimes, 30000);
   window.addEventListener("pageshow", showSelection);
   if ("more" in table.dataset) {
     timer = setTimeout(refresh, POLL_MS);
