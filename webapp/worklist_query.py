@@ -20,6 +20,7 @@ from sqlalchemy import (
     case,
     false,
     func,
+    literal,
     or_,
     select,
     true,
@@ -190,10 +191,13 @@ def _beyond(
     found: list[ColumnElement[bool]] = []
     equal: list[ColumnElement[bool]] = []
     for (column, descending), value in zip(columns, values, strict=True):
-        if value is not None:
-            is_beyond = column < value if descending is not backward else column > value
-            found.append(and_(*equal, is_beyond))
-        equal.append(column.is_not_distinct_from(value))
+        if value is None:  # So it is of all that are equal before, since they have no value.
+            equal.append(column.is_(None))
+            continue
+        given = literal(value, column.type)
+        is_beyond = column < given if descending is not backward else column > given
+        found.append(and_(*equal, is_beyond))
+        equal.append(column == given)
     # What an index can start from, where the first value is one that it has.
     (first, descending), value = columns[0], values[0]
     if value is None or isinstance(value, bool):

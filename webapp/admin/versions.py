@@ -207,11 +207,11 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         .options(joinedload(Promotion.by))
         .order_by(Promotion.id.desc())
     ).all()
-    chosen = chosen_for(version)
     comparisons = comparisons_of(version)
     compared = select(ModelVersion).where(
         ModelVersion.id.in_({found["version_id"] for found in comparisons})
     )
+    chosen = chosen_for(version)
     return render_template(
         "admin/model.html",
         version=version,
