@@ -345,7 +345,6 @@ def test_a_picture_is_enlarged_and_moved(service: Service, visit: Callable[..., 
     expect(part(page, "place")).to_have_text(re.compile(f"^{SLICES} of "))  # Nothing has scrolled.
 
 
-@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
 def test_the_outline_is_drawn_around_the_hemorrhage_when_somebody_asks(
     service: Service, visit: Callable[..., Page]
 ) -> None:
@@ -370,6 +369,7 @@ def test_the_outline_is_drawn_around_the_hemorrhage_when_somebody_asks(
     expect(part(page, "no-outline")).to_be_visible()
 
 
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
 def test_the_picture_comes_first_and_the_verdict_stays(
     service: Service, visit: Callable[..., Page], width: int, height: int
 ) -> None:
