@@ -144,6 +144,7 @@ def files_of(which: ColumnElement[bool]) -> list[str]:
                 f"images/{scan.id}.png",
                 f"thumbnails/{scan.id}.png",
                 f"volumes/{scan.id}.nii.gz",
+                f"outlines/{scan.id}.nii.gz",
             )
         )
         if scan.heatmap_id:

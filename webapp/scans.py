@@ -43,10 +43,12 @@ from webapp.models import (
     Prediction,
     Scan,
     cancel,
+    draw_heatmap,
     force,
     retry,
     score_again,
 )
+from webapp.outline_view import outline_view
 from webapp.series_view import series_view
 from webapp.storage import StorageError
 from webapp.verdict_view import verdict_scale
@@ -214,6 +216,20 @@ def retry_scan(scan_id: str) -> WerkzeugResponse:
     return _queued(scan.id, Act.SCAN_RETRIED, retry(scan.id), otherwise)
 
 
+@blueprint.post("/scans/<scan_id>/heatmap")
+@login_required
+def request_heatmap(scan_id: str) -> WerkzeugResponse:
+    """Generate the heat maps of a scan whose model outlines the hemorrhage."""
+    scan = _own_scan(scan_id)
+    drawn = draw_heatmap(scan.id, current_user.id)
+    db.session.commit()
+    if not drawn:
+        flash("No heat maps can be generated for this scan.", "warning")
+    elif not nudge(PREDICT_SCANS):
+        flash(QUEUE_AWAY, "warning")
+    return redirect(url_for("scans.show", scan_id=scan_id))
+
+
 @blueprint.post("/scans/<scan_id>/delete")
 @login_required
 def remove(scan_id: str) -> WerkzeugResponse:
@@ -311,8 +327,8 @@ def _standing(scan: Scan) -> dict[str, object]:
 
 
 def _pictured(scan: Scan) -> dict[str, object]:
-    """Return what the viewer shows: `series`, where slices are stored in it, and the layers over
-    them: `drawn_slices` have a heat map, `outlined_slices` an outline.
+    """Return what the viewer shows: `series`, where slices are stored in it, the layers over them
+    (`drawn_slices` have a heat map, `outlined_slices` an outline), and what is told of the outline.
 
     While the storage is unavailable, the page shows only the slice that represents the scan.
     """
@@ -331,7 +347,8 @@ def _pictured(scan: Scan) -> dict[str, object]:
     return {
         "series": series,
         "drawn_slices": drawn,
-        "outlined_slices": [],
+        "outlined_slices": (scan.prediction and scan.prediction.outlined_slices) or [],
+        "outline": outline_view(scan.prediction),
     }
 
 

@@ -50,6 +50,7 @@ OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], Column
     "images": (Scan.id, id_in, true()),
     "thumbnails": (Scan.id, id_in, true()),
     "volumes": (Scan.id, id_in, true()),
+    "outlines": (Scan.id, id_in, Scan.outline_key.is_not(None)),
     "heatmaps": (Heatmap.id, id_in, true()),
     "datasets": (Dataset.archive_key, str, Dataset.status.in_((*OPEN, JobStatus.DONE))),
     "sheets": (Dataset.id, id_in, Dataset.status.in_((*OPEN, JobStatus.DONE))),

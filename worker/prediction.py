@@ -32,6 +32,7 @@ from worker.scan_files import (
     read_original,
     sentence_for,
     shown_slice,
+    store_outlines,
     store_pictures,
 )
 
@@ -154,6 +155,7 @@ class Outcome:
             scan any more.
         refused_by_storage: the refusal is one that may pass by itself, so the scan is put off.
         not_head_ct: the score of one that is refused because it does not look like a head CT.
+        wants_heat_maps: its model gives no outlines, which take their place.
     """
 
     scan: Scan
@@ -163,6 +165,7 @@ class Outcome:
     refusal: str | None = None
     refused_by_storage: bool = False
     not_head_ct: float | None = None
+    wants_heat_maps: bool = True
 
     def refuse(self, sentence: str) -> None:
         """Fail for this reason."""
@@ -232,9 +235,11 @@ def ask(version: ModelVersion, chosen: Sequence[tuple[Outcome, Series]]) -> None
     if not loads(version):
         hand_back_for_later(ids)  # The next look for work raises the alarm.
         return
-    score(predictor_for(version), chosen, Watch(ids))
+    predictor = predictor_for(version)
+    score(predictor, chosen, Watch(ids))
     for outcome, _ in chosen:
         outcome.version_id = version.id
+        outcome.wants_heat_maps = not predictor.gives_outlines
 
 
 def refuse_other_images(outcome: Outcome) -> None:
@@ -251,6 +256,7 @@ def render(outcome: Outcome) -> None:
         return
     try:
         store_pictures(outcome.scan.id, outcome.series, shown_slice(outcome.finding.first_slices))
+        store_outlines(outcome.scan.id, outcome.series, outcome.finding.outlines.masks)
     except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
         outcome.refuse_for(err)
 
@@ -335,17 +341,17 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
         for one in outcomes
         if one.finding is not None and one.series is not None and has_volume(one.series)
     ]
+    outlined = [
+        scan_id for scan_id, finding in findings.items() if finding.outlines.outlined_slices
+    ]
     owned = leases.finish(
         Scan,
         owner,
         findings.keys(),
         image_key=literal("images/") + Scan.id + ".png",
         thumbnail_key=literal("thumbnails/") + Scan.id + ".png",
-        volume_key=case(
-            (Scan.id.in_(with_volume), literal("volumes/") + Scan.id + ".nii.gz"), else_=None
-        )
-        if with_volume
-        else None,
+        volume_key=key_where("volumes", with_volume),
+        outline_key=key_where("outlines", outlined),
         risk=by_scan({scan_id: finding.probability for scan_id, finding in findings.items()}),
         margin=by_scan(
             {
@@ -360,6 +366,7 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
         for outcome in outcomes
         if outcome.finding is not None and outcome.scan.id in owned
     ]
+    wanting = {outcome.scan.id for outcome in outcomes if outcome.wants_heat_maps}
     if predictions:
         db.session.execute(insert(Prediction).values(predictions))
         heatmaps = [
@@ -369,8 +376,10 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
                 "user_id": _owner_of(str(prediction["scan_id"])),
             }
             for prediction in predictions
+            if prediction["scan_id"] in wanting
         ]
-        db.session.execute(insert(Heatmap).values(heatmaps))
+        if heatmaps:
+            db.session.execute(insert(Heatmap).values(heatmaps))
     odd = {one.scan.id: one.not_head_ct for one in outcomes if one.not_head_ct is not None}
     if odd:
         leases.write(Scan, owner, odd, not_head_ct=by_scan(odd))
@@ -382,6 +391,15 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
         }
         end(Scan, owner, refusals)
     return owned
+
+
+def key_where(kind: str, scan_ids: Collection[str]) -> ColumnElement[Any] | None:
+    """Return an SQL expression for the storage key of a NIfTI file that these scans have and others
+    have not.
+    """
+    if not scan_ids:
+        return None
+    return case((Scan.id.in_(scan_ids), literal(f"{kind}/") + Scan.id + ".nii.gz"), else_=None)
 
 
 def prediction_of(outcome: Outcome, finding: Finding, seconds: float) -> dict[str, Any]:
@@ -399,7 +417,19 @@ def prediction_of(outcome: Outcome, finding: Finding, seconds: float) -> dict[st
         "slices": list(finding.slice_probabilities),
         "first_slices": list(finding.first_slices),
         "types": types_of(finding),
+        **outlines_of(finding),
         "seconds": seconds,
+    }
+
+
+def outlines_of(finding: Finding) -> dict[str, Any]:
+    """Return the columns of a prediction that tell what is outlined."""
+    found = finding.outlines
+    return {
+        "outlined_slices": list(found.outlined_slices) if found.masks else None,
+        "areas_mm2": [round(area, 1) for area in found.areas_mm2] or None,
+        "volume_ml": None if found.volume_ml is None else round(found.volume_ml, 2),
+        "no_volume_because": found.no_volume_because or None,
     }
 
 

@@ -10,13 +10,14 @@ from collections.abc import Collection, Sequence
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from flask import current_app
 from PIL import Image
 from sqlalchemy import select
 
 from ml.errors import ArtifactError, ImageError
-from ml.scans.slices import Series, render
-from ml.scans.volume import has_volume, write_volume
+from ml.scans.slices import BoolArray, Series, render
+from ml.scans.volume import has_volume, read_masks, resized_mask, write_masks, write_volume
 from webapp import logs
 from webapp.extensions import db
 from webapp.intake import PACKED
@@ -83,6 +84,33 @@ def store_pictures(scan_id: str, series: Series, index: int) -> None:
             retry_storage(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))
 
 
+def store_outlines(scan_id: str, series: Series, masks: Sequence[BoolArray | None]) -> None:
+    """Store what is outlined in the slices of a scan, where that is anything."""
+    if all(mask is None for mask in masks):
+        return
+    with presence().work_folder() as folder:
+        retry_disk(lambda: write_masks(series, masks, folder / "outlines"))
+        retry_storage(lambda: storage.put(f"outlines/{scan_id}.nii.gz", folder / "outlines"))
+
+
+def stored_outlines(scan: Scan, series: Series) -> BoolArray | None:
+    """Return what is outlined in a scan, None where nothing is: bool (slices, height, width), in
+    the pixels and the order of its series (`read_original`).
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    if scan.outline_key is None:
+        return None
+    key = scan.outline_key
+    try:
+        masks = read_masks(retry_storage(lambda: storage.get(key)))
+    except ValueError as err:
+        raise StorageError("A stored outline is damaged.") from err
+    height, width = series.slices[0].pixels.shape
+    return np.stack([resized_mask(mask, (width, height)) for mask in masks])
+
+
 def shown_slice(first_slices: Sequence[int] | None) -> int:
     """Return the index of the slice that represents the scan: the first one to look at."""
     return first_slices[0] if first_slices else 0
@@ -132,3 +160,4 @@ def discard_pictures_of_deleted(lost: Collection[str]) -> None:
         storage.discard(f"images/{scan_id}.png")
         storage.discard(f"thumbnails/{scan_id}.png")
         storage.discard(f"volumes/{scan_id}.nii.gz")
+        storage.discard(f"outlines/{scan_id}.nii.gz")

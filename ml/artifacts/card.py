@@ -34,6 +34,12 @@ CARD, FEATURES, HEAD, TYPES, SEEN = (
 )
 
 
+OUTLINE = "outline"
+"""The output of features.onnx, beside the maps, of a model that outlines hemorrhages: the
+probability at each place of its input, float32 (N, m, m).
+"""
+
+
 READS = ("slice", "series")
 
 

@@ -17,6 +17,7 @@ from tests.conftest import make_user
 from tests.e2e.conftest import READY_S, Service, a_service
 from tests.e2e.test_browser_journey import FLAGS, log_in
 from tests.webapp.series import add_series
+from tests.webapp.test_outlines import add_outlined
 from webapp.extensions import db
 from webapp.models import Heatmap, JobStatus, Scan
 
@@ -24,6 +25,8 @@ SLICES = 11
 # From slice to slice, so that the brain window shows the first black and the last white.
 STEP_HU = 8
 DRAWN_MS = 30_000  # A processor that plays a graphics card is slow.
+AROUND_AND_INSIDE = ((15.5, 32), (24, 32))
+"""Places of a slice on the contour of the mask, and in the middle of the mask."""
 WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 NO_WEBGL = ("--disable-gpu", "--disable-3d-apis")
 
@@ -340,6 +343,30 @@ def test_a_picture_is_enlarged_and_moved(service: Service, visit: Callable[..., 
     page.get_by_role("button", name="Fit").click()
     expect_box(0, 1)
     expect(part(page, "place")).to_have_text(re.compile(f"^{SLICES} of "))  # Nothing has scrolled.
+
+
+def test_the_outline_is_drawn_around_the_hemorrhage_when_somebody_asks(
+    service: Service, visit: Callable[..., Page]
+) -> None:
+    masks = np.zeros((SLICES, 64, 64), bool)
+    masks[-1, 24:40, 16:32] = True
+    page = visit(*WEBGL)
+    page.goto(f"/scans/{add_outlined(service.app, masks)}")
+    expect(part(page, "outline")).to_be_hidden()
+    page.keyboard.press("o")
+    expect(part(page, "outline")).to_be_visible()
+
+    def is_drawn() -> bool:
+        picture = Image.open(io.BytesIO(part(page, "outline").screenshot())).convert("RGB")
+        side = picture.width / 64
+        at = (picture.getpixel((round(x * side), round(y * side))) for x, y in AROUND_AND_INSIDE)
+        around, inside = (max(color) - min(color) > 100 for color in at)  # type: ignore[arg-type]
+        return around and not inside
+
+    service.eventually(is_drawn, "The contour runs around the mask", DRAWN_MS / 1000)
+    page.keyboard.press("ArrowUp")
+    expect(part(page, "outline")).to_be_hidden()
+    expect(part(page, "no-outline")).to_be_visible()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])

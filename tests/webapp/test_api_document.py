@@ -39,6 +39,10 @@ OPERATIONS = {
     "read_volume",
     "read_slice_image",
     "read_slice_heatmap",
+    "draw_heatmap",
+    "read_outline",
+    "read_slice_outline",
+    "read_outline_mask",
 }
 
 

@@ -28,7 +28,7 @@ from wtforms.fields.core import UnboundField
 
 from tests.conftest import app_on, make_user
 from tests.webapp.admin.conftest import EXPLORATION, add_dataset, add_run, add_version
-from tests.webapp.series import heat, stored_series
+from tests.webapp.series import heat, stored_masks, stored_series
 from webapp.extensions import db, utc_now
 from webapp.forms import PostedForm
 from webapp.models import (
@@ -144,6 +144,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             notes=["a note"],
             image_key="images/1.png",
             volume_key="volumes/1.nii.gz",
+            outline_key="outlines/1.nii.gz",
             thumbnail_key="thumbnails/1.png",
         )
         facts = {
@@ -154,7 +155,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "seconds": 1.0,
         }
         scan.prediction = Prediction(
-            model_version_id=version_id, warnings=["a warning"], slices=[0.9], **facts
+            model_version_id=version_id,
+            warnings=["a warning"],
+            slices=[0.9],
+            outlined_slices=[0],
+            volume_ml=12.0,
+            **facts,
         )
         scan.prediction.heatmap = Heatmap(
             status=JobStatus.DONE, image_key="heatmaps/1.png", slices=[0]
@@ -165,6 +171,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         db.session.add_all((scan, failed))
         db.session.flush()
         storage.put(scan.volume_key, stored_series(np.zeros((2, 4, 4))))
+        storage.put("outlines/1.nii.gz", stored_masks(np.ones((1, 4, 4), bool)))
         storage.put(heatmap_key(scan.prediction.heatmap.id, 0), heat(0))
         db.session.commit()
         of_owner = {

@@ -39,6 +39,7 @@ from webapp.models import (
     Prediction,
     Scan,
     cancel,
+    draw_heatmap,
     force,
     result_of,
     retry,
@@ -208,6 +209,24 @@ def retry_scan(scan_id: str) -> dict[str, Any]:
     return queued(scan_id, Act.SCAN_RETRIED, retry(scan_id), refusal)
 
 
+@blueprint.post("/scans/<scan_id>/heatmap")
+@documented("draw_heatmap", 404, 409)
+@blueprint.response(202, JobSchema)
+def request_heatmap(scan_id: str) -> dict[str, Any]:
+    """Generate the heat maps of a scan whose model outlines the hemorrhage, for which none are
+    generated otherwise.
+    """
+    removed_at = require_own(scan_id)
+    drawn = draw_heatmap(scan_id, g.token_owner_id)
+    db.session.commit()
+    if not drawn:
+        raise Conflict(
+            ORIGINAL_REMOVED if removed_at else "This scan has heat maps, or has no result yet."
+        )
+    nudge(PREDICT_SCANS)
+    return job(scan_id, JobStatus.DONE)
+
+
 @blueprint.post("/scans/<scan_id>/score-again")
 @documented("score_scan_again", 404, 409)
 @blueprint.response(202, JobSchema)
@@ -274,6 +293,21 @@ def with_result(scans: Select[Scan], load: Callable[..., Any] = joinedload) -> S
     )
 
 
+def add_outlines(result: dict[str, Any], scan: Scan) -> None:
+    """Add the addresses of a scan's outlines to its result."""
+    outlined = (scan.prediction and scan.prediction.outlined_slices) or ()
+    result["outline_url"] = (
+        url_for("api.outline_mask", scan_id=scan.id, _external=True) if outlined else None
+    )
+    for of_slice in result["slices"]:
+        index = of_slice["index"]
+        of_slice["outline_url"] = (
+            url_for("api.slice_outline", scan_id=scan.id, index=index, _external=True)
+            if index in outlined
+            else None
+        )
+
+
 def scan_as_json(scan: Scan) -> dict[str, Any]:
     """Return a scan as the API shows it (`ScanSchema`)."""
     result = result_of(scan)
@@ -283,6 +317,7 @@ def scan_as_json(scan: Scan) -> dict[str, Any]:
         result["heatmap_url"] = (
             url_for("api.heatmap", scan_id=scan.id, _external=True) if comes else None
         )
+        add_outlines(result, scan)
     return {
         "id": scan.id,
         "status": scan.status,

@@ -66,6 +66,26 @@ class SliceSchema(Schema):
             )
         },
     )
+    area_mm2 = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=COUNT,
+        metadata={
+            "description": (
+                "The outlined area; null if nothing was outlined in the scan or the size of a pixel"
+                " is unknown."
+            )
+        },
+    )
+    outline_url = address(
+        allow_none=True,
+        metadata={
+            "description": (
+                "A PNG with the contour of the hemorrhage, an overlay for the slice; null if"
+                " nothing is outlined in it."
+            )
+        },
+    )
 
 
 class ResultSchema(Schema):
@@ -116,7 +136,37 @@ class ResultSchema(Schema):
     )
     heatmap_url = address(
         allow_none=True,
-        metadata={"description": "A PNG overlay for the image; null if it could not be generated."},
+        metadata={
+            "description": (
+                "A PNG overlay for the image; null if it could not be generated, or was not"
+                " because the model outlines the hemorrhage instead."
+            )
+        },
+    )
+    volume_ml = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=COUNT,
+        metadata={"description": "The volume of what is outlined, in mL; null if it is not known."},
+    )
+    no_volume_because = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": (
+                "Why `volume_ml` is null, a sentence; null with a volume, and in results from"
+                " before there were outlines."
+            )
+        },
+    )
+    outline_url = address(
+        allow_none=True,
+        metadata={
+            "description": (
+                "What is outlined in all slices, as NIfTI in the frame of the volume; null if"
+                " nothing is."
+            )
+        },
     )
 
 

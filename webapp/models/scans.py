@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -22,6 +23,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from ml.verdict import State, state_of
@@ -52,6 +54,7 @@ class Scan(Leased, db.Model):
         original_removed_at: when the original was deleted (KEEP_ORIGINALS_DAYS).
         image_key, thumbnail_key: the slice that represents the scan, drawn by the worker.
         volume_key: all slices of a series, for the viewer (`ml.scans.volume`).
+        outline_key: what its model outlines, in the same frame; None where nothing is outlined.
         not_head_ct: 0..1; set if the scan failed because it does not look like a head CT.
         forced_at: when its owner asked to analyze it anyway.
         risk, margin, verdict_state: the prediction's probability, its distance from the threshold,
@@ -72,6 +75,7 @@ class Scan(Leased, db.Model):
     image_key: Mapped[str | None] = mapped_column(String(200))
     thumbnail_key: Mapped[str | None] = mapped_column(String(200))
     volume_key: Mapped[str | None] = mapped_column(String(200))
+    outline_key: Mapped[str | None] = mapped_column(String(200))
     not_head_ct: Mapped[float | None]
     forced_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     risk: Mapped[float] = mapped_column(default=0.0, server_default="0")
@@ -130,6 +134,15 @@ class Scan(Leased, db.Model):
             self.status in (JobStatus.DONE, JobStatus.FAILED)
             and self.finished_at is not None
             and (self.opened_at is None or self.opened_at < self.finished_at)
+        )
+
+    @property
+    def may_have_heat_maps(self) -> bool:
+        """True where it was answered without heat maps, which can still be drawn."""
+        return (
+            self.prediction is not None
+            and self.prediction.heatmap is None
+            and self.original_removed_at is None
         )
 
     @property
@@ -349,6 +362,11 @@ class Prediction(Answer, db.Model):
         first_slices: indices, from 0, of the slices of a series to look at first.
         types: estimated types of hemorrhage: name -> {"probability": of the scan, "slices": of each
             slice}; None if the model has no such estimate.
+        outlined_slices: which slices have an outline in `Scan.outline_key`; None where the model
+            gives none, or found no hemorrhage.
+        areas_mm2: the outlined area of each slice; None as above, or where the size of a pixel is
+            unknown.
+        volume_ml, no_volume_because: of what is outlined; a sentence why there is none.
         seconds: this scan's share of its batch's time in the model.
     """
 
@@ -360,6 +378,10 @@ class Prediction(Answer, db.Model):
     slices: Mapped[list[float]] = mapped_column(JSON)
     first_slices: Mapped[list[int] | None] = mapped_column(JSON)
     types: Mapped[dict[str, dict[str, Any]] | None] = mapped_column(JSON)
+    outlined_slices: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    areas_mm2: Mapped[list[float] | None] = mapped_column(JSON(none_as_null=True))
+    volume_ml: Mapped[float | None]
+    no_volume_because: Mapped[str | None] = mapped_column(String(120))
     seconds: Mapped[float]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     scan: Mapped[Scan] = relationship(back_populates="prediction")
@@ -423,6 +445,33 @@ class Heatmap(Leased, db.Model):
         return cls.user_id  # type: ignore[return-value]
 
 
+def draw_heatmap(scan_id: str, user_id: str) -> bool:
+    """Queue the heat maps of an answered scan of that user; False where it has some, or its
+    original is not kept. The caller commits and nudges.
+
+    Models that outline the hemorrhage get them only when somebody asks.
+    """
+    prediction_id = db.session.scalar(
+        select(Prediction.id)
+        .join(Prediction.scan)
+        .outerjoin(Prediction.heatmap)
+        .where(
+            Scan.id == scan_id,
+            Scan.user_id == user_id,
+            Scan.original_removed_at.is_(None),
+            Heatmap.id.is_(None),
+        )
+    )
+    if prediction_id is None:
+        return False
+    try:
+        with db.session.begin_nested():
+            db.session.add(Heatmap(prediction_id=prediction_id, user_id=user_id))
+    except IntegrityError:
+        return False  # Two clicks are one.
+    return True
+
+
 def result_of(scan: Scan) -> dict[str, Any] | None:
     """Return the verdict as the API's `Result`, without the URLs, which the caller adds; None if
     there is none yet.
@@ -431,6 +480,8 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
     if prediction is None:
         return None
     types = prediction.types or {}
+    unknown = [None] * len(prediction.slices)
+    areas: Sequence[float | None] = prediction.areas_mm2 or unknown
     return {
         "verdict": prediction.verdict,
         "positive": prediction.positive,
@@ -449,9 +500,12 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
                 "index": index,
                 "probability": value,
                 "types": {name: one["slices"][index] for name, one in types.items()},
+                "area_mm2": areas[index],
             }
             for index, value in enumerate(prediction.slices)
         ],
         "first_slices": prediction.first_slices or [],
         "heatmap_slices": (prediction.heatmap and prediction.heatmap.slices) or [],
+        "volume_ml": prediction.volume_ml,
+        "no_volume_because": prediction.no_volume_because,
     }
