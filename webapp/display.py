@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from flask import Flask
 
+from webapp.extensions import utc_now
 from webapp.models import ModelVersion
 
 NOT_AVAILABLE = "–"
@@ -186,5 +187,6 @@ def init_display(app: Flask) -> None:
         duration,
         excerpt,
         value_range,
+        utc_now,
     )
     app.jinja_env.globals.update({function.__name__: function for function in functions})

@@ -145,7 +145,7 @@ def picture(key: str | None, made_at: datetime | None = None) -> Response:
     """
     if key is None:
         abort(404, "This image is not ready yet.")
-    return _private_response("image/png", f"{key} {made_at}", lambda: storage.get(key))
+    return private_response("image/png", f"{key} {made_at}", lambda: storage.get(key))
 
 
 def slice_picture(volume_key: str | None, index: int, window: Window | None) -> Response:
@@ -159,7 +159,7 @@ def slice_picture(volume_key: str | None, index: int, window: Window | None) -> 
         except IndexError:
             abort(404, "Slice not found in this series.")
 
-    return _private_response("image/png", f"{volume_key} {index} {window}", drawn)
+    return private_response("image/png", f"{volume_key} {index} {window}", drawn)
 
 
 def series_file(volume_key: str | None) -> Response:
@@ -183,7 +183,7 @@ def outline_picture(stored: Row[Any], index: int) -> Response:
             abort(404, NO_OUTLINE)
 
     name = f"{stored.outline_key} {stored.prediction_id} {index}"
-    return _private_response("image/png", name, drawn)
+    return private_response("image/png", name, drawn)
 
 
 def mask_file(stored: Row[Any]) -> Response:
@@ -198,7 +198,7 @@ def mask_file(stored: Row[Any]) -> Response:
 
 
 def _stored_file(key: str, name: str, file_name: str) -> Response:
-    answer = _private_response(
+    answer = private_response(
         "application/gzip", name, lambda: FileWrapper(storage.open(key), 2**16)
     )
     answer.headers.set("Content-Disposition", "attachment", filename=file_name)
@@ -210,7 +210,7 @@ def heatmap_key(heatmap_id: str, index: int) -> str:
     return f"heatmaps/{heatmap_id}.{index}.png"
 
 
-def _private_response(
+def private_response(
     media: str, name: str, content: Callable[[], bytes | Iterable[bytes]]
 ) -> Response:
     """Return content that only the owner's browser may cache, revalidated on each use; `content` is

@@ -1,18 +1,15 @@
-"""The pages of a person's scans: submission, progress and result."""
+"""The pages of a person's scans: progress and result."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from io import BytesIO
 
 from flask import (
     Blueprint,
     Response,
     abort,
-    current_app,
     flash,
     redirect,
     render_template,
@@ -29,11 +26,10 @@ from webapp.audit import record
 from webapp.bleeding_types import typed
 from webapp.deletion import delete_scan
 from webapp.extensions import database_now, db, noting
-from webapp.forms import PhantomForm, ScanForm, is_id
+from webapp.forms import is_id
 from webapp.health import checks_by_rows
-from webapp.intake import Choices, UploadRejected, accept_scans, within_rate
+from webapp.intake import Choices, UploadRejected, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.logins import require_login_still
 from webapp.models import (
     ORIGINAL_REMOVED,
     Act,
@@ -45,12 +41,14 @@ from webapp.models import (
     cancel,
     draw_heatmap,
     force,
+    report_kinds,
     retry,
     score_again,
 )
 from webapp.outline_view import outline_view
 from webapp.series_view import series_view
-from webapp.storage import StorageError
+from webapp.storage import StorageError, storage
+from webapp.submission import QUEUE_AWAY, submitted
 from webapp.verdict_view import verdict_scale
 from webapp.volume import open_volume
 from webapp.worklist_query import address_of, asked_for, conditions, neighbors_of
@@ -58,10 +56,6 @@ from webapp.worklist_query import address_of, asked_for, conditions, neighbors_o
 log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
 
-QUEUE_AWAY = (
-    "The queue is currently unavailable. Your scan has been saved and will be analyzed once the"
-    " queue is back."
-)
 NAMED = (ModelVersion.architecture, ModelVersion.card_id, ModelVersion.number)
 """What the name of a version is made of."""
 STOP_POLLING = 286
@@ -74,48 +68,6 @@ def home() -> str | WerkzeugResponse:
     if current_user.is_authenticated:
         return redirect(url_for("worklist.show"))
     return render_template("scans/home.html")
-
-
-@blueprint.get("/scans/new")
-@login_required
-def new() -> str:
-    """Show the form to submit scans, and the phantoms."""
-    return _submission(ScanForm(formdata=None))
-
-
-@blueprint.post("/scans")
-@within_rate
-@login_required
-def submit() -> tuple[str, int] | WerkzeugResponse:
-    """Submit slices and series; each becomes a scan."""
-    form = ScanForm()
-    if form.validate_on_submit():
-        try:
-            return _submit(
-                form.file.data,
-                form.title.data or "",
-                Choices(form.stat.data, form.together.data, form.keep_names.data),
-            )
-        except UploadRejected as err:
-            form.file.errors = [str(err)]
-    return _submission(form), 400
-
-
-@blueprint.post("/scans/phantom")
-@within_rate
-@login_required
-def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
-    """Submit one of the phantoms."""
-    form = PhantomForm()
-    phantom = (
-        next((phantom for phantom in phantoms() if phantom["file"] == form.name.data), None)
-        if form.validate_on_submit()
-        else None
-    )
-    if phantom is None:
-        abort(404, "Phantom not found.")
-    with _phantom_folder().joinpath(phantom["file"]).open("rb") as content:
-        return _submit([FileStorage(content, phantom["file"])], phantom["title"], Choices())
 
 
 @blueprint.get("/scans/<scan_id>")
@@ -174,6 +126,25 @@ def score_anyway(scan_id: str) -> WerkzeugResponse:
         force(scan.id, current_user.id),
         "This scan was not rejected, so there is nothing to override.",
     )
+
+
+@blueprint.post("/scans/<scan_id>/cut")
+@within_rate
+@login_required
+def cut(scan_id: str) -> WerkzeugResponse:
+    """Submit a film sheet again: cut into its slices if it was read as one, as one if it was
+    cut.
+    """
+    scan = _own_scan(scan_id)
+    if scan.sheet_may_be is None:
+        flash("This scan is not a film sheet, or its file is no longer stored.", "warning")
+        return redirect(url_for("scans.show", scan_id=scan_id))
+    sheet = FileStorage(BytesIO(storage.get(scan.original_key)))
+    try:
+        return submitted([sheet], scan.title, Choices(stat=scan.stat, uncut=not scan.uncut))
+    except UploadRejected as err:
+        flash(str(err), "warning")
+        return redirect(url_for("scans.show", scan_id=scan_id))
 
 
 @blueprint.post("/scans/<scan_id>/cancel")
@@ -245,21 +216,6 @@ def remove(scan_id: str) -> WerkzeugResponse:
     return redirect(url_for("worklist.show", **address_of(*asked_for(request.args))))
 
 
-def phantoms() -> list[dict[str, str]]:
-    """Return the installed phantoms, each with `file` (in static/phantoms) and `title`."""
-    try:
-        offered: list[dict[str, str]] = json.loads(
-            _phantom_folder().joinpath("index.json").read_text("utf-8")
-        )
-    except FileNotFoundError:
-        return []
-    return offered
-
-
-def _phantom_folder() -> Path:
-    return Path(current_app.static_folder or "") / "phantoms"
-
-
 def _own_scan(scan_id: str) -> Scan:
     """Return a scan of the current user with its result; 404 for anybody else's."""
     prediction = joinedload(Scan.prediction)
@@ -308,7 +264,8 @@ def _standing(scan: Scan) -> dict[str, object]:
     """Return the progress of a scan for its page.
 
     `open`: something will still change; `drawing`: the heat map will; `state`: a hash that changes
-    whenever the page does; `nobody_reads`: the scan is queued and no predict worker is running.
+    whenever the page does; `report_kinds`: what may be asked for; `nobody_reads`: the scan is
+    queued and no predict worker is running.
     """
     heatmap = scan.prediction.heatmap if scan.prediction else None
     drawing = heatmap is not None and not heatmap.status.is_final
@@ -321,6 +278,7 @@ def _standing(scan: Scan) -> dict[str, object]:
     return {
         "open": drawing or not scan.status.is_final,
         "drawing": drawing,
+        "report_kinds": report_kinds(scan),
         "state": state,
         "nobody_reads": nobody_reads,
     }
@@ -377,36 +335,3 @@ def _queued(scan_id: str, act: Act, queued: bool, otherwise: str) -> WerkzeugRes
     elif not nudge(PREDICT_SCANS):
         flash(QUEUE_AWAY, "warning")
     return _to_scan(scan_id)
-
-
-def _submit(files: Sequence[FileStorage], title: str, choices: Choices) -> WerkzeugResponse:
-    def warn() -> None:
-        flash(QUEUE_AWAY, "warning")
-
-    scans = accept_scans(
-        current_user.id,
-        files,
-        title,
-        choices,
-        on_unreachable=warn,
-        require_access=require_login_still,
-    )
-    if len(scans) == 1:
-        return redirect(url_for("scans.show", scan_id=scans[0].id))
-    flash(f"{len(scans)} scans were submitted.", "success")
-    for note in scans[0].notes or []:
-        flash(note, "warning")
-    return redirect(url_for("worklist.show"))
-
-
-def _submission(form: ScanForm) -> str:
-    """Return the page of the form. Phantoms are collapsed once the person has another scan."""
-    offered = phantoms()
-    real = select(Scan.id).where(
-        Scan.user_id == current_user.id,
-        Scan.title.not_in([phantom["title"] for phantom in offered]),
-    )
-    has_real_scan = db.session.scalar(real.limit(1)) is not None
-    return render_template(
-        "scans/new.html", form=form, phantoms=offered, has_real_scan=has_real_scan
-    )

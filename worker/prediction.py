@@ -21,6 +21,7 @@ from ml.verdict import State
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
+from webapp.notifications import queue_notifications
 from webapp.storage import StorageAway
 from worker import leases
 from worker.heartbeat import presence
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 MOST_SLICES = 64
 """Maximum slices of a batch of scans; a longer series is analyzed alone."""
 PROGRESS_S = 1.0
-NOT_HEAD_CT = "This does not look like a head CT, so it was not scored."
+NOT_HEAD_CT = "This does not look like a head CT, so it was not analyzed."
 NO_MODEL = "No model is live. Ask an administrator to promote one."
 
 
@@ -380,6 +381,7 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
         ]
         if heatmaps:
             db.session.execute(insert(Heatmap).values(heatmaps))
+        queue_notifications(owned)
     odd = {one.scan.id: one.not_head_ct for one in outcomes if one.not_head_ct is not None}
     if odd:
         leases.write(Scan, owner, odd, not_head_ct=by_scan(odd))

@@ -21,7 +21,7 @@ from ml.scans.volume import has_volume, read_masks, resized_mask, write_masks, w
 from webapp import logs
 from webapp.extensions import db
 from webapp.intake import PACKED
-from webapp.models import ORIGINAL_REMOVED, Heatmap, Scan
+from webapp.models import ORIGINAL_REMOVED, Heatmap, Report, Scan
 from webapp.storage import MissingFile, StorageAway, StorageError, storage
 from worker.decoder import decode
 from worker.heartbeat import presence
@@ -40,24 +40,32 @@ def read_original(scan: Scan) -> Series:
         StorageError: it cannot be downloaded, is no longer stored, or the local disk is full.
         ImageError: it cannot be decoded.
     """
-    if scan.original_removed_at is not None:
-        raise MissingFile(ORIGINAL_REMOVED)
     with presence().work_folder() as folder:
-        original = folder / "original"
-        retry_storage(lambda: storage.fetch(scan.original_key, original))
-        paths = (
-            retry_disk(lambda: _unpack(original))
-            if scan.original_key.endswith(PACKED)
-            else [original]
-        )
+        paths = fetch_original(scan, folder)
         config = current_app.config
         limits = {
             "max_bytes": config["MAX_UPLOAD_MB"] * 2**20,
             "max_pixels": config["MAX_PIXELS"],
             "max_slices": config["MAX_SLICES"],
+            "cuts": not scan.uncut,
         }
         redact = config["COVER_BESIDE_HEAD"]
         return retry_disk(lambda: decode(paths, redact=redact, **limits))
+
+
+def fetch_original(scan: Scan, folder: Path) -> list[Path]:
+    """Copy the submitted files to `folder`; return them in the order in which they were uploaded.
+
+    Raises:
+        StorageError: they cannot be downloaded, are no longer stored, or the local disk is full.
+    """
+    if scan.original_removed_at is not None:
+        raise MissingFile(ORIGINAL_REMOVED)
+    original = folder / "original"
+    retry_storage(lambda: storage.fetch(scan.original_key, original))
+    if scan.original_key.endswith(PACKED):
+        return retry_disk(lambda: _unpack(original))
+    return [original]
 
 
 def _unpack(original: Path) -> list[Path]:
@@ -123,7 +131,7 @@ def png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
+def sentence_for(err: Exception, row: Scan | Heatmap | Report | str) -> str:
     """Return the error message for the user; unexpected errors are logged with the row's id.
 
     Raises:

@@ -363,7 +363,7 @@ class Card:
         return card
 
     @property
-    def told_types(self) -> tuple[str, ...]:
+    def reported_types(self) -> tuple[str, ...]:
         """The types of hemorrhage that types.onnx predicts, in its order."""
         return tuple(
             name for name in BLEEDING_TYPES if name in self.types and self.types[name].given

@@ -118,10 +118,10 @@ def _told_more(example: Example) -> str:
     """Return the part of the fingerprint for types of hemorrhage and scan-level labels: empty
     without them, so that older fingerprints remain valid.
     """
-    told = "\t" + "|".join(sorted(example.types)) if example.types else ""
+    line = "\t" + "|".join(sorted(example.types)) if example.types else ""
     if example.scan_label is not None:
-        told += f"\tscan {example.scan_label} " + "|".join(sorted(example.scan_types or ()))
-    return told
+        line += f"\tscan {example.scan_label} " + "|".join(sorted(example.scan_types or ()))
+    return line
 
 
 def _missing_class(examples: Sequence[Example]) -> str | None:

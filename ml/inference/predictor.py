@@ -137,7 +137,7 @@ class Predictor:
         answers = ("slice_probability", "scan_probability")
         self._head = load_graph(model_dir / HEAD, threads, ("maps",), answers)
         self._types: onnxruntime.InferenceSession | None = None
-        if self.card.told_types:
+        if self.card.reported_types:
             if TYPES not in self.card.files:
                 raise ArtifactError(
                     f"The model's card lists types of hemorrhage, but there is no {TYPES}."
@@ -325,7 +325,7 @@ class Predictor:
         """Return the probability of each type in each slice (n, k) and in the scan (k,), given
         those of hemorrhage.
         """
-        told = len(self.card.told_types)
+        reported = len(self.card.reported_types)
         if self._types is None:
             return np.zeros((len(maps), 0), np.float32), np.zeros(0, np.float32)
         given = {
@@ -334,7 +334,7 @@ class Predictor:
             "scan_probability": np.array([probability], np.float32),
         }
         of_slices, of_scan = self._types.run(["slice_types", "scan_types"], given)
-        if of_slices.shape != (len(maps), told) or of_scan.shape != (told,):
+        if of_slices.shape != (len(maps), reported) or of_scan.shape != (reported,):
             raise ArtifactError(NO_PROBABILITIES)
         return _probabilities(of_slices), _probabilities(of_scan)
 
@@ -368,10 +368,10 @@ class Predictor:
             first_slices=tuple(
                 stack.middle_of(number) for number in look_first(answers, self.card.threshold)
             ),
-            types=dict(zip(self.card.told_types, types.tolist(), strict=True)),
+            types=dict(zip(self.card.reported_types, types.tolist(), strict=True)),
             slice_types={
                 name: tuple(slice_types[:, number].tolist())
-                for number, name in enumerate(self.card.told_types)
+                for number, name in enumerate(self.card.reported_types)
             },
             outlines=self._outlines(
                 series, stack, seen, answers, state_of(positive=positive, uncertain=uncertain)

@@ -1,4 +1,4 @@
-"""The card of a training: its figures, and in sentences how they came about."""
+"""The card of a training run: its figures, and sentences on how they were obtained."""
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ def _notes_on_weak(weak_scans: np.ndarray, learned: bool, calibrating: int) -> l
     if not len(weak_scans):
         return []
     if learned:
-        taught = "teach the answer for a scan"
+        taught = "train the scan output"
     elif calibrating:
-        taught = "calibrate the answer for a scan and teach no slice"
+        taught = "calibrate the scan output and train no slice output"
     else:
-        taught = "taught nothing, since this architecture learns from slices"
+        taught = "are not used for training, since this architecture learns from slices"
     return [
-        f"{len(weak_scans)} scans are labeled as wholes only: they {taught}, are judged as"
-        " patients, and are in no slice figure."
+        f"{len(weak_scans)} scans have scan-level labels only: they {taught}, are tested by"
+        " patient, and are part of no figure by slice."
     ]
 
 
@@ -144,7 +144,7 @@ def _notes_on_tuning(out_of_fold: OutOfFold, final: Fitted) -> list[str]:
     return (
         [
             f"Folds and final model were fine-tuned by {' and '.join(names)}, which round and draw"
-            " otherwise."
+            " random numbers differently."
         ]
         if len(names) > 1
         else []
@@ -193,7 +193,7 @@ def _protocol(experiment: Experiment, folds: int, repeats: int) -> str:
     )
     if settings.get("folds_by") == "data set":
         split, calibrated = (
-            f"Leave one data set out: each of {folds} is answered for by a model trained on the"
+            f"Leave one data set out: each of {folds} is tested with a model trained on the"
             " others only,",
             "inside each training part, calibrations and thresholds to the held-out answers for"
             " the other data sets",

@@ -39,6 +39,8 @@ OPERATIONS = {
     "read_volume",
     "read_slice_image",
     "read_slice_heatmap",
+    "make_report",
+    "read_report",
     "draw_heatmap",
     "read_outline",
     "read_slice_outline",

@@ -33,12 +33,16 @@ from webapp.extensions import db, utc_now
 from webapp.forms import PostedForm
 from webapp.models import (
     ApiToken,
+    Channel,
     Heatmap,
     JobStatus,
     LoginSession,
     ModelVersion,
+    Notification,
     PasswordReset,
     Prediction,
+    Report,
+    ReportKind,
     Role,
     Scan,
     User,
@@ -170,6 +174,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
         db.session.add_all((scan, failed))
         db.session.flush()
+        report = Report(
+            scan_id=scan.id, user_id=scan.user_id, kind=ReportKind.PDF, status=JobStatus.DONE
+        )
+        told = Notification(
+            user_id=scan.user_id, scan_id=scan.id, channel=Channel.EMAIL, error="No."
+        )
+        db.session.add_all((report, told))
+        db.session.flush()
+        storage.put(report.file_key, b"a report")
         storage.put(scan.volume_key, stored_series(np.zeros((2, 4, 4))))
         storage.put("outlines/1.nii.gz", stored_masks(np.ones((1, 4, 4), bool)))
         storage.put(heatmap_key(scan.prediction.heatmap.id, 0), heat(0))
@@ -183,6 +196,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "token_id": str(of_owner[ApiToken]),
             "login_id": str(of_owner[LoginSession]),
             "index": "0",
+            "kind": "pdf",
             "secret": link,
             "dataset_id": dataset_id,
             "run_id": run_id,
@@ -368,6 +382,8 @@ def plant(app: Flask) -> None:
         "kind",
         "reads",
         "act",
+        "channel",
+        "wanted",
         "architecture",
         "password_hash",
         "secret_hash",

@@ -17,7 +17,7 @@ from PIL import Image
 from sqlalchemy import event, func, select
 
 from tests.conftest import PASSWORD, make_user
-from webapp import scans
+from webapp import scans, submission
 from webapp.extensions import database_now, db, utc_now
 from webapp.jobs import PREDICT, PREDICT_SCANS
 from webapp.models import (
@@ -26,6 +26,7 @@ from webapp.models import (
     Heatmap,
     JobStatus,
     ModelVersion,
+    Order,
     Prediction,
     Role,
     Scan,
@@ -236,7 +237,7 @@ def test_strangers_are_asked_to_log_in(app: Flask, path: str) -> None:
 def test_a_phantom_can_be_tried(
     app: Flask, ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scans, "_phantom_folder", lambda: tmp_path)
+    monkeypatch.setattr(submission, "_phantom_folder", lambda: tmp_path)
     (tmp_path / "phantom-1.png").write_bytes(png())
     (tmp_path / "index.json").write_text(
         json.dumps([{"file": "phantom-1.png", "title": "A <small> bleeding"}])
@@ -256,7 +257,7 @@ def test_a_phantom_can_be_tried(
 def test_without_phantoms_none_are_offered(
     ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scans, "_phantom_folder", lambda: tmp_path)
+    monkeypatch.setattr(submission, "_phantom_folder", lambda: tmp_path)
     page = ann.get("/scans/new")
     assert page.status_code == 200
     assert "phantom" not in page.text
@@ -264,7 +265,7 @@ def test_without_phantoms_none_are_offered(
 
 def test_every_phantom_that_is_shipped_is_accepted(app: Flask, ann: FlaskClient) -> None:
     with app.app_context():
-        shipped = scans.phantoms()
+        shipped = submission.phantoms()
     for phantom in shipped:
         assert ann.post("/scans/phantom", data={"name": phantom["file"]}).status_code == 302
 
@@ -345,13 +346,13 @@ def test_polling_stops_without_a_heat_map_too(
 
 def test_a_verdict_is_told_with_all_that_belongs_to_it(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app, title="Monday", created_at=utc_now().replace(2026, 3, 4, 5, 6, 7))
-    add_verdict(app, scan_id, warnings=["The picture has colors; they were removed."])
+    add_verdict(app, scan_id, warnings=["The picture was in color and was converted to gray."])
     page = ann.get(f"/scans/{scan_id}").text
     for text in (
         "<h1>Brain Hemorrhage Detected.</h1>",
         "97.3 %",
         "threshold 41.2 %",
-        "The picture has colors; they were removed.",
+        "The picture was in color and was converted to gray.",
         "0123456789ab",
         ">AlexNet SVM · v1<",
         "2026-03-04 05:06:07 UTC",
@@ -419,7 +420,9 @@ def test_links_lead_to_the_next_and_the_previous_scan_of_the_list(
     same = [add_scan(app, created_at=now - timedelta(minutes=1)) for _ in range(2)]
     newest, oldest = add_scan(app, created_at=now), add_scan(app, created_at=now.replace(2025))
     add_scan(app, "eve", created_at=now - timedelta(seconds=30))
-    listed = [newest, *sorted(same), oldest]
+    with app.app_context():
+        of_same = select(Scan.id).where(Scan.id.in_(same)).order_by(*Order.NEWEST.columns)
+        listed = [newest, *db.session.scalars(of_same), oldest]
     shown = re.findall(r'href="/scans/([0-9a-f]{32})"', ann.get("/scans").text)
     assert list(dict.fromkeys(shown)) == listed
     for place, scan_id in enumerate(listed):
@@ -569,9 +572,9 @@ def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(
     )
     page = browser.get(f"/scans/{scan_id}").text
     assert (
-        "This scan was not scored." in page
+        "This scan was not analyzed." in page
         and "This does not look like a head CT." in page
-        and "Score anyway" in page
+        and "Analyze anyway" in page
     )
 
     for _ in range(2):
@@ -579,7 +582,7 @@ def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(
         assert answer.status_code == 200
     assert (
         "This scan was not rejected, so there is nothing to override." in answer.text
-        and "Score anyway" not in answer.text
+        and "Analyze anyway" not in answer.text
     )
     assert nudged == [PREDICT_SCANS]
     with any_database_app.app_context():
@@ -602,7 +605,7 @@ def test_nothing_else_can_be_scored_anyway(
     app: Flask, ann: FlaskClient, columns: dict[str, Any]
 ) -> None:
     scan_id = add_scan(app, **columns)
-    assert "Score anyway" not in ann.get(f"/scans/{scan_id}").text
+    assert "Analyze anyway" not in ann.get(f"/scans/{scan_id}").text
     assert (
         "nothing to override"
         in ann.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True).text
@@ -954,3 +957,30 @@ def test_an_image_that_was_made_again_is_not_taken_from_the_browsers_cache(
         db.session.get_one(Scan, scan_id).finished_at = utc_now()
         db.session.commit()
     assert ann.get(f"/scans/{scan_id}/image.png", headers=again).status_code == 200
+
+
+def test_the_bar_gets_an_outcome_for_each_file(app: Flask, ann: FlaskClient) -> None:
+    sent = [(io.BytesIO(png()), f"head/{number}.png") for number in range(4)]
+    sent.append((io.BytesIO(b"text"), "head/notes.txt"))
+    choices = {"pictures": "as numbered", "studies": "as sent"}
+    data = {"file": sent, "title": "Monday", **choices}
+    answer = ann.post("/scans/files", data=data)
+    assert answer.status_code == 201 and answer.json
+    [scan] = answer.json["scans"]
+    assert (scan["slices"], scan["url"]) == (4, f"/scans/{scan['id']}")
+    assert answer.json["refused"] == {"4": "The file is not a PNG, JPEG, DICOM or NIfTI image."}
+    for data, sentence in (
+        ({"file": [(io.BytesIO(b""), "0.png")], **choices}, "The file is empty."),
+        ({**choices}, "Please choose a PNG, JPEG, DICOM, NIfTI or ZIP file."),
+        ({"file": [(io.BytesIO(png()), "0.png")], "pictures": "x"}, "Not a valid choice."),
+    ):
+        refused = ann.post("/scans/files", data=data)
+        assert (refused.status_code, refused.json) == (400, {"error": sentence})
+
+
+def test_a_page_that_asks_for_json_gets_its_errors_so(app: Flask, ann: FlaskClient) -> None:
+    app.config["WTF_CSRF_ENABLED"] = True
+    headers = {"Accept": "application/json"}
+    answer = ann.post("/scans/files", data=form(png()), headers=headers)
+    assert answer.status_code == 400 and answer.json
+    assert answer.json["detail"].startswith("This form has expired.")

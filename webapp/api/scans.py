@@ -86,6 +86,14 @@ from webapp.models import (
                             "enum": ["", "0", "1"],
                             "description": "1: store file names and use them as titles.",
                         },
+                        "uncut": {
+                            "type": "string",
+                            "enum": ["", "0", "1"],
+                            "description": (
+                                "1: a film sheet is read as a single slice, and not cut into its"
+                                " slices."
+                            ),
+                        },
                     },
                 }
             }
@@ -103,14 +111,17 @@ def submit() -> dict[str, Any]:
     if request.mimetype not in ("", "multipart/form-data"):
         raise UnsupportedMediaType("Send the files as multipart/form-data, in the field “file”.")
     try:
-        choices = intake.Choices(flag("stat"), flag("together"), flag("keep_names"))
-        scans = intake.accept_scans(
+        pictures = intake.Pictures.TOGETHER if flag("together") else intake.Pictures.BY_FOLDER
+        choices = intake.Choices(
+            flag("stat"), pictures, keep_names=flag("keep_names"), uncut=flag("uncut")
+        )
+        scans = intake.accept_upload(
             g.token_owner_id,
             request.files.getlist("file"),
             request.form.get("title", ""),
             choices,
             require_access=require_bearer_still,
-        )
+        ).scans
     except intake.UploadRejected as err:
         raise UnprocessableEntity(str(err)) from err
     jobs = [job(scan.id, scan.status) for scan in scans]
@@ -179,7 +190,7 @@ def score_anyway(scan_id: str) -> dict[str, Any]:
     """
     require_own(scan_id)
     refusal = (
-        "This scan was not rejected by the head CT check, or it is already being scored anyway."
+        "This scan was not rejected by the head CT check, or it is already being analyzed anyway."
     )
     return queued(scan_id, Act.SCAN_FORCED, force(scan_id, g.token_owner_id), refusal)
 
@@ -320,6 +331,7 @@ def scan_as_json(scan: Scan) -> dict[str, Any]:
         add_outlines(result, scan)
     return {
         "id": scan.id,
+        "study_id": scan.study_id,
         "status": scan.status,
         "progress": scan.progress,
         "error": scan.error,

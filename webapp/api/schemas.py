@@ -8,7 +8,7 @@ from typing import Any
 from marshmallow import Schema, fields, pre_load, validate
 
 from ml.verdict import STATES
-from webapp.models import JobStatus, Order
+from webapp.models import JobStatus, Order, ReportKind
 
 SHARE = validate.Range(0, 1)
 COUNT = validate.Range(0)
@@ -41,6 +41,14 @@ class SubmissionSchema(JobSchema):
     """The scans of an upload; the first three fields repeat those of the first scan."""
 
     scans = fields.List(fields.Nested(JobSchema), required=True)
+
+
+class ReportSchema(Schema):
+    """A report that is being made."""
+
+    kind = fields.Enum(ReportKind, by_value=fields.String, required=True)
+    status = fields.Enum(JobStatus, by_value=fields.String, required=True)
+    url = address(metadata={"description": "GET this URL for the file."})
 
 
 class ModelVersionSchema(Schema):
@@ -193,6 +201,9 @@ class ScanSchema(Schema):
     """A scan: `result` is null until `status` is done; `error` says why a scan failed."""
 
     id = fields.String(required=True)
+    study_id = fields.String(
+        required=True, metadata={"description": "Shared by the series of one examination."}
+    )
     status = fields.Enum(JobStatus, by_value=fields.String, required=True)
     progress = fields.Float(required=True, validate=SHARE)
     error = fields.String(required=True, allow_none=True)
@@ -220,8 +231,8 @@ class ScanSchema(Schema):
         allow_none=True,
         metadata={
             "description": (
-                "POST to this URL to score the scan although it does not look like a head CT; null"
-                " unless it was rejected for that reason."
+                "POST to this URL to analyze the scan although it does not look like a head CT;"
+                " null unless it was rejected for that reason."
             )
         },
     )

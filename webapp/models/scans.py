@@ -1,11 +1,11 @@
-"""What a person submits and what the service answers."""
+"""Scans, their predictions and their heat maps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from flask import current_app
 from sqlalchemy import (
@@ -46,10 +46,13 @@ class Scan(Leased, db.Model):
     uncompressed ZIP.
 
     Attributes:
+        study_id: shared by the series of one examination. They share `created_at` too, so that an
+            index has them in one place.
         kind: the file format: "png", "jpeg", "dicom" or "nifti".
         slice_count: according to the headers; some slices may turn out to be unreadable.
         size: bytes of the original.
         stat: whether the scan is analyzed before all others.
+        uncut: whether a film sheet is read as one picture.
         notes: what was noticed at upload; sentences for its owner.
         original_removed_at: when the original was deleted (KEEP_ORIGINALS_DAYS).
         image_key, thumbnail_key: the slice that represents the scan, drawn by the worker.
@@ -64,11 +67,13 @@ class Scan(Leased, db.Model):
     """
 
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
+    study_id: Mapped[str] = mapped_column(String(32), default=new_id, server_default=text("''"))
     title: Mapped[str] = mapped_column(String(80), default="")
     kind: Mapped[str] = mapped_column(String(16))
     slice_count: Mapped[int] = mapped_column(default=1, server_default="1")
     size: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     stat: Mapped[bool] = mapped_column(default=False, server_default=false())
+    uncut: Mapped[bool] = mapped_column(default=False, server_default=false())
     notes: Mapped[list[str] | None] = mapped_column(JSON)
     original_key: Mapped[str] = mapped_column(String(200))
     original_removed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -150,6 +155,17 @@ class Scan(Leased, db.Model):
         """True where it was answered, and what was submitted is still stored."""
         return self.status == JobStatus.DONE and self.original_removed_at is None
 
+    def sheet_may_be(self) -> Literal["cut", "uncut"] | None:
+        """How else a film sheet can be read than it was; None where it is none, or is no longer
+        stored.
+        """
+        if self.original_removed_at is not None or self.prediction is None:
+            return None
+        if self.uncut:
+            return "cut"
+        was_cut = self.slice_count == 1 and len(self.prediction.slices) > 1
+        return "uncut" if was_cut and self.kind in ("png", "jpeg") else None
+
     @property
     def may_be_forced(self) -> bool:
         """Whether its owner may have it analyzed anyway: it failed only because it does not look
@@ -175,12 +191,12 @@ class Order(StrEnum):
         """The columns to sort by, each with an index. By risk and by uncertainty, STAT scans come
         first.
         """
-        newest = (Scan.created_at.desc(), Scan.id)
+        newest = Scan.created_at.desc()
         if self is Order.RISK:
-            return (Scan.stat.desc(), Scan.risk.desc(), *newest)
+            return (Scan.stat.desc(), Scan.risk.desc(), newest, Scan.id)
         if self is Order.UNCERTAINTY:
-            return (Scan.stat.desc(), Scan.margin, *newest)
-        return newest
+            return (Scan.stat.desc(), Scan.margin, newest, Scan.id)
+        return (newest, Scan.study_id, Scan.id)
 
 
 # For worklists by risk and by uncertainty. Defined outside the class, since with the name of an
@@ -201,11 +217,13 @@ Index(
     "ix_scan_worklist",
     Scan.user_id,
     Scan.created_at.desc(),
+    Scan.study_id,
     Scan.id,
     Scan.stat,
     Scan.status,
     Scan.verdict_state,
     Scan.risk,
+    Scan.margin,
     Scan.slice_count,
     Scan.title,
 )

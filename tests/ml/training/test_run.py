@@ -120,7 +120,7 @@ def test_types_of_bleeding_are_judged_exported_and_served(
     trained: tuple[Path, list[Progress]], phantoms: Dataset
 ) -> None:
     card = read_card(trained[0] / "model")
-    assert card.told_types == ("epidural", "subdural") and "types.onnx" in card.files
+    assert card.reported_types == ("epidural", "subdural") and "types.onnx" in card.files
     assert card.types["epidural"].patients == 10 and card.types["epidural"].patient.auroc.n == 32
     assert card.types["subdural"].patients == 6 == len(card.types["subdural"].scores)
     predictor = Predictor(trained[0] / "model")
@@ -131,7 +131,10 @@ def test_types_of_bleeding_are_judged_exported_and_served(
     ]
     for one in found:
         assert one.types == {name: of_slices[0] for name, of_slices in one.slice_types.items()}
-        assert set(one.types) == set(card.told_types) and max(one.types.values()) <= one.probability
+        assert (
+            set(one.types) == set(card.reported_types)
+            and max(one.types.values()) <= one.probability
+        )
     assert np.mean([one.types["epidural"] for one in found]) > np.mean(
         [one.types["subdural"] for one in found]
     ), "10 against 6"
@@ -547,13 +550,13 @@ def test_scans_that_are_labeled_as_wholes_are_judged_as_patients_by_every_archit
     }
     weak = {example.sha256[:16] for example in dataset.examples if example.scan_label is not None}
     what = {
-        "cnn_gru": "teach the answer for a scan",
-        "alexnet_cells_series": "calibrate the answer for a scan and teach no slice",
-        "alexnet_svm": "taught nothing, since this architecture learns from slices",
+        "cnn_gru": "train the scan output",
+        "alexnet_cells_series": "calibrate the scan output and train no slice output",
+        "alexnet_svm": "are not used for training, since this architecture learns from slices",
     }[architecture]
     assert (
-        f"6 scans are labeled as wholes only: they {what}, are judged as patients, and are in no"
-        " slice figure." in card.notes
+        f"6 scans have scan-level labels only: they {what}, are tested by patient, and are part of"
+        " no figure by slice." in card.notes
     )
     assert len(weak) == 12 and (not weak & seen if architecture == "alexnet_svm" else weak <= seen)
     with (tmp_path / "predictions.csv").open(newline="") as file:
@@ -573,5 +576,5 @@ def test_a_card_says_where_folds_were_fine_tuned_by_another_library_than_the_fin
     assert notes("torch 2", "torch 2", "torch 2") == []
     assert notes("torch 2", "tensorflow 2", "torch 2") == [
         "Folds and final model were fine-tuned by tensorflow 2 and torch 2, which round and draw"
-        " otherwise."
+        " random numbers differently."
     ]
