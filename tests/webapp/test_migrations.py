@@ -22,7 +22,14 @@ from webapp.models import AuditEvent, JobStatus, ModelVersion, Promotion, Scan
 OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
 """A database of the eleven migrations that the first one replaces, with rows in every table."""
 
-SINCE = {"second_factor", "recovery_code", "report", "notification", "notification_choice"}
+SINCE = {
+    "second_factor",
+    "recovery_code",
+    "earlier_answer",
+    "report",
+    "notification",
+    "notification_choice",
+}
 """Tables that later migrations made."""
 
 

@@ -36,6 +36,7 @@ from webapp.models.reports import (
 from webapp.models.scans import (
     IN_ITS_TURN,
     ORIGINAL_REMOVED,
+    EarlierAnswer,
     Heatmap,
     Order,
     Prediction,
@@ -44,6 +45,7 @@ from webapp.models.scans import (
     force,
     result_of,
     retry,
+    score_again,
     set_stat,
     urgent_room,
 )
@@ -59,6 +61,7 @@ __all__ = [
     "AuditEvent",
     "Channel",
     "Dataset",
+    "EarlierAnswer",
     "Heatmap",
     "JobStatus",
     "Leased",
@@ -99,6 +102,7 @@ __all__ = [
     "require_promotable",
     "result_of",
     "retry",
+    "score_again",
     "set_stat",
     "urgent_room",
     "version_before",
