@@ -57,8 +57,9 @@ FIRST_ADMIN = "admin"
 
 
 @click.command("setup")
+@click.option("--brief", is_flag=True, help="Print only what somebody has to know.")
 @with_appcontext
-def setup() -> None:
+def setup(brief: bool) -> None:
     """Create or update the tables, the first administrator and the starter models. Safe to repeat,
     and to run more than once at the same time.
     """
@@ -69,7 +70,15 @@ def setup() -> None:
             install_starter(STARTER_DIR)
             if STARTER_SERIES_DIR.is_dir():
                 install_starter(STARTER_SERIES_DIR)
-    click.echo("Setup is complete.")
+    if not brief:
+        click.echo("Setup is complete.")
+
+
+def tell_progress(sentence: str) -> None:
+    """Print what was done, unless the command was asked to be brief."""
+    context = click.get_current_context(silent=True)
+    if context is None or not context.params.get("brief"):
+        click.echo(sentence)
 
 
 @contextmanager
@@ -177,7 +186,7 @@ def install_starter(folder: Path) -> None:
         promote(version, None, "starter")
         record(Act.VERSION_PROMOTED, version.id)
     db.session.commit()
-    click.echo(
+    tell_progress(
         f"Installed the starter model {card['id']} ({card['architecture']}, input: one"
         f" {card['reads']})."
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from flask import Blueprint, Response, abort, request
@@ -58,16 +59,14 @@ class WindowSchema(Schema):
 @login_required
 def image(scan_id: str) -> Response:
     """Send the slice that represents the scan."""
-    (key,) = _of_own_scan(scan_id, Scan.image_key)
-    return picture(key)
+    return picture(*_of_own_scan(scan_id, Scan.image_key, Scan.finished_at))
 
 
 @blueprint.get("/thumbnail.png")
 @login_required
 def thumbnail(scan_id: str) -> Response:
     """Send that slice as a thumbnail."""
-    (key,) = _of_own_scan(scan_id, Scan.thumbnail_key)
-    return picture(key)
+    return picture(*_of_own_scan(scan_id, Scan.thumbnail_key, Scan.finished_at))
 
 
 @blueprint.get("/heatmap.png")
@@ -106,11 +105,13 @@ def slice_heatmap(scan_id: str, index: int) -> Response:
     return picture(heatmap_key(drawn.id, index) if index in (drawn.slices or ()) else None)
 
 
-def picture(key: str | None) -> Response:
-    """Return a stored PNG, or 404 if it is not ready yet."""
+def picture(key: str | None, made_at: datetime | None = None) -> Response:
+    """Return a stored PNG, or 404 if it is not ready yet; `made_at` tells one from another that was
+    stored under the same key before.
+    """
     if key is None:
         abort(404, "This image is not ready yet.")
-    return _private_response("image/png", key, lambda: storage.get(key))
+    return _private_response("image/png", f"{key} {made_at}", lambda: storage.get(key))
 
 
 def slice_picture(volume_key: str | None, index: int, window: Window | None) -> Response:

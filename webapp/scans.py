@@ -17,8 +17,8 @@ from flask import (
     url_for,
 )
 from flask_login import current_user, login_required
-from sqlalchemy import select, tuple_, update
-from sqlalchemy.orm import joinedload
+from sqlalchemy import select, update
+from sqlalchemy.orm import joinedload, selectinload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
@@ -33,23 +33,28 @@ from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
     ORIGINAL_REMOVED,
     Act,
+    EarlierAnswer,
     JobStatus,
     ModelVersion,
-    Order,
     Prediction,
     Scan,
     cancel,
     force,
     retry,
+    score_again,
 )
 from webapp.series_view import series_view
 from webapp.storage import StorageError, storage
 from webapp.submission import QUEUE_AWAY, submitted
+from webapp.verdict_view import verdict_scale
 from webapp.volume import open_volume
+from webapp.worklist_query import address_of, asked_for, conditions, neighbors_of
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
 
+NAMED = (ModelVersion.architecture, ModelVersion.card_id, ModelVersion.number)
+"""What the name of a version is made of."""
 STOP_POLLING = 286
 """htmx shows the response and stops polling."""
 
@@ -73,7 +78,8 @@ def show(scan_id: str) -> str:
         scan=scan,
         **_standing(scan),
         **_pictured(scan),
-        **_neighbors(scan),
+        **_place_in_worklist(scan),
+        **_answered(scan),
         **typed(scan.prediction),
     )
 
@@ -91,7 +97,13 @@ def progress(scan_id: str) -> Response:
     _note_opened(scan)
     page = Response(
         render_template(
-            "scans/_result.html", scan=scan, **standing, **_pictured(scan), **typed(scan.prediction)
+            "scans/_result.html",
+            scan=scan,
+            address=address_of(*asked_for(request.args)),
+            **standing,
+            **_pictured(scan),
+            **_answered(scan),
+            **typed(scan.prediction),
         )
     )
     if not standing["open"]:
@@ -143,7 +155,20 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
     db.session.commit()
     if not cancelled:
         flash("This scan has already finished.", "warning")
-    return redirect(url_for("scans.show", scan_id=scan_id))
+    return _to_scan(scan_id)
+
+
+@blueprint.post("/scans/<scan_id>/score-again")
+@login_required
+def score_scan_again(scan_id: str) -> WerkzeugResponse:
+    """Score an answered scan with the model that is live now; the answer joins the earlier ones."""
+    scan = _own_scan(scan_id)
+    otherwise = (
+        ORIGINAL_REMOVED
+        if scan.original_removed_at
+        else "Only scans that have a result can be scored again."
+    )
+    return _queued(scan.id, Act.SCAN_SCORED_AGAIN, score_again(scan.id), otherwise)
 
 
 @blueprint.post("/scans/<scan_id>/retry")
@@ -171,7 +196,7 @@ def remove(scan_id: str) -> WerkzeugResponse:
             " removed within a few hours.",
             "warning",
         )
-    return redirect(url_for("worklist.show"))
+    return redirect(url_for("worklist.show", **address_of(*asked_for(request.args))))
 
 
 def _own_scan(scan_id: str) -> Scan:
@@ -182,9 +207,10 @@ def _own_scan(scan_id: str) -> Scan:
         .where(Scan.id == scan_id, Scan.user_id == current_user.id)
         .options(
             prediction.joinedload(Prediction.heatmap),
-            prediction.joinedload(Prediction.model_version).load_only(
-                ModelVersion.architecture, ModelVersion.card_id
-            ),
+            prediction.joinedload(Prediction.model_version).load_only(*NAMED),
+            selectinload(Scan.earlier_answers)
+            .joinedload(EarlierAnswer.model_version)
+            .load_only(*NAMED),
         )
     )
     if not scan:
@@ -202,25 +228,19 @@ def _note_opened(scan: Scan) -> None:
             )
 
 
-def _neighbors(scan: Scan) -> dict[str, str | None]:
-    """Return the ids of the scans before and after this one in its owner's list, newest first, as
-    `previous_id` and `next_id`; None at the ends.
+def _place_in_worklist(scan: Scan) -> dict[str, object]:
+    """Return the ids of the scans before and after this one in the worklist that the address
+    describes, as `previous_id` and `next_id`, and that address.
     """
-    own = select(Scan.id).where(Scan.user_id == scan.user_id).limit(1)
-    # The first condition is what an index can start from.
-    place = tuple_(Scan.study_id, Scan.id)
-    newer = (Scan.created_at >= scan.created_at) & (
-        (Scan.created_at > scan.created_at) | (place < tuple_(scan.study_id, scan.id))
-    )
-    older = (Scan.created_at <= scan.created_at) & (
-        (Scan.created_at < scan.created_at) | (place > tuple_(scan.study_id, scan.id))
-    )
-    return {
-        "previous_id": db.session.scalar(
-            own.where(newer).order_by(Scan.created_at, Scan.study_id.desc(), Scan.id.desc())
-        ),
-        "next_id": db.session.scalar(own.where(older).order_by(*Order.NEWEST.columns)),
-    }
+    chosen, order = asked_for(request.args)
+    before, after = neighbors_of(scan, conditions(scan.user_id, chosen), order)
+    return {"previous_id": before, "next_id": after, "address": address_of(chosen, order)}
+
+
+def _to_scan(scan_id: str) -> WerkzeugResponse:
+    """Return to a scan's page, at its place in the worklist."""
+    address = address_of(*asked_for(request.args))
+    return redirect(url_for("scans.show", scan_id=scan_id, **address))
 
 
 def _standing(scan: Scan) -> dict[str, object]:
@@ -246,8 +266,8 @@ def _standing(scan: Scan) -> dict[str, object]:
 
 
 def _pictured(scan: Scan) -> dict[str, object]:
-    """Return what the viewer of a series shows: `series`, where the scan is one, and
-    `drawn_slices`, which have a heat map.
+    """Return what the viewer shows: `series`, where slices are stored in it, and the layers over
+    them: `drawn_slices` have a heat map, `outlined_slices` an outline.
 
     While the storage is unavailable, the page shows only the slice that represents the scan.
     """
@@ -260,9 +280,26 @@ def _pictured(scan: Scan) -> dict[str, object]:
                 "scan=%s its slices cannot be shown: %s", scan.id, type(err.__cause__).__name__
             )
     heatmap = scan.prediction.heatmap if scan.prediction else None
+    drawn = (heatmap and heatmap.slices) or []
+    if heatmap and heatmap.image_key and scan.prediction and len(scan.prediction.slices) == 1:
+        drawn = [0]
     return {
         "series": series,
-        "drawn_slices": (heatmap and heatmap.slices) or [],
+        "drawn_slices": drawn,
+        "outlined_slices": [],
+    }
+
+
+def _answered(scan: Scan) -> dict[str, object]:
+    """Return what is told of a scan's answer: its `scale`, the `doubts` about it, and the `notes`
+    on the images.
+    """
+    prediction = scan.prediction
+    notes = [*(scan.notes or []), *(prediction.notes_on_images if prediction else ())]
+    return {
+        "scale": verdict_scale(prediction) if prediction else None,
+        "doubts": prediction.doubts_of_answer if prediction else [],
+        "notes": list(dict.fromkeys(notes)),
     }
 
 
@@ -277,4 +314,4 @@ def _queued(scan_id: str, act: Act, queued: bool, otherwise: str) -> WerkzeugRes
         flash(otherwise, "warning")
     elif not nudge(PREDICT_SCANS):
         flash(QUEUE_AWAY, "warning")
-    return redirect(url_for("scans.show", scan_id=scan_id))
+    return _to_scan(scan_id)

@@ -19,15 +19,19 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
+    UnaryExpression,
+    and_,
     case,
     exists,
     false,
     func,
+    literal,
     or_,
     select,
     true,
 )
 from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.operators import asc_op, desc_op
 from werkzeug.datastructures import MultiDict
 
 from ml.verdict import STATES, State
@@ -276,6 +280,63 @@ def studies_around(user_id: str, chosen: Mapping[str, Any], scans: Iterable[Scan
     scope = conditions(user_id, _scope(chosen))
     studies = _studies(conditions(user_id, chosen), scans, scope=scope)
     return [one for one in studies.values() if one.total > 1]
+
+
+def neighbors_of(
+    scan: Scan, which: Sequence[ColumnElement[bool]], order: str
+) -> tuple[str | None, str | None]:
+    """Return the ids of the scans before and after this one among those that `which` lets through,
+    in that order; None at the ends. The scan itself may be one that is not let through any more.
+    """
+    columns = [_split(column) for column in order_columns(order)]
+    values = db.session.execute(
+        select(*(column for column, _ in columns)).where(Scan.id == scan.id)
+    ).one()
+    before, after = (
+        db.session.scalar(
+            select(Scan.id)
+            .where(*which, _beyond(columns, values, backward))
+            .order_by(*(_sorted(column, down is not backward) for column, down in columns))
+            .limit(1)
+        )
+        for backward in (True, False)
+    )
+    return before, after
+
+
+def _split(column: Any) -> tuple[ColumnElement[Any], bool]:
+    """Return what a column of an order compares, and whether it puts the largest value first."""
+    if isinstance(column, UnaryExpression) and column.modifier in (desc_op, asc_op):
+        return column.element, column.modifier is desc_op
+    return column, False
+
+
+def _sorted(column: ColumnElement[Any], descending: bool) -> ColumnElement[Any]:
+    return column.desc() if descending else column.asc()
+
+
+def _beyond(
+    columns: Sequence[tuple[ColumnElement[Any], bool]], values: Sequence[Any], backward: bool
+) -> ColumnElement[bool]:
+    """Return what is true of rows that come after one with these values, or before it."""
+    found: list[ColumnElement[bool]] = []
+    equal: list[ColumnElement[bool]] = []
+    for (column, descending), value in zip(columns, values, strict=True):
+        if value is None:  # So it is of all that are equal before, since they have no value.
+            equal.append(column.is_(None))
+            continue
+        given = literal(value, column.type)
+        is_beyond = column < given if descending is not backward else column > given
+        found.append(and_(*equal, is_beyond))
+        equal.append(column == given)
+    # What an index can start from, where the first value is one that it has.
+    (first, descending), value = columns[0], values[0]
+    if value is None or isinstance(value, bool):
+        return or_(*found)
+    return and_(
+        first <= value if descending is not backward else first >= value,
+        or_(*found),
+    )
 
 
 def own_scans(user_id: str, ids: Sequence[str]) -> list[Scan]:

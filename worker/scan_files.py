@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from ml.errors import ArtifactError, ImageError
 from ml.scans.slices import Series, render
-from ml.scans.volume import write_volume
+from ml.scans.volume import has_volume, write_volume
 from webapp import logs
 from webapp.extensions import db
 from webapp.intake import PACKED
@@ -70,7 +70,7 @@ def _unpack(original: Path) -> list[Path]:
 
 
 def store_pictures(scan_id: str, series: Series, index: int) -> None:
-    """Store one slice as image and thumbnail, and the slices of a series as a volume."""
+    """Store one slice as image and thumbnail, and all slices as a volume for the viewer."""
     shown = series.slices[index]
     for key, max_px in (
         (f"images/{scan_id}.png", IMAGE_PX),
@@ -78,7 +78,7 @@ def store_pictures(scan_id: str, series: Series, index: int) -> None:
     ):
         content = png(render(shown, max_px))
         retry_storage(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
-    if len(series.slices) > 1:
+    if has_volume(series):
         with presence().work_folder() as folder:
             retry_disk(lambda: write_volume(series, folder / "volume"))
             retry_storage(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))

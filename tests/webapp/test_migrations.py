@@ -22,7 +22,7 @@ from webapp.models import AuditEvent, JobStatus, ModelVersion, Promotion, Scan
 OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
 """A database of the eleven migrations that the first one replaces, with rows in every table."""
 
-SINCE = {"second_factor", "recovery_code"}
+SINCE = {"second_factor", "recovery_code", "earlier_answer"}
 """Tables that later migrations made."""
 
 

@@ -54,7 +54,7 @@ def test_the_most_suspicious_slice_is_shown_first_with_its_heat_map(
         ' height="10" alt="Slice 24 of 24">' in page
     )
     assert f'src="/scans/{scan_id}/slices/23/heatmap.png"' in page
-    assert "data-slices='[0, 23]'" in page
+    assert "data-heat='[0, 23]'" in page
 
 
 def test_every_slice_has_its_bar(app: Flask, ann: FlaskClient, hu: NDArray[np.int16]) -> None:
@@ -105,7 +105,7 @@ def test_a_verdict_without_suspicious_slices_begins_in_the_middle(
         db.session.commit()
     page = ann.get(f"/scans/{scan_id}").text
     assert 'alt="Slice 12 of 24"' in page
-    assert "Look at" not in page and 'class="mark"' not in page
+    assert "Look at" not in page and 'rect class="mark"' not in page
 
 
 def test_heat_maps_that_are_drawn_later_come_by_themselves(
@@ -117,7 +117,7 @@ def test_heat_maps_that_are_drawn_later_come_by_themselves(
         db.session.commit()
     page = ann.get(f"/scans/{scan_id}").text
     assert "The heat maps are being generated…" in page
-    assert "data-slices='[]'" in page
+    assert "data-heat='[]'" in page
     assert "heatmap.png" not in page
     ask = f"/scans/{scan_id}/progress?seen={seen(page)}"
     assert ann.get(ask).status_code == 204
@@ -127,7 +127,7 @@ def test_heat_maps_that_are_drawn_later_come_by_themselves(
     answer = ann.get(ask)
     assert (
         answer.status_code,
-        "data-slices='[0, 23]'" in answer.text,
+        "data-heat='[0, 23]'" in answer.text,
         'id="viewer" hx-preserve' in answer.text,
     ) == (286, True, True)
 

@@ -312,18 +312,18 @@ def initial_weights(encoder: EncoderName | None) -> list[SelectChoice]:
         select(
             ModelVersion.id,
             ModelVersion.architecture,
-            ModelVersion.card_id,
+            ModelVersion.number,
             ModelVersion.created_at,
         )
         .where(ModelVersion.run_id.is_not(None), ModelVersion.architecture.in_(alike))
         .order_by(ModelVersion.created_at.desc())
         .limit(VERSIONS_OFFERED)
     )
-    for id, architecture, card_id, created_at in earlier:
+    for id, architecture, number, created_at in earlier:
         choices.append(
             SelectChoice(
                 f"version:{id}",
-                f"Version {card_id} ({architecture}) of {created_at:%Y-%m-%d %H:%M} UTC",
+                f"{display_name(architecture)} · v{number} of {created_at:%Y-%m-%d %H:%M} UTC",
             )
         )
     return choices

@@ -16,6 +16,7 @@ from webapp.admin.operating_points import asked_for, chosen_for, described, offe
 from webapp.admin.pages import REFUSED, blueprint, page_of
 from webapp.audit import record
 from webapp.charts import roc_chart, scan_roc_chart
+from webapp.display import name_of_version
 from webapp.extensions import database_now, db, reads_only
 from webapp.forms import PostedForm, TextField, at_most
 from webapp.jobs import PREDICT_SCANS, nudge
@@ -135,7 +136,7 @@ def promote(version_id: str) -> ResponseReturnValue:
             act = Act.POINT_CHANGED if was_live else Act.VERSION_PROMOTED
             record(act, version.id, detail=str(version.operating_point))
             db.session.commit()
-            flash(f"Version {version.card_id} is now live, {version.operating_point}.", "success")
+            flash(f"{name_of_version(version)} is now live, {version.operating_point}.", "success")
             return redirect(url_for("admin.models"))
     return show_version(version, form), REFUSED
 
@@ -206,6 +207,10 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         .options(joinedload(Promotion.by))
         .order_by(Promotion.id.desc())
     ).all()
+    comparisons = comparisons_of(version)
+    compared = select(ModelVersion).where(
+        ModelVersion.id.in_({found["version_id"] for found in comparisons})
+    )
     chosen = chosen_for(version)
     return render_template(
         "admin/model.html",
@@ -215,7 +220,11 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         chosen=chosen,
         offered=offered_for(version),
         before=version_before(version) if is_live else None,
-        comparisons=comparisons_of(version),
+        comparisons=comparisons,
+        names={
+            each.id: name_of_version(each)
+            for each in db.session.scalars(compared.options(defer(ModelVersion.card)))
+        },
         roc=roc_chart(version.card),
         scan_roc=scan_roc_chart(version.card, chosen.scan_threshold),
         form=form,

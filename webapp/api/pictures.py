@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from flask import Response
@@ -58,7 +59,7 @@ def operation(
 @operation("read_image", "image.png", BINARY, "image/png")
 def image(scan_id: str) -> Response:
     """Download the slice that represents the scan, as shown on its page."""
-    return picture(key_of(scan_id, Scan.image_key, "image"))
+    return picture(*file_of(scan_id, Scan.image_key, "image"))
 
 
 @operation("read_heatmap", "heatmap.png", BINARY, "image/png")
@@ -76,7 +77,7 @@ def volume(scan_id: str) -> Response:
     """Download all slices of a series as NIfTI (.nii.gz, int16), in HU; for images without HU, gray
     levels from 0 to 1 in thousandths.
     """
-    return series_file(key_of(scan_id, Scan.volume_key, "volume"))
+    return series_file(file_of(scan_id, Scan.volume_key, "volume")[0])
 
 
 @operation("read_slice_image", "slices/<int:index>.png", BINARY, "image/png", 422)
@@ -87,7 +88,7 @@ def slice_image(window: Window | None, scan_id: str, index: int) -> Response:
     Slices are numbered from 0 in anatomical order. If the series has no HU, named windows leave
     gray levels unchanged, and `level` and `width` range from 0 to 1.
     """
-    return slice_picture(key_of(scan_id, Scan.volume_key, "volume"), index, window)
+    return slice_picture(file_of(scan_id, Scan.volume_key, "volume")[0], index, window)
 
 
 @operation("read_slice_heatmap", "slices/<int:index>/heatmap.png", BINARY, "image/png")
@@ -101,15 +102,17 @@ def slice_heatmap(scan_id: str, index: int) -> Response:
     return picture(heatmap_key(heatmap_id, index))
 
 
-def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -> str:
-    """Return the storage key of a file that is made together with the result.
+def file_of(
+    scan_id: str, column: InstrumentedAttribute[str | None], what: str
+) -> tuple[str, datetime | None]:
+    """Return the storage key of a file that is made together with the result, and when that was.
 
     Raises:
         NotFound: the token's owner has no such scan, or the scan has no `what`.
         NotYet: it is not ready yet.
     """
     look = db.session.execute(
-        select(Scan.status, column.label("key")).where(is_own(scan_id))
+        select(Scan.status, Scan.finished_at, column.label("key")).where(is_own(scan_id))
     ).one_or_none()
     if look is None:
         raise NotFound(NO_SUCH_SCAN)
@@ -117,7 +120,7 @@ def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -
         raise NotFound(f"This scan has no {what}.")
     if look.key is None:
         raise NotYet(f"The {what} is not ready yet.")
-    return str(look.key)
+    return str(look.key), look.finished_at
 
 
 def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:

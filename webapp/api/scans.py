@@ -33,6 +33,7 @@ from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
     ORIGINAL_REMOVED,
     Act,
+    EarlierAnswer,
     JobStatus,
     ModelVersion,
     Prediction,
@@ -41,6 +42,7 @@ from webapp.models import (
     force,
     result_of,
     retry,
+    score_again,
 )
 
 
@@ -217,6 +219,18 @@ def retry_scan(scan_id: str) -> dict[str, Any]:
     return queued(scan_id, Act.SCAN_RETRIED, retry(scan_id), refusal)
 
 
+@blueprint.post("/scans/<scan_id>/score-again")
+@documented("score_scan_again", 404, 409)
+@blueprint.response(202, JobSchema)
+def score_scan_again(scan_id: str) -> dict[str, Any]:
+    """Score a scan that has a result with the live model; the result joins `earlier_answers`."""
+    removed_at = require_own(scan_id)
+    refusal = (
+        ORIGINAL_REMOVED if removed_at else "Only scans that have a result can be scored again."
+    )
+    return queued(scan_id, Act.SCAN_SCORED_AGAIN, score_again(scan_id), refusal)
+
+
 @blueprint.delete("/scans/<scan_id>")
 @documented("delete_scan", 404)
 @blueprint.response(204)
@@ -263,6 +277,9 @@ def with_result(scans: Select[Scan], load: Callable[..., Any] = joinedload) -> S
     prediction = load(Scan.prediction)
     return scans.options(
         load(Scan.history),
+        load(Scan.earlier_answers)
+        .joinedload(EarlierAnswer.model_version)
+        .load_only(ModelVersion.architecture),
         prediction.joinedload(Prediction.model_version).load_only(ModelVersion.architecture),
         prediction.joinedload(Prediction.heatmap),
     )
@@ -297,5 +314,6 @@ def scan_as_json(scan: Scan) -> dict[str, Any]:
             else None
         ),
         "earlier_attempts": scan.history,
+        "earlier_answers": scan.earlier_answers,
         "result": result,
     }

@@ -128,6 +128,17 @@ class AttemptSchema(Schema):
     outcome = fields.String(required=True)
 
 
+class EarlierAnswerSchema(Schema):
+    """What an earlier model version, or the same one, answered before the scan was scored again."""
+
+    answered_at = fields.AwareDateTime(required=True)
+    verdict = fields.String(required=True)
+    state = fields.String(required=True, validate=validate.OneOf(STATES))
+    probability = fields.Float(required=True, validate=SHARE)
+    threshold = fields.Float(required=True, validate=SHARE)
+    model_version = fields.Nested(ModelVersionSchema, required=True)
+
+
 class ScanSchema(Schema):
     """A scan: `result` is null until `status` is done; `error` says why a scan failed."""
 
@@ -168,6 +179,11 @@ class ScanSchema(Schema):
         },
     )
     earlier_attempts = fields.List(fields.Nested(AttemptSchema), required=True)
+    earlier_answers = fields.List(
+        fields.Nested(EarlierAnswerSchema),
+        required=True,
+        metadata={"description": "Results from before the scan was scored again, newest first."},
+    )
     result = fields.Nested(ResultSchema, required=True, allow_none=True)
 
 

@@ -21,6 +21,7 @@ from webapp.models.operations import Act, AuditEvent, Worker
 from webapp.models.scans import (
     IN_ITS_TURN,
     ORIGINAL_REMOVED,
+    EarlierAnswer,
     Heatmap,
     Order,
     Prediction,
@@ -28,6 +29,7 @@ from webapp.models.scans import (
     force,
     result_of,
     retry,
+    score_again,
     set_stat,
     urgent_room,
 )
@@ -42,6 +44,7 @@ __all__ = [
     "Attempt",
     "AuditEvent",
     "Dataset",
+    "EarlierAnswer",
     "Heatmap",
     "JobStatus",
     "Leased",
@@ -71,6 +74,7 @@ __all__ = [
     "require_promotable",
     "result_of",
     "retry",
+    "score_again",
     "set_stat",
     "urgent_room",
     "version_before",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
@@ -15,10 +15,12 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
+    func,
     or_,
     select,
 )
-from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
 from webapp.models.accounts import User
@@ -160,6 +162,25 @@ class ModelVersion(HasOperatingPoint, db.Model):
     promotions: Mapped[list[Promotion]] = relationship(
         back_populates="version", order_by="Promotion.id"
     )
+    if TYPE_CHECKING:
+        number: Mapped[int]
+
+
+_earlier = ModelVersion.__table__.alias()
+ModelVersion.number = column_property(
+    select(func.count())
+    .where(
+        _earlier.c.architecture == ModelVersion.architecture,
+        or_(
+            _earlier.c.created_at < ModelVersion.created_at,
+            and_(
+                _earlier.c.created_at == ModelVersion.created_at, _earlier.c.id <= ModelVersion.id
+            ),
+        ),
+    )
+    .correlate_except(_earlier)
+    .scalar_subquery(),
+)
 
 
 class Promotion(HasOperatingPoint, db.Model):

@@ -59,6 +59,7 @@ class Act(StrEnum):
     SCAN_SUBMITTED = "scan submitted"
     SCAN_CANCELLED = "scan cancelled"
     SCAN_RETRIED = "scan retried"
+    SCAN_SCORED_AGAIN = "scan scored again"  # With the live model.
     SCAN_FORCED = "scan forced"  # Scored although it does not look like a head CT.
     SCAN_MADE_STAT = "scan made STAT"
     SCAN_MADE_ROUTINE = "scan made routine"

@@ -232,13 +232,14 @@ def test_differences_to_other_versions_are_seen_from_both_sides(
         )
         assert db.session.get_one(ModelVersion, later).comparisons
     text = text_of(admin.get(f"/admin/models/{later}").text)
-    assert "earlier-one slice 200 +0.012 (−0.004 to +0.030) −0.020 (−0.050 to +0.010)" in text
+    assert "AlexNet SVM · v1 slice 200 +0.012 (−0.004 to +0.030) −0.020 (−0.050 to +0.010)" in text
     assert "patient 0 one class is missing there is no image" in text
-    assert "no-answers These runs have no image in common." in text
-    assert "later-one slice 200 −0.012 (−0.030 to +0.004) +0.020 (−0.010 to +0.050)" in text_of(
-        admin.get(f"/admin/models/{earlier}").text
+    assert "AlexNet SVM · v2 These runs have no image in common." in text
+    assert (
+        "AlexNet SVM · v3 slice 200 −0.012 (−0.030 to +0.004) +0.020 (−0.010 to +0.050)"
+        in text_of(admin.get(f"/admin/models/{earlier}").text)
     )
-    assert "later-one These runs have no image in common." in text_of(
+    assert "AlexNet SVM · v3 These runs have no image in common." in text_of(
         admin.get(f"/admin/models/{nothing}").text
     )
 

@@ -37,7 +37,10 @@ class TestPromotion:
             live = live_version("slice")
             assert live is not None and live.id == new
         page = admin.get("/admin/models").text
-        assert "Roll back to old-card" in page and f'action="/admin/models/{old}/promote"' in page
+        assert (
+            "Roll back to AlexNet SVM · v1" in page
+            and f'action="/admin/models/{old}/promote"' in page
+        )
         assert f'action="/admin/models/{old}/promote"' in admin.get(f"/admin/models/{new}").text
         assert (
             admin.post(
@@ -58,7 +61,7 @@ class TestPromotion:
         assert (
             page.index("It missed a bleed.") < page.index("Better AUROC.") < page.index("It ships.")
         )
-        assert "Roll back to new-card" in page
+        assert "Roll back to AlexNet SVM · v2" in page
 
     def test_a_blocked_version_is_refused_with_its_sentence(
         self, app: Flask, admin: FlaskClient
