@@ -1,7 +1,7 @@
 """The study that a series belongs to
 
 Revision ID: 5c1e7a94d2b8
-Revises: 71a4c0d9e2b8
+Revises: 4c81d7e2f0a9
 Created: 2026-11-29 14:10:00
 """
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "5c1e7a94d2b8"
-down_revision = "71a4c0d9e2b8"
+down_revision = "4c81d7e2f0a9"
 branch_labels = None
 depends_on = None
 
