@@ -35,7 +35,7 @@ from webapp.forms import WorklistFilterForm, is_id
 from webapp.intake.dicom_series import by_numbers
 from webapp.intake.rearrange import may_be_joined, may_be_split
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import Act, Order, Scan, cancel, retry, set_stat
+from webapp.models import Act, Order, Scan, cancel, retry, score_again, set_stat
 from webapp.paging import requested_page
 from webapp.submission import QUEUE_AWAY, ScanForm, offered_phantoms
 from webapp.worklist_query import (
@@ -162,8 +162,8 @@ def rows() -> Response:
 @blueprint.post("/selected")
 @login_required
 def act() -> str | WerkzeugResponse:
-    """Do to the selected scans (`id`, repeated) what `action` says: cancel, retry, stat, routine,
-    csv or json; join, split and delete ask first.
+    """Do to the selected scans (`id`, repeated) what `action` says: cancel, retry, again, stat,
+    routine, csv or json; join, split and delete ask first.
     """
     ids, action = _ids(request.form.getlist("id")), request.form.get("action", "")
     if action not in {*CHANGES, *ASKED_FIRST, "csv", "json"}:
@@ -178,7 +178,7 @@ def act() -> str | WerkzeugResponse:
         return _export(ids, action)
     change, done, otherwise = CHANGES[action]
     changed = sum(change(scan) for scan in scans)
-    if action == "retry" and changed and not nudge(PREDICT_SCANS):
+    if action in ("retry", "again") and changed and not nudge(PREDICT_SCANS):
         flash(QUEUE_AWAY, "warning")
     _report(changed, len(scans), done, otherwise)
     return _back()
@@ -235,6 +235,10 @@ def _retry(scan: Scan) -> bool:
     return _recorded(retry(scan.id), Act.SCAN_RETRIED, scan)
 
 
+def _score_again(scan: Scan) -> bool:
+    return _recorded(score_again(scan.id), Act.SCAN_SCORED_AGAIN, scan)
+
+
 def _make_stat(scan: Scan) -> bool:
     return _recorded(set_stat(scan.id, scan.user_id, True), Act.SCAN_MADE_STAT, scan)
 
@@ -249,6 +253,11 @@ CHANGES: dict[str, tuple[Callable[[Scan], bool], str, str]] = {
         _retry,
         "queued again",
         "cannot be retried: only failed or canceled scans whose file is still stored can",
+    ),
+    "again": (
+        _score_again,
+        "queued again",
+        "has no result to replace, or its file is no longer stored",
     ),
     "stat": (
         _make_stat,

@@ -572,6 +572,18 @@ def test_several_scans_are_cancelled_and_retried(any_database_app: Flask, ann: F
     assert acts(app) == ["scan cancelled"] * 2 + ["scan retried"] * 2
 
 
+def test_answered_scans_are_scored_again(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+    ann = logged_in("ann")
+    answered, waits = add_scan(app, title="answered"), add_scan(app, title="waits")
+    add_verdict(app, answered)
+    ann.post("/scans/selected", data={"id": [answered, waits], "action": "again"})
+    page = ann.get("/scans").text
+    assert "1 scan was queued again." in page and "1 scan has no result to replace" in page
+    scan = scan_of(app, "answered")
+    assert (scan.status, scan.verdict_state) == (JobStatus.QUEUED, None)
+    assert acts(app) == ["scan scored again"]
+
+
 def test_stat_is_switched_within_the_limit(any_database_app: Flask, ann: FlaskClient) -> None:
     app = any_database_app
     app.config["MAX_STAT"] = 1  # "urgent waits" is that one.
@@ -622,7 +634,10 @@ def test_the_export_is_what_the_api_tells(
     assert (waiting["status"], waiting["probability"]) == ("queued", "")
 
 
-@pytest.mark.parametrize("action", ["cancel", "retry", "stat", "routine", "delete", "csv", "json"])
+@pytest.mark.parametrize(
+    "action",
+    ["cancel", "retry", "again", "stat", "routine", "delete", "join", "split", "csv", "json"],
+)
 def test_nobody_sees_or_changes_scans_of_others(
     any_database_app: Flask, ann: FlaskClient, action: str
 ) -> None:

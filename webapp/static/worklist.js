@@ -96,7 +96,7 @@ async function refresh() {
       const body = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("tbody");
       Array.from(body.rows).forEach((row) => replaceRow(document.adoptNode(row)));
       showNews(Number(body.dataset.news));
-      showTimes(table);
+      showTimes(table());
       showSelection();
       table().toggleAttribute("data-more", "more" in body.dataset);
     } else if (answer.status !== 304) {
