@@ -22,7 +22,14 @@ from webapp.models import AuditEvent, JobStatus, ModelVersion, Promotion, Scan
 OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
 """A database of the eleven migrations that the first one replaces, with rows in every table."""
 
-SINCE = {"second_factor", "recovery_code"}
+SINCE = {
+    "dataset_scan",
+    "opinion",
+    "recovery_code",
+    "second_factor",
+    "share",
+    "site_figures",
+}
 """Tables that later migrations made."""
 
 

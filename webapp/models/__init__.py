@@ -1,6 +1,14 @@
 """The rows, by topic."""
 
-from webapp.models.accounts import ApiToken, LoginSession, PasswordReset, Role, User, active_admins
+from webapp.models.accounts import (
+    REVIEWERS,
+    ApiToken,
+    LoginSession,
+    PasswordReset,
+    Role,
+    User,
+    active_admins,
+)
 from webapp.models.learning import (
     OWN_THRESHOLDS,
     Dataset,
@@ -8,16 +16,20 @@ from webapp.models.learning import (
     OperatingPoint,
     Promotion,
     PromotionRefused,
+    SiteFigures,
     TrainingRun,
     answering_versions,
+    dataset_scan,
     live_version,
     promote,
     require_promotable,
+    training_run_dataset,
     version_before,
     waits_for_check,
 )
 from webapp.models.leased import Attempt, JobStatus, Leased, cancel, new_id, queue_again
 from webapp.models.operations import Act, AuditEvent, Worker
+from webapp.models.opinions import Finding, Opinion, Share
 from webapp.models.scans import (
     IN_ITS_TURN,
     ORIGINAL_REMOVED,
@@ -37,17 +49,20 @@ __all__ = [
     "IN_ITS_TURN",
     "ORIGINAL_REMOVED",
     "OWN_THRESHOLDS",
+    "REVIEWERS",
     "Act",
     "ApiToken",
     "Attempt",
     "AuditEvent",
     "Dataset",
+    "Finding",
     "Heatmap",
     "JobStatus",
     "Leased",
     "LoginSession",
     "ModelVersion",
     "OperatingPoint",
+    "Opinion",
     "Order",
     "PasswordReset",
     "Prediction",
@@ -57,12 +72,15 @@ __all__ = [
     "Role",
     "Scan",
     "SecondFactor",
+    "Share",
+    "SiteFigures",
     "TrainingRun",
     "User",
     "Worker",
     "active_admins",
     "answering_versions",
     "cancel",
+    "dataset_scan",
     "force",
     "live_version",
     "new_id",
@@ -72,6 +90,7 @@ __all__ = [
     "result_of",
     "retry",
     "set_stat",
+    "training_run_dataset",
     "urgent_room",
     "version_before",
     "waits_for_check",

@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     or_,
     select,
 )
@@ -32,9 +33,18 @@ training_run_dataset = Table(
 )
 
 
+dataset_scan = Table(
+    "dataset_scan",
+    db.metadata,
+    Column("dataset_id", ForeignKey("dataset.id", ondelete="CASCADE"), primary_key=True),
+    Column("scan_id", ForeignKey("scan.id", ondelete="CASCADE"), primary_key=True, index=True),
+)
+"""Which confirmed scans a data set was made of."""
+
+
 class Dataset(Leased, db.Model):
-    """Labelled images that an admin imports: one archive in storage, read by a train worker before
-    it counts.
+    """Labelled images that an admin imports, or has made of confirmed scans: one archive in
+    storage, read by a train worker before it counts.
     """
 
     name: Mapped[str] = mapped_column(String(80), unique=True)
@@ -45,12 +55,19 @@ class Dataset(Leased, db.Model):
         JSON
     )  # `ml.exploration.summary.explore`
     contact_sheet_key: Mapped[str | None] = mapped_column(String(200))
+    # Which confirmed scans a worker is to make it of (`webapp.confirmed`); empty if imported.
+    made_from: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     imported_by: Mapped[User | None] = relationship()
 
 
 class TrainingRun(Leased, db.Model):
-    """One training that an admin launched; it ends in at most one model version."""
+    """One training that an admin launched; it ends in at most one model version.
 
+    A calibration fits the version that its initial weights name to a data set of this site, and
+    trains nothing.
+    """
+
+    is_calibration: Mapped[bool] = mapped_column(default=False, server_default=false())
     launched_by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
     architecture: Mapped[str] = mapped_column(String(40))
     settings: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -69,6 +86,18 @@ class TrainingRun(Leased, db.Model):
     def in_attempt(cls) -> str | None:
         """Return the column that names a run."""
         return "run_id"
+
+
+class SiteFigures(Leased, db.Model):
+    """What the live versions achieve on this site's confirmed scans, computed by a train worker;
+    pages show the newest that is done.
+    """
+
+    __tablename__ = "site_figures"
+
+    asked_by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
+    # A list with one entry for each live version (`worker.site_figures`).
+    figures: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
 
 
 OWN_THRESHOLDS = "own thresholds"

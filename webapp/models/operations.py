@@ -59,6 +59,15 @@ class Act(StrEnum):
     SCAN_MADE_STAT = "scan made STAT"
     SCAN_MADE_ROUTINE = "scan made routine"
     SCAN_DELETED = "scan deleted"
+    SCAN_SHARED = "scan shared"
+    SHARING_ENDED = "sharing ended"  # (the scan)
+    OPINION_GIVEN = "opinion given"  # (the scan)
+    OPINION_CHANGED = "opinion changed"
+    OPINION_WITHDRAWN = "opinion withdrawn"
+    ROLE_CHANGED = "role changed"  # (the person whose role it is)
+    DATASET_REQUESTED = "data set requested"  # Of confirmed scans.
+    FIGURES_REQUESTED = "site figures requested"
+    VERSION_CALIBRATED = "calibration launched"  # (the run)
     DATASET_IMPORTED = "data set imported"
     IMPORT_CANCELLED = "import cancelled"
     DATASET_DELETED = "data set deleted"
@@ -75,7 +84,8 @@ class AuditEvent(db.Model):
 
     So it holds ids and no names, and no foreign keys: it outlives the people and things that it
     speaks of. `actor_id` is empty where nobody was logged in; `address` is the client's, or
-    "command line". `detail` is the operating point that was chosen, where one was.
+    "command line". `detail` is what was chosen, where the act leaves a choice: an operating point, a
+    role, a finding.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
