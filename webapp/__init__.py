@@ -30,6 +30,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         health,
         jobs,
         metrics,
+        opinion_pages,
         pictures,
         scans,
         second_factor_pages,
@@ -59,7 +60,17 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     storage.init_storage(app)
     space.init_space(app)
 
-    for module in (auth, second_factor_pages, scans, worklist, pictures, admin, health, metrics):
+    for module in (
+        auth,
+        second_factor_pages,
+        scans,
+        opinion_pages,
+        worklist,
+        pictures,
+        admin,
+        health,
+        metrics,
+    ):
         app.register_blueprint(module.blueprint)
     api.init_api(app)
     display.init_display(app)

@@ -44,6 +44,11 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
                 f"{name} must be a whole number, not {environ[name]!r}."
             ) from err
 
+    def percent(name: str, default: int) -> int:
+        if not 0 <= (given := number(name, default)) <= 100:
+            raise ConfigurationError(f"{name} must be a percentage from 0 to 100, not {given}.")
+        return given
+
     def choice(name: str, choices: tuple[str, ...]) -> str:
         if (chosen := environ.get(name) or choices[0]) not in choices:
             raise ConfigurationError(f"{name} must be {' or '.join(choices)}, not {chosen!r}.")
@@ -150,6 +155,9 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # 1 blacks out everything outside the head, where names may be burned in, in all images that
         # are shown or derived; submitted files are not changed.
         "COVER_BESIDE_HEAD": environ.get("COVER_BESIDE_HEAD", "0") == "1",
+        # Percentage of the scans shared with the reviewers that the review queue chooses at random:
+        # enough for figures of the usual scans, few enough to be read.
+        "REVIEW_PERCENT": percent("REVIEW_PERCENT", 10),
         # Bearer token for /metrics; without it the page does not exist.
         "METRICS_TOKEN": environ.get("METRICS_TOKEN") or "",
         # Folder with ImageNet weights (`ml.catalogue.IMAGENET_WEIGHTS`) that are offered as initial

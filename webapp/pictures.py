@@ -1,4 +1,4 @@
-"""Images of a scan and slices of a series, served to the scan's owner only: the routes of the
+"""Images of a scan and slices of a series, served to those who may see the scan: the routes of the
 pages, and the responses that the API shares with them.
 """
 
@@ -18,6 +18,7 @@ from werkzeug.wsgi import FileWrapper
 from webapp.extensions import db
 from webapp.forms import is_id
 from webapp.models import Heatmap, Prediction, Scan
+from webapp.sharing import visible_to
 from webapp.storage import storage
 from webapp.volume import WINDOWS, Window, open_volume
 
@@ -58,7 +59,7 @@ class WindowSchema(Schema):
 @login_required
 def image(scan_id: str) -> Response:
     """Send the slice that represents the scan."""
-    (key,) = _of_own_scan(scan_id, Scan.image_key)
+    (key,) = _of_scan(scan_id, Scan.image_key)
     return picture(key)
 
 
@@ -66,7 +67,7 @@ def image(scan_id: str) -> Response:
 @login_required
 def thumbnail(scan_id: str) -> Response:
     """Send that slice as a thumbnail."""
-    (key,) = _of_own_scan(scan_id, Scan.thumbnail_key)
+    (key,) = _of_scan(scan_id, Scan.thumbnail_key)
     return picture(key)
 
 
@@ -74,7 +75,7 @@ def thumbnail(scan_id: str) -> Response:
 @login_required
 def heatmap(scan_id: str) -> Response:
     """Send the heat map, an overlay for the image."""
-    (key,) = _of_own_scan(scan_id, Heatmap.image_key)
+    (key,) = _of_scan(scan_id, Heatmap.image_key)
     return picture(key)
 
 
@@ -82,7 +83,7 @@ def heatmap(scan_id: str) -> Response:
 @login_required
 def volume(scan_id: str) -> Response:
     """Send all slices of a series as one file."""
-    (key,) = _of_own_scan(scan_id, Scan.volume_key)
+    (key,) = _of_scan(scan_id, Scan.volume_key)
     return series_file(key)
 
 
@@ -90,7 +91,7 @@ def volume(scan_id: str) -> Response:
 @login_required
 def slice_image(scan_id: str, index: int) -> Response:
     """Send one slice of a series as a PNG, with the window of the query."""
-    (key,) = _of_own_scan(scan_id, Scan.volume_key)
+    (key,) = _of_scan(scan_id, Scan.volume_key)
     try:
         window = WindowSchema().load(request.args, unknown=EXCLUDE)
     except ValidationError:
@@ -102,7 +103,7 @@ def slice_image(scan_id: str, index: int) -> Response:
 @login_required
 def slice_heatmap(scan_id: str, index: int) -> Response:
     """Send the heat map of one slice of a series, an overlay for its image."""
-    drawn = _of_own_scan(scan_id, Heatmap.id, Heatmap.slices)
+    drawn = _of_scan(scan_id, Heatmap.id, Heatmap.slices)
     return picture(heatmap_key(drawn.id, index) if index in (drawn.slices or ()) else None)
 
 
@@ -166,8 +167,8 @@ def _private_response(
     return answer
 
 
-def _of_own_scan(scan_id: str, *columns: InstrumentedAttribute[Any]) -> Row[Any]:
-    """Return columns of one of the current user's scans; 404 for anybody else's."""
+def _of_scan(scan_id: str, *columns: InstrumentedAttribute[Any]) -> Row[Any]:
+    """Return columns of a scan that the current user may see; 404 for any other."""
     found = (
         is_id(scan_id)
         and db.session.execute(
@@ -175,7 +176,7 @@ def _of_own_scan(scan_id: str, *columns: InstrumentedAttribute[Any]) -> Row[Any]
             .select_from(Scan)
             .outerjoin(Scan.prediction)
             .outerjoin(Prediction.heatmap)
-            .where(Scan.id == scan_id, Scan.user_id == current_user.id)
+            .where(Scan.id == scan_id, visible_to(current_user.id))
         ).one_or_none()
     )
     if not found:

@@ -20,7 +20,7 @@ from flask import (
     url_for,
 )
 from flask_login import current_user, login_required
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import joinedload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -29,7 +29,7 @@ from webapp.audit import record
 from webapp.bleeding_types import typed
 from webapp.deletion import delete_scan
 from webapp.extensions import database_now, db, noting
-from webapp.forms import PhantomForm, ScanForm, is_id
+from webapp.forms import OpinionForm, PhantomForm, ScanForm, is_id
 from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, accept_scans, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
@@ -45,7 +45,9 @@ from webapp.models import (
     force,
     retry,
 )
+from webapp.opinions import panel
 from webapp.series_view import series_view
+from webapp.sharing import shared_with, visible_to
 from webapp.storage import StorageError
 from webapp.volume import open_volume
 
@@ -114,8 +116,13 @@ def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
 @login_required
 def show(scan_id: str) -> str:
     """Show a scan with its progress or result."""
-    scan = _own_scan(scan_id)
+    scan = visible_scan(scan_id)
     _note_opened(scan)
+    return scan_page(scan)
+
+
+def scan_page(scan: Scan, opinion_form: OpinionForm | None = None) -> str:
+    """Return the page of a scan; `opinion_form` is an opinion that was refused."""
     return render_template(
         "scans/show.html",
         scan=scan,
@@ -123,6 +130,7 @@ def show(scan_id: str) -> str:
         **_pictured(scan),
         **_neighbors(scan),
         **typed(scan.prediction),
+        **panel(scan, current_user.id, opinion_form),
     )
 
 
@@ -132,14 +140,19 @@ def progress(scan_id: str) -> Response:
     """Return the part of the scan's page that changes, or 204 if the page already shows it
     (`seen`).
     """
-    scan = _own_scan(scan_id)
+    scan = visible_scan(scan_id)
     standing = _standing(scan)
     if standing["open"] and standing["state"] == request.args.get("seen"):
         return Response(status=204)
     _note_opened(scan)
     page = Response(
         render_template(
-            "scans/_result.html", scan=scan, **standing, **_pictured(scan), **typed(scan.prediction)
+            "scans/_result.html",
+            scan=scan,
+            is_owner=scan.user_id == current_user.id,
+            **standing,
+            **_pictured(scan),
+            **typed(scan.prediction),
         )
     )
     if not standing["open"]:
@@ -152,7 +165,7 @@ def progress(scan_id: str) -> Response:
 @login_required
 def score_anyway(scan_id: str) -> WerkzeugResponse:
     """Score a scan that was rejected because it does not look like a head CT."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     return _queued(
         scan.id,
         Act.SCAN_FORCED,
@@ -165,7 +178,7 @@ def score_anyway(scan_id: str) -> WerkzeugResponse:
 @login_required
 def cancel_scan(scan_id: str) -> WerkzeugResponse:
     """Cancel a queued or running scan."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     cancelled = cancel(Scan, Scan.id == scan.id)
     if cancelled:
         record(Act.SCAN_CANCELLED, scan.id)
@@ -179,7 +192,7 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
 @login_required
 def retry_scan(scan_id: str) -> WerkzeugResponse:
     """Retry a failed or canceled scan."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     otherwise = (
         ORIGINAL_REMOVED
         if scan.original_removed_at
@@ -192,7 +205,7 @@ def retry_scan(scan_id: str) -> WerkzeugResponse:
 @login_required
 def remove(scan_id: str) -> WerkzeugResponse:
     """Delete a scan with everything derived from it."""
-    if delete_scan(_own_scan(scan_id).id):
+    if delete_scan(own_scan(scan_id).id):
         flash("The scan and all its results have been deleted.", "success")
     else:
         flash(
@@ -218,13 +231,23 @@ def _phantom_folder() -> Path:
     return Path(current_app.static_folder or "") / "phantoms"
 
 
-def _own_scan(scan_id: str) -> Scan:
+def own_scan(scan_id: str) -> Scan:
     """Return a scan of the current user with its result; 404 for anybody else's."""
+    return _scan_where(scan_id, Scan.user_id == current_user.id)
+
+
+def visible_scan(scan_id: str) -> Scan:
+    """Return a scan that the current user may see, with its result; 404 for any other."""
+    return _scan_where(scan_id, visible_to(current_user.id))
+
+
+def _scan_where(scan_id: str, allowed: ColumnElement[bool]) -> Scan:
     prediction = joinedload(Scan.prediction)
     scan = is_id(scan_id) and db.session.scalar(
         select(Scan)
-        .where(Scan.id == scan_id, Scan.user_id == current_user.id)
+        .where(Scan.id == scan_id, allowed)
         .options(
+            joinedload(Scan.user),
             prediction.joinedload(Prediction.heatmap),
             prediction.joinedload(Prediction.model_version).load_only(
                 ModelVersion.architecture, ModelVersion.card_id
@@ -238,7 +261,7 @@ def _own_scan(scan_id: str) -> Scan:
 
 def _note_opened(scan: Scan) -> None:
     """Note that the owner of an unread scan sees what became of it."""
-    if scan.is_unread:
+    if scan.is_unread and scan.user_id == current_user.id:
         with noting():
             db.session.execute(
                 update(Scan).where(Scan.id == scan.id).values(opened_at=database_now()),
@@ -247,10 +270,17 @@ def _note_opened(scan: Scan) -> None:
 
 
 def _neighbors(scan: Scan) -> dict[str, str | None]:
-    """Return the ids of the scans before and after this one in its owner's list, newest first, as
-    `previous_id` and `next_id`; None at the ends.
+    """Return the ids of the scans before and after this one in the reader's list, newest first, as
+    `previous_id` and `next_id`; None at the ends. Those of somebody else are in a list of their
+    own.
     """
-    own = select(Scan.id).where(Scan.user_id == scan.user_id).limit(1)
+    reader_id = current_user.id
+    of_list = (
+        Scan.user_id == reader_id
+        if scan.user_id == reader_id
+        else Scan.id.in_(shared_with(reader_id)) & (Scan.user_id != reader_id)
+    )
+    own = select(Scan.id).where(of_list).limit(1)
     # The first condition is what an index can start from.
     newer = (Scan.created_at >= scan.created_at) & (
         (Scan.created_at > scan.created_at) | (Scan.id < scan.id)

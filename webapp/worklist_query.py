@@ -13,10 +13,13 @@ from datetime import UTC, datetime, time
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, case, false, func, select, true
+from sqlalchemy.orm import joinedload
 
 from ml.verdict import STATES
 from webapp.extensions import db
-from webapp.models import JobStatus, Order, Scan
+from webapp.forms import SHARED
+from webapp.models import JobStatus, Order, Scan, User
+from webapp.sharing import shared_with, visible_to
 
 PENDING = (JobStatus.QUEUED, JobStatus.RUNNING)
 _WORKFLOW = (JobStatus.RUNNING, *(status for status in JobStatus if status != JobStatus.RUNNING))
@@ -98,10 +101,16 @@ def direction(name: str, order: str) -> str | None:
 
 
 def conditions(user_id: str, chosen: Mapping[str, Any]) -> list[ColumnElement[bool]]:
-    """Return what is true of the scans of that person which the filters let through; `chosen` has
-    the valid values of `WorklistFilterForm`. Days are days in UTC, the last one included.
+    """Return what is true of the scans of that person, or of those shared with them, which the
+    filters let through; `chosen` has the valid values of `WorklistFilterForm`. Days are days in
+    UTC, the last one included.
     """
     found: list[ColumnElement[bool]] = [Scan.user_id == user_id]
+    if chosen.get("whose") == SHARED:
+        found = [Scan.id.in_(shared_with(user_id)), Scan.user_id != user_id]
+        if submitter := chosen.get("submitter"):
+            named = User.username_key.contains(submitter.lower(), autoescape=True)
+            found.append(Scan.user_id.in_(select(User.id).where(named)))
     if text := chosen.get("title"):
         found.append(Scan.title.icontains(text, autoescape=True))
     if status := chosen.get("status"):
@@ -126,10 +135,17 @@ def ids_of_page(
 
 def own_scans(user_id: str, ids: Sequence[str]) -> list[Scan]:
     """Return those of these scans that are the person's, in the order of `ids`."""
+    return [scan for scan in visible_scans(user_id, ids) if scan.user_id == user_id]
+
+
+def visible_scans(user_id: str, ids: Sequence[str]) -> list[Scan]:
+    """Return those of these scans that the person may see, with their submitters, in the order of
+    `ids`.
+    """
     found = {
         scan.id: scan
         for scan in db.session.scalars(
-            select(Scan).where(Scan.user_id == user_id, Scan.id.in_(ids))
+            select(Scan).where(Scan.id.in_(ids), visible_to(user_id)).options(joinedload(Scan.user))
         )
     }
     return [found[each] for each in dict.fromkeys(ids) if each in found]

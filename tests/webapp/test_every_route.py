@@ -2,8 +2,8 @@
 text as anything but text.
 
 A cell of the table is the status of an answer to an otherwise empty request; `login` is a
-redirection to the login. The owner is whose the scan, the token, the login and the reset link in
-the address are.
+redirection to the login. The owner is whose the scan, the token, the login, the opinion and the
+reset link in the address are; the scan is shared with the reviewers.
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ from webapp.extensions import db, utc_now
 from webapp.forms import PostedForm
 from webapp.models import (
     ApiToken,
+    Finding,
     Heatmap,
     JobStatus,
     LoginSession,
     ModelVersion,
+    Opinion,
     PasswordReset,
     Prediction,
     Role,
     Scan,
+    Share,
     User,
     promote,
 )
@@ -49,7 +52,7 @@ from webapp.pictures import heatmap_key
 from webapp.security_headers import POLICIES
 from webapp.storage import storage
 
-ROLES = ("anonymous", "other", "owner", "admin", "disabled", "revoked")
+ROLES = ("anonymous", "other", "owner", "reviewer", "admin", "disabled", "revoked")
 TABLE = Path(__file__).with_name("access.csv")
 REFUSED = ("login", "401", "404")
 HOSTILE = """<script>alert(1)</script>'"><img src=x onerror=alert(1)>"""
@@ -59,12 +62,13 @@ HOSTILE = """<script>alert(1)</script>'"><img src=x onerror=alert(1)>"""
 class World:
     """An application with a row of everything, and who asks it.
 
-    `addresses`: what stands for each variable part of a route; `secrets`: the login and the token
-    of each role.
+    `addresses`: what stands for each variable part of a route; `unshared_id`: a scan of the owner
+    that is shared with nobody; `secrets`: the login and the token of each role.
     """
 
     app: Flask
     addresses: dict[str, str]
+    unshared_id: str
     secrets: dict[str, tuple[str, str]]
     saved: Path
 
@@ -95,8 +99,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     home = tmp_path_factory.mktemp("home")
     app = app_on(f"sqlite:///{home / 'test.db'}", home)
     users = {
-        role: make_user(app, role, Role.ADMIN if role == "admin" else Role.USER)
-        for role in ROLES[1:5]
+        role: make_user(app, role, Role(role) if role in list(Role) else Role.USER)
+        for role in ROLES[1:6]
     }
     secrets = {role: (new_secret(), new_secret()) for role in ROLES[1:]}
     link = new_secret()
@@ -164,6 +168,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
         db.session.add_all((scan, failed))
         db.session.flush()
+        opinion = Opinion(
+            scan_id=scan.id,
+            author_id=users["owner"],
+            finding=Finding.PRESENT,
+            types=["subdural"],
+            comment="a comment",
+            region={"x": 0.5, "y": 0.5, "rx": 0.1, "ry": 0.2},
+            model_version_id=version_id,
+        )
+        share = Share(scan_id=scan.id)
+        db.session.add_all((opinion, share))
+        db.session.flush()
         storage.put(scan.volume_key, stored_series(np.zeros((2, 4, 4))))
         storage.put(heatmap_key(scan.prediction.heatmap.id, 0), heat(0))
         db.session.commit()
@@ -173,6 +189,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         }
         addresses = {
             "scan_id": scan.id,
+            "opinion_id": opinion.id,
+            "share_id": share.id,
             "token_id": str(of_owner[ApiToken]),
             "login_id": str(of_owner[LoginSession]),
             "index": "0",
@@ -187,7 +205,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         db.engine.dispose()
     saved = tmp_path_factory.mktemp("saved")
     shutil.copytree(home, saved, dirs_exist_ok=True)
-    yield World(app, addresses, secrets, saved)
+    yield World(app, addresses, failed.id, secrets, saved)
     with app.app_context():
         db.engine.dispose()
 
@@ -266,6 +284,21 @@ def test_everybody_gets_the_answer_of_the_table_and_who_is_refused_changes_nothi
         else:
             world.restore()
     assert answers == expected()[method, route]
+
+
+@pytest.mark.parametrize("role", ["other", "reviewer", "admin"])
+def test_nobody_reaches_a_scan_that_is_not_shared_with_them(world: World, role: str) -> None:
+    world.restore()
+    before = rows(world.app)
+    asked = 0
+    for (method, _), rule in routes(world.app).items():
+        if "scan_id" not in rule.arguments:
+            continue
+        address = address_of(world, rule).replace(world.addresses["scan_id"], world.unshared_id)
+        assert answer_to(world, role, method, address) in ("404", "422"), (method, rule.rule)
+        asked += 1
+    assert asked > 30
+    assert rows(world.app) == before
 
 
 def test_no_change_is_made_for_a_page_of_another_site(
@@ -367,6 +400,7 @@ def plant(app: Flask) -> None:
         "storage_prefix",
         "username_key",
         "card_id",
+        "finding",
     }
     with app.app_context():
         for table in db.metadata.sorted_tables:

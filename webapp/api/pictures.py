@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute
 from werkzeug.exceptions import HTTPException, NotFound
 
-from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented, is_own
+from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented, is_visible
 from webapp.api.schemas import ProblemSchema
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction, Scan
@@ -105,11 +105,11 @@ def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -
     """Return the storage key of a file that is made together with the result.
 
     Raises:
-        NotFound: the token's owner has no such scan, or the scan has no `what`.
+        NotFound: the token's owner sees no such scan, or the scan has no `what`.
         NotYet: it is not ready yet.
     """
     look = db.session.execute(
-        select(Scan.status, column.label("key")).where(is_own(scan_id))
+        select(Scan.status, column.label("key")).where(is_visible(scan_id))
     ).one_or_none()
     if look is None:
         raise NotFound(NO_SUCH_SCAN)
@@ -125,7 +125,7 @@ def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
     the slices of a series that have one.
 
     Raises:
-        NotFound: the token's owner has no such scan, or the scan has no heat map.
+        NotFound: the token's owner sees no such scan, or the scan has no heat map.
         NotYet: it is not ready yet.
     """
     give_up_at = time.monotonic() + HEATMAP_WAIT_S
@@ -140,7 +140,7 @@ def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
         )
         .outerjoin(Scan.prediction)
         .outerjoin(Prediction.heatmap)
-        .where(is_own(scan_id))
+        .where(is_visible(scan_id))
     )
     while True:
         look = db.session.execute(find).one_or_none()

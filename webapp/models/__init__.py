@@ -29,7 +29,7 @@ from webapp.models.learning import (
 )
 from webapp.models.leased import Attempt, JobStatus, Leased, cancel, new_id, queue_again
 from webapp.models.operations import Act, AuditEvent, Worker
-from webapp.models.opinions import Finding, Opinion, Share
+from webapp.models.opinions import Finding, Opinion, Share, votes
 from webapp.models.scans import (
     IN_ITS_TURN,
     ORIGINAL_REMOVED,
@@ -93,5 +93,6 @@ __all__ = [
     "training_run_dataset",
     "urgent_room",
     "version_before",
+    "votes",
     "waits_for_check",
 ]

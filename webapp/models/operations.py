@@ -84,8 +84,8 @@ class AuditEvent(db.Model):
 
     So it holds ids and no names, and no foreign keys: it outlives the people and things that it
     speaks of. `actor_id` is empty where nobody was logged in; `address` is the client's, or
-    "command line". `detail` is what was chosen, where the act leaves a choice: an operating point, a
-    role, a finding.
+    "command line". `detail` is what was chosen, where the act leaves a choice: an operating point,
+    a role, a finding.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -6,7 +6,19 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String, Text, text
+from sqlalchemy import (
+    JSON,
+    Enum,
+    ForeignKey,
+    Index,
+    String,
+    Subquery,
+    Text,
+    case,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
@@ -40,7 +52,14 @@ class Opinion(db.Model):
     author_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
     # Counted from 0; empty for the whole scan.
     slice_index: Mapped[int | None]
-    finding: Mapped[Finding] = mapped_column(String(16))
+    finding: Mapped[Finding] = mapped_column(
+        Enum(
+            Finding,
+            native_enum=False,
+            length=16,
+            values_callable=lambda findings: [finding.value for finding in findings],
+        )
+    )
     # Types of hemorrhage (`ml.catalogue.BLEEDING_TYPES`).
     types: Mapped[list[str]] = mapped_column(JSON, default=list)
     comment: Mapped[str] = mapped_column(Text, default="")
@@ -84,7 +103,7 @@ class Opinion(db.Model):
     @property
     def agrees(self) -> bool | None:
         """Whether it agrees with the model's answer; None where one of them is not decisive."""
-        if self.model_positive is None or not Finding(self.finding).is_decisive:
+        if self.model_positive is None or not self.finding.is_decisive:
             return None
         return self.model_positive == (self.finding == Finding.PRESENT)
 
@@ -118,3 +137,15 @@ class Share(db.Model):
             sqlite_where=text("with_user_id IS NOT NULL"),
         ),
     )
+
+
+def votes() -> Subquery:
+    """Return a table of all scans on which somebody gave an opinion: `scan_id`, and how many say of
+    the whole scan `present` and `absent`.
+    """
+
+    def count(finding: Finding) -> Any:
+        return func.sum(case((Opinion.finding == finding, 1), else_=0)).label(finding.value)
+
+    of_scans = select(Opinion.scan_id, count(Finding.PRESENT), count(Finding.ABSENT))
+    return of_scans.where(Opinion.slice_index.is_(None)).group_by(Opinion.scan_id).subquery("votes")
