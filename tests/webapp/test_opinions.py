@@ -313,7 +313,7 @@ class TestTogether:
 class TestReviewQueue:
     @pytest.fixture
     def app_with_queue(self, any_database_app: Flask) -> tuple[Flask, dict[str, str]]:
-        """Scans of ann that are shared with the reviewers bob and eve; ids tell the random share."""
+        """Ann's scans, shared with the reviewers bob and eve; ids tell the random share."""
         app = any_database_app
         make_user(app, "ann")
         for name in ("bob", "eve"):
