@@ -19,6 +19,7 @@ from webapp.models import (
     Leased,
     ModelVersion,
     Scan,
+    SiteFigures,
     TrainingRun,
     Worker,
     waits_for_check,
@@ -32,6 +33,7 @@ DOING: dict[type[Leased], str] = {
     Scan: "was analyzing this scan",
     Heatmap: "was generating this heat map",
     Dataset: "was importing this data set",
+    SiteFigures: "was computing these figures",
     TrainingRun: "was training without reaching a new checkpoint",
 }
 # Nudges of a queue are interchangeable: each makes a worker look for every kind of work in it.

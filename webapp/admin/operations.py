@@ -16,6 +16,7 @@ from webapp.models import (
     JobStatus,
     Leased,
     Scan,
+    SiteFigures,
     TrainingRun,
     Worker,
     live_version,
@@ -25,6 +26,7 @@ WORK: dict[type[Leased], str] = {
     Scan: "Scans",
     Heatmap: "Heat maps",
     Dataset: "Data sets",
+    SiteFigures: "Site figures",
     TrainingRun: "Training runs",
 }
 COUNTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)

@@ -326,3 +326,60 @@ class DueSchema(Schema):
     submitter = fields.String(required=True)
     state = fields.String(required=True, validate=validate.OneOf(STATES))
     probability = fields.Float(required=True, validate=SHARE)
+
+
+class EstimateSchema(Schema):
+    """A figure with its 95 % interval; null where it is undefined, for that reason."""
+
+    value = fields.Float(required=True, allow_none=True)
+    low = fields.Float(required=True, allow_none=True)
+    high = fields.Float(required=True, allow_none=True)
+    n = fields.Integer(required=True, validate=COUNT)
+    reason = fields.String(required=True, allow_none=True)
+
+
+class CalibrationBinSchema(Schema):
+    """Scans with similar probabilities, and how many of them have a hemorrhage."""
+
+    low = fields.Float(required=True, validate=SHARE)
+    high = fields.Float(required=True, validate=SHARE)
+    scans = fields.Integer(required=True, validate=COUNT)
+    predicted = fields.Float(required=True, validate=SHARE)
+    observed = fields.Nested(EstimateSchema, required=True)
+
+
+class ConfirmedFiguresSchema(Schema):
+    """Figures of confirmed scans, weighted by how likely each was to be reviewed."""
+
+    scans = fields.Integer(required=True, validate=COUNT)
+    with_hemorrhage = fields.Integer(required=True, validate=COUNT)
+    represented = fields.Float(
+        required=True, metadata={"description": "How many scans they stand for."}
+    )
+    metrics = fields.Dict(keys=fields.String(), values=fields.Nested(EstimateSchema), required=True)
+    bins = fields.List(fields.Nested(CalibrationBinSchema), required=True)
+
+
+class MonthFiguresSchema(ConfirmedFiguresSchema):
+    """The same for the scans submitted in one month."""
+
+    month = fields.String(required=True, metadata={"description": "Such as 2026-11."})
+
+
+class VersionFiguresSchema(Schema):
+    """What a live version achieves on confirmed scans that it has not learned from."""
+
+    version_id = fields.String(required=True)
+    card_id = fields.String(required=True)
+    architecture = fields.String(required=True)
+    reads = fields.String(required=True)
+    all = fields.Nested(ConfirmedFiguresSchema, required=True)
+    months = fields.List(fields.Nested(MonthFiguresSchema), required=True)
+    notes = fields.List(fields.String(), required=True)
+
+
+class SiteFiguresSchema(Schema):
+    """What the live versions achieve on this site's confirmed scans."""
+
+    computed_at = fields.AwareDateTime(required=True)
+    versions = fields.List(fields.Nested(VersionFiguresSchema), required=True)
