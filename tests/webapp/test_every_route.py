@@ -44,6 +44,7 @@ from webapp.models import (
     Role,
     Scan,
     Share,
+    SiteFigures,
     User,
     promote,
 )
@@ -93,6 +94,28 @@ class World:
         shutil.copytree(self.saved, home, dirs_exist_ok=True)
 
 
+def site_figures_of(version_id: str) -> dict[str, Any]:
+    """Return site figures of a version as a worker writes them."""
+    share = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 10, "reason": None}
+    missing = {"value": None, "low": None, "high": None, "n": 0, "reason": "there is none"}
+    found = {
+        "scans": 10,
+        "with_hemorrhage": 5,
+        "represented": 50.0,
+        "metrics": {"sensitivity": share, "specificity": missing},
+        "bins": [{"low": 0.8, "high": 1.0, "scans": 10, "predicted": 0.9, "observed": share}],
+    }
+    return {
+        "version_id": version_id,
+        "card_id": "card-one",
+        "architecture": "alexnet_svm",
+        "reads": "slice",
+        "all": found,
+        "months": [{"month": "2026-11", **found}],
+        "notes": ["a note"],
+    }
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The world that all tests of this module ask, each time as it was made."""
@@ -134,6 +157,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             exploration=EXPLORATION,
             contact_sheet_key="sheets/1.png",
             imported_by_id=users["admin"],
+            made_from={"since": "2026-01-01", "until": None, "kind": "series", "opinions": 2},
         )
         run_id = add_run(
             JobStatus.DONE, launched_by_id=users["admin"], current_metrics={"auroc": 0.5}
@@ -177,8 +201,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             region={"x": 0.5, "y": 0.5, "rx": 0.1, "ry": 0.2},
             model_version_id=version_id,
         )
+        other_opinion = Opinion(
+            scan_id=scan.id, author_id=users["admin"], finding=Finding.ABSENT, comment="a vessel"
+        )
         share = Share(scan_id=scan.id)
-        db.session.add_all((opinion, share))
+        figures = SiteFigures(
+            status=JobStatus.DONE, finished_at=utc_now(), figures=[site_figures_of(version_id)]
+        )
+        db.session.add_all((opinion, other_opinion, share, figures))
         db.session.flush()
         storage.put(scan.volume_key, stored_series(np.zeros((2, 4, 4))))
         storage.put(heatmap_key(scan.prediction.heatmap.id, 0), heat(0))

@@ -421,6 +421,12 @@ class TestApi:
         answer = ann.put(f"/api/v1/scans/{add_done(app)}/opinions", json=body)
         assert sentence in problem_of(answer, 422)
 
+    def test_a_body_that_is_no_json_is_refused_in_a_sentence(self, app: Flask) -> None:
+        ann = api_client(app, "ann")
+        path = f"/api/v1/scans/{add_done(app)}/opinions"
+        answer = ann.put(path, data=b"{finding", content_type="application/json")
+        assert problem_of(answer, 400) == "The body is not valid JSON."
+
     def test_a_scan_is_shared_and_taken_back_and_others_see_it_meanwhile(self, app: Flask) -> None:
         ann, bob = api_client(app, "ann"), api_client(app, "bob")
         scan_id = add_done(app)

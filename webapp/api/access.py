@@ -41,7 +41,7 @@ class Parser(FlaskParser):
         sentences = [sentence for found in by_place.values() for sentence in _sentences(found)]
         raise UnprocessableEntity(" ".join(sentences)) from error
 
-    def handle_invalid_json_error(self, error: Any, *_args: Any, **_kwargs: Any) -> NoReturn:
+    def _handle_invalid_json_error(self, error: Any, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Respond with 400 to a body that is not JSON."""
         raise BadRequest("The body is not valid JSON.") from error
 
