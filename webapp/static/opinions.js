@@ -1,4 +1,4 @@
-/* The opinions below the viewer: the form follows the slice, an ellipse is drawn on the picture, and A and D agree and disagree.
+/* The opinions below the viewer: the form follows the slice, an ellipse is drawn on the picture, and Y and N agree and disagree.
    The page works without this file, but for marks. */
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -8,8 +8,12 @@ const form = panel?.querySelector("[data-part=opinion-form]");
 const part = (name) => form.querySelector(`[data-part=${name}]`);
 const clamp = (value) => Math.min(Math.max(value, 0), 1);
 
-/* The slice that the viewer shows, counted from 0. */
+/* The slice that the viewer shows, counted from 0; null while it shows another plane. */
 function shownSlice() {
+  const axial = document.querySelector("#viewer [data-plane=axial]");
+  if (axial && axial.getAttribute("aria-pressed") !== "true") {
+    return null;
+  }
   const slider = document.querySelector("#viewer [data-part=slider]");
   return slider ? slider.valueAsNumber - 1 : 0;
 }
@@ -40,15 +44,16 @@ function ellipse({ x, y, rx, ry }, kind, title) {
 }
 
 function drawMarks() {
-  const stage = document.querySelector("#viewer [data-part=stage]");
-  if (!stage) {
+  // What is enlarged with the picture, where the viewer has that.
+  const picture = document.querySelector("#viewer [data-part=picture]") || document.querySelector("#viewer [data-part=stage]");
+  if (!picture) {
     return;
   }
   if (!overlay?.isConnected) {
     overlay = document.createElementNS(SVG, "svg");
     Object.entries({ class: "marks", viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" })
       .forEach(([name, value]) => overlay.setAttribute(name, value));
-    stage.append(overlay);
+    picture.append(overlay);
   }
   const slice = shownSlice();
   const shapes = JSON.parse(panel.dataset.marks).filter((mark) => mark.slice === slice).map((mark) => ellipse(mark.region, "given", mark.by));
@@ -64,7 +69,7 @@ function between({ from, to }) {
 }
 
 function placeOf(event) {
-  const frame = document.querySelector("#viewer [data-part=image]").getBoundingClientRect();
+  const frame = overlay.getBoundingClientRect();
   return { x: clamp((event.clientX - frame.left) / frame.width), y: clamp((event.clientY - frame.top) / frame.height) };
 }
 
@@ -86,7 +91,7 @@ function setRegion(mark) {
 }
 
 function listenForMarks() {
-  const onStage = (event) => isMarking() && event.target.closest?.("#viewer [data-part=stage]");
+  const onStage = (event) => isMarking() && shownSlice() !== null && event.target.closest?.("#viewer [data-part=stage]");
   // Before the viewer hears of it.
   document.addEventListener("pointerdown", (event) => {
     if (onStage(event) && event.button === 0) {
@@ -152,8 +157,10 @@ function start() {
   });
   part("remove-mark").addEventListener("click", () => setRegion(null));
   part("this-slice")?.addEventListener("click", () => {
-    form.elements.slice.value = shownSlice() + 1;
-    recall();
+    if (shownSlice() !== null) {
+      form.elements.slice.value = shownSlice() + 1;
+      recall();
+    }
   });
   form.elements.slice?.addEventListener("change", recall);
   listenForMarks();
