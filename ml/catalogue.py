@@ -381,7 +381,7 @@ RECURRENT = (
         "dropout",
         "float",
         0.4,
-        "Share of the numbers that are left out while the network learns.",
+        "Dropout: the share of units that are left out in each training step.",
         low=0,
         high=0.9,
     ),
@@ -489,7 +489,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                     "dropout",
                     "float",
                     0.5,
-                    "Share of the numbers that are left out while the network learns.",
+                    "Dropout: the share of units that are left out in each training step.",
                     low=0,
                     high=0.9,
                 ),
@@ -599,6 +599,28 @@ ARCHITECTURES: dict[str, Architecture] = {
             summary=(
                 "The same over the slices of a scan in anatomical order, each averaged with its two"
                 " neighbors. Ours, not the paper's."
+            ),
+            reads="series",
+            settings=GOOGLENET_CELLS,
+            encoder="googlenet",
+        ),
+        Architecture(
+            name="googlenet_unet",
+            title="GoogLeNet as a U-Net",
+            summary=(
+                "GoogLeNet, cell by cell, with a decoder that outlines the hemorrhage in each"
+                " slice, from which its volume follows. Ours, not the paper's."
+            ),
+            reads="slice",
+            settings=GOOGLENET_CELLS,
+            encoder="googlenet",
+        ),
+        Architecture(
+            name="googlenet_unet_series",
+            title="GoogLeNet as a U-Net, over the slices",
+            summary=(
+                "The same over the slices of a scan in anatomical order, each decision averaged"
+                " with its two neighbors'. Ours, not the paper's."
             ),
             reads="series",
             settings=GOOGLENET_CELLS,

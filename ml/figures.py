@@ -116,6 +116,15 @@ class PointFigures(ThresholdFigures):
     threshold: float
 
 
+@dataclass(frozen=True)
+class CurvePoint:
+    """What a threshold found among held-out answers; sensitivity and specificity, 0..1."""
+
+    threshold: float
+    sensitivity: float
+    specificity: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class LocalFigures(ThresholdFigures):
     """What a threshold means at one site, and the Brier score there, both classes alike."""

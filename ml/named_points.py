@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml.errors import ArtifactError
@@ -28,7 +28,12 @@ BLEEDING, HEALTHY = 10, 90
 """Of 100 scans, as the sentences count them."""
 
 
-def meaning_at(points: Mapping[str, Any], level: str, threshold: float) -> str:
+def meaning_at(
+    points: Mapping[str, Any],
+    level: str,
+    threshold: float,
+    curve: Sequence[Mapping[str, float]] = (),
+) -> str:
     """Return what a threshold means per 100 scans or slices, in a sentence.
 
     That of a named point is its own; for any other, the two points around it say what to expect.
@@ -37,11 +42,20 @@ def meaning_at(points: Mapping[str, Any], level: str, threshold: float) -> str:
         points: `Card.points`, sound and not empty.
         level: a key of `NOUNS`.
         threshold: 0..1.
+        curve: `Card.curves[level]` as JSON, where the card has it: then it says what any other
+            threshold found.
     """
     ordered = [(name, points[level][name]) for name in POINTS]
     for _, point in ordered:
         if math.isclose(point["threshold"], threshold, rel_tol=1e-9):
             return meaning_of(point, level)
+    if curve:
+        found = found_at(curve, threshold)
+        return per_hundred(
+            NOUNS[level],
+            (found["sensitivity"], found["sensitivity"]),
+            (found["specificity"], found["specificity"]),
+        )
     below = [(name, point) for name, point in ordered if point["threshold"] < threshold][-1:]
     above = [(name, point) for name, point in ordered if point["threshold"] > threshold][:1]
     for _, point in below + above:
@@ -62,6 +76,13 @@ def meaning_at(points: Mapping[str, Any], level: str, threshold: float) -> str:
     else:
         where = f"Below the threshold of {above[0][0]}."
     return f"{where} {per_hundred(NOUNS[level], sensitivity, specificity)}"
+
+
+def found_at(curve: Sequence[Mapping[str, float]], threshold: float) -> Mapping[str, float]:
+    """Return the point of a curve, ascending and not empty, that calls the same answers positive as
+    the threshold: the first one at or above it.
+    """
+    return next((point for point in curve if point["threshold"] >= threshold), curve[-1])
 
 
 def meaning_of(point: Mapping[str, Any], level: str) -> str:

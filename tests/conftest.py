@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import boto3
 import psycopg
@@ -21,6 +22,7 @@ from flask.testing import FlaskClient
 from moto.server import ThreadedMotoServer
 from psycopg import sql
 from sqlalchemy import make_url
+from werkzeug.test import TestResponse
 
 from webapp import create_app
 from webapp.extensions import db
@@ -149,6 +151,19 @@ def s3_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
+class Browser(FlaskClient):
+    """A client that closes what it sent: Werkzeug spools a large form to a file, and leaves it
+    open.
+    """
+
+    def open(self, *args: Any, **kwargs: Any) -> TestResponse:
+        """Send a request; return the response."""
+        response = super().open(*args, **kwargs)
+        for answer in (*response.history, response):
+            answer.request.input_stream.close()
+        return response
+
+
 def app_on(database_url: str, home: Path, *, tables: bool = False, **config: object) -> Flask:
     """Return an application with all tables on that database and no broker.
 
@@ -177,6 +192,7 @@ def app_on(database_url: str, home: Path, *, tables: bool = False, **config: obj
             **config,
         }
     )
+    app.test_client_class = Browser
     with app.app_context():
         if not file:
             db.create_all()

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ml.named_points import found_at
+
 TICKS = (0, 0.25, 0.5, 0.75, 1)
 LOWEST_TOP = 0.001
 """Of a histogram's axis, so that a class without pixels has one too."""
@@ -89,6 +91,26 @@ def roc_chart(card: Mapping[str, Any]) -> RocChart:
         curve=axes.points(card["roc"]),
         ticks=tuple(Tick(value, axes.x(value), axes.y(value)) for value in TICKS),
         operating_point=point,
+    )
+
+
+def scan_roc_chart(card: Mapping[str, Any], threshold: float) -> RocChart | None:
+    """Return the ROC curve by scan of a card with curves, and where a threshold lies on it; None
+    for other cards.
+    """
+    curve = (card.get("curves") or {}).get("patient")
+    if not curve:
+        return None
+    axes = Axes(left=52, top=20, width=280, height=280)
+    found = found_at(curve, threshold)
+    rate = 1 - found["specificity"]
+    return RocChart(
+        axes=axes,
+        curve=axes.points((1 - point["specificity"], point["sensitivity"]) for point in curve),
+        ticks=tuple(Tick(value, axes.x(value), axes.y(value)) for value in TICKS),
+        operating_point=OperatingPoint(
+            axes.x(rate), axes.y(found["sensitivity"]), found["sensitivity"], rate
+        ),
     )
 
 

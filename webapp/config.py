@@ -1,4 +1,4 @@
-"""All settings: read from the environment, with a default and the reason for it."""
+"""All settings: read from the environment, each with its default and the reason for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,105 @@ from sqlalchemy.engine import make_url
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 LONGEST_SOCKET_PATH = 100  # The kernel allows 107 bytes (103 on macOS).
+
+
+NUMBERS = {
+    # A login expires after LOGIN_DAYS, or after LOGIN_IDLE_HOURS without a request, which is long
+    # enough for a shift and the night after it.
+    "LOGIN_DAYS": 14,
+    "LOGIN_IDLE_HOURS": 24,
+    "RESET_LINK_HOURS": 24,
+    # Number of reverse proxies whose X-Forwarded-* headers are trusted.
+    "TRUSTED_PROXIES": 0,
+    # A DICOM slice has 0.5 MB, a head CT of thin slices 150 MB.
+    "MAX_UPLOAD_MB": 512,
+    "MAX_FILES_PER_UPLOAD": 2000,
+    # Maximum unpacked size of an archive.
+    "MAX_UNPACKED_MB": 1024,
+    # Maximum slices and total pixels of a series: 570 slices of 512 x 512, for which a worker needs
+    # 600 MB.
+    "MAX_SLICES": 2000,
+    "MAX_SERIES_PIXELS": 150_000_000,
+    "MAX_PIXELS": 16_000_000,
+    # Maximum total size of one person's submitted files, without the files that workers derive from
+    # them; 0 for no limit.
+    "QUOTA_MB": 20_000,
+    # The same for all people together; 0 sets no limit but the disk.
+    "TOTAL_QUOTA_MB": 0,
+    # Uploads are refused that would leave less free where they wait or where files live: a full
+    # disk stops the database, and with it logins and the analysis of scans.
+    "MIN_FREE_MB": 1024,
+    "UPLOADS_PER_MINUTE": 600,
+    # Maximum STAT scans of one person in the queue: if everything is STAT, nothing is.
+    "MAX_STAT": 20,
+    # Limits on decoding one scan (`worker/decoder.py`); a thousand slices of 512 x 512 need half of
+    # each.
+    "DECODE_MEMORY_MB": 2048,
+    "DECODE_S": 60,
+    # Maximum size of a data set's archive; such imports have a limit of their own.
+    "MAX_DATASET_MB": 4096,
+    # Workers report every HEARTBEAT_S; after LEASE_S of silence they are presumed dead.
+    "LEASE_S": 20,
+    "HEARTBEAT_S": 5,
+    "SWEEP_S": 5,
+    # How often a training's checkpoint is stored at most, and so how much training is lost if the
+    # machine dies.
+    "CHECKPOINT_S": 300,
+    # Retention in days after a scan has finished: of the submitted file, and of the whole scan; 0
+    # for no limit.
+    "KEEP_ORIGINALS_DAYS": 0,
+    "KEEP_SCANS_DAYS": 0,
+    # Percentage of the scans shared with the reviewers that the review queue chooses at random:
+    # enough for figures of the usual scans, few enough to be read.
+    "REVIEW_PERCENT": 10,
+    # Scans per claim: enough to fill a batch, few enough that two workers share a queue of twenty.
+    "PREDICT_BATCH": 8,
+    # Threads of a predict worker's ONNX session; to scale, start more workers rather than more
+    # threads.
+    "PREDICT_THREADS": 1,
+}
+"""The settings that are whole numbers, with their defaults."""
+
+SWITCHES = {
+    # On if browsers use TLS to a proxy that does not forward the scheme; not needed with
+    # TRUSTED_PROXIES.
+    "SESSION_COOKIE_SECURE": False,
+    # Keeps administrators without a second factor out of the administration.
+    "REQUIRE_SECOND_FACTOR": False,
+    # Off scores every readable image, whatever it shows; for operators whose scans are wrongly
+    # rejected by the check.
+    "CHECK_HEAD_CT": True,
+    # Blacks out everything outside the head, where names may be burned in, in all images that are
+    # shown or derived; submitted files are not changed.
+    "COVER_BESIDE_HEAD": False,
+}
+"""The settings that are 0 or 1, with their defaults."""
+
+CHOICES = {
+    # Plain text for people, or one line of JSON per event for a log collector.
+    "LOG_FORMAT": ("text", "json"),
+}
+"""The settings that are one of several words; the first is the default."""
+
+FIXED = {
+    "SESSION_COOKIE_SAMESITE": "Lax",
+    "SESSION_COOKIE_HTTPONLY": True,
+    # The cookie expires with the login, LOGIN_DAYS after it was set.
+    "SESSION_REFRESH_EACH_REQUEST": False,
+    "MAX_FORM_MEMORY_SIZE": 500_000,
+    # Logins must work, without delay, while the broker is down.
+    "RATELIMIT_STORAGE_OPTIONS": {"socket_connect_timeout": 0.3, "socket_timeout": 0.3},
+    "RATELIMIT_IN_MEMORY_FALLBACK_ENABLED": True,
+    "RATELIMIT_HEADERS_ENABLED": True,
+    # A form left open over a long shift must still be accepted; the login limits its age.
+    "WTF_CSRF_TIME_LIMIT": None,
+    "API_TITLE": "Hemoscan",
+    "API_VERSION": "v1",
+    "OPENAPI_VERSION": "3.1.0",
+    "OPENAPI_URL_PREFIX": "/api/v1",
+    "OPENAPI_JSON_PATH": "openapi.json",
+}
+"""Configuration of Flask and its extensions that the environment does not change."""
 
 
 class ConfigurationError(RuntimeError):
@@ -32,39 +131,49 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         ConfigurationError: a value is invalid, or `SECRET_KEY` is missing without the embedded
             default.
     """
+    numbers = {name: whole_number(environ, name, default) for name, default in NUMBERS.items()}
+    switches = {
+        name: choice(environ, name, ("1", "0") if default else ("0", "1")) == "1"
+        for name, default in SWITCHES.items()
+    }
+    choices = {name: choice(environ, name, words) for name, words in CHOICES.items()}
+    return {
+        **FIXED,
+        **numbers,
+        **switches,
+        **choices,
+        **locations(environ),
+        # The host names of this service, separated by commas. Requests for other hosts are refused,
+        # so that a forged Host header cannot end up in a password-reset link. Requests from the
+        # machine itself, such as health checks, are always allowed.
+        "TRUSTED_HOSTS": trusted_hosts(environ.get("TRUSTED_HOSTS") or ""),
+        # Bearer token for /metrics; without it the page does not exist.
+        "METRICS_TOKEN": environ.get("METRICS_TOKEN") or "",
+        "PERMANENT_SESSION_LIFETIME": timedelta(days=numbers["LOGIN_DAYS"]),
+        # The limit of any request, with room for the other fields of a form.
+        "MAX_CONTENT_LENGTH": (numbers["MAX_UPLOAD_MB"] + 1) * 2**20,
+        "MAX_FORM_PARTS": numbers["MAX_FILES_PER_UPLOAD"] + 20,
+    }
+
+
+def locations(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return where database, broker, files and weights are, and the key that processes share.
+
+    Raises:
+        ConfigurationError: the database is of an unknown kind, or `SECRET_KEY` is missing without
+            the embedded default.
+    """
     home = Path(environ.get("HEMOSCAN_HOME") or PROJECT_ROOT / "instance").resolve()
-    embedded = not environ.get("DATABASE_URL") and not environ.get("BROKER_URL")
+    is_embedded = not environ.get("DATABASE_URL") and not environ.get("BROKER_URL")
     broker_socket = socket_path(home)
-
-    def number(name: str, default: int) -> int:
-        try:
-            return int(environ.get(name) or default)
-        except ValueError as err:
-            raise ConfigurationError(
-                f"{name} must be a whole number, not {environ[name]!r}."
-            ) from err
-
-    def percent(name: str, default: int) -> int:
-        if not 0 <= (given := number(name, default)) <= 100:
-            raise ConfigurationError(f"{name} must be a percentage from 0 to 100, not {given}.")
-        return given
-
-    def choice(name: str, choices: tuple[str, ...]) -> str:
-        if (chosen := environ.get(name) or choices[0]) not in choices:
-            raise ConfigurationError(f"{name} must be {' or '.join(choices)}, not {chosen!r}.")
-        return chosen
-
-    def days(name: str) -> int:
-        if (kept := number(name, 0)) < 0:
-            raise ConfigurationError(
-                f"{name} must be a number of days, or 0 for no limit, not {kept}."
-            )
-        return kept
-
+    broker = environ.get("BROKER_URL") or f"redis+socket://{broker_socket}"
     database = database_url(environ.get("DATABASE_URL") or f"sqlite:///{home / 'hemoscan.db'}")
     return {
         "HEMOSCAN_HOME": home,
-        "BROKER_SOCKET": broker_socket,
+        "SECRET_KEY": (
+            environ.get("SECRET_KEY")
+            or (secret_key_file(home) if is_embedded else missing_secret_key())
+        ),
         "SQLALCHEMY_DATABASE_URI": database,
         # Survive a restart of the database, and do not wait long for one that hangs.
         "SQLALCHEMY_ENGINE_OPTIONS": (
@@ -72,112 +181,40 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
             if "psycopg" in database
             else {}
         ),
-        "BROKER_URL": environ.get("BROKER_URL") or f"redis+socket://{broker_socket}",
+        "BROKER_SOCKET": broker_socket,
+        "BROKER_URL": broker,
+        "RATELIMIT_STORAGE_URI": limiter_url(broker),
         "STORAGE_URL": environ.get("STORAGE_URL") or f"file://{home / 'files'}",
-        "SECRET_KEY": (
-            environ.get("SECRET_KEY")
-            or (secret_key_file(home) if embedded else missing_secret_key())
-        ),
-        # 1 if browsers use TLS to a proxy that does not forward the scheme; not needed with
-        # TRUSTED_PROXIES.
-        "SESSION_COOKIE_SECURE": environ.get("SESSION_COOKIE_SECURE", "0") == "1",
-        "SESSION_COOKIE_SAMESITE": "Lax",
-        "SESSION_COOKIE_HTTPONLY": True,
-        # The cookie expires with the login, LOGIN_DAYS after it was set.
-        "SESSION_REFRESH_EACH_REQUEST": False,
-        "PERMANENT_SESSION_LIFETIME": timedelta(days=number("LOGIN_DAYS", 14)),
-        # Number of reverse proxies whose X-Forwarded-* headers are trusted.
-        "TRUSTED_PROXIES": number("TRUSTED_PROXIES", 0),
-        # The host names of this service, separated by commas. Requests for other hosts are refused,
-        # so that a forged Host header cannot end up in a password-reset link. Requests from the
-        # machine itself, such as health checks, are always allowed.
-        "TRUSTED_HOSTS": trusted_hosts(environ.get("TRUSTED_HOSTS") or ""),
-        # A login expires after LOGIN_DAYS, or after LOGIN_IDLE_HOURS without a request, which is
-        # long enough for a shift and the night after it.
-        "LOGIN_DAYS": number("LOGIN_DAYS", 14),
-        "LOGIN_IDLE_HOURS": number("LOGIN_IDLE_HOURS", 24),
-        # 1 keeps administrators without a second factor out of the administration.
-        "REQUIRE_SECOND_FACTOR": environ.get("REQUIRE_SECOND_FACTOR", "0") == "1",
-        "RESET_LINK_HOURS": number("RESET_LINK_HOURS", 24),
-        # A DICOM slice has 0.5 MB, a head CT of thin slices 150 MB.
-        "MAX_UPLOAD_MB": number("MAX_UPLOAD_MB", 512),
-        # The limit of any request, with room for the other fields of a form; data set imports have
-        # their own limit.
-        "MAX_CONTENT_LENGTH": (number("MAX_UPLOAD_MB", 512) + 1) * 2**20,
-        "MAX_FILES_PER_UPLOAD": number("MAX_FILES_PER_UPLOAD", 2000),
-        "MAX_FORM_PARTS": number("MAX_FILES_PER_UPLOAD", 2000) + 20,
-        # Maximum unpacked size of an archive.
-        "MAX_UNPACKED_MB": number("MAX_UNPACKED_MB", 1024),
-        # Maximum slices and total pixels of a series: 570 slices of 512 x 512, for which a worker
-        # needs 600 MB.
-        "MAX_SLICES": number("MAX_SLICES", 2000),
-        "MAX_SERIES_PIXELS": number("MAX_SERIES_PIXELS", 150_000_000),
-        # Maximum total size of one person's submitted files, without the files that workers derive
-        # from them; 0 for no limit.
-        "QUOTA_MB": number("QUOTA_MB", 20_000),
-        # The same for all people together; 0 sets no limit but the disk.
-        "TOTAL_QUOTA_MB": number("TOTAL_QUOTA_MB", 0),
-        # Uploads are refused that would leave less free where they wait or where files live: a full
-        # disk stops the database, and with it logins and reading.
-        "MIN_FREE_MB": number("MIN_FREE_MB", 1024),
-        "UPLOADS_PER_MINUTE": number("UPLOADS_PER_MINUTE", 600),
-        # Maximum STAT scans of one person in the queue: if everything is STAT, nothing is.
-        "MAX_STAT": number("MAX_STAT", 20),
-        "MAX_PIXELS": number("MAX_PIXELS", 16_000_000),
-        # Limits on decoding one scan (`worker/decoder.py`); a thousand slices of 512 x 512 need
-        # half of each.
-        "DECODE_MEMORY_MB": number("DECODE_MEMORY_MB", 2048),
-        "DECODE_S": number("DECODE_S", 60),
-        "MAX_DATASET_MB": number("MAX_DATASET_MB", 4096),
-        "MAX_FORM_MEMORY_SIZE": 500_000,
-        # Workers report every HEARTBEAT_S; after LEASE_S of silence they are presumed dead.
-        "LEASE_S": number("LEASE_S", 20),
-        "HEARTBEAT_S": number("HEARTBEAT_S", 5),
-        "SWEEP_S": number("SWEEP_S", 5),
-        # How often a training's checkpoint is stored at most, and so how much training is lost if
-        # the machine dies.
-        "CHECKPOINT_S": number("CHECKPOINT_S", 300),
-        # Retention in days after a scan has finished: of the submitted file, and of the whole scan;
-        # 0 for no limit.
-        "KEEP_ORIGINALS_DAYS": days("KEEP_ORIGINALS_DAYS"),
-        "KEEP_SCANS_DAYS": days("KEEP_SCANS_DAYS"),
-        # Scans per claim: enough to fill a batch, few enough that two workers share a queue of
-        # twenty.
-        "PREDICT_BATCH": number("PREDICT_BATCH", 8),
-        # Threads of a predict worker's ONNX session; to scale, start more workers rather than more
-        # threads.
-        "PREDICT_THREADS": number("PREDICT_THREADS", 1),
-        # 0 scores every readable image, whatever it shows; for operators whose scans are wrongly
-        # rejected by the check.
-        "CHECK_HEAD_CT": environ.get("CHECK_HEAD_CT", "1") != "0",
-        # Plain text for people, or one line of JSON per event for a log collector.
-        "LOG_FORMAT": choice("LOG_FORMAT", ("text", "json")),
-        # 1 blacks out everything outside the head, where names may be burned in, in all images that
-        # are shown or derived; submitted files are not changed.
-        "COVER_BESIDE_HEAD": environ.get("COVER_BESIDE_HEAD", "0") == "1",
-        # Percentage of the scans shared with the reviewers that the review queue chooses at random:
-        # enough for figures of the usual scans, few enough to be read.
-        "REVIEW_PERCENT": percent("REVIEW_PERCENT", 10),
-        # Bearer token for /metrics; without it the page does not exist.
-        "METRICS_TOKEN": environ.get("METRICS_TOKEN") or "",
         # Folder with ImageNet weights (`ml.catalogue.IMAGENET_WEIGHTS`) that are offered as initial
         # weights.
         "WEIGHTS_DIR": Path(environ.get("WEIGHTS_DIR") or home / "weights"),
-        "RATELIMIT_STORAGE_URI": limiter_url(
-            environ.get("BROKER_URL") or f"redis+socket://{broker_socket}"
-        ),
-        # Logins must work, without delay, while the broker is down.
-        "RATELIMIT_STORAGE_OPTIONS": {"socket_connect_timeout": 0.3, "socket_timeout": 0.3},
-        "RATELIMIT_IN_MEMORY_FALLBACK_ENABLED": True,
-        "RATELIMIT_HEADERS_ENABLED": True,
-        # A form left open over a long shift must still be accepted; the login limits its age.
-        "WTF_CSRF_TIME_LIMIT": None,
-        "API_TITLE": "Hemoscan",
-        "API_VERSION": "v1",
-        "OPENAPI_VERSION": "3.1.0",
-        "OPENAPI_URL_PREFIX": "/api/v1",
-        "OPENAPI_JSON_PATH": "openapi.json",
     }
+
+
+def whole_number(environ: Mapping[str, str], name: str, default: int) -> int:
+    """Return a setting that is a whole number, 0 or more.
+
+    Raises:
+        ConfigurationError: it is not such a number.
+    """
+    try:
+        number = int(environ.get(name) or default)
+    except ValueError as err:
+        raise ConfigurationError(f"{name} must be a whole number, not {environ[name]!r}.") from err
+    if number < 0:
+        raise ConfigurationError(f"{name} must be 0 or more, not {number}.")
+    return number
+
+
+def choice(environ: Mapping[str, str], name: str, choices: Sequence[str]) -> str:
+    """Return a setting that is one of `choices`; the first is the default.
+
+    Raises:
+        ConfigurationError: it is none of them.
+    """
+    if (chosen := environ.get(name) or choices[0]) not in choices:
+        raise ConfigurationError(f"{name} must be {' or '.join(choices)}, not {chosen!r}.")
+    return chosen
 
 
 def trusted_hosts(text: str) -> list[str] | None:

@@ -26,6 +26,7 @@ from webapp.models import (
     Dataset,
     JobStatus,
     ModelVersion,
+    Opinion,
     Scan,
     SiteFigures,
     TrainingRun,
@@ -227,6 +228,16 @@ def newest_figures(status: JobStatus | None = None) -> SiteFigures | None:
     return db.session.scalar(
         newest if status is None else newest.where(SiteFigures.status == status)
     )
+
+
+def opinions_since(figures: SiteFigures) -> int:
+    """Return how many opinions on whole scans were given or changed after these figures were asked
+    for.
+    """
+    changed = select(func.count()).where(
+        Opinion.slice_index.is_(None), Opinion.updated_at > figures.created_at
+    )
+    return db.session.scalar(changed) or 0
 
 
 def request_calibration(version: ModelVersion, dataset: Dataset, user_id: str) -> tuple[str, bool]:

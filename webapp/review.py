@@ -47,7 +47,7 @@ def sampling_of(scan: Scan) -> float | None:
 
 def random_share() -> float:
     """Return the share of all scans that are reviewed at random, 0..1."""
-    return float(current_app.config["REVIEW_PERCENT"] / 100)
+    return float(min(current_app.config["REVIEW_PERCENT"], 100) / 100)
 
 
 def in_random_share() -> ColumnElement[bool]:

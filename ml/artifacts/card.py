@@ -10,7 +10,15 @@ from typing import Any
 
 from ml.catalogue import BLEEDING_TYPES
 from ml.errors import ArtifactError
-from ml.figures import BandFigures, Confusion, Estimate, LocalFigures, Metrics, PointFigures
+from ml.figures import (
+    BandFigures,
+    Confusion,
+    CurvePoint,
+    Estimate,
+    LocalFigures,
+    Metrics,
+    PointFigures,
+)
 from ml.named_points import require_sound
 from ml.typed_json import JsonError, from_json, to_json
 
@@ -200,6 +208,26 @@ class TypeFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutlineFigures:
+    """How well outlines agree with annotated ones on held-out data; means with intervals over
+    patients.
+
+    Attributes:
+        slice_dice, slice_iou: Dice's coefficient and intersection over union of slices with
+            hemorrhage.
+        patient_dice, patient_iou: those of all annotated slices of a patient with hemorrhage
+            together.
+        without_outline: the share of slices without hemorrhage in which nothing is outlined.
+    """
+
+    slice_dice: Estimate
+    slice_iou: Estimate
+    patient_dice: Estimate
+    patient_iou: Estimate
+    without_outline: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """Everything about a model. The JSON keys are the names of the fields.
 
@@ -221,9 +249,13 @@ class Card:
             (`ml.evaluation.calibration.predictive_values_outside_band`).
         points: by level, "slice" and "patient": each named operating point
             (`ml.training.operating_points.named_points`); empty in cards that predate them.
+        curves: by level, "slice" and "patient": what thresholds find, for choosing one
+            (`ml.training.operating_points.threshold_curves`); empty in cards that predate them.
         controls: results of `ml.training.controls`.
         heat_maps: how often the heat maps of true positives in the held-out folds passed
             `ml.training.heat_map_tests`.
+        outlines: by data set, how well the outlines of the hemorrhage agree with annotated ones;
+            empty where the model gives no outlines.
         types: where the labels name types of hemorrhage, each of `ml.catalogue.BLEEDING_TYPES`.
         blocked_because: why the controls rule out promotion, in a sentence; else empty.
         roc: [false positive rate, true positive rate] pairs of slices, at most 200 (of the first
@@ -263,8 +295,10 @@ class Card:
     patient_metrics_by_dataset: dict[str, Metrics] = field(default_factory=dict)
     band: dict[str, BandFigures] = field(default_factory=dict)
     points: dict[str, dict[str, PointFigures]] = field(default_factory=dict)
+    curves: dict[str, list[CurvePoint]] = field(default_factory=dict)
     controls: list[Control] = field(default_factory=list)
     heat_maps: dict[str, Estimate] = field(default_factory=dict)
+    outlines: dict[str, OutlineFigures] = field(default_factory=dict)
     types: dict[str, TypeFigures] = field(default_factory=dict)
     blocked_because: str = ""
     seconds: float = 0.0

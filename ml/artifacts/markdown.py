@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ml.artifacts.card import ABSENT, Card, InitialWeights, TypeFigures
+from ml.artifacts.card import ABSENT, Card, InitialWeights, OutlineFigures, TypeFigures
 from ml.figures import BandFigures, Estimate, Metrics, PointFigures, Share
 from ml.named_points import NOUNS, PERCENTAGES, POINTS, meaning_of
 from ml.typed_json import to_json
@@ -96,6 +96,7 @@ def _results(card: Card) -> Iterator[str]:
     yield from _points(card.points)
     yield from _band(card.band)
     yield from _heat_maps(card.heat_maps)
+    yield from _outlines(card.outlines)
     yield from _types(card.types)
     check = card.export_check
     yield ""
@@ -185,6 +186,29 @@ def _heat_maps(heat_maps: Mapping[str, Estimate]) -> Iterator[str]:
         yield from (
             f"- {HEAT_MAPS[name]}: {_cell(found)} of {found.n}."
             for name, found in heat_maps.items()
+        )
+
+
+def _outlines(outlines: Mapping[str, OutlineFigures]) -> Iterator[str]:
+    if not outlines:
+        return
+    yield ""
+    yield (
+        "Outlines of the hemorrhage beside annotated ones, held out; of patients: all their"
+        " annotated slices together:"
+    )
+    yield ""
+    yield (
+        "| data set | slices | Dice of slices | IoU of slices | patients | Dice of patients | IoU"
+        " of patients | slices without hemorrhage and without outline |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for name, found in outlines.items():
+        by_slice = f"{_cell(found.slice_dice)} | {_cell(found.slice_iou)}"
+        by_patient = f"{_cell(found.patient_dice)} | {_cell(found.patient_iou)}"
+        yield (
+            f"| {name} | {found.slice_dice.n} | {by_slice} | {found.patient_dice.n} |"
+            f" {by_patient} | {_cell(found.without_outline)} |"
         )
 
 

@@ -37,8 +37,8 @@ UNDEFINED = {
     "accuracy": "there is no image",
     "sensitivity": "there is no image with hemorrhage",
     "specificity": "there is no image without hemorrhage",
-    "ppv": "nothing was called positive",
-    "npv": "nothing was called negative",
+    "ppv": "no image was called positive",
+    "npv": "no image was called negative",
     "f1": "there is neither a hemorrhage nor a positive call",
     "auroc": "one class is missing",
     "auprc": "there is no image with hemorrhage",
@@ -237,7 +237,7 @@ def share_with_interval(
     resamples: int = RESAMPLES,
     weights: np.ndarray | None = None,
 ) -> Estimate:
-    """Return a proportion of outcomes (n,) 0 or 1 with a bootstrap interval over groups (n,);
+    """Return the mean of outcomes (n,) in 0..1 with a bootstrap interval over groups (n,);
     `weights` (n,) as `metrics_with_intervals` takes them.
     """
     if not len(holds):

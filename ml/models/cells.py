@@ -9,6 +9,7 @@ groups and takes the calibration of the cross-validation's answers.
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 from onnx import TensorProto, compose, helper
 
@@ -49,17 +50,10 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
     )
     size = task.images.shape[1]
     features = mirrored(encoder.build(tuned.convolutions, size))
-    _, side, _, channels = features.output_shape
+    _, side, _, channels = features.outputs[0].shape
     # Of the slices learned from only the positive ones are predicted: types are fitted to them.
     asked = np.setdiff1d(np.arange(len(task.images)), learn[task.labels[learn] != 1])
-    decisions = np.full(len(task.images), np.nan)
-    descriptions = np.zeros((len(task.images), 2 * channels), np.float32)
-    for start in range(0, len(asked), CHUNK):
-        task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(asked), {})
-        chunk = asked[start : start + CHUNK]
-        maps = np.asarray(features.predict_on_batch(np.asarray(task.images[chunk], np.float32)))
-        decisions[chunk] = decisions_of(maps, tuned)
-        descriptions[chunk] = pooled(maps, "both")
+    decisions, descriptions, outlines = _predicted(task, features, tuned, asked)
     if smooths:
         decisions = smoothed(decisions, task.scans)
     held_out = task.held_out or held_out_of(decisions, held, task.scans)
@@ -71,7 +65,7 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
     def reference(
         images: np.ndarray, platt: Platt, scan_platt: Platt
     ) -> tuple[np.ndarray, np.ndarray, float]:
-        maps = np.asarray(features.predict_on_batch(np.asarray(images, np.float32)))
+        maps, _ = _answers(features, images)
         found = decisions_of(maps, tuned)
         found = smoothed(found, np.zeros(len(found), int)) if smooths else found
         return maps, platt(found), scan_probability(found, platt, scan_platt)
@@ -89,7 +83,40 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
         reference=reference,
         learned_features=True,
         descriptions=descriptions,
+        outlines=outlines,
     )
+
+
+def _predicted(
+    task: FitTask, features: keras.Model, tuned: Tuned, asked: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return decisions, descriptions and outlines as `Fitted` has them, with what stands for no
+    answer where nothing is asked.
+    """
+    n, (maps, *outlined) = len(task.images), features.outputs
+    decisions = np.full(n, np.nan)
+    descriptions = np.zeros((n, 2 * maps.shape[-1]), np.float32)
+    outlines = np.zeros((n, *outlined[0].shape[1:3]), np.float16) if outlined else None
+    for start in range(0, len(asked), CHUNK):
+        task.report(TUNING_SHARE + (1 - TUNING_SHARE) * start / len(asked), {})
+        chunk = asked[start : start + CHUNK]
+        of_chunk, outline = _answers(features, task.images[chunk])
+        decisions[chunk] = decisions_of(of_chunk, tuned)
+        descriptions[chunk] = pooled(of_chunk, "both")
+        if outlines is not None:
+            outlines[chunk] = outline
+    return decisions, descriptions, outlines
+
+
+def _answers(features: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the maps (n, h, w, c) of images and, of an encoder with outlines, the probability of
+    hemorrhage at each place (n, h, w).
+    """
+    given = features.predict_on_batch(np.asarray(images, np.float32))
+    if not isinstance(given, list):
+        return np.asarray(given), None
+    maps, logits = (np.asarray(values) for values in given)
+    return maps, 1 / (1 + np.exp(-logits[..., 0]))
 
 
 def head_to_onnx(

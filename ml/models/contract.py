@@ -23,7 +23,7 @@ from ml.datasets.examples import UNKNOWN
 from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import aggregate_scans
 
-RECIPE = 4
+RECIPE = 5
 """Increase it whenever a fit changes its results for the same settings, so that no run resumes from
 an older checkpoint.
 """
@@ -150,6 +150,8 @@ class Fitted:
         learned_features: True if the convolutions learned from the training images.
         descriptions: float32 (n, 2c), average and maximum of each slice's maps, as output by
             `features.onnx`; the features for types of hemorrhage (`ml.networks.bleeding_types`).
+        outlines: float16 (n, m, m), the probability of hemorrhage at each place of the slices that
+            have decisions; None where the architecture gives no outlines.
     """
 
     decisions: np.ndarray
@@ -160,6 +162,7 @@ class Fitted:
     reference: Callable[[np.ndarray, Platt, Platt], tuple[np.ndarray, np.ndarray, float]]
     learned_features: bool
     descriptions: np.ndarray
+    outlines: np.ndarray | None = None
 
 
 def fit_of(architecture: str) -> Callable[[FitTask], Fitted]:

@@ -27,7 +27,7 @@ from ml.networks.fine_tuning import LabeledSlices, Schedule, Tuned, fine_tune
 from ml.networks.googlenet import GoogLeNet
 from ml.networks.weights import Weights, load_weights
 
-TUNING_RECIPE = 4
+TUNING_RECIPE = 5
 """Increase it whenever a fine-tuning changes its results for the same arguments, so that no run
 reuses an older one.
 """

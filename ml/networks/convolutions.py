@@ -178,12 +178,16 @@ def set_weights(model: keras.Model, weights: Weights) -> None:
 
 
 def mirrored(model: keras.Model) -> keras.Model:
-    """Return the Keras model whose maps are the mean of the image's maps and of the mirror image's,
+    """Return the Keras model whose outputs are the mean of the image's and of the mirror image's,
     mirrored back.
     """
     pictures = keras.Input(model.input_shape[1:], name="images")
-    other = keras.ops.flip(model(keras.ops.flip(pictures, axis=2)), axis=2)
-    return keras.Model(pictures, (model(pictures) + other) / 2, name="mirrored")
+    averaged = keras.tree.map_structure(
+        lambda one, other: (one + keras.ops.flip(other, axis=2)) / 2,
+        model(pictures),
+        model(keras.ops.flip(pictures, axis=2)),
+    )
+    return keras.Model(pictures, averaged, name="mirrored")
 
 
 def weights_of(model: keras.Model, base: Weights) -> Weights:
@@ -372,6 +376,7 @@ class AlexNet:
     layout: str = "owt"
     contrasts: bool = False
     learning_rate: float = 8e-4
+    outlines: bool = False
 
     @property
     def name(self) -> str:

@@ -22,6 +22,10 @@ class Encoder(Protocol):
         """Everything apart from the weights that decides what the encoder computes."""
 
     @property
+    def outlines(self) -> bool:
+        """Whether it outlines the hemorrhage, beside the maps."""
+
+    @property
     def learning_rate(self) -> float:
         """The first learning rate of a fine-tuning."""
 
@@ -33,7 +37,9 @@ class Encoder(Protocol):
         """
 
     def build(self, weights: Weights, size: int) -> keras.Model:
-        """Return the Keras model: float32 (n, size, size, 1) in 0..1 -> maps (n, side, side, c)."""
+        """Return the Keras model: float32 (n, size, size, 1) in 0..1 -> maps (n, side, side, c);
+        with `outlines` a list of these and logits of the outline (n, h, w, 1).
+        """
 
     def weights_of(self, model: keras.Model, base: Weights) -> Weights:
         """Return the weights of a model that `build` made; what it does not hold comes from
@@ -45,5 +51,6 @@ class Encoder(Protocol):
 
     def to_onnx(self, weights: Weights, size: int) -> bytes:
         """Return the features graph: "images" (N, size, size, 1) -> "maps" (N, side, side, c), the
-        mean of those of the picture and of its mirror image, which is mirrored back.
+        mean of those of the picture and of its mirror image, which is mirrored back; with
+        `outlines` also -> "outline" (N, h, w), the probability of hemorrhage at each place.
         """

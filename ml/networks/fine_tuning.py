@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import cv2
 import keras
@@ -31,7 +32,9 @@ MOST_BATCHES = 32  # of an epoch, which is at most 1,024 pictures
 AVERAGING = 0.98
 MAP_DROPOUT = 0.08  # of whole channels
 POOLED_DROPOUT = 0.2
-LOSS_WEIGHTS = {"cells": 1.0, "slice": 1.0, "pooled": 0.3}
+LOSS_WEIGHTS = {"cells": 1.0, "slice": 1.0, "pooled": 0.3, "outline": 0.5}
+OF_SLICES = "slice", "pooled"
+"""The outputs that say something of the whole slice."""
 POSITIVE_SHARE = 0.42  # of a batch, before bleeds are made
 MADE_SHARE = 0.42  # of the slices without hemorrhage get a made bleed
 DECOY_SHARE = 0.3  # of all slices that show a skull get something that is no blood
@@ -159,18 +162,22 @@ def fine_tune(
         network = _with_cells(convolutions, seed)
     finally:
         keras.config.set_dtype_policy(before)
-    side = network.get_layer("cells").output.shape[1]
+    located = ("cells", "outline") if encoder.outlines else ("cells",)
+    sides = {
+        name: output.shape[1] for name, output in zip(located, convolutions.outputs, strict=True)
+    }
+    losses = {name: loss for name, loss in _losses().items() if name in (*located, *OF_SLICES)}
     batches = max(min(4 * len(slices.learn) // BATCH, MOST_BATCHES), 1)
     run_epochs(
         network,
-        loss={"cells": _cells_loss, "slice": _entropy(), "pooled": _entropy()},
-        loss_weights=LOSS_WEIGHTS,
+        loss=losses,
+        loss_weights={name: LOSS_WEIGHTS[name] for name in losses},
         epochs=schedule.epochs,
         batches=batches,
         learning_rate=encoder.learning_rate,
         averaging=AVERAGING,
         seed=seed,
-        draw=lambda epoch_seed: _batches(slices, batches, side, epoch_seed),
+        draw=lambda epoch_seed: _batches(slices, batches, sides, epoch_seed),
         state=state,
         report=report,
     )
@@ -214,13 +221,19 @@ def balanced_draws(
     return np.array(drawn)
 
 
-def _batches(slices: LabeledSlices, batches: int, side: int, seed: int) -> Iterator[Batch]:
+def _batches(
+    slices: LabeledSlices, batches: int, sides: Mapping[str, int], seed: int
+) -> Iterator[Batch]:
+    """Yield pictures and what is known of them; `sides` are those of the outputs that say where the
+    hemorrhage is, by name.
+    """
     images, masks, learn = slices.images, slices.masks, slices.learn
     labels, sources = slices.labels, slices.sources
     random = np.random.default_rng(seed)
     outlined = learn[(labels[learn] == 1) & (masks[learn].reshape(len(learn), -1) == 1).any(axis=1)]
     for _ in range(batches):
-        pictures, cells, answers = [], [], []
+        pictures, answers = [], []
+        places: dict[str, list[np.ndarray]] = {name: [] for name in sides}
         for position in learn[balanced_draws(labels[learn], sources[learn], BATCH, random)]:
             picture, outline, label = (
                 np.asarray(images[position, :, :, 0], np.float32),
@@ -246,12 +259,14 @@ def _batches(slices: LabeledSlices, batches: int, side: int, seed: int) -> Itera
             picture, outline = vary(picture, outline, random)
             pictures.append(picture)
             answers.append(label)
-            cells.append(_bloody_cells(outline, label, side))
+            for name, side in sides.items():
+                places[name].append(_bloody_cells(outline, label, side))
         inputs, truth = (
             np.stack(pictures)[..., np.newaxis],
             np.array(answers, np.float32)[:, np.newaxis],
         )
-        yield inputs, {"cells": np.stack(cells), "slice": truth, "pooled": truth}
+        located = {name: np.stack(values) for name, values in places.items()}
+        yield inputs, {**located, "slice": truth, "pooled": truth}
 
 
 def _bloody_cells(outline: np.ndarray, label: int, side: int) -> np.ndarray:
@@ -277,15 +292,38 @@ def _cells_loss(truth: keras.KerasTensor, logits: keras.KerasTensor) -> keras.Ke
     return 4 * ops.mean(weighted, axis=(1, 2))
 
 
+def _outline_loss(truth: keras.KerasTensor, logits: keras.KerasTensor) -> keras.KerasTensor:
+    """Return for each picture the loss of its cells and, where hemorrhage is outlined, 1 - Dice's
+    coefficient of the probabilities (F. Milletari et al. 2016, doi 10.1109/3DV.2016.79).
+    """
+    ops = keras.ops
+    bloody = ops.cast(truth > 0, "float32")
+    given = ops.sigmoid(logits) * ops.cast(truth >= 0, "float32")
+    drawn = ops.sum(bloody, axis=(1, 2))
+    both = 2 * ops.sum(given * bloody, axis=(1, 2)) + 1
+    dice = both / (ops.sum(given, axis=(1, 2)) + drawn + 1)
+    return _cells_loss(truth, logits) + (1 - dice) * ops.cast(drawn > 0, "float32")
+
+
+def _losses() -> dict[str, Any]:
+    """Return the loss of every output by name."""
+    return {
+        "cells": _cells_loss,
+        "slice": _entropy(),
+        "pooled": _entropy(),
+        "outline": _outline_loss,
+    }
+
+
 def _entropy() -> keras.losses.Loss:
     return keras.losses.BinaryCrossentropy(from_logits=True)
 
 
 def _with_cells(convolutions: keras.Model, seed: int) -> keras.Model:
     """Return the network that learns: pictures -> logits of the cells (n, h, w), of the slice (n,
-    1), and the same from pooled maps.
+    1), the same from pooled maps and, of an encoder with outlines, those of the outline (n, h, w).
     """
-    maps = keras.layers.SpatialDropout2D(MAP_DROPOUT, seed=seed)(convolutions.output)
+    maps = keras.layers.SpatialDropout2D(MAP_DROPOUT, seed=seed)(convolutions.outputs[0])
     start = keras.initializers.GlorotUniform(seed=seed)
     cell = keras.layers.Conv2D(1, 1, kernel_initializer=start, dtype="float32", name="cell")(maps)
     cells = keras.layers.Reshape(cell.shape[1:3], dtype="float32", name="cells")(cell)
@@ -300,9 +338,12 @@ def _with_cells(convolutions: keras.Model, seed: int) -> keras.Model:
         dtype="float32",
         name="pooled",
     )(pooled)
-    return keras.Model(
-        convolutions.input, {"cells": cells, "slice": slice_decisions(flat), "pooled": along}
-    )
+    outputs = {"cells": cells, "slice": slice_decisions(flat), "pooled": along}
+    for outline in convolutions.outputs[1:]:
+        outputs["outline"] = keras.layers.Reshape(
+            outline.shape[1:3], dtype="float32", name="outline_logits"
+        )(outline)
+    return keras.Model(convolutions.input, outputs)
 
 
 def slice_decisions(cells: keras.KerasTensor) -> keras.KerasTensor:

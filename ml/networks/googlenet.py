@@ -7,6 +7,10 @@ size and added to those of stride 8, which know the place (T.-Y. Lin et al. 2017
 networks", doi 10.1109/CVPR.2017.106): a thin bleed along the skull is smaller than a cell of
 AlexNet's.
 
+With outlines, a decoder goes on from there to stride 2, as in U-Net (O. Ronneberger et al. 2015,
+doi 10.1007/978-3-319-24574-4_28): maps are doubled in size and joined with the encoder's own of
+that size, and each of 112 x 112 places says whether it is hemorrhage.
+
 The picture is shown in three contrasts (`ml.networks.contrasts`). Kernels are stored in 8 bits, one
 scale for each output channel, and rounded so before anything is computed with them, so that the
 exported file computes what was trained and judged.
@@ -81,7 +85,22 @@ PYRAMID_SHAPES = {
     "pyramid_coarse": (1, 832, PYRAMID),
     "pyramid_joined": (3, PYRAMID, PYRAMID),
 }
-"""The convolutions that ImageNet did not teach; they start from random weights."""
+"""The convolutions of the pyramid, which ImageNet did not teach; they start from random weights."""
+QUARTER, HALF = 48, 24
+OUTLINE_SHAPES = {
+    "outline_deep": (1, PYRAMID, QUARTER),
+    "outline_quarter": (1, 192, QUARTER),
+    "outline_quarter_joined": (3, QUARTER, QUARTER),
+    "outline_up": (1, QUARTER, HALF),
+    "outline_half": (1, 64, HALF),
+    "outline_half_joined": (3, HALF, HALF),
+    "outline": (1, HALF, 1),
+}
+"""The convolutions of the outlines' decoder, which start from random weights as well."""
+SKIPS = "outline_quarter", "outline_half"
+"""They read maps of early layers, whose values reach hundreds."""
+RARE = -4.0
+"""The bias that the outline starts from: few pixels are hemorrhage."""
 SHAPES = _shapes()
 
 
@@ -89,53 +108,68 @@ SHAPES = _shapes()
 class GoogLeNet:
     """The encoder; see `ml.networks.encoder.Encoder`."""
 
-    name: str = "googlenet-4e-pyramid"
+    outlines: bool = False
     learning_rate: float = 4e-4
+
+    @property
+    def name(self) -> str:
+        """See `ml.networks.encoder.Encoder`."""
+        return "googlenet-4e-pyramid" + ("-unet" if self.outlines else "")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Kernel, channels in and channels out of every convolution by name."""
+        return SHAPES | PYRAMID_SHAPES | (OUTLINE_SHAPES if self.outlines else {})
 
     def initial(self, init: Path | str, seed: int) -> Weights:
         """Return initial weights: ImageNet's (.npz), those of a model folder, or "random" ones by
-        He's rule (K. He et al. 2015); the pyramid's are random unless a model brings them.
+        He's rule (K. He et al. 2015); those of pyramid and decoder are random unless a model brings
+        them.
         """
-        weights = _random(seed, SHAPES | PYRAMID_SHAPES)
+        weights = _random(seed, self.shapes)
         weights[SOFT_TISSUE] = np.array(CONTRASTS, np.float32)
         if init != "random":
             path = Path(init)
-            given = _from_model(path) if path.is_dir() else arrays_of_file(path)
-            weights |= _checked(given, path.name)
+            given = _from_model(path, self.shapes) if path.is_dir() else arrays_of_file(path)
+            weights |= _checked(given, path.name, self.shapes)
         return self.as_stored(weights)
 
     def build(self, weights: Weights, size: int) -> keras.Model:
-        """Return the Keras model: float32 (n, size, size, 1) in 0..1 -> maps (n, side, side, c)."""
+        """Return the Keras model; see `ml.networks.encoder.Encoder`."""
         layers = keras.layers
         pictures = keras.Input((size, size, 1), name="images")
         x = layers.Concatenate()([pictures, *contrasts(pictures, weights[SOFT_TISSUE])])
         x = layers.Normalization(
             mean=ORIGINAL.mean, variance=tuple(std**2 for std in ORIGINAL.std), name="imagenet"
         )(x)
-        x = _convolved(layers.ZeroPadding2D(3)(x), FIRST, 2, "valid")
-        x = locally_normalized(layers.MaxPooling2D(3, 2, "same")(x))
+        half = _convolved(layers.ZeroPadding2D(3)(x), FIRST, 2, "valid")
+        x = locally_normalized(layers.MaxPooling2D(3, 2, "same")(half))
         for name in STEM:
             x = _convolved(x, name)
-        x = layers.MaxPooling2D(3, 2, "same")(locally_normalized(x))
+        quarter = locally_normalized(x)
+        x = layers.MaxPooling2D(3, 2, "same")(quarter)
         maps = {}
         for name in MODULES:
             if name == "4a":
                 x = layers.MaxPooling2D(3, 2, "same")(x)
             x = maps[name] = _inception(x, f"inception_{name}")
-        fine = _convolved(maps[FINE], "pyramid_fine", activation=None)
-        coarse = layers.UpSampling2D(2)(
-            _convolved(maps[COARSE], "pyramid_coarse", activation=None)
-        )[:, : fine.shape[1], : fine.shape[2]]
-        joined = layers.Activation("relu")(layers.Add()([fine, coarse]))
-        model = keras.Model(pictures, _convolved(joined, "pyramid_joined"), name="googlenet")
-        for name in SHAPES | PYRAMID_SHAPES:
+        x = _joined(maps[COARSE], "pyramid_coarse", maps[FINE], "pyramid_fine")
+        x = _convolved(x, "pyramid_joined")
+        outputs = [x]
+        if self.outlines:
+            x = _joined(x, "outline_deep", quarter, "outline_quarter")
+            x = _joined(_convolved(x, "outline_quarter_joined"), "outline_up", half, "outline_half")
+            x = _convolved(x, "outline_half_joined")
+            outputs.append(layers.Conv2D(1, 1, dtype="float32", name="outline")(x))
+        model = keras.Model(pictures, outputs if self.outlines else outputs[0], name="googlenet")
+        for name in self.shapes:
             model.get_layer(name).set_weights([weights[f"{name}_W"], weights[f"{name}_b"]])
         return model
 
     def weights_of(self, model: keras.Model, base: Weights) -> Weights:
         """Return the weights of a model that `build` made, and the contrasts of `base`."""
         weights = {SOFT_TISSUE: base[SOFT_TISSUE]}
-        for name in SHAPES | PYRAMID_SHAPES:
+        for name in self.shapes:
             kernel, bias = model.get_layer(name).get_weights()
             weights[f"{name}_W"], weights[f"{name}_b"] = np.asarray(kernel), np.asarray(bias)
         return weights
@@ -161,57 +195,45 @@ class GoogLeNet:
         graph.append(contrasting)
         rgb = graph.add("Concat", ["ways", *others], axis=1)
         graph.append(standardized_nodes(rgb, ORIGINAL.mean, ORIGINAL.std))
-        x = graph.convolution("normalised", FIRST, stride=2)
-        half = (size - 1) // 2 + 1
-        x = graph.normalized(graph.pooled(x, half), SHAPES[FIRST][2])
-        quarter = -(-half // 2)
+        sides = _sides(size)
+        half = graph.convolution("normalised", FIRST, stride=2)
+        x = graph.normalized(graph.pooled(half, sides[2]), SHAPES[FIRST][2])
         for name in STEM:
             x = graph.convolution(x, name)
-        x = graph.pooled(graph.normalized(x, STEM["conv2_3x3"][2]), quarter)
+        quarter = graph.normalized(x, STEM["conv2_3x3"][2])
+        x = graph.pooled(quarter, sides[4])
         maps = {}
         for name in MODULES:
             if name == "4a":
-                x = graph.pooled(x, -(-quarter // 2))
+                x = graph.pooled(x, sides[8])
             x = maps[name] = graph.inception(x, f"inception_{name}")
-        fine = graph.convolution(maps[FINE], "pyramid_fine", activated=False)
-        coarse = graph.convolution(maps[COARSE], "pyramid_coarse", activated=False)
-        coarse = graph.add(
-            "Resize",
-            [coarse, "", "twice"],
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
-        coarse = graph.add("Slice", [coarse, "crop_from", "crop_to", "crop_axes"])
-        x = graph.add("Relu", [graph.add("Add", [fine, coarse])])
+        x = graph.joined(maps[COARSE], "pyramid_coarse", maps[FINE], "pyramid_fine", sides[8])
         x = graph.convolution(x, "pyramid_joined")
         graph.append(mean_of_both_ways_nodes(x))
         graph.nodes.append(
             helper.make_node("Transpose", ["maps_mean"], ["maps"], perm=[0, 2, 3, 1])
         )
         side, channels = self.maps_shape(size)
-        graph.constants += _constants(side)
+        outputs = [
+            helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])
+        ]
+        if self.outlines:
+            outputs.append(graph.outline(x, quarter, half, sides))
         made = model_of(
             graph.nodes,
             "googlenet",
             [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", size, size, 1])],
-            [helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["N", side, side, channels])],
+            outputs,
             graph.constants,
         )
         return serialized(made)
 
 
-def _constants(side: int) -> list[TensorProto]:
-    """Return the graph's constants beside weights; `side` is that of the maps."""
-    return [
-        numpy_helper.from_array(np.array(values), name)
-        for name, values in (
-            ("twice", np.array([1, 1, 2, 2], np.float32)),
-            ("crop_from", [0, 0]),
-            ("crop_to", [side, side]),
-            ("crop_axes", [2, 3]),
-        )
-    ]
+def _sides(size: int) -> dict[int, int]:
+    """Return the sides of the maps of stride 2, 4 and 8 by stride."""
+    half = (size - 1) // 2 + 1
+    quarter = -(-half // 2)
+    return {2: half, 4: quarter, 8: -(-quarter // 2)}
 
 
 def quantized(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -234,10 +256,20 @@ def _convolved(
     padding: str = "same",
     activation: str | None = "relu",
 ) -> keras.KerasTensor:
-    kernel, _, channels = (SHAPES | PYRAMID_SHAPES)[name]
+    kernel, _, channels = (SHAPES | PYRAMID_SHAPES | OUTLINE_SHAPES)[name]
     return keras.layers.Conv2D(
         channels, kernel, strides=stride, padding=padding, activation=activation, name=name
     )(x)
+
+
+def _joined(
+    coarse: keras.KerasTensor, coarse_name: str, fine: keras.KerasTensor, fine_name: str
+) -> keras.KerasTensor:
+    """Return the sum of both after a convolution each, the coarse one doubled in size; ReLU."""
+    fine = _convolved(fine, fine_name, activation=None)
+    coarse = keras.layers.UpSampling2D(2)(_convolved(coarse, coarse_name, activation=None))
+    coarse = coarse[:, : fine.shape[1], : fine.shape[2]]
+    return keras.layers.Activation("relu")(keras.layers.Add()([fine, coarse]))
 
 
 def _inception(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
@@ -257,7 +289,14 @@ class _Graph:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
+        self.constants: list[onnx.TensorProto] = [
+            numpy_helper.from_array(np.array(values), name)
+            for name, values in (
+                ("twice", np.array([1, 1, 2, 2], np.float32)),
+                ("crop_from", [0, 0]),
+                ("crop_axes", [2, 3]),
+            )
+        ]
 
     def append(self, part: Sequence[Sequence[Any]]) -> None:
         """Add nodes and their constants (`ml.networks.onnx_graph.Part`)."""
@@ -313,6 +352,39 @@ class _Graph:
         factor = self.add("Exp", [self.add("Mul", [self.add("Log", [total]), power])])
         return self.add("Mul", [x, factor])
 
+    def joined(self, coarse: str, coarse_name: str, fine: str, fine_name: str, side: int) -> str:
+        """Add what `_joined` does; `side` is that of the fine maps."""
+        fine = self.convolution(fine, fine_name, activated=False)
+        coarse = self.convolution(coarse, coarse_name, activated=False)
+        coarse = self.add(
+            "Resize",
+            [coarse, "", "twice"],
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+        self.constants.append(numpy_helper.from_array(np.array([side, side]), f"crop_to_{side}"))
+        coarse = self.add("Slice", [coarse, "crop_from", f"crop_to_{side}", "crop_axes"])
+        return self.add("Relu", [self.add("Add", [fine, coarse])])
+
+    def outline(self, x: str, quarter: str, half: str, sides: dict[int, int]) -> Any:
+        """Add the decoder from the maps `x` of stride 8 and those of stride 4 and 2 to the output
+        "outline" (N, h, w), probabilities; return what describes the output.
+        """
+        x = self.joined(x, "outline_deep", quarter, "outline_quarter", sides[4])
+        x = self.convolution(x, "outline_quarter_joined")
+        x = self.joined(x, "outline_up", half, "outline_half", sides[2])
+        x = self.convolution(x, "outline_half_joined")
+        x = self.convolution(x, "outline", activated=False)
+        nodes, _ = mean_of_both_ways_nodes(x, "outline")  # the constants are those of the maps
+        self.nodes += nodes
+        flat = self.add("Squeeze", ["outline_mean", "channel_axis"])
+        self.constants.append(numpy_helper.from_array(np.array([1]), "channel_axis"))
+        self.nodes.append(helper.make_node("Sigmoid", [flat], ["outline"]))
+        return helper.make_tensor_value_info(
+            "outline", TensorProto.FLOAT, ["N", sides[2], sides[2]]
+        )
+
     def inception(self, x: str, name: str) -> str:
         """Add an inception module."""
         pooled = self.add("MaxPool", [x], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
@@ -332,27 +404,27 @@ def _random(seed: int, shapes: dict[str, tuple[int, int, int]]) -> Weights:
     weights: Weights = {}
     for name, (kernel, inside, outside) in shapes.items():
         spread = np.sqrt(2 / (kernel * kernel * inside))
-        if name == FIRST:  # the picture is normalized to -128..127, He's rule asks for 1
+        if name == FIRST or name in SKIPS:  # what they read reaches 128; He's rule asks for 1
             spread /= 128
         drawn = random.standard_normal((kernel, kernel, inside, outside)) * spread
         weights[f"{name}_W"] = drawn.astype(np.float32)
-        weights[f"{name}_b"] = np.zeros(outside, np.float32)
+        weights[f"{name}_b"] = np.full(outside, RARE if name == "outline" else 0, np.float32)
     return weights
 
 
-def _checked(given: Weights, source: str) -> Weights:
+def _checked(given: Weights, source: str, shapes: dict[str, tuple[int, int, int]]) -> Weights:
     """Return the arrays of the encoder among the given ones.
 
     Raises:
         ArtifactError: one is missing or has another shape, or a value is no number.
     """
     weights: Weights = {}
-    for name, (kernel, inside, outside) in (SHAPES | PYRAMID_SHAPES).items():
+    for name, (kernel, inside, outside) in shapes.items():
         for key, shape in (
             (f"{name}_W", (kernel, kernel, inside, outside)),
             (f"{name}_b", (outside,)),
         ):
-            if key not in given and name in PYRAMID_SHAPES:
+            if key not in given and name not in SHAPES:
                 continue
             if key not in given:
                 raise ArtifactError(f"{source} has no {key}; it holds no weights of GoogLeNet.")
@@ -368,7 +440,7 @@ def _checked(given: Weights, source: str) -> Weights:
     return weights
 
 
-def _from_model(folder: Path) -> Weights:
+def _from_model(folder: Path, shapes: dict[str, tuple[int, int, int]]) -> Weights:
     card = read_card(folder)
     require_self_contained(folder / FEATURES)
     stored = {
@@ -380,7 +452,9 @@ def _from_model(folder: Path) -> Weights:
             f"The model {card.id} ({card.architecture}) keeps no GoogLeNet to start from."
         )
     weights: Weights = {SOFT_TISSUE: stored[SOFT_TISSUE]}
-    for name in SHAPES | PYRAMID_SHAPES:
+    for name in shapes:
+        if f"{name}_W" not in stored:
+            continue
         kernel = stored[f"{name}_W"].astype(np.float32) * stored[f"{name}_scale"]
         weights[f"{name}_W"] = kernel.transpose(2, 3, 1, 0)
         weights[f"{name}_b"] = stored[f"{name}_b"].astype(np.float32)

@@ -58,18 +58,18 @@ def both_ways_nodes(x: str) -> Part:
     ], []
 
 
-def mean_of_both_ways_nodes(x: str) -> Part:
+def mean_of_both_ways_nodes(x: str, name: str = "maps") -> Part:
     """Return what averages maps `x` (2n, c, h, w) of "ways" (`both_ways_nodes`), those of mirror
-    images mirrored back: "maps_mean" (n, c, h, w).
+    images mirrored back: "<name>_mean" (n, c, h, w).
     """
     nodes = [
-        helper.make_node("Split", [x], ["maps_one_way", "maps_other_way"], axis=0),
-        helper.make_node("Slice", ["maps_other_way", *_BACKWARDS], ["maps_turned_back"]),
-        helper.make_node("Add", ["maps_one_way", "maps_turned_back"], ["maps_of_both"]),
-        helper.make_node("Mul", ["maps_of_both", "half"], ["maps_mean"]),
+        helper.make_node("Split", [x], [f"{name}_one_way", f"{name}_other_way"], axis=0),
+        helper.make_node("Slice", [f"{name}_other_way", *_BACKWARDS], [f"{name}_turned_back"]),
+        helper.make_node("Add", [f"{name}_one_way", f"{name}_turned_back"], [f"{name}_of_both"]),
+        helper.make_node("Mul", [f"{name}_of_both", "half"], [f"{name}_mean"]),
     ]
     constants = [
-        numpy_helper.from_array(np.array(value), name) for name, value in _BACKWARDS.items()
+        numpy_helper.from_array(np.array(value), constant) for constant, value in _BACKWARDS.items()
     ]
     return nodes, [*constants, numpy_helper.from_array(np.array(0.5, np.float32), "half")]
 

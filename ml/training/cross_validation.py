@@ -29,6 +29,7 @@ from ml.training.experiment import Experiment
 from ml.training.folds import Split, splits
 from ml.training.heat_map_tests import HeatMapTest, judge_heat_maps
 from ml.training.operating_points import has_both_classes, without
+from ml.training.outline_figures import Overlap, overlaps
 from ml.typed_json import from_json, to_json
 
 MOST_HEAT_MAPS = 50  # per fold: they take about ten seconds
@@ -48,6 +49,7 @@ class OutOfFold:
         seconds: duration of all fits.
         heat_maps: results of `ml.training.heat_map_tests` in the first repeat; empty if not
             requested.
+        outlines: overlaps of the first repeat; empty where the architecture gives no outlines.
         chosen: hyperparameters selected by each fit.
     """
 
@@ -58,6 +60,7 @@ class OutOfFold:
     learned_features: bool
     seconds: float
     heat_maps: Sequence[HeatMapTest] = ()
+    outlines: Sequence[Overlap] = ()
     chosen: Sequence[Mapping[str, Any]] = ()
 
 
@@ -90,6 +93,7 @@ class FoldResult:
         learnt_features: whether the convolutions were trained; checkpoints have this name.
         chosen: hyperparameters selected by the fit.
         heat_maps: results of `ml.training.heat_map_tests`; None if not requested.
+        outlines: of its slices; None where the architecture gives no outlines.
     """
 
     slices: FoldAnswers
@@ -100,6 +104,7 @@ class FoldResult:
     learnt_features: bool
     chosen: dict[str, Any] = field(default_factory=dict)
     heat_maps: list[HeatMapTest] | None = None
+    outlines: list[Overlap] | None = None
 
 
 @dataclass
@@ -206,6 +211,9 @@ def cross_validate(
         learned_features=any(result.learnt_features for result in results),
         seconds=sum(result.seconds for result in results),
         heat_maps=[test for result in results for test in result.heat_maps or ()],
+        outlines=[
+            overlap for result in results[: len(wanted)] for overlap in result.outlines or ()
+        ],
         chosen=[result.chosen for result in results],
     )
 
@@ -274,6 +282,7 @@ def _finished(
         threshold=of_slices.threshold,
         scan_threshold=of_scans.threshold,
         heat_maps=_heat_maps_of(experiment, fitted, slices) if test_heat_maps else None,
+        outlines=overlaps(experiment, fitted, np.sort(split.held)),
         seconds=time.monotonic() - began,
         learnt_features=fitted.learned_features,
         chosen=dict(fitted.chosen),

@@ -16,17 +16,15 @@ from ml.datasets.examples import Example, slice_of
 from ml.errors import DatasetError, ImageError
 from ml.preprocessing.model_input import Frame, InputSpec, cut, to_input
 
-MASK_PX = 56
+MASK_PX = 112
 BLOOD, NO_BLOOD, NOT_DRAWN = 1, 0, 255
-SHARE_OF_A_CELL = 0.25
-"""A cell of the downsampled mask is positive from this share on; low, so that thin subdural
-hemorrhages do not vanish.
-"""
+SHARE_OF_A_CELL = 0.5
+"""A cell of the downsampled mask is positive from this share on."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`images` float32 (n, size, size, 1) in 0..1, `masks` uint8 (n, 56, 56); memory-mapped
+    """`images` float32 (n, size, size, 1) in 0..1, `masks` uint8 (n, 112, 112); memory-mapped
     files.
     """
 
@@ -115,8 +113,8 @@ def read_mask(example: Example, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def small_mask(drawn: np.ndarray, frame: Frame) -> np.ndarray:
-    """Return a mask, bool (height, width), in the model's frame: uint8 (56, 56), 1 hemorrhage and 0
-    none.
+    """Return a mask, bool (height, width), in the model's frame: uint8 (112, 112), 1 hemorrhage and
+    0 none.
 
     If it is too small for any cell, the cell with the largest share is positive; if it is outside
     the frame, all is 255 (unknown).

@@ -4,26 +4,22 @@ other's answers, with all of its checks.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import hypothesis
 import numpy as np
 import pytest
 import schemathesis
 from flask import Flask
-from hypothesis import strategies
 from schemathesis import Case, GenerationMode
-from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 
+from bench.fuzz.cases import for_each_case, schema_of
 from tests.conftest import app_on, make_user
 from tests.webapp.series import heat, stored_series
 from tests.webapp.test_api import make_token
 from tests.webapp.test_every_route import site_figures_of
-from webapp.config import PROJECT_ROOT
 from webapp.extensions import db, utc_now
 from webapp.models import (
     Attempt,
@@ -41,7 +37,6 @@ from webapp.models import (
 from webapp.pictures import heatmap_key
 from webapp.storage import storage
 
-DOCUMENT = "/api/v1/openapi.json"
 EXAMPLES = 8
 """Requests of each operation in each way: such as the document allows, and such as it does not."""
 OPERATIONS = {
@@ -141,9 +136,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         figures = [site_figures_of("0" * 32)]
         db.session.add(SiteFigures(status=JobStatus.DONE, finished_at=utc_now(), figures=figures))
         db.session.commit()
-    config = SchemathesisConfig.from_path(PROJECT_ROOT / "schemathesis.toml")
-    schema = schemathesis.openapi.from_wsgi(DOCUMENT, app, config=config)
-    yield Service(app, make_token(app, user_id), user_id, schema)
+    yield Service(app, make_token(app, user_id), user_id, schema_of(app))
     with app.app_context():
         db.session.remove()
         db.engine.dispose()
@@ -173,31 +166,15 @@ def test_every_answer_is_as_the_document_says(
     service: Service, operation_id: str, mode: GenerationMode
 ) -> None:
     operation = service.schema.find_operation_by_id(operation_id)
-    # Afresh: the operation before may have deleted them.
+    # New ones, since the previous operation may have deleted them.
     scans = service.add_scans()
     statuses: set[int] = set()
 
-    @hypothesis.seed(1)
-    @hypothesis.settings(
-        max_examples=EXAMPLES,
-        database=None,
-        deadline=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(
-        case=operation.as_strategy(generation_mode=mode),
-        scan_id=strategies.none() | strategies.sampled_from(scans),
-    )
-    def ask(case: Case[Any], scan_id: str | None) -> None:
-        if scan_id is not None and "scan_id" in case.path_parameters:
-            case.path_parameters["scan_id"] = scan_id
+    def ask(case: Case[Any]) -> None:
         answer = case.call_and_validate(headers={"Authorization": f"Bearer {service.token}"})
         statuses.add(answer.status_code)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of what was generated and is odd on purpose.
-        ask()
+    for_each_case(operation, mode, ask, requests=EXAMPLES, seed=1, scan_ids=scans)
     assert statuses
 
 

@@ -11,6 +11,7 @@ import pytest
 from webapp import create_app
 from webapp.config import (
     LONGEST_SOCKET_PATH,
+    SWITCHES,
     ConfigurationError,
     database_url,
     limiter_url,
@@ -75,23 +76,22 @@ def test_a_number_that_is_none_is_refused_with_its_name(tmp_path: Path) -> None:
         settings({"HEMOSCAN_HOME": str(tmp_path), "LEASE_S": "soon"})
 
 
-def test_what_is_kept_is_kept_for_ever_unless_a_number_of_days_is_given(tmp_path: Path) -> None:
+def test_a_negative_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="KEEP_SCANS_DAYS must be 0 or more, not -1."):
+        settings({"HEMOSCAN_HOME": str(tmp_path), "KEEP_SCANS_DAYS": "-1"})
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_is_on_or_off(tmp_path: Path, name: str) -> None:
     home = {"HEMOSCAN_HOME": str(tmp_path)}
-    for setting in ("KEEP_ORIGINALS_DAYS", "KEEP_SCANS_DAYS"):
-        assert (
-            settings(home)[setting],
-            settings({**home, setting: "0"})[setting],
-            settings({**home, setting: "30"})[setting],
-        ) == (
-            0,
-            0,
-            30,
-        )
-        with pytest.raises(
-            ConfigurationError,
-            match=f"{setting} must be a number of days, or 0 for no limit, not -1.",
-        ):
-            settings({**home, setting: "-1"})
+
+    assert [settings({**home, name: value})[name] for value in ("", "0", "1")] == [
+        SWITCHES[name],
+        False,
+        True,
+    ]
+    with pytest.raises(ConfigurationError, match=f"{name} must be (0 or 1|1 or 0), not 'true'."):
+        settings({**home, name: "true"})
 
 
 def test_the_rate_limiter_uses_the_broker() -> None:

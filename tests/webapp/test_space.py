@@ -65,7 +65,7 @@ def files_end_at(size: int) -> Iterator[None]:
 
 def sent(client: FlaskClient, picture: bytes, path: str = "/api/v1/scans") -> TestResponse:
     """Submit a picture."""
-    # Encoded here: werkzeug's client puts a large body into a temporary file and leaves it open.
+    # Encoded here: Werkzeug's client spools a large body to a file, which `files_end_at` would cut.
     boundary, body = encode_multipart({"file": FileStorage(io.BytesIO(picture), "a.png")})
     return client.post(path, data=body, content_type=f"multipart/form-data; boundary={boundary}")
 

@@ -4,7 +4,6 @@ beside the checkout: uploaded to the application and answered by a worker, both 
 
 from __future__ import annotations
 
-import gc
 import io
 import runpy
 import sys
@@ -89,8 +88,6 @@ def failures(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if line.startswith(("FAIL", "ERR"))]
 
 
-# The file of a refused upload is closed when its exception is collected: here, not in a later test.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_uploads_come_out_as_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app: Flask = app_on(
         f"sqlite:///{tmp_path / 'test.db'}", tmp_path, CHECK_HEAD_CT="1", QUOTA_MB=0
@@ -106,7 +103,6 @@ def test_uploads_come_out_as_expected(tmp_path: Path, capsys: pytest.CaptureFixt
             patched.setattr("requests.Session", Session)
             patched.setattr(sys, "argv", ["run_inputs.py", HOST, secret])
             runpy.run_path(str(CASES / "run_inputs.py"))
-    gc.collect()
     printed = capsys.readouterr().out
     assert "tried" in printed and not failures(printed), printed
 

@@ -77,7 +77,9 @@ def _meaning(card: Mapping[str, Any], level: str, threshold: float, is_trained: 
     figures, those by patient.
     """
     if card.get("points"):
-        return meaning_at(card["points"], level, threshold)
+        return meaning_at(
+            card["points"], level, threshold, (card.get("curves") or {}).get(level, ())
+        )
     metrics = card["metrics"] if level == "slice" else card.get("patient_metrics") or {}
     rates = [metrics.get(name, {}).get("value") for name in ("sensitivity", "specificity")]
     if not is_trained or None in rates:

@@ -19,6 +19,7 @@ from webapp.confirmed import (
     confirmed_counts,
     disputed_scans,
     newest_figures,
+    opinions_since,
     request_calibration,
     request_dataset,
     request_figures,
@@ -79,7 +80,7 @@ def site() -> Response:
 
 def show_site(form: ConfirmedForm, status: int = 200) -> Response:
     """Render the page with this form."""
-    newest = newest_figures()
+    newest, done = newest_figures(), newest_figures(JobStatus.DONE)
     made = db.session.scalars(
         select(Dataset)
         .where(Dataset.made_from.is_not(None))
@@ -91,7 +92,8 @@ def show_site(form: ConfirmedForm, status: int = 200) -> Response:
         status=status,
         pending=newest is not None and is_pending(newest),
         newest=newest,
-        done=newest_figures(JobStatus.DONE),
+        done=done,
+        since=opinions_since(done) if done else 0,
         counts=confirmed_counts(),
         disputed=disputed_scans(DISPUTED_SHOWN),
         made=made,

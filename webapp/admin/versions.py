@@ -5,21 +5,22 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from flask import flash, redirect, render_template, url_for
+from flask import flash, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import select, update
 from sqlalchemy.orm import contains_eager, defer, joinedload
 from wtforms.validators import DataRequired
 
-from webapp.admin.operating_points import asked_for, chosen_for, offered_for
+from webapp.admin.operating_points import asked_for, chosen_for, described, offered_for
 from webapp.admin.pages import REFUSED, blueprint, page_of
 from webapp.audit import record
-from webapp.charts import roc_chart
+from webapp.charts import roc_chart, scan_roc_chart
 from webapp.extensions import database_now, db, reads_only
 from webapp.forms import PostedForm, TextField, at_most
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
+    OWN_THRESHOLDS,
     Act,
     ModelVersion,
     OperatingPoint,
@@ -139,6 +140,24 @@ def promote(version_id: str) -> ResponseReturnValue:
     return show_version(version, form), REFUSED
 
 
+@blueprint.get("/models/<version_id>/threshold")
+def threshold(version_id: str) -> ResponseReturnValue:
+    """Show what a threshold for series would have found, as a part of the version's page."""
+    version = db.get_or_404(ModelVersion, version_id)
+    try:
+        point = asked_for(version, OWN_THRESHOLDS, "", request.args.get("at", ""))
+    except ValueError as err:
+        return render_template("admin/_threshold.html", error=str(err))
+    found = described(version.card, point)
+    return render_template(
+        "admin/_threshold.html",
+        version=version,
+        meaning=found.by_scan,
+        threshold=found.scan_threshold,
+        chart=scan_roc_chart(version.card, found.scan_threshold),
+    )
+
+
 def require_check(version_id: str) -> None:
     """Have a predict worker load a version and score a phantom (`worker.canary`), and wait for what
     it finds.
@@ -187,16 +206,18 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         .options(joinedload(Promotion.by))
         .order_by(Promotion.id.desc())
     ).all()
+    chosen = chosen_for(version)
     return render_template(
         "admin/model.html",
         version=version,
         history=history,
         is_live=is_live,
-        chosen=chosen_for(version),
+        chosen=chosen,
         offered=offered_for(version),
         before=version_before(version) if is_live else None,
         comparisons=comparisons_of(version),
         roc=roc_chart(version.card),
+        scan_roc=scan_roc_chart(version.card, chosen.scan_threshold),
         form=form,
     )
 

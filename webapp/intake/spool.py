@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, TemporaryFile
 from typing import IO, cast
@@ -20,21 +21,32 @@ HELD_IN_MEMORY = 500_000
 
 class Request(flask.Request):
     """A request whose files are spooled to that folder; they have no name there, so they go with
-    the process, however it ends.
+    the process, however it ends, and are closed with the request, also those of a form that
+    could not be read.
 
     A file that would leave too little free space, or that fills the disk, is refused with a
     `StorageFull`, whoever reads the form first.
     """
 
     def _load_form_data(self) -> None:
-        self._spooled = ExitStack()
         try:
             with disk_full_is_told():
                 super()._load_form_data()
         except BaseException:
-            with suppress(OSError):  # What is left to be written of a file on a full disk.
-                self._spooled.close()
+            self._close_spooled()
             raise
+
+    def close(self) -> None:
+        """Close the files; Flask calls this at the end of every request."""
+        self._close_spooled()
+
+    @cached_property
+    def _spooled(self) -> ExitStack:
+        return ExitStack()
+
+    def _close_spooled(self) -> None:
+        with suppress(OSError):  # What is left to be written of a file on a full disk.
+            self._spooled.close()
 
     def _get_file_stream(
         self,

@@ -1,4 +1,4 @@
-"""The rows, by topic."""
+"""The database's tables, by topic, and what changes their rows."""
 
 from webapp.models.accounts import (
     REVIEWERS,

@@ -1,4 +1,4 @@
-"""Data sets, training runs and the model versions that come of them."""
+"""Data sets, training runs and the model versions that they produce."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ dataset_scan = Table(
 
 
 class Dataset(Leased, db.Model):
-    """Labelled images that an admin imports, or has made of confirmed scans: one archive in
-    storage, read by a train worker before it counts.
+    """Labeled images that an administrator imported, or had made of confirmed scans: one archive in
+    the storage. It can be used once a train worker has read it.
     """
 
     name: Mapped[str] = mapped_column(String(80), unique=True)
@@ -61,10 +61,15 @@ class Dataset(Leased, db.Model):
 
 
 class TrainingRun(Leased, db.Model):
-    """One training that an admin launched; it ends in at most one model version.
+    """A training run that an administrator launched; it produces at most one model version.
 
     A calibration fits the version that its initial weights name to a data set of this site, and
     trains nothing.
+
+    Attributes:
+        settings: those of the architecture, by name (`ml.catalogue`).
+        eta_s: estimated seconds until the end.
+        current_metrics: figures so far, by name.
     """
 
     is_calibration: Mapped[bool] = mapped_column(default=False, server_default=false())
@@ -78,7 +83,7 @@ class TrainingRun(Leased, db.Model):
     launched_by: Mapped[User | None] = relationship()
     datasets: Mapped[list[Dataset]] = relationship(
         secondary=training_run_dataset, order_by="Dataset.name"
-    )  # A run goes on with them in the same order.
+    )  # A run that is resumed needs them in the same order.
     version: Mapped[ModelVersion | None] = relationship(back_populates="run")
     history: Mapped[list[Attempt]] = relationship(order_by=Attempt.id, passive_deletes=True)
 
@@ -105,12 +110,12 @@ OWN_THRESHOLDS = "own thresholds"
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """From which probabilities on a version's answers are positive.
+    """The thresholds at which a version's answers are positive.
 
     Attributes:
         name: a name of `ml.named_points.POINTS`, `OWN_THRESHOLDS`, or None: as trained.
-        slice_threshold, scan_threshold: for a scan of one slice and of several, 0..1; None is the
-            card's own.
+        slice_threshold, scan_threshold: for scans of one slice and of several, as probabilities
+            0..1; None stands for the card's threshold.
     """
 
     name: str | None = None
@@ -130,7 +135,7 @@ class OperatingPoint:
 
 
 class HasOperatingPoint:
-    """Columns that say which operating point was chosen."""
+    """The columns of a chosen operating point."""
 
     point: Mapped[str | None] = mapped_column(String(16))
     slice_threshold: Mapped[float | None]
@@ -149,27 +154,33 @@ class HasOperatingPoint:
 
 
 class ModelVersion(HasOperatingPoint, db.Model):
-    """A model folder in storage under `storage_prefix`; `card` is its card.json.
+    """A trained model: a model folder in the storage under `storage_prefix`.
 
-    Workers use it at its operating point; each promotion keeps the one that was chosen then.
+    Attributes:
+        run_id: the training run that produced it; empty for models that ship.
+        card_id: a hash over the model's files.
+        reads: "slice" or "series".
+        card: the content of its card.json.
+        blocked_because: why it may not be promoted, a sentence; empty if it may.
+        comparisons: with earlier versions (`worker.comparison`).
+        canary: its probability for the canary's phantom (`worker.canary`), with which each worker
+            compares its own.
+        check_requested_at, checked_at, check_error: when a worker was asked to load the version and
+            score the phantom, when one did, and what failed.
+        operating_point: where workers use it; each promotion stores the one chosen at that time.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
-    # Empty for the starter.
     run_id: Mapped[str | None] = mapped_column(ForeignKey("training_run.id"), unique=True)
-    card_id: Mapped[str] = mapped_column(String(64), index=True)  # A hash over the model's files.
+    card_id: Mapped[str] = mapped_column(String(64), index=True)
     architecture: Mapped[str] = mapped_column(String(40))
     reads: Mapped[str] = mapped_column(String(16))
     storage_prefix: Mapped[str] = mapped_column(String(200))
     card: Mapped[dict[str, Any]] = mapped_column(JSON)
-    # Why it may not be promoted; empty if it may.
     blocked_because: Mapped[str | None] = mapped_column(Text)
-    # With versions made before it: `worker.comparison`.
     comparisons: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
-    # Its probability for the canary's phantom (`worker.canary`), with which each worker compares.
     canary: Mapped[float | None]
-    # When a worker was asked to load it and score the phantom, when one did, and what failed.
     check_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     check_error: Mapped[str | None] = mapped_column(Text)
@@ -180,8 +191,11 @@ class ModelVersion(HasOperatingPoint, db.Model):
 
 
 class Promotion(HasOperatingPoint, db.Model):
-    """Append-only: the newest promotion of a kind says which version is live; rolling back promotes
-    an older one again, and another operating point for the live one promotes that again.
+    """A decision about which version is live; rows are never changed or deleted.
+
+    For each input ("slice", "series") the version of the newest promotion is live. A rollback
+    promotes an earlier version again, and another operating point for the live version promotes
+    that version again.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -198,9 +212,7 @@ class Promotion(HasOperatingPoint, db.Model):
 
 
 def live_version(reads: str) -> ModelVersion | None:
-    """Return the version that answers now for `reads` ("slice" or "series"), or None where none was
-    promoted.
-    """
+    """Return the live version for `reads` ("slice" or "series"), or None if none was promoted."""
     newest = (
         select(Promotion.version_id)
         .where(Promotion.reads == reads)
@@ -217,15 +229,15 @@ def live_version(reads: str) -> ModelVersion | None:
 
 
 def answering_versions() -> tuple[ModelVersion | None, ModelVersion | None]:
-    """Return the versions that answer now for a slice and for a series: the live one of each kind,
-    else the other kind's.
+    """Return the versions that now analyze single slices and series: the live version for each, or
+    else the one for the other input.
     """
     of_slices, of_series = live_version("slice"), live_version("series")
     return of_slices or of_series, of_series or of_slices
 
 
 class PromotionRefused(ValueError):
-    """A version may not go live; the text is a sentence for the admin who asked."""
+    """A version may not be promoted; the message is a sentence for the administrator."""
 
 
 def promote(
@@ -235,13 +247,13 @@ def promote(
     point of the live one; the caller commits.
 
     Args:
-        by_id: the admin who decided, or None for setup.
-        reason: stays in the history.
-        point: where workers use it; None keeps what was chosen before.
+        by_id: the administrator who decides, or None for setup.
+        reason: recorded in the history.
+        point: the operating point for workers; None leaves the present one.
 
     Raises:
-        PromotionRefused: the version is blocked or live at this point already, or no reason is
-            given.
+        PromotionRefused: the version is blocked, it is already live at this operating point, or no
+            reason is given.
     """
     require_promotable(version, reason, point)
     point = point or version.operating_point
@@ -255,11 +267,11 @@ def promote(
 def require_promotable(
     version: ModelVersion, reason: str, point: OperatingPoint | None = None
 ) -> None:
-    """Refuse to promote a version for what its row says; arguments as `promote` takes them.
+    """Check that a version may be promoted; the arguments are those of `promote`.
 
     Raises:
-        PromotionRefused: the version is blocked or live at this point already, or no reason is
-            given.
+        PromotionRefused: the version is blocked, it is already live at this operating point, or no
+            reason is given.
     """
     if version.blocked_because:
         raise PromotionRefused(version.blocked_because)
@@ -275,7 +287,7 @@ def require_promotable(
 
 
 def waits_for_check() -> ColumnElement[bool]:
-    """Return the condition of versions that a predict worker was asked to check, and none has."""
+    """Return the SQL condition for versions whose check by a predict worker is still pending."""
     return ModelVersion.check_requested_at.is_not(None) & or_(
         ModelVersion.checked_at.is_(None),
         ModelVersion.checked_at < ModelVersion.check_requested_at,
@@ -283,8 +295,8 @@ def waits_for_check() -> ColumnElement[bool]:
 
 
 def version_before(live: ModelVersion) -> ModelVersion | None:
-    """Return the version that was live most recently before `live` and may be again, or None: what
-    a rollback promotes.
+    """Return the version that a rollback promotes: the one that was live most recently before
+    `live` and is not blocked; None if there is none.
     """
     return db.session.scalar(
         select(ModelVersion)

@@ -18,6 +18,15 @@ document.addEventListener("input", (event) => {
   }
 });
 
+// The slider of a threshold fills in the field and chooses it; htmx fetches what it would have found.
+document.addEventListener("input", (event) => {
+  const slider = event.target;
+  if (slider instanceof HTMLInputElement && slider.matches("[data-sets]")) {
+    document.getElementById(slider.dataset.sets).value = slider.value;
+    document.getElementById(slider.dataset.checks).checked = true;
+  }
+});
+
 // Say at once that files are too large, instead of after they were sent.
 document.addEventListener("change", (event) => {
   const files = event.target;

@@ -49,6 +49,8 @@ QUICK: Mapping[str, dict[str, object]] = {
     "alexnet_cells_series": {"epochs": 2},
     "googlenet_cells": {"epochs": 1},
     "googlenet_cells_series": {"epochs": 1},
+    "googlenet_unet": {"epochs": 1},
+    "googlenet_unet_series": {"epochs": 1},
 }
 
 
@@ -91,6 +93,11 @@ def test_the_exported_graphs_answer_as_what_was_judged(
         rtol=1e-3,
         atol=1e-3 * float(np.abs(maps).max()),
     )
+    named = {output.name for output in graph.get_outputs()}
+    assert ("outline" in named) == (found.outlines is not None) == ("unet" in name)
+    if found.outlines is not None:
+        outlined = graph.run(["outline"], {"images": task.images[asked]})[0]
+        np.testing.assert_allclose(found.outlines[asked], outlined, atol=1e-3)
     assert found.descriptions.shape == (32, 2 * maps.shape[-1])
     assert found.decisions.shape == found.scan_decisions.shape == (32,)
     assert set(found.held_out.slices.tolist()) <= set(range(24)) and set(

@@ -10,7 +10,14 @@ import pytest
 
 from ml.errors import ArtifactError
 from ml.networks.convolutions import mirrored
-from ml.networks.googlenet import FIRST, PYRAMID_SHAPES, SHAPES, GoogLeNet, quantized
+from ml.networks.googlenet import (
+    FIRST,
+    OUTLINE_SHAPES,
+    PYRAMID_SHAPES,
+    SHAPES,
+    GoogLeNet,
+    quantized,
+)
 from ml.networks.weights import Weights
 
 ENCODER = GoogLeNet()
@@ -34,6 +41,32 @@ def test_the_graph_computes_the_maps_that_keras_does(weights: Weights, size: int
     side, channels = ENCODER.maps_shape(size)
     assert found.shape == maps.shape == (2, side, side, channels)
     assert np.abs(found - maps).max() < 1e-4 * np.abs(maps).max()
+
+
+@pytest.mark.parametrize("size", [96, 104])
+def test_the_graph_outlines_as_keras_does(size: int) -> None:
+    encoder = GoogLeNet(outlines=True)
+    weights = encoder.initial("random", 3)
+    weights["outline_b"][:] = 0  # otherwise every place is close to 0
+    pictures = np.random.default_rng(0).random((2, size, size, 1)).astype(np.float32)
+    maps, logits = mirrored(encoder.build(weights, size)).predict_on_batch(pictures)
+    found = onnxruntime.InferenceSession(
+        encoder.to_onnx(weights, size), providers=["CPUExecutionProvider"]
+    ).run(["maps", "outline"], {"images": pictures})
+    assert found[1].shape == (2, size // 2, size // 2)
+    assert np.abs(found[0] - maps).max() < 1e-4 * np.abs(maps).max()
+    probabilities = 1 / (1 + np.exp(-logits[..., 0]))
+    np.testing.assert_allclose(found[1], probabilities, atol=1e-5)
+    assert probabilities.std() > 0.01
+
+
+def test_a_model_without_outlines_gives_one_with_them_its_other_weights(
+    weights: Weights, tmp_path: Path
+) -> None:
+    found = GoogLeNet(outlines=True).initial(saved(tmp_path / "cells.npz", weights), 4)
+    for name, values in weights.items():
+        np.testing.assert_array_equal(found[name], values)
+    assert set(found) - set(weights) == {f"{n}_{p}" for n in OUTLINE_SHAPES for p in "Wb"}
 
 
 def test_weights_survive_the_network_and_rounding_them_twice_changes_nothing(

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from ml.models.contract import HeldOut
-from ml.named_points import POINTS
+from ml.named_points import POINTS, found_at
 from ml.networks.aggregation import aggregate_scans
 from ml.training.experiment import Experiment
 from ml.training.operating_points import (
+    CURVE_POINTS,
     FEWEST_PEOPLE,
     MADE_SERIES,
     made_series,
     named_points,
     operating_points,
+    threshold_curves,
     without,
 )
 from tests.ml.oracle import material_of
@@ -41,6 +43,13 @@ def an_experiment(folder: Path, singles: int = 200) -> tuple[Experiment, HeldOut
         every, decisions, np.arange(40 + singles), aggregate_scans(decisions, experiment.scans)
     )
     return experiment, held
+
+
+def folds_of(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
+    """Return the folds of slices and of scans, where each hospital is one."""
+    number = {"a": 0, "b": 1, "singles": 2}
+    of_slices = np.array([number[source] for source in experiment.sources])
+    return of_slices, of_slices[experiment.first_of_scan]
 
 
 def test_series_are_made_of_slices_without_hemorrhage_of_many_people(tmp_path: Path) -> None:
@@ -71,10 +80,7 @@ def test_a_scan_has_a_threshold_of_its_own_above_that_of_a_slice(tmp_path: Path)
 
 def test_named_points_are_judged_by_thresholds_of_the_other_folds(tmp_path: Path) -> None:
     experiment, held = an_experiment(tmp_path)
-    number = {"a": 0, "b": 1, "singles": 2}
-    of_slices = np.array([number[source] for source in experiment.sources])
-    first = experiment.first_of_scan
-    found = named_points(experiment, "alexnet_cells", held, (of_slices, of_slices[first]))
+    found = named_points(experiment, "alexnet_cells", held, folds_of(experiment))
     assert set(found) == {"slice", "patient"}
     for level in found.values():
         assert set(level) == set(POINTS)
@@ -88,6 +94,22 @@ def test_named_points_are_judged_by_thresholds_of_the_other_folds(tmp_path: Path
     assert (balanced.sensitivity.value or 0) >= 0.9 and (balanced.specificity.value or 0) >= 0.9
     assert set(balanced.ppv) == {"2", "10", "50"}
     assert (balanced.ppv["2"].value or 0) <= (balanced.ppv["50"].value or 0)
+
+
+def test_curves_say_what_any_threshold_found(tmp_path: Path) -> None:
+    experiment, held = an_experiment(tmp_path)
+    curves = threshold_curves(experiment, "alexnet_cells", held)
+    assert set(curves) == {"slice", "patient"}
+    for level, curve in curves.items():
+        thresholds = [point.threshold for point in curve]
+        assert thresholds == sorted(thresholds) and len(curve) <= CURVE_POINTS
+        assert (curve[0].threshold, curve[0].sensitivity, curve[0].specificity) == (0, 1, 0)
+        assert curve[-1].threshold == 1 and curve[-1].specificity == 1
+        points = named_points(experiment, "alexnet_cells", held, folds_of(experiment))[level]
+        balanced = points["balanced"]
+        found = found_at([vars(point) for point in curve], balanced.threshold)
+        assert found["sensitivity"] == pytest.approx(balanced.sensitivity.value, abs=0.15)
+        assert found["specificity"] == pytest.approx(balanced.specificity.value, abs=0.15)
 
 
 def test_decisions_are_taken_out_by_slice_and_by_scan(tmp_path: Path) -> None:

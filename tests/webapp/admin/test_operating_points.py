@@ -177,3 +177,31 @@ def test_a_blocked_version_gets_no_point(app: Flask) -> None:
         with pytest.raises(PromotionRefused, match="It leaks"):
             promote(version, None, "A reason.", OperatingPoint("own thresholds", 0.5))
         assert version.operating_point == OperatingPoint()
+
+
+def test_the_slider_says_what_any_threshold_would_have_found(
+    app: Flask, admin: FlaskClient
+) -> None:
+    curve = [
+        {"threshold": threshold, "sensitivity": 1 - threshold, "specificity": threshold}
+        for threshold in (0.0, 0.2, 0.4, 1.0)
+    ]
+    with app.app_context():
+        band = {"scan_uncertain_low": 0.1, "scan_uncertain_high": 0.3}
+        card = a_card(points=points_judged(), scan_threshold=0.2, **band)
+        id = add_version(
+            "curved", checked_at=utc_now(), card={**card, "curves": {"patient": curve}}
+        )
+        plain = add_with_points()
+    page = admin.get(f"/admin/models/{id}").text
+    assert 'type="range"' in page and "slightly optimistic" in page
+    part = admin.get(f"/admin/models/{id}/threshold?at=0.35").text
+    assert text_of(part).startswith(
+        "At 0.350: Of 100 scans, 10 of them with hemorrhage: finds 6, misses 4, flags 54 of the 90"
+        " without."
+    )
+    assert "<circle" in part
+    for nonsense in ("2", "nan", "x"):
+        answer = admin.get(f"/admin/models/{id}/threshold?at={nonsense}")
+        assert answer.status_code == 200 and "from 0 to 1" in answer.text
+    assert 'type="range"' not in admin.get(f"/admin/models/{plain}").text

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from ml.scans.phantoms import write_dicom
+from ml.scans.read import read_series
+from tests.ml.made_scans import change, marks, slice_hu
 from webapp.intake.clean_copy import Taken
-from webapp.intake.dicom import DicomHeader
+from webapp.intake.dicom import DicomFile, DicomHeader
 from webapp.intake.dicom_series import Group, scans_of, series_key
 
 AXIAL, TILTED, CORONAL = (
@@ -98,7 +101,7 @@ def test_passes_without_an_acquisition_are_told_by_their_numbers_and_names() -> 
     scans = grouped([*slices(4), *later])
     assert numbers(scans) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [one.part for one in scans] == [", pass 1", ", pass 2"]
-    assert "passes over the same places 2 times" in scans[0].notes[0]
+    assert "covers the same positions 2 times" in scans[0].notes[0]
     alike = [*slices(4), *slices(4, 4)]
     assert numbers(grouped(alike)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
@@ -166,3 +169,50 @@ def test_the_files_of_a_concatenation_are_one_scan_and_others_of_several_frames_
 def test_without_place_and_number_names_tell_the_order() -> None:
     files = slices(12, position=(), number=None)
     assert numbers(grouped(files)) == [list(range(12))]
+
+
+def write_passes(folder: Path, seed: int) -> tuple[list[Path], int]:
+    """Write two or three passes over a head, each with an acquisition number or told by instance
+    numbers, and one slice of yet another pass, as files named by the mark of each; return their
+    paths and that odd slice's mark.
+    """
+    draw = random.Random(seed)
+    with_acquisition = draw.random() < 0.5
+    paths, number = [], 0
+    for acquisition in range(1, draw.choice([3, 4])):
+        first_mm = draw.choice([0.0, 5.0, 10.0])
+        for at in range(draw.randint(4, 7)):
+            number += 1
+            paths.append(folder / f"{number:02}.dcm")
+            write_dicom(slice_hu(number), paths[-1], number=number, position_mm=first_mm + 5 * at)
+            if with_acquisition:
+                change(paths[-1], AcquisitionNumber=acquisition, InstanceNumber=at + 1)
+    odd = number + 1
+    paths.append(folder / f"{odd:02}.dcm")
+    write_dicom(slice_hu(odd), paths[-1], number=odd, position_mm=15.0)
+    if with_acquisition:
+        change(paths[-1], AcquisitionNumber=9)
+    return paths, odd
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_workers_see_the_same_passes(tmp_path: Path, seed: int) -> None:
+    # Grouped twice: by headers at upload, and by pixels when a worker reads the files.
+    paths, odd = write_passes(tmp_path, seed)
+    files = []
+    for path in paths:
+        with path.open("rb") as stream:
+            header = DicomFile(stream).header
+        number = int(path.stem)
+        files.append(
+            Taken(path, "dicom", number, path.name, dicom=header, digest=path.stem.encode())
+        )
+
+    scans = [[file.path for file in one.files] for one in grouped(files)]
+
+    assert len(scans) > 1
+    read = [marks(read_series(one)) for one in scans]
+    # Each scan is one pass for the worker too, and of all the files it would read the fullest.
+    assert sorted(mark for one in read for mark in one) == list(range(1, odd))
+    assert marks(read_series(paths)) in read
+    assert len(marks(read_series(paths))) == max(map(len, read))

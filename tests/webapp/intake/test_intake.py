@@ -11,6 +11,8 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import nibabel
 import pydicom
@@ -31,8 +33,9 @@ from tests.webapp.intake.made import (
     png_of,
     zip_of,
 )
+from tests.webapp.test_api import client_of
 from webapp.extensions import db
-from webapp.intake import Choices, UploadRejected, accept, accept_dataset, accept_scans
+from webapp.intake import Choices, UploadRejected, accept, accept_dataset, accept_scans, spool
 from webapp.intake.spool import empty_incoming
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS
 from webapp.models import IN_ITS_TURN, ApiToken, Dataset, JobStatus, Scan
@@ -50,11 +53,11 @@ REFUSED = [
     (picture().replace(b"IDAT", b"IDXT"), "The PNG image is damaged or incomplete."),
     (
         png_of(30_000, 30_000),
-        "The image is too large: 30000 x 30000 pixels, at most 16 million are read.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
     ),
     (
         jpeg_of(30_000, 30_000),
-        "The image is too large: 30000 x 30000 pixels, at most 16 million are read.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
     ),
     (b"\xff\xd8\xff" + bytes(10), "The JPEG image is damaged or incomplete."),
     (dicom_file(without=("PixelData",)), "The DICOM file contains no image."),
@@ -62,7 +65,7 @@ REFUSED = [
     (dicom_file(Rows=0), "The DICOM file contains no image."),
     (
         dicom_file(Rows=30_000, Columns=30_000),
-        "The image is too large: 30000 x 30000 pixels, at most 16 million are read.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
     ),
     (dicom_file(Modality="MR"), "The DICOM file is not a CT image: its modality is MR."),
     (dicom_file(NumberOfFrames=-3), "The DICOM file is damaged or incomplete."),
@@ -71,7 +74,7 @@ REFUSED = [
     (dicom_file(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "The DICOM file is a localizer"),
     (
         dicom_file().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"),
-        "The pixels of the DICOM file are coded in a way that is not read",
+        "The DICOM file uses an unsupported compression",
     ),
     (nifti_file()[:-1], "The NIfTI file is damaged or incomplete."),
     (nifti_file(packed=True)[:-30], "The NIfTI file is damaged or incomplete."),
@@ -451,7 +454,7 @@ def test_too_many_damaged_slices_are_sent_again(ann: str, tmp_path: Path) -> Non
 def test_two_patients_in_one_series_are_refused_and_in_two_they_are_two_scans(
     ann: str, nudges: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(UploadRejected, match="name different patients"):
+    with pytest.raises(UploadRejected, match="are from different patients"):
         accept_scans(
             ann,
             [upload(content) for content in [*series(PatientID="one"), *series(PatientID="two")]],
@@ -529,7 +532,7 @@ def test_packed_volumes_are_few_in_one_upload(
 ) -> None:
     monkeypatch.setattr(accept, "MOST_PACKED", 2)
     volume = nifti_file((8, 8, 2), packed=True)
-    with pytest.raises(UploadRejected, match=r"more than 2 packed NIfTI files"):
+    with pytest.raises(UploadRejected, match=r"more than 2 compressed NIfTI files"):
         accept_scans(ann, [upload(zip_of({str(place): volume for place in range(3)}))])
     assert nothing_is_left(tmp_path)
 
@@ -554,7 +557,7 @@ def test_whoever_has_stored_as_much_as_one_may_deletes_first(
     with pytest.raises(
         UploadRejected,
         match=(
-            r"With this upload your scans would take 4 MB, and 2 MB is the most; please delete"
+            r"With this upload your scans would use 4 MB, but you may store 2 MB; please delete"
             r" some."
         ),
     ):
@@ -562,7 +565,8 @@ def test_whoever_has_stored_as_much_as_one_may_deletes_first(
     assert len(storage.keys("originals")) == 1
     app.config["QUOTA_MB"] = 1
     with pytest.raises(
-        UploadRejected, match=r"Your scans take 1 MB, and 1 MB is the most; please delete some."
+        UploadRejected,
+        match=r"Your scans use 1 of the 1 MB that you may store; please delete some.",
     ):
         accept_scans(ann, [upload(picture())])
 
@@ -669,6 +673,35 @@ def test_what_a_killed_server_left_is_removed_at_the_next_start(app: Flask, tmp_
     empty_incoming(tmp_path)
     assert list((tmp_path / "incoming").iterdir()) == []
     empty_incoming(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "files"),
+    [
+        (b"\r\n--end--\r\n", 422, 1),  # Not an image.
+        (b"\r\n--end\r\nContent-Disposition: form-data; name=file; filename=b\r\n\r\n", 422, 2),
+        (b"\r\n--end\r\nContent-Disposition: form-data; name=title\r\n\r\n" + b"x" * 10**6, 413, 1),
+    ],
+    ids=["refused", "breaks off", "too long a field"],
+)
+def test_files_of_a_refused_form_are_closed_with_the_request(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, ending: bytes, status: int, files: int
+) -> None:
+    opened: list[IO[bytes]] = []
+
+    def temporary_file(*args: Any, **kwargs: Any) -> IO[bytes]:
+        opened.append(TemporaryFile(*args, **kwargs))  # noqa: SIM115
+        return opened[-1]
+
+    monkeypatch.setattr(spool, "TemporaryFile", temporary_file)
+    start = b"--end\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n"
+    answer = client_of(app, "ann").post(
+        "/api/v1/scans",
+        data=start + bytes(spool.HELD_IN_MEMORY) + ending,
+        content_type="multipart/form-data; boundary=end",
+    )
+    assert answer.status_code == status
+    assert [file.closed for file in opened] == [True] * files
 
 
 # --- data sets
