@@ -18,7 +18,7 @@ import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from ml.scans.slices import Series, Slice
 
@@ -148,7 +148,7 @@ def _write_dicom(
     pydicom.dcmwrite(path, file, enforce_file_format=True)
 
 
-def _uid(*names: str) -> str:
+def _uid(*names: str) -> UID:
     """Return a UID that depends on the names alone (DICOM PS3.5 B.2)."""
     digest = hashlib.sha256("\t".join(("hemoscan data set", *names)).encode()).digest()
-    return f"2.25.{int.from_bytes(digest[:16])}"
+    return UID(f"2.25.{int.from_bytes(digest[:16])}")
