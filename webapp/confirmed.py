@@ -105,7 +105,7 @@ def confirmed_scans(chosen: Filter = EVERYTHING) -> Select[Scan]:
 
 def study_of(scan: Scan) -> str:
     """Return what stands for the patient of a scan: scans of one study are not independent."""
-    return scan.id
+    return scan.study_id
 
 
 def confirmed_counts() -> dict[str, int]:

@@ -14,7 +14,17 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from webapp.audit import record
 from webapp.extensions import db, forget_deleted
-from webapp.models import Act, Dataset, Heatmap, JobStatus, Prediction, Scan, User, active_admins
+from webapp.models import (
+    Act,
+    Dataset,
+    Heatmap,
+    JobStatus,
+    Prediction,
+    Report,
+    Scan,
+    User,
+    active_admins,
+)
 from webapp.pictures import heatmap_key
 from webapp.storage import storage
 
@@ -144,11 +154,14 @@ def files_of(which: ColumnElement[bool]) -> list[str]:
                 f"images/{scan.id}.png",
                 f"thumbnails/{scan.id}.png",
                 f"volumes/{scan.id}.nii.gz",
+                f"outlines/{scan.id}.nii.gz",
             )
         )
         if scan.heatmap_id:
             of_slices = [heatmap_key(scan.heatmap_id, index) for index in scan.slices or ()]
             keys |= dict.fromkeys((scan.image_key, f"heatmaps/{scan.heatmap_id}.png", *of_slices))
+    reports = db.session.scalars(select(Report).join(Report.scan).where(which))
+    keys |= dict.fromkeys(report.file_key for report in reports)
     return [key for key in keys if key]
 
 

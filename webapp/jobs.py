@@ -11,7 +11,16 @@ from celery import Celery
 from flask import Flask, current_app
 from kombu.exceptions import OperationalError
 
-from webapp.models import Dataset, Heatmap, Leased, Scan, SiteFigures, TrainingRun
+from webapp.models import (
+    Dataset,
+    Heatmap,
+    Leased,
+    Notification,
+    Report,
+    Scan,
+    SiteFigures,
+    TrainingRun,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +43,8 @@ QUEUE_OF_TASK = {
 QUEUE_OF_TABLE: dict[type[Leased], str] = {
     Scan: PREDICT,
     Heatmap: PREDICT,
+    Report: PREDICT,
+    Notification: MAINTENANCE,
     Dataset: TRAIN,
     SiteFigures: TRAIN,
     TrainingRun: TRAIN,

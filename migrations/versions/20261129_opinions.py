@@ -1,7 +1,7 @@
 """Opinions on scans, sharing, data sets of confirmed scans, site figures and calibrations
 
 Revision ID: b41c7e95d3a2
-Revises: 4c81d7e2f0a9
+Revises: c41d7b90e2f6
 Created: 2026-11-29 14:20:00
 """
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "b41c7e95d3a2"
-down_revision = "4c81d7e2f0a9"
+down_revision = "c41d7b90e2f6"
 branch_labels = None
 depends_on = None
 

@@ -60,6 +60,12 @@ OPERATIONS = {
     "end_share",
     "read_review_queue",
     "read_site_figures",
+    "make_report",
+    "read_report",
+    "draw_heatmap",
+    "read_outline",
+    "read_slice_outline",
+    "read_outline_mask",
 }
 
 

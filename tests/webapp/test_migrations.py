@@ -24,8 +24,11 @@ OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
 
 SINCE = {
     "dataset_scan",
+    "notification",
+    "notification_choice",
     "opinion",
     "recovery_code",
+    "report",
     "second_factor",
     "share",
     "site_figures",

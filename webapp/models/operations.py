@@ -62,6 +62,8 @@ class Act(StrEnum):
     SCAN_FORCED = "scan forced"  # Scored although it does not look like a head CT.
     SCAN_MADE_STAT = "scan made STAT"
     SCAN_MADE_ROUTINE = "scan made routine"
+    SCANS_JOINED = "scans joined"  # (each of the pictures, and the series that they became)
+    SCAN_SPLIT = "scan split"  # (the series, and each of the pictures that it became)
     SCAN_DELETED = "scan deleted"
     SCAN_SHARED = "scan shared"
     SHARING_ENDED = "sharing ended"  # (the scan)
@@ -72,6 +74,7 @@ class Act(StrEnum):
     DATASET_REQUESTED = "data set requested"  # Of confirmed scans.
     FIGURES_REQUESTED = "site figures requested"
     VERSION_CALIBRATED = "calibration launched"  # (the run)
+    REPORT_ASKED_FOR = "report asked for"  # (the scan; its kind is the detail)
     DATASET_IMPORTED = "data set imported"
     IMPORT_CANCELLED = "import cancelled"
     DATASET_DELETED = "data set deleted"
@@ -94,7 +97,7 @@ class AuditEvent(db.Model):
         actor_id: who did it; empty if nobody was logged in.
         object_id: the row that it was done to, if any.
         address: the client's IP address, or "command line".
-        detail: what was chosen where the act leaves a choice, such as a role or a finding.
+        detail: what was chosen where the act leaves a choice, such as a kind of report or a role.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
