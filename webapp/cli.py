@@ -1,5 +1,5 @@
 """Commands for operators: `flask --app webapp setup | create-admin | create-token |
-reset-second-factor | import-dataset`.
+reset-second-factor | set-role | import-dataset`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from webapp.models import (
     Role,
     Scan,
     User,
+    active_admins,
     live_version,
     new_id,
     promote,
@@ -295,6 +296,30 @@ def reset_second_factor(username: str) -> None:
     click.echo(f"The second factor of {user.username} is removed; all sessions are logged out.")
 
 
+@click.command("set-role")
+@click.argument("username")
+@click.argument("role", type=click.Choice([Role.USER.value, Role.REVIEWER.value]))
+@with_appcontext
+def set_role(username: str, role: str) -> None:
+    """Make USERNAME a user or a reviewer, who sees the scans that are shared with the reviewers.
+
+    Of administrators, all but the last can be made one of these; create-admin makes administrators.
+    """
+    user = db.session.scalar(select(User).where(User.username_key == username.lower()))
+    if user is None:
+        raise click.ClickException(f"User {username!r} does not exist.")
+    if active_admins() == [user.id]:
+        raise click.ClickException(
+            f"{user.username} is the only administrator. Create another one first."
+        )
+    if user.role == role:
+        raise click.ClickException(f"{user.username} is a {role} already.")
+    record(Act.ROLE_CHANGED, user.id, detail=f"{user.role} → {role}")
+    user.role = Role(role)
+    db.session.commit()
+    click.echo(f"{user.username} is now a {role}.")
+
+
 @click.command("import-dataset")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -361,5 +386,12 @@ def wait_for_dataset(dataset_id: str) -> None:
 
 def init_cli(app: Flask) -> None:
     """Register the commands with `app`."""
-    for command in (setup, create_admin, create_token, reset_second_factor, import_dataset):
+    for command in (
+        setup,
+        create_admin,
+        create_token,
+        reset_second_factor,
+        set_role,
+        import_dataset,
+    ):
         app.cli.add_command(command)

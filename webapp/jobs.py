@@ -11,7 +11,16 @@ from celery import Celery
 from flask import Flask, current_app
 from kombu.exceptions import OperationalError
 
-from webapp.models import Dataset, Heatmap, Leased, Notification, Report, Scan, TrainingRun
+from webapp.models import (
+    Dataset,
+    Heatmap,
+    Leased,
+    Notification,
+    Report,
+    Scan,
+    SiteFigures,
+    TrainingRun,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +46,7 @@ QUEUE_OF_TABLE: dict[type[Leased], str] = {
     Report: PREDICT,
     Notification: MAINTENANCE,
     Dataset: TRAIN,
+    SiteFigures: TRAIN,
     TrainingRun: TRAIN,
 }
 """Which workers claim the rows of which table."""

@@ -17,7 +17,7 @@ from flask import (
     url_for,
 )
 from flask_login import current_user, login_required
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import joinedload, selectinload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -26,7 +26,7 @@ from webapp.audit import record
 from webapp.bleeding_types import typed
 from webapp.deletion import delete_scan
 from webapp.extensions import database_now, db, noting
-from webapp.forms import is_id
+from webapp.forms import SHARED, OpinionForm, is_id
 from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
@@ -45,8 +45,10 @@ from webapp.models import (
     retry,
     score_again,
 )
+from webapp.opinions import panel
 from webapp.outline_view import outline_view
 from webapp.series_view import series_view
+from webapp.sharing import visible_to
 from webapp.storage import StorageError, storage
 from webapp.submission import QUEUE_AWAY, submitted
 from webapp.verdict_view import verdict_scale
@@ -74,8 +76,13 @@ def home() -> str | WerkzeugResponse:
 @login_required
 def show(scan_id: str) -> str:
     """Show a scan with its progress or result."""
-    scan = _own_scan(scan_id)
+    scan = visible_scan(scan_id)
     _note_opened(scan)
+    return scan_page(scan)
+
+
+def scan_page(scan: Scan, opinion_form: OpinionForm | None = None) -> str:
+    """Return the page of a scan; `opinion_form` is an opinion that was refused."""
     return render_template(
         "scans/show.html",
         scan=scan,
@@ -84,6 +91,7 @@ def show(scan_id: str) -> str:
         **_place_in_worklist(scan),
         **_answered(scan),
         **typed(scan.prediction),
+        **panel(scan, current_user.id, opinion_form),
     )
 
 
@@ -93,7 +101,7 @@ def progress(scan_id: str) -> Response:
     """Return the part of the scan's page that changes, or 204 if the page already shows it
     (`seen`).
     """
-    scan = _own_scan(scan_id)
+    scan = visible_scan(scan_id)
     standing = _standing(scan)
     if standing["open"] and standing["state"] == request.args.get("seen"):
         return Response(status=204)
@@ -102,6 +110,7 @@ def progress(scan_id: str) -> Response:
         render_template(
             "scans/_result.html",
             scan=scan,
+            is_owner=scan.user_id == current_user.id,
             address=address_of(*asked_for(request.args)),
             **standing,
             **_pictured(scan),
@@ -119,7 +128,7 @@ def progress(scan_id: str) -> Response:
 @login_required
 def score_anyway(scan_id: str) -> WerkzeugResponse:
     """Score a scan that was rejected because it does not look like a head CT."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     return _queued(
         scan.id,
         Act.SCAN_FORCED,
@@ -135,7 +144,7 @@ def cut(scan_id: str) -> WerkzeugResponse:
     """Submit a film sheet again: cut into its slices if it was read as one, as one if it was
     cut.
     """
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     if scan.sheet_may_be is None:
         flash("This scan is not a film sheet, or its file is no longer stored.", "warning")
         return redirect(url_for("scans.show", scan_id=scan_id))
@@ -151,7 +160,7 @@ def cut(scan_id: str) -> WerkzeugResponse:
 @login_required
 def cancel_scan(scan_id: str) -> WerkzeugResponse:
     """Cancel a queued or running scan."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     cancelled = cancel(Scan, Scan.id == scan.id)
     if cancelled:
         record(Act.SCAN_CANCELLED, scan.id)
@@ -165,7 +174,7 @@ def cancel_scan(scan_id: str) -> WerkzeugResponse:
 @login_required
 def score_scan_again(scan_id: str) -> WerkzeugResponse:
     """Score an answered scan with the model that is live now; the answer joins the earlier ones."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     otherwise = (
         ORIGINAL_REMOVED
         if scan.original_removed_at
@@ -178,7 +187,7 @@ def score_scan_again(scan_id: str) -> WerkzeugResponse:
 @login_required
 def retry_scan(scan_id: str) -> WerkzeugResponse:
     """Retry a failed or canceled scan."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     otherwise = (
         ORIGINAL_REMOVED
         if scan.original_removed_at
@@ -191,7 +200,7 @@ def retry_scan(scan_id: str) -> WerkzeugResponse:
 @login_required
 def request_heatmap(scan_id: str) -> WerkzeugResponse:
     """Generate the heat maps of a scan whose model outlines the hemorrhage."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     drawn = draw_heatmap(scan.id, current_user.id)
     db.session.commit()
     if not drawn:
@@ -205,7 +214,7 @@ def request_heatmap(scan_id: str) -> WerkzeugResponse:
 @login_required
 def remove(scan_id: str) -> WerkzeugResponse:
     """Delete a scan with everything derived from it."""
-    if delete_scan(_own_scan(scan_id).id):
+    if delete_scan(own_scan(scan_id).id):
         flash("The scan and all its results have been deleted.", "success")
     else:
         flash(
@@ -216,13 +225,23 @@ def remove(scan_id: str) -> WerkzeugResponse:
     return redirect(url_for("worklist.show", **address_of(*asked_for(request.args))))
 
 
-def _own_scan(scan_id: str) -> Scan:
+def own_scan(scan_id: str) -> Scan:
     """Return a scan of the current user with its result; 404 for anybody else's."""
+    return _scan_where(scan_id, Scan.user_id == current_user.id)
+
+
+def visible_scan(scan_id: str) -> Scan:
+    """Return a scan that the current user may see, with its result; 404 for any other."""
+    return _scan_where(scan_id, visible_to(current_user.id))
+
+
+def _scan_where(scan_id: str, allowed: ColumnElement[bool]) -> Scan:
     prediction = joinedload(Scan.prediction)
     scan = is_id(scan_id) and db.session.scalar(
         select(Scan)
-        .where(Scan.id == scan_id, Scan.user_id == current_user.id)
+        .where(Scan.id == scan_id, allowed)
         .options(
+            joinedload(Scan.user),
             prediction.joinedload(Prediction.heatmap),
             prediction.joinedload(Prediction.model_version).load_only(*NAMED),
             selectinload(Scan.earlier_answers)
@@ -237,7 +256,7 @@ def _own_scan(scan_id: str) -> Scan:
 
 def _note_opened(scan: Scan) -> None:
     """Note that the owner of an unread scan sees what became of it."""
-    if scan.is_unread:
+    if scan.is_unread and scan.user_id == current_user.id:
         with noting():
             db.session.execute(
                 update(Scan).where(Scan.id == scan.id).values(opened_at=database_now()),
@@ -247,10 +266,13 @@ def _note_opened(scan: Scan) -> None:
 
 def _place_in_worklist(scan: Scan) -> dict[str, object]:
     """Return the ids of the scans before and after this one in the worklist that the address
-    describes, as `previous_id` and `next_id`, and that address.
+    describes, as `previous_id` and `next_id`, and that address. Scans of others are in the worklist
+    of what is shared with the reader.
     """
     chosen, order = asked_for(request.args)
-    before, after = neighbors_of(scan, conditions(scan.user_id, chosen), order)
+    if scan.user_id != current_user.id:
+        chosen = {**chosen, "whose": SHARED}
+    before, after = neighbors_of(scan, conditions(current_user.id, chosen), order)
     return {"previous_id": before, "next_id": after, "address": address_of(chosen, order)}
 
 

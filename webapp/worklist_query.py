@@ -30,17 +30,18 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import InstrumentedAttribute, joinedload
 from sqlalchemy.sql.operators import asc_op, desc_op
 from werkzeug.datastructures import MultiDict
 
 from ml.verdict import STATES, State
 from webapp.extensions import db
-from webapp.forms import WorklistFilterForm
-from webapp.models import JobStatus, Order, Scan
+from webapp.forms import SHARED, WorklistFilterForm
+from webapp.models import JobStatus, Order, Scan, User
+from webapp.sharing import shared_with, visible_to
 
 PENDING = (JobStatus.QUEUED, JobStatus.RUNNING)
-SCOPE: tuple[str, ...] = ()
+SCOPE: tuple[str, ...] = ("whose",)
 """The names of filters that say whose scans there are to choose from; without them, one's own."""
 MOST_SERIES = 8
 """Series that are shown beneath a study; the others are a click away."""
@@ -216,10 +217,16 @@ def direction(name: str, order: str) -> str | None:
 
 
 def conditions(user_id: str, chosen: Mapping[str, Any]) -> list[ColumnElement[bool]]:
-    """Return what is true of the scans of that person which the filters let through; `chosen` has
-    the valid values of `WorklistFilterForm`. Days are days in UTC, the last one included.
+    """Return what is true of the scans of that person, or of those shared with them, which the
+    filters let through; `chosen` has the valid values of `WorklistFilterForm`. Days are days in
+    UTC, the last one included.
     """
     found: list[ColumnElement[bool]] = [Scan.user_id == user_id]
+    if chosen.get("whose") == SHARED:
+        found = [Scan.id.in_(shared_with(user_id)), Scan.user_id != user_id]
+        if submitter := chosen.get("submitter"):
+            named = User.username_key.contains(submitter.lower(), autoescape=True)
+            found.append(Scan.user_id.in_(select(User.id).where(named)))
     if text := chosen.get("title"):
         found.append(Scan.title.icontains(text, autoescape=True))
     if status := chosen.get("status"):
@@ -266,7 +273,7 @@ def studies_of_page(
     apart, which = "study" in chosen, conditions(user_id, chosen)
     places = db.session.execute(places_of_page(which, order, limit, offset, apart=apart)).all()
     if apart:
-        return [_alone(scan) for scan in own_scans(user_id, [place.id for place in places])]
+        return [_alone(scan) for scan in visible_scans(user_id, [place.id for place in places])]
     studies = _studies(which, places, scope=conditions(user_id, _scope(chosen)))
     return [studies[place.study_id] for place in places if place.study_id in studies]
 
@@ -341,10 +348,17 @@ def _beyond(
 
 def own_scans(user_id: str, ids: Sequence[str]) -> list[Scan]:
     """Return those of these scans that are the person's, in the order of `ids`."""
+    return [scan for scan in visible_scans(user_id, ids) if scan.user_id == user_id]
+
+
+def visible_scans(user_id: str, ids: Sequence[str]) -> list[Scan]:
+    """Return those of these scans that the person may see, with their submitters, in the order of
+    `ids`.
+    """
     found = {
         scan.id: scan
         for scan in db.session.scalars(
-            select(Scan).where(Scan.user_id == user_id, Scan.id.in_(ids))
+            select(Scan).where(Scan.id.in_(ids), visible_to(user_id)).options(joinedload(Scan.user))
         )
     }
     return [found[each] for each in dict.fromkeys(ids) if each in found]
@@ -432,6 +446,7 @@ def _studies(
         select(Scan)
         .join(ranked, ranked.c.id == Scan.id)
         .where(ranked.c.number <= MOST_SERIES, Scan.study_id.in_(ids))
+        .options(joinedload(Scan.user))
         .order_by(ranked.c.number)
     )
     series: defaultdict[str, list[Scan]] = defaultdict(list)

@@ -33,8 +33,9 @@ IMAGE_PX = 768
 THUMBNAIL_PX = 128
 
 
-def read_original(scan: Scan) -> Series:
-    """Return the submitted series.
+def read_original(scan: Scan, *, redact: bool = False) -> Series:
+    """Return the submitted series; `redact` covers what lies outside the head, whatever
+    COVER_BESIDE_HEAD says.
 
     Raises:
         StorageError: it cannot be downloaded, is no longer stored, or the local disk is full.
@@ -49,7 +50,7 @@ def read_original(scan: Scan) -> Series:
             "max_slices": config["MAX_SLICES"],
             "cuts": not scan.uncut,
         }
-        redact = config["COVER_BESIDE_HEAD"]
+        redact = redact or config["COVER_BESIDE_HEAD"]
         return retry_disk(lambda: decode(paths, redact=redact, **limits))
 
 

@@ -21,6 +21,7 @@ from webapp.models import (
     Notification,
     Report,
     Scan,
+    SiteFigures,
     TrainingRun,
     Worker,
     waits_for_check,
@@ -36,6 +37,7 @@ DOING: dict[type[Leased], str] = {
     Report: "was making this report",
     Notification: "was sending this notification",
     Dataset: "was importing this data set",
+    SiteFigures: "was computing these figures",
     TrainingRun: "was training without reaching a new checkpoint",
 }
 # Nudges of a queue are interchangeable: each makes a worker look for every kind of work in it.

@@ -23,12 +23,16 @@ OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
 """A database of the eleven migrations that the first one replaces, with rows in every table."""
 
 SINCE = {
-    "second_factor",
-    "recovery_code",
+    "dataset_scan",
     "earlier_answer",
-    "report",
     "notification",
     "notification_choice",
+    "opinion",
+    "recovery_code",
+    "report",
+    "second_factor",
+    "share",
+    "site_figures",
 }
 """Tables that later migrations made."""
 

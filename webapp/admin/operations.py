@@ -18,6 +18,7 @@ from webapp.models import (
     Notification,
     Report,
     Scan,
+    SiteFigures,
     TrainingRun,
     Worker,
     live_version,
@@ -29,6 +30,7 @@ WORK: dict[type[Leased], str] = {
     Report: "Reports",
     Notification: "Notifications",
     Dataset: "Data sets",
+    SiteFigures: "Site figures",
     TrainingRun: "Training runs",
 }
 COUNTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)

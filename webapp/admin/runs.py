@@ -40,7 +40,7 @@ from webapp.audit import record
 from webapp.charts import roc_chart
 from webapp.display import display_name
 from webapp.extensions import db
-from webapp.forms import PostedForm
+from webapp.forms import PostedForm, is_id
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import (
     Act,
@@ -178,6 +178,7 @@ def launch_form(architecture: Architecture) -> Any:
             "Data sets",
             choices=[SelectChoice(id, name) for id, name in db.session.execute(ready_datasets())],
             option_widget=CheckboxInput(),
+            default=[given for given in request.args.getlist("datasets") if is_id(given)],
             description=(
                 "All images of a patient, and near-duplicates, stay on the same side of a split."
             ),

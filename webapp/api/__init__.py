@@ -9,7 +9,7 @@ from __future__ import annotations
 import flask_smorest
 from flask import Flask
 
-from webapp.api import pictures, reports, scans  # noqa: F401 - they add the operations.
+from webapp.api import opinions, pictures, reports, scans, site  # noqa: F401 - they add operations.
 from webapp.api.access import blueprint
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Row, select
 from sqlalchemy.orm import InstrumentedAttribute
 from werkzeug.exceptions import HTTPException, NotFound
 
-from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented, is_own
+from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented, is_visible
 from webapp.api.schemas import ProblemSchema
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction, Scan
@@ -142,7 +142,7 @@ def outline_of(scan_id: str) -> Row[Any]:
         NotYet: it is not ready yet.
     """
     look: Any = db.session.execute(
-        select(Scan.status, *OUTLINE).outerjoin(Scan.prediction).where(is_own(scan_id))
+        select(Scan.status, *OUTLINE).outerjoin(Scan.prediction).where(is_visible(scan_id))
     ).one_or_none()
     if look is None:
         raise NotFound(NO_SUCH_SCAN)
@@ -158,11 +158,11 @@ def file_of(
     """Return the storage key of a file that is made together with the result, and when that was.
 
     Raises:
-        NotFound: the token's owner has no such scan, or the scan has no `what`.
+        NotFound: the token's owner sees no such scan, or the scan has no `what`.
         NotYet: it is not ready yet.
     """
     look = db.session.execute(
-        select(Scan.status, Scan.finished_at, column.label("key")).where(is_own(scan_id))
+        select(Scan.status, Scan.finished_at, column.label("key")).where(is_visible(scan_id))
     ).one_or_none()
     if look is None:
         raise NotFound(NO_SUCH_SCAN)
@@ -178,7 +178,7 @@ def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
     the slices of a series that have one.
 
     Raises:
-        NotFound: the token's owner has no such scan, or the scan has no heat map.
+        NotFound: the token's owner sees no such scan, or the scan has no heat map.
         NotYet: it is not ready yet.
     """
     give_up_at = time.monotonic() + HEATMAP_WAIT_S
@@ -193,7 +193,7 @@ def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
         )
         .outerjoin(Scan.prediction)
         .outerjoin(Prediction.heatmap)
-        .where(is_own(scan_id))
+        .where(is_visible(scan_id))
     )
     while True:
         look = db.session.execute(find).one_or_none()

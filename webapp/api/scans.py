@@ -15,7 +15,7 @@ from webapp.api.access import (
     NO_SUCH_SCAN,
     blueprint,
     documented,
-    is_own,
+    is_visible,
     require_bearer_still,
     require_own,
 )
@@ -26,7 +26,7 @@ from webapp.api.schemas import (
     ScansQuerySchema,
     SubmissionSchema,
 )
-from webapp.audit import record
+from webapp.audit import record, whose_request
 from webapp.deletion import delete_scan
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
@@ -45,6 +45,7 @@ from webapp.models import (
     retry,
     score_again,
 )
+from webapp.sharing import shared_with
 
 
 @blueprint.post("/scans")
@@ -145,16 +146,20 @@ def flag(name: str) -> bool:
 @blueprint.arguments(ScansQuerySchema, location="query")
 @blueprint.response(200, ScansPageSchema)
 def index(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List your scans.
+    """List your scans, or those that are shared with you.
 
     When ordered by risk or uncertainty, STAT scans come first and scans without a result last.
     """
     page, per_page = query["page"], query["per_page"]
-    mine = [Scan.user_id == g.token_owner_id]
+    which = [Scan.user_id == g.token_owner_id]
+    if query["shared"]:
+        which = [Scan.id.in_(shared_with(g.token_owner_id)), Scan.user_id != g.token_owner_id]
     if query["status"]:
-        mine.append(Scan.status == query["status"])
-    total = db.session.scalar(select(func.count()).select_from(Scan).where(*mine))
-    ordered = with_result(select(Scan), selectinload).where(*mine).order_by(*query["order"].columns)
+        which.append(Scan.status == query["status"])
+    total = db.session.scalar(select(func.count()).select_from(Scan).where(*which))
+    ordered = (
+        with_result(select(Scan), selectinload).where(*which).order_by(*query["order"].columns)
+    )
     shown = ordered.limit(per_page).offset((page - 1) * per_page)
     return {
         "items": [scan_as_json(scan) for scan in db.session.scalars(shown)],
@@ -173,7 +178,9 @@ def index(query: Mapping[str, Any]) -> dict[str, Any]:
 def show(scan_id: str) -> dict[str, Any]:
     """Get a scan and its result."""
     scan = (
-        db.session.scalars(with_result(select(Scan)).where(is_own(scan_id))).unique().one_or_none()
+        db.session.scalars(with_result(select(Scan)).where(is_visible(scan_id)))
+        .unique()
+        .one_or_none()
     )
     if scan is None:
         raise NotFound(NO_SUCH_SCAN)
@@ -295,6 +302,7 @@ def with_result(scans: Select[Scan], load: Callable[..., Any] = joinedload) -> S
     """
     prediction = load(Scan.prediction)
     return scans.options(
+        load(Scan.user),
         load(Scan.history),
         load(Scan.earlier_answers)
         .joinedload(EarlierAnswer.model_version)
@@ -336,6 +344,7 @@ def scan_as_json(scan: Scan) -> dict[str, Any]:
         "progress": scan.progress,
         "error": scan.error,
         "title": scan.title,
+        "submitter": scan.user.username,
         "kind": scan.kind,
         "slice_count": scan.slice_count,
         "stat": scan.stat,
@@ -345,7 +354,7 @@ def scan_as_json(scan: Scan) -> dict[str, Any]:
         "original_removed_at": scan.original_removed_at,
         "score_anyway_url": (
             url_for("api.score_anyway", scan_id=scan.id, _external=True)
-            if scan.may_be_forced
+            if scan.may_be_forced and scan.user_id == whose_request()
             else None
         ),
         "earlier_attempts": scan.history,

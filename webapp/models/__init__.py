@@ -1,6 +1,14 @@
 """The database's tables, by topic, and what changes their rows."""
 
-from webapp.models.accounts import ApiToken, LoginSession, PasswordReset, Role, User, active_admins
+from webapp.models.accounts import (
+    REVIEWERS,
+    ApiToken,
+    LoginSession,
+    PasswordReset,
+    Role,
+    User,
+    active_admins,
+)
 from webapp.models.learning import (
     OWN_THRESHOLDS,
     Dataset,
@@ -8,11 +16,14 @@ from webapp.models.learning import (
     OperatingPoint,
     Promotion,
     PromotionRefused,
+    SiteFigures,
     TrainingRun,
     answering_versions,
+    dataset_scan,
     live_version,
     promote,
     require_promotable,
+    training_run_dataset,
     version_before,
     waits_for_check,
 )
@@ -26,6 +37,7 @@ from webapp.models.notifications import (
     choose,
 )
 from webapp.models.operations import Act, AuditEvent, Worker
+from webapp.models.opinions import Finding, Opinion, Share, votes
 from webapp.models.reports import (
     Report,
     ReportKind,
@@ -55,6 +67,7 @@ __all__ = [
     "IN_ITS_TURN",
     "ORIGINAL_REMOVED",
     "OWN_THRESHOLDS",
+    "REVIEWERS",
     "Act",
     "ApiToken",
     "Attempt",
@@ -62,6 +75,7 @@ __all__ = [
     "Channel",
     "Dataset",
     "EarlierAnswer",
+    "Finding",
     "Heatmap",
     "JobStatus",
     "Leased",
@@ -70,6 +84,7 @@ __all__ = [
     "Notification",
     "NotificationChoice",
     "OperatingPoint",
+    "Opinion",
     "Order",
     "PasswordReset",
     "Prediction",
@@ -82,6 +97,8 @@ __all__ = [
     "Role",
     "Scan",
     "SecondFactor",
+    "Share",
+    "SiteFigures",
     "TrainingRun",
     "User",
     "Wanted",
@@ -92,6 +109,7 @@ __all__ = [
     "cancel",
     "choices_of",
     "choose",
+    "dataset_scan",
     "draw_heatmap",
     "force",
     "live_version",
@@ -104,7 +122,9 @@ __all__ = [
     "retry",
     "score_again",
     "set_stat",
+    "training_run_dataset",
     "urgent_room",
     "version_before",
+    "votes",
     "waits_for_check",
 ]
