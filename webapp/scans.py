@@ -108,14 +108,14 @@ def progress(scan_id: str) -> Response:
     _note_opened(scan)
     page = Response(
         render_template(
-            "scans/_result.html",
+            "scans/_progress.html",
             scan=scan,
-            is_owner=scan.user_id == current_user.id,
             address=address_of(*asked_for(request.args)),
             **standing,
             **_pictured(scan),
             **_answered(scan),
             **typed(scan.prediction),
+            **panel(scan, current_user.id),
         )
     )
     if not standing["open"]:

@@ -92,9 +92,12 @@ def assert_is_answered(client: ApiClient, job: dict[str, str]) -> None:
     assert result["positive"] == (result["probability"] >= result["threshold"])
     assert [slice["index"] for slice in result["slices"]] == [0]
     assert result["model_version"]["architecture"] == read_card(STARTER_DIR).architecture
-    heat = client.picture(result["heatmap_url"])
-    assert heat.mode == "RGBA"
-    assert heat.size == client.picture(f"{job['url']}/image.png").size
+    if result["state"] == "not found":
+        assert result["outline_url"] is None
+        return
+    outline = client.picture(result["slices"][0]["outline_url"])
+    assert outline.mode in ("RGBA", "LA", "P")
+    assert outline.size == client.picture(f"{job['url']}/image.png").size
 
 
 def test_phantoms_as_png_and_dicom_are_answered(ann: ApiClient, tmp_path: Path) -> None:

@@ -147,6 +147,17 @@ def test_sign_up_submit_and_read_the_verdict(
     expect_verdict(page)
     assert page.evaluate("window.neverReloaded") is True
 
+    outline = page.locator("#viewer [data-part=outline]")
+    expect(outline).to_be_hidden()
+    page.keyboard.press("o")
+    expect(outline).to_be_visible()
+    expect_drawn(outline)
+    # With the result comes the panel in which one says something about it.
+    expect(page.get_by_role("group", name="Is there hemorrhage in this scan?")).to_be_visible()
+    assert page.evaluate("window.neverReloaded") is True
+
+    page.get_by_role("button", name="Generate heat maps").click()
+    page.wait_for_load_state()
     slider = page.locator("input[type=range][data-opacity-of]")
     heat = page.locator(f"#{slider.get_attribute('data-opacity-of')}")
     expect(page.get_by_label("Heat map", exact=True)).to_be_enabled(timeout=VERDICT_MS)
@@ -159,7 +170,6 @@ def test_sign_up_submit_and_read_the_verdict(
     expect(heat).to_have_css("opacity", "0.2")
     slider.fill("90")
     expect(heat).to_have_css("opacity", "0.9")
-    assert page.evaluate("window.neverReloaded") is True
     page.screenshot(path=tmp_path / "verdict.png", full_page=True)
 
     address = page.url
@@ -185,14 +195,13 @@ def test_a_series_is_submitted_and_its_slices_are_scrolled(
     expect_verdict(page)
     first = page.locator("#viewer .first-slices a")
     expect(first).to_have_count(5)
-    expect(page.get_by_label("Heat map", exact=True)).to_be_enabled(timeout=VERDICT_MS)
-    page.keyboard.press("h")
-    heat = page.locator("#viewer [data-part=heat]")
-    expect(heat).to_be_visible()
-    expect_drawn(heat)
+    page.keyboard.press("o")
+    outline = page.locator("#viewer [data-part=outline]")
+    expect(outline).to_be_visible()
+    expect_drawn(outline)
     for index in range(5):
         first.nth(index).click()
-        expect(heat).to_be_visible()
+        expect(page.locator("#viewer [data-part=place]")).to_contain_text(" of 12, ")
     for image in page.locator("#viewer img:not([hidden])").all():
         expect(image).to_have_js_property("naturalWidth", 128)
     page.locator("#slice").fill("1")

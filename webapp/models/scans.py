@@ -155,6 +155,7 @@ class Scan(Leased, db.Model):
         """True where it was answered, and what was submitted is still stored."""
         return self.status == JobStatus.DONE and self.original_removed_at is None
 
+    @property
     def sheet_may_be(self) -> Literal["cut", "uncut"] | None:
         """How else a film sheet can be read than it was; None where it is none, or is no longer
         stored.

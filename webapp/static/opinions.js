@@ -3,8 +3,8 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const LEAST = 0.01; // Of the picture: a smaller drag is a click.
-const panel = document.getElementById("opinions");
-const form = panel?.querySelector("[data-part=opinion-form]");
+let panel = null;
+let form = null; // There is none until there is a result.
 const part = (name) => form.querySelector(`[data-part=${name}]`);
 const clamp = (value) => Math.min(Math.max(value, 0), 1);
 
@@ -91,7 +91,7 @@ function setRegion(mark) {
 }
 
 function listenForMarks() {
-  const onStage = (event) => isMarking() && shownSlice() !== null && event.target.closest?.("#viewer [data-part=stage]");
+  const onStage = (event) => form && isMarking() && shownSlice() !== null && event.target.closest?.("#viewer [data-part=stage]");
   // Before the viewer hears of it.
   document.addEventListener("pointerdown", (event) => {
     if (onStage(event) && event.button === 0) {
@@ -163,7 +163,6 @@ function start() {
     }
   });
   form.elements.slice?.addEventListener("change", recall);
-  listenForMarks();
   if (!form.querySelector(".error, .message.error")) {
     recall();
   }
@@ -178,7 +177,17 @@ function followViewer() {
   }
 }
 
-if (form) {
+/* Take up the panel of the page, which comes anew with the result. */
+function connect() {
+  const found = document.getElementById("opinions");
+  if (found === panel) {
+    return;
+  }
+  panel = found;
+  form = panel?.querySelector("[data-part=opinion-form]");
+  if (!form) {
+    return;
+  }
   start();
   followViewer();
   panel.addEventListener("click", (event) => {
@@ -187,11 +196,15 @@ if (form) {
       goTo(Number(link.dataset.goTo));
     }
   });
-  document.addEventListener("keydown", (event) => {
-    const isTyping = event.target.matches("input:not([type=range], [type=checkbox], [type=radio]), select, textarea");
-    if (isTyping || event.repeat || event.altKey || event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) {
-      return;
-    }
-    panel.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`)?.click();
-  });
 }
+
+connect();
+listenForMarks();
+document.addEventListener("htmx:afterSettle", connect);
+document.addEventListener("keydown", (event) => {
+  const isTyping = event.target.matches("input:not([type=range], [type=checkbox], [type=radio]), select, textarea");
+  if (!form || isTyping || event.repeat || event.altKey || event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) {
+    return;
+  }
+  panel.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`)?.click();
+});
