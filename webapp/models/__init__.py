@@ -1,6 +1,14 @@
 """The rows, by topic."""
 
 from webapp.models.accounts import ApiToken, LoginSession, PasswordReset, Role, User, active_admins
+from webapp.models.evaluations import (
+    Comparison,
+    Evaluation,
+    compare_newest_with,
+    comparison_of,
+    request_comparison,
+    request_comparisons_after,
+)
 from webapp.models.learning import (
     OWN_THRESHOLDS,
     Dataset,
@@ -10,10 +18,13 @@ from webapp.models.learning import (
     PromotionRefused,
     TrainingRun,
     answering_versions,
+    earlier_promotions,
     live_version,
+    newest_promotion,
     promote,
+    promotion_after,
+    promotion_at,
     require_promotable,
-    version_before,
     waits_for_check,
 )
 from webapp.models.leased import Attempt, JobStatus, Leased, cancel, new_id, queue_again
@@ -41,7 +52,9 @@ __all__ = [
     "ApiToken",
     "Attempt",
     "AuditEvent",
+    "Comparison",
     "Dataset",
+    "Evaluation",
     "Heatmap",
     "JobStatus",
     "Leased",
@@ -63,16 +76,23 @@ __all__ = [
     "active_admins",
     "answering_versions",
     "cancel",
+    "compare_newest_with",
+    "comparison_of",
+    "earlier_promotions",
     "force",
     "live_version",
     "new_id",
+    "newest_promotion",
     "promote",
+    "promotion_after",
+    "promotion_at",
     "queue_again",
+    "request_comparison",
+    "request_comparisons_after",
     "require_promotable",
     "result_of",
     "retry",
     "set_stat",
     "urgent_room",
-    "version_before",
     "waits_for_check",
 ]

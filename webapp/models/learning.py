@@ -15,10 +15,11 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    func,
     or_,
     select,
 )
-from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.orm import Mapped, joinedload, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
 from webapp.models.accounts import User
@@ -135,8 +136,6 @@ class ModelVersion(HasOperatingPoint, db.Model):
     card: Mapped[dict[str, Any]] = mapped_column(JSON)
     # Why it may not be promoted; empty if it may.
     blocked_because: Mapped[str | None] = mapped_column(Text)
-    # With versions made before it: `worker.comparison`.
-    comparisons: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     # Its probability for the canary's phantom (`worker.canary`), with which each worker compares.
     canary: Mapped[float | None]
@@ -162,6 +161,9 @@ class Promotion(HasOperatingPoint, db.Model):
     by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     reason: Mapped[str] = mapped_column(Text)
+    # What was known of it then, and what its promoter confirmed (`webapp.promotions`); empty for
+    # setup.
+    evidence: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     version: Mapped[ModelVersion] = relationship(back_populates="promotions")
     by: Mapped[User | None] = relationship()
 
@@ -200,7 +202,11 @@ class PromotionRefused(ValueError):
 
 
 def promote(
-    version: ModelVersion, by_id: str | None, reason: str, point: OperatingPoint | None = None
+    version: ModelVersion,
+    by_id: str | None,
+    reason: str,
+    point: OperatingPoint | None = None,
+    evidence: dict[str, Any] | None = None,
 ) -> Promotion:
     """Append the promotion that makes `version` live for what it reads, or changes the operating
     point of the live one; the caller commits.
@@ -209,6 +215,7 @@ def promote(
         by_id: the admin who decided, or None for setup.
         reason: stays in the history.
         point: where workers use it; None keeps what was chosen before.
+        evidence: what was known of it (`webapp.admin.promotion_checks`).
 
     Raises:
         PromotionRefused: the version is blocked or live at this point already, or no reason is
@@ -217,7 +224,13 @@ def promote(
     require_promotable(version, reason, point)
     point = point or version.operating_point
     version.operating_point = point
-    promotion = Promotion(version=version, reads=version.reads, by_id=by_id, reason=reason.strip())
+    promotion = Promotion(
+        version=version,
+        reads=version.reads,
+        by_id=by_id,
+        reason=reason.strip(),
+        evidence=evidence,
+    )
     promotion.operating_point = point
     db.session.add(promotion)
     return promotion
@@ -253,18 +266,67 @@ def waits_for_check() -> ColumnElement[bool]:
     )
 
 
-def version_before(live: ModelVersion) -> ModelVersion | None:
-    """Return the version that was live most recently before `live` and may be again, or None: what
-    a rollback promotes.
+def newest_promotion(reads: str, *, lock: bool = False) -> Promotion | None:
+    """Return the promotion that says what is live for `reads`; with `lock`, no other promotion of
+    that kind is decided between this and the caller's commit.
     """
-    return db.session.scalar(
-        select(ModelVersion)
-        .join(Promotion)
-        .where(
-            Promotion.reads == live.reads,
-            ModelVersion.id != live.id,
-            ModelVersion.blocked_because.is_(None),
-        )
+    newest = (
+        select(Promotion)
+        .where(Promotion.reads == reads)
         .order_by(Promotion.id.desc())
         .limit(1)
+        .options(defer_card())
     )
+    if lock:
+        # Whoever comes second waits here, and then reads what the first one has committed. SQLite
+        # has one writer at a time.
+        db.session.execute(newest.with_only_columns(Promotion.id).with_for_update())
+    return db.session.scalar(newest)
+
+
+def promotion_at(reads: str, at: datetime) -> Promotion | None:
+    """Return the promotion by which a version was live for `reads` at a time, or None where none
+    was yet.
+    """
+    return db.session.scalar(
+        select(Promotion)
+        .where(Promotion.reads == reads, Promotion.at <= at)
+        .order_by(Promotion.id.desc())
+        .limit(1)
+        .options(defer_card())
+    )
+
+
+def promotion_after(promotion: Promotion) -> Promotion | None:
+    """Return the promotion that ended the time of another one, or None while that lasts."""
+    return db.session.scalar(
+        select(Promotion)
+        .where(Promotion.reads == promotion.reads, Promotion.id > promotion.id)
+        .order_by(Promotion.id)
+        .limit(1)
+    )
+
+
+def earlier_promotions(live: ModelVersion) -> list[Promotion]:
+    """Return the last promotion of each version that was live before and may be again, the newest
+    first: what a rollback may lead to.
+    """
+    last = (
+        select(func.max(Promotion.id))
+        .where(Promotion.reads == live.reads, Promotion.version_id != live.id)
+        .group_by(Promotion.version_id)
+    )
+    return list(
+        db.session.scalars(
+            select(Promotion)
+            .join(Promotion.version)
+            .where(Promotion.id.in_(last), ModelVersion.blocked_because.is_(None))
+            .order_by(Promotion.id.desc())
+            .options(defer_card())
+        )
+    )
+
+
+def defer_card() -> Any:
+    """Return the option that loads a promotion's version without its card."""
+    return joinedload(Promotion.version).defer(ModelVersion.card)
