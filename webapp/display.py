@@ -60,6 +60,7 @@ DISPLAY_NAMES = {
     "scan cancelled": "scan canceled",
     "scan forced": "scan scored anyway",
     "import cancelled": "import canceled",
+    "evaluation cancelled": "evaluation canceled",
     "run launched": "training launched",
     "run cancelled": "training canceled",
     "run retried": "training relaunched",

@@ -11,7 +11,7 @@ from celery import Celery
 from flask import Flask, current_app
 from kombu.exceptions import OperationalError
 
-from webapp.models import Dataset, Heatmap, Leased, Scan, TrainingRun
+from webapp.models import Comparison, Dataset, Evaluation, Heatmap, Leased, Scan, TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ QUEUE_OF_TABLE: dict[type[Leased], str] = {
     Scan: PREDICT,
     Heatmap: PREDICT,
     Dataset: TRAIN,
+    Comparison: TRAIN,
+    Evaluation: TRAIN,
     TrainingRun: TRAIN,
 }
 """Which workers claim the rows of which table."""

@@ -22,8 +22,8 @@ from ml.errors import ArtifactError, DatasetError, SettingError
 from ml.inference.predictor import Predictor
 from ml.training.progress import Progress, TrainingStopped
 from ml.training.run import OtherTraining, TrainConfig, train
-from webapp.extensions import db
-from webapp.models import JobStatus, ModelVersion, TrainingRun, new_id
+from webapp.extensions import db, utc_now
+from webapp.models import Comparison, JobStatus, ModelVersion, TrainingRun, new_id
 from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
 from worker.canary import answer_of
@@ -250,7 +250,7 @@ class Training:
     def _write_version(
         self,
         card: Card,
-        comparisons: list[dict[str, Any]],
+        comparisons: dict[str, list[dict[str, Any]]],
         canary: float,
         version_id: str,
         prefix: str,
@@ -276,10 +276,20 @@ class Training:
                 storage_prefix=prefix,
                 card=json.loads(card.to_json()),
                 blocked_because=blocked_because,
-                comparisons=comparisons,
                 canary=canary,
             )
         )
+        for other_id, results in comparisons.items():
+            db.session.add(
+                Comparison(
+                    version_id=version_id,
+                    other_id=other_id,
+                    results=results,
+                    status=JobStatus.DONE,
+                    progress=1.0,
+                    finished_at=utc_now(),
+                )
+            )
 
     def _put_off(self, sentence: str) -> None:
         """Queue a run again that the storage refused something; it goes on from the checkpoint that

@@ -1,8 +1,17 @@
-"""The administrator's pages: operations, data sets, training runs, model versions, users and the
-audit log.
+"""The administrator's pages: operations, data sets, training runs, model versions, evaluations,
+users and the audit log.
 """
 
-from webapp.admin import audit, datasets, operations, runs, users, versions
+from webapp.admin import audit, datasets, evaluations, operations, runs, users, versions
 from webapp.admin.pages import blueprint
 
-__all__ = ["audit", "blueprint", "datasets", "operations", "runs", "users", "versions"]
+__all__ = [
+    "audit",
+    "blueprint",
+    "datasets",
+    "evaluations",
+    "operations",
+    "runs",
+    "users",
+    "versions",
+]

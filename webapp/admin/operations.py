@@ -11,7 +11,9 @@ from webapp.admin.pages import blueprint, live_page
 from webapp.extensions import database_now, db
 from webapp.jobs import QUEUE_OF_TABLE
 from webapp.models import (
+    Comparison,
     Dataset,
+    Evaluation,
     Heatmap,
     JobStatus,
     Leased,
@@ -25,6 +27,8 @@ WORK: dict[type[Leased], str] = {
     Scan: "Scans",
     Heatmap: "Heat maps",
     Dataset: "Data sets",
+    Comparison: "Comparisons",
+    Evaluation: "Evaluations",
     TrainingRun: "Training runs",
 }
 COUNTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)

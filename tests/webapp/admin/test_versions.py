@@ -7,7 +7,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
-from tests.webapp.admin.conftest import add_version
+from tests.webapp.admin.conftest import add_version, promote_by_form
 from webapp.admin import versions
 from webapp.extensions import db, utc_now
 from webapp.models import (
@@ -29,22 +29,14 @@ class TestPromotion:
             old, new = add_version("old-card"), add_version("new-card")
             promote(db.session.get_one(ModelVersion, old), None, "It ships.")
             db.session.commit()
-        assert (
-            admin.post(f"/admin/models/{new}/promote", data={"reason": "Better AUROC."}).location
-            == "/admin/models"
-        )
+        assert promote_by_form(admin, new, reason="Better AUROC.").location == "/admin/models"
         with app.app_context():
             live = live_version("slice")
             assert live is not None and live.id == new
-        page = admin.get("/admin/models").text
-        assert "Roll back to old-card" in page and f'action="/admin/models/{old}/promote"' in page
-        assert f'action="/admin/models/{old}/promote"' in admin.get(f"/admin/models/{new}").text
-        assert (
-            admin.post(
-                f"/admin/models/{old}/promote", data={"reason": "It missed a bleed."}
-            ).status_code
-            == 302
-        )
+        for path in ("/admin/models", f"/admin/models/{new}"):
+            page = admin.get(path).text
+            assert "Roll back to old-card" in page and f'/admin/models/{old}#promotion"' in page
+        assert promote_by_form(admin, old, reason="It missed a bleed.").status_code == 302
         with app.app_context():
             live = live_version("slice")
             assert live is not None and live.id == old
@@ -89,10 +81,7 @@ class TestPromotion:
         assert (
             admin.post(f"/admin/models/{id}/promote", data={"reason": "First."}).status_code == 302
         )
-        assert (
-            "is already live"
-            in admin.post(f"/admin/models/{id}/promote", data={"reason": "Again."}).text
-        )
+        assert "is already live" in promote_by_form(admin, id, reason="Again.").text
 
     def test_a_version_that_a_worker_cannot_use_is_not_promoted(
         self, app: Flask, admin: FlaskClient, worker_that_checks: dict[str, str | None]
