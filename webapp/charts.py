@@ -177,6 +177,65 @@ def _precisions(curve: Curve, positive: int, negative: int) -> Iterator[tuple[fl
 
 
 @dataclass(frozen=True)
+class TrainingChart:
+    """A metric over a training: a line for each of its stages, such as folds; single points where a
+    stage has but one.
+    """
+
+    axes: Axes
+    metric: str
+    lowest: float
+    highest: float
+    lines: Mapping[str, str]
+    dots: tuple[tuple[float, float, str], ...]
+
+
+def training_charts(
+    points: Iterable[tuple[str, int, float, str]], steps: int
+) -> tuple[TrainingChart, ...]:
+    """Return a chart for each metric of a training.
+
+    Args:
+        points: metric, step, value and stage, ordered by step.
+        steps: how many there are in a whole training.
+    """
+    of_metric: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for metric, step, value, stage in points:
+        of_metric.setdefault(metric, {}).setdefault(stage, []).append((step, value))
+    return tuple(_training_chart(metric, found, steps) for metric, found in of_metric.items())
+
+
+def _training_chart(
+    metric: str, stages: Mapping[str, Sequence[tuple[int, float]]], steps: int
+) -> TrainingChart:
+    axes = Axes(left=58, top=12, width=460, height=170)
+    values = [value for found in stages.values() for _, value in found]
+    lowest, highest = min(0.0, *values), max(values)
+    span = (highest - lowest) or 1.0
+
+    def place(step: int, value: float) -> tuple[float, float]:
+        return step / steps, (value - lowest) / span
+
+    return TrainingChart(
+        axes,
+        metric,
+        lowest,
+        highest,
+        {
+            stage: axes.points(place(*point) for point in found)
+            for stage, found in stages.items()
+            if len(found) > 1
+        },
+        tuple(
+            (axes.x(across), axes.y(up), f"{stage}: {found[0][1]:.3f}")
+            for stage, found in stages.items()
+            if len(found) == 1
+            for across, up in [place(*found[0])]
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class CalibrationMark:
     """A tenth of the probabilities: the observed share, its interval, and a sentence."""
 

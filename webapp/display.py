@@ -25,6 +25,10 @@ DISPLAY_NAMES = {
     "auprc": "AUPRC",
     "brier": "Brier score",
     "ece": "Expected calibration error",
+    # curves of a training
+    "loss": "Loss",
+    "fold_auroc": "AUROC of each fold",
+    "reconstruction_error": "Reconstruction error",
     # controls of a training
     "permuted": "Shuffled labels",
     "metadata": "File metadata only",

@@ -1,9 +1,9 @@
 """Logging as lines of JSON for log collectors (`LOG_FORMAT=json`); the default is plain text.
 
 Each line is an object with `time`, `level`, `logger` and `message`, the `worker` that wrote it, and
-the ids of the rows it is about as lists: `scan_ids`, `heatmap_ids`, `dataset_ids`, `comparison_ids`, `evaluation_ids`,
-`run_ids`. Any
-other fields of a log record are dropped, because they may contain file names or personal data.
+the ids of the rows it is about as lists: `scan_ids`, `heatmap_ids`, `dataset_ids`,
+`comparison_ids`, `evaluation_ids`, `run_ids`. Any other fields of a log record are dropped, because
+they may contain file names or personal data.
 """
 
 from __future__ import annotations

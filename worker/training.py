@@ -35,6 +35,7 @@ from worker.leases import LeaseLost
 from worker.predictors import ANSWERS, model_folder
 from worker.retries import in_transaction, retry_storage
 from worker.scan_files import is_passing
+from worker.training_curves import Curves
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Training:
         self._owner = presence().owner
         self._written_at = time.monotonic()
         self._progress: dict[str, Any] = {"stage": "Downloading the data"}
+        self._curves = Curves(run.id)
 
     def carry_through(self) -> None:
         """Train; the row ends as done or failed, or returns to the queue with its checkpoint stored
@@ -181,6 +183,7 @@ class Training:
             raise TrainingStopped
 
     def _on_progress(self, progress: Progress) -> None:
+        self._curves.add(progress)
         self._progress = {
             "stage": progress.stage,
             "progress": progress.fraction,
@@ -210,6 +213,8 @@ class Training:
     def _write_columns(self, **columns: Any) -> None:
         try:
             held = leases.write(TrainingRun, self._owner, [self.run.id], **columns)
+            if held:
+                self._curves.write()
             db.session.commit()
             self.is_lost = not held
         except SQLAlchemyError as err:

@@ -1,4 +1,5 @@
-"""Evaluations, comparisons as rows of their own, and what was known at each promotion
+"""Evaluations, comparisons as rows of their own, what was known at each promotion, and curves of
+trainings
 
 Revision ID: b27c5e9a4d10
 Revises: 8d3f2b6a90c7
@@ -107,6 +108,22 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_comparison_status"), "comparison", ["status", "queued_at"])
     op.create_index(op.f("ix_comparison_other_id"), "comparison", ["other_id"])
+    op.create_table(
+        "training_point",
+        *id_columns("run_id"),
+        sa.Column("metric", sa.String(length=40), nullable=False),
+        sa.Column("step", sa.Integer(), nullable=False),
+        sa.Column("value", sa.Double(), nullable=False),
+        sa.Column("stage", sa.String(length=200), nullable=False),
+        sa.Column("epoch", sa.Integer(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["run_id"],
+            ["training_run.id"],
+            name=op.f("fk_training_point_run_id_training_run"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("run_id", "metric", "step", name=op.f("pk_training_point")),
+    )
     move_into(comparison)
     op.drop_column("model_version", "comparisons")
     op.add_column("promotion", sa.Column("evidence", sa.JSON(), nullable=True))
@@ -149,6 +166,7 @@ def downgrade() -> None:
     op.drop_column("promotion", "evidence")
     op.add_column("model_version", sa.Column("comparisons", sa.JSON(), nullable=True))
     move_back()
+    op.drop_table("training_point")
     op.drop_index(op.f("ix_comparison_other_id"), "comparison")
     op.drop_index(op.f("ix_comparison_status"), "comparison")
     op.drop_table("comparison")

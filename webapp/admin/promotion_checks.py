@@ -158,10 +158,10 @@ def _export_check(card: Mapping[str, Any]) -> Check:
 def _point_check(version: ModelVersion, live: ModelVersion | None) -> Check:
     name, own = "Operating point", chosen_for(version)
     if not own.by_scan:
-        return Check(name, None, f"{own.name}: nothing is known per 100 scans.")
+        return Check(name, None, f"{own.name.capitalize()}. Nothing is known per 100 scans.")
     beside = chosen_for(live).by_scan if live else ""
     now = f" The live version: {beside}" if beside else ""
-    return Check(name, True, f"{own.name}: {own.by_scan}{now}")
+    return Check(name, True, f"{own.name.capitalize()}. {own.by_scan}{now}")
 
 
 def mark_of_live(reads: str) -> str:

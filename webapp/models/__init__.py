@@ -10,12 +10,14 @@ from webapp.models.evaluations import (
     request_comparisons_after,
 )
 from webapp.models.learning import (
+    CURVE_STEPS,
     OWN_THRESHOLDS,
     Dataset,
     ModelVersion,
     OperatingPoint,
     Promotion,
     PromotionRefused,
+    TrainingPoint,
     TrainingRun,
     answering_versions,
     earlier_promotions,
@@ -45,6 +47,7 @@ from webapp.models.scans import (
 from webapp.models.second_factors import RecoveryCode, SecondFactor
 
 __all__ = [
+    "CURVE_STEPS",
     "IN_ITS_TURN",
     "ORIGINAL_REMOVED",
     "OWN_THRESHOLDS",
@@ -70,6 +73,7 @@ __all__ = [
     "Role",
     "Scan",
     "SecondFactor",
+    "TrainingPoint",
     "TrainingRun",
     "User",
     "Worker",

@@ -72,6 +72,29 @@ class TrainingRun(Leased, db.Model):
         return "run_id"
 
 
+CURVE_STEPS = 1000
+"""A run has a point of each metric for at most so many shares of its whole, however many batches it
+takes.
+"""
+
+
+class TrainingPoint(db.Model):
+    """The mean of a metric, such as the loss, while a run went through one of `CURVE_STEPS` equal
+    shares of its whole.
+
+    `step` counts those from 0; `stage` is the fold, or what else it was at; `epoch` counts from 1.
+    """
+
+    run_id: Mapped[str] = mapped_column(
+        ForeignKey("training_run.id", ondelete="CASCADE"), primary_key=True
+    )
+    metric: Mapped[str] = mapped_column(String(40), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[float]
+    stage: Mapped[str] = mapped_column(String(200))
+    epoch: Mapped[int | None]
+
+
 OWN_THRESHOLDS = "own thresholds"
 
 

@@ -46,11 +46,11 @@ class TestPromotion:
                 (new, "Better AUROC.", "root"),
                 (old, "It missed a bleed.", "root"),
             ]
-        page = admin.get("/admin/models").text
+        page = admin.get("/admin/models").text.partition('id="timeline"')[2]
         assert (
             page.index("It missed a bleed.") < page.index("Better AUROC.") < page.index("It ships.")
         )
-        assert "Roll back to new-card" in page
+        assert "Roll back to new-card" in admin.get("/admin/models").text
 
     def test_a_blocked_version_is_refused_with_its_sentence(
         self, app: Flask, admin: FlaskClient
