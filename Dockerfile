@@ -1,7 +1,8 @@
 # Three images from one file: `web` and `predict` have no TensorFlow, `train` has.
 #   docker build --target predict -t hemoscan-predict .
 
-FROM python:3.12-slim AS base
+ARG PYTHON_IMAGE=python:3.12-slim
+FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \

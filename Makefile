@@ -34,6 +34,7 @@ bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails 
 	@$(PY) -m bench.service $(ARGS)
 	@$(PY) -m bench.claims
 	@$(PY) -m bench.scale
+	@$(PY) -m bench.overload
 
 chaos: $(VENV)/.installed  ## Kill, pause and cut off everything while 1,000 scans come in; fails where one is lost, doubled or stuck.
 	@$(PY) -m bench.chaos $(ARGS)

@@ -22,7 +22,7 @@ from pathlib import Path
 from bench.alone import Figures, judge
 from webapp.config import PROJECT_ROOT
 
-LIMITS = {"load_s": 1.0, "slice_median_ms": 60.0, "memory_mb": 350.0}
+LIMITS = {"load_s": 1.0, "slice_median_ms": 120.0, "memory_mb": 500.0}
 SLICES, REPEATS = 40, 25
 
 

@@ -26,6 +26,9 @@ import tempfile
 import time
 import uuid
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,15 @@ HEADS = 10  # number of different phantoms, which are repeated in a series
 
 
 class Refused(RuntimeError):
-    """The service answered with an error; the text is its status and body."""
+    """The service answered with an error; the text is its status and body.
+
+    Attributes:
+        retry_after: the header of that name, empty if there is none.
+    """
+
+    def __init__(self, status: int, body: str, retry_after: str) -> None:
+        super().__init__(f"{status}: {body}")
+        self.status, self.retry_after = status, retry_after
 
 
 class Client:
@@ -73,7 +84,8 @@ class Client:
         response = self.connection.getresponse()
         content = response.read()
         if response.status >= 400:
-            raise Refused(f"{response.status}: {content.decode(errors='replace')}")
+            told = content.decode(errors="replace")
+            raise Refused(response.status, told, response.headers.get("Retry-After", ""))
         answer: dict[str, Any] = json.loads(content)
         return answer
 
@@ -158,33 +170,63 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
+@dataclass
+class Service:
+    """The processes of `make run`, with an administrator's token; `ready_s` is how long their start
+    took.
+    """
+
+    port: int
+    token: str
+    pid: int
+    environ: dict[str, str]
+    ready_s: float
+
+
+@contextmanager
+def running_service(**settings: str) -> Iterator[Service]:
+    """Start the processes of `make run` with an empty folder on a free port; stop them at the
+    end.
+    """
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="hemoscan-bench-") as home:
+        environ = {**os.environ, "HEMOSCAN_HOME": home, "PORT": str(port), **settings}
+        for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL"):
+            environ.pop(name, None)
+        flask("setup", environ)
+        service = subprocess.Popen(
+            [sys.executable, "-m", "webapp.embedded"],
+            cwd=PROJECT_ROOT,
+            env=environ,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            ready_s = seconds_until(lambda: is_ready(port), 120)
+            flask("create-admin bench", {**environ, "HEMOSCAN_PASSWORD": uuid.uuid4().hex})
+            token = flask("create-token bench", environ).strip().splitlines()[-1]
+            yield Service(port, token, service.pid, environ, ready_s)
+        finally:
+            service.send_signal(signal.SIGINT)
+            service.wait(60)
+
+
+def a_slice() -> bytes:
+    """Return a PNG image of a phantom."""
+    phantoms = PROJECT_ROOT / "webapp" / "static" / "phantoms"
+    return sorted(phantoms.glob("*.png"))[0].read_bytes()
+
+
 def measure(requests: int) -> dict[str, float]:
     """Run the service and return the results."""
-    home, port = Path(tempfile.mkdtemp(prefix="hemoscan-bench-")), free_port()
-    environ = {**os.environ, "HEMOSCAN_HOME": str(home), "PORT": str(port)}
-    for name in ("DATABASE_URL", "BROKER_URL", "STORAGE_URL"):
-        environ.pop(name, None)
-    flask("setup", environ)
-    service = subprocess.Popen(
-        [sys.executable, "-m", "webapp.embedded"],
-        cwd=PROJECT_ROOT,
-        env=environ,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        figures = {"ready_s": seconds_until(lambda: is_ready(port), 60)}
-        flask("create-admin bench", {**environ, "HEMOSCAN_PASSWORD": uuid.uuid4().hex})
-        token = flask("create-token bench", environ).strip().splitlines()[-1]
-        client = Client(port, token)
-        folder = PROJECT_ROOT / "webapp" / "static" / "phantoms"
-        slice_file = sorted(folder.glob("*.png"))[0].read_bytes()
-
+    with running_service() as service:
+        figures = {"ready_s": service.ready_s}
+        client = Client(service.port, service.token)
         begin = time.perf_counter()
-        wait_for_verdict(client, client.upload("slice.png", slice_file)["id"], 30)
+        wait_for_verdict(client, client.upload("slice.png", a_slice())["id"], 30)
         figures["first_verdict_s"] = time.perf_counter() - begin
         for slices, distance_mm in SERIES.items():
             figures |= figures_of_series(client, slices, distance_mm)
-        figures |= figures_of_uploads(client, slice_file, requests)
+        figures |= figures_of_uploads(client, a_slice(), requests)
 
         processes = descendants(service.pid)
         figures["web_rss_mb"] = max(
@@ -192,10 +234,7 @@ def measure(requests: int) -> dict[str, float]:
         )
         predict = [pid for pid, command in processes.items() if "-Q predict" in command]
         figures["predict_rss_mb"] = max(map(rss_mb, predict))
-        figures["predict_ready_s"] = predict_worker_ready_s(environ)
-    finally:
-        service.send_signal(signal.SIGINT)
-        service.wait(60)
+        figures["predict_ready_s"] = predict_worker_ready_s(service.environ)
     return figures
 
 

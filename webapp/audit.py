@@ -1,5 +1,5 @@
-"""The audit log's writer: an event joins the transaction of the act itself, so that neither is kept
-without the other.
+"""Writes the audit log: an event is committed together with the act that it records, or neither
+is.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from webapp.forms import is_id
 from webapp.models import Act, AuditEvent, Scan
 
 SELDOM_S = 60
-"""What is refused is recorded at most this often for each person or address: those who try must not
-fill the log either.
+"""Refused requests are recorded at most once in this time for each person or address, so that
+nobody can fill the log.
 """
 
 
 def init_audit(app: Flask) -> None:
-    """Record who asks `app` for what is not theirs."""
+    """Make `app` record requests for what belongs to others."""
     app.after_request(record_refusal)
 
 
@@ -35,9 +35,8 @@ def record(
     """Add an event; the caller commits it with the act.
 
     Args:
-        object_id: the row that it was done to.
-        actor_id: who did it; the person who is logged in, or whose token this request carries, if
-            left out.
+        object_id: id of the row that it was done to.
+        actor_id: id of the person who did it; by default the one who sent this request.
         detail: what was chosen, in at most 120 characters and without names of people.
     """
     db.session.add(
@@ -52,7 +51,7 @@ def record(
 
 
 def whose_request() -> str | None:
-    """Return the id of the person who asks, or None where that is not known."""
+    """Return the id of the person who sent this request, by login or API token; None if unknown."""
     if not has_request_context():
         return None
     if owner := g.get("token_owner_id"):
@@ -61,13 +60,13 @@ def whose_request() -> str | None:
 
 
 def address() -> str:
-    """Return where the act came from."""
+    """Return the client's IP address, or "command line" outside of requests."""
     return (request.remote_addr or "")[:45] if has_request_context() else "command line"
 
 
 def record_refusal(answer: Response) -> Response:
-    """Record that somebody asked for another person's scan or for an administrator's page, which is
-    404 to them.
+    """Record a request for another person's scan, or of a user for an administrator's page; both
+    are answered with 404.
     """
     if answer.status_code != 404 or request.endpoint is None or (person := whose_request()) is None:
         return answer
@@ -78,15 +77,15 @@ def record_refusal(answer: Response) -> Response:
     else:
         refused = request.blueprint == "admin" and not current_user.is_admin
     if refused:
-        db.session.rollback()  # Of what was refused nothing is kept but this.
+        db.session.rollback()  # Discard whatever the refused request wrote.
         with noting():
             record_seldom(Act.ACCESS_REFUSED, scan_id, AuditEvent.actor_id == person)
     return answer
 
 
 def record_seldom(act: Act, object_id: str | None, *whose: ColumnElement[bool]) -> None:
-    """Add an event unless there is one of this act, by `whose` condition, of the last minute; the
-    caller commits.
+    """Add an event unless one of this act that matches `whose` was recorded in the last `SELDOM_S`
+    seconds; the caller commits.
     """
     newest = (
         select(AuditEvent.at)

@@ -59,10 +59,10 @@ FILES_LEFT = "Some files could not be removed yet; they will be removed within a
 
 
 def local_target(target: str | None) -> str:
-    """Return where to go after logging in: `target` if it is a path of this site, else the
+    """Return the URL to open after logging in: `target` if it is a path of this site, or else the
     worklist.
     """
-    # Browsers read "/\\host" as "//host" and drop tabs and line breaks before they look.
+    # Browsers read "/\\host" as "//host", and ignore tabs and line breaks.
     if (
         target
         and target.startswith("/")
@@ -77,7 +77,7 @@ def local_target(target: str | None) -> str:
 @blueprint.route("/signup", methods=["GET", "POST"])
 @limiter.limit("20 per minute", methods=["POST"])
 def signup() -> str | tuple[str, int] | WerkzeugResponse:
-    """Make an account and log in."""
+    """Create an account and log in."""
     if request.method == "GET" and current_user.is_authenticated:
         return redirect(url_for("worklist.show"))
     form = SignupForm()
@@ -127,10 +127,10 @@ def login() -> str | tuple[str, int] | WerkzeugResponse:
 
 
 def forget_here(answer: WerkzeugResponse) -> WerkzeugResponse:
-    """Tell the browser to forget the pages that it kept, for whoever sits there next.
+    """Tell the browser to delete its cached pages, so that the next person at it cannot read them.
 
-    Its cookies stay: the login's is worth nothing any more, and the other tells this browser from
-    a stranger's.
+    Its cookies remain: that of the login is no longer valid, and the other one marks the browser as
+    known.
     """
     answer.headers["Clear-Site-Data"] = '"cache", "storage"'
     return answer
@@ -160,8 +160,8 @@ guesses_own_password = limiter.shared_limit(
     methods=["POST"],
     deduct_when=lambda answer: answer.status_code == 400,
 )
-"""Decorates what asks a person who is logged in for their password once more: in a browser that was
-left open, wrong ones are counted together.
+"""Decorates views that ask a logged-in person for their password again: their failures are counted
+together, in case somebody else uses a browser left open.
 """
 
 
@@ -170,7 +170,7 @@ left open, wrong ones are counted together.
 @guesses_own_password
 @limiter.limit("20 per minute", methods=["POST"])
 def account() -> str | tuple[str, int] | WerkzeugResponse:
-    """Show the account; change its password, which ends all its other logins and its tokens."""
+    """Show the account page; change the password, which ends other logins and revokes tokens."""
     form = ChangePasswordForm(current_user.username)
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
@@ -195,7 +195,7 @@ def account() -> str | tuple[str, int] | WerkzeugResponse:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
-    """Delete the account with all its scans, by its password."""
+    """Delete the account with all its scans, after a check of the password."""
     form = DeleteAccountForm()
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
@@ -220,7 +220,7 @@ def delete_own_account() -> str | tuple[str, int] | WerkzeugResponse:
 @blueprint.post("/account/logins/<login_id>/end")
 @login_required
 def end_login(login_id: str) -> WerkzeugResponse:
-    """End one of one's own logins, of this browser or another."""
+    """End one of the person's logins, in this browser or another."""
     own = LoginSession.user_id == current_user.id
     if not is_id(login_id) or not db.session.scalar(
         delete(LoginSession).where(LoginSession.id == login_id, own).returning(LoginSession.id)
@@ -235,7 +235,7 @@ def end_login(login_id: str) -> WerkzeugResponse:
 @blueprint.post("/account/logins/end-others")
 @login_required
 def end_other_logins() -> WerkzeugResponse:
-    """End all of one's own logins but this one."""
+    """End all of the person's logins except this one."""
     end_logins(current_user, but=current_user.login_secret)
     record(Act.LOGINS_ENDED, current_user.id)
     db.session.commit()
@@ -248,7 +248,7 @@ def end_other_logins() -> WerkzeugResponse:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def make_token() -> str | tuple[str, int] | WerkzeugResponse:
-    """Make an API token, by the password, and show it, this once."""
+    """Create an API token, after a check of the password, and show it once."""
     form = TokenForm()
     secret = None
     if form.validate_on_submit():
@@ -256,7 +256,7 @@ def make_token() -> str | tuple[str, int] | WerkzeugResponse:
         db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
         if not user.has_password(form.token_password.data):
             form.token_password.errors = ["The password is incorrect."]
-        elif lock_person(user.id) != user.password_hash:  # It was changed meanwhile.
+        elif lock_person(user.id) != user.password_hash:  # The password was changed meanwhile.
             abort(401)
         else:
             try:
@@ -275,7 +275,7 @@ def make_token() -> str | tuple[str, int] | WerkzeugResponse:
 @blueprint.post("/account/tokens/<token_id>/revoke")
 @login_required
 def revoke_token(token_id: str) -> WerkzeugResponse:
-    """End an API token of one's own."""
+    """Revoke one of the person's API tokens."""
     if not is_id(token_id):
         abort(404)
     token = db.session.scalar(
@@ -293,8 +293,8 @@ def revoke_token(token_id: str) -> WerkzeugResponse:
 @blueprint.route("/reset/<secret>", methods=["GET", "POST"])
 @limiter.limit("20 per minute")
 def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
-    """Set a password by the link that an administrator made; it works once, and ends all logins and
-    tokens.
+    """Set a new password through a link that an administrator made. The link works once; all logins
+    end and all tokens are revoked.
     """
     spent = (
         "This link has already been used or has expired. Please ask an administrator for a new one."
@@ -319,7 +319,7 @@ def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
     used = db.session.scalars(
         delete(PasswordReset).where(PasswordReset.user_id == user.id).returning(PasswordReset.id)
     ).all()
-    if link.id not in used:  # Somebody was faster with the same link.
+    if link.id not in used:  # Another request used the link first.
         abort(404, spent)
     end_access(user)
     record(Act.PASSWORD_RESET, user.id, actor_id=user.id)
@@ -331,17 +331,17 @@ def reset(secret: str) -> str | tuple[str, int] | WerkzeugResponse:
 def _page(
     template: str, form: SignupForm | LoginForm | NewPasswordForm, **context: object
 ) -> str | tuple[str, int]:
-    """Return the form's page: 200 if it is fresh, 400 if it was refused."""
+    """Return the form's page, with status 400 if the form was submitted and refused."""
     page = render_template(template, form=form, **context)
     return (page, 400) if form.is_submitted() else page
 
 
 def account_page(secret: str | None = None, **posted: PostedForm) -> str | tuple[str, int]:
-    """Return the account page: 400 where one of the forms in it was posted and refused.
+    """Return the account page, with status 400 if one of its forms was submitted and refused.
 
     Args:
-        secret: that of a token that was made just now.
-        posted: by its name in the template, the form that the request posted.
+        secret: of an API token created by this request.
+        posted: the form that was submitted, by its name in the template.
     """
     factor = confirmed_factor(current_user.id)
     forms: dict[str, PostedForm] = {

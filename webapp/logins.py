@@ -1,6 +1,4 @@
-"""Logins: how one begins, whose it is, when it was last used, how it ends; and how guessing is
-slowed down.
-"""
+"""Logins: start, use and end of each, cookies that make a browser known, and limits on guessing."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ from webapp.passwords import MAX_PASSWORD
 from webapp.security_headers import cookie_name, over_tls
 
 NOTED_S = 60
-"""When a login or token was last used is written at most this often."""
+"""`used_at` of a login or token is updated at most once in this time."""
 KNOWN_BROWSER = "known"
 KNOWN_BROWSER_DAYS = 400  # The longest that browsers keep a cookie.
 BROWSERS = {
@@ -53,7 +51,7 @@ P = ParamSpec("P")
 
 @login_manager.user_loader
 def user_of_login(secret: str) -> User | None:
-    """Return whose login this is, or None where it has ended or its owner is disabled."""
+    """Return the person with this login; None if it has ended or the account is disabled."""
     found = db.session.execute(
         select(LoginSession, User)
         .join(User, LoginSession.user_id == User.id)
@@ -67,7 +65,7 @@ def user_of_login(secret: str) -> User | None:
         return None
     login, user = found
     user.login_secret = secret
-    # A page that asks by itself, left open, is nobody's use.
+    # A page left open polls by itself; that does not count as use.
     if not request.headers.get("HX-Request"):
         note_use(login)
     return user
@@ -75,11 +73,9 @@ def user_of_login(secret: str) -> User | None:
 
 @login_manager.unauthorized_handler
 def ask_to_log_in() -> WerkzeugResponse:
-    """Send a person without a login to the form, and afterwards back to the page that was asked
-    for.
-    """
+    """Redirect to the login form, which leads back to the page that was requested."""
     if request.headers.get("HX-Request"):
-        # The whole page asks, not a part of it.
+        # Reload the whole page, not a part of it.
         return Response(status=204, headers={"HX-Refresh": "true"})
     flash("Please log in first.", "warning")
     wanted = request.full_path.rstrip("?") if request.method == "GET" else None
@@ -87,13 +83,13 @@ def ask_to_log_in() -> WerkzeugResponse:
 
 
 def has_ended() -> ColumnElement[bool]:
-    """Return the condition for logins that are too old, or were not used for too long."""
+    """Return the SQL condition for logins that have expired, by age or for lack of use."""
     idle_since = utc_now() - timedelta(hours=current_app.config["LOGIN_IDLE_HOURS"])
     return or_(LoginSession.expires_at <= utc_now(), LoginSession.used_at <= idle_since)
 
 
 def note_use(row: LoginSession | ApiToken) -> None:
-    """Write down that a login or token is used now, at most once a minute, and commit."""
+    """Record that a login or token is used now, at most once a minute, and commit."""
     a_while_ago = utc_now() - timedelta(seconds=NOTED_S)
     if row.used_at is not None and row.used_at > a_while_ago:
         return
@@ -105,7 +101,7 @@ def note_use(row: LoginSession | ApiToken) -> None:
 
 
 def start_login(user: User) -> None:
-    """Log `user` in with this browser, and commit; a login that it had before ends."""
+    """Log `user` in with this browser, and commit; an earlier login of the browser ends."""
     if "_user_id" in session:
         db.session.execute(
             delete(LoginSession).where(LoginSession.secret_hash == secret_hash(session["_user_id"]))
@@ -123,14 +119,14 @@ def start_login(user: User) -> None:
     )
     record(Act.LOGGED_IN, user.id, actor_id=user.id)
     db.session.commit()
-    # What an anonymous browser was given must not outlive the login (session fixation).
+    # The session from before the login must not survive it (session fixation).
     session.clear()
     session.permanent = True
     login_user(user)
 
 
 def end_logins(user: User, but: str | None = None) -> None:
-    """End all logins of `user` but the one with the secret `but`; the caller commits."""
+    """End all logins of `user` except the one with the secret `but`; the caller commits."""
     ended = delete(LoginSession).where(LoginSession.user_id == user.id)
     if but is not None:
         ended = ended.where(LoginSession.secret_hash != secret_hash(but))
@@ -138,11 +134,11 @@ def end_logins(user: User, but: str | None = None) -> None:
 
 
 def require_login_still() -> None:
-    """Refuse a request whose login has ended since it came, and let nobody end it until the caller
-    commits.
+    """Check that this request's login has not ended since the request arrived, and lock it until
+    the caller commits.
 
     Raises:
-        Unauthorized: so it is.
+        Unauthorized: the login has ended.
     """
     login = select(LoginSession.id).where(
         LoginSession.secret_hash == secret_hash(current_user.login_secret)
@@ -152,16 +148,16 @@ def require_login_still() -> None:
 
 
 def end_access(user: User, but: str | None = None) -> None:
-    """End all logins of `user` but the one with the secret `but`, and revoke all their API tokens,
-    as a password that changes must; the caller commits.
+    """End all logins of `user` except the one with the secret `but`, and revoke all their API
+    tokens, as every change of a password requires; the caller commits.
     """
-    db.session.flush()  # The new password first, which locks the row: no token is made meanwhile.
+    db.session.flush()  # Writing the new password locks the row, so no token is added meanwhile.
     end_logins(user, but)
     db.session.execute(delete(ApiToken).where(ApiToken.user_id == user.id))
 
 
 def browser_name(user_agent: str) -> str:
-    """Return what a person calls this browser: "Firefox on Linux"."""
+    """Return a name for the browser that its user recognizes, such as "Firefox on Linux"."""
     browser = next(
         (name for sign, name in BROWSERS.items() if f"{sign}/" in user_agent), "A browser"
     )
@@ -171,17 +167,15 @@ def browser_name(user_agent: str) -> str:
 
 @cache
 def nobodys_password_hash() -> str:
-    """Return a hash to check against where there is no such user, so that the answer takes as
-    long.
-    """
+    """Return a hash to check passwords of unknown users against, which takes the same time."""
     return hasher.hash(new_secret())
 
 
 def user_with_password(username: str, password: str) -> User | None:
-    """Return the person with that username and password, or None, in the same time whether or not
-    the username exists.
+    """Return the person with that username and password; None if they do not match or the account
+    is disabled. It takes the same time whether or not the username exists.
 
-    A disabled person is nobody. What fails is recorded, and committed.
+    A failure is recorded in the audit log, and committed.
     """
     user = None
     if text_problem(username, MAX_USERNAME) is None:
@@ -203,22 +197,22 @@ def user_with_password(username: str, password: str) -> User | None:
 
 
 def who_guesses() -> str:
-    """Return whose failed logins count together: those of a browser that was in this account
-    before, or all others of the account.
+    """Return the key under which a failed login counts: one for each browser that was logged in to
+    this account before, and one for all other browsers together.
 
-    So strangers, from however many addresses, get few guesses at an account, and do not keep its
-    owner out of it. An account that does not exist is counted alike.
+    So strangers get few guesses at an account, from however many addresses, and cannot lock its
+    owner out. An account that does not exist is treated the same way.
     """
     return guesser(account_key(request.form.get("username", "").strip()[:MAX_USERNAME]))
 
 
 def account_key(username: str) -> str:
-    """Return what stands for an account in cookies and counters, whether or not it exists."""
+    """Return a digest that stands for an account in cookies and counters, even if there is none."""
     return hashlib.sha256(username.lower().encode("utf-8", "replace")).hexdigest()
 
 
 def guesser(account: str) -> str:
-    """Return whose guesses at that account (`account_key`) count together with this request's."""
+    """Return the key under which this request's guess at an account (`account_key`) counts."""
     try:
         known_account, browser = known_browsers().loads(
             request.cookies.get(cookie_name(KNOWN_BROWSER), ""), max_age=KNOWN_BROWSER_DAYS * 86_400
@@ -229,8 +223,8 @@ def guesser(account: str) -> str:
 
 
 def remember_browser(user: User, answer: WerkzeugResponse) -> WerkzeugResponse:
-    """Let this browser be known to its person's account, which it was in; it is no login and opens
-    nothing.
+    """Set the cookie that marks this browser as known to the account, for `guesser`; it grants no
+    access. Return `answer`.
     """
     account = account_key(user.username)
     answer.set_cookie(
@@ -245,7 +239,7 @@ def remember_browser(user: User, answer: WerkzeugResponse) -> WerkzeugResponse:
 
 
 def known_browsers() -> URLSafeTimedSerializer:
-    """Return what signs the cookies of known browsers."""
+    """Return the serializer that signs the cookies of known browsers."""
     return URLSafeTimedSerializer(current_app.config["SECRET_KEY"], salt="hemoscan known browser")
 
 
@@ -274,6 +268,6 @@ def has_failed(answer: WerkzeugResponse) -> bool:
 
 
 def record_throttling(_limit: object) -> None:
-    """Record that logins are slowed down, and commit."""
+    """Record that too many logins failed, and commit; called by Flask-Limiter."""
     record_seldom(Act.LOGIN_THROTTLED, None, AuditEvent.address == address())
     db.session.commit()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 from flask import (
@@ -46,7 +47,7 @@ from webapp.models import (
     retry,
 )
 from webapp.series_view import series_view
-from webapp.storage import StorageError
+from webapp.storage import StorageError, storage
 from webapp.volume import open_volume
 
 log = logging.getLogger(__name__)
@@ -159,6 +160,25 @@ def score_anyway(scan_id: str) -> WerkzeugResponse:
         force(scan.id, current_user.id),
         "This scan was not rejected, so there is nothing to override.",
     )
+
+
+@blueprint.post("/scans/<scan_id>/cut")
+@within_rate
+@login_required
+def cut(scan_id: str) -> WerkzeugResponse:
+    """Submit a film sheet again: cut into its slices if it was read as one, as one if it was
+    cut.
+    """
+    scan = _own_scan(scan_id)
+    if scan.sheet_may_be is None:
+        flash("This scan is not a film sheet, or its file is no longer stored.", "warning")
+        return redirect(url_for("scans.show", scan_id=scan_id))
+    sheet = FileStorage(BytesIO(storage.get(scan.original_key)))
+    try:
+        return _submit([sheet], scan.title, Choices(stat=scan.stat, uncut=not scan.uncut))
+    except UploadRejected as err:
+        flash(str(err), "warning")
+        return redirect(url_for("scans.show", scan_id=scan_id))
 
 
 @blueprint.post("/scans/<scan_id>/cancel")

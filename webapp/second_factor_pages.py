@@ -1,6 +1,4 @@
-"""The pages of second factors: the code after the password, setting up, recovery codes, turning
-off.
-"""
+"""The pages of second factors: giving a code at login, setting up, recovery codes, turning off."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ WRONG_CODE = "This code is wrong, has expired or was used before."
 
 
 def who_gives_codes() -> str:
-    """Return whose wrong codes count together, as for passwords."""
+    """Return the key under which a wrong code counts, as for passwords."""
     return guesser(awaited_account())
 
 
@@ -44,7 +42,7 @@ def who_gives_codes() -> str:
 # Three of a million codes are right at any time, so 50 tries find one on one day in 6,667.
 @limits_guesses("10 per 10 minutes; 50 per day", whose=who_gives_codes)
 def give_code() -> ResponseReturnValue:
-    """Log in with a code of the app, or a recovery code, after the password."""
+    """Ask for a code of the app or a recovery code, after the password, and log in."""
     if (found := awaited()) is None:
         flash("Please log in again.", "warning")
         return redirect(url_for("auth.login"))
@@ -72,7 +70,7 @@ def give_code() -> ResponseReturnValue:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def set_up() -> ResponseReturnValue:
-    """Show a new secret, this once, by the password; it counts once a code confirms it."""
+    """Show a new secret once, after a check of the password; a first code then confirms it."""
     form = SetUpFactorForm()
     if confirmed_factor(current_user.id) is not None:
         return _to_account(str(AlreadySetUp()))
@@ -93,7 +91,7 @@ def set_up() -> ResponseReturnValue:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def confirm_secret() -> ResponseReturnValue:
-    """Turn the second factor on by a first code, end the other logins, and show recovery codes."""
+    """Turn the second factor on by a first code, end other logins, and show recovery codes."""
     form = CodeForm()
     if form.validate_on_submit():
         user: User = current_user._get_current_object()
@@ -113,7 +111,7 @@ def confirm_secret() -> ResponseReturnValue:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def renew_recovery_codes() -> ResponseReturnValue:
-    """Replace the recovery codes, by password and code, and show the new ones this once."""
+    """Replace the recovery codes, after a check of password and code; show the new ones once."""
     form = ChangeFactorForm()
     if confirmed_factor(current_user.id) is None:
         return _to_account("The second factor is off.")
@@ -130,7 +128,7 @@ def renew_recovery_codes() -> ResponseReturnValue:
 @guesses_own_password
 @limiter.limit("20 per minute")
 def turn_off() -> ResponseReturnValue:
-    """Turn the second factor off, by password and code."""
+    """Turn the second factor off, after a check of password and code."""
     form = ChangeFactorForm()
     if confirmed_factor(current_user.id) is None:
         return _to_account("The second factor is off.")
@@ -143,22 +141,22 @@ def turn_off() -> ResponseReturnValue:
 
 
 def _with_password(form: SetUpFactorForm) -> User | None:
-    """Return the person who asks, their row locked, if the password in the form is theirs; or else
-    say so in the form.
+    """Return the logged-in person with their row locked if the password in the form is right; or
+    else add an error to the form.
     """
     user: User = current_user._get_current_object()
     db.session.commit()  # Argon2 is slow on purpose; no transaction waits for it.
     if not user.has_password(form.factor_password.data):
         form.factor_password.errors = ["The password is incorrect."]
         return None
-    if lock_person(user.id) != user.password_hash:  # It was changed meanwhile.
+    if lock_person(user.id) != user.password_hash:  # The password was changed meanwhile.
         abort(401)
     return user
 
 
 def _with_password_and_code(form: ChangeFactorForm) -> User | None:
-    """Return the person who asks, their row locked and the code spent, if both in the form are
-    right; or else say so in the form, and commit.
+    """Return the logged-in person with their row locked and the code used up if password and code
+    are right; or else add an error to the form, and commit.
     """
     if not form.validate_on_submit() or (user := _with_password(form)) is None:
         return None
@@ -172,14 +170,14 @@ def _with_password_and_code(form: ChangeFactorForm) -> User | None:
     return user
 
 
-def _to_account(told: str, category: str = "warning") -> Response:
-    """Say something on the account page."""
-    flash(told, category)
+def _to_account(sentence: str, category: str = "warning") -> Response:
+    """Redirect to the account page and show a sentence there."""
+    flash(sentence, category)
     return redirect(url_for("auth.account", _anchor="second-factor"))
 
 
 def _unstored(template: str, **context: object) -> Response:
-    """Return a page with a secret in it, which no cache may keep."""
+    """Return a page that shows a secret, so that no cache may store it."""
     page = make_response(render_template(template, **context))
     page.headers["Cache-Control"] = "no-store"
     return page

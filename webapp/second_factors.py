@@ -1,7 +1,7 @@
-"""Second factors (TOTP, RFC 6238): how one is set up, what it accepts, and who must have one.
+"""Second factors (TOTP, RFC 6238): setting one up, checking codes, and who must have one.
 
-The secret is stored encrypted with a key that is derived from `SECRET_KEY`, so that a stolen copy
-of the database makes no codes. It is shown once, while it is set up.
+The secret is stored encrypted with a key derived from `SECRET_KEY`, so that a stolen copy of the
+database is not enough to make codes. It is shown once, during setup.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ EARLY_OR_LATE_STEPS = 1
 """A phone's clock may be a step of 30 s off, and typing takes a while."""
 PENDING = "second_factor"
 PENDING_FOR = timedelta(minutes=5)
-"""So long after the password the code may come."""
+"""How long after the password the code is accepted."""
 
 
 class AlreadySetUp(ValueError):
-    """This person has a second factor; the text is a sentence."""
+    """This person has a second factor already; the message is a sentence for them."""
 
     def __init__(self) -> None:
         super().__init__("A second factor is already set up. Turn it off first.")
 
 
 def confirmed_factor(user_id: str) -> SecondFactor | None:
-    """Return the second factor of a person, None where there is none that counts."""
+    """Return the confirmed second factor of a person; None if there is none."""
     return db.session.scalar(
         select(SecondFactor).where(
             SecondFactor.user_id == user_id, SecondFactor.confirmed_at.is_not(None)
@@ -57,7 +57,7 @@ def confirmed_factor(user_id: str) -> SecondFactor | None:
 
 
 def lacks_required_factor(user: User) -> bool:
-    """True if this person must have a second factor (`REQUIRE_SECOND_FACTOR`) and has none."""
+    """Return whether this person needs a second factor (`REQUIRE_SECOND_FACTOR`) and has none."""
     return (
         bool(current_app.config["REQUIRE_SECOND_FACTOR"])
         and user.is_admin
@@ -66,11 +66,11 @@ def lacks_required_factor(user: User) -> bool:
 
 
 def begin(user_id: str) -> str:
-    """Give a person whose row the caller has locked a new secret, which does not count yet; return
-    it. The caller commits.
+    """Store a new, unconfirmed secret for a person whose row the caller has locked, and return it
+    in base32. The caller commits.
 
     Raises:
-        AlreadySetUp: there is one that counts.
+        AlreadySetUp: the person has a confirmed second factor.
     """
     if confirmed_factor(user_id) is not None:
         raise AlreadySetUp
@@ -83,7 +83,9 @@ def begin(user_id: str) -> str:
 
 
 def confirm(user_id: str, code: str) -> bool:
-    """Let the secret that a person was given count, if `code` is one of it; the caller commits."""
+    """Confirm a person's new secret if `code` is one of its codes; return whether it is. The caller
+    commits.
+    """
     waiting = db.session.scalar(
         select(SecondFactor).where(
             SecondFactor.user_id == user_id, SecondFactor.confirmed_at.is_(None)
@@ -102,7 +104,7 @@ def confirm(user_id: str, code: str) -> bool:
 
 
 def new_recovery_codes(user_id: str) -> list[str]:
-    """Replace a person's recovery codes, and return the new ones; the caller commits."""
+    """Replace a person's recovery codes and return the new ones; the caller commits."""
     db.session.execute(delete(RecoveryCode).where(RecoveryCode.user_id == user_id))
     codes = [
         base64.b32encode(secrets.token_bytes(15)).decode().lower() for _ in range(RECOVERY_CODES)
@@ -114,16 +116,16 @@ def new_recovery_codes(user_id: str) -> list[str]:
 
 
 def recovery_codes_left(user_id: str) -> int:
-    """Return how many recovery codes a person can still use."""
+    """Return how many unused recovery codes a person has."""
     own = select(func.count()).select_from(RecoveryCode).where(RecoveryCode.user_id == user_id)
     return db.session.scalar(own) or 0
 
 
 def accepts(user_id: str, text: str) -> type[SecondFactor] | type[RecoveryCode] | None:
-    """Spend a code of a person's app, or one of the recovery codes; return which it was, None where
-    it is neither. The caller commits.
+    """Use up a code of a person's app or a recovery code; return which it was, or None if it is
+    neither. The caller commits.
 
-    A code of the app is refused once it, or a later one, was accepted.
+    A code of the app is refused if it or a later one was accepted before.
     """
     code = re.sub(r"[\s-]", "", text.lower())
     factor = confirmed_factor(user_id)
@@ -140,7 +142,7 @@ def accepts(user_id: str, text: str) -> type[SecondFactor] | type[RecoveryCode] 
 
 
 def remove(user_id: str) -> bool:
-    """Take a person's second factor and recovery codes away; True if there was one that counted.
+    """Delete a person's second factor and recovery codes; return whether there was a confirmed one.
     The caller commits.
     """
     counted = confirmed_factor(user_id) is not None
@@ -150,7 +152,7 @@ def remove(user_id: str) -> bool:
 
 
 def qr_code(user: User, secret: str) -> Markup:
-    """Return what an authenticator app scans, as SVG: dark on white in every color scheme."""
+    """Return the QR code for the authenticator app as SVG, dark on white in every color scheme."""
     address = pyotp.TOTP(secret).provisioning_uri(name=user.username, issuer_name=ISSUER)
     return Markup(
         segno.make(address, error="m", micro=False).svg_inline(
@@ -165,10 +167,11 @@ def qr_code(user: User, secret: str) -> Markup:
 
 
 def await_code(user: User, target: str | None) -> None:
-    """Keep in the cookie that `user` gave the right password in this browser; it is no login yet.
+    """Store in the signed cookie that `user` gave the right password in this browser. It is no
+    login yet.
 
     Args:
-        target: where they want to go afterwards.
+        target: the URL to open after the login.
     """
     session[PENDING] = {
         "user": user.id,
@@ -180,8 +183,8 @@ def await_code(user: User, target: str | None) -> None:
 
 
 def awaited() -> tuple[User, str] | None:
-    """Return whose code this browser is asked for and where they want to go; None where nobody gave
-    a password, or too long ago, or where it has changed since.
+    """Return the person whose code is awaited in this browser, and the URL to open afterwards; None
+    if no password was given, it was given too long ago, or it has changed since.
     """
     pending: Mapping[str, Any] | None = session.get(PENDING)
     if pending is None or pending["until"] < utc_now().timestamp():
@@ -193,17 +196,17 @@ def awaited() -> tuple[User, str] | None:
 
 
 def awaited_account() -> str:
-    """Return the account for which this browser is asked for a code, as `account_key` names it."""
+    """Return the `account_key` of the account for which this browser is asked for a code."""
     return str(session.get(PENDING, {}).get("account", ""))
 
 
 def _trace(user: User) -> str:
-    """Return what tells this password of `user` from a later one, and nothing about it."""
+    """Return a digest that changes with the password of `user`, and reveals nothing about it."""
     return secret_hash(user.password_hash)
 
 
 def _step_of(factor: SecondFactor, code: str) -> int | None:
-    """Return the number of the time step that `code` is of, None where it is of none near now."""
+    """Return the number of the time step of `code`; None if it is not a current code."""
     if not re.fullmatch("[0-9]{6}", code):
         return None
     try:
@@ -219,7 +222,7 @@ def _step_of(factor: SecondFactor, code: str) -> int | None:
 
 
 def _sealer() -> Fernet:
-    """Return what encrypts and decrypts secrets."""
+    """Return the cipher for secrets."""
     derive = HKDF(SHA256(), length=32, salt=None, info=b"hemoscan second factor")
     key = derive.derive(current_app.config["SECRET_KEY"].encode())
     return Fernet(base64.urlsafe_b64encode(key))

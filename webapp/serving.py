@@ -1,11 +1,12 @@
-"""gunicorn's threads, kept for requests that are there: who sends slowly, or nothing, holds none.
+"""A gunicorn worker whose threads handle complete requests only, so that slow or idle clients
+occupy none.
 
-gunicorn's own worker gives each connection a thread that then waits for the rest of a header or a
-body for ever, so a few idle sockets stop the service. Here the main loop collects header and small
-body without a thread, for so long and no longer; uploads are read in threads of their own, at a
-rate that has a minimum, and health checks are answered in threads of their own. So pages and health
-checks are answered whatever uploads do. Uploads that would wait for longer than `MOST_WAIT_S` are
-refused with 429 at once.
+gunicorn's own threaded worker gives each connection a thread, which then waits for the rest of the
+header or body without limit, so a few idle sockets stop the service. Here the main loop collects
+the header and a small body without a thread and within `REQUEST_S`. Uploads are read in threads of
+their own, at a minimum rate, and health checks are answered in threads of their own, so pages and
+health checks are answered no matter what uploads do. Uploads that would have to wait for longer
+than `MOST_WAIT_S` are refused with 429 immediately.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import errno
 import re
 import selectors
 import socket
+import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,31 +30,33 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from webapp.errors import overload_answer
 
 REQUEST_S = 10.0
-"""How long a header and a small body may take, from the connection or the byte that begins them."""
+"""Maximum time for a header and a small body, from the connection or their first byte."""
 SMALL_BODY = 2**14
-"""Bytes: the forms of all pages; uploads are larger."""
+"""Bytes; enough for the forms of all pages, but not for uploads."""
 LONGEST_HEAD = 2**16
 READ_AT_ONCE = 2**16
 STOPPING_S = 1.0
-"""How long a connection may last that is left when the process stops."""
+"""Maximum time for connections that are open when the process stops."""
 IDLE_S = 10.0
-"""How long a large body may pause."""
+"""Maximum pause within a large body."""
 SLOWEST = 8_000
-"""Bytes a second, on average, that a large body must bring after its first seconds: a slow mobile
-line brings ten times as many.
+"""Minimum average rate of a large body after its first seconds, in bytes per second; a slow mobile
+connection has ten times as much.
 """
 MOST_WAIT_S = 5.0
-"""An upload that would have to wait for a thread for longer is refused."""
+"""An upload that would wait longer than this for a thread is refused."""
 FIRST_GUESS_S = 0.25
-"""How long an upload takes, before one was measured."""
+"""Assumed duration of an upload until one was measured."""
 SMOOTHING = 0.1
-"""The weight of the newest upload in the mean of how long one takes."""
+"""The weight of the latest upload in the moving average of durations."""
 LONGEST_S = 10.0
-"""An upload that took longer counts as this in the mean: most of it was the client's line."""
+"""Longer uploads enter the average with this value: most of their time was the client's network."""
 UPLOAD_THREADS = 2
-"""For each of the threads that answer all else; the clients of one address get half of them."""
+"""Upload threads per thread for everything else; clients of one address get half of them."""
+SWITCH_S = 0.001
+"""How long a thread computes while others wait; Python's default is five times as long."""
 MOST_IDLE = 500
-"""Connections of one address without a request; one more, and the oldest of them is closed."""
+"""Maximum connections of one address without a request; beyond it the oldest one is closed."""
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})", re.IGNORECASE)
 SENT_IN_PARTS = re.compile(rb"\r\n(transfer-encoding|expect):", re.IGNORECASE)
 WITH_FILES = re.compile(rb"\r\ncontent-type:[ \t]*multipart/form-data", re.IGNORECASE)
@@ -62,8 +66,8 @@ FOR_PROGRAMS = re.compile(rb"[A-Z]+ /api/")
 
 
 class PacedInput:
-    """A client's socket as one request is read from it: who pauses for too long, or is too slow for
-    too long, is taken for gone.
+    """A client's socket while one request is read from it; a client that pauses for too long or
+    sends too slowly counts as disconnected.
     """
 
     def __init__(self, sock: Any) -> None:
@@ -75,10 +79,11 @@ class PacedInput:
         return getattr(self.sock, name)
 
     def recv(self, size: int) -> bytes:
-        """Return what has come.
+        """Return up to `size` bytes, as `socket.recv` does.
 
         Raises:
-            ConnectionResetError: it takes too long.
+            ConnectionResetError: the client pauses for too long or sends too slowly.
+            TimeoutError: the socket's own timeout has passed.
         """
         left_s = min(IDLE_S, IDLE_S + self.received / SLOWEST - self.waited_s)
         if left_s <= 0:
@@ -89,7 +94,7 @@ class PacedInput:
             data: bytes = self.sock.recv(size)
         except TimeoutError as err:
             if before is not None:
-                raise  # Whoever set it wants to know.
+                raise  # The caller set this timeout.
             raise ConnectionResetError(errno.ECONNRESET, "The client sends nothing.") from err
         finally:
             self.waited_s += time.monotonic() - began
@@ -99,8 +104,8 @@ class PacedInput:
 
 
 def is_upload(begun: bytes | bytearray) -> bool | None:
-    """Return whether a request that begins so brings files, or a body to wait for in a thread; None
-    where more must come to tell, or to have it whole.
+    """Return whether the request that starts with these bytes has files, or a body too large to
+    collect without a thread; None if more of the request must arrive first.
     """
     end = begun.find(b"\r\n\r\n")
     if end < 0:
@@ -115,12 +120,12 @@ def is_upload(begun: bytes | bytearray) -> bool | None:
 
 
 class Line:
-    """The uploads that wait for a thread, and how long they will; of the main loop alone.
+    """The uploads that wait for a thread, and an estimate of how long; used by the main loop only.
 
     Args:
-        threads: how many there are.
-        of_one_address: how many of them the clients of one address may have; 0 for all, where the
-            addresses are those of a proxy.
+        threads: number of upload threads.
+        of_one_address: how many of them the clients of one address may occupy; 0 for all, if all
+            addresses are that of a proxy.
     """
 
     def __init__(self, threads: int, of_one_address: int) -> None:
@@ -132,15 +137,15 @@ class Line:
 
     @property
     def wait_s(self) -> float:
-        """How long one more would wait."""
+        """Expected wait of one more upload, in seconds."""
         return len(self.waiting) * self.each_s / self.threads
 
     def join(self, conn: TConn) -> None:
-        """Have an upload wait."""
+        """Add an upload to the end."""
         self.waiting.append((time.monotonic(), conn))
 
     def next(self) -> TConn | None:
-        """Take the first out that may have a thread, None without one."""
+        """Remove and return the first upload that may have a thread; None if there is none."""
         if self.running.total() >= self.threads:
             return None
         for place, (_, conn) in enumerate(self.waiting):
@@ -151,24 +156,24 @@ class Line:
         return None
 
     def leave(self, conn: TConn, took_s: float) -> None:
-        """Note that an upload is done."""
+        """Record that an upload has finished after `took_s` seconds."""
         self.running[address_of(conn)] -= 1
         self.each_s += SMOOTHING * (min(took_s, LONGEST_S) - self.each_s)
 
     def late(self) -> TConn | None:
-        """Take out one that has waited for too long, None without one."""
+        """Remove and return an upload that has waited for too long; None if there is none."""
         if self.waiting and time.monotonic() - self.waiting[0][0] > MOST_WAIT_S:
             return self.waiting.popleft()[1]
         return None
 
 
 def address_of(conn: TConn) -> str:
-    """Return the address that a connection comes from; that of the proxy, where there is one."""
+    """Return the IP address of a connection; that of the proxy if there is one."""
     return str(conn.client[0]) if isinstance(conn.client, tuple) else ""
 
 
 def is_closed(conn: TConn) -> bool:
-    """True of a connection that was dropped for another one after the poller had told of it."""
+    """Return whether a connection was closed after the poller had reported it readable."""
     return bool(conn.sock.fileno() < 0)
 
 
@@ -186,27 +191,31 @@ def received_from(sock: Any) -> bytes | None:
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's threaded worker, whose threads begin when a request is there."""
+    """gunicorn's threaded worker, with threads that start once a request is complete."""
 
     def init_process(self) -> None:
-        """Begin, with threads for uploads and for health besides those for all else."""
+        """Start, with separate threads for uploads, for health checks and for everything else."""
         threads = UPLOAD_THREADS * self.cfg.threads
         self.uploads = ThreadPoolExecutor(threads, "uploads")
         self.line = Line(threads, self.cfg.threads)
-        # One each: readiness may wait for the database, and health must not wait for that.
+        # One each: `/readyz` may have to wait for the database, which `/healthz` must not.
         self.health = {name: ThreadPoolExecutor(1, name.decode()) for name in HEALTH_CHECKS}
         self.idle: Counter[str] = Counter()
+        self.refusals: dict[tuple[bool, int], bytes] = {}
+        # Threads that look through uploads take turns with those that answer pages, and with the
+        # main loop, which needs several turns for each connection.
+        sys.setswitchinterval(SWITCH_S)
         super().init_process()
 
     def load_wsgi(self) -> None:
-        """Load the application; behind a proxy all clients have its address."""
+        """Load the application; behind a proxy there are no limits by address."""
         super().load_wsgi()
         self.has_proxy = bool(self.wsgi.config["TRUSTED_PROXIES"])
         if self.has_proxy:
             self.line.of_one_address = self.line.threads
 
     def accept(self, listener: Any) -> None:
-        """Take a connection in; a thread is for its request, once that is there."""
+        """Accept a connection and start to collect its request."""
         try:
             sock, address = listener.accept()
             conn = TConn(self.cfg, sock, address, listener.getsockname())
@@ -218,11 +227,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.gather(conn)
 
     def enqueue_req(self, conn: TConn) -> None:
-        """Gather the next request of a connection that is kept alive."""
+        """Collect the next request of a connection that is kept alive."""
         self.gather(conn, conn.parser.unreader.take_buffered())
 
     def gather(self, conn: TConn, begun: bytes = b"") -> None:
-        """Wait for the rest of a request, without a thread and not for long."""
+        """Collect the rest of a request without a thread, within `REQUEST_S`."""
         conn.begun = bytearray(begun)
         self.wait_for(conn, self.on_pending_socket_readable)
         self.look(conn)
@@ -230,13 +239,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.drop(
                 next(one for one in self.pending_conns if address_of(one) == address_of(conn))
             )
-        # With no room for a connection more, nobody's would be answered.
+        # At the maximum number of connections, no new client would be answered.
         if self.nr_conns >= self.worker_connections and self.pending_conns:
             ((most, _),) = self.idle.most_common(1)
             self.drop(next(one for one in self.pending_conns if address_of(one) == most))
 
     def wait_for(self, conn: TConn, on_readable: Any) -> None:
-        """Wait for what a client sends, without a thread and not for long."""
+        """Have `on_readable` called when a client sends something, within `REQUEST_S`."""
         conn.sock.setblocking(False)
         conn.timeout = time.monotonic() + (REQUEST_S if self.alive else STOPPING_S)
         self.pending_conns.append(conn)
@@ -244,7 +253,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(on_readable, conn))
 
     def on_pending_socket_readable(self, conn: TConn, client: Any) -> None:
-        """Take in what came of a request."""
+        """Add what a client has sent to its request."""
         if is_closed(conn) or (received := received_from(client)) is None:
             return
         conn.begun += received
@@ -254,7 +263,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.drop(conn)
 
     def look(self, conn: TConn) -> None:
-        """Give a request that is there to a thread."""
+        """Give a request to a thread, or have it wait for one, once it is complete."""
         upload = is_upload(conn.begun)
         if upload is None:
             if len(conn.begun) > LONGEST_HEAD + SMALL_BODY:
@@ -275,7 +284,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         )
 
     def answer(self, conn: TConn, pool: ThreadPoolExecutor) -> Future[Any]:
-        """Give a request that is there to a thread."""
+        """Have a thread of `pool` answer a complete request."""
         if conn.parser is None:
             conn.parser = http.get_parser(self.cfg, conn.sock, conn.client)
             conn.initialized = True
@@ -286,28 +295,28 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return future
 
     def take_uploads(self) -> None:
-        """Give uploads to the threads that are free for them."""
+        """Give waiting uploads to free threads."""
         while (conn := self.line.next()) is not None:
             done = partial(self.method_queue.defer, self.finish_upload, conn, time.monotonic())
             self.answer(conn, self.uploads).add_done_callback(done)
 
     def finish_upload(self, conn: TConn, began: float, done: Future[Any]) -> None:
-        """Let the next upload have the thread."""
+        """Give the thread of a finished upload to the next one."""
         self.line.leave(conn, time.monotonic() - began)
         self.take_uploads()
         self.finish_request(conn, done)
 
     def finish_request(self, conn: TConn, done: Future[Any]) -> None:
-        """Keep a connection for its next request, or let it end."""
+        """Wait for the next request of a connection, or close it."""
         if not done.cancelled() and done.exception() is None and done.result():
             super().finish_request(conn, done)
         else:
             self.linger(conn)
 
     def linger(self, conn: TConn) -> None:
-        """Say that no more will come, and read what does until the client is gone: with bytes
-        unread the connection would be reset, and the answer lost with it. gunicorn's own way is to
-        wait for that in the main loop, two seconds for each client that does not go.
+        """Close the sending side, then read and discard until the client closes the connection:
+        with bytes unread it would be reset, and the answer lost. gunicorn itself waits for this in
+        the main loop, up to two seconds per client.
         """
         try:
             conn.sock.shutdown(socket.SHUT_WR)
@@ -318,22 +327,22 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.wait_for(conn, self.on_ended_socket_readable)
 
     def shed(self, conn: TConn) -> None:
-        """Refuse an upload that would wait for too long; what comes of it is forgotten."""
-        answer = overload_answer(
-            self.wsgi, bool(FOR_PROGRAMS.match(conn.begun)), ceil(max(self.line.wait_s, 1))
-        )
+        """Refuse an upload that would wait for too long, and discard what is sent of it."""
+        what = bool(FOR_PROGRAMS.match(conn.begun)), ceil(max(self.line.wait_s, 1))
+        if what not in self.refusals:  # The same for hundreds of clients.
+            self.refusals[what] = overload_answer(self.wsgi, *what)
         conn.begun.clear()
         with suppress(OSError):
-            conn.sock.send(answer)
+            conn.sock.send(self.refusals[what])
         self.linger(conn)
 
     def on_ended_socket_readable(self, conn: TConn, client: Any) -> None:
-        """Forget what came; the end of it ends the connection."""
+        """Discard what a client sends; close the connection once it ends."""
         if not is_closed(conn) and received_from(client) == b"":
             self.drop(conn)
 
     def murder_pending(self) -> None:
-        """Close connections whose time is up, and refuse uploads that have waited for too long."""
+        """Close connections that took too long, and refuse uploads that waited for too long."""
         while (conn := self.line.late()) is not None:
             self.shed(conn)
         now = time.monotonic()
@@ -341,7 +350,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.drop(self.pending_conns[0])
 
     def leave(self, conn: TConn) -> None:
-        """Wait for this connection no more."""
+        """Stop waiting for this connection."""
         self.poller.unregister(conn.sock)
         self.pending_conns.remove(conn)
         self.idle[address_of(conn)] -= 1
@@ -349,28 +358,28 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             del self.idle[address_of(conn)]
 
     def drop(self, conn: TConn) -> None:
-        """Close a connection whose request will not come."""
+        """Close a connection that is being waited for."""
         self.leave(conn)
         self.nr_conns -= 1
         conn.close()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Let no connection without a request keep a worker that stops."""
+        """Also limit how long connections without a request delay the end of the process."""
         super()._cap_keepalive(deadline)
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
 
     def run(self) -> None:
-        """Answer until this worker stops."""
+        """Serve until this worker stops."""
         super().run()
         self.end_threads()
 
     def handle_quit(self, sig: int, frame: Any) -> None:
-        """Stop at once."""
+        """Stop immediately."""
         self.end_threads()
         super().handle_quit(sig, frame)
 
     def end_threads(self) -> None:
-        """Begin no request more."""
+        """Start no further requests."""
         for pool in (self.uploads, *self.health.values()):
             pool.shutdown(wait=False)

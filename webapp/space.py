@@ -23,7 +23,7 @@ COPIES = 3
 CAP_LOOK_S = 10.0
 """The size of all scans is a sum over all rows, so it is not asked for at every upload."""
 NO_SPACE = "There is too little free space on the server. Please try again later."
-CAP_REACHED = "All space for scans on this server is taken. Please contact an administrator."
+CAP_REACHED = "The storage for scans on this server is full. Please contact an administrator."
 
 
 class _Announced:

@@ -1,9 +1,8 @@
-"""A stored series, of which one slice is read and shown at a time: `ml/scans/volume.py` writes what
-this reads.
+"""Reads single slices from a stored series, which `ml/scans/volume.py` writes, and windows them.
 
-The file is NIfTI-1 (int16, gzip) and says in its gzip header where each slice's compressed data
-begins, so that a slice costs two short reads of the storage whatever the series' length. A web
-process has no numpy; a look-up table over the 65,536 values of a voxel does.
+The file is NIfTI-1 (int16, gzip). Its gzip header lists where each slice's compressed data begins,
+so that a slice costs two short reads of the storage, however long the series is. A web process has
+no numpy, so gray levels come from a look-up table of the 65,536 possible values of a voxel.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from typing import NamedTuple
 from webapp.storage import StorageError, storage
 
 HEAD_BYTES = 2**14
-"""Holds the positions of 2,000 slices and the NIfTI header behind them; a series has no more
-slices.
+"""Enough for the positions of 2,000 slices, the most that a series has, and the NIfTI header after
+them.
 """
 NIFTI_BYTES = 348
 SUBFIELD = Struct("<2sH")
 POSITIONS = b"HS"
 FAST = 1
-"""zlib's level: a slice is sent once or twice and then forgotten."""
+"""The zlib level of PNG files, which are sent once or twice and not stored."""
 
 
 class Window(NamedTuple):
-    """The range of values that is shown from black to white, as radiologists say it: HU, or 0..1
-    where a series has no HU.
+    """The range of values shown from black to white, as level and width: in HU, or as gray levels
+    0..1 if a series has no HU.
     """
 
     level: float
@@ -49,8 +48,14 @@ AS_SUBMITTED = Window(0.5, 1)
 
 @dataclass(frozen=True)
 class Volume:
-    """What the head of a stored series says; `starts` are the positions of the slices in the file,
-    in anatomical order.
+    """The header of a stored series.
+
+    Attributes:
+        key: where the series is stored.
+        columns, rows: of each slice, in pixels.
+        column_mm, row_mm, slice_mm: distances of neighboring columns, rows and slices.
+        slope, intercept: value = voxel x slope + intercept.
+        starts: offset of each slice in the file, in bytes, in anatomical order.
     """
 
     key: str
@@ -65,18 +70,17 @@ class Volume:
 
     @property
     def is_hu(self) -> bool:
-        """False where the series was submitted as pictures, whose grays are no Hounsfield units."""
+        """False if the series was submitted as pictures, which have gray levels but no HU."""
         return self.slope == 1
 
     def png(self, index: int, window: Window | None = None) -> bytes:
-        """Return a slice as an 8-bit gray PNG as radiologists look at it: the forehead up, the
-        patient's left on the right.
+        """Return a slice as an 8-bit gray PNG of `rows` x `columns` pixels in radiological
+        orientation: forehead at the top, the patient's left on the right.
 
         Args:
-            index: counts from 0 in anatomical order.
-            window: what is shown; where it is left out the brain window. Of pictures without HU the
-                grays are shown as they were submitted, unless a window other than those for HU is
-                given.
+            index: from 0, in anatomical order.
+            window: by default the brain window. A series without HU is shown with the gray levels
+                submitted, unless the window is none of `WINDOWS`.
 
         Raises:
             IndexError: there is no such slice.
@@ -109,7 +113,7 @@ class Volume:
 
 
 def open_volume(key: str) -> Volume:
-    """Read the head of the series that is stored under `key`.
+    """Read the header of the series that is stored under `key`.
 
     Raises:
         StorageError: it cannot be read.
@@ -142,8 +146,8 @@ def open_volume(key: str) -> Volume:
 
 @lru_cache(maxsize=16)
 def gray_of(window: Window, slope: float, intercept: float) -> bytes:
-    """Return the gray of each value of a voxel, by its 16 bits read without sign: black below the
-    window, white above.
+    """Return the gray level, 0..255, for each of the 65,536 values of a voxel, indexed by its 16
+    bits as an unsigned number: black below the window, white above.
     """
     low = (window.level - window.width / 2 - intercept) / slope
     span = window.width / slope
@@ -156,7 +160,7 @@ def gray_of(window: Window, slope: float, intercept: float) -> bytes:
 
 
 def png(grays: bytes, columns: int) -> bytes:
-    """Return rows of gray bytes, one after the other, as a PNG file."""
+    """Return a PNG file of 8-bit gray levels, given row by row."""
     rows = [grays[start : start + columns] for start in range(0, len(grays), columns)]
     header = pack(">2I5B", columns, len(rows), 8, 0, 0, 0, 0)
     pixels = zlib.compress(b"".join([b"\0" + row for row in rows]), FAST)

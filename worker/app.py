@@ -26,12 +26,13 @@ from celery import Celery, signals
 from celery.platforms import EX_FAILURE
 from celery.worker import state
 from flask import Flask
+from sqlalchemy.exc import SQLAlchemyError
 
 import webapp
 from webapp import jobs, logs
 from webapp.extensions import db
-from worker import tasks
-from worker.heartbeat import Presence
+from worker import leases, tasks
+from worker.heartbeat import Presence, has_died
 from worker.process_secrets import forget_secrets
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,9 @@ interrupt a child at any point.
 
 _storage_away = mmap.mmap(-1, 1)
 """Another shared byte: 1 while the storage is unavailable, so that it is logged only once."""
+
+_last_child = mmap.mmap(-1, 200)
+"""The `Presence.owner` of the child that started last, whose rows the next one may return."""
 
 
 def stopping() -> bool:
@@ -131,8 +135,12 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
         with app.app_context():
             db.engine.dispose(close=False)
             (queue,) = celery.amqp.queues.consume_from
-            app.extensions["presence"] = Presence(app, queue, stopping, _storage_away)
-            logs.name_worker(app.extensions["presence"].owner)
+            mine = app.extensions["presence"] = Presence(app, queue, stopping, _storage_away)
+            logs.name_worker(mine.owner)
+            last_owner = _last_child[:].rstrip(b"\0").decode()
+            _last_child[:] = mine.owner.encode().ljust(len(_last_child), b"\0")
+            if last_owner:
+                return_rows_of(last_owner)
             if queue == jobs.PREDICT:
                 prepare_to_predict()
         app.extensions["presence"].start()
@@ -175,6 +183,23 @@ def live_as_worker(app: Flask, celery: Celery) -> None:
     signals.worker_ready.connect(end_with_beat, weak=False)
     signals.worker_process_init.connect(begin, weak=False)
     signals.worker_process_shutdown.connect(end, weak=False)
+
+
+def return_rows_of(last_owner: str) -> None:
+    """Have the sweep return the rows of the child before this one, if it was killed, without
+    waiting for its leases to run out. A child that ended in order holds none.
+    """
+    if not has_died(last_owner):
+        return
+    try:
+        for table in jobs.QUEUE_OF_TABLE:
+            leases.expire(table, last_owner)
+        db.session.commit()
+    except SQLAlchemyError as err:  # Their leases run out by themselves.
+        db.session.rollback()
+        log.warning("the rows of %s wait for their leases: %s", last_owner, type(err).__name__)
+    else:
+        jobs.nudge(jobs.SWEEP)
 
 
 def prepare_to_predict() -> None:

@@ -159,6 +159,19 @@ class Presence:
             self.beat()
 
 
+def has_died(owner: str) -> bool:
+    """Return whether the process of a `Presence.owner` of this machine exists no more; False where
+    its id was given to another one.
+    """
+    try:
+        os.kill(int(owner.rsplit("-", 2)[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
 def presence() -> Presence:
     """Return this process's presence."""
     mine: Presence = current_app.extensions["presence"]

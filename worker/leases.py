@@ -290,6 +290,18 @@ def refuse(table: type[Row], owner: str, sentences: Mapping[str, str]) -> frozen
     return held
 
 
+def expire(table: type[Row], owner: str) -> None:
+    """End the leases of a worker that is known to be dead, so that the next sweep reaps its
+    rows.
+    """
+    db.session.execute(
+        update(table)
+        .where(table.lease_owner == owner, table.status == JobStatus.RUNNING)
+        .values(lease_expires_at=database_now()),
+        execution_options={"synchronize_session": False},
+    )
+
+
 def reap(table: type[Row], what: str) -> dict[str, JobStatus]:
     """Take back all rows whose lease has expired; return the new status of each.
 

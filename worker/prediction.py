@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 MOST_SLICES = 64
 """Maximum slices of a batch of scans; a longer series is analyzed alone."""
 PROGRESS_S = 1.0
-NOT_HEAD_CT = "This does not look like a head CT, so it was not scored."
+NOT_HEAD_CT = "This does not look like a head CT, so it was not analyzed."
 NO_MODEL = "No model is live. Ask an administrator to promote one."
 
 

@@ -54,6 +54,7 @@ def read_original(scan: Scan) -> Series:
             "max_bytes": config["MAX_UPLOAD_MB"] * 2**20,
             "max_pixels": config["MAX_PIXELS"],
             "max_slices": config["MAX_SLICES"],
+            "cuts": not scan.uncut,
         }
         redact = config["COVER_BESIDE_HEAD"]
         return retry_disk(lambda: decode(paths, redact=redact, **limits))

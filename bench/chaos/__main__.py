@@ -1,23 +1,28 @@
 """Inject faults of all kinds, and check that every scan and every training ends with exactly one
 verdict.
 
-    python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 1] [--seed 1] [--stack
-    postgres|embedded] [--report FILE]
+    python -m bench.chaos [--scans 1000] [--faults 60] [--trainings 1] [--seed 1] [--seeds 1]
+    [--load] [--stack postgres|embedded] [--report FILE]
 
 Starts Hemoscan with its own PostgreSQL and Redis servers, then with the embedded default, each with
 the given numbers of scans, faults and trainings. The seed determines faults, targets and times;
-their effects depend on the machine. Linux only. The last line is the verdict; the exit status is 1
-if a guarantee is violated.
+their effects depend on the machine. `--seeds 10` does all of it with ten seeds, and `--load` beside
+processes that take half of the machine. Linux only. The last line is the verdict; the exit status
+is 1 if a guarantee is violated.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.chaos.campaign import carry_out
@@ -43,6 +48,18 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, default=1, help="random seed for faults, targets and times (default 1)"
     )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run N campaigns per stack, with this seed and those that follow it (default 1)",
+    )
+    parser.add_argument(
+        "--load",
+        action="store_true",
+        help="run beside as many busy processes as the machine has cores",
+    )
     parser.add_argument("--stack", choices=STACKS, help="run only this stack (default both)")
     parser.add_argument(
         "--within",
@@ -58,8 +75,11 @@ def main() -> int:
     given = parser.parse_args()
     # So that both terminate everything that was started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    seeds = range(given.seed, given.seed + given.seeds)
+    kinds = [given.stack] if given.stack else STACKS
     try:
-        outcomes = [suffer(kind, given) for kind in ([given.stack] if given.stack else STACKS)]
+        with busy_processes(os.cpu_count() or 1 if given.load else 0):
+            outcomes = [suffer(kind, seed, given) for kind in kinds for seed in seeds]
     except NotInstalled as err:
         sys.stdout.write(f"The chaos test needs {err}, which is not installed.\n")
         return 1
@@ -73,13 +93,27 @@ def main() -> int:
     return 1 if any(outcome.broken for outcome in outcomes) else 0
 
 
-def suffer(kind: str, given: argparse.Namespace) -> Outcome:
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Compete for the processor with that many processes."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(spin) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def suffer(kind: str, seed: int, given: argparse.Namespace) -> Outcome:
     """Run one stack with its faults and evaluate the outcome."""
-    rng = random.Random(f"{given.seed} {kind}")
+    rng = random.Random(f"{seed} {kind}")
     folder = Path(tempfile.mkdtemp(prefix="hemoscan-chaos-"))
     folder.chmod(0o755)  # PostgreSQL runs as another user if we are root.
-    sys.stdout.write(f"{kind}: in {folder}\n")
+    sys.stdout.write(f"{kind}, seed {seed}: in {folder}\n")
     sys.stdout.flush()
+    load_before = os.getloadavg()[0]
     try:
         stack = Stack(kind, folder, rng)
         with stack.running():
@@ -88,7 +122,8 @@ def suffer(kind: str, given: argparse.Namespace) -> Outcome:
             )
         left = stack.leftovers()
         outcome.check(not left, f"processes are left: {left}")
-        sys.stdout.write(f"{kind}: {verdict([outcome])}\n")
+        outcome.seed, outcome.load_before = seed, load_before
+        sys.stdout.write(f"{kind}, seed {seed}: {verdict([outcome])}\n")
         sys.stdout.flush()
     finally:
         if not given.keep:

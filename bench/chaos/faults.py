@@ -22,7 +22,8 @@ from pathlib import Path
 import redis
 
 from bench.chaos.servers import answers, held_still, pid_of
-from bench.chaos.stack import LEASES_S, STACKS, STOP_S, Stack
+from bench.chaos.stack import LEASES_S, STACKS, STOP_S, Program, Stack
+from bench.overload import archive_of_empty_segments, nifti_of_zeros
 from bench.service import Refused, descendants, is_ready, seconds_until
 from webapp import jobs
 
@@ -31,11 +32,13 @@ STORAGE_AWAY_S = (1.0, 8.0)  # Workers try again for 4.2 s, then hand back.
 DISK_FULL_S = (1.0, 8.0)
 """A worker tries again for 4.2 s (`worker.retries`), then puts the scan off."""
 SLOW_SOCKETS, SLOW_S = 60, (3.0, 6.0)
-CHEAP_UPLOADS, CHEAP_SEGMENTS = 3, 20_000
+CHEAP_UPLOADS = 6
 HEALTHY_S = 5.0
 """A health check that takes longer breaks the promise; on an idle machine it takes milliseconds."""
 FULL_DISK_BYTES = 20_000
 """Maximum file size, so that writing an image fails halfway."""
+NOTHING_LIMITED = "of which no process was running: nothing was limited"
+DECODER = "-m ml.decode "
 
 Inject = Callable[[Stack, random.Random], str]
 
@@ -221,18 +224,12 @@ def fill_disk(stack: Stack, rng: random.Random) -> str:
     root).
     """
     name = rng.choice(("worker-predict", "worker-predict-2"))
-    limit_files(stack.programs[name].pid, FULL_DISK_BYTES)
-    time.sleep(rng.uniform(*DISK_FULL_S))
-    limit_files(stack.programs[name].pid, resource.RLIM_INFINITY)
-    return name
+    return f"{name}{fill_disk_of(stack.programs[name], rng.uniform(*DISK_FULL_S))}"
 
 
 def fill_disk_of_web(stack: Stack, rng: random.Random) -> str:
     """The same for the web process: uploads are refused where they wait for their answer."""
-    limit_files(stack.programs["web"].pid, FULL_DISK_BYTES)
-    time.sleep(rng.uniform(*DISK_FULL_S))
-    limit_files(stack.programs["web"].pid, resource.RLIM_INFINITY)
-    return ""
+    return f"web{fill_disk_of(stack.programs['web'], rng.uniform(*DISK_FULL_S))}"
 
 
 def kill_broker(stack: Stack, rng: random.Random) -> str:
@@ -260,56 +257,83 @@ def open_slow_sockets(stack: Stack, rng: random.Random) -> str:
             with suppress(OSError):  # The web process is being killed.
                 sock = socket.create_connection(("127.0.0.1", stack.port), timeout=5)
                 held.enter_context(sock).sendall(half[number % 2])
-        slowest_s = slowest_health(stack, rng.uniform(*SLOW_S))
-    return f"{SLOW_SOCKETS} sockets, health checks answered within {slowest_s:.2f} s"
+        waited = slowest_answers(stack, rng.uniform(*SLOW_S))
+    return f"{SLOW_SOCKETS} sockets, {waited}"
 
 
 def send_cheap_bytes(stack: Stack, rng: random.Random) -> str:
-    """Uploads of a few bytes that cost much work: JPEGs of thousands of empty segments."""
-    cheap = b"\xff\xd8" + b"\xff\xfe\x00\x02" * CHEAP_SEGMENTS + b"\xff\xd9"
+    """Uploads of a few bytes that cost much work: archives of JPEGs of thousands of empty segments,
+    and a packed NIfTI file, half of which is missing so that no scan comes of it.
+    """
+    packed = nifti_of_zeros()
+    cheap = {"cheap.zip": archive_of_empty_segments(), "cheap.nii.gz": packed[: len(packed) // 2]}
 
-    def send() -> None:
+    def send(name: str) -> None:
         with suppress(Refused, OSError, http.client.HTTPException):
-            stack.client().upload("cheap.jpg", cheap)
+            stack.client().upload(name, cheap[name])
 
-    senders = [threading.Thread(target=send, daemon=True) for _ in range(CHEAP_UPLOADS)]
+    names = [name for name in cheap for _ in range(CHEAP_UPLOADS // len(cheap))]
+    senders = [threading.Thread(target=send, args=(name,), daemon=True) for name in names]
     for sender in senders:
         sender.start()
-    slowest_s = slowest_health(stack, SLOW_S[0])
+    waited = slowest_answers(stack, SLOW_S[0])
     for sender in senders:
         sender.join(HEALTHY_S)
+    sizes = " and ".join(f"{len(content)}" for content in cheap.values())
+    return f"{CHEAP_UPLOADS} uploads of {sizes} bytes, {waited}"
+
+
+def slowest_answers(stack: Stack, for_s: float) -> str:
+    """Return how long the slowest health check and page took; those that another fault cut off say
+    nothing.
+
+    Raises:
+        RuntimeError: a health check took too long.
+    """
+    slowest_s, until = dict.fromkeys(("/healthz", "/login"), 0.0), time.monotonic() + for_s
+    while time.monotonic() < until:
+        for path in slowest_s:
+            began = time.monotonic()
+            if is_ready(stack.port, path):
+                slowest_s[path] = max(slowest_s[path], time.monotonic() - began)
+        time.sleep(0.1)
+    if slowest_s["/healthz"] > HEALTHY_S:
+        raise RuntimeError(f"a health check took {slowest_s['/healthz']:.1f} s")
     return (
-        f"{CHEAP_UPLOADS} uploads of {len(cheap)} bytes, health checks answered within"
-        f" {slowest_s:.2f} s"
+        f"health checks answered within {slowest_s['/healthz']:.2f} s, pages within"
+        f" {slowest_s['/login']:.2f} s"
     )
 
 
-def slowest_health(stack: Stack, for_s: float) -> float:
-    """Return how long the slowest health check took; one that another fault cut off says nothing.
+def fill_disk_of(program: Program, for_s: float) -> str:
+    """Limit the files of a program for a while; return what to tell if it was not running."""
+    limited = limit_files(program.pid, FULL_DISK_BYTES)
+    time.sleep(for_s)
+    limit_files(program.pid, resource.RLIM_INFINITY)
+    return "" if limited else f", {NOTHING_LIMITED}"
+
+
+def limit_files(root_pid: int, size: int) -> int:
+    """Limit the file size for a process and its children; the parent first, so that new children
+    inherit it. Return how many processes were limited.
 
     Raises:
-        RuntimeError: it took too long.
+        PermissionError: one of them, other than a confined decoder, cannot be limited.
     """
-    slowest_s, until = 0.0, time.monotonic() + for_s
-    while time.monotonic() < until:
-        began = time.monotonic()
-        if is_ready(stack.port, "/healthz"):
-            slowest_s = max(slowest_s, time.monotonic() - began)
-        time.sleep(0.1)
-    if slowest_s > HEALTHY_S:
-        raise RuntimeError(f"a health check took {slowest_s:.1f} s")
-    return slowest_s
-
-
-def limit_files(root_pid: int, size: int) -> None:
-    """Limit the file size for a process and its children; the parent first, so that new children
-    inherit it.
-    """
-    for pid in (root_pid, *descendants(root_pid)):
+    limited = 0
+    below = descendants(root_pid) if root_pid else {}
+    for pid, command in sorted(below.items(), key=lambda each: each[0] != root_pid):
         try:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-        except (ProcessLookupError, PermissionError):
-            continue  # It has ended, or is a decoder, whose confinement has limits of its own.
+        except ProcessLookupError:
+            continue  # It has ended.
+        except PermissionError:
+            # A decoder's own limit applies; its namespace keeps others from changing it.
+            if DECODER not in command:
+                raise
+        else:
+            limited += 1
+    return limited
 
 
 def point_files_to(stack: Stack, target: Path) -> None:

@@ -51,6 +51,8 @@ def report(outcomes: Sequence[Outcome], given: argparse.Namespace) -> str:
         command=(
             f"python -m bench.chaos --scans {given.scans} --faults {given.faults} --trainings"
             f" {given.trainings} --seed {given.seed}"
+            f"{f' --seeds {given.seeds}' if given.seeds > 1 else ''}"
+            f"{' --load' if given.load else ''}"
         ),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
@@ -66,7 +68,9 @@ def report(outcomes: Sequence[Outcome], given: argparse.Namespace) -> str:
 def verdict(outcomes: Sequence[Outcome]) -> str:
     """Return the one line."""
     broken = [
-        f"{outcome.stack}: {complaint}" for outcome in outcomes for complaint in outcome.broken
+        f"{outcome.stack}, seed {outcome.seed}: {complaint}"
+        for outcome in outcomes
+        for complaint in outcome.broken
     ]
     if broken:
         return f"BROKEN: {'; '.join(broken)}."
@@ -95,6 +99,7 @@ def _of_stack(outcome: Outcome) -> str:
         f"{outcome.scans} scans, {outcome.poisoned} of them poisoned: {judged}",
         f"Recovery: {_spread(recovery)}.",
         f"The last verdict came {outcome.last_verdict_s:.1f} s after the last fault.",
+        f"Load average before the start: {outcome.load_before:.1f} on {os.cpu_count()} cores.",
         (
             f"Throughput: {pace:.0f} scans a minute from the first upload to the last verdict, as"
             " fast as they came in."
@@ -128,7 +133,7 @@ def _of_stack(outcome: Outcome) -> str:
         for kind, count in sorted(outcome.faults.items())
         for times in [outcome.recoveries_s[kind]]
     )
-    return f"\n## {TITLE_OF[outcome.stack]}\n\n{listed}\n\n{HEAD}{table}"
+    return f"\n## {TITLE_OF[outcome.stack]}, seed {outcome.seed}\n\n{listed}\n\n{HEAD}{table}"
 
 
 def _spread(times: Sequence[float]) -> str:

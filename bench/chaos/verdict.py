@@ -14,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import inspect, select
 
 from bench.chaos.campaign import Campaign, unsettled
+from bench.chaos.faults import NOTHING_LIMITED
 from bench.chaos.stack import POISON_PX, Stack
 from bench.chaos.trainings import KILLS
 from webapp.extensions import db
@@ -32,16 +33,20 @@ from webapp.models import (
 
 TWO_HOURS_S = 7200
 REMOVED_WITHIN_S = 120
+REMARKS = ("did not end", "health checks", NOTHING_LIMITED)
+"""What faults tell that belongs in the report."""
 STOPPED_THREE_TIMES = "The worker stopped three times while it was analyzing this scan."
 
 
 @dataclass
 class Outcome:
     """The outcome of a campaign: `broken` lists violated guarantees; count and recovery times by
-    kind of fault.
+    kind of fault; `load_before` is the machine's load average when it began.
     """
 
     stack: str
+    seed: int = 0
+    load_before: float = 0.0
     broken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     scans: int = 0
@@ -75,7 +80,7 @@ def judge(campaign: Campaign, within_s: float) -> Outcome:
     outcome.notes = [
         f"{fault.kind}: {fault.met}."
         for fault in injected
-        if "did not end" in fault.met or "health checks" in fault.met
+        if any(remark in fault.met for remark in REMARKS)
     ]
     with stack.app.app_context():
         scans = db.session.scalars(select(Scan)).all()

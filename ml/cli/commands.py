@@ -24,9 +24,7 @@ from ml.scans.files import files_of_series
 from ml.scans.read import ORDER_GIVEN, read_series
 from ml.typed_json import to_json
 
-BY_NAME = (
-    "The pictures carry no position; they were put in order by the last number in their names."
-)
+BY_NAME = "The pictures have no position; they were ordered by the last number in their names."
 
 
 def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
@@ -64,7 +62,7 @@ def explore_command(options: argparse.Namespace, stack: ExitStack, given: list[s
                 )
         _say_probes("labels predicted by", of_one["probes"])
     for pair in sources:
-        _say_probes(f"{' told from '.join(pair['sources'])} by", pair["probes"])
+        _say_probes(f"{' vs. '.join(pair['sources'])} by", pair["probes"])
 
 
 def train_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:

@@ -157,7 +157,7 @@ def _of_sources(sources: Sequence[Mapping[str, Any]], out: Path) -> Iterator[str
         one, other = map(escape, pair["sources"])
         path = out / f"source-{number}.png"
         _probes(pair["probes"]).savefig(path)
-        yield f"<h2>Can {one} be told from {other}?</h2>"
+        yield f"<h2>Can {one} be distinguished from {other}?</h2>"
         yield _figure(
             path,
             "Source probes",
@@ -180,13 +180,13 @@ def _facts(summary: Mapping[str, Any]) -> str:
         "With hemorrhage": summary["positive"],
         "Without": summary["negative"],
         "Without a label": summary["unknown"],
-        "Patients": summary["patients"] or "not told",
+        "Patients": summary["patients"] or "unknown",
         "Scans": f"{summary['scans']}: {_of_scans(summary['scan_labels'])}",
-        "Types of bleeding": _of_types(summary["types"]) or "not told",
+        "Types of bleeding": _of_types(summary["types"]) or "unknown",
         "Slices of a patient": (
             f"{per_patient['min']}–{per_patient['max']}, median {per_patient['median']:g}"
             if per_patient
-            else "not told"
+            else "unknown"
         ),
         "Groups": summary["groups"],
         "Near-duplicate pairs": len(summary["near_duplicates"]),

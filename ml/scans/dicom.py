@@ -130,7 +130,7 @@ def read_tags(file: BinaryIO, tags: Sequence[str], *, with_pixels: bool = True) 
     syntax = meta.get("TransferSyntaxUID")
     if syntax is not None and syntax not in NATIVE | COMPRESSED:
         raise ImageError(
-            "The DICOM file is coded in a way that is not read: transfer syntax"
+            "The DICOM file uses an unsupported transfer syntax:"
             f" {_printable(pydicom.uid.UID(syntax).name)}."
         )
     file.seek(0)
@@ -141,9 +141,7 @@ def read_tags(file: BinaryIO, tags: Sequence[str], *, with_pixels: bool = True) 
         is_implicit, is_little = header.original_encoding
         is_coded = "PixelData" in header and header["PixelData"].is_undefined_length
         if not len(header) or is_coded or not is_little:
-            raise ImageError(
-                "The DICOM file does not say how its pixels are coded (no transfer syntax)."
-            )
+            raise ImageError("The DICOM file does not specify a transfer syntax.")
         header.file_meta.TransferSyntaxUID = (
             pydicom.uid.ImplicitVRLittleEndian
             if is_implicit
@@ -170,7 +168,7 @@ def start_of_data(head: bytes) -> int | None:
 def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int) -> int:
     """Return how many frames of CT the file holds, 1 or more, before any is decoded."""
     if "PixelData" not in header or not header.PixelData:
-        raise NoSliceError("The DICOM file has no picture in it.")
+        raise NoSliceError("The DICOM file contains no image.")
     modality = str(header.get("Modality") or "") or (
         "CT" if header.get("SOPClassUID") in CT_SOP_CLASSES else "unknown"
     )
@@ -181,11 +179,11 @@ def _require_ct_frames(header: pydicom.Dataset, max_pixels: int, max_slices: int
     if "LOCALIZER" in [str(word).upper() for word in values_of(header, "ImageType")]:
         raise NoSliceError("The DICOM file is a localizer (scout view), not an axial slice.")
     if int(header.get("SamplesPerPixel") or 1) != 1:
-        raise NoSliceError("The DICOM file is a color picture, not a CT slice.")
+        raise NoSliceError("The DICOM file is a color image, not a CT slice.")
     photometric = str(header.get("PhotometricInterpretation") or "MONOCHROME2")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise NoSliceError(
-            f"The DICOM file is a color picture ({_printable(photometric)}), not a CT slice."
+            f"The DICOM file is a color image ({_printable(photometric)}), not a CT slice."
         )
     rows, columns, frames = (
         int(header.Rows),
@@ -228,7 +226,7 @@ def _coded_size(frame: bytes) -> tuple[int, int] | None:
             rows, columns = struct.unpack_from(">2H", frame, at + 5)
             return rows, columns
         at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
-    raise ImageError("The DICOM file's compressed picture is damaged.")
+    raise ImageError("The DICOM file's compressed image is damaged.")
 
 
 def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, order: str) -> Plane:
@@ -246,7 +244,7 @@ def _to_plane(header: pydicom.Dataset, words: NDArray[np.generic], name: str, or
     position = numbers_of(header, "ImagePositionPatient", 3)
     part = _printable(str(header.get("BodyPartExamined") or "")).upper()
     if part and not any(known in part for known in HEAD_PARTS):
-        notes.append(f"The DICOM file says that it shows {part}, not a head.")
+        notes.append(f"According to its header, the DICOM file shows {part}, not a head.")
 
     def number(tag: str) -> float | None:
         found = numbers_of(header, tag, 1)

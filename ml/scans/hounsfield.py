@@ -275,8 +275,8 @@ def _as_gray(sample: Numbers, claim: Claim) -> tuple[Scale, list[str]] | None:
     # a slope is a float: 1000 thousandths are a little more than 1
     if claim.container == NIFTI and (claim.bits > 8 or rescales) and low >= 0 and high < 1.001:
         return replace(said, unit="display"), [
-            "The NIfTI file's values run from 0 to 1, so it was read as pictures without Hounsfield"
-            " units."
+            "The NIfTI file's values range from 0 to 1, so it was read as pictures without"
+            " Hounsfield units."
         ]
     if claim.bits > 8:
         return None
@@ -309,9 +309,7 @@ def _as_said(stored: Sequence[Stored], sample: Numbers, claim: Claim) -> tuple[S
         # MONOCHROME1 speaks of display only (PS3.3 C.7.6.3.1.2), but some exporters turn the values
         # over as well.
         scale = replace(scale, turned_at=-1.0 if claim.signed else 2.0**claim.bits - 1)
-        notes.append(
-            f"The {claim.container}'s gray values were upside down; they were turned over."
-        )
+        notes.append(f"The {claim.container}'s gray values were inverted; this was corrected.")
     numbers = sample if scale.turned_at is None else scale.turned_at - sample
     if claim.intercept is None:
         # CT requires the tag. Values that are never negative are stored from -1024 HU on, by all
@@ -363,7 +361,7 @@ def _repaired(
         if is_ct and claim.intercept is not None and lowest >= 0:
             instead = "please export it again" if claim.container == DICOM else GIVE_DICOM
             raise ImageError(
-                f"The {claim.container} holds CT values, but not where their zero lies; {instead}."
+                f"The {claim.container} contains CT values with an unknown offset; {instead}."
             )
     return said, notes
 

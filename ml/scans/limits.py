@@ -53,7 +53,7 @@ def require_a_picture(pixels: FloatArray) -> None:
             " as long as it is wide."
         )
     if not np.isfinite(pixels).all():
-        raise ImageError("The picture holds values that are no numbers.")
+        raise ImageError("The picture contains values that are not numbers.")
 
 
 def require_fewer_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -65,7 +65,7 @@ def require_fewer_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"The picture is too large: {width} x {height} pixels, at most {max_pixels / 1e6:g}"
-            " million are read."
+            " million are supported."
         )
 
 
@@ -76,7 +76,7 @@ def require_fewer_slices(slices: int, pixels: int, max_slices: int) -> None:
         TooLargeError: it has more than `max_slices`, or more than `MAX_VOXELS` pixels in all.
     """
     if slices > max_slices:
-        raise TooLargeError(f"The scan has {slices} slices; at most {max_slices} are read.")
+        raise TooLargeError(f"The scan has {slices} slices; at most {max_slices} are supported.")
     if slices * pixels > MAX_VOXELS:
         raise TooLargeError(
             f"The scan is too large: at most {MAX_VOXELS / 1e6:.0f} million pixels are read in all."
@@ -101,11 +101,12 @@ def require_contrast(series: Series) -> None:
             < FEWEST_GREYS
         ):
             raise BareImageError(
-                f"The picture has fewer than {FEWEST_GREYS} shades of gray, so it is no CT slice."
+                f"The picture has fewer than {FEWEST_GREYS} shades of gray, so it is not a CT"
+                " slice."
             )
     elif highest < 0 or lowest > 80:
         raise BareImageError(
-            f"The scan shows no brain: its values run from {lowest:g} to {highest:g} HU."
+            f"The scan shows no brain: its values range from {lowest:g} to {highest:g} HU."
         )
     elif (
         lowest >= 0
@@ -113,10 +114,10 @@ def require_contrast(series: Series) -> None:
         and not is_clipped_window(np.stack([slice.pixels for slice in series.slices]))
     ):
         raise ImageError(
-            f"The scan holds no Hounsfield units: its values run from {lowest:g} to {highest:g},"
+            f"The scan has no Hounsfield units: its values range from {lowest:g} to {highest:g},"
             " like those of a picture."
         )
     elif max(soft_tissue_share(slice.pixels) for slice in series.slices) < LEAST_SOFT_TISSUE:
         raise BareImageError(
-            "The scan shows no soft tissue: next to none of its values lies between -20 and 100 HU."
+            "The scan shows no soft tissue: almost none of its values are between -20 and 100 HU."
         )

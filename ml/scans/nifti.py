@@ -123,7 +123,7 @@ def read_nifti(file: BinaryIO, *, max_pixels: int, max_slices: int) -> Series:
     notes = (
         []
         if header.says_where
-        else ["The NIfTI file does not say how the patient lies; it was assumed to lie as usual."]
+        else ["The NIfTI file does not give the patient's orientation; the usual one was assumed."]
     )
     if slices > 1:
         notes += tilt_note(steps[:, 2], normal)
@@ -142,8 +142,8 @@ def read_nifti(file: BinaryIO, *, max_pixels: int, max_slices: int) -> Series:
     knows_sizes = not says_no_size((*across, step_mm), slices)
     if not knows_sizes:
         notes.append(
-            "The NIfTI file does not say how large its voxels are: a head is not as low as its"
-            f" {slices} slices of 1 mm."
+            f"The NIfTI file does not give its voxel size: {slices} slices of 1 mm would not cover"
+            " a head."
         )
     found = []
     for plane in stacked:
@@ -196,7 +196,7 @@ def _read_header(stream: BinaryIO) -> Header:
         raise ImageError(DAMAGED)
     shape = [*dims[1 : dims[0] + 1], 1][:3]
     if (volumes := int(np.prod([float(size) for size in dims[4 : dims[0] + 1]]))) > 1:
-        raise ImageError(f"The NIfTI file holds {volumes} volumes; one scan is one volume.")
+        raise ImageError(f"The NIfTI file holds {volumes} volumes; a scan is a single volume.")
     (code,) = struct.unpack_from(f"{order}h", head, 70 if version == 1 else 12)
     (bits,) = struct.unpack_from(f"{order}h", head, 72 if version == 1 else 14)
     if code == UNKNOWN_TYPE:

@@ -36,7 +36,8 @@ NAMED = 3  # gaps and files that are named
 OVERLAP = 0.2  # of the places of an acquisition may be those of others that it continues
 NOT_AXIAL = "not axial (coronal, sagittal or oblique); the models know axial slices only."
 LIES_UNKNOWN = (
-    "The DICOM file does not say how the patient lies; the forehead is assumed at the top."
+    "The DICOM file does not give the patient's orientation; the forehead is assumed to be at the"
+    " top."
 )
 
 
@@ -180,7 +181,7 @@ def tilt_note(step: Vector, normal: Vector) -> list[str]:
     cosine = abs(float(np.dot(step, normal))) / max(float(np.linalg.norm(step)), 1e-9)
     tilt_deg = float(np.degrees(np.arccos(min(cosine, 1.0))))
     return (
-        [f"The gantry was tilted by {tilt_deg:.3g}°; the slices stay as they were scanned."]
+        [f"The gantry was tilted by {tilt_deg:.3g}°; the slices are shown as they were scanned."]
         if tilt_deg > TILTED_DEG
         else []
     )
@@ -198,11 +199,13 @@ def _require_one_series(planes: Sequence[Plane], said: list[str]) -> None:
     numbers = {plane.series_number for plane in planes}
     if one_each and len(studies) == len(numbers) == 1 and "" not in studies and None not in numbers:
         said.append(
-            "Each slice calls itself a series of its own; they were read as one, since study and"
+            "Each slice has its own series UID; they were read as one series, since study and"
             " series number are the same."
         )
         return
-    raise ImageError(f"The files belong to {len(series)} different series; one scan is one series.")
+    raise ImageError(
+        f"The files belong to {len(series)} different series; a scan is a single series."
+    )
 
 
 def _with_directions(planes: Sequence[Plane], said: list[str]) -> list[Plane]:
@@ -218,7 +221,7 @@ def _with_directions(planes: Sequence[Plane], said: list[str]) -> list[Plane]:
     without = [plane for plane in planes if plane.directions is None]
     if without:
         said.append(
-            f"{_files(without)} not say how the slice lies; it was taken to lie as the others do."
+            f"{_files(without)} not give an orientation; that of the other slices was assumed."
         )
     filled = [
         replace(plane, directions=usual) if plane.directions is None else plane for plane in planes
@@ -231,7 +234,7 @@ def _with_directions(planes: Sequence[Plane], said: list[str]) -> list[Plane]:
         and not _is_parallel(usual, plane.directions)  # type: ignore[arg-type]
     ]
     if turned and 2 * len(turned) < len(filled):
-        _say(turned, "turned otherwise than the rest.", said)
+        _say(turned, "oriented differently from the rest.", said)
         return _others(filled, turned)
     return filled
 
@@ -255,12 +258,12 @@ def _without_pages(planes: Sequence[Plane], said: list[str]) -> list[Plane]:
     rest = [plane for plane in planes if plane.claim.bits > 8]
     if len(grays) == len(rest):
         raise ImageError(
-            "Some slices of the scan hold Hounsfield units and some do not; one scan is of one"
-            " kind."
+            "Some slices of the scan have Hounsfield units and some do not; please send them as"
+            " separate scans."
         )
     found, odd = (rest, grays) if len(rest) > len(grays) else (grays, rest)
     if odd:
-        _say(odd, f"of another kind, with {odd[0].claim.bits}-bit pixels.", said)
+        _say(odd, f"of another type, with {odd[0].claim.bits}-bit pixels.", said)
     lost = [
         plane
         for plane in found
@@ -268,7 +271,7 @@ def _without_pages(planes: Sequence[Plane], said: list[str]) -> list[Plane]:
     ]
     if not lost or 2 * len(lost) >= len(found):
         return found
-    _say(lost, "without a place, which the others have.", said)
+    _say(lost, "without a position, which the others have.", said)
     return _others(found, lost)
 
 
@@ -287,11 +290,12 @@ def _in_order(
     unplaced = [plane for plane, place in zip(planes, places, strict=True) if place is None]
     if source == "order":
         said.append(
-            "The files do not say where their slices lie; they were read in the order given."
+            "The files do not give the positions of their slices; they were read in the order"
+            " given."
         )
         return list(planes), (), _usual_step(planes)
     if unplaced:
-        _say(unplaced, "without a place, and it cannot be told from the others.", said)
+        _say(unplaced, "without a position, and none could be derived from the others.", said)
     placed = [
         (plane, place) for plane, place in zip(planes, places, strict=True) if place is not None
     ]
@@ -299,14 +303,15 @@ def _in_order(
     ordered = [placed[at][0] for at in kept]
     if source == "number":
         said.append(
-            "The files do not say where their slices lie; they were ordered by instance number."
+            "The files do not give the positions of their slices; they were ordered by instance"
+            " number."
         )
         _say_missing_numbers(ordered, said)
         return ordered, (), _usual_step(ordered)
     if source == "location":
         said.append(
-            "The files do not say where their slices lie in the patient; they were ordered by"
-            " slice location."
+            "The files do not give the positions of their slices in the patient; they were ordered"
+            " by slice location."
         )
     steps_mm = np.diff([placed[at][1] for at in kept])
     if not len(steps_mm):
@@ -408,7 +413,7 @@ def _one_pass(planes: Sequence[Plane], places: Sequence[float], said: list[str])
         else:
             here.append(at)
     if copies:
-        _say(copies, "a copy of another one.", said)
+        _say(copies, "a copy of another slice.", said)
     if all(len(here) == 1 for here in lying.values()):
         return [here[0] for _, here in sorted(lying.items())]
     # by acquisition, and by how often one of them comes past a place
@@ -431,7 +436,7 @@ def _one_pass(planes: Sequence[Plane], places: Sequence[float], said: list[str])
     fullest = max(passes, key=len)
     kept = set(fullest.values())
     others = [planes[at] for here in lying.values() for at in here if at not in kept]
-    _say(others, "where another one lies that was taken in another pass.", said)
+    _say(others, "from another pass over the same positions.", said)
     return [at for _, at in sorted(fullest.items())]
 
 
@@ -463,7 +468,7 @@ def _say_angles(planes: Sequence[Plane], said: list[str]) -> None:
     normal = _mean_normal(planes)
     cosines = [float(np.dot(normal, one.normal)) for one in planes if one.normal is not None]
     if cosines and min(cosines) < np.cos(np.radians(TILTED_DEG)):
-        said.append("The slices lie at different angles to each other.")
+        said.append("The slices are at different angles to each other.")
 
 
 def _say_missing_numbers(ordered: Sequence[Plane], said: list[str]) -> None:
@@ -486,8 +491,8 @@ def _oddities(steps_mm: Vector) -> list[str]:
     is_gap = steps_mm > GAP * usual
     gaps = np.flatnonzero(is_gap)
     said = [
-        f"A part of the scan is missing between slices {i + 1} and {i + 2}: they lie"
-        f" {steps_mm[i]:.3g} mm apart, their neighbors {usual[i]:.3g} mm."
+        f"A part of the scan is missing between slices {i + 1} and {i + 2}: they are"
+        f" {steps_mm[i]:.3g} mm apart, neighboring slices {usual[i]:.3g} mm."
         for i in gaps[:NAMED]
     ]
     if len(gaps) > NAMED:

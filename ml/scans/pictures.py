@@ -31,17 +31,17 @@ def read_picture(file: BinaryIO, max_pixels: int) -> tuple[Slice, list[str]]:
                 frames = int(getattr(picture, "n_frames", 1))
                 if frames > 1 and picture.format == "PNG":
                     raise ImageError(
-                        f"The picture is animated: it holds {frames} pictures; give each slice as a"
-                        " file of its own."
+                        f"The picture is animated: it contains {frames} pictures; please send each"
+                        " slice as a separate file."
                     )
                 pixels, unit, notes = _to_slice(ImageOps.exif_transpose(picture))
                 if frames > 1:  # cameras add a preview or a map of brightness
-                    notes.append("The picture holds further pictures; only the first was read.")
+                    notes.append("The file contains several pictures; only the first was read.")
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as err:
         raise ImageError(
-            f"The picture is too large: at most {max_pixels / 1e6:g} million pixels are read."
+            f"The picture is too large: at most {max_pixels / 1e6:g} million pixels are supported."
         ) from err
     # a damaged file makes a decoder raise anything from SyntaxError to struct.error
     except Exception as err:
@@ -63,18 +63,17 @@ def _to_slice(picture: Image.Image) -> tuple[FloatArray, Literal["hu", "display"
             return (
                 values_hu,
                 "hu",
-                ["The 16-bit picture holds CT values; they were read as Hounsfield units."],
+                ["The 16-bit picture contains CT values; they were read as Hounsfield units."],
             )
         if is_ct:
             raise ImageError(
-                "The 16-bit picture holds CT values, but not where their zero lies; give the DICOM"
-                " file."
+                "The 16-bit picture contains CT values with an unknown offset; send the DICOM file."
             )
     grey, notes = _to_gray(picture)
     shown, note = on_black(grey)
     if shown is None:
         raise ImageError(
-            "The picture has a white background; CT slices are read with black air around the head."
+            "The picture has a white background; CT slices must have black air around the head."
         )
     return shown, "display", [*notes, note] if note else notes
 
@@ -102,11 +101,11 @@ def _to_gray(picture: Image.Image) -> tuple[FloatArray, list[str]]:
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         if rgba.getchannel("A").getextrema() != (255, 255):
-            notes.append("The picture has transparent parts; they were made black.")
+            notes.append("The picture had transparent parts, which were made black.")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
     rgb = picture.convert("RGB")
     channels = np.asarray(rgb)
     spread = channels.max(axis=2) - channels.min(axis=2)
     if np.count_nonzero(spread > COLOR_SPREAD) > COLOR_SHARE * spread.size:
-        notes.append("The picture has colors; they were removed.")
+        notes.append("The picture was in color and was converted to gray.")
     return np.asarray(rgb.convert("L")).astype(np.float32) / np.float32(255), notes

@@ -7,7 +7,7 @@ whose text is one sentence for the user.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from ml.scans.pictures import read_picture
 from ml.scans.sheets import slices_on
 from ml.scans.slices import Series, Slice
 
-ORDER_GIVEN = "Pictures carry no position; they were read in the order given."
+ORDER_GIVEN = "Pictures have no position; they were read in the order given."
 
 DARK = 0.5  # of white, for the brightest hundredth of a picture: bone is white in the brain window
 
@@ -38,8 +38,8 @@ DARK = 0.5  # of white, for the brightest hundredth of a picture: bone is white 
 HEAD_BYTES = 16 * 1024
 
 DARK_NOTE = (
-    "The picture is darker than a CT slice in a brain window; the models have not learned such"
-    " pictures."
+    "The picture is darker than a CT slice in a brain window; the models were not trained on"
+    " such pictures."
 )
 
 
@@ -51,10 +51,11 @@ def read_series(
     max_slices: int = MAX_SLICES,
     may_be_bare: bool = False,
     crops: bool = True,
+    cuts: bool = True,
 ) -> Series:
     """Read the files of one scan.
 
-    That is PNG or JPEG pictures, which carry no position and stay in the order given, a film sheet
+    That is PNG or JPEG pictures, which have no position and stay in the order given, a film sheet
     cut into its slices; or DICOM
     files of one series, single-frame or multi-frame, which are put in order by their position along
     its normal; or one NIfTI file. Of several files, damaged ones are left out with a warning, up to
@@ -68,6 +69,7 @@ def read_series(
         max_slices: the longest series.
         crops: False leaves a single picture as large as it is; True cuts a wide margin or the
             window of a program off it.
+        cuts: False reads a film sheet as a single slice.
         may_be_bare: True reads what shows next to nothing; it must belong to a scan that shows
             more.
 
@@ -78,7 +80,7 @@ def read_series(
     if not paths:
         raise ImageError("There is no file to read.")
     if len(paths) > max_slices:
-        raise ImageError(f"The scan has {len(paths)} files; at most {max_slices} are read.")
+        raise ImageError(f"The scan has {len(paths)} files; at most {max_slices} are supported.")
     left_out = LeftOut(len(paths))
     kinds: list[tuple[Path, str]] = []
     for path in paths:
@@ -86,7 +88,8 @@ def read_series(
             kinds.append((path, _kind(file.read(HEAD_BYTES))))
     if len(different := sorted({kind for _, kind in kinds})) > 1:
         raise ImageError(
-            f"The scan mixes {' and '.join(different)} files; one scan is of one kind."
+            f"The scan mixes {' and '.join(different)} files; all files of a scan must have the"
+            " same format."
         )
     if different == ["DICOM"]:
         planes = []
@@ -101,14 +104,19 @@ def read_series(
     elif different == ["NIfTI"]:
         if len(kinds) > 1:
             raise ImageError(
-                f"There are {len(kinds)} NIfTI files; each holds a whole scan, so give them one by"
-                " one."
+                f"There are {len(kinds)} NIfTI files; each contains a whole scan, so please"
+                " send them separately."
             )
         with opened(kinds[0][0], max_bytes) as file:
             series = read_nifti(file, max_pixels=max_pixels, max_slices=max_slices)
     else:
         series = _read_pictures(
-            [path for path, _ in kinds], left_out, max_bytes, max_pixels, max_slices, crops
+            [path for path, _ in kinds],
+            left_out,
+            max_bytes,
+            max_pixels,
+            max_slices,
+            {"crops": crops and len(paths) == 1, "cuts": cuts},
         )
     if not may_be_bare:
         require_contrast(series)
@@ -121,7 +129,7 @@ def _read_pictures(
     max_bytes: int,
     max_pixels: int,
     max_slices: int,
-    crops: bool,
+    cutting: Mapping[str, bool],
 ) -> Series:
     slices: list[Slice] = []
     names: list[str] = []
@@ -132,7 +140,7 @@ def _read_pictures(
             require_fewer_slices(len(slices) + 1, slice.pixels.size, max_slices)
             shown, of_sheet = [slice.pixels], list[str]()
             if slice.unit == "display":
-                shown, of_sheet = slices_on(slice.pixels, crops=crops and len(paths) == 1)
+                shown, of_sheet = slices_on(slice.pixels, **cutting)
             slices += [replace(slice, pixels=pixels) for pixels in shown]
             names += [path.name] * len(shown)
             notes += [*of_slice, *of_sheet]
@@ -145,8 +153,8 @@ def _read_pictures(
         notes.append(DARK_NOTE)
     if len({slice.unit for slice in slices}) > 1:
         raise ImageError(
-            "Some pictures of the scan hold Hounsfield units and some do not; one scan is of one"
-            " kind."
+            "Some pictures of the scan have Hounsfield units and some do not; please send them as"
+            " separate scans."
         )
     return Series(tuple(slices), tuple(dict.fromkeys(notes)))
 

@@ -1,4 +1,4 @@
-"""The background of a picture made black, where it can be told from the head."""
+"""Makes the background of a picture black if it can be distinguished from the head."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def on_black(grey: FloatArray) -> tuple[FloatArray | None, str]:
     if _rim_median(grey[inner]) < 0.5:
         framed = np.zeros_like(grey)
         framed[inner] = grey[inner]
-        return framed, "The picture had a white margin; it was made black."
+        return framed, "The picture had a white margin, which was made black."
     outlines, _ = cv2.findContours(
         (grey < WHITE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
     )
@@ -51,7 +51,7 @@ def on_black(grey: FloatArray) -> tuple[FloatArray | None, str]:
     if black.sum() > SKULL_SHARE * zone.sum() and bone_is_black:
         return np.asarray(
             1 - grey, np.float32
-        ), "The picture's grays were upside down; they were turned over."
+        ), "The picture's gray levels were inverted; this was corrected."
     return None, ""
 
 

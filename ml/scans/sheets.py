@@ -44,32 +44,40 @@ class Box:
         return self.left + self.width / 2, self.top + self.height / 2
 
 
-def slices_on(grey: FloatArray, *, crops: bool) -> tuple[list[FloatArray], list[str]]:
+def slices_on(
+    grey: FloatArray, *, crops: bool, cuts: bool = True
+) -> tuple[list[FloatArray], list[str]]:
     """Return the slices that a picture (height, width) in 0..1 shows, row by row, and sentences
     about what was cut.
 
     Args:
         grey: the picture, air black.
         crops: cut a wide margin, or a program's window, off a single slice.
+        cuts: cut a sheet into its slices; False reads it as one.
     """
     skulls = skulls_in(grey)
     alike = _of_one_size(skulls)
     if len(alike) >= FEWEST_ON_SHEET:
         cells = _cells(alike, grey)
+        if not cuts:
+            return [grey], [
+                f"The picture is a sheet of {len(cells)} slices; it was read as a single slice, as"
+                " requested. The models have not learned such pictures."
+            ]
         return cells, [
-            f"The picture is a sheet of {len(cells)} slices; it was cut, and they were read row by"
-            " row from the upper left."
+            f"The picture is a sheet of {len(cells)} slices; it was cut into slices, row by row"
+            " from the upper left."
         ]
     if len(alike) > 1:
         return [grey], [
-            f"The picture shows several heads ({len(alike)}); please send each slice as a picture"
-            " of its own."
+            f"The picture shows several heads ({len(alike)}); please send each slice as a"
+            " separate picture."
         ]
     head = _head_around(skulls[0], grey) if crops and len(skulls) == 1 else None
     if head is None:
         return [grey], []
     return [_cut(grey, head.middle, max(head.width, head.height) / HEAD_ON_CANVAS)], [
-        "The slice fills a small part of the picture; only that part was read."
+        "The slice fills only a small part of the picture; the rest was cropped."
     ]
 
 

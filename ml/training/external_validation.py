@@ -325,7 +325,7 @@ def _notes(scored: Scored) -> list[str]:
     if odd := int((scored.oddness >= REFUSED_FROM).sum()):
         notes.append(
             f"{odd} of {len(scored.oddness)} images do not look like head CT (not_head_ct in"
-            " answers.csv); they are scored all the same."
+            " answers.csv); they are analyzed anyway."
         )
     return notes
 

@@ -1,17 +1,19 @@
 """How well the outlines of held-out slices agree with the annotated ones.
 
 Both are compared at the places of the masks in the model's input (`ml.models.contract.RunData`). An
-outline holds the places whose probability is at least one half; nothing is fitted.
+outline holds the places whose probability is at least one half; nothing is fitted. As in serving, a
+slice that is called negative has no outline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ml.artifacts.card import OutlineFigures
+from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import share_with_interval
 from ml.figures import Estimate
 from ml.models.contract import Fitted
@@ -55,30 +57,38 @@ def overlaps(experiment: Experiment, fitted: Fitted, held: np.ndarray) -> list[O
 
 
 def outline_figures(
-    found: Sequence[Overlap], groups: np.ndarray, sources: np.ndarray, seed: int
+    found: Sequence[Overlap], slices: Answers, seed: int
 ) -> dict[str, OutlineFigures]:
     """Return the figures of each data set that has annotations, by its name.
 
     Args:
         found: overlaps of held-out slices.
-        groups, sources: (n,) of all slices of the run.
+        slices: the answers for them; those of the first repeat say which have an outline.
         seed: of the bootstrap over groups.
     """
-    bloody = {str(sources[overlap.at]) for overlap in found if overlap.drawn}
-    return {
-        source: _of_one([each for each in found if str(sources[each.at]) == source], groups, seed)
-        for source in sorted(bloody)
-    }
-
-
-def _of_one(found: Sequence[Overlap], groups: np.ndarray, seed: int) -> OutlineFigures:
-    at = np.array([overlap.at for overlap in found])
+    place = {int(at): number for number, at in enumerate(slices.at)}
+    shown = [
+        overlap if slices.predicted[0, place[overlap.at]] else replace(overlap, given=0, both=0)
+        for overlap in found
+    ]
+    sources = np.array([slices.sources[place[overlap.at]] for overlap in found], str)
+    groups = np.array([slices.groups[place[overlap.at]] for overlap in found], str)
     drawn, given, both = (
-        np.array([getattr(overlap, name) for overlap in found], float)
+        np.array([getattr(overlap, name) for overlap in shown], float)
         for name in ("drawn", "given", "both")
     )
+    figures = {}
+    for source in np.unique(sources[drawn > 0]):
+        own = sources == source
+        figures[str(source)] = _of_one(drawn[own], given[own], both[own], groups[own], seed)
+    return figures
+
+
+def _of_one(
+    drawn: np.ndarray, given: np.ndarray, both: np.ndarray, groups: np.ndarray, seed: int
+) -> OutlineFigures:
     bloody = drawn > 0
-    patients, inverse = np.unique(groups[at], return_inverse=True)
+    patients, inverse = np.unique(groups, return_inverse=True)
     of_patient = [np.bincount(inverse, values) for values in (drawn, given, both)]
     bleeding = of_patient[0] > 0
 
@@ -88,11 +98,11 @@ def _of_one(found: Sequence[Overlap], groups: np.ndarray, seed: int) -> OutlineF
     by_slice = [values[bloody] for values in (drawn, given, both)]
     by_patient = [values[bleeding] for values in of_patient]
     return OutlineFigures(
-        slice_dice=mean(_dice(*by_slice), groups[at][bloody]),
-        slice_iou=mean(_iou(*by_slice), groups[at][bloody]),
+        slice_dice=mean(_dice(*by_slice), groups[bloody]),
+        slice_iou=mean(_iou(*by_slice), groups[bloody]),
         patient_dice=mean(_dice(*by_patient), patients[bleeding]),
         patient_iou=mean(_iou(*by_patient), patients[bleeding]),
-        without_outline=mean((given[~bloody] == 0).astype(float), groups[at][~bloody]),
+        without_outline=mean((given[~bloody] == 0).astype(float), groups[~bloody]),
     )
 
 

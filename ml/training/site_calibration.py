@@ -92,7 +92,7 @@ def simulate_sites(run: Path) -> list[dict[str, Any]]:
     card = read_card(run / "model")
     if card.settings.get("folds_by") != "data set":
         raise ArtifactError(
-            f"{run.name} was not judged by data set: train with --set 'folds_by=data set'."
+            f"{run.name} was not cross-validated by data set: train with --set 'folds_by=data set'."
         )
     answers = read_answers(run)
     slices_of = Counter(_scan(key) for key in answers["slice"])
@@ -168,8 +168,8 @@ def _local_card(card: Card, dataset: Dataset, result: dict[str, LocalLevel]) -> 
         ),
         notes=[
             *card.notes,
-            f"Calibrated to {counts} of {dataset.name}; all other figures are those of the model"
-            f" {card.id} before.",
+            f"Calibrated to {counts} of {dataset.name}; all other figures are those of the"
+            f" original model {card.id}.",
         ],
     )
 
@@ -184,7 +184,7 @@ def _files(model_dir: Path, dataset: Dataset, fitted: dict[str, Platt]) -> dict[
     constants = {constant.name: constant for constant in head.graph.initializer}
     for level, platt in fitted.items():
         if not set(CONSTANTS[level]) <= constants.keys():
-            raise ArtifactError("The model's head holds no calibration that could be changed.")
+            raise ArtifactError("The model's head has no calibration that could be changed.")
         slope, offset = (
             numpy_helper.to_array(constants[name]).astype(np.float64) for name in CONSTANTS[level]
         )

@@ -119,6 +119,16 @@ def test_no_container_can_starve_the_others(name: str) -> None:
     assert 0 < service["pids_limit"] <= 500
 
 
+def test_every_image_of_others_has_a_version_and_can_be_pinned_by_digest() -> None:
+    images = [SERVICES[name]["image"] for name in ("db", "redis", "proxy")]
+    images += {SERVICES[name]["build"]["args"]["PYTHON_IMAGE"] for name in OURS}
+    assert len(images) == 4
+    for image in images:
+        assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z/-]+:[0-9][a-z0-9.-]+\}", image), image
+    assert DOCKERFILE.count("FROM ${PYTHON_IMAGE} AS ") == 1
+    assert not re.search(r"^FROM (?!\$\{PYTHON_IMAGE\}|base )", DOCKERFILE, re.M)
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_no_command_line_holds_a_secret_where_everybody_on_the_machine_could_read_it(
     name: str,

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.conftest import unreachable
 from tests.worker.conftest import wait_for
 from webapp.config import PROJECT_ROOT, settings
 
@@ -77,7 +78,7 @@ def proxied(tmp_path: Path) -> Iterator[Proxied]:
     """The proxy before a server."""
     nginx, openssl = shutil.which("nginx"), shutil.which("openssl")
     if nginx is None or openssl is None:
-        pytest.skip("nginx or openssl is not installed here.")
+        unreachable("nginx and openssl")
     seen = Proxied(free_port(), free_port(), tmp_path / "tls" / "cert.pem")
     for folder in ("tls", "cache"):
         (tmp_path / folder).mkdir()

@@ -344,13 +344,13 @@ def test_polling_stops_without_a_heat_map_too(
 
 def test_a_verdict_is_told_with_all_that_belongs_to_it(app: Flask, ann: FlaskClient) -> None:
     scan_id = add_scan(app, title="Monday", created_at=utc_now().replace(2026, 3, 4, 5, 6, 7))
-    add_verdict(app, scan_id, warnings=["The picture has colors; they were removed."])
+    add_verdict(app, scan_id, warnings=["The picture was in color and was converted to gray."])
     page = ann.get(f"/scans/{scan_id}").text
     for text in (
         "<h1>Brain Hemorrhage Detected.</h1>",
         "97.3 %",
         "threshold 41.2 %",
-        "The picture has colors; they were removed.",
+        "The picture was in color and was converted to gray.",
         "0123456789ab",
         "alexnet_svm",
         "2026-03-04 05:06:07 UTC",
@@ -546,9 +546,9 @@ def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(
     )
     page = browser.get(f"/scans/{scan_id}").text
     assert (
-        "This scan was not scored." in page
+        "This scan was not analyzed." in page
         and "This does not look like a head CT." in page
-        and "Score anyway" in page
+        and "Analyze anyway" in page
     )
 
     for _ in range(2):
@@ -556,7 +556,7 @@ def test_a_scan_that_looks_like_no_head_ct_can_be_scored_anyway_once(
         assert answer.status_code == 200
     assert (
         "This scan was not rejected, so there is nothing to override." in answer.text
-        and "Score anyway" not in answer.text
+        and "Analyze anyway" not in answer.text
     )
     assert nudged == [PREDICT_SCANS]
     with any_database_app.app_context():
@@ -579,7 +579,7 @@ def test_nothing_else_can_be_scored_anyway(
     app: Flask, ann: FlaskClient, columns: dict[str, Any]
 ) -> None:
     scan_id = add_scan(app, **columns)
-    assert "Score anyway" not in ann.get(f"/scans/{scan_id}").text
+    assert "Analyze anyway" not in ann.get(f"/scans/{scan_id}").text
     assert (
         "nothing to override"
         in ann.post(f"/scans/{scan_id}/score-anyway", follow_redirects=True).text

@@ -210,22 +210,24 @@ def test_an_orderly_end_leaves_no_worker_and_no_lease(
 def test_what_a_killed_child_held_and_a_lost_nudge_are_made_good_by_the_sweep(
     shared_app: Flask, start_worker: StartWorker
 ) -> None:
+    lease_s = 10 * PATIENCE_S  # Its successor returns the row before.
     with shared_app.app_context():
         install_model()
         with start_worker("predict") as parent, start_worker("maintenance", "-B", SWEEP_S="1"):
             killed = newest_worker("predict")
             assert killed is not None
-            os.kill(killed.pid, signal.SIGKILL)
+            os.kill(killed.pid, signal.SIGSTOP)  # It takes nothing any more.
             # What it held when it died, as its batch would have left it, and one whose nudge was
             # lost.
             held, unheard = submit(picture(), picture())
             lease = {
                 "status": JobStatus.RUNNING,
                 "lease_owner": killed.id,
-                "lease_expires_at": database_now(0.5),
+                "lease_expires_at": database_now(lease_s),
             }
             db.session.execute(update(Scan).where(Scan.id == held).values(**lease))
             db.session.commit()
+            os.kill(killed.pid, signal.SIGKILL)
             wait_for(lambda: statuses() == ["done", "done"])
             wait_for(lambda: statuses(Heatmap) == ["done", "done"])
             assert {scan_id: attempts_at(scan_id) for scan_id in (held, unheard)} == {

@@ -16,10 +16,13 @@ from flask import Flask
 from PIL import Image
 from sqlalchemy import select, update
 from werkzeug.datastructures import FileStorage
+from werkzeug.test import TestResponse
 
 from ml.inference import predictor
 from ml.inference.predictor import Finding, Predictor
-from ml.scans.slices import Series
+from ml.scans.phantoms import phantom
+from ml.scans.slices import Series, Slice, render
+from tests.conftest import PASSWORD
 from tests.ml.made_scans import change, write_series
 from tests.worker.conftest import install_model, picture
 from webapp.extensions import db
@@ -30,6 +33,7 @@ from webapp.storage import storage
 from webapp.volume import open_volume
 from worker import heat_maps, leases, prediction, tasks
 from worker.heartbeat import presence
+from worker.prediction import answer_next_scans
 
 
 def submit_zip(files: dict[str, bytes]) -> Scan:
@@ -394,3 +398,39 @@ def test_heat_maps_of_a_scan_that_is_deleted_meanwhile_end_and_leave_nothing(
     monkeypatch.setattr(heat_maps, "LOOK_S", 0)
     assert heat_maps.draw_next_heatmap()
     assert (len(drawn_slices), storage.keys("heatmaps")) == (7, [])
+
+
+def test_a_film_sheet_is_cut_and_its_owner_may_have_it_read_as_one_slice(
+    worker_app: Flask,
+) -> None:
+    install_model()
+    install_model(reads="series")
+    head = np.asarray(
+        render(Slice(phantom(1, hemorrhage=True, size=160).astype(np.float32), "hu"), 160)
+    )
+    sheet = io.BytesIO()
+    Image.fromarray(np.tile(head, (3, 4))).save(sheet, "PNG")
+    browser = worker_app.test_client()
+    browser.post("/login", data={"username": "ann", "password": PASSWORD})
+
+    def page_after(answer: TestResponse) -> str:
+        """Return the page of the scan that was just submitted, once it is answered."""
+        assert answer.status_code == 302
+        while answer_next_scans():
+            pass
+        return browser.get(answer.headers["Location"]).text
+
+    sheet.seek(0)
+    submitted = browser.post("/scans", data={"file": (sheet, "sheet.png"), "title": "Film"})
+    page = page_after(submitted)
+    assert "a sheet of 12 slices; it was cut" in page and "Read as one slice" in page
+    as_one = browser.post(f"{submitted.headers['Location']}/cut")
+    page = page_after(as_one)
+    assert "it was read as a single slice" in page and "Cut into slices" in page
+    page_after(browser.post(f"{as_one.headers['Location']}/cut"))
+    scans = db.session.scalars(select(Scan).order_by(Scan.created_at)).all()
+    assert [(scan.title, scan.uncut, len(scan.prediction.slices)) for scan in scans] == [
+        ("Film", False, 12),
+        ("Film", True, 1),
+        ("Film", False, 12),
+    ]

@@ -83,6 +83,14 @@ from webapp.models import (
                             "enum": ["", "0", "1"],
                             "description": "1: store file names and use them as titles.",
                         },
+                        "uncut": {
+                            "type": "string",
+                            "enum": ["", "0", "1"],
+                            "description": (
+                                "1: a film sheet is read as a single slice, and not cut into its"
+                                " slices."
+                            ),
+                        },
                     },
                 }
             }
@@ -100,7 +108,7 @@ def submit() -> dict[str, Any]:
     if request.mimetype not in ("", "multipart/form-data"):
         raise UnsupportedMediaType("Send the files as multipart/form-data, in the field “file”.")
     try:
-        choices = intake.Choices(flag("stat"), flag("together"), flag("keep_names"))
+        choices = intake.Choices(*map(flag, ("stat", "together", "keep_names", "uncut")))
         scans = intake.accept_scans(
             g.token_owner_id,
             request.files.getlist("file"),
@@ -176,7 +184,7 @@ def score_anyway(scan_id: str) -> dict[str, Any]:
     """
     require_own(scan_id)
     refusal = (
-        "This scan was not rejected by the head CT check, or it is already being scored anyway."
+        "This scan was not rejected by the head CT check, or it is already being analyzed anyway."
     )
     return queued(scan_id, Act.SCAN_FORCED, force(scan_id, g.token_owner_id), refusal)
 

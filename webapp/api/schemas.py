@@ -160,8 +160,8 @@ class ScanSchema(Schema):
         allow_none=True,
         metadata={
             "description": (
-                "POST to this URL to score the scan although it does not look like a head CT; null"
-                " unless it was rejected for that reason."
+                "POST to this URL to analyze the scan although it does not look like a head CT;"
+                " null unless it was rejected for that reason."
             )
         },
     )

@@ -69,11 +69,13 @@ class Choices:
         together: its pictures are the slices of one scan.
         keep_names: names of files may be kept, as title and in what is told; without it they are
             forgotten.
+        uncut: a picture of several slices is read as one, and not cut into them.
     """
 
     stat: bool = False
     together: bool = False
     keep_names: bool = False
+    uncut: bool = False
 
 
 NOTHING_CHOSEN = Choices()
@@ -121,7 +123,7 @@ def accept_scans(
                 name = _title(
                     title, one, several=len(all_series) > 1, keep_names=choices.keep_names
                 )
-                scan = _queued(one, user_id, name, notes, stat=choices.stat)
+                scan = _queued(one, user_id, name, notes, choices)
                 scans.append(scan)
                 scan.size = _store(scan.original_key, one)
             if lock_person(user_id) is None:
@@ -201,7 +203,7 @@ def accept_dataset(
 
 
 def _queued(
-    one: SeriesFiles, user_id: str, title: str, notes: Sequence[str], *, stat: bool
+    one: SeriesFiles, user_id: str, title: str, notes: Sequence[str], choices: Choices
 ) -> Scan:
     """Return the row of a scan whose files are still to be stored under its `original_key`."""
     scan_id, kind = new_id(), one.files[0].kind
@@ -212,7 +214,8 @@ def _queued(
         title=title,
         kind=kind,
         slice_count=one.slice_count,
-        stat=stat,
+        stat=choices.stat,
+        uncut=choices.uncut,
         notes=[*notes, *one.notes],
         original_key=f"originals/{scan_id}{suffix}",
     )
@@ -250,12 +253,13 @@ def _require_room(user_id: str, more: int = 0) -> None:
     stored = int(db.session.scalar(select(func.sum(Scan.size)).where(Scan.user_id == user_id)) or 0)
     if most_mb and stored >= most_mb * 2**20:
         raise UploadRejected(
-            f"Your scans take {stored >> 20} MB, and {most_mb} MB is the most; please delete some."
+            f"Your scans use {stored >> 20} of the {most_mb} MB that you may store; please delete"
+            " some."
         )
     if most_mb and stored + more > most_mb * 2**20:
         with_it = -(-(stored + more) >> 20)
         raise UploadRejected(
-            f"With this upload your scans would take {with_it} MB, and {most_mb} MB is the most;"
+            f"With this upload your scans would use {with_it} MB, but you may store {most_mb} MB;"
             " please delete some."
         )
 
@@ -285,8 +289,8 @@ def _taken(
         packed += content.read(len(GZIP)) == GZIP
         if packed > MOST_PACKED:
             raise UploadRejected(
-                f"The upload has more than {MOST_PACKED} packed NIfTI files; please send them in"
-                " parts."
+                f"The upload has more than {MOST_PACKED} compressed NIfTI files; please send them"
+                " in parts."
             )
         has_archive |= archive_folder is not None
         try:
@@ -304,7 +308,7 @@ def _taken(
             )
         except TooMuchWork as err:
             raise UploadRejected(
-                "The upload takes far too much work for its size; please send it in parts, or"
+                "The upload takes too long to process for its size; please send it in parts, or"
                 " without compression."
             ) from err
         except UploadRejected as err:

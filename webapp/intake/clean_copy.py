@@ -152,8 +152,7 @@ def _take_dicom(
         raise NoSlice("The DICOM file contains no image.", "files without an image")
     if header.transfer_syntax not in READ_SYNTAXES:
         raise UploadRejected(
-            "The pixels of the DICOM file are coded in a way that is not read; please export it"
-            " without compression."
+            "The DICOM file uses an unsupported compression; please export it without compression."
         )
     frames = whole_number(header.frames) if header.frames else 1
     if frames is None or frames < 1:
@@ -213,7 +212,7 @@ def _require_fewer_pixels(width: int, height: int) -> None:
     if width * height > most:
         raise UploadRejected(
             f"The image is too large: {width} x {height} pixels, at most {most / 1e6:g} million"
-            " are read."
+            " are supported."
         )
 
 

@@ -192,8 +192,8 @@ def _passes(files: list[Taken]) -> list[Group]:
     if len(whole) == 1:
         return [Group(tuple(files))]
     note = (
-        f"The series passes over the same places {len(whole)} times; each pass is a scan of its"
-        " own."
+        f"The series covers the same positions {len(whole)} times; each pass became a separate"
+        " scan."
     )
     return [
         Group(

@@ -48,8 +48,8 @@ def series_of(taken: Sequence[Taken], *, together: bool) -> list[SeriesFiles]:
     """Sort files into scans: DICOM by what the headers say (`webapp.intake.dicom_series`), pictures
     by the folder of their archive, or all of them if `together`.
 
-    Every other file is a scan of its own. Pictures carry no position: they go by the numbers in
-    their names.
+    Every other file is a scan of its own. Pictures have no position, so they are ordered by the
+    numbers in their names.
 
     Raises:
         UploadRejected: a series is too large, or its files name two patients.
@@ -81,8 +81,8 @@ def _series(one: Group, place: int | None) -> SeriesFiles:
         )
     if len({file.dicom.patient for file in files} - {""}) > 1:
         raise UploadRejected(
-            "The files of one series name different patients; please send each patient's files"
-            " alone."
+            "The files of one series are from different patients; please send each patient's files"
+            " separately."
         )
     if files[0].kind in ("png", "jpeg"):
         files = sorted(files, key=lambda file: (by_numbers(file.name), file.number))
@@ -90,8 +90,8 @@ def _series(one: Group, place: int | None) -> SeriesFiles:
     notes = [*one.notes]
     if SHARP_KERNEL.match(first.kernel):
         notes.append(
-            f"The series was reconstructed with a sharp kernel ({first.kernel}), made for bone; the"
-            " models have learnt soft ones."
+            f"The series was reconstructed with a sharp kernel ({first.kernel}), meant for bone;"
+            " the models were trained on soft kernels."
         )
     if any(file.dicom.has_burned_in_text for file in files):
         notes.append(

@@ -1,4 +1,4 @@
-"""The rows, by topic."""
+"""The database's tables, by topic, and what changes their rows."""
 
 from webapp.models.accounts import ApiToken, LoginSession, PasswordReset, Role, User, active_admins
 from webapp.models.evaluations import (

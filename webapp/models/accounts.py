@@ -27,12 +27,14 @@ def new_secret() -> str:
 
 
 def secret_hash(secret: str) -> str:
-    """Return what is stored of a random secret; 256 bits need no salt and no slow hash."""
+    """Return the hash under which a random secret is stored, 64 hexadecimal digits; 256 random bits
+    need neither a salt nor a slow hash.
+    """
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 MAX_TOKENS = 20
-"""API tokens that one person may have at once."""
+"""Maximum number of API tokens per person."""
 
 
 class Role(StrEnum):
@@ -55,7 +57,7 @@ class User(UserMixin, db.Model):
     password_hash: Mapped[str] = mapped_column(String(200))
     role: Mapped[Role] = mapped_column(String(16), default=Role.USER)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
-    # Since when neither password, login nor token is believed.
+    # When the account was disabled: its password, logins and tokens no longer work.
     disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     __allow_unmapped__ = True
@@ -82,7 +84,7 @@ class User(UserMixin, db.Model):
         self.password_hash = hasher.hash(password)
 
     def has_password(self, password: str) -> bool:
-        """True if `password` is this person's."""
+        """Return whether `password` is this person's. Argon2 is slow on purpose."""
         try:
             return hasher.verify(self.password_hash, password)
         except VerificationError:
@@ -90,12 +92,15 @@ class User(UserMixin, db.Model):
 
     @property
     def is_admin(self) -> bool:
-        """True if this person may administer."""
+        """Whether this person is an administrator."""
         return self.role == Role.ADMIN
 
     def get_id(self) -> str:
         """Return the secret of this login rather than the user's id, so that a login can be ended
         on the server.
+
+        Raises:
+            RuntimeError: this person was not loaded by a login.
         """
         if self.login_secret is None:
             raise RuntimeError("This user was not loaded by a login.")
@@ -105,8 +110,8 @@ class User(UserMixin, db.Model):
 class LoginSession(db.Model):
     """One browser that is logged in; deleting the row logs it out.
 
-    `browser` and `address` are what its owner knows it by: "Firefox on Linux", and where it logged
-    in from.
+    Its owner recognizes it by `browser` ("Firefox on Linux") and by `address`, the IP address at
+    the login.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -145,15 +150,18 @@ class PasswordReset(db.Model):
 
 
 class TooManyTokens(ValueError):
-    """This person has as many tokens as one may; the text is a sentence."""
+    """This person has the maximum number of tokens; the message is a sentence for them."""
 
 
 def lock_person(user_id: str) -> str | None:
-    """Lock a person's row until the caller commits, so that what counts their rows or removes them
-    waits; return the hash of their password, None where they are gone or disabled.
+    """Lock a person's row until the caller commits, so that two requests cannot count or delete
+    their rows at once.
 
-    Without keys: rows that refer to this person may be written meanwhile. SQLite has one writer at
-    a time.
+    Rows that refer to this person may still be written (FOR NO KEY UPDATE). SQLite has a single
+    writer anyway.
+
+    Returns:
+        The hash of their password; None if the account was deleted or is disabled.
     """
     row = select(User.password_hash).where(User.id == user_id, User.disabled_at.is_(None))
     return db.session.scalar(row.with_for_update(key_share=True))
@@ -164,7 +172,7 @@ def add_token(user_id: str, name: str) -> tuple[ApiToken, str]:
     caller commits.
 
     Raises:
-        TooManyTokens: there are as many as one may have.
+        TooManyTokens: the person has `MAX_TOKENS` already.
     """
     owned = select(func.count()).select_from(ApiToken).where(ApiToken.user_id == user_id)
     if (db.session.scalar(owned) or 0) >= MAX_TOKENS:
@@ -176,8 +184,8 @@ def add_token(user_id: str, name: str) -> tuple[ApiToken, str]:
 
 
 def active_admins() -> list[str]:
-    """Return the ids of the administrators who can come in, locked until the caller commits: of two
-    who shut each other out at the same moment, the second finds the first gone.
+    """Return the ids of the administrators who are not disabled, and lock their rows until the
+    caller commits: if two administrators disable each other at the same moment, one of them fails.
     """
     admins = (
         select(User.id)

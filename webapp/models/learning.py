@@ -1,4 +1,4 @@
-"""Data sets, training runs and the model versions that come of them."""
+"""Data sets, training runs and the model versions that they produce."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ training_run_dataset = Table(
 
 
 class Dataset(Leased, db.Model):
-    """Labelled images that an admin imports: one archive in storage, read by a train worker before
-    it counts.
+    """Labeled images that an administrator imported: one archive in the storage. It can be used
+    once a train worker has read it.
     """
 
     name: Mapped[str] = mapped_column(String(80), unique=True)
@@ -50,7 +50,13 @@ class Dataset(Leased, db.Model):
 
 
 class TrainingRun(Leased, db.Model):
-    """One training that an admin launched; it ends in at most one model version."""
+    """A training run that an administrator launched; it produces at most one model version.
+
+    Attributes:
+        settings: those of the architecture, by name (`ml.catalogue`).
+        eta_s: estimated seconds until the end.
+        current_metrics: figures so far, by name.
+    """
 
     launched_by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
     architecture: Mapped[str] = mapped_column(String(40))
@@ -62,7 +68,7 @@ class TrainingRun(Leased, db.Model):
     launched_by: Mapped[User | None] = relationship()
     datasets: Mapped[list[Dataset]] = relationship(
         secondary=training_run_dataset, order_by="Dataset.name"
-    )  # A run goes on with them in the same order.
+    )  # A run that is resumed needs them in the same order.
     version: Mapped[ModelVersion | None] = relationship(back_populates="run")
     history: Mapped[list[Attempt]] = relationship(order_by=Attempt.id, passive_deletes=True)
 
@@ -100,12 +106,12 @@ OWN_THRESHOLDS = "own thresholds"
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """From which probabilities on a version's answers are positive.
+    """The thresholds at which a version's answers are positive.
 
     Attributes:
         name: a name of `ml.named_points.POINTS`, `OWN_THRESHOLDS`, or None: as trained.
-        slice_threshold, scan_threshold: for a scan of one slice and of several, 0..1; None is the
-            card's own.
+        slice_threshold, scan_threshold: for scans of one slice and of several, as probabilities
+            0..1; None stands for the card's threshold.
     """
 
     name: str | None = None
@@ -125,7 +131,7 @@ class OperatingPoint:
 
 
 class HasOperatingPoint:
-    """Columns that say which operating point was chosen."""
+    """The columns of a chosen operating point."""
 
     point: Mapped[str | None] = mapped_column(String(16))
     slice_threshold: Mapped[float | None]
@@ -144,25 +150,31 @@ class HasOperatingPoint:
 
 
 class ModelVersion(HasOperatingPoint, db.Model):
-    """A model folder in storage under `storage_prefix`; `card` is its card.json.
+    """A trained model: a model folder in the storage under `storage_prefix`.
 
-    Workers use it at its operating point; each promotion keeps the one that was chosen then.
+    Attributes:
+        run_id: the training run that produced it; empty for models that ship.
+        card_id: a hash over the model's files.
+        reads: "slice" or "series".
+        card: the content of its card.json.
+        blocked_because: why it may not be promoted, a sentence; empty if it may.
+        canary: its probability for the canary's phantom (`worker.canary`), with which each worker
+            compares its own.
+        check_requested_at, checked_at, check_error: when a worker was asked to load the version and
+            score the phantom, when one did, and what failed.
+        operating_point: where workers use it; each promotion stores the one chosen at that time.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
-    # Empty for the starter.
     run_id: Mapped[str | None] = mapped_column(ForeignKey("training_run.id"), unique=True)
-    card_id: Mapped[str] = mapped_column(String(64), index=True)  # A hash over the model's files.
+    card_id: Mapped[str] = mapped_column(String(64), index=True)
     architecture: Mapped[str] = mapped_column(String(40))
     reads: Mapped[str] = mapped_column(String(16))
     storage_prefix: Mapped[str] = mapped_column(String(200))
     card: Mapped[dict[str, Any]] = mapped_column(JSON)
-    # Why it may not be promoted; empty if it may.
     blocked_because: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
-    # Its probability for the canary's phantom (`worker.canary`), with which each worker compares.
     canary: Mapped[float | None]
-    # When a worker was asked to load it and score the phantom, when one did, and what failed.
     check_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     check_error: Mapped[str | None] = mapped_column(Text)
@@ -173,8 +185,11 @@ class ModelVersion(HasOperatingPoint, db.Model):
 
 
 class Promotion(HasOperatingPoint, db.Model):
-    """Append-only: the newest promotion of a kind says which version is live; rolling back promotes
-    an older one again, and another operating point for the live one promotes that again.
+    """A decision about which version is live; rows are never changed or deleted.
+
+    For each input ("slice", "series") the version of the newest promotion is live. A rollback
+    promotes an earlier version again, and another operating point for the live version promotes
+    that version again.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -184,8 +199,8 @@ class Promotion(HasOperatingPoint, db.Model):
     by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     reason: Mapped[str] = mapped_column(Text)
-    # What was known of it then, and what its promoter confirmed (`webapp.promotions`); empty for
-    # setup.
+    # What was known of it then, and what its promoter confirmed (`webapp.admin.promotion_checks`);
+    # empty for setup.
     evidence: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     version: Mapped[ModelVersion] = relationship(back_populates="promotions")
     by: Mapped[User | None] = relationship()
@@ -194,9 +209,7 @@ class Promotion(HasOperatingPoint, db.Model):
 
 
 def live_version(reads: str) -> ModelVersion | None:
-    """Return the version that answers now for `reads` ("slice" or "series"), or None where none was
-    promoted.
-    """
+    """Return the live version for `reads` ("slice" or "series"), or None if none was promoted."""
     newest = (
         select(Promotion.version_id)
         .where(Promotion.reads == reads)
@@ -213,15 +226,15 @@ def live_version(reads: str) -> ModelVersion | None:
 
 
 def answering_versions() -> tuple[ModelVersion | None, ModelVersion | None]:
-    """Return the versions that answer now for a slice and for a series: the live one of each kind,
-    else the other kind's.
+    """Return the versions that now analyze single slices and series: the live version for each, or
+    else the one for the other input.
     """
     of_slices, of_series = live_version("slice"), live_version("series")
     return of_slices or of_series, of_series or of_slices
 
 
 class PromotionRefused(ValueError):
-    """A version may not go live; the text is a sentence for the admin who asked."""
+    """A version may not be promoted; the message is a sentence for the administrator."""
 
 
 def promote(
@@ -235,14 +248,14 @@ def promote(
     point of the live one; the caller commits.
 
     Args:
-        by_id: the admin who decided, or None for setup.
-        reason: stays in the history.
-        point: where workers use it; None keeps what was chosen before.
-        evidence: what was known of it (`webapp.admin.promotion_checks`).
+        by_id: the administrator who decides, or None for setup.
+        reason: recorded in the history.
+        point: the operating point for workers; None leaves the present one.
+        evidence: what was known of the version (`webapp.admin.promotion_checks`).
 
     Raises:
-        PromotionRefused: the version is blocked or live at this point already, or no reason is
-            given.
+        PromotionRefused: the version is blocked, it is already live at this operating point, or no
+            reason is given.
     """
     require_promotable(version, reason, point)
     point = point or version.operating_point
@@ -262,11 +275,11 @@ def promote(
 def require_promotable(
     version: ModelVersion, reason: str, point: OperatingPoint | None = None
 ) -> None:
-    """Refuse to promote a version for what its row says; arguments as `promote` takes them.
+    """Check that a version may be promoted; the arguments are those of `promote`.
 
     Raises:
-        PromotionRefused: the version is blocked or live at this point already, or no reason is
-            given.
+        PromotionRefused: the version is blocked, it is already live at this operating point, or no
+            reason is given.
     """
     if version.blocked_because:
         raise PromotionRefused(version.blocked_because)
@@ -282,7 +295,7 @@ def require_promotable(
 
 
 def waits_for_check() -> ColumnElement[bool]:
-    """Return the condition of versions that a predict worker was asked to check, and none has."""
+    """Return the SQL condition for versions whose check by a predict worker is still pending."""
     return ModelVersion.check_requested_at.is_not(None) & or_(
         ModelVersion.checked_at.is_(None),
         ModelVersion.checked_at < ModelVersion.check_requested_at,

@@ -1,4 +1,4 @@
-"""Rows that a worker claims: their status, their lease and the verdict they end in."""
+"""Rows that a worker claims: their status, their lease and how they end."""
 
 from __future__ import annotations
 
@@ -29,18 +29,23 @@ class JobStatus(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """True where nothing more will happen by itself."""
+        """Whether the job has ended: only a person can start it again."""
         return self in (JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
 class Leased:
     """The columns of a row that workers claim (`worker/leases.py`).
 
-    `attempts` counts claims that ended in the worker's death. Of these only some speak against the
-    row and are `counted_deaths`: `death_counts` says of the current claim whether its end would be
-    one. `error` is a sentence that a user may read. `queued_at` is when it was last asked for, from
-    which its waiting counts. No worker claims it before `retry_at`; `refused_since` is when the
-    storage first refused what it needs.
+    Attributes:
+        attempts: how many claims ended because the worker died.
+        counted_deaths: how many of these may have been the row's fault.
+        death_counts: whether the death of the present worker would be one of them.
+        lease_owner, lease_expires_at: the worker that has the row, and until when.
+        progress, stage: how far a running job is, 0..1, and what it does, for its page.
+        error: why the job failed, a sentence for the user.
+        queued_at: when the job was last requested; its waiting time starts here.
+        retry_at: no worker claims the row before.
+        refused_since: when the storage first refused a file that the job needs.
     """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
@@ -76,23 +81,21 @@ class Leased:
 
     @classmethod
     def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
-        """Return the column of the person whose rows take turns with those of others; None where
+        """Return the column with the person whose rows take turns with those of others; None if
         rows are claimed by age alone.
         """
         return None
 
     @classmethod
     def in_attempt(cls) -> str | None:
-        """Return the column of `Attempt` that names such a row; None where nobody asks what it went
-        through.
+        """Return the name of the column of `Attempt` that refers to such a row; None if its history
+        is not stored.
         """
         return None
 
     @classmethod
     def urgency(cls) -> tuple[InstrumentedAttribute[bool], ...]:
-        """Return the column, if there is one, that is true of rows which are claimed before all
-        others.
-        """
+        """Return the column, if there is one, that is true for rows to be claimed first."""
         return ()
 
     @declared_attr.directive
@@ -102,8 +105,8 @@ class Leased:
 
 
 class Attempt(db.Model):
-    """How a scan or a run ended before it was asked for again, or lost its worker; its last attempt
-    is the row itself.
+    """An earlier attempt at a scan or a run, which ended before it was retried or when its worker
+    died; the latest attempt is the row itself.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -113,18 +116,20 @@ class Attempt(db.Model):
     run_id: Mapped[str | None] = mapped_column(
         ForeignKey("training_run.id", ondelete="CASCADE"), index=True
     )
-    # Empty where no worker had it.
+    # Empty if no worker had claimed it.
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime] = mapped_column(UtcDateTime)
     outcome: Mapped[str] = mapped_column(Text)  # A sentence for its owner.
 
 
 def cancel(table: type[Leased], *which: ColumnElement[bool]) -> bool:
-    """End the row of `table` that `which` names as cancelled; False where it has ended already. The
-    caller commits.
+    """Cancel the job in the row of `table` that matches `which`. The caller commits.
 
-    A worker that has it loses its lease, so whatever it computes is written nowhere, and it notices
-    at its next write.
+    A worker that is running it loses its lease, so it cannot write any result, and stops at its
+    next attempt to write.
+
+    Returns:
+        False if no such job is queued or running.
     """
     ended = {
         "status": JobStatus.CANCELLED,
@@ -144,12 +149,14 @@ def cancel(table: type[Leased], *which: ColumnElement[bool]) -> bool:
 
 
 def queue_again(table: type[Leased], *which: ColumnElement[bool], **columns: Any) -> bool:
-    """Queue the failed or cancelled row of `table` that `which` names, and set `columns`; False
-    where it is neither.
+    """Queue the failed or cancelled job in the row of `table` that matches `which` again, and set
+    `columns`. The caller commits and nudges.
 
-    How it ended joins its history (`Attempt`); deaths count anew, since whoever asks may have
-    removed their cause. The row is locked first, so that two clicks are one. The caller commits and
-    nudges.
+    How it ended is added to its history (`Attempt`). Deaths of workers are counted from 0 again,
+    since their cause may be gone. The row is locked first, so that a double click queues it once.
+
+    Returns:
+        False if there is no such job, or it has neither failed nor been cancelled.
     """
     ended = (*which, table.status.in_((JobStatus.FAILED, JobStatus.CANCELLED)))
     before = db.session.execute(

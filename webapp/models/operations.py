@@ -1,4 +1,4 @@
-"""Who is at work, and who did what."""
+"""The worker processes, and the audit log."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from webapp.extensions import UtcDateTime, db, utc_now
 
 
 class Worker(db.Model):
-    """A worker process that reports itself every few seconds, on the database's clock.
+    """A worker process, which updates its row every few seconds, by the database's clock.
 
-    `delivered_at` is when the broker last brought it a message: the proof, in SQL, that the broker
-    works. `alarm` is a sentence on why it cannot answer scans although it is alive.
+    Attributes:
+        queue: "predict" or "train".
+        seen_at: its last heartbeat.
+        delivered_at: when the broker last delivered a message to it, which shows that the broker
+            works.
+        alarm: why it cannot analyze scans although it is running, a sentence; usually empty.
     """
 
     id: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -29,15 +33,15 @@ class Worker(db.Model):
 
 
 class Act(StrEnum):
-    """What a person can do that the audit log keeps; what it was done to is said in brackets."""
+    """The acts that the audit log records; in brackets, what its `object_id` refers to."""
 
     SIGNED_UP = "signed up"
     LOGGED_IN = "logged in"
-    LOGIN_FAILED = "login failed"  # (the person whose username was given, if it is anybody's)
+    LOGIN_FAILED = "login failed"  # (the person with the username given, if there is one)
     LOGIN_THROTTLED = "login throttled"
-    ACCESS_REFUSED = "access refused"  # (another's scan; nothing for an administrator's page)
+    ACCESS_REFUSED = "access refused"  # (another person's scan; empty for an administrator's page)
     LOGGED_OUT = "logged out"
-    LOGINS_ENDED = "logins ended"  # (one login, or the person whose others ended)
+    LOGINS_ENDED = "logins ended"  # (one login, or the person whose other logins ended)
     PASSWORD_CHANGED = "password changed"
     PASSWORD_RESET = "password reset"
     RESET_LINK_MADE = "reset link made"  # (the person it is for)
@@ -45,7 +49,7 @@ class Act(StrEnum):
     TOKEN_REVOKED = "token revoked"
     SECOND_FACTOR_SET_UP = "second factor set up"
     SECOND_FACTOR_FAILED = "second factor failed"  # (the person, after the right password)
-    SECOND_FACTOR_REMOVED = "second factor removed"  # (the person whose it was)
+    SECOND_FACTOR_REMOVED = "second factor removed"  # (the person who had it)
     RECOVERY_CODES_MADE = "recovery codes made"
     RECOVERY_CODE_USED = "recovery code used"
     USER_DISABLED = "user disabled"
@@ -73,12 +77,18 @@ class Act(StrEnum):
 
 
 class AuditEvent(db.Model):
-    """One act. The table is append-only: a migration gives it triggers that refuse to change or
-    delete a row.
+    """One act. The table is append-only: triggers, made by a migration, refuse to change or delete
+    rows.
 
-    So it holds ids and no names, and no foreign keys: it outlives the people and things that it
-    speaks of. `actor_id` is empty where nobody was logged in; `address` is the client's, or
-    "command line". `detail` is the operating point that was chosen, where one was.
+    It outlives the people and things that it refers to, so it holds ids but no names, and no
+    foreign keys.
+
+    Attributes:
+        act: an `Act`.
+        actor_id: who did it; empty if nobody was logged in.
+        object_id: the row that it was done to, if any.
+        address: the client's IP address, or "command line".
+        detail: the operating point that was chosen, if any.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from flask import current_app
 from sqlalchemy import (
@@ -36,42 +36,47 @@ ORIGINAL_REMOVED = "The original file is no longer stored, so the scan cannot be
 
 
 class Scan(Leased, db.Model):
-    """What a person submitted, one slice or a series of them; the queue of the predict workers.
+    """A slice or a series that a person submitted; these rows are the predict workers' queue.
 
     Its original is one stored file: the slice, a multi-frame file, or the files of a series in an
     uncompressed ZIP.
+
+    Attributes:
+        kind: the file format: "png", "jpeg", "dicom" or "nifti".
+        slice_count: according to the headers; some slices may turn out to be unreadable.
+        size: bytes of the original.
+        stat: whether the scan is analyzed before all others.
+        uncut: whether a film sheet is read as one picture.
+        notes: what was noticed at upload; sentences for its owner.
+        original_removed_at: when the original was deleted (KEEP_ORIGINALS_DAYS).
+        image_key, thumbnail_key: the slice that represents the scan, drawn by the worker.
+        volume_key: all slices of a series, for the viewer (`ml.scans.volume`).
+        not_head_ct: 0..1; set if the scan failed because it does not look like a head CT.
+        forced_at: when its owner asked to analyze it anyway.
+        risk, margin, verdict_state: the prediction's probability, its distance from the threshold,
+            and its state, repeated here for the indexes of the worklist. Scans without a prediction
+            come last in every order.
+        opened_at: when its owner last opened its page, by the database's clock.
     """
 
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
     title: Mapped[str] = mapped_column(String(80), default="")
-    kind: Mapped[str] = mapped_column(String(16))  # What its bytes are: png, jpeg, dicom or nifti.
-    # As its headers say; fewer may be readable.
+    kind: Mapped[str] = mapped_column(String(16))
     slice_count: Mapped[int] = mapped_column(default=1, server_default="1")
-    # Bytes of its original.
     size: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    # Read before all others.
     stat: Mapped[bool] = mapped_column(default=False, server_default=false())
-    # What was found while it was taken in; sentences for its owner.
+    uncut: Mapped[bool] = mapped_column(default=False, server_default=false())
     notes: Mapped[list[str] | None] = mapped_column(JSON)
     original_key: Mapped[str] = mapped_column(String(200))
-    # When it was too old to be kept (KEEP_ORIGINALS_DAYS).
     original_removed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    # The slice as the page shows it; the worker makes it.
     image_key: Mapped[str | None] = mapped_column(String(200))
     thumbnail_key: Mapped[str | None] = mapped_column(String(200))
-    # All slices of a series for the viewer (`ml.scans.volume`).
     volume_key: Mapped[str | None] = mapped_column(String(200))
-    # 0 to 1; set where it failed because it does not look like a head CT.
     not_head_ct: Mapped[float | None]
-    # When its owner said to score it anyway.
     forced_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    # What its prediction says, once more here for the orders of the worklist; as long as it has
-    # none, it comes last in each.
-    risk: Mapped[float] = mapped_column(default=0.0, server_default="0")  # The probability.
-    # How far that lies from the threshold.
+    risk: Mapped[float] = mapped_column(default=0.0, server_default="0")
     margin: Mapped[float] = mapped_column(default=1.0, server_default="1")
     verdict_state: Mapped[State | None] = mapped_column(String(16))
-    # When its owner last opened its page, by the database's clock.
     opened_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     user: Mapped[User] = relationship()
     prediction: Mapped[Prediction | None] = relationship(back_populates="scan")
@@ -79,10 +84,9 @@ class Scan(Leased, db.Model):
 
     __table_args__ = (
         Index(None, "status", "queued_at"),
-        # What came since a worklist was opened.
+        # For scans that finished since a worklist was opened.
         Index("ix_scan_finished", "user_id", "finished_at"),
-        # The queue as claims go through it, from person to person. Scans that have ended are not in
-        # it.
+        # The queue as workers claim from it, person by person, without scans that have ended.
         Index(
             "ix_scan_queue",
             "user_id",
@@ -96,29 +100,29 @@ class Scan(Leased, db.Model):
 
     @classmethod
     def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
-        """Return whose scan it is."""
+        """Return the column of the scan's owner."""
         return cls.user_id  # type: ignore[return-value]
 
     @classmethod
     def in_attempt(cls) -> str | None:
-        """Return the column that names a scan."""
+        """Return the name of the column that refers to a scan."""
         return "scan_id"
 
     @classmethod
     def urgency(cls) -> tuple[InstrumentedAttribute[bool], ...]:
-        """Return whether its submitter called it urgent."""
+        """Return the column that is true for STAT scans."""
         return (cls.stat,)  # type: ignore[return-value]
 
     @property
     def turnaround_s(self) -> float | None:
-        """Seconds from submission to the end; None while it has not ended."""
+        """Seconds from submission to the end; None until the scan has ended."""
         if self.finished_at is None:
             return None
         return (self.finished_at - self.created_at).total_seconds()
 
     @property
     def is_unread(self) -> bool:
-        """True where its owner has not opened its page since it was answered or failed."""
+        """Whether its owner has not opened its page since the analysis finished or failed."""
         return (
             self.status in (JobStatus.DONE, JobStatus.FAILED)
             and self.finished_at is not None
@@ -126,9 +130,21 @@ class Scan(Leased, db.Model):
         )
 
     @property
+    def sheet_may_be(self) -> Literal["cut", "uncut"] | None:
+        """How else a film sheet can be read than it was; None where it is none, or is no longer
+        stored.
+        """
+        if self.original_removed_at is not None or self.prediction is None:
+            return None
+        if self.uncut:
+            return "cut"
+        was_cut = self.slice_count == 1 and len(self.prediction.slices) > 1
+        return "uncut" if was_cut and self.kind in ("png", "jpeg") else None
+
+    @property
     def may_be_forced(self) -> bool:
-        """True where it failed only because it does not look like a head CT, which its owner may
-        know better.
+        """Whether its owner may have it analyzed anyway: it failed only because it does not look
+        like a head CT, and its original is still stored.
         """
         return (
             self.status == JobStatus.FAILED
@@ -139,7 +155,7 @@ class Scan(Leased, db.Model):
 
 
 class Order(StrEnum):
-    """An order in which a person looks at their scans."""
+    """The order in which a person's scans are listed."""
 
     NEWEST = "newest"
     RISK = "risk"
@@ -147,8 +163,8 @@ class Order(StrEnum):
 
     @property
     def columns(self) -> tuple[ColumnElement[Any] | InstrumentedAttribute[Any], ...]:
-        """What scans are ordered by; urgent ones come first in the orders of those who have to
-        choose. Each is an index of one's scans.
+        """The columns to sort by, each with an index. By risk and by uncertainty, STAT scans come
+        first.
         """
         newest = (Scan.created_at.desc(), Scan.id)
         if self is Order.RISK:
@@ -158,8 +174,8 @@ class Order(StrEnum):
         return newest
 
 
-# For worklists by risk and by uncertainty. Here, because a text in place of the inherited column is
-# another index to Alembic on SQLite.
+# For worklists by risk and by uncertainty. Defined outside the class, since with the name of an
+# inherited column in place of the column Alembic sees another index on SQLite.
 Index(
     "ix_scan_risk",
     Scan.user_id,
@@ -187,8 +203,9 @@ Index(
 
 
 def urgent_room(user_id: str) -> int:
-    """Return how many more urgent scans that person may have waiting: as many until the caller
-    commits, for their row is locked.
+    """Return how many more STAT scans that person may have in the queue (`MAX_STAT`).
+
+    The person's row is locked, so the number holds until the caller commits.
     """
     lock_person(user_id)
     waits = Scan.stat & Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
@@ -202,10 +219,11 @@ def urgent_room(user_id: str) -> int:
 
 
 def set_stat(scan_id: str, user_id: str, stat: bool) -> bool:
-    """Make a scan of that user STAT or routine; False where it is not there, is so already, or too
-    many STAT scans wait.
+    """Make a scan of that user STAT or routine. The caller commits.
 
-    The caller commits.
+    Returns:
+        False if there is no such scan, it has this priority already, or too many of the user's STAT
+        scans are waiting.
     """
     waits = select(Scan.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))).where(Scan.id == scan_id)
     if stat and db.session.scalar(waits) and not urgent_room(user_id):
@@ -220,8 +238,8 @@ def set_stat(scan_id: str, user_id: str, stat: bool) -> bool:
 
 
 def _in_turn(scan_id: str) -> dict[str, Any]:
-    """Return the columns of a scan that is asked for again: it is urgent no more if its owner has
-    too many such by now.
+    """Return the columns to change in a scan that is queued again: it becomes routine if its owner
+    has too many STAT scans waiting.
     """
     scan = db.session.execute(
         select(Scan.user_id, Scan.stat, Scan.notes).where(Scan.id == scan_id)
@@ -232,10 +250,11 @@ def _in_turn(scan_id: str) -> dict[str, Any]:
 
 
 def force(scan_id: str, user_id: str) -> bool:
-    """Queue a refused scan of that user again, to be scored whatever it looks like; False where
-    there is nothing to overrule.
+    """Queue a scan of that user that was refused as no head CT again, to be analyzed anyway. The
+    caller commits and nudges.
 
-    The caller commits and nudges.
+    Returns:
+        False if the scan was not refused for this reason, or its original is no longer stored.
     """
     refused = (
         (Scan.status == JobStatus.FAILED) & Scan.not_head_ct.is_not(None) & Scan.forced_at.is_(None)
@@ -252,10 +271,10 @@ def force(scan_id: str, user_id: str) -> bool:
 
 
 def retry(scan_id: str) -> bool:
-    """Queue a failed or cancelled scan again, as if nobody had looked at it; False where it is
-    neither, or its original is not kept.
+    """Queue a failed or cancelled scan again, like a new one. The caller commits and nudges.
 
-    The caller commits and nudges.
+    Returns:
+        False if it is neither failed nor cancelled, or its original is no longer stored.
     """
     return queue_again(
         Scan,
@@ -267,7 +286,18 @@ def retry(scan_id: str) -> bool:
 
 
 class Prediction(db.Model):
-    """The verdict on a scan: exactly one where the scan is done."""
+    """The verdict on a scan; a scan has one exactly if it is done.
+
+    Attributes:
+        probability, threshold: 0..1.
+        uncertain: whether the probability lies in the inconclusive band.
+        warnings: sentences for the scan's owner.
+        slices: the probability of each slice, in anatomical order.
+        first_slices: indices, from 0, of the slices of a series to look at first.
+        types: estimated types of hemorrhage: name -> {"probability": of the scan, "slices": of each
+            slice}; None if the model has no such estimate.
+        seconds: this scan's share of its batch's time in the model.
+    """
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     scan_id: Mapped[str] = mapped_column(ForeignKey("scan.id", ondelete="CASCADE"), unique=True)
@@ -277,14 +307,10 @@ class Prediction(db.Model):
     positive: Mapped[bool]
     uncertain: Mapped[bool]
     warnings: Mapped[list[str]] = mapped_column(JSON)
-    # A probability for each slice, in anatomical order.
     slices: Mapped[list[float]] = mapped_column(JSON)
-    # Which of a series' slices to look at first; counted from 0.
     first_slices: Mapped[list[int] | None] = mapped_column(JSON)
-    # The types of bleeding that its model tells: name -> {"probability": of the scan, "slices": one
-    # for each slice}; none in what has none.
     types: Mapped[dict[str, dict[str, Any]] | None] = mapped_column(JSON)
-    seconds: Mapped[float]  # This scan's share of its batch's time in the model.
+    seconds: Mapped[float]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     scan: Mapped[Scan] = relationship(back_populates="prediction")
     model_version: Mapped[ModelVersion] = relationship()
@@ -292,28 +318,30 @@ class Prediction(db.Model):
 
     @property
     def verdict(self) -> str:
-        """The sentence that a person reads first."""
+        """The verdict as a sentence."""
         return "Brain Hemorrhage Detected." if self.positive else "No Brain Hemorrhage Detected."
 
     @property
     def state(self) -> State:
-        """Whether a hemorrhage is suspected, not found, or the verdict is inconclusive."""
+        """Whether the verdict is positive, negative or inconclusive."""
         return state_of(positive=self.positive, uncertain=self.uncertain)
 
 
 class Heatmap(Leased, db.Model):
-    """The picture of where the model looked, drawn after the verdict is told; it is claimed like
-    any job.
+    """The heat map of a prediction, drawn after the verdict is stored; a job like any other.
+
+    Attributes:
+        user_id: the owner of the scan, repeated here for the index of the queue.
+        image_key: the heat map of the slice in `Scan.image_key`.
+        slices: indices of the slices of a series that have heat maps, stored as
+            `heatmaps/<id>.<index>.png`.
     """
 
     prediction_id: Mapped[str] = mapped_column(
         ForeignKey("prediction.id", ondelete="CASCADE"), unique=True
     )
-    # Whose scan it is, once more for the index of the queue.
     user_id: Mapped[str] = mapped_column(String(32), server_default=text("''"))
-    # Of the slice that `Scan.image_key` shows.
     image_key: Mapped[str | None] = mapped_column(String(200))
-    # Which of a series' slices are drawn, each as `heatmaps/<id>.<index>.png`.
     slices: Mapped[list[int] | None] = mapped_column(JSON)
     prediction: Mapped[Prediction] = relationship(back_populates="heatmap")
 
@@ -331,13 +359,13 @@ class Heatmap(Leased, db.Model):
 
     @classmethod
     def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
-        """Return whose scan it is of."""
+        """Return the column of the scan's owner."""
         return cls.user_id  # type: ignore[return-value]
 
 
 def result_of(scan: Scan) -> dict[str, Any] | None:
-    """Return what the API tells of a verdict, or None where there is none yet (its URL fields are
-    the caller's).
+    """Return the verdict as the API's `Result`, without the URLs, which the caller adds; None if
+    there is none yet.
     """
     prediction = scan.prediction
     if prediction is None:
@@ -355,12 +383,12 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
             "id": prediction.model_version_id,
             "architecture": prediction.model_version.architecture,
         },
-        "types": {name: told["probability"] for name, told in types.items()},
+        "types": {name: one["probability"] for name, one in types.items()},
         "slices": [
             {
                 "index": index,
                 "probability": value,
-                "types": {name: told["slices"][index] for name, told in types.items()},
+                "types": {name: one["slices"][index] for name, one in types.items()},
             }
             for index, value in enumerate(prediction.slices)
         ],

@@ -1,4 +1,4 @@
-"""Second factors: what an authenticator app and the server both know, and codes for its loss."""
+"""Second factors: the secrets of authenticator apps, and recovery codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from webapp.models.leased import new_id
 
 
 class SecondFactor(db.Model):
-    """A person's authenticator app; it counts once a first code has confirmed it.
+    """A person's authenticator app; it is required once a first code has confirmed it.
 
     `sealed_secret` is encrypted (`webapp.second_factors`). `last_step` is the number of the time
     step whose code was accepted last, so that no code is accepted twice.
@@ -28,7 +28,7 @@ class SecondFactor(db.Model):
 
 
 class RecoveryCode(db.Model):
-    """A code that stands once for the app; its row goes when it is used."""
+    """A code that replaces the app once; its row is deleted when it is used."""
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)

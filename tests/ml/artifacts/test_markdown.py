@@ -130,7 +130,7 @@ def test_a_card_of_the_first_version_is_read_and_judges_series_as_before(
     assert card.types == {} and card.told_types == ()
     assert "## Controls" not in model_card(card) and "By patient" not in model_card(card)
     del old["threshold"]
-    with pytest.raises(ArtifactError, match="lacks 'threshold'"):
+    with pytest.raises(ArtifactError, match="missing required field `threshold`"):
         Card.from_json(json.dumps(old))
 
 

@@ -69,7 +69,7 @@ PUT_RIGHT: dict[str, tuple[Callable[[], Image.Image], str]] = {
     "HU + 1024 in 16 bits": (lambda: in_16_bits(HU.astype(np.int64) + 1024), "Hounsfield units"),
     "HU + 32768 in 16 bits": (lambda: in_16_bits(HU.astype(np.int64) + 32768), "Hounsfield units"),
     "signed HU in unsigned 16 bits": (lambda: in_16_bits(HU.astype(np.int64)), "Hounsfield units"),
-    "upside down": (lambda: Image.fromarray(255 - GRAY), "upside down"),
+    "upside down": (lambda: Image.fromarray(255 - GRAY), "inverted"),
     "non-square": (lambda: Image.fromarray(np.pad(GRAY, ((0, 0), (0, 120)))), ""),
     "huge": (
         lambda: Image.fromarray(cv2.resize(GRAY, (2560, 2560), interpolation=cv2.INTER_NEAREST)),
@@ -130,7 +130,7 @@ def upside_down_animation(folder: Path) -> Series:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Series], str]] = {
-    "animated PNG": (upside_down_animation, "animated: it holds 2 pictures"),
+    "animated PNG": (upside_down_animation, "animated: it contains 2 pictures"),
     "1 bit": (
         lambda at: read(at, Image.fromarray(GRAY).convert("1")),
         "fewer than 16 shades of gray",
@@ -142,7 +142,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Series], str]] = {
     "white paper for air": (lambda at: read(at, Image.fromarray(cut_out())), "white background"),
     "HU + 1000, cut off at air": (
         lambda at: read(at, in_16_bits(HU.astype(np.int64) + 1000)),
-        "not where their zero lies",
+        "with an unknown offset",
     ),
     "TIFF of floats": (
         lambda at: read(at, Image.fromarray(HU.astype(np.float32)), "TIFF"),
@@ -174,7 +174,7 @@ def test_what_cannot_be_put_right_is_refused_in_a_sentence(tmp_path: Path, case:
 def test_pictures_in_hu_and_in_gray_do_not_make_one_scan(tmp_path: Path) -> None:
     Image.fromarray(GRAY).save(tmp_path / "a", format="PNG")
     in_16_bits(HU.astype(np.int64) + 1024).save(tmp_path / "b", format="PNG")
-    with pytest.raises(ImageError, match="Some pictures of the scan hold Hounsfield units"):
+    with pytest.raises(ImageError, match="Some pictures of the scan have Hounsfield units"):
         read_series([tmp_path / "a", tmp_path / "b"])
 
 
@@ -243,10 +243,10 @@ def test_a_dicom_that_can_be_read_becomes_the_same_input(
 @pytest.mark.parametrize(
     ("pixels", "tags", "sentence"),
     [
-        (None, {"PhotometricInterpretation": "PALETTE COLOR"}, "color picture (PALETTE COLOR)"),
-        (None, {"PhotometricInterpretation": "RGB"}, "color picture (RGB)"),
+        (None, {"PhotometricInterpretation": "PALETTE COLOR"}, "color image (PALETTE COLOR)"),
+        (None, {"PhotometricInterpretation": "RGB"}, "color image (RGB)"),
         (None, {"RescaleType": "MGML"}, "values are MGML, not Hounsfield units"),
-        (GRAY.astype(np.int16), {}, "values run from 0 to 255, like those of a picture"),
+        (GRAY.astype(np.int16), {}, "values range from 0 to 255, like those of a picture"),
         (None, {"RescaleSlope": 1000}, "no soft tissue"),
         (
             GRAY.astype(np.uint16) * 16,

@@ -249,7 +249,10 @@ def test_cells_of_other_data_seed_or_weights_are_not_mixed(
     kept = json.loads((tmp_path / "cells.json").read_text())
     del kept["cells"][0]["epochs"]
     (tmp_path / "cells.json").write_text(json.dumps(kept))
-    with pytest.raises(SettingError, match=r"cells.json lacks 'cells.epochs'"):
+    with pytest.raises(
+        SettingError,
+        match=r"cells.json does not have the expected form: object missing required field `epochs`",
+    ):
         run_paper(phantoms, cells, tmp_path, init="random")
 
 

@@ -63,7 +63,7 @@ PUT_RIGHT: dict[str, tuple[np.ndarray, dict[str, object], str]] = {
     "turned over and 1024 added": (
         4095 - (HU + 1024),
         {**UNSIGNED, "BitsStored": 12, "HighBit": 11, "PhotometricInterpretation": "MONOCHROME1"},
-        "upside down; they were turned over. The DICOM file's values are Hounsfield units with"
+        "were inverted; this was corrected. The DICOM file's values are Hounsfield units with"
         " 1024 added",
     ),
     "a table": (
@@ -127,7 +127,7 @@ def test_metal_inside_a_head_stays_bright(tmp_path: Path) -> None:
 
 def test_values_whose_zero_cannot_be_told_are_refused(tmp_path: Path) -> None:
     path = dicom(tmp_path / "slice", HU + 1000, **UNSIGNED)
-    with pytest.raises(ImageError, match="CT values, but not where their zero lies; please export"):
+    with pytest.raises(ImageError, match="CT values with an unknown offset; please export"):
         read_series([path])
 
 
@@ -239,8 +239,8 @@ def test_the_affine_that_stands_for_none_is_not_believed(tmp_path: Path, case: s
     series = read_series([tmp_path / "scan"])
     np.testing.assert_array_equal(series.slices[5].pixels, HU)
     assert (series.slices[0].spacing_mm, series.distance_mm) == (None, None)
-    assert "does not say how the patient lies" in series.warnings[0]
-    assert "does not say how large its voxels are" in series.warnings[1]
+    assert "does not give the patient's orientation" in series.warnings[0]
+    assert "does not give its voxel size" in series.warnings[1]
 
 
 def test_a_whole_head_in_voxels_of_1_mm_keeps_its_sizes(tmp_path: Path) -> None:

@@ -128,9 +128,8 @@ def test_without_a_place_the_usual_one_is_assumed_and_said(tmp_path: Path) -> No
     series = read(tmp_path, nifti(voxels, None))
     assert marks(series) == [1, 2, 3, 4, 5, 6]
     assert series.warnings == (
-        "The NIfTI file does not say how the patient lies; it was assumed to lie as usual.",
-        "The NIfTI file does not say how large its voxels are: a head is not as low as its 6 slices"
-        " of 1 mm.",
+        "The NIfTI file does not give the patient's orientation; the usual one was assumed.",
+        "The NIfTI file does not give its voxel size: 6 slices of 1 mm would not cover a head.",
     )
     assert (series.slices[0].spacing_mm, series.distance_mm) == (None, None)
 
@@ -141,7 +140,7 @@ def test_a_tilted_gantry_is_said(tmp_path: Path) -> None:
     series = read(tmp_path, nifti(RAS, sheared))
     assert marks(series) == [1, 2, 3, 4, 5, 6]
     assert series.warnings == (
-        "The gantry was tilted by 20°; the slices stay as they were scanned.",
+        "The gantry was tilted by 20°; the slices are shown as they were scanned.",
     )
     assert series.distance_mm == pytest.approx(STEP_MM)
 
@@ -260,7 +259,7 @@ def test_what_was_added_to_the_values_is_taken_off_and_said(
 def test_values_of_which_it_cannot_be_told_what_was_added_are_refused(tmp_path: Path) -> None:
     cut_off = np.maximum(RAS.astype(np.int64) + 1010, 0).astype("i2")
     cut_off[cut_off < 300] = 0  # No air is left that would tell.
-    with pytest.raises(ImageError, match="not where their zero lies"):
+    with pytest.raises(ImageError, match="an unknown offset"):
         read(tmp_path, nifti(cut_off, AFFINE))
 
 

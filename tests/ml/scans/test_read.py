@@ -84,7 +84,7 @@ def test_12_bits_in_a_16_bit_png_are_read_as_its_range_and_said(tmp_path: Path) 
 def test_colors_are_removed_and_said(tmp_path: Path) -> None:
     tinted = np.stack([RAMP, RAMP, RAMP + 60], axis=-1)
     series = read_series([saved(tmp_path, Image.fromarray(tinted))])
-    assert series.warnings == ("The picture has colors; they were removed.", DARK_NOTE)
+    assert series.warnings == ("The picture was in color and was converted to gray.", DARK_NOTE)
     assert series.slices[0].pixels.shape == (64, 64)
 
 
@@ -333,7 +333,7 @@ def test_monochrome1_changes_nothing_unless_the_values_are_upside_down(
     )  # fmt: skip
     series = read_series([path])
     np.testing.assert_array_equal(series.slices[0].pixels, hu)
-    assert "upside down" in series.warnings[0]
+    assert "inverted" in series.warnings[0]
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
@@ -379,19 +379,19 @@ def test_a_compressed_stream_larger_than_announced_is_refused(
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"PixelData": None}, "no picture in it"),
+        ({"PixelData": None}, "contains no image"),
         ({"Modality": "MR"}, "not a CT image: its modality is MR"),
         ({"Modality": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "modality is unknown"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"NumberOfFrames": 12}, "damaged or incomplete"),
-        ({"SamplesPerPixel": 3}, "color picture"),
+        ({"SamplesPerPixel": 3}, "color image"),
         ({"Rows": 30000, "Columns": 30000}, "too large: 30000 x 30000"),
         ({"Rows": None}, "damaged or incomplete"),
         ({"Rows": 129}, "damaged or incomplete"),
         ({"RescaleSlope": 0}, "rescale slope is 0"),
         (
             {"PixelData": np.tile(np.arange(2000, 2128, dtype="<i2"), (128, 1)).tobytes()},
-            "shows no brain: its values run from 2000 to 2127",
+            "shows no brain: its values range from 2000 to 2127",
         ),
         ({"PixelData": bytes(128 * 128 * 2)}, "blank"),
     ],

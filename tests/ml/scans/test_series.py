@@ -55,13 +55,12 @@ def test_a_slice_that_is_there_twice_counts_once_whichever_comes_first(tmp_path:
     one, other = read_series([*paths, again]), read_series([again, *paths])
     assert marks(one) == [1, 2, 3, 4, 5]
     assert one.warnings == (
-        "One slice (again.dcm) was left out: it is where another one lies that was taken in another"
-        " pass.",
+        "One slice (again.dcm) was left out: it is from another pass over the same positions.",
     )
     assert same(one, other)
     write_dicom(slice_hu(3), again, number=6, position_mm=10)
     assert read_series([*paths, again]).warnings == (
-        "One slice (again.dcm) was left out: it is a copy of another one.",
+        "One slice (again.dcm) was left out: it is a copy of another slice.",
     )
 
 
@@ -70,8 +69,8 @@ def test_a_missing_middle_is_said_with_its_place(tmp_path: Path) -> None:
     series = read_series(paths[:5] + paths[8:])
     assert series.warnings == (
         (
-            "A part of the scan is missing between slices 5 and 6: they lie 20 mm apart, their"
-            " neighbors 5 mm."
+            "A part of the scan is missing between slices 5 and 6: they are 20 mm apart,"
+            " neighboring slices 5 mm."
         ),
     )
     assert series.distance_mm == 5
@@ -95,7 +94,7 @@ def test_a_tilted_gantry_is_said_and_the_distance_is_that_across_the_slices(tmp_
     series = read_series(write_series(tmp_path / "s", 6, step_mm=5, ImageOrientationPatient=TILTED))
     assert marks(series) == [1, 2, 3, 4, 5, 6]
     assert series.warnings == (
-        "The gantry was tilted by 18.5°; the slices stay as they were scanned.",
+        "The gantry was tilted by 18.5°; the slices are shown as they were scanned.",
     )
     assert series.distance_mm == pytest.approx(5 * 0.9483237, abs=1e-4)
 
@@ -141,7 +140,7 @@ def test_many_files_left_out_are_not_all_named(tmp_path: Path) -> None:
     [
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "is a localizer"),
         ({"Modality": "SR"}, "its modality is SR"),
-        ({"PhotometricInterpretation": "RGB"}, "is a color picture"),
+        ({"PhotometricInterpretation": "RGB"}, "is a color image"),
     ],
 )
 def test_what_is_no_slice_is_left_out_and_said_whatever_its_series(
@@ -188,7 +187,7 @@ def test_a_series_that_is_not_axial_is_refused(tmp_path: Path, orientation: list
 def test_two_patients_are_refused(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "s", 3)
     write_dicom(head(), tmp_path / "other", series="other", position_mm=15)
-    with pytest.raises(ImageError, match="2 different series; one scan is one series"):
+    with pytest.raises(ImageError, match="2 different series; a scan is a single series"):
         read_series([*paths, tmp_path / "other"])
 
 
@@ -274,7 +273,7 @@ def test_a_real_tilted_series_is_read_whole_in_any_order(shared_data: Path) -> N
     series = read_series(paths)
     assert len(series.slices) == 28
     assert series.warnings == (
-        "The gantry was tilted by 18.5°; the slices stay as they were scanned.",
+        "The gantry was tilted by 18.5°; the slices are shown as they were scanned.",
         "The slices are unevenly spaced: 1.08 to 7 mm apart.",
     )
     assert series.distance_mm == pytest.approx(4, abs=0.01)

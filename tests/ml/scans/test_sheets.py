@@ -18,9 +18,9 @@ HEAD = np.asarray(
 )
 
 
-def read(folder: Path, picture: np.ndarray, *, crops: bool = True) -> Series:
+def read(folder: Path, picture: np.ndarray, *, crops: bool = True, cuts: bool = True) -> Series:
     Image.fromarray(picture).save(folder / "picture.png")
-    return read_series([folder / "picture.png"], crops=crops)
+    return read_series([folder / "picture.png"], crops=crops, cuts=cuts)
 
 
 def on_canvas(height: int, width: int, top: int, left: int, gray: int = 0) -> np.ndarray:
@@ -77,6 +77,12 @@ def test_a_sheet_is_cut_into_its_slices_row_by_row(tmp_path: Path) -> None:
     for at, one in enumerate(near):
         assert (np.round(one * 255) == 20 * at + 5).sum() >= 16
     assert "a sheet of 12 slices" in series.warnings[0]
+
+
+def test_a_sheet_stays_whole_where_that_is_wanted_and_that_is_said(tmp_path: Path) -> None:
+    series = read(tmp_path, np.tile(HEAD, (3, 4)), cuts=False)
+    assert [slice.pixels.shape for slice in series.slices] == [(3 * SIDE, 4 * SIDE)]
+    assert "a sheet of 12 slices; it was read as a single slice" in series.warnings[0]
 
 
 def test_two_heads_are_said(tmp_path: Path) -> None:

@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from ml.evaluation.answers import Answers
 from ml.training.outline_figures import Overlap, outline_figures
 
-GROUPS = np.array(["a", "a", "b", "c", "d"])
-SOURCES = np.array(["one", "one", "one", "one", "two"])
+
+def answers(predicted: list[bool]) -> Answers:
+    """Return answers for slices 0..5 of five patients in two data sets, with these calls."""
+    n = len(predicted)
+    once = np.zeros((1, n))
+    return Answers(
+        at=np.arange(n),
+        labels=np.array([1, 0, 1, 0, 0, 1]),
+        groups=np.array(["a", "a", "b", "c", "d", "b"]),
+        sources=np.array(["one"] * 4 + ["two", "one"]),
+        probabilities=once,
+        predicted=np.array([predicted]),
+        zones=once,
+        folds=once,
+        types=np.zeros((1, n, 5)),
+    )
+
+
+FOUND = [
+    Overlap(0, 100, 100, 50),  # Dice .5, IoU 1/3
+    Overlap(1, 0, 100, 0),  # nothing there, and something outlined
+    Overlap(2, 40, 40, 40),
+    Overlap(3, 0, 0, 0),
+    Overlap(4, 0, 0, 0),
+    Overlap(5, 60, 60, 60),
+]
 
 
 def test_dice_and_intersection_over_union_by_slice_and_by_patient() -> None:
-    found = [
-        Overlap(0, 100, 100, 50),  # Dice .5, IoU 1/3
-        Overlap(1, 0, 100, 0),  # nothing there, and something outlined
-        Overlap(2, 40, 40, 40),
-        Overlap(3, 0, 0, 0),
-        Overlap(4, 0, 0, 0),
-    ]
-    figures = outline_figures(found, GROUPS, SOURCES, seed=0)
+    figures = outline_figures(FOUND, answers([True] * 6), seed=0)
     assert set(figures) == {"one"}  # nobody annotated a hemorrhage in the other
     one = figures["one"]
-    assert one.slice_dice.value == 0.75 and one.slice_dice.n == 2
-    assert one.slice_iou.value is not None and abs(one.slice_iou.value - (1 / 3 + 1) / 2) < 1e-12
-    # Patient a: 50 of 100 annotated and 200 outlined places.
-    assert one.patient_dice.value is not None
-    assert abs(one.patient_dice.value - (100 / 300 + 1) / 2) < 1e-12
-    assert one.patient_iou.value is not None
-    assert abs(one.patient_iou.value - (50 / 250 + 1) / 2) < 1e-12
-    assert one.without_outline.value == 0.5 and one.without_outline.n == 2
+    assert one.slice_dice.n == 3 and one.slice_dice.value == pytest.approx(2.5 / 3)
+    assert one.slice_iou.value == pytest.approx((1 / 3 + 2) / 3)
+    # Patient a: 50 places in both, of 100 annotated and 200 outlined ones.
+    assert one.patient_dice.n == 2 and one.patient_dice.value == pytest.approx((100 / 300 + 1) / 2)
+    assert one.patient_iou.value == pytest.approx((50 / 250 + 1) / 2)
+    assert one.without_outline.n == 2 and one.without_outline.value == 0.5
+
+
+def test_a_slice_that_is_called_negative_has_no_outline() -> None:
+    one = outline_figures(FOUND, answers([True, False, True, False, False, False]), seed=0)["one"]
+    assert one.without_outline.value == 1
+    assert one.slice_dice.value == pytest.approx(1.5 / 3)
+    # Patient b: 40 of 100 places in one of two slices.
+    assert one.patient_dice.value == pytest.approx((0.5 + 80 / 140) / 2)
 
 
 def test_without_overlaps_there_are_no_figures() -> None:
-    assert outline_figures([], GROUPS, SOURCES, seed=0) == {}
+    assert outline_figures([], answers([True] * 6), seed=0) == {}

@@ -547,13 +547,13 @@ def test_scans_that_are_labeled_as_wholes_are_judged_as_patients_by_every_archit
     }
     weak = {example.sha256[:16] for example in dataset.examples if example.scan_label is not None}
     what = {
-        "cnn_gru": "teach the answer for a scan",
-        "alexnet_cells_series": "calibrate the answer for a scan and teach no slice",
-        "alexnet_svm": "taught nothing, since this architecture learns from slices",
+        "cnn_gru": "train the scan output",
+        "alexnet_cells_series": "calibrate the scan output and train no slice output",
+        "alexnet_svm": "are not used for training, since this architecture learns from slices",
     }[architecture]
     assert (
-        f"6 scans are labeled as wholes only: they {what}, are judged as patients, and are in no"
-        " slice figure." in card.notes
+        f"6 scans have scan-level labels only: they {what}, are tested by patient, and are part of"
+        " no figure by slice." in card.notes
     )
     assert len(weak) == 12 and (not weak & seen if architecture == "alexnet_svm" else weak <= seen)
     with (tmp_path / "predictions.csv").open(newline="") as file:
@@ -573,5 +573,5 @@ def test_a_card_says_where_folds_were_fine_tuned_by_another_library_than_the_fin
     assert notes("torch 2", "torch 2", "torch 2") == []
     assert notes("torch 2", "tensorflow 2", "torch 2") == [
         "Folds and final model were fine-tuned by tensorflow 2 and torch 2, which round and draw"
-        " otherwise."
+        " random numbers differently."
     ]

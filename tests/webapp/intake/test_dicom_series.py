@@ -101,7 +101,7 @@ def test_passes_without_an_acquisition_are_told_by_their_numbers_and_names() -> 
     scans = grouped([*slices(4), *later])
     assert numbers(scans) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [one.part for one in scans] == [", pass 1", ", pass 2"]
-    assert "passes over the same places 2 times" in scans[0].notes[0]
+    assert "covers the same positions 2 times" in scans[0].notes[0]
     alike = [*slices(4), *slices(4, 4)]
     assert numbers(grouped(alike)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
@@ -168,7 +168,7 @@ def test_the_files_of_a_concatenation_are_one_scan_and_others_of_several_frames_
 
 def test_without_place_and_number_names_tell_the_order() -> None:
     files = slices(12, position=(), number=None)
-    assert numbers(grouped(files)) == [list(range(6))]
+    assert numbers(grouped(files)) == [list(range(12))]
 
 
 def write_passes(folder: Path, seed: int) -> tuple[list[Path], int]:

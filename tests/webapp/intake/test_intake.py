@@ -53,11 +53,11 @@ REFUSED = [
     (picture().replace(b"IDAT", b"IDXT"), "The PNG image is damaged or incomplete."),
     (
         png_of(30_000, 30_000),
-        "The image is too large: 30000 x 30000 pixels, at most 16 million are read.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
     ),
     (
         jpeg_of(30_000, 30_000),
-        "The image is too large: 30000 x 30000 pixels, at most 16 million are read.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
     ),
     (b"\xff\xd8\xff" + bytes(10), "The JPEG image is damaged or incomplete."),
     (dicom_file(without=("PixelData",)), "The DICOM file contains no image."),
@@ -65,7 +65,7 @@ REFUSED = [
     (dicom_file(Rows=0), "The DICOM file contains no image."),
     (
         dicom_file(Rows=30_000, Columns=30_000),
-        "The image is too large: 30000 x 30000 pixels, at most 16 million are read.",
+        "The image is too large: 30000 x 30000 pixels, at most 16 million are supported.",
     ),
     (dicom_file(Modality="MR"), "The DICOM file is not a CT image: its modality is MR."),
     (dicom_file(NumberOfFrames=-3), "The DICOM file is damaged or incomplete."),
@@ -74,7 +74,7 @@ REFUSED = [
     (dicom_file(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "The DICOM file is a localizer"),
     (
         dicom_file().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"),
-        "The pixels of the DICOM file are coded in a way that is not read",
+        "The DICOM file uses an unsupported compression",
     ),
     (nifti_file()[:-1], "The NIfTI file is damaged or incomplete."),
     (nifti_file(packed=True)[:-30], "The NIfTI file is damaged or incomplete."),
@@ -454,7 +454,7 @@ def test_too_many_damaged_slices_are_sent_again(ann: str, tmp_path: Path) -> Non
 def test_two_patients_in_one_series_are_refused_and_in_two_they_are_two_scans(
     ann: str, nudges: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(UploadRejected, match="name different patients"):
+    with pytest.raises(UploadRejected, match="are from different patients"):
         accept_scans(
             ann,
             [upload(content) for content in [*series(PatientID="one"), *series(PatientID="two")]],
@@ -532,7 +532,7 @@ def test_packed_volumes_are_few_in_one_upload(
 ) -> None:
     monkeypatch.setattr(accept, "MOST_PACKED", 2)
     volume = nifti_file((8, 8, 2), packed=True)
-    with pytest.raises(UploadRejected, match=r"more than 2 packed NIfTI files"):
+    with pytest.raises(UploadRejected, match=r"more than 2 compressed NIfTI files"):
         accept_scans(ann, [upload(zip_of({str(place): volume for place in range(3)}))])
     assert nothing_is_left(tmp_path)
 
@@ -557,7 +557,7 @@ def test_whoever_has_stored_as_much_as_one_may_deletes_first(
     with pytest.raises(
         UploadRejected,
         match=(
-            r"With this upload your scans would take 4 MB, and 2 MB is the most; please delete"
+            r"With this upload your scans would use 4 MB, but you may store 2 MB; please delete"
             r" some."
         ),
     ):
@@ -565,7 +565,8 @@ def test_whoever_has_stored_as_much_as_one_may_deletes_first(
     assert len(storage.keys("originals")) == 1
     app.config["QUOTA_MB"] = 1
     with pytest.raises(
-        UploadRejected, match=r"Your scans take 1 MB, and 1 MB is the most; please delete some."
+        UploadRejected,
+        match=r"Your scans use 1 of the 1 MB that you may store; please delete some.",
     ):
         accept_scans(ann, [upload(picture())])
 
