@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import or_, select
 from sqlalchemy.orm import joinedload
 
+from ml.named_points import found_at, per_hundred
 from webapp.charts import Overlay, precision_overlay, roc_overlay
 from webapp.display import signed
 from webapp.extensions import db
@@ -53,6 +54,33 @@ class Compared:
                 counts = figures["positive"], figures["negative"]
                 charts[level] = roc_overlay(curves), precision_overlay(curves, *counts)
         return charts
+
+
+@dataclass(frozen=True)
+class AtThreshold:
+    """What a threshold finds with one of two versions on the patients of one source."""
+
+    source: str
+    whose: str
+    sensitivity: float
+    specificity: float
+    meaning: str
+
+
+def both_at(compared: Sequence[Compared], threshold: float) -> list[AtThreshold]:
+    """Return what a threshold, 0..1, finds by patient with the version ("own") and with the other
+    one, for each source that both have curves of.
+    """
+    rows = []
+    for one in compared:
+        if "patient" not in one.charts:
+            continue
+        for whose, run in one.found["patient"]["runs"].items():
+            found = found_at(run["curve"], threshold)
+            shares = found["sensitivity"], found["specificity"]
+            meaning = per_hundred("patients", (shares[0],) * 2, (shares[1],) * 2)
+            rows.append(AtThreshold(one.source, whose, *shares, meaning))
+    return rows
 
 
 def results_between(version: ModelVersion, other: ModelVersion) -> list[Any] | None:

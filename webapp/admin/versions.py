@@ -14,9 +14,15 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import contains_eager, defer, joinedload
 from wtforms.validators import DataRequired
 
-from webapp.admin.comparisons import comparisons_of
+from webapp.admin.comparisons import both_at, comparisons_of
 from webapp.admin.evaluations import EvaluateForm, evaluations_of
-from webapp.admin.operating_points import asked_for, chosen_for, described, offered_for
+from webapp.admin.operating_points import (
+    asked_for,
+    chosen_for,
+    described,
+    offered_for,
+    threshold_of,
+)
 from webapp.admin.pages import REFUSED, blueprint, page_of, warn_of_delay
 from webapp.admin.promotion_checks import checklist_of, mark_of_live, promote_as_admin
 from webapp.audit import record
@@ -224,6 +230,20 @@ def compare_with_live(version_id: str) -> ResponseReturnValue:
     return redirect(url_for("admin.model", version_id=version.id, _anchor="promotion"))
 
 
+@blueprint.get("/models/<version_id>/both")
+def both_versions(version_id: str) -> ResponseReturnValue:
+    """Show what a threshold finds with a version and with the live one on the same patients, as a
+    part of the version's page.
+    """
+    version = db.get_or_404(ModelVersion, version_id)
+    try:
+        threshold = threshold_of(request.args.get("at", ""))
+    except ValueError as err:
+        return render_template("admin/_both.html", error=str(err))
+    rows = both_at(checklist_of(version).compared, threshold)
+    return render_template("admin/_both.html", threshold=threshold, rows=rows)
+
+
 @blueprint.get("/models/<version_id>/threshold")
 def threshold(version_id: str) -> ResponseReturnValue:
     """Show what a threshold for series would have found, as a part of the version's page."""
@@ -301,6 +321,7 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         offered=offered_for(version),
         earlier=earlier_promotions(version) if is_live else [],
         checklist=checklist,
+        both=both_at(checklist.compared, chosen.scan_threshold) if checklist else [],
         comparison=comparison_of(version, live) if live and not is_live else None,
         seen=mark_of_live(version.reads),
         comparisons=comparisons_of(version),

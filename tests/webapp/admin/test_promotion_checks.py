@@ -128,6 +128,10 @@ def test_what_is_better_needs_a_reason_only_and_both_stand_side_by_side(
     assert 'name="confirmation"' not in page
     assert "Better: AUROC by patient +0.050 (+0.010 to +0.090) on 100 patients" in page
     assert page.count('class="chart overlay"') == 2
+    part = admin.get(f"/admin/models/{candidate}/both", query_string={"at": "0.4"}).text
+    assert part.count("80.0 %") == part.count("90.0 %") == 2 and "this version" in part
+    wrong = admin.get(f"/admin/models/{candidate}/both", query_string={"at": "low"}).text
+    assert "A threshold must be a number from 0 to 1" in wrong
     assert promote_by_form(admin, candidate, reason="Better.").status_code == 302
     # From the other side it is worse.
     assert f"type “{WORSE}”" in admin.get(f"/admin/models/{live}").text

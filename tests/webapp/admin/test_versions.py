@@ -10,6 +10,7 @@ from sqlalchemy import select
 from tests.webapp.admin.conftest import add_version, promote_by_form
 from webapp.admin import versions
 from webapp.extensions import db, utc_now
+from webapp.jobs import PREDICT_SCANS
 from webapp.models import (
     ModelVersion,
     Promotion,
@@ -118,11 +119,12 @@ class TestPromotion:
     def test_a_check_holds_for_a_while(
         self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(versions, "nudge", None)  # Nobody is asked.
+        asked: list[str] = []
+        monkeypatch.setattr(versions, "nudge", asked.append)
         with app.app_context():
             id = add_version("card-one", checked_at=utc_now())
         answer = admin.post(f"/admin/models/{id}/promote", data={"reason": "Better."})
-        assert answer.status_code == 302
+        assert answer.status_code == 302 and PREDICT_SCANS not in asked
 
     def test_each_kind_has_its_own_live_version(self, app: Flask, admin: FlaskClient) -> None:
         with app.app_context():
