@@ -47,6 +47,7 @@ from webapp.models import (
     live_version,
     new_id,
     promote,
+    request_comparison,
 )
 from webapp.models.accounts import TooManyTokens, add_token, lock_person
 from webapp.passwords import password_problem
@@ -186,6 +187,9 @@ def install_starter(folder: Path) -> None:
         record(Act.VERSION_PROMOTED, version.id)
         db.session.flush()
         compare_newest_with(version)
+    else:
+        db.session.flush()
+        request_comparison(version.id, live.id)
     db.session.commit()
     click.echo(
         f"Installed the starter model {card['id']} ({card['architecture']}, input: one"
