@@ -33,6 +33,7 @@ bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails 
 	@$(PY) -m bench.series
 	@$(PY) -m bench.service $(ARGS)
 	@$(PY) -m bench.claims
+	@$(PY) -m bench.worklist
 	@$(PY) -m bench.scale
 	@$(PY) -m bench.overload
 

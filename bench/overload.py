@@ -174,11 +174,17 @@ def nifti_of_zeros() -> bytes:
     return gzip.compress(bytes(header) + bytes(2 * PIXELS * PIXELS * SLICES), 9)
 
 
+def wait_quietly(_service: Service) -> dict[str, float]:
+    """Do nothing for a while."""
+    time.sleep(QUIET_S)
+    return {}
+
+
 def measure(uploads: int, clients: int) -> dict[str, dict[str, float]]:
     """Run the service; return the figures of each case."""
     cheap = [archive_of_empty_segments(), nifti_of_zeros()]
     cases: dict[str, Callable[[Service], dict[str, float]]] = {
-        "nothing else": lambda service: time.sleep(QUIET_S) or {},
+        "nothing else": wait_quietly,
         f"{uploads} uploads of cheap bytes": lambda service: send_at_once(
             service, [cheap[number % 2] for number in range(uploads)]
         ).figures(),

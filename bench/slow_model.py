@@ -25,6 +25,8 @@ SECONDS_PER_SLICE = 0.05
 class SlowModel:
     """Stands for `ml.inference.predictor.Predictor`."""
 
+    gives_outlines = False
+
     def predict_many(self, series: Sequence[Series], *_: Any) -> list[Finding]:
         """Return a finding for each scan after the delay."""
         from ml.inference.predictor import Finding

@@ -1,5 +1,5 @@
-"""What a process gives up before it decodes files of strangers, as far as the kernel allows it
-without root. Linux only; elsewhere nothing is given up.
+"""The rights that a process gives up before it decodes untrusted files, as far as the kernel allows
+it without root. Linux only; elsewhere nothing is given up.
 
     python -m ml.confinement          lists what holds on this machine
 

@@ -1,5 +1,8 @@
 """The state of a verdict, as the pages, the API and the command line report it.
 
+`ml.inference.predictor` compares a probability with the inconclusive band of the model's card;
+`ml.evaluation.calibration` fits that band.
+
 Standard library only, because the web application imports this module.
 """
 

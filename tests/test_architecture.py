@@ -141,7 +141,8 @@ def test_the_parent_of_a_predict_worker_stays_bare(tmp_path: Path) -> None:
 def test_a_predict_workers_child_never_loads_what_training_needs(tmp_path: Path) -> None:
     loaded = roots(
         loaded_by(
-            "import worker.app, worker.prediction, worker.predictors, ml.inference.predictor",
+            "import worker.app, worker.prediction, worker.predictors, ml.inference.predictor\n"
+            "import worker.deliveries, worker.reports.page, worker.reports.dicom_objects",
             tmp_path,
         )
     )

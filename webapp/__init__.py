@@ -20,23 +20,15 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         ConfigurationError: a setting is missing or invalid.
     """
     from webapp import (
-        admin,
         api,
         audit,
-        auth,
         cli,
         display,
         errors,
-        health,
         jobs,
-        metrics,
-        pictures,
-        scans,
-        second_factor_pages,
         security_headers,
         space,
         storage,
-        worklist,
     )
     from webapp.config import PROJECT_ROOT, settings
     from webapp.extensions import init_extensions
@@ -59,10 +51,43 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     storage.init_storage(app)
     space.init_space(app)
 
-    for module in (auth, second_factor_pages, scans, worklist, pictures, admin, health, metrics):
-        app.register_blueprint(module.blueprint)
+    _register_pages(app)
     api.init_api(app)
     display.init_display(app)
     errors.init_errors(app)
     cli.init_cli(app)
     return app
+
+
+def _register_pages(app: Flask) -> None:
+    """Register the blueprints; each is one module."""
+    from webapp import (
+        admin,
+        auth,
+        health,
+        metrics,
+        notification_pages,
+        pictures,
+        rearranging,
+        report_pages,
+        scans,
+        second_factor_pages,
+        submission,
+        worklist,
+    )
+
+    for module in (
+        auth,
+        second_factor_pages,
+        submission,
+        scans,
+        worklist,
+        rearranging,
+        pictures,
+        report_pages,
+        notification_pages,
+        admin,
+        health,
+        metrics,
+    ):
+        app.register_blueprint(module.blueprint)

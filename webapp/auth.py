@@ -27,6 +27,7 @@ from webapp.forms import (
     DeleteAccountForm,
     LoginForm,
     NewPasswordForm,
+    NotificationsForm,
     PostedForm,
     SetUpFactorForm,
     SignupForm,
@@ -43,8 +44,17 @@ from webapp.logins import (
     user_with_password,
     who_guesses,
 )
-from webapp.models import Act, ApiToken, LoginSession, PasswordReset, User
+from webapp.models import (
+    Act,
+    ApiToken,
+    Channel,
+    LoginSession,
+    PasswordReset,
+    User,
+    choices_of,
+)
 from webapp.models.accounts import TooManyTokens, add_token, lock_person, secret_hash
+from webapp.notifications import channels_offered, newest_notifications
 from webapp.second_factors import (
     await_code,
     confirmed_factor,
@@ -55,6 +65,7 @@ from webapp.second_factors import (
 blueprint = Blueprint("auth", __name__)
 
 WRONG = "The username or password is incorrect, or the account is disabled."
+MOST_NOTIFICATIONS = 10
 FILES_LEFT = "Some files could not be removed yet; they will be removed within a few hours."
 
 
@@ -344,10 +355,13 @@ def account_page(secret: str | None = None, **posted: PostedForm) -> str | tuple
         posted: the form that was submitted, by its name in the template.
     """
     factor = confirmed_factor(current_user.id)
+    offered = channels_offered()
+    chosen = {channel: wanted.value for channel, wanted in choices_of(current_user.id).items()}
     forms: dict[str, PostedForm] = {
         "form": ChangePasswordForm(current_user.username, formdata=None),
         "token_form": TokenForm(formdata=None),
         "deletion_form": DeleteAccountForm(formdata=None),
+        "notifications_form": NotificationsForm(offered, formdata=None, data=chosen),
         "factor_form": (ChangeFactorForm if factor else SetUpFactorForm)(formdata=None),
         **posted,
     }
@@ -368,6 +382,8 @@ def account_page(secret: str | None = None, **posted: PostedForm) -> str | tuple
         logins=db.session.scalars(own).all(),
         this_login=secret_hash(current_user.login_secret),
         tokens=tokens,
+        notifications=newest_notifications(current_user.id, MOST_NOTIFICATIONS),
+        is_told_elsewhere=offered != {Channel.BROWSER},
         secret=secret,
     )
     return (page, 400) if any(form.errors for form in forms.values()) else page

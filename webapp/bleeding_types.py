@@ -14,8 +14,8 @@ from webapp.models import ModelVersion, Prediction
 
 
 def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
-    """Return `types`, the most probable first, and `untold_types`, which the model does not report;
-    both are empty for a negative result outside the inconclusive band.
+    """Return `types`, the most probable first, and `unreported_types`, which the model does not
+    report; both are empty for a negative result outside the inconclusive band.
 
     Each type has `name`, `probability`, `trust` (a sentence) and `slice_number`: the slice of a
     series, counted from 1, where it is most probable (None for a single slice).
@@ -25,8 +25,8 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
         or not prediction.types
         or not (prediction.positive or prediction.uncertain)
     ):
-        return {"types": [], "untold_types": []}
-    judged = (
+        return {"types": [], "unreported_types": []}
+    evaluated = (
         db.session.scalar(
             select(ModelVersion.card["types"]).where(ModelVersion.id == prediction.model_version_id)
         )
@@ -35,16 +35,16 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
     types = [
         {
             "name": name,
-            "probability": told["probability"],
-            "slice_number": most_probable_slice(told["slices"]),
-            "trust": trust_in(judged.get(name, {})),
+            "probability": estimate["probability"],
+            "slice_number": most_probable_slice(estimate["slices"]),
+            "trust": trust_in(evaluated.get(name, {})),
         }
-        for name, told in prediction.types.items()
+        for name, estimate in prediction.types.items()
     ]
     types.sort(key=lambda type: -type["probability"])
     return {
         "types": types,
-        "untold_types": [name for name, found in judged.items() if not found.get("given")],
+        "unreported_types": [name for name, found in evaluated.items() if not found.get("given")],
     }
 
 
@@ -55,21 +55,21 @@ def most_probable_slice(probabilities: Sequence[float]) -> int | None:
     return probabilities.index(max(probabilities)) + 1
 
 
-def trust_in(judged: Mapping[str, Any]) -> str:
+def trust_in(evaluated: Mapping[str, Any]) -> str:
     """Return how well a model detects one type, according to its card, as a sentence."""
-    if not judged:
+    if not evaluated:
         return "This type has not been evaluated."
-    patients = judged["patients"]
-    if "patient" not in judged:
+    patients = evaluated["patients"]
+    if "patient" not in evaluated:
         return (
             f"Only {patients} patients with this type were available for training and testing,"
             " so this probability is unreliable."
         )
     auroc, apart = (
-        judged["patient"].get(figure, {}) for figure in ("auroc", "auroc_among_bleeding")
+        evaluated["patient"].get(figure, {}) for figure in ("auroc", "auroc_among_bleeding")
     )
-    told = f"AUROC {_figure(auroc)} among all test patients, {patients} of whom have this type"
-    return told + (
+    sentence = f"AUROC {_figure(auroc)} among all test patients, {patients} of whom have this type"
+    return sentence + (
         f"; {_figure(apart)} among patients with hemorrhage."
         if apart.get("value") is not None
         else "."

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import tempfile
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -84,6 +85,8 @@ SWITCHES = {
     # Blacks out everything outside the head, where names may be burned in, in all images that are
     # shown or derived; submitted files are not changed.
     "COVER_BESIDE_HEAD": False,
+    # Lets the webhook lead to addresses of private networks and this machine, and use http.
+    "NOTIFY_PRIVATE_ADDRESSES": False,
 }
 """The settings that are 0 or 1, with their defaults."""
 
@@ -144,6 +147,9 @@ def settings(environ: Mapping[str, str]) -> dict[str, Any]:
         # so that a forged Host header cannot end up in a password-reset link. Requests from the
         # machine itself, such as health checks, are always allowed.
         "TRUSTED_HOSTS": trusted_hosts(environ.get("TRUSTED_HOSTS") or ""),
+        # The address at which people reach this service, for links in notifications.
+        "PUBLIC_URL": public_url(environ.get("PUBLIC_URL") or ""),
+        **notifications(environ, switches["NOTIFY_PRIVATE_ADDRESSES"]),
         # Bearer token for /metrics; without it the page does not exist.
         "METRICS_TOKEN": environ.get("METRICS_TOKEN") or "",
         "PERMANENT_SESSION_LIFETIME": timedelta(days=numbers["LOGIN_DAYS"]),
@@ -212,6 +218,67 @@ def choice(environ: Mapping[str, str], name: str, choices: Sequence[str]) -> str
     if (chosen := environ.get(name) or choices[0]) not in choices:
         raise ConfigurationError(f"{name} must be {' or '.join(choices)}, not {chosen!r}.")
     return chosen
+
+
+def public_url(text: str) -> str:
+    """Return an address without a slash at its end, or "" without one.
+
+    Raises:
+        ConfigurationError: it is not the address of a website.
+    """
+    if text and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise ConfigurationError(
+            f"PUBLIC_URL must be an address such as https://scans.example.org, not {text!r}."
+        )
+    return text.rstrip("/")
+
+
+def notifications(environ: Mapping[str, str], allows_private: bool) -> dict[str, Any]:
+    """Return the settings of notifications; a channel without an address is not offered.
+
+    Their values are not repeated in errors, since they hold passwords. `allows_private` is
+    `NOTIFY_PRIVATE_ADDRESSES`.
+
+    Raises:
+        ConfigurationError: one of them is invalid, or one that it needs is missing.
+    """
+    # Apprise addresses (https://appriseit.com/services): the outgoing mail server, to which the
+    # recipient is added, and a chat that everybody's notifications go to.
+    email, chat = environ.get("NOTIFY_EMAIL_URL") or "", environ.get("NOTIFY_CHAT_URL") or ""
+    # A program that is told by HTTP POST, signed with the secret.
+    webhook = environ.get("NOTIFY_WEBHOOK_URL") or ""
+    secret = environ.get("NOTIFY_WEBHOOK_SECRET") or ""
+    if email and not re.match(r"mailtos?://", email):
+        raise ConfigurationError("NOTIFY_EMAIL_URL must start with mailto:// or mailtos://.")
+    if chat and "://" not in chat:
+        raise ConfigurationError("NOTIFY_CHAT_URL must be an address that Apprise knows.")
+    if webhook and not re.fullmatch(r"https?://[^\s/?#@]+([/?][^\s#]*)?", webhook):
+        raise ConfigurationError("NOTIFY_WEBHOOK_URL must be an address without user and password.")
+    if webhook.startswith("http://") and not allows_private:
+        raise ConfigurationError(
+            "NOTIFY_WEBHOOK_URL must start with https:// unless NOTIFY_PRIVATE_ADDRESSES is 1."
+        )
+    if webhook and not is_webhook_secret(secret):
+        raise ConfigurationError(
+            "NOTIFY_WEBHOOK_URL needs NOTIFY_WEBHOOK_SECRET: whsec_ followed by 24 to 64 random"
+            " bytes in base64 (echo whsec_$(openssl rand -base64 32))."
+        )
+    if (email or chat or webhook) and not environ.get("PUBLIC_URL"):
+        raise ConfigurationError("Notifications need PUBLIC_URL, for the links in them.")
+    return {
+        "NOTIFY_EMAIL_URL": email,
+        "NOTIFY_CHAT_URL": chat,
+        "NOTIFY_WEBHOOK_URL": webhook,
+        "NOTIFY_WEBHOOK_SECRET": secret,
+    }
+
+
+def is_webhook_secret(text: str) -> bool:
+    """Return whether this is a secret as Standard Webhooks writes it."""
+    try:
+        return text.startswith("whsec_") and 24 <= len(b64decode(text[6:], validate=True)) <= 64
+    except ValueError:
+        return False
 
 
 def trusted_hosts(text: str) -> list[str] | None:

@@ -21,6 +21,7 @@ from webapp.models import (
     Heatmap,
     JobStatus,
     Prediction,
+    Report,
     Scan,
     User,
     active_admins,
@@ -165,11 +166,14 @@ def files_of(which: ColumnElement[bool]) -> list[str]:
                 f"images/{scan.id}.png",
                 f"thumbnails/{scan.id}.png",
                 f"volumes/{scan.id}.nii.gz",
+                f"outlines/{scan.id}.nii.gz",
             )
         )
         if scan.heatmap_id:
             of_slices = [heatmap_key(scan.heatmap_id, index) for index in scan.slices or ()]
             keys |= dict.fromkeys((scan.image_key, f"heatmaps/{scan.heatmap_id}.png", *of_slices))
+    reports = db.session.scalars(select(Report).join(Report.scan).where(which))
+    keys |= dict.fromkeys(report.file_key for report in reports)
     return [key for key in keys if key]
 
 

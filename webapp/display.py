@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 
 from flask import Flask
 
+from webapp.extensions import utc_now
+
 NOT_AVAILABLE = "–"
 
 DISPLAY_NAMES = {
@@ -163,5 +165,6 @@ def init_display(app: Flask) -> None:
         duration,
         excerpt,
         value_range,
+        utc_now,
     )
     app.jinja_env.globals.update({function.__name__: function for function in functions})

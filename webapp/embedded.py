@@ -195,7 +195,7 @@ class ChildOfThisRun(Process):  # type: ignore[misc]
 
 
 class Life:
-    """What honcho is told of one life of a process: all but its end, which need not be the last."""
+    """Messages of one run of a process to honcho: all except its end, as it may be restarted."""
 
     def __init__(self, process: ChildOfThisRun, events: Any) -> None:
         self.events = events

@@ -74,7 +74,8 @@ def refuse(error: HTTPException) -> Response | HTTPException:
         if name.lower() not in ("content-type", "content-length"):
             response.headers[name] = value  # Allow, Retry-After.
     sentence, more = _sentence(error), _details(error)
-    if request.path.startswith(current_app.config["OPENAPI_URL_PREFIX"] + "/"):
+    is_for_program = request.path.startswith(current_app.config["OPENAPI_URL_PREFIX"] + "/")
+    if is_for_program or request.accept_mimetypes.best == "application/json":
         title = HTTP_STATUS_CODES.get(error.code, "Error")
         problem = {
             "type": "about:blank",

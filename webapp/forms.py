@@ -1,17 +1,16 @@
-"""The forms of accounts and scans, and the validation of text that other modules share."""
+"""The forms of accounts and the worklist, and the validation of text that other modules share."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from typing import Any
 
 from flask import request
 from flask_wtf import FlaskForm
-from flask_wtf.file import FileRequired, MultipleFileField
 from werkzeug.datastructures import CombinedMultiDict, FileStorage, MultiDict
 from wtforms import (
-    BooleanField,
     DateField,
     FileField,
     Form,
@@ -24,11 +23,13 @@ from wtforms import (
 from wtforms.validators import DataRequired, Email, Length, Optional, Regexp, ValidationError
 
 from ml.verdict import STATES
-from webapp.models import JobStatus
+from webapp.models import Channel, JobStatus, Wanted
 from webapp.passwords import MIN_PASSWORD, password_problem
 
 MAX_USERNAME, MAX_NAME, MAX_EMAIL, MAX_PHONE, MAX_TITLE, MAX_TOKEN_NAME = 64, 120, 254, 40, 80, 80
 MAX_CODE = 40
+
+ID = r"[0-9a-f]{32}\Z"
 
 required = DataRequired("Please fill in this field.")
 
@@ -37,7 +38,7 @@ def is_id(text: str) -> bool:
     """Return whether `text` looks like the id of a row. Nothing else is sent to the database, since
     PostgreSQL rejects NUL characters.
     """
-    return re.fullmatch(r"[0-9a-f]{32}", text) is not None
+    return re.match(ID, text) is not None
 
 
 def text_problem(text: str, longest: int) -> str | None:
@@ -259,37 +260,6 @@ class ChangeFactorForm(SetUpFactorForm):
     )
 
 
-class ScanForm(PostedForm):
-    """Scans to submit."""
-
-    # No `accept`: files of a DICOM series often have no extension.
-    file = MultipleFileField(
-        "Files",
-        [FileRequired("Please choose a PNG, JPEG, DICOM, NIfTI or ZIP file.")],
-        description=(
-            "A single slice (PNG, JPEG or DICOM) or a series (DICOM files, NIfTI or a ZIP of"
-            " slices). Each series becomes one scan."
-        ),
-    )
-    title = TextField(
-        "Title",
-        [Optional(), at_most(MAX_TITLE)],
-        description="Optional. Please do not enter patient names.",
-    )
-    together = BooleanField(
-        "The images are slices of one scan",
-        description="Otherwise each PNG or JPEG becomes a separate scan.",
-    )
-    stat = BooleanField("STAT", description="Analyze before all routine scans.")
-    keep_names = BooleanField(
-        "Keep file names",
-        description=(
-            "Use file names as titles and in messages. File names may identify patients; unless you"
-            " select this, they are not stored."
-        ),
-    )
-
-
 class WorklistFilterForm(Form):
     """What a worklist shows; it is in the address. A field with an error is not applied."""
 
@@ -325,6 +295,7 @@ class WorklistFilterForm(Form):
     )
     since = DateField("From", [Optional()])
     until = DateField("To", [Optional()])
+    study = TextField("Study", [Optional(), Regexp(ID, message="There is no such study.")])
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -337,7 +308,25 @@ class WorklistFilterForm(Form):
         }
 
 
-class PhantomForm(PostedForm):
-    """The phantom to submit."""
+class NotificationsForm(PostedForm):
+    """Of which results a person wants to be told, for each channel that is offered."""
 
-    name = HiddenField(validators=[required])
+    browser = SelectField("In this browser, while a page is open")
+    email = SelectField("By email", description="To the address of your account.")
+    chat = SelectField("In the chat", description="Everybody’s messages go to the same chat.")
+    webhook = SelectField("By webhook", description="To the program that the operator set up.")
+
+    def __init__(self, offered: Collection[Channel], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.channels: list[SelectField] = []
+        for channel in Channel:
+            if channel not in offered:
+                del self[channel.value]
+                continue
+            self[channel.value].choices = [
+                SelectChoice(Wanted.NONE.value, "Nothing"),
+                SelectChoice(Wanted.SUSPICIOUS.value, "Suspected and inconclusive results"),
+                SelectChoice(Wanted.STAT.value, "Results of STAT scans"),
+                SelectChoice(Wanted.ALL.value, "All results"),
+            ]
+            self.channels.append(self[channel.value])

@@ -11,7 +11,17 @@ from celery import Celery
 from flask import Flask, current_app
 from kombu.exceptions import OperationalError
 
-from webapp.models import Comparison, Dataset, Evaluation, Heatmap, Leased, Scan, TrainingRun
+from webapp.models import (
+    Comparison,
+    Dataset,
+    Evaluation,
+    Heatmap,
+    Leased,
+    Notification,
+    Report,
+    Scan,
+    TrainingRun,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +44,8 @@ QUEUE_OF_TASK = {
 QUEUE_OF_TABLE: dict[type[Leased], str] = {
     Scan: PREDICT,
     Heatmap: PREDICT,
+    Report: PREDICT,
+    Notification: MAINTENANCE,
     Dataset: TRAIN,
     Comparison: TRAIN,
     Evaluation: TRAIN,

@@ -1,9 +1,9 @@
 """Logging as lines of JSON for log collectors (`LOG_FORMAT=json`); the default is plain text.
 
 Each line is an object with `time`, `level`, `logger` and `message`, the `worker` that wrote it, and
-the ids of the rows it is about as lists: `scan_ids`, `heatmap_ids`, `dataset_ids`,
-`comparison_ids`, `evaluation_ids`, `run_ids`. Any other fields of a log record are dropped, because
-they may contain file names or personal data.
+the ids of the rows it is about as lists: `scan_ids`, `heatmap_ids`, `report_ids`, `dataset_ids`,
+`comparison_ids`, `evaluation_ids`, `run_ids`, `notification_ids`. Any other fields of a log record
+are dropped, because they may contain file names or personal data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pythonjsonlogger.json import JsonFormatter
 from webapp.forms import is_id
 from webapp.models import Leased
 
-TOLD = ("time", "level", "logger", "message", "worker", "exc_info")
+FIELDS = ("time", "level", "logger", "message", "worker", "exc_info")
 
 _about: ContextVar[dict[str, list[str]]] = ContextVar("about")
 _process: dict[str, str] = {}
@@ -62,7 +62,7 @@ class JsonLines(JsonFormatter):
         context.
         """
         known = {**_process, **_ids_of_request(), **_about.get({}), **log_data}
-        return {field: known[field] for field in TOLD if field in known} | {
+        return {field: known[field] for field in FIELDS if field in known} | {
             field: value for field, value in known.items() if field.endswith("_ids")
         }
 

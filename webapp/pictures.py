@@ -11,15 +11,27 @@ from typing import Any
 from flask import Blueprint, Response, abort, request
 from flask_login import current_user, login_required
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, validate
-from sqlalchemy import Row, select
+from sqlalchemy import ColumnElement, Row, select
 from sqlalchemy.orm import InstrumentedAttribute
 from werkzeug.wsgi import FileWrapper
 
 from webapp.extensions import db
 from webapp.forms import is_id
 from webapp.models import Heatmap, Prediction, Scan
+from webapp.outlines import contour
 from webapp.storage import storage
 from webapp.volume import WINDOWS, Window, open_volume
+
+NO_OUTLINE = "Nothing is outlined in this slice."
+OUTLINE = (
+    Scan.outline_key,
+    Prediction.outlined_slices,
+    Prediction.first_slices,
+    Prediction.id.label("prediction_id"),
+)
+"""What an outline is served from. A scan's next prediction has another outline under the same
+key.
+"""
 
 blueprint = Blueprint("pictures", __name__, url_prefix="/scans/<scan_id>")
 
@@ -106,11 +118,33 @@ def slice_heatmap(scan_id: str, index: int) -> Response:
     return picture(heatmap_key(drawn.id, index) if index in (drawn.slices or ()) else None)
 
 
+@blueprint.get("/outline.png")
+@login_required
+def outline(scan_id: str) -> Response:
+    """Send the contour of the hemorrhage, an overlay for the image."""
+    stored = _of_own_scan(scan_id, *OUTLINE)
+    return outline_picture(stored, (stored.first_slices or (0,))[0])
+
+
+@blueprint.get("/slices/<int:index>/outline.png")
+@login_required
+def slice_outline(scan_id: str, index: int) -> Response:
+    """Send the contour of the hemorrhage in one slice, an overlay for its image."""
+    return outline_picture(_of_own_scan(scan_id, *OUTLINE), index)
+
+
+@blueprint.get("/outline.nii.gz")
+@login_required
+def outline_file(scan_id: str) -> Response:
+    """Send what is outlined in all slices as one file."""
+    return mask_file(_of_own_scan(scan_id, *OUTLINE))
+
+
 def picture(key: str | None) -> Response:
     """Return a stored PNG, or 404 if it is not ready yet."""
     if key is None:
         abort(404, "This image is not ready yet.")
-    return _private_response("image/png", key, lambda: storage.get(key))
+    return private_response("image/png", key, lambda: storage.get(key))
 
 
 def slice_picture(volume_key: str | None, index: int, window: Window | None) -> Response:
@@ -124,17 +158,49 @@ def slice_picture(volume_key: str | None, index: int, window: Window | None) -> 
         except IndexError:
             abort(404, "Slice not found in this series.")
 
-    return _private_response("image/png", f"{volume_key} {index} {window}", drawn)
+    return private_response("image/png", f"{volume_key} {index} {window}", drawn)
 
 
 def series_file(volume_key: str | None) -> Response:
     """Stream a stored series; 404 if there is none."""
     if volume_key is None:
         abort(404, "This scan is not a series.")
-    answer = _private_response(
-        "application/gzip", volume_key, lambda: FileWrapper(storage.open(volume_key), 2**16)
+    return _stored_file(volume_key, volume_key, volume_key.rsplit("/", 1)[-1])
+
+
+def outline_picture(stored: Row[Any], index: int) -> Response:
+    """Return the contour in one slice as a PNG, or 404 where nothing is outlined; `stored` are the
+    columns `OUTLINE` of the scan.
+    """
+    if stored.outline_key is None or index not in (stored.outlined_slices or ()):
+        abort(404, NO_OUTLINE)
+
+    def drawn() -> bytes:
+        try:
+            return contour(stored.outline_key, index)
+        except IndexError:
+            abort(404, NO_OUTLINE)
+
+    name = f"{stored.outline_key} {stored.prediction_id} {index}"
+    return private_response("image/png", name, drawn)
+
+
+def mask_file(stored: Row[Any]) -> Response:
+    """Stream what is outlined, or 404 where nothing is; `stored` are the columns `OUTLINE` of the
+    scan.
+    """
+    if stored.outline_key is None or not stored.outlined_slices:
+        abort(404, "This scan has no outline.")
+    own_id = stored.outline_key.rsplit("/", 1)[-1]
+    name = f"{stored.outline_key} {stored.prediction_id}"
+    return _stored_file(stored.outline_key, name, f"outline-{own_id}")
+
+
+def _stored_file(key: str, name: str, file_name: str) -> Response:
+    answer = private_response(
+        "application/gzip", name, lambda: FileWrapper(storage.open(key), 2**16)
     )
-    answer.headers.set("Content-Disposition", "attachment", filename=volume_key.rsplit("/", 1)[-1])
+    answer.headers.set("Content-Disposition", "attachment", filename=file_name)
     return answer
 
 
@@ -143,7 +209,7 @@ def heatmap_key(heatmap_id: str, index: int) -> str:
     return f"heatmaps/{heatmap_id}.{index}.png"
 
 
-def _private_response(
+def private_response(
     media: str, name: str, content: Callable[[], bytes | Iterable[bytes]]
 ) -> Response:
     """Return content that only the owner's browser may cache, revalidated on each use; `content` is
@@ -166,7 +232,9 @@ def _private_response(
     return answer
 
 
-def _of_own_scan(scan_id: str, *columns: InstrumentedAttribute[Any]) -> Row[Any]:
+def _of_own_scan(
+    scan_id: str, *columns: ColumnElement[Any] | InstrumentedAttribute[Any]
+) -> Row[Any]:
     """Return columns of one of the current user's scans; 404 for anybody else's."""
     found = (
         is_id(scan_id)

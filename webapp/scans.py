@@ -1,19 +1,15 @@
-"""The pages of a person's scans: submission, progress and result."""
+"""The pages of a person's scans: progress and result."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 
 from flask import (
     Blueprint,
     Response,
     abort,
-    current_app,
     flash,
     redirect,
     render_template,
@@ -21,7 +17,7 @@ from flask import (
     url_for,
 )
 from flask_login import current_user, login_required
-from sqlalchemy import select, update
+from sqlalchemy import select, tuple_, update
 from sqlalchemy.orm import joinedload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -30,33 +26,33 @@ from webapp.audit import record
 from webapp.bleeding_types import typed
 from webapp.deletion import delete_scan
 from webapp.extensions import database_now, db, noting
-from webapp.forms import PhantomForm, ScanForm, is_id
+from webapp.forms import is_id
 from webapp.health import checks_by_rows
-from webapp.intake import Choices, UploadRejected, accept_scans, within_rate
+from webapp.intake import Choices, UploadRejected, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.logins import require_login_still
 from webapp.models import (
     ORIGINAL_REMOVED,
     Act,
     JobStatus,
     ModelVersion,
+    Order,
     Prediction,
     Scan,
     cancel,
+    draw_heatmap,
     force,
+    report_kinds,
     retry,
 )
+from webapp.outline_view import outline_view
 from webapp.series_view import series_view
 from webapp.storage import StorageError, storage
+from webapp.submission import QUEUE_AWAY, submitted
 from webapp.volume import open_volume
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
 
-QUEUE_AWAY = (
-    "The queue is currently unavailable. Your scan has been saved and will be analyzed once the"
-    " queue is back."
-)
 STOP_POLLING = 286
 """htmx shows the response and stops polling."""
 
@@ -67,48 +63,6 @@ def home() -> str | WerkzeugResponse:
     if current_user.is_authenticated:
         return redirect(url_for("worklist.show"))
     return render_template("scans/home.html")
-
-
-@blueprint.get("/scans/new")
-@login_required
-def new() -> str:
-    """Show the form to submit scans, and the phantoms."""
-    return _submission(ScanForm(formdata=None))
-
-
-@blueprint.post("/scans")
-@within_rate
-@login_required
-def submit() -> tuple[str, int] | WerkzeugResponse:
-    """Submit slices and series; each becomes a scan."""
-    form = ScanForm()
-    if form.validate_on_submit():
-        try:
-            return _submit(
-                form.file.data,
-                form.title.data or "",
-                Choices(form.stat.data, form.together.data, form.keep_names.data),
-            )
-        except UploadRejected as err:
-            form.file.errors = [str(err)]
-    return _submission(form), 400
-
-
-@blueprint.post("/scans/phantom")
-@within_rate
-@login_required
-def submit_phantom() -> tuple[str, int] | WerkzeugResponse:
-    """Submit one of the phantoms."""
-    form = PhantomForm()
-    phantom = (
-        next((phantom for phantom in phantoms() if phantom["file"] == form.name.data), None)
-        if form.validate_on_submit()
-        else None
-    )
-    if phantom is None:
-        abort(404, "Phantom not found.")
-    with _phantom_folder().joinpath(phantom["file"]).open("rb") as content:
-        return _submit([FileStorage(content, phantom["file"])], phantom["title"], Choices())
 
 
 @blueprint.get("/scans/<scan_id>")
@@ -175,7 +129,7 @@ def cut(scan_id: str) -> WerkzeugResponse:
         return redirect(url_for("scans.show", scan_id=scan_id))
     sheet = FileStorage(BytesIO(storage.get(scan.original_key)))
     try:
-        return _submit([sheet], scan.title, Choices(stat=scan.stat, uncut=not scan.uncut))
+        return submitted([sheet], scan.title, Choices(stat=scan.stat, uncut=not scan.uncut))
     except UploadRejected as err:
         flash(str(err), "warning")
         return redirect(url_for("scans.show", scan_id=scan_id))
@@ -208,6 +162,20 @@ def retry_scan(scan_id: str) -> WerkzeugResponse:
     return _queued(scan.id, Act.SCAN_RETRIED, retry(scan.id), otherwise)
 
 
+@blueprint.post("/scans/<scan_id>/heatmap")
+@login_required
+def request_heatmap(scan_id: str) -> WerkzeugResponse:
+    """Generate the heat maps of a scan whose model outlines the hemorrhage."""
+    scan = _own_scan(scan_id)
+    drawn = draw_heatmap(scan.id, current_user.id)
+    db.session.commit()
+    if not drawn:
+        flash("No heat maps can be generated for this scan.", "warning")
+    elif not nudge(PREDICT_SCANS):
+        flash(QUEUE_AWAY, "warning")
+    return redirect(url_for("scans.show", scan_id=scan_id))
+
+
 @blueprint.post("/scans/<scan_id>/delete")
 @login_required
 def remove(scan_id: str) -> WerkzeugResponse:
@@ -221,21 +189,6 @@ def remove(scan_id: str) -> WerkzeugResponse:
             "warning",
         )
     return redirect(url_for("worklist.show"))
-
-
-def phantoms() -> list[dict[str, str]]:
-    """Return the installed phantoms, each with `file` (in static/phantoms) and `title`."""
-    try:
-        offered: list[dict[str, str]] = json.loads(
-            _phantom_folder().joinpath("index.json").read_text("utf-8")
-        )
-    except FileNotFoundError:
-        return []
-    return offered
-
-
-def _phantom_folder() -> Path:
-    return Path(current_app.static_folder or "") / "phantoms"
 
 
 def _own_scan(scan_id: str) -> Scan:
@@ -272,17 +225,18 @@ def _neighbors(scan: Scan) -> dict[str, str | None]:
     """
     own = select(Scan.id).where(Scan.user_id == scan.user_id).limit(1)
     # The first condition is what an index can start from.
+    place = tuple_(Scan.study_id, Scan.id)
     newer = (Scan.created_at >= scan.created_at) & (
-        (Scan.created_at > scan.created_at) | (Scan.id < scan.id)
+        (Scan.created_at > scan.created_at) | (place < tuple_(scan.study_id, scan.id))
     )
     older = (Scan.created_at <= scan.created_at) & (
-        (Scan.created_at < scan.created_at) | (Scan.id > scan.id)
+        (Scan.created_at < scan.created_at) | (place > tuple_(scan.study_id, scan.id))
     )
     return {
         "previous_id": db.session.scalar(
-            own.where(newer).order_by(Scan.created_at, Scan.id.desc())
+            own.where(newer).order_by(Scan.created_at, Scan.study_id.desc(), Scan.id.desc())
         ),
-        "next_id": db.session.scalar(own.where(older).order_by(Scan.created_at.desc(), Scan.id)),
+        "next_id": db.session.scalar(own.where(older).order_by(*Order.NEWEST.columns)),
     }
 
 
@@ -290,7 +244,8 @@ def _standing(scan: Scan) -> dict[str, object]:
     """Return the progress of a scan for its page.
 
     `open`: something will still change; `drawing`: the heat map will; `state`: a hash that changes
-    whenever the page does; `nobody_reads`: the scan is queued and no predict worker is running.
+    whenever the page does; `report_kinds`: what may be asked for; `nobody_reads`: the scan is
+    queued and no predict worker is running.
     """
     heatmap = scan.prediction.heatmap if scan.prediction else None
     drawing = heatmap is not None and not heatmap.status.is_final
@@ -303,14 +258,15 @@ def _standing(scan: Scan) -> dict[str, object]:
     return {
         "open": drawing or not scan.status.is_final,
         "drawing": drawing,
+        "report_kinds": report_kinds(scan),
         "state": state,
         "nobody_reads": nobody_reads,
     }
 
 
 def _pictured(scan: Scan) -> dict[str, object]:
-    """Return what the viewer of a series shows: `series`, where the scan is one, and
-    `drawn_slices`, which have a heat map.
+    """Return what the viewer of a series shows: `series`, where the scan is one, `drawn_slices`,
+    which have a heat map, `outlined_slices`, which have an outline, and what is told of that.
 
     While the storage is unavailable, the page shows only the slice that represents the scan.
     """
@@ -326,6 +282,8 @@ def _pictured(scan: Scan) -> dict[str, object]:
     return {
         "series": series,
         "drawn_slices": (heatmap and heatmap.slices) or [],
+        "outlined_slices": (scan.prediction and scan.prediction.outlined_slices) or [],
+        "outline": outline_view(scan.prediction),
     }
 
 
@@ -341,36 +299,3 @@ def _queued(scan_id: str, act: Act, queued: bool, otherwise: str) -> WerkzeugRes
     elif not nudge(PREDICT_SCANS):
         flash(QUEUE_AWAY, "warning")
     return redirect(url_for("scans.show", scan_id=scan_id))
-
-
-def _submit(files: Sequence[FileStorage], title: str, choices: Choices) -> WerkzeugResponse:
-    def warn() -> None:
-        flash(QUEUE_AWAY, "warning")
-
-    scans = accept_scans(
-        current_user.id,
-        files,
-        title,
-        choices,
-        on_unreachable=warn,
-        require_access=require_login_still,
-    )
-    if len(scans) == 1:
-        return redirect(url_for("scans.show", scan_id=scans[0].id))
-    flash(f"{len(scans)} scans were submitted.", "success")
-    for note in scans[0].notes or []:
-        flash(note, "warning")
-    return redirect(url_for("worklist.show"))
-
-
-def _submission(form: ScanForm) -> str:
-    """Return the page of the form. Phantoms are collapsed once the person has another scan."""
-    offered = phantoms()
-    real = select(Scan.id).where(
-        Scan.user_id == current_user.id,
-        Scan.title.not_in([phantom["title"] for phantom in offered]),
-    )
-    has_real_scan = db.session.scalar(real.limit(1)) is not None
-    return render_template(
-        "scans/new.html", form=form, phantoms=offered, has_real_scan=has_real_scan
-    )

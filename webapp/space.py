@@ -1,5 +1,5 @@
-"""Free space: below a floor nothing more is taken in, so that the database, logins and reading go
-on.
+"""Free space: uploads are refused below a minimum, so that the database, logins and the analysis of
+scans continue.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import zlib
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct, error, iter_unpack, pack, unpack_from
@@ -26,6 +27,11 @@ SUBFIELD = Struct("<2sH")
 POSITIONS = b"HS"
 FAST = 1
 """The zlib level of PNG files, which are sent once or twice and not stored."""
+GRAY, INDEXED = 0, 3
+"""A PNG's types of color."""
+
+Color = tuple[int, int, int, int]
+"""Red, green, blue and opacity, 0..255."""
 
 
 class Window(NamedTuple):
@@ -86,21 +92,7 @@ class Volume:
             IndexError: there is no such slice.
             StorageError: it cannot be read.
         """
-        if not 0 <= index < len(self.starts):
-            raise IndexError(index)
-        stop = self.starts[index + 1] if index + 1 < len(self.starts) else None
-        stored = storage.get(self.key, self.starts[index], stop)
-        try:
-            voxels = array(
-                "H",
-                zlib.decompressobj(-zlib.MAX_WBITS).decompress(
-                    stored, 2 * self.columns * self.rows
-                ),
-            )
-        except (zlib.error, ValueError) as err:
-            raise StorageError("A stored series is damaged.") from err
-        if len(voxels) != self.columns * self.rows:
-            raise StorageError("A stored series is damaged.")
+        voxels = array("H", self.voxels(index, 2))
         if sys.byteorder == "big":
             voxels.byteswap()
         if window is None or (window in WINDOWS.values() and not self.is_hu):
@@ -110,6 +102,26 @@ class Volume:
         # Stored to the right and to the front (RAS), looked at from the foot end with the face up:
         # turned by 180 degrees.
         return png(shown[::-1], self.columns)
+
+    def voxels(self, index: int, voxel_bytes: int) -> bytes:
+        """Return a slice as it is stored, its voxels one after the other.
+
+        Raises:
+            IndexError: there is no such slice.
+            StorageError: it cannot be read, or its voxels are of another size.
+        """
+        if not 0 <= index < len(self.starts):
+            raise IndexError(index)
+        stop = self.starts[index + 1] if index + 1 < len(self.starts) else None
+        stored = storage.get(self.key, self.starts[index], stop)
+        size = voxel_bytes * self.columns * self.rows
+        try:
+            found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, size)
+        except zlib.error as err:
+            raise StorageError("A stored series is damaged.") from err
+        if len(found) != size:
+            raise StorageError("A stored series is damaged.")
+        return found
 
 
 def open_volume(key: str) -> Volume:
@@ -159,14 +171,23 @@ def gray_of(window: Window, slope: float, intercept: float) -> bytes:
     return grays[32768:] + grays[:32768]
 
 
-def png(grays: bytes, columns: int) -> bytes:
-    """Return a PNG file of 8-bit gray levels, given row by row."""
+def png(grays: bytes, columns: int, palette: Sequence[Color] = ()) -> bytes:
+    """Return rows of bytes, one after the other, as a PNG file: grays, or numbers of the colors in
+    a palette.
+    """
     rows = [grays[start : start + columns] for start in range(0, len(grays), columns)]
-    header = pack(">2I5B", columns, len(rows), 8, 0, 0, 0, 0)
+    header = pack(">2I5B", columns, len(rows), 8, INDEXED if palette else GRAY, 0, 0, 0)
     pixels = zlib.compress(b"".join([b"\0" + row for row in rows]), FAST)
+    colors = (
+        _chunk(b"PLTE", b"".join(bytes(color[:3]) for color in palette))
+        + _chunk(b"tRNS", bytes(color[3] for color in palette))
+        if palette
+        else b""
+    )
     return (
         b"\x89PNG\r\n\x1a\n"
         + _chunk(b"IHDR", header)
+        + colors
         + _chunk(b"IDAT", pixels)
         + _chunk(b"IEND", b"")
     )

@@ -23,7 +23,7 @@ from flask import (
     url_for,
 )
 from flask_login import current_user, login_required
-from sqlalchemy import func, select
+from sqlalchemy import select
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from webapp.api.scans import scan_as_json, with_result
@@ -32,19 +32,25 @@ from webapp.audit import record
 from webapp.deletion import FILES_S, delete_chosen
 from webapp.extensions import database_now, db
 from webapp.forms import WorklistFilterForm, is_id
+from webapp.intake.dicom_series import by_numbers
+from webapp.intake.rearrange import may_be_joined, may_be_split
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Act, Order, Scan, cancel, retry, set_stat
 from webapp.paging import requested_page
-from webapp.scans import QUEUE_AWAY
+from webapp.submission import QUEUE_AWAY, ScanForm, offered_phantoms
 from webapp.worklist_query import (
     COLUMNS,
+    address_of,
+    asked_for,
     conditions,
+    count_of,
     direction,
     has_pending,
-    ids_of_page,
     known_order,
     next_order,
     own_scans,
+    studies_around,
+    studies_of_page,
     verdicts_since,
     version_of,
 )
@@ -52,8 +58,12 @@ from webapp.worklist_query import (
 blueprint = Blueprint("worklist", __name__, url_prefix="/scans")
 
 PER_PAGE = 50
+SERIES_PER_PAGE = 500
+"""In the worklist of one study: its pictures are joined from there."""
+MOST_SELECTED = 500
 FIELDS_OF_CSV = (
     "id",
+    "study_id",
     "title",
     "status",
     "state",
@@ -79,16 +89,17 @@ def show() -> str:
     """Show a page of the worklist, with the filters and the order of the address."""
     form = WorklistFilterForm(request.args)
     chosen, order = form.chosen, known_order(request.args.get("order", ""))
-    which = conditions(current_user.id, chosen)
-    total = db.session.scalar(select(func.count()).select_from(Scan).where(*which)) or 0
-    page = requested_page(total, PER_PAGE)
-    ids = db.session.scalars(ids_of_page(which, order, PER_PAGE, (page.number - 1) * PER_PAGE))
-    address = _address(chosen, order)
+    per_page = SERIES_PER_PAGE if "study" in chosen else PER_PAGE
+    places, total = count_of(conditions(current_user.id, chosen), apart="study" in chosen)
+    page = requested_page(places, per_page)
+    first = (page.number - 1) * per_page
+    address = address_of(chosen, order)
     return render_template(
         "scans/worklist.html",
         form=form,
         filtered=bool(chosen or form.errors),
-        scans=own_scans(current_user.id, ids.all()),
+        of_study="study" in chosen,
+        studies=studies_of_page(current_user.id, chosen, order, per_page, first),
         version_of=version_of,
         total=total,
         page=page,
@@ -105,6 +116,8 @@ def show() -> str:
             for name, column in COLUMNS.items()
         ],
         pending=has_pending(current_user.id),
+        submit_form=ScanForm(formdata=None),
+        **offered_phantoms(),
         opened=db.session.scalar(select(database_now())),
     )
 
@@ -119,10 +132,13 @@ def rows() -> Response:
         opened = datetime.fromisoformat(request.args.get("opened", ""))
     except ValueError:
         abort(400, "Unknown point in time.")
-    scans = own_scans(current_user.id, _ids(request.args.getlist("id")))
+    scans = own_scans(current_user.id, _ids(request.args.getlist("id"), PER_PAGE))
+    chosen, order = asked_for(request.args)
+    studies = studies_around(current_user.id, chosen, scans)
     pending = has_pending(current_user.id)
     news = verdicts_since(current_user.id, opened)
     facts = [pending, news, *((scan.id, version_of(scan)) for scan in scans)]
+    facts += [(study.id, study.version) for study in studies]
     answer = Response()
     answer.set_etag(hashlib.sha256(repr(facts).encode()).hexdigest()[:32])
     answer.cache_control.private = True
@@ -131,7 +147,13 @@ def rows() -> Response:
     if answer.status_code == 200:
         answer.set_data(
             render_template(
-                "scans/_rows.html", scans=scans, version_of=version_of, pending=pending, news=news
+                "scans/_rows.html",
+                scans=scans,
+                studies=studies,
+                version_of=version_of,
+                pending=pending,
+                news=news,
+                address=address_of(chosen, order),
             )
         )
     return answer
@@ -141,17 +163,17 @@ def rows() -> Response:
 @login_required
 def act() -> str | WerkzeugResponse:
     """Do to the selected scans (`id`, repeated) what `action` says: cancel, retry, stat, routine,
-    delete (which asks first), csv or json.
+    csv or json; join, split and delete ask first.
     """
     ids, action = _ids(request.form.getlist("id")), request.form.get("action", "")
-    if action not in {*CHANGES, "delete", "csv", "json"}:
+    if action not in {*CHANGES, *ASKED_FIRST, "csv", "json"}:
         abort(400, "Unknown action.")
     scans = own_scans(current_user.id, ids)
     if not scans:
         flash("Please select at least one scan.", "warning")
         return _back()
-    if action == "delete":
-        return render_template("scans/delete.html", scans=scans, address=_asked())
+    if action in ASKED_FIRST:
+        return _ask(action, scans)
     if action in ("csv", "json"):
         return _export(ids, action)
     change, done, otherwise = CHANGES[action]
@@ -178,6 +200,31 @@ def delete() -> WerkzeugResponse:
             "warning",
         )
     return _back()
+
+
+def _ask(action: str, scans: list[Scan]) -> str | WerkzeugResponse:
+    """Return the page that asks whether these scans are to be deleted, joined or split."""
+    may_be, otherwise = ASKED_FIRST[action]
+    chosen = [scan for scan in scans if may_be(scan)]
+    if len(chosen) < (2 if action == "join" else 1):
+        flash(f"Nothing was changed: {otherwise}", "warning")
+        return _back()
+    if left := len(scans) - len(chosen):
+        flash(f"{_counted(left)} of the selected will stay: {otherwise}", "warning")
+    title = ""
+    if action == "join":
+        chosen.sort(key=lambda scan: by_numbers(scan.title))
+        named = {scan.title.rpartition(" · ")[0] for scan in chosen}
+        title = named.pop() if len(named) == 1 else ""
+    return render_template(f"scans/{action}.html", scans=chosen, title=title, address=_asked())
+
+
+ASKED_FIRST: dict[str, tuple[Callable[[Scan], bool], str]] = {
+    "delete": (lambda _: True, ""),
+    "join": (may_be_joined, "only single PNG or JPEG pictures can be joined, at least two."),
+    "split": (may_be_split, "only series of PNG or JPEG pictures can be split."),
+}
+"""By action: to which scans it can be done, and what is told where there are others."""
 
 
 def _cancel(scan: Scan) -> bool:
@@ -238,22 +285,14 @@ def _counted(scans: int) -> str:
     return "1 scan" if scans == 1 else f"{scans} scans"
 
 
-def _ids(given: list[str]) -> list[str]:
-    """Return the ids among these, as many as a page has scans."""
-    return [each for each in given if is_id(each)][:PER_PAGE]
-
-
-def _address(chosen: dict[str, Any], order: str) -> dict[str, str]:
-    """Return filters and order as parameters of the worklist's address."""
-    address = {name: str(value) for name, value in chosen.items()}
-    return address if order == Order.NEWEST else {**address, "order": order}
+def _ids(given: list[str], most: int = MOST_SELECTED) -> list[str]:
+    """Return the ids among these, at most so many."""
+    return [each for each in given if is_id(each)][:most]
 
 
 def _asked() -> dict[str, Any]:
     """Return the valid filters, the order and the page of the request as such parameters."""
-    address = _address(
-        WorklistFilterForm(request.args).chosen, known_order(request.args.get("order", ""))
-    )
+    address = address_of(*asked_for(request.args))
     page = request.args.get("page", "")
     return {**address, "page": page} if page.isascii() and page.isdigit() else address
 

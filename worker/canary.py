@@ -1,5 +1,5 @@
-"""The canary: a version has to answer for a phantom as it did when it was made, before it goes live
-and before a worker answers scans with it.
+"""The canary: a version must reproduce its recorded score for a phantom before it goes live, and
+before a worker analyzes scans with it.
 """
 
 from __future__ import annotations

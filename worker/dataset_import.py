@@ -31,7 +31,7 @@ from worker.scan_files import is_passing
 
 log = logging.getLogger(__name__)
 
-Told = Callable[[str, int, int], None]
+OnPart = Callable[[str, int, int], None]
 """Called with the current step, how many of its parts are done, and how many there are."""
 
 UNPACKING, READING, MEASURING, PROBING = PARTS = (
@@ -153,7 +153,7 @@ def sheet_key(dataset: Dataset) -> str:
     return f"sheets/{dataset.id}.png"
 
 
-def fetch_dataset(dataset: Dataset, folder: Path, on_part: Told, **how: bool) -> LoadedDataset:
+def fetch_dataset(dataset: Dataset, folder: Path, on_part: OnPart, **how: bool) -> LoadedDataset:
     """Download a data set's archive, unpack it in `folder` and read it; `on_part` is called for
     each file and image, and `how` goes to `ml.datasets.read.read_dataset`.
 

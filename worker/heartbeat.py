@@ -56,6 +56,8 @@ class Presence:
         """
         self.last_drawn_for = ""
         """Whose heat map was drawn last: the others are next."""
+        self.last_reported_for = ""
+        """Whose report was made last: the others are next."""
         self._storage_away = storage_away or mmap.mmap(-1, 1)
         self.alarm: str | None = None
         """A sentence on what keeps this worker from answering; the next beat writes it."""

@@ -13,7 +13,16 @@ from sqlalchemy import ColumnElement, or_, select, true
 from sqlalchemy.orm import InstrumentedAttribute
 
 from webapp.extensions import database_now, db
-from webapp.models import Dataset, Evaluation, Heatmap, JobStatus, ModelVersion, Scan, TrainingRun
+from webapp.models import (
+    Dataset,
+    Evaluation,
+    Heatmap,
+    JobStatus,
+    ModelVersion,
+    Report,
+    Scan,
+    TrainingRun,
+)
 from webapp.storage import StorageError, storage
 
 log = logging.getLogger(__name__)
@@ -55,7 +64,9 @@ OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], Column
     "images": (Scan.id, id_in, true()),
     "thumbnails": (Scan.id, id_in, true()),
     "volumes": (Scan.id, id_in, true()),
+    "outlines": (Scan.id, id_in, Scan.outline_key.is_not(None)),
     "heatmaps": (Heatmap.id, id_in, true()),
+    "reports": (Report.id, id_in, true()),
     "datasets": (Dataset.archive_key, str, Dataset.status.in_((*OPEN, JobStatus.DONE))),
     "sheets": (Dataset.id, id_in, Dataset.status.in_((*OPEN, JobStatus.DONE))),
     "checkpoints": (TrainingRun.id, id_in, or_(TrainingRun.status.in_(OPEN), MAY_CONTINUE)),

@@ -20,6 +20,7 @@ from ml.verdict import State
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import Heatmap, ModelVersion, Prediction, Scan, answering_versions, new_id
+from webapp.notifications import queue_notifications
 from webapp.storage import StorageAway
 from worker import leases
 from worker.heartbeat import presence
@@ -31,6 +32,7 @@ from worker.scan_files import (
     read_original,
     sentence_for,
     shown_slice,
+    store_outlines,
     store_pictures,
 )
 
@@ -153,6 +155,7 @@ class Outcome:
             scan any more.
         refused_by_storage: the refusal is one that may pass by itself, so the scan is put off.
         not_head_ct: the score of one that is refused because it does not look like a head CT.
+        wants_heat_maps: its model gives no outlines, which take their place.
     """
 
     scan: Scan
@@ -162,6 +165,7 @@ class Outcome:
     refusal: str | None = None
     refused_by_storage: bool = False
     not_head_ct: float | None = None
+    wants_heat_maps: bool = True
 
     def refuse(self, sentence: str) -> None:
         """Fail for this reason."""
@@ -231,9 +235,11 @@ def ask(version: ModelVersion, chosen: Sequence[tuple[Outcome, Series]]) -> None
     if not loads(version):
         hand_back_for_later(ids)  # The next look for work raises the alarm.
         return
-    score(predictor_for(version), chosen, Watch(ids))
+    predictor = predictor_for(version)
+    score(predictor, chosen, Watch(ids))
     for outcome, _ in chosen:
         outcome.version_id = version.id
+        outcome.wants_heat_maps = not predictor.gives_outlines
 
 
 def refuse_other_images(outcome: Outcome) -> None:
@@ -250,6 +256,7 @@ def render(outcome: Outcome) -> None:
         return
     try:
         store_pictures(outcome.scan.id, outcome.series, shown_slice(outcome.finding.first_slices))
+        store_outlines(outcome.scan.id, outcome.series, outcome.finding.outlines.masks)
     except Exception as err:  # noqa: BLE001 - one scan must not take its batch mates with it.
         outcome.refuse_for(err)
 
@@ -332,17 +339,17 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
     of_series = [
         scan_id for scan_id, finding in findings.items() if len(finding.slice_probabilities) > 1
     ]
+    outlined = [
+        scan_id for scan_id, finding in findings.items() if finding.outlines.outlined_slices
+    ]
     owned = leases.finish(
         Scan,
         owner,
         findings.keys(),
         image_key=literal("images/") + Scan.id + ".png",
         thumbnail_key=literal("thumbnails/") + Scan.id + ".png",
-        volume_key=case(
-            (Scan.id.in_(of_series), literal("volumes/") + Scan.id + ".nii.gz"), else_=None
-        )
-        if of_series
-        else None,
+        volume_key=key_where("volumes", of_series),
+        outline_key=key_where("outlines", outlined),
         risk=by_scan({scan_id: finding.probability for scan_id, finding in findings.items()}),
         margin=by_scan(
             {
@@ -357,6 +364,7 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
         for outcome in outcomes
         if outcome.finding is not None and outcome.scan.id in owned
     ]
+    wanting = {outcome.scan.id for outcome in outcomes if outcome.wants_heat_maps}
     if predictions:
         db.session.execute(insert(Prediction).values(predictions))
         heatmaps = [
@@ -366,8 +374,11 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
                 "user_id": _owner_of(str(prediction["scan_id"])),
             }
             for prediction in predictions
+            if prediction["scan_id"] in wanting
         ]
-        db.session.execute(insert(Heatmap).values(heatmaps))
+        if heatmaps:
+            db.session.execute(insert(Heatmap).values(heatmaps))
+        queue_notifications(owned)
     odd = {one.scan.id: one.not_head_ct for one in outcomes if one.not_head_ct is not None}
     if odd:
         leases.write(Scan, owner, odd, not_head_ct=by_scan(odd))
@@ -379,6 +390,15 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
         }
         end(Scan, owner, refusals)
     return owned
+
+
+def key_where(kind: str, scan_ids: Collection[str]) -> ColumnElement[Any] | None:
+    """Return an SQL expression for the storage key of a NIfTI file that these scans have and others
+    have not.
+    """
+    if not scan_ids:
+        return None
+    return case((Scan.id.in_(scan_ids), literal(f"{kind}/") + Scan.id + ".nii.gz"), else_=None)
 
 
 def prediction_of(outcome: Outcome, finding: Finding, seconds: float) -> dict[str, Any]:
@@ -395,7 +415,19 @@ def prediction_of(outcome: Outcome, finding: Finding, seconds: float) -> dict[st
         "slices": list(finding.slice_probabilities),
         "first_slices": list(finding.first_slices),
         "types": types_of(finding),
+        **outlines_of(finding),
         "seconds": seconds,
+    }
+
+
+def outlines_of(finding: Finding) -> dict[str, Any]:
+    """Return the columns of a prediction that tell what is outlined."""
+    found = finding.outlines
+    return {
+        "outlined_slices": list(found.outlined_slices) if found.masks else None,
+        "areas_mm2": [round(area, 1) for area in found.areas_mm2] or None,
+        "volume_ml": None if found.volume_ml is None else round(found.volume_ml, 2),
+        "no_volume_because": found.no_volume_because or None,
     }
 
 

@@ -8,7 +8,17 @@ import ctypes
 import os
 import sys
 
-SETTINGS = ("SECRET_KEY", "DATABASE_URL", "BROKER_URL", "METRICS_TOKEN", "HEMOSCAN_PASSWORD")
+SETTINGS = (
+    "SECRET_KEY",
+    "DATABASE_URL",
+    "BROKER_URL",
+    "METRICS_TOKEN",
+    "HEMOSCAN_PASSWORD",
+    "NOTIFY_EMAIL_URL",
+    "NOTIFY_CHAT_URL",
+    "NOTIFY_WEBHOOK_URL",
+    "NOTIFY_WEBHOOK_SECRET",
+)
 """Read once, into the configuration; afterwards nobody needs them."""
 OF_STORAGE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """Read by the storage's client whenever it signs in, from Python's copy of the environment."""

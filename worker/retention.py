@@ -7,12 +7,14 @@ import threading
 from collections.abc import Callable
 
 from flask import Flask, current_app
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 
 from webapp.deletion import delete_scans
 from webapp.extensions import database_now, db, forget_deleted
-from webapp.models import JobStatus, Scan
+from webapp.models import JobStatus, Report, ReportKind, Scan
+from webapp.models.reports import KEPT_S, file_key
 from webapp.storage import storage
+from worker.deliveries import remove_old_notifications
 from worker.orphaned_files import remove_orphans
 from worker.retries import in_transaction
 
@@ -32,10 +34,15 @@ def tidy_meanwhile(app: Flask) -> None:
 
     def tidy() -> None:
         with _tidying, app.app_context():
-            for remove in (remove_expired, remove_orphans):
+            for remove in (
+                remove_expired,
+                remove_old_reports,
+                remove_old_notifications,
+                remove_orphans,
+            ):
                 try:
                     remove()
-                # The other one is not to suffer from it; both are tried again in an hour.
+                # The others are not to suffer from it; all are tried again in an hour.
                 except Exception:
                     db.session.rollback()
                     log.exception("%s failed", remove.__name__)
@@ -67,6 +74,19 @@ def remove_expired() -> None:
         if total:
             forget_deleted()
             log.info("scans=%d deleted after %d days (%s)", total, days, setting)
+
+
+def remove_old_reports() -> None:
+    """Delete reports that were made `KEPT_S` ago, with their files."""
+    ended = Report.status.in_([status for status in JobStatus if status.is_final])
+    old = ended & (Report.finished_at < database_now(-KEPT_S))
+    reports = in_transaction(
+        lambda: db.session.execute(
+            delete(Report).where(old).returning(Report.id, Report.kind)
+        ).all()
+    )
+    for report in reports:
+        storage.discard(file_key(report.id, ReportKind(report.kind)))
 
 
 def remove_scans(which: ColumnElement[bool]) -> int:

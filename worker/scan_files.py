@@ -10,17 +10,18 @@ from collections.abc import Collection, Sequence
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from flask import current_app
 from PIL import Image
 from sqlalchemy import select
 
 from ml.errors import ArtifactError, ImageError
-from ml.scans.slices import Series, render
-from ml.scans.volume import write_volume
+from ml.scans.slices import BoolArray, Series, render
+from ml.scans.volume import read_masks, resized_mask, write_masks, write_volume
 from webapp import logs
 from webapp.extensions import db
 from webapp.intake import PACKED
-from webapp.models import ORIGINAL_REMOVED, Heatmap, Scan
+from webapp.models import ORIGINAL_REMOVED, Heatmap, Report, Scan
 from webapp.storage import MissingFile, StorageAway, StorageError, storage
 from worker.decoder import decode
 from worker.heartbeat import presence
@@ -39,16 +40,8 @@ def read_original(scan: Scan) -> Series:
         StorageError: it cannot be downloaded, is no longer stored, or the local disk is full.
         ImageError: it cannot be decoded.
     """
-    if scan.original_removed_at is not None:
-        raise MissingFile(ORIGINAL_REMOVED)
     with presence().work_folder() as folder:
-        original = folder / "original"
-        retry_storage(lambda: storage.fetch(scan.original_key, original))
-        paths = (
-            retry_disk(lambda: _unpack(original))
-            if scan.original_key.endswith(PACKED)
-            else [original]
-        )
+        paths = fetch_original(scan, folder)
         config = current_app.config
         limits = {
             "max_bytes": config["MAX_UPLOAD_MB"] * 2**20,
@@ -58,6 +51,21 @@ def read_original(scan: Scan) -> Series:
         }
         redact = config["COVER_BESIDE_HEAD"]
         return retry_disk(lambda: decode(paths, redact=redact, **limits))
+
+
+def fetch_original(scan: Scan, folder: Path) -> list[Path]:
+    """Copy the submitted files to `folder`; return them in the order in which they were uploaded.
+
+    Raises:
+        StorageError: they cannot be downloaded, are no longer stored, or the local disk is full.
+    """
+    if scan.original_removed_at is not None:
+        raise MissingFile(ORIGINAL_REMOVED)
+    original = folder / "original"
+    retry_storage(lambda: storage.fetch(scan.original_key, original))
+    if scan.original_key.endswith(PACKED):
+        return retry_disk(lambda: _unpack(original))
+    return [original]
 
 
 def _unpack(original: Path) -> list[Path]:
@@ -84,6 +92,33 @@ def store_pictures(scan_id: str, series: Series, index: int) -> None:
             retry_storage(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))
 
 
+def store_outlines(scan_id: str, series: Series, masks: Sequence[BoolArray | None]) -> None:
+    """Store what is outlined in the slices of a scan, where that is anything."""
+    if all(mask is None for mask in masks):
+        return
+    with presence().work_folder() as folder:
+        retry_disk(lambda: write_masks(series, masks, folder / "outlines"))
+        retry_storage(lambda: storage.put(f"outlines/{scan_id}.nii.gz", folder / "outlines"))
+
+
+def stored_outlines(scan: Scan, series: Series) -> BoolArray | None:
+    """Return what is outlined in a scan, None where nothing is: bool (slices, height, width), in
+    the pixels and the order of its series (`read_original`).
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    if scan.outline_key is None:
+        return None
+    key = scan.outline_key
+    try:
+        masks = read_masks(retry_storage(lambda: storage.get(key)))
+    except ValueError as err:
+        raise StorageError("A stored outline is damaged.") from err
+    height, width = series.slices[0].pixels.shape
+    return np.stack([resized_mask(mask, (width, height)) for mask in masks])
+
+
 def shown_slice(first_slices: Sequence[int] | None) -> int:
     """Return the index of the slice that represents the scan: the first one to look at."""
     return first_slices[0] if first_slices else 0
@@ -96,7 +131,7 @@ def png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def sentence_for(err: Exception, row: Scan | Heatmap | str) -> str:
+def sentence_for(err: Exception, row: Scan | Heatmap | Report | str) -> str:
     """Return the error message for the user; unexpected errors are logged with the row's id.
 
     Raises:
@@ -133,3 +168,4 @@ def discard_pictures_of_deleted(lost: Collection[str]) -> None:
         storage.discard(f"images/{scan_id}.png")
         storage.discard(f"thumbnails/{scan_id}.png")
         storage.discard(f"volumes/{scan_id}.nii.gz")
+        storage.discard(f"outlines/{scan_id}.nii.gz")

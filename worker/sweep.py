@@ -20,6 +20,8 @@ from webapp.models import (
     JobStatus,
     Leased,
     ModelVersion,
+    Notification,
+    Report,
     Scan,
     TrainingRun,
     Worker,
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 DOING: dict[type[Leased], str] = {
     Scan: "was analyzing this scan",
     Heatmap: "was generating this heat map",
+    Report: "was making this report",
+    Notification: "was sending this notification",
     Dataset: "was importing this data set",
     Comparison: "was comparing these versions",
     Evaluation: "was evaluating this version",
@@ -68,13 +72,13 @@ def bring_back() -> None:
         reaped = leases.reap(table, what)
         db.session.commit()
         for row_id, status in reaped.items():
-            told = {logs.ids_field(table): [row_id]}
+            ids = {logs.ids_field(table): [row_id]}
             log.warning(
                 "%s=%s lost its worker and is %s",
                 table.__name__.lower(),
                 row_id,
                 status,
-                extra=told,
+                extra=ids,
             )
     for queue in NUDGE_OF_QUEUE:
         if not top_up(queue):

@@ -12,19 +12,23 @@ from worker.heartbeat import presence
 
 
 def predict_scans() -> None:
-    """Check what somebody wants to promote, answer scans until none is queued, then draw heat maps;
-    verdicts go before maps.
+    """Check what somebody wants to promote, make a report that somebody waits for, answer scans
+    until none is queued, then draw heat maps; verdicts go before maps.
     """
     from worker.heat_maps import draw_next_heatmap
     from worker.prediction import answer_next_scans
+    from worker.reports.making import make_next_report
     from worker.retries import storage_is_back
     from worker.version_check import check_next_version
 
-    while (
-        not presence().stopping()
-        and storage_is_back()
-        and (check_next_version() or answer_next_scans() or draw_next_heatmap())
-    ):
+    def has_worked() -> bool:
+        if check_next_version():
+            return True
+        # One report at most before each batch of scans, so that neither waits for long.
+        has_reported = make_next_report()
+        return answer_next_scans() or has_reported or draw_next_heatmap()
+
+    while not presence().stopping() and storage_is_back() and has_worked():
         pass
 
 
@@ -51,10 +55,14 @@ def train_model() -> None:
 
 
 def sweep() -> None:
-    """Requeue the rows of dead workers and nudge live ones."""
+    """Requeue the rows of dead workers, nudge live ones, and start sending notifications that are
+    due in the background.
+    """
+    from worker.deliveries import send_meanwhile
     from worker.sweep import sweep
 
     sweep()
+    send_meanwhile(current_app._get_current_object())  # type: ignore[attr-defined]
 
 
 def tidy() -> None:

@@ -1,4 +1,4 @@
-"""What a predict worker finds of a version that somebody wants to promote."""
+"""The check of a version by a predict worker, before its promotion."""
 
 from __future__ import annotations
 

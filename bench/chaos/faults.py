@@ -96,7 +96,7 @@ class Injector:
             fault.began = time.time()
             try:
                 fault.met = kind.inject(self.stack, rng)
-            except Exception as err:  # noqa: BLE001 - a fault that could not be injected is told at the end.
+            except Exception as err:  # noqa: BLE001 - a fault that could not be injected is reported at the end.
                 self.errors.append(f"{fault.kind}: {type(err).__name__}: {err}")
             fault.ended = time.time()
             sys.stdout.write(

@@ -82,7 +82,7 @@ class Trainings(threading.Thread):
                 self.kills = {run.id: 0 for run in runs}
             while self._follow():
                 time.sleep(0.05)
-        except Exception as err:  # noqa: BLE001 - told at the end, like every other.
+        except Exception as err:  # noqa: BLE001 - reported at the end, like every other.
             self.errors.append(f"trainings: {type(err).__name__}: {err}")
 
     def _follow(self) -> bool:

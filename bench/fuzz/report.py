@@ -25,7 +25,7 @@ work folders are empty. An error in the log counts as broken, and so do an excep
 that is no sentence and a text that a page shows as markup. A ZIP may become several scans.
 """
 OUTCOMES = ("refused", "done", "failed")
-TOLD = 12
+MOST_SENTENCES = 12
 """Number of most frequent sentences listed per format."""
 
 
@@ -86,7 +86,7 @@ def _uploads(tally: Tally) -> str:
             f"- Children that decode and had to be replaced: {deaths}. Their scans failed with a"
             " sentence."
         ),
-        "\nWhat people were told, the commonest of each format; figures are left out:\n",
+        "\nThe most frequent sentences for each format, without numbers:\n",
     ]
     for kind in sorted(tally.inputs):
         said = [
@@ -94,7 +94,9 @@ def _uploads(tally: Tally) -> str:
             for (of_kind, sentence), count in tally.sentences.most_common()
             if of_kind == kind
         ]
-        lines += [f"- {kind}, {count} times: {sentence}" for count, sentence in said[:TOLD]]
+        lines += [
+            f"- {kind}, {count} times: {sentence}" for count, sentence in said[:MOST_SENTENCES]
+        ]
     return "\n".join(lines) + "\n"
 
 

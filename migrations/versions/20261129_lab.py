@@ -2,7 +2,7 @@
 trainings
 
 Revision ID: b27c5e9a4d10
-Revises: 4c81d7e2f0a9
+Revises: c41d7b90e2f6
 Created: 2026-11-29 14:35:00
 """
 
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "b27c5e9a4d10"
-down_revision = "4c81d7e2f0a9"
+down_revision = "c41d7b90e2f6"
 branch_labels = None
 depends_on = None
 

@@ -34,6 +34,12 @@ CARD, FEATURES, HEAD, TYPES, SEEN = (
 )
 
 
+OUTLINE = "outline"
+"""The output of features.onnx, beside the maps, of a model that outlines hemorrhages: the
+probability at each place of its input, float32 (N, m, m).
+"""
+
+
 READS = ("slice", "series")
 
 
@@ -357,7 +363,7 @@ class Card:
         return card
 
     @property
-    def told_types(self) -> tuple[str, ...]:
+    def reported_types(self) -> tuple[str, ...]:
         """The types of hemorrhage that types.onnx predicts, in its order."""
         return tuple(
             name for name in BLEEDING_TYPES if name in self.types and self.types[name].given

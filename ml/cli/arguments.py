@@ -82,6 +82,13 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--json", action="store_const", const="json", dest="format", help="as --format json"
     )
+    predict.add_argument(
+        "--outline",
+        type=Path,
+        metavar="FILE",
+        help="write the outline of one scan as NIfTI (.nii.gz): 1 inside the hemorrhage, 0"
+        " elsewhere; needs a model that outlines",
+    )
     evaluate = commands.add_parser(
         "evaluate",
         help="evaluate a model on a labeled data set; repeat the command on the same folder to"

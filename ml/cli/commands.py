@@ -16,12 +16,15 @@ from typing import Any
 
 from ml.artifacts.folder import read_card
 from ml.catalogue import STARTER_DIR, STARTER_SERIES_DIR, architecture_named
+from ml.checkpoints import replacing
 from ml.cli.terminal import StatusLine, figure, minutes, say, say_figures, say_states
 from ml.errors import ArtifactError, DatasetError, ImageError, SettingError
 from ml.evaluation.result_tables import Row, rows_of_run, update_results
 from ml.evaluation.worklist import Department, scans_of, sentences, simulate
+from ml.inference.outlines import NO_OUTLINES
 from ml.scans.files import files_of_series
 from ml.scans.read import ORDER_GIVEN, read_series
+from ml.scans.volume import write_masks
 from ml.typed_json import to_json
 
 BY_NAME = "The pictures have no position; they were ordered by the last number in their names."
@@ -108,37 +111,14 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     from ml.inference.predictor import Predictor
 
     predictor = Predictor(_model_folder(options.model))
+    if options.outline:
+        _require_outline_of_one(options, predictor.gives_outlines)
     rows: list[dict[str, Any]] = []
     said: list[str] = []
     counter = StatusLine("predicting scan") if len(options.paths) > 1 else None
     for path in options.paths:
-        row: dict[str, Any] = {
-            "path": str(path),
-            "probability": None,
-            "threshold": predictor.card.threshold,
-            "positive": None,
-            "state": None,
-            "types": None,
-            "warnings": [],
-            "error": None,
-        }
-        try:
-            series = read_series(files_of_series(path))
-            finding = predictor.predict(series)
-            row["warnings"] = [
-                BY_NAME if warning == ORDER_GIVEN and path.is_dir() else warning
-                for warning in finding.warnings
-            ]
-            said += [f"{path}: {warning}" for warning in row["warnings"]]
-            row |= {
-                "probability": finding.probability,
-                "threshold": finding.threshold,
-                "positive": finding.positive,
-                "state": finding.state,
-            }
-            row["types"] = dict(finding.types)
-        except ImageError as err:
-            row["error"] = str(err)
+        row = _predicted(path, predictor, options.outline)
+        said += [f"{path}: {warning}" for warning in row["warnings"]]
         rows.append(row)
         if counter:
             counter.count(len(rows), len(options.paths))
@@ -156,6 +136,53 @@ def predict_command(options: argparse.Namespace, stack: ExitStack, given: list[s
     if len(unread) == len(rows):
         raise ImageError("\n".join(unread))
     sys.stderr.writelines(f"{sentence}\n" for sentence in (*said, *unread))
+
+
+def _predicted(path: Path, predictor: Any, outline: Path | None) -> dict[str, Any]:
+    """Return what is told of one scan, and write its outline where that is asked for."""
+    row: dict[str, Any] = {
+        "path": str(path),
+        "probability": None,
+        "threshold": predictor.card.threshold,
+        "positive": None,
+        "state": None,
+        "types": None,
+        "volume_ml": None,
+        "no_volume_because": None,
+        "warnings": [],
+        "error": None,
+    }
+    try:
+        series = read_series(files_of_series(path))
+        finding = predictor.predict(series)
+    except ImageError as err:
+        return {**row, "error": str(err)}
+    if outline:
+        masks = finding.outlines.masks or [None] * len(series.slices)
+        with replacing(outline) as unfinished:
+            write_masks(series, masks, unfinished)
+    return row | {
+        "probability": finding.probability,
+        "threshold": finding.threshold,
+        "positive": finding.positive,
+        "state": finding.state,
+        "types": dict(finding.types),
+        "volume_ml": finding.outlines.volume_ml,
+        "no_volume_because": finding.outlines.no_volume_because or None,
+        "warnings": [
+            BY_NAME if warning == ORDER_GIVEN and path.is_dir() else warning
+            for warning in finding.warnings
+        ],
+    }
+
+
+def _require_outline_of_one(options: argparse.Namespace, gives_outlines: bool) -> None:
+    if len(options.paths) > 1:
+        raise SettingError("--outline takes one scan; a folder is one.")
+    if not gives_outlines:
+        raise SettingError(NO_OUTLINES)
+    if not options.outline.name.endswith(".nii.gz"):
+        raise SettingError(f"--outline writes .nii.gz, not {options.outline.name!r}.")
 
 
 def evaluate_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:

@@ -15,6 +15,7 @@ from ml.datasets.rsna import from_rsna, is_rsna
 from ml.datasets.scan_labels import add_scan_label, read_patients, with_scan_labels
 from ml.datasets.tables import (
     PATIENT_COLUMNS,
+    boxes_outside,
     column_of,
     label_of,
     read_table,
@@ -220,12 +221,15 @@ def _from_manifest(
         column_of(header, PATIENT_COLUMNS),
         _read_groups(base / "groups.csv"),
     )
-    examples, odd_slices = [], []
+    examples, odd_slices, odd_boxes = [], [], []
     for row in rows:
         where = f"{manifest.name}, line {row.line}"
         example = table.example(row, where)
         if row.get("slice") and example.slice is None:
             odd_slices.append(f"{row['slice'][:40]!r} of {example.name}")
+        odd_boxes += [
+            f"{box[:40]!r} of {example.name}" for box in boxes_outside(row.get("boxes", ""))
+        ]
         add_scan_label(of_patients, example.patient or "", row.get("scan_label", ""), where)
         examples.append(example)
     table.require_sound(rows, examples)
@@ -234,6 +238,12 @@ def _from_manifest(
         odd.append(
             f"Slice numbers that are not integers: {len(odd_slices)}, such as {odd_slices[0]};"
             " they are ignored."
+        )
+    if odd_boxes:
+        odd.append(
+            f"Boxes that do not lie within their picture: {len(odd_boxes)}, such as"
+            f" {odd_boxes[0]}; a box is a type, center x, center y, width and height, as shares of"
+            " the picture."
         )
     return "kaggle head_ct" if table.is_kaggle else "manifest", examples, odd
 

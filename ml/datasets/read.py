@@ -118,10 +118,10 @@ def _told_more(example: Example) -> str:
     """Return the part of the fingerprint for types of hemorrhage and scan-level labels: empty
     without them, so that older fingerprints remain valid.
     """
-    told = "\t" + "|".join(sorted(example.types)) if example.types else ""
+    line = "\t" + "|".join(sorted(example.types)) if example.types else ""
     if example.scan_label is not None:
-        told += f"\tscan {example.scan_label} " + "|".join(sorted(example.scan_types or ()))
-    return told
+        line += f"\tscan {example.scan_label} " + "|".join(sorted(example.scan_types or ()))
+    return line
 
 
 def _missing_class(examples: Sequence[Example]) -> str | None:
@@ -165,7 +165,7 @@ class _Looked:
         except ImageError as err:
             self.problems.append(f"{example.name} is left out: {err}")
             return
-        example = self._with_readable_mask(example)
+        example = self._with_sound_mask(example, shown)
         dhash, thumbnail = look_at(shown)
         height, width = shown.pixels.shape
         example = replace(
@@ -197,13 +197,19 @@ class _Looked:
         self.assumed.update(set(series.warnings) - {ORDER_GIVEN})
         return series
 
-    def _with_readable_mask(self, example: Example) -> Example:
-        if example.mask is not None:
-            try:
-                self.decode([example.mask], may_be_bare=True)
-            except ImageError as err:
-                self.problems.append(f"The mask of {example.name} is left out: {err}")
-                return replace(example, mask=None)
+    def _with_sound_mask(self, example: Example, shown: Slice) -> Example:
+        """Return the example without its mask, if that cannot be true of the image."""
+        if example.mask is None:
+            return example
+        try:
+            mask = self.decode([example.mask], may_be_bare=True, crops=False).slices[0].pixels
+        except ImageError as err:
+            reason = str(err)
+        else:
+            reason = _contradiction(example, mask, shown.pixels.shape)
+        if reason:
+            self.problems.append(f"The mask of {example.name} is left out: {reason}")
+            return replace(example, mask=None)
         return example
 
     def leave_out_bare(self) -> None:
@@ -217,6 +223,16 @@ class _Looked:
             else:
                 self.examples.append(one)
                 self.thumbnails.append(thumbnail)
+
+
+def _contradiction(example: Example, mask: np.ndarray, shape: tuple[int, ...]) -> str:
+    """Return how a mask contradicts its image or label, as a sentence; empty if it does not."""
+    if mask.shape != shape:
+        sizes = f"{mask.shape[1]} x {mask.shape[0]}", f"{shape[1]} x {shape[0]}"
+        return f"it has {sizes[0]} pixels, its image {sizes[1]}."
+    if example.label == 0 and mask.any():
+        return "it outlines a hemorrhage, and the label says that there is none."
+    return ""
 
 
 def _look_at_all(

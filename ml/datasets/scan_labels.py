@@ -1,4 +1,4 @@
-"""Scan-level (weak) labels, from a table of patients or a column of the table of slices."""
+"""Scan-level labels, from a table of patients or a column of the table of slices."""
 
 from __future__ import annotations
 

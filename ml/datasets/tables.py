@@ -15,6 +15,8 @@ PATIENT_COLUMNS = ("patient", "patient_id", "group")
 MAX_TABLE_MB = 32
 """A table is read whole; one of 50,000 images has a few megabytes."""
 MAX_NAME_BYTES = 255
+ROUNDING = 0.001
+"""By so much a box may seem to reach over the picture, since its numbers are rounded."""
 MOST_IMAGES = 50_000
 """Larger public data sets must be reduced: each image is decoded and compared with every other."""
 
@@ -121,3 +123,21 @@ def require_no_formula(row: Mapping[str, str], columns: Sequence[str | None], wh
                 f"{where}: the {column} {text[:40]!r} would be a formula in a spreadsheet; please"
                 f" write it without {text[0]}."
             )
+
+
+def boxes_outside(text: str) -> list[str]:
+    """Return those boxes of a cell, "type x y width height" with ";" between, that do not lie
+    within the picture; numbers are shares of its sides, x and y those of the center.
+    """
+    return [box for box in map(str.strip, text.split(";")) if box and not _is_inside(box)]
+
+
+def _is_inside(box: str) -> bool:
+    try:
+        x, y, width, height = (float(number) for number in box.split()[1:])
+    except ValueError:
+        return False
+    return all(
+        side > 0 and center - side / 2 >= -ROUNDING and center + side / 2 <= 1 + ROUNDING
+        for center, side in ((x, width), (y, height))
+    )

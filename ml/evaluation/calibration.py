@@ -1,5 +1,5 @@
-"""From raw decisions to probabilities, thresholds and an inconclusive band: all fitted to what a
-model had not seen.
+"""Calibration, thresholds and the inconclusive band: from raw decisions on held-out images to
+probabilities and verdicts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Calibration to one site: what a handful of confirmed local scans say about a model's
 probabilities there.
 
-The shipped calibration is the prior, so few scans move it a little and many move it at will. The
+The shipped calibration is the prior, so few scans change it a little and many change it freely. The
 threshold stays the same probability: once probabilities mean the same again, so does the threshold.
 """
 

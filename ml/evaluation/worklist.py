@@ -382,10 +382,10 @@ def sentences(result: Simulation) -> list[str]:
     for name, groups in result.minutes.items():
         lines.append(f"{name}:")
         for group, found in groups.items():
-            told = [f"waits {_both(found['wait'])}"]
+            parts = [f"waits {_both(found['wait'])}"]
             if name != FIRST_COME:
-                told.append(f"{_moved(group)} by {_both(found[_moved(group)])}")
-            lines.append(f"  {group}: " + "; ".join(told))
+                parts.append(f"{_moved(group)} by {_both(found[_moved(group)])}")
+            lines.append(f"  {group}: " + "; ".join(parts))
     if result.load >= 1:
         lines.append(
             "More scans arrive than can be read: the worklist grows all day, and waiting times"

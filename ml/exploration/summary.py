@@ -14,10 +14,10 @@ from ml.datasets.examples import Example, scan_key
 from ml.datasets.read import Dataset
 from ml.exploration.shortcuts import BINS, Measured, class_probes, measure, source_probes
 
-Told = Callable[[int, int], None]
+OnPart = Callable[[int, int], None]
 
 
-def measure_all(dataset: Dataset, on_image: Told = lambda done, total: None) -> list[Measured]:
+def measure_all(dataset: Dataset, on_image: OnPart = lambda done, total: None) -> list[Measured]:
     """Measure every image of a data set; `on_image` is called with (images measured, number of
     images).
     """
@@ -31,7 +31,7 @@ def measure_all(dataset: Dataset, on_image: Told = lambda done, total: None) -> 
 def explore(
     dataset: Dataset,
     measured: Sequence[Measured] | None = None,
-    on_probe: Told = lambda done, total: None,
+    on_probe: OnPart = lambda done, total: None,
 ) -> dict[str, Any]:
     """Describe a data set for a page, a report or a terminal; every value can be written as
     JSON.

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from ml.artifacts.card import FEATURES, HEAD, TYPES
+from ml.artifacts.card import FEATURES, HEAD, OUTLINE, TYPES
 from ml.artifacts.folder import read_card
 from ml.errors import ArtifactError
 from ml.inference.first_slices import look_first
 from ml.inference.gate import REFUSED_FROM, gate
 from ml.inference.heat_maps import occlusion, place
-from ml.inference.sessions import load_graph, require_same_channels
+from ml.inference.outlines import NOT_FOUND, Outlines, outlines_of
+from ml.inference.sessions import gives, load_graph, require_same_channels
 from ml.preprocessing.model_input import Frame, InputSpec, to_input
 from ml.scans.slabs import Slabs
 from ml.scans.slices import FloatArray, Series
@@ -60,6 +61,8 @@ class Finding:
         types: the probability of each predicted type of hemorrhage, by name; at most that of
             hemorrhage.
         slice_types: the same for each slice.
+        outlines: of the hemorrhage, where the model gives them, in slices at or above the
+            threshold for slices; none where the state is "not found".
     """
 
     probability: float
@@ -73,11 +76,23 @@ class Finding:
     first_slices: tuple[int, ...] = ()
     types: Mapping[str, float] = field(default_factory=dict)
     slice_types: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    outlines: Outlines = field(default_factory=Outlines)
 
     @property
     def state(self) -> State:
         """Whether a hemorrhage is suspected, not found, or the answer is inconclusive."""
         return state_of(positive=self.positive, uncertain=self.uncertain)
+
+
+@dataclass
+class _Seen:
+    """What the convolutions gave for the slabs of one scan so far; `outlined` stays empty for a
+    model without outlines.
+    """
+
+    maps: list[FloatArray] = field(default_factory=list)
+    outlined: list[FloatArray] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
 
 
 class Predictor:
@@ -120,7 +135,7 @@ class Predictor:
         answers = ("slice_probability", "scan_probability")
         self._head = load_graph(model_dir / HEAD, threads, ("maps",), answers)
         self._types: onnxruntime.InferenceSession | None = None
-        if self.card.told_types:
+        if self.card.reported_types:
             if TYPES not in self.card.files:
                 raise ArtifactError(
                     f"The model's card lists types of hemorrhage, but there is no {TYPES}."
@@ -128,6 +143,7 @@ class Predictor:
             self._types = load_graph(
                 model_dir / TYPES, threads, ("maps", *answers), ("slice_types", "scan_types")
             )
+        self.gives_outlines = gives(self._features, OUTLINE)
         for name, reader in ((HEAD, self._head), (TYPES, self._types)):
             if reader is not None:
                 require_same_channels(self._features, reader, name)
@@ -178,30 +194,21 @@ class Predictor:
         stacks = [Slabs(scan) for scan in series]
         jobs = [(owner, index) for owner, stack in enumerate(stacks) for index in range(len(stack))]
         done, total = 0, sum(len(scan.slices) for scan in series)
-        maps: dict[int, list[FloatArray]] = {}
-        headless = [0] * len(series)
-        notes: list[list[str]] = [[] for _ in series]
+        seen: dict[int, _Seen] = {}
         findings: list[Finding] = []
         for start in _unless(should_stop, range(0, len(jobs), CHUNK)):
             chunk = jobs[start : start + CHUNK]
             inputs = [to_input(stacks[owner][index], self.spec) for owner, index in chunk]
-            for (owner, index), (_, frame), slice_maps in zip(
-                chunk, inputs, self._maps([pixels for pixels, _ in inputs]), strict=True
-            ):
-                headless[owner] += self.spec.crop_to_head and not frame.shows_head
-                notes[owner] += frame.notes
+            maps, outlined = self._maps_and_outlines([pixels for pixels, _ in inputs])
+            for at, ((owner, index), (_, frame)) in enumerate(zip(chunk, inputs, strict=True)):
                 done += stacks[owner].size_of(index)
-                maps.setdefault(owner, []).append(slice_maps)
-                if len(maps[owner]) == len(stacks[owner]):
-                    findings.append(
-                        self._finding(
-                            series[owner],
-                            stacks[owner],
-                            np.stack(maps.pop(owner)),
-                            headless[owner],
-                            notes[owner],
-                        )
-                    )
+                of_scan = seen.setdefault(owner, _Seen())
+                of_scan.frames.append(frame)
+                of_scan.maps.append(maps[at])
+                if outlined is not None:
+                    of_scan.outlined.append(outlined[at])
+                if len(of_scan.maps) == len(stacks[owner]):
+                    findings.append(self._finding(series[owner], stacks[owner], seen.pop(owner)))
             on_progress(done, total)
         return findings
 
@@ -284,8 +291,22 @@ class Predictor:
         return score
 
     def _maps(self, inputs: list[FloatArray]) -> FloatArray:
-        """Return the maps (n, h, w, c) of inputs (size, size, 1)."""
-        return np.asarray(self._features.run(["maps"], {"images": np.stack(inputs)})[0], np.float32)
+        """Return the maps (n, h, w, c) of inputs (size, size, 1); no outlines are computed."""
+        options = onnxruntime.RunOptions()
+        options.only_execute_path_to_fetches = True
+        found = self._features.run(["maps"], {"images": np.stack(inputs)}, options)
+        return np.asarray(found[0], np.float32)
+
+    def _maps_and_outlines(self, inputs: list[FloatArray]) -> tuple[FloatArray, FloatArray | None]:
+        """Return the maps (n, h, w, c) of inputs (size, size, 1) and the probability of hemorrhage
+        at each place (n, m, m), None of a model without outlines.
+        """
+        if not self.gives_outlines:
+            return self._maps(inputs), None
+        maps, outlined = self._features.run(["maps", OUTLINE], {"images": np.stack(inputs)})
+        if outlined.ndim != 3 or len(outlined) != len(inputs) or not outlined.size:
+            raise ArtifactError(NO_PROBABILITIES)
+        return np.asarray(maps, np.float32), _probabilities(outlined)
 
     def _answer(self, maps: FloatArray) -> tuple[FloatArray, float]:
         """Return the probability of each slice (n,) and of the scan, from the maps (n, h, w, c) of
@@ -302,7 +323,7 @@ class Predictor:
         """Return the probability of each type in each slice (n, k) and in the scan (k,), given
         those of hemorrhage.
         """
-        told = len(self.card.told_types)
+        reported = len(self.card.reported_types)
         if self._types is None:
             return np.zeros((len(maps), 0), np.float32), np.zeros(0, np.float32)
         given = {
@@ -311,22 +332,23 @@ class Predictor:
             "scan_probability": np.array([probability], np.float32),
         }
         of_slices, of_scan = self._types.run(["slice_types", "scan_types"], given)
-        if of_slices.shape != (len(maps), told) or of_scan.shape != (told,):
+        if of_slices.shape != (len(maps), reported) or of_scan.shape != (reported,):
             raise ArtifactError(NO_PROBABILITIES)
         return _probabilities(of_slices), _probabilities(of_scan)
 
-    def _finding(
-        self, series: Series, stack: Slabs, maps: FloatArray, headless: int, notes: Sequence[str]
-    ) -> Finding:
+    def _finding(self, series: Series, stack: Slabs, seen: _Seen) -> Finding:
+        maps = np.stack(seen.maps)
         answers, probability = self._answer(maps)
         if len(answers) == 1:
             probability = float(answers[0])
         slice_types, types = self._types_of(maps, answers, probability)
         slice_types = stack.per_slice(slice_types)
         threshold, low, high = self.card.point_of(len(answers))
+        positive, uncertain = probability >= threshold, low <= probability < high
+        notes = itertools.chain.from_iterable(frame.notes for frame in seen.frames)
         warnings = [*series.warnings, *notes]
         # expected in the lowest and highest slices of a series
-        if headless == len(maps):
+        if self.spec.crop_to_head and not any(frame.shows_head for frame in seen.frames):
             warnings.append("No head was found in the image, so the model used the whole image.")
         not_head_ct = self._gate.score_series(stack) if self._gate else 0.0
         if refused := not_head_ct >= REFUSED_FROM:
@@ -334,8 +356,8 @@ class Predictor:
         return Finding(
             probability=probability,
             threshold=threshold,
-            positive=probability >= threshold,
-            uncertain=low <= probability < high,
+            positive=positive,
+            uncertain=uncertain,
             slice_probabilities=tuple(float(value) for value in stack.per_slice(answers)),
             warnings=tuple(dict.fromkeys(warnings)),
             not_head_ct=not_head_ct,
@@ -343,12 +365,28 @@ class Predictor:
             first_slices=tuple(
                 stack.middle_of(number) for number in look_first(answers, self.card.threshold)
             ),
-            types=dict(zip(self.card.told_types, types.tolist(), strict=True)),
+            types=dict(zip(self.card.reported_types, types.tolist(), strict=True)),
             slice_types={
                 name: tuple(slice_types[:, number].tolist())
-                for number, name in enumerate(self.card.told_types)
+                for number, name in enumerate(self.card.reported_types)
             },
+            outlines=self._outlines(
+                series, stack, seen, answers, state_of(positive=positive, uncertain=uncertain)
+            ),
         )
+
+    def _outlines(
+        self, series: Series, stack: Slabs, seen: _Seen, answers: FloatArray, state: State
+    ) -> Outlines:
+        if not self.gives_outlines:
+            return Outlines()
+        if state == "not found":
+            return Outlines(no_volume_because=NOT_FOUND)
+        shown = [
+            outlined if answer >= self.card.threshold else None
+            for outlined, answer in zip(seen.outlined, answers, strict=True)
+        ]
+        return outlines_of(series, stack, shown, seen.frames)
 
 
 def _unless(should_stop: Callable[[], bool], numbers: Iterable[int]) -> Iterator[int]:

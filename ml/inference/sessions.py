@@ -28,6 +28,18 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
 SINGLE_PRECISION = "tensor(float)"  # ONNX Runtime's name of the type
 
 
+def gives(session: onnxruntime.InferenceSession, name: str) -> bool:
+    """Return whether a graph has an output of that name.
+
+    Raises:
+        ArtifactError: it has, but not in single precision.
+    """
+    found = [item for item in session.get_outputs() if item.name == name]
+    if any(item.type != SINGLE_PRECISION for item in found):
+        raise ArtifactError(f"The model's {FEATURES} must use single precision for {name!r}.")
+    return bool(found)
+
+
 def require_same_channels(
     features: onnxruntime.InferenceSession, reader: onnxruntime.InferenceSession, name: str
 ) -> None:

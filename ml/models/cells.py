@@ -2,9 +2,9 @@
 of the last maps.
 
 A slice's decision is the log-sum-exp of its cells (see `ml.networks.fine_tuning`). The maps of a
-picture and of its mirror image are averaged, so that left and right are read alike. A part of the
-training part's groups, which the network never saw, calibrates; the final network learns from all
-groups and takes the calibration of the cross-validation's answers.
+picture and of its mirror image are averaged, so that left and right are treated alike. Some groups
+of the training part are held out from the network for its calibration; the final network is trained
+on all groups and calibrated to the predictions of the cross-validation.
 """
 
 from __future__ import annotations

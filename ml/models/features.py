@@ -96,7 +96,7 @@ def extractor_of(task: FitTask, layer: str, learn: np.ndarray, report: Report) -
         task: what is being fitted.
         layer: of the maps.
         learn: positions of the training images of the convolutions.
-        report: told the share done; raises to stop.
+        report: called with the share done, 0..1; raises to stop.
     """
     epochs = int(task.settings.get("fine_tune_epochs", 0))
     size = task.images.shape[1]
@@ -195,7 +195,7 @@ def features_of(
         build: returns the Keras model: images -> maps, or a dictionary of maps.
         summarize: maps (m, h, w, c), or the dictionary -> features (m, ...).
         copies: number of copies, including the image itself.
-        report: told the share done; raises to stop.
+        report: called with the share done, 0..1; raises to stop.
         learned: the model, or a part of it, was trained on images of this fit; otherwise all fits
             of the run share the features.
         by_scan: transform all slices of a scan alike.

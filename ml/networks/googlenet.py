@@ -13,7 +13,7 @@ that size, and each of 112 x 112 places says whether it is hemorrhage.
 
 The picture is shown in three contrasts (`ml.networks.contrasts`). Kernels are stored in 8 bits, one
 scale for each output channel, and rounded so before anything is computed with them, so that the
-exported file computes what was trained and judged.
+exported file computes what was trained and evaluated.
 """
 
 from __future__ import annotations

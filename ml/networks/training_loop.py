@@ -51,7 +51,7 @@ def run_epochs(
         seed: of everything random.
         draw: seed of an epoch -> its batches; runs in a thread of its own, ahead of the training.
         state: the file that keeps the state after each epoch.
-        report: told the share done and the loss after each batch; raises to stop.
+        report: called with the share done, 0..1, and the loss after each batch; raises to stop.
     """
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, max(batches * epochs, 1))
     optimizer = keras.optimizers.Adam(rate, use_ema=True, ema_momentum=averaging)

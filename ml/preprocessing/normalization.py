@@ -9,9 +9,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ml.preprocessing.scaling import BoolArray
 from ml.preprocessing.segmentation import AIR, soft_tissue
-from ml.scans.slices import FloatArray
+from ml.scans.slices import BoolArray, FloatArray
 
 # where the soft tissue of most heads lies in the brain window
 LOW_PERCENT, HIGH_PERCENT, LOW_GRAY, HIGH_GRAY = 10, 90, 0.25, 0.55

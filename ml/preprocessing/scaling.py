@@ -6,9 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.scans.slices import FloatArray, rendered_size
-
-BoolArray = NDArray[np.bool_]
+from ml.scans.slices import BoolArray, FloatArray, rendered_size
 
 
 def shrunk(picture: FloatArray, longest_px: int, shortest_px: int = 1) -> FloatArray:

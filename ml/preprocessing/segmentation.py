@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.preprocessing.scaling import BoolArray, restored, shrunk
-from ml.scans.slices import FloatArray
+from ml.preprocessing.scaling import restored, shrunk
+from ml.scans.slices import BoolArray, FloatArray
 
 # of white in the brain window: below lies air, above bone (and calcium, and metal)
 AIR, BONE = 0.02, 0.98

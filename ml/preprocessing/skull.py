@@ -5,9 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ml.preprocessing.scaling import BoolArray, disc, restored, shrunk
+from ml.preprocessing.scaling import disc, restored, shrunk
 from ml.preprocessing.segmentation import white_of
-from ml.scans.slices import FloatArray
+from ml.scans.slices import BoolArray, FloatArray
 
 # relative to the head's white level; a higher value misses thin skulls, a lower one removes
 # adjacent blood (now a fifth of a bright crescent)

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from ml.preprocessing.augmentation import Mask, as_float
-from ml.preprocessing.scaling import BoolArray, disc
-from ml.scans.slices import FloatArray
+from ml.preprocessing.scaling import disc
+from ml.scans.slices import BoolArray, FloatArray
 
 FAINTEST = 0.05
 """Minimum brightness of a drawn hemorrhage above the original: invisible hemorrhage must not be

@@ -1,9 +1,9 @@
-"""What scale the numbers of a scan have: decided here for every container, from what it says of its
-numbers and from what air, tissue and bone look like in them.
+"""How stored numbers become Hounsfield units (HU), for every file format: from the file's tags, and
+from what air, tissue and bone look like in all slices of the scan.
 
-What the tags say is believed as long as a head may look so. Where it may not, another reading is
-taken if it shows air at -1000 HU, soft tissue and nothing impossible, and the user is told; where
-two readings fit, the scan is refused with a sentence.
+The tags are used as long as they are plausible for a head. Otherwise the interpretation that shows
+air at -1000 HU, soft tissue and nothing impossible is used, with a note for the user. If two
+interpretations fit, the scan is refused with a sentence.
 """
 
 from __future__ import annotations

@@ -481,15 +481,25 @@ def _say_missing_numbers(ordered: Sequence[Plane], said: list[str]) -> None:
         ]
 
 
+def is_gap(steps_mm: Vector) -> NDArray[np.bool_]:
+    """Return for each step from a slice to the next whether a part of the scan is missing there."""
+    return np.asarray(steps_mm > GAP * _usual(steps_mm))
+
+
+def _usual(steps_mm: Vector) -> Vector:
+    """Return the median of the steps around each."""
+    return np.array(
+        [np.median(steps_mm[max(i - AROUND, 0) : i + AROUND + 1]) for i in range(len(steps_mm))]
+    )
+
+
 def _oddities(steps_mm: Vector) -> list[str]:
     """Return sentences about gaps and uneven spacing. Scanners change their step within a head, so
     a step is judged by those around it.
     """
-    usual = np.array(
-        [np.median(steps_mm[max(i - AROUND, 0) : i + AROUND + 1]) for i in range(len(steps_mm))]
-    )
-    is_gap = steps_mm > GAP * usual
-    gaps = np.flatnonzero(is_gap)
+    usual = _usual(steps_mm)
+    missing = is_gap(steps_mm)
+    gaps = np.flatnonzero(missing)
     said = [
         f"A part of the scan is missing between slices {i + 1} and {i + 2}: they are"
         f" {steps_mm[i]:.3g} mm apart, neighboring slices {usual[i]:.3g} mm."
@@ -497,7 +507,7 @@ def _oddities(steps_mm: Vector) -> list[str]:
     ]
     if len(gaps) > NAMED:
         said.append(f"Parts are missing in {len(gaps) - NAMED} further places.")
-    rest = steps_mm[~is_gap]
+    rest = steps_mm[~missing]
     if len(rest) and rest.max() > EVEN * rest.min():
         said.append(
             f"The slices are unevenly spaced: {rest.min():.3g} to {rest.max():.3g} mm apart."

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Write a series as one NIfTI file that a viewer loads whole and a server reads slice by slice.
+"""Write a series, or the outlines in it, as one NIfTI file that a viewer loads whole and a server
+reads slice by slice.
 
 The file is an ordinary .nii.gz. As in a dictzip file, its compressor begins afresh at every slice,
 and an extra field of the gzip header (RFC 1952, 2.3.1.1), whose two letters are "HS", says where: a
@@ -8,19 +9,20 @@ gives that slice alone.
 
 from __future__ import annotations
 
-import itertools
+import gzip
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ml.scans.slices import Series, Slice, rendered_size
+from ml.scans.slices import BoolArray, Series, Slice, rendered_size
 
 LONGEST_SIDE_PX = 512
 LEVEL = 1
@@ -30,7 +32,9 @@ INDEX = b"HS"
 DISPLAY_STEP = 0.001  # of white, in what holds no Hounsfield units
 UNKNOWN_SPACING_MM, UNKNOWN_DISTANCE_MM = 1.0, 5.0
 # codes of nifti1.h: the voxels' type, the frame of the affine, the unit
-INT16, SCANNER, MILLIMETERS = 4, 1, 2
+UINT8, INT16, SCANNER, MILLIMETERS = 2, 4, 1, 2
+
+Stored = TypeVar("Stored")
 
 
 def write_volume(series: Series, path: Path) -> None:
@@ -42,15 +46,76 @@ def write_volume(series: Series, path: Path) -> None:
     the series does not say, pixels are 1 mm and slices 5 mm apart.
     """
     size = rendered_size(series.slices[0].pixels.shape, LONGEST_SIDE_PX)
-    header = _header(series, size)
+    _write(path, _header(series, size), series.slices, lambda one: _voxels(one, size).tobytes())
+
+
+def write_masks(series: Series, masks: Sequence[BoolArray | None], path: Path) -> None:
+    """Write what is outlined in a series as NIfTI-1, uint8, gzipped: 1 inside, 0 elsewhere.
+
+    The file has the frame, the size and the order of the slices of `write_volume`'s.
+
+    Args:
+        series: the scan.
+        masks: of each slice, bool (height, width) in its own pixels; None where nothing is
+            outlined.
+        path: the file.
+    """
+    size = rendered_size(series.slices[0].pixels.shape, LONGEST_SIDE_PX)
+    empty = bytes(size[0] * size[1])
+
+    def stored(mask: BoolArray | None) -> bytes:
+        return empty if mask is None else resized_mask(mask, size)[::-1, ::-1].tobytes()
+
+    _write(path, _header(series, size, of_masks=True), masks, stored)
+
+
+def read_masks(content: bytes) -> BoolArray:
+    """Return what `write_masks` wrote: bool (slices, height, width), each slice as it is looked at,
+    from foot to head. Both sides of a slice are at most 512 pixels.
+
+    Raises:
+        ValueError: it is not such a file.
+    """
+    try:
+        stored = gzip.decompress(content)
+        _, width, height, slices = struct.unpack_from("<4h", stored, 40)
+        (datatype,) = struct.unpack_from("<h", stored, 70)
+    except (OSError, EOFError, zlib.error, struct.error) as err:
+        raise ValueError("The outlines are damaged.") from err
+    if datatype != UINT8 or len(stored) != HEADER_BYTES + width * height * slices:
+        raise ValueError("The outlines are damaged.")
+    voxels = np.frombuffer(stored, np.uint8, offset=HEADER_BYTES).reshape(slices, height, width)
+    return np.asarray(voxels[:, ::-1, ::-1] > 0)
+
+
+def resized_mask(mask: BoolArray, size: tuple[int, int]) -> BoolArray:
+    """Return a mask (height, width) at another size (width, height); something stays of what is
+    smaller than a new pixel.
+    """
+    if (mask.shape[1], mask.shape[0]) == size:
+        return mask
+    way = cv2.INTER_AREA if size[0] < mask.shape[1] else cv2.INTER_LINEAR
+    share = cv2.resize(mask.astype(np.float32), size, interpolation=way)
+    return np.asarray((share > 0) & (share >= min(0.5, float(share.max()))))
+
+
+def _write(
+    path: Path, header: bytes, slices: Sequence[Stored], stored_of: Callable[[Stored], bytes]
+) -> None:
+    """Write a header and the bytes that `stored_of` makes of each slice."""
+
+    def stored_and_deflated(one: Stored) -> tuple[bytes, bytes]:
+        stored = stored_of(one)
+        return stored, _deflated(stored)
+
     deflated_header = _deflated(header)
     # zlib works outside the interpreter's lock
     with ThreadPoolExecutor(os.cpu_count()) as pool, path.open("wb") as file:
-        file.write(_gzip_header([0] * len(series.slices)) + deflated_header)
+        file.write(_gzip_header([0] * len(slices)) + deflated_header)
         checksum, length, starts = zlib.crc32(header), len(header), []
-        for start in range(0, len(series.slices), CHUNK):
-            chunk = series.slices[start : start + CHUNK]
-            for stored, deflated in pool.map(_stored_and_deflated, chunk, itertools.repeat(size)):
+        for start in range(0, len(slices), CHUNK):
+            chunk = slices[start : start + CHUNK]
+            for stored, deflated in pool.map(stored_and_deflated, chunk):
                 starts.append(file.tell())
                 file.write(deflated)
                 checksum, length = zlib.crc32(stored, checksum), length + len(stored)
@@ -59,11 +124,6 @@ def write_volume(series: Series, path: Path) -> None:
         file.write(struct.pack("<2I", checksum, length & 0xFFFFFFFF))
         file.seek(0)
         file.write(_gzip_header(starts))
-
-
-def _stored_and_deflated(slice: Slice, size: tuple[int, int]) -> tuple[bytes, bytes]:
-    stored = _voxels(slice, size).tobytes()
-    return stored, _deflated(stored)
 
 
 def _voxels(slice: Slice, size: tuple[int, int]) -> NDArray[np.int16]:
@@ -102,7 +162,7 @@ def _gzip_header(starts: Sequence[int]) -> bytes:
     )
 
 
-def _header(series: Series, size: tuple[int, int]) -> bytes:
+def _header(series: Series, size: tuple[int, int], *, of_masks: bool = False) -> bytes:
     first, (width, height), slices = series.slices[0], size, len(series.slices)
     spacing = first.spacing_mm or (UNKNOWN_SPACING_MM, UNKNOWN_SPACING_MM)
     steps = (
@@ -114,11 +174,14 @@ def _header(series: Series, size: tuple[int, int]) -> bytes:
         -step * (count - 1) / 2 for step, count in zip(steps, (width, height, slices), strict=True)
     )
     slope, shown = (1.0, (0.0, 80.0)) if first.unit == "hu" else (DISPLAY_STEP, (0.0, 1.0))
+    datatype, bits = (UINT8, 8) if of_masks else (INT16, 16)
+    if of_masks:
+        slope, shown = 1.0, (0.0, 1.0)
     header = bytearray(HEADER_BYTES)
     for at, layout, values in (
         (0, "i", (348,)),
         (40, "8h", (3, width, height, slices, 1, 1, 1, 1)),
-        (70, "2h", (INT16, 16)),
+        (70, "2h", (datatype, bits)),
         (76, "8f", (1.0, *steps, 0, 0, 0, 0)),
         (108, "3f", (HEADER_BYTES, slope, 0.0)),
         (123, "B", (MILLIMETERS,)),

@@ -197,9 +197,9 @@ class Scored:
         as a whole; 0 if what is known shows none, else unknown.
         """
         labels = np.full(len(self.answers), UNKNOWN)
-        told = [UNKNOWN if one.scan_label is None else one.scan_label for one in self.examples]
+        given = [UNKNOWN if one.scan_label is None else one.scan_label for one in self.examples]
         np.maximum.at(labels, self.scans, self.slices.labels)
-        np.maximum.at(labels, self.scans, told)
+        np.maximum.at(labels, self.scans, given)
         number_of = {
             scan_key(self.examples[at]): number for number, at in enumerate(self.first_of_scan)
         }

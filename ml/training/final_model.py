@@ -59,7 +59,7 @@ def fit_final(
         plan: of the training.
         experiment: what it learns from.
         out_of_fold: the cross-validation, whose decisions may calibrate it.
-        report: told the share of the fit that is done; raises to stop.
+        report: called with the share of the fit that is done, 0..1; raises to stop.
         on_export: called once it is fitted; raises to stop.
     """
     began = time.monotonic()
@@ -97,7 +97,7 @@ def fit_final(
 
 
 def _types_head(experiment: Experiment, fitted: Fitted, out_of_fold: OutOfFold) -> TypesHead | None:
-    """Return the head of the types that were told apart on held-out data; others are not shown."""
+    """Return the head for the types that were distinguished on held-out data."""
     if experiment.types is None:
         return None
     return fit_types(

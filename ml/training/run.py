@@ -64,7 +64,7 @@ def train(
             `ml.evaluation.answers`) and, where the data tell types of bleeding, `types.csv` (those
             about types); `checkpoint` and `cache` in it hold what is needed to continue and vanish
             at the end.
-        on_progress: told after every step.
+        on_progress: called after every step.
         should_stop: asked at least every batch.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The card of a training: its figures, and in sentences how they came about."""
+"""The card of a training run: its figures, and sentences on how they were obtained."""
 
 from __future__ import annotations
 

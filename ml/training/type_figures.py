@@ -40,7 +40,7 @@ def figures_of_types(
     """Return what the card says of each type; nothing where the data tell no types.
 
     Args:
-        experiment: what was judged.
+        experiment: the one that was evaluated.
         out_of_fold: its answers.
         given: the types that the final model predicts.
     """

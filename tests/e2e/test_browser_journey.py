@@ -4,12 +4,16 @@ back.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pydicom
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from tests.conftest import PASSWORD
 from tests.e2e.conftest import Service, a_service
@@ -202,6 +206,116 @@ def test_without_scripts_a_scan_is_answered_too(visit: Callable[..., Page], tmp_
     submit(page, phantom_dicom(tmp_path, 12, hemorrhage=False))
     expect_verdict(page)  # The page asks for itself again.
     expect(page.locator("main img").first).to_be_visible()
+
+
+DROP = """([names, size]) => {
+  const dropped = new DataTransfer();
+  names.forEach((name) => dropped.items.add(new File(["x".repeat(size)], name)));
+  const options = { dataTransfer: dropped, bubbles: true, cancelable: true };
+  document.body.dispatchEvent(new DragEvent("drop", options));
+}"""
+"""What the browser does when files of these names are dropped on the page."""
+
+
+def bar(page: Page, name: str) -> Locator:
+    """Return a part of the bar for submitting."""
+    return page.locator(f"#submit [data-part={name}]")
+
+
+def test_what_is_dropped_is_submitted_from_the_worklist(
+    service: Service, visit: Callable[..., Page], tmp_path: Path
+) -> None:
+    page = visit()
+    sign_up(page, "erin")
+    expect(page.get_by_role("heading", name="No CT available?")).to_be_visible()
+    page.evaluate(DROP, [[f"{number}.png" for number in range(10_000)], 1])
+    expect(bar(page, "said")).to_have_text(
+        "More than 2,000 files at once are not accepted; nothing was added."
+    )
+    expect(bar(page, "staged")).to_be_hidden()
+    page.evaluate(DROP, [["notes.txt", "Thumbs.db"], 9])
+    bar(page, "send").click()
+    expect(bar(page, "total")).to_have_text("0 of 2 files accepted, 2 refused.")
+    expect(bar(page, "list")).to_contain_text("not a PNG, JPEG, DICOM or NIfTI image")
+    expect(bar(page, "list")).to_contain_text("A file of the operating system")
+
+    folder = tmp_path / "head"
+    folder.mkdir()
+    picture = phantom_png(tmp_path, 16, hemorrhage=True, size=128).read_bytes()
+    for number in range(1, 41):
+        (folder / f"slice {number}.png").write_bytes(picture)
+    busy = [503, 429]
+
+    def answer(route: Route) -> None:
+        if busy:
+            route.fulfill(status=busy.pop(), headers={"Retry-After": "1"}, body="Busy")
+        else:
+            route.continue_()
+
+    page.route("**/scans/files", answer)
+    bar(page, "folder-input").set_input_files(folder)
+    expect(bar(page, "series")).to_contain_text(
+        "40 pictures in “head” look like slices of one scan"
+    )
+    page.fill("#submit-title", "Forty")
+    bar(page, "send").click()
+    expect(bar(page, "list")).to_contain_text("The server is busy; trying again in 1 s")
+    expect(bar(page, "total")).to_have_text("40 of 40 files accepted.", timeout=VERDICT_MS)
+    expect(bar(page, "list")).to_contain_text("Accepted: 1 scan, 40 slices.")
+    expect(page.locator("#worklist tbody tr")).to_have_count(1)  # Without a reload.
+    expect(page.get_by_text("Try a phantom")).to_be_visible()
+
+    bar(page, "folder-input").set_input_files(folder)
+    page.select_option("#submit-pictures", "apart")
+    bar(page, "send").click()
+    expect(bar(page, "total")).to_have_text("40 of 40 files accepted.", timeout=VERDICT_MS)
+    expect(page.locator("#worklist tbody tr")).to_have_count(41)
+    expect(page.get_by_role("link", name="Forty · No. 40")).to_be_visible()
+
+
+def test_a_study_is_followed_selected_and_exported(
+    service: Service, visit: Callable[..., Page], tmp_path: Path
+) -> None:
+    page = visit()
+    sign_up(page, "fred")
+    archive = tmp_path / "study.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for number in (1, 2):
+            with zipfile.ZipFile(phantom_series(tmp_path, number, bleeds=[], slices=3)) as series:
+                for name in series.namelist():
+                    slice_ = pydicom.dcmread(io.BytesIO(series.read(name)))
+                    slice_.StudyInstanceUID, slice_.SeriesNumber = "1.2.3", number
+                    slice_.save_as(tmp_path / "slice.dcm")
+                    packed.write(tmp_path / "slice.dcm", f"{number}/{name}")
+    with service.programs.paused("worker-predict"):
+        bar(page, "files-input").set_input_files(archive)
+        page.fill("#submit-title", "Monday")
+        bar(page, "send").click()
+        study = page.locator("#worklist tr.study")
+        expect(study).to_contain_text("2 series")
+        expect(study).to_contain_text("Waiting")
+        page.evaluate("window.neverReloaded = true")
+    expect(study).to_contain_text("Done", timeout=3 * VERDICT_MS)
+    expect(page).to_have_title(re.compile(r"^\(2\) Worklist"), timeout=VERDICT_MS)
+    expect(page.locator("#worklist tr.unread")).to_have_count(2)
+    assert page.evaluate("window.neverReloaded") is True
+
+    page.get_by_label("Select the series shown of Monday").check()
+    expect(page.locator("#selection .count")).to_have_text("2 selected")
+    with page.expect_download() as exported:
+        page.get_by_role("button", name="Export CSV").click()
+    rows = list(csv.DictReader(Path(exported.value.path()).read_text().splitlines()))
+    assert len(rows) == 2 and len({row["study_id"] for row in rows}) == 1
+    page.get_by_role("button", name="Make STAT").click()
+    expect(page.get_by_text("2 scans were made STAT.")).to_be_visible()
+    page.locator("#worklist tr.series a").first.click()
+    expect_verdict(page)
+    page.goto("/scans")
+    expect(page.locator("#worklist tr.unread")).to_have_count(1)
+    page.get_by_label("Select all on this page").check()
+    page.get_by_role("button", name="Delete…").click()
+    page.get_by_role("button", name="Delete permanently").click()
+    expect(page.get_by_text("You have no scans yet.")).to_be_visible()
 
 
 def test_import_train_promote_predict_and_roll_back(

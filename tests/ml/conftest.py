@@ -21,6 +21,8 @@ from ml.typed_json import from_json, to_json
 
 CELLS = 8
 INPUT_PX = 64
+OUTLINING_PX = 224
+"""The side of the input of the tiny model that outlines; its outline has half as many places."""
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +115,45 @@ def features_graph() -> bytes:
     ]
     return _graph(
         nodes, {"images": ["N", INPUT_PX, INPUT_PX, 1]}, {"maps": ["N", CELLS, CELLS, 1]}, {}
+    )
+
+
+def outlining_graph(darkest: float = 0.65, bone: float = 0.97, beside_bone_px: int = 13) -> bytes:
+    """The maps of `features_graph` for a larger input, and an outline: places brighter than
+    `darkest` on average, if there is no bone around.
+    """
+    cell = OUTLINING_PX // CELLS
+    constants = {
+        "darkest": np.array(darkest, np.float32),
+        "bone": np.array(bone, np.float32),
+        "steep": np.array(40, np.float32),
+        "forbidding": np.array(-1e4, np.float32),
+        "channel": np.array([1], np.int64),
+    }
+    around = {"kernel_shape": [beside_bone_px] * 2, "pads": [beside_bone_px // 2] * 4}
+    nodes = [
+        helper.make_node("Transpose", ["images"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node(
+            "AveragePool", ["nchw"], ["pooled"], kernel_shape=[cell] * 2, strides=[cell] * 2
+        ),
+        helper.make_node("Transpose", ["pooled"], ["maps"], perm=[0, 2, 3, 1]),
+        helper.make_node("MaxPool", ["nchw"], ["brightest"], **around),
+        helper.make_node("Sub", ["brightest", "bone"], ["above_bone"]),
+        helper.make_node("Relu", ["above_bone"], ["bony"]),
+        helper.make_node("Mul", ["bony", "forbidding"], ["forbidden"]),
+        helper.make_node("Sub", ["nchw", "darkest"], ["bright"]),
+        helper.make_node("Mul", ["bright", "steep"], ["brightness"]),
+        helper.make_node("Add", ["brightness", "forbidden"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["blood"]),
+        helper.make_node("AveragePool", ["blood"], ["halved"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Squeeze", ["halved", "channel"], ["outline"]),
+    ]
+    side = OUTLINING_PX // 2
+    return _graph(
+        nodes,
+        {"images": ["N", OUTLINING_PX, OUTLINING_PX, 1]},
+        {"maps": ["N", CELLS, CELLS, 1], "outline": ["N", side, side]},
+        constants,
     )
 
 
@@ -236,6 +277,24 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
             a_card(**card),
             {"features.onnx": features_graph(), "head.onnx": head_bytes, **more},
         )
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def outlining_model(tmp_path: Path) -> Callable[..., Path]:
+    """`outlining_model(preprocessing, **card)` writes a model folder that outlines blood, to which
+    every scan is positive unless the card says otherwise, and returns it.
+    """
+
+    def write(preprocessing: dict[str, object] | None = None, **card: object) -> Path:
+        positive = {"threshold": 0.0, "uncertain_low": 0.0, "uncertain_high": 0.0}
+        given = {"preprocessing": {"size": OUTLINING_PX, **(preprocessing or {})}, **positive}
+        folder = tmp_path / f"outlining-{len(list(tmp_path.iterdir()))}"
+        head = head_graph(row=3, column=4)  # where the heads of the tests bleed
+        graphs = {"features.onnx": outlining_graph(), "head.onnx": head}
+        write_model(folder, a_card(**{**given, **card}), graphs)
         return folder
 
     return write

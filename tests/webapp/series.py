@@ -14,7 +14,7 @@ from PIL import Image
 from sqlalchemy import select
 
 from ml.scans.slices import Series, Slice
-from ml.scans.volume import write_volume
+from ml.scans.volume import write_masks, write_volume
 from webapp.extensions import db, utc_now
 from webapp.models import Heatmap, JobStatus, ModelVersion, Prediction, Scan, User
 from webapp.storage import storage
@@ -33,6 +33,20 @@ def stored_series(slices: NDArray[Any], unit: Unit = "hu") -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "series.nii.gz"
         write_volume(series, path)
+        return path.read_bytes()
+
+
+def stored_masks(masks: NDArray[np.bool_]) -> bytes:
+    """Return masks (slices, rows, columns), as slices are looked at, as the file that the worker
+    stores.
+    """
+    series = Series(
+        tuple(Slice(each.astype(np.float32), "hu", spacing_mm=(0.5, 0.5)) for each in masks),
+        distance_mm=5.0,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "outlines.nii.gz"
+        write_masks(series, [mask if mask.any() else None for mask in masks], path)
         return path.read_bytes()
 
 

@@ -403,10 +403,15 @@ def test_a_verdict_is_told_in_full(app: Flask, ann: FlaskClient) -> None:
         "warnings": ["Small."],
         "model_version": {"id": version_id, "architecture": "alexnet_svm"},
         "types": {},
-        "slices": [{"index": 0, "probability": 0.75, "types": {}}],
+        "slices": [
+            {"index": 0, "probability": 0.75, "types": {}, "area_mm2": None, "outline_url": None}
+        ],
         "first_slices": [],
         "heatmap_slices": [],
         "heatmap_url": f"http://localhost/api/v1/scans/{scan_id}/heatmap.png",
+        "volume_ml": None,
+        "no_volume_because": None,
+        "outline_url": None,
     }
 
 
@@ -424,9 +429,7 @@ def test_types_of_bleeding_are_told_of_the_scan_and_of_each_slice(
         db.session.commit()
     result = ann.get(f"/api/v1/scans/{scan_id}").json["result"]
     assert result["types"] == {"epidural": 0.5, "subdural": 0.25}
-    assert result["slices"] == [
-        {"index": 0, "probability": 0.75, "types": {"epidural": 0.5, "subdural": 0.25}}
-    ]
+    assert [slice["types"] for slice in result["slices"]] == [{"epidural": 0.5, "subdural": 0.25}]
 
 
 def test_a_heat_map_that_could_not_be_drawn_has_no_url(app: Flask, ann: FlaskClient) -> None:
@@ -590,9 +593,13 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
         "/api/v1/scans/{scan_id}/retry",
         "/api/v1/scans/{scan_id}/image.png",
         "/api/v1/scans/{scan_id}/heatmap.png",
+        "/api/v1/scans/{scan_id}/heatmap",
+        "/api/v1/scans/{scan_id}/outline.png",
+        "/api/v1/scans/{scan_id}/outline.nii.gz",
         "/api/v1/scans/{scan_id}/volume",
         "/api/v1/scans/{scan_id}/slices/{index}.png",
         "/api/v1/scans/{scan_id}/slices/{index}/heatmap.png",
+        "/api/v1/scans/{scan_id}/slices/{index}/outline.png",
     }
     assert document["security"] == [{"token": []}]
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"

@@ -40,6 +40,12 @@ OPERATIONS = {
     "read_volume",
     "read_slice_image",
     "read_slice_heatmap",
+    "make_report",
+    "read_report",
+    "draw_heatmap",
+    "read_outline",
+    "read_slice_outline",
+    "read_outline_mask",
 }
 
 

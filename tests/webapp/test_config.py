@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,46 @@ def test_what_is_given_to_create_app_goes_before_the_environment(
         7,
         True,
     )
+
+
+EMAIL = {"NOTIFY_EMAIL_URL": "mailtos://me:secret@smtp.example.org", "PUBLIC_URL": "https://x.org"}
+SECRET = "whsec_" + b64encode(bytes(32)).decode()
+WEBHOOK = {
+    "NOTIFY_WEBHOOK_URL": "https://hook.example.org/a?b=c",
+    "NOTIFY_WEBHOOK_SECRET": SECRET,
+    "PUBLIC_URL": "https://x.org/",
+}
+
+
+def test_notifications_are_set_up_with_a_public_address(tmp_path: Path) -> None:
+    home = {"HEMOSCAN_HOME": str(tmp_path)}
+    assert settings(home)["NOTIFY_EMAIL_URL"] == ""
+    known = settings({**home, **EMAIL, **WEBHOOK})
+    assert known["PUBLIC_URL"] == "https://x.org"
+    assert known["NOTIFY_PRIVATE_ADDRESSES"] is False
+    inside = {"NOTIFY_WEBHOOK_URL": "http://10.0.0.1:8080/", "NOTIFY_PRIVATE_ADDRESSES": "1"}
+    assert settings({**home, **WEBHOOK, **inside})["NOTIFY_PRIVATE_ADDRESSES"] is True
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({**EMAIL, "PUBLIC_URL": ""}, "Notifications need PUBLIC_URL"),
+        ({"PUBLIC_URL": "scans.example.org"}, "PUBLIC_URL must be an address"),
+        ({**EMAIL, "NOTIFY_EMAIL_URL": "smtp://me:secret@x"}, "must start with mailto"),
+        ({**EMAIL, "NOTIFY_CHAT_URL": "secret"}, "that Apprise knows"),
+        ({**WEBHOOK, "NOTIFY_WEBHOOK_SECRET": "whsec_secret"}, "needs NOTIFY_WEBHOOK_SECRET"),
+        ({**WEBHOOK, "NOTIFY_WEBHOOK_SECRET": ""}, "needs NOTIFY_WEBHOOK_SECRET"),
+        ({**WEBHOOK, "NOTIFY_WEBHOOK_URL": "http://hook.example.org/"}, "must start with https"),
+        (
+            {**WEBHOOK, "NOTIFY_WEBHOOK_URL": "https://me:secret@x.org/"},
+            "without user and password",
+        ),
+    ],
+)
+def test_a_channel_that_is_set_up_wrongly_is_told_of_without_its_secrets(
+    tmp_path: Path, given: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=sentence) as told:
+        settings({"HEMOSCAN_HOME": str(tmp_path), **given})
+    assert "secret" not in str(told.value).replace("random", "")

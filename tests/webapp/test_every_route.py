@@ -29,17 +29,21 @@ from wtforms.fields.core import UnboundField
 from tests.conftest import app_on, make_user
 from tests.webapp.admin.conftest import EXPLORATION, add_dataset, add_run, add_version
 from tests.webapp.admin.test_evaluations import evaluated
-from tests.webapp.series import heat, stored_series
+from tests.webapp.series import heat, stored_masks, stored_series
 from webapp.extensions import db, utc_now
 from webapp.forms import PostedForm
 from webapp.models import (
     ApiToken,
+    Channel,
     Heatmap,
     JobStatus,
     LoginSession,
     ModelVersion,
+    Notification,
     PasswordReset,
     Prediction,
+    Report,
+    ReportKind,
     Role,
     Scan,
     User,
@@ -146,6 +150,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             notes=["a note"],
             image_key="images/1.png",
             volume_key="volumes/1.nii.gz",
+            outline_key="outlines/1.nii.gz",
             thumbnail_key="thumbnails/1.png",
         )
         facts = {
@@ -156,7 +161,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "seconds": 1.0,
         }
         scan.prediction = Prediction(
-            model_version_id=version_id, warnings=["a warning"], slices=[0.9], **facts
+            model_version_id=version_id,
+            warnings=["a warning"],
+            slices=[0.9],
+            outlined_slices=[0],
+            volume_ml=12.0,
+            **facts,
         )
         scan.prediction.heatmap = Heatmap(
             status=JobStatus.DONE, image_key="heatmaps/1.png", slices=[0]
@@ -166,7 +176,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
         db.session.add_all((scan, failed))
         db.session.flush()
+        report = Report(
+            scan_id=scan.id, user_id=scan.user_id, kind=ReportKind.PDF, status=JobStatus.DONE
+        )
+        told = Notification(
+            user_id=scan.user_id, scan_id=scan.id, channel=Channel.EMAIL, error="No."
+        )
+        db.session.add_all((report, told))
+        db.session.flush()
+        storage.put(report.file_key, b"a report")
         storage.put(scan.volume_key, stored_series(np.zeros((2, 4, 4))))
+        storage.put("outlines/1.nii.gz", stored_masks(np.ones((1, 4, 4), bool)))
         storage.put(heatmap_key(scan.prediction.heatmap.id, 0), heat(0))
         db.session.commit()
         of_owner = {
@@ -178,6 +198,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "token_id": str(of_owner[ApiToken]),
             "login_id": str(of_owner[LoginSession]),
             "index": "0",
+            "kind": "pdf",
             "secret": link,
             "dataset_id": dataset_id,
             "evaluation_id": evaluation_id,
@@ -364,6 +385,8 @@ def plant(app: Flask) -> None:
         "kind",
         "reads",
         "act",
+        "channel",
+        "wanted",
         "architecture",
         "password_hash",
         "secret_hash",

@@ -65,6 +65,7 @@ def fill(people: list[str]) -> None:
     scan = {
         "id": func.md5(cast(number, Text)),
         "user_id": array(people)[1 + number % PEOPLE],
+        "study_id": func.md5(cast(number, Text)),
         "kind": literal("png"),
         "original_key": literal("originals/x.png"),
         "status": case((number <= FINISHED, JobStatus.DONE.value), else_=JobStatus.QUEUED.value),

@@ -23,7 +23,10 @@ from webapp.models import AuditEvent, Comparison, JobStatus, ModelVersion, Promo
 OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
 """A database of the eleven migrations that the first one replaces, with rows in every table."""
 
-SINCE = {"second_factor", "recovery_code", "evaluation", "training_point"}
+SINCE = {
+    *("second_factor", "recovery_code", "report", "notification", "notification_choice"),
+    *("evaluation", "training_point"),
+}
 """Tables that later migrations made and left empty."""
 COMPARISON = "comparison"
 """The table into which one moved a column of `model_version`."""

@@ -17,7 +17,7 @@ from PIL import Image
 from sqlalchemy import event, func, select
 
 from tests.conftest import PASSWORD, make_user
-from webapp import scans
+from webapp import scans, submission
 from webapp.extensions import database_now, db, utc_now
 from webapp.jobs import PREDICT, PREDICT_SCANS
 from webapp.models import (
@@ -26,6 +26,7 @@ from webapp.models import (
     Heatmap,
     JobStatus,
     ModelVersion,
+    Order,
     Prediction,
     Role,
     Scan,
@@ -235,7 +236,7 @@ def test_strangers_are_asked_to_log_in(app: Flask, path: str) -> None:
 def test_a_phantom_can_be_tried(
     app: Flask, ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scans, "_phantom_folder", lambda: tmp_path)
+    monkeypatch.setattr(submission, "_phantom_folder", lambda: tmp_path)
     (tmp_path / "phantom-1.png").write_bytes(png())
     (tmp_path / "index.json").write_text(
         json.dumps([{"file": "phantom-1.png", "title": "A <small> bleeding"}])
@@ -255,7 +256,7 @@ def test_a_phantom_can_be_tried(
 def test_without_phantoms_none_are_offered(
     ann: FlaskClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scans, "_phantom_folder", lambda: tmp_path)
+    monkeypatch.setattr(submission, "_phantom_folder", lambda: tmp_path)
     page = ann.get("/scans/new")
     assert page.status_code == 200
     assert "phantom" not in page.text
@@ -263,7 +264,7 @@ def test_without_phantoms_none_are_offered(
 
 def test_every_phantom_that_is_shipped_is_accepted(app: Flask, ann: FlaskClient) -> None:
     with app.app_context():
-        shipped = scans.phantoms()
+        shipped = submission.phantoms()
     for phantom in shipped:
         assert ann.post("/scans/phantom", data={"name": phantom["file"]}).status_code == 302
 
@@ -416,7 +417,9 @@ def test_links_lead_to_the_next_and_the_previous_scan_of_the_list(
     same = [add_scan(app, created_at=now - timedelta(minutes=1)) for _ in range(2)]
     newest, oldest = add_scan(app, created_at=now), add_scan(app, created_at=now.replace(2025))
     add_scan(app, "eve", created_at=now - timedelta(seconds=30))
-    listed = [newest, *sorted(same), oldest]
+    with app.app_context():
+        of_same = select(Scan.id).where(Scan.id.in_(same)).order_by(*Order.NEWEST.columns)
+        listed = [newest, *db.session.scalars(of_same), oldest]
     shown = re.findall(r'href="/scans/([0-9a-f]{32})"', ann.get("/scans").text)
     assert list(dict.fromkeys(shown)) == listed
     for place, scan_id in enumerate(listed):
@@ -826,3 +829,30 @@ def test_the_worklist_shows_thumbnails_and_verdicts_in_few_questions(
     for scan_id in ids:
         assert f'src="/scans/{scan_id}/thumbnail.png"' in page
     assert sum(statement.startswith("SELECT") for statement in asked) <= 8
+
+
+def test_the_bar_gets_an_outcome_for_each_file(app: Flask, ann: FlaskClient) -> None:
+    sent = [(io.BytesIO(png()), f"head/{number}.png") for number in range(4)]
+    sent.append((io.BytesIO(b"text"), "head/notes.txt"))
+    choices = {"pictures": "as numbered", "studies": "as sent"}
+    data = {"file": sent, "title": "Monday", **choices}
+    answer = ann.post("/scans/files", data=data)
+    assert answer.status_code == 201 and answer.json
+    [scan] = answer.json["scans"]
+    assert (scan["slices"], scan["url"]) == (4, f"/scans/{scan['id']}")
+    assert answer.json["refused"] == {"4": "The file is not a PNG, JPEG, DICOM or NIfTI image."}
+    for data, sentence in (
+        ({"file": [(io.BytesIO(b""), "0.png")], **choices}, "The file is empty."),
+        ({**choices}, "Please choose a PNG, JPEG, DICOM, NIfTI or ZIP file."),
+        ({"file": [(io.BytesIO(png()), "0.png")], "pictures": "x"}, "Not a valid choice."),
+    ):
+        refused = ann.post("/scans/files", data=data)
+        assert (refused.status_code, refused.json) == (400, {"error": sentence})
+
+
+def test_a_page_that_asks_for_json_gets_its_errors_so(app: Flask, ann: FlaskClient) -> None:
+    app.config["WTF_CSRF_ENABLED"] = True
+    headers = {"Accept": "application/json"}
+    answer = ann.post("/scans/files", data=form(png()), headers=headers)
+    assert answer.status_code == 400 and answer.json
+    assert answer.json["detail"].startswith("This form has expired.")

@@ -19,8 +19,8 @@ from tests.plans import statements
 from tests.webapp.test_api import make_token, problem_of
 from tests.webapp.test_scans import add_scan, add_verdict
 from webapp.extensions import database_now, db, utc_now
-from webapp.models import AuditEvent, JobStatus, Order, Scan, User
-from webapp.worklist_query import COLUMNS, conditions, ids_of_page
+from webapp.models import AuditEvent, JobStatus, Order, Scan, User, new_id
+from webapp.worklist_query import COLUMNS, conditions, places_of_page
 
 # A title, probability and threshold (none where there is no verdict yet), and whether it is urgent;
 # the oldest first.
@@ -186,7 +186,9 @@ def test_filters_and_orders_read_an_index_and_no_row(
             add_many_answered_scans(any_database_app)
         for order in (f"{sign}{name}" for name in COLUMNS for sign in ("", "-")):
             with statements() as sent:
-                db.session.scalars(ids_of_page(conditions(ann_id, chosen), order, 20, 0)).all()
+                db.session.scalars(
+                    places_of_page(conditions(ann_id, chosen), order, 20, 0, apart=False)
+                ).all()
             plan = "\n".join(
                 str(row)
                 for row in db.session.connection().exec_driver_sql(
@@ -222,6 +224,164 @@ def add_many_answered_scans(app: Flask) -> None:
     db.session.commit()
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM (ANALYZE) scan")
+
+
+# --- studies
+
+
+def add_study(app: Flask, title: str, *series: tuple[str, float | None], minutes: int) -> str:
+    """Add a study of Ann's with these series, each with a probability where it was answered; return
+    its id.
+    """
+    with app.app_context():
+        user_id = db.session.scalars(select(User.id).where(User.username == "ann")).one()
+        study_id, at = new_id(), utc_now() - timedelta(minutes=minutes)
+        for name, probability in series:
+            scan = Scan(
+                user_id=user_id,
+                study_id=study_id,
+                title=f"{title} · {name}",
+                kind="dicom",
+                slice_count=10,
+                original_key="o",
+                created_at=at,
+            )
+            if probability is not None:
+                scan.risk, scan.margin = probability, abs(probability - 0.4)
+                scan.verdict_state = state_of(
+                    positive=probability >= 0.4, uncertain=scan.margin < 0.06
+                )
+                scan.status, scan.finished_at = JobStatus.DONE, at
+            db.session.add(scan)
+        db.session.commit()
+        return study_id
+
+
+def places_on(page: str) -> list[str]:
+    """Return what stands in the rows of a page of the worklist: studies in brackets."""
+    found = re.findall(
+        r'<th scope="row" class="title( study-title)?">\s*<a [^>]+>([^<]+)</a>', page
+    )
+    return [f"[{title}]" if is_study else title for is_study, title in found]
+
+
+@pytest.fixture
+def studies(any_database_app: Flask, ann: FlaskClient) -> tuple[str, str]:
+    """The ids of two studies, the older one first."""
+    return (
+        add_study(
+            any_database_app,
+            "old",
+            ("Series 1", 0.1),
+            ("Series 10", None),
+            ("Series 2", 0.42),
+            ("Series 9", None),
+            minutes=3,
+        ),
+        add_study(any_database_app, "new", ("Series 1", 0.99), ("Series 2", 0.01), minutes=-5),
+    )
+
+
+OLD = ["[old]", "Series 2", "Series 1", "Series 9", "Series 10"]
+NEW = ["[new]", "Series 1", "Series 2"]
+
+
+def test_series_of_a_study_stand_below_it_the_worst_verdict_first(
+    studies: tuple[str, str], ann: FlaskClient
+) -> None:
+    newest = places_on(ann.get("/scans").text)
+    assert newest[:3] == NEW
+    at = newest.index("[old]")
+    assert newest[at : at + 5] == OLD
+    assert sorted(newest[3:at] + newest[at + 5 :]) == sorted(NEWEST)
+    row = re.search(rf'<tr id="study-{studies[0]}".*?</tr>', ann.get("/scans").text, re.DOTALL)
+    assert row
+    assert "4 series" in row[0] and ">40<" in row[0]  # Slices of all of them.
+    assert "Inconclusive" in row[0] and "42.0 %" in row[0] and "Waiting" in row[0]
+
+
+@pytest.mark.parametrize(
+    ("order", "places"),
+    [
+        ("-probability", ["[new]", "certain", "same", "near", "[old]", "urgent", "clear"]),
+        ("verdict", ["[new]", "certain", "same", "[old]", "near", "urgent", "clear"]),
+        ("-slices", ["[old]", "[new]"]),
+        ("status", ["urgent waits", "[old]", "waits", "[new]"]),
+        ("-title", ["waits", "urgent waits", "urgent", "same", "[old]", "[new]", "near"]),
+        ("risk", ["urgent", "urgent waits", "[new]", "certain", "same", "near", "[old]"]),
+        ("uncertainty", ["urgent", "urgent waits", "[old]", "same", "near"]),
+    ],
+)
+def test_a_study_stands_where_the_best_placed_of_its_series_belongs(
+    studies: tuple[str, str], ann: FlaskClient, order: str, places: list[str]
+) -> None:
+    found = places_on(ann.get(f"/scans?order={order}").text)
+    assert [each for each in found if not each.startswith("Series")][: len(places)] == places
+
+
+def test_filters_choose_series_and_the_study_says_how_many(
+    studies: tuple[str, str], ann: FlaskClient
+) -> None:
+    page = ann.get("/scans?verdict=inconclusive&order=title").text
+    assert places_on(page) == ["near", "[old]", "Series 2", "same"]
+    assert "1 of 4 series match the filters" in page and "3 scans match the filters" in page
+    page = ann.get("/scans?title=old").text
+    assert places_on(page) == OLD and "match the filters" in page
+
+
+def test_pages_count_studies_and_none_is_cut_in_two(
+    studies: tuple[str, str], ann: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.worklist.PER_PAGE", 2)
+    for order in ("newest", "title", "-probability", "risk"):
+        places: list[str] = []
+        for page in range(1, 6):
+            found = places_on(ann.get(f"/scans?order={order}&page={page}").text)
+            places += found
+            assert len([each for each in found if not each.startswith("Series")]) in (1, 2)
+        assert len(places) == len(SCANS) + len(OLD) + len(NEW) == len(set(places)) + 2
+
+
+def test_of_a_large_study_the_worst_are_shown_and_all_in_a_list_of_its_own(
+    any_database_app: Flask, ann: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = [(f"No. {number}", number / 100) for number in range(1, 31)]
+    study = add_study(any_database_app, "large", *series, minutes=-5)
+    page = ann.get("/scans").text
+    assert places_on(page)[1:9] == [f"No. {number}" for number in range(30, 22, -1)]
+    assert "30 series, 8 shown" in page and f'href="/scans?study={study}"' in page
+    monkeypatch.setattr("webapp.worklist.SERIES_PER_PAGE", 20)
+    of_study = f"/scans?study={study}&order=probability"
+    assert titles_on(ann.get(of_study).text) == [f"large · No. {n}" for n in range(1, 21)]
+    rest = ann.get(f"{of_study}&page=2").text
+    assert titles_on(rest) == [f"large · No. {n}" for n in range(21, 31)]
+    assert "[" not in "".join(places_on(rest))
+
+
+def test_rows_of_a_study_come_with_the_study(
+    any_database_app: Flask, studies: tuple[str, str], ann: FlaskClient
+) -> None:
+    page = ann.get("/scans?status=queued").text
+    first = ann.get(rows_of(page))
+    assert "[old]" in places_on(first.text)
+    with any_database_app.app_context():
+        for scan in db.session.scalars(select(Scan).where(Scan.study_id == studies[0])):
+            scan.status, scan.verdict_state, scan.risk = JobStatus.DONE, "suspected", 0.9
+        db.session.commit()
+    again = ann.get(rows_of(page), headers={"If-None-Match": first.headers["ETag"]})
+    row = re.search(rf'<tr id="study-{studies[0]}".*?</tr>', again.text, re.DOTALL)
+    assert row and "Suspected" in row[0] and "90.0 %" in row[0] and "Done" in row[0]
+
+
+def test_nobody_sees_a_study_of_others_and_nonsense_is_said(
+    any_database_app: Flask, studies: tuple[str, str], ann: FlaskClient
+) -> None:
+    make_user(any_database_app, "bob")
+    bob = any_database_app.test_client()
+    bob.post("/login", data={"username": "bob", "password": PASSWORD})
+    assert places_on(bob.get(f"/scans?study={studies[0]}").text) == []
+    page = ann.get("/scans?study=x").text
+    assert "Unknown study; all scans are shown." in page and "[old]" in places_on(page)
 
 
 # --- filters

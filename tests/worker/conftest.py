@@ -69,17 +69,21 @@ def install_model(
     reads: str = "slice",
     storage_prefix: str | None = None,
     tells_types: bool = False,
+    features: bytes | None = None,
+    **card_fields: object,
 ) -> ModelVersion:
-    """Store a tiny model and make its version, promoted unless `live` is false."""
+    """Store a tiny model and make its version, promoted unless `live` is false; `card_fields` go
+    into its card.
+    """
     types = types_judged() if tells_types else {}
     version_id = new_id()
     prefix = storage_prefix or f"models/{version_id}"
     with tempfile.TemporaryDirectory() as folder:
         card = write_model(
             Path(folder) / "model",
-            a_card(reads=reads, types=types),
+            a_card(**{"reads": reads, "types": types, **card_fields}),
             {
-                "features.onnx": features_graph(),
+                "features.onnx": features or features_graph(),
                 "head.onnx": head_graph(gain=gain),
                 **({"types.onnx": types_graph()} if types else {}),
             },

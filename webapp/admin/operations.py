@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from flask import Response, current_app
-from sqlalchemy import ColumnElement, func, literal, select, union_all
+from sqlalchemy import ColumnElement, func, literal, or_, select, union_all
 
 from webapp.admin.pages import blueprint, live_page
 from webapp.extensions import database_now, db
@@ -17,6 +17,8 @@ from webapp.models import (
     Heatmap,
     JobStatus,
     Leased,
+    Notification,
+    Report,
     Scan,
     TrainingRun,
     Worker,
@@ -26,6 +28,8 @@ from webapp.models import (
 WORK: dict[type[Leased], str] = {
     Scan: "Scans",
     Heatmap: "Heat maps",
+    Report: "Reports",
+    Notification: "Notifications",
     Dataset: "Data sets",
     Comparison: "Comparisons",
     Evaluation: "Evaluations",
@@ -63,6 +67,7 @@ def operations() -> Response:
             for job in running_jobs(table)
         ],
         queues=count_work(now),
+        unsent=unsent_notifications(),
         workers=[
             {"row": worker, "silent_s": seconds_since(worker.seen_at, now)}
             for worker in db.session.scalars(in_view)
@@ -108,10 +113,30 @@ def stuck_jobs(table: type[Leased]) -> list[Leased]:
     """
     expired = (table.status == JobStatus.RUNNING) & (table.lease_expires_at < database_now())
     waiting = (table.status == JobStatus.QUEUED) & (table.queued_at < database_now(-STUCK_S))
+    if table is Notification:  # One that waits for its next try has a section of its own.
+        waiting &= or_(table.retry_at.is_(None), table.retry_at < database_now(-STUCK_S))
     return sorted(
         [*oldest_rows(table, expired), *oldest_rows(table, waiting)],
         key=lambda row: (row.queued_at, row.id),
     )[:MOST_SHOWN]
+
+
+def unsent_notifications() -> list[Notification]:
+    """Return the newest notifications that failed for good, or at least once and wait for another
+    try.
+    """
+    with_error = Notification.error.is_not(None)
+    rows = [
+        row
+        for status in (JobStatus.QUEUED, JobStatus.FAILED)
+        for row in db.session.scalars(
+            select(Notification)
+            .where(Notification.status == status, with_error)
+            .order_by(Notification.queued_at.desc())
+            .limit(MOST_SHOWN)
+        )
+    ]
+    return sorted(rows, key=lambda row: row.queued_at, reverse=True)[:MOST_SHOWN]
 
 
 def running_jobs(table: type[Leased]) -> list[Leased]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flask import Response
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import InstrumentedAttribute
 from werkzeug.exceptions import HTTPException, NotFound
 
@@ -15,7 +15,16 @@ from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented, is_o
 from webapp.api.schemas import ProblemSchema
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction, Scan
-from webapp.pictures import WindowSchema, heatmap_key, picture, series_file, slice_picture
+from webapp.pictures import (
+    OUTLINE,
+    WindowSchema,
+    heatmap_key,
+    mask_file,
+    outline_picture,
+    picture,
+    series_file,
+    slice_picture,
+)
 from webapp.volume import Window
 
 BINARY = {"type": "string", "format": "binary"}
@@ -99,6 +108,47 @@ def slice_heatmap(scan_id: str, index: int) -> Response:
     if index not in slices:
         raise NotFound("This slice has no heat map.")
     return picture(heatmap_key(heatmap_id, index))
+
+
+@operation("read_outline", "outline.png", BINARY, "image/png")
+def outline(scan_id: str) -> Response:
+    """Download the contour of the hemorrhage as an overlay for the image."""
+    stored = outline_of(scan_id)
+    return outline_picture(stored, (stored.first_slices or (0,))[0])
+
+
+@operation("read_slice_outline", "slices/<int:index>/outline.png", BINARY, "image/png")
+def slice_outline(scan_id: str, index: int) -> Response:
+    """Download the contour of the hemorrhage in one slice as an overlay for its image; a slice's
+    `outline_url` says whether it has one.
+    """
+    return outline_picture(outline_of(scan_id), index)
+
+
+@operation("read_outline_mask", "outline.nii.gz", BINARY, "application/gzip")
+def outline_mask(scan_id: str) -> Response:
+    """Download the outline of the hemorrhage as NIfTI (.nii.gz, uint8): 1 inside, 0 elsewhere, in
+    the frame of the volume.
+    """
+    return mask_file(outline_of(scan_id))
+
+
+def outline_of(scan_id: str) -> Row[Any]:
+    """Return the columns `webapp.pictures.OUTLINE` of a scan with a result.
+
+    Raises:
+        NotFound: the token's owner has no such scan, or it ended without a result.
+        NotYet: it is not ready yet.
+    """
+    look: Any = db.session.execute(
+        select(Scan.status, *OUTLINE).outerjoin(Scan.prediction).where(is_own(scan_id))
+    ).one_or_none()
+    if look is None:
+        raise NotFound(NO_SUCH_SCAN)
+    if not look.status.is_final:
+        raise NotYet("The outline is not ready yet.")
+    found: Row[Any] = look
+    return found
 
 
 def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -> str:

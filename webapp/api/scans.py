@@ -38,6 +38,7 @@ from webapp.models import (
     Prediction,
     Scan,
     cancel,
+    draw_heatmap,
     force,
     result_of,
     retry,
@@ -108,14 +109,17 @@ def submit() -> dict[str, Any]:
     if request.mimetype not in ("", "multipart/form-data"):
         raise UnsupportedMediaType("Send the files as multipart/form-data, in the field “file”.")
     try:
-        choices = intake.Choices(*map(flag, ("stat", "together", "keep_names", "uncut")))
-        scans = intake.accept_scans(
+        pictures = intake.Pictures.TOGETHER if flag("together") else intake.Pictures.BY_FOLDER
+        choices = intake.Choices(
+            flag("stat"), pictures, keep_names=flag("keep_names"), uncut=flag("uncut")
+        )
+        scans = intake.accept_upload(
             g.token_owner_id,
             request.files.getlist("file"),
             request.form.get("title", ""),
             choices,
             require_access=require_bearer_still,
-        )
+        ).scans
     except intake.UploadRejected as err:
         raise UnprocessableEntity(str(err)) from err
     jobs = [job(scan.id, scan.status) for scan in scans]
@@ -214,6 +218,24 @@ def retry_scan(scan_id: str) -> dict[str, Any]:
     return queued(scan_id, Act.SCAN_RETRIED, retry(scan_id), refusal)
 
 
+@blueprint.post("/scans/<scan_id>/heatmap")
+@documented("draw_heatmap", 404, 409)
+@blueprint.response(202, JobSchema)
+def request_heatmap(scan_id: str) -> dict[str, Any]:
+    """Generate the heat maps of a scan whose model outlines the hemorrhage, for which none are
+    generated otherwise.
+    """
+    removed_at = require_own(scan_id)
+    drawn = draw_heatmap(scan_id, g.token_owner_id)
+    db.session.commit()
+    if not drawn:
+        raise Conflict(
+            ORIGINAL_REMOVED if removed_at else "This scan has heat maps, or has no result yet."
+        )
+    nudge(PREDICT_SCANS)
+    return job(scan_id, JobStatus.DONE)
+
+
 @blueprint.delete("/scans/<scan_id>")
 @documented("delete_scan", 404)
 @blueprint.response(204)
@@ -265,6 +287,21 @@ def with_result(scans: Select[Scan], load: Callable[..., Any] = joinedload) -> S
     )
 
 
+def add_outlines(result: dict[str, Any], scan: Scan) -> None:
+    """Add the addresses of a scan's outlines to its result."""
+    outlined = (scan.prediction and scan.prediction.outlined_slices) or ()
+    result["outline_url"] = (
+        url_for("api.outline_mask", scan_id=scan.id, _external=True) if outlined else None
+    )
+    for of_slice in result["slices"]:
+        index = of_slice["index"]
+        of_slice["outline_url"] = (
+            url_for("api.slice_outline", scan_id=scan.id, index=index, _external=True)
+            if index in outlined
+            else None
+        )
+
+
 def scan_as_json(scan: Scan) -> dict[str, Any]:
     """Return a scan as the API shows it (`ScanSchema`)."""
     result = result_of(scan)
@@ -274,8 +311,10 @@ def scan_as_json(scan: Scan) -> dict[str, Any]:
         result["heatmap_url"] = (
             url_for("api.heatmap", scan_id=scan.id, _external=True) if comes else None
         )
+        add_outlines(result, scan)
     return {
         "id": scan.id,
+        "study_id": scan.study_id,
         "status": scan.status,
         "progress": scan.progress,
         "error": scan.error,

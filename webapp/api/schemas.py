@@ -9,7 +9,7 @@ from typing import Any
 from marshmallow import Schema, fields, pre_load, validate
 
 from ml.verdict import STATES
-from webapp.models import JobStatus, Order
+from webapp.models import JobStatus, Order, ReportKind
 
 SHARE = validate.Range(0, 1)
 COUNT = validate.Range(0)
@@ -44,6 +44,14 @@ class SubmissionSchema(JobSchema):
     scans = fields.List(fields.Nested(JobSchema), required=True)
 
 
+class ReportSchema(Schema):
+    """A report that is being made."""
+
+    kind = fields.Enum(ReportKind, by_value=fields.String, required=True)
+    status = fields.Enum(JobStatus, by_value=fields.String, required=True)
+    url = address(metadata={"description": "GET this URL for the file."})
+
+
 class ModelVersionSchema(Schema):
     """The model version that produced the result."""
 
@@ -64,6 +72,26 @@ class SliceSchema(Schema):
             "description": (
                 "The probability of each type of hemorrhage in this slice; empty if the model does"
                 " not report types."
+            )
+        },
+    )
+    area_mm2 = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=COUNT,
+        metadata={
+            "description": (
+                "The outlined area; null if nothing was outlined in the scan or the size of a pixel"
+                " is unknown."
+            )
+        },
+    )
+    outline_url = address(
+        allow_none=True,
+        metadata={
+            "description": (
+                "A PNG with the contour of the hemorrhage, an overlay for the slice; null if"
+                " nothing is outlined in it."
             )
         },
     )
@@ -117,7 +145,37 @@ class ResultSchema(Schema):
     )
     heatmap_url = address(
         allow_none=True,
-        metadata={"description": "A PNG overlay for the image; null if it could not be generated."},
+        metadata={
+            "description": (
+                "A PNG overlay for the image; null if it could not be generated, or was not"
+                " because the model outlines the hemorrhage instead."
+            )
+        },
+    )
+    volume_ml = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=COUNT,
+        metadata={"description": "The volume of what is outlined, in mL; null if it is not known."},
+    )
+    no_volume_because = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": (
+                "Why `volume_ml` is null, a sentence; null with a volume, and in results from"
+                " before there were outlines."
+            )
+        },
+    )
+    outline_url = address(
+        allow_none=True,
+        metadata={
+            "description": (
+                "What is outlined in all slices, as NIfTI in the frame of the volume; null if"
+                " nothing is."
+            )
+        },
     )
 
 
@@ -133,6 +191,9 @@ class ScanSchema(Schema):
     """A scan: `result` is null until `status` is done; `error` says why a scan failed."""
 
     id = fields.String(required=True)
+    study_id = fields.String(
+        required=True, metadata={"description": "Shared by the series of one examination."}
+    )
     status = fields.Enum(JobStatus, by_value=fields.String, required=True)
     progress = fields.Float(required=True, validate=SHARE)
     error = fields.String(required=True, allow_none=True)

@@ -1,8 +1,8 @@
-"""What may come in: files are judged by their content and headers, copied without what tells whose
-they are, and queued as rows.
+"""Accepts uploads: files are identified by their content, de-identified, sorted into series,
+stored, and queued as rows.
 
-No pixel is decoded here; that is the workers' part. So a damaged picture with a sound header
-becomes a scan that fails with a sentence.
+No pixel is decoded here; workers do that. So a damaged picture with a sound header becomes a scan
+that fails with a sentence.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import logging
 import secrets
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +25,22 @@ from sqlalchemy.exc import IntegrityError
 from werkzeug.datastructures import FileStorage
 
 from webapp.audit import record, whose_request
-from webapp.extensions import db, limiter
+from webapp.extensions import db, limiter, utc_now
 from webapp.forms import MAX_TITLE, text_problem
 from webapp.intake.archives import EMPTY_ZIP, ZIP, ArchiveRefused, members
 from webapp.intake.clean_copy import NoSlice, Taken, UploadRejected, take
 from webapp.intake.nifti import GZIP
-from webapp.intake.series import LeftOut, SeriesFiles, printable, sentences_about, series_of
+from webapp.intake.series import (
+    LeftOut,
+    Pictures,
+    SeriesFiles,
+    Studies,
+    disc_of,
+    printable,
+    sentences_about,
+    series_of,
+    study_of,
+)
 from webapp.intake.spool import incoming_folder
 from webapp.intake.streams import Budget, TooMuchWork
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS, nudge
@@ -66,19 +77,51 @@ class Choices:
 
     Attributes:
         stat: its scans are read before all others, as far as that person's urgent ones are few.
-        together: its pictures are the slices of one scan.
+        pictures: which of its pictures are the slices of one scan.
+        studies: which of its series stand together.
         keep_names: names of files may be kept, as title and in what is told; without it they are
             forgotten.
+        leave_out: files that are no slices may stand beside slices, and are left out, also where
+            they do not lie in an archive.
         uncut: a picture of several slices is read as one, and not cut into them.
     """
 
     stat: bool = False
-    together: bool = False
+    pictures: Pictures = Pictures.BY_FOLDER
+    studies: Studies = Studies.AS_SENT
     keep_names: bool = False
+    leave_out: bool = False
     uncut: bool = False
 
 
 NOTHING_CHOSEN = Choices()
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of an upload.
+
+    Attributes:
+        scans: the scans that were queued.
+        refused: why a file was left out, by its place in the upload, counted from 0; what an
+            archive holds is told in the scans' notes instead.
+        reachable: whether a worker could be told at once.
+    """
+
+    scans: list[Scan]
+    refused: dict[int, str]
+    reachable: bool
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """The files of an upload as series, what their owner is told of all of them, and the files that
+    were left out, as in `Receipt.refused`.
+    """
+
+    series: list[SeriesFiles]
+    notes: list[str]
+    refused: dict[int, str]
 
 
 def accept_scans(
@@ -86,17 +129,24 @@ def accept_scans(
     files: Sequence[FileStorage],
     title: str = "",
     choices: Choices = NOTHING_CHOSEN,
-    on_unreachable: Callable[[], None] = lambda: None,
-    require_access: Callable[[], None] = lambda: None,
 ) -> list[Scan]:
+    """Do as `accept_upload`, and return the scans alone."""
+    return accept_upload(user_id, files, title, choices).scans
+
+
+def accept_upload(
+    user_id: str,
+    files: Sequence[FileStorage],
+    title: str = "",
+    choices: Choices = NOTHING_CHOSEN,
+    require_access: Callable[[], None] = lambda: None,
+) -> Receipt:
     """Store the files as queued scans of that user, each series as one, and wake a predict worker.
 
     Where nothing of an upload can be read, or too much of it is damaged, nothing is stored.
 
     Args:
         title: what the scans are called; several get their series' number besides.
-        on_unreachable: is called if the queue could not be reached: the scans wait until it is
-            back.
         require_access: is called when all is stored, before it counts, and raises where that
             person may not come in any more: an upload may last for minutes.
 
@@ -116,16 +166,12 @@ def accept_scans(
     # No transaction, on SQLite the write lock, is open while files are read and stored.
     db.session.commit()
     scans: list[Scan] = []
-    with _disk_has_room(), TemporaryDirectory(dir=incoming_folder()) as folder:
-        all_series, notes = _taken(files, Path(folder), choices)
+    with disk_has_room(), TemporaryDirectory(dir=incoming_folder()) as folder:
+        found = _sorted(files, Path(folder), choices)
         try:
-            for one in all_series:
-                name = _title(
-                    title, one, several=len(all_series) > 1, keep_names=choices.keep_names
-                )
-                scan = _queued(one, user_id, name, notes, choices)
+            for scan, one in zip(_rows(user_id, title, found, choices), found.series, strict=True):
                 scans.append(scan)
-                scan.size = _store(scan.original_key, one)
+                scan.size = store_series(scan.original_key, one)
             if lock_person(user_id) is None:
                 raise UploadRejected("This account was deleted or disabled meanwhile.")
             require_access()
@@ -148,8 +194,34 @@ def accept_scans(
         ",".join(scan.id for scan in scans),
         extra={"scan_ids": [scan.id for scan in scans]},
     )
-    if not nudge(PREDICT_SCANS):
-        on_unreachable()
+    return Receipt(scans, found.refused, nudge(PREDICT_SCANS))
+
+
+def _rows(user_id: str, title: str, found: _Sorted, choices: Choices) -> list[Scan]:
+    """Return the rows of an upload's scans, whose files are still to be stored under their
+    `original_key`. They came at one time, as the series of a study must.
+    """
+    now = utc_now()
+    studies: defaultdict[tuple[object, ...], str] = defaultdict(new_id)
+    scans = []
+    for place, one in enumerate(found.series):
+        scan_id, kind = new_id(), one.files[0].kind
+        name = _title(title, one, several=len(found.series) > 1, keep_names=choices.keep_names)
+        scan = Scan(
+            id=scan_id,
+            user_id=user_id,
+            study_id=studies[study_of(one, place, choices.studies)],
+            title=name,
+            kind=kind,
+            slice_count=one.slice_count,
+            stat=choices.stat,
+            uncut=choices.uncut,
+            notes=[*found.notes, *one.notes],
+            original_key=f"originals/{scan_id}{PACKED if len(one.files) > 1 else SUFFIXES[kind]}",
+            created_at=now,
+            queued_at=now,
+        )
+        scans.append(scan)
     return scans
 
 
@@ -202,27 +274,8 @@ def accept_dataset(
     return dataset
 
 
-def _queued(
-    one: SeriesFiles, user_id: str, title: str, notes: Sequence[str], choices: Choices
-) -> Scan:
-    """Return the row of a scan whose files are still to be stored under its `original_key`."""
-    scan_id, kind = new_id(), one.files[0].kind
-    suffix = PACKED if len(one.files) > 1 else SUFFIXES[kind]
-    return Scan(
-        id=scan_id,
-        user_id=user_id,
-        title=title,
-        kind=kind,
-        slice_count=one.slice_count,
-        stat=choices.stat,
-        uncut=choices.uncut,
-        notes=[*notes, *one.notes],
-        original_key=f"originals/{scan_id}{suffix}",
-    )
-
-
 @contextmanager
-def _disk_has_room() -> Iterator[None]:
+def disk_has_room() -> Iterator[None]:
     """Turn a disk that is full, or refuses, into a `StorageError`."""
     try:
         with disk_full_is_told():
@@ -264,12 +317,8 @@ def _require_room(user_id: str, more: int = 0) -> None:
         )
 
 
-def _taken(
-    files: Sequence[FileStorage], folder: Path, choices: Choices
-) -> tuple[list[SeriesFiles], list[str]]:
-    """Return the series of an upload, cleaned under `folder`, and what its owner is told of all of
-    them.
-    """
+def _sorted(files: Sequence[FileStorage], folder: Path, choices: Choices) -> _Sorted:
+    """Return the series of an upload, cleaned under `folder`."""
     salt = secrets.token_bytes(16)
 
     def new_uid(uid: str) -> str:
@@ -283,8 +332,11 @@ def _taken(
     left_out: list[LeftOut] = []
     has_archive = False
     number = packed = 0
-    for name, content, archive_folder in _contents(files, folder):
+    sent_as: dict[int, int] = {}
+    for name, content, archive_folder, place in _contents(files, folder):
         number += 1
+        if place is not None:
+            sent_as[number] = place
         content.seek(0)
         packed += content.read(len(GZIP)) == GZIP
         if packed > MOST_PACKED:
@@ -318,9 +370,13 @@ def _taken(
     if number == 0:
         raise UploadRejected("The ZIP archive contains no images.")
     notes = sentences_about(
-        left_out, number, may_leave_out=has_archive, with_names=choices.keep_names
+        left_out,
+        number,
+        may_leave_out=has_archive or choices.leave_out,
+        with_names=choices.keep_names,
     )
-    return series_of(taken, together=choices.together), notes
+    refused = {sent_as[one.number]: str(one.reason) for one in left_out if one.number in sent_as}
+    return _Sorted(series_of(taken, choices.pictures), notes, refused)
 
 
 def _without_pictures_of_viewer(taken: Sequence[Taken], left_out: list[LeftOut]) -> list[Taken]:
@@ -341,19 +397,20 @@ def _without_pictures_of_viewer(taken: Sequence[Taken], left_out: list[LeftOut])
 
 def _contents(
     files: Sequence[FileStorage], folder: Path
-) -> Iterator[tuple[str, IO[bytes], str | None]]:
-    """Yield name and content of each file, and of those in archives the folder they lie in; the
-    limits are those of all archives.
+) -> Iterator[tuple[str, IO[bytes], str | None, int | None]]:
+    """Yield name and content of each file, the folder it lies in, and its place in the upload; of
+    those in archives the folder there and no place. The limits are those of all archives.
     """
     unpacked_files = unpacked_bytes = 0
-    for place, file in enumerate(files, start=1):
+    for place, file in enumerate(files):
         name, stream = file.filename or "", file.stream
         size = stream.seek(0, 2)
         stream.seek(0)
         start = stream.read(len(ZIP))
         stream.seek(0)
         if start not in (ZIP, EMPTY_ZIP):
-            yield name, stream, None
+            inside, is_in_folder, last = name.replace("\\", "/").rpartition("/")
+            yield last, stream, f"folder/{inside}" if is_in_folder else None, place
             continue
         config = current_app.config
         if size > config["MAX_UPLOAD_MB"] * 2**20:
@@ -368,14 +425,9 @@ def _contents(
                 unpacked_files += 1
                 unpacked_bytes += content.seek(0, 2)
                 inside, _, last = member.rpartition("/")
-                yield last, content, f"{place}/{inside}"
+                yield last, content, f"{place}/{inside}", None
         except ArchiveRefused as err:
             raise UploadRejected(str(err)) from err
-
-
-def disc_of(file: Taken) -> str | None:
-    """Return which archive of the upload a file lay in; None where it was sent by itself."""
-    return None if file.folder is None else file.folder.partition("/")[0]
 
 
 def _title(title: str, one: SeriesFiles, *, several: bool, keep_names: bool) -> str:
@@ -388,7 +440,7 @@ def _title(title: str, one: SeriesFiles, *, several: bool, keep_names: bool) -> 
     return f"{title[: MAX_TITLE - len(label) - 3]} · {label}" if title and label else title or label
 
 
-def _store(key: str, one: SeriesFiles) -> int:
+def store_series(key: str, one: SeriesFiles) -> int:
     """Store a file, or the files of a series in an uncompressed ZIP, and return its size in
     bytes.
     """

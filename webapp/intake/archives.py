@@ -1,5 +1,5 @@
-"""ZIP archives that people send: their members one at a time, within limits that hold before the
-bytes are spent.
+"""ZIP archives of uploads: their members one at a time, within limits that are checked before
+memory or disk is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One file that came in: what it is by its content, and a clean copy of it."""
+"""One uploaded file: what it is, by its content, and a de-identified copy of it."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ class Taken:
     folder: str | None = None  # In an archive; None of what was sent by itself.
     slices: int = 1
     pixels: int = 0  # Of all slices.
+    size: tuple[int, int] = (0, 0)  # Width and height of a PNG or JPEG.
     dicom: DicomHeader = field(default_factory=DicomHeader)
     digest: bytes = b""
 
@@ -87,12 +88,13 @@ def take(
         raise NoSlice("The file is empty.", "empty files")
     if size > current_app.config["MAX_UPLOAD_MB"] * 2**20:
         raise UploadRejected(f"The file is larger than {current_app.config['MAX_UPLOAD_MB']} MB.")
-    slices, header, digest = 1, DicomHeader(), b""
+    slices, header, digest, shape = 1, DicomHeader(), b"", (0, 0)
     with path.open("xb") as target:
         path.chmod(0o600)
         if start.startswith((PNG_SIGNATURE, JPEG_START)):
             kind = "png" if start.startswith(PNG_SIGNATURE) else "jpeg"
-            pixels = _take_picture(stream, target, kind.upper(), budget)
+            shape = _take_picture(stream, target, kind.upper(), budget)
+            pixels = shape[0] * shape[1]
         elif start[128:132] == b"DICM":
             kind, (slices, pixels, header, digest) = (
                 "dicom",
@@ -112,10 +114,12 @@ def take(
             )
         else:
             raise NoSlice(NO_IMAGE, "files that are not images")
-    return Taken(path, kind, number, name, folder, slices, pixels, header, digest)
+    return Taken(path, kind, number, name, folder, slices, pixels, shape, header, digest)
 
 
-def _take_picture(stream: IO[bytes], target: IO[bytes], kind: str, budget: Budget) -> int:
+def _take_picture(
+    stream: IO[bytes], target: IO[bytes], kind: str, budget: Budget
+) -> tuple[int, int]:
     copy = copy_png if kind == "PNG" else copy_jpeg
     try:
         width, height = copy(stream, target, budget)
@@ -126,7 +130,7 @@ def _take_picture(stream: IO[bytes], target: IO[bytes], kind: str, budget: Budge
             "The PNG image is animated. Please upload each slice as a separate file."
         ) from err
     _require_fewer_pixels(width, height)
-    return width * height
+    return width, height
 
 
 def _take_dicom(

@@ -1,13 +1,12 @@
-"""DICOM files: what decides whether one is accepted, and a copy without what could tell whose it
-is.
+"""DICOM files: the header, on which their acceptance depends, and a de-identified copy.
 
 The copy is written anew from an allow-list (`webapp/intake/dicom_allow_list.py`). All else goes:
 private groups, other sequences, overlays, texts, dates, the preamble, names in the file meta, what
 follows the pixels. Pixels are copied as they are, never decoded.
 
 pydicom reads more than this, but it brings numpy, a quarter of the memory that a web process may
-have, and it holds a whole value at
-once, of which a hostile file may have a large one. Formats: PS3.10 section 7 and PS3.5 section 7.
+have, and it holds a whole value at once, which may be large in a hostile file. Formats: PS3.10
+section 7 and PS3.5 section 7.
 """
 
 from __future__ import annotations

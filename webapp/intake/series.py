@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from flask import current_app
 
@@ -13,10 +14,40 @@ from webapp.intake.clean_copy import NoSlice, Taken, UploadRejected
 from webapp.intake.dicom import whole_number
 from webapp.intake.dicom_series import Group, by_numbers, scans_of, series_key
 
+FEWEST_NUMBERED = 3
+"""Pictures that look like the slices of one scan; two may be anything."""
 FEWEST_FOR_LEAVING_OUT = 5
 MOST_DAMAGED = 1 / 5
 MOST_TOLD = 5
+PICTURES = ("png", "jpeg")
+LAST_NUMBER = re.compile(r"(.*?)([0-9]*)([^0-9]*)", re.DOTALL)
 SHARP_KERNEL = re.compile(r"BONE|EDGE|LUNG|ULTRA|SHARP|[BHJU][a-z]?[67][0-9]|FC[358][0-9]")
+
+
+class Pictures(StrEnum):
+    """Which of the PNG and JPEG files of an upload are the slices of one scan.
+
+    `AS_NUMBERED` takes those that look so: of one folder, one size and one kind, with names that
+    differ in their last number alone. `BY_FOLDER` takes those of a folder in an archive, whatever
+    they look like, and none of those that were sent by themselves.
+    """
+
+    AS_NUMBERED = "as numbered"
+    TOGETHER = "together"
+    APART = "apart"
+    BY_FOLDER = "by folder"
+
+
+class Studies(StrEnum):
+    """Which series of an upload stand together as a study.
+
+    `AS_SENT` takes those of one examination by their headers, and of files whose headers do not
+    say, the series of one archive or folder.
+    """
+
+    AS_SENT = "as sent"
+    ONE = "one"
+    NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -44,9 +75,9 @@ class LeftOut:
     reason: UploadRejected
 
 
-def series_of(taken: Sequence[Taken], *, together: bool) -> list[SeriesFiles]:
+def series_of(taken: Sequence[Taken], pictures: Pictures) -> list[SeriesFiles]:
     """Sort files into scans: DICOM by what the headers say (`webapp.intake.dicom_series`), pictures
-    by the folder of their archive, or all of them if `together`.
+    as their owner says.
 
     Every other file is a scan of its own. Pictures have no position, so they are ordered by the
     numbers in their names.
@@ -55,17 +86,52 @@ def series_of(taken: Sequence[Taken], *, together: bool) -> list[SeriesFiles]:
         UploadRejected: a series is too large, or its files name two patients.
     """
     groups: dict[tuple[object, ...], list[Taken]] = {}
+    numbered = Counter(_look(file) for file in taken if file.kind in PICTURES)
     for file in taken:
         key: tuple[object, ...] = ("alone", file.number)
         if file.kind == "dicom":
             key = series_key(file)
-        elif file.kind in ("png", "jpeg") and (file.folder is not None or together):
-            key = ("pictures", file.folder, file.kind)
+        elif file.kind in PICTURES:
+            is_one_of_many = pictures is Pictures.TOGETHER or (
+                pictures is Pictures.BY_FOLDER and file.folder is not None
+            )
+            if is_one_of_many:
+                key = ("pictures", file.folder, file.kind)
+            elif pictures is Pictures.AS_NUMBERED and numbered[_look(file)] >= FEWEST_NUMBERED:
+                key = ("numbered", *_look(file))
         groups.setdefault(key, []).append(file)
     scans = scans_of(list(groups.values()))
     return [
         _series(one, place if len(scans) > 1 else None) for place, one in enumerate(scans, start=1)
     ]
+
+
+def study_of(one: SeriesFiles, place: int, studies: Studies) -> tuple[object, ...]:
+    """Return what the series of a study share in an upload; `place` tells series apart."""
+    first = one.files[0]
+    if studies is Studies.ONE:
+        return ("all",)
+    if studies is Studies.NONE:
+        return ("alone", place)
+    if first.dicom.study or first.dicom.patient:
+        return ("examination", first.dicom.study or first.dicom.patient)
+    if first.folder is not None and one.slice_count > 1:
+        return ("archive", disc_of(first))
+    return ("alone", place)
+
+
+def disc_of(file: Taken) -> str | None:
+    """Return which archive or folder of the upload a file lay in; None where in none."""
+    return None if file.folder is None else file.folder.partition("/")[0]
+
+
+def _look(file: Taken) -> tuple[object, ...]:
+    """Return what the slices of one scan share if they are pictures: folder, kind, size and name
+    but for its last number. A name without a number is shared with no other file.
+    """
+    start, number, end = LAST_NUMBER.fullmatch(file.name.lower()).groups()  # type: ignore[union-attr]
+    name = (start, end) if number else file.number
+    return file.folder, file.kind, file.size, name
 
 
 def _series(one: Group, place: int | None) -> SeriesFiles:
@@ -84,7 +150,7 @@ def _series(one: Group, place: int | None) -> SeriesFiles:
             "The files of one series are from different patients; please send each patient's files"
             " separately."
         )
-    if files[0].kind in ("png", "jpeg"):
+    if files[0].kind in PICTURES:
         files = sorted(files, key=lambda file: (by_numbers(file.name), file.number))
     first = files[0].dicom
     notes = [*one.notes]

@@ -1,5 +1,5 @@
-"""Where the bytes of uploads wait while a request is answered: one folder of this machine, for its
-owner only.
+"""Where uploads are stored while a request is answered: one folder of this machine that only its
+owner can open.
 """
 
 from __future__ import annotations

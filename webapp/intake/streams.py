@@ -1,6 +1,4 @@
-"""Files read in small steps: nothing large is held in memory, whatever a hostile file says of
-itself.
-"""
+"""Files read in small steps, so that no file, whatever its header claims, takes much memory."""
 
 from __future__ import annotations
 

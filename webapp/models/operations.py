@@ -62,7 +62,10 @@ class Act(StrEnum):
     SCAN_FORCED = "scan forced"  # Scored although it does not look like a head CT.
     SCAN_MADE_STAT = "scan made STAT"
     SCAN_MADE_ROUTINE = "scan made routine"
+    SCANS_JOINED = "scans joined"  # (each of the pictures, and the series that they became)
+    SCAN_SPLIT = "scan split"  # (the series, and each of the pictures that it became)
     SCAN_DELETED = "scan deleted"
+    REPORT_ASKED_FOR = "report asked for"  # (the scan; its kind is the detail)
     DATASET_IMPORTED = "data set imported"
     IMPORT_CANCELLED = "import cancelled"
     DATASET_DELETED = "data set deleted"
@@ -88,7 +91,7 @@ class AuditEvent(db.Model):
         actor_id: who did it; empty if nobody was logged in.
         object_id: the row that it was done to, if any.
         address: the client's IP address, or "command line".
-        detail: the operating point that was chosen, if any.
+        detail: the operating point or the kind of report that was chosen, if any.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)

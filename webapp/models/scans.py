@@ -1,7 +1,8 @@
-"""What a person submits and what the service answers."""
+"""Scans, their predictions and their heat maps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from ml.verdict import State, state_of
@@ -42,6 +44,8 @@ class Scan(Leased, db.Model):
     uncompressed ZIP.
 
     Attributes:
+        study_id: shared by the series of one examination. They share `created_at` too, so that an
+            index has them in one place.
         kind: the file format: "png", "jpeg", "dicom" or "nifti".
         slice_count: according to the headers; some slices may turn out to be unreadable.
         size: bytes of the original.
@@ -51,6 +55,7 @@ class Scan(Leased, db.Model):
         original_removed_at: when the original was deleted (KEEP_ORIGINALS_DAYS).
         image_key, thumbnail_key: the slice that represents the scan, drawn by the worker.
         volume_key: all slices of a series, for the viewer (`ml.scans.volume`).
+        outline_key: what its model outlines, in the same frame; None where nothing is outlined.
         not_head_ct: 0..1; set if the scan failed because it does not look like a head CT.
         forced_at: when its owner asked to analyze it anyway.
         risk, margin, verdict_state: the prediction's probability, its distance from the threshold,
@@ -60,6 +65,7 @@ class Scan(Leased, db.Model):
     """
 
     user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
+    study_id: Mapped[str] = mapped_column(String(32), default=new_id, server_default=text("''"))
     title: Mapped[str] = mapped_column(String(80), default="")
     kind: Mapped[str] = mapped_column(String(16))
     slice_count: Mapped[int] = mapped_column(default=1, server_default="1")
@@ -72,6 +78,7 @@ class Scan(Leased, db.Model):
     image_key: Mapped[str | None] = mapped_column(String(200))
     thumbnail_key: Mapped[str | None] = mapped_column(String(200))
     volume_key: Mapped[str | None] = mapped_column(String(200))
+    outline_key: Mapped[str | None] = mapped_column(String(200))
     not_head_ct: Mapped[float | None]
     forced_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     risk: Mapped[float] = mapped_column(default=0.0, server_default="0")
@@ -130,6 +137,15 @@ class Scan(Leased, db.Model):
         )
 
     @property
+    def may_have_heat_maps(self) -> bool:
+        """True where it was answered without heat maps, which can still be drawn."""
+        return (
+            self.prediction is not None
+            and self.prediction.heatmap is None
+            and self.original_removed_at is None
+        )
+
+    @property
     def sheet_may_be(self) -> Literal["cut", "uncut"] | None:
         """How else a film sheet can be read than it was; None where it is none, or is no longer
         stored.
@@ -166,12 +182,12 @@ class Order(StrEnum):
         """The columns to sort by, each with an index. By risk and by uncertainty, STAT scans come
         first.
         """
-        newest = (Scan.created_at.desc(), Scan.id)
+        newest = Scan.created_at.desc()
         if self is Order.RISK:
-            return (Scan.stat.desc(), Scan.risk.desc(), *newest)
+            return (Scan.stat.desc(), Scan.risk.desc(), newest, Scan.id)
         if self is Order.UNCERTAINTY:
-            return (Scan.stat.desc(), Scan.margin, *newest)
-        return newest
+            return (Scan.stat.desc(), Scan.margin, newest, Scan.id)
+        return (newest, Scan.study_id, Scan.id)
 
 
 # For worklists by risk and by uncertainty. Defined outside the class, since with the name of an
@@ -192,11 +208,13 @@ Index(
     "ix_scan_worklist",
     Scan.user_id,
     Scan.created_at.desc(),
+    Scan.study_id,
     Scan.id,
     Scan.stat,
     Scan.status,
     Scan.verdict_state,
     Scan.risk,
+    Scan.margin,
     Scan.slice_count,
     Scan.title,
 )
@@ -296,6 +314,11 @@ class Prediction(db.Model):
         first_slices: indices, from 0, of the slices of a series to look at first.
         types: estimated types of hemorrhage: name -> {"probability": of the scan, "slices": of each
             slice}; None if the model has no such estimate.
+        outlined_slices: which slices have an outline in `Scan.outline_key`; None where the model
+            gives none, or found no hemorrhage.
+        areas_mm2: the outlined area of each slice; None as above, or where the size of a pixel is
+            unknown.
+        volume_ml, no_volume_because: of what is outlined; a sentence why there is none.
         seconds: this scan's share of its batch's time in the model.
     """
 
@@ -310,6 +333,10 @@ class Prediction(db.Model):
     slices: Mapped[list[float]] = mapped_column(JSON)
     first_slices: Mapped[list[int] | None] = mapped_column(JSON)
     types: Mapped[dict[str, dict[str, Any]] | None] = mapped_column(JSON)
+    outlined_slices: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    areas_mm2: Mapped[list[float] | None] = mapped_column(JSON(none_as_null=True))
+    volume_ml: Mapped[float | None]
+    no_volume_because: Mapped[str | None] = mapped_column(String(120))
     seconds: Mapped[float]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     scan: Mapped[Scan] = relationship(back_populates="prediction")
@@ -363,6 +390,33 @@ class Heatmap(Leased, db.Model):
         return cls.user_id  # type: ignore[return-value]
 
 
+def draw_heatmap(scan_id: str, user_id: str) -> bool:
+    """Queue the heat maps of an answered scan of that user; False where it has some, or its
+    original is not kept. The caller commits and nudges.
+
+    Models that outline the hemorrhage get them only when somebody asks.
+    """
+    prediction_id = db.session.scalar(
+        select(Prediction.id)
+        .join(Prediction.scan)
+        .outerjoin(Prediction.heatmap)
+        .where(
+            Scan.id == scan_id,
+            Scan.user_id == user_id,
+            Scan.original_removed_at.is_(None),
+            Heatmap.id.is_(None),
+        )
+    )
+    if prediction_id is None:
+        return False
+    try:
+        with db.session.begin_nested():
+            db.session.add(Heatmap(prediction_id=prediction_id, user_id=user_id))
+    except IntegrityError:
+        return False  # Two clicks are one.
+    return True
+
+
 def result_of(scan: Scan) -> dict[str, Any] | None:
     """Return the verdict as the API's `Result`, without the URLs, which the caller adds; None if
     there is none yet.
@@ -371,6 +425,8 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
     if prediction is None:
         return None
     types = prediction.types or {}
+    unknown = [None] * len(prediction.slices)
+    areas: Sequence[float | None] = prediction.areas_mm2 or unknown
     return {
         "verdict": prediction.verdict,
         "positive": prediction.positive,
@@ -389,9 +445,12 @@ def result_of(scan: Scan) -> dict[str, Any] | None:
                 "index": index,
                 "probability": value,
                 "types": {name: one["slices"][index] for name, one in types.items()},
+                "area_mm2": areas[index],
             }
             for index, value in enumerate(prediction.slices)
         ],
         "first_slices": prediction.first_slices or [],
         "heatmap_slices": (prediction.heatmap and prediction.heatmap.slices) or [],
+        "volume_ml": prediction.volume_ml,
+        "no_volume_because": prediction.no_volume_because,
     }

@@ -3,14 +3,11 @@
 
 const POLL_MS = 2000;
 const RETRY_MS = 10000;
+const MOST_WATCHED = 50;  // As many as one request may name.
 const title = document.title;
-const table = document.getElementById("worklist");
-const filters = document.querySelector("details.filters");
+const scans = document.getElementById("scans");
 const phone = window.matchMedia("(max-width: 46rem)");
-
-if (filters && phone.matches && !("filtered" in filters.dataset)) {
-  filters.open = false;
-}
+const table = () => document.getElementById("worklist");
 
 // --- times: relative, exact and local on hover
 
@@ -18,7 +15,7 @@ const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]];
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 
 function showTimes() {
-  table.querySelectorAll("time").forEach((time) => {
+  scans.querySelectorAll("#worklist time").forEach((time) => {
     const at = new Date(time.dateTime);
     const seconds = (Date.now() - at) / 1000;
     const [unit, length] = UNITS.find(([, each]) => seconds >= each) || [null, 0];
@@ -29,30 +26,40 @@ function showTimes() {
   });
 }
 
-// --- selection
+// --- selection: of all on the page, of a study, of one scan
+
+const boxesOf = (study) => Array.from(
+  scans.querySelectorAll(`tbody tr${study ? `[data-study="${study}"]` : ""} input[name=id]`));
+
+function showState(box, boxes) {
+  const selected = boxes.filter((each) => each.checked).length;
+  box.checked = selected === boxes.length && selected > 0;
+  box.indeterminate = selected > 0 && selected < boxes.length;
+  return selected;
+}
 
 function showSelection() {
-  const boxes = Array.from(table.querySelectorAll("tbody input[type=checkbox]"));
-  const selected = boxes.filter((box) => box.checked).length;
   const form = document.getElementById("selection");
-  const all = document.getElementById("all");
+  if (!form) {
+    return;
+  }
+  const selected = showState(document.getElementById("all"), boxesOf());
+  scans.querySelectorAll("input[data-study]").forEach((box) => showState(box, boxesOf(box.dataset.study)));
   form.querySelector(".count").textContent = `${selected} selected`;
   form.classList.toggle("some", selected > 0);
   form.querySelectorAll("button").forEach((button) => { button.disabled = selected === 0; });
-  all.checked = selected === boxes.length;
-  all.indeterminate = selected > 0 && selected < boxes.length;
 }
 
-function selectAll(event) {
-  if (event.target.id === "all") {
-    table.querySelectorAll("tbody input[type=checkbox]").forEach((box) => { box.checked = event.target.checked; });
+function selectSeveral(event) {
+  const { id, dataset, checked } = event.target;
+  if (id === "all" || dataset.study) {
+    boxesOf(dataset.study).forEach((box) => { box.checked = checked; });
   }
   showSelection();
 }
 
 // --- one conditional request for all rows that may change
 
-const watched = table ? Array.from(table.querySelectorAll("tr[data-pending]"), (row) => row.id.slice("scan-".length)) : [];
 let etag = "";
 let timer = 0;
 
@@ -83,13 +90,20 @@ function showNews(count) {
   }
 }
 
+function addressOfRows() {
+  const address = new URL(table().dataset.rows, window.location.href);
+  address.searchParams.set("opened", table().dataset.opened);
+  Array.from(scans.querySelectorAll("tr[data-pending]")).slice(0, MOST_WATCHED)
+    .forEach((row) => address.searchParams.append("id", row.id.slice("scan-".length)));
+  return address;
+}
+
 async function refresh() {
   clearTimeout(timer);
-  const query = new URLSearchParams([["opened", table.dataset.opened], ...watched.map((id) => ["id", id])]);
   // The header marks a request that no person made, so that it keeps no login alive.
   const headers = { "HX-Request": "true", ...(etag && { "If-None-Match": etag }) };
   try {
-    const answer = await fetch(`${table.dataset.rows}?${query}`, { headers, cache: "no-store" });
+    const answer = await fetch(addressOfRows(), { headers, cache: "no-store" });
     if (answer.headers.has("HX-Refresh")) {
       window.location.reload();
       return;
@@ -101,16 +115,12 @@ async function refresh() {
       showNews(Number(body.dataset.news));
       showTimes();
       showSelection();
-      if ("more" in body.dataset) {
-        table.dataset.more = "";
-      } else {
-        delete table.dataset.more;
-      }
+      table().toggleAttribute("data-more", "more" in body.dataset);
     } else if (answer.status !== 304) {
       timer = setTimeout(refresh, RETRY_MS);
       return;
     }
-    if ("more" in table.dataset) {
+    if (table().hasAttribute("data-more")) {
       timer = setTimeout(refresh, POLL_MS);
     }
   } catch {
@@ -118,18 +128,51 @@ async function refresh() {
   }
 }
 
-if (table) {
-  table.addEventListener("change", selectAll);
+// --- the list anew, with what was just submitted; what was selected stays so
+
+async function reload() {
+  try {
+    const answer = await fetch(window.location.href, { cache: "no-store" });
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const fresh = page.getElementById("scans");
+    if (!answer.ok || !fresh) {
+      return;
+    }
+    const selected = new Set(boxesOf().filter((box) => box.checked).map((box) => box.value));
+    scans.replaceChildren(...fresh.childNodes);
+    boxesOf().forEach((box) => { box.checked = selected.has(box.value); });
+    document.getElementById("count").textContent = page.getElementById("count").textContent;
+    showNews(0);
+    follow();
+  } catch {
+    // The network is gone for now; the list can be loaded again by hand.
+  }
+}
+
+function follow() {
+  const filters = scans.querySelector("details.filters");
+  if (filters && phone.matches && !("filtered" in filters.dataset)) {
+    filters.open = false;
+  }
+  if (!table()) {
+    return;
+  }
+  etag = "";
   showSelection();
   showTimes();
-  setInterval(showTimes, 30000);
-  window.addEventListener("pageshow", showSelection);
-  if ("more" in table.dataset) {
+  clearTimeout(timer);
+  if (table().hasAttribute("data-more")) {
     timer = setTimeout(refresh, POLL_MS);
   }
-  document.addEventListener("visibilitychange", () => {
-    if (!document.hidden) {
-      refresh();
-    }
-  });
 }
+
+scans.addEventListener("change", selectSeveral);
+window.addEventListener("pageshow", showSelection);
+document.addEventListener("submitted", reload);
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && table()) {
+    refresh();
+  }
+});
+setInterval(showTimes, 30000);
+follow();

@@ -217,4 +217,6 @@ def test_a_card_of_before_there_were_checksums_is_read(folder: Path) -> None:
 @pytest.mark.parametrize("shipped", [STARTER_DIR, STARTER_SERIES_DIR])
 def test_a_shipped_card_is_written_as_it_was_read(shipped: Path) -> None:
     written = json.loads((shipped / "card.json").read_text(encoding="utf-8"))
-    assert json.loads(read_card(shipped).to_json()) == {"points": {}, **written}
+    again = json.loads(read_card(shipped).to_json())
+    # Later fields are added empty.
+    assert {name: value for name, value in again.items() if value or name in written} == written

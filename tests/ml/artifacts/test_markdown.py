@@ -127,7 +127,7 @@ def test_a_card_of_the_first_version_is_read_and_judges_series_as_before(
         del old[name]
     card = Card.from_json(json.dumps(old))
     assert card.point_of(1) == card.point_of(30) == (0.5, 0.4, 0.6) and card.controls == []
-    assert card.types == {} and card.told_types == ()
+    assert card.types == {} and card.reported_types == ()
     assert "## Controls" not in model_card(card) and "By patient" not in model_card(card)
     del old["threshold"]
     with pytest.raises(ArtifactError, match="missing required field `threshold`"):

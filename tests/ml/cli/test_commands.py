@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -268,6 +269,53 @@ def test_predict_tells_the_types_of_bleeding(
     assert row["types"] == pytest.approx(
         {"epidural": 0.75 * row["probability"], "subdural": 0.25 * row["probability"]}, abs=1e-6
     )
+
+
+def test_predict_tells_the_volume_and_writes_the_outline(
+    outlining_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    series, written = tmp_path / "series", tmp_path / "outline.nii.gz"
+    series.mkdir()
+    for number in range(4):
+        hu = phantom(70, number in (1, 2), size=128)
+        write_dicom(hu, series / f"{number}.dcm", number=number + 1, position_mm=5.0 * number)
+    predict = ["predict", "--json", "--outline", str(written)]
+    assert main([*predict, str(outlining_model()), str(series)]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    masks = nibabel.load(written)
+    voxels = np.asarray(masks.dataobj)
+    assert voxels.shape == (128, 128, 4) and set(np.unique(voxels)) == {0, 1}
+    inside_ml = voxels.sum() * np.prod(masks.header.get_zooms()) / 1000
+    assert row["volume_ml"] == pytest.approx(inside_ml, rel=0.01)
+    assert row["no_volume_because"] is None and inside_ml > 1
+
+    cautious = outlining_model(threshold=1.0, uncertain_low=1.0, uncertain_high=1.0)
+    assert main([*predict, str(cautious), str(series)]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["volume_ml"], row["state"]) == (None, "not found")
+    assert row["no_volume_because"] == "No hemorrhage was found."
+    assert not np.asarray(nibabel.load(written).dataobj).any()
+
+
+def test_an_outline_that_cannot_be_written_is_one_sentence(
+    outlining_model: Callable[..., Path],
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_png(phantom(1, False, size=96), tmp_path / "a.png")
+    outlining, plain, image = str(outlining_model()), str(tiny_model()), str(tmp_path / "a.png")
+    refused = {
+        "--outline takes one scan; a folder is one.": [outlining, image, image, "--outline", "o"],
+        "The model does not outline hemorrhages.": [plain, image, "--outline", "o.nii.gz"],
+        "--outline writes .nii.gz, not 'o.png'.": [outlining, image, "--outline", "o.png"],
+    }
+    for sentence, arguments in refused.items():
+        assert main(["predict", *arguments]) == 2
+        assert capsys.readouterr().err == sentence + "\n"
+    into = str(tmp_path / "a.png" / "o.nii.gz")
+    assert main(["predict", outlining, image, "--outline", into]) == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'a.png'}: File exists.\n"
 
 
 def test_predict_writes_a_table_with_a_series_as_one_line(

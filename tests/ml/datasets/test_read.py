@@ -324,6 +324,45 @@ def test_an_unreadable_outline_is_named_and_left_out_and_its_image_stays(manifes
     )
 
 
+def test_a_mask_that_contradicts_its_image_or_label_is_named_and_left_out(manifest: Maker) -> None:
+    masks = ["small.png", "drawn.png", "drawn.png", "empty.png"]
+    labels = ["1", "0", "1", "0"]
+    rows = [
+        [f"{number}.png", label, mask]
+        for number, (label, mask) in enumerate(zip(labels, masks, strict=True))
+    ]
+    root = manifest(rows, "filename,label,mask")
+    with Image.open(root / "0.png") as image:
+        width, height = image.size
+    drawn = Image.new("L", (width, height))
+    drawn.save(root / "empty.png")
+    drawn.paste(255, (width // 2, height // 2, width // 2 + 4, height // 2 + 4))
+    drawn.save(root / "drawn.png")
+    drawn.resize((48, 40)).save(root / "small.png")
+    found = read_dataset(root)
+    assert [one.name for one in found.examples if one.mask] == ["2.png", "3.png"]
+    assert [one.label for one in found.examples] == [1, 0, 1, 0]
+    assert found.problems == (
+        f"The mask of 0.png is left out: it has 48 x 40 pixels, its image {width} x {height}.",
+        "The mask of 1.png is left out: it outlines a hemorrhage, and the label says that there is"
+        " none.",
+    )
+
+
+def test_a_box_outside_its_picture_is_named(manifest: Maker) -> None:
+    boxes = [
+        "subdural 0.5 0.5 0.2 0.2; epidural .9 .1 .2 .2",
+        "subdural 0.95 0.5 0.2 0.2",
+        "subdural 0.5 0.5 nan 0.2;0.5 0.5 0.1",
+        "",
+    ]
+    rows = [[f"{number}.png", str(number % 2), box] for number, box in enumerate(boxes)]
+    assert read_dataset(manifest(rows, "filename,label,boxes")).problems == (
+        "Boxes that do not lie within their picture: 3, such as 'subdural 0.95 0.5 0.2 0.2' of"
+        " 1.png; a box is a type, center x, center y, width and height, as shares of the picture.",
+    )
+
+
 def test_what_the_preamble_of_a_dicom_file_claims_to_be_is_not_believed(
     manifest: Maker, tmp_path: Path
 ) -> None:

@@ -120,7 +120,7 @@ def test_types_of_bleeding_are_judged_exported_and_served(
     trained: tuple[Path, list[Progress]], phantoms: Dataset
 ) -> None:
     card = read_card(trained[0] / "model")
-    assert card.told_types == ("epidural", "subdural") and "types.onnx" in card.files
+    assert card.reported_types == ("epidural", "subdural") and "types.onnx" in card.files
     assert card.types["epidural"].patients == 10 and card.types["epidural"].patient.auroc.n == 32
     assert card.types["subdural"].patients == 6 == len(card.types["subdural"].scores)
     predictor = Predictor(trained[0] / "model")
@@ -131,7 +131,10 @@ def test_types_of_bleeding_are_judged_exported_and_served(
     ]
     for one in found:
         assert one.types == {name: of_slices[0] for name, of_slices in one.slice_types.items()}
-        assert set(one.types) == set(card.told_types) and max(one.types.values()) <= one.probability
+        assert (
+            set(one.types) == set(card.reported_types)
+            and max(one.types.values()) <= one.probability
+        )
     assert np.mean([one.types["epidural"] for one in found]) > np.mean(
         [one.types["subdural"] for one in found]
     ), "10 against 6"

@@ -35,7 +35,17 @@ from tests.webapp.intake.made import (
 )
 from tests.webapp.test_api import client_of
 from webapp.extensions import db
-from webapp.intake import Choices, UploadRejected, accept, accept_dataset, accept_scans, spool
+from webapp.intake import (
+    Choices,
+    Pictures,
+    Studies,
+    UploadRejected,
+    accept,
+    accept_dataset,
+    accept_scans,
+    accept_upload,
+    spool,
+)
 from webapp.intake.spool import empty_incoming
 from webapp.jobs import IMPORT_DATASET, PREDICT_SCANS
 from webapp.models import IN_ITS_TURN, ApiToken, Dataset, JobStatus, Scan
@@ -299,16 +309,15 @@ def test_no_transaction_is_open_while_a_file_is_stored(
         seen.append(db.session().in_transaction())
         return 0
 
-    monkeypatch.setattr(accept, "_store", look)
+    monkeypatch.setattr(accept, "store_series", look)
     accept_scans(ann, [upload(picture()), upload(picture())])
     assert seen == [False, False]
 
 
 def test_a_queue_that_cannot_be_reached_is_told_and_the_scan_waits(ann: str) -> None:
-    told: list[bool] = []
-    [scan] = accept_scans(ann, [upload(picture())], on_unreachable=lambda: told.append(True))
-    assert told == [True]
-    assert db.session.get_one(Scan, scan.id).status == JobStatus.QUEUED
+    receipt = accept_upload(ann, [upload(picture())])
+    assert not receipt.reachable
+    assert db.session.get_one(Scan, receipt.scans[0].id).status == JobStatus.QUEUED
 
 
 # --- series
@@ -414,10 +423,74 @@ def test_the_pictures_of_a_folder_in_an_archive_are_one_scan_by_the_numbers_in_t
 def test_pictures_are_one_scan_if_their_owner_says_so(ann: str, nudges: list[str]) -> None:
     files = [("2.png", picture(side=72)), ("10.png", picture(side=80)), ("1.png", picture(side=71))]
     [scan] = accept_scans(
-        ann, [upload(content, name) for name, content in files], choices=Choices(together=True)
+        ann,
+        [upload(content, name) for name, content in files],
+        choices=Choices(pictures=Pictures.TOGETHER),
     )
     assert packed(scan) == [picture(side=side) for side in (71, 72, 80)]
     assert len(accept_scans(ann, [upload(content, name) for name, content in files])) == 3
+
+
+NUMBERED = Choices(pictures=Pictures.AS_NUMBERED)
+
+
+def test_pictures_that_look_like_slices_of_one_scan_are_one_by_default(
+    ann: str, nudges: list[str]
+) -> None:
+    files = [
+        ("head/IM-1-10.png", picture(side=70)),
+        ("head/IM-1-9.png", picture(side=70)),
+        ("head/IM-1-2.png", picture(side=70)),
+        ("head/IM-1-3.png", picture(side=64)),  # Of another size.
+        ("head/overview.png", picture(side=70)),  # Without a number.
+        ("other/IM-1-4.png", picture(side=70)),  # In another folder, ...
+        ("other/IM-1-5.png", picture(side=70)),  # ... where two are too few.
+    ]
+    sent = [upload(content, name) for name, content in files]
+    series, *alone = accept_scans(ann, sent, choices=NUMBERED)
+    assert packed(series) == [picture(side=70)] * 3
+    assert [scan.slice_count for scan in alone] == [1] * 4
+    with zipfile.ZipFile(storage.open(series.original_key)) as stored:
+        assert stored.namelist() == ["file-0003.png", "file-0002.png", "file-0001.png"]
+    apart = accept_scans(
+        ann, [upload(content) for _, content in files], choices=Choices(pictures=Pictures.APART)
+    )
+    assert len(apart) == len({scan.study_id for scan in apart}) == 7
+
+
+def test_series_of_one_examination_are_a_study(ann: str, nudges: list[str]) -> None:
+    def one(uid: str, number: int) -> dict[str, bytes]:
+        files = series(number, StudyInstanceUID=uid, PatientID=uid)
+        return {f"{uid}/{number}/{place}.dcm": content for place, content in enumerate(files)}
+
+    files = {**one("1.2", 1), **one("1.2", 2), **one("1.3", 1)}
+    scans = accept_scans(ann, [upload(zip_of(files))])
+    first, second, other = (scan.study_id for scan in scans)
+    assert first == second != other
+    assert len({scan.created_at for scan in scans}) == 1
+    together = accept_scans(ann, [upload(zip_of(files))], choices=Choices(studies=Studies.ONE))
+    assert len({scan.study_id for scan in together}) == 1
+    apart = accept_scans(ann, [upload(zip_of(files))], choices=Choices(studies=Studies.NONE))
+    assert len({scan.study_id for scan in apart}) == 3
+
+
+def test_what_has_no_header_is_a_study_by_its_archive(ann: str, nudges: list[str]) -> None:
+    files = {f"{place}.nii": nifti_file() for place in (1, 2)} | {"key.png": picture()}
+    one, two, single = accept_scans(ann, [upload(zip_of(files))])
+    assert one.study_id == two.study_id != single.study_id
+    loose = accept_scans(ann, [upload(content) for content in files.values()])
+    assert len({scan.study_id for scan in loose}) == 3
+
+
+def test_each_file_is_told_what_became_of_it(ann: str, nudges: list[str]) -> None:
+    files = [*series(slices=8), b"text", series()[0][:-5]]
+    sent = [upload(content, f"head/{place}.dcm") for place, content in enumerate(files)]
+    receipt = accept_upload(ann, sent, choices=Choices(leave_out=True))
+    assert [scan.slice_count for scan in receipt.scans] == [8]
+    assert receipt.refused == {
+        8: "The file is not a PNG, JPEG, DICOM or NIfTI image.",
+        9: "The DICOM file is damaged or incomplete.",
+    }
 
 
 def test_one_damaged_slice_among_many_is_left_out_and_said(ann: str, nudges: list[str]) -> None:

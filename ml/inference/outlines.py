@@ -1,0 +1,138 @@
+"""The outline of the hemorrhage in each slice of a scan, its area and its volume.
+
+A model with outlines gives the probability of hemorrhage at each place of its input. Brought back
+to the slice's own pixels, those with at least one half are the outline. The volume is the sum over
+the slices of area times thickness, which reaches halfway to each neighbor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml.inference.heat_maps import place
+from ml.preprocessing.model_input import Frame
+from ml.scans.ordering import is_gap
+from ml.scans.slabs import Slabs
+from ml.scans.slices import BoolArray, FloatArray, Series
+
+OUTLINED_FROM = 0.5
+MM3_PER_ML = 1000.0
+
+NO_OUTLINES = "The model does not outline hemorrhages."
+NOT_FOUND = "No hemorrhage was found."
+NOTHING_OUTLINED = "Nothing could be outlined."
+ONE_SLICE = "A single slice has no volume."
+NO_PIXEL_SIZE = "The size of a pixel is unknown."
+NO_DISTANCE = "The distance between slices is unknown."
+BESIDE_GAP = "Slices are missing beside the outlined hemorrhage."
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """What a model outlines in a scan.
+
+    Attributes:
+        masks: of each slice, bool (height, width) in its own pixels, None where nothing is
+            outlined; the thin slices of a slab share one. Empty without outlines.
+        areas_mm2: of each slice; empty without outlines or where the size of a pixel is unknown.
+        volume_ml: of the hemorrhage; None where it is unknown.
+        no_volume_because: why it is None, a sentence; empty with a volume.
+    """
+
+    masks: tuple[BoolArray | None, ...] = ()
+    areas_mm2: tuple[float, ...] = ()
+    volume_ml: float | None = None
+    no_volume_because: str = NO_OUTLINES
+
+    @property
+    def outlined_slices(self) -> tuple[int, ...]:
+        """The indices of the slices in which something is outlined."""
+        return tuple(index for index, mask in enumerate(self.masks) if mask is not None)
+
+
+def outlines_of(
+    series: Series, stack: Slabs, outlined: Sequence[FloatArray | None], frames: Sequence[Frame]
+) -> Outlines:
+    """Return the outlines of a scan in which a hemorrhage is suspected or may be.
+
+    Args:
+        series: the scan.
+        stack: its slabs.
+        outlined: of each slab, the probability at each place of the model's input (m, m); None of
+            one that is negative.
+        frames: where that input lies in each slab.
+    """
+    of_slabs = [
+        None
+        if probabilities is None
+        else _mask_of(probabilities, frame, series.slices[stack.middle_of(number)].pixels.shape)
+        for number, (probabilities, frame) in enumerate(zip(outlined, frames, strict=True))
+    ]
+    masks = tuple(of_slabs[stack.number_of(index)] for index in range(len(series.slices)))
+    areas = areas_mm2(series, masks)
+    volume, reason = _volume_of(series, masks, areas)
+    return Outlines(masks, areas, volume, reason)
+
+
+def areas_mm2(series: Series, masks: Sequence[BoolArray | None]) -> tuple[float, ...]:
+    """Return the outlined area of each slice; nothing where a pixel's size is unknown."""
+    areas = []
+    for slice_, mask in zip(series.slices, masks, strict=True):
+        if slice_.spacing_mm is None:
+            return ()
+        row_mm, column_mm = slice_.spacing_mm
+        pixels = 0 if mask is None else int(np.count_nonzero(mask))
+        areas.append(pixels * row_mm * column_mm)
+    return tuple(areas)
+
+
+def thicknesses_mm(series: Series) -> NDArray[np.float64] | None:
+    """Return how much of the head each slice of a series stands for: halfway to either neighbor,
+    and at the ends as far outward as inward. None where the distances are unknown.
+    """
+    steps = _steps_mm(series)
+    if steps is None:
+        return None
+    around = np.concatenate([steps[:1], steps, steps[-1:]])
+    return np.asarray((around[:-1] + around[1:]) / 2)
+
+
+def _steps_mm(series: Series) -> NDArray[np.float64] | None:
+    between = len(series.slices) - 1
+    if series.steps_mm:
+        return np.abs(np.array(series.steps_mm, np.float64))
+    return None if series.distance_mm is None else np.full(between, float(series.distance_mm))
+
+
+def _mask_of(probabilities: FloatArray, frame: Frame, shape: tuple[int, ...]) -> BoolArray | None:
+    # Interpolated values are never larger; most slices end here.
+    if float(probabilities.max()) < OUTLINED_FROM:
+        return None
+    mask = place(probabilities, frame, shape) >= OUTLINED_FROM
+    return mask if mask.any() else None
+
+
+def _volume_of(
+    series: Series, masks: Sequence[BoolArray | None], areas: Sequence[float]
+) -> tuple[float | None, str]:
+    """Return the volume in mL, or None and the reason."""
+    if all(mask is None for mask in masks):
+        return None, NOTHING_OUTLINED
+    if len(masks) == 1:
+        return None, ONE_SLICE
+    if not areas:
+        return None, NO_PIXEL_SIZE
+    steps, thicknesses = _steps_mm(series), thicknesses_mm(series)
+    if steps is None or thicknesses is None:
+        return None, NO_DISTANCE
+    gaps = is_gap(steps)
+    if any(
+        mask is not None and gaps[max(index - 1, 0) : index + 1].any()
+        for index, mask in enumerate(masks)
+    ):
+        return None, BESIDE_GAP
+    return float(np.dot(areas, thicknesses)) / MM3_PER_ML, ""

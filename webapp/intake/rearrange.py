@@ -1,0 +1,245 @@
+"""Pictures that were taken in become one series, and a series of pictures becomes single ones.
+
+The files are stored as they will be before any row changes, and the old files are deleted after it:
+whatever happens in between, there is either what was or what will be.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.exc import OperationalError
+
+from webapp.audit import record
+from webapp.deletion import FILES_S, TRIES, discard, files_of
+from webapp.extensions import db
+from webapp.forms import MAX_TITLE, text_problem
+from webapp.intake.accept import PACKED, SUFFIXES, disk_has_room, store_series
+from webapp.intake.clean_copy import Taken, UploadRejected
+from webapp.intake.pictures import copy_jpeg, copy_png
+from webapp.intake.series import PICTURES, Pictures, series_of
+from webapp.intake.spool import incoming_folder
+from webapp.intake.streams import DamagedFile
+from webapp.jobs import PREDICT_SCANS, nudge
+from webapp.models import IN_ITS_TURN, Act, Scan, new_id, urgent_room
+from webapp.models.accounts import lock_person
+from webapp.space import require_space
+from webapp.storage import storage
+
+
+class NotRearranged(ValueError):
+    """These scans cannot be joined or split; the text is a sentence for their owner."""
+
+
+def may_be_joined(scan: Scan) -> bool:
+    """Return whether a scan is a single picture whose file is still stored."""
+    return (
+        scan.kind in PICTURES
+        and not scan.original_key.endswith(PACKED)
+        and scan.original_removed_at is None
+    )
+
+
+def may_be_split(scan: Scan) -> bool:
+    """Return whether a scan is a series of pictures whose files are still stored."""
+    return (
+        scan.kind in PICTURES
+        and scan.original_key.endswith(PACKED)
+        and scan.original_removed_at is None
+    )
+
+
+def join_pictures(user_id: str, scan_ids: Sequence[str], title: str) -> Scan:
+    """Make one series of single pictures of that person, in this order; it takes their place and is
+    queued.
+
+    Raises:
+        NotRearranged: they are not single pictures of one kind, are too many, or changed meanwhile.
+        StorageError: their files cannot be read, or the series cannot be stored.
+    """
+    if problem := text_problem(title, MAX_TITLE):
+        raise NotRearranged(f"Invalid title. {problem}")
+    scans = _own(user_id, scan_ids)
+    if len(scans) < 2:
+        raise NotRearranged("Please select at least two pictures.")
+    if not all(may_be_joined(scan) for scan in scans):
+        raise NotRearranged("Only single PNG or JPEG pictures can be joined.")
+    if len({scan.kind for scan in scans}) > 1:
+        raise NotRearranged("PNG and JPEG pictures cannot be joined into one series.")
+    is_of_one_study = len({scan.study_id for scan in scans}) == 1
+    joined = Scan(
+        id=new_id(),
+        user_id=user_id,
+        study_id=scans[0].study_id if is_of_one_study else new_id(),
+        title=title,
+        kind=scans[0].kind,
+        slice_count=len(scans),
+        stat=any(scan.stat for scan in scans),
+        uncut=any(scan.uncut for scan in scans),
+        notes=_notes(scans),
+        created_at=max(scan.created_at for scan in scans),
+    )
+    joined.original_key = f"originals/{joined.id}{PACKED}"
+    require_space(sum(scan.size for scan in scans))
+    db.session.commit()  # No transaction is open while files are read and stored.
+    with disk_has_room(), TemporaryDirectory(dir=incoming_folder()) as folder:
+        files = [_fetched(scan, place, Path(folder)) for place, scan in enumerate(scans, start=1)]
+        try:
+            [series] = series_of(files, Pictures.TOGETHER)
+        except UploadRejected as err:
+            raise NotRearranged(str(err)) from err
+        joined.size = store_series(joined.original_key, series)
+    _replace(scans, [joined], Act.SCANS_JOINED)
+    return joined
+
+
+def split_series(user_id: str, scan_id: str) -> list[Scan]:
+    """Make single pictures of a series of pictures of that person; they take its place, in its
+    order, and are queued.
+
+    Raises:
+        NotRearranged: it is not such a series, or changed meanwhile.
+        StorageError: its file cannot be read, or the pictures cannot be stored.
+    """
+    scans = _own(user_id, [scan_id])
+    if not scans or not may_be_split(scans[0]):
+        raise NotRearranged("Only series of PNG or JPEG pictures can be split.")
+    [series] = scans
+    require_space(2 * series.size)
+    db.session.commit()  # No transaction is open while files are read and stored.
+    pictures: list[Scan] = []
+    with disk_has_room(), TemporaryDirectory(dir=incoming_folder()) as folder:
+        packed = Path(folder) / "series"
+        storage.fetch(series.original_key, packed)
+        try:
+            with zipfile.ZipFile(packed) as archive:
+                for place, name in enumerate(archive.namelist(), start=1):
+                    picture = _one_of(series, place)
+                    pictures.append(picture)
+                    content = archive.read(name)
+                    picture.size = len(content)
+                    storage.put(picture.original_key, content)
+        except BaseException:
+            for picture in pictures:
+                storage.discard(picture.original_key)
+            raise
+    _replace([series], pictures, Act.SCAN_SPLIT)
+    return pictures
+
+
+def _own(user_id: str, scan_ids: Sequence[str]) -> list[Scan]:
+    """Return those of these scans that are the person's, in this order."""
+    mine = select(Scan).where(Scan.user_id == user_id, Scan.id.in_(scan_ids))
+    found = {scan.id: scan for scan in db.session.scalars(mine)}
+    return [found[each] for each in dict.fromkeys(scan_ids) if each in found]
+
+
+def _notes(scans: Sequence[Scan]) -> list[str]:
+    """Return what the owner is told of a series that was joined: the answers to its pictures, and
+    what was told of those.
+    """
+    answers = Counter(scan.verdict_state for scan in scans if scan.verdict_state)
+    told = ", ".join(f"{state} ({count})" for state, count in answers.items())
+    joined = f"Joined from {len(scans)} pictures."
+    if told:
+        joined += f" Their results before: {told}."
+    return list(dict.fromkeys([joined, *(note for scan in scans for note in scan.notes or [])]))
+
+
+def _fetched(scan: Scan, place: int, folder: Path) -> Taken:
+    """Return the file of a picture, at its place in a series."""
+    path = folder / str(place)
+    storage.fetch(scan.original_key, path)
+    measure = copy_png if scan.kind == "png" else copy_jpeg
+    try:
+        with path.open("rb") as content, _Nowhere() as nowhere:
+            width, height = measure(content, nowhere)
+    except DamagedFile as err:
+        raise NotRearranged("The file of one of these pictures is damaged.") from err
+    return Taken(path, scan.kind, place, f"{place}", pixels=width * height, size=(width, height))
+
+
+class _Nowhere(io.BytesIO):
+    """A file that keeps nothing."""
+
+    def write(self, content: Any) -> int:
+        """Take bytes, and forget them."""
+        return len(content)
+
+
+def _one_of(series: Scan, place: int) -> Scan:
+    """Return the row of a picture of a series."""
+    scan_id, label = new_id(), f"No. {place}"
+    title = f"{series.title[: MAX_TITLE - len(label) - 3]} · {label}" if series.title else label
+    told = f"Split from a series of {series.slice_count} pictures."
+    if series.verdict_state:
+        told += f" Its result before: {series.verdict_state}."
+    return Scan(
+        id=scan_id,
+        user_id=series.user_id,
+        study_id=series.study_id,
+        title=title,
+        kind=series.kind,
+        stat=series.stat,
+        uncut=series.uncut,
+        notes=[told, *(series.notes or [])],
+        original_key=f"originals/{scan_id}{SUFFIXES[series.kind]}",
+        created_at=series.created_at,
+    )
+
+
+def _replace(before: Sequence[Scan], after: Sequence[Scan], act: Act) -> None:
+    """Put rows, whose files are stored, in the place of others, all in one transaction, and delete
+    the files of those; where that cannot be, delete the new files.
+    """
+    user_id, wants_stat = before[0].user_id, after[0].stat
+    try:
+        for tries_left in reversed(range(TRIES)):
+            try:
+                lock_person(user_id)
+                keys = _removed(before)
+                # Asked for when the others count no more.
+                room = urgent_room(user_id) if wants_stat else 0
+                for place, scan in enumerate(after):
+                    scan.stat = wants_stat and place < room
+                    if wants_stat and not scan.stat and IN_ITS_TURN not in (scan.notes or []):
+                        scan.notes = [*(scan.notes or []), IN_ITS_TURN]
+                db.session.add_all(after)
+                for scan in (*before, *after):
+                    record(act, scan.id, detail=f"{len(before)} into {len(after)}")
+                db.session.commit()
+                break
+            except OperationalError:
+                # Workers lock rows in another order, and PostgreSQL aborts one of the two.
+                db.session.rollback()
+                if not tries_left:
+                    raise
+    except BaseException:
+        db.session.rollback()
+        for scan in after:
+            storage.discard(scan.original_key)
+        raise
+    discard(keys, FILES_S)
+    nudge(PREDICT_SCANS)
+
+
+def _removed(scans: Sequence[Scan]) -> list[str]:
+    """Delete these rows, and return the keys of their files.
+
+    Raises:
+        NotRearranged: one of them is not there as it was.
+    """
+    which = Scan.id.in_([scan.id for scan in scans])
+    keys = files_of(which)
+    gone = delete(Scan).where(which, Scan.original_removed_at.is_(None)).returning(Scan.id)
+    deleted = db.session.scalars(gone, execution_options={"synchronize_session": False}).all()
+    if len(deleted) != len(scans):
+        raise NotRearranged("One of these scans was deleted or changed meanwhile.")
+    return keys

@@ -1,0 +1,131 @@
+"""Who wants to be told of which results, and what is to be sent to them: the queue of the
+maintenance workers.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import (
+    ColumnElement,
+    ForeignKey,
+    Index,
+    String,
+    UniqueConstraint,
+    delete,
+    insert,
+    select,
+    text,
+    true,
+)
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column
+
+from webapp.extensions import db
+from webapp.models.leased import Leased, new_id
+from webapp.models.scans import Scan
+
+_QUEUED = text("status = 'queued'")
+
+
+class Channel(StrEnum):
+    """A way to be told; all but the browser are an operator's to set up."""
+
+    BROWSER = "browser"
+    EMAIL = "email"
+    CHAT = "chat"
+    WEBHOOK = "webhook"
+
+
+class Wanted(StrEnum):
+    """Of which results a person wants to be told."""
+
+    NONE = "none"
+    SUSPICIOUS = "suspicious"
+    STAT = "stat"
+    ALL = "all"
+
+    def covers(self, scan: type[Scan] = Scan) -> ColumnElement[bool]:
+        """Return the condition of the scans that this choice covers, once they have a result."""
+        if self is Wanted.SUSPICIOUS:
+            return scan.verdict_state.in_(("suspected", "inconclusive"))
+        if self is Wanted.STAT:
+            return scan.stat.is_(True)
+        return true() if self is Wanted.ALL else ~true()
+
+
+DEFAULTS = {Channel.BROWSER: Wanted.ALL}
+"""What people get who never chose; of all other channels nothing."""
+
+
+class NotificationChoice(db.Model):
+    """What a person chose for one channel."""
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
+    channel: Mapped[Channel] = mapped_column(String(16))
+    wanted: Mapped[Wanted] = mapped_column(String(16))
+
+    __table_args__ = (UniqueConstraint("user_id", "channel"),)
+
+
+class Notification(Leased, db.Model):
+    """A message to one person by one channel; its id is the delivery id, by which receivers tell a
+    repeated delivery from a new one.
+
+    It is queued in the transaction of the result that it tells of. `tries` counts how often sending
+    failed, `error` says why the last one did, and `retry_at` when the next one is.
+    """
+
+    user_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
+    # Empty for a test message.
+    scan_id: Mapped[str | None] = mapped_column(
+        ForeignKey("scan.id", ondelete="CASCADE"), index=True
+    )
+    channel: Mapped[Channel] = mapped_column(String(16))
+    tries: Mapped[int] = mapped_column(default=0)
+
+    __table_args__ = (
+        Index(None, "status", "queued_at"),
+        # The newest ones, for the account page.
+        Index("ix_notification_of_user", "user_id", "created_at"),
+        Index(
+            "ix_notification_queue",
+            "user_id",
+            "queued_at",
+            "id",
+            postgresql_where=_QUEUED,
+            sqlite_where=_QUEUED,
+        ),
+    )
+
+    @classmethod
+    def in_turn_of(cls) -> InstrumentedAttribute[str] | None:
+        """Return whom it tells."""
+        return cls.user_id  # type: ignore[return-value]
+
+
+def choices_of(user_id: str) -> dict[Channel, Wanted]:
+    """Return what a person chose for each channel, or the default."""
+    chosen = db.session.execute(
+        select(NotificationChoice.channel, NotificationChoice.wanted).where(
+            NotificationChoice.user_id == user_id
+        )
+    )
+    none = dict.fromkeys(Channel, Wanted.NONE)
+    return {**none, **DEFAULTS, **{Channel(one.channel): Wanted(one.wanted) for one in chosen}}
+
+
+def choose(user_id: str, chosen: dict[Channel, Wanted]) -> None:
+    """Replace what a person chose for these channels; the caller has locked the person's row and
+    commits.
+    """
+    db.session.execute(
+        delete(NotificationChoice).where(
+            NotificationChoice.user_id == user_id, NotificationChoice.channel.in_(chosen)
+        )
+    )
+    rows = [
+        {"id": new_id(), "user_id": user_id, "channel": channel, "wanted": wanted}
+        for channel, wanted in chosen.items()
+    ]
+    db.session.execute(insert(NotificationChoice).values(rows))

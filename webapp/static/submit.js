@@ -1,0 +1,462 @@
+/* The bar on the worklist: files, folders and ZIPs are dropped anywhere on the page, sorted into parcels of files that may belong
+   together, and sent one parcel a request. The page works without this file: then there is the form. */
+"use strict";
+
+const AT_ONCE = 3;
+const TRIES = 20;
+const WAIT_S = 5;
+const MOST_WAIT_S = 60;
+const FEWEST_NUMBERED = 3;  // As in webapp/intake/series.py, which decides.
+const PICTURE = /\.(png|jpe?g)$/i;
+const ALONE = /\.(zip|nii|nii\.gz)$/i;
+const OF_SYSTEM = /(^|\/)(\.[^/]*|__MACOSX\/.*|thumbs\.db|desktop\.ini|dicomdir)$/i;
+const BUSY = [429, 503];
+const SENTENCES = {
+  403: "You do not have permission to do this.",
+  413: "The files are too large.",
+  507: "The server has no room for these files.",
+};
+
+const bar = document.getElementById("submit");
+const part = (name) => bar.querySelector(`[data-part=${name}]`);
+const form = bar.querySelector("form");
+const mostFiles = Number(bar.dataset.maxFiles);
+const mostBytes = bar.dataset.maxMb * 1024 * 1024;
+const plural = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
+
+const byName = new Intl.Collator("en", { numeric: true });
+
+let staged = [];  // {file, path}: not sent yet.
+let queue = [];   // Parcels that wait.
+let parcels = []; // All parcels of this batch.
+let sending = 0;
+
+// --- what was dropped or chosen
+
+async function entriesOf(entry, found) {
+  if (found.length > mostFiles) {
+    return;  // It is refused, so how many more there are does not matter.
+  }
+  if (entry.isFile) {
+    const file = await new Promise((resolve) => { entry.file(resolve, () => resolve(null)); });
+    found.push({ file, path: entry.fullPath.replace(/^\//, "") });
+    return;
+  }
+  const reader = entry.createReader();
+  for (;;) {
+    const some = await new Promise((resolve) => { reader.readEntries(resolve, () => resolve([])); });
+    if (!some.length) {
+      return;
+    }
+    for (const each of some) {
+      await entriesOf(each, found);
+    }
+  }
+}
+
+async function dropped(transfer) {
+  // Both lists are empty as soon as this function waits.
+  const entries = Array.from(transfer.items, (item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const found = entries.length ? [] : Array.from(transfer.files, (file) => ({ file, path: file.name }));
+  for (const entry of entries) {
+    await entriesOf(entry, found);
+  }
+  return found;
+}
+
+function stage(found) {
+  const known = new Set(staged.map((each) => each.path + each.file.size));
+  const more = found.filter((each) => each.file && !known.has(each.path + each.file.size));
+  const total = staged.length + more.length;
+  if (total > mostFiles) {
+    say(`More than ${plural(mostFiles, "file")} at once are not accepted; nothing was added.`, true);
+    return;
+  }
+  staged = staged.concat(more).sort((a, b) => byName.compare(a.path, b.path));
+  say(found.length ? "" : "There are no files in it.", !found.length);
+  showStaged();
+  if (staged.length) {
+    part("send").focus();
+  }
+}
+
+function say(sentence, isError = false) {
+  part("said").textContent = sentence;
+  part("said").hidden = !sentence;
+  part("said").classList.toggle("error", isError);
+}
+
+// --- which files are sent together
+
+const folderOf = (path) => path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "";
+const topOf = (path) => path.includes("/") ? path.slice(0, path.indexOf("/")) : "";
+const lookOf = (path) => {
+  const [, start, number, end] = path.toLowerCase().match(/^([^]*?)(\d*)(\D*)$/);
+  return number ? `${start}#${end}` : path;
+};
+const sizeOf = (bytes) => bytes < 1048576 ? `${Math.ceil(bytes / 1024)} KB` : `${(bytes / 1048576).toFixed(1)} MB`;
+const bytesOf = (files) => files.reduce((sum, each) => sum + each.file.size, 0);
+
+function grouped(files, keyOf) {
+  const groups = new Map();
+  files.forEach((each) => {
+    const key = keyOf(each.path);
+    groups.set(key, [...(groups.get(key) || []), each]);
+  });
+  return Array.from(groups.values());
+}
+
+function refusalOf({ file, path }) {
+  if (OF_SYSTEM.test(path)) {
+    return "A file of the operating system or a directory of a disc, not an image.";
+  }
+  if (!file.size) {
+    return "The file is empty.";
+  }
+  return file.size > mostBytes ? `The file is larger than ${bar.dataset.maxMb} MB.` : "";
+}
+
+/* Return {files, kind} for each request. Pictures that lie in a folder with other files are sent with those: they may be the pictures of
+   the viewer on an exported disc, which the server leaves out. */
+function sorted(files, pictures, isOneStudy) {
+  if (isOneStudy) {
+    return [{ files, kind: "files of one examination" }];
+  }
+  const found = [];
+  const alone = files.filter(({ path }) => ALONE.test(path));
+  alone.forEach((each) => found.push({ files: [each], kind: "file" }));
+  const rest = files.filter(({ path }) => !ALONE.test(path));
+  const mixed = new Set(rest.filter(({ path }) => !PICTURE.test(path)).map(({ path }) => topOf(path)));
+  const isLoosePicture = ({ path }) => PICTURE.test(path) && !(mixed.has(topOf(path)) && topOf(path));
+  const byLook = pictures === "apart" ? (path) => path : pictures === "together" ? folderOf : lookOf;
+  grouped(rest.filter(isLoosePicture), byLook).forEach((group) => {
+    const isSeries = pictures === "together" ? group.length > 1 : group.length >= FEWEST_NUMBERED;
+    if (isSeries) {
+      found.push({ files: group, kind: "pictures" });
+    } else {
+      group.forEach((each) => found.push({ files: [each], kind: "picture" }));
+    }
+  });
+  grouped(rest.filter((each) => !isLoosePicture(each)), topOf).forEach((tree) => {
+    const parts = bytesOf(tree) > mostBytes ? grouped(tree, folderOf) : [tree];
+    parts.forEach((group) => found.push({ files: group, kind: group.length === 1 ? "file" : "files" }));
+  });
+  return found;
+}
+
+function planned() {
+  const sound = staged.filter((each) => !refusalOf(each));
+  return sorted(sound, form.elements.pictures.value, form.elements.studies.value === "one");
+}
+
+function showStaged() {
+  part("staged").hidden = !staged.length;
+  if (!staged.length) {
+    return;
+  }
+  const plan = planned();
+  const pictures = staged.filter(({ path }) => PICTURE.test(path)).length;
+  part("pictures").hidden = pictures < 2;
+  part("summary").textContent = `${plural(staged.length, "file")}, ${sizeOf(bytesOf(staged))}`;
+  const lines = plan.filter(({ kind }) => kind === "pictures").map(({ files }) => {
+    const folder = folderOf(files[0].path);
+    const where = folder ? ` in “${folder}”` : "";
+    return form.elements.pictures.value === "together"
+      ? `${plural(files.length, "picture")}${where} will be one series.`
+      : `${plural(files.length, "picture")}${where} look like slices of one scan and will be one series if they have one size.`;
+  });
+  part("series").replaceChildren(...lines.slice(0, 5).map((line) => element("li", line)));
+  if (lines.length > 5) {
+    part("series").append(element("li", `So will ${plural(lines.length - 5, "more group")} of pictures.`));
+  }
+  part("send").textContent = `Submit ${plural(staged.length, "file")}`;
+}
+
+// --- sending
+
+function element(name, text = "", className = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  made.className = className;
+  return made;
+}
+
+function nameOf({ files, kind }) {
+  if (files.length === 1) {
+    return files[0].path;
+  }
+  const folder = topOf(files[0].path) && files.every(({ path }) => topOf(path) === topOf(files[0].path)) ? folderOf(files[0].path) : "";
+  return `${folder ? `${folder} · ` : ""}${files.length.toLocaleString("en")} ${kind}`;
+}
+
+function showParcel(parcel) {
+  parcel.row = element("li", "", "waiting");
+  parcel.state = element("span", "Waiting", "state");
+  parcel.meter = element("progress");
+  parcel.meter.max = 1;
+  parcel.meter.value = 0;
+  parcel.meter.setAttribute("aria-label", nameOf(parcel));
+  const name = element("span", nameOf(parcel), "name");
+  parcel.row.append(name, parcel.meter, parcel.state);
+  if (parcel.files.length > 1) {
+    const all = element("details");
+    all.append(element("summary", "Files"));
+    all.addEventListener("toggle", () => showFiles(parcel, all));
+    parcel.row.append(all);
+  }
+  return parcel.row;
+}
+
+function showFiles(parcel, all) {
+  all.querySelector("ul")?.remove();
+  if (!all.open) {
+    return;
+  }
+  const list = element("ul");
+  let end = 0;
+  parcel.files.forEach((each, place) => {
+    end += each.file.size;
+    const refused = parcel.refused[place] || (parcel.outcome === "refused" ? parcel.reason : "");
+    const state = refused || (parcel.outcome === "accepted" ? "Accepted" : parcel.sent >= end ? "Sent" : "Waiting");
+    list.append(element("li", `${each.path}: ${state}`, refused ? "refused" : ""));
+  });
+  all.append(list);
+}
+
+function end(parcel, outcome, text) {
+  Object.assign(parcel, { outcome, reason: text });
+  parcel.row.className = outcome;
+  parcel.meter.hidden = true;
+  parcel.state.textContent = text;
+  if (outcome === "accepted") {
+    const link = element("a", parcel.scans.length === 1 ? "Open" : "");
+    link.href = parcel.scans[0].url;
+    if (parcel.scans.length === 1) {
+      parcel.state.append(" ", link);
+    }
+    const refused = Object.entries(parcel.refused);
+    refused.forEach(([place, reason]) => {
+      parcel.row.append(element("p", `${parcel.files[place].path}: ${reason}`, "refused"));
+    });
+    // The notes tell of refused files once more, without their names.
+    const notes = new Set(refused.length ? [] : parcel.scans.flatMap((scan) => scan.notes));
+    notes.forEach((note) => parcel.row.append(element("p", note, "small muted")));
+  }
+  if (outcome !== "accepted" || Object.keys(parcel.refused).length) {
+    part("list").prepend(parcel.row);  // What needs attention comes first.
+  }
+  showTotal();
+}
+
+function outcomeOf(parcel, request) {
+  if (request.responseURL.includes("/login")) {
+    return ["failed", "You are logged out. Log in again in another tab, then try again."];
+  }
+  let answer = null;
+  try {
+    answer = JSON.parse(request.responseText);
+  } catch {
+    answer = null;  // A page: the answer of a proxy, or of a server that is stopping.
+  }
+  if (request.status === 201 && answer) {
+    Object.assign(parcel, answer);
+    const slices = answer.scans.reduce((sum, scan) => sum + scan.slices, 0);
+    return ["accepted", `Accepted: ${plural(answer.scans.length, "scan")}, ${plural(slices, "slice")}.`];
+  }
+  const sentence = answer?.error || answer?.detail || SENTENCES[request.status];
+  return sentence ? ["refused", sentence] : ["failed", `The server answered with an error (${request.status}).`];
+}
+
+function send(parcel) {
+  const data = new FormData(form);
+  const title = form.elements.title.value.trim();
+  if (parcel.number) {
+    data.set("title", `${title ? `${title.slice(0, 70)} · ` : ""}No. ${parcel.number}`);
+  }
+  parcel.files.forEach(({ file, path }) => data.append("file", file, path));
+  const request = new XMLHttpRequest();
+  parcel.request = request;
+  parcel.row.className = "sending";
+  parcel.state.textContent = "Sending";
+  parcel.refused = {};
+  request.upload.addEventListener("progress", (event) => {
+    parcel.sent = Math.min(event.loaded, parcel.bytes);
+    parcel.meter.value = event.lengthComputable ? event.loaded / event.total : 0;
+    parcel.state.textContent = parcel.meter.value < 1 ? `${Math.floor(100 * parcel.meter.value)} %` : "Checking";
+    showTotal();
+  });
+  request.addEventListener("load", () => {
+    sending -= 1;
+    if (BUSY.includes(request.status) && parcel.tries < TRIES) {
+      tryLater(parcel, Number(request.getResponseHeader("Retry-After")) || WAIT_S);
+    } else {
+      end(parcel, ...outcomeOf(parcel, request));
+    }
+    next();
+  });
+  const lost = (sentence) => () => {
+    sending -= 1;
+    end(parcel, "failed", sentence);
+    next();
+  };
+  request.addEventListener("error", lost("The connection was lost."));
+  request.addEventListener("abort", lost("Stopped."));
+  request.open("POST", bar.dataset.url);
+  request.setRequestHeader("Accept", "application/json");
+  request.send(data);
+  sending += 1;
+}
+
+function tryLater(parcel, seconds) {
+  const wait = Math.min(Math.max(seconds, 1), MOST_WAIT_S);
+  parcel.tries += 1;
+  parcel.sent = 0;
+  parcel.meter.value = 0;
+  parcel.row.className = "waiting";
+  parcel.state.textContent = `The server is busy; trying again in ${wait} s`;
+  parcel.timer = setTimeout(() => {
+    parcel.timer = 0;
+    queue.unshift(parcel);
+    next();
+  }, wait * 1000);
+}
+
+function next() {
+  while (sending < AT_ONCE && queue.length) {
+    send(queue.shift());
+  }
+  showTotal();
+  if (isOver() && parcels.length) {
+    document.dispatchEvent(new CustomEvent("submitted"));
+  }
+}
+
+const isOver = () => !sending && !queue.length && parcels.every((parcel) => !parcel.timer);
+
+function showTotal() {
+  const files = parcels.reduce((sum, parcel) => sum + parcel.files.length, 0);
+  const bytes = parcels.reduce((sum, parcel) => sum + parcel.bytes, 0);
+  const sent = parcels.reduce((sum, parcel) => sum + (parcel.outcome ? parcel.bytes : parcel.sent), 0);
+  const count = (outcome) => parcels.filter((parcel) => parcel.outcome === outcome)
+    .reduce((sum, parcel) => sum + parcel.files.length - (outcome === "accepted" ? Object.keys(parcel.refused).length : 0), 0);
+  const accepted = count("accepted");
+  const failed = count("failed");
+  const refused = count("refused") + parcels.reduce((sum, parcel) => sum + Object.keys(parcel.outcome === "accepted" ? parcel.refused : {}).length, 0);
+  part("meter").value = bytes ? sent / bytes : 1;
+  const said = [`${accepted.toLocaleString("en")} of ${plural(files, "file")} accepted`];
+  if (refused) {
+    said.push(`${refused.toLocaleString("en")} refused`);
+  }
+  if (failed) {
+    said.push(`${failed.toLocaleString("en")} not sent`);
+  }
+  part("total").textContent = `${said.join(", ")}.`;
+  part("meter").hidden = isOver();
+  part("stop").hidden = isOver();
+  part("again").hidden = !isOver() || !failed;
+  part("close").hidden = !isOver();
+}
+
+function begin() {
+  const refused = staged.map((each) => [each, refusalOf(each)]).filter(([, reason]) => reason);
+  const plan = planned();
+  const alone = plan.filter(({ files }) => files.length === 1).length;
+  let number = 0;
+  const fresh = plan.map((one) => ({
+    ...one,
+    bytes: bytesOf(one.files), sent: 0, tries: 0, timer: 0, outcome: "", reason: "", refused: {}, scans: [],
+    // Files that become scans alone are told apart by a number, unless their names may be kept.
+    number: one.files.length === 1 && alone > 1 && !form.elements.keep_names.checked ? (number += 1) : 0,
+  }));
+  const unsent = refused.map(([each, reason]) => ({
+    files: [each], kind: "file", bytes: 0, sent: 0, tries: 0, timer: 0, outcome: "", reason: "", refused: {}, scans: [], why: reason,
+  }));
+  const tooLarge = fresh.filter((parcel) => parcel.bytes > mostBytes);
+  parcels = [...unsent, ...fresh];
+  part("list").replaceChildren(...parcels.map(showParcel));
+  unsent.forEach((parcel) => end(parcel, "refused", parcel.why));
+  tooLarge.forEach((parcel) => end(parcel, "refused", `These files are larger than ${bar.dataset.maxMb} MB together; please send them in parts.`));
+  queue = fresh.filter((parcel) => !parcel.outcome);
+  staged = [];
+  showStaged();
+  part("sending").hidden = false;
+  next();
+}
+
+function stop() {
+  const waiting = [...queue, ...parcels.filter((parcel) => parcel.timer)];
+  queue = [];
+  waiting.forEach((parcel) => {
+    clearTimeout(parcel.timer);
+    parcel.timer = 0;
+    end(parcel, "failed", "Stopped.");
+  });
+  parcels.filter((parcel) => !parcel.outcome).forEach((parcel) => parcel.request?.abort());
+}
+
+function again() {
+  const failed = parcels.filter((parcel) => parcel.outcome === "failed");
+  failed.forEach((parcel) => {
+    Object.assign(parcel, { outcome: "", reason: "", sent: 0, tries: 0 });
+    parcel.meter.hidden = false;
+    parcel.row.className = "waiting";
+    parcel.state.textContent = "Waiting";
+  });
+  queue = failed;
+  next();
+}
+
+// --- events
+
+const holdsFiles = (event) => Array.from(event.dataTransfer?.types || []).includes("Files");
+
+document.addEventListener("dragover", (event) => {
+  if (holdsFiles(event)) {
+    event.preventDefault();
+    bar.classList.add("dropping");
+  }
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) {
+    bar.classList.remove("dropping");
+  }
+});
+document.addEventListener("drop", async (event) => {
+  if (!holdsFiles(event)) {
+    return;
+  }
+  event.preventDefault();
+  bar.classList.remove("dropping");
+  bar.scrollIntoView({ block: "nearest" });
+  if (!isOver()) {
+    say("Please wait until the present files are sent.", true);
+    return;
+  }
+  stage(await dropped(event.dataTransfer));
+});
+
+part("folder").hidden = !("webkitdirectory" in part("folder-input"));  // Phones have no folders to choose.
+["files", "folder"].forEach((name) => {
+  const input = part(`${name}-input`);
+  part(name).addEventListener("click", () => input.click());
+  input.addEventListener("change", () => {
+    stage(Array.from(input.files, (file) => ({ file, path: file.webkitRelativePath || file.name })));
+    input.value = "";
+  });
+});
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (isOver() && staged.length) {
+    begin();
+  }
+});
+form.addEventListener("change", showStaged);
+part("clear").addEventListener("click", () => { staged = []; say(""); showStaged(); });
+part("stop").addEventListener("click", stop);
+part("again").addEventListener("click", again);
+part("close").addEventListener("click", () => { parcels = []; part("sending").hidden = true; });
+window.addEventListener("beforeunload", (event) => {
+  if (!isOver()) {
+    event.preventDefault();
+  }
+});

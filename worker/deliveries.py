@@ -1,0 +1,254 @@
+"""Sends notifications that are queued, in the background of the sweeps, with retries.
+
+A message holds a sentence and a link, and nothing about a patient. It is sent at least once: a
+worker that dies after sending and before writing so leaves it to the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+from urllib.parse import quote
+
+import apprise
+from flask import Flask, current_app
+from sqlalchemy import delete, or_, select, update
+
+from webapp.extensions import database_now, db
+from webapp.models import Channel, JobStatus, Notification, User
+from webapp.notifications import channels_offered
+from worker import leases
+from worker.heartbeat import presence
+from worker.retries import in_transaction
+from worker.webhooks import NotAllowed, NotDelivered, post, signed
+
+log = logging.getLogger(__name__)
+# What it logs may hold addresses; what failed is told by this module.
+logging.getLogger("apprise").setLevel(logging.CRITICAL)
+
+RETRY_S = (10, 60, 300, 1800, 7200)
+"""How long a message waits after each failure; after one more it has failed."""
+MOST_S = 15.0
+"""A try that takes longer has failed."""
+PAUSE_S = 30
+"""Nothing else is sent by a channel for so long after a failure, so that one that hangs does not
+hold up the others.
+"""
+MOST_TOGETHER = 200
+"""Results that one message to a person tells of."""
+KEPT_S = 30 * 24 * 3600
+
+_sending = threading.Lock()
+
+
+def send_meanwhile(app: Flask) -> None:
+    """Send what is due in a thread, so that no sweep waits for a receiver; not while that is going
+    on already.
+    """
+
+    def send() -> None:
+        with _sending, app.app_context():
+            try:
+                send_due()
+            except Exception:  # The next sweep begins anew.
+                db.session.rollback()
+                log.exception("notifications could not be sent")
+
+    if not _sending.locked():
+        threading.Thread(target=send, name="notifies", daemon=True).start()
+
+
+def send_due() -> None:
+    """Send one message after the other until none is due or this worker stops."""
+    mine, last = presence(), ""
+
+    def claim() -> list[Notification]:
+        return leases.claim(Notification, mine.owner, after=last)
+
+    while not mine.stopping() and (claimed := in_transaction(claim)):
+        last = claimed[0].user_id
+        with mine.holding(Notification, [claimed[0].id]):
+            send(claimed[0])
+
+
+def send(notification: Notification) -> None:
+    """Send a claimed message, and write what became of it."""
+    owner, ids = presence().owner, [notification.id]
+    try:
+        deliver, together = prepared(notification)
+        within(MOST_S, deliver)
+    except NotAllowed as err:
+        sentences = {notification.id: str(err)}
+        in_transaction(lambda: leases.fail(Notification, owner, sentences))
+    except NotDelivered as err:
+        sentence = str(err)
+        in_transaction(lambda: note_failure(notification, sentence))
+    else:
+        in_transaction(lambda: leases.finish(Notification, owner, ids))
+        in_transaction(lambda: note_told(together))
+
+
+def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]:
+    """Return what sends a message, which needs no database any more, and the ids of the waiting
+    messages that it makes superfluous, since it tells of their results as well.
+
+    Raises:
+        NotAllowed: it cannot be sent to that person.
+    """
+    config, person = current_app.config, db.session.get(User, notification.user_id)
+    channel, scan_id = Channel(notification.channel), notification.scan_id
+    together: list[str] = []
+    if channel is not Channel.WEBHOOK and scan_id is not None:
+        together = waiting_beside(notification)
+    db.session.rollback()  # No transaction is open while a receiver answers.
+    if person is None or person.disabled_at is not None:
+        raise NotAllowed("The account is disabled.")
+    if channel not in channels_offered():
+        raise NotAllowed("This channel is no longer offered.")
+    sentence, link = told(config["PUBLIC_URL"], scan_id, 1 + len(together))
+    if channel is Channel.WEBHOOK:
+        return partial(call_webhook, config, notification.id, sentence, link), together
+    address = config["NOTIFY_CHAT_URL"]
+    if channel is Channel.EMAIL:
+        if not person.email:
+            raise NotAllowed("The account has no email address.")
+        address = config["NOTIFY_EMAIL_URL"]
+        address += f"{'&' if '?' in address else '?'}to={quote(person.email)}"
+    # Not within the time of a try: the first one loads all of Apprise's services.
+    service = apprise.Apprise.instantiate(address)
+    if service is None:
+        raise NotAllowed("The operator's address of this channel is not valid.")
+    return partial(send_by_apprise, service, f"{sentence}\n{link}"), together
+
+
+def told(public_url: str, scan_id: str | None, results: int) -> tuple[str, str]:
+    """Return the sentence and the link of a message: nothing else is sent."""
+    if scan_id is None:
+        return "This is a test message from Hemoscan.", f"{public_url}/account"
+    if results > 1:
+        return f"{results} scans in Hemoscan have a result.", f"{public_url}/scans"
+    return "A scan in Hemoscan has a result.", f"{public_url}/scans/{scan_id}"
+
+
+def waiting_beside(notification: Notification) -> list[str]:
+    """Return the ids of other messages of results to the same person by the same channel."""
+    others = (
+        select(Notification.id)
+        .where(
+            Notification.user_id == notification.user_id,
+            Notification.status == JobStatus.QUEUED,
+            Notification.channel == notification.channel,
+            Notification.scan_id.is_not(None),
+            Notification.id != notification.id,
+        )
+        .order_by(Notification.queued_at)
+        .limit(MOST_TOGETHER - 1)
+    )
+    return list(db.session.scalars(others))
+
+
+def send_by_apprise(service: apprise.NotifyBase, text: str) -> None:
+    """Send a message by e-mail or to a chat.
+
+    Raises:
+        NotDelivered: it was not accepted.
+    """
+    if not service.notify(title="Hemoscan", body=text, body_format="text"):
+        raise NotDelivered("The service did not accept the message.")
+
+
+def call_webhook(config: Mapping[str, Any], delivery_id: str, sentence: str, link: str) -> None:
+    """Send a message to the operator's webhook.
+
+    Raises:
+        NotDelivered: it was not accepted.
+    """
+    now = int(time.time())
+    body = {"type": "scan.result", "timestamp": now, "data": {"sentence": sentence, "url": link}}
+    content = json.dumps(body).encode()
+    post(
+        config["NOTIFY_WEBHOOK_URL"],
+        content,
+        signed(delivery_id, now, content, config["NOTIFY_WEBHOOK_SECRET"]),
+        allows_private=config["NOTIFY_PRIVATE_ADDRESSES"],
+    )
+
+
+def within(limit_s: float, deliver: Callable[[], None]) -> None:
+    """Do something that may hang, for at most so long; a thread that hangs on is left to itself.
+
+    Raises:
+        NotDelivered: it failed or took too long.
+    """
+    ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            deliver()
+        except Exception as err:  # noqa: BLE001 - handed over.
+            ended.put(err)
+        else:
+            ended.put(None)
+
+    threading.Thread(target=run, name="delivers", daemon=True).start()
+    try:
+        failure = ended.get(timeout=limit_s)
+    except queue.Empty:
+        raise NotDelivered(f"There was no answer within {limit_s:g} seconds.") from None
+    if isinstance(failure, NotDelivered):
+        raise failure
+    if failure is not None:
+        log.error("a notification failed unexpectedly", exc_info=failure)
+        raise NotDelivered(f"It could not be sent ({type(failure).__name__}).") from failure
+
+
+def note_failure(notification: Notification, sentence: str) -> None:
+    """Put a message off, or let it fail for good after the last retry; pause its channel."""
+    owner, ids = presence().owner, [notification.id]
+    tries = notification.tries + 1
+    if tries > len(RETRY_S):
+        leases.write(Notification, owner, ids, tries=tries)
+        leases.fail(Notification, owner, {notification.id: sentence})
+    else:
+        leases.write(Notification, owner, ids, tries=tries, error=sentence)
+        leases.put_off(Notification, owner, ids, RETRY_S[tries - 1])
+    log.warning("notification=%s try %d failed: %s", notification.id, tries, sentence)
+    until = database_now(PAUSE_S)
+    db.session.execute(
+        update(Notification)
+        .where(
+            Notification.status == JobStatus.QUEUED,
+            Notification.channel == notification.channel,
+            Notification.id != notification.id,
+            or_(Notification.retry_at.is_(None), Notification.retry_at < until),
+        )
+        .values(retry_at=until),
+        execution_options={"synchronize_session": False},
+    )
+
+
+def note_told(ids: Collection[str]) -> None:
+    """Write that another message told of these results too."""
+    if ids:
+        db.session.execute(
+            update(Notification)
+            .where(Notification.id.in_(ids), Notification.status == JobStatus.QUEUED)
+            .values(status=JobStatus.DONE, finished_at=database_now(), error=None),
+            execution_options={"synchronize_session": False},
+        )
+
+
+def remove_old_notifications() -> None:
+    """Delete messages that were sent or failed `KEPT_S` ago."""
+    old = Notification.status.in_([status for status in JobStatus if status.is_final])
+    in_transaction(
+        lambda: db.session.execute(
+            delete(Notification).where(old, Notification.finished_at < database_now(-KEPT_S))
+        )
+    )

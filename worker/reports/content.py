@@ -1,0 +1,180 @@
+"""What a report tells, gathered from rows and stored pictures before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from io import BytesIO
+
+from PIL import Image
+
+from ml.artifacts.card import ABSENT
+from ml.verdict import State
+from webapp import __version__
+from webapp.models import Prediction, Scan
+from webapp.outlines import contour
+from webapp.storage import storage
+from worker.retries import retry_storage
+from worker.scan_files import shown_slice
+
+TITLE_OF: dict[State, str] = {
+    "suspected": "Hemorrhage suspected",
+    "inconclusive": "Inconclusive",
+    "not found": "Hemorrhage not found",
+}
+HEAT_SAYS = "Heat map: what influenced the result, not where a hemorrhage is"
+OUTLINE_SAYS = "Outline: where the model sees the hemorrhage"
+RESEARCH = "Research use only, never a diagnosis."
+LIMITS = (
+    "Hemoscan is not a medical device and has not been validated for clinical use. Its models were"
+    " trained on small public sets of axial slices; thin hemorrhages are missed most often, and"
+    " images from other scanners or patients may be judged wrongly. A heat map shows what the"
+    " result depends on, not where a hemorrhage is. “Not found” does not exclude a hemorrhage."
+    " Whatever this report says, have the scan read by a radiologist."
+)
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a person said about a scan: `verdict` and `comment` as that person gave them."""
+
+    name: str
+    verdict: str
+    comment: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer for a scan.
+
+    Attributes:
+        sentence: what a person reads first.
+        probability, threshold: 0..1.
+        band: where answers are inconclusive (low, high), None where the model does not say.
+    """
+
+    state: State
+    sentence: str
+    probability: float
+    threshold: float
+    band: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that a report of a scan tells.
+
+    Attributes:
+        slices: a probability (0..1) for each slice, from foot to head.
+        first_slices: which of them to look at first; counted from 0.
+        types: the probability of each type of hemorrhage that the model names, the highest first.
+        image: the slice that represents the scan, as its page shows it; `index` says which it is.
+        overlay: what lies over it, RGBA: the outline of the hemorrhage or else the heat map; None
+            without either. `overlay_says` is what it shows.
+        volume_ml: of what is outlined, None where it is not known.
+    """
+
+    scan_id: str
+    title: str
+    file_type: str
+    submitted_at: datetime
+    finished_at: datetime
+    verdict: Verdict
+    slices: Sequence[float]
+    first_slices: Sequence[int]
+    types: Sequence[tuple[str, float]]
+    architecture: str
+    model_card: str
+    model_version: str
+    warnings: Sequence[str]
+    notes: Sequence[str]
+    image: Image.Image
+    index: int
+    overlay: Image.Image | None
+    overlay_says: str = HEAT_SAYS
+    volume_ml: float | None = None
+    opinions: Sequence[Opinion] = field(default=())
+    software: str = f"Hemoscan {__version__}"
+
+    @property
+    def overlaid(self) -> Image.Image:
+        """The slice with what lies over it, RGB; the slice alone where that is nothing."""
+        picture = self.image.convert("RGBA")
+        if self.overlay is not None:
+            over = self.overlay.convert("RGBA")
+            if over.size != picture.size:
+                over = over.resize(picture.size, Image.Resampling.BILINEAR)
+            picture = Image.alpha_composite(picture, over)
+        return picture.convert("RGB")
+
+
+def content_of(scan: Scan, prediction: Prediction, opinions: Sequence[Opinion] = ()) -> Content:
+    """Return what a report of a scan with a result tells.
+
+    Raises:
+        StorageError: its pictures cannot be read.
+    """
+    version = prediction.model_version
+    types = {name: float(told["probability"]) for name, told in (prediction.types or {}).items()}
+    heatmap = prediction.heatmap
+    index = shown_slice(prediction.first_slices)
+    overlay, says = None, HEAT_SAYS
+    if scan.outline_key is not None and index in (prediction.outlined_slices or ()):
+        key = scan.outline_key
+        overlay, says = _opened(retry_storage(lambda: contour(key, index))), OUTLINE_SAYS
+    elif heatmap is not None and heatmap.image_key:
+        overlay = _picture(heatmap.image_key)
+    return Content(
+        scan_id=scan.id,
+        title=scan.title,
+        file_type=scan.kind,
+        submitted_at=scan.created_at,
+        finished_at=scan.finished_at or prediction.created_at,
+        verdict=Verdict(
+            prediction.state,
+            prediction.verdict,
+            prediction.probability,
+            prediction.threshold,
+            band_of(prediction),
+        ),
+        slices=prediction.slices,
+        first_slices=prediction.first_slices or [],
+        types=sorted(types.items(), key=lambda type: -type[1]),
+        architecture=version.architecture,
+        model_card=version.card_id,
+        model_version=version.id,
+        warnings=prediction.warnings,
+        notes=scan.notes or [],
+        image=_picture(scan.image_key or ""),
+        index=index,
+        overlay=overlay,
+        opinions=opinions,
+        overlay_says=says,
+        volume_ml=prediction.volume_ml,
+    )
+
+
+def band_of(prediction: Prediction) -> tuple[float, float] | None:
+    """Return the band of probabilities (low, high) within which a verdict is inconclusive, by the
+    card of the version that gave it; None where the card does not say.
+
+    It is widened where an administrator chose a threshold outside it, as for the verdict itself
+    (`ml.artifacts.card.Card.with_thresholds`).
+    """
+    card = prediction.model_version.card
+    of_series = len(prediction.slices) > 1 and card.get("scan_threshold", ABSENT) != ABSENT
+    prefix = "scan_" if of_series else ""
+    low, high = card.get(f"{prefix}uncertain_low"), card.get(f"{prefix}uncertain_high")
+    if low is None or high is None:
+        return None
+    return min(low, prediction.threshold), max(high, prediction.threshold)
+
+
+def _picture(key: str) -> Image.Image:
+    return _opened(retry_storage(lambda: storage.get(key)))
+
+
+def _opened(content: bytes) -> Image.Image:
+    return Image.open(BytesIO(content))

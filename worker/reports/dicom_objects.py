@@ -1,0 +1,343 @@
+"""The result of a scan as objects for a DICOM archive, made with highdicom: a structured report
+(TID 1500), a secondary capture and a segmentation.
+
+They belong to the study of the files that were submitted, by the UIDs of their de-identified
+copies, and say that their content is for research only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import cv2
+import numpy as np
+import pydicom
+from highdicom import AlgorithmIdentificationSequence, SOPClass
+from highdicom.sc import SCImage
+from highdicom.seg import Segmentation, SegmentDescription
+from highdicom.sr import (
+    AlgorithmIdentification,
+    Comprehensive3DSR,
+    DeviceObserverIdentifyingAttributes,
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    RelationshipTypeValues,
+    SourceImageForMeasurementGroup,
+    TextContentItem,
+    TrackingIdentifier,
+)
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from ml.verdict import State
+from webapp import __version__
+from webapp.models import ReportRefused
+from worker.reports.content import LIMITS, RESEARCH, TITLE_OF, Content
+from worker.reports.fonts import BOLD, REGULAR
+from worker.reports.sources import Source, directions_of, in_order, new_uid
+
+MAKER = "Hemoscan"
+HEMORRHAGE = Code("1386000", "SCT", "Intracranial hemorrhage")
+MILLILITER = Code("ml", "UCUM", "milliliter")
+OWN_SCHEME = "99HEMOSCAN"
+STATE_CODES: dict[State, Code] = {
+    "suspected": Code("415684004", "SCT", "Suspected"),
+    "inconclusive": Code("82334004", "SCT", "Indeterminate"),
+    # Not “absent”, which nobody has shown.
+    "not found": Code("not-found", OWN_SCHEME, "Not found"),
+}
+CT_HEAD = Code("24725-4", "LN", "CT Head Report")
+REPORT_SERIES, CAPTURE_SERIES, SEGMENTATION_SERIES = 9001, 9002, 9003
+"""Numbers of the new series, beyond those of scanners."""
+STRIP_PX, LINE_PX = 64, 19
+"""Height of the strip of text below the picture of a secondary capture, and of its lines."""
+
+
+class NoObject(ReportRefused):
+    """Such an object cannot be made of these files; the text is a sentence for the scan's owner."""
+
+
+def structured_report(
+    content: Content, headers: Sequence[pydicom.Dataset], instance_uid: str
+) -> bytes:
+    """Return the result as a Comprehensive 3D SR file: TID 1500 with one group of measurements for
+    the scan, and one for each slice to look at first, if it is known which file holds it.
+
+    Args:
+        headers: of all files of the scan (`worker.reports.sources.read_headers`).
+        instance_uid: the new object's own.
+    """
+    algorithm = AlgorithmIdentification(
+        name=content.architecture,
+        version=content.model_card,
+        family=codes.DCM.ArtificialIntelligence,
+        manufacturer=MAKER,
+        parameters=[f"Model version {content.model_version}"],
+    )
+    groups = [_group_of_scan(content, algorithm)]
+    if (ordered := in_order(headers, len(content.slices))) is not None:
+        groups += [
+            _group_of_slice(content, index, ordered[index], algorithm)
+            for index in content.first_slices
+        ]
+    observer = DeviceObserverIdentifyingAttributes(
+        uid=uid_of(content.model_version),
+        name=MAKER,
+        manufacturer_name=MAKER,
+        model_name=content.architecture,
+        serial_number=content.model_version,
+    )
+    report = MeasurementReport(
+        ObservationContext(ObserverContext(codes.DCM.Device, observer)), CT_HEAD, groups
+    )
+    document = Comprehensive3DSR(
+        evidence=list(headers),
+        content=report,
+        series_instance_uid=new_uid(),
+        series_number=REPORT_SERIES,
+        sop_instance_uid=instance_uid,
+        instance_number=1,
+        manufacturer=MAKER,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        **_maker(content),
+    )
+    document.CodingSchemeIdentificationSequence = [_own_scheme()]
+    return _as_file(document, headers)
+
+
+def _group_of_scan(
+    content: Content, algorithm: AlgorithmIdentification
+) -> MeasurementsAndQualitativeEvaluations:
+    verdict = content.verdict
+    group = MeasurementsAndQualitativeEvaluations(
+        TrackingIdentifier(uid=new_uid(), identifier=f"Scan {content.scan_id}"),
+        finding_type=HEMORRHAGE,
+        algorithm_id=algorithm,
+        measurements=[
+            Measurement(codes.DCM.Probability, verdict.probability, codes.UCUM.NoUnits),
+            Measurement(codes.DCM.ThresholdValue, verdict.threshold, codes.UCUM.NoUnits),
+            *(
+                Measurement(codes.SCT.Volume, volume, MILLILITER)
+                for volume in (content.volume_ml,)
+                if volume is not None
+            ),
+        ],
+        qualitative_evaluations=[
+            QualitativeEvaluation(HEMORRHAGE, STATE_CODES[verdict.state]),
+        ],
+    )
+    said = [verdict.sentence, RESEARCH, LIMITS, *content.warnings]
+    group[0].ContentSequence.append(
+        TextContentItem(codes.DCM.Comment, " ".join(said), RelationshipTypeValues.CONTAINS)
+    )
+    return group
+
+
+def _group_of_slice(
+    content: Content, index: int, source: Source, algorithm: AlgorithmIdentification
+) -> MeasurementsAndQualitativeEvaluations:
+    frames = None if source.frame is None else [source.frame]
+    return MeasurementsAndQualitativeEvaluations(
+        TrackingIdentifier(uid=new_uid(), identifier=f"Slice {index + 1}"),
+        finding_type=HEMORRHAGE,
+        algorithm_id=algorithm,
+        measurements=[
+            Measurement(codes.DCM.Probability, content.slices[index], codes.UCUM.NoUnits)
+        ],
+        source_images=[SourceImageForMeasurementGroup.from_source_image(source.file, frames)],
+    )
+
+
+def secondary_capture(
+    content: Content, headers: Sequence[pydicom.Dataset], instance_uid: str
+) -> bytes:
+    """Return the slice that represents the scan, with what lies over it, as a Secondary Capture
+    file. A strip below the picture says what it is.
+
+    Arguments as `structured_report` takes them.
+    """
+    capture = SCImage.from_ref_dataset(
+        headers[0],
+        np.asarray(captioned(content)),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        series_instance_uid=new_uid(),
+        series_number=CAPTURE_SERIES,
+        sop_instance_uid=instance_uid,
+        instance_number=1,
+        manufacturer=MAKER,
+        patient_orientation=("L", "P"),
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        **_maker(content),
+    )
+    capture.BodyPartExamined = "HEAD"
+    capture.SeriesDescription = f"{MAKER}: result"
+    capture.ImageComments = RESEARCH
+    ordered = in_order(headers, len(content.slices))
+    if ordered is not None:
+        capture.SourceImageSequence = [_reference(ordered[content.index])]
+    return _as_file(capture, headers)
+
+
+def captioned(content: Content) -> Image.Image:
+    """Return the slice with what lies over it, RGB, above a strip of text that says what it is."""
+    picture = content.overlaid
+    width = max(picture.width, 512)
+    shown = Image.new("RGB", (width, picture.height + STRIP_PX))
+    shown.paste(picture, ((width - picture.width) // 2, 0))
+    pen, verdict = ImageDraw.Draw(shown), content.verdict
+    place = f", slice {content.index + 1} of {len(content.slices)}" if content.slices[1:] else ""
+    lines = [
+        f"{MAKER}: {TITLE_OF[verdict.state]}, probability {100 * verdict.probability:.1f} %",
+        f"{RESEARCH} {content.architecture} {content.model_card}{place}",
+        f"{content.overlay_says}." if content.overlay else "",
+    ]
+    for line, text in enumerate(lines):
+        top = picture.height + 5 + line * LINE_PX
+        font = ImageFont.truetype(REGULAR if line else BOLD, 10 if line else 13)
+        pen.text((8, top), text, "white", font)
+    return shown
+
+
+def segmentation(
+    content: Content,
+    headers: Sequence[pydicom.Dataset],
+    outline: NDArray[np.bool_],
+    instance_uid: str,
+) -> bytes:
+    """Return the outline of a hemorrhage as a binary Segmentation file.
+
+    Args:
+        content, headers, instance_uid: as `structured_report` takes them.
+        outline: which pixels belong to it (n, height, width), for the slices of the scan from foot
+            to head, upright and in square pixels as `ml.scans` reads them, at any size.
+
+    Raises:
+        NoObject: nothing is outlined, or the files do not say where their slices lie.
+    """
+    ordered = in_order(headers, len(outline))
+    if ordered is None or any("FrameOfReferenceUID" not in one.file for one in ordered):
+        raise NoObject(
+            "The DICOM files do not say where each slice lies, so no segmentation can refer to"
+            " them."
+        )
+    if not outline.any():
+        raise NoObject("No hemorrhage is outlined in this scan.")
+    mask = np.stack(
+        [in_grid_of(plane, one.header) for plane, one in zip(outline, ordered, strict=True)]
+    )
+    sources = [one.file for one in ordered]
+    if ordered[0].frame is not None:
+        mask = mask[np.argsort([one.frame or 0 for one in ordered])]
+        sources = [ordered[0].file]
+    algorithm = AlgorithmIdentificationSequence(
+        name=content.architecture,
+        family=codes.cid7162.ArtificialIntelligence,
+        version=content.model_card,
+    )
+    segment = SegmentDescription(
+        segment_number=1,
+        segment_label="Suspected hemorrhage",
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Hemorrhage,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=algorithm,
+        tracking_uid=new_uid(),
+        tracking_id=f"Scan {content.scan_id}",
+        anatomic_regions=[codes.SCT.Brain],
+    )
+    made = Segmentation(
+        source_images=sources,
+        pixel_array=mask,
+        segmentation_type="BINARY",
+        segment_descriptions=[segment],
+        series_instance_uid=new_uid(),
+        series_number=SEGMENTATION_SERIES,
+        sop_instance_uid=instance_uid,
+        instance_number=1,
+        manufacturer=MAKER,
+        manufacturer_model_name=content.architecture,
+        software_versions=__version__,
+        device_serial_number=content.model_version,
+        content_description=RESEARCH,
+        content_label="HEMORRHAGE",
+    )
+    return _as_file(made, headers)
+
+
+def in_grid_of(mask: NDArray[np.bool_], header: pydicom.Dataset) -> NDArray[np.bool_]:
+    """Return a mask of an upright slice in square pixels as the file has the slice: the inverse of
+    `ml.scans.geometry.turned_upright` and `in_square_pixels`.
+
+    Args:
+        mask: (height, width).
+        header: the tags of the slice.
+    """
+    rows, columns = int(header.Rows), int(header.Columns)
+    directions = directions_of(header)
+    across, down = np.eye(3)[:2] if directions is None else directions
+    lies_across = abs(across[1]) > abs(across[0])
+    height, width = (columns, rows) if lies_across else (rows, columns)
+    stored = mask.astype(np.uint8)
+    if stored.shape != (height, width):
+        stored = np.asarray(cv2.resize(stored, (width, height), interpolation=cv2.INTER_NEAREST))
+    if lies_across:
+        across, down = down, across
+    if down[1] < 0:
+        stored = stored[::-1]
+    if across[0] < 0:
+        stored = stored[:, ::-1]
+    return np.ascontiguousarray(stored.T if lies_across else stored).astype(bool)
+
+
+def _maker(content: Content) -> dict[str, Any]:
+    return {
+        "manufacturer_model_name": content.architecture,
+        "software_versions": __version__,
+        "device_serial_number": content.model_version,
+    }
+
+
+def _reference(source: Source) -> pydicom.Dataset:
+    item = pydicom.Dataset()
+    item.ReferencedSOPClassUID = source.file.SOPClassUID
+    item.ReferencedSOPInstanceUID = source.file.SOPInstanceUID
+    if source.frame is not None:
+        item.ReferencedFrameNumber = source.frame
+    return item
+
+
+def _own_scheme() -> pydicom.Dataset:
+    item = pydicom.Dataset()
+    item.CodingSchemeDesignator = OWN_SCHEME
+    item.CodingSchemeName = "Hemoscan"
+    item.CodingSchemeResponsibleOrganization = "Hemoscan"
+    return item
+
+
+def uid_of(row_id: str) -> UID:
+    """Return the UID that stands for a row by its id, 32 hexadecimal digits."""
+    return UID(f"2.25.{int(row_id, 16)}")
+
+
+def _as_file(made: SOPClass, headers: Sequence[pydicom.Dataset]) -> bytes:
+    """Return an object as a file; it is as de-identified as the files that it was made from."""
+    made.SpecificCharacterSet = "ISO_IR 192"
+    for name in ("PatientIdentityRemoved", "DeidentificationMethod"):
+        if name in headers[0]:
+            made[name] = headers[0][name]
+    file = BytesIO()
+    made.save_as(file, enforce_file_format=True)
+    return file.getvalue()

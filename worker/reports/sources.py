@@ -1,0 +1,129 @@
+"""The DICOM files that a scan was submitted as, without their pixels: what objects made of the scan
+refer to.
+
+They are Hemoscan's own de-identified copies, so the UIDs here are those of the copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.uid import UID
+
+from ml.scans.dicom_frames import frame_headers
+
+EMPTY_WHERE_ABSENT = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
+    "StudyID", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+"""What the standard wants in every object (type 2) and de-identification removed."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A slice as one of the files holds it.
+
+    Attributes:
+        file: the header of the file.
+        frame: which of its frames, counted from 1; None where the file is one slice.
+        header: the tags of this slice: those of the file, with what the frame says of itself.
+    """
+
+    file: pydicom.Dataset
+    frame: int | None
+    header: pydicom.Dataset
+
+
+def read_headers(paths: Sequence[Path]) -> list[pydicom.Dataset]:
+    """Return the headers of DICOM files, with an empty value for each tag about patient and study
+    that de-identification removed. All of them belong to one study and have UIDs.
+    """
+    headers: list[pydicom.Dataset] = [
+        pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in paths
+    ]
+    study = next(
+        (one.StudyInstanceUID for one in headers if one.get("StudyInstanceUID")), new_uid()
+    )
+    series = next(
+        (one.SeriesInstanceUID for one in headers if one.get("SeriesInstanceUID")), new_uid()
+    )
+    for header in headers:
+        for name in EMPTY_WHERE_ABSENT:
+            if name not in header:
+                setattr(header, name, None)
+        header.StudyInstanceUID = study
+        if not header.get("SeriesInstanceUID"):
+            header.SeriesInstanceUID = series
+        if not header.get("SOPInstanceUID"):
+            header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID
+        if not header.get("SOPClassUID"):
+            header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID
+    return headers
+
+
+def new_uid() -> UID:
+    """Return a UID that nothing else has."""
+    return pydicom.uid.generate_uid(prefix=None)
+
+
+def in_order(headers: Sequence[pydicom.Dataset], slices: int) -> list[Source] | None:
+    """Return the slices from foot to head, one for each slice of the scan; None where the files do
+    not say where each lies, or the scan was read of only some of them.
+
+    Args:
+        slices: how many the scan has.
+    """
+    found = [source for header in headers for source in _slices_of(header)]
+    if len(found) != slices:
+        return None
+    if slices == 1:
+        return found
+    normals = [_normal(source.header) for source in found]
+    positions = [source.header.get("ImagePositionPatient") for source in found]
+    if any(normal is None for normal in normals) or not all(map(_is_place, positions)):
+        return None
+    normal = np.mean(np.asarray(normals), axis=0)
+    places = [float(np.dot(normal, np.asarray(position, float))) for position in positions]
+    if len(set(places)) < len(places):
+        return None
+    return [found[at] for at in np.argsort(places)]
+
+
+def _slices_of(header: pydicom.Dataset) -> list[Source]:
+    frames = int(header.get("NumberOfFrames") or 1)
+    is_multi_frame = "NumberOfFrames" in header
+    return [
+        Source(header, index + 1 if is_multi_frame else None, own)
+        for index, own in enumerate(frame_headers(header, frames))
+    ]
+
+
+def directions_of(header: pydicom.Dataset) -> NDArray[np.float64] | None:
+    """Return the unit vectors along a row and a column (2, 3) of a slice in patient coordinates;
+    None where its file does not say.
+    """
+    given = header.get("ImageOrientationPatient")
+    if given is None or len(given) != 6:
+        return None
+    return np.asarray(given, float).reshape(2, 3)
+
+
+def _normal(header: pydicom.Dataset) -> NDArray[np.float64] | None:
+    """Return the unit vector across a slice, toward the head."""
+    directions = directions_of(header)
+    if directions is None:
+        return None
+    normal = np.cross(*directions)
+    length = float(np.linalg.norm(normal))
+    if length == 0:
+        return None
+    return np.asarray(normal / length * (1 if normal[2] >= 0 else -1))
+
+
+def _is_place(position: object) -> bool:
+    return position is not None and len(position) == 3  # type: ignore[arg-type]
