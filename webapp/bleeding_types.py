@@ -14,17 +14,13 @@ from webapp.models import ModelVersion, Prediction
 
 
 def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
-    """Return `types`, the most probable first, and `unreported_types`, which the model does not
-    report; both are empty for a negative result outside the inconclusive band.
+    """Return `types`, the most probable first, and `unreported_types`, those tested but not
+    reported; both are empty for a negative result outside the inconclusive band.
 
     Each type has `name`, `probability`, `trust` (a sentence) and `slice_number`: the slice of a
     series, counted from 1, where it is most probable (None for a single slice).
     """
-    if (
-        prediction is None
-        or not prediction.types
-        or not (prediction.positive or prediction.uncertain)
-    ):
+    if prediction is None or not (prediction.positive or prediction.uncertain):
         return {"types": [], "unreported_types": []}
     evaluated = (
         db.session.scalar(
@@ -39,7 +35,7 @@ def typed(prediction: Prediction | None) -> dict[str, list[Any]]:
             "slice_number": most_probable_slice(estimate["slices"]),
             "trust": trust_in(evaluated.get(name, {})),
         }
-        for name, estimate in prediction.types.items()
+        for name, estimate in (prediction.types or {}).items()
     ]
     types.sort(key=lambda type: -type["probability"])
     return {

@@ -1,5 +1,5 @@
 """Commands for operators: `flask --app webapp setup | create-admin | create-token |
-reset-second-factor | import-dataset`.
+reset-second-factor | set-role | import-dataset`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from webapp.models import (
     Role,
     Scan,
     User,
+    active_admins,
     compare_newest_with,
     live_version,
     new_id,
@@ -61,8 +62,9 @@ PREDICTIONS = "predictions.csv"
 
 
 @click.command("setup")
+@click.option("--brief", is_flag=True, help="Print only what somebody has to know.")
 @with_appcontext
-def setup() -> None:
+def setup(brief: bool) -> None:
     """Create or update the tables, the first administrator and the starter models. Safe to repeat,
     and to run more than once at the same time.
     """
@@ -73,7 +75,15 @@ def setup() -> None:
             install_starter(STARTER_DIR)
             if STARTER_SERIES_DIR.is_dir():
                 install_starter(STARTER_SERIES_DIR)
-    click.echo("Setup is complete.")
+    if not brief:
+        click.echo("Setup is complete.")
+
+
+def tell_progress(sentence: str) -> None:
+    """Print what was done, unless the command was asked to be brief."""
+    context = click.get_current_context(silent=True)
+    if context is None or not context.params.get("brief"):
+        click.echo(sentence)
 
 
 @contextmanager
@@ -191,7 +201,7 @@ def install_starter(folder: Path) -> None:
         db.session.flush()
         request_comparison(version.id, live.id)
     db.session.commit()
-    click.echo(
+    tell_progress(
         f"Installed the starter model {card['id']} ({card['architecture']}, input: one"
         f" {card['reads']})."
     )
@@ -308,6 +318,30 @@ def reset_second_factor(username: str) -> None:
     click.echo(f"The second factor of {user.username} is removed; all sessions are logged out.")
 
 
+@click.command("set-role")
+@click.argument("username")
+@click.argument("role", type=click.Choice([Role.USER.value, Role.REVIEWER.value]))
+@with_appcontext
+def set_role(username: str, role: str) -> None:
+    """Make USERNAME a user or a reviewer, who sees the scans that are shared with the reviewers.
+
+    Of administrators, all but the last can be made one of these; create-admin makes administrators.
+    """
+    user = db.session.scalar(select(User).where(User.username_key == username.lower()))
+    if user is None:
+        raise click.ClickException(f"User {username!r} does not exist.")
+    if active_admins() == [user.id]:
+        raise click.ClickException(
+            f"{user.username} is the only administrator. Create another one first."
+        )
+    if user.role == role:
+        raise click.ClickException(f"{user.username} is a {role} already.")
+    record(Act.ROLE_CHANGED, user.id, detail=f"{user.role} → {role}")
+    user.role = Role(role)
+    db.session.commit()
+    click.echo(f"{user.username} is now a {role}.")
+
+
 @click.command("import-dataset")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -374,5 +408,12 @@ def wait_for_dataset(dataset_id: str) -> None:
 
 def init_cli(app: Flask) -> None:
     """Register the commands with `app`."""
-    for command in (setup, create_admin, create_token, reset_second_factor, import_dataset):
+    for command in (
+        setup,
+        create_admin,
+        create_token,
+        reset_second_factor,
+        set_role,
+        import_dataset,
+    ):
         app.cli.add_command(command)

@@ -65,6 +65,9 @@ NUMBERS = {
     # for no limit.
     "KEEP_ORIGINALS_DAYS": 0,
     "KEEP_SCANS_DAYS": 0,
+    # Percentage of the scans shared with the reviewers that the review queue chooses at random:
+    # enough for figures of the usual scans, few enough to be read.
+    "REVIEW_PERCENT": 10,
     # Scans per claim: enough to fill a batch, few enough that two workers share a queue of twenty.
     "PREDICT_BATCH": 8,
     # Threads of a predict worker's ONNX session; to scale, start more workers rather than more

@@ -74,8 +74,8 @@ def delete_scans(which: ColumnElement[bool], most: int) -> int:
 
 
 def delete_account(user_id: str) -> bool:
-    """Delete an account with its scans, logins and tokens, commit, then delete the scans' files;
-    return False if some files are left to `worker.orphaned_files`.
+    """Delete an account with its scans, opinions, logins and tokens, commit, then delete the scans'
+    files; return False if some files are left to `worker.orphaned_files`.
 
     Data sets, runs and promotions of an administrator remain, without a name.
 

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from flask import Flask
 
 from webapp.extensions import utc_now
+from webapp.models import ModelVersion
 
 NOT_AVAILABLE = "–"
 
@@ -53,6 +54,18 @@ DISPLAY_NAMES = {
     "fine_tune_epochs": "Fine-tuning epochs",
     "initial_share": "Share of the initial weights",
     "pca": "PCA",
+    # architectures
+    "alexnet_svm": "AlexNet SVM",
+    "alexnet": "AlexNet",
+    "cnn_lstm": "AlexNet LSTM",
+    "cnn_gru": "AlexNet GRU",
+    "autoencoder": "Autoencoder SVM",
+    "alexnet_cells": "AlexNet cells",
+    "alexnet_cells_series": "AlexNet cells for series",
+    "googlenet_cells": "GoogLeNet cells",
+    "googlenet_cells_series": "GoogLeNet cells for series",
+    "googlenet_unet": "GoogLeNet U-Net",
+    "googlenet_unet_series": "GoogLeNet U-Net for series",
     # states of a job
     "cancelled": "canceled",
     # actions in the audit log
@@ -95,6 +108,18 @@ def display_name(name: str) -> str:
 def display_term(name: str) -> str:
     """Return the term to show, within a sentence or a label, for a state or an audited action."""
     return DISPLAY_NAMES.get(name, name)
+
+
+def name_of_version(version: ModelVersion) -> str:
+    """Return a model version as people call it: "GoogLeNet cells · v3"."""
+    return f"{display_name(version.architecture)} · v{version.number}"
+
+
+def listed(words: Sequence[str], conjunction: str) -> str:
+    """Return words as a list in a sentence: "a", "a or b", "a, b, or c"."""
+    if len(words) < 3:
+        return f" {conjunction} ".join(words)
+    return f"{', '.join(words[:-1])}, {conjunction} {words[-1]}"
 
 
 def number_word(count: int) -> str:
@@ -157,6 +182,8 @@ def init_display(app: Flask) -> None:
     functions = (
         display_name,
         display_term,
+        name_of_version,
+        listed,
         number_word,
         number,
         signed,

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager, suppress
 from functools import partial
@@ -84,34 +85,81 @@ def run(stack: ExitStack) -> int:
         "PORT": str(port),
         "HOST": host,
         "PYTHONUNBUFFERED": "1",
+        # TensorFlow tells of each feature of the processor that it uses and of each graphics card
+        # that is not there; its errors are raised anyway.
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
+        # Celery warns of root, as which `make run` may run in a container.
+        "PYTHONWARNINGS": os.environ.get(
+            "PYTHONWARNINGS", "ignore:You're running the worker with superuser"
+        ),
     }
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
     own_broker: Path | None = None if environ.get("BROKER_URL") else config["BROKER_SOCKET"]
     if own_broker:
         stack.enter_context(broker(home / "broker", own_broker))
+    say("Starting Hemoscan; this takes a moment …")
     setup = subprocess.run(
-        [sys.executable, "-m", "flask", "--app", "webapp", "setup"], cwd=PROJECT_ROOT, env=environ
+        [sys.executable, "-m", "flask", "--app", "webapp", "setup", "--brief"],
+        cwd=PROJECT_ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     if setup.returncode:
+        say(setup.stdout.rstrip())
         raise CannotStart(
             f"The setup failed with exit status {setup.returncode}; see its message above."
         )
-    say(
-        f"Hemoscan is running at http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} (press"
-        " Ctrl-C to stop)."
+    greeting = Greeting(
+        f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}", setup.stdout.strip()
     )
 
-    processes = Processes(own_broker)
+    processes = Processes(own_broker, greeting)
     for name, command in parse_procfile((PROJECT_ROOT / "Procfile").read_text()).processes.items():
         processes.add_process(name, f"exec {command}", env=environ, cwd=str(PROJECT_ROOT))
     return processes.run()
 
 
+class Greeting:
+    """What a person has to know to begin: a line with the address and one to log in, said when the
+    web processes answer.
+    """
+
+    def __init__(self, url: str, login: str) -> None:
+        self.url = url
+        self.login = login or "Log in with your account."
+        self.is_password_untold = bool(login)
+
+    def say_when_ready(self) -> None:
+        """Say it, in a thread of its own, as soon as the address answers."""
+        threading.Thread(target=self._wait_and_say, name="greeting", daemon=True).start()
+
+    def say_password_at_least(self) -> None:
+        """Say the first password if the run ends before it was said: it is shown only once."""
+        if self.is_password_untold:
+            self.is_password_untold = False
+            say(self.login)
+
+    def _wait_and_say(self) -> None:
+        while not self._answers():
+            time.sleep(LOOK_S)
+        self.is_password_untold = False
+        say(f"Hemoscan is running at {self.url} (press Ctrl-C to stop).\n{self.login}")
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
 class Processes(honcho.manager.Manager):
     """honcho's manager, with time for workers to hand back their work before they exit."""
 
-    def __init__(self, own_broker: Path | None) -> None:
+    def __init__(self, own_broker: Path | None, greeting: Greeting) -> None:
         super().__init__(Printer(sys.stdout))
+        self.greeting = greeting
         self.stopping = multiprocessing.Event()
         self._process_ctor = partial(ChildOfThisRun, own_broker=own_broker, stopping=self.stopping)
         honcho.manager.KILL_WAIT = STOP_S
@@ -120,10 +168,12 @@ class Processes(honcho.manager.Manager):
         """Run until all processes have exited; return the overall exit status."""
         # The terminal was closed.
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+        self.greeting.say_when_ready()
         try:
             self.loop()
         finally:
             self.kill()
+            self.greeting.say_password_at_least()
         if self.returncode in STOPPED_BY_SIGNAL:
             say("Hemoscan has stopped.")
             return 0

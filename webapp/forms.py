@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Collection
@@ -15,19 +16,26 @@ from wtforms import (
     FileField,
     Form,
     HiddenField,
+    IntegerField,
     PasswordField,
+    RadioField,
     SelectChoice,
     SelectField,
+    SelectMultipleField,
     StringField,
+    TextAreaField,
 )
 from wtforms.validators import DataRequired, Email, Length, Optional, Regexp, ValidationError
+from wtforms.widgets import CheckboxInput
 
+from ml.catalogue import BLEEDING_TYPES
 from ml.verdict import STATES
-from webapp.models import Channel, JobStatus, Wanted
+from webapp.models import Channel, Finding, JobStatus, Wanted
 from webapp.passwords import MIN_PASSWORD, password_problem
 
 MAX_USERNAME, MAX_NAME, MAX_EMAIL, MAX_PHONE, MAX_TITLE, MAX_TOKEN_NAME = 64, 120, 254, 40, 80, 80
 MAX_CODE = 40
+MAX_COMMENT = 1000
 
 ID = r"[0-9a-f]{32}\Z"
 
@@ -51,6 +59,13 @@ def text_problem(text: str, longest: int) -> str | None:
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         return "Please use printable characters only."
     return None
+
+
+def lines_problem(text: str, longest: int) -> str | None:
+    """Return, as a sentence, why `text` is not lines of together at most `longest` printable
+    characters; None if it is.
+    """
+    return text_problem(text.replace("\n", " ").replace("\t", " "), longest)
 
 
 def username_problem(username: str) -> str | None:
@@ -260,9 +275,91 @@ class ChangeFactorForm(SetUpFactorForm):
     )
 
 
+class LinesField(TextAreaField):
+    """Lines of text, stripped of surrounding white space, with the line breaks of Unix."""
+
+    def process_formdata(self, valuelist: list[str]) -> None:
+        super().process_formdata(
+            [value.replace("\r\n", "\n").replace("\r", "\n").strip() for value in valuelist]
+        )
+
+
+class RegionField(HiddenField):
+    """An ellipse as four numbers separated by commas, or nothing; its data is a mapping."""
+
+    def process_formdata(self, valuelist: list[str]) -> None:
+        self.data = None
+        if not valuelist or not valuelist[0].strip():
+            return
+        parts = valuelist[0].split(",")
+        try:
+            numbers = [float(part) for part in parts]
+        except ValueError:
+            numbers = []
+        if len(numbers) != 4 or not all(math.isfinite(number) for number in numbers):
+            raise ValueError("The mark is not four numbers.")
+        self.data = dict(zip(("x", "y", "rx", "ry"), numbers, strict=True))
+
+    def _value(self) -> str:
+        return ",".join(f"{self.data[name]:g}" for name in self.data) if self.data else ""
+
+
+class OpinionForm(PostedForm):
+    """An opinion on a scan, or on the slice whose number, counted from 1, is given."""
+
+    finding = RadioField(
+        "Hemorrhage",
+        choices=[SelectChoice(finding.value, finding.value.capitalize()) for finding in Finding],
+        validators=[DataRequired("Please choose whether hemorrhage is present.")],
+        validate_choice=False,
+    )
+    slice = IntegerField("Slice", [Optional()])
+    types = SelectMultipleField(
+        "Type",
+        choices=[SelectChoice(name, name.capitalize()) for name in BLEEDING_TYPES],
+        option_widget=CheckboxInput(),
+    )
+    comment = LinesField(
+        "Comment",
+        [at_most(MAX_COMMENT)],
+        description="Optional. Please do not enter patient names.",
+        render_kw={"rows": 2},
+    )
+    region = RegionField()
+    queue = HiddenField()
+
+    def validate_finding(self, field: RadioField) -> None:
+        """Reject what no opinion says."""
+        if field.data not in list(Finding):
+            raise ValidationError("Please choose whether hemorrhage is present.")
+
+
+class ShareForm(PostedForm):
+    """With whom a scan is to be shared: a person, by name, or the reviewers."""
+
+    username = TextField(
+        "Username",
+        [at_most(MAX_USERNAME)],
+        render_kw={"autocomplete": "off", "autocapitalize": "none"},
+    )
+
+
+SHARED = "shared"
+
+
 class WorklistFilterForm(Form):
     """What a worklist shows; it is in the address. A field with an error is not applied."""
 
+    whose = SelectField(
+        "Scans",
+        choices=[SelectChoice("", "My scans"), SelectChoice(SHARED, "Shared with me")],
+        default="",
+    )
+    submitter = TextField(
+        "Submitter",
+        [Optional(), at_most(MAX_USERNAME)],
+        render_kw={"type": "search", "autocapitalize": "none"},
+    )
     title = TextField("Title", [Optional(), at_most(MAX_TITLE)], render_kw={"type": "search"})
     status = SelectField(
         "State",

@@ -20,6 +20,7 @@ from webapp.models import (
     Notification,
     Report,
     Scan,
+    SiteFigures,
     TrainingRun,
 )
 
@@ -47,6 +48,7 @@ QUEUE_OF_TABLE: dict[type[Leased], str] = {
     Report: PREDICT,
     Notification: MAINTENANCE,
     Dataset: TRAIN,
+    SiteFigures: TRAIN,
     Comparison: TRAIN,
     Evaluation: TRAIN,
     TrainingRun: TRAIN,

@@ -1,4 +1,4 @@
-"""Images of a scan and slices of a series, served to the scan's owner only: the routes of the
+"""Images of a scan and slices of a series, served to those who may see the scan: the routes of the
 pages, and the responses that the API shares with them.
 """
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from flask import Blueprint, Response, abort, request
@@ -19,6 +20,7 @@ from webapp.extensions import db
 from webapp.forms import is_id
 from webapp.models import Heatmap, Prediction, Scan
 from webapp.outlines import contour
+from webapp.sharing import visible_to
 from webapp.storage import storage
 from webapp.volume import WINDOWS, Window, open_volume
 
@@ -70,23 +72,21 @@ class WindowSchema(Schema):
 @login_required
 def image(scan_id: str) -> Response:
     """Send the slice that represents the scan."""
-    (key,) = _of_own_scan(scan_id, Scan.image_key)
-    return picture(key)
+    return picture(*_of_scan(scan_id, Scan.image_key, Scan.finished_at))
 
 
 @blueprint.get("/thumbnail.png")
 @login_required
 def thumbnail(scan_id: str) -> Response:
     """Send that slice as a thumbnail."""
-    (key,) = _of_own_scan(scan_id, Scan.thumbnail_key)
-    return picture(key)
+    return picture(*_of_scan(scan_id, Scan.thumbnail_key, Scan.finished_at))
 
 
 @blueprint.get("/heatmap.png")
 @login_required
 def heatmap(scan_id: str) -> Response:
     """Send the heat map, an overlay for the image."""
-    (key,) = _of_own_scan(scan_id, Heatmap.image_key)
+    (key,) = _of_scan(scan_id, Heatmap.image_key)
     return picture(key)
 
 
@@ -94,7 +94,7 @@ def heatmap(scan_id: str) -> Response:
 @login_required
 def volume(scan_id: str) -> Response:
     """Send all slices of a series as one file."""
-    (key,) = _of_own_scan(scan_id, Scan.volume_key)
+    (key,) = _of_scan(scan_id, Scan.volume_key)
     return series_file(key)
 
 
@@ -102,7 +102,7 @@ def volume(scan_id: str) -> Response:
 @login_required
 def slice_image(scan_id: str, index: int) -> Response:
     """Send one slice of a series as a PNG, with the window of the query."""
-    (key,) = _of_own_scan(scan_id, Scan.volume_key)
+    (key,) = _of_scan(scan_id, Scan.volume_key)
     try:
         window = WindowSchema().load(request.args, unknown=EXCLUDE)
     except ValidationError:
@@ -114,7 +114,7 @@ def slice_image(scan_id: str, index: int) -> Response:
 @login_required
 def slice_heatmap(scan_id: str, index: int) -> Response:
     """Send the heat map of one slice of a series, an overlay for its image."""
-    drawn = _of_own_scan(scan_id, Heatmap.id, Heatmap.slices)
+    drawn = _of_scan(scan_id, Heatmap.id, Heatmap.slices)
     return picture(heatmap_key(drawn.id, index) if index in (drawn.slices or ()) else None)
 
 
@@ -122,7 +122,7 @@ def slice_heatmap(scan_id: str, index: int) -> Response:
 @login_required
 def outline(scan_id: str) -> Response:
     """Send the contour of the hemorrhage, an overlay for the image."""
-    stored = _of_own_scan(scan_id, *OUTLINE)
+    stored = _of_scan(scan_id, *OUTLINE)
     return outline_picture(stored, (stored.first_slices or (0,))[0])
 
 
@@ -130,21 +130,23 @@ def outline(scan_id: str) -> Response:
 @login_required
 def slice_outline(scan_id: str, index: int) -> Response:
     """Send the contour of the hemorrhage in one slice, an overlay for its image."""
-    return outline_picture(_of_own_scan(scan_id, *OUTLINE), index)
+    return outline_picture(_of_scan(scan_id, *OUTLINE), index)
 
 
 @blueprint.get("/outline.nii.gz")
 @login_required
 def outline_file(scan_id: str) -> Response:
     """Send what is outlined in all slices as one file."""
-    return mask_file(_of_own_scan(scan_id, *OUTLINE))
+    return mask_file(_of_scan(scan_id, *OUTLINE))
 
 
-def picture(key: str | None) -> Response:
-    """Return a stored PNG, or 404 if it is not ready yet."""
+def picture(key: str | None, made_at: datetime | None = None) -> Response:
+    """Return a stored PNG, or 404 if it is not ready yet; `made_at` tells one from another that was
+    stored under the same key before.
+    """
     if key is None:
         abort(404, "This image is not ready yet.")
-    return private_response("image/png", key, lambda: storage.get(key))
+    return private_response("image/png", f"{key} {made_at}", lambda: storage.get(key))
 
 
 def slice_picture(volume_key: str | None, index: int, window: Window | None) -> Response:
@@ -232,10 +234,8 @@ def private_response(
     return answer
 
 
-def _of_own_scan(
-    scan_id: str, *columns: ColumnElement[Any] | InstrumentedAttribute[Any]
-) -> Row[Any]:
-    """Return columns of one of the current user's scans; 404 for anybody else's."""
+def _of_scan(scan_id: str, *columns: ColumnElement[Any] | InstrumentedAttribute[Any]) -> Row[Any]:
+    """Return columns of a scan that the current user may see; 404 for any other."""
     found = (
         is_id(scan_id)
         and db.session.execute(
@@ -243,7 +243,7 @@ def _of_own_scan(
             .select_from(Scan)
             .outerjoin(Scan.prediction)
             .outerjoin(Prediction.heatmap)
-            .where(Scan.id == scan_id, Scan.user_id == current_user.id)
+            .where(Scan.id == scan_id, visible_to(current_user.id))
         ).one_or_none()
     )
     if not found:

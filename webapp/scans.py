@@ -17,8 +17,8 @@ from flask import (
     url_for,
 )
 from flask_login import current_user, login_required
-from sqlalchemy import select, tuple_, update
-from sqlalchemy.orm import joinedload
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.orm import joinedload, selectinload
 from werkzeug.datastructures import FileStorage
 from werkzeug.wrappers import Response as WerkzeugResponse
 
@@ -26,16 +26,16 @@ from webapp.audit import record
 from webapp.bleeding_types import typed
 from webapp.deletion import delete_scan
 from webapp.extensions import database_now, db, noting
-from webapp.forms import is_id
+from webapp.forms import SHARED, OpinionForm, is_id
 from webapp.health import checks_by_rows
 from webapp.intake import Choices, UploadRejected, within_rate
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
     ORIGINAL_REMOVED,
     Act,
+    EarlierAnswer,
     JobStatus,
     ModelVersion,
-    Order,
     Prediction,
     Scan,
     cancel,
@@ -43,16 +43,23 @@ from webapp.models import (
     force,
     report_kinds,
     retry,
+    score_again,
 )
+from webapp.opinions import panel
 from webapp.outline_view import outline_view
 from webapp.series_view import series_view
+from webapp.sharing import visible_to
 from webapp.storage import StorageError, storage
 from webapp.submission import QUEUE_AWAY, submitted
+from webapp.verdict_view import verdict_scale
 from webapp.volume import open_volume
+from webapp.worklist_query import address_of, asked_for, conditions, neighbors_of
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("scans", __name__)
 
+NAMED = (ModelVersion.architecture, ModelVersion.card_id, ModelVersion.number)
+"""What the name of a version is made of."""
 STOP_POLLING = 286
 """htmx shows the response and stops polling."""
 
@@ -69,15 +76,22 @@ def home() -> str | WerkzeugResponse:
 @login_required
 def show(scan_id: str) -> str:
     """Show a scan with its progress or result."""
-    scan = _own_scan(scan_id)
+    scan = visible_scan(scan_id)
     _note_opened(scan)
+    return scan_page(scan)
+
+
+def scan_page(scan: Scan, opinion_form: OpinionForm | None = None) -> str:
+    """Return the page of a scan; `opinion_form` is an opinion that was refused."""
     return render_template(
         "scans/show.html",
         scan=scan,
         **_standing(scan),
         **_pictured(scan),
-        **_neighbors(scan),
+        **_place_in_worklist(scan),
+        **_answered(scan),
         **typed(scan.prediction),
+        **panel(scan, current_user.id, opinion_form),
     )
 
 
@@ -87,14 +101,21 @@ def progress(scan_id: str) -> Response:
     """Return the part of the scan's page that changes, or 204 if the page already shows it
     (`seen`).
     """
-    scan = _own_scan(scan_id)
+    scan = visible_scan(scan_id)
     standing = _standing(scan)
     if standing["open"] and standing["state"] == request.args.get("seen"):
         return Response(status=204)
     _note_opened(scan)
     page = Response(
         render_template(
-            "scans/_result.html", scan=scan, **standing, **_pictured(scan), **typed(scan.prediction)
+            "scans/_result.html",
+            scan=scan,
+            is_owner=scan.user_id == current_user.id,
+            address=address_of(*asked_for(request.args)),
+            **standing,
+            **_pictured(scan),
+            **_answered(scan),
+            **typed(scan.prediction),
         )
     )
     if not standing["open"]:
@@ -107,7 +128,7 @@ def progress(scan_id: str) -> Response:
 @login_required
 def score_anyway(scan_id: str) -> WerkzeugResponse:
     """Score a scan that was rejected because it does not look like a head CT."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     return _queued(
         scan.id,
         Act.SCAN_FORCED,
@@ -123,7 +144,7 @@ def cut(scan_id: str) -> WerkzeugResponse:
     """Submit a film sheet again: cut into its slices if it was read as one, as one if it was
     cut.
     """
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     if scan.sheet_may_be is None:
         flash("This scan is not a film sheet, or its file is no longer stored.", "warning")
         return redirect(url_for("scans.show", scan_id=scan_id))
@@ -139,21 +160,34 @@ def cut(scan_id: str) -> WerkzeugResponse:
 @login_required
 def cancel_scan(scan_id: str) -> WerkzeugResponse:
     """Cancel a queued or running scan."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     cancelled = cancel(Scan, Scan.id == scan.id)
     if cancelled:
         record(Act.SCAN_CANCELLED, scan.id)
     db.session.commit()
     if not cancelled:
         flash("This scan has already finished.", "warning")
-    return redirect(url_for("scans.show", scan_id=scan_id))
+    return _to_scan(scan_id)
+
+
+@blueprint.post("/scans/<scan_id>/score-again")
+@login_required
+def score_scan_again(scan_id: str) -> WerkzeugResponse:
+    """Score an answered scan with the model that is live now; the answer joins the earlier ones."""
+    scan = own_scan(scan_id)
+    otherwise = (
+        ORIGINAL_REMOVED
+        if scan.original_removed_at
+        else "Only scans that have a result can be scored again."
+    )
+    return _queued(scan.id, Act.SCAN_SCORED_AGAIN, score_again(scan.id), otherwise)
 
 
 @blueprint.post("/scans/<scan_id>/retry")
 @login_required
 def retry_scan(scan_id: str) -> WerkzeugResponse:
     """Retry a failed or canceled scan."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     otherwise = (
         ORIGINAL_REMOVED
         if scan.original_removed_at
@@ -166,7 +200,7 @@ def retry_scan(scan_id: str) -> WerkzeugResponse:
 @login_required
 def request_heatmap(scan_id: str) -> WerkzeugResponse:
     """Generate the heat maps of a scan whose model outlines the hemorrhage."""
-    scan = _own_scan(scan_id)
+    scan = own_scan(scan_id)
     drawn = draw_heatmap(scan.id, current_user.id)
     db.session.commit()
     if not drawn:
@@ -180,7 +214,7 @@ def request_heatmap(scan_id: str) -> WerkzeugResponse:
 @login_required
 def remove(scan_id: str) -> WerkzeugResponse:
     """Delete a scan with everything derived from it."""
-    if delete_scan(_own_scan(scan_id).id):
+    if delete_scan(own_scan(scan_id).id):
         flash("The scan and all its results have been deleted.", "success")
     else:
         flash(
@@ -188,20 +222,31 @@ def remove(scan_id: str) -> WerkzeugResponse:
             " removed within a few hours.",
             "warning",
         )
-    return redirect(url_for("worklist.show"))
+    return redirect(url_for("worklist.show", **address_of(*asked_for(request.args))))
 
 
-def _own_scan(scan_id: str) -> Scan:
+def own_scan(scan_id: str) -> Scan:
     """Return a scan of the current user with its result; 404 for anybody else's."""
+    return _scan_where(scan_id, Scan.user_id == current_user.id)
+
+
+def visible_scan(scan_id: str) -> Scan:
+    """Return a scan that the current user may see, with its result; 404 for any other."""
+    return _scan_where(scan_id, visible_to(current_user.id))
+
+
+def _scan_where(scan_id: str, allowed: ColumnElement[bool]) -> Scan:
     prediction = joinedload(Scan.prediction)
     scan = is_id(scan_id) and db.session.scalar(
         select(Scan)
-        .where(Scan.id == scan_id, Scan.user_id == current_user.id)
+        .where(Scan.id == scan_id, allowed)
         .options(
+            joinedload(Scan.user),
             prediction.joinedload(Prediction.heatmap),
-            prediction.joinedload(Prediction.model_version).load_only(
-                ModelVersion.architecture, ModelVersion.card_id
-            ),
+            prediction.joinedload(Prediction.model_version).load_only(*NAMED),
+            selectinload(Scan.earlier_answers)
+            .joinedload(EarlierAnswer.model_version)
+            .load_only(*NAMED),
         )
     )
     if not scan:
@@ -211,7 +256,7 @@ def _own_scan(scan_id: str) -> Scan:
 
 def _note_opened(scan: Scan) -> None:
     """Note that the owner of an unread scan sees what became of it."""
-    if scan.is_unread:
+    if scan.is_unread and scan.user_id == current_user.id:
         with noting():
             db.session.execute(
                 update(Scan).where(Scan.id == scan.id).values(opened_at=database_now()),
@@ -219,25 +264,22 @@ def _note_opened(scan: Scan) -> None:
             )
 
 
-def _neighbors(scan: Scan) -> dict[str, str | None]:
-    """Return the ids of the scans before and after this one in its owner's list, newest first, as
-    `previous_id` and `next_id`; None at the ends.
+def _place_in_worklist(scan: Scan) -> dict[str, object]:
+    """Return the ids of the scans before and after this one in the worklist that the address
+    describes, as `previous_id` and `next_id`, and that address. Scans of others are in the worklist
+    of what is shared with the reader.
     """
-    own = select(Scan.id).where(Scan.user_id == scan.user_id).limit(1)
-    # The first condition is what an index can start from.
-    place = tuple_(Scan.study_id, Scan.id)
-    newer = (Scan.created_at >= scan.created_at) & (
-        (Scan.created_at > scan.created_at) | (place < tuple_(scan.study_id, scan.id))
-    )
-    older = (Scan.created_at <= scan.created_at) & (
-        (Scan.created_at < scan.created_at) | (place > tuple_(scan.study_id, scan.id))
-    )
-    return {
-        "previous_id": db.session.scalar(
-            own.where(newer).order_by(Scan.created_at, Scan.study_id.desc(), Scan.id.desc())
-        ),
-        "next_id": db.session.scalar(own.where(older).order_by(*Order.NEWEST.columns)),
-    }
+    chosen, order = asked_for(request.args)
+    if scan.user_id != current_user.id:
+        chosen = {**chosen, "whose": SHARED}
+    before, after = neighbors_of(scan, conditions(current_user.id, chosen), order)
+    return {"previous_id": before, "next_id": after, "address": address_of(chosen, order)}
+
+
+def _to_scan(scan_id: str) -> WerkzeugResponse:
+    """Return to a scan's page, at its place in the worklist."""
+    address = address_of(*asked_for(request.args))
+    return redirect(url_for("scans.show", scan_id=scan_id, **address))
 
 
 def _standing(scan: Scan) -> dict[str, object]:
@@ -265,8 +307,8 @@ def _standing(scan: Scan) -> dict[str, object]:
 
 
 def _pictured(scan: Scan) -> dict[str, object]:
-    """Return what the viewer of a series shows: `series`, where the scan is one, `drawn_slices`,
-    which have a heat map, `outlined_slices`, which have an outline, and what is told of that.
+    """Return what the viewer shows: `series`, where slices are stored in it, the layers over them
+    (`drawn_slices` have a heat map, `outlined_slices` an outline), and what is told of the outline.
 
     While the storage is unavailable, the page shows only the slice that represents the scan.
     """
@@ -279,11 +321,27 @@ def _pictured(scan: Scan) -> dict[str, object]:
                 "scan=%s its slices cannot be shown: %s", scan.id, type(err.__cause__).__name__
             )
     heatmap = scan.prediction.heatmap if scan.prediction else None
+    drawn = (heatmap and heatmap.slices) or []
+    if heatmap and heatmap.image_key and scan.prediction and len(scan.prediction.slices) == 1:
+        drawn = [0]
     return {
         "series": series,
-        "drawn_slices": (heatmap and heatmap.slices) or [],
+        "drawn_slices": drawn,
         "outlined_slices": (scan.prediction and scan.prediction.outlined_slices) or [],
         "outline": outline_view(scan.prediction),
+    }
+
+
+def _answered(scan: Scan) -> dict[str, object]:
+    """Return what is told of a scan's answer: its `scale`, the `doubts` about it, and the `notes`
+    on the images.
+    """
+    prediction = scan.prediction
+    notes = [*(scan.notes or []), *(prediction.notes_on_images if prediction else ())]
+    return {
+        "scale": verdict_scale(prediction) if prediction else None,
+        "doubts": prediction.doubts_of_answer if prediction else [],
+        "notes": list(dict.fromkeys(notes)),
     }
 
 
@@ -298,4 +356,4 @@ def _queued(scan_id: str, act: Act, queued: bool, otherwise: str) -> WerkzeugRes
         flash(otherwise, "warning")
     elif not nudge(PREDICT_SCANS):
         flash(QUEUE_AWAY, "warning")
-    return redirect(url_for("scans.show", scan_id=scan_id))
+    return _to_scan(scan_id)

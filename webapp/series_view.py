@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from webapp.charts import Bar, probability_bars
 from webapp.models import Prediction
@@ -48,6 +49,8 @@ class SeriesView:
 
     Attributes:
         columns, rows: pixels of a slice.
+        mm: how far neighboring voxels lie apart, to the right, the front and the head.
+        measured: which of these distances are not assumed (`webapp.volume.Volume`).
         probabilities: one for each slice, or empty.
         bars: the same as bars of the strip, `first_slices` marked.
         start: the slice that is shown first.
@@ -56,6 +59,8 @@ class SeriesView:
 
     columns: int
     rows: int
+    mm: tuple[float, float, float]
+    measured: frozenset[str]
     is_hu: bool
     slice_count: int
     probabilities: Sequence[float]
@@ -64,6 +69,30 @@ class SeriesView:
     start: SliceView
     presets: tuple[Preset, ...]
     window: dict[str, str]
+
+    @property
+    def has_pixel_size(self) -> bool:
+        """Whether distances in a slice are known."""
+        return "pixels" in self.measured
+
+    @property
+    def has_planes(self) -> bool:
+        """Whether the slices lie evenly at known distances, so that other planes are in
+        proportion.
+        """
+        return self.slice_count > 1 and {"pixels", "slices"} <= self.measured
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What viewer.js has to know."""
+        return {
+            "columns": self.columns,
+            "rows": self.rows,
+            "slices": self.slice_count,
+            "mm": self.mm,
+            "isHu": self.is_hu,
+            "probabilities": self.probabilities if self.slice_count > 1 else [],
+        }
 
 
 def series_view(volume: Volume, prediction: Prediction) -> SeriesView:
@@ -82,6 +111,8 @@ def series_view(volume: Volume, prediction: Prediction) -> SeriesView:
     return SeriesView(
         columns=volume.columns,
         rows=volume.rows,
+        mm=(volume.column_mm, volume.row_mm, volume.slice_mm),
+        measured=volume.measured,
         is_hu=volume.is_hu,
         slice_count=count,
         probabilities=probabilities,

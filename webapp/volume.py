@@ -62,6 +62,8 @@ class Volume:
         column_mm, row_mm, slice_mm: distances of neighboring columns, rows and slices.
         slope, intercept: value = voxel x slope + intercept.
         starts: offset of each slice in the file, in bytes, in anatomical order.
+        measured: which distances are not assumed: "pixels", "slices". Files of earlier versions
+            name none.
     """
 
     key: str
@@ -73,6 +75,7 @@ class Volume:
     slope: float
     intercept: float
     starts: tuple[int, ...]
+    measured: frozenset[str] = frozenset()
 
     @property
     def is_hu(self) -> bool:
@@ -147,13 +150,24 @@ def open_volume(key: str) -> Volume:
         _, columns, rows, slices = unpack_from("<4h", nifti, 40)
         column_mm, row_mm, slice_mm = unpack_from("<3f", nifti, 80)
         slope, intercept = unpack_from("<2f", nifti, 112)
+        (description,) = unpack_from("80s", nifti, 148)
     except (error, zlib.error) as err:
         raise StorageError("A stored series is damaged.") from err
     if slices != len(starts) or min(columns, rows) < 1:
         raise StorageError("A stored series is damaged.")
+    _, _, measured = description.rstrip(b"\0").decode("ascii", "replace").partition("measured:")
     return Volume(
-        key, columns, rows, column_mm, row_mm, slice_mm, slope, intercept, starts
-    )  # fmt: skip
+        key,
+        columns,
+        rows,
+        column_mm,
+        row_mm,
+        slice_mm,
+        slope,
+        intercept,
+        starts,
+        frozenset(measured.split()),
+    )
 
 
 @lru_cache(maxsize=16)

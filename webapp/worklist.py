@@ -31,12 +31,13 @@ from webapp.api.schemas import ScanSchema
 from webapp.audit import record
 from webapp.deletion import FILES_S, delete_chosen
 from webapp.extensions import database_now, db
-from webapp.forms import WorklistFilterForm, is_id
+from webapp.forms import SHARED, WorklistFilterForm, is_id
 from webapp.intake.dicom_series import by_numbers
 from webapp.intake.rearrange import may_be_joined, may_be_split
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import Act, Order, Scan, cancel, retry, set_stat
+from webapp.models import Act, Order, Scan, cancel, retry, score_again, set_stat
 from webapp.paging import requested_page
+from webapp.sharing import SharingRefused, is_any_shared_with, share, visible_to
 from webapp.submission import QUEUE_AWAY, ScanForm, offered_phantoms
 from webapp.worklist_query import (
     COLUMNS,
@@ -53,6 +54,7 @@ from webapp.worklist_query import (
     studies_of_page,
     verdicts_since,
     version_of,
+    visible_scans,
 )
 
 blueprint = Blueprint("worklist", __name__, url_prefix="/scans")
@@ -97,7 +99,9 @@ def show() -> str:
     return render_template(
         "scans/worklist.html",
         form=form,
-        filtered=bool(chosen or form.errors),
+        filtered=bool(chosen.keys() - {"whose"} or form.errors),
+        is_shared=chosen.get("whose") == SHARED,
+        may_choose_whose=is_any_shared_with(current_user.id),
         of_study="study" in chosen,
         studies=studies_of_page(current_user.id, chosen, order, per_page, first),
         version_of=version_of,
@@ -132,7 +136,7 @@ def rows() -> Response:
         opened = datetime.fromisoformat(request.args.get("opened", ""))
     except ValueError:
         abort(400, "Unknown point in time.")
-    scans = own_scans(current_user.id, _ids(request.args.getlist("id"), PER_PAGE))
+    scans = visible_scans(current_user.id, _ids(request.args.getlist("id"), PER_PAGE))
     chosen, order = asked_for(request.args)
     studies = studies_around(current_user.id, chosen, scans)
     pending = has_pending(current_user.id)
@@ -162,23 +166,24 @@ def rows() -> Response:
 @blueprint.post("/selected")
 @login_required
 def act() -> str | WerkzeugResponse:
-    """Do to the selected scans (`id`, repeated) what `action` says: cancel, retry, stat, routine,
-    csv or json; join, split and delete ask first.
+    """Do to the selected scans (`id`, repeated) what `action` says: cancel, retry, again, stat,
+    routine, share, csv or json; join, split and delete ask first.
     """
     ids, action = _ids(request.form.getlist("id")), request.form.get("action", "")
     if action not in {*CHANGES, *ASKED_FIRST, "csv", "json"}:
         abort(400, "Unknown action.")
-    scans = own_scans(current_user.id, ids)
+    exports = action in ("csv", "json")
+    scans = (visible_scans if exports else own_scans)(current_user.id, ids)
     if not scans:
         flash("Please select at least one scan.", "warning")
         return _back()
     if action in ASKED_FIRST:
         return _ask(action, scans)
-    if action in ("csv", "json"):
+    if exports:
         return _export(ids, action)
     change, done, otherwise = CHANGES[action]
     changed = sum(change(scan) for scan in scans)
-    if action == "retry" and changed and not nudge(PREDICT_SCANS):
+    if action in ("retry", "again") and changed and not nudge(PREDICT_SCANS):
         flash(QUEUE_AWAY, "warning")
     _report(changed, len(scans), done, otherwise)
     return _back()
@@ -235,12 +240,26 @@ def _retry(scan: Scan) -> bool:
     return _recorded(retry(scan.id), Act.SCAN_RETRIED, scan)
 
 
+def _score_again(scan: Scan) -> bool:
+    return _recorded(score_again(scan.id), Act.SCAN_SCORED_AGAIN, scan)
+
+
 def _make_stat(scan: Scan) -> bool:
     return _recorded(set_stat(scan.id, scan.user_id, True), Act.SCAN_MADE_STAT, scan)
 
 
 def _make_routine(scan: Scan) -> bool:
     return _recorded(set_stat(scan.id, scan.user_id, False), Act.SCAN_MADE_ROUTINE, scan)
+
+
+def _share(scan: Scan) -> bool:
+    try:
+        share(scan, None)
+    except SharingRefused:
+        db.session.rollback()
+        return False
+    db.session.commit()
+    return True
 
 
 CHANGES: dict[str, tuple[Callable[[Scan], bool], str, str]] = {
@@ -250,11 +269,17 @@ CHANGES: dict[str, tuple[Callable[[Scan], bool], str, str]] = {
         "queued again",
         "cannot be retried: only failed or canceled scans whose file is still stored can",
     ),
+    "again": (
+        _score_again,
+        "queued again",
+        "has no result to replace, or its file is no longer stored",
+    ),
     "stat": (
         _make_stat,
         "made STAT",
         "stay as they are: they are STAT already, or too many STAT scans are waiting",
     ),
+    "share": (_share, "shared with the reviewers", "were shared with the reviewers already"),
     "routine": (_make_routine, "made routine", "were routine already"),
 }
 """By action: what is done to one scan and says whether it was, and how that is reported of the
@@ -307,7 +332,7 @@ def _export(ids: list[str], form: str) -> Response:
     found = {
         scan.id: scan
         for scan in db.session.scalars(
-            with_result(select(Scan)).where(Scan.user_id == current_user.id, Scan.id.in_(ids))
+            with_result(select(Scan)).where(Scan.id.in_(ids), visible_to(current_user.id))
         ).unique()
     }
     told = ScanSchema(many=True).dump([scan_as_json(found[each]) for each in ids if each in found])

@@ -19,24 +19,29 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
+    UnaryExpression,
+    and_,
     case,
     exists,
     false,
     func,
+    literal,
     or_,
     select,
     true,
 )
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import InstrumentedAttribute, joinedload
+from sqlalchemy.sql.operators import asc_op, desc_op
 from werkzeug.datastructures import MultiDict
 
 from ml.verdict import STATES, State
 from webapp.extensions import db
-from webapp.forms import WorklistFilterForm
-from webapp.models import JobStatus, Order, Scan
+from webapp.forms import SHARED, WorklistFilterForm
+from webapp.models import JobStatus, Order, Scan, User
+from webapp.sharing import shared_with, visible_to
 
 PENDING = (JobStatus.QUEUED, JobStatus.RUNNING)
-SCOPE: tuple[str, ...] = ()
+SCOPE: tuple[str, ...] = ("whose",)
 """The names of filters that say whose scans there are to choose from; without them, one's own."""
 MOST_SERIES = 8
 """Series that are shown beneath a study; the others are a click away."""
@@ -170,9 +175,9 @@ def asked_for(arguments: MultiDict[str, str]) -> tuple[dict[str, Any], str]:
     return chosen, known_order(arguments.get("order", ""))
 
 
-def address_of(chosen: Mapping[str, Any], order: str) -> dict[str, str]:
+def address_of(chosen: Mapping[str, Any], order: str) -> dict[str, Any]:
     """Return filters and order as the parameters of an address."""
-    address = {name: str(value) for name, value in chosen.items()}
+    address: dict[str, Any] = {name: str(value) for name, value in chosen.items()}
     return address if order == Order.NEWEST else {**address, "order": order}
 
 
@@ -212,10 +217,16 @@ def direction(name: str, order: str) -> str | None:
 
 
 def conditions(user_id: str, chosen: Mapping[str, Any]) -> list[ColumnElement[bool]]:
-    """Return what is true of the scans of that person which the filters let through; `chosen` has
-    the valid values of `WorklistFilterForm`. Days are days in UTC, the last one included.
+    """Return what is true of the scans of that person, or of those shared with them, which the
+    filters let through; `chosen` has the valid values of `WorklistFilterForm`. Days are days in
+    UTC, the last one included.
     """
     found: list[ColumnElement[bool]] = [Scan.user_id == user_id]
+    if chosen.get("whose") == SHARED:
+        found = [Scan.id.in_(shared_with(user_id)), Scan.user_id != user_id]
+        if submitter := chosen.get("submitter"):
+            named = User.username_key.contains(submitter.lower(), autoescape=True)
+            found.append(Scan.user_id.in_(select(User.id).where(named)))
     if text := chosen.get("title"):
         found.append(Scan.title.icontains(text, autoescape=True))
     if status := chosen.get("status"):
@@ -262,7 +273,7 @@ def studies_of_page(
     apart, which = "study" in chosen, conditions(user_id, chosen)
     places = db.session.execute(places_of_page(which, order, limit, offset, apart=apart)).all()
     if apart:
-        return [_alone(scan) for scan in own_scans(user_id, [place.id for place in places])]
+        return [_alone(scan) for scan in visible_scans(user_id, [place.id for place in places])]
     studies = _studies(which, places, scope=conditions(user_id, _scope(chosen)))
     return [studies[place.study_id] for place in places if place.study_id in studies]
 
@@ -278,12 +289,76 @@ def studies_around(user_id: str, chosen: Mapping[str, Any], scans: Iterable[Scan
     return [one for one in studies.values() if one.total > 1]
 
 
+def neighbors_of(
+    scan: Scan, which: Sequence[ColumnElement[bool]], order: str
+) -> tuple[str | None, str | None]:
+    """Return the ids of the scans before and after this one among those that `which` lets through,
+    in that order; None at the ends. The scan itself may be one that is not let through any more.
+    """
+    columns = [_split(column) for column in order_columns(order)]
+    values = db.session.execute(
+        select(*(column for column, _ in columns)).where(Scan.id == scan.id)
+    ).one()
+    before, after = (
+        db.session.scalar(
+            select(Scan.id)
+            .where(*which, _beyond(columns, values, backward))
+            .order_by(*(_sorted(column, down is not backward) for column, down in columns))
+            .limit(1)
+        )
+        for backward in (True, False)
+    )
+    return before, after
+
+
+def _split(column: Any) -> tuple[ColumnElement[Any], bool]:
+    """Return what a column of an order compares, and whether it puts the largest value first."""
+    if isinstance(column, UnaryExpression) and column.modifier in (desc_op, asc_op):
+        return column.element, column.modifier is desc_op
+    return column, False
+
+
+def _sorted(column: ColumnElement[Any], descending: bool) -> ColumnElement[Any]:
+    return column.desc() if descending else column.asc()
+
+
+def _beyond(
+    columns: Sequence[tuple[ColumnElement[Any], bool]], values: Sequence[Any], backward: bool
+) -> ColumnElement[bool]:
+    """Return what is true of rows that come after one with these values, or before it."""
+    found: list[ColumnElement[bool]] = []
+    equal: list[ColumnElement[bool]] = []
+    for (column, descending), value in zip(columns, values, strict=True):
+        if value is None:  # So it is of all that are equal before, since they have no value.
+            equal.append(column.is_(None))
+            continue
+        given = literal(value, column.type)
+        is_beyond = column < given if descending is not backward else column > given
+        found.append(and_(*equal, is_beyond))
+        equal.append(column == given)
+    # What an index can start from, where the first value is one that it has.
+    (first, descending), value = columns[0], values[0]
+    if value is None or isinstance(value, bool):
+        return or_(*found)
+    return and_(
+        first <= value if descending is not backward else first >= value,
+        or_(*found),
+    )
+
+
 def own_scans(user_id: str, ids: Sequence[str]) -> list[Scan]:
     """Return those of these scans that are the person's, in the order of `ids`."""
+    return [scan for scan in visible_scans(user_id, ids) if scan.user_id == user_id]
+
+
+def visible_scans(user_id: str, ids: Sequence[str]) -> list[Scan]:
+    """Return those of these scans that the person may see, with their submitters, in the order of
+    `ids`.
+    """
     found = {
         scan.id: scan
         for scan in db.session.scalars(
-            select(Scan).where(Scan.user_id == user_id, Scan.id.in_(ids))
+            select(Scan).where(Scan.id.in_(ids), visible_to(user_id)).options(joinedload(Scan.user))
         )
     }
     return [found[each] for each in dict.fromkeys(ids) if each in found]
@@ -371,6 +446,7 @@ def _studies(
         select(Scan)
         .join(ranked, ranked.c.id == Scan.id)
         .where(ranked.c.number <= MOST_SERIES, Scan.study_id.in_(ids))
+        .options(joinedload(Scan.user))
         .order_by(ranked.c.number)
     )
     series: defaultdict[str, list[Scan]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Imports data sets: unpacks, reads and explores them."""
+"""Imports data sets: unpacks, reads and explores them. One of confirmed scans is made first."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from webapp.extensions import db
 from webapp.models import Dataset, JobStatus
 from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
+from worker.confirmed_dataset import COLLECTING, make_archive
 from worker.decoder import BeyondLimits, decode
 from worker.heartbeat import presence
 from worker.leases import LeaseLost
@@ -40,6 +41,7 @@ UNPACKING, READING, MEASURING, PROBING = PARTS = (
     "Measuring image",
     "Testing shortcut",
 )
+PARTS_OF_MADE = (COLLECTING, *PARTS)
 MOST_BEYOND_LIMITS = 10
 """Images of a data set that may exceed the limits; an archive full of them would keep a worker
 busy for days.
@@ -102,6 +104,8 @@ def let_go(dataset: Dataset) -> None:
     )
     if status in (JobStatus.CANCELLED, None):
         storage.discard(sheet_key(dataset))
+        if dataset.made_from is not None:
+            storage.discard(dataset.archive_key)
         log.info("dataset=%s was cancelled", dataset.id)
     else:
         log.warning("dataset=%s was lost to another worker", dataset.id)
@@ -118,6 +122,7 @@ def look_into(dataset: Dataset) -> dict[str, object]:
     """
     mine = presence()
     looked_at = float("-inf")
+    parts = PARTS if dataset.made_from is None else PARTS_OF_MADE
 
     def tell(what: str, done: int, total: int) -> None:
         nonlocal looked_at
@@ -125,7 +130,7 @@ def look_into(dataset: Dataset) -> dict[str, object]:
             raise ImportStopped
         if time.monotonic() - looked_at >= LOOK_S:
             columns = {
-                "progress": (PARTS.index(what) + done / total) / len(PARTS),
+                "progress": (parts.index(what) + done / total) / len(parts),
                 "stage": f"{what} {done} of {total}",
             }
             if not in_transaction(
@@ -135,11 +140,13 @@ def look_into(dataset: Dataset) -> dict[str, object]:
             looked_at = time.monotonic()
 
     with mine.work_folder() as folder:
+        notes = [] if dataset.made_from is None else make_archive(dataset, folder, tell)
         opened = fetch_dataset(dataset, folder, tell)
         sheet = BytesIO()
         contact_sheet(opened).save(sheet, "PNG")
         measured = summary.measure_all(opened, partial(tell, MEASURING))
         explored = summary.explore(opened, measured, partial(tell, PROBING))
+    explored["problems"] = [*notes, *explored["problems"]]
     retry_storage(lambda: storage.put(sheet_key(dataset), sheet.getvalue()))
     return {
         "fingerprint": opened.fingerprint,

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, ScalarSelect, case, insert, literal, selec
 
 from ml.inference.predictor import Finding, Predictor, Stopped
 from ml.scans.slices import Series
+from ml.scans.volume import has_volume
 from ml.verdict import State
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
@@ -336,8 +337,10 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
     """
     owner = presence().owner
     findings = {one.scan.id: one.finding for one in outcomes if one.finding is not None}
-    of_series = [
-        scan_id for scan_id, finding in findings.items() if len(finding.slice_probabilities) > 1
+    with_volume = [
+        one.scan.id
+        for one in outcomes
+        if one.finding is not None and one.series is not None and has_volume(one.series)
     ]
     outlined = [
         scan_id for scan_id, finding in findings.items() if finding.outlines.outlined_slices
@@ -348,7 +351,7 @@ def write_verdicts(outcomes: Sequence[Outcome], seconds: float) -> frozenset[str
         findings.keys(),
         image_key=literal("images/") + Scan.id + ".png",
         thumbnail_key=literal("thumbnails/") + Scan.id + ".png",
-        volume_key=key_where("volumes", of_series),
+        volume_key=key_where("volumes", with_volume),
         outline_key=key_where("outlines", outlined),
         risk=by_scan({scan_id: finding.probability for scan_id, finding in findings.items()}),
         margin=by_scan(
@@ -412,6 +415,7 @@ def prediction_of(outcome: Outcome, finding: Finding, seconds: float) -> dict[st
         "positive": finding.positive,
         "uncertain": finding.uncertain,
         "warnings": list(finding.warnings),
+        "doubts": list(finding.doubts),
         "slices": list(finding.slice_probabilities),
         "first_slices": list(finding.first_slices),
         "types": types_of(finding),

@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from ml.errors import ArtifactError, ImageError
 from ml.scans.slices import BoolArray, Series, render
-from ml.scans.volume import read_masks, resized_mask, write_masks, write_volume
+from ml.scans.volume import has_volume, read_masks, resized_mask, write_masks, write_volume
 from webapp import logs
 from webapp.extensions import db
 from webapp.intake import PACKED
@@ -33,8 +33,9 @@ IMAGE_PX = 768
 THUMBNAIL_PX = 128
 
 
-def read_original(scan: Scan) -> Series:
-    """Return the submitted series.
+def read_original(scan: Scan, *, redact: bool = False) -> Series:
+    """Return the submitted series; `redact` covers what lies outside the head, whatever
+    COVER_BESIDE_HEAD says.
 
     Raises:
         StorageError: it cannot be downloaded, is no longer stored, or the local disk is full.
@@ -49,7 +50,7 @@ def read_original(scan: Scan) -> Series:
             "max_slices": config["MAX_SLICES"],
             "cuts": not scan.uncut,
         }
-        redact = config["COVER_BESIDE_HEAD"]
+        redact = redact or config["COVER_BESIDE_HEAD"]
         return retry_disk(lambda: decode(paths, redact=redact, **limits))
 
 
@@ -78,7 +79,7 @@ def _unpack(original: Path) -> list[Path]:
 
 
 def store_pictures(scan_id: str, series: Series, index: int) -> None:
-    """Store one slice as image and thumbnail, and the slices of a series as a volume."""
+    """Store one slice as image and thumbnail, and all slices as a volume for the viewer."""
     shown = series.slices[index]
     for key, max_px in (
         (f"images/{scan_id}.png", IMAGE_PX),
@@ -86,7 +87,7 @@ def store_pictures(scan_id: str, series: Series, index: int) -> None:
     ):
         content = png(render(shown, max_px))
         retry_storage(lambda key=key, content=content: storage.put(key, content))  # type: ignore[misc]
-    if len(series.slices) > 1:
+    if has_volume(series):
         with presence().work_folder() as folder:
             retry_disk(lambda: write_volume(series, folder / "volume"))
             retry_storage(lambda: storage.put(f"volumes/{scan_id}.nii.gz", folder / "volume"))

@@ -33,14 +33,17 @@ def predict_scans() -> None:
 
 
 def train_model() -> None:
-    """Import one data set or, if none is queued, compare two versions, evaluate one or train one
-    run; the pool then replaces this process.
+    """Import one data set or, if none is queued, compute site figures, compare two versions,
+    evaluate one or train one run; the pool then replaces this process.
     """
     from worker.dataset_import import import_next_dataset
     from worker.retries import storage_answers
+    from worker.site_figures import compute_next_figures
 
     # Otherwise a training would start before it finds that the storage is unavailable.
-    if presence().stopping() or not storage_answers() or import_next_dataset():
+    if presence().stopping() or not storage_answers():
+        return
+    if import_next_dataset() or compute_next_figures():
         return
     from worker.comparison import compare_next_pair
     from worker.evaluation import evaluate_next

@@ -1,5 +1,5 @@
 """Turns a training run into a model version; interrupted runs continue from their checkpoint, on
-any machine.
+any machine. A run that is a calibration fits an earlier version to a data set of this site.
 """
 
 from __future__ import annotations
@@ -17,13 +17,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import selectinload
 
 from ml.artifacts.card import Card
+from ml.artifacts.folder import read_card
 from ml.catalogue import IMAGENET_WEIGHTS, STARTER_SERIES_DIR
 from ml.errors import ArtifactError, DatasetError, SettingError
 from ml.inference.predictor import Predictor
 from ml.training.progress import Progress, TrainingStopped
 from ml.training.run import OtherTraining, TrainConfig, train
+from ml.training.site_calibration import calibrate
 from webapp.extensions import db, utc_now
-from webapp.models import Comparison, JobStatus, ModelVersion, TrainingRun, new_id
+from webapp.models import (
+    OWN_THRESHOLDS,
+    Comparison,
+    JobStatus,
+    ModelVersion,
+    TrainingRun,
+    new_id,
+)
 from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
 from worker.canary import answer_of
@@ -80,6 +89,7 @@ class Training:
         self.checkpoint = Checkpoint(run.id, self.out_dir / "checkpoint", folder)
         self.is_lost = False
         self._is_trained = False
+        self._base: ModelVersion | None = None  # What is calibrated.
         self._owner = presence().owner
         self._written_at = time.monotonic()
         self._progress: dict[str, Any] = {"stage": "Downloading the data"}
@@ -90,7 +100,7 @@ class Training:
         if the storage is available.
         """
         try:
-            card = self._train()
+            card = self._calibrate() if self.run.is_calibration else self._train()
             self._is_trained = True
             version_id = self._store_model(card)
             log.info("run=%s done version=%s", self.run.id, version_id)
@@ -155,6 +165,28 @@ class Training:
             shutil.rmtree(self.out_dir)
             self.checkpoint.forget()
             return train(config, opened, self.out_dir, self._on_progress, self._should_stop)
+
+    def _calibrate(self) -> Card:
+        """Calibrate the version that the initial weights name."""
+        self._write()
+        self._base = self._calibrated_version()
+        (dataset,) = self.run.datasets
+        opened = fetch_dataset(dataset, self.folder, self._on_part)
+        self._progress["stage"] = "Scoring the confirmed scans"
+        calibrate(model_folder(self._base), opened, self.out_dir, self._on_scored)
+        return read_card(self.out_dir / "model")
+
+    def _calibrated_version(self) -> ModelVersion:
+        version_id = self.run.initial_weights.partition(":")[2]
+        version = in_transaction(lambda: db.session.get(ModelVersion, version_id))
+        if version is None:
+            raise SettingError("The version that was to be calibrated is not there any more.")
+        return version
+
+    def _on_scored(self, done: int, total: int) -> None:
+        self._progress["progress"] = done / max(total, 1)
+        if self._should_stop():
+            raise TrainingStopped
 
     def _initial_weights(self) -> Path | Literal["random", "starter"]:
         match self.run.initial_weights.partition(":"):
@@ -237,7 +269,8 @@ class Training:
         prefix = f"models/{version_id}"
         self._progress["stage"] = "Comparing with earlier versions"
         self._write()
-        comparisons = compare_with_earlier(self.out_dir, self.folder)
+        is_trained = not self.run.is_calibration  # Otherwise it has no answers of its own.
+        comparisons = compare_with_earlier(self.out_dir, self.folder) if is_trained else {}
         canary = answer_of(Predictor(self.out_dir / "model"))
         try:
             answers = [path for name in ANSWERS if (path := self.out_dir / name).is_file()]
@@ -273,6 +306,7 @@ class Training:
             raise LeaseLost
         db.session.execute(
             insert(ModelVersion).values(
+                **self._point(),
                 id=version_id,
                 run_id=self.run.id,
                 card_id=card.id,
@@ -295,6 +329,18 @@ class Training:
                     finished_at=utc_now(),
                 )
             )
+
+    def _point(self) -> dict[str, Any]:
+        """Return the columns of the operating point of a calibrated version: the thresholds chosen
+        for the one before are probabilities, and hold as such.
+        """
+        if self._base is None or self._base.point is None:
+            return {}
+        return {
+            "point": OWN_THRESHOLDS,
+            "slice_threshold": self._base.slice_threshold,
+            "scan_threshold": self._base.scan_threshold,
+        }
 
     def _put_off(self, sentence: str) -> None:
         """Queue a run again that the storage refused something; it goes on from the checkpoint that

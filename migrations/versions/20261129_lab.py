@@ -2,7 +2,7 @@
 trainings
 
 Revision ID: b27c5e9a4d10
-Revises: c41d7b90e2f6
+Revises: b41c7e95d3a2
 Created: 2026-11-29 14:35:00
 """
 
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "b27c5e9a4d10"
-down_revision = "c41d7b90e2f6"
+down_revision = "b41c7e95d3a2"
 branch_labels = None
 depends_on = None
 

@@ -1,7 +1,7 @@
 """Outlines of hemorrhages: where they are stored, their areas and the volume
 
 Revision ID: c41d7e2f9b36
-Revises: 5c1e7a94d2b8
+Revises: 71a4c0d9e2b8
 Created: 2026-11-29 14:20:00
 """
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "c41d7e2f9b36"
-down_revision = "5c1e7a94d2b8"
+down_revision = "71a4c0d9e2b8"
 branch_labels = None
 depends_on = None
 

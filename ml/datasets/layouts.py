@@ -152,7 +152,7 @@ class _Manifest:
             DatasetError: a name, label, outline or type is wrong, or the image is missing.
         """
         given = row.get(self.name, "")
-        require_no_formula(row, (self.name, self.patient, "mask"), where)
+        require_no_formula(row, (self.name, self.patient, "scan", "mask"), where)
         if self.label is not None and self.label not in row:
             raise DatasetError(f"{where} ({given}): the label is missing.")
         label = label_of(row.get(self.label or "", ""), "label", f"{where} ({given})")
@@ -169,6 +169,7 @@ class _Manifest:
             self.dataset,
             mask=_mask_of(self.base, name, row.get("mask", ""), where),
             types=types_of(row.get("subtypes"), label, where),
+            scan=row.get("scan", "") if patient else "",
         )
 
     def _file_of(self, given: str, where: str) -> str:
@@ -230,7 +231,9 @@ def _from_manifest(
         odd_boxes += [
             f"{box[:40]!r} of {example.name}" for box in boxes_outside(row.get("boxes", ""))
         ]
-        add_scan_label(of_patients, example.patient or "", row.get("scan_label", ""), where)
+        key = (example.patient or "", example.scan)
+        cells = row.get("scan_label", ""), row.get("scan_subtypes")
+        add_scan_label(of_patients, key, *cells, where)
         examples.append(example)
     table.require_sound(rows, examples)
     examples, odd = with_scan_labels(examples, of_patients)

@@ -55,9 +55,10 @@ def read_dataset(
     """Read a data set: labels, images and groups.
 
     Layouts: Kaggle's head_ct (`labels.csv` with `id` and `hemorrhage`, `head_ct/NNN.png`, perhaps a
-    `groups.csv`); a manifest with the columns `filename` and `label`, perhaps `patient`, `slice`
-    and `scan_label`, perhaps with a `patients.csv` that labels whole scans; one folder per class;
-    RSNA 2019 (`ml.datasets.rsna`); CQ500 (`ml.datasets.cq500`).
+    `groups.csv`); a manifest with the columns `filename` and `label`, perhaps `patient`, `scan`
+    (which tells a patient's scans apart), `slice`, `subtypes`, `scan_label` and `scan_subtypes`,
+    perhaps with a `patients.csv` that labels whole scans; one folder per class; RSNA 2019
+    (`ml.datasets.rsna`); CQ500 (`ml.datasets.cq500`).
 
     Args:
         root: the folder, or one that contains only that folder.

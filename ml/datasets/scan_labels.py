@@ -10,19 +10,21 @@ from ml.datasets.examples import Example
 from ml.datasets.tables import PATIENT_COLUMNS, column_of, label_of, read_table, types_of
 from ml.errors import DatasetError
 
+ScanKey = tuple[str, str]
+"""A patient, and which of the patient's scans; empty where tables do not tell them apart."""
 SCAN_LABEL_COLUMNS = ("scan_label", "study_label", "label", "hemorrhage", "any")
 
 
 @dataclass(frozen=True)
 class ScanLabel:
-    """The label of a patient's scan, and where it was read."""
+    """The label of a scan, and where it was read."""
 
     label: int
     types: frozenset[str] | None
     where: str
 
 
-def read_patients(path: Path) -> dict[str, ScanLabel]:
+def read_patients(path: Path) -> dict[ScanKey, ScanLabel]:
     """Read the scan labels of a table of patients; empty if there is no table or it has no
     labels.
     """
@@ -33,67 +35,67 @@ def read_patients(path: Path) -> dict[str, ScanLabel]:
         column_of(header, PATIENT_COLUMNS),
         column_of(header, SCAN_LABEL_COLUMNS),
     )
-    given: dict[str, ScanLabel] = {}
+    given: dict[ScanKey, ScanLabel] = {}
     if patient_column is None or label_column is None:
         return given
     for row in rows:
-        number = row.line
-        where = f"{path.name}, line {number}"
-        before = given.get(row.get(patient_column, ""))
-        label = add_scan_label(given, row.get(patient_column, ""), row.get(label_column, ""), where)
-        if label is None:
-            continue
-        types = types_of(row.get("subtypes"), label, where)
-        if (
-            before is not None
-            and before.types is not None
-            and types is not None
-            and types != before.types
-        ):
-            patient = row[patient_column][:60]
-            raise DatasetError(
-                f"{where}: the scan of patient {patient} has other types of hemorrhage than in"
-                f" {before.where}."
-            )
-        if before is None or before.types is None:
-            given[row[patient_column]] = ScanLabel(label, types, where)
+        where = f"{path.name}, line {row.line}"
+        key = (row.get(patient_column, ""), "")
+        add_scan_label(given, key, row.get(label_column, ""), row.get("subtypes"), where)
     return given
 
 
-def add_scan_label(given: dict[str, ScanLabel], patient: str, text: str, where: str) -> int | None:
-    """Add the scan label in a cell and return it; None if the cell is empty."""
+def add_scan_label(
+    given: dict[ScanKey, ScanLabel], key: ScanKey, text: str, subtypes: str | None, where: str
+) -> None:
+    """Add the label of a scan in a cell, if there is one, and its types of hemorrhage.
+
+    Raises:
+        DatasetError: it is none, has no patient, or contradicts another row of the same scan.
+    """
     label = label_of(text, "label of the scan", where)
     if label is None:
-        return None
+        return
+    patient = key[0]
     if not patient:
         raise DatasetError(f"{where}: a scan label needs a patient in the same row.")
-    before = given.setdefault(patient, ScanLabel(label, None, where))
+    types = types_of(subtypes, label, where)
+    before = given.get(key)
+    if before is None:
+        given[key] = ScanLabel(label, types, where)
+        return
     if before.label != label:
         raise DatasetError(
             f"{where}: the scan of patient {patient[:60]} has the label {label}, and {before.label}"
             f" in {before.where}."
         )
-    return label
+    if None not in (before.types, types) and types != before.types:
+        raise DatasetError(
+            f"{where}: the scan of patient {patient[:60]} has other types of hemorrhage than in"
+            f" {before.where}."
+        )
+    if before.types is None and types is not None:
+        given[key] = ScanLabel(label, types, where)
 
 
 def with_scan_labels(
-    examples: Sequence[Example], given: Mapping[str, ScanLabel]
+    examples: Sequence[Example], given: Mapping[ScanKey, ScanLabel]
 ) -> tuple[list[Example], list[str]]:
-    """Return the examples with the scan labels of their patients, and notes about
-    contradictions.
+    """Return the examples with the labels of their scans, and notes about contradictions.
 
     If all slices of a scan are labeled, no scan label is added.
 
     Raises:
         DatasetError: a scan is labeled negative, but one of its slices is labeled positive.
     """
-    of_patient: dict[str, list[Example]] = {}
+    of_scan: dict[ScanKey, list[Example]] = {}
     for example in examples:
-        if example.patient and example.patient in given:
-            of_patient.setdefault(example.patient, []).append(example)
-    weak_patients, problems = set(), []
-    for patient, own in of_patient.items():
-        said, labels = given[patient], {example.label for example in own}
+        if example.patient and _key(example) in given:
+            of_scan.setdefault(_key(example), []).append(example)
+    weak, problems = set(), []
+    for key, own in of_scan.items():
+        patient = key[0]
+        said, labels = given[key], {example.label for example in own}
         if said.label == 0 and 1 in labels:
             positive = next(example.name for example in own if example.label == 1)
             raise DatasetError(
@@ -101,17 +103,19 @@ def with_scan_labels(
                 f" {positive} has 1."
             )
         if None in labels:
-            weak_patients.add(patient)
+            weak.add(key)
         elif said.label == 1 and 1 not in labels:
             problems.append(
                 f"{said.where}: the scan of patient {patient[:60]} has the label 1, but all its"
                 " slices have 0; the slice labels are used."
             )
     return [
-        (
-            replace(e, scan_label=given[e.patient].label, scan_types=given[e.patient].types)
-            if e.patient and e.patient in weak_patients
-            else e
-        )
+        replace(e, scan_label=given[_key(e)].label, scan_types=given[_key(e)].types)
+        if _key(e) in weak
+        else e
         for e in examples
     ], problems
+
+
+def _key(example: Example) -> ScanKey:
+    return example.patient or "", example.scan

@@ -3,6 +3,7 @@ probabilities there.
 
 The shipped calibration is the prior, so few scans change it a little and many change it freely. The
 threshold stays the same probability: once probabilities mean the same again, so does the threshold.
+The named operating points are fitted anew, for whoever wants another one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ml.errors import DatasetError
-from ml.evaluation.calibration import Platt, balanced_weights, fit_platt
+from ml.evaluation.calibration import (
+    Platt,
+    Sample,
+    balanced_weights,
+    fit_platt,
+    threshold_at,
+)
 from ml.evaluation.metrics import auroc, figures_at
-from ml.figures import LocalFigures
+from ml.figures import LocalFigures, PointFigures
+from ml.named_points import POINTS
 
 FEWEST_SCANS, FEWEST_OF_A_CLASS = 20, 5
 FOLDS = 5
@@ -93,6 +101,32 @@ def before_and_after(
         return LocalFigures(brier=_balanced_brier(scans.labels, values), **vars(at_threshold))
 
     return figures(scans.probabilities), figures(local)
+
+
+def local_points(scans: LocalScans, seed: int = 0) -> dict[str, PointFigures]:
+    """Return the named operating points on local probabilities, each with what it means here; the
+    figures are those of thresholds fitted to the scans of other patients (`FOLDS` folds).
+    """
+    folds = _folds(scans, seed)
+    found = {}
+    for name in POINTS:
+        called = np.zeros(len(scans.labels), bool)
+        for fold in np.unique(folds):
+            here = folds == fold
+            platt, threshold = _point_of(scans.among(~here), name)
+            called[here] = platt(_log_odds(scans.probabilities[here])) >= threshold
+        _, threshold = _point_of(scans, name)
+        figures = figures_at(scans.labels, called, scans.groups, seed)
+        found[name] = PointFigures(threshold=threshold, **vars(figures))
+    return found
+
+
+def _point_of(scans: LocalScans, name: str) -> tuple[Platt, float]:
+    """Return calibration and threshold of a named point fitted to these scans."""
+    platt = fit_local(scans)
+    weights = balanced_weights(scans.labels, np.full(len(scans.labels), ""))
+    sample = Sample(scans.labels, platt(_log_odds(scans.probabilities)), weights)
+    return platt, min(threshold_at(sample, name), 1.0)
 
 
 def simulate(scans: LocalScans, threshold: float, size: int, seed: int = 0) -> dict[str, float]:

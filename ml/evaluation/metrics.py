@@ -54,6 +54,7 @@ def metrics_with_intervals(
     groups: np.ndarray,
     seed: int,
     resamples: int = RESAMPLES,
+    weights: np.ndarray | None = None,
 ) -> Metrics:
     """Return each metric with its 95 % interval.
 
@@ -70,13 +71,15 @@ def metrics_with_intervals(
             own threshold.
         seed: of the bootstrap.
         resamples: number of bootstrap samples.
+        weights: (n,), how many images each stands for where they were sampled with unequal
+            probabilities; None for one each.
     """
     truth = np.asarray(labels, np.float64)
     rows, called = (
         np.atleast_2d(np.asarray(probabilities, np.float64)),
         np.atleast_2d(np.asarray(predicted, bool)),
     )
-    once, sampled = _sampled_figures(truth, rows, called, groups, seed, resamples)
+    once, sampled = _sampled_figures(truth, rows, called, groups, seed, resamples, weights)
     counts = [confusion(truth, row) for row in called]
 
     own_n = {
@@ -228,17 +231,27 @@ def auroc_within(
 
 
 def share_with_interval(
-    holds: np.ndarray, groups: np.ndarray, seed: int, resamples: int = RESAMPLES
+    holds: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+    resamples: int = RESAMPLES,
+    weights: np.ndarray | None = None,
 ) -> Estimate:
-    """Return the mean of outcomes (n,) in 0..1 with a bootstrap interval over groups (n,)."""
+    """Return the mean of outcomes (n,) in 0..1 with a bootstrap interval over groups (n,);
+    `weights` (n,) as `metrics_with_intervals` takes them.
+    """
     if not len(holds):
         return undefined("there is nothing to count")
+    each = np.ones(len(holds)) if weights is None else np.asarray(weights, np.float64)
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), size=resamples
-    )[:, group_of]
+    drawn = (
+        np.random.default_rng(seed).multinomial(
+            len(names), np.full(len(names), 1 / len(names)), size=resamples
+        )[:, group_of]
+        * each
+    )
     return _estimate(
-        float(np.mean(holds)),
+        float(np.average(holds, weights=each)),
         _ratio(drawn @ np.asarray(holds, np.float64), drawn.sum(axis=1)),
         len(holds),
         "",
@@ -276,23 +289,25 @@ def _sampled_figures(
     groups: np.ndarray,
     seed: int,
     resamples: int,
+    weights: np.ndarray | None = None,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Return each metric and its bootstrap samples over groups; both are means over the rows
     (repeats).
 
     Samples are processed in chunks, so that a large data set needs no (samples, images) array.
     """
+    each = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     once = {
         name: float(values[0])
         for name, values in _mean_figures(
-            labels, probabilities, predicted, np.ones((1, len(labels)))
+            labels, probabilities, predicted, each[np.newaxis]
         ).items()
     }
     if not len(labels):
         return once, {name: np.zeros(0) for name in once}
     parts = [
-        _mean_figures(labels, probabilities, predicted, weights)
-        for weights in _drawn_weights(groups, seed, resamples)
+        _mean_figures(labels, probabilities, predicted, drawn * each)
+        for drawn in _drawn_weights(groups, seed, resamples)
     ]
     return once, {name: np.concatenate([part[name] for part in parts]) for name in once}
 

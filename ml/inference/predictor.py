@@ -53,6 +53,7 @@ class Finding:
         slice_probabilities: of each slice, in the order of the series; thin slices have that of
             their slab (`ml.scans.slabs`).
         warnings: those of the series, then the model's assumptions.
+        doubts: those of them that cast doubt on the answer, not only on the images.
         not_head_ct: score of the check "not a head CT", 0..1, independent of the model; 0 if not
             checked.
         refused: the scan failed that check, so the prediction is meaningless; a warning says so.
@@ -77,6 +78,7 @@ class Finding:
     types: Mapping[str, float] = field(default_factory=dict)
     slice_types: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     outlines: Outlines = field(default_factory=Outlines)
+    doubts: tuple[str, ...] = ()
 
     @property
     def state(self) -> State:
@@ -346,20 +348,21 @@ class Predictor:
         threshold, low, high = self.card.point_of(len(answers))
         positive, uncertain = probability >= threshold, low <= probability < high
         notes = itertools.chain.from_iterable(frame.notes for frame in seen.frames)
-        warnings = [*series.warnings, *notes]
+        doubts = []
         # expected in the lowest and highest slices of a series
         if self.spec.crop_to_head and not any(frame.shows_head for frame in seen.frames):
-            warnings.append("No head was found in the image, so the model used the whole image.")
+            doubts.append("No head was found in the image, so the model used the whole image.")
         not_head_ct = self._gate.score_series(stack) if self._gate else 0.0
         if refused := not_head_ct >= REFUSED_FROM:
-            warnings.append(NOT_HEAD_CT)
+            doubts.append(NOT_HEAD_CT)
         return Finding(
             probability=probability,
             threshold=threshold,
             positive=positive,
             uncertain=uncertain,
             slice_probabilities=tuple(float(value) for value in stack.per_slice(answers)),
-            warnings=tuple(dict.fromkeys(warnings)),
+            warnings=tuple(dict.fromkeys([*series.warnings, *notes, *doubts])),
+            doubts=tuple(doubts),
             not_head_ct=not_head_ct,
             refused=refused,
             first_slices=tuple(

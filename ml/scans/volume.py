@@ -5,6 +5,9 @@ The file is an ordinary .nii.gz. As in a dictzip file, its compressor begins afr
 and an extra field of the gzip header (RFC 1952, 2.3.1.1), whose two letters are "HS", says where: a
 little-endian uint32 for each slice, counted from the file's start. From there on a raw inflate
 gives that slice alone.
+
+Its description ends in the distances that were measured, since a ruler must not take an assumed one
+for a measurement: "pixels", and "slices" where these are evenly spaced.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ml.scans.ordering import EVEN
 from ml.scans.slices import BoolArray, Series, Slice, rendered_size
 
 LONGEST_SIDE_PX = 512
@@ -29,6 +33,7 @@ LEVEL = 1
 CHUNK = 16  # slices that are compressed before they are written: what memory is needed for
 HEADER_BYTES = 352  # with the four that say that no extension follows
 INDEX = b"HS"
+NAME = "Hemoscan; measured:"
 DISPLAY_STEP = 0.001  # of white, in what holds no Hounsfield units
 UNKNOWN_SPACING_MM, UNKNOWN_DISTANCE_MM = 1.0, 5.0
 # codes of nifti1.h: the voxels' type, the frame of the affine, the unit
@@ -162,6 +167,25 @@ def _gzip_header(starts: Sequence[int]) -> bytes:
     )
 
 
+def _description(series: Series) -> str:
+    is_known = {
+        "pixels": series.slices[0].spacing_mm is not None,
+        "slices": series.distance_mm is not None and _is_even(series.steps_mm),
+    }
+    return " ".join([NAME, *(what for what, known in is_known.items() if known)])
+
+
+def _is_even(steps_mm: Sequence[float]) -> bool:
+    return not steps_mm or max(steps_mm) <= EVEN * min(steps_mm)
+
+
+def has_volume(series: Series) -> bool:
+    """Return whether a viewer has more to show of a series than one picture: other slices, or
+    Hounsfield units.
+    """
+    return len(series.slices) > 1 or series.slices[0].unit == "hu"
+
+
 def _header(series: Series, size: tuple[int, int], *, of_masks: bool = False) -> bytes:
     first, (width, height), slices = series.slices[0], size, len(series.slices)
     spacing = first.spacing_mm or (UNKNOWN_SPACING_MM, UNKNOWN_SPACING_MM)
@@ -186,7 +210,7 @@ def _header(series: Series, size: tuple[int, int], *, of_masks: bool = False) ->
         (108, "3f", (HEADER_BYTES, slope, 0.0)),
         (123, "B", (MILLIMETERS,)),
         (124, "2f", shown[::-1]),
-        (148, "80s", (b"Hemoscan",)),
+        (148, "80s", (_description(series).encode(),)),
         (252, "2h", (SCANNER, SCANNER)),
         (256, "6f", (0, 0, 0, *corner)),
         (

@@ -22,9 +22,18 @@ from ml.datasets.seen_images import all_marks_of, seen_json
 from ml.errors import ArtifactError
 from ml.evaluation.answers import Key, read_answers
 from ml.evaluation.calibration import Platt
-from ml.evaluation.local_calibration import LocalScans, before_and_after, fit_local, simulate
+from ml.evaluation.local_calibration import (
+    LocalScans,
+    before_and_after,
+    fit_local,
+    local_points,
+    simulate,
+)
+from ml.figures import PointFigures
+from ml.named_points import require_sound
 from ml.networks.onnx_graph import serialized
 from ml.training.external_validation import evaluate
+from ml.typed_json import to_json
 
 CONSTANTS = {"slice": ("slope", "offset"), "scan": ("scan_slope", "scan_offset")}
 """The constants of a head's graph that hold its two calibrations."""
@@ -71,8 +80,11 @@ def calibrate(
         result[name] = LocalLevel(
             scans=len(scans.labels), platt=asdict(fitted[name]), before=before, after=after
         )
+    points = _points(card, {name: local_points(scans) for name, scans in usable.items()})
     write_model(
-        out_dir / "model", _local_card(card, dataset, result), _files(model_dir, dataset, fitted)
+        out_dir / "model",
+        replace(_local_card(card, dataset, result), points=points),
+        _files(model_dir, dataset, fitted),
     )
     return result
 
@@ -147,6 +159,26 @@ def _local_scans(evaluation: Path, dataset: Dataset) -> dict[str, LocalScans]:
     }
 
 
+def _points(
+    card: Card, local: dict[str, dict[str, PointFigures]]
+) -> dict[str, dict[str, PointFigures]]:
+    """Return the named operating points of the calibrated model: of each level the local ones, or
+    those of the model before where the level was not calibrated; none at all where those are
+    missing, or so few scans contradict each other.
+    """
+    points = {
+        key: local.get(name) or card.points.get(key, {})
+        for name, key in (("slice", "slice"), ("scan", "patient"))
+    }
+    if not all(points.values()):
+        return {}
+    try:
+        require_sound(to_json(points))
+    except ArtifactError:
+        return {}
+    return points
+
+
 def _local_card(card: Card, dataset: Dataset, result: dict[str, LocalLevel]) -> Card:
     counts = " and ".join(
         f"{figures.scans} {'series' if name == 'scan' else 'single images'}"
@@ -155,7 +187,6 @@ def _local_card(card: Card, dataset: Dataset, result: dict[str, LocalLevel]) -> 
     return replace(
         card,
         curves={},
-        points={},  # their figures are those of the calibration before
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         data=replace(
             card.data,
@@ -168,8 +199,8 @@ def _local_card(card: Card, dataset: Dataset, result: dict[str, LocalLevel]) -> 
         ),
         notes=[
             *card.notes,
-            f"Calibrated to {counts} of {dataset.name}; all other figures are those of the"
-            f" original model {card.id}.",
+            f"Calibrated to {counts} of {dataset.name}; but for the figures of this calibration and"
+            f" of the named operating points, all are those of the model {card.id} before.",
         ],
     )
 

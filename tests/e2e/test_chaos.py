@@ -7,8 +7,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
+
+from bench.chaos import faults
 from bench.chaos.servers import NotInstalled, postgres_programs
+from bench.chaos.stack import Program
 from tests.conftest import unreachable
 from webapp.config import PROJECT_ROOT
 
@@ -43,3 +48,29 @@ def test_whatever_dies_every_scan_ends_in_one_verdict(tmp_path: Path) -> None:
         "Held: 24 scans, 5 faults, nothing lost, doubled or stuck"
     )
     assert report.read_text(encoding="utf-8").splitlines()[-1] == ran.stdout.splitlines()[-1]
+
+
+def test_a_full_disk_passes_over_confined_decoders_only_and_says_where_it_limited_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = {7: "python -m celery", 8: "python -m ml.decode 2048 /work/"}
+    forbidden = {8}
+
+    def prlimit(pid: int, *_limit: object) -> None:
+        if pid in forbidden:
+            raise PermissionError
+
+    monkeypatch.setattr(faults, "descendants", lambda pid: running)
+    monkeypatch.setattr(faults.resource, "prlimit", prlimit)
+    assert faults.limit_files(7, 20_000) == 1
+    forbidden.add(7)
+    with pytest.raises(PermissionError):
+        faults.limit_files(7, 20_000)
+
+    def ended(*_limit: object) -> NoReturn:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(faults.resource, "prlimit", ended)
+    assert faults.limit_files(7, 20_000) == 0
+    program = Program("web", "true", {}, Path("web.log"))
+    assert faults.NOTHING_LIMITED in faults.fill_disk_of(program, 0)

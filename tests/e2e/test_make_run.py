@@ -170,6 +170,11 @@ def test_make_run_is_used_stopped_and_started_again(make_run: MakeRun) -> None:
 
     make_run.start()
     assert make_run.said.count("with the password") == 1
+    # A line of progress, then the address and how to log in; nothing that looks like an error.
+    told = ("Starting Hemoscan", "Hemoscan is running at", "first administrator is", "has stopped")
+    assert [make_run.said.index(each) for each in told] == sorted(map(make_run.said.index, told))
+    assert make_run.said.count("Log in with your account.") == 1
+    assert "Warning" not in make_run.said, make_run.said
     if (STARTER_DIR / "card.json").exists():
         found = requests.get(
             f"{make_run.url}/api/v1/scans/{scan}",

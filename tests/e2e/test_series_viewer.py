@@ -17,13 +17,16 @@ from tests.conftest import make_user
 from tests.e2e.conftest import READY_S, Service, a_service
 from tests.e2e.test_browser_journey import FLAGS, log_in
 from tests.webapp.series import add_series
+from tests.webapp.test_outlines import add_outlined
 from webapp.extensions import db
-from webapp.models import Heatmap, JobStatus
+from webapp.models import Heatmap, JobStatus, Scan
 
 SLICES = 11
 # From slice to slice, so that the brain window shows the first black and the last white.
 STEP_HU = 8
 DRAWN_MS = 30_000  # A processor that plays a graphics card is slow.
+AROUND_AND_INSIDE = ((15.5, 32), (24, 32))
+"""Places of a slice on the contour of the mask, and in the middle of the mask."""
 WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 NO_WEBGL = ("--disable-gpu", "--disable-3d-apis")
 
@@ -118,14 +121,15 @@ def test_a_series_is_scrolled_and_windowed(
     page.goto(a_series(service))
     expect(part(page, "slider")).to_be_visible()
     canvas = page.locator("#viewer canvas")
-    if flags is WEBGL:
-        expect(canvas).to_be_visible(timeout=DRAWN_MS)
     expect(part(page, "heat")).to_be_hidden()
     page.keyboard.press("h")
     expect_slice(service, page, SLICES - 1)
+    assert canvas.count() == 0  # Nobody has scrolled yet.
 
     part(page, "slider").fill("3")
     expect_slice(service, page, 2)
+    if flags is WEBGL:
+        expect(canvas).to_be_visible(timeout=DRAWN_MS)
     page.keyboard.press("ArrowDown")  # The focus is on the slider, which would go the other way.
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowUp")
@@ -190,9 +194,14 @@ def test_heat_maps_come_to_the_slice_that_is_being_looked_at(
 def test_keys_reach_everything_without_a_click(
     service: Service, visit: Callable[..., Page]
 ) -> None:
-    older, newer = a_series(service), a_series(service)
+    older, unread, newer = (a_series(service) for _ in range(3))
+    with service.app.app_context():
+        for address in (older, newer):
+            db.session.get_one(Scan, address.rsplit("/", 1)[-1]).title = "Follow-up"
+        db.session.commit()
     page = visit(*NO_WEBGL)
-    page.goto(newer)
+    page.goto("/scans?title=follow-up")
+    page.locator(f"a[href^='{newer}']").click()
     expect(part(page, "window")).to_have_text("Level 40, width 80 HU")  # The scripts run.
     heat = part(page, "heat")
     expect(heat).to_be_hidden()
@@ -224,11 +233,140 @@ def test_keys_reach_everything_without_a_click(
     page.keyboard.press("f")
     expect(page.locator("#result:fullscreen")).to_have_count(0)
 
-    page.keyboard.press("j")
-    expect(page).to_have_url(re.compile(f"{older}$"))
+    page.keyboard.press("j")  # The scan between them does not match the worklist's filter.
+    expect(page).to_have_url(re.compile(f"{older}\\?title=follow-up$"))
     expect(part(page, "window")).to_have_text("Level 40, width 80 HU")
     page.keyboard.press("k")
-    expect(page).to_have_url(re.compile(f"{newer}$"))
+    expect(page).to_have_url(re.compile(f"{newer}\\?title=follow-up$"))
+    page.goto(newer)
+    expect(page.locator("a[rel=next]")).to_have_attribute("href", unread)
+
+
+def test_values_distances_and_the_other_planes(
+    service: Service, visit: Callable[..., Page]
+) -> None:
+    slices, rows, columns = np.meshgrid(*map(np.arange, (SLICES, 64, 64)), indexing="ij")
+    hu = 100 * slices + 400 * (columns >= 32) + 200 * (rows < 32)
+    page = visit(*WEBGL)
+    page.goto(f"/scans/{add_series(service.app, hu)}")
+    page.wait_for_load_state("networkidle")
+    sent = "performance.getEntries().reduce((sum, each) => sum + (each.transferSize || 0), 0)"
+    assert 0 < page.evaluate(sent) < 1_000_000
+    loaded = "performance.getEntriesByType('resource').map(each => each.name.split('/').pop())"
+    assert not {"volume", "niivue.umd.js"} & set(page.evaluate(loaded))
+
+    def expect_value(across: float, down: float, value: int) -> None:
+        """Both the value that is told and the gray that is drawn (bone window) must be right."""
+        box = part(page, "stage").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
+        expect(part(page, "value")).to_have_text(f"{value} HU", timeout=DRAWN_MS)
+        gray = (value - 600 + 1400) / 2800 * 255
+
+        def is_drawn() -> bool:
+            picture = Image.open(io.BytesIO(part(page, "stage").screenshot())).convert("L")
+            place = (int(across * picture.width), int(down * picture.height))
+            return abs(picture.getpixel(place) - gray) <= 4  # type: ignore[operator]
+
+        service.eventually(is_drawn, f"{value} HU are drawn", DRAWN_MS / 1000)
+
+    page.keyboard.press("3")
+    expect(page.locator("#viewer canvas")).to_be_visible(timeout=DRAWN_MS)
+    assert {"volume", "niivue.umd.js"} <= set(page.evaluate(loaded))
+    expect_value(0.75, 0.25, 1600)
+    expect_value(0.25, 0.25, 1200)
+    expect_value(0.25, 0.75, 1000)
+    page.keyboard.press("c")
+    expect(part(page, "place")).to_have_text("33 of 64, coronal")
+    expect_value(0.75, 0.23, 1200 + 200)  # The third slice from above, before the middle.
+    expect_value(0.25, 0.77, 200 + 200)
+    page.keyboard.press("ArrowUp")
+    expect(part(page, "place")).to_have_text("32 of 64, coronal")
+    expect_value(0.25, 0.77, 200)
+    page.keyboard.press("s")
+    expect_value(0.75, 0.23, 800 + 200)
+    expect_value(0.25, 0.23, 800)
+    page.keyboard.press("a")
+    expect(part(page, "place")).to_have_text(re.compile(rf"^{SLICES} of {SLICES}, "))
+
+    page.keyboard.press("r")
+    box = part(page, "stage").bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.click(box["x"] + 0.75 * box["width"], box["y"] + 0.5 * box["height"])
+    expect(part(page, "length")).to_have_text(re.compile(r"^(15\.9|16\.[01]) mm$"))
+    page.keyboard.press("ArrowRight")  # By keyboard: from beside the middle, ten voxels up.
+    page.keyboard.press("Enter")
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("Enter")
+    expect(part(page, "length")).to_have_text("5.0 mm")
+    page.keyboard.press("Escape")
+    expect(part(page, "length")).to_be_hidden()
+
+
+def test_a_picture_is_enlarged_and_moved(service: Service, visit: Callable[..., Page]) -> None:
+    page = visit(*NO_WEBGL)
+    page.goto(a_series(service))
+    expect(part(page, "window")).not_to_be_empty()  # The scripts run.
+    stage, picture = part(page, "stage"), part(page, "picture")
+    whole = stage.bounding_box()
+    assert whole is not None
+
+    def expect_box(left: float, width: float) -> None:
+        """Where the picture begins and how wide it is, in widths of the stage."""
+
+        def is_there() -> bool:
+            box = picture.bounding_box()
+            assert box is not None
+            found = ((box["x"] - whole["x"]) / whole["width"], box["width"] / whole["width"])
+            return found == pytest.approx((left, width), abs=0.02)
+
+        service.eventually(is_there, f"The picture is at {left}, {width} wide", 5)
+
+    page.keyboard.press("+")
+    expect_box(-0.2, 1.4)
+    page.keyboard.press("+")
+    expect_box(-0.48, 1.96)
+    x, y = whole["x"] + whole["width"] / 2, whole["y"] + whole["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 0.3 * whole["width"], y, steps=4)
+    page.mouse.up()
+    expect_box(-0.18, 1.96)
+    page.keyboard.press("0")
+    expect_box(0, 1)
+    page.mouse.move(whole["x"] + 1, y)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -50)
+    page.keyboard.up("Control")
+    expect_box(0, 1.65)
+    page.get_by_role("button", name="Fit").click()
+    expect_box(0, 1)
+    expect(part(page, "place")).to_have_text(re.compile(f"^{SLICES} of "))  # Nothing has scrolled.
+
+
+def test_the_outline_is_drawn_around_the_hemorrhage_when_somebody_asks(
+    service: Service, visit: Callable[..., Page]
+) -> None:
+    masks = np.zeros((SLICES, 64, 64), bool)
+    masks[-1, 24:40, 16:32] = True
+    page = visit(*WEBGL)
+    page.goto(f"/scans/{add_outlined(service.app, masks)}")
+    expect(part(page, "outline")).to_be_hidden()
+    page.keyboard.press("o")
+    expect(part(page, "outline")).to_be_visible()
+
+    def is_drawn() -> bool:
+        picture = Image.open(io.BytesIO(part(page, "outline").screenshot())).convert("RGB")
+        side = picture.width / 64
+        at = (picture.getpixel((round(x * side), round(y * side))) for x, y in AROUND_AND_INSIDE)
+        around, inside = (max(color) - min(color) > 100 for color in at)  # type: ignore[arg-type]
+        return around and not inside
+
+    service.eventually(is_drawn, "The contour runs around the mask", DRAWN_MS / 1000)
+    page.keyboard.press("ArrowUp")
+    expect(part(page, "outline")).to_be_hidden()
+    expect(part(page, "no-outline")).to_be_visible()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])

@@ -96,7 +96,7 @@ def add_series(
         scan.prediction = Prediction(
             model_version=version,
             slices=suspicious,
-            first_slices=list(range(last, last - 5, -1)),
+            first_slices=list(range(last, max(last - 5, -1), -1)),
             **told,
         )
         scan.prediction.heatmap = Heatmap(

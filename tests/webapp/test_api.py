@@ -297,6 +297,7 @@ def test_a_queued_scan_has_no_result(app: Flask, ann: FlaskClient) -> None:
             "original_removed_at",
             "score_anyway_url",
             "earlier_attempts",
+            "earlier_answers",
             "result",
         ),
     }
@@ -591,6 +592,7 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
         "/api/v1/scans/{scan_id}/score-anyway",
         "/api/v1/scans/{scan_id}/cancel",
         "/api/v1/scans/{scan_id}/retry",
+        "/api/v1/scans/{scan_id}/score-again",
         "/api/v1/scans/{scan_id}/image.png",
         "/api/v1/scans/{scan_id}/heatmap.png",
         "/api/v1/scans/{scan_id}/heatmap",

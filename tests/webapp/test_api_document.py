@@ -19,8 +19,21 @@ from bench.fuzz.cases import for_each_case, schema_of
 from tests.conftest import app_on, make_user
 from tests.webapp.series import heat, stored_series
 from tests.webapp.test_api import make_token
+from tests.webapp.test_every_route import site_figures_of
 from webapp.extensions import db, utc_now
-from webapp.models import Attempt, Heatmap, JobStatus, ModelVersion, Prediction, Scan
+from webapp.models import (
+    Attempt,
+    Finding,
+    Heatmap,
+    JobStatus,
+    ModelVersion,
+    Opinion,
+    Prediction,
+    Role,
+    Scan,
+    Share,
+    SiteFigures,
+)
 from webapp.pictures import heatmap_key
 from webapp.storage import storage
 
@@ -40,6 +53,14 @@ OPERATIONS = {
     "read_volume",
     "read_slice_image",
     "read_slice_heatmap",
+    "list_opinions",
+    "give_opinion",
+    "withdraw_opinion",
+    "list_shares",
+    "share_scan",
+    "end_share",
+    "read_review_queue",
+    "read_site_figures",
     "make_report",
     "read_report",
     "draw_heatmap",
@@ -91,6 +112,9 @@ class Service:
             done.prediction.heatmap = drawn
             db.session.add_all([version, *scans])
             db.session.flush()
+            said = Opinion(scan_id=done.id, author_id=self.user_id, finding=Finding.PRESENT)
+            done.verdict_state, done.risk = "suspected", 0.75
+            db.session.add_all([said, Share(scan_id=done.id)])
             for key in (done.image_key, drawn.image_key):
                 storage.put(key, b"a picture")
             storage.put(done.volume_key, stored_series(np.zeros((2, 4, 4))))
@@ -114,7 +138,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that all operations of this module ask."""
     home = tmp_path_factory.mktemp("home")
     app = app_on(f"sqlite:///{home / 'test.db'}", home)
-    user_id = make_user(app, "ann")
+    user_id = make_user(app, "ann", Role.ADMIN)
+    with app.app_context():
+        figures = [site_figures_of("0" * 32)]
+        db.session.add(SiteFigures(status=JobStatus.DONE, finished_at=utc_now(), figures=figures))
+        db.session.commit()
     yield Service(app, make_token(app, user_id), user_id, schema_of(app))
     with app.app_context():
         db.session.remove()

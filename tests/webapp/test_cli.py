@@ -474,3 +474,16 @@ def test_a_corrected_data_set_takes_the_place_of_one_that_failed(
         dataset = db.session.scalars(select(Dataset)).one()
         assert (dataset.status, dataset.error) == (JobStatus.QUEUED, None)
         assert storage.keys("datasets") == [dataset.archive_key]
+
+
+def test_a_user_is_made_a_reviewer_and_the_last_admin_is_left_alone(app: Flask) -> None:
+    make_user(app, "ann")
+    make_user(app, "root", Role.ADMIN)
+    assert "ann is now a reviewer." in run(app, "set-role", "ANN", "reviewer").output
+    assert "a reviewer already" in run(app, "set-role", "ann", "reviewer").output
+    assert "does not exist" in run(app, "set-role", "bob", "user").output
+    assert "only administrator" in run(app, "set-role", "root", "user").output
+    assert run(app, "set-role", "ann", "admin").exit_code != 0
+    with app.app_context():
+        roles = {user.username: user.role for user in db.session.scalars(select(User))}
+    assert roles == {"ann": Role.REVIEWER, "root": Role.ADMIN}

@@ -2,8 +2,8 @@
 text as anything but text.
 
 A cell of the table is the status of an answer to an otherwise empty request; `login` is a
-redirection to the login. The owner is whose the scan, the token, the login and the reset link in
-the address are.
+redirection to the login. The owner is whose the scan, the token, the login, the opinion and the
+reset link in the address are; the scan is shared with the reviewers.
 """
 
 from __future__ import annotations
@@ -35,17 +35,21 @@ from webapp.forms import PostedForm
 from webapp.models import (
     ApiToken,
     Channel,
+    Finding,
     Heatmap,
     JobStatus,
     LoginSession,
     ModelVersion,
     Notification,
+    Opinion,
     PasswordReset,
     Prediction,
     Report,
     ReportKind,
     Role,
     Scan,
+    Share,
+    SiteFigures,
     User,
     promote,
 )
@@ -54,7 +58,7 @@ from webapp.pictures import heatmap_key
 from webapp.security_headers import POLICIES
 from webapp.storage import storage
 
-ROLES = ("anonymous", "other", "owner", "admin", "disabled", "revoked")
+ROLES = ("anonymous", "other", "owner", "reviewer", "admin", "disabled", "revoked")
 TABLE = Path(__file__).with_name("access.csv")
 REFUSED = ("login", "401", "404")
 HOSTILE = """<script>alert(1)</script>'"><img src=x onerror=alert(1)>"""
@@ -64,12 +68,13 @@ HOSTILE = """<script>alert(1)</script>'"><img src=x onerror=alert(1)>"""
 class World:
     """An application with a row of everything, and who asks it.
 
-    `addresses`: what stands for each variable part of a route; `secrets`: the login and the token
-    of each role.
+    `addresses`: what stands for each variable part of a route; `unshared_id`: a scan of the owner
+    that is shared with nobody; `secrets`: the login and the token of each role.
     """
 
     app: Flask
     addresses: dict[str, str]
+    unshared_id: str
     secrets: dict[str, tuple[str, str]]
     saved: Path
 
@@ -94,14 +99,36 @@ class World:
         shutil.copytree(self.saved, home, dirs_exist_ok=True)
 
 
+def site_figures_of(version_id: str) -> dict[str, Any]:
+    """Return site figures of a version as a worker writes them."""
+    share = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 10, "reason": None}
+    missing = {"value": None, "low": None, "high": None, "n": 0, "reason": "there is none"}
+    found = {
+        "scans": 10,
+        "with_hemorrhage": 5,
+        "represented": 50.0,
+        "metrics": {"sensitivity": share, "specificity": missing},
+        "bins": [{"low": 0.8, "high": 1.0, "scans": 10, "predicted": 0.9, "observed": share}],
+    }
+    return {
+        "version_id": version_id,
+        "card_id": "card-one",
+        "architecture": "alexnet_svm",
+        "reads": "slice",
+        "all": found,
+        "months": [{"month": "2026-11", **found}],
+        "notes": ["a note"],
+    }
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The world that all tests of this module ask, each time as it was made."""
     home = tmp_path_factory.mktemp("home")
     app = app_on(f"sqlite:///{home / 'test.db'}", home)
     users = {
-        role: make_user(app, role, Role.ADMIN if role == "admin" else Role.USER)
-        for role in ROLES[1:5]
+        role: make_user(app, role, Role(role) if role in list(Role) else Role.USER)
+        for role in ROLES[1:6]
     }
     secrets = {role: (new_secret(), new_secret()) for role in ROLES[1:]}
     link = new_secret()
@@ -135,6 +162,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             exploration=EXPLORATION,
             contact_sheet_key="sheets/1.png",
             imported_by_id=users["admin"],
+            made_from={"since": "2026-01-01", "until": None, "kind": "series", "opinions": 2},
         )
         run_id = add_run(
             JobStatus.DONE, launched_by_id=users["admin"], current_metrics={"auroc": 0.5}
@@ -176,6 +204,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
         db.session.add_all((scan, failed))
         db.session.flush()
+        opinion = Opinion(
+            scan_id=scan.id,
+            author_id=users["owner"],
+            finding=Finding.PRESENT,
+            types=["subdural"],
+            comment="a comment",
+            region={"x": 0.5, "y": 0.5, "rx": 0.1, "ry": 0.2},
+            model_version_id=version_id,
+        )
+        other_opinion = Opinion(
+            scan_id=scan.id, author_id=users["admin"], finding=Finding.ABSENT, comment="a vessel"
+        )
+        share = Share(scan_id=scan.id)
+        figures = SiteFigures(
+            status=JobStatus.DONE, finished_at=utc_now(), figures=[site_figures_of(version_id)]
+        )
+        db.session.add_all((opinion, other_opinion, share, figures))
+        db.session.flush()
         report = Report(
             scan_id=scan.id, user_id=scan.user_id, kind=ReportKind.PDF, status=JobStatus.DONE
         )
@@ -195,6 +241,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         }
         addresses = {
             "scan_id": scan.id,
+            "opinion_id": opinion.id,
+            "share_id": share.id,
             "token_id": str(of_owner[ApiToken]),
             "login_id": str(of_owner[LoginSession]),
             "index": "0",
@@ -211,7 +259,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         db.engine.dispose()
     saved = tmp_path_factory.mktemp("saved")
     shutil.copytree(home, saved, dirs_exist_ok=True)
-    yield World(app, addresses, secrets, saved)
+    yield World(app, addresses, failed.id, secrets, saved)
     with app.app_context():
         db.engine.dispose()
 
@@ -290,6 +338,21 @@ def test_everybody_gets_the_answer_of_the_table_and_who_is_refused_changes_nothi
         else:
             world.restore()
     assert answers == expected()[method, route]
+
+
+@pytest.mark.parametrize("role", ["other", "reviewer", "admin"])
+def test_nobody_reaches_a_scan_that_is_not_shared_with_them(world: World, role: str) -> None:
+    world.restore()
+    before = rows(world.app)
+    asked = 0
+    for (method, _), rule in routes(world.app).items():
+        if "scan_id" not in rule.arguments:
+            continue
+        address = address_of(world, rule).replace(world.addresses["scan_id"], world.unshared_id)
+        assert answer_to(world, role, method, address) in ("404", "422"), (method, rule.rule)
+        asked += 1
+    assert asked > 30
+    assert rows(world.app) == before
 
 
 def test_no_change_is_made_for_a_page_of_another_site(
@@ -393,6 +456,7 @@ def plant(app: Flask) -> None:
         "storage_prefix",
         "username_key",
         "card_id",
+        "finding",
     }
     with app.app_context():
         for table in db.metadata.sorted_tables:

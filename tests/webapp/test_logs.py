@@ -20,7 +20,7 @@ from flask import Flask
 from tests.worker.conftest import wait_for
 from webapp import logs
 from webapp.config import PROJECT_ROOT, ConfigurationError, settings
-from webapp.models import Dataset, Heatmap, Scan, TrainingRun
+from webapp.jobs import QUEUE_OF_TABLE
 
 SCAN, OTHER = "a" * 32, "b" * 32
 
@@ -66,10 +66,11 @@ def test_an_event_tells_its_worker_and_the_jobs_that_are_at_work(
 
 
 def test_every_queue_has_its_field() -> None:
-    assert [logs.ids_field(table) for table in (Scan, Heatmap, Dataset, TrainingRun)] == [
+    assert [logs.ids_field(table) for table in QUEUE_OF_TABLE] == [
         "scan_ids",
         "heatmap_ids",
         "dataset_ids",
+        "site_figures_ids",
         "run_ids",
     ]
 

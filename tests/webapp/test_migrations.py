@@ -24,8 +24,18 @@ OF_ELEVEN = Path(__file__).with_name("eleven_migrations.sql")
 """A database of the eleven migrations that the first one replaces, with rows in every table."""
 
 SINCE = {
-    *("second_factor", "recovery_code", "report", "notification", "notification_choice"),
-    *("evaluation", "training_point"),
+    "dataset_scan",
+    "earlier_answer",
+    "evaluation",
+    "notification",
+    "notification_choice",
+    "opinion",
+    "recovery_code",
+    "report",
+    "second_factor",
+    "share",
+    "site_figures",
+    "training_point",
 }
 """Tables that later migrations made and left empty."""
 COMPARISON = "comparison"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from tests.webapp.series import add_series
 from tests.webapp.test_scans import add_scan, add_verdict, seen
+from webapp import scans
 from webapp.extensions import db
 from webapp.models import Heatmap, JobStatus, Prediction
 from webapp.storage import Storage, StorageError
+from webapp.volume import open_volume
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def test_the_most_suspicious_slice_is_shown_first_with_its_heat_map(
         ' height="10" alt="Slice 24 of 24">' in page
     )
     assert f'src="/scans/{scan_id}/slices/23/heatmap.png"' in page
-    assert "data-slices='[0, 23]'" in page
+    assert "data-heat='[0, 23]'" in page
 
 
 def test_every_slice_has_its_bar(app: Flask, ann: FlaskClient, hu: NDArray[np.int16]) -> None:
@@ -105,7 +108,7 @@ def test_a_verdict_without_suspicious_slices_begins_in_the_middle(
         db.session.commit()
     page = ann.get(f"/scans/{scan_id}").text
     assert 'alt="Slice 12 of 24"' in page
-    assert "Look at" not in page and 'class="mark"' not in page
+    assert "Look at" not in page and 'rect class="mark"' not in page
 
 
 def test_heat_maps_that_are_drawn_later_come_by_themselves(
@@ -117,7 +120,7 @@ def test_heat_maps_that_are_drawn_later_come_by_themselves(
         db.session.commit()
     page = ann.get(f"/scans/{scan_id}").text
     assert "The heat maps are being generated…" in page
-    assert "data-slices='[]'" in page
+    assert "data-heat='[]'" in page
     assert "heatmap.png" not in page
     ask = f"/scans/{scan_id}/progress?seen={seen(page)}"
     assert ann.get(ask).status_code == 204
@@ -127,7 +130,7 @@ def test_heat_maps_that_are_drawn_later_come_by_themselves(
     answer = ann.get(ask)
     assert (
         answer.status_code,
-        "data-slices='[0, 23]'" in answer.text,
+        "data-heat='[0, 23]'" in answer.text,
         'id="viewer" hx-preserve' in answer.text,
     ) == (286, True, True)
 
@@ -157,3 +160,38 @@ def test_a_single_slice_has_nothing_to_scroll_or_window(app: Flask, ann: FlaskCl
     page = ann.get(f"/scans/{scan_id}").text
     assert 'alt="The submitted slice"' in page and 'data-part="heat-on"' in page
     assert 'id="slice"' not in page and "data-level" not in page
+
+
+def test_a_single_slice_in_hu_is_windowed_and_measured(app: Flask, ann: FlaskClient) -> None:
+    scan_id = add_series(app, np.zeros((1, 10, 8), np.int16))
+    page = ann.get(f"/scans/{scan_id}").text
+    for told in ("Brain</button>", ">Ruler</button>", 'data-part="value"', 'alt="The submitted'):
+        assert told in page
+    assert 'id="slice"' not in page and "Coronal" not in page
+
+
+def test_planes_and_ruler_need_distances_that_were_measured(
+    app: Flask, ann: FlaskClient, hu: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan_id = add_series(app, hu)
+    page = ann.get(f"/scans/{scan_id}").text
+    assert ">Ruler</button>" in page and 'data-plane="coronal"' in page
+    with app.app_context():
+        volume = open_volume(f"volumes/{scan_id}.nii.gz")
+    for measured, has_ruler in ((frozenset({"pixels"}), True), (frozenset(), False)):
+        known = replace(volume, measured=measured)
+        monkeypatch.setattr("webapp.scans.open_volume", lambda key, known=known: known)
+        page = ann.get(f"/scans/{scan_id}").text
+        assert (">Ruler</button>" in page, "data-plane" in page) == (has_ruler, False)
+
+
+def test_outlines_are_a_layer_where_there_are_any(
+    app: Flask, ann: FlaskClient, hu: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan_id = add_series(app, hu)
+    assert "outline-on" not in ann.get(f"/scans/{scan_id}").text
+    pictured = scans._pictured
+    monkeypatch.setattr(scans, "_pictured", lambda scan: pictured(scan) | {"outlined_slices": [23]})
+    page = ann.get(f"/scans/{scan_id}").text
+    assert "data-outline='[23]'" in page and 'data-part="outline-on"' in page
+    assert f'src="/scans/{scan_id}/slices/23/outline.png"' in page

@@ -48,6 +48,7 @@ def test_the_head_of_a_series_says_its_shape_and_what_its_values_are(
         assert (volume.columns, volume.rows, len(volume.starts)) == (6, 4, 3)
         assert (volume.column_mm, volume.row_mm, volume.slice_mm) == (0.5, 0.5, 5.0)
         assert volume.is_hu
+        assert volume.measured == {"pixels", "slices"}
         assert not stored(stored_series(hu, "display")).is_hu
 
 

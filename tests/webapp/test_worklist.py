@@ -20,7 +20,13 @@ from tests.webapp.test_api import make_token, problem_of
 from tests.webapp.test_scans import add_scan, add_verdict
 from webapp.extensions import database_now, db, utc_now
 from webapp.models import AuditEvent, JobStatus, Order, Scan, User, new_id
-from webapp.worklist_query import COLUMNS, conditions, places_of_page
+from webapp.worklist_query import (
+    COLUMNS,
+    conditions,
+    neighbors_of,
+    order_columns,
+    places_of_page,
+)
 
 # A title, probability and threshold (none where there is no verdict yet), and whether it is urgent;
 # the oldest first.
@@ -223,7 +229,12 @@ def add_many_answered_scans(app: Flask) -> None:
     db.session.execute(insert(Scan), rows)
     db.session.commit()
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("VACUUM (ANALYZE) scan")
+        for _ in range(20):
+            connection.exec_driver_sql("VACUUM (ANALYZE) scan")
+            # Another session's snapshot, such as autovacuum's, keeps pages from being marked.
+            pages = "SELECT relallvisible = relpages FROM pg_class WHERE relname = 'scan'"
+            if connection.exec_driver_sql(pages).scalar():
+                break
 
 
 # --- studies
@@ -561,6 +572,18 @@ def test_several_scans_are_cancelled_and_retried(any_database_app: Flask, ann: F
     assert acts(app) == ["scan cancelled"] * 2 + ["scan retried"] * 2
 
 
+def test_answered_scans_are_scored_again(app: Flask, logged_in: Callable[..., FlaskClient]) -> None:
+    ann = logged_in("ann")
+    answered, waits = add_scan(app, title="answered"), add_scan(app, title="waits")
+    add_verdict(app, answered)
+    ann.post("/scans/selected", data={"id": [answered, waits], "action": "again"})
+    page = ann.get("/scans").text
+    assert "1 scan was queued again." in page and "1 scan has no result to replace" in page
+    scan = scan_of(app, "answered")
+    assert (scan.status, scan.verdict_state) == (JobStatus.QUEUED, None)
+    assert acts(app) == ["scan scored again"]
+
+
 def test_stat_is_switched_within_the_limit(any_database_app: Flask, ann: FlaskClient) -> None:
     app = any_database_app
     app.config["MAX_STAT"] = 1  # "urgent waits" is that one.
@@ -611,7 +634,10 @@ def test_the_export_is_what_the_api_tells(
     assert (waiting["status"], waiting["probability"]) == ("queued", "")
 
 
-@pytest.mark.parametrize("action", ["cancel", "retry", "stat", "routine", "delete", "csv", "json"])
+@pytest.mark.parametrize(
+    "action",
+    ["cancel", "retry", "again", "stat", "routine", "delete", "join", "split", "csv", "json"],
+)
 def test_nobody_sees_or_changes_scans_of_others(
     any_database_app: Flask, ann: FlaskClient, action: str
 ) -> None:
@@ -645,3 +671,37 @@ def test_without_the_forms_secret_nothing_happens(
     for action in ("cancel", "delete", "routine"):
         assert ann.post(path, data={"id": ids, "action": action}).status_code == 400
     assert len(ids_of(any_database_app)) == len(SCANS) and acts(any_database_app) == []
+
+
+# --- to the next scan and to the one before
+
+
+@pytest.mark.parametrize(
+    "chosen", [{}, {"priority": "routine"}, {"title": "e"}, {"status": "done"}], ids=str
+)
+def test_the_neighbors_of_a_scan_are_those_of_its_row_in_any_order(
+    any_database_app: Flask, ann: FlaskClient, chosen: dict[str, str]
+) -> None:
+    orders = [*Order, *COLUMNS, *(f"-{name}" for name in COLUMNS)]
+    with any_database_app.app_context():
+        user_id = db.session.scalars(select(User.id)).one()
+        which = conditions(user_id, chosen)
+        for order in orders:
+            in_order = select(Scan.id).where(*which).order_by(*order_columns(order))
+            ids = db.session.scalars(in_order).all()
+            assert len(ids) > 1
+            scans = [db.session.get_one(Scan, each) for each in ids]
+            assert [neighbors_of(scan, which, order) for scan in scans] == list(
+                zip([None, *ids[:-1]], [*ids[1:], None], strict=True)
+            ), order
+
+
+def test_rows_lead_to_scans_within_the_filter_and_back(ann: FlaskClient) -> None:
+    address = "title=urgent&amp;order=risk"
+    page = ann.get("/scans?title=urgent&order=risk").text
+    first, second = re.findall(r'href="(/scans/[0-9a-f]{32})\?' + re.escape(address), page)
+    shown = ann.get(f"{first}?title=urgent&order=risk").text
+    assert f'rel="next" href="{second}?{address}"' in shown and 'rel="prev"' not in shown
+    assert f'href="/scans?{address}">Worklist' in shown
+    # What makes no sense is not applied, as in the worklist.
+    assert ann.get(f"{first}?verdict=nonsense&order=nonsense").status_code == 200

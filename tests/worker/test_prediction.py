@@ -31,6 +31,7 @@ from webapp.models import (
     OperatingPoint,
     Prediction,
     Promotion,
+    Report,
     Scan,
     User,
     cancel,
@@ -568,7 +569,7 @@ def test_a_storage_that_stays_away_sends_scans_back_until_it_is_there(
             for id in ids
         ] == [("queued", 0, 0, None)] * 3
         tasks.predict_scans()
-        assert claims == [Scan]  # Nothing is claimed as long as it is away.
+        assert claims == [Report, Scan]  # Once each: nothing is claimed as long as it is away.
     come_back[0]()
     tasks.predict_scans()
     assert [scan(id).status for id in ids] == ["done", "done", "failed"]

@@ -1,8 +1,8 @@
 """The administrator's pages: operations, data sets, training runs, model versions, evaluations,
-users and the audit log.
+this site, users and the audit log.
 """
 
-from webapp.admin import audit, datasets, evaluations, operations, runs, users, versions
+from webapp.admin import audit, datasets, evaluations, operations, runs, site, users, versions
 from webapp.admin.pages import blueprint
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "evaluations",
     "operations",
     "runs",
+    "site",
     "users",
     "versions",
 ]

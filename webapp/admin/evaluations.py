@@ -20,6 +20,7 @@ from webapp.admin.pages import blueprint, is_pending, live_page, warn_of_delay
 from webapp.admin.runs import ready_datasets
 from webapp.audit import record
 from webapp.charts import calibration_chart, precision_overlay, roc_overlay
+from webapp.display import excerpt
 from webapp.extensions import db
 from webapp.forms import PostedForm
 from webapp.jobs import TRAIN_MODEL, nudge
@@ -111,12 +112,14 @@ def evaluation(evaluation_id: str) -> Response:
         evaluation_id,
         options=[joinedload(Evaluation.version), joinedload(Evaluation.requested_by)],
     )
+    result = found.result or {}
     return live_page(
         "evaluation",
         pending=is_pending(found),
         evaluation=found,
         result=found.result,
         charts=charts_of(found.curves or {}),
+        notes=excerpt([*result.get("notes", []), *result.get("problems", [])]),
         chosen=chosen_for(found.version),
     )
 

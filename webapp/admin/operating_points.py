@@ -60,7 +60,7 @@ def described(card: Mapping[str, Any], point: OperatingPoint) -> Described:
         level: trained[level] if given is None else given for level, given in chosen.items()
     }
     sentences = {
-        level: _meaning(card, level, threshold, threshold == trained[level])
+        level: meaning_of_threshold(card, level, threshold, threshold == trained[level])
         for level, threshold in thresholds.items()
     }
     return Described(
@@ -72,9 +72,16 @@ def described(card: Mapping[str, Any], point: OperatingPoint) -> Described:
     )
 
 
-def _meaning(card: Mapping[str, Any], level: str, threshold: float, is_trained: bool) -> str:
-    """Return what a threshold means per 100; in cards without points only the trained one has
-    figures, those by patient.
+def meaning_of_threshold(
+    card: Mapping[str, Any], level: str, threshold: float, is_trained: bool
+) -> str:
+    """Return what a threshold means per 100, in a sentence, or empty where the card does not say;
+    in cards without points only the trained one has figures, those by patient.
+
+    Args:
+        card: of it "points", "metrics" and "patient_metrics".
+        level: "patient" or "slice".
+        is_trained: whether it is the card's own threshold of that level.
     """
     if card.get("points"):
         return meaning_at(

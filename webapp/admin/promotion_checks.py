@@ -19,6 +19,7 @@ from webapp.admin.comparisons import (
     verdict_of,
 )
 from webapp.admin.operating_points import chosen_for
+from webapp.display import name_of_version
 from webapp.models import (
     ModelVersion,
     OperatingPoint,
@@ -214,8 +215,8 @@ def require_unchanged(newest: Promotion | None, seen: str) -> None:
         raise PromotionRefused(PAGE_IS_OLD)
     who = newest.by.username if newest.by else "Setup"
     raise PromotionRefused(
-        f"{who} promoted version {newest.version.card_id} at {newest.at:%H:%M:%S} UTC, after this"
-        f" page was shown (“{newest.reason}”). Compare with that version, then decide again."
+        f"{who} promoted {name_of_version(newest.version)} at {newest.at:%H:%M:%S} UTC, after"
+        f" this page was shown (“{newest.reason}”). Compare with that version, then decide again."
     )
 
 

@@ -40,7 +40,7 @@ from webapp.audit import record
 from webapp.charts import TrainingChart, roc_chart, training_charts
 from webapp.display import display_name
 from webapp.extensions import db
-from webapp.forms import PostedForm
+from webapp.forms import PostedForm, is_id
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import (
     CURVE_STEPS,
@@ -191,6 +191,7 @@ def launch_form(architecture: Architecture) -> Any:
             "Data sets",
             choices=[SelectChoice(id, name) for id, name in db.session.execute(ready_datasets())],
             option_widget=CheckboxInput(),
+            default=[given for given in request.args.getlist("datasets") if is_id(given)],
             description=(
                 "All images of a patient, and near-duplicates, stay on the same side of a split."
             ),
@@ -325,18 +326,18 @@ def initial_weights(encoder: EncoderName | None) -> list[SelectChoice]:
         select(
             ModelVersion.id,
             ModelVersion.architecture,
-            ModelVersion.card_id,
+            ModelVersion.number,
             ModelVersion.created_at,
         )
         .where(ModelVersion.run_id.is_not(None), ModelVersion.architecture.in_(alike))
         .order_by(ModelVersion.created_at.desc())
         .limit(VERSIONS_OFFERED)
     )
-    for id, architecture, card_id, created_at in earlier:
+    for id, architecture, number, created_at in earlier:
         choices.append(
             SelectChoice(
                 f"version:{id}",
-                f"Version {card_id} ({architecture}) of {created_at:%Y-%m-%d %H:%M} UTC",
+                f"{display_name(architecture)} · v{number} of {created_at:%Y-%m-%d %H:%M} UTC",
             )
         )
     return choices

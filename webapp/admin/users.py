@@ -1,4 +1,4 @@
-"""The pages of users: password-reset links, lost second factors, disabling and deletion of
+"""The pages of users: roles, password-reset links, lost second factors, disabling and deletion of
 accounts.
 """
 
@@ -6,7 +6,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from flask import current_app, flash, make_response, redirect, render_template, url_for
+from flask import (
+    abort,
+    current_app,
+    flash,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
 from sqlalchemy import delete, select
@@ -17,7 +26,7 @@ from webapp.auth import FILES_LEFT
 from webapp.deletion import StillNeeded, delete_account
 from webapp.extensions import db, utc_now
 from webapp.logins import end_logins
-from webapp.models import Act, PasswordReset, SecondFactor, User, active_admins
+from webapp.models import Act, PasswordReset, Role, SecondFactor, User, active_admins
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.second_factors import remove
 
@@ -34,6 +43,25 @@ def users() -> ResponseReturnValue:
             .order_by(User.created_at.desc(), User.id),
         ),
     )
+
+
+@blueprint.post("/users/<user_id>/role")
+def change_role(user_id: str) -> ResponseReturnValue:
+    """Make a user a reviewer, or a reviewer a user; administrators are made and unmade on the
+    command line.
+    """
+    user = db.get_or_404(User, user_id)
+    given = request.form.get("role", "")
+    if given not in (Role.USER, Role.REVIEWER):
+        abort(400, "Please choose one of the roles.")
+    if user.is_admin:
+        flash("The role of an administrator is changed on the command line.", "warning")
+    elif user.role != given:
+        record(Act.ROLE_CHANGED, user.id, detail=f"{user.role} → {given}")
+        user.role = Role(given)
+        flash(f"{user.username} is now a {given}.", "success")
+    db.session.commit()
+    return redirect(url_for("admin.users"))
 
 
 @blueprint.post("/users/<user_id>/reset-link")

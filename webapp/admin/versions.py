@@ -27,6 +27,7 @@ from webapp.admin.pages import REFUSED, blueprint, page_of, warn_of_delay
 from webapp.admin.promotion_checks import checklist_of, mark_of_live, promote_as_admin
 from webapp.audit import record
 from webapp.charts import roc_chart, scan_roc_chart
+from webapp.display import name_of_version
 from webapp.extensions import database_now, db, reads_only
 from webapp.forms import PostedForm, TextField, at_most
 from webapp.jobs import PREDICT_SCANS, TRAIN_MODEL, nudge
@@ -209,7 +210,7 @@ def promote(version_id: str) -> ResponseReturnValue:
             db.session.commit()
             if not was_live:
                 nudge(TRAIN_MODEL)
-            flash(f"Version {version.card_id} is now live, {version.operating_point}.", "success")
+            flash(f"{name_of_version(version)} is now live, {version.operating_point}.", "success")
             return redirect(url_for("admin.models"))
     return show_version(version, form), REFUSED
 
@@ -310,6 +311,10 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         .options(joinedload(Promotion.by))
         .order_by(Promotion.id.desc())
     ).all()
+    comparisons = comparisons_of(version)
+    compared = select(ModelVersion).where(
+        ModelVersion.id.in_({found["version_id"] for found in comparisons})
+    )
     chosen = chosen_for(version)
     checklist = None if is_live else checklist_of(version)
     return render_template(
@@ -324,7 +329,11 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         both=both_at(checklist.compared, chosen.scan_threshold) if checklist else [],
         comparison=comparison_of(version, live) if live and not is_live else None,
         seen=mark_of_live(version.reads),
-        comparisons=comparisons_of(version),
+        comparisons=comparisons,
+        names={
+            each.id: name_of_version(each)
+            for each in db.session.scalars(compared.options(defer(ModelVersion.card)))
+        },
         evaluations=evaluations_of(version),
         evaluate_form=EvaluateForm(),
         roc=roc_chart(version.card),

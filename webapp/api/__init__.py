@@ -10,7 +10,14 @@ from __future__ import annotations
 import flask_smorest
 from flask import Flask
 
-from webapp.api import models, pictures, reports, scans  # noqa: F401 - they add the operations.
+from webapp.api import (  # noqa: F401 - they add the operations.
+    models,
+    opinions,
+    pictures,
+    reports,
+    scans,
+    site,
+)
 from webapp.api.access import blueprint
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -12,7 +12,7 @@ from marshmallow import RAISE, ValidationError
 from sqlalchemy import ColumnElement, and_, select
 from webargs.flaskparser import FlaskParser
 from werkzeug.datastructures import WWWAuthenticate
-from werkzeug.exceptions import NotFound, Unauthorized, UnprocessableEntity
+from werkzeug.exceptions import BadRequest, NotFound, Unauthorized, UnprocessableEntity
 
 from webapp.api.schemas import ProblemSchema
 from webapp.extensions import csrf, db
@@ -20,6 +20,7 @@ from webapp.forms import is_id
 from webapp.logins import note_use
 from webapp.models import ApiToken, Scan, User
 from webapp.models.accounts import secret_hash
+from webapp.sharing import visible_to
 
 PROBLEM = "application/problem+json"
 REALM = "Hemoscan"
@@ -27,18 +28,33 @@ NO_SUCH_SCAN = "Scan not found."
 
 
 class Parser(FlaskParser):
-    """Reads query parameters; what it refuses, such as one that is misspelled, is told in a
-    sentence.
+    """Reads query parameters and JSON bodies; what it refuses, such as a name that is misspelled,
+    is told in a sentence.
     """
 
     def __init__(self) -> None:
         super().__init__(unknown=RAISE)
 
     def handle_error(self, error: ValidationError, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Respond with 422 and list every invalid parameter."""
-        messages_of: dict[str, list[str]] = error.normalized_messages()["query"]  # type: ignore[no-untyped-call]
-        sentences = [f"{name}: {' '.join(messages)}" for name, messages in messages_of.items()]
+        """Respond with 422 and list every invalid parameter or field."""
+        by_place = error.normalized_messages()  # type: ignore[no-untyped-call]
+        sentences = [sentence for found in by_place.values() for sentence in _sentences(found)]
         raise UnprocessableEntity(" ".join(sentences)) from error
+
+    def _handle_invalid_json_error(self, error: Any, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Respond with 400 to a body that is not JSON."""
+        raise BadRequest("The body is not valid JSON.") from error
+
+
+def _sentences(found: Any, name: str = "") -> Iterator[str]:
+    """Yield what is wrong with each field; `name` is that of the field that holds them."""
+    if isinstance(found, dict):
+        for key, inner in found.items():
+            own = "" if key == "_schema" else str(key)
+            yield from _sentences(inner, ".".join(part for part in (name, own) if part))
+    else:
+        told = " ".join(str(message) for message in found)
+        yield f"{name}: {told}" if name else told
 
 
 class Blueprint(flask_smorest.Blueprint):
@@ -152,3 +168,25 @@ def is_own(scan_id: str) -> ColumnElement[bool]:
     if not is_id(scan_id):
         raise NotFound(NO_SUCH_SCAN)
     return and_(Scan.id == scan_id, Scan.user_id == g.token_owner_id)
+
+
+def is_visible(scan_id: str) -> ColumnElement[bool]:
+    """Return the SQL condition for the scan with that id if the token's owner may see it: their own
+    or one that is shared with them.
+
+    Raises:
+        NotFound: `scan_id` is not a valid id.
+    """
+    if not is_id(scan_id):
+        raise NotFound(NO_SUCH_SCAN)
+    return and_(Scan.id == scan_id, visible_to(g.token_owner_id))
+
+
+def require_visible(scan_id: str) -> None:
+    """Check that the token's owner may see a scan.
+
+    Raises:
+        NotFound: they see no such scan.
+    """
+    if db.session.scalar(select(Scan.id).where(is_visible(scan_id))) is None:
+        raise NotFound(NO_SUCH_SCAN)

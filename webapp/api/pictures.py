@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from flask import Response
@@ -11,7 +12,7 @@ from sqlalchemy import Row, select
 from sqlalchemy.orm import InstrumentedAttribute
 from werkzeug.exceptions import HTTPException, NotFound
 
-from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented, is_own
+from webapp.api.access import NO_SUCH_SCAN, PROBLEM, blueprint, documented, is_visible
 from webapp.api.schemas import ProblemSchema
 from webapp.extensions import db
 from webapp.models import Heatmap, Prediction, Scan
@@ -67,7 +68,7 @@ def operation(
 @operation("read_image", "image.png", BINARY, "image/png")
 def image(scan_id: str) -> Response:
     """Download the slice that represents the scan, as shown on its page."""
-    return picture(key_of(scan_id, Scan.image_key, "image"))
+    return picture(*file_of(scan_id, Scan.image_key, "image"))
 
 
 @operation("read_heatmap", "heatmap.png", BINARY, "image/png")
@@ -85,7 +86,7 @@ def volume(scan_id: str) -> Response:
     """Download all slices of a series as NIfTI (.nii.gz, int16), in HU; for images without HU, gray
     levels from 0 to 1 in thousandths.
     """
-    return series_file(key_of(scan_id, Scan.volume_key, "volume"))
+    return series_file(file_of(scan_id, Scan.volume_key, "volume")[0])
 
 
 @operation("read_slice_image", "slices/<int:index>.png", BINARY, "image/png", 422)
@@ -96,7 +97,7 @@ def slice_image(window: Window | None, scan_id: str, index: int) -> Response:
     Slices are numbered from 0 in anatomical order. If the series has no HU, named windows leave
     gray levels unchanged, and `level` and `width` range from 0 to 1.
     """
-    return slice_picture(key_of(scan_id, Scan.volume_key, "volume"), index, window)
+    return slice_picture(file_of(scan_id, Scan.volume_key, "volume")[0], index, window)
 
 
 @operation("read_slice_heatmap", "slices/<int:index>/heatmap.png", BINARY, "image/png")
@@ -141,7 +142,7 @@ def outline_of(scan_id: str) -> Row[Any]:
         NotYet: it is not ready yet.
     """
     look: Any = db.session.execute(
-        select(Scan.status, *OUTLINE).outerjoin(Scan.prediction).where(is_own(scan_id))
+        select(Scan.status, *OUTLINE).outerjoin(Scan.prediction).where(is_visible(scan_id))
     ).one_or_none()
     if look is None:
         raise NotFound(NO_SUCH_SCAN)
@@ -151,15 +152,17 @@ def outline_of(scan_id: str) -> Row[Any]:
     return found
 
 
-def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -> str:
-    """Return the storage key of a file that is made together with the result.
+def file_of(
+    scan_id: str, column: InstrumentedAttribute[str | None], what: str
+) -> tuple[str, datetime | None]:
+    """Return the storage key of a file that is made together with the result, and when that was.
 
     Raises:
-        NotFound: the token's owner has no such scan, or the scan has no `what`.
+        NotFound: the token's owner sees no such scan, or the scan has no `what`.
         NotYet: it is not ready yet.
     """
     look = db.session.execute(
-        select(Scan.status, column.label("key")).where(is_own(scan_id))
+        select(Scan.status, Scan.finished_at, column.label("key")).where(is_visible(scan_id))
     ).one_or_none()
     if look is None:
         raise NotFound(NO_SUCH_SCAN)
@@ -167,7 +170,7 @@ def key_of(scan_id: str, column: InstrumentedAttribute[str | None], what: str) -
         raise NotFound(f"This scan has no {what}.")
     if look.key is None:
         raise NotYet(f"The {what} is not ready yet.")
-    return str(look.key)
+    return str(look.key), look.finished_at
 
 
 def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
@@ -175,7 +178,7 @@ def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
     the slices of a series that have one.
 
     Raises:
-        NotFound: the token's owner has no such scan, or the scan has no heat map.
+        NotFound: the token's owner sees no such scan, or the scan has no heat map.
         NotYet: it is not ready yet.
     """
     give_up_at = time.monotonic() + HEATMAP_WAIT_S
@@ -190,7 +193,7 @@ def drawn_heatmap(scan_id: str) -> tuple[str, str, Sequence[int]]:
         )
         .outerjoin(Scan.prediction)
         .outerjoin(Prediction.heatmap)
-        .where(is_own(scan_id))
+        .where(is_visible(scan_id))
     )
     while True:
         look = db.session.execute(find).one_or_none()

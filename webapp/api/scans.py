@@ -15,7 +15,7 @@ from webapp.api.access import (
     NO_SUCH_SCAN,
     blueprint,
     documented,
-    is_own,
+    is_visible,
     require_bearer_still,
     require_own,
 )
@@ -26,13 +26,14 @@ from webapp.api.schemas import (
     ScansQuerySchema,
     SubmissionSchema,
 )
-from webapp.audit import record
+from webapp.audit import record, whose_request
 from webapp.deletion import delete_scan
 from webapp.extensions import db
 from webapp.jobs import PREDICT_SCANS, nudge
 from webapp.models import (
     ORIGINAL_REMOVED,
     Act,
+    EarlierAnswer,
     JobStatus,
     ModelVersion,
     Prediction,
@@ -42,7 +43,9 @@ from webapp.models import (
     force,
     result_of,
     retry,
+    score_again,
 )
+from webapp.sharing import shared_with
 
 
 @blueprint.post("/scans")
@@ -143,16 +146,20 @@ def flag(name: str) -> bool:
 @blueprint.arguments(ScansQuerySchema, location="query")
 @blueprint.response(200, ScansPageSchema)
 def index(query: Mapping[str, Any]) -> dict[str, Any]:
-    """List your scans.
+    """List your scans, or those that are shared with you.
 
     When ordered by risk or uncertainty, STAT scans come first and scans without a result last.
     """
     page, per_page = query["page"], query["per_page"]
-    mine = [Scan.user_id == g.token_owner_id]
+    which = [Scan.user_id == g.token_owner_id]
+    if query["shared"]:
+        which = [Scan.id.in_(shared_with(g.token_owner_id)), Scan.user_id != g.token_owner_id]
     if query["status"]:
-        mine.append(Scan.status == query["status"])
-    total = db.session.scalar(select(func.count()).select_from(Scan).where(*mine))
-    ordered = with_result(select(Scan), selectinload).where(*mine).order_by(*query["order"].columns)
+        which.append(Scan.status == query["status"])
+    total = db.session.scalar(select(func.count()).select_from(Scan).where(*which))
+    ordered = (
+        with_result(select(Scan), selectinload).where(*which).order_by(*query["order"].columns)
+    )
     shown = ordered.limit(per_page).offset((page - 1) * per_page)
     return {
         "items": [scan_as_json(scan) for scan in db.session.scalars(shown)],
@@ -171,7 +178,9 @@ def index(query: Mapping[str, Any]) -> dict[str, Any]:
 def show(scan_id: str) -> dict[str, Any]:
     """Get a scan and its result."""
     scan = (
-        db.session.scalars(with_result(select(Scan)).where(is_own(scan_id))).unique().one_or_none()
+        db.session.scalars(with_result(select(Scan)).where(is_visible(scan_id)))
+        .unique()
+        .one_or_none()
     )
     if scan is None:
         raise NotFound(NO_SUCH_SCAN)
@@ -236,6 +245,18 @@ def request_heatmap(scan_id: str) -> dict[str, Any]:
     return job(scan_id, JobStatus.DONE)
 
 
+@blueprint.post("/scans/<scan_id>/score-again")
+@documented("score_scan_again", 404, 409)
+@blueprint.response(202, JobSchema)
+def score_scan_again(scan_id: str) -> dict[str, Any]:
+    """Score a scan that has a result with the live model; the result joins `earlier_answers`."""
+    removed_at = require_own(scan_id)
+    refusal = (
+        ORIGINAL_REMOVED if removed_at else "Only scans that have a result can be scored again."
+    )
+    return queued(scan_id, Act.SCAN_SCORED_AGAIN, score_again(scan_id), refusal)
+
+
 @blueprint.delete("/scans/<scan_id>")
 @documented("delete_scan", 404)
 @blueprint.response(204)
@@ -281,7 +302,11 @@ def with_result(scans: Select[Scan], load: Callable[..., Any] = joinedload) -> S
     """
     prediction = load(Scan.prediction)
     return scans.options(
+        load(Scan.user),
         load(Scan.history),
+        load(Scan.earlier_answers)
+        .joinedload(EarlierAnswer.model_version)
+        .load_only(ModelVersion.architecture),
         prediction.joinedload(Prediction.model_version).load_only(ModelVersion.architecture),
         prediction.joinedload(Prediction.heatmap),
     )
@@ -319,6 +344,7 @@ def scan_as_json(scan: Scan) -> dict[str, Any]:
         "progress": scan.progress,
         "error": scan.error,
         "title": scan.title,
+        "submitter": scan.user.username,
         "kind": scan.kind,
         "slice_count": scan.slice_count,
         "stat": scan.stat,
@@ -328,9 +354,10 @@ def scan_as_json(scan: Scan) -> dict[str, Any]:
         "original_removed_at": scan.original_removed_at,
         "score_anyway_url": (
             url_for("api.score_anyway", scan_id=scan.id, _external=True)
-            if scan.may_be_forced
+            if scan.may_be_forced and scan.user_id == whose_request()
             else None
         ),
         "earlier_attempts": scan.history,
+        "earlier_answers": scan.earlier_answers,
         "result": result,
     }

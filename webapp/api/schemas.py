@@ -8,11 +8,15 @@ from typing import Any
 
 from marshmallow import Schema, fields, pre_load, validate
 
+from ml.catalogue import BLEEDING_TYPES
 from ml.verdict import STATES
-from webapp.models import JobStatus, Order, ReportKind
+from webapp.forms import MAX_COMMENT, MAX_USERNAME
+from webapp.models import Finding, JobStatus, Order, ReportKind
+from webapp.review import REASONS
 
 SHARE = validate.Range(0, 1)
 COUNT = validate.Range(0)
+RADIUS = validate.Range(0, 1, min_inclusive=False)
 
 
 def address(**arguments: Any) -> fields.Url:
@@ -187,6 +191,17 @@ class AttemptSchema(Schema):
     outcome = fields.String(required=True)
 
 
+class EarlierAnswerSchema(Schema):
+    """What an earlier model version, or the same one, answered before the scan was scored again."""
+
+    answered_at = fields.AwareDateTime(required=True)
+    verdict = fields.String(required=True)
+    state = fields.String(required=True, validate=validate.OneOf(STATES))
+    probability = fields.Float(required=True, validate=SHARE)
+    threshold = fields.Float(required=True, validate=SHARE)
+    model_version = fields.Nested(ModelVersionSchema, required=True)
+
+
 class ScanSchema(Schema):
     """A scan: `result` is null until `status` is done; `error` says why a scan failed."""
 
@@ -198,6 +213,7 @@ class ScanSchema(Schema):
     progress = fields.Float(required=True, validate=SHARE)
     error = fields.String(required=True, allow_none=True)
     title = fields.String(required=True)
+    submitter = fields.String(required=True, metadata={"description": "A username."})
     kind = fields.String(required=True, validate=validate.OneOf(("png", "jpeg", "dicom", "nifti")))
     slice_count = fields.Integer(
         required=True,
@@ -227,6 +243,11 @@ class ScanSchema(Schema):
         },
     )
     earlier_attempts = fields.List(fields.Nested(AttemptSchema), required=True)
+    earlier_answers = fields.List(
+        fields.Nested(EarlierAnswerSchema),
+        required=True,
+        metadata={"description": "Results from before the scan was scored again, newest first."},
+    )
     result = fields.Nested(ResultSchema, required=True, allow_none=True)
 
 
@@ -236,6 +257,12 @@ class ScansQuerySchema(Schema):
     page = fields.Integer(load_default=1, validate=validate.Range(1, 1_000_000))
     per_page = fields.Integer(load_default=20, validate=validate.Range(1, 100))
     status = fields.Enum(JobStatus, by_value=fields.String, load_default=None)
+    shared = fields.Boolean(
+        load_default=False,
+        truthy={"1", "true"},
+        falsy={"0", "false"},
+        metadata={"description": "true: the scans of others that are shared with you."},
+    )
     order = fields.Enum(
         Order,
         by_value=fields.String,
@@ -306,3 +333,177 @@ class LiveModelsSchema(Schema):
     at = fields.AwareDateTime(required=True)
     slice = fields.Nested(LiveModelSchema, required=True, allow_none=True)
     series = fields.Nested(LiveModelSchema, required=True, allow_none=True)
+
+
+class RegionSchema(Schema):
+    """An ellipse on a slice: its center and its radii as shares of the picture's width (x, rx) and
+    height (y, ry), counted from the top left.
+    """
+
+    x = fields.Float(required=True, validate=SHARE)
+    y = fields.Float(required=True, validate=SHARE)
+    rx = fields.Float(required=True, validate=RADIUS)
+    ry = fields.Float(required=True, validate=RADIUS)
+
+
+class NewOpinionSchema(Schema):
+    """An opinion on a scan, or on one of its slices."""
+
+    finding = fields.Enum(Finding, by_value=fields.String, required=True)
+    slice = fields.Integer(
+        load_default=None,
+        allow_none=True,
+        strict=True,
+        validate=validate.Range(0, 1_000_000),
+        metadata={"description": "Counted from 0; null for the whole scan."},
+    )
+    types = fields.List(
+        fields.String(validate=validate.OneOf(BLEEDING_TYPES)),
+        load_default=[],
+        validate=validate.Length(max=len(BLEEDING_TYPES)),
+        metadata={"description": "Only where hemorrhage is present."},
+    )
+    comment = fields.String(load_default="", validate=validate.Length(max=MAX_COMMENT))
+    region = fields.Nested(RegionSchema, load_default=None, allow_none=True)
+
+
+class OpinionSchema(Schema):
+    """Somebody's opinion on a scan, or on one of its slices."""
+
+    id = fields.String(required=True)
+    author = fields.String(required=True, metadata={"description": "A username."})
+    slice = fields.Integer(
+        required=True,
+        allow_none=True,
+        validate=COUNT,
+        metadata={"description": "Counted from 0; null for the whole scan."},
+    )
+    finding = fields.Enum(Finding, by_value=fields.String, required=True)
+    types = fields.List(fields.String(), required=True)
+    comment = fields.String(required=True)
+    region = fields.Nested(RegionSchema, required=True, allow_none=True)
+    agrees = fields.Boolean(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": (
+                "Whether it agrees with the model's result for the scan; null for slices and for"
+                " who cannot tell."
+            )
+        },
+    )
+    model_version_id = fields.String(required=True, allow_none=True)
+    model_probability = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=SHARE,
+        metadata={"description": "What its author saw of the scan or the slice."},
+    )
+    created_at = fields.AwareDateTime(required=True)
+    updated_at = fields.AwareDateTime(required=True)
+
+
+class OpinionsSchema(Schema):
+    """The opinions on a scan."""
+
+    confirmed = fields.Enum(
+        Finding,
+        by_value=fields.String,
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": (
+                "What most people say of the whole scan; null where nobody decided, or as many say"
+                " the opposite."
+            )
+        },
+    )
+    disputed = fields.Boolean(required=True)
+    items = fields.List(fields.Nested(OpinionSchema), required=True)
+
+
+class NewShareSchema(Schema):
+    """With whom a scan is to be shared."""
+
+    username = fields.String(
+        required=True,
+        allow_none=True,
+        validate=validate.Length(max=MAX_USERNAME),
+        metadata={"description": "A person; null for all reviewers."},
+    )
+
+
+class ShareSchema(Schema):
+    """Who may see a scan besides its owner: a person, or all reviewers."""
+
+    id = fields.String(required=True)
+    username = fields.String(required=True, allow_none=True)
+    created_at = fields.AwareDateTime(required=True)
+
+
+class DueSchema(Schema):
+    """A scan that a reviewer should read, and why."""
+
+    scan_id = fields.String(required=True)
+    url = address()
+    reason = fields.String(required=True, validate=validate.OneOf(REASONS))
+    submitter = fields.String(required=True)
+    state = fields.String(required=True, validate=validate.OneOf(STATES))
+    probability = fields.Float(required=True, validate=SHARE)
+
+
+class EstimateSchema(Schema):
+    """A figure with its 95 % interval; null where it is undefined, for that reason."""
+
+    value = fields.Float(required=True, allow_none=True)
+    low = fields.Float(required=True, allow_none=True)
+    high = fields.Float(required=True, allow_none=True)
+    n = fields.Integer(required=True, validate=COUNT)
+    reason = fields.String(required=True, allow_none=True)
+
+
+class CalibrationBinSchema(Schema):
+    """Scans with similar probabilities, and how many of them have a hemorrhage."""
+
+    low = fields.Float(required=True, validate=SHARE)
+    high = fields.Float(required=True, validate=SHARE)
+    scans = fields.Integer(required=True, validate=COUNT)
+    predicted = fields.Float(required=True, validate=SHARE)
+    observed = fields.Nested(EstimateSchema, required=True)
+
+
+class ConfirmedFiguresSchema(Schema):
+    """Figures of confirmed scans, weighted by how likely each was to be reviewed."""
+
+    scans = fields.Integer(required=True, validate=COUNT)
+    with_hemorrhage = fields.Integer(required=True, validate=COUNT)
+    represented = fields.Float(
+        required=True, metadata={"description": "How many scans they stand for."}
+    )
+    metrics = fields.Dict(keys=fields.String(), values=fields.Nested(EstimateSchema), required=True)
+    bins = fields.List(fields.Nested(CalibrationBinSchema), required=True)
+
+
+class MonthFiguresSchema(ConfirmedFiguresSchema):
+    """The same for the scans submitted in one month."""
+
+    month = fields.String(required=True, metadata={"description": "Such as 2026-11."})
+
+
+class VersionFiguresSchema(Schema):
+    """What a live version achieves on confirmed scans that it has not learned from."""
+
+    version_id = fields.String(required=True)
+    card_id = fields.String(required=True)
+    architecture = fields.String(required=True)
+    reads = fields.String(required=True)
+    all = fields.Nested(ConfirmedFiguresSchema, required=True)
+    months = fields.List(fields.Nested(MonthFiguresSchema), required=True)
+    notes = fields.List(fields.String(), required=True)
+
+
+class SiteFiguresSchema(Schema):
+    """What the live versions achieve on this site's confirmed scans."""
+
+    computed_at = fields.AwareDateTime(required=True)
+    versions = fields.List(fields.Nested(VersionFiguresSchema), required=True)

@@ -1,6 +1,14 @@
 """The database's tables, by topic, and what changes their rows."""
 
-from webapp.models.accounts import ApiToken, LoginSession, PasswordReset, Role, User, active_admins
+from webapp.models.accounts import (
+    REVIEWERS,
+    ApiToken,
+    LoginSession,
+    PasswordReset,
+    Role,
+    User,
+    active_admins,
+)
 from webapp.models.evaluations import (
     Comparison,
     Evaluation,
@@ -17,9 +25,11 @@ from webapp.models.learning import (
     OperatingPoint,
     Promotion,
     PromotionRefused,
+    SiteFigures,
     TrainingPoint,
     TrainingRun,
     answering_versions,
+    dataset_scan,
     earlier_promotions,
     live_version,
     newest_promotion,
@@ -27,6 +37,7 @@ from webapp.models.learning import (
     promotion_after,
     promotion_at,
     require_promotable,
+    training_run_dataset,
     waits_for_check,
 )
 from webapp.models.leased import Attempt, JobStatus, Leased, cancel, new_id, queue_again
@@ -39,6 +50,7 @@ from webapp.models.notifications import (
     choose,
 )
 from webapp.models.operations import Act, AuditEvent, Worker
+from webapp.models.opinions import Finding, Opinion, Share, votes
 from webapp.models.reports import (
     Report,
     ReportKind,
@@ -49,6 +61,7 @@ from webapp.models.reports import (
 from webapp.models.scans import (
     IN_ITS_TURN,
     ORIGINAL_REMOVED,
+    EarlierAnswer,
     Heatmap,
     Order,
     Prediction,
@@ -57,6 +70,7 @@ from webapp.models.scans import (
     force,
     result_of,
     retry,
+    score_again,
     set_stat,
     urgent_room,
 )
@@ -67,6 +81,7 @@ __all__ = [
     "IN_ITS_TURN",
     "ORIGINAL_REMOVED",
     "OWN_THRESHOLDS",
+    "REVIEWERS",
     "Act",
     "ApiToken",
     "Attempt",
@@ -74,7 +89,9 @@ __all__ = [
     "Channel",
     "Comparison",
     "Dataset",
+    "EarlierAnswer",
     "Evaluation",
+    "Finding",
     "Heatmap",
     "JobStatus",
     "Leased",
@@ -83,6 +100,7 @@ __all__ = [
     "Notification",
     "NotificationChoice",
     "OperatingPoint",
+    "Opinion",
     "Order",
     "PasswordReset",
     "Prediction",
@@ -95,6 +113,8 @@ __all__ = [
     "Role",
     "Scan",
     "SecondFactor",
+    "Share",
+    "SiteFigures",
     "TrainingPoint",
     "TrainingRun",
     "User",
@@ -108,6 +128,7 @@ __all__ = [
     "choose",
     "compare_newest_with",
     "comparison_of",
+    "dataset_scan",
     "draw_heatmap",
     "earlier_promotions",
     "force",
@@ -124,7 +145,10 @@ __all__ = [
     "require_promotable",
     "result_of",
     "retry",
+    "score_again",
     "set_stat",
+    "training_run_dataset",
     "urgent_room",
+    "votes",
     "waits_for_check",
 ]

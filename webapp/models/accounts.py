@@ -38,10 +38,17 @@ MAX_TOKENS = 20
 
 
 class Role(StrEnum):
-    """What a person may do; an admin may do everything."""
+    """What a person may do: a reviewer also sees the scans that are shared with the reviewers, and
+    an admin, who is a reviewer too, administers.
+    """
 
     USER = "user"
+    REVIEWER = "reviewer"
     ADMIN = "admin"
+
+
+REVIEWERS = (Role.REVIEWER, Role.ADMIN)
+"""The roles of the group with which scans can be shared."""
 
 
 class User(UserMixin, db.Model):
@@ -94,6 +101,11 @@ class User(UserMixin, db.Model):
     def is_admin(self) -> bool:
         """Whether this person is an administrator."""
         return self.role == Role.ADMIN
+
+    @property
+    def is_reviewer(self) -> bool:
+        """True if this person sees what is shared with the reviewers."""
+        return self.role in REVIEWERS
 
     def get_id(self) -> str:
         """Return the secret of this login rather than the user's id, so that a login can be ended

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
@@ -15,11 +15,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
+    false,
     func,
     or_,
     select,
 )
-from sqlalchemy.orm import Mapped, joinedload, mapped_column, relationship
+from sqlalchemy.orm import Mapped, column_property, joinedload, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
 from webapp.models.accounts import User
@@ -33,9 +35,18 @@ training_run_dataset = Table(
 )
 
 
+dataset_scan = Table(
+    "dataset_scan",
+    db.metadata,
+    Column("dataset_id", ForeignKey("dataset.id", ondelete="CASCADE"), primary_key=True),
+    Column("scan_id", ForeignKey("scan.id", ondelete="CASCADE"), primary_key=True, index=True),
+)
+"""Which confirmed scans a data set was made of."""
+
+
 class Dataset(Leased, db.Model):
-    """Labeled images that an administrator imported: one archive in the storage. It can be used
-    once a train worker has read it.
+    """Labeled images that an administrator imported, or had made of confirmed scans: one archive in
+    the storage. It can be used once a train worker has read it.
     """
 
     name: Mapped[str] = mapped_column(String(80), unique=True)
@@ -46,11 +57,16 @@ class Dataset(Leased, db.Model):
         JSON
     )  # `ml.exploration.summary.explore`
     contact_sheet_key: Mapped[str | None] = mapped_column(String(200))
+    # Which confirmed scans a worker is to make it of (`webapp.confirmed`); empty if imported.
+    made_from: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     imported_by: Mapped[User | None] = relationship()
 
 
 class TrainingRun(Leased, db.Model):
     """A training run that an administrator launched; it produces at most one model version.
+
+    A calibration fits the version that its initial weights name to a data set of this site, and
+    trains nothing.
 
     Attributes:
         settings: those of the architecture, by name (`ml.catalogue`).
@@ -58,6 +74,7 @@ class TrainingRun(Leased, db.Model):
         current_metrics: figures so far, by name.
     """
 
+    is_calibration: Mapped[bool] = mapped_column(default=False, server_default=false())
     launched_by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
     architecture: Mapped[str] = mapped_column(String(40))
     settings: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -99,6 +116,18 @@ class TrainingPoint(db.Model):
     value: Mapped[float]
     stage: Mapped[str] = mapped_column(String(200))
     epoch: Mapped[int | None]
+
+
+class SiteFigures(Leased, db.Model):
+    """What the live versions achieve on this site's confirmed scans, computed by a train worker;
+    pages show the newest that is done.
+    """
+
+    __tablename__ = "site_figures"
+
+    asked_by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
+    # A list with one entry for each live version (`worker.site_figures`).
+    figures: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
 
 
 OWN_THRESHOLDS = "own thresholds"
@@ -182,6 +211,25 @@ class ModelVersion(HasOperatingPoint, db.Model):
     promotions: Mapped[list[Promotion]] = relationship(
         back_populates="version", order_by="Promotion.id"
     )
+    if TYPE_CHECKING:
+        number: Mapped[int]
+
+
+_earlier = ModelVersion.__table__.alias()
+ModelVersion.number = column_property(
+    select(func.count())
+    .where(
+        _earlier.c.architecture == ModelVersion.architecture,
+        or_(
+            _earlier.c.created_at < ModelVersion.created_at,
+            and_(
+                _earlier.c.created_at == ModelVersion.created_at, _earlier.c.id <= ModelVersion.id
+            ),
+        ),
+    )
+    .correlate_except(_earlier)
+    .scalar_subquery(),
+)
 
 
 class Promotion(HasOperatingPoint, db.Model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -149,17 +150,26 @@ def cancel(table: type[Leased], *which: ColumnElement[bool]) -> bool:
     )
 
 
-def queue_again(table: type[Leased], *which: ColumnElement[bool], **columns: Any) -> bool:
-    """Queue the failed or cancelled job in the row of `table` that matches `which` again, and set
+UNANSWERED = (JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+def queue_again(
+    table: type[Leased],
+    *which: ColumnElement[bool],
+    ended_as: Collection[JobStatus] = UNANSWERED,
+    **columns: Any,
+) -> bool:
+    """Queue the job in the row of `table` that matches `which` and has ended so again, and set
     `columns`. The caller commits and nudges.
 
-    How it ended is added to its history (`Attempt`). Deaths of workers are counted from 0 again,
-    since their cause may be gone. The row is locked first, so that a double click queues it once.
+    How one failed or was cancelled is added to its history (`Attempt`). Deaths of workers are
+    counted from 0 again, since their cause may be gone. The row is locked first, so that a double
+    click queues it once.
 
     Returns:
-        False if there is no such job, or it has neither failed nor been cancelled.
+        False if there is no such job, or it has not ended so.
     """
-    ended = (*which, table.status.in_((JobStatus.FAILED, JobStatus.CANCELLED)))
+    ended = (*which, table.status.in_(ended_as))
     before = db.session.execute(
         select(table.id, table.status, table.error, table.started_at, table.finished_at)
         .where(*ended)
@@ -180,7 +190,7 @@ def queue_again(table: type[Leased], *which: ColumnElement[bool], **columns: Any
     fresh["queued_at"] = database_now()
     again = update(table).where(table.id == before.id).values(**fresh, **columns)
     db.session.execute(again, execution_options={"synchronize_session": False})
-    if (column := table.in_attempt()) is not None:
+    if before.status in UNANSWERED and (column := table.in_attempt()) is not None:
         outcome = before.error or ("Canceled" if before.status == JobStatus.CANCELLED else "Failed")
         times = {"started_at": before.started_at, "ended_at": before.finished_at or utc_now()}
         db.session.add(Attempt(**{column: before.id}, outcome=outcome, **times))

@@ -59,12 +59,22 @@ class Act(StrEnum):
     SCAN_SUBMITTED = "scan submitted"
     SCAN_CANCELLED = "scan cancelled"
     SCAN_RETRIED = "scan retried"
+    SCAN_SCORED_AGAIN = "scan scored again"  # With the live model.
     SCAN_FORCED = "scan forced"  # Scored although it does not look like a head CT.
     SCAN_MADE_STAT = "scan made STAT"
     SCAN_MADE_ROUTINE = "scan made routine"
     SCANS_JOINED = "scans joined"  # (each of the pictures, and the series that they became)
     SCAN_SPLIT = "scan split"  # (the series, and each of the pictures that it became)
     SCAN_DELETED = "scan deleted"
+    SCAN_SHARED = "scan shared"
+    SHARING_ENDED = "sharing ended"  # (the scan)
+    OPINION_GIVEN = "opinion given"  # (the scan)
+    OPINION_CHANGED = "opinion changed"
+    OPINION_WITHDRAWN = "opinion withdrawn"
+    ROLE_CHANGED = "role changed"  # (the person whose role it is)
+    DATASET_REQUESTED = "data set requested"  # Of confirmed scans.
+    FIGURES_REQUESTED = "site figures requested"
+    VERSION_CALIBRATED = "calibration launched"  # (the run)
     REPORT_ASKED_FOR = "report asked for"  # (the scan; its kind is the detail)
     DATASET_IMPORTED = "data set imported"
     IMPORT_CANCELLED = "import cancelled"
@@ -91,7 +101,7 @@ class AuditEvent(db.Model):
         actor_id: who did it; empty if nobody was logged in.
         object_id: the row that it was done to, if any.
         address: the client's IP address, or "command line".
-        detail: the operating point or the kind of report that was chosen, if any.
+        detail: what was chosen where the act leaves a choice, such as a kind of report or a role.
     """
 
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -15,8 +15,10 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     String,
+    delete,
     false,
     func,
+    insert,
     select,
     text,
     update,
@@ -88,6 +90,9 @@ class Scan(Leased, db.Model):
     user: Mapped[User] = relationship()
     prediction: Mapped[Prediction | None] = relationship(back_populates="scan")
     history: Mapped[list[Attempt]] = relationship(order_by=Attempt.id, passive_deletes=True)
+    earlier_answers: Mapped[list[EarlierAnswer]] = relationship(
+        order_by=lambda: EarlierAnswer.id.desc(), passive_deletes=True
+    )
 
     __table_args__ = (
         Index(None, "status", "queued_at"),
@@ -146,6 +151,10 @@ class Scan(Leased, db.Model):
         )
 
     @property
+    def may_be_scored_again(self) -> bool:
+        """True where it was answered, and what was submitted is still stored."""
+        return self.status == JobStatus.DONE and self.original_removed_at is None
+
     def sheet_may_be(self) -> Literal["cut", "uncut"] | None:
         """How else a film sheet can be read than it was; None where it is none, or is no longer
         stored.
@@ -303,13 +312,70 @@ def retry(scan_id: str) -> bool:
     )
 
 
-class Prediction(db.Model):
+def score_again(scan_id: str) -> bool:
+    """Queue an answered scan for the version that is live now and keep its answer among the earlier
+    ones; False where it was not answered, or its original is not kept.
+
+    The caller commits and nudges. The heat maps of the earlier answer become orphans.
+    """
+    queued = queue_again(
+        Scan,
+        Scan.id == scan_id,
+        Scan.original_removed_at.is_(None),
+        ended_as=(JobStatus.DONE,),
+        risk=0.0,
+        margin=1.0,
+        verdict_state=None,
+        **_in_turn(scan_id),
+    )
+    if queued:
+        answer = (
+            Prediction.scan_id,
+            Prediction.model_version_id,
+            Prediction.probability,
+            Prediction.threshold,
+            Prediction.positive,
+            Prediction.uncertain,
+            Prediction.created_at.label("answered_at"),
+        )
+        kept = select(*answer).where(Prediction.scan_id == scan_id)
+        names = [column.name for column in kept.selected_columns]
+        db.session.execute(insert(EarlierAnswer).from_select(names, kept))
+        db.session.execute(
+            delete(Prediction).where(Prediction.scan_id == scan_id),
+            execution_options={"synchronize_session": False},
+        )
+    return queued
+
+
+class Answer:
+    """What an answer says, which pages, exports and the API read from here alone."""
+
+    probability: Mapped[float]
+    threshold: Mapped[float]
+    positive: Mapped[bool]
+    uncertain: Mapped[bool]
+
+    @property
+    def verdict(self) -> str:
+        """The verdict as a sentence."""
+        return "Brain Hemorrhage Detected." if self.positive else "No Brain Hemorrhage Detected."
+
+    @property
+    def state(self) -> State:
+        """Whether the verdict is positive, negative or inconclusive."""
+        return state_of(positive=self.positive, uncertain=self.uncertain)
+
+
+class Prediction(Answer, db.Model):
     """The verdict on a scan; a scan has one exactly if it is done.
 
     Attributes:
         probability, threshold: 0..1.
         uncertain: whether the probability lies in the inconclusive band.
         warnings: sentences for the scan's owner.
+        doubts: those of them that cast doubt on the answer; None in predictions from before they
+            were told apart.
         slices: the probability of each slice, in anatomical order.
         first_slices: indices, from 0, of the slices of a series to look at first.
         types: estimated types of hemorrhage: name -> {"probability": of the scan, "slices": of each
@@ -325,11 +391,8 @@ class Prediction(db.Model):
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
     scan_id: Mapped[str] = mapped_column(ForeignKey("scan.id", ondelete="CASCADE"), unique=True)
     model_version_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
-    probability: Mapped[float]
-    threshold: Mapped[float]
-    positive: Mapped[bool]
-    uncertain: Mapped[bool]
     warnings: Mapped[list[str]] = mapped_column(JSON)
+    doubts: Mapped[list[str] | None] = mapped_column(JSON)
     slices: Mapped[list[float]] = mapped_column(JSON)
     first_slices: Mapped[list[int] | None] = mapped_column(JSON)
     types: Mapped[dict[str, dict[str, Any]] | None] = mapped_column(JSON)
@@ -344,14 +407,24 @@ class Prediction(db.Model):
     heatmap: Mapped[Heatmap | None] = relationship(back_populates="prediction")
 
     @property
-    def verdict(self) -> str:
-        """The verdict as a sentence."""
-        return "Brain Hemorrhage Detected." if self.positive else "No Brain Hemorrhage Detected."
+    def doubts_of_answer(self) -> list[str]:
+        """The warnings that cast doubt on the answer."""
+        return self.warnings if self.doubts is None else self.doubts
 
     @property
-    def state(self) -> State:
-        """Whether the verdict is positive, negative or inconclusive."""
-        return state_of(positive=self.positive, uncertain=self.uncertain)
+    def notes_on_images(self) -> list[str]:
+        """The other warnings: what was found or assumed when the images were read."""
+        return [each for each in self.warnings if each not in self.doubts_of_answer]
+
+
+class EarlierAnswer(Answer, db.Model):
+    """An answer that was followed by another one, of the same or another model version."""
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    scan_id: Mapped[str] = mapped_column(ForeignKey("scan.id", ondelete="CASCADE"), index=True)
+    model_version_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"))
+    answered_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    model_version: Mapped[ModelVersion] = relationship()
 
 
 class Heatmap(Leased, db.Model):

@@ -3,6 +3,79 @@
 
 document.documentElement.classList.add("js");
 
+// --- light or dark: the server writes the choice into the next page, so that none flashes in the other colors
+
+document.getElementById("theme").addEventListener("change", (event) => {
+  const theme = event.target.value;
+  const secure = window.location.protocol === "https:" ? "; Secure" : "";
+  document.cookie = `theme=${theme}; Path=/; Max-Age=31536000; SameSite=Lax${secure}`;
+  document.documentElement.toggleAttribute("data-theme", theme !== "auto");
+  if (theme !== "auto") {
+    document.documentElement.dataset.theme = theme;
+  }
+});
+
+// --- times: relative for a week, then the day; exact and local on hover
+
+const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]];
+const WEEK_S = 7 * 86400;
+const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
+
+function showTimes(within = document) {
+  within.querySelectorAll("time[datetime]").forEach((time) => {
+    const at = new Date(time.dateTime);
+    const seconds = (Date.now() - at) / 1000;
+    const distance = Math.abs(seconds);
+    const [unit, length] = UNITS.find(([, each]) => distance >= each) || [null, 0];
+    const exact = at.toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
+    time.title = exact;
+    if ("exact" in time.dataset) {
+      time.textContent = exact;
+    } else if (distance >= WEEK_S) {
+      time.textContent = at.toLocaleDateString([], { dateStyle: "medium" });
+    } else if (unit) {
+      time.textContent = relative.format(-Math.sign(seconds) * Math.floor(distance / length), unit);
+    } else {
+      time.textContent = seconds < 0 ? "in a moment" : "just now";
+    }
+  });
+}
+
+// --- tables: on a phone the rows of lists become blocks, whose cells say what they are; other wide tables scroll
+
+const MATRICES = ".metrics, .confusion, .points, .controls, .comparisons, .types, .band";
+
+function labelCells() {
+  document.querySelectorAll(".scroll > table.data").forEach((table) => {
+    const heads = table.tHead?.rows.length === 1 ? Array.from(table.tHead.rows[0].cells) : [];
+    if (heads.length && !table.matches(MATRICES) && !table.querySelector("[rowspan], [colspan]")) {
+      table.classList.add("stacks");
+      // Blocks are no table to a screen reader, unless their roles say so.
+      table.setAttribute("role", "table");
+      heads.forEach((head) => head.setAttribute("role", "columnheader"));
+      Array.from(table.rows).forEach((row) => row.setAttribute("role", "row"));
+      Array.from(table.tBodies).flatMap((body) => Array.from(body.rows)).forEach((row) => {
+        Array.from(row.cells).forEach((cell, place) => {
+          cell.dataset.label = heads[place]?.textContent.trim() ?? "";
+          cell.setAttribute("role", cell.tagName === "TH" ? "rowheader" : "cell");
+        });
+      });
+    }
+    const scrolls = table.parentElement.scrollWidth > table.parentElement.clientWidth;
+    table.parentElement.tabIndex = scrolls ? 0 : -1; // What scrolls must be reached by keyboard.
+  });
+}
+
+function arrange() {
+  showTimes();
+  labelCells();
+}
+
+arrange();
+document.addEventListener("htmx:afterSettle", arrange);
+setInterval(showTimes, 30000);
+window.addEventListener("resize", labelCells);
+
 // The slider over a scan sets how strongly its heat map is shown; delegated, because htmx brings the slider later.
 document.addEventListener("input", (event) => {
   const slider = event.target;

@@ -1,87 +1,168 @@
 /* The viewer of a scan: what a person does with keys, wheel, pointer and buttons. What they see is drawn by viewer_drawing.js.
    Without these files the page shows one slice, its heat map on demand, and links to the slices to look at first. */
 import { Drawing } from "./viewer_drawing.js";
+import { Ruler } from "./viewer_ruler.js";
+import { STEP, Zoom } from "./viewer_zoom.js";
 
 const WHEEL_STEP = 40; // Pixels of scrolling for a slice: a wheel's notch has 100, a touchpad tells many small ones.
 const DRAG_STEP = 1 / 200; // Of the window's width, for a pixel.
-const ARROWS = { ArrowUp: -1, ArrowLeft: -1, ArrowDown: 1, ArrowRight: 1 };
+const REST_MS = 300; // A pointer that rests on the picture asks for the values under it.
+const PAN_PX = 40;
+const FAR = 10; // Voxels that an arrow moves the ruler's point with Shift.
+const ARROWS = { ArrowUp: [0, -1], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowRight: [1, 0] };
 const viewers = new WeakMap(); // Each viewer that has been opened, as `open` returns it.
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const rounded = (value) => Number(value.toPrecision(3));
 
-/* Let a person use `viewer`; return what keys do with it: drawHeatMap() after new ones were drawn, toggleHeat(), and for a series
-   scroll(steps) and chooseWindow(number), counted from 1. */
+/* Let a person use `viewer`; return what keys do with it: drawLayers() after new ones were drawn, toggle(layer), zoom, and where there are
+   voxels scroll(steps), chooseWindow(number), counted from 1, showPlane(name) and the ruler. */
 function open(viewer) {
   const part = (name) => viewer.querySelector(`[data-part=${name}]`);
   const drawing = new Drawing(viewer);
-  const heatOn = part("heat-on");
+  const stage = part("stage");
+  const zoom = new Zoom(stage, part("picture"), () => opened.ruler?.draw());
+  drawing.zoom = zoom;
 
   part("full-screen").hidden = !document.fullscreenEnabled;
-  viewer.addEventListener("click", (event) => {
-    if (event.target.closest("[data-part=full-screen]")) {
-      toggleFullScreen();
-    } else if (event.target.closest("[data-part=show-keys]")) {
-      showKeys();
-    }
-  });
-  heatOn?.addEventListener("change", () => drawing.drawHeatMap());
+  const acts = {
+    "full-screen": toggleFullScreen,
+    "show-keys": showKeys,
+    "zoom-in": () => zoom.by(STEP),
+    "zoom-out": () => zoom.by(1 / STEP),
+    "zoom-fit": () => zoom.fit(),
+    "ruler-on": () => opened.toggleRuler(),
+  };
+  viewer.addEventListener("click", (event) => acts[event.target.closest("button")?.dataset.part]?.());
+  for (const layer of ["heat", "outline"]) {
+    part(`${layer}-on`)?.addEventListener("change", () => drawing.drawLayers());
+  }
   // After the mouse has set the opacity, arrow keys belong to the slices again.
   part("frame").addEventListener("pointerup", (event) => event.target.matches("#opacity") && event.target.blur());
 
-  return {
-    drawHeatMap: () => drawing.drawHeatMap(),
-    toggleHeat: () => heatOn?.click(),
-    ...(part("slider") ? openSeries(viewer, part, drawing) : { scroll: null, chooseWindow: null }),
+  const opened = {
+    zoom,
+    drawLayers: () => drawing.drawLayers(),
+    toggle: (layer) => part(`${layer}-on`)?.click(),
+    ...(drawing.hasVoxels ? openVoxels(viewer, part, drawing) : {}),
   };
+  return opened;
 }
 
-/* Let a person scroll and window the series in `viewer`; return what keys do with it. */
-function openSeries(viewer, part, drawing) {
-  const [stage, slider] = ["stage", "slider"].map(part);
-  const slices = Number(slider.max);
-  const presets = [...viewer.querySelectorAll("[data-level]")];
-  const shown = { index: slider.valueAsNumber - 1, level: Number(presets[0].dataset.level), width: Number(presets[0].dataset.width) };
+/* Let a person scroll, window and measure the voxels in `viewer`; return what keys do with it. */
+function openVoxels(viewer, part, drawing) {
+  const stage = part("stage");
+  const slider = part("slider");
+  const presets = drawing.presets;
+  const positions = Object.fromEntries(Object.entries(drawing.planes).map(([name, { count }]) => [name, Math.floor(count / 2)]));
+  const shown = {
+    plane: "axial",
+    index: slider ? slider.valueAsNumber - 1 : 0,
+    level: Number(presets[0].dataset.level),
+    width: Number(presets[0].dataset.width),
+  };
+  const ruler = part("ruler-on") && new Ruler(drawing, part);
+
+  function draw() {
+    drawing.draw({ ...shown });
+    ruler?.draw();
+  }
 
   function go(index) {
-    const reached = clamp(index, 0, slices - 1);
+    const reached = clamp(index, 0, drawing.plane().count - 1);
     if (reached !== shown.index) {
       shown.index = reached;
-      drawing.draw(shown);
+      draw();
     }
+  }
+
+  function showPlane(name) {
+    const button = viewer.querySelector(`[data-plane=${name}]`);
+    if (!button || button.disabled || name === shown.plane) {
+      return;
+    }
+    positions[shown.plane] = shown.index;
+    Object.assign(shown, { plane: name, index: positions[name] });
+    drawing.zoom.fit();
+    draw();
   }
 
   function setWindow(level, width) {
     Object.assign(shown, { level: rounded(level), width: Math.max(rounded(width), 0.01) });
-    drawing.draw(shown);
+    draw();
   }
 
   const scroll = (steps) => go(shown.index + steps);
-  slider.addEventListener("input", () => go(slider.valueAsNumber - 1));
-  scrollByWheel(part("frame"), scroll);
-  jumpByKeys([stage, slider], slices, scroll);
+  if (slider) {
+    slider.addEventListener("input", () => go(slider.valueAsNumber - 1));
+    scrollByWheel(part("frame"), scroll);
+    jumpByKeys([stage, slider], scroll);
+  }
   windowByDragging(stage, shown, setWindow);
+  tellValues(stage, drawing, ruler);
   viewer.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-level]");
+    const { level, width, plane } = event.target.closest("button")?.dataset ?? {};
     const link = event.target.closest("[data-slice]");
-    if (button) {
-      setWindow(Number(button.dataset.level), Number(button.dataset.width));
+    if (level) {
+      setWindow(Number(level), Number(width));
+    } else if (plane) {
+      showPlane(plane);
     } else if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
+      showPlane("axial");
       go(Number(link.dataset.slice));
     }
   });
 
-  drawing.draw(shown);
-  drawing.moveToGpu(shown);
-  return { scroll, chooseWindow: (number) => presets[number - 1]?.click() };
+  drawing.onOnlyPictures = () => showPlane("axial");
+  drawing.start({ ...shown });
+  new ResizeObserver(() => ruler?.draw()).observe(stage);
+  return {
+    scroll: slider && scroll,
+    showPlane,
+    ruler,
+    toggleRuler: () => {
+      drawing.load();
+      ruler?.toggle();
+    },
+    chooseWindow: (number) => presets[number - 1]?.click(),
+  };
+}
+
+/* Tell the value under a pointer that rests, and at a click or tap, which sets a point of the ruler too. */
+function tellValues(stage, drawing, ruler) {
+  let rest = 0;
+  stage.addEventListener("pointermove", (event) => {
+    drawing.tellValue(drawing.toPicture(event.clientX, event.clientY));
+    clearTimeout(rest);
+    if (event.pointerType === "mouse") {
+      rest = setTimeout(() => drawing.load(), REST_MS);
+    }
+  });
+  stage.addEventListener("pointerleave", (event) => {
+    clearTimeout(rest);
+    if (event.pointerType === "mouse") {
+      drawing.tellValue(null);
+    }
+  });
+  stage.addEventListener("click", (event) => {
+    if (drawing.zoom.wasDragged) {
+      return;
+    }
+    const point = drawing.toPicture(event.clientX, event.clientY);
+    drawing.load();
+    drawing.tellValue(point);
+    if (ruler?.isOn) {
+      ruler.add(point);
+    }
+  });
 }
 
 function scrollByWheel(frame, scroll) {
   let turned = 0;
   frame.addEventListener("wheel", (event) => {
     if (event.ctrlKey) {
-      return; // The browser zooms the page.
+      return; // Zooms the picture; beside it, the browser zooms the page.
     }
     event.preventDefault();
     turned += event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : Math.sign(event.deltaY) * WHEEL_STEP;
@@ -92,10 +173,10 @@ function scrollByWheel(frame, scroll) {
 }
 
 /* Arrows scroll slices wherever the focus is (`useKey`); these keys scroll the page elsewhere. */
-function jumpByKeys(focused, slices, scroll) {
+function jumpByKeys(focused, scroll) {
   for (const element of focused) {
     element.addEventListener("keydown", (event) => {
-      const steps = { PageUp: -10, PageDown: 10, Home: -slices, End: slices }[event.key];
+      const steps = { PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }[event.key];
       if (steps && !event.altKey && !event.ctrlKey && !event.metaKey) {
         event.preventDefault();
         scroll(steps);
@@ -135,29 +216,58 @@ function showKeys() {
   document.getElementById("keys").showModal();
 }
 
+/* Do what an arrow means: move the ruler's point while it measures, with Shift the enlarged picture, else scroll. */
+function useArrow(viewer, [across, down], event) {
+  if (!viewer || event.target.matches("#opacity")) {
+    return false;
+  }
+  if (viewer.ruler?.isOn) {
+    const far = event.shiftKey ? FAR : 1;
+    viewer.ruler.move(across * far, down * far);
+    return true;
+  }
+  if (event.shiftKey) {
+    viewer.zoom.move(-across * PAN_PX, -down * PAN_PX);
+    return viewer.zoom.scale > 1;
+  }
+  viewer.scroll?.(across + down);
+  return Boolean(viewer.scroll);
+}
+
 /* Do what a key means on the page of a scan; return whether it means anything. The scan may still be without a picture. */
 function useKey(event) {
   const viewer = viewers.get(document.getElementById("viewer"));
-  const steps = ARROWS[event.key];
-  if (steps) {
-    if (!viewer?.scroll || event.shiftKey || event.target.matches("#opacity")) {
-      return false;
-    }
-    viewer.scroll(steps);
+  const arrow = ARROWS[event.key];
+  if (arrow) {
+    return useArrow(viewer, arrow, event);
+  }
+  const zooms = { "+": () => viewer?.zoom.by(STEP), "=": () => viewer?.zoom.by(STEP), "-": () => viewer?.zoom.by(1 / STEP) };
+  if (zooms[event.key]) {
+    zooms[event.key]();
     return true;
   }
   if (event.repeat) {
     return false;
   }
   const act = {
+    0: () => viewer?.zoom.fit(),
+    a: () => viewer?.showPlane?.("axial"),
+    c: () => viewer?.showPlane?.("coronal"),
+    s: () => viewer?.showPlane?.("sagittal"),
     f: toggleFullScreen,
-    h: viewer?.toggleHeat,
+    h: () => viewer?.toggle("heat"),
+    o: () => viewer?.toggle("outline"),
+    r: () => viewer?.ruler && viewer.toggleRuler(),
     j: () => document.querySelector("a[rel=next]")?.click(),
     k: () => document.querySelector("a[rel=prev]")?.click(),
     "?": showKeys,
   }[event.key.toLowerCase()];
   if (act) {
     act();
+  } else if (viewer?.ruler?.isOn && event.key === "Enter" && event.target.matches("body, [data-part=stage]")) {
+    viewer.ruler.addCursor();
+  } else if (viewer?.ruler?.isOn && event.key === "Escape") {
+    viewer.toggleRuler();
   } else if (viewer?.chooseWindow && /^[1-9]$/.test(event.key)) {
     viewer.chooseWindow(Number(event.key));
   } else {
@@ -172,7 +282,7 @@ function start() {
     return;
   }
   if (viewers.has(viewer)) {
-    viewers.get(viewer).drawHeatMap(); // The page around it is new: heat maps are drawn by now.
+    viewers.get(viewer).drawLayers(); // The page around it is new: heat maps are drawn by now.
   } else {
     viewers.set(viewer, open(viewer));
   }
@@ -180,7 +290,7 @@ function start() {
 
 document.addEventListener("keydown", (event) => {
   const isTyping = event.target.matches("input:not([type=range], [type=checkbox]), select, textarea");
-  if (isTyping || event.altKey || event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) {
+  if (isTyping || event.altKey || event.ctrlKey || event.metaKey || document.querySelector("dialog[open], [popover]:popover-open")) {
     return;
   }
   if (useKey(event)) {

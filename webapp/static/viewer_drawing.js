@@ -1,43 +1,81 @@
-/* Draws a scan: the slice, its heat map, and what the controls say. Pictures show the slices of a series at once; where there is
-   WebGL 2, NiiVue takes over when it has loaded all of them. What a person does is heard in viewer.js, alike with and without WebGL. */
+/* Draws a scan: the slice, the layers over it, and what the controls say. Pictures from the server show the slices at once. When somebody
+   scrolls or asks for more, all slices are loaded, and where there is WebGL 2, NiiVue draws them; it also draws the other planes. What a
+   person does is heard in viewer.js, alike in both ways of drawing. */
+import { fetchVolume, planesOf } from "./viewer_volume.js";
 
 const PREFETCHED = 2; // Pictures on each side that are fetched before they are asked for.
 const MOST_VOXELS = 2 ** 27; // 512 slices of 512 x 512, 256 MB: more is not asked of a browser.
+const LAYERS = ["heat", "outline"];
 
 export class Drawing {
-  /* `viewer` is the element of scans/_viewer.html. What is shown is { index, level, width }: a slice, counted from 0, and a window.
-     A single slice has its heat map drawn and nothing else: its picture does not change. */
+  /* `viewer` is the element of scans/_viewer.html. What is shown is { plane, index, level, width }: a plane's slice, counted from 0, and a
+     window. A picture that is no CT has layers only: it has no slices and no window. */
   constructor(viewer) {
     const part = (name) => viewer.querySelector(`[data-part=${name}]`);
     this.viewer = viewer;
+    this.part = part;
     this.stage = part("stage");
+    this.picture = part("picture");
     this.image = part("image");
-    this.heat = part("heat"); // None where the scan has no heat map and will have none.
-    this.heatOn = part("heat-on");
-    this.noHeat = part("no-heat");
     this.slider = part("slider");
-    this.place = part("place");
-    this.windowText = part("window");
     this.presets = [...viewer.querySelectorAll("[data-level]")];
-    this.isSeries = this.slider !== null;
-    this.slices = this.isSeries ? Number(this.slider.max) : 1;
-    this.probabilities = this.isSeries ? JSON.parse(viewer.dataset.probabilities) : [];
-    this.shown = { index: 0 };
-    this.drawOnGpu = null; // A function of what is shown, once NiiVue has the series.
+    const told = viewer.dataset.series ? JSON.parse(viewer.dataset.series) : null;
+    this.hasVoxels = told !== null;
+    this.isHu = told?.isHu ?? false;
+    this.probabilities = told?.probabilities ?? [];
+    this.planes = told && planesOf(told, told.mm);
+    this.slices = told?.slices ?? 1;
+    this.voxels = told ? told.columns * told.rows * told.slices : Infinity;
+    this.shown = { plane: "axial", index: 0 };
+    this.volume = null; // What fetchVolume returns, once somebody asked for it.
+    this.niivue = null; // A function of what is shown, once NiiVue has the series.
+    this.loading = null;
+    this.pointed = null; // Where the value is told, in shares of the picture.
+    this.zoom = null; // viewer_zoom.js, set by viewer.js.
+    this.onOnlyPictures = () => {}; // Called where the other planes cannot be drawn.
     this.isFetching = false;
     this.isStale = false; // Something else was asked for while a picture was being fetched.
     this.slider?.style.setProperty("--slice", `${100 / this.slices}%`); // The thumb is as wide as a slice's bar.
   }
 
-  draw(shown) {
+  plane() {
+    return this.planes[this.shown.plane];
+  }
+
+  /* What distinguishes this slice from all others. */
+  placeName() {
+    return `${this.shown.plane} ${this.shown.index}`;
+  }
+
+  start(shown) {
     this.shown = shown;
-    if (this.drawOnGpu) {
-      this.drawOnGpu(shown);
-    } else {
+    this.fitStage();
+    this.drawLayers();
+    this.drawControls();
+  }
+
+  draw(shown) {
+    const wasPlane = this.shown.plane;
+    this.shown = shown;
+    if (wasPlane !== shown.plane) {
+      this.fitStage();
+    }
+    if (this.niivue) {
+      this.niivue(shown);
+    } else if (shown.plane === "axial") {
       this.drawPicture();
     }
-    this.drawHeatMap();
+    this.drawLayers();
     this.drawControls();
+    this.load();
+  }
+
+  /* Give the stage the proportions of the plane's picture. */
+  fitStage() {
+    const { across, down, mm } = this.plane();
+    this.stage.style.setProperty("--aspect", (across * mm[0]) / (down * mm[1]));
+    this.stage.classList.add("fitted");
+    this.image.classList.toggle("gone", this.shown.plane !== "axial");
   }
 
   // One picture is fetched at a time; what was passed by meanwhile is left out.
@@ -54,7 +92,7 @@ export class Drawing {
       await next.decode().then(() => { this.image.src = next.src; }, () => {});
     } while (this.isStale);
     this.isFetching = false;
-    for (let step = 1; step <= PREFETCHED; step += 1) {
+    for (let step = 1; step <= PREFETCHED && !this.niivue; step += 1) {
       for (const index of [this.shown.index - step, this.shown.index + step]) {
         if (index >= 0 && index < this.slices) {
           new Image().src = this.pictureUrl(index);
@@ -67,53 +105,118 @@ export class Drawing {
     return `${this.viewer.dataset.scan}/slices/${index}.png?level=${this.shown.level}&width=${this.shown.width}`;
   }
 
-  /* Draw the heat map of the slice that is shown, if it has one by now; whether it is seen is the checkbox's (hemoscan.css). */
-  drawHeatMap() {
-    if (!this.heat) {
-      return;
-    }
-    const drawn = JSON.parse(document.getElementById("heat-maps").dataset.slices);
-    const { index } = this.shown;
-    this.heatOn.disabled = drawn.length === 0;
-    this.heat.hidden = !drawn.includes(index);
-    this.noHeat.hidden = !this.heat.hidden || !this.heatOn.checked;
-    if (!this.heat.hidden) {
-      this.heat.src = `${this.viewer.dataset.scan}${this.isSeries ? `/slices/${index}` : ""}/heatmap.png`;
+  /* Draw the layers of the slice that is shown, where it has them by now; whether they are seen is their checkbox's (hemoscan.css). */
+  drawLayers() {
+    const drawn = document.getElementById("layers").dataset;
+    for (const name of LAYERS) {
+      const layer = this.part(name);
+      const toggle = this.part(`${name}-on`);
+      if (!layer) {
+        continue;
+      }
+      const slices = JSON.parse(drawn[name]);
+      const isHere = this.shown.plane === "axial" && slices.includes(this.shown.index);
+      toggle.disabled = slices.length === 0;
+      layer.hidden = !isHere;
+      this.part(`no-${name}`).hidden = isHere || !toggle.checked;
+      if (isHere) {
+        const file = { heat: "heatmap.png", outline: "outline.png" }[name];
+        layer.src = `${this.viewer.dataset.scan}${this.slices > 1 ? `/slices/${this.shown.index}` : ""}/${file}`;
+      }
     }
   }
 
   drawControls() {
-    const { index, level, width } = this.shown;
-    const probability = this.probabilities.length ? `, ${Math.round(100 * this.probabilities[index])} %` : "";
-    this.slider.value = index + 1;
-    this.place.textContent = `${index + 1} of ${this.slices}${probability}`;
-    this.slider.setAttribute("aria-valuetext", this.place.textContent);
-    this.image.alt = `Slice ${index + 1} of ${this.slices}`;
-    this.windowText.textContent = this.presets.length > 1 ? `Level ${level}, width ${width} HU` : "";
+    const { plane, index, level, width } = this.shown;
+    const isAxial = plane === "axial";
+    const { count } = this.plane();
+    if (this.slider) {
+      const probability = isAxial && this.probabilities.length ? `, ${Math.round(100 * this.probabilities[index])} %` : "";
+      this.slider.max = count;
+      this.slider.value = index + 1;
+      this.slider.style.setProperty("--slice", `${100 / count}%`);
+      this.part("place").textContent = `${index + 1} of ${count}${isAxial ? probability : `, ${plane}`}`;
+      this.slider.setAttribute("aria-valuetext", this.part("place").textContent);
+      this.part("strip").classList.toggle("gone", !isAxial);
+      this.image.alt = `Slice ${index + 1} of ${count}`;
+    }
+    this.part("window").textContent = this.isHu ? `Level ${level}, width ${width} HU` : "";
     for (const preset of this.presets) {
       preset.setAttribute("aria-pressed", Number(preset.dataset.level) === level && Number(preset.dataset.width) === width);
     }
+    for (const button of this.viewer.querySelectorAll("[data-plane]")) {
+      button.setAttribute("aria-pressed", button.dataset.plane === plane);
+    }
+    for (const side of this.viewer.querySelectorAll(".side")) {
+      side.hidden = plane === "sagittal";
+    }
     for (const link of this.viewer.querySelectorAll("[data-slice]")) {
-      link.toggleAttribute("aria-current", Number(link.dataset.slice) === index);
+      link.toggleAttribute("aria-current", isAxial && Number(link.dataset.slice) === index);
+    }
+    this.tellValue(this.pointed);
+  }
+
+  /* Say what value lies at that place of the picture, in shares of its width and height. */
+  tellValue(point) {
+    this.pointed = point;
+    const value = this.part("value");
+    if (!value || !this.isHu) {
+      return;
+    }
+    if (!point || point.x < 0 || point.x >= 1 || point.y < 0 || point.y >= 1) {
+      value.textContent = "";
+    } else if (this.volume) {
+      const plane = this.plane();
+      const voxel = plane.voxel(Math.floor(point.x * plane.across), Math.floor(point.y * plane.down), this.shown.index);
+      value.textContent = `${this.volume.valueAt(...voxel)} HU`;
+    } else if (this.loading) {
+      value.textContent = "Loading…";
     }
   }
 
-  /* Draw with NiiVue from when it has loaded the series; where that fails, the pictures go on. */
-  async moveToGpu(shown) {
-    if (this.viewer.dataset.columns * this.viewer.dataset.rows * this.slices > MOST_VOXELS) {
-      return;
+  /* Return where a place in the window lies in the picture, in shares of its width and height. */
+  toPicture(clientX, clientY) {
+    const box = this.picture.getBoundingClientRect();
+    return { x: (clientX - box.x) / box.width, y: (clientY - box.y) / box.height };
+  }
+
+  /* Return where a place of the picture lies on the stage, in pixels. */
+  toStage({ x, y }) {
+    return {
+      x: x * this.stage.clientWidth * this.zoom.scale + this.zoom.x,
+      y: y * this.stage.clientHeight * this.zoom.scale + this.zoom.y,
+    };
+  }
+
+  /* Load all slices, once: then values are told, and a series is drawn by NiiVue. Where that fails, the pictures go on. */
+  load() {
+    if (this.hasVoxels && this.voxels <= MOST_VOXELS) {
+      this.loading ??= this.loadOnce();
     }
+    return this.loading;
+  }
+
+  async loadOnce() {
+    this.viewer.setAttribute("aria-busy", "true");
     try {
-      this.drawOnGpu = await loadNiivue(this.viewer, this.stage, shown);
+      this.volume = await fetchVolume(`${this.viewer.dataset.scan}/volume`);
+      this.tellValue(this.pointed);
+      if (this.slices > 1) {
+        this.niivue = await loadNiivue(this.viewer, this.picture, this.volume.buffer, this.shown);
+        this.niivue(this.shown);
+      }
     } catch {
-      return;
+      for (const button of this.viewer.querySelectorAll("[data-plane]:not([data-plane=axial])")) {
+        Object.assign(button, { disabled: true, title: "This browser cannot draw the other planes." });
+      }
+      this.onOnlyPictures();
     }
-    this.draw(this.shown);
+    this.viewer.removeAttribute("aria-busy");
   }
 }
 
 /* Return a function that draws what is shown with NiiVue. It only draws: `interactive` is off. */
-async function loadNiivue(viewer, stage, { level, width }) {
+async function loadNiivue(viewer, picture, buffer, { level, width }) {
   if (!document.createElement("canvas").getContext("webgl2")) {
     throw new Error("There is no WebGL 2.");
   }
@@ -125,12 +228,13 @@ async function loadNiivue(viewer, stage, { level, width }) {
     document.head.append(script);
   });
   const { Niivue, SLICE_TYPE } = window.niivue;
+  const types = { axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL };
   const place = document.createElement("div");
   const canvas = document.createElement("canvas");
   place.className = "gpu";
   place.hidden = true;
   place.append(canvas);
-  stage.querySelector("[data-part=heat]").before(place);
+  picture.querySelector("[data-part=image]").after(place);
   const niivue = new Niivue({
     interactive: false, dragAndDropEnabled: false, sliceType: SLICE_TYPE.AXIAL, isRadiologicalConvention: true,
     crosshairWidth: 0, isOrientationTextVisible: false, isColorbar: false, loadingText: "", logLevel: "error",
@@ -138,9 +242,10 @@ async function loadNiivue(viewer, stage, { level, width }) {
   // It writes nothing here, but fetches its letters and a gloss for surfaces all the same, from data: addresses that our content policy forbids.
   niivue.loadFontTexture = niivue.loadMatCapTexture = async () => null;
   await niivue.attachToCanvas(canvas, false);
-  await niivue.loadVolumes([{ url: `${viewer.dataset.scan}/volume`, name: "series.nii.gz", cal_min: level - width / 2, cal_max: level + width / 2 }]);
+  await niivue.addVolumeFromUrl({ url: "series.nii", name: "series.nii", buffer, cal_min: level - width / 2, cal_max: level + width / 2 });
   const [volume] = niivue.volumes;
   place.hidden = false;
+  let plane = "axial";
   return (shown) => {
     const low = shown.level - shown.width / 2;
     const high = shown.level + shown.width / 2;
@@ -148,7 +253,13 @@ async function loadNiivue(viewer, stage, { level, width }) {
       Object.assign(volume, { cal_min: low, cal_max: high });
       niivue.updateGLVolume();
     }
-    niivue.scene.crosshairPos = niivue.vox2frac([0, 0, shown.index]);
+    const at = { axial: [0, 0, shown.index], coronal: [0, shown.index, 0], sagittal: [shown.index, 0, 0] }[shown.plane];
+    niivue.scene.crosshairPos = niivue.vox2frac(at);
+    if (plane !== shown.plane) {
+      plane = shown.plane;
+      niivue.setSliceType(types[plane]);
+      niivue.resizeListener(); // The stage has other proportions now.
+    }
     niivue.drawScene();
   };
 }

@@ -9,23 +9,6 @@ const scans = document.getElementById("scans");
 const phone = window.matchMedia("(max-width: 46rem)");
 const table = () => document.getElementById("worklist");
 
-// --- times: relative, exact and local on hover
-
-const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]];
-const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
-
-function showTimes() {
-  scans.querySelectorAll("#worklist time").forEach((time) => {
-    const at = new Date(time.dateTime);
-    const seconds = (Date.now() - at) / 1000;
-    const [unit, length] = UNITS.find(([, each]) => seconds >= each) || [null, 0];
-    time.title = at.toLocaleString();
-    if (seconds < 7 * 86400) {
-      time.textContent = unit ? relative.format(-Math.floor(seconds / length), unit) : "just now";
-    }
-  });
-}
-
 // --- selection: of all on the page, of a study, of one scan
 
 const boxesOf = (study) => Array.from(
@@ -113,7 +96,7 @@ async function refresh() {
       const body = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("tbody");
       Array.from(body.rows).forEach((row) => replaceRow(document.adoptNode(row)));
       showNews(Number(body.dataset.news));
-      showTimes();
+      showTimes(table());
       showSelection();
       table().toggleAttribute("data-more", "more" in body.dataset);
     } else if (answer.status !== 304) {
@@ -159,7 +142,7 @@ function follow() {
   }
   etag = "";
   showSelection();
-  showTimes();
+  showTimes(table());
   clearTimeout(timer);
   if (table().hasAttribute("data-more")) {
     timer = setTimeout(refresh, POLL_MS);
@@ -174,5 +157,4 @@ document.addEventListener("visibilitychange", () => {
     refresh();
   }
 });
-setInterval(showTimes, 30000);
 follow();

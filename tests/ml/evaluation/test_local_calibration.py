@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from ml.errors import DatasetError
-from ml.evaluation.local_calibration import LocalScans, before_and_after, fit_local, simulate
+from ml.evaluation.local_calibration import (
+    LocalScans,
+    before_and_after,
+    fit_local,
+    local_points,
+    simulate,
+)
+from ml.named_points import POINTS, require_sound
+from ml.typed_json import to_json
 
 
 def a_site(count: int, shift: float, seed: int = 0) -> LocalScans:
@@ -58,3 +66,12 @@ def test_a_site_spares_no_more_scans_than_leave_both_classes_to_test_on() -> Non
     assert site.can_spare(20) and site.can_spare(24) and not site.can_spare(25)
     with pytest.raises(DatasetError, match="too few scans to calibrate with 25"):
         simulate(site, 0.5, 25)
+
+
+def test_named_points_are_fitted_to_the_site_and_judged_on_other_patients() -> None:
+    points = local_points(a_site(300, 2.0))
+    require_sound({"slice": to_json(points), "patient": to_json(points)})
+    sensitive, balanced, specific = (points[name] for name in POINTS)
+    assert sensitive.sensitivity.value is not None and sensitive.sensitivity.value > 0.9
+    assert specific.specificity.value is not None and specific.specificity.value > 0.9
+    assert sensitive.threshold <= balanced.threshold <= specific.threshold

@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -15,7 +16,7 @@ import pytest
 
 from ml.scans.read import read_series
 from ml.scans.slices import Series, Slice
-from ml.scans.volume import write_volume
+from ml.scans.volume import has_volume, write_volume
 from tests.ml.made_scans import slice_hu
 
 
@@ -52,6 +53,35 @@ def test_a_written_series_reads_back_as_itself(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.pixels, other.pixels)
         assert other.spacing_mm == pytest.approx((0.4, 0.4))
     assert (back.warnings, back.distance_mm) == ((), 3.0)
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "distance_mm", "steps_mm", "measured"),
+    [
+        ((0.4, 0.5), 3.0, (), b"measured: pixels slices"),
+        ((0.4, 0.5), 3.0, (3.0, 3.0, 2.9, 3.1), b"measured: pixels slices"),
+        ((0.4, 0.5), 3.0, (3.0, 3.0, 6.0, 3.0), b"measured: pixels"),
+        ((0.4, 0.5), None, (), b"measured: pixels"),
+        (None, None, (), b"measured:"),
+    ],
+)
+def test_only_distances_that_were_measured_are_named(
+    tmp_path: Path,
+    spacing_mm: tuple[float, float] | None,
+    distance_mm: float | None,
+    steps_mm: tuple[float, ...],
+    measured: bytes,
+) -> None:
+    series = replace(a_series(5, spacing_mm, distance_mm), steps_mm=steps_mm)
+    header = nibabel.load(written(tmp_path, series)).header
+    assert header["descrip"].item() == b"Hemoscan; " + measured
+
+
+def test_a_single_slice_has_a_volume_where_it_holds_hounsfield_units() -> None:
+    slice = Slice(np.zeros((4, 4), np.float32), "hu")
+    assert has_volume(Series((slice,)))
+    assert not has_volume(Series((replace(slice, unit="display"),)))
+    assert has_volume(Series((replace(slice, unit="display"),) * 2))
 
 
 def test_each_slice_is_inflated_alone(tmp_path: Path) -> None:

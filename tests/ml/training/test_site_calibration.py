@@ -62,7 +62,7 @@ def test_a_site_whose_pictures_are_brighter_is_calibrated(model: Path, tmp_path:
     assert main(["calibrate", str(model), str(site), "--out", str(tmp_path / "out")]) == 0
     before, after = read_card(model), read_card(tmp_path / "out" / "model")
     assert after.id != before.id and after.threshold == before.threshold
-    assert after.points == {}, "theirs are figures of the calibration before"
+    assert after.points == {}, "this model had none for scans"
     local = after.data.local_calibration
     assert local and local.model == before.id
     figures = local.slice

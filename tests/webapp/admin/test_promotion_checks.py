@@ -154,7 +154,7 @@ def test_a_form_that_was_shown_beside_another_live_version_is_refused(
     path, data = f"/admin/models/{candidate}/promote", {"reason": "Better.", "seen": seen}
     answer = admin.post(path, data=data)
     assert answer.status_code == 400
-    assert "promoted version third-card" in answer.text and "It came between." in answer.text
+    assert "promoted AlexNet SVM · v3 at" in answer.text and "It came between." in answer.text
     answer = admin.post(path, data={"reason": "Better."})
     assert "Please open it again." in answer.text
     with app.app_context():
@@ -226,8 +226,8 @@ def test_the_timeline_says_what_was_live_at_any_time(app: Flask, admin: FlaskCli
         assert page.status_code == 200
         return page.text
 
-    assert ">old-card</a>, as trained; promoted by setup: “Reason of old-card.”" in at(1)
-    assert ">new-card</a>, as trained; promoted by setup: “Reason of new-card.”" in at(3)
+    assert ">AlexNet SVM · v1</a>, as trained; promoted by setup: “Reason of old-card.”" in at(1)
+    assert ">AlexNet SVM · v2</a>, as trained; promoted by setup: “Reason of new-card.”" in at(3)
     assert "no slice model was live" in at(-1) and "no series model was live" in at(3)
     for wrong in ("noon", "2026-13-01T00:00", "9999-12-31T23:59:59-23:59"):
         answer = admin.get("/admin/models", query_string={"at": wrong})

@@ -121,7 +121,7 @@ class TestLaunch:
             f"version:{version}",
         ]
         assert [value for value in offered if not value.startswith("starter")] == found
-        assert "Version trained-here (alexnet_cells) of " in page
+        assert "AlexNet cells · v1 of " in page
         assert (
             admin.post(
                 "/admin/runs/new", data=launch_data(dataset, initial_weights=f"version:{version}")

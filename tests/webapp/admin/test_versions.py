@@ -36,7 +36,8 @@ class TestPromotion:
             assert live is not None and live.id == new
         for path in ("/admin/models", f"/admin/models/{new}"):
             page = admin.get(path).text
-            assert "Roll back to old-card" in page and f'/admin/models/{old}#promotion"' in page
+            assert "Roll back to AlexNet SVM · v1" in page
+            assert f'/admin/models/{old}#promotion"' in page
         assert promote_by_form(admin, old, reason="It missed a bleed.").status_code == 302
         with app.app_context():
             live = live_version("slice")
@@ -51,7 +52,7 @@ class TestPromotion:
         assert (
             page.index("It missed a bleed.") < page.index("Better AUROC.") < page.index("It ships.")
         )
-        assert "Roll back to new-card" in admin.get("/admin/models").text
+        assert "Roll back to AlexNet SVM · v2" in admin.get("/admin/models").text
 
     def test_a_blocked_version_is_refused_with_its_sentence(
         self, app: Flask, admin: FlaskClient

@@ -1,0 +1,265 @@
+"""Confirmed scans: what people agree on, and what a site learns from it.
+
+A scan counts while it is shared with the reviewers and more people say one thing of the whole scan
+than the opposite. Administrators have data sets made of such scans, and see what the live models
+achieve on them. A scan that a model learned from, directly or by the versions it began with, never
+counts in its figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, case, delete, func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import joinedload
+
+from webapp.audit import record
+from webapp.extensions import db
+from webapp.forms import text_problem
+from webapp.jobs import IMPORT_DATASET, TRAIN_MODEL, nudge
+from webapp.models import (
+    Act,
+    Dataset,
+    JobStatus,
+    ModelVersion,
+    Opinion,
+    Scan,
+    SiteFigures,
+    TrainingRun,
+    dataset_scan,
+    new_id,
+    training_run_dataset,
+    votes,
+)
+from webapp.sharing import shared_with_reviewers
+from webapp.storage import new_key, storage
+
+MAX_DATASET_NAME = 80
+VERSION = "version:"
+"""What initial weights begin with that are a version of this service."""
+
+
+class RequestRefused(ValueError):
+    """What an administrator asks for cannot be done; the text is a sentence."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which confirmed scans belong to a data set.
+
+    Attributes:
+        since, until: days of submission in UTC, the last one included, in ISO 8601; None for any.
+        kind: "series", "slice" or "" for both.
+        opinions: how many people have to agree at least.
+    """
+
+    since: str | None = None
+    until: str | None = None
+    kind: str = ""
+    opinions: int = 1
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return what is true of the scans that it lets through, but for the opinions."""
+        found: list[ColumnElement[bool]] = []
+        if self.since:
+            first = datetime.combine(date.fromisoformat(self.since), time.min, UTC)
+            found.append(Scan.created_at >= first)
+        if self.until:
+            last = datetime.combine(date.fromisoformat(self.until), time.max, UTC)
+            found.append(Scan.created_at <= last)
+        if self.kind:
+            found.append(Scan.slice_count > 1 if self.kind == "series" else Scan.slice_count == 1)
+        return found
+
+
+EVERYTHING = Filter()
+
+
+def filter_of(made_from: Mapping[str, Any]) -> Filter:
+    """Return the filter that `Dataset.made_from` holds."""
+    return Filter(**made_from)
+
+
+def confirmed_scans(chosen: Filter = EVERYTHING) -> Select[Scan]:
+    """Return the statement for the confirmed scans that a filter lets through, the oldest first."""
+    said = votes()
+    surplus = said.c.present - said.c.absent
+    most = case((surplus > 0, said.c.present), else_=said.c.absent)
+    return (
+        select(Scan)
+        .join(said, said.c.scan_id == Scan.id)
+        .where(
+            Scan.id.in_(shared_with_reviewers()),
+            Scan.status == JobStatus.DONE,
+            surplus != 0,
+            most >= chosen.opinions,
+            *chosen.conditions(),
+        )
+        .order_by(Scan.created_at, Scan.id)
+    )
+
+
+def study_of(scan: Scan) -> str:
+    """Return what stands for the patient of a scan: scans of one study are not independent."""
+    return scan.study_id
+
+
+def confirmed_counts() -> dict[str, int]:
+    """Return how many scans are confirmed "present" and "absent", and how many are "disputed" by as
+    many people as support each.
+    """
+    said = votes()
+    shared = Scan.id.in_(shared_with_reviewers())
+    which = {
+        "present": said.c.present > said.c.absent,
+        "absent": said.c.absent > said.c.present,
+        "disputed": (said.c.present == said.c.absent) & (said.c.present > 0),
+    }
+    return {
+        name: db.session.scalar(
+            select(func.count())
+            .select_from(Scan)
+            .join(said, said.c.scan_id == Scan.id)
+            .where(shared, Scan.status == JobStatus.DONE, holds)
+        )
+        or 0
+        for name, holds in which.items()
+    }
+
+
+def disputed_scans(limit: int) -> list[tuple[Scan, int, int]]:
+    """Return scans on which people contradict each other, the newest first, with how many say
+    present and absent.
+    """
+    said = votes()
+    found = db.session.execute(
+        select(Scan, said.c.present, said.c.absent)
+        .join(said, said.c.scan_id == Scan.id)
+        .where(Scan.id.in_(shared_with_reviewers()), said.c.present > 0, said.c.absent > 0)
+        .options(joinedload(Scan.user))
+        .order_by(Scan.created_at.desc(), Scan.id)
+        .limit(limit)
+    )
+    return [(scan, present, absent) for scan, present, absent in found]
+
+
+def learned_from(version: ModelVersion) -> set[str]:
+    """Return the ids of the scans that a version learned from: those of the data sets of its
+    training, or calibration, and of all versions that it began with.
+    """
+    runs: set[str] = set()
+    run_id = version.run_id
+    while run_id is not None and run_id not in runs:
+        runs.add(run_id)
+        weights = db.session.scalar(
+            select(TrainingRun.initial_weights).where(TrainingRun.id == run_id)
+        )
+        began_with = (weights or "").removeprefix(VERSION)
+        run_id = db.session.scalar(select(ModelVersion.run_id).where(ModelVersion.id == began_with))
+    used = select(training_run_dataset.c.dataset_id).where(
+        training_run_dataset.c.training_run_id.in_(runs)
+    )
+    return set(
+        db.session.scalars(
+            select(dataset_scan.c.scan_id).where(dataset_scan.c.dataset_id.in_(used))
+        )
+    )
+
+
+def request_dataset(name: str, chosen: Filter, user_id: str) -> tuple[Dataset, bool]:
+    """Queue a data set to be made of the confirmed scans that a filter lets through; return it, and
+    whether a worker could be told.
+
+    Raises:
+        RequestRefused: the name is taken or none, or there is no such scan.
+    """
+    problem = text_problem(name, MAX_DATASET_NAME) if name else "Please enter a name."
+    if problem:
+        raise RequestRefused(problem)
+    if db.session.scalar(confirmed_scans(chosen).with_only_columns(Scan.id).limit(1)) is None:
+        raise RequestRefused("No confirmed scan matches these filters.")
+    dataset = Dataset(
+        id=new_id(),
+        name=name,
+        imported_by_id=user_id,
+        archive_key=new_key("datasets", ".zip"),
+        made_from=asdict(chosen),
+    )
+    useless = Dataset.status.in_((JobStatus.FAILED, JobStatus.CANCELLED))
+    try:
+        replaced = db.session.execute(
+            delete(Dataset)
+            .where(Dataset.name == name, useless)
+            .returning(Dataset.id, Dataset.archive_key)
+        ).one_or_none()
+        if replaced:
+            record(Act.DATASET_DELETED, replaced.id)
+        db.session.add(dataset)
+        record(Act.DATASET_REQUESTED, dataset.id)
+        db.session.commit()
+    except IntegrityError as err:
+        db.session.rollback()
+        raise RequestRefused(f"A data set named “{name}” already exists.") from err
+    if replaced:
+        storage.discard(replaced.archive_key)
+    return dataset, nudge(IMPORT_DATASET)
+
+
+def request_figures(user_id: str | None) -> bool:
+    """Queue a computation of the site figures unless one waits; return whether a worker could be
+    told.
+    """
+    waits = SiteFigures.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
+    if db.session.scalar(select(SiteFigures.id).where(waits).limit(1)) is None:
+        figures = SiteFigures(id=new_id(), asked_by_id=user_id)
+        db.session.add(figures)
+        record(Act.FIGURES_REQUESTED, figures.id, actor_id=user_id)
+    db.session.commit()
+    return nudge(TRAIN_MODEL)
+
+
+def newest_figures(status: JobStatus | None = None) -> SiteFigures | None:
+    """Return the newest computation of the site figures, or the newest in that status."""
+    newest = select(SiteFigures).order_by(SiteFigures.created_at.desc(), SiteFigures.id).limit(1)
+    return db.session.scalar(
+        newest if status is None else newest.where(SiteFigures.status == status)
+    )
+
+
+def opinions_since(figures: SiteFigures) -> int:
+    """Return how many opinions on whole scans were given or changed after these figures were asked
+    for.
+    """
+    changed = select(func.count()).where(
+        Opinion.slice_index.is_(None), Opinion.updated_at > figures.created_at
+    )
+    return db.session.scalar(changed) or 0
+
+
+def request_calibration(version: ModelVersion, dataset: Dataset, user_id: str) -> tuple[str, bool]:
+    """Queue a calibration of a version to a data set; return the id of the run, and whether a
+    worker could be told.
+
+    Raises:
+        RequestRefused: the data set is not ready.
+    """
+    if dataset.status != JobStatus.DONE:
+        raise RequestRefused("Choose a data set that is ready.")
+    run = TrainingRun(
+        id=new_id(),
+        launched_by_id=user_id,
+        architecture=version.architecture,
+        settings={},
+        initial_weights=f"{VERSION}{version.id}",
+        seed=0,
+        datasets=[dataset],
+        is_calibration=True,
+    )
+    db.session.add(run)
+    record(Act.VERSION_CALIBRATED, run.id)
+    db.session.commit()
+    return run.id, nudge(TRAIN_MODEL)

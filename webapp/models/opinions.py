@@ -1,0 +1,151 @@
+"""What people say of scans, and with whom scans are shared."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Enum,
+    ForeignKey,
+    Index,
+    String,
+    Subquery,
+    Text,
+    case,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from webapp.extensions import UtcDateTime, db, utc_now
+from webapp.models.accounts import User
+from webapp.models.leased import new_id
+from webapp.models.scans import Scan
+
+
+class Finding(StrEnum):
+    """What a person says of hemorrhage in a scan or a slice."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNCLEAR = "cannot tell"
+
+    @property
+    def is_decisive(self) -> bool:
+        """True if it can confirm a scan."""
+        return self is not Finding.UNCLEAR
+
+
+class Opinion(db.Model):
+    """One person's opinion on a scan, or on one of its slices; a person has at most one of each.
+
+    What the model had answered when it was given stands beside it, since a scan can be analyzed
+    again.
+    """
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    scan_id: Mapped[str] = mapped_column(ForeignKey("scan.id", ondelete="CASCADE"))
+    author_id: Mapped[str] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"), index=True)
+    # Counted from 0; empty for the whole scan.
+    slice_index: Mapped[int | None]
+    finding: Mapped[Finding] = mapped_column(
+        Enum(
+            Finding,
+            native_enum=False,
+            length=16,
+            values_callable=lambda findings: [finding.value for finding in findings],
+        )
+    )
+    # Types of hemorrhage (`ml.catalogue.BLEEDING_TYPES`).
+    types: Mapped[list[str]] = mapped_column(JSON, default=list)
+    comment: Mapped[str] = mapped_column(Text, default="")
+    # An ellipse on the slice: its center and its radii as shares of the picture's width and height,
+    # {"x", "y", "rx", "ry"}.
+    region: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    # The answer that its author saw: which version gave it, its probability for the scan or the
+    # slice, and, for the scan, whether that was positive.
+    model_version_id: Mapped[str | None] = mapped_column(ForeignKey("model_version.id"))
+    model_probability: Mapped[float | None]
+    model_positive: Mapped[bool | None]
+    # The probability with which the review queue chose the scan, where it led its author here;
+    # empty where they came by themselves.
+    sampling: Mapped[float | None]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    author: Mapped[User] = relationship()
+    scan: Mapped[Scan] = relationship()
+
+    __table_args__ = (
+        # Empty values are no duplicates of each other, so there is an index for either kind.
+        Index(
+            "uq_opinion_scan",
+            "scan_id",
+            "author_id",
+            unique=True,
+            postgresql_where=text("slice_index IS NULL"),
+            sqlite_where=text("slice_index IS NULL"),
+        ),
+        Index(
+            "uq_opinion_slice",
+            "scan_id",
+            "author_id",
+            "slice_index",
+            unique=True,
+            postgresql_where=text("slice_index IS NOT NULL"),
+            sqlite_where=text("slice_index IS NOT NULL"),
+        ),
+    )
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether it agrees with the model's answer; None where one of them is not decisive."""
+        if self.model_positive is None or not self.finding.is_decisive:
+            return None
+        return self.model_positive == (self.finding == Finding.PRESENT)
+
+
+class Share(db.Model):
+    """Somebody may see a scan of another person and give an opinion on it: `with_user`, or all
+    reviewers where that is empty.
+    """
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, default=new_id)
+    scan_id: Mapped[str] = mapped_column(ForeignKey("scan.id", ondelete="CASCADE"))
+    with_user_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    with_user: Mapped[User | None] = relationship()
+
+    __table_args__ = (
+        Index("ix_share_with", "with_user_id", "scan_id"),
+        Index(
+            "uq_share_reviewers",
+            "scan_id",
+            unique=True,
+            postgresql_where=text("with_user_id IS NULL"),
+            sqlite_where=text("with_user_id IS NULL"),
+        ),
+        Index(
+            "uq_share_person",
+            "scan_id",
+            "with_user_id",
+            unique=True,
+            postgresql_where=text("with_user_id IS NOT NULL"),
+            sqlite_where=text("with_user_id IS NOT NULL"),
+        ),
+    )
+
+
+def votes() -> Subquery:
+    """Return a table of all scans on which somebody gave an opinion: `scan_id`, and how many say of
+    the whole scan `present` and `absent`.
+    """
+
+    def count(finding: Finding) -> Any:
+        return func.sum(case((Opinion.finding == finding, 1), else_=0)).label(finding.value)
+
+    of_scans = select(Opinion.scan_id, count(Finding.PRESENT), count(Finding.ABSENT))
+    return of_scans.where(Opinion.slice_index.is_(None)).group_by(Opinion.scan_id).subquery("votes")

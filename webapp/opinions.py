@@ -1,0 +1,265 @@
+"""Opinions on scans: giving, changing and withdrawing them, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import contains_eager, joinedload
+
+from ml.catalogue import BLEEDING_TYPES
+from webapp.audit import record
+from webapp.extensions import db, utc_now
+from webapp.forms import MAX_COMMENT, OpinionForm, ShareForm, lines_problem
+from webapp.models import Act, Finding, Opinion, Scan, User
+from webapp.models.accounts import lock_person
+from webapp.review import sampling_of
+from webapp.sharing import shares_of, visible_to
+
+GONE = "This scan was deleted, or is no longer shared with you, so your opinion was not saved."
+REGION = ("x", "y", "rx", "ry")
+DIGITS = 4
+
+
+class OpinionRefused(ValueError):
+    """An opinion makes no sense; the text is a sentence for its author."""
+
+
+class ScanGone(LookupError):
+    """The scan is not there any more, or not to be seen by this person."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a person says of a scan, or of the slice `slice_index`, counted from 0.
+
+    Attributes:
+        types: of `ml.catalogue.BLEEDING_TYPES`.
+        region: an ellipse on the slice as `Opinion.region` has it.
+    """
+
+    finding: Finding
+    slice_index: int | None = None
+    types: tuple[str, ...] = ()
+    comment: str = ""
+    region: dict[str, float] | None = None
+
+    def require_sound(self, slice_count: int) -> None:
+        """Check an opinion on a scan of so many slices.
+
+        Raises:
+            OpinionRefused: a part is missing, unknown or contradicts another.
+        """
+        if self.slice_index is not None and not 0 <= self.slice_index < slice_count:
+            raise OpinionRefused(
+                f"The scan has no such slice; its slices are numbered from 1 to {slice_count}."
+            )
+        if unknown := sorted(set(self.types) - set(BLEEDING_TYPES)):
+            raise OpinionRefused(f"“{unknown[0][:40]}” is not a type of hemorrhage.")
+        if self.types and self.finding != Finding.PRESENT:
+            raise OpinionRefused(
+                "Types can be chosen only where hemorrhage is present; please choose “present” or"
+                " no type."
+            )
+        if problem := lines_problem(self.comment, MAX_COMMENT):
+            raise OpinionRefused(problem)
+        if self.region is None:
+            return
+        if self.slice_index is None and slice_count > 1:
+            raise OpinionRefused("A mark belongs to one slice; please choose the slice.")
+        center_in = 0 <= self.region["x"] <= 1 and 0 <= self.region["y"] <= 1
+        if not center_in or not all(0 < self.region[name] <= 1 for name in ("rx", "ry")):
+            raise OpinionRefused("The mark does not lie on the picture.")
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """How many people say of the whole scan that hemorrhage is present, and how many that it is
+    absent.
+    """
+
+    present: int
+    absent: int
+
+    @property
+    def finding(self) -> Finding | None:
+        """What most of them say, which confirms the scan; None where nobody decided or as many say
+        the opposite.
+        """
+        if self.present == self.absent:
+            return None
+        return Finding.PRESENT if self.present > self.absent else Finding.ABSENT
+
+    @property
+    def is_disputed(self) -> bool:
+        """True where people contradict each other."""
+        return self.present > 0 and self.absent > 0
+
+
+def consensus_of(opinions: Iterable[Opinion]) -> Consensus:
+    """Return what these opinions on one scan say together of the whole scan."""
+    of_scan = [each.finding for each in opinions if each.slice_index is None]
+    return Consensus(of_scan.count(Finding.PRESENT), of_scan.count(Finding.ABSENT))
+
+
+def opinions_of(scan: Scan) -> list[Opinion]:
+    """Return all opinions on a scan with their authors: those on the whole scan first, then slice
+    by slice, each in the order in which they were first given.
+    """
+    found = (
+        select(Opinion)
+        .where(Opinion.scan_id == scan.id)
+        .options(joinedload(Opinion.author))
+        .order_by(
+            Opinion.slice_index.is_not(None), Opinion.slice_index, Opinion.created_at, Opinion.id
+        )
+    )
+    return list(db.session.scalars(found))
+
+
+def slices_of(scan: Scan) -> int:
+    """Return how many slices of a scan can be spoken of: those that were analyzed."""
+    return len(scan.prediction.slices) if scan.prediction else 0
+
+
+def give(scan_id: str, author_id: str, said: Said, *, from_queue: bool = False) -> Opinion:
+    """Give an opinion, or change the author's earlier one on the same scan or slice; the caller
+    commits.
+
+    Args:
+        from_queue: the review queue led the author to this scan.
+
+    Raises:
+        ScanGone: the author sees no such scan.
+        OpinionRefused: it makes no sense.
+    """
+    scan = _locked_scan(scan_id, author_id)
+    if scan.prediction is None:
+        raise OpinionRefused("This scan has no result yet, so there is nothing to agree with.")
+    count = slices_of(scan)
+    said.require_sound(count)
+    index = None if count == 1 else said.slice_index  # A single slice is the whole scan.
+    opinion = db.session.scalar(
+        select(Opinion).where(
+            Opinion.scan_id == scan_id,
+            Opinion.author_id == author_id,
+            Opinion.slice_index.is_(None) if index is None else Opinion.slice_index == index,
+        )
+    )
+    region = said.region and {name: round(said.region[name], DIGITS) for name in REGION}
+    columns: dict[str, Any] = {
+        "finding": said.finding,
+        "types": sorted(set(said.types)),
+        "comment": said.comment,
+        "region": region,
+    }
+    if opinion is None:
+        opinion = Opinion(scan_id=scan_id, author_id=author_id, slice_index=index, **columns)
+        opinion.author = db.session.get_one(User, author_id)
+        if from_queue and index is None and scan.user_id != author_id:
+            opinion.sampling = sampling_of(scan)
+        db.session.add(opinion)
+        record(Act.OPINION_GIVEN, scan_id, detail=f"{_place(index)}: {said.finding}")
+    else:
+        changed = [name for name, value in columns.items() if getattr(opinion, name) != value]
+        if not changed:
+            return opinion
+        was = opinion.finding
+        for name in changed:
+            setattr(opinion, name, columns[name])
+        opinion.updated_at = utc_now()
+        others = ", ".join(name for name in changed if name != "finding")
+        detail = f"{_place(index)}: {was} → {said.finding}" + (f"; {others}" if others else "")
+        record(Act.OPINION_CHANGED, scan_id, detail=detail)
+    _note_answer(opinion, scan)
+    return opinion
+
+
+def withdraw(scan_id: str, opinion_id: str, author_id: str) -> bool:
+    """Withdraw an own opinion on a scan; False if there is none. The caller commits."""
+    opinion = db.session.scalar(
+        select(Opinion)
+        .where(Opinion.id == opinion_id)
+        .where(Opinion.scan_id == scan_id, Opinion.author_id == author_id)
+        .with_for_update()
+    )
+    if opinion is None:
+        return False
+    db.session.delete(opinion)
+    detail = f"{_place(opinion.slice_index)}: {opinion.finding}"
+    record(Act.OPINION_WITHDRAWN, scan_id, detail=detail)
+    return True
+
+
+def panel(scan: Scan, reader_id: str, form: OpinionForm | None = None) -> dict[str, Any]:
+    """Return what the part of a scan's page shows that has the opinions, to `reader_id`.
+
+    Args:
+        form: an opinion that was refused, to be corrected.
+    """
+    opinions = opinions_of(scan)
+    own = [each for each in opinions if each.author_id == reader_id]
+    is_owner = scan.user_id == reader_id
+    return {
+        "opinions": opinions,
+        "consensus": consensus_of(opinions),
+        "own_opinions": [
+            {
+                "slice": each.slice_index,
+                "finding": each.finding,
+                "types": each.types,
+                "comment": each.comment,
+                "region": each.region,
+            }
+            for each in own
+        ],
+        "marks": [
+            {"slice": each.slice_index or 0, "region": each.region, "by": each.author.username}
+            for each in opinions
+            if each.region
+        ],
+        "own_finding": next((each.finding for each in own if each.slice_index is None), None),
+        "opinion_form": form or OpinionForm(formdata=None),
+        "spoken_slices": slices_of(scan),
+        "is_owner": is_owner,
+        "shares": shares_of(scan.id) if is_owner else [],
+        "share_form": ShareForm(formdata=None) if is_owner else None,
+    }
+
+
+def _locked_scan(scan_id: str, reader_id: str) -> Scan:
+    """Return a scan that this person sees with its prediction. Both are locked until the caller
+    commits, so that neither is deleted and no other opinion on the scan is written meanwhile.
+    """
+    if lock_person(reader_id) is None:
+        raise ScanGone
+    scan = db.session.scalar(
+        select(Scan)
+        .where(Scan.id == scan_id, visible_to(reader_id))
+        .outerjoin(Scan.prediction)
+        .options(contains_eager(Scan.prediction))
+        .execution_options(populate_existing=True)
+        .with_for_update(of=Scan, key_share=True)
+    )
+    if scan is None:
+        raise ScanGone
+    return scan
+
+
+def _note_answer(opinion: Opinion, scan: Scan) -> None:
+    """Note which answer the author sees."""
+    prediction = scan.prediction
+    if prediction is None:
+        return
+    opinion.model_version_id = prediction.model_version_id
+    if opinion.slice_index is None:
+        opinion.model_probability = prediction.probability
+        opinion.model_positive = prediction.positive
+    else:
+        opinion.model_probability = prediction.slices[opinion.slice_index]
+
+
+def _place(slice_index: int | None) -> str:
+    return "scan" if slice_index is None else f"slice {slice_index + 1}"

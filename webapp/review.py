@@ -1,0 +1,117 @@
+"""The review queue: which of the scans that are shared with the reviewers should be read next.
+
+Uncertain ones come first, then those on which people disagree with each other or one person with
+the model, then a random share of all others. Scans that people choose to read are the odd ones, so
+figures of them alone would be wrong: each opinion keeps the probability with which the queue chose
+its scan, and site figures weigh by it.
+
+A scan belongs to the random share or not by its id, which is random, so the choice needs no row and
+is the same for every reviewer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flask import current_app
+from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select
+from sqlalchemy.orm import joinedload
+
+from webapp.extensions import db
+from webapp.models import JobStatus, Opinion, Scan, votes
+from webapp.sharing import shared_with_reviewers
+
+UNCERTAIN, DISAGREEMENT, RANDOM = REASONS = ("uncertain", "disagreement", "random share")
+INCONCLUSIVE, SUSPECTED, NOT_FOUND = "inconclusive", "suspected", "not found"
+DIGITS = 8
+"""Hexadecimal digits of an id that decide; their first ones are random."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """A scan of the queue, and why it is in it (one of `REASONS`)."""
+
+    scan: Scan
+    reason: str
+
+
+def sampling_of(scan: Scan) -> float | None:
+    """Return the probability with which the queue chooses a scan for its first opinion; None if it
+    does not choose it.
+    """
+    if scan.verdict_state == INCONCLUSIVE:
+        return 1.0
+    share = random_share()
+    return share if share > 0 and scan.id < _bound(share) else None
+
+
+def random_share() -> float:
+    """Return the share of all scans that are reviewed at random, 0..1."""
+    return float(min(current_app.config["REVIEW_PERCENT"], 100) / 100)
+
+
+def in_random_share() -> ColumnElement[bool]:
+    """Return the condition of scans that belong to the random share."""
+    return Scan.id < _bound(random_share())
+
+
+def queue_of(reviewer_id: str, limit: int) -> list[Due]:
+    """Return the first scans that this reviewer should read, in order."""
+    ids = {row.id: REASONS[row.rank] for row in db.session.execute(_queue(reviewer_id, limit))}
+    found = db.session.scalars(select(Scan).where(Scan.id.in_(ids)).options(joinedload(Scan.user)))
+    scans = {scan.id: scan for scan in found}
+    return [Due(scans[each], reason) for each, reason in ids.items() if each in scans]
+
+
+def next_in_queue(reviewer_id: str) -> str | None:
+    """Return the id of the scan that this reviewer should read next; None if there is none."""
+    row = db.session.execute(_queue(reviewer_id, 1)).one_or_none()
+    return row and row.id
+
+
+def counts_for(reviewer_id: str) -> dict[str, int]:
+    """Return how many scans this reviewer should read, by reason."""
+    queued = _queue(reviewer_id, None).subquery()
+    each = select(queued.c.rank, func.count().label("scans")).group_by(queued.c.rank)
+    found = {row.rank: row.scans for row in db.session.execute(each)}
+    return {reason: found.get(rank, 0) for rank, reason in enumerate(REASONS)}
+
+
+def _queue(reviewer_id: str, limit: int | None) -> Select[str, int]:
+    """Return the statement for id and rank (of `REASONS`) of the scans in a reviewer's queue."""
+    said = votes()
+    present, absent = func.coalesce(said.c.present, 0), func.coalesce(said.c.absent, 0)
+    nobody_decided = present + absent == 0
+    against_model = or_(
+        and_(present == 1, absent == 0, Scan.verdict_state == NOT_FOUND),
+        and_(present == 0, absent == 1, Scan.verdict_state == SUSPECTED),
+    )
+    undecided = and_(present == absent, present > 0)
+    rank = case(
+        (and_(Scan.verdict_state == INCONCLUSIVE, nobody_decided), 0),
+        (or_(undecided, against_model), 1),
+        (and_(in_random_share(), nobody_decided), 2),
+    ).label("rank")
+    own = exists().where(
+        Opinion.scan_id == Scan.id,
+        Opinion.author_id == reviewer_id,
+        Opinion.slice_index.is_(None),
+    )
+    return (
+        select(Scan.id, rank)
+        .outerjoin(said, said.c.scan_id == Scan.id)
+        .where(
+            Scan.id.in_(shared_with_reviewers()),
+            Scan.status == JobStatus.DONE,
+            Scan.user_id != reviewer_id,
+            rank.is_not(None),
+            ~own,
+        )
+        .order_by(rank, case((rank == 0, Scan.margin), else_=0.0), Scan.id)
+        .limit(limit)
+    )
+
+
+def _bound(share: float) -> str:
+    """Return the text below which so large a share of all ids lies."""
+    return "g" if share >= 1 else f"{int(share * 16**DIGITS):0{DIGITS}x}"

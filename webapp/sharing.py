@@ -1,0 +1,114 @@
+"""Who sees a scan besides its owner: those it is shared with, one by one or as reviewers."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Select, delete, exists, or_, select
+from sqlalchemy.orm import joinedload
+
+from webapp.audit import record
+from webapp.extensions import db
+from webapp.forms import username_problem
+from webapp.models import REVIEWERS, Act, Scan, Share, User
+
+MOST_SHARES = 50
+"""People with whom one scan can be shared, each by name."""
+THE_REVIEWERS = "the reviewers"
+
+
+class SharingRefused(ValueError):
+    """A scan cannot be shared like this; the text is a sentence for its owner."""
+
+
+def visible_to(user_id: str) -> ColumnElement[bool]:
+    """Return the condition of scans that this person may see: their own, and what is shared with
+    them now.
+    """
+    # Apart from each other, so that each finds its index.
+    return or_(
+        Scan.user_id == user_id,
+        exists().where(Share.scan_id == Scan.id, Share.with_user_id == user_id),
+        exists().where(Share.scan_id == Scan.id, Share.with_user_id.is_(None))
+        & _is_reviewer(user_id),
+    )
+
+
+def shared_with(user_id: str) -> Select[str]:
+    """Return the statement for the ids of all scans that are shared with this person."""
+    to_reviewers = Share.with_user_id.is_(None) & _is_reviewer(user_id)
+    return select(Share.scan_id).where(or_(Share.with_user_id == user_id, to_reviewers))
+
+
+def shared_with_reviewers() -> Select[str]:
+    """Return the statement for the ids of all scans that are shared with the reviewers."""
+    return select(Share.scan_id).where(Share.with_user_id.is_(None))
+
+
+def is_any_shared_with(user_id: str) -> bool:
+    """Return whether a scan of somebody else is shared with this person."""
+    return db.session.scalar(shared_with(user_id).limit(1)) is not None
+
+
+def shares_of(scan_id: str) -> list[Share]:
+    """Return with whom a scan is shared, in the order in which that was decided."""
+    found = select(Share).where(Share.scan_id == scan_id).options(joinedload(Share.with_user))
+    return list(db.session.scalars(found.order_by(Share.created_at, Share.id)))
+
+
+def share(scan: Scan, username: str | None) -> Share:
+    """Share a scan with the person of that username, or with the reviewers; the caller commits.
+
+    Two requests for the same are one share.
+
+    Raises:
+        SharingRefused: there is no such person, they see it already, or it is shared with too many.
+    """
+    person = None if username is None else _person_named(username.strip())
+    if person is not None and person.id == scan.user_id:
+        raise SharingRefused("This scan is already yours.")
+    # Locked, so that the second of two requests at once finds what the first one did.
+    if db.session.scalar(select(Scan.id).where(Scan.id == scan.id).with_for_update()) is None:
+        raise SharingRefused("This scan was deleted meanwhile.")
+    with_user_id = person and person.id
+    earlier = shares_of(scan.id)
+    if any(one.with_user_id == with_user_id for one in earlier):
+        whom = THE_REVIEWERS if person is None else person.username
+        raise SharingRefused(f"This scan is already shared with {whom}.")
+    if len(earlier) >= MOST_SHARES:
+        raise SharingRefused(f"A scan can be shared with at most {MOST_SHARES} people.")
+    made = Share(scan_id=scan.id, with_user_id=with_user_id, with_user=person)
+    db.session.add(made)
+    record(Act.SCAN_SHARED, scan.id, detail=_whom(with_user_id))
+    return made
+
+
+def end_share(scan_id: str, share_id: str) -> bool:
+    """Take a share of a scan back; False if there is none. The caller commits."""
+    ended = db.session.execute(
+        delete(Share)
+        .where(Share.id == share_id, Share.scan_id == scan_id)
+        .returning(Share.with_user_id)
+    ).one_or_none()
+    if ended is None:
+        return False
+    record(Act.SHARING_ENDED, scan_id, detail=_whom(ended.with_user_id))
+    return True
+
+
+def _is_reviewer(user_id: str) -> ColumnElement[bool]:
+    return exists().where(User.id == user_id, User.role.in_(REVIEWERS))
+
+
+def _whom(user_id: str | None) -> str:
+    """Return with whom a scan is shared for the audit log, which holds no names."""
+    return f"with {THE_REVIEWERS}" if user_id is None else f"with {user_id}"
+
+
+def _person_named(username: str) -> User:
+    known = username_problem(username) is None and db.session.scalar(
+        select(User).where(User.username_key == username.lower(), User.disabled_at.is_(None))
+    )
+    if not known:
+        raise SharingRefused(
+            f"There is no user named “{username[:64]}”." if username else "Please enter a username."
+        )
+    return known

@@ -1,0 +1,170 @@
+"""Makes the archive of a data set of confirmed scans, which is then imported like any other.
+
+Nothing in it tells whose a scan is: names are keyed hashes, files are written anew, and what lies
+outside the head is covered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flask import current_app
+from sqlalchemy import insert, select
+
+from ml.datasets.writing import LabeledScan, write_manifest, write_scan
+from ml.errors import DatasetError, ImageError
+from webapp.confirmed import confirmed_scans, filter_of, study_of
+from webapp.extensions import db
+from webapp.models import Dataset, Finding, Opinion, Scan, dataset_scan
+from webapp.opinions import consensus_of, opinions_of
+from webapp.storage import MissingFile, storage
+from worker.retries import in_transaction, retry_disk, retry_storage
+from worker.scan_files import read_original
+
+COLLECTING = "Collecting scan"
+NAME_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What people agree on for a scan; see `ml.datasets.writing.LabeledScan`."""
+
+    label: int
+    types: tuple[str, ...]
+    slice_labels: dict[int, int]
+    slice_types: dict[int, tuple[str, ...]]
+
+
+def make_archive(
+    dataset: Dataset, folder: Path, tell: Callable[[str, int, int], None]
+) -> list[str]:
+    """Store the archive of a data set of confirmed scans, and which scans are in it; return
+    sentences about those that are left out.
+
+    Args:
+        dataset: its `made_from` says which scans.
+        folder: a temporary folder.
+        tell: is called with the step, how many scans are done, and how many there are.
+
+    Raises:
+        DatasetError: there is no such scan any more, or they take more than data sets may.
+        StorageError: the storage fails.
+    """
+    scans, labels = in_transaction(lambda: _chosen(dataset))
+    if not scans:
+        raise DatasetError("No confirmed scan matches the filters of this data set any more.")
+    root = folder / "confirmed"
+    rows: list[dict[str, Any]] = []
+    used: list[str] = []
+    left_out = Counter[str]()
+    for done, scan in enumerate(scans):
+        tell(COLLECTING, done, len(scans))
+        try:
+            series = read_original(scan, redact=True)
+        except (ImageError, MissingFile) as err:
+            left_out[str(err)] += 1
+            continue
+        own = labels[scan.id]
+        labeled = LabeledScan(
+            _hidden("scan", scan.id),
+            _hidden("study", study_of(scan)),
+            series,
+            own.label,
+            own.types,
+            own.slice_labels,
+            own.slice_types,
+        )
+        rows += retry_disk(lambda labeled=labeled: write_scan(root, labeled))  # type: ignore[misc]
+        used.append(scan.id)
+        _require_fewer_bytes(root)
+    if not used:
+        raise DatasetError("None of the confirmed scans can be read any more.")
+    write_manifest(root, rows)
+    archive = retry_disk(lambda: _packed(root, folder / "confirmed.zip"))
+    shutil.rmtree(root)
+    in_transaction(lambda: _note_scans(dataset.id, used))
+    retry_storage(lambda: storage.put(dataset.archive_key, archive))
+    archive.unlink()
+    return [f"{count} confirmed scans are left out: {why}" for why, count in left_out.items()]
+
+
+def _chosen(dataset: Dataset) -> tuple[list[Scan], dict[str, Labels]]:
+    scans = list(db.session.scalars(confirmed_scans(filter_of(dataset.made_from or {}))))
+    return scans, {scan.id: labels_of(opinions_of(scan)) for scan in scans}
+
+
+def labels_of(opinions: Sequence[Opinion]) -> Labels:
+    """Return what opinions on a confirmed scan say together, slice by slice: what most people say;
+    a slice on which they are divided has no label. A type counts if most of those name it who say
+    that hemorrhage is present.
+    """
+    of_slice: dict[int, list[Opinion]] = {}
+    for opinion in opinions:
+        if opinion.slice_index is not None:
+            of_slice.setdefault(opinion.slice_index, []).append(opinion)
+    slice_labels, slice_types = {}, {}
+    for index, said in of_slice.items():
+        found = [one.finding for one in said]
+        present, absent = found.count(Finding.PRESENT), found.count(Finding.ABSENT)
+        if present != absent:
+            slice_labels[index] = int(present > absent)
+            slice_types[index] = _types_of(said)
+    whole = [opinion for opinion in opinions if opinion.slice_index is None]
+    return Labels(
+        label=int(consensus_of(whole).finding == Finding.PRESENT),
+        types=_types_of(whole),
+        slice_labels=slice_labels,
+        slice_types=slice_types,
+    )
+
+
+def _types_of(opinions: Sequence[Opinion]) -> tuple[str, ...]:
+    named = [opinion.types for opinion in opinions if opinion.types]
+    counts = Counter(name for types in named for name in types)
+    return tuple(sorted(name for name, count in counts.items() if 2 * count > len(named)))
+
+
+def _hidden(what: str, row_id: str) -> str:
+    """Return a name that stands for a row and does not tell which, always the same."""
+    key = str(current_app.config["SECRET_KEY"]).encode()
+    digest = hmac.new(key, f"data set {what} {row_id}".encode(), hashlib.sha256)
+    return f"{what[0]}{digest.hexdigest()[:NAME_DIGITS]}"
+
+
+def _require_fewer_bytes(root: Path) -> None:
+    most_mb = current_app.config["MAX_DATASET_MB"]
+    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    if size > most_mb * 2**20:
+        raise DatasetError(
+            f"The confirmed scans take more than {most_mb:,} MB, the limit for data sets; please"
+            " choose fewer."
+        )
+
+
+def _packed(root: Path, archive: Path) -> Path:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                packed.write(path, path.relative_to(root))
+    return archive
+
+
+def _note_scans(dataset_id: str, scan_ids: Sequence[str]) -> None:
+    """Write which scans a data set was made of; those deleted meanwhile need no note."""
+    there = set(db.session.scalars(select(Scan.id).where(Scan.id.in_(scan_ids))))
+    known = set(
+        db.session.scalars(
+            select(dataset_scan.c.scan_id).where(dataset_scan.c.dataset_id == dataset_id)
+        )
+    )
+    new = [{"dataset_id": dataset_id, "scan_id": one} for one in sorted(there - known)]
+    if new:
+        db.session.execute(insert(dataset_scan).values(new))

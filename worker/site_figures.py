@@ -1,0 +1,210 @@
+"""Computes what the live versions achieve on this site's confirmed scans, month by month."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import select
+
+from ml.evaluation.site_figures import (
+    ConfirmedScan,
+    FiguresOfSite,
+    Stratum,
+    sampling_weights,
+    site_figures,
+)
+from ml.typed_json import to_json
+from webapp.confirmed import learned_from, study_of
+from webapp.extensions import db
+from webapp.models import (
+    Finding,
+    JobStatus,
+    ModelVersion,
+    Opinion,
+    Prediction,
+    Scan,
+    SiteFigures,
+    live_version,
+    votes,
+)
+from webapp.review import random_share, sampling_of
+from webapp.sharing import shared_with_reviewers
+from worker import leases
+from worker.heartbeat import presence
+from worker.leases import LeaseLost
+from worker.retries import in_transaction
+
+log = logging.getLogger(__name__)
+
+FAILED = "An unexpected error occurred while computing the figures; see the log for details."
+
+
+def compute_next_figures() -> bool:
+    """Claim a queued computation of the site figures and carry it out; return False if none was
+    queued.
+    """
+    mine = presence()
+    claimed = in_transaction(lambda: leases.claim(SiteFigures, mine.owner))
+    if not claimed:
+        return False
+    row = claimed[0]
+    with mine.holding(SiteFigures, [row.id]):
+        try:
+            answered = in_transaction(_answered)
+            figures = [_figures_of(one) for one in answered]
+            finished = in_transaction(
+                lambda: leases.finish(SiteFigures, mine.owner, [row.id], figures=figures)
+            )
+            if not finished:
+                raise LeaseLost
+            log.info("site_figures=%s done", row.id)
+        except LeaseLost:
+            log.warning("site_figures=%s was lost to another worker", row.id)
+        except Exception:
+            log.error("site_figures=%s failed unexpectedly", row.id)
+            in_transaction(lambda: leases.fail(SiteFigures, mine.owner, {row.id: FAILED}))
+            raise
+    return True
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What is known of the scans that a live version answered.
+
+    Attributes:
+        version: the version.
+        scans: the confirmed ones that it has not learned from.
+        drawn: how many scans the review queue chose in each stratum, reviewed or not.
+        seen: how many confirmed scans are left out because it learned from their patients.
+        unconfirmed: how many others it answered.
+    """
+
+    version: ModelVersion
+    scans: list[ConfirmedScan]
+    drawn: Mapping[Stratum, int]
+    seen: int
+    unconfirmed: int
+
+
+def _answered() -> list[Answered]:
+    versions = [live_version(reads) for reads in ("series", "slice")]
+    return [_answered_by(version) for version in versions if version is not None]
+
+
+def _answered_by(version: ModelVersion) -> Answered:
+    sampling = _sampling_of_first()
+    learned = _patients_of(learned_from(version))
+    said = votes()
+    rows = db.session.execute(
+        select(Scan, Prediction.probability, Prediction.positive, said.c.present, said.c.absent)
+        .join(Scan.prediction)
+        .outerjoin(said, said.c.scan_id == Scan.id)
+        .where(
+            Scan.id.in_(shared_with_reviewers()),
+            Scan.status == JobStatus.DONE,
+            Prediction.model_version_id == version.id,
+        )
+        .order_by(Scan.created_at, Scan.id)
+    )
+    scans: list[ConfirmedScan] = []
+    drawn = Counter[Stratum]()
+    seen = unconfirmed = 0
+    for scan, probability, positive, present, absent in rows:
+        month, group = f"{scan.created_at:%Y-%m}", study_of(scan)
+        is_confirmed = (present or 0) != (absent or 0)
+        if group in learned:
+            seen += is_confirmed
+            continue
+        # The draw of a scan that somebody chose to read before counts no more.
+        share = sampling[scan.id] if scan.id in sampling else sampling_of(scan)
+        if share is not None:
+            drawn[month, share] += 1
+        if not is_confirmed:
+            unconfirmed += 1
+            continue
+        label = int(present > absent)
+        scans.append(ConfirmedScan(month, label, probability, positive, group, share))
+    return Answered(version, scans, drawn, seen, unconfirmed)
+
+
+def _sampling_of_first() -> dict[str, float | None]:
+    """Return with which probability each scan was drawn whose first decisive opinion there is; None
+    where its author chose to read it.
+    """
+    first: dict[str, float | None] = {}
+    opinions = (
+        select(Opinion.scan_id, Opinion.sampling)
+        .where(Opinion.slice_index.is_(None), Opinion.finding != Finding.UNCLEAR)
+        .order_by(Opinion.created_at, Opinion.id)
+    )
+    for scan_id, sampling in db.session.execute(opinions):
+        first.setdefault(scan_id, sampling)
+    return first
+
+
+def _patients_of(scan_ids: set[str]) -> set[str]:
+    return {
+        study_of(scan) for scan in db.session.scalars(select(Scan).where(Scan.id.in_(scan_ids)))
+    }
+
+
+def _figures_of(answered: Answered) -> dict[str, Any]:
+    """Return the entry of a version in `SiteFigures.figures`."""
+    scans = answered.scans
+    weights = sampling_weights(scans, answered.drawn)
+    months = sorted({scan.month for scan in scans}, reverse=True)
+    return {
+        "version_id": answered.version.id,
+        "card_id": answered.version.card_id,
+        "architecture": answered.version.architecture,
+        "reads": answered.version.reads,
+        "all": to_json(site_figures(scans, weights)),
+        "months": [{"month": month, **_of_month(month, scans, weights)} for month in months],
+        "notes": _notes(answered),
+    }
+
+
+def _of_month(month: str, scans: Sequence[ConfirmedScan], weights: np.ndarray) -> dict[str, Any]:
+    here = [at for at, scan in enumerate(scans) if scan.month == month]
+    found: FiguresOfSite = site_figures([scans[at] for at in here], weights[here])
+    return dict(to_json(found))
+
+
+def _notes(answered: Answered) -> list[str]:
+    """Return what a reader of the figures must know."""
+    notes = []
+    reviewed = Counter(
+        (scan.month, scan.sampling) for scan in answered.scans if scan.sampling is not None
+    )
+    by_choice = sum(scan.sampling is None for scan in answered.scans)
+    missing = sorted(
+        month
+        for (month, share), count in answered.drawn.items()
+        if share < 1 and count and not reviewed[month, share]
+    )
+    if missing:
+        notes.append(
+            "No scan of the random share has been reviewed yet for"
+            f" {', '.join(missing)}, so the figures there are those of unusual scans."
+        )
+    if by_choice:
+        notes.append(
+            f"{by_choice} of the {len(answered.scans)} confirmed scans were read by choice; they"
+            " count once, scans of the random share for all that were not drawn."
+        )
+    if answered.seen:
+        notes.append(
+            f"{answered.seen} confirmed scans are left out because this version, or one that it"
+            " began with, learned from them."
+        )
+    if answered.unconfirmed:
+        notes.append(
+            f"{answered.unconfirmed} scans that this version answered and that are shared with the"
+            f" reviewers are not confirmed. The random share is {random_share():.0%} of them."
+        )
+    return notes
