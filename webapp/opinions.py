@@ -93,6 +93,11 @@ class Consensus:
         return Finding.PRESENT if self.present > self.absent else Finding.ABSENT
 
     @property
+    def voters(self) -> int:
+        """How many people decided."""
+        return self.present + self.absent
+
+    @property
     def is_disputed(self) -> bool:
         """True where people contradict each other."""
         return self.present > 0 and self.absent > 0

@@ -299,6 +299,8 @@ def test_a_queued_scan_has_no_result(app: Flask, ann: FlaskClient) -> None:
             "earlier_attempts",
             "earlier_answers",
             "result",
+            "study_id",
+            "submitter",
         ),
     }
     assert (
@@ -602,6 +604,13 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
         "/api/v1/scans/{scan_id}/slices/{index}.png",
         "/api/v1/scans/{scan_id}/slices/{index}/heatmap.png",
         "/api/v1/scans/{scan_id}/slices/{index}/outline.png",
+        "/api/v1/scans/{scan_id}/reports/{kind}",
+        "/api/v1/scans/{scan_id}/opinions",
+        "/api/v1/scans/{scan_id}/opinions/{opinion_id}",
+        "/api/v1/scans/{scan_id}/shares",
+        "/api/v1/scans/{scan_id}/shares/{share_id}",
+        "/api/v1/review",
+        "/api/v1/site-figures",
     }
     assert document["security"] == [{"token": []}]
     assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"

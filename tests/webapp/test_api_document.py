@@ -46,6 +46,7 @@ OPERATIONS = {
     "read_scan",
     "delete_scan",
     "score_scan_anyway",
+    "score_scan_again",
     "cancel_scan",
     "retry_scan",
     "read_image",

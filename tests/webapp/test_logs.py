@@ -69,6 +69,8 @@ def test_every_queue_has_its_field() -> None:
     assert [logs.ids_field(table) for table in QUEUE_OF_TABLE] == [
         "scan_ids",
         "heatmap_ids",
+        "report_ids",
+        "notification_ids",
         "dataset_ids",
         "site_figures_ids",
         "run_ids",

@@ -264,7 +264,7 @@ class TestSharing:
         of_bob = eve.get("/scans?whose=shared&submitter=BO").text
         assert "of bob" in of_bob and "of ann" not in of_bob
         # A reader of shared scans walks among these, and marks none of them as read.
-        assert f'href="/scans/{shared[1]}"' in eve.get(f"/scans/{shared[0]}").text
+        assert f'href="/scans/{shared[1]}?whose=shared"' in eve.get(f"/scans/{shared[0]}").text
         with app.app_context():
             assert db.session.get_one(Scan, shared[0]).opened_at is None
         deleted = eve.post("/scans/selected/delete", data={"id": shared})

@@ -241,7 +241,14 @@ def test_a_program_is_told_every_slice_and_which_to_look_at_first(
     program = client_of(app, "ann")
     told = program.get(f"/api/v1/scans/{add_series(app, hu)}").json["result"]
     assert told["slices"] == [
-        {"index": index, "probability": index / 5, "types": {}} for index in range(SLICES)
+        {
+            "index": index,
+            "probability": index / 5,
+            "types": {},
+            "area_mm2": None,
+            "outline_url": None,
+        }
+        for index in range(SLICES)
     ]
     assert told["first_slices"] == [5, 4, 3, 2, 1]
     assert told["heatmap_slices"] == [0, 5]

@@ -849,7 +849,7 @@ def test_the_worklist_shows_thumbnails_and_verdicts_in_few_questions(
     assert page.count("97.3 %") == 5
     for scan_id in ids:
         assert f'src="/scans/{scan_id}/thumbnail.png"' in page
-    assert sum(statement.startswith("SELECT") for statement in asked) <= 8
+    assert sum(statement.startswith("SELECT") for statement in asked) <= 9
 
 
 # --- how the verdict came about, and what was answered before

@@ -430,8 +430,8 @@ def test_where_it_is_required_an_admin_without_one_administers_nothing(
     assert admin.post(f"/admin/users/{bob.id}/disable").status_code == 302
     with app.app_context():
         assert db.session.get_one(User, bob.id).disabled_at is None
-    assert "the administration stays closed" in admin.get("/account").text
-    assert "the administration stays closed" not in user.get("/account").text
+    assert "you cannot open the administration pages" in admin.get("/account").text
+    assert "you cannot open the administration pages" not in user.get("/account").text
     assert admin.get("/scans").status_code == 200
 
     admin.post(SET_UP, data={"factor_password": PASSWORD})

@@ -4,6 +4,8 @@ made of them: data sets, and versions calibrated to the site.
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Response, flash, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_login import current_user
@@ -93,6 +95,7 @@ def show_site(form: ConfirmedForm, status: int = 200) -> Response:
         pending=newest is not None and is_pending(newest),
         newest=newest,
         done=done,
+        figures=[_with_rows(version) for version in (done.figures if done else None) or ()],
         since=opinions_since(done) if done else 0,
         counts=confirmed_counts(),
         disputed=disputed_scans(DISPUTED_SHOWN),
@@ -100,6 +103,11 @@ def show_site(form: ConfirmedForm, status: int = 200) -> Response:
         live={reads: version for reads in ("series", "slice") if (version := live_version(reads))},
         form=form,
     )
+
+
+def _with_rows(version: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a version with `rows`: those of all its scans, then month by month."""
+    return {**version, "rows": [{**version["all"], "month": "All"}, *version["months"]]}
 
 
 @blueprint.post("/site/figures")

@@ -101,6 +101,11 @@ class Opinion(db.Model):
     )
 
     @property
+    def slice_number(self) -> int | None:
+        """The slice counted from 1, as pages show it; None for the whole scan."""
+        return None if self.slice_index is None else self.slice_index + 1
+
+    @property
     def agrees(self) -> bool | None:
         """Whether it agrees with the model's answer; None where one of them is not decisive."""
         if self.model_positive is None or not self.finding.is_decisive:
