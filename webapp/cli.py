@@ -44,9 +44,11 @@ from webapp.models import (
     Scan,
     User,
     active_admins,
+    compare_newest_with,
     live_version,
     new_id,
     promote,
+    request_comparison,
 )
 from webapp.models.accounts import TooManyTokens, add_token, lock_person
 from webapp.passwords import password_problem
@@ -55,6 +57,8 @@ from webapp.storage import StorageError, storage
 
 SETUP_LOCK = 0x68656D6F  # "hemo": PostgreSQL's advisory locks are numbers.
 FIRST_ADMIN = "admin"
+PREDICTIONS = "predictions.csv"
+"""A model's out-of-fold answers (`ml.training.shipped_answers`), in its folder and in storage."""
 
 
 @click.command("setup")
@@ -160,11 +164,15 @@ def install_starter(folder: Path) -> None:
         return
     content = (folder / "card.json").read_bytes()
     card = json.loads(content)
-    if db.session.scalar(
-        select(ModelVersion.id).where(
+    installed = db.session.scalar(
+        select(ModelVersion.storage_prefix).where(
             ModelVersion.card_id == card["id"], ModelVersion.run_id.is_(None)
         )
-    ):
+    )
+    if installed is not None:
+        db.session.commit()
+        if not storage.exists(f"{installed}/{PREDICTIONS}"):
+            store_predictions(folder, installed)
         return
     version_id = new_id()
     prefix = f"models/{version_id}"
@@ -172,6 +180,7 @@ def install_starter(folder: Path) -> None:
     for name in card["files"]:
         storage.put(f"{prefix}/{name}", folder / name)
     storage.put(f"{prefix}/card.json", content)
+    store_predictions(folder, prefix)
     version = ModelVersion(
         id=version_id,
         card_id=card["id"],
@@ -186,11 +195,24 @@ def install_starter(folder: Path) -> None:
     if live is None or live.run_id is None:
         promote(version, None, "starter")
         record(Act.VERSION_PROMOTED, version.id)
+        db.session.flush()
+        compare_newest_with(version)
+    else:
+        db.session.flush()
+        request_comparison(version.id, live.id)
     db.session.commit()
     tell_progress(
         f"Installed the starter model {card['id']} ({card['architecture']}, input: one"
         f" {card['reads']})."
     )
+
+
+def store_predictions(folder: Path, prefix: str) -> None:
+    """Store the out-of-fold answers that ship with a model, if they do, so that other versions can
+    be compared with it.
+    """
+    if (folder / PREDICTIONS).exists():
+        storage.put(f"{prefix}/{PREDICTIONS}", folder / PREDICTIONS)
 
 
 @click.command("create-admin")

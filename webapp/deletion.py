@@ -17,6 +17,7 @@ from webapp.extensions import db, forget_deleted
 from webapp.models import (
     Act,
     Dataset,
+    Evaluation,
     Heatmap,
     JobStatus,
     Prediction,
@@ -106,9 +107,20 @@ def delete_dataset(dataset_id: str) -> bool:
     """Delete a data set that is not in use, commit, then delete its files; return False if some
     files are left to `worker.orphaned_files`.
 
+    Its evaluations are deleted with it.
+
     Raises:
-        StillNeeded: it is being imported, or a training run used it.
+        StillNeeded: it is being imported or evaluated on, or a training run used it.
     """
+    of_dataset = Evaluation.dataset_id == dataset_id
+    is_open = Evaluation.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
+    if db.session.scalar(select(Evaluation.id).where(of_dataset, is_open).limit(1)):
+        raise StillNeeded(
+            "An evaluation on this data set has not ended. Cancel it first, or wait for it."
+        )
+    folders = [
+        row.storage_prefix for row in db.session.scalars(select(Evaluation).where(of_dataset))
+    ]
     ended = Dataset.status.in_([status for status in JobStatus if status.is_final])
     row = (
         delete(Dataset)
@@ -127,7 +139,7 @@ def delete_dataset(dataset_id: str) -> bool:
         ) from err
     if deleted is None:
         raise StillNeeded("This data set is being imported. Cancel the import first.")
-    return discard(filter(None, deleted))
+    return discard([*filter(None, deleted), *folders])
 
 
 def files_of(which: ColumnElement[bool]) -> list[str]:

@@ -28,6 +28,10 @@ DISPLAY_NAMES = {
     "auprc": "AUPRC",
     "brier": "Brier score",
     "ece": "Expected calibration error",
+    # curves of a training
+    "loss": "Loss",
+    "fold_auroc": "AUROC of each fold",
+    "reconstruction_error": "Reconstruction error",
     # controls of a training
     "permuted": "Shuffled labels",
     "metadata": "File metadata only",
@@ -75,6 +79,7 @@ DISPLAY_NAMES = {
     "scan cancelled": "scan canceled",
     "scan forced": "scan scored anyway",
     "import cancelled": "import canceled",
+    "evaluation cancelled": "evaluation canceled",
     "run launched": "training launched",
     "run cancelled": "training canceled",
     "run retried": "training relaunched",

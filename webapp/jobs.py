@@ -12,7 +12,9 @@ from flask import Flask, current_app
 from kombu.exceptions import OperationalError
 
 from webapp.models import (
+    Comparison,
     Dataset,
+    Evaluation,
     Heatmap,
     Leased,
     Notification,
@@ -47,6 +49,8 @@ QUEUE_OF_TABLE: dict[type[Leased], str] = {
     Notification: MAINTENANCE,
     Dataset: TRAIN,
     SiteFigures: TRAIN,
+    Comparison: TRAIN,
+    Evaluation: TRAIN,
     TrainingRun: TRAIN,
 }
 """Which workers claim the rows of which table."""

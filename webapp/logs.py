@@ -2,8 +2,8 @@
 
 Each line is an object with `time`, `level`, `logger` and `message`, the `worker` that wrote it, and
 the ids of the rows it is about as lists: `scan_ids`, `heatmap_ids`, `report_ids`, `dataset_ids`,
-`run_ids`, `notification_ids`. Any other fields of a log record are dropped, because they may
-contain file names or personal data.
+`comparison_ids`, `evaluation_ids`, `run_ids`, `notification_ids`. Any other fields of a log record
+are dropped, because they may contain file names or personal data.
 """
 
 from __future__ import annotations

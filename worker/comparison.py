@@ -1,55 +1,135 @@
-"""How a new version compares with earlier ones: paired differences on images for which both have
-out-of-fold predictions.
+"""How two versions differ: paired differences on images that both judged without having learned
+from them, out of fold or in an evaluation.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import load_only
+from sqlalchemy.orm import joinedload, load_only
 
 from ml.errors import DatasetError
 from ml.evaluation.answers import AnswersError
-from ml.evaluation.comparison import compare
+from ml.evaluation.comparison import ComparedLevel, compare
 from ml.typed_json import to_json
 from webapp.extensions import db
-from webapp.models import ModelVersion, live_version
-from webapp.storage import MissingFile, StorageError, storage
+from webapp.models import Comparison, Dataset, Evaluation, JobStatus, ModelVersion, live_version
+from webapp.models.evaluations import NEWEST_COMPARED
+from webapp.storage import MissingFile, StorageAway, StorageError, storage
+from worker import leases
+from worker.heartbeat import presence
+from worker.leases import LeaseLost
 from worker.predictors import PREDICTIONS
 from worker.retries import in_transaction, retry_storage
+from worker.scan_files import is_passing
 
 log = logging.getLogger(__name__)
 
-NEWEST_COMPARED = 5
+OUT_OF_FOLD, EVALUATION = "out of fold", "evaluation"
+NO_PREDICTIONS = {
+    "own": "This version has no stored out-of-fold predictions.",
+    "other": "The other version has no stored out-of-fold predictions.",
+}
+UNEXPECTED = "An unexpected error occurred in this comparison; see the log for details."
+FIGURES = ("auroc", "accuracy", "sensitivity", "specificity")
 
 
-def compare_with_earlier(run: Path, folder: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Tables:
+    """Where the held-out answers of a version are.
+
+    Attributes:
+        out_of_fold: storage key, or the folder of a training that has just ended.
+        evaluations: storage key by the id of the data set.
+    """
+
+    out_of_fold: str | Path
+    evaluations: Mapping[str, str]
+
+    def on(self, dataset_id: str) -> tuple[str, str | Path]:
+        """Return which answers there are on a data set, and where: those of the evaluation, else
+        those out of fold.
+        """
+        if key := self.evaluations.get(dataset_id):
+            return EVALUATION, key
+        return OUT_OF_FOLD, self.out_of_fold
+
+
+def compare_next_pair() -> bool:
+    """Claim a queued comparison and compute it, or hand it back if the storage is away; return
+    False if none was queued.
+    """
+    mine = presence()
+
+    def claim() -> Comparison | None:
+        claimed = leases.claim(Comparison, mine.owner)
+        if not claimed:
+            return None
+        versions = (joinedload(Comparison.version), joinedload(Comparison.other))
+        return db.session.scalar(
+            select(Comparison).where(Comparison.id == claimed[0].id).options(*versions)
+        )
+
+    row = in_transaction(claim)
+    if row is None:
+        return False
+    with mine.holding(Comparison, [row.id]), mine.work_folder() as folder:
+        _carry_through(row, folder)
+    return True
+
+
+def _carry_through(row: Comparison, folder: Path) -> None:
+    mine, ids = presence(), [row.id]
+    try:
+        tables = in_transaction(lambda: (_tables_of(row.version), _tables_of(row.other)))
+        results = results_of(*tables, folder)
+        if not in_transaction(lambda: leases.finish(Comparison, mine.owner, ids, results=results)):
+            raise LeaseLost
+        log.info("comparison=%s done", row.id)
+    except LeaseLost:
+        log.info("comparison=%s was asked for again or is another worker's", row.id)
+    except StorageAway:
+        in_transaction(lambda: leases.hand_back(Comparison, mine.owner, ids))
+    except StorageError as err:
+        sentences = {row.id: str(err)}
+        end = leases.refuse if is_passing(err) else leases.fail
+        in_transaction(lambda: end(Comparison, mine.owner, sentences))
+    except Exception:
+        log.error("comparison=%s failed unexpectedly", row.id)
+        in_transaction(lambda: leases.fail(Comparison, mine.owner, {row.id: UNEXPECTED}))
+        raise
+
+
+def compare_with_earlier(run: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Compare a finished training with the live versions and the newest trained ones.
 
     Args:
         run: the folder of the training, with its `predictions.csv`.
-        folder: a temporary folder for the predictions of the other versions.
+        folder: a temporary folder for the answers of the other versions.
 
     Returns:
-        For each version {"version_id", "card_id"} and either {"slice" and "patient": {"n", "auroc",
-        "accuracy"}}, each difference (this training minus that version) as {"value", "low", "high",
-        "n"}, or {"reason"}, a sentence. Any error becomes such a reason, because a failed
-        comparison must not fail the training.
+        By the id of each version what `results_of` returns. Any error becomes a reason there,
+        because a failed comparison must not fail the training.
     """
-    return [
-        {
-            "version_id": version.id,
-            "card_id": version.card_id,
-            **_difference(version, run, folder / "earlier" / version.card_id),
-        }
-        for version in in_transaction(_versions_before)
-    ]
+    own = Tables(run, {})
+    found = {}
+    for version, tables in in_transaction(_versions_before):
+        try:
+            found[version.id] = results_of(own, tables, folder / version.id)
+        except StorageError as err:
+            found[version.id] = [{"source": OUT_OF_FOLD, "reason": str(err)}]
+        except Exception:
+            log.exception("version=%s could not be compared", version.id)
+            found[version.id] = [{"source": OUT_OF_FOLD, "reason": UNEXPECTED}]
+    return found
 
 
-def _versions_before() -> list[ModelVersion]:
+def _versions_before() -> list[tuple[ModelVersion, Tables]]:
     live = [version for reads in ("slice", "series") if (version := live_version(reads))]
     newest = db.session.scalars(
         select(ModelVersion)
@@ -58,32 +138,101 @@ def _versions_before() -> list[ModelVersion]:
         .order_by(ModelVersion.created_at.desc(), ModelVersion.id)
         .limit(NEWEST_COMPARED)
     )
-    return list(dict.fromkeys([*live, *newest]))
+    return [(version, _tables_of(version)) for version in dict.fromkeys([*live, *newest])]
 
 
-def _difference(version: ModelVersion, run: Path, answers: Path) -> dict[str, Any]:
-    key = f"{version.storage_prefix}/{PREDICTIONS}"
-    try:
-        answers.mkdir(parents=True)
-        retry_storage(lambda: storage.fetch(key, answers / PREDICTIONS))
-        comparison = compare([answers, run])
-    except MissingFile:
-        return {"reason": "This version has no stored out-of-fold predictions."}
-    except (AnswersError, DatasetError, StorageError) as err:
-        return {"reason": str(err)}
-    except Exception:
-        log.exception("version=%s could not be compared", version.id)
-        return {
-            "reason": "An unexpected error occurred in this comparison; see the log for details."
+def _tables_of(version: ModelVersion) -> Tables:
+    done = db.session.execute(
+        select(Evaluation.dataset_id, Evaluation.id)
+        .where(Evaluation.version_id == version.id, Evaluation.status == JobStatus.DONE)
+        .order_by(Evaluation.finished_at)
+    )
+    return Tables(
+        f"{version.storage_prefix}/{PREDICTIONS}",
+        {dataset_id: f"evaluations/{id}/answers.csv" for dataset_id, id in done},
+    )
+
+
+def results_of(own: Tables, other: Tables, folder: Path) -> list[dict[str, Any]]:
+    """Compare a version with another one: out of fold, and on each data set on which one of them
+    was evaluated. Where the other one was not, its out-of-fold answers count.
+
+    Args:
+        own, other: where their answers are.
+        folder: a temporary folder for them.
+
+    Returns:
+        For each source {"source": "out of fold" or the data set's name, "own", "other": which
+        answers} and either "slice" and "patient", each as `_level` returns it, or "reason", a
+        sentence. A data set has its "dataset_id", too.
+
+    Raises:
+        StorageAway: the storage cannot be reached.
+        StorageError: a table cannot be downloaded.
+    """
+    both = {**own.evaluations, **other.evaluations}
+    named = select(Dataset.id, Dataset.name).where(Dataset.id.in_(both)).order_by(Dataset.name)
+    names = in_transaction(lambda: {row.id: row.name for row in db.session.execute(named)})
+    results = [
+        {
+            "source": OUT_OF_FOLD,
+            "own": OUT_OF_FOLD,
+            "other": OUT_OF_FOLD,
+            **_figures(own.out_of_fold, other.out_of_fold, folder / OUT_OF_FOLD),
         }
-    return {
-        level: {
-            "n": compared.n,
-            "auroc": to_json(compared.differences[0].auroc),
-            "accuracy": to_json(compared.differences[0].accuracy),
-        }
-        for level, compared in (
-            ("slice", comparison.slice),
-            ("patient", comparison.patient),
+    ]
+    for dataset_id, name in names.items():
+        (of_own, own_table), (of_other, other_table) = own.on(dataset_id), other.on(dataset_id)
+        results.append(
+            {
+                "source": name,
+                "dataset_id": dataset_id,
+                "own": of_own,
+                "other": of_other,
+                **_figures(own_table, other_table, folder / dataset_id),
+            }
         )
+    return results
+
+
+def _figures(own: str | Path, other: str | Path, folder: Path) -> dict[str, Any]:
+    runs = []
+    for name, table in (("other", other), ("own", own)):
+        try:
+            runs.append(_fetched(table, folder / name))
+        except MissingFile:
+            return {"reason": NO_PREDICTIONS[name]}
+    try:
+        found = compare(runs)
+    except (AnswersError, DatasetError) as err:
+        return {"reason": str(err)}
+    return {"slice": _level(found.slice), "patient": _level(found.patient)}
+
+
+def _fetched(table: str | Path, folder: Path) -> Path:
+    """Return a folder with the table, downloaded where that is needed."""
+    if isinstance(table, Path):
+        return table
+    folder.mkdir(parents=True)
+    retry_storage(lambda: storage.fetch(table, folder / table.rsplit("/", 1)[-1]))
+    return folder
+
+
+def _level(found: ComparedLevel) -> dict[str, Any]:
+    """Return {"n", "positive", "negative"}, the differences of `FIGURES`, and for "own" and "other"
+    those figures and the curve of what each threshold finds.
+    """
+    other, own = found.runs
+    return {
+        "n": found.n,
+        "positive": own.curves.positive,
+        "negative": own.curves.negative,
+        **{name: to_json(getattr(found.differences[0], name)) for name in FIGURES},
+        "runs": {
+            name: {
+                **{figure: to_json(getattr(run.metrics, figure)) for figure in FIGURES},
+                "curve": to_json(run.curves.thresholds),
+            }
+            for name, run in (("own", own), ("other", other))
+        },
     }

@@ -160,9 +160,9 @@ def sheet_key(dataset: Dataset) -> str:
     return f"sheets/{dataset.id}.png"
 
 
-def fetch_dataset(dataset: Dataset, folder: Path, on_part: OnPart) -> LoadedDataset:
+def fetch_dataset(dataset: Dataset, folder: Path, on_part: OnPart, **how: bool) -> LoadedDataset:
     """Download a data set's archive, unpack it in `folder` and read it; `on_part` is called for
-    each file and image.
+    each file and image, and `how` goes to `ml.datasets.read.read_dataset`.
 
     Images that exceed the decoder's limits are left out like unreadable ones, so that later steps
     only decode images that were decoded here.
@@ -178,7 +178,8 @@ def fetch_dataset(dataset: Dataset, folder: Path, on_part: OnPart) -> LoadedData
         archive, folder / dataset.id, max_bytes=max_bytes, on_file=partial(on_part, UNPACKING)
     )
     archive.unlink()
-    return read_dataset(root, dataset.name, partial(on_part, READING), decode=_reader_with_limits())
+    on_image = partial(on_part, READING)
+    return read_dataset(root, dataset.name, on_image, decode=_reader_with_limits(), **how)
 
 
 def _reader_with_limits() -> Callable[..., Series]:

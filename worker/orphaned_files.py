@@ -13,7 +13,16 @@ from sqlalchemy import ColumnElement, or_, select, true
 from sqlalchemy.orm import InstrumentedAttribute
 
 from webapp.extensions import database_now, db
-from webapp.models import Dataset, Heatmap, JobStatus, ModelVersion, Report, Scan, TrainingRun
+from webapp.models import (
+    Dataset,
+    Evaluation,
+    Heatmap,
+    JobStatus,
+    ModelVersion,
+    Report,
+    Scan,
+    TrainingRun,
+)
 from webapp.storage import StorageError, storage
 
 log = logging.getLogger(__name__)
@@ -22,9 +31,9 @@ ABANDONED_AFTER = timedelta(hours=1)
 """Files are stored before the row that refers to them is committed, but only seconds before."""
 ASKED_AT_ONCE = 500
 
-FILE = re.compile(r"[a-z]+/[0-9a-f]{32}\.[^/]+|models/[0-9a-f]{32}/[^/]+")
-"""Keys that may be deleted: a kind and a name starting with a row's id, or a file of a model
-folder. Anything else in the storage is not Hemoscan's.
+FILE = re.compile(r"[a-z]+/[0-9a-f]{32}\.[^/]+|(models|evaluations)/[0-9a-f]{32}/[^/]+")
+"""Keys that may be deleted: a kind and a name starting with a row's id, or a file of a model's or
+an evaluation's folder. Anything else in the storage is not Hemoscan's.
 """
 DATABASES = "databases"
 """Folder for the mark of the database that deletes orphans from this storage."""
@@ -38,6 +47,11 @@ def id_in(key: str) -> str:
 def folder_of(key: str) -> str:
     """Return the folder of a file: `models/3f…c2` for `models/3f…c2/card.json`."""
     return key.rsplit("/", 1)[0]
+
+
+def row_of_folder(key: str) -> str:
+    """Return the id that a folder is named by: 3f…c2 for `evaluations/3f…c2/answers.csv`."""
+    return key.split("/")[1]
 
 
 OPEN = (JobStatus.QUEUED, JobStatus.RUNNING)
@@ -56,6 +70,11 @@ OWNERS: dict[str, tuple[InstrumentedAttribute[str], Callable[[str], str], Column
     "datasets": (Dataset.archive_key, str, Dataset.status.in_((*OPEN, JobStatus.DONE))),
     "sheets": (Dataset.id, id_in, Dataset.status.in_((*OPEN, JobStatus.DONE))),
     "checkpoints": (TrainingRun.id, id_in, or_(TrainingRun.status.in_(OPEN), MAY_CONTINUE)),
+    "evaluations": (
+        Evaluation.id,
+        row_of_folder,
+        Evaluation.status.in_((*OPEN, JobStatus.DONE)),
+    ),
     "models": (ModelVersion.storage_prefix, folder_of, true()),
 }
 """For each kind of file: the column that identifies its owner, the part of the key that column

@@ -13,7 +13,9 @@ from sqlalchemy.exc import OperationalError as DatabaseError
 from webapp import jobs, logs
 from webapp.extensions import database_now, db, forget_deleted, is_busy
 from webapp.models import (
+    Comparison,
     Dataset,
+    Evaluation,
     Heatmap,
     JobStatus,
     Leased,
@@ -38,6 +40,8 @@ DOING: dict[type[Leased], str] = {
     Notification: "was sending this notification",
     Dataset: "was importing this data set",
     SiteFigures: "was computing these figures",
+    Comparison: "was comparing these versions",
+    Evaluation: "was evaluating this version",
     TrainingRun: "was training without reaching a new checkpoint",
 }
 # Nudges of a queue are interchangeable: each makes a worker look for every kind of work in it.

@@ -33,8 +33,8 @@ def predict_scans() -> None:
 
 
 def train_model() -> None:
-    """Import one data set or, if none is queued, compute site figures or train one run; the pool
-    then replaces this process.
+    """Import one data set or, if none is queued, compute site figures, compare two versions,
+    evaluate one or train one run; the pool then replaces this process.
     """
     from worker.dataset_import import import_next_dataset
     from worker.retries import storage_answers
@@ -45,7 +45,13 @@ def train_model() -> None:
         return
     if import_next_dataset() or compute_next_figures():
         return
-    # Imported here because it loads TensorFlow, which an import of a data set does not need.
+    from worker.comparison import compare_next_pair
+    from worker.evaluation import evaluate_next
+
+    # What takes seconds or minutes does not wait behind what takes hours.
+    if compare_next_pair() or evaluate_next():
+        return
+    # Imported here because it loads TensorFlow, which the others do not need.
     from worker.training import train_next_run
 
     train_next_run()

@@ -24,8 +24,15 @@ from ml.inference.predictor import Predictor
 from ml.training.progress import Progress, TrainingStopped
 from ml.training.run import OtherTraining, TrainConfig, train
 from ml.training.site_calibration import calibrate
-from webapp.extensions import db
-from webapp.models import OWN_THRESHOLDS, JobStatus, ModelVersion, TrainingRun, new_id
+from webapp.extensions import db, utc_now
+from webapp.models import (
+    OWN_THRESHOLDS,
+    Comparison,
+    JobStatus,
+    ModelVersion,
+    TrainingRun,
+    new_id,
+)
 from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
 from worker.canary import answer_of
@@ -37,6 +44,7 @@ from worker.leases import LeaseLost
 from worker.predictors import ANSWERS, model_folder
 from worker.retries import in_transaction, retry_storage
 from worker.scan_files import is_passing
+from worker.training_curves import Curves
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +93,7 @@ class Training:
         self._owner = presence().owner
         self._written_at = time.monotonic()
         self._progress: dict[str, Any] = {"stage": "Downloading the data"}
+        self._curves = Curves(run.id)
 
     def carry_through(self) -> None:
         """Train; the row ends as done or failed, or returns to the queue with its checkpoint stored
@@ -206,6 +215,7 @@ class Training:
             raise TrainingStopped
 
     def _on_progress(self, progress: Progress) -> None:
+        self._curves.add(progress)
         self._progress = {
             "stage": progress.stage,
             "progress": progress.fraction,
@@ -235,6 +245,8 @@ class Training:
     def _write_columns(self, **columns: Any) -> None:
         try:
             held = leases.write(TrainingRun, self._owner, [self.run.id], **columns)
+            if held:
+                self._curves.write()
             db.session.commit()
             self.is_lost = not held
         except SQLAlchemyError as err:
@@ -258,7 +270,7 @@ class Training:
         self._progress["stage"] = "Comparing with earlier versions"
         self._write()
         is_trained = not self.run.is_calibration  # Otherwise it has no answers of its own.
-        comparisons = compare_with_earlier(self.out_dir, self.folder) if is_trained else []
+        comparisons = compare_with_earlier(self.out_dir, self.folder) if is_trained else {}
         canary = answer_of(Predictor(self.out_dir / "model"))
         try:
             answers = [path for name in ANSWERS if (path := self.out_dir / name).is_file()]
@@ -276,7 +288,7 @@ class Training:
     def _write_version(
         self,
         card: Card,
-        comparisons: list[dict[str, Any]],
+        comparisons: dict[str, list[dict[str, Any]]],
         canary: float,
         version_id: str,
         prefix: str,
@@ -303,10 +315,20 @@ class Training:
                 storage_prefix=prefix,
                 card=json.loads(card.to_json()),
                 blocked_because=blocked_because,
-                comparisons=comparisons,
                 canary=canary,
             )
         )
+        for other_id, results in comparisons.items():
+            db.session.add(
+                Comparison(
+                    version_id=version_id,
+                    other_id=other_id,
+                    results=results,
+                    status=JobStatus.DONE,
+                    progress=1.0,
+                    finished_at=utc_now(),
+                )
+            )
 
     def _point(self) -> dict[str, Any]:
         """Return the columns of the operating point of a calibrated version: the thresholds chosen

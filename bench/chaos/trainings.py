@@ -1,4 +1,6 @@
-"""Trainings whose worker is killed after each new checkpoint."""
+"""Trainings whose worker is killed after each new checkpoint, and before them an evaluation whose
+worker is killed while it scores.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ from bench.chaos.stack import Stack
 from tests.e2e.pictures import phantom_dataset
 from webapp.extensions import db
 from webapp.jobs import TRAIN_MODEL, nudge
-from webapp.models import Dataset, JobStatus, TrainingRun
+from webapp.models import Dataset, Evaluation, JobStatus, TrainingRun, live_version
 
 KILLS = 3
+EVALUATION_KILLS = 2
+"""A third would rightly end it."""
 ARCHITECTURE = "cnn_gru"
 SETTINGS = {
     "folds": 2,
@@ -27,6 +31,8 @@ SETTINGS = {
     "input_size": 160,
     "controls": "none",
 }
+SCORING = "Scoring"
+"""The stage of an evaluation begins with it once its data set is read."""
 MARK = "training.json"
 """Identifies the run of a checkpoint; without other files it is not a checkpoint."""
 
@@ -42,6 +48,7 @@ class Trainings(threading.Thread):
         self.count = count
         self.folder = folder
         self.kills: dict[str, int] = {}
+        self.evaluation_kills = 0
         self.errors: list[str] = []
         self._seen: dict[str, frozenset[tuple[str, int]]] = defaultdict(frozenset)
 
@@ -52,7 +59,7 @@ class Trainings(threading.Thread):
         )
 
     def run(self) -> None:
-        """Launch all runs, and kill the worker of each three times."""
+        """Launch an evaluation and all runs, and kill the worker of each."""
         try:
             with self.stack.app.app_context():
                 phantoms = db.session.scalars(select(Dataset)).one()
@@ -66,7 +73,10 @@ class Trainings(threading.Thread):
                     )
                     for seed in range(self.count)
                 ]
-                db.session.add_all(runs)
+                live = live_version("slice")
+                if live is None:
+                    raise RuntimeError("no version is live")
+                db.session.add_all([*runs, Evaluation(version_id=live.id, dataset_id=phantoms.id)])
                 db.session.commit()
                 nudge(TRAIN_MODEL)
                 self.kills = {run.id: 0 for run in runs}
@@ -77,6 +87,7 @@ class Trainings(threading.Thread):
 
     def _follow(self) -> bool:
         """Kill the worker if there is a new checkpoint; return False once all runs have ended."""
+        self._kill_evaluation()
         look = select(TrainingRun.id, TrainingRun.status, TrainingRun.death_counts)
         runs = self.stack.ask(lambda: db.session.execute(look).all())
         for run_id, status, death_counts in runs or ():
@@ -89,6 +100,19 @@ class Trainings(threading.Thread):
                     self.stack.programs["worker-train"].send(signal.SIGKILL, "all")
                     self.kills[run_id] += 1
         return runs is None or not all(status.is_final for _, status, _ in runs)
+
+    def _kill_evaluation(self) -> None:
+        """Kill the worker that evaluates, once it scores and has not been killed often enough."""
+        if self.evaluation_kills >= EVALUATION_KILLS:
+            return
+        scoring = select(Evaluation.id).where(
+            Evaluation.status == JobStatus.RUNNING,
+            Evaluation.attempts == self.evaluation_kills,
+            Evaluation.stage.startswith(SCORING),
+        )
+        if self.stack.ask(lambda: db.session.scalar(scoring)):
+            self.stack.programs["worker-train"].send(signal.SIGKILL, "all")
+            self.evaluation_kills += 1
 
     def _checkpoint_of(self, run_id: str) -> frozenset[tuple[str, int]]:
         """Return the files of the stored checkpoint; none if there is none or the storage is

@@ -19,7 +19,17 @@ from bench.chaos.stack import POISON_PX, Stack
 from bench.chaos.trainings import KILLS
 from webapp.extensions import db
 from webapp.jobs import QUEUE_OF_TABLE, TIDY, nudge
-from webapp.models import Dataset, Heatmap, JobStatus, ModelVersion, Prediction, Scan, TrainingRun
+from webapp.models import (
+    Comparison,
+    Dataset,
+    Evaluation,
+    Heatmap,
+    JobStatus,
+    ModelVersion,
+    Prediction,
+    Scan,
+    TrainingRun,
+)
 
 TWO_HOURS_S = 7200
 REMOVED_WITHIN_S = 120
@@ -154,8 +164,14 @@ def judge_times(
 
 def judge_runs(campaign: Campaign, outcome: Outcome) -> None:
     """Check that each training was killed the intended number of times and produced exactly one
-    version.
+    version, and that evaluations and comparisons ended as well.
     """
+    for table in (Evaluation, Comparison):
+        for row in db.session.scalars(select(table)):
+            outcome.check(
+                row.status == JobStatus.DONE,
+                f"{table.__tablename__} is {row.status} after {row.attempts} deaths: {row.error}",
+            )
     versions = Counter(
         db.session.scalars(select(ModelVersion.run_id).where(ModelVersion.run_id.is_not(None)))
     )
@@ -216,7 +232,7 @@ def orphans(stack: Stack) -> set[str]:
     }
     ids = {
         row_id
-        for table in (Scan, Heatmap, Dataset, ModelVersion)
+        for table in (Scan, Heatmap, Dataset, Evaluation, ModelVersion)
         for row_id in db.session.scalars(select(table.id))
     }
     named = named_files()

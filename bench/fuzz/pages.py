@@ -57,7 +57,8 @@ FORMS = {
     "/scans/phantom": ("name",),
     "/admin/datasets": ("name", "archive"),
     "/admin/runs/new": ("architecture", "datasets", "initial_weights", "seed", "epochs"),
-    "/admin/models/{version_id}/promote": ("reason",),
+    "/admin/models/{version_id}/promote": ("reason", "seen", "confirmation", "point"),
+    "/admin/models/{version_id}/evaluate": ("dataset",),
 }
 """The fields of all forms."""
 VALUES: tuple[object, ...] = (0, -1, 1.5, True, None, [], ["a", "b"], [1], {"a": 1}, "text")

@@ -121,6 +121,20 @@ def parser() -> argparse.ArgumentParser:
         " training with folds by data set",
     )
     simulate.add_argument("run", type=Path, metavar="RUN", help="output folder of train")
+    ship = commands.add_parser(
+        "ship-answers",
+        help="write the out-of-fold answers of a training without names of files and patients, to"
+        " ship with its model",
+    )
+    ship.add_argument("run", type=Path, metavar="RUN", help="output folder of train")
+    ship.add_argument(
+        "datasets",
+        type=Path,
+        nargs="*",
+        metavar="DATASET",
+        help="what it was trained on; only where its predictions.csv has no column image",
+    )
+    ship.add_argument("--out", type=Path, required=True, help="the file, predictions.csv")
     compare = commands.add_parser(
         "compare",
         help="compare runs on the images they share, with paired differences from the first",

@@ -252,6 +252,18 @@ def simulate_calibration_command(
     )
 
 
+def ship_answers_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
+    """Write the out-of-fold answers of a training without names."""
+    from ml.training.shipped_answers import ship_answers
+
+    opened = [
+        _dataset(path, stack, on_image=StatusLine(f"reading {path.name}: image").count)
+        for path in options.datasets
+    ]
+    rows = ship_answers(options.run, opened, options.out)
+    say(f"{rows} answers are in {options.out}")
+
+
 def compare_command(options: argparse.Namespace, stack: ExitStack, given: list[str]) -> None:
     """Show the metrics of several runs on the images they share, and their differences."""
     from ml.evaluation.comparison import compare
@@ -414,6 +426,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, ExitStack, list[str]], None]] 
     "evaluate": evaluate_command,
     "calibrate": calibrate_command,
     "simulate-calibration": simulate_calibration_command,
+    "ship-answers": ship_answers_command,
     "compare": compare_command,
     "worklist": worklist_command,
     "paper": paper_command,

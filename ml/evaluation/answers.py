@@ -7,8 +7,12 @@ computed.
     probability, predicted
     overlap       1 if the image or its patient is in the model's training data; excluded from
                   comparisons
+    image         first 16 hex digits of the SHA-256 of the image's file, of a scan those of its
+                  first image; tables of earlier versions lack it
 
-Rows of patients have a file name only for scans without a patient.
+Rows of patients have a file name only for scans without a patient. A table that ships with a model
+(`ml.training.shipped_answers`) names no file, no patient and no slice: there, `image` alone says
+what a row is about.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ class AnswersError(UserError):
     """A table of predictions is missing, damaged or not comparable; its text is one sentence."""
 
 
-COLUMNS = (
+NEEDED = (
     *(
         "fold",
         "repeat",
@@ -43,6 +47,8 @@ COLUMNS = (
     ),
     *("dataset", "group", "overlap"),
 )
+"""The columns that each table has."""
+COLUMNS = (*NEEDED, "image")
 
 
 def write_answers(
@@ -93,18 +99,30 @@ NO_FOLD = -1
 
 
 Key = tuple[str, str, str]
+"""Data set, patient and file; of a table that names none, data set, "" and image."""
 
 
 @dataclass(frozen=True)
-class _Answer:
+class HeldOutAnswer:
+    """What a run said about one image or scan.
+
+    Attributes:
+        label: 0 or 1.
+        group, dataset, filename, image: as the table names them.
+        probabilities, predicted, folds: one for each repeat.
+    """
+
     label: int
     group: str
+    dataset: str
+    filename: str
+    image: str
     probabilities: Sequence[float]
     predicted: Sequence[bool]
     folds: Sequence[int]
 
 
-def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
+def read_answers(run: Path) -> dict[str, dict[Key, HeldOutAnswer]]:
     """Read the predictions of a run by level and by (data set, patient, file), without unlabeled
     images and those seen in training.
 
@@ -120,13 +138,13 @@ def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             table = csv.DictReader(file)
-            if not set(COLUMNS) <= set(table.fieldnames or ()):
+            if not set(NEEDED) <= set(table.fieldnames or ()):
                 raise AnswersError(f"{path} is no table of answers.")
             for row in table:
+                if None in row.values():
+                    raise ValueError("a row lacks columns")
                 if row["label"] and row["overlap"] != "1":
-                    found[row["level"]].setdefault(
-                        (row["dataset"], row["patient"], row["filename"]), []
-                    ).append(row)
+                    found[row["level"]].setdefault(_key_of(row), []).append(row)
         return {
             level: {key: _answer(rows) for key, rows in keyed.items()}
             for level, keyed in found.items()
@@ -137,11 +155,26 @@ def read_answers(run: Path) -> dict[str, dict[Key, _Answer]]:
         raise AnswersError(f"{path} is a damaged table of answers.") from err
 
 
-def _answer(rows: Sequence[Mapping[str, str]]) -> _Answer:
+def _key_of(row: Mapping[str, str]) -> Key:
+    named = row["patient"] or row["filename"]
+    return row["dataset"], row["patient"], row["filename"] if named else row.get("image") or ""
+
+
+def _answer(rows: Sequence[Mapping[str, str]]) -> HeldOutAnswer:
     ordered = sorted(rows, key=lambda row: int(row["repeat"] or 0))
     probabilities, predicted = (
         [float(row["probability"]) for row in ordered],
         [row["predicted"] == "1" for row in ordered],
     )
     folds = [int(row["fold"] or NO_FOLD) for row in ordered]
-    return _Answer(int(rows[0]["label"]), rows[0]["group"], probabilities, predicted, folds)
+    first = rows[0]
+    return HeldOutAnswer(
+        int(first["label"]),
+        first["group"],
+        first["dataset"],
+        first["filename"],
+        first.get("image") or "",
+        probabilities,
+        predicted,
+        folds,
+    )

@@ -4,13 +4,22 @@ differences from the first.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ml.evaluation.answers import LEVELS, NO_FOLD, AnswersError, Key, _Answer, read_answers
+from ml.evaluation.answers import (
+    LEVELS,
+    NO_FOLD,
+    AnswersError,
+    HeldOutAnswer,
+    Key,
+    read_answers,
+)
+from ml.evaluation.curves import LevelCurves, level_curves
 from ml.evaluation.metrics import auroc_within, metrics_with_intervals, paired_differences
 from ml.figures import Estimate, Metrics
 
@@ -19,12 +28,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run's metrics on what all runs share; of a cross-validation also the AUROC over pairs of
-    one fold.
+    """A run's metrics and curves on what all runs share; of a cross-validation also the AUROC over
+    pairs of one fold.
     """
 
     run: str
     metrics: Metrics
+    curves: LevelCurves
     auroc_within_folds: Estimate | None = None
 
 
@@ -36,6 +46,8 @@ class Difference:
     minus: str
     auroc: Estimate
     accuracy: Estimate
+    sensitivity: Estimate
+    specificity: Estimate
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,9 @@ class Comparison:
 def compare(runs: Sequence[Path]) -> Comparison:
     """Return metrics and differences of the runs for each level.
 
+    Images are recognized by their files where all tables say which these are, whatever they or
+    their data sets are called; otherwise by data set, patient and name.
+
     Args:
         runs: folders that `train` or `evaluate` wrote; the first is the reference.
 
@@ -75,6 +90,10 @@ def compare(runs: Sequence[Path]) -> Comparison:
     """
     tables = [read_answers(run) for run in runs]
     names = [_name(run, runs) for run in runs]
+    if all(_knows_images(table) for table in tables):
+        tables = [
+            {level: _by_image(answers) for level, answers in table.items()} for table in tables
+        ]
     slices, patients = (
         sorted(set.intersection(*(set(table[level]) for table in tables))) for level in LEVELS
     )
@@ -86,22 +105,36 @@ def compare(runs: Sequence[Path]) -> Comparison:
     )
 
 
+def _knows_images(table: Mapping[str, Mapping[Key, HeldOutAnswer]]) -> bool:
+    return all(answer.image for answers in table.values() for answer in answers.values())
+
+
+def _by_image(answers: Mapping[Key, HeldOutAnswer]) -> dict[Key, HeldOutAnswer]:
+    """Return the answers by image alone, without images that occur more than once."""
+    times = Counter(answer.image for answer in answers.values())
+    return {
+        ("", "", answer.image): answer for answer in answers.values() if times[answer.image] == 1
+    }
+
+
 def _with_datasets(
-    tables: Sequence[Mapping[Key, _Answer]], keys: Sequence[Key], names: Sequence[str]
+    tables: Sequence[Mapping[Key, HeldOutAnswer]], keys: Sequence[Key], names: Sequence[str]
 ) -> ComparedLevel:
     """Compare on all that the runs share, and in each data set where there are several."""
     compared = _compared(tables, keys, names)
-    datasets = sorted({dataset for dataset, _, _ in keys})
+    dataset_of = {key: tables[0][key].dataset for key in keys}
+    datasets = sorted(set(dataset_of.values()))
     if len(datasets) < 2:
         return compared
     of_each = {
-        name: _compared(tables, [key for key in keys if key[0] == name], names) for name in datasets
+        name: _compared(tables, [key for key in keys if dataset_of[key] == name], names)
+        for name in datasets
     }
     return replace(compared, by_dataset=of_each)
 
 
 def _compared(
-    tables: Sequence[Mapping[Key, _Answer]], keys: Sequence[Key], names: Sequence[str]
+    tables: Sequence[Mapping[Key, HeldOutAnswer]], keys: Sequence[Key], names: Sequence[str]
 ) -> ComparedLevel:
     labels, groups = _facts(tables, keys, names)
     answers = [_arrays(table, keys) for table in tables]
@@ -112,16 +145,26 @@ def _compared(
         within = None
         if folds.size and (folds != NO_FOLD).all():
             within = auroc_within(labels, probabilities, folds, groups, SEED)
-        runs.append(ComparedRun(name, metrics, within))
+        curves = level_curves(labels, probabilities)
+        runs.append(ComparedRun(name, metrics, curves, within))
     differences = []
     for name, own in zip(names[1:], answers[1:], strict=True):
         found = paired_differences(labels, answers[0], own, groups, SEED)
-        differences.append(Difference(name, names[0], found.auroc, found.accuracy))
+        differences.append(
+            Difference(
+                name,
+                names[0],
+                found.auroc,
+                found.accuracy,
+                found.sensitivity,
+                found.specificity,
+            )
+        )
     return ComparedLevel(len(keys), runs, differences)
 
 
 def _facts(
-    tables: Sequence[Mapping[Key, _Answer]], keys: Sequence[Key], names: Sequence[str]
+    tables: Sequence[Mapping[Key, HeldOutAnswer]], keys: Sequence[Key], names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return labels and groups, (n,).
 
@@ -141,7 +184,9 @@ def _facts(
     )
 
 
-def _arrays(answers: Mapping[Key, _Answer], keys: Sequence[Key]) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(
+    answers: Mapping[Key, HeldOutAnswer], keys: Sequence[Key]
+) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities and predicted classes, (repeats, n)."""
     if not keys:
         return np.zeros((1, 0)), np.zeros((1, 0), bool)

@@ -23,4 +23,10 @@ def whose_answer(example: Example, level: str, group: str) -> dict[str, Any]:
         "patient": example.scan_name,
         "slice": "" if whole or example.slice is None else example.slice,
         "group": group,
+        "image": mark_of(example),
     }
+
+
+def mark_of(example: Example) -> str:
+    """Return what identifies an image without its name: the first 16 hex digits of its SHA-256."""
+    return example.sha256[:16]

@@ -15,6 +15,7 @@ import numpy as np
 
 from ml.datasets.examples import UNKNOWN
 from ml.evaluation.calibration import OperatingPoint, operating_point
+from ml.evaluation.curves import threshold_curve
 from ml.evaluation.metrics import figures_at
 from ml.figures import CurvePoint, PointFigures
 from ml.models.contract import HeldOut, RunData, scan_rule_of
@@ -26,7 +27,6 @@ no series.
 """
 SERIES_SLICES = 30
 MADE_SERIES = 300
-CURVE_POINTS = 100
 FEWEST_PEOPLE = 100
 """Fewer people of a data set with a single slice each make no series: the same would be in most."""
 
@@ -170,7 +170,7 @@ def named_points(
 
 def threshold_curves(run: RunData, architecture: str, held: HeldOut) -> dict[str, list[CurvePoint]]:
     """Return by level, "slice" and "patient", what thresholds from 0 to 1 find, at most
-    `CURVE_POINTS` of them in ascending order; empty where a class is missing.
+    `ml.evaluation.curves.CURVE_POINTS` of them in ascending order; empty where a class is missing.
 
     The answers are held out, but calibrated by what is fitted to all of them; the figures of
     `named_points` are not, and say what to expect elsewhere.
@@ -178,27 +178,9 @@ def threshold_curves(run: RunData, architecture: str, held: HeldOut) -> dict[str
     scans = held.scans[series_of(run)[held.scans] & (run.scan_labels[held.scans] != UNKNOWN)]
     points = operating_points(run, architecture, held)
     return {
-        "slice": _curve(run.labels[held.slices], points[0].platt(held.decisions)),
-        "patient": _curve(
+        "slice": threshold_curve(run.labels[held.slices], points[0].platt(held.decisions)),
+        "patient": threshold_curve(
             run.scan_labels[scans],
             points[1].platt(held.scan_decisions[np.isin(held.scans, scans)]),
         ),
     }
-
-
-def _curve(labels: np.ndarray, probabilities: np.ndarray) -> list[CurvePoint]:
-    if len(np.unique(labels)) < 2:
-        return []
-    thresholds = np.unique(np.round(probabilities, 4))
-    if len(thresholds) > CURVE_POINTS - 2:
-        chosen = np.linspace(0, len(thresholds) - 1, CURVE_POINTS - 2).astype(int)
-        thresholds = thresholds[chosen]
-    positive, negative = probabilities[labels == 1], probabilities[labels == 0]
-    return [
-        CurvePoint(
-            float(threshold),
-            float((positive >= threshold).mean()),
-            float((negative < threshold).mean()),
-        )
-        for threshold in np.unique([0.0, *thresholds, 1.0])
-    ]

@@ -28,7 +28,8 @@ from ml.training.experiment import Experiment
 FEW_PATIENTS = 10
 CHANCE = 0.5
 COLUMNS = (
-    *("level", "dataset", "filename", "patient", "slice", "group", "repeat", "fold"),
+    *("level", "dataset", "filename", "patient", "slice", "group", "image"),
+    *("repeat", "fold"),
     *(column for name in BLEEDING_TYPES for column in (name, f"{name}_probability")),
 )
 

@@ -364,7 +364,9 @@ def test_import_train_promote_predict_and_roll_back(
     page.screenshot(path=tmp_path / "training.png", full_page=True)
 
     trained.locator("a").click()
+    expect(page.locator("ul.checks")).to_contain_text("Not comparable with the live version.")
     page.fill("[name=reason]", "It was trained on phantoms.")
+    page.fill("[name=confirmation]", "promote although it is not comparable")
     send(page, "reason")
     expect(page.get_by_text(f"{version} is now live")).to_be_visible()
     submit(page, phantom_png(tmp_path, 13, hemorrhage=True))
@@ -372,8 +374,16 @@ def test_import_train_promote_predict_and_roll_back(
     expect(page.locator("main")).to_contain_text(version)
 
     page.goto("/admin/models")
+    page.get_by_text("Roll back to a version that was live before").click()
+    page.get_by_role("link", name=f"Roll back to {starter}").click()
+    page.get_by_role("button", name="Evaluate").click()
+    expect(page.get_by_role("heading", name="16 scans")).to_be_visible(timeout=IMPORT_MS)
+    expect(page.locator("svg.calibration").first).to_be_visible()
+    page.get_by_role("link", name=starter, exact=True).click()
     page.fill("[name=reason]", "It was only a test.")
-    page.get_by_role("button", name=f"Roll back to {starter}").click()
+    # Eight phantoms of each class are too few to compare on.
+    page.fill("[name=confirmation]", "promote although it is not comparable")
+    send(page, "reason")
     expect(page.get_by_text(f"{starter} is now live")).to_be_visible()
     submit(page, phantom_png(tmp_path, 14, hemorrhage=False))
     expect_verdict(page)

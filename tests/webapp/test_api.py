@@ -30,6 +30,7 @@ from webapp.models import (
     Prediction,
     Scan,
     User,
+    promote,
 )
 from webapp.models.accounts import new_secret, secret_hash
 from webapp.storage import storage
@@ -587,6 +588,7 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
     document = app.test_client().get("/api/v1/openapi.json").json
     validate(document)
     assert set(document["paths"]) == {
+        "/api/v1/models/live",
         "/api/v1/scans",
         "/api/v1/scans/{scan_id}",
         "/api/v1/scans/{scan_id}/score-anyway",
@@ -632,6 +634,33 @@ def test_the_openapi_document_is_valid_and_complete(app: Flask) -> None:
     assert set(submit["responses"]["422"]["content"]) == {"application/problem+json"}
     page = document["components"]["schemas"]["ScansPage"]["properties"]
     assert set(page) == {"items", "page", "per_page", "total"}
+
+
+def test_which_models_were_live_at_a_time_is_told(app: Flask, ann: FlaskClient) -> None:
+    noon = utc_now().replace(microsecond=0) - timedelta(hours=5)
+    with app.app_context():
+        for hours, card_id in ((0, "old"), (2, "new")):
+            version = ModelVersion(
+                card_id=card_id, architecture="a", reads="slice", storage_prefix="x", card={}
+            )
+            db.session.add(version)
+            promote(version, None, "A reason.").at = noon + timedelta(hours=hours)
+            db.session.commit()
+
+    def live_at(hours: float) -> Any:
+        at = (noon + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        answer = ann.get("/api/v1/models/live", query_string={"at": at})
+        assert answer.status_code == 200
+        return answer.json
+
+    assert live_at(-1)["slice"] is None and live_at(3)["series"] is None
+    first = live_at(1)["slice"]
+    assert (first["card_id"], first["operating_point"]) == ("old", "as trained")
+    assert first["until"] == live_at(3)["slice"]["since"]
+    now = ann.get("/api/v1/models/live").json
+    assert (now["slice"]["card_id"], now["slice"]["until"]) == ("new", None)
+    refused = ann.get("/api/v1/models/live?at=noon")
+    assert refused.status_code == 422 and refused.json["detail"].startswith("at: ")
 
 
 def test_how_earlier_attempts_ended_is_told(app: Flask, ann: FlaskClient) -> None:

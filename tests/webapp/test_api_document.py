@@ -42,6 +42,7 @@ EXAMPLES = 8
 OPERATIONS = {
     "submit_scans",
     "list_scans",
+    "live_models",
     "read_scan",
     "delete_scan",
     "score_scan_anyway",

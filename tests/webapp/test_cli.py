@@ -21,6 +21,7 @@ from webapp import cli, create_app
 from webapp.extensions import db, utc_now
 from webapp.models import (
     ApiToken,
+    Comparison,
     Dataset,
     JobStatus,
     LoginSession,
@@ -201,6 +202,28 @@ def test_a_new_starter_replaces_the_old_one_but_not_a_trained_version(
         db.session.commit()
         cli.install_starter(newest)
         assert live_version("slice") is trained
+        compared = [
+            (pair.version.card_id, pair.other_id) for pair in db.session.scalars(select(Comparison))
+        ]
+        newest_id = db.session.scalar(
+            select(ModelVersion.card_id).order_by(ModelVersion.created_at.desc()).limit(1)
+        )
+        # The old starter with the one that replaced it, and the newest with the trained version.
+        assert compared == [(first.card_id, second.id), (newest_id, trained.id)]
+
+
+def test_the_answers_of_a_starter_are_stored_beside_it_even_later(
+    app: Flask, starter: Path
+) -> None:
+    with app.app_context():
+        cli.install_starter(starter)
+        live = live_version("slice")
+        assert live is not None
+        key = f"{live.storage_prefix}/predictions.csv"
+        assert not storage.exists(key)
+        (starter / "predictions.csv").write_text("level\n")
+        cli.install_starter(starter)
+        assert storage.get(key) == b"level\n"
 
 
 def a_training_run() -> str:

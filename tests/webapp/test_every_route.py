@@ -28,6 +28,7 @@ from wtforms.fields.core import UnboundField
 
 from tests.conftest import app_on, make_user
 from tests.webapp.admin.conftest import EXPLORATION, add_dataset, add_run, add_version
+from tests.webapp.admin.test_evaluations import evaluated
 from tests.webapp.series import heat, stored_masks, stored_series
 from webapp.extensions import db, utc_now
 from webapp.forms import PostedForm
@@ -168,6 +169,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
         version_id = add_version("card-one", run_id=run_id)
         promote(db.session.get_one(ModelVersion, version_id), users["admin"], "a reason")
+        evaluation_id = evaluated(version_id, dataset_id)
         columns = {"user_id": users["owner"], "kind": "png", "original_key": "originals/1.png"}
         scan = Scan(
             **columns,
@@ -247,6 +249,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "kind": "pdf",
             "secret": link,
             "dataset_id": dataset_id,
+            "evaluation_id": evaluation_id,
             "run_id": run_id,
             "version_id": version_id,
             "user_id": users["other"],

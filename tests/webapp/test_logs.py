@@ -73,6 +73,8 @@ def test_every_queue_has_its_field() -> None:
         "notification_ids",
         "dataset_ids",
         "site_figures_ids",
+        "comparison_ids",
+        "evaluation_ids",
         "run_ids",
     ]
 

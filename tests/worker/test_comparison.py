@@ -42,8 +42,8 @@ def trained(
     return version
 
 
-def compared(tmp_path: Path, probabilities: Sequence[float]) -> list[dict[str, Any]]:
-    """Return how a run with these answers compares."""
+def compared(tmp_path: Path, probabilities: Sequence[float]) -> dict[str, list[dict[str, Any]]]:
+    """Return by version how a run with these answers compares."""
     run = tmp_path / "out"
     run.mkdir()
     write_answers(run / "predictions.csv", answers_of(probabilities))
@@ -55,18 +55,15 @@ def test_a_run_is_compared_with_the_live_version_and_the_newest(
 ) -> None:
     live = install_model()
     earlier = trained(tmp_path, BAD, 3.0)
-    starter, found = compared(tmp_path, GOOD)
-    assert starter == {
-        "version_id": live.id,
-        "card_id": live.card_id,
-        "reason": "This version has no stored out-of-fold predictions.",
-    }
-    assert (found["version_id"], found["card_id"], found["slice"]["n"], found["patient"]["n"]) == (
-        earlier.id,
-        earlier.card_id,
-        6,
-        6,
+    of_each = compared(tmp_path, GOOD)
+    assert list(of_each) == [live.id, earlier.id]
+    assert of_each[live.id][0]["reason"] == (
+        "The other version has no stored out-of-fold predictions."
     )
+    (found,) = of_each[earlier.id]
+    assert (found["source"], found["slice"]["n"], found["patient"]["n"]) == ("out of fold", 6, 6)
+    assert len(found["patient"]["runs"]["own"]["curve"]) > 2
+    assert (found["patient"]["positive"], found["patient"]["negative"]) == (3, 3)
     # The bad one ranks 2 of 9 pairs rightly and calls 3 of 6 rightly; the good one all.
     assert found["slice"]["auroc"]["value"] == pytest.approx(1 - 2 / 9)
     assert found["slice"]["accuracy"]["value"] == pytest.approx(0.5)
@@ -79,7 +76,7 @@ def test_a_run_is_compared_with_the_live_version_and_the_newest(
 
 def test_versions_that_judged_other_images_say_so(worker_app: Flask, tmp_path: Path) -> None:
     trained(tmp_path, GOOD, 3.0, dataset="elsewhere")
-    (found,) = compared(tmp_path, GOOD)
+    ((found,),) = compared(tmp_path, GOOD).values()
     assert found["reason"] == "These runs have no image in common."
 
 
@@ -88,15 +85,13 @@ def test_a_storage_that_is_away_is_the_reason(worker_app: Flask, tmp_path: Path)
     files = Path(worker_app.config["STORAGE_URL"].removeprefix("file://"))
     files.rename(files.with_name("elsewhere"))
     files.mkdir()
-    (found,) = compared(tmp_path, GOOD)
+    ((found,),) = compared(tmp_path, GOOD).values()
     assert found["reason"] == "The storage cannot be reached at the moment."
 
 
 def test_only_the_newest_are_compared(worker_app: Flask, tmp_path: Path) -> None:
     made = [trained(tmp_path, GOOD, gain) for gain in range(1, 8)]
-    assert {found["version_id"] for found in compared(tmp_path, GOOD)} == {
-        version.id for version in made[2:]
-    }
+    assert set(compared(tmp_path, GOOD)) == {version.id for version in made[2:]}
 
 
 def test_a_bug_in_a_comparison_costs_no_training(
@@ -107,7 +102,7 @@ def test_a_bug_in_a_comparison_costs_no_training(
 
     trained(tmp_path, GOOD, 3.0)
     monkeypatch.setattr(comparison, "compare", fails)
-    (found,) = compared(tmp_path, GOOD)
+    ((found,),) = compared(tmp_path, GOOD).values()
     assert found["reason"].startswith("An unexpected error occurred in this comparison")
 
 

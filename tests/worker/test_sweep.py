@@ -13,7 +13,7 @@ from sqlalchemy import delete, select, update
 from tests.worker.conftest import picture, submit
 from webapp import jobs
 from webapp.extensions import database_now, db
-from webapp.models import Dataset, Heatmap, JobStatus, Scan, SiteFigures, TrainingRun, Worker
+from webapp.models import Dataset, JobStatus, Leased, Scan, TrainingRun, Worker
 from worker import leases, sweep
 from worker.heartbeat import Presence, presence
 
@@ -120,11 +120,7 @@ def test_a_dead_broker_does_not_stop_the_reaping(worker_app: Flask) -> None:
 
 
 def test_every_leased_table_is_reaped() -> None:
-    assert (
-        set(sweep.DOING)
-        == {Scan, Heatmap, Dataset, SiteFigures, TrainingRun}
-        == set(jobs.QUEUE_OF_TABLE)
-    )
+    assert set(sweep.DOING) == set(Leased.__subclasses__()) == set(jobs.QUEUE_OF_TABLE)
 
 
 def test_a_sweep_survives_a_database_that_others_hold(

@@ -26,7 +26,15 @@ from tests.ml.conftest import a_card, features_graph, head_graph
 from tests.worker.conftest import install_model, wait_for
 from tests.worker.test_dataset_import import archive_of
 from webapp.extensions import database_now, db
-from webapp.models import Dataset, JobStatus, ModelVersion, TrainingRun, cancel, queue_again
+from webapp.models import (
+    Comparison,
+    Dataset,
+    JobStatus,
+    ModelVersion,
+    TrainingRun,
+    cancel,
+    queue_again,
+)
 from webapp.storage import Storage, StorageError, storage
 from worker import leases, training
 from worker.heartbeat import presence
@@ -185,13 +193,11 @@ def test_a_version_knows_how_it_compares_with_what_is_live(
     launch(tmp_path)
     train_model()
     made = db.session.scalars(select(ModelVersion).where(ModelVersion.run_id.is_not(None))).one()
-    assert made.comparisons is not None
-    (found,) = made.comparisons
-    assert (found["version_id"], found["card_id"], found["slice"]["n"]) == (
-        live.id,
-        live.card_id,
-        4,
-    )
+    pair = db.session.scalars(select(Comparison)).one()
+    assert (pair.version_id, pair.other_id, pair.status) == (made.id, live.id, JobStatus.DONE)
+    assert pair.results is not None
+    (found,) = pair.results
+    assert (found["source"], found["slice"]["n"]) == ("out of fold", 4)
     assert found["slice"]["accuracy"]["value"] == 0.5
 
 

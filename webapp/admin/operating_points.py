@@ -111,7 +111,7 @@ def asked_for(
     if name == AS_TRAINED:
         return OperatingPoint()
     if name == OWN_THRESHOLDS:
-        given = [_threshold(text) for text in (slice_threshold, scan_threshold)]
+        given = [threshold_of(text) if text else None for text in (slice_threshold, scan_threshold)]
         if given == [None, None]:
             raise ValueError("Enter a threshold for series, for single slices, or for both.")
         return OperatingPoint(OWN_THRESHOLDS, *given)
@@ -122,9 +122,12 @@ def asked_for(
     return named(version.card, name)
 
 
-def _threshold(text: str) -> float | None:
-    if not text:
-        return None
+def threshold_of(text: str) -> float:
+    """Return the threshold that a text names.
+
+    Raises:
+        ValueError: it names none; the text is a sentence.
+    """
     try:
         value = float(text)
     except ValueError:

@@ -11,7 +11,9 @@ from webapp.admin.pages import blueprint, live_page
 from webapp.extensions import database_now, db
 from webapp.jobs import QUEUE_OF_TABLE
 from webapp.models import (
+    Comparison,
     Dataset,
+    Evaluation,
     Heatmap,
     JobStatus,
     Leased,
@@ -31,6 +33,8 @@ WORK: dict[type[Leased], str] = {
     Notification: "Notifications",
     Dataset: "Data sets",
     SiteFigures: "Site figures",
+    Comparison: "Comparisons",
+    Evaluation: "Evaluations",
     TrainingRun: "Training runs",
 }
 COUNTED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED)

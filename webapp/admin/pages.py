@@ -47,7 +47,8 @@ def admit_admins_only() -> ResponseReturnValue | None:
     if lacks_required_factor(current_user):
         flash("Administrators must set up a second factor first.", "warning")
         return redirect(url_for("auth.account", _anchor="second-factor"))
-    if not all(is_id(value) for value in (request.view_args or {}).values()):
+    ids = (value for value in (request.view_args or {}).values() if isinstance(value, str))
+    if not all(map(is_id, ids)):
         abort(404)
     return None
 

@@ -37,16 +37,18 @@ from ml.catalogue import (
 from ml.errors import SettingError
 from webapp.admin.pages import REFUSED, blueprint, is_pending, live_page, page_of, warn_of_delay
 from webapp.audit import record
-from webapp.charts import roc_chart
+from webapp.charts import TrainingChart, roc_chart, training_charts
 from webapp.display import display_name
 from webapp.extensions import db
 from webapp.forms import PostedForm, is_id
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import (
+    CURVE_STEPS,
     Act,
     Dataset,
     JobStatus,
     ModelVersion,
+    TrainingPoint,
     TrainingRun,
     cancel,
     new_id,
@@ -138,8 +140,19 @@ def run(run_id: str) -> Response:
         pending=is_pending(found),
         run=found,
         version=version,
+        curves=curves_of(run_id),
         roc=roc_chart(version.card) if version else None,
     )
+
+
+def curves_of(run_id: str) -> tuple[TrainingChart, ...]:
+    """Return a chart for each metric that a run has reported."""
+    points = db.session.execute(
+        select(TrainingPoint.metric, TrainingPoint.step, TrainingPoint.value, TrainingPoint.stage)
+        .where(TrainingPoint.run_id == run_id)
+        .order_by(TrainingPoint.metric.desc(), TrainingPoint.step)
+    )
+    return training_charts(((row[0], row[1], row[2], row[3]) for row in points), CURVE_STEPS)
 
 
 @blueprint.post("/runs/<run_id>/cancel")

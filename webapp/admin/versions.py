@@ -1,9 +1,11 @@
-"""The pages of model versions: figures, promotion and rollback."""
+"""The pages of model versions: figures, promotion and rollback, and which was live when."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from flask import flash, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
@@ -12,14 +14,23 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import contains_eager, defer, joinedload
 from wtforms.validators import DataRequired
 
-from webapp.admin.operating_points import asked_for, chosen_for, described, offered_for
-from webapp.admin.pages import REFUSED, blueprint, page_of
+from webapp.admin.comparisons import both_at, comparisons_of
+from webapp.admin.evaluations import EvaluateForm, evaluations_of
+from webapp.admin.operating_points import (
+    asked_for,
+    chosen_for,
+    described,
+    offered_for,
+    threshold_of,
+)
+from webapp.admin.pages import REFUSED, blueprint, page_of, warn_of_delay
+from webapp.admin.promotion_checks import checklist_of, mark_of_live, promote_as_admin
 from webapp.audit import record
 from webapp.charts import roc_chart, scan_roc_chart
 from webapp.display import name_of_version
 from webapp.extensions import database_now, db, reads_only
 from webapp.forms import PostedForm, TextField, at_most
-from webapp.jobs import PREDICT_SCANS, nudge
+from webapp.jobs import PREDICT_SCANS, TRAIN_MODEL, nudge
 from webapp.models import (
     OWN_THRESHOLDS,
     Act,
@@ -27,15 +38,19 @@ from webapp.models import (
     OperatingPoint,
     Promotion,
     PromotionRefused,
+    compare_newest_with,
+    comparison_of,
+    earlier_promotions,
     live_version,
+    promotion_after,
+    promotion_at,
+    request_comparison,
     require_promotable,
-    version_before,
     waits_for_check,
 )
-from webapp.models import promote as promote_version
 
+KINDS = ("slice", "series")
 PROMOTIONS_SHOWN = 50
-LATER_COMPARED = 50
 CHECK_WAIT_S, CHECK_LOOK_S = 20.0, 0.2
 CHECK_HOLDS_S = 600
 """A version that a worker loaded so short a time ago is not loaded once more."""
@@ -46,7 +61,10 @@ NOT_CHECKED = (
 
 
 class PromoteForm(PostedForm):
-    """The reason for a promotion, and the operating point; none keeps the version's own."""
+    """The reason for a promotion, and the operating point; none keeps the version's own. `seen` is
+    what was live when the page was shown, `confirmation` what has to be typed for a version that is
+    worse or not comparable.
+    """
 
     reason = TextField(
         "Reason",
@@ -55,6 +73,8 @@ class PromoteForm(PostedForm):
             at_most(500),
         ],
     )
+    seen = TextField("What was live")
+    confirmation = TextField("Confirmation", validators=[at_most(100)])
     point = TextField("Operating point")
     scan_threshold = TextField("Series from")
     slice_threshold = TextField("Single slices from")
@@ -96,16 +116,58 @@ def models() -> ResponseReturnValue:
         .order_by(Promotion.id.desc())
         .limit(PROMOTIONS_SHOWN)
     ).all()
-    live = {reads: version for reads in ("slice", "series") if (version := live_version(reads))}
+    live = {reads: version for reads in KINDS if (version := live_version(reads))}
+    asked = request.args.get("at", "")
+    moment = moment_of(asked)
     return render_template(
         "admin/models.html",
         page=page,
-        history=history,
+        timeline=periods_of(history),
         live=live,
         chosen={reads: chosen_for(version) for reads, version in live.items()},
-        before={reads: version_before(version) for reads, version in live.items()},
-        form=PromoteForm(),
+        earlier={reads: earlier_promotions(version) for reads, version in live.items()},
+        asked=asked,
+        moment=moment,
+        live_then={reads: period_at(reads, moment) for reads in KINDS} if moment else {},
     )
+
+
+@dataclass(frozen=True)
+class Period:
+    """A promotion, and until when it held; None while it does."""
+
+    promotion: Promotion
+    until: datetime | None
+
+
+def periods_of(history: Sequence[Promotion]) -> list[Period]:
+    """Return the periods of the newest promotions, the newest first."""
+    until: dict[str, datetime] = {}
+    periods = []
+    for promotion in history:
+        periods.append(Period(promotion, until.get(promotion.reads)))
+        until[promotion.reads] = promotion.at
+    return periods
+
+
+def period_at(reads: str, moment: datetime) -> Period | None:
+    """Return what was live for `reads` at a moment, None where nothing was yet."""
+    promotion = promotion_at(reads, moment)
+    if promotion is None:
+        return None
+    after = promotion_after(promotion)
+    return Period(promotion, after.at if after else None)
+
+
+def moment_of(text: str) -> datetime | None:
+    """Return the point in time that a browser's field names, in UTC unless it says otherwise; None
+    where it names none.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 @blueprint.get("/models/<version_id>")
@@ -129,16 +191,58 @@ def promote(version_id: str) -> ResponseReturnValue:
             require_promotable(version, form.reason.data, point)
             if not was_live:
                 require_check(version.id)
-            promote_version(version, current_user.id, form.reason.data, point)
+            promote_as_admin(
+                version,
+                current_user.id,
+                form.reason.data,
+                point,
+                seen=form.seen.data or "",
+                confirmation=form.confirmation.data or "",
+            )
         except PromotionRefused as err:
+            db.session.rollback()
             form.form_errors.append(str(err))
         else:
             act = Act.POINT_CHANGED if was_live else Act.VERSION_PROMOTED
             record(act, version.id, detail=str(version.operating_point))
+            if not was_live:
+                compare_newest_with(version)
             db.session.commit()
+            if not was_live:
+                nudge(TRAIN_MODEL)
             flash(f"{name_of_version(version)} is now live, {version.operating_point}.", "success")
             return redirect(url_for("admin.models"))
     return show_version(version, form), REFUSED
+
+
+@blueprint.post("/models/<version_id>/compare")
+def compare_with_live(version_id: str) -> ResponseReturnValue:
+    """Queue the comparison of a version with the live one."""
+    version = db.get_or_404(ModelVersion, version_id)
+    live = live_version(version.reads)
+    if live is None or live.id == version.id:
+        flash("There is no other live version to compare this one with.", "warning")
+    else:
+        request_comparison(version.id, live.id)
+        record(Act.COMPARISON_REQUESTED, version.id)
+        db.session.commit()
+        if not nudge(TRAIN_MODEL):
+            warn_of_delay()
+    return redirect(url_for("admin.model", version_id=version.id, _anchor="promotion"))
+
+
+@blueprint.get("/models/<version_id>/both")
+def both_versions(version_id: str) -> ResponseReturnValue:
+    """Show what a threshold finds with a version and with the live one on the same patients, as a
+    part of the version's page.
+    """
+    version = db.get_or_404(ModelVersion, version_id)
+    try:
+        threshold = threshold_of(request.args.get("at", ""))
+    except ValueError as err:
+        return render_template("admin/_both.html", error=str(err))
+    rows = both_at(checklist_of(version).compared, threshold)
+    return render_template("admin/_both.html", threshold=threshold, rows=rows)
 
 
 @blueprint.get("/models/<version_id>/threshold")
@@ -212,6 +316,7 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         ModelVersion.id.in_({found["version_id"] for found in comparisons})
     )
     chosen = chosen_for(version)
+    checklist = None if is_live else checklist_of(version)
     return render_template(
         "admin/model.html",
         version=version,
@@ -219,44 +324,19 @@ def show_version(version: ModelVersion, form: PromoteForm) -> str:
         is_live=is_live,
         chosen=chosen,
         offered=offered_for(version),
-        before=version_before(version) if is_live else None,
+        earlier=earlier_promotions(version) if is_live else [],
+        checklist=checklist,
+        both=both_at(checklist.compared, chosen.scan_threshold) if checklist else [],
+        comparison=comparison_of(version, live) if live and not is_live else None,
+        seen=mark_of_live(version.reads),
         comparisons=comparisons,
         names={
             each.id: name_of_version(each)
             for each in db.session.scalars(compared.options(defer(ModelVersion.card)))
         },
+        evaluations=evaluations_of(version),
+        evaluate_form=EvaluateForm(),
         roc=roc_chart(version.card),
         scan_roc=scan_roc_chart(version.card, chosen.scan_threshold),
         form=form,
     )
-
-
-def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
-    """Return the comparisons of a version with others (`worker.comparison`): later versions, the
-    newest first, then earlier ones.
-
-    A version is compared with earlier ones when it is created; for those, the sign is reversed.
-    """
-    later = db.session.execute(
-        select(ModelVersion.id, ModelVersion.card_id, ModelVersion.comparisons)
-        .where(ModelVersion.created_at > version.created_at, ModelVersion.comparisons.is_not(None))
-        .order_by(ModelVersion.created_at.desc())
-        .limit(LATER_COMPARED)
-    )
-    seen_from_here = [
-        {**reversed_comparison(found), "version_id": id, "card_id": card_id}
-        for id, card_id, comparisons in later
-        for found in comparisons or []
-        if found["version_id"] == version.id
-    ]
-    return seen_from_here + (version.comparisons or [])
-
-
-def reversed_comparison(found: Any) -> Any:
-    """Return a comparison with the sign of every difference reversed."""
-    if not isinstance(found, dict):
-        return found
-    if "value" in found and found["value"] is not None:
-        low, high = (None if found[bound] is None else -found[bound] for bound in ("high", "low"))
-        return {**found, "value": -found["value"], "low": low, "high": high}
-    return {name: reversed_comparison(part) for name, part in found.items()}

@@ -1,4 +1,5 @@
-"""The JSON API under /api/v1: submit scans and read results with a bearer token.
+"""The JSON API under /api/v1: submit scans, read results, and ask which model was live, with a
+bearer token.
 
 Errors are `application/problem+json` (RFC 9457) and come from `webapp/errors.py`, like those of
 every page.
@@ -9,7 +10,14 @@ from __future__ import annotations
 import flask_smorest
 from flask import Flask
 
-from webapp.api import opinions, pictures, reports, scans, site  # noqa: F401 - they add operations.
+from webapp.api import (  # noqa: F401 - they add the operations.
+    models,
+    opinions,
+    pictures,
+    reports,
+    scans,
+    site,
+)
 from webapp.api.access import blueprint
 
 

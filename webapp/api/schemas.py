@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC
 from typing import Any
 
 from marshmallow import Schema, fields, pre_load, validate
@@ -286,6 +287,52 @@ class ScansPageSchema(Schema):
     page = fields.Integer(required=True, validate=validate.Range(1))
     per_page = fields.Integer(required=True, validate=validate.Range(1))
     total = fields.Integer(required=True, validate=COUNT)
+
+
+class LiveModelsQuerySchema(Schema):
+    """The time that a question about live models is about."""
+
+    at = fields.AwareDateTime(
+        load_default=None,
+        default_timezone=UTC,
+        metadata={
+            "description": (
+                "A time such as 2026-01-31T12:00:00Z, in UTC unless it says otherwise; now if left"
+                " out."
+            )
+        },
+    )
+
+
+class LiveModelSchema(Schema):
+    """A model version and its operating point, as they were live from `since` to `until`."""
+
+    id = fields.String(required=True)
+    card_id = fields.String(required=True)
+    architecture = fields.String(required=True)
+    operating_point = fields.String(required=True)
+    slice_threshold = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=SHARE,
+        metadata={"description": "For a single slice; null: as trained."},
+    )
+    scan_threshold = fields.Float(
+        required=True,
+        allow_none=True,
+        validate=SHARE,
+        metadata={"description": "For a scan of several slices; null: as trained."},
+    )
+    since = fields.AwareDateTime(required=True)
+    until = fields.AwareDateTime(required=True, allow_none=True)
+
+
+class LiveModelsSchema(Schema):
+    """The versions that were live at a time; null where none of that kind was."""
+
+    at = fields.AwareDateTime(required=True)
+    slice = fields.Nested(LiveModelSchema, required=True, allow_none=True)
+    series = fields.Nested(LiveModelSchema, required=True, allow_none=True)
 
 
 class RegionSchema(Schema):

@@ -21,7 +21,7 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship
+from sqlalchemy.orm import Mapped, column_property, joinedload, mapped_column, relationship
 
 from webapp.extensions import UtcDateTime, db, utc_now
 from webapp.models.accounts import User
@@ -95,6 +95,29 @@ class TrainingRun(Leased, db.Model):
         return "run_id"
 
 
+CURVE_STEPS = 1000
+"""A run has a point of each metric for at most so many shares of its whole, however many batches it
+takes.
+"""
+
+
+class TrainingPoint(db.Model):
+    """The mean of a metric, such as the loss, while a run went through one of `CURVE_STEPS` equal
+    shares of its whole.
+
+    `step` counts those from 0; `stage` is the fold, or what else it was at; `epoch` counts from 1.
+    """
+
+    run_id: Mapped[str] = mapped_column(
+        ForeignKey("training_run.id", ondelete="CASCADE"), primary_key=True
+    )
+    metric: Mapped[str] = mapped_column(String(40), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[float]
+    stage: Mapped[str] = mapped_column(String(200))
+    epoch: Mapped[int | None]
+
+
 class SiteFigures(Leased, db.Model):
     """What the live versions achieve on this site's confirmed scans, computed by a train worker;
     pages show the newest that is done.
@@ -164,7 +187,6 @@ class ModelVersion(HasOperatingPoint, db.Model):
         reads: "slice" or "series".
         card: the content of its card.json.
         blocked_because: why it may not be promoted, a sentence; empty if it may.
-        comparisons: with earlier versions (`worker.comparison`).
         canary: its probability for the canary's phantom (`worker.canary`), with which each worker
             compares its own.
         check_requested_at, checked_at, check_error: when a worker was asked to load the version and
@@ -180,7 +202,6 @@ class ModelVersion(HasOperatingPoint, db.Model):
     storage_prefix: Mapped[str] = mapped_column(String(200))
     card: Mapped[dict[str, Any]] = mapped_column(JSON)
     blocked_because: Mapped[str | None] = mapped_column(Text)
-    comparisons: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     canary: Mapped[float | None]
     check_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -226,6 +247,9 @@ class Promotion(HasOperatingPoint, db.Model):
     by_id: Mapped[str | None] = mapped_column(ForeignKey("user.id", ondelete="SET NULL"))
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     reason: Mapped[str] = mapped_column(Text)
+    # What was known of it then, and what its promoter confirmed (`webapp.admin.promotion_checks`);
+    # empty for setup.
+    evidence: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     version: Mapped[ModelVersion] = relationship(back_populates="promotions")
     by: Mapped[User | None] = relationship()
 
@@ -262,7 +286,11 @@ class PromotionRefused(ValueError):
 
 
 def promote(
-    version: ModelVersion, by_id: str | None, reason: str, point: OperatingPoint | None = None
+    version: ModelVersion,
+    by_id: str | None,
+    reason: str,
+    point: OperatingPoint | None = None,
+    evidence: dict[str, Any] | None = None,
 ) -> Promotion:
     """Append the promotion that makes `version` live for what it reads, or changes the operating
     point of the live one; the caller commits.
@@ -271,6 +299,7 @@ def promote(
         by_id: the administrator who decides, or None for setup.
         reason: recorded in the history.
         point: the operating point for workers; None leaves the present one.
+        evidence: what was known of the version (`webapp.admin.promotion_checks`).
 
     Raises:
         PromotionRefused: the version is blocked, it is already live at this operating point, or no
@@ -279,7 +308,13 @@ def promote(
     require_promotable(version, reason, point)
     point = point or version.operating_point
     version.operating_point = point
-    promotion = Promotion(version=version, reads=version.reads, by_id=by_id, reason=reason.strip())
+    promotion = Promotion(
+        version=version,
+        reads=version.reads,
+        by_id=by_id,
+        reason=reason.strip(),
+        evidence=evidence,
+    )
     promotion.operating_point = point
     db.session.add(promotion)
     return promotion
@@ -315,18 +350,67 @@ def waits_for_check() -> ColumnElement[bool]:
     )
 
 
-def version_before(live: ModelVersion) -> ModelVersion | None:
-    """Return the version that a rollback promotes: the one that was live most recently before
-    `live` and is not blocked; None if there is none.
+def newest_promotion(reads: str, *, lock: bool = False) -> Promotion | None:
+    """Return the promotion that says what is live for `reads`; with `lock`, no other promotion of
+    that kind is decided between this and the caller's commit.
     """
-    return db.session.scalar(
-        select(ModelVersion)
-        .join(Promotion)
-        .where(
-            Promotion.reads == live.reads,
-            ModelVersion.id != live.id,
-            ModelVersion.blocked_because.is_(None),
-        )
+    newest = (
+        select(Promotion)
+        .where(Promotion.reads == reads)
         .order_by(Promotion.id.desc())
         .limit(1)
+        .options(defer_card())
     )
+    if lock:
+        # Whoever comes second waits here, and then reads what the first one has committed. SQLite
+        # has one writer at a time.
+        db.session.execute(newest.with_only_columns(Promotion.id).with_for_update())
+    return db.session.scalar(newest)
+
+
+def promotion_at(reads: str, at: datetime) -> Promotion | None:
+    """Return the promotion by which a version was live for `reads` at a time, or None where none
+    was yet.
+    """
+    return db.session.scalar(
+        select(Promotion)
+        .where(Promotion.reads == reads, Promotion.at <= at)
+        .order_by(Promotion.id.desc())
+        .limit(1)
+        .options(defer_card())
+    )
+
+
+def promotion_after(promotion: Promotion) -> Promotion | None:
+    """Return the promotion that ended the time of another one, or None while that lasts."""
+    return db.session.scalar(
+        select(Promotion)
+        .where(Promotion.reads == promotion.reads, Promotion.id > promotion.id)
+        .order_by(Promotion.id)
+        .limit(1)
+    )
+
+
+def earlier_promotions(live: ModelVersion) -> list[Promotion]:
+    """Return the last promotion of each version that was live before and may be again, the newest
+    first: what a rollback may lead to.
+    """
+    last = (
+        select(func.max(Promotion.id))
+        .where(Promotion.reads == live.reads, Promotion.version_id != live.id)
+        .group_by(Promotion.version_id)
+    )
+    return list(
+        db.session.scalars(
+            select(Promotion)
+            .join(Promotion.version)
+            .where(Promotion.id.in_(last), ModelVersion.blocked_because.is_(None))
+            .order_by(Promotion.id.desc())
+            .options(defer_card())
+        )
+    )
+
+
+def defer_card() -> Any:
+    """Return the option that loads a promotion's version without its card."""
+    return joinedload(Promotion.version).defer(ModelVersion.card)

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Enum, ForeignKey, Index, String, Text, select, text, update
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, declared_attr, mapped_column
+from sqlalchemy.schema import SchemaItem
 
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
 
@@ -101,7 +102,7 @@ class Leased:
 
     @declared_attr.directive
     @classmethod
-    def __table_args__(cls) -> tuple[Index, ...]:
+    def __table_args__(cls) -> tuple[SchemaItem, ...]:
         return (Index(None, "status", "queued_at"),)  # type: ignore[arg-type]
 
 

@@ -82,6 +82,9 @@ class Act(StrEnum):
     RUN_LAUNCHED = "run launched"
     RUN_CANCELLED = "run cancelled"
     RUN_RETRIED = "run retried"
+    EVALUATION_REQUESTED = "evaluation requested"
+    EVALUATION_CANCELLED = "evaluation cancelled"
+    COMPARISON_REQUESTED = "comparison requested"  # (the version that was compared with the live)
     VERSION_PROMOTED = "version promoted"  # Also a rollback.
     POINT_CHANGED = "operating point changed"  # (the live version)
 

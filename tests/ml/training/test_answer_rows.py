@@ -12,7 +12,15 @@ from ml.evaluation.answers import COLUMNS, LEVELS
 from ml.training.answer_rows import whose_answer
 
 OF_PATIENT = Example(
-    Path("a/7.png"), "a/7.png", 1, "ann", 7, "ann and bob", "phantoms", scan="second"
+    Path("a/7.png"),
+    "a/7.png",
+    1,
+    "ann",
+    7,
+    "ann and bob",
+    "phantoms",
+    scan="second",
+    sha256="0123456789abcdef" * 4,
 )
 ALONE = replace(OF_PATIENT, patient=None, slice=None, scan="")
 
@@ -38,4 +46,5 @@ def test_a_scan_with_a_patient_names_no_file(
         "patient": patient,
         "slice": slice_,
         "group": "ann and bob",
+        "image": "0123456789abcdef",
     }

@@ -585,7 +585,7 @@ def test_runs_that_share_nothing_are_not_compared(
 ) -> None:
     model = tiny_model()
     for name, cell in (("one", 0.9), ("two", 0.3)):
-        root = write_set(tmp_path / name, [("1", "", "", cell), ("0", "", "", 0.1)])
+        root = write_set(tmp_path / name, [("1", "", "", cell), ("0", "", "", cell / 2)])
         evaluate(model, read_dataset(root), tmp_path / f"{name}-out")
     assert main(["compare", str(tmp_path / "one-out"), str(tmp_path / "two-out")]) == 2
     assert capsys.readouterr().err == "These runs have no image in common.\n"

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ml.evaluation.curves import CURVE_POINTS
 from ml.models.contract import HeldOut
 from ml.named_points import POINTS, found_at
 from ml.networks.aggregation import aggregate_scans
 from ml.training.experiment import Experiment
 from ml.training.operating_points import (
-    CURVE_POINTS,
     FEWEST_PEOPLE,
     MADE_SERIES,
     made_series,

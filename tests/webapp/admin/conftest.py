@@ -5,6 +5,7 @@ an admin.
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import update
+from werkzeug.test import TestResponse
 
 from webapp.admin import versions
 from webapp.extensions import db
@@ -144,6 +146,16 @@ def add_run(status: JobStatus, **columns: Any) -> str:
         )
     )
     return run.id
+
+
+def promote_by_form(client: FlaskClient, version_id: str, **data: str) -> TestResponse:
+    """Open a version's page and send its form, with the phrase typed that it asks for."""
+    page = client.get(f"/admin/models/{version_id}").text
+    seen = re.search(r'name="seen" value="([^"]+)"', page)
+    phrase = re.search(r"all the same, type “([^”]+)”", page)
+    hidden = {"seen": seen[1]} if seen else {}
+    typed = {"confirmation": phrase[1]} if phrase else {}
+    return client.post(f"/admin/models/{version_id}/promote", data={**hidden, **typed, **data})
 
 
 def zip_of(**files: str) -> io.BytesIO:

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 
 from tests.webapp.admin.conftest import a_card, add_run, add_version, figure
 from webapp.extensions import db, utc_now
-from webapp.models import JobStatus, ModelVersion
+from webapp.models import Comparison, JobStatus
 
 CONTROLS = [
     {
@@ -218,35 +218,35 @@ def test_differences_to_other_versions_are_seen_from_both_sides(
     with app.app_context():
         earlier = add_version("earlier-one", created_at=utc_now())
         nothing = add_version("no-answers", created_at=utc_now())
-        later = add_version(
-            "later-one",
-            created_at=utc_now(),
-            comparisons=[
-                {"version_id": earlier, "card_id": "earlier-one", **differences},
-                {
-                    "version_id": nothing,
-                    "card_id": "no-answers",
-                    "reason": "These runs have no image in common.",
-                },
-            ],
-        )
-        assert db.session.get_one(ModelVersion, later).comparisons
+        later = add_version("later-one", created_at=utc_now())
+        for other, found in (
+            (earlier, differences),
+            (nothing, {"reason": "These runs have no image in common."}),
+        ):
+            results = [{"source": "out of fold", **found}]
+            db.session.add(
+                Comparison(version_id=later, other_id=other, results=results, status=JobStatus.DONE)
+            )
+        db.session.commit()
     text = text_of(admin.get(f"/admin/models/{later}").text)
-    assert "AlexNet SVM · v1 slice 200 +0.012 (−0.004 to +0.030) −0.020 (−0.050 to +0.010)" in text
-    assert "patient 0 one class is missing there is no image" in text
-    assert "AlexNet SVM · v2 These runs have no image in common." in text
     assert (
-        "AlexNet SVM · v3 slice 200 −0.012 (−0.030 to +0.004) +0.020 (−0.010 to +0.050)"
+        "AlexNet SVM · v1 out of fold slice 200 +0.012 (−0.004 to +0.030) −0.020 (−0.050 to +0.010)"
+        in text
+    )
+    assert "patient 0 one class is missing there is no image" in text
+    assert "AlexNet SVM · v2 out of fold These runs have no image in common." in text
+    assert (
+        "AlexNet SVM · v3 out of fold slice 200 −0.012 (−0.030 to +0.004) +0.020 (−0.010 to +0.050)"
         in text_of(admin.get(f"/admin/models/{earlier}").text)
     )
-    assert "AlexNet SVM · v3 These runs have no image in common." in text_of(
+    assert "AlexNet SVM · v3 out of fold These runs have no image in common." in text_of(
         admin.get(f"/admin/models/{nothing}").text
     )
 
 
 def test_a_version_that_was_compared_with_none_says_so(app: Flask, admin: FlaskClient) -> None:
     with app.app_context():
-        id = add_version("alone", comparisons=[])
+        id = add_version("alone")
     assert (
         "nothing was available to compare this version with"
         in admin.get(f"/admin/models/{id}").text

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from tests.ml.conftest import points_judged
-from tests.webapp.admin.conftest import a_card, add_version
+from tests.webapp.admin.conftest import a_card, add_version, promote_by_form
 from webapp.extensions import db, utc_now
 from webapp.models import (
     Act,
@@ -107,19 +107,18 @@ def test_the_point_of_the_live_version_is_changed_for_a_reason(
         id = add_with_points()
         promote(db.session.get_one(ModelVersion, id), None, "It ships.")
         db.session.commit()
-    path = f"/admin/models/{id}/promote"
     assert "Change the operating point" in admin.get(f"/admin/models/{id}").text
     own = {"point": "own thresholds", "scan_threshold": "0.4", "slice_threshold": ""}
-    assert admin.post(path, data=own).status_code == 400, "no reason"
+    assert promote_by_form(admin, id, **own).status_code == 400, "no reason"
     assert point_of(app, id) == OperatingPoint()
-    assert admin.post(path, data=own | {"reason": "Nights are busy."}).status_code == 302
+    assert promote_by_form(admin, id, **own, reason="Nights are busy.").status_code == 302
     assert point_of(app, id) == OperatingPoint("own thresholds", None, 0.4)
-    again = admin.post(path, data=own | {"reason": "Once more."})
+    again = promote_by_form(admin, id, **own, reason="Once more.")
     assert again.status_code == 400 and "already live at this operating point." in again.text
     page = admin.get(f"/admin/models/{id}").text
     assert "Between balanced and specific. Of 100 scans, 10 of them with hemorrhage: finds" in page
     assert 'value="0.4"' in page and 'value="own thresholds" checked' in page
-    trained = admin.post(path, data={"reason": "Back.", "point": "as trained"})
+    trained = promote_by_form(admin, id, reason="Back.", point="as trained")
     assert trained.status_code == 302 and point_of(app, id) == OperatingPoint()
     with app.app_context():
         history = db.session.scalars(select(Promotion).order_by(Promotion.id)).all()
@@ -142,7 +141,7 @@ def test_a_rollback_keeps_the_point_that_the_version_had(app: Flask, admin: Flas
             version = db.session.get_one(ModelVersion, id)
             promote(version, None, "A reason.", OperatingPoint(name, 0.2 if name else None))
         db.session.commit()
-    admin.post(f"/admin/models/{old}/promote", data={"reason": "It missed a bleed."})
+    promote_by_form(admin, old, reason="It missed a bleed.")
     assert point_of(app, old) == OperatingPoint("own thresholds", 0.2, None)
 
 

@@ -7,9 +7,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
-from tests.webapp.admin.conftest import add_version
+from tests.webapp.admin.conftest import add_version, promote_by_form
 from webapp.admin import versions
 from webapp.extensions import db, utc_now
+from webapp.jobs import PREDICT_SCANS
 from webapp.models import (
     ModelVersion,
     Promotion,
@@ -29,25 +30,15 @@ class TestPromotion:
             old, new = add_version("old-card"), add_version("new-card")
             promote(db.session.get_one(ModelVersion, old), None, "It ships.")
             db.session.commit()
-        assert (
-            admin.post(f"/admin/models/{new}/promote", data={"reason": "Better AUROC."}).location
-            == "/admin/models"
-        )
+        assert promote_by_form(admin, new, reason="Better AUROC.").location == "/admin/models"
         with app.app_context():
             live = live_version("slice")
             assert live is not None and live.id == new
-        page = admin.get("/admin/models").text
-        assert (
-            "Roll back to AlexNet SVM · v1" in page
-            and f'action="/admin/models/{old}/promote"' in page
-        )
-        assert f'action="/admin/models/{old}/promote"' in admin.get(f"/admin/models/{new}").text
-        assert (
-            admin.post(
-                f"/admin/models/{old}/promote", data={"reason": "It missed a bleed."}
-            ).status_code
-            == 302
-        )
+        for path in ("/admin/models", f"/admin/models/{new}"):
+            page = admin.get(path).text
+            assert "Roll back to AlexNet SVM · v1" in page
+            assert f'/admin/models/{old}#promotion"' in page
+        assert promote_by_form(admin, old, reason="It missed a bleed.").status_code == 302
         with app.app_context():
             live = live_version("slice")
             assert live is not None and live.id == old
@@ -57,11 +48,11 @@ class TestPromotion:
                 (new, "Better AUROC.", "root"),
                 (old, "It missed a bleed.", "root"),
             ]
-        page = admin.get("/admin/models").text
+        page = admin.get("/admin/models").text.partition('id="timeline"')[2]
         assert (
             page.index("It missed a bleed.") < page.index("Better AUROC.") < page.index("It ships.")
         )
-        assert "Roll back to AlexNet SVM · v2" in page
+        assert "Roll back to AlexNet SVM · v2" in admin.get("/admin/models").text
 
     def test_a_blocked_version_is_refused_with_its_sentence(
         self, app: Flask, admin: FlaskClient
@@ -92,10 +83,7 @@ class TestPromotion:
         assert (
             admin.post(f"/admin/models/{id}/promote", data={"reason": "First."}).status_code == 302
         )
-        assert (
-            "is already live"
-            in admin.post(f"/admin/models/{id}/promote", data={"reason": "Again."}).text
-        )
+        assert "is already live" in promote_by_form(admin, id, reason="Again.").text
 
     def test_a_version_that_a_worker_cannot_use_is_not_promoted(
         self, app: Flask, admin: FlaskClient, worker_that_checks: dict[str, str | None]
@@ -132,11 +120,12 @@ class TestPromotion:
     def test_a_check_holds_for_a_while(
         self, app: Flask, admin: FlaskClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(versions, "nudge", None)  # Nobody is asked.
+        asked: list[str] = []
+        monkeypatch.setattr(versions, "nudge", asked.append)
         with app.app_context():
             id = add_version("card-one", checked_at=utc_now())
         answer = admin.post(f"/admin/models/{id}/promote", data={"reason": "Better."})
-        assert answer.status_code == 302
+        assert answer.status_code == 302 and PREDICT_SCANS not in asked
 
     def test_each_kind_has_its_own_live_version(self, app: Flask, admin: FlaskClient) -> None:
         with app.app_context():

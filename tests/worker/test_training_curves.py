@@ -1,0 +1,85 @@
+"""The curves of a training as rows."""
+
+from __future__ import annotations
+
+import pytest
+from flask import Flask
+from sqlalchemy import func, select
+
+from ml.training.progress import Progress
+from webapp.charts import training_charts
+from webapp.extensions import db
+from webapp.models import CURVE_STEPS, TrainingPoint, TrainingRun
+from worker.training_curves import Curves
+
+
+@pytest.fixture
+def run_id(any_worker_app: Flask) -> str:
+    run = TrainingRun(architecture="alexnet", settings={}, initial_weights="random", seed=1)
+    db.session.add(run)
+    db.session.commit()
+    return run.id
+
+
+def report(curves: Curves, fraction: float, **metrics: float) -> None:
+    curves.add(Progress("fold 1 of 2", fraction, None, metrics))
+
+
+def points() -> list[tuple[str, int, float, int | None]]:
+    order = (TrainingPoint.metric, TrainingPoint.step)
+    columns = (*order, TrainingPoint.value, TrainingPoint.epoch)
+    return [tuple(row) for row in db.session.execute(select(*columns).order_by(*order))]
+
+
+def test_metrics_are_averaged_over_a_thousandth_and_written_once(run_id: str) -> None:
+    curves = Curves(run_id)
+    report(curves, 0.0101, loss=1.0, epoch=1)
+    report(curves, 0.0102, loss=2.0, epoch=1)
+    curves.write()
+    report(curves, 0.0103, loss=6.0, epoch=1)
+    report(curves, 0.5, loss=0.5, epoch=2, fold_auroc=0.9)
+    report(curves, 0.5, loss=float("nan"), epoch=2)
+    curves.write()
+    curves.write()
+    db.session.commit()
+    assert points() == [("fold_auroc", 500, 0.9, 2), ("loss", 10, 3.0, 1), ("loss", 500, 0.5, 2)]
+
+
+def test_a_run_that_starts_over_replaces_what_it_repeats(run_id: str) -> None:
+    for attempt, reached in ((1.0, 0.9), (2.0, 0.2)):
+        curves = Curves(run_id)
+        for fraction in (0.1, 0.2, reached):
+            report(curves, fraction, loss=attempt)
+            curves.write()
+    db.session.commit()
+    assert points() == [("loss", 100, 2.0, None), ("loss", 200, 2.0, None)]
+
+
+def test_a_million_batches_make_no_more_rows_than_steps(run_id: str) -> None:
+    curves = Curves(run_id)
+    for batch in range(100_000):
+        report(curves, batch / 100_000, loss=1.0)
+        if batch % 10_000 == 0:
+            curves.write()
+    curves.write()
+    db.session.commit()
+    assert db.session.scalar(select(func.count()).select_from(TrainingPoint)) == CURVE_STEPS
+
+
+def test_each_stage_is_a_line_and_a_single_point_a_dot() -> None:
+    loss, area = training_charts(
+        [
+            ("loss", 0, 2.0, "fold 1"),
+            ("loss", 250, 1.0, "fold 1"),
+            ("loss", 500, 2.0, "fold 2"),
+            ("loss", 1000, 0.0, "fold 2"),
+            ("fold_auroc", 500, 0.9, "fold 1"),
+        ],
+        1000,
+    )
+    axes = loss.axes
+    assert loss.lines == {
+        "fold 1": axes.points([(0, 1), (0.25, 0.5)]),
+        "fold 2": axes.points([(0.5, 1), (1, 0)]),
+    }
+    assert (area.lines, area.dots) == ({}, ((axes.x(0.5), axes.y(1), "fold 1: 0.900"),))

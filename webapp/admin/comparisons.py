@@ -1,0 +1,199 @@
+"""What the comparison of a version with another one says: better, worse, or not comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import joinedload
+
+from ml.named_points import found_at, per_hundred
+from webapp.charts import Overlay, precision_overlay, roc_overlay
+from webapp.display import signed
+from webapp.extensions import db
+from webapp.models import Comparison, ModelVersion, comparison_of
+
+BETTER, NOT_WORSE, WORSE, NOT_COMPARABLE = "better", "not worse", "worse", "not comparable"
+FEWEST_PATIENTS = 10
+"""Of each class; fewer in common say nothing about which version is better."""
+LEVELS = ("slice", "patient")
+MOST_COMPARED = 50
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two versions on the images of one source that both judged.
+
+    Attributes:
+        source: "out of fold", or the name of a data set.
+        verdict: a constant of this module.
+        sentence: the same for a person.
+        found: what `worker.comparison` wrote.
+        charts: by level the overlaid ROC and precision-recall curves, where there are any.
+    """
+
+    source: str
+    verdict: str
+    sentence: str
+    found: Mapping[str, Any]
+
+    @property
+    def charts(self) -> dict[str, tuple[Overlay, Overlay]]:
+        """By level, ROC and precision-recall curves of both versions."""
+        charts = {}
+        for level in LEVELS:
+            figures = self.found.get(level) or {}
+            curves = {
+                name: run["curve"]
+                for name, run in (figures.get("runs") or {}).items()
+                if run["curve"]
+            }
+            if len(curves) == 2:
+                counts = figures["positive"], figures["negative"]
+                charts[level] = roc_overlay(curves), precision_overlay(curves, *counts)
+        return charts
+
+
+@dataclass(frozen=True)
+class AtThreshold:
+    """What a threshold finds with one of two versions on the patients of one source."""
+
+    source: str
+    whose: str
+    sensitivity: float
+    specificity: float
+    meaning: str
+
+
+def both_at(compared: Sequence[Compared], threshold: float) -> list[AtThreshold]:
+    """Return what a threshold, 0..1, finds by patient with the version ("own") and with the other
+    one, for each source that both have curves of.
+    """
+    rows = []
+    for one in compared:
+        if "patient" not in one.charts:
+            continue
+        for whose, run in one.found["patient"]["runs"].items():
+            found = found_at(run["curve"], threshold)
+            shares = found["sensitivity"], found["specificity"]
+            meaning = per_hundred("patients", (shares[0],) * 2, (shares[1],) * 2)
+            rows.append(AtThreshold(one.source, whose, *shares, meaning))
+    return rows
+
+
+def results_between(version: ModelVersion, other: ModelVersion) -> list[Any] | None:
+    """Return what is known of a version minus another, from either's comparison; None where nobody
+    has compared them.
+    """
+    row = comparison_of(version, other)
+    if row is not None and row.results is not None:
+        return row.results
+    row = comparison_of(other, version)
+    if row is not None and row.results is not None:
+        return [reversed_result(found) for found in row.results]
+    return None
+
+
+def comparisons_of(version: ModelVersion) -> list[dict[str, Any]]:
+    """Return the comparisons of a version with others, the newest first, each with "version_id" and
+    "card_id" of the other one.
+    """
+    rows = db.session.scalars(
+        select(Comparison)
+        .where(
+            or_(Comparison.version_id == version.id, Comparison.other_id == version.id),
+            Comparison.results.is_not(None),
+        )
+        .options(
+            joinedload(Comparison.version).load_only(ModelVersion.card_id),
+            joinedload(Comparison.other).load_only(ModelVersion.card_id),
+        )
+        .order_by(Comparison.finished_at.desc(), Comparison.id)
+        .limit(MOST_COMPARED)
+    )
+    return [
+        {
+            **(found if row.version_id == version.id else reversed_result(found)),
+            "version_id": other.id,
+            "card_id": other.card_id,
+        }
+        for row in rows
+        for other in [row.other if row.version_id == version.id else row.version]
+        for found in row.results or []
+    ]
+
+
+def reversed_result(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result of a comparison as the other version sees it."""
+    levels = {level: _reversed_level(found[level]) for level in LEVELS if level in found}
+    sides = {"own": found.get("other"), "other": found.get("own")}
+    reason = found.get("reason")
+    if reason is not None:
+        # The sentence speaks of "this version" and "the other version".
+        swapped = {"This version": "The other version", "The other version": "This version"}
+        for start, instead in swapped.items():
+            if reason.startswith(start):
+                sides["reason"] = instead + reason.removeprefix(start)
+                break
+    return {**found, **sides, **levels}
+
+
+def _reversed_level(level: Mapping[str, Any]) -> dict[str, Any]:
+    turned = {name: _negated(value) for name, value in level.items() if _is_figure(value)}
+    if runs := level.get("runs"):
+        turned["runs"] = {"own": runs["other"], "other": runs["own"]}
+    return {**level, **turned}
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, Mapping) and "value" in value
+
+
+def _negated(figure: Mapping[str, Any]) -> dict[str, Any]:
+    if figure["value"] is None:
+        return dict(figure)
+    low, high = (None if figure[end] is None else -figure[end] for end in ("high", "low"))
+    return {**figure, "value": -figure["value"], "low": low, "high": high}
+
+
+def judged(results: Sequence[Mapping[str, Any]]) -> list[Compared]:
+    """Return what each result of a comparison says, by patient."""
+    return [Compared(found["source"], *_judged(found), found) for found in results]
+
+
+def verdict_of(compared: Sequence[Compared]) -> str:
+    """Return the verdict of all sources together: worse in one is worse."""
+    found = {one.verdict for one in compared}
+    for verdict in (WORSE, BETTER, NOT_WORSE):
+        if verdict in found:
+            return verdict
+    return NOT_COMPARABLE
+
+
+def _judged(found: Mapping[str, Any]) -> tuple[str, str]:
+    """Return verdict and sentence of one result."""
+    if "patient" not in found:
+        return NOT_COMPARABLE, found.get("reason") or "Nothing was compared."
+    level = found["patient"]
+    difference = level["auroc"]
+    positive, negative = level.get("positive"), level.get("negative")
+    if difference["value"] is None:
+        return NOT_COMPARABLE, f"AUROC by patient: {difference['reason']}."
+    if positive is None or negative is None:
+        return NOT_COMPARABLE, "It was compared by an earlier version; please compare again."
+    if min(positive, negative) < FEWEST_PATIENTS or difference["low"] is None:
+        return NOT_COMPARABLE, (
+            f"Only {positive} patients with hemorrhage and {negative} without are in common; at"
+            f" least {FEWEST_PATIENTS} of each are needed."
+        )
+    numbers = (
+        f"AUROC by patient {signed(difference['value'])} ({signed(difference['low'])} to"
+        f" {signed(difference['high'])}) on {level['n']} patients, {positive} with hemorrhage"
+    )
+    if difference["high"] < 0:
+        return WORSE, f"Worse: {numbers}."
+    if difference["low"] > 0:
+        return BETTER, f"Better: {numbers}."
+    return NOT_WORSE, f"Not shown to be worse: {numbers}; the interval includes 0."

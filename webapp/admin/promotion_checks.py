@@ -1,0 +1,233 @@
+"""What an administrator is told before a version goes live, and what the server requires of them:
+who promotes one that is worse, or that nobody could compare, has to type that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from webapp.admin.comparisons import (
+    BETTER,
+    NOT_COMPARABLE,
+    NOT_WORSE,
+    WORSE,
+    Compared,
+    judged,
+    results_between,
+    verdict_of,
+)
+from webapp.admin.operating_points import chosen_for
+from webapp.display import name_of_version
+from webapp.models import (
+    ModelVersion,
+    OperatingPoint,
+    Promotion,
+    PromotionRefused,
+    live_version,
+    newest_promotion,
+    promote,
+    require_promotable,
+)
+
+FIRST = "first"
+"""The verdict where no version of this kind is live."""
+PHRASES = {
+    WORSE: "promote although it is worse",
+    NOT_COMPARABLE: "promote although it is not comparable",
+}
+SUMMARIES = {
+    FIRST: "No version of this kind is live, so there is nothing to compare with.",
+    BETTER: "Better than the live version on the same images.",
+    NOT_WORSE: "Not shown to be worse than the live version on the same images.",
+    WORSE: "Worse than the live version on the same images.",
+    NOT_COMPARABLE: "Not comparable with the live version.",
+}
+PAGE_IS_OLD = (
+    "This page does not say which version was live when it was shown. Please open it again."
+)
+NONE_LIVE = "none"
+PERMUTED = "permuted"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the checklist; `passed` is None where that is not known."""
+
+    name: str
+    passed: bool | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Checklist:
+    """What is known of a candidate beside the live version.
+
+    Attributes:
+        live: the live version, None where there is none.
+        verdict: a key of `SUMMARIES`.
+        compared: the sources of the comparison.
+        checks: the lines.
+    """
+
+    live: ModelVersion | None
+    verdict: str
+    compared: Sequence[Compared]
+    checks: Sequence[Check]
+
+    @property
+    def phrase(self) -> str | None:
+        """What has to be typed to promote; None where nothing has."""
+        return PHRASES.get(self.verdict)
+
+    def evidence(self, confirmation: str) -> dict[str, Any]:
+        """Return what the history keeps of it."""
+        return {
+            "verdict": self.verdict,
+            "summary": SUMMARIES[self.verdict],
+            "live": {"id": self.live.id, "card_id": self.live.card_id} if self.live else None,
+            "sources": [
+                {"source": one.source, "verdict": one.verdict, "sentence": one.sentence}
+                for one in self.compared
+            ],
+            "checks": [asdict(check) for check in self.checks],
+            "typed": confirmation if self.phrase else None,
+        }
+
+
+def checklist_of(version: ModelVersion) -> Checklist:
+    """Return the checklist of a version that is not live."""
+    live = live_version(version.reads)
+    compared = judged(results_between(version, live) or []) if live else []
+    verdict = verdict_of(compared) if live else FIRST
+    return Checklist(
+        live,
+        verdict,
+        compared,
+        [
+            _comparison_check(verdict),
+            _patient_check(version.card),
+            _controls_check(version),
+            _export_check(version.card),
+            _point_check(version, live),
+        ],
+    )
+
+
+def _comparison_check(verdict: str) -> Check:
+    passed = {WORSE: False, NOT_COMPARABLE: None}.get(verdict, True)
+    return Check("Compared with the live version", passed, SUMMARIES[verdict])
+
+
+def _patient_check(card: Mapping[str, Any]) -> Check:
+    name = "Judged by patient"
+    area = (card.get("patient_metrics") or {}).get("auroc") or {}
+    if area.get("value") is None:
+        reason = area.get("reason") or "its card has figures by slice only"
+        return Check(name, False, f"No AUROC by patient: {reason}.")
+    data = card["data"]
+    if data.get("scans") is not None and data["scans"] == data.get("judged"):
+        return Check(name, None, "No image names its patient, so each counts as a patient.")
+    return Check(name, True, f"AUROC by patient {area['value']:.3f}, n = {area['n']}.")
+
+
+def _controls_check(version: ModelVersion) -> Check:
+    name = "Controls run and clean"
+    if version.blocked_because or version.card.get("blocked_because"):
+        return Check(name, False, version.blocked_because or version.card["blocked_because"])
+    run = {control["name"] for control in version.card.get("controls") or () if _was_run(control)}
+    if PERMUTED not in run:
+        return Check(
+            name, None, "The control with shuffled labels was not run, so a leak is not ruled out."
+        )
+    return Check(name, True, f"{len(run)} controls were run; shuffled labels give no signal.")
+
+
+def _was_run(control: Mapping[str, Any]) -> bool:
+    return not control.get("skipped")
+
+
+def _export_check(card: Mapping[str, Any]) -> Check:
+    found = card["export_check"]
+    difference = found.get("largest_difference")
+    shown = "not measured" if difference is None else f"{difference:.2g}"
+    sentence = f"The exported model differs from the trained one by {shown}; limit"
+    return Check("Export parity", bool(found["passed"]), f"{sentence} {found['limit']:.0e}.")
+
+
+def _point_check(version: ModelVersion, live: ModelVersion | None) -> Check:
+    name, own = "Operating point", chosen_for(version)
+    if not own.by_scan:
+        return Check(name, None, f"{own.name.capitalize()}. Nothing is known per 100 scans.")
+    beside = chosen_for(live).by_scan if live else ""
+    now = f" The live version: {beside}" if beside else ""
+    return Check(name, True, f"{own.name.capitalize()}. {own.by_scan}{now}")
+
+
+def mark_of_live(reads: str) -> str:
+    """Return what a page remembers of what was live when it was shown."""
+    newest = newest_promotion(reads)
+    return str(newest.id) if newest else NONE_LIVE
+
+
+def promote_as_admin(
+    version: ModelVersion,
+    by_id: str,
+    reason: str,
+    point: OperatingPoint | None,
+    *,
+    seen: str,
+    confirmation: str,
+) -> Promotion:
+    """Promote a version for an administrator, or change the operating point of the live one; the
+    caller commits.
+
+    Args:
+        by_id, reason, point: as `webapp.models.promote` takes them.
+        seen: what `mark_of_live` said when the administrator decided.
+        confirmation: what they typed where the checklist requires it.
+
+    Raises:
+        PromotionRefused: what was live has changed since, the confirmation is missing, or the
+            version may not be promoted.
+    """
+    newest = newest_promotion(version.reads, lock=True)
+    require_unchanged(newest, seen)
+    if newest is not None and newest.version_id == version.id:
+        return promote(version, by_id, reason, point)
+    require_promotable(version, reason, point)
+    checklist = checklist_of(version)
+    require_confirmation(checklist, confirmation)
+    return promote(version, by_id, reason, point, checklist.evidence(confirmation.strip()))
+
+
+def require_unchanged(newest: Promotion | None, seen: str) -> None:
+    """Refuse a promotion that was decided beside another live version, or another operating point
+    of it.
+
+    Raises:
+        PromotionRefused: somebody else has promoted meanwhile, or nobody knows.
+    """
+    if newest is None or seen == str(newest.id):
+        return
+    if not seen:
+        raise PromotionRefused(PAGE_IS_OLD)
+    who = newest.by.username if newest.by else "Setup"
+    raise PromotionRefused(
+        f"{who} promoted {name_of_version(newest.version)} at {newest.at:%H:%M:%S} UTC, after"
+        f" this page was shown (“{newest.reason}”). Compare with that version, then decide again."
+    )
+
+
+def require_confirmation(checklist: Checklist, confirmation: str) -> None:
+    """Refuse to promote what is worse or not comparable unless its phrase was typed.
+
+    Raises:
+        PromotionRefused: it was not.
+    """
+    phrase = checklist.phrase
+    if phrase and " ".join(confirmation.split()).lower() != phrase:
+        raise PromotionRefused(
+            f"{SUMMARIES[checklist.verdict]} To promote it all the same, type “{phrase}”."
+        )
