@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$p
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test sure bench chaos fuzz lock audit web worker-predict worker-train beat
+.PHONY: help install run test sure bench screenshots chaos fuzz lock audit web worker-predict worker-train beat
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+( [a-z-]+)*:.*## / {printf "make %-42s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench: $(VENV)/.installed  ## Measure how fast models and service answer; fails 
 	@$(PY) -m bench.worklist
 	@$(PY) -m bench.scale
 	@$(PY) -m bench.overload
+
+screenshots: $(VENV)/.installed-tests  ## Make the pictures in docs/ with phantoms; needs Chromium.
+	@$(PY) -m bench.screenshots
 
 chaos: $(VENV)/.installed  ## Kill, pause and cut off everything while 1,000 scans come in; fails where one is lost, doubled or stuck.
 	@$(PY) -m bench.chaos $(ARGS)

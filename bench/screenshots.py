@@ -1,0 +1,91 @@
+"""Make the pictures in docs/: the worklist, a series and a single slice, with phantoms.
+
+    python -m bench.screenshots
+
+Needs Chromium and Playwright, which the tests install.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
+
+from bench.service import running_service
+from webapp.config import PROJECT_ROOT
+
+DOCS = PROJECT_ROOT / "docs"
+PHANTOMS = PROJECT_ROOT / "webapp" / "static" / "phantoms"
+DESK: ViewportSize = {"width": 1440, "height": 900}
+VERDICT = re.compile("Brain Hemorrhage Detected")
+VERDICT_MS = 60_000
+
+
+def main() -> int:
+    """Start the service on an empty folder, submit the phantoms, and write the pictures."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        sys.stderr.write("There is no Chromium here.\n")
+        return 1
+    with running_service() as service, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(
+            base_url=f"http://127.0.0.1:{service.port}", viewport=DESK, color_scheme="light"
+        )
+        sign_up(page)
+        addresses = [submit(page, file) for file in sorted(PHANTOMS.glob("phantom-*.*"))]
+        page.goto("/scans")
+        picture(page, "worklist.png")
+        page.goto(next(each for each in addresses if is_series(page, each)))
+        page.keyboard.press("o")
+        picture(page, "series.png")
+        page.goto(addresses[0])
+        page.keyboard.press("o")
+        picture(page, "screenshot.png")
+        browser.close()
+    return 0
+
+
+def sign_up(page: Page) -> None:
+    """Make an account."""
+    page.goto("/signup")
+    for name, value in {
+        "username": "reader",
+        "name": "A Reader",
+        "email": "reader@example.org",
+        "phone": "+49 30 1234",
+    }.items():
+        page.fill(f"[name={name}]", value)
+    page.fill("[name=password]", "a long enough password")
+    page.press("[name=password]", "Enter")
+    expect(page).to_have_url(re.compile("/scans"))
+
+
+def submit(page: Page, file: Path) -> str:
+    """Submit a scan, wait for its verdict, and return the address of its page."""
+    page.goto("/scans/new")
+    page.set_input_files("main form [name=file]", file)
+    page.locator("main form:has([name=file]) button[type=submit]").click()
+    expect(page).to_have_url(re.compile("/scans/[0-9a-f]{32}$"))
+    expect(page.get_by_text(VERDICT).first).to_be_visible(timeout=VERDICT_MS)
+    return page.url
+
+
+def is_series(page: Page, address: str) -> bool:
+    """Whether a page shows a positive series."""
+    page.goto(address)
+    return page.locator("#slice").count() > 0 and page.locator(".verdict.suspected").count() > 0
+
+
+def picture(page: Page, name: str) -> None:
+    """Write what the window shows to docs/."""
+    page.wait_for_timeout(1500)  # until images have come
+    page.screenshot(path=DOCS / name)
+    sys.stdout.write(f"docs/{name}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
