@@ -26,7 +26,6 @@ from webapp.intake import accept_dataset
 from webapp.jobs import TRAIN_MODEL, nudge
 from webapp.models import (
     Dataset,
-    Heatmap,
     JobStatus,
     ModelVersion,
     Prediction,
@@ -91,9 +90,7 @@ def start(name: str, service: Service, container: str | None = None) -> None:
     )
 
 
-def have_ended(
-    service: Service, table: type[Scan] | type[Heatmap] | type[Dataset] | type[TrainingRun]
-) -> bool:
+def have_ended(service: Service, table: type[Scan] | type[Dataset] | type[TrainingRun]) -> bool:
     """True if the table has rows and nothing more will happen to any."""
     with service.app.app_context():
         found = set(db.session.scalars(select(table.status)))
@@ -173,22 +170,15 @@ def test_the_composed_services_answer_scans_and_train_a_version(
                 service.eventually(
                     lambda: have_ended(service, Scan), "All scans have verdicts", PATIENCE_S
                 )
-                service.eventually(
-                    lambda: have_ended(service, Heatmap), "All heat maps are drawn", PATIENCE_S
-                )
                 with service.programs.paused(held):
                     jobs.append(ann.submit(picture).json())
                     assert ann.verdict_on(jobs[-1]["url"])["status"] == "done"
             assert {ann.verdict_on(job["url"])["status"] for job in jobs} == {"done"}
 
         service.eventually(lambda: have_ended(service, TrainingRun), "The run ends", PATIENCE_S)
-        service.eventually(
-            lambda: have_ended(service, Heatmap), "All heat maps are drawn", PATIENCE_S
-        )
         with service.app.app_context():
             run = db.session.scalars(select(TrainingRun)).one()
             assert run.status == JobStatus.DONE, run.error
-            assert set(db.session.scalars(select(Heatmap.status))) == {JobStatus.DONE}
             assert db.session.scalars(
                 select(ModelVersion.run_id).where(ModelVersion.run_id.is_not(None))
             ).all() == [run.id]

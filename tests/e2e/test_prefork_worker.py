@@ -81,4 +81,5 @@ def assert_is_answered(scan: Scan, live: ModelVersion) -> None:
     assert scan.error is None
     assert scan.image_key and scan.thumbnail_key
     assert scan.started_at and scan.finished_at and scan.created_at <= scan.finished_at
-    assert answer.heatmap is not None
+    assert answer.heatmap is None, "the live model outlines what it finds"
+    assert scan.outline_key is not None or not answer.positive
