@@ -30,7 +30,8 @@ def save() -> str | tuple[str, int] | WerkzeugResponse:
     if not form.validate_on_submit():
         return account_page(notifications_form=form)
     chosen = {Channel(field.name): Wanted(field.data) for field in form.channels}
-    lock_person(current_user.id)
+    if lock_person(current_user.id) is None:
+        abort(404)  # The account was deleted meanwhile.
     choose(current_user.id, chosen)
     db.session.commit()
     flash("Your notifications have been saved.", "success")

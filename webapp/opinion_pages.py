@@ -38,7 +38,13 @@ def save(scan_id: str) -> ResponseReturnValue:
         region=form.region.data,
     )
     try:
-        give(scan_id, current_user.id, said, from_queue=bool(form.queue.data))
+        give(
+            scan_id,
+            current_user.id,
+            said,
+            from_queue=bool(form.queue.data),
+            only_finding="comment" not in request.form,
+        )
     except ScanGone:
         db.session.rollback()
         abort(404, GONE)
@@ -81,7 +87,7 @@ def add_share(scan_id: str) -> ResponseReturnValue:
     except SharingRefused as err:
         db.session.rollback()
         flash(str(err), "error")
-        return scan_page(scan), 400
+        return scan_page(own_scan(scan_id)), 400
     db.session.commit()
     whom = made.with_user.username if made.with_user else THE_REVIEWERS
     flash(f"The scan is now shared with {whom}.", "success")

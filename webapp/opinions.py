@@ -129,12 +129,21 @@ def slices_of(scan: Scan) -> int:
     return len(scan.prediction.slices) if scan.prediction else 0
 
 
-def give(scan_id: str, author_id: str, said: Said, *, from_queue: bool = False) -> Opinion:
+def give(
+    scan_id: str,
+    author_id: str,
+    said: Said,
+    *,
+    from_queue: bool = False,
+    only_finding: bool = False,
+) -> Opinion:
     """Give an opinion, or change the author's earlier one on the same scan or slice; the caller
     commits.
 
     Args:
         from_queue: the review queue led the author to this scan.
+        only_finding: an earlier opinion keeps its comment and mark, and its types where hemorrhage
+            is still present.
 
     Raises:
         ScanGone: the author sees no such scan.
@@ -142,7 +151,7 @@ def give(scan_id: str, author_id: str, said: Said, *, from_queue: bool = False) 
     """
     scan = _locked_scan(scan_id, author_id)
     if scan.prediction is None:
-        raise OpinionRefused("This scan has no result yet, so there is nothing to agree with.")
+        raise OpinionRefused("You can give an opinion once the scan has a result.")
     count = slices_of(scan)
     said.require_sound(count)
     index = None if count == 1 else said.slice_index  # A single slice is the whole scan.
@@ -168,6 +177,9 @@ def give(scan_id: str, author_id: str, said: Said, *, from_queue: bool = False) 
         db.session.add(opinion)
         record(Act.OPINION_GIVEN, scan_id, detail=f"{_place(index)}: {said.finding}")
     else:
+        if only_finding:
+            types = opinion.types if said.finding == Finding.PRESENT else []
+            columns = {"finding": said.finding, "types": types}
         changed = [name for name, value in columns.items() if getattr(opinion, name) != value]
         if not changed:
             return opinion

@@ -78,7 +78,8 @@ def finished_report(scan_id: str, is_allowed: ColumnElement[bool], kind: str) ->
     give_up_at = time.monotonic() + WAIT_S
     while True:
         report = db.session.scalar(find)
-        db.session.rollback()  # No transaction is open while this request waits.
+        # No transaction is open while this request waits; what was read stays as it is.
+        db.session.commit()
         if report is None or report.status.is_final or time.monotonic() >= give_up_at:
             return report
         time.sleep(LOOK_S)

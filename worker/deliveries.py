@@ -106,7 +106,8 @@ def prepared(notification: Notification) -> tuple[Callable[[], None], list[str]]
     together: list[str] = []
     if channel is not Channel.WEBHOOK and scan_id is not None:
         together = waiting_beside(notification)
-    db.session.rollback()  # No transaction is open while a receiver answers.
+    # No transaction is open while a receiver answers; what was read stays as it is.
+    db.session.commit()
     if person is None or person.disabled_at is not None:
         raise NotAllowed("The account is disabled.")
     if channel not in channels_offered():

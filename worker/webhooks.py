@@ -20,7 +20,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from webapp import __version__
 
-TIMEOUT = Timeout(connect=3.0, read=5.0)
+TIMEOUT = Timeout(connect=3.0, read=10.0)
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -136,7 +136,8 @@ def _judge(given: Service, kinds: dict[str, str], tally: Tally) -> None:
                 scan.prediction is not None and 0 <= scan.prediction.probability <= 1,
                 "a scan is done without a probability",
             )
-            named |= {key for key in (scan.image_key, scan.thumbnail_key, scan.volume_key) if key}
+            keys = scan.image_key, scan.thumbnail_key, scan.volume_key, scan.outline_key
+            named |= {key for key in keys if key}
         else:
             _note_sentence(kind, scan.error or "", tally)
     db.session.rollback()

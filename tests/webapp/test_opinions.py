@@ -124,6 +124,18 @@ class TestGiving:
         with app.app_context():
             assert db.session.scalar(select(func.count()).select_from(Opinion)) == 0
 
+    def test_the_buttons_change_the_finding_alone(self, app: Flask, ann: FlaskClient) -> None:
+        scan_id = add_done(app)
+        path = f"/scans/{scan_id}/opinions"
+        full = {"finding": "present", "types": "subdural", "comment": "left frontal"}
+        ann.post(path, data={**full, "region": "0.5,0.5,0.1,0.1"})
+        for finding, types in (("present", ["subdural"]), ("absent", [])):
+            ann.post(path, data={"finding": finding})
+            with app.app_context():
+                opinion = db.session.scalars(select(Opinion)).one()
+                assert (opinion.finding, opinion.types) == (finding, types)
+                assert opinion.comment == "left frontal" and opinion.region is not None
+
     def test_a_slice_has_an_opinion_of_its_own_with_types_and_an_ellipse_in_numbers(
         self, app: Flask, ann: FlaskClient
     ) -> None:
@@ -185,7 +197,7 @@ class TestGiving:
             db.session.delete(db.session.scalars(select(Prediction)).one())
             db.session.commit()
             author = db.session.scalars(select(User.id)).one()
-            with pytest.raises(OpinionRefused, match="no result yet"):
+            with pytest.raises(OpinionRefused, match="once the scan has a result"):
                 give(scan_id, author, Said(Finding.PRESENT))
         assert "Opinions can be given when" in ann.get(f"/scans/{scan_id}").text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -232,6 +233,26 @@ def test_a_failure_is_tried_again_ever_later_and_at_last_told(worker_app: Flask)
         assert one.error == "The webhook answered with status 503."
         # Each try said that it is the same message.
         assert len({headers["webhook-id"] for _, headers, _ in receiver.requests}) == 1
+
+
+def test_others_write_while_a_receiver_answers(worker_app: Flask) -> None:
+    waited_s: list[float] = []
+
+    def write(_: object) -> None:
+        # A transaction of SQLite takes the lock of writers when it begins.
+        began = time.monotonic()
+        with worker_app.app_context(), db.engine.connect() as other:
+            other.exec_driver_sql("SELECT 1")
+        waited_s.append(time.monotonic() - began)
+
+    with receiving(write) as receiver:
+        offer(worker_app, NOTIFY_WEBHOOK_URL=receiver.url)
+        install_model()
+        want(Channel.WEBHOOK, Wanted.ALL)
+        submit(picture(POSITIVE))
+        tasks.predict_scans()
+        send_due()
+    assert len(waited_s) == 1 and waited_s[0] < 2
 
 
 def test_a_webhook_that_hangs_holds_no_other_channel_up(

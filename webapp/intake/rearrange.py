@@ -28,7 +28,7 @@ from webapp.intake.series import PICTURES, Pictures, series_of
 from webapp.intake.spool import incoming_folder
 from webapp.intake.streams import DamagedFile
 from webapp.jobs import PREDICT_SCANS, nudge
-from webapp.models import IN_ITS_TURN, Act, Scan, new_id, urgent_room
+from webapp.models import IN_ITS_TURN, Act, Opinion, Scan, Share, new_id, urgent_room
 from webapp.models.accounts import lock_person
 from webapp.space import require_space
 from webapp.storage import storage
@@ -71,6 +71,7 @@ def join_pictures(user_id: str, scan_ids: Sequence[str], title: str) -> Scan:
         raise NotRearranged("Please select at least two pictures.")
     if not all(may_be_joined(scan) for scan in scans):
         raise NotRearranged("Only single PNG or JPEG pictures can be joined.")
+    _require_no_opinions(scans)
     if len({scan.kind for scan in scans}) > 1:
         raise NotRearranged("PNG and JPEG pictures cannot be joined into one series.")
     is_of_one_study = len({scan.study_id for scan in scans}) == 1
@@ -100,6 +101,21 @@ def join_pictures(user_id: str, scan_ids: Sequence[str], title: str) -> Scan:
     return joined
 
 
+def _require_no_opinions(scans: Sequence[Scan]) -> None:
+    """Check that nothing goes with these scans that others gave: opinions, or what sees them.
+
+    Raises:
+        NotRearranged: a scan has opinions or is shared.
+    """
+    ids = [scan.id for scan in scans]
+    for table in (Opinion, Share):
+        if db.session.scalar(select(table.id).where(table.scan_id.in_(ids)).limit(1)):
+            raise NotRearranged(
+                "Scans that are shared or have opinions cannot be joined or split; stop sharing and"
+                " withdraw the opinions first."
+            )
+
+
 def split_series(user_id: str, scan_id: str) -> list[Scan]:
     """Make single pictures of a series of pictures of that person; they take its place, in its
     order, and are queued.
@@ -111,6 +127,7 @@ def split_series(user_id: str, scan_id: str) -> list[Scan]:
     scans = _own(user_id, [scan_id])
     if not scans or not may_be_split(scans[0]):
         raise NotRearranged("Only series of PNG or JPEG pictures can be split.")
+    _require_no_opinions(scans)
     [series] = scans
     require_space(2 * series.size)
     db.session.commit()  # No transaction is open while files are read and stored.

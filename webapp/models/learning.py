@@ -337,9 +337,7 @@ def require_promotable(
         )
     live = live_version(version.reads)
     if live is not None and live.id == version.id and point in (None, version.operating_point):
-        raise PromotionRefused(
-            f"Version {version.card_id} is already live at this operating point."
-        )
+        raise PromotionRefused("This version is already live at this operating point.")
 
 
 def waits_for_check() -> ColumnElement[bool]:

@@ -134,6 +134,9 @@ function recall() {
   const slice = form.elements.slice?.value ? Number(form.elements.slice.value) - 1 : null;
   const said = JSON.parse(panel.dataset.own).find((opinion) => opinion.slice === slice);
   if (!said) {
+    form.querySelectorAll("[name=finding], [name=types]").forEach((box) => { box.checked = false; });
+    form.elements.comment.value = "";
+    setRegion(null);
     return;
   }
   form.querySelectorAll("[name=finding]").forEach((radio) => { radio.checked = radio.value === said.finding; });

@@ -12,7 +12,7 @@ from PIL import Image
 from ml.artifacts.card import ABSENT
 from ml.verdict import State
 from webapp import __version__
-from webapp.models import Prediction, Scan
+from webapp.models import Finding, Opinion, Prediction, Scan
 from webapp.outlines import contour
 from webapp.storage import storage
 from worker.retries import retry_storage
@@ -35,14 +35,33 @@ LIMITS = (
 )
 
 
+FINDINGS = {
+    Finding.PRESENT: "hemorrhage present",
+    Finding.ABSENT: "no hemorrhage",
+    Finding.UNCLEAR: "cannot tell",
+}
+
+
 @dataclass(frozen=True)
-class Opinion:
-    """What a person said about a scan: `verdict` and `comment` as that person gave them."""
+class OpinionText:
+    """An opinion on a scan as a report states it: `verdict` says of which slice and which types."""
 
     name: str
     verdict: str
     comment: str
     at: datetime
+
+    @classmethod
+    def of(cls, opinion: Opinion) -> OpinionText:
+        """Return what is stated of an opinion."""
+        where = "" if opinion.slice_number is None else f" in slice {opinion.slice_number}"
+        types = f" ({', '.join(opinion.types)})" if opinion.types else ""
+        return cls(
+            opinion.author.username,
+            f"{FINDINGS[opinion.finding]}{where}{types}",
+            opinion.comment,
+            opinion.updated_at,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ class Content:
     overlay: Image.Image | None
     overlay_says: str = HEAT_SAYS
     volume_ml: float | None = None
-    opinions: Sequence[Opinion] = field(default=())
+    opinions: Sequence[OpinionText] = field(default=())
     software: str = f"Hemoscan {__version__}"
 
     @property
@@ -150,7 +169,7 @@ def content_of(scan: Scan, prediction: Prediction, opinions: Sequence[Opinion] =
         image=_picture(scan.image_key or ""),
         index=index,
         overlay=overlay,
-        opinions=opinions,
+        opinions=[OpinionText.of(each) for each in opinions],
         overlay_says=says,
         volume_ml=prediction.volume_ml,
     )

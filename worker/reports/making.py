@@ -12,6 +12,7 @@ from ml.scans.slices import BoolArray
 from ml.scans.volume import read_masks
 from webapp.extensions import db, utc_now
 from webapp.models import Prediction, Report, ReportKind, ReportRefused, Scan
+from webapp.opinions import opinions_of
 from webapp.storage import StorageAway, StorageError, storage
 from worker import leases
 from worker.heartbeat import presence
@@ -84,7 +85,7 @@ def made(report: Report) -> bytes:
     # asks for a report.
     from worker.reports.content import content_of
 
-    content = content_of(scan, scan.prediction)
+    content = content_of(scan, scan.prediction, opinions_of(scan))
     if kind is ReportKind.PDF:
         from worker.reports.page import pdf_of
 

@@ -13,7 +13,7 @@ from fpdf import FPDF, XPos, YPos
 from PIL import Image
 
 from ml.verdict import State
-from worker.reports.content import LIMITS, RESEARCH, TITLE_OF, Content, Opinion, Verdict
+from worker.reports.content import LIMITS, RESEARCH, TITLE_OF, Content, OpinionText, Verdict
 from worker.reports.fonts import BOLD, EMOJI, REGULAR
 
 # It warns of characters that no font has, and quotes them; a log may not tell a title.
@@ -318,7 +318,7 @@ class _Page(FPDF):
         """Return the types to name; of a scan without a suspicion none is likely."""
         return () if content.verdict.state == "not found" else content.types[:MOST_TYPES]
 
-    def draw_opinions(self, opinions: Sequence[Opinion]) -> None:
+    def draw_opinions(self, opinions: Sequence[OpinionText]) -> None:
         """Draw what people said about the scan, the newest first."""
         if not opinions:
             return

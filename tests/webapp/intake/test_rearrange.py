@@ -27,7 +27,7 @@ from webapp.intake import (
     rearrange,
     split_series,
 )
-from webapp.models import IN_ITS_TURN, AuditEvent, JobStatus, Scan, User
+from webapp.models import IN_ITS_TURN, AuditEvent, JobStatus, Scan, Share, User
 from webapp.storage import Storage, StorageFull, storage
 
 SIDES = (70, 71, 72, 73)
@@ -148,6 +148,17 @@ def test_what_cannot_be_joined_is_said_and_left_alone(any_database_app: Flask, a
         with pytest.raises(NotRearranged, match="at most 1 are supported"):
             join_pictures(ann, [one.id, two.id], "")
         assert files_of(app) == before
+
+
+def test_what_others_see_or_spoke_of_is_not_joined_or_split(
+    any_database_app: Flask, ann: str
+) -> None:
+    with any_database_app.app_context():
+        scans = single_pictures(ann)
+        db.session.add(Share(scan_id=scans[0].id))
+        db.session.commit()
+        with pytest.raises(NotRearranged, match="shared or have opinions"):
+            join_pictures(ann, [scan.id for scan in scans], "")
 
 
 def test_a_picture_that_is_deleted_meanwhile_leaves_the_others(

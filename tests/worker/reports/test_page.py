@@ -8,7 +8,7 @@ import pytest
 
 from tests.worker.reports.made import AT, content
 from tests.worker.reports.readers import text_of
-from worker.reports.content import Opinion, Verdict
+from worker.reports.content import OpinionText, Verdict
 from worker.reports.page import pdf_of
 
 
@@ -76,7 +76,7 @@ def test_letters_from_right_to_left_and_emoji_change_what_is_drawn() -> None:
 
 
 def test_a_thousand_slices_notes_and_opinions_leave_one_page() -> None:
-    opinions = [Opinion(f"Reader {n}", "disagrees", "x " * 400, AT) for n in range(30)]
+    opinions = [OpinionText(f"Reader {n}", "disagrees", "x " * 400, AT) for n in range(30)]
     long = content(
         title="long " * 16,
         slices=[0.5] * 1000,
