@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.inference.heat_maps import place
+from ml.preprocessing.head import find_head
 from ml.preprocessing.model_input import Frame
+from ml.preprocessing.skull import intracranial_space
 from ml.scans.ordering import is_gap
 from ml.scans.slabs import Slabs
-from ml.scans.slices import BoolArray, FloatArray, Series
+from ml.scans.slices import BoolArray, FloatArray, Series, Slice, gray_of
 
 OUTLINED_FROM = 0.5
 MM3_PER_ML = 1000.0
@@ -69,7 +71,7 @@ def outlines_of(
     of_slabs = [
         None
         if probabilities is None
-        else _mask_of(probabilities, frame, series.slices[stack.middle_of(number)].pixels.shape)
+        else _mask_of(probabilities, frame, series.slices[stack.middle_of(number)])
         for number, (probabilities, frame) in enumerate(zip(outlined, frames, strict=True))
     ]
     masks = tuple(of_slabs[stack.number_of(index)] for index in range(len(series.slices)))
@@ -108,11 +110,19 @@ def _steps_mm(series: Series) -> NDArray[np.float64] | None:
     return None if series.distance_mm is None else np.full(between, float(series.distance_mm))
 
 
-def _mask_of(probabilities: FloatArray, frame: Frame, shape: tuple[int, ...]) -> BoolArray | None:
+def _mask_of(probabilities: FloatArray, frame: Frame, slice_: Slice) -> BoolArray | None:
+    """Return the outline in a slice's own pixels, without what lies outside a closed skull: a
+    swollen scalp is as bright as blood.
+    """
     # Interpolated values are never larger; most slices end here.
     if float(probabilities.max()) < OUTLINED_FROM:
         return None
-    mask = place(probabilities, frame, shape) >= OUTLINED_FROM
+    mask = place(probabilities, frame, slice_.pixels.shape) >= OUTLINED_FROM
+    gray = gray_of(slice_)
+    head = find_head(gray)
+    space = None if head is None else intracranial_space(gray, head)
+    if space is not None:
+        mask &= space
     return mask if mask.any() else None
 
 

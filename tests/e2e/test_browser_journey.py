@@ -275,6 +275,8 @@ def test_what_is_dropped_is_submitted_from_the_worklist(
     expect(page.get_by_text("Try a phantom")).to_be_visible()
 
     bar(page, "folder-input").set_input_files(folder)
+    expect(page.locator("#submit-title")).to_have_value("")  # It was that of what was sent before.
+    page.fill("#submit-title", "Forty")
     page.select_option("#submit-pictures", "apart")
     bar(page, "send").click()
     expect(bar(page, "total")).to_have_text("40 of 40 files accepted.", timeout=VERDICT_MS)

@@ -156,7 +156,8 @@ def _take_dicom(
         raise NoSlice("The DICOM file contains no image.", "files without an image")
     if header.transfer_syntax not in READ_SYNTAXES:
         raise UploadRejected(
-            "The DICOM file uses an unsupported compression; please export it without compression."
+            "The DICOM file’s pixels are coded in an unsupported way; please export it without"
+            " compression."
         )
     frames = whole_number(header.frames) if header.frames else 1
     if frames is None or frames < 1:

@@ -121,6 +121,7 @@ function listenForMarks() {
     if (form.elements.slice) {
       form.elements.slice.value = shownSlice() + 1;
     }
+    isEdited = true;
     setMarking(false);
     setRegion(mark);
   }, true);
@@ -129,8 +130,13 @@ function listenForMarks() {
 
 // --- the form
 
+let isEdited = false; // Nothing that somebody typed is replaced.
+
 /* Fill the form with what this person said of the slice in it, or of the whole scan. */
 function recall() {
+  if (isEdited) {
+    return;
+  }
   const slice = form.elements.slice?.value ? Number(form.elements.slice.value) - 1 : null;
   const said = JSON.parse(panel.dataset.own).find((opinion) => opinion.slice === slice);
   if (!said) {
@@ -166,6 +172,7 @@ function start() {
     }
   });
   form.elements.slice?.addEventListener("change", recall);
+  form.addEventListener("input", (event) => { isEdited ||= event.target !== form.elements.slice; });
   if (!form.querySelector(".error, .message.error")) {
     recall();
   }

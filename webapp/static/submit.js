@@ -72,6 +72,9 @@ function stage(found) {
     say(`More than ${plural(mostFiles, "file")} at once are not accepted; nothing was added.`, true);
     return;
   }
+  if (!staged.length && parcels.length) {
+    form.reset();  // STAT and title belonged to what was sent before.
+  }
   staged = staged.concat(more).sort((a, b) => byName.compare(a.path, b.path));
   say(found.length ? "" : "There are no files in it.", !found.length);
   showStaged();
@@ -126,8 +129,8 @@ function sorted(files, pictures, isOneStudy) {
   const alone = files.filter(({ path }) => ALONE.test(path));
   alone.forEach((each) => found.push({ files: [each], kind: "file" }));
   const rest = files.filter(({ path }) => !ALONE.test(path));
-  const mixed = new Set(rest.filter(({ path }) => !PICTURE.test(path)).map(({ path }) => topOf(path)));
-  const isLoosePicture = ({ path }) => PICTURE.test(path) && !(mixed.has(topOf(path)) && topOf(path));
+  const mixed = new Set(rest.filter(({ path }) => !PICTURE.test(path)).map(({ path }) => folderOf(path)));
+  const isLoosePicture = ({ path }) => PICTURE.test(path) && !(mixed.has(folderOf(path)) && folderOf(path));
   const byLook = pictures === "apart" ? (path) => path : pictures === "together" ? folderOf : lookOf;
   grouped(rest.filter(isLoosePicture), byLook).forEach((group) => {
     const isSeries = pictures === "together" ? group.length > 1 : group.length >= FEWEST_NUMBERED;
@@ -429,7 +432,7 @@ document.addEventListener("drop", async (event) => {
   bar.classList.remove("dropping");
   bar.scrollIntoView({ block: "nearest" });
   if (!isOver()) {
-    say("Please wait until the present files are sent.", true);
+    say("Please wait until the current files are sent.", true);
     return;
   }
   stage(await dropped(event.dataTransfer));

@@ -89,7 +89,11 @@ export class Drawing {
       this.isStale = false;
       const next = new Image();
       next.src = this.pictureUrl(this.shown.index);
-      await next.decode().then(() => { this.image.src = next.src; }, () => {});
+      // A picture that does not come must not leave another one under its number.
+      await next.decode().then(
+        () => { this.image.src = next.src; this.image.hidden = false; },
+        () => { this.image.hidden = true; },
+      );
     } while (this.isStale);
     this.isFetching = false;
     for (let step = 1; step <= PREFETCHED && !this.niivue; step += 1) {
@@ -118,7 +122,7 @@ export class Drawing {
       const isHere = this.shown.plane === "axial" && slices.includes(this.shown.index);
       toggle.disabled = slices.length === 0;
       layer.hidden = !isHere;
-      this.part(`no-${name}`).hidden = isHere || !toggle.checked;
+      this.part(`no-${name}`).hidden = isHere || !toggle.checked || this.shown.plane !== "axial";
       if (isHere) {
         const file = { heat: "heatmap.png", outline: "outline.png" }[name];
         layer.src = `${this.viewer.dataset.scan}${this.slices > 1 ? `/slices/${this.shown.index}` : ""}/${file}`;

@@ -209,7 +209,7 @@ def test_pictures_of_a_folder_are_read_in_the_order_of_their_numbers(
     )
     assert main(["predict", str(tiny_model()), str(series)]) == 0
     assert read == ["slice_1.png", "slice_2.png", "slice_10.png", "b_3_of_30.png", "b_11_of_30.png"]
-    assert "put in order by the last number in their names" in capsys.readouterr().err
+    assert "ordered by the last number in their names" in capsys.readouterr().err
 
 
 def test_predict_never_refuses_what_is_no_head_ct_and_says_so(

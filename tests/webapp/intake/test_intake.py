@@ -84,7 +84,7 @@ REFUSED = [
     (dicom_file(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "The DICOM file is a localizer"),
     (
         dicom_file().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"),
-        "The DICOM file uses an unsupported compression",
+        "The DICOM file’s pixels are coded in an unsupported way",
     ),
     (nifti_file()[:-1], "The NIfTI file is damaged or incomplete."),
     (nifti_file(packed=True)[:-30], "The NIfTI file is damaged or incomplete."),
