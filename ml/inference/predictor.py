@@ -29,7 +29,7 @@ NOT_HEAD_CT = (
 )
 NO_PROBABILITIES = "The model did not output a probability for each slice and for the scan."
 # slices per run of the convolutions; larger batches are no faster on one core and use more memory
-CHUNK = 16
+CHUNK = 4
 NEIGHBORS = 4
 """Neighboring slices on each side that are used for the heat map of a series model. More distant
 ones do not matter (on six scans of ct_ich the correlation with heat maps from all slices is at
@@ -177,7 +177,7 @@ class Predictor:
     ) -> list[Finding]:
         """Return the findings of several scans, in their order.
 
-        The convolutions run over the slices of all scans in batches of 16; the head runs once per
+        The convolutions run over the slices of all scans in batches of 4; the head runs once per
         scan. Only the maps of scans in the current batch are held in memory. Thin slices are
         averaged into slabs (`ml.scans.slabs`).
 

@@ -19,7 +19,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
 from ml.inference import predictor
-from ml.inference.predictor import Finding, Predictor
+from ml.inference.predictor import CHUNK, Finding, Predictor
 from ml.scans.phantoms import phantom
 from ml.scans.slices import Series, Slice, render
 from tests.conftest import PASSWORD
@@ -248,9 +248,7 @@ def test_progress_is_told_slice_by_slice(
     prediction.answer_next_scans()
     assert read(scan).status == "done"
     assert told == [
-        (16 / 40, "Analyzing slice 16 of 40"),
-        (32 / 40, "Analyzing slice 32 of 40"),
-        (1.0, "Analyzing slice 40 of 40"),
+        (done / 40, f"Analyzing slice {done} of 40") for done in range(CHUNK, 41, CHUNK)
     ]
 
 
@@ -280,7 +278,7 @@ def test_a_series_that_is_cancelled_is_given_up_at_the_next_slices(
     prediction.warm_up()
     seen = interrupted(monkeypatch, give_up)
     prediction.answer_next_scans()
-    assert seen == [16]
+    assert seen == [CHUNK]
     assert (read(scan).status, read(scan).prediction, read(scan).volume_key) == (
         "cancelled",
         None,
@@ -299,7 +297,7 @@ def test_a_worker_that_is_asked_to_stop_hands_a_series_back(
     prediction.warm_up()
     seen = interrupted(monkeypatch, lambda: stopping.append(True))
     prediction.answer_next_scans()
-    assert seen == [16]
+    assert seen == [CHUNK]
     assert (read(scan).status, read(scan).attempts, read(scan).prediction) == ("queued", 0, None)
 
 

@@ -14,7 +14,7 @@ from ml.artifacts.card import FEATURES, HEAD, TYPES, Card
 from ml.artifacts.folder import write_model
 from ml.errors import ArtifactError, ImageError
 from ml.inference.gate import REFUSED_FROM
-from ml.inference.predictor import NOT_HEAD_CT, Predictor, Stopped
+from ml.inference.predictor import CHUNK, NOT_HEAD_CT, Predictor, Stopped
 from ml.preprocessing.model_input import NOT_STRIPPED, InputSpec
 from ml.scans.phantoms import phantom
 from ml.scans.read import read_series
@@ -188,14 +188,16 @@ def test_progress_is_told_in_slices_and_a_stop_is_obeyed_between_chunks(
     scan = Series(tuple(with_bright_cell(0.5) for _ in range(40)), (), 5.0)
     told: list[tuple[int, int]] = []
     predictor.predict(scan, lambda done, total: told.append((done, total)))
-    assert told == [(16, 40), (32, 40), (40, 40)]
+    assert told == [(done, 40) for done in range(CHUNK, 41, CHUNK)]
     told.clear()
     with pytest.raises(Stopped, match="was stopped"):
         predictor.predict(scan, lambda done, total: told.append((done, total)), lambda: bool(told))
-    assert told == [(16, 40)]
+    assert told == [(CHUNK, 40)]
     thin = Series(scan.slices, (), 1.0)
     predictor.predict_many([thin, scan], lambda done, total: told.append((done, total)))
-    assert told[1:] == [(48, 80), (64, 80), (80, 80)]  # eight slabs and eight slices, then slices
+    # Eight slabs of five slices each, then slices.
+    of_slabs, of_slices = range(5 * CHUNK, 41, 5 * CHUNK), range(40 + CHUNK, 81, CHUNK)
+    assert told[1:] == [(done, 80) for done in (*of_slabs, *of_slices)]
 
 
 def test_several_heat_maps_of_a_scan_are_those_of_each_and_run_the_convolutions_for_what_is_near(
