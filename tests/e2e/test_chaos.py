@@ -53,7 +53,7 @@ def test_whatever_dies_every_scan_ends_in_one_verdict(tmp_path: Path) -> None:
 def test_a_full_disk_passes_over_confined_decoders_only_and_says_where_it_limited_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    running = {7: "python -m celery", 8: "python -m ml.decode 2048 /work/"}
+    running = {7: "python -m celery", 8: "python -m ml.decode 2048 /tmp/home"}
     forbidden = {8}
 
     def prlimit(pid: int, *_limit: object) -> None:
