@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml.inference.heat_maps import place
-from ml.preprocessing.head import find_head
 from ml.preprocessing.model_input import Frame
-from ml.preprocessing.skull import intracranial_space
+from ml.preprocessing.skull import inside_of_skull
 from ml.scans.ordering import is_gap
 from ml.scans.slabs import Slabs
 from ml.scans.slices import BoolArray, FloatArray, Series, Slice, gray_of
@@ -118,9 +117,7 @@ def _mask_of(probabilities: FloatArray, frame: Frame, slice_: Slice) -> BoolArra
     if float(probabilities.max()) < OUTLINED_FROM:
         return None
     mask = place(probabilities, frame, slice_.pixels.shape) >= OUTLINED_FROM
-    gray = gray_of(slice_)
-    head = find_head(gray)
-    space = None if head is None else intracranial_space(gray, head)
+    space = inside_of_skull(gray_of(slice_))
     if space is not None:
         mask &= space
     return mask if mask.any() else None

@@ -70,6 +70,9 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
         found = smoothed(found, np.zeros(len(found), int)) if smooths else found
         return maps, platt(found), scan_probability(found, platt, scan_platt)
 
+    def outlines_of(images: np.ndarray) -> np.ndarray:
+        return np.asarray(_answers(features, images)[1])
+
     return Fitted(
         decisions=decisions,
         scan_decisions=aggregate_scans(decisions, task.scans),
@@ -84,6 +87,7 @@ def fit_cells(task: FitTask, encoder: Encoder, *, smooths: bool) -> Fitted:
         learned_features=True,
         descriptions=descriptions,
         outlines=outlines,
+        reference_outlines=outlines_of if encoder.outlines else None,
     )
 
 

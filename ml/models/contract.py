@@ -23,7 +23,7 @@ from ml.datasets.examples import UNKNOWN
 from ml.evaluation.calibration import Platt
 from ml.networks.aggregation import aggregate_scans
 
-RECIPE = 5
+RECIPE = 6
 """Increase it whenever a fit changes its results for the same settings, so that no run resumes from
 an older checkpoint.
 """
@@ -152,6 +152,8 @@ class Fitted:
             `features.onnx`; the features for types of hemorrhage (`ml.networks.bleeding_types`).
         outlines: float16 (n, m, m), the probability of hemorrhage at each place of the slices that
             have decisions; None where the architecture gives no outlines.
+        reference_outlines: images -> the same of these (n, m, m), which the exported graph must
+            agree with; None as above.
     """
 
     decisions: np.ndarray
@@ -163,6 +165,7 @@ class Fitted:
     learned_features: bool
     descriptions: np.ndarray
     outlines: np.ndarray | None = None
+    reference_outlines: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def fit_of(architecture: str) -> Callable[[FitTask], Fitted]:

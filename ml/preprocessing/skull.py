@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from ml.preprocessing.head import find_head
 from ml.preprocessing.scaling import disc, restored, shrunk
 from ml.preprocessing.segmentation import white_of
 from ml.scans.slices import BoolArray, FloatArray
@@ -33,6 +34,14 @@ MOST_TILT_DEG = 20
 
 
 SHIFTS_PX = range(-3, 4)  # since the midline need not run through the centroid
+
+
+def inside_of_skull(gray: FloatArray) -> BoolArray | None:
+    """Return `intracranial_space` of an image in the brain window, float32 (height, width) in 0..1;
+    None without a head, too.
+    """
+    head = find_head(gray)
+    return None if head is None else intracranial_space(gray, head)
 
 
 def intracranial_space(gray: FloatArray, head: BoolArray) -> BoolArray | None:

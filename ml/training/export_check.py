@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
-from ml.artifacts.card import FEATURES, HEAD, TYPES, ExportCheck
+from ml.artifacts.card import FEATURES, HEAD, OUTLINE, TYPES, ExportCheck
 from ml.catalogue import BLEEDING_TYPES
 from ml.evaluation.calibration import Platt
 from ml.models.contract import Fitted
@@ -30,8 +30,9 @@ def check_export(
     """Return how far the graphs in `files` are from what was trained; that of types is looked at
     where it is among them.
 
-    The images are predicted as one scan, and the first one alone. Differences of probabilities are
-    absolute; those of maps are relative to the largest value, since single precision is relative.
+    The images are predicted as one scan, and the first one alone. Differences of probabilities,
+    those of outlines among them, are absolute; those of maps are relative to the largest value,
+    since single precision is relative.
     """
     features, head = (onnxruntime.InferenceSession(files[name]) for name in (FEATURES, HEAD))
     largest = 0.0
@@ -44,21 +45,40 @@ def check_export(
         of_maps = float(np.abs(maps - found_maps).max() / max(float(np.abs(maps).max()), 1.0))
         of_whole = abs(float(found_whole[0]) - float(whole))
         largest = max(largest, of_maps, float(np.abs(slices - found_slices).max()), of_whole)
+        if final.reference_outlines is not None:
+            outlined = features.run([OUTLINE], {"images": scan})[0]
+            off = np.abs(final.reference_outlines(scan) - outlined)
+            largest = max(largest, float(off.max()))
         if types is not None and TYPES in files:
-            expected = types.of_slices(pooled(maps, "both"), slices)
             given = {
                 "maps": found_maps,
                 "slice_probability": found_slices,
                 "scan_probability": found_whole,
             }
-            probabilities = onnxruntime.InferenceSession(files[TYPES]).run(
-                ["slice_types", "scan_types"], given
+            expected = types.of_slices(pooled(maps, "both"), slices)
+            largest = max(
+                largest, _difference_of_types(files[TYPES], given, expected, whole, types)
             )
-            columns = [BLEEDING_TYPES.index(name) for name in types.names]
-            for one, other in zip(
-                probabilities,
-                (expected[:, columns], of_scan(expected, whole)[columns]),
-                strict=True,
-            ):
-                largest = max(largest, float(np.abs(one - other).max()))
     return ExportCheck(largest, EXPORT_LIMIT, largest <= EXPORT_LIMIT)
+
+
+def _difference_of_types(
+    graph: bytes,
+    given: Mapping[str, np.ndarray],
+    expected: np.ndarray,
+    whole: float,
+    types: TypesHead,
+) -> float:
+    """Return how far the graph of types is from the head.
+
+    Args:
+        graph: types.onnx.
+        given: its inputs.
+        expected: the head's probabilities of slices (n, 5).
+        whole: the probability of the scan.
+        types: the head.
+    """
+    found = onnxruntime.InferenceSession(graph).run(["slice_types", "scan_types"], given)
+    columns = [BLEEDING_TYPES.index(name) for name in types.names]
+    right = expected[:, columns], of_scan(expected, whole)[columns]
+    return max(float(np.abs(one - other).max()) for one, other in zip(found, right, strict=True))

@@ -1,8 +1,8 @@
 """How well the outlines of held-out slices agree with the annotated ones.
 
 Both are compared at the places of the masks in the model's input (`ml.models.contract.RunData`). An
-outline holds the places whose probability is at least one half; nothing is fitted. As in serving, a
-slice that is called negative has no outline.
+outline holds the places inside a closed skull whose probability is at least one half; nothing is
+fitted. As in serving (`ml.inference.outlines`), a slice that is called negative has no outline.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from ml.artifacts.card import OutlineFigures
@@ -17,6 +18,7 @@ from ml.evaluation.answers import Answers
 from ml.evaluation.metrics import share_with_interval
 from ml.figures import Estimate
 from ml.models.contract import Fitted
+from ml.preprocessing.skull import inside_of_skull
 from ml.training.experiment import Experiment
 from ml.training.inputs import BLOOD, NOT_DRAWN
 
@@ -50,10 +52,24 @@ def overlaps(experiment: Experiment, fitted: Fitted, held: np.ndarray) -> list[O
         mask = np.asarray(experiment.masks[at])
         if (mask == NOT_DRAWN).any():
             continue
-        drawn, given = mask == BLOOD, fitted.outlines[at] >= INSIDE
+        given = fitted.outlines[at] >= INSIDE
+        if given.any():
+            given &= _places_inside(np.asarray(experiment.images[at, ..., 0]), given.shape)
+        drawn = mask == BLOOD
         counts = (int(places.sum()) for places in (drawn, given, drawn & given))
         found.append(Overlap(int(at), *counts))
     return found
+
+
+def _places_inside(gray: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return which places, bool of that shape (m, m), lie inside a closed skull of an input (size,
+    size); all of them where there is none.
+    """
+    space = inside_of_skull(gray)
+    if space is None:
+        return np.ones(shape, bool)
+    share = cv2.resize(space.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(share >= INSIDE)
 
 
 def outline_figures(

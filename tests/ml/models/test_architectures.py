@@ -17,6 +17,7 @@ from ml.evaluation.calibration import Platt
 from ml.models import features
 from ml.models.contract import Fitted, fit_of
 from ml.networks.convolutions import pooled
+from ml.training.export_check import check_export
 from ml.training.progress import TrainingStopped
 from tests.ml.tasks import largest_difference, task_of
 
@@ -103,6 +104,17 @@ def test_the_exported_graphs_answer_as_what_was_judged(
     assert set(found.held_out.slices.tolist()) <= set(range(24)) and set(
         task.labels[found.held_out.slices]
     ) == {0, 1}
+
+
+def test_the_export_check_looks_at_outlines(fitted: dict[str, Fitted], tmp_path: Path) -> None:
+    found = fit("googlenet_unet", tmp_path, fitted)
+    platt, images = Platt(1, 0), task_of("googlenet_unet", tmp_path).images[:3]
+    files = found.export(platt, platt)
+    assert check_export(files, found, platt, platt, None, images).passed
+    right = found.reference_outlines
+    assert right is not None
+    wrong = replace(found, reference_outlines=lambda images: right(images) + 0.01)
+    assert not check_export(files, wrong, platt, platt, None, images).passed
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from ml.evaluation.answers import Answers
-from ml.training.outline_figures import Overlap, outline_figures
+from ml.preprocessing.model_input import InputSpec, to_input
+from ml.scans.phantoms import phantom
+from ml.scans.slices import Slice
+from ml.training.outline_figures import Overlap, outline_figures, overlaps
 
 
 def answers(predicted: list[bool]) -> Answers:
@@ -58,3 +63,18 @@ def test_a_slice_that_is_called_negative_has_no_outline() -> None:
 
 def test_without_overlaps_there_are_no_figures() -> None:
     assert outline_figures([], answers([True] * 6), seed=0) == {}
+
+
+def test_places_outside_of_a_closed_skull_are_in_no_outline() -> None:
+    head = Slice(phantom(3, hemorrhage=True, size=256).astype(np.float32), "hu")
+    picture, _ = to_input(head, InputSpec())
+    blood = np.zeros((112, 112), np.uint8)
+    blood[50:60, 50:60] = 1
+    given = blood.astype(np.float16)
+    given[:, :8] = 1  # Air and scalp.
+    images = np.stack([picture, np.zeros_like(picture)])  # There is no skull in the other.
+    run = SimpleNamespace(images=images, masks=np.stack([blood, blood]))
+    fitted = SimpleNamespace(outlines=np.stack([given, given]))
+    inside, without_skull = overlaps(run, fitted, np.arange(2)) or []  # type: ignore[arg-type]
+    assert (inside.drawn, inside.given, inside.both) == (100, 100, 100)
+    assert (without_skull.given, without_skull.both) == (100 + 112 * 8, 100)
