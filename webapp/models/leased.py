@@ -35,6 +35,15 @@ class JobStatus(StrEnum):
         return self in (JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
+def queue_index(name: str, *before: Any) -> Index:
+    """Return the index of a queue as workers claim from it, person by person, without rows that
+    have ended; `before` comes between the person and the time.
+    """
+    queued = text("status = 'queued'")
+    columns = "user_id", *before, "queued_at", "id"
+    return Index(name, *columns, postgresql_where=queued, sqlite_where=queued)
+
+
 class Leased:
     """The columns of a row that workers claim (`worker/leases.py`).
 

@@ -15,16 +15,13 @@ from sqlalchemy import (
     delete,
     insert,
     select,
-    text,
     true,
 )
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column
 
 from webapp.extensions import db
-from webapp.models.leased import Leased, new_id
+from webapp.models.leased import Leased, new_id, queue_index
 from webapp.models.scans import Scan
-
-_QUEUED = text("status = 'queued'")
 
 
 class Channel(StrEnum):
@@ -88,14 +85,7 @@ class Notification(Leased, db.Model):
         Index(None, "status", "queued_at"),
         # The newest ones, for the account page.
         Index("ix_notification_of_user", "user_id", "created_at"),
-        Index(
-            "ix_notification_queue",
-            "user_id",
-            "queued_at",
-            "id",
-            postgresql_where=_QUEUED,
-            sqlite_where=_QUEUED,
-        ),
+        queue_index("ix_notification_queue"),
     )
 
     @classmethod

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlalchemy import ForeignKey, Index, String, func, select, text
+from sqlalchemy import ForeignKey, Index, String, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column, relationship
 
 from webapp.extensions import database_now, db
-from webapp.models.leased import JobStatus, Leased
+from webapp.models.leased import JobStatus, Leased, queue_index
 from webapp.models.scans import Scan
 
-_QUEUED = text("status = 'queued'")
 MAX_OPEN = 20
 """Reports that one person may have waiting at once."""
 KEPT_S = 24 * 3600
@@ -54,14 +53,7 @@ class Report(Leased, db.Model):
         # The newest one of each kind.
         Index("ix_report_scan_id", "scan_id", "kind", unique=True),
         Index(None, "status", "queued_at"),
-        Index(
-            "ix_report_queue",
-            "user_id",
-            "queued_at",
-            "id",
-            postgresql_where=_QUEUED,
-            sqlite_where=_QUEUED,
-        ),
+        queue_index("ix_report_queue"),
     )
 
     @classmethod

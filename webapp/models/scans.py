@@ -30,9 +30,8 @@ from ml.verdict import State, state_of
 from webapp.extensions import UtcDateTime, database_now, db, utc_now
 from webapp.models.accounts import User, lock_person
 from webapp.models.learning import ModelVersion
-from webapp.models.leased import Attempt, JobStatus, Leased, new_id, queue_again
+from webapp.models.leased import Attempt, JobStatus, Leased, new_id, queue_again, queue_index
 
-_QUEUED = text("status = 'queued'")
 IN_ITS_TURN = (
     "You already have too many STAT scans waiting; this one was queued with normal priority."
 )
@@ -98,16 +97,7 @@ class Scan(Leased, db.Model):
         Index(None, "status", "queued_at"),
         # For scans that finished since a worklist was opened.
         Index("ix_scan_finished", "user_id", "finished_at"),
-        # The queue as workers claim from it, person by person, without scans that have ended.
-        Index(
-            "ix_scan_queue",
-            "user_id",
-            stat.desc(),
-            "queued_at",
-            "id",
-            postgresql_where=_QUEUED,
-            sqlite_where=_QUEUED,
-        ),
+        queue_index("ix_scan_queue", stat.desc()),
     )
 
     @classmethod
@@ -448,14 +438,7 @@ class Heatmap(Leased, db.Model):
 
     __table_args__ = (
         Index(None, "status", "queued_at"),
-        Index(
-            "ix_heatmap_queue",
-            "user_id",
-            "queued_at",
-            "id",
-            postgresql_where=_QUEUED,
-            sqlite_where=_QUEUED,
-        ),
+        queue_index("ix_heatmap_queue"),
     )
 
     @classmethod
